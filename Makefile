@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export MPLBACKEND := Agg
 
-.PHONY: demo test test-slow fuzz mutate lint format bench docs notebooks clean
+.PHONY: demo test test-slow fuzz mutate lint format bench bench-quick peers docs notebooks clean
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -44,8 +44,15 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# one table beside peers (`make peers` installs those that are missing), one of growth; the quick one writes nothing
 bench: $(READY)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/table.py --write docs/BENCHMARKS.md
+
+bench-quick: $(READY)
+	$(BIN)/python benchmarks/table.py --quick
+
+peers: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 
 docs: $(READY)
 	$(BIN)/pdoc --docformat numpy --output-directory site braindecode_vis

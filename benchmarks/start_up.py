@@ -2,21 +2,7 @@
 
 Processor time, user and system, of whole processes, since wall time says more of the machine; the fastest of several
 calls, after one that leaves compiled modules and libraries in the cache of the disk. Beside it, what importing numpy
-and pydantic takes, which no command that reads a configuration does without.
-
-Processor seconds on one busy core, before and after settings came to load no tables and manifests to be read one by one
-(``import numpy, pydantic``: 0.12 before, 0.14 after, so that the machine was slower then):
-
-=================================== ====== =====
-command                             before after
-=================================== ====== =====
-run digits69_ridge, all reused        1.45  1.28
-datasets                              1.11  0.40
-run, name mistyped                    0.96  0.57
-run, setting mistyped                 0.96  0.50
-=================================== ====== =====
-
-Of the 1.28 s, pandas and pyarrow are 0.4: the check for leaks, the hints and the scores read tables.
+and pydantic takes, which no command that reads a configuration does without. `table.py` prints the same.
 
 Run with ``python benchmarks/start_up.py``; the run is made first, of digits that are drawn.
 """
@@ -46,28 +32,36 @@ def measure(command: list[str], folder: str, repeats: int) -> float:
     return min(seconds[1:])
 
 
+def prepare(folder: str) -> None:
+    """Make the run that the first command finds done."""
+    command = [*COMMAND, "run", NAME, "--out", str(Path(folder) / "run")]
+    subprocess.run(command, capture_output=True, check=True, cwd=folder)
+
+
+def list_commands(folder: str) -> dict[str, list[str]]:
+    """Return what is called, by what is printed; the first line is the reference."""
+    out = str(Path(folder) / "run")
+    return {
+        "import numpy, pydantic": [sys.executable, "-c", "import numpy, pydantic"],
+        "run, all reused": [*COMMAND, "run", NAME, "--out", out],
+        "datasets": [*COMMAND, "datasets"],
+        f"describe {NAME}": [*COMMAND, "describe", NAME],
+        f"check {NAME}": [*COMMAND, "check", NAME],
+        "run, name mistyped": [*COMMAND, "run", "synthetic_digist"],
+        "run, setting mistyped": [*COMMAND, "run", NAME, "--out", out, "--set", "encoder.alfas=1"],
+        "verb mistyped": [*COMMAND, "rnu"],
+        "--help": [*COMMAND, "--help"],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        out = str(Path(folder) / "run")
-        subprocess.run([*COMMAND, "run", NAME, "--out", out], capture_output=True, check=True, cwd=folder)
-        commands = {
-            "run, all reused": [*COMMAND, "run", NAME, "--out", out],
-            "datasets": [*COMMAND, "datasets"],
-            f"describe {NAME}": [*COMMAND, "describe", NAME],
-            f"check {NAME}": [*COMMAND, "check", NAME],
-            "run, name mistyped": [*COMMAND, "run", "synthetic_digist"],
-            "run, setting mistyped": [*COMMAND, "run", NAME, "--out", out, "--set", "encoder.alfas=1"],
-            "verb mistyped": [*COMMAND, "rnu"],
-            "--help": [*COMMAND, "--help"],
-        }
-        reference = measure([sys.executable, "-c", "import numpy, pydantic"], folder, options.repeats)
-        print(f"{'import numpy, pydantic':24s} {reference:5.2f} s of processor time")
-        for name, command in commands.items():
-            seconds = measure(command, folder, options.repeats)
-            print(f"{name:24s} {seconds:5.2f} s   {seconds / reference:4.1f} times that")
+        prepare(folder)
+        for name, command in list_commands(folder).items():
+            print(f"{name:26s} {measure(command, folder, options.repeats):5.2f} s of processor time")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,258 @@
+"""One table beside peers, one of growth, one of start-up; printed, and written for the docs.
+
+    python benchmarks/table.py --quick                          # small sizes, under three minutes
+    python benchmarks/table.py --write docs/BENCHMARKS.md       # the table of the docs; about an hour on one core
+    python benchmarks/table.py --only ridge ranks sessions      # some rows; --list names them
+    python benchmarks/table.py --only ridge --large             # sizes of a subject of NSD, too
+
+`peers.py` and `growth.py` declare the rows, `measuring.py` says how they are measured. Peers come with
+``pip install braindecode_vis[bench]``; one that is not installed has a row that says so. Exit code 1 says that a row
+failed or that a peer did not compute the same.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # one core
+import argparse
+import importlib
+import math
+import platform
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from growth import GROWTHS
+from measuring import Curve, Pairs, fit_exponent, measure_growth, measure_row
+from peers import ROWS
+from start_up import list_commands, measure, prepare
+
+BUDGET = {"quick": 0.5, "full": 20.0}  # s of the pairs of a row at one size
+#: Loaded before the first measurement, so that processes that are forked have them.
+LIBRARIES = (
+    "torch", "torchvision", "pandas", "sklearn.linear_model", "mne", "nilearn.glm.first_level", "skimage.metrics",
+    "himalaya.kernel_ridge", "himalaya.ridge", "torchmetrics.functional.image", "open_clip", "faiss",
+)  # fmt: skip
+PACKAGES = (
+    "numpy", "scipy", "torch", "scikit-learn", "himalaya", "faiss-cpu", "torchmetrics", "scikit-image", "torchvision",
+    "open_clip_torch", "mne", "nilearn", "nibabel",
+)  # fmt: skip
+
+HEAD = """\
+# Benchmarks
+
+Written by `{command}` (see [CONTRIBUTING.md](../CONTRIBUTING.md)); do not edit.
+
+{machine}
+
+Time is processor time of one thread, in seconds. Ours and the peers take turns within one process and do the same work
+on the same input; a ratio below 1 says that ours takes less. In brackets: quartiles of the ratio over the pairs, and
+their number. Memory is the peak beyond the input, each in a fresh process. *Difference* is the largest between the two
+results as a share of the largest value (of ranks, the share that differ), beside what counts as the same work; words
+stand where numbers would mislead.
+"""
+
+GROWTH = """\
+## Growth
+
+Seconds and peak memory by size, each in a fresh process, and the power by which they grow (least squares on logarithms,
+with its standard error). In brackets the bound: 1.15 where it is meant to be linear, 0.15 constant. It holds where the
+power is not above it, and does not where it is above by more than two standard errors. Fixed costs pull powers down at
+small sizes; memory counts from 1 MB.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes and few pairs")
+    parser.add_argument("--large", action="store_true", help="sizes of NSD as well, which take minutes each")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="rows of these names")
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="also write the tables here, as Markdown")
+    given = parser.parse_args()
+    known = [*(row.name for row in ROWS), *(growth.name for growth in GROWTHS), "start-up"]
+    if given.list:
+        print("\n".join(known))
+        return
+    wanted = given.only or known
+    if unknown := sorted(set(wanted) - set(known)):
+        parser.error(f"no row is called {', '.join(unknown)}; there are {', '.join(known)}")
+    if given.write and given.only:
+        parser.error("--write takes the whole table; leave --only out")
+    for library in LIBRARIES:
+        with suppress(ImportError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(library)
+
+    measured: list[Pairs] = []
+    for row in ROWS:
+        sizes = row.quick if given.quick else row.full + row.large * given.large
+        for size in sizes if row.name in wanted else ():
+            found = measure_row(row, size, budget=BUDGET["quick" if given.quick else "full"])
+            print("\n".join(map(tell_pairs, found)), flush=True)
+            measured += found
+    curves: list[Curve] = []
+    for growth in GROWTHS:
+        if growth.name in wanted:
+            sizes = growth.quick if given.quick else growth.full
+            curves.append(measure_growth(growth, sizes, repeats=1 if given.quick else 3))
+            print(tell_curve(curves[-1]), flush=True)
+    start_up = time_start_up(1 if given.quick else 5) if "start-up" in wanted else []
+    print("\n".join(f"{name:32s} {seconds:5.2f} s" for name, seconds in start_up))
+    if given.write:
+        command = "make bench-quick" if given.quick else "make bench"
+        given.write.write_text(write_document(measured, curves, start_up, command=command))
+    wrong = [
+        pairs
+        for pairs in measured
+        if pairs.failure.startswith("failed") or not (pairs.failure or pairs.is_same)
+    ]
+    sys.exit(1 if wrong or any(curve.failure for curve in curves) else 0)
+
+
+def time_start_up(repeats: int) -> list[tuple[str, float]]:
+    """Return the processor seconds of the commands that compute nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(folder)
+        return [(name, measure(command, folder, repeats)) for name, command in list_commands(folder).items()]
+
+
+# --- on the screen ----------------------------------------------------------------------------------------
+
+
+def tell_pairs(pairs: Pairs) -> str:
+    head = f"{pairs.row.title}, {pairs.size}: "
+    if pairs.failure:
+        return f"{head}{pairs.peer} {pairs.failure}"
+    ours, theirs = pairs.seconds
+    return (
+        f"{head}{pairs.ratio:.2f} ({_tell_spread(pairs)}) of {pairs.peer}, {ours:.3g} and {theirs:.3g} s, "
+        f"{_tell_memory(pairs.peaks[0])} and {_tell_memory(pairs.peaks[1])} MB, difference {_tell_difference(pairs)}"
+    )
+
+
+def tell_curve(curve: Curve) -> str:
+    if curve.failure:
+        return f"{curve.growth.title}: {curve.failure}"
+    seconds, memory = (_tell_exponent(curve, values) for values in (curve.seconds, curve.peaks))
+    return f"{curve.growth.title}: time grows with the power {seconds}, memory {memory}"
+
+
+def _tell_spread(pairs: Pairs) -> str:
+    ordered = sorted(pairs.ratios)
+    low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.25, 0.75))
+    return f"{low:.2f} to {high:.2f}, {len(ordered)}"
+
+
+def _tell_memory(peak: float | None) -> str:
+    return "-" if peak is None else f"{max(peak, 0):.0f}"
+
+
+def _tell_difference(pairs: Pairs) -> str:
+    if isinstance(pairs.difference, str):
+        return pairs.difference
+    return f"{pairs.difference:.0e} ({'' if pairs.is_same else 'TOO LARGE, '}{pairs.row.tolerance:.0e})"
+
+
+def _fit(curve: Curve, values: Sequence[float]) -> tuple[float, float]:
+    return fit_exponent(curve.sizes, [max(value, 1.0 if values is curve.peaks else 1e-6) for value in values])
+
+
+def _tell_exponent(curve: Curve, values: Sequence[float]) -> str:
+    return "{:.2f} ± {:.2f}".format(*_fit(curve, values))
+
+
+# --- for the docs -----------------------------------------------------------------------------------------
+
+
+def write_document(
+    measured: Sequence[Pairs], curves: Sequence[Curve], start_up: Sequence[tuple[str, float]], *, command: str
+) -> str:
+    """Return the page."""
+    parts = [HEAD.format(command=command, machine=describe_machine())]
+    lines = [
+        "| task | size | peer | ratio | ours, s | peer, s | ours, MB | peer, MB | difference |",
+        "|---" * 9 + "|",
+    ]
+    for pairs in measured:
+        if pairs.failure:
+            lines.append(f"| {pairs.row.title} | {pairs.size} | {pairs.peer} | {pairs.failure} | | | | | |")
+            continue
+        mark = "**" if pairs.ratio > 1 else ""
+        lines.append(
+            f"| {pairs.row.title} | {pairs.size} | {pairs.peer} "
+            f"| {mark}{pairs.ratio:.2f}{mark} ({_tell_spread(pairs)}) "
+            f"| {pairs.seconds[0]:.3g} | {pairs.seconds[1]:.3g} "
+            f"| {_tell_memory(pairs.peaks[0])} | {_tell_memory(pairs.peaks[1])} | {_tell_difference(pairs)} |"
+        )
+    parts.append("## Beside peers\n\n" + "\n".join(lines))
+    ahead = [
+        f"- {pairs.row.title}, {pairs.size}: {pairs.ratio:.2f} of {pairs.peer}"
+        for pairs in measured
+        if pairs.ratio > 1
+    ]
+    parts.append("Rows in which a peer takes less:\n\n" + ("\n".join(ahead) or "- none"))
+    lines = ["| what grows | sizes | s | MB | power of time | power of memory |", "|---" * 6 + "|"]
+    for curve in curves:
+        if curve.failure:
+            lines.append(f"| {curve.growth.title} | {curve.failure} | | | | |")
+            continue
+        told = (
+            ", ".join(map(str, curve.sizes)), ", ".join(f"{value:.2g}" for value in curve.seconds),
+            ", ".join(_tell_memory(value) for value in curve.peaks),
+            _judge(curve, curve.seconds, curve.growth.seconds), _judge(curve, curve.peaks, curve.growth.memory),
+        )  # fmt: skip
+        lines.append(f"| {curve.growth.title} | {' | '.join(told)} |")
+    parts.append(f"{GROWTH}\n" + "\n".join(lines))
+    if start_up:
+        lines = [
+            "| command | s |",
+            "|---|---|",
+            *(f"| {name} | {seconds:.2f} |" for name, seconds in start_up),
+        ]
+        parts.append(
+            "## Commands that compute nothing\n\nProcessor time of whole processes, the fastest of several.\n\n"
+            + "\n".join(lines)
+        )
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _judge(curve: Curve, values: Sequence[float], bound: float | None) -> str:
+    power, error = _fit(curve, values)
+    if bound is None:
+        return _tell_exponent(curve, values)
+    verdict = (
+        "holds" if power <= bound else "undecided" if power - 2 * error <= bound else "**does not hold**"
+    )
+    return f"{_tell_exponent(curve, values)}, {verdict} ({bound})"
+
+
+def describe_machine() -> str:
+    """Return processor, cores, memory, system and versions in a sentence each."""
+    model, memory = platform.processor() or platform.machine(), math.nan
+    with suppress(OSError):
+        if found := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()):
+            model = found[1].strip()
+        memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = []
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions.append(f"{package} {version(package)}")
+    load = f"; load when it ended {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (
+        f"Measured on {model}, {cores} cores, {memory:.0f} GB of memory, {platform.system()}, one thread{load}. Python "
+        f"{platform.python_version()}, {', '.join(versions)}."
+    )
+
+
+if __name__ == "__main__":
+    main()

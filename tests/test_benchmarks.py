@@ -1,0 +1,95 @@
+"""The declarations of the benchmarks run at tiny sizes, and what is measured becomes a page."""
+
+import importlib
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def table():
+    """The benchmarks, imported as `python benchmarks/table.py` does."""
+    environment, known = dict(os.environ), set(sys.modules)
+    sys.path.insert(0, str(FOLDER))
+    yield importlib.import_module("table")
+    sys.path.remove(str(FOLDER))
+    for name in set(sys.modules) - known:
+        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+# What would take seconds to load, or writes raw recordings, is left to `make bench-quick`.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ridge",
+        "ridge-choice",
+        "ranks",
+        "top-10",
+        "resampling",
+        "network",
+        "training",
+        "mvnn",
+        "masking",
+        "lss",
+    ],
+)
+def test_a_row_runs_and_its_peers_compute_the_same(table, tmp_path, name):
+    row = next(row for row in table.ROWS if row.name == name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peers advise and deprecate
+        work = row.make(tmp_path, **row.tiny)
+        ours = work.ours()
+        for peer in work.peers:
+            try:
+                theirs = work.build(peer)()
+            except ModuleNotFoundError:
+                continue  # the table says so
+            difference = work.compare(ours, theirs)
+            assert isinstance(difference, str) or difference <= row.tolerance, peer
+
+
+@pytest.mark.parametrize(
+    "name", ["subjects", "folds", "look-up", "bank", "read", "rank", "masking", "voxels"]
+)
+def test_a_step_that_grows_runs(table, tmp_path, name):
+    growth = next(growth for growth in table.GROWTHS if growth.name == name)
+    growth.make(tmp_path, growth.tiny)()
+
+
+def test_names_and_sizes_are_complete(table):
+    names = [each.name for each in (*table.ROWS, *table.GROWTHS)]
+    assert len(set(names)) == len(names)
+    for row in table.ROWS:
+        for size in (row.tiny, *row.quick, *row.full, *row.large):
+            assert row.size.format(**size)
+    for growth in table.GROWTHS:
+        assert min(len(growth.quick), len(growth.full)) >= 4
+
+
+def test_a_page_holds_every_row_also_those_that_were_lost_or_not_measured(table):
+    from measuring import Curve, Pairs, fit_exponent
+
+    row = next(row for row in table.ROWS if row.name == "ranks")
+    lost = Pairs(row, "3 x 4", "a peer", [1.5, 2.0, 1.0], (3.0, 2.0), (10.0, 0.2), 0.5)
+    missing = Pairs(row, "3 x 4", "another", failure="not installed: pip install another")
+    curve = Curve(table.GROWTHS[0], (1, 2, 4, 8), [1.0, 4.0, 16.0, 64.0], [0.1, 0.2, 0.3, 0.9])
+    page = table.write_document([lost, missing], [curve], [("--help", 0.3)], command="make bench")
+    assert "**1.50** (1.50 to 2.00, 3)" in page
+    assert "TOO LARGE" in page
+    assert "- Exact rank of the true item, 3 x 4: 1.50 of a peer" in page
+    assert "not installed: pip install another" in page
+    assert "2.00 ± 0.00, **does not hold** (1.15)" in page
+    assert "0.00 ± 0.00, holds (1.15)" in page  # below 1 MB nothing is told apart
+    assert "| --help | 0.30 |" in page
+    power, error = fit_exponent([1, 2, 4, 8], [1.0, 2.0, 4.1, 7.9])
+    assert np.isclose(power, 1, atol=0.02)
+    assert 0 < error < 0.02
