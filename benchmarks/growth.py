@@ -174,7 +174,7 @@ GROWTHS = (
     Growth("look-up", "images: 1000 look-ups by id", look_up, 4, _FEW, _MANY, CONSTANT, CONSTANT),
     Growth(
         "bank", "images: classical features into a bank", fill_bank,
-        4, (50, 100, 200, 400), (250, 500, 1000, 2000, 4000), LINEAR, LINEAR,
+        4, (50, 100, 200, 400), (200, 400, 800, 1600), LINEAR, LINEAR,
     ),
     Growth("read", "images: half of a bank, shuffled, read", read_bank, 4, _FEW, _MANY, LINEAR, LINEAR),
     Growth("rank", "images: 200 queries ranked", rank, 4, _FEW, _MANY, LINEAR, LINEAR),
@@ -187,11 +187,11 @@ GROWTHS = (
         1, (1, 2, 3, 4), (1, 2, 3, 4), LINEAR, LINEAR,
     ),
     Growth(
-        "masking", "voxels (thousands): 30 packed volumes masked", mask,
+        "mask-voxels", "voxels (thousands): 30 packed volumes masked", mask,
         1, (25, 50, 100, 200), (50, 100, 200, 400, 800), LINEAR, LINEAR,
     ),
     Growth(
-        "voxels", "voxels (thousands): ridge on 600 trials", fit_voxels,
+        "ridge-voxels", "voxels (thousands): ridge on 600 trials", fit_voxels,
         1, (2, 4, 8, 16), (4, 8, 16, 32, 64), LINEAR, LINEAR,
     ),
 )  # fmt: skip

@@ -28,12 +28,13 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 from growth import GROWTHS
 from measuring import Curve, Pairs, fit_exponent, measure_growth, measure_row
 from peers import ROWS
 from start_up import list_commands, measure, prepare
 
-BUDGET = {"quick": 0.5, "full": 20.0}  # s of the pairs of a row at one size
+BUDGET = {"quick": 0.5, "full": 10.0}  # s of the pairs of a row at one size
 #: Loaded before the first measurement, so that processes that are forked have them.
 LIBRARIES = (
     "torch", "torchvision", "pandas", "sklearn.linear_model", "mne", "nilearn.glm.first_level", "skimage.metrics",
@@ -147,9 +148,8 @@ def tell_curve(curve: Curve) -> str:
 
 
 def _tell_spread(pairs: Pairs) -> str:
-    ordered = sorted(pairs.ratios)
-    low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.25, 0.75))
-    return f"{low:.2f} to {high:.2f}, {len(ordered)}"
+    low, high = np.percentile(pairs.ratios, [25, 75])
+    return f"{low:.2f} to {high:.2f}, {len(pairs.ratios)}"
 
 
 def _tell_memory(peak: float | None) -> str:

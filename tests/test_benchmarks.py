@@ -58,7 +58,7 @@ def test_a_row_runs_and_its_peers_compute_the_same(table, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["subjects", "folds", "look-up", "bank", "read", "rank", "masking", "voxels"]
+    "name", ["subjects", "folds", "look-up", "bank", "read", "rank", "mask-voxels", "ridge-voxels"]
 )
 def test_a_step_that_grows_runs(table, tmp_path, name):
     growth = next(growth for growth in table.GROWTHS if growth.name == name)
@@ -83,7 +83,7 @@ def test_a_page_holds_every_row_also_those_that_were_lost_or_not_measured(table)
     missing = Pairs(row, "3 x 4", "another", failure="not installed: pip install another")
     curve = Curve(table.GROWTHS[0], (1, 2, 4, 8), [1.0, 4.0, 16.0, 64.0], [0.1, 0.2, 0.3, 0.9])
     page = table.write_document([lost, missing], [curve], [("--help", 0.3)], command="make bench")
-    assert "**1.50** (1.50 to 2.00, 3)" in page
+    assert "**1.50** (1.25 to 1.75, 3)" in page
     assert "TOO LARGE" in page
     assert "- Exact rank of the true item, 3 x 4: 1.50 of a peer" in page
     assert "not installed: pip install another" in page
