@@ -618,7 +618,7 @@ ROWS = (
     _pixels("pixels", "PixCorr and SSIM at 425 px", ("pixcorr", "ssim")),
     Row(
         "suite", "Metric loop: two layers of AlexNet, two-way", make_suite, "{pairs} pairs",
-        tiny=dict(pairs=3), quick=(dict(pairs=16),), full=(dict(pairs=60),), tolerance=5e-3,
+        tiny=dict(pairs=3), quick=(dict(pairs=8),), full=(dict(pairs=60),), tolerance=5e-3,
     ),
     Row(
         "resampling", "Permutation test and bootstrap", make_permutations, "{queries} queries, {resamples} draws",
@@ -628,7 +628,7 @@ ROWS = (
     Row(
         "embedding", "Image embedding", make_embedding, "{kind}, {images} images of 500 px",
         tiny=dict(kind="torchvision", images=1),
-        quick=(dict(kind="openclip", images=16), dict(kind="torchvision", images=16)),
+        quick=(dict(kind="openclip", images=8), dict(kind="torchvision", images=8)),
         full=(dict(kind="openclip", images=64), dict(kind="torchvision", images=64)),
         tolerance=1e-3,  # other layouts of convolutions
     ),

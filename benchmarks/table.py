@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 from growth import GROWTHS
-from measuring import Curve, Pairs, fit_exponent, measure_growth, measure_row
+from measuring import Curve, Pairs, fit_exponent, measure_growth, measure_row, read_clock
 from peers import ROWS
 from start_up import list_commands, measure, prepare
 
@@ -108,6 +108,7 @@ def main() -> None:
             print(tell_curve(curves[-1]), flush=True)
     start_up = time_start_up(1 if given.quick else 5) if "start-up" in wanted else []
     print("\n".join(f"{name:32s} {seconds:5.2f} s" for name, seconds in start_up))
+    print(f"{read_clock():.0f} s of processor time in all")
     if given.write:
         command = "make bench-quick" if given.quick else "make bench"
         given.write.write_text(write_document(measured, curves, start_up, command=command))
