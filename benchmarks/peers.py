@@ -642,7 +642,7 @@ ROWS = (
     Row(
         "training", "Training, three epochs", make_training, "{kind}, {trials} trials, {channels} channels",
         tiny=dict(kind="eegproject", trials=40, channels=4, batch=16),
-        quick=(dict(kind="eegproject", trials=2048, channels=17, batch=256),),
+        quick=(dict(kind="eegproject", trials=768, channels=17, batch=128),),
         full=(
             dict(kind="eegproject", trials=16_540, channels=17, batch=1024),
             dict(kind="atm_s", trials=512, channels=63, batch=64),
