@@ -16,7 +16,7 @@ from eeg_session import make_root
 from measuring import Growth
 from peers import write_session
 
-N_TRIALS, N_FEATURES = 640, 1700  # of a subject: 17 channels x 100 samples, averaged
+N_TRIALS, N_FEATURES = 320, 850  # of a subject: 17 channels x 50 samples, averaged
 
 
 def _open_run(
@@ -55,7 +55,7 @@ def train_subjects(folder: Path, n: int) -> Callable[[], Any]:
 
 
 def train_folds(folder: Path, n: int) -> Callable[[], Any]:
-    return _open_run(folder, 1, 800, 400, n)
+    return _open_run(folder, 1, 500, 250, n)
 
 
 def _make_pictures(folder: Path, n: int) -> Any:
@@ -164,11 +164,11 @@ _FEW, _MANY = (2000, 4000, 8000, 16_000), (5000, 10_000, 20_000, 40_000, 80_000)
 
 GROWTHS = (
     Growth(
-        "subjects", "subjects: `train` of ridge, 640 trials x 1700 features each", train_subjects,
-        0, (1, 2, 3, 4), (1, 2, 4, 8), LINEAR, LINEAR,
+        "subjects", "subjects: `train` of ridge, 320 trials x 850 features each", train_subjects,
+        0, (1, 2, 4, 8), (1, 2, 4, 8, 16), LINEAR, LINEAR,
     ),
     Growth(
-        "folds", "folds: `train` of ridge, 800 trials x 400 features", train_folds,
+        "folds", "folds: `train` of ridge, 500 trials x 250 features", train_folds,
         2, (3, 5, 8, 12), (4, 8, 16, 32), LINEAR, CONSTANT,
     ),
     Growth("look-up", "images: 1000 look-ups by id", look_up, 4, _FEW, _MANY, CONSTANT, CONSTANT),

@@ -148,6 +148,11 @@ class Pairs:
         return float(np.median(self.ratios)) if self.ratios else math.nan
 
     @property
+    def is_lost(self) -> bool:
+        """Whether the peer takes less, as far as two digits tell."""
+        return round(self.ratio, 2) > 1
+
+    @property
     def is_same(self) -> bool:
         """Whether both did the same work."""
         return isinstance(self.difference, str) or self.difference <= self.row.tolerance

@@ -592,7 +592,7 @@ def _ridge(name: str, title: str, nested: bool) -> Row:
 def _pixels(name: str, title: str, names: tuple[str, ...]) -> Row:
     return Row(
         name, title, make_pixel_metrics, "{pairs} pairs of {side} px",
-        tiny=dict(pairs=2, side=32, names=names), quick=(dict(pairs=6, side=425, names=names),),
+        tiny=dict(pairs=2, side=32, names=names), quick=(dict(pairs=3, side=425, names=names),),
         full=(dict(pairs=20, side=425, names=names),),
         tolerance=5e-3,  # torchmetrics counts windows at the border too; scikit-image does not
     )  # fmt: skip
@@ -628,7 +628,7 @@ ROWS = (
     Row(
         "embedding", "Image embedding", make_embedding, "{kind}, {images} images of 500 px",
         tiny=dict(kind="torchvision", images=1),
-        quick=(dict(kind="openclip", images=8), dict(kind="torchvision", images=8)),
+        quick=(dict(kind="openclip", images=4), dict(kind="torchvision", images=4)),
         full=(dict(kind="openclip", images=64), dict(kind="torchvision", images=64)),
         tolerance=1e-3,  # other layouts of convolutions
     ),
@@ -651,7 +651,7 @@ ROWS = (
     Row(
         "preprocessing", "Raw EEG to whitened trials", make_preprocessing,
         "{concepts} concepts, {test_images} test images",
-        tiny=dict(concepts=2, test_images=2), quick=(dict(concepts=20, test_images=10),),
+        tiny=dict(concepts=2, test_images=2), quick=(dict(concepts=10, test_images=5),),
         full=(dict(concepts=60, test_images=20),),
         tolerance=0.02,  # other filters against aliasing: share of the standard deviation
     ),

@@ -187,7 +187,7 @@ def write_document(
         if pairs.failure:
             lines.append(f"| {pairs.row.title} | {pairs.size} | {pairs.peer} | {pairs.failure} | | | | | |")
             continue
-        mark = "**" if pairs.ratio > 1 else ""
+        mark = "**" if pairs.is_lost else ""
         lines.append(
             f"| {pairs.row.title} | {pairs.size} | {pairs.peer} "
             f"| {mark}{pairs.ratio:.2f}{mark} ({_tell_spread(pairs)}) "
@@ -198,7 +198,7 @@ def write_document(
     ahead = [
         f"- {pairs.row.title}, {pairs.size}: {pairs.ratio:.2f} of {pairs.peer}"
         for pairs in measured
-        if pairs.ratio > 1
+        if pairs.is_lost
     ]
     parts.append("Rows in which a peer takes less:\n\n" + ("\n".join(ahead) or "- none"))
     lines = ["| what grows | sizes | s | MB | power of time | power of memory |", "|---" * 6 + "|"]
