@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, DataError, check_columns, is_there, refuse_damage
+from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
 from braindecode_vis.datasets.bids.fmri_files import (
     check_no_overlap,
     find_image_folder,
@@ -495,7 +495,7 @@ def _read_in_space(path: Path, betas: BetasFile) -> np.ndarray:
 
 def _check_fetched(path: Path) -> Path:
     """Return a file of a DataLad collection if its content is there."""
-    if is_there(path):
+    if path.is_file():
         return path
     if path.is_symlink():
         raise DataError(f"{path} is a link to content that was not fetched; run datalad get on it.")
