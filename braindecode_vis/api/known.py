@@ -5,10 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from braindecode_vis.checks import check_option
-from braindecode_vis.config import find_config, read_header
+from braindecode_vis.config import find_config, list_shipped, read_header
 from braindecode_vis.config.explain import explain, explain_class
 from braindecode_vis.consent import give_consent
-from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.registry import INSIDE, find_component, list_kinds
 
 
@@ -26,7 +25,7 @@ def list_configs() -> pd.DataFrame:
     True
     """
     rows = []
-    for path in sorted(find_package_data("configs").glob("*.yaml")):
+    for path in list_shipped().values():
         header = read_header(path)
         rows.append(
             {

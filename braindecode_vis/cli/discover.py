@@ -103,11 +103,11 @@ def _read_configs() -> list[dict[str, Any]]:
 
     import yaml
 
-    from braindecode_vis.config import read_header
-    from braindecode_vis.datasets.manifests import find_manifest, find_package_data
+    from braindecode_vis.config import list_shipped, read_header
+    from braindecode_vis.datasets.manifests import find_manifest
 
     found = []
-    for path in sorted(find_package_data("configs").glob("*.yaml")):
+    for path in list_shipped().values():
         content = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         kind = content["dataset"]["kind"]
         encoder = content.get("encoder", {"kind": "ridge"})

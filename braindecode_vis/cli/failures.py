@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 _CLEANING_S = 10.0
@@ -61,8 +60,6 @@ _DAMAGE = {
 _READERS = ("h5py",)
 # The code that reads foreign files: what it stumbles over is most likely in the file, which may hold anything.
 _READING = ("braindecode_vis.datasets.", "braindecode_vis.preprocessing.", "braindecode_vis.stimuli")
-
-
 # Within that code: what writes files of ours, and errors that no file causes.
 _OWN_FILES = ("braindecode_vis.preprocessing.array_file", "braindecode_vis.preprocessing.signal_damage")
 _FAULTS = (AssertionError, NameError, NotImplementedError, RecursionError)
@@ -200,13 +197,11 @@ def _describe_damage(error: Exception) -> str:
     """Return a sentence for what a reader raises on a damaged file; empty for any other error."""
     from braindecode_vis.checks import describe_unfetched
 
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    last = str(frames[-1].f_globals.get("__name__", "")) if frames else ""
+    modules = _list_modules(error)
     known = any((cls.__module__, cls.__name__) in _DAMAGE for cls in type(error).__mro__)
-    if not known and last.partition(".")[0] not in _READERS:
+    if not known and not (modules and modules[-1].partition(".")[0] in _READERS):
         return ""
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
-    path = next(filter(None, map(_find_path, reversed(frames))), None)
+    path, reason = _find_path(error), _give_reason(error)
     if path is None:
         return (
             f"a file cannot be read ({reason}); copy or fetch it again, and --debug shows where it was read."
@@ -217,33 +212,34 @@ def _describe_damage(error: Exception) -> str:
 
 def _describe_misfit(error: Exception) -> str:
     """Return a sentence for an error in the code that reads data sets; empty for one in any other code."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    ours = [
-        frame for frame in frames if str(frame.f_globals.get("__name__", "")).startswith("braindecode_vis.")
-    ]
-    reader = str(ours[-1].f_globals["__name__"]) if ours else ""
+    ours = [module for module in _list_modules(error) if module.startswith("braindecode_vis.")]
+    reader = ours[-1] if ours else ""
     if not reader.startswith(_READING) or reader in _OWN_FILES or isinstance(error, _FAULTS):
         return ""
-    path = next(filter(None, map(_find_path, reversed(frames))), None)
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
     return (
-        f"{path or 'a file of the data set'} does not hold what {reader.removeprefix('braindecode_vis.')} expects "
-        f"({reason}); copy or fetch it again, and if it is whole, report this with the traceback of --debug."
+        f"{_find_path(error) or 'a file of the data set'} does not hold what "
+        f"{reader.removeprefix('braindecode_vis.')} expects ({_give_reason(error)}); copy or fetch it again, and if it "
+        "is whole, report this with the traceback of --debug."
     )
 
 
-def _find_path(frame: FrameType) -> Path | None:
-    """Return the file that a function was at work on: the only way to its name, which readers leave out."""
-    for value in frame.f_locals.values():
-        path = (
-            value
-            if isinstance(value, Path)
-            else vars(value).get("path")
-            if hasattr(value, "__dict__")
-            else None
-        )
-        if isinstance(path, Path) and (path.is_file() or path.is_symlink()):
-            return path
+def _list_modules(error: Exception) -> list[str]:
+    """Return the modules that an error came through, the innermost last."""
+    return [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+def _give_reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
+
+
+def _find_path(error: Exception) -> Path | None:
+    """Return the file that the innermost function was at work on: the only way to its name, which readers leave out."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for value in frame.f_locals.values():
+            # Not `value.path`, which may be a property that raises.
+            path = value if isinstance(value, Path) else getattr(value, "__dict__", {}).get("path")
+            if isinstance(path, Path) and (path.is_file() or path.is_symlink()):
+                return path
     return None
 
 

@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 
 def complete_configs(incomplete: str) -> list[str]:
     """Return the shipped configurations that begin so; files are completed by the shell."""
-    from braindecode_vis.datasets.manifests import find_package_data
-
-    return sorted(p.stem for p in find_package_data("configs").glob(f"{incomplete}*.yaml"))
+    return _complete_files("configs", incomplete)
 
 
 def complete_datasets(incomplete: str) -> list[str]:
     """Return the data sets that begin so."""
+    return _complete_files("data_manifests", incomplete)
+
+
+def _complete_files(folder: str, incomplete: str) -> list[str]:
     from braindecode_vis.datasets.manifests import find_package_data
 
-    return sorted(p.stem for p in find_package_data("data_manifests").glob(f"{incomplete}*.yaml"))
+    return sorted(path.stem for path in find_package_data(folder).glob(f"{incomplete}*.yaml"))
 
 
 def complete_analyses(incomplete: str) -> list[str]:

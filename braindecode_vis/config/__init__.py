@@ -15,7 +15,7 @@ from braindecode_vis.config.models import (
     list_analyses,
     make_analysis,
 )
-from braindecode_vis.config.source import dump_config, find_config, read_config, validate_config
+from braindecode_vis.config.source import dump_config, find_config, list_shipped, read_config, validate_config
 from braindecode_vis.registry import list_kinds
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "find_config",
     "list_analyses",
     "list_kinds",
+    "list_shipped",
     "make_analysis",
     "read_config",
     "read_header",

@@ -282,6 +282,11 @@ def _anchor(value: Any, base: Path) -> Any:
     return (here if here.exists() or not (base / here).exists() else base / here).absolute()
 
 
+def list_shipped() -> dict[str, Path]:
+    """Return the configurations that ship with the package, by name."""
+    return {path.stem: path for path in sorted(find_package_data("configs").glob("*.yaml"))}
+
+
 def find_config(source: str | Path) -> Path:
     """Return the YAML file that `source` stands for; see `read_config`."""
     path = Path(source).expanduser()
@@ -294,7 +299,7 @@ def find_config(source: str | Path) -> Path:
         raise ConfigError(
             f"the configuration {source} was not found; give a path, a run folder or a shipped name."
         )
-    shipped = {p.stem: p for p in sorted(find_package_data("configs").glob("*.yaml"))}
+    shipped = list_shipped()
     name = path.stem if path.suffix in (".yaml", ".yml") else str(source)
     if name in shipped:
         return shipped[name]

@@ -552,12 +552,11 @@ def read_pictures(path: Path | None) -> Any:
     if path is None or path.is_dir():
         return path
     pictures = load_array(path, "an array of pictures")
-    flat = pictures.reshape(len(pictures), -1) if pictures.ndim > 1 and pictures.size else pictures[:0]
-    black = ~flat.any(axis=1) if flat.ndim == 2 else np.zeros(0, bool)
-    if black.sum() > 1:  # one may be meant
+    black = [row for row, picture in enumerate(pictures) if not picture.any()] if pictures.ndim > 1 else []
+    if len(black) > 1:  # one may be meant
         raise DataError(
-            f"{int(black.sum())} of {len(pictures)} pictures in {path} are black throughout, from picture "
-            f"{int(np.flatnonzero(black)[0])} on: a part of the file was overwritten; write it again."
+            f"{len(black)} of {len(pictures)} pictures in {path} are black throughout, from picture {black[0]} on: a "
+            "part of the file was overwritten; write it again."
         )
     return pictures
 

@@ -31,8 +31,6 @@ _SECONDS_A_LINE = 60.0
 _REFUSED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 #: Folders that this process holds: a stage asks within a stage, perhaps in another thread.
 _HELD: set[Path] = set()
-
-
 #: Those of them that no other process can hold.
 _LOCKED: set[Path] = set()
 

@@ -346,8 +346,8 @@ def needs_predictions(run: Run) -> bool:
 def _predict_fold(run: Run, number: int) -> OutOfFold:
     fitted = train(run)[number]
     kept = fitted.artifact.path / "out_of_fold"
-    record = store.read_provenance(fitted.artifact.path / store.PROVENANCE) if kept.is_dir() else {}
-    if record.get("version", 0) < 3 and kept.is_dir():  # earlier versions made them with the fit
+    if kept.is_dir() and store.read_provenance(fitted.artifact.path / store.PROVENANCE).get("version", 0) < 3:
+        # Earlier versions made them with the fit.
         return OutOfFold(fitted.artifact, store.read_embeddings(kept))
     upstream = {"train": fitted.artifact.fingerprint}
 

@@ -235,8 +235,7 @@ def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
 
         yield Context(checkpoints=folder, progress=tell, device=run.config.retrieval.device)
     if not run.follows:
-        for old in folder.parent.glob(f"{name}-*"):  # and what other settings were stopped with
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # not empty: another component's checkpoints wait there; or never made
             folder.parent.rmdir()
 

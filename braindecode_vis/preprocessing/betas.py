@@ -205,13 +205,17 @@ class _State:
     fitted: dict[ZScoreGroup, FeatureStatistics] = field(default_factory=dict)
     scales: dict[str, list[FeatureStatistics]] = field(default_factory=dict)
     waiting: list[_Waiting] = field(default_factory=list)
+    sessions: dict[int, ArrayFile] = field(default_factory=dict)  # by their first row
     transductive: list[str] = field(default_factory=list)
     constant: int = 0
 
     def open_session(self, start: int, n: int, *, continues: bool = False) -> ArrayFile:
-        """Return the file of the trials of one session before they are standardised and rounded."""
-        path, shape = self.scratch / f"session-{start}.npy", (n, *self.target.shape[1:])
-        return self.files.enter_context(ArrayFile(path, shape, np.dtype(np.float32), continues=continues))
+        """Return the file, opened once, of the trials of a session before they are standardised and rounded."""
+        if start not in self.sessions:
+            path, shape = self.scratch / f"session-{start}.npy", (n, *self.target.shape[1:])
+            file = ArrayFile(path, shape, np.dtype(np.float32), continues=continues)
+            self.sessions[start] = self.files.enter_context(file)
+        return self.sessions[start]
 
     def read_session(self, number: int, start: int, n_trials: int) -> Mapping[str, np.ndarray] | None:
         """Return what an earlier process has noted of a session from row `start` on; None if it is to be read."""

@@ -102,11 +102,16 @@ class DamageWatch:
 
     def begin_session(self, subject: str) -> None:
         """Note where a session of a subject begins, for `pack_session`."""
+        seen = self._see(subject)
+        self._begun = (
+            len(self.findings), len(seen.files), len(seen.places), len(self._features.get(subject, ()))
+        )  # fmt: skip
+
+    def _see(self, subject: str) -> SeenRows:
+        # One subject after the other, so that what is remembered does not grow with their number.
         if self._seen is None or self._seen.subject != subject:
             self._seen = SeenRows(subject)
-        self._begun = (
-            len(self.findings), len(self._seen.files), len(self._seen.places), len(self._features.get(subject, ()))
-        )  # fmt: skip
+        return self._seen
 
     def pack_session(self) -> dict[str, Any]:
         """Return what is remembered of the session that has begun, as arrays and text."""
@@ -179,11 +184,9 @@ class DamageWatch:
         compares_features
             Whether columns correspond between the files of a subject.
         """
-        # One subject after the other, so that what is remembered does not grow with their number.
-        if self._seen is None or self._seen.subject != subject:
-            self._seen = SeenRows(subject)
-        self._seen.files.append((where, names))
-        return RowWatch(self, self._seen, where, names, rows, unit, compares_features)
+        seen = self._see(subject)
+        seen.files.append((where, names))
+        return RowWatch(self, seen, where, names, rows, unit, compares_features)
 
     # --- continuous samples ---
 
