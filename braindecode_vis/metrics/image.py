@@ -41,6 +41,8 @@ CONSTANT_SPREAD = 1e-6
 BATCH_VALUES = 1 << 16  # numbers per batch: half a megabyte in double precision stays in the cache
 SLAB = 32  # rows filtered by one matrix product
 SMALL, LARGE = 256, 425  # pixels: images are resized to the first, then to the second
+#: Products of as many pixels of -128 to 127 add up to 2^24 at most, so that single precision holds every sum exactly.
+EXACT_PIXELS = 1024
 #: Pixels from which on an image is compared in single precision, in half the time; values differ by less than 1e-6.
 SINGLE_PRECISION = 128**2
 
@@ -99,8 +101,8 @@ def tabulate_image_metric(
     Returns
     -------
     float array of shape (n_decoded, n_truth)
-        Equal to `compute_image_metric` of each pair. Each image is prepared once, and of SSIM only the products are
-        filtered pair by pair, which is three times as fast.
+        Equal to `compute_image_metric` of each pair, SSIM to 1e-6: it is computed in single precision. Each image is
+        prepared once, and of SSIM only the products are filtered pair by pair, which is eight times as fast.
 
     Examples
     --------
@@ -109,7 +111,8 @@ def tabulate_image_metric(
     >>> tabulate_image_metric("ssim", images, images).argmax(axis=1)
     array([0, 1, 2])
     """
-    compare, dtype = _find_comparison(name, protocol), _choose_precision(truth, protocol)
+    compare = _find_comparison(name, protocol)
+    dtype = np.float32 if name == "ssim" else _choose_precision(truth, protocol)
     left, right = (_prepare(images, name, protocol, dtype) for images in (truth, decoded))
     if left.shape[2:] != right.shape[2:]:
         raise DataError(f"images of {left.shape[2:]} and {right.shape[2:]} pixels cannot be compared.")
@@ -119,6 +122,50 @@ def tabulate_image_metric(
     for column, image in enumerate(left):
         table[:, column] = compare(*np.broadcast_arrays(image, right))
     return table
+
+
+def tabulate_pixels(decoded: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixel correlation and the mean squared error of every decoded image beside every true one.
+
+    Both follow from sums of products of whole numbers, which are exact; so images that tie do so to the last bit.
+
+    Parameters
+    ----------
+    decoded, truth : uint8 arrays of shape (n_decoded, height, width[, 1 or 3]) and (n_truth, height, width[, 1 or 3])
+
+    Returns
+    -------
+    correlations, errors : float arrays of shape (n_decoded, n_truth)
+        ``pixcorr`` and ``mse`` of each pair, as `compute_image_metric` gives them. A constant image correlates 0.
+
+    Examples
+    --------
+    >>> images = np.array([[[0, 255]], [[255, 0]], [[9, 9]]], np.uint8)
+    >>> correlations, errors = tabulate_pixels(images, images[:2])
+    >>> correlations.tolist(), errors[:2].tolist()
+    ([[1.0, -1.0], [-1.0, 1.0], [0.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]])
+    """
+    if decoded.shape[1:] != truth.shape[1:] or (decoded.dtype, truth.dtype) != (np.uint8, np.uint8):
+        raise DataError(
+            f"images to tabulate must be uint8 and of one shape, not {decoded.dtype} of {decoded.shape[1:]} and "
+            f"{truth.dtype} of {truth.shape[1:]}."
+        )
+    flats = [images.reshape(len(images), -1) for images in (decoded, truth)]
+    n_pixels = flats[0].shape[1]
+    products = np.zeros((len(decoded), len(truth)))
+    sums, squares = ([np.zeros(len(flat)) for flat in flats] for _ in range(2))
+    for start in range(0, n_pixels, EXACT_PIXELS):
+        parts = [np.subtract(flat[:, start : start + EXACT_PIXELS], 128, dtype=np.float32) for flat in flats]
+        products += parts[0] @ parts[1].T
+        for side, part in enumerate(parts):
+            sums[side] += part.sum(axis=1)
+            squares[side] += np.einsum("ij,ij->i", part, part)
+    spreads = [np.sqrt(n_pixels * square - total**2) for total, square in zip(sums, squares, strict=True)]
+    norms = np.outer(*spreads)
+    correlations = np.zeros_like(norms)
+    np.divide(n_pixels * products - np.outer(*sums), norms, out=correlations, where=norms > 0)
+    errors = (squares[0][:, None] - 2 * products + squares[1]) / (255**2 * n_pixels)
+    return np.clip(correlations, -1.0, 1.0), errors
 
 
 def prepare_images(images: np.ndarray, *, what: str = "images", dtype: Any = np.float64) -> np.ndarray:
@@ -291,25 +338,33 @@ def _tabulate_ssim(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return the SSIM of every image of `right` with every one of `left`, grey images of shape (n, height, width)."""
     if min(left.shape[1:]) <= 2 * SSIM_RADIUS:
         raise DataError(f"SSIM needs images of at least 11 x 11 pixels, not {left.shape[1:]}.")
-    axes = (1, 2)
     left, right = left - _MIDDLE, right - _MIDDLE
-    means = [_blur(images, axes) for images in (left, right)]
+    means = [_blur(images, (1, 2)) for images in (left, right)]
     variances = [
-        _blur(images * images, axes) - mean * mean for images, mean in zip((left, right), means, strict=True)
+        _blur(images * images, (1, 2)) - mean * mean
+        for images, mean in zip((left, right), means, strict=True)
     ]
-    levels = [mean + _MIDDLE for mean in means]
-    squares = [level * level for level in levels]
+    squares = [(mean + _MIDDLE) ** 2 for mean in means]
+    variances[1] += np.float32(SSIM_C2)
+    squares[1] += np.float32(SSIM_C1)
+    levels = means[1] + np.float32(0.5 + SSIM_C1)
     table = np.empty((len(right), len(left)))
     # Means and variances are those of single images; only the products are filtered pair by pair.
-    step = max(1, 4 * BATCH_VALUES // left[0].size)
-    for column in range(len(left)):
-        for start in range(0, len(right), step):
-            rows = slice(start, start + step)
-            covariance = _blur(right[rows] * left[column], axes) - means[1][rows] * means[0][column]
-            numerator = (2 * levels[1][rows] * levels[0][column] + SSIM_C1) * (2 * covariance + SSIM_C2)
-            numerator /= squares[1][rows] + squares[0][column] + SSIM_C1
-            numerator /= variances[1][rows] + variances[0][column] + SSIM_C2
-            table[rows, column] = numerator.mean(axis=axes, dtype=np.float64)
+    step = max(1, 2 * BATCH_VALUES // left[0].size)
+    for start in range(0, len(right), step):
+        rows = slice(start, start + step)
+        for column in range(len(left)):
+            twice = 2 * means[0][column]  # (2 m n + m + n + 1/2) is twice the product of the levels
+            covariance = _blur(right[rows] * (2 * left[column]), (1, 2))
+            numerator = means[1][rows] * twice
+            covariance -= numerator
+            covariance += np.float32(SSIM_C2)
+            numerator += levels[rows]
+            numerator += means[0][column]
+            numerator *= covariance
+            numerator /= squares[1][rows] + squares[0][column]
+            numerator /= variances[1][rows] + variances[0][column]
+            table[rows, column] = numerator.mean(axis=(1, 2), dtype=np.float64)
     return table
 
 

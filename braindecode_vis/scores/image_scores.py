@@ -19,7 +19,7 @@ from braindecode_vis.metrics.identification import (
     count_order,
     make_identification_table,
 )
-from braindecode_vis.metrics.image import ImageTable, make_image_table, split_rounds
+from braindecode_vis.metrics.image import ImageTable, make_image_table, split_rounds, tabulate_pixels
 from braindecode_vis.metrics.metric_registry import compare_items, find_metric, tabulate_items
 from braindecode_vis.metrics.suite import (
     LPIPS_NETWORKS,
@@ -58,10 +58,10 @@ def score_images(scored: ScoredGroup, method: str, images: np.ndarray) -> Iterat
     rounds = split_rounds(images)
     seen = scored.task.seen[scored.rows]
     distinct = seen[scored.first]
-    # One table of correlations, (n_rows, n_stimuli) each, serves pixcorr and identification.
-    correlations = [compute_correlations(one, distinct) for one in rounds]
+    # Tables of (n_rows, n_stimuli) for each round; that of correlations serves pixcorr and identification.
+    correlations, errors = zip(*(tabulate_pixels(one, distinct) for one in rounds), strict=True)
     yield from scored.score_table(method, "pixcorr", correlations)
-    yield from scored.score_table(method, "mse", [_compute_errors(one, distinct) for one in rounds])
+    yield from scored.score_table(method, "mse", errors)
     if min(seen.shape[1:3]) >= SMALLEST_SSIM:
         yield from score_pairs(scored, method, "ssim", rounds)
     # Enlarged thumbnails compare the smoothness of the resize, not the images.
@@ -176,17 +176,6 @@ def score_identification(
         yield scored.score_shuffled(null, metric, len(table), gallery_size=size), values
     if n == 2:
         yield from scored.score_best(method, metric, tables, groups=groups)
-
-
-def _compute_errors(images: np.ndarray, distinct: np.ndarray) -> np.ndarray:
-    """Return the mean squared error of every image against every stimulus, values in 0..1."""
-    left = images.reshape(len(images), -1).astype(np.float64) / 255
-    right = distinct.reshape(len(distinct), -1).astype(np.float64) / 255
-    # |a - b|^2 = |a|^2 - 2 a b + |b|^2: one product in place of all differences, (n_images, n_stimuli).
-    squared = (left**2).sum(1)[:, None] - 2 * left @ right.T + (right**2).sum(1)[None]
-    return (
-        np.maximum(squared, 0) / left.shape[1]
-    )  # rounding may leave a small negative number for equal images
 
 
 def score_features(

@@ -132,6 +132,21 @@ def test_k_way_and_reciprocal_rank_equal_those_of_retrieval(k):
     np.testing.assert_allclose(idn.make_k_way_table(order, k).mean(axis=1), 1 / k)
 
 
+def test_the_order_counts_all_pairs_whether_a_row_has_ties_or_not():
+    """Rows without ties are read off their sorted order; one whose cells lie about as close as the tolerance is not."""
+    rng = np.random.default_rng(0)
+    scores = rng.random((6, 40))
+    scores[1, :9] = 0.5
+    scores[2, 1::2] = scores[2, ::2] + rng.uniform(0, 4e-10, 20)
+    scores[3] = 0.25
+    scores[4, [2, 5]] = -np.inf
+    found = idn.count_order(scores)
+    with np.errstate(invalid="ignore"):
+        ahead = scores[:, :, None] - scores[:, None]  # (row, cell, beaten cell)
+    np.testing.assert_array_equal(found.n_below, (ahead > idn.TIE_TOLERANCE).sum(axis=2))
+    np.testing.assert_array_equal(found.n_above, (ahead < -idn.TIE_TOLERANCE).sum(axis=2))
+
+
 def test_too_few_candidates_are_refused():
     with pytest.raises(DataError, match="gallery of 3"):
         idn.make_k_way_table(np.ones((2, 3)), 4)
