@@ -23,6 +23,7 @@ from braindecode_vis.audit.files import AuditedRun, list_first
 from braindecode_vis.audit.findings import AuditFinding
 from braindecode_vis.metrics.uncertainty import compute_p_value
 from braindecode_vis.preprocessing.splits import make_groups
+from braindecode_vis.scores.design_control import ORDER_COLUMNS
 from braindecode_vis.seeds import make_generator
 
 N_PERMUTATIONS = 199
@@ -30,7 +31,6 @@ LARGEST_P = 0.01
 LEAST_V = 0.3  # Cramér's V of a strong association
 LEAST_EXCESS = 0.1  # of neighbours with the same concept, over what chance gives
 N_PLACES = 5
-ORDER_COLUMNS = ("onset", "sample", "trial", "order")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from braindecode_vis.contracts import WholeCategoryDecoder
 from braindecode_vis.encoders.category_decoders import find_first_rows
 from braindecode_vis.pipeline.runs import Run, lend_context, publish_scores
 from braindecode_vis.preprocessing.splits import Split
+from braindecode_vis.scores.design_control import predict_from_design, tabulate_design
 from braindecode_vis.scores.units import Units, find_units
 from braindecode_vis.seeds import derive_seed
 
@@ -106,17 +107,23 @@ def evaluate_categories(
         classes = tuple(sorted(set(responses.trials["concept"].astype(str))))
         rows = np.concatenate([fold.test for fold in split.folds])
         decisions = np.zeros((len(rows), len(classes)))  # a class that a fold never saw stays at 0
+        design, variables = tabulate_design(responses.trials)
+        blind = np.zeros_like(decisions)
+        codes = np.array([classes.index(str(name)) for name in responses.trials["concept"]])
         start = 0
         for fold, fitted in zip(split.folds, trained, strict=True):
             decided = fitted.decoder.decision(responses.select(fold.test))
             # Decoders list the classes of their own training trials.
             columns = [classes.index(str(name)) for name in fitted.decoder.classes]
             decisions[start : start + len(fold.test), columns] = decided
+            blind[start : start + len(fold.test)] = predict_from_design(
+                design[fold.train], codes[fold.train], np.eye(len(classes)), design[fold.test]
+            )
             start += len(fold.test)
         # Counting each volume would make one decision look like several independent ones.
         if encoder.pool:
             first = find_first_rows(responses.trials.iloc[rows])  # every volume has the decision of its trial
-            rows, decisions = rows[first], decisions[first]
+            rows, decisions, blind = rows[first], decisions[first], blind[first]
         trials = responses.trials.iloc[rows]
         units, _ = find_units(trials, trials, config.evaluation.resample)
         if config.evaluation.resample == "image":
@@ -143,20 +150,20 @@ def evaluate_categories(
             seed=config.seed,
             n_bootstrap=config.evaluation.n_bootstrap,
             n_permutations=config.evaluation.n_permutations,
+            design=blind if variables else None,
         )
-        scores, items = compute_category_scores(task)
+        differences: list[dict[str, Any]] = []
+        scores, items = compute_category_scores(task, differences=differences)
         store.write_json(folder / "scores.json", [score.as_row() for score in scores])
+        store.write_json(folder / "differences.json", differences)
+        store.write_json(folder / "design.json", variables)
         if units is not None:  # what `compare` resamples
             items = items.assign(unit=units.unit, cluster=units.labels.astype(str))
         items.to_parquet(folder / "items.parquet", index=False)
 
     artifact = run.produce("evaluate", fields, upstream, compute)
-    rows = store.read_json(artifact.path / "scores.json")
-    for row in rows:
-        row["fingerprint"] = artifact.fingerprint
     run.seen["items"] = pd.read_parquet(artifact.path / "items.parquet")
-    publish_scores(run, rows)
-    return rows
+    return publish_scores(run, artifact)
 
 
 def tabulate_confusions(items: pd.DataFrame) -> pd.DataFrame:

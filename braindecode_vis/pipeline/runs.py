@@ -27,7 +27,7 @@ from braindecode_vis.pipeline.folder_lock import hold_folder
 #: Raise a number when the code of that stage changes its result.
 STAGE_VERSIONS = {
     "preprocess": 2, "pretrain": 1, "embed": 1, "train": 3, "out_of_fold": 1, "retrieve": 2, "reconstruct": 5,
-    "evaluate": 5, "analyze": 2,
+    "evaluate": 6, "analyze": 2,
 }  # fmt: skip
 
 
@@ -316,17 +316,28 @@ def keep_config(run: Run) -> None:
         temporary.write_text(dump_config(run.config))
 
 
-def publish_scores(run: Run, rows: list[dict[str, Any]]) -> None:
-    """Write ``scores.json`` and the same as ``scores.parquet`` into the run folder."""
+def publish_scores(run: Run, artifact: store.Artifact) -> list[dict[str, Any]]:
+    """Write the scores of `evaluate` into the run folder, and return them.
+
+    ``scores.json``, the same as ``scores.parquet``, and ``differences.json``: the decoded system beside each control.
+    """
     import pandas as pd
 
+    # Added on reading: the artifact cannot hold its own name.
+    rows = [
+        {**row, "fingerprint": artifact.fingerprint} for row in store.read_json(artifact.path / "scores.json")
+    ]
+    for name in ("differences", "design"):
+        run.seen[name] = store.read_json(artifact.path / f"{name}.json")
     folder = run.folder.path
     if not run.folder.writable:
-        return
-    with store.record_results(folder, "scores.json", "scores.parquet"):
+        return rows
+    with store.record_results(folder, "scores.json", "scores.parquet", "differences.json"):
         store.write_json(folder / "scores.json", rows)
+        store.write_json(folder / "differences.json", run.seen["differences"])
         with store.replace_atomically(folder / "scores.parquet") as temporary:
             pd.DataFrame(rows).to_parquet(temporary, index=False)
+    return rows
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:

@@ -9,13 +9,20 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis import roles, store
+from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, check_unique
 from braindecode_vis.config import RunConfig
 from braindecode_vis.devices import choose_device
 from braindecode_vis.metrics.metric_registry import register_metric
 from braindecode_vis.pipeline import categories
-from braindecode_vis.pipeline.decoding import choose_gallery, predict_for_generator, reconstruct, retrieve
-from braindecode_vis.pipeline.galleries import GallerySource
+from braindecode_vis.pipeline.decoding import (
+    choose_gallery,
+    list_gallery_sources,
+    predict_for_generator,
+    reconstruct,
+    retrieve,
+)
+from braindecode_vis.pipeline.galleries import GallerySource, order_by_gallery, rank_fold, split_by_gallery
 from braindecode_vis.pipeline.learning import (
     Prepared,
     embed,
@@ -27,6 +34,8 @@ from braindecode_vis.pipeline.learning import (
 )
 from braindecode_vis.pipeline.runs import Run, publish_scores, remember
 from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.retrieval import Retrieval
+from braindecode_vis.scores.design_control import predict_from_design, tabulate_design
 from braindecode_vis.scores.units import Units, find_units
 from braindecode_vis.stimuli import hash_pixels
 
@@ -51,8 +60,10 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
         from braindecode_vis.scores.score_table import compute_scores
 
         task, unit_note = make_scoring_task(run)
+        trials = prepared.responses.trials
+        differences: list[dict[str, Any]] = []
         with run.listener.progress("scoring", task.n_steps) as advance:
-            scores, items = compute_scores(task, advance=advance)
+            scores, items = compute_scores(task, advance=advance, differences=differences)
         if config.evaluation.protocols:
             scores += _score_protocols(run, task.protocol, task.units)
         further, lacking = _score_further(run, task.protocol, folder, task.units)
@@ -61,23 +72,60 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
             folder / "not_computed.json", [*task.not_computed, *lacking, *filter(None, [unit_note])]
         )
         store.write_json(folder / "scores.json", [score.as_row() for score in scores])
+        store.write_json(folder / "differences.json", differences)
+        store.write_json(folder / "design.json", tabulate_design(trials)[1] if task.design else [])
         if task.units is not None:  # what `compare` resamples
             items = items.assign(unit=task.units.unit, cluster=task.units.labels.astype(str))
         items.to_parquet(folder / "items.parquet", index=False)
 
     upstream = {"retrieve": retrieved.artifact.fingerprint, "reconstruct": images.artifact.fingerprint}
     artifact = run.produce("evaluate", fields, upstream, compute)
-    # Added on reading: the artifact cannot hold its own name.
-    rows = store.read_json(artifact.path / "scores.json")
-    for row in rows:
-        row["fingerprint"] = artifact.fingerprint
+    rows = publish_scores(run, artifact)
     run.seen["items"] = pd.read_parquet(artifact.path / "items.parquet")
     run.seen["not computed"] = store.read_json(artifact.path / "not_computed.json")
     for name in ("captions", "response_ceilings"):
         path = artifact.path / f"{name}.json"
         run.seen[name] = store.read_json(path) if path.is_file() else None
-    publish_scores(run, rows)
     return rows
+
+
+def _rank_design(run: Run) -> list[Retrieval]:
+    """Return the ranks of the control ``design``, one retrieval per part of a gallery; none without such variables."""
+    prepared, retrieved = preprocess(run), retrieve(run)
+    trials = prepared.responses.trials
+    design, variables = tabulate_design(trials)
+    if not variables:
+        return []
+    # As responses, so that repetitions are averaged just as those of the brain are.
+    known = Responses.from_checked(design, ("trial", "feature"), trials, "design", {})
+    repeats, ranked = run.config.repeats, []
+    for number, (fold, source) in enumerate(zip(prepared.folds, list_gallery_sources(run), strict=True)):
+        train_part = pick_trials(known, fold.train, repeats.train)
+        test_part = order_by_gallery(source.encoder, pick_trials(known, fold.test, repeats.test))
+        own = retrieved.folds[number]
+        subjects = train_part.trials["subject"].to_numpy(dtype=object)
+        vectors = np.empty_like(own.predicted.vectors, dtype=np.float32)
+        for subject, rows in source.list_rows(own.subjects):
+            taught = (
+                np.arange(len(subjects))
+                if subject is None
+                else np.flatnonzero(subjects.astype(str) == subject)
+            )
+            targets = source.map_targets(source.bank.select(source.train_ids), subject)
+            shown = pd.Index(targets.ids).get_indexer(pd.Index(train_part.stimulus_ids[taught]))
+            vectors[rows] = predict_from_design(
+                train_part.as_matrix()[taught], shown, targets.vectors, test_part.as_matrix()[rows]
+            )
+        predicted = Embeddings(vectors, own.predicted.ids, own.predicted.space)
+        found = rank_fold(
+            source,
+            predicted,
+            own.subjects,
+            list(own.retrieval.gallery_ids),
+            protocol=retrieved.gallery_protocol,
+        )
+        ranked += [part.retrieval for part in split_by_gallery(source, predicted, own.subjects, found)]
+    return ranked
 
 
 def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
@@ -109,6 +157,7 @@ def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
         metrics=[register_metric(settings.build()) for settings in config.evaluation.metrics],
         conditions=_name_conditions(run, images.ids),
         units=units,
+        design=_rank_design(run),
         known_features=_find_known_features(run, images.seen.shape[1:3]),
     )
     return task, unit_note

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,8 @@ class CategoryTask:
     top
         Further numbers of classes that may be named: ``top5`` is the share of trials whose class is among the five
         highest decisions, ties lost.
+    design : array of shape (n_trials, n_classes), optional
+        Decisions from the design alone, the control ``design``; see `design_control`.
     """
 
     decisions: np.ndarray
@@ -60,6 +62,7 @@ class CategoryTask:
     n_permutations: int = 10_000
     units: Units | None = None
     top: tuple[int, ...] = ()
+    design: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.labels.tolist()) - set(self.classes))
@@ -67,26 +70,44 @@ class CategoryTask:
             raise DataError(f"the class {unknown[0]!r} was tested but never trained on; check the split.")
 
 
-def compute_category_scores(task: CategoryTask) -> tuple[list[Score], pd.DataFrame]:
+def compute_category_scores(
+    task: CategoryTask, *, differences: list[dict[str, Any]] | None = None
+) -> tuple[list[Score], pd.DataFrame]:
     """Return the score rows and one row per trial (`label`, `decoded`, `run`, `subject` and the decisions).
 
     Several subjects get a row ``all`` beside their own: the mean of their scores, whose interval draws subjects first
-    and trials (or units) of each second.
+    and trials (or units) of each second. `differences`, where it is there, is given the difference of the decoded
+    system to the control of the design, in the same resamples.
     """
     codes = np.array([task.classes.index(label) for label in task.labels])
     subjects = sorted(set(task.subjects.tolist()))
-    found = [_measure_subject(task, codes, np.flatnonzero(task.subjects == subject)) for subject in subjects]
-    scores = [
-        score
-        for subject, measured in zip(subjects, found, strict=True)
-        for one in measured
-        for score in _make_scores(task, str(subject), one)
-    ]
+    rows_of = {str(subject): np.flatnonzero(task.subjects == subject) for subject in subjects}
+    found = {name: _measure_subject(task, codes, rows) for name, rows in rows_of.items()}
+    # Without permutations: chance is what it is for the decoded system. Its resamples are the same trials.
+    blind = None if task.design is None else replace(task, decisions=task.design, n_permutations=1)
+    controls = {} if blind is None else {n: _measure_subject(blind, codes, r) for n, r in rows_of.items()}
     if len(subjects) > 1:
-        for name in [one.metric for one in found[0]]:
-            parts = [one for measured in found for one in measured if one.metric == name]
-            if len(parts) == len(subjects):
-                scores += _make_scores(task, POOLED, _pool(task, parts))
+        for measured in (found, controls):
+            parts = [[one for many in measured.values() for one in many if one.metric == name]
+                     for name in [one.metric for one in next(iter(measured.values()), [])]]  # fmt: skip
+            if measured:
+                measured[POOLED] = [_pool(task, same) for same in parts if len(same) == len(subjects)]
+    scores: list[Score] = []
+    for subject, measured_ones in found.items():
+        others = {one.metric: one for one in controls.get(subject, [])}
+        for one in measured_ones:
+            scores += _make_scores(task, subject, one)
+            if (other := others.get(one.metric)) is None:
+                continue
+            scores.append(_make_control(task, subject, one, other))
+            if differences is not None:
+                low, high = (float(q) for q in np.quantile(one.draws - other.draws, [0.025, 0.975]))
+                differences.append(
+                    {
+                        "metric": one.metric, "control": "design", "subject": subject, "split": task.split,
+                        "difference": one.value - other.value, "ci_low": low, "ci_high": high,
+                    }
+                )  # fmt: skip
     decoded = np.array(task.classes, dtype=object)[task.decisions.argmax(axis=1)]
     items = pd.DataFrame(
         {"label": task.labels, "decoded": decoded, "run": task.runs, "subject": task.subjects}
@@ -122,6 +143,15 @@ def _make_scores(task: CategoryTask, subject: str, found: _Measured) -> Iterator
     null_low, null_high = (float(q) for q in np.quantile(found.null, [0.025, 0.975]))
     yield Score(
         method="shuffled", value=float(found.null[0]), ci_low=null_low, ci_high=null_high, resampled=SHUFFLES, **common
+    )  # fmt: skip
+
+
+def _make_control(task: CategoryTask, subject: str, found: _Measured, other: _Measured) -> Score:
+    low, high = other.interval or (float(q) for q in np.quantile(other.draws, [0.025, 0.975]))
+    return Score(
+        method="design", metric=other.metric, value=other.value, ci_low=low, ci_high=high, resampled=other.resampled,
+        chance=float(found.null.mean()), n_queries=other.n_trials, protocol=task.protocol, subject=subject,
+        split=task.split, seed=task.seed, gallery_size=len(task.classes),
     )  # fmt: skip
 
 

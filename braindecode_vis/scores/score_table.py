@@ -7,8 +7,8 @@ those of `braindecode_vis.metrics`; nothing is fitted here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,9 +27,22 @@ RANK_METRICS = ("mean_reciprocal_rank", "mean_rank", "median_rank")
 
 
 def compute_scores(
-    task: ScoringTask, *, advance: Callable[[int], None] = lambda n: None
+    task: ScoringTask,
+    *,
+    advance: Callable[[int], None] = lambda n: None,
+    differences: list[dict[str, Any]] | None = None,
 ) -> tuple[list[Score], pd.DataFrame]:
     """Score a task.
+
+    Parameters
+    ----------
+    task
+        What is scored.
+    advance
+        Called with the number of steps done.
+    differences
+        Is given, if it is there, the paired difference of the decoded system to every control; see
+        `ScoredGroup.compare`.
 
     Returns
     -------
@@ -50,42 +63,57 @@ def compute_scores(
     scored_groups = [ScoredGroup(task, group) for group in task.groups]
     of_suite = score_suite(task, scored_groups, advance=advance)
     for number, (group, scored) in enumerate(zip(task.groups, scored_groups, strict=True)):
-        if ranked:
-            scores += score_retrieval(scored)
-        scores += score_classes(scored)
         kept = group.condition is None and group.subject != POOLED
-        for score, values in score_embeddings(scored):
-            scores.append(score)
-            if score.method == "decoded" and kept:
-                items.loc[group.rows, score.metric] = values
+        known: dict[str, dict[str, np.ndarray]] = {}  # values per row, by metric and method
+
+        if ranked:
+            _keep(score_retrieval(scored), scores, known)
+        scores += score_classes(scored)
+        columns = _keep(score_embeddings(scored), scores, known)
         advance(1)
         for method, images in task.images.items():
             if method == "shuffled":  # shown in the gallery; its scores are those of the permutation null
                 advance(1)
                 continue
-            for score, values in [
-                *score_images(scored, method, images[group.rows]),
-                *of_suite.get((number, method), []),
-            ]:
-                scores.append(score)
-                if score.method == "decoded" and kept:
-                    items.loc[group.rows, score.metric] = values
+            columns += _keep(score_images(scored, method, images[group.rows]), scores, known)
+            columns += _keep(of_suite.get((number, method), []), scores, known)
             if features is not None:
-                scores += [score for score, _ in score_features(scored, method, features)]
+                _keep(score_features(scored, method, features), scores, known)
             advance(1)
+        if kept:
+            for metric in columns:
+                items.loc[group.rows, metric] = known[metric]["decoded"]
+        if differences is not None:
+            differences += scored.compare(known)
     return scores, items
+
+
+def _keep(
+    found: Iterable[tuple[Score, np.ndarray]], scores: list[Score], known: dict[str, dict[str, np.ndarray]]
+) -> list[str]:
+    """Add scores and their values per row to what is known; return the metrics of the decoded system among them."""
+    metrics = []
+    for score, values in found:
+        scores.append(score)
+        if score.method == "shuffled":  # the values beside it are those of the decoded system
+            continue
+        known.setdefault(score.metric, {})[score.method] = values
+        if score.method == "decoded":
+            metrics.append(score.metric)
+    return metrics
 
 
 class _Part(NamedTuple):
     """The rows of a group that one fold retrieved: ranks, their places in it, and the order of its similarities."""
 
+    fold: int
     retrieval: Retrieval
     local: np.ndarray
     order: Order | None
 
 
-def score_retrieval(scored: ScoredGroup) -> Iterator[Score]:
-    """Yield top-k, exact k-way accuracy and rank statistics of the queries, with the shuffled control."""
+def score_retrieval(scored: ScoredGroup) -> Iterator[tuple[Score, np.ndarray]]:
+    """Yield top-k, exact k-way accuracy and rank statistics with one value per query, and the controls of each."""
     task = scored.task
     parts = []
     for fold, (_, _, retrieval) in enumerate(task.retrievals):
@@ -93,7 +121,7 @@ def score_retrieval(scored: ScoredGroup) -> Iterator[Score]:
         if len(local):
             similarity = task.tables[fold]
             parts.append(
-                _Part(retrieval, local, None if similarity is None else count_order(similarity[local]))
+                _Part(fold, retrieval, local, None if similarity is None else count_order(similarity[local]))
             )
     # Folds may have galleries of different sizes; a common one is named in the row, otherwise none.
     sizes = {part.retrieval.gallery_size for part in parts}
@@ -106,13 +134,18 @@ def score_retrieval(scored: ScoredGroup) -> Iterator[Score]:
         values = np.concatenate([metric.compare(part.retrieval, n)[part.local] for part in parts])
         levels = [compute_chance(name, gallery_size=part.retrieval.gallery_size) for part in parts]
         null = _permute_retrieval(scored, parts, name)
-        yield scored.score(
-            values.astype(float), name, "decoded", gallery_size=common, statistic=metric.statistic,
-            chance=float(np.average(levels, weights=[len(part.local) for part in parts])),
-            p_value=None if null is None else null.p_value,
-        )  # fmt: skip
+        details: dict[str, Any] = {
+            "gallery_size": common, "statistic": metric.statistic,
+            "chance": float(np.average(levels, weights=[len(part.local) for part in parts])),
+        }  # fmt: skip
+        p_value = None if null is None else null.p_value
+        yield scored.score(values.astype(float), name, "decoded", p_value=p_value, **details), values
         if null is not None:
-            yield scored.score_shuffled(null, name, len(scored.rows), gallery_size=common)
+            yield scored.score_shuffled(null, name, len(scored.rows), gallery_size=common), values
+        if task.design:
+            found = [metric.compare(task.design[part.fold], n)[part.local] for part in parts]
+            blind = np.concatenate(found).astype(float)
+            yield scored.score(blind, name, "design", **details), blind
 
 
 def _permute_retrieval(scored: ScoredGroup, parts: list[_Part], name: str) -> PermutationResult | None:

@@ -77,6 +77,9 @@ class ScoringTask:
     similarities
         For each fold an array of shape (n_queries, n_gallery), where ranks come from similarities that were computed
         elsewhere; the embeddings of `retrievals` may then be empty. By default cosines.
+    design
+        For each fold the ranks of predictions from the design alone, the control ``design`` (see `design_control`);
+        empty without one.
     known_features
         What `feature_encoder` gives for images that were encoded before, by the hash of their pixels; what is encoded
         for the task is added.
@@ -106,6 +109,7 @@ class ScoringTask:
     units: Units | None = None
     metrics: Sequence[str] = ()
     similarities: Sequence[np.ndarray] | None = None
+    design: Sequence[Retrieval] = ()
     pair_nulls: bool = True
     known_features: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -245,6 +249,27 @@ class ScoredGroup:
             protocol=task.protocol, subject=self.subject, split=self.split, seed=task.seed,
             ci_low=null.null_low, ci_high=null.null_high, gallery_size=gallery_size, resampled=SHUFFLES,
         )  # fmt: skip
+
+    def compare(self, known: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[dict[str, Any]]:
+        """Yield the paired difference of the decoded system to each control, with a 95 % interval.
+
+        Parameters
+        ----------
+        known
+            Values per row, shape (n_rows,), by metric and method. Shuffles have none of their own and the oracle is no
+            control, so neither is compared; nor is a median, whose difference is none of the values.
+        """
+        for metric, values in known.items():
+            if "decoded" not in values or find_metric(metric).metric.statistic == "median":
+                continue
+            for method in values:
+                if method in ("decoded", "oracle"):
+                    continue
+                found = self.score(values["decoded"] - values[method], metric, method, chance=None)
+                yield {
+                    "metric": metric, "control": method, "subject": self.subject, "split": self.split,
+                    "difference": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high,
+                }  # fmt: skip
 
     def permute(
         self, table: np.ndarray, *, groups: Any = None, alternative: Any = "greater"
