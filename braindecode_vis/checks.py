@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,69 @@ class NoResultError(ConfigError, AttributeError):
 
 class LeakWarning(UserWarning):
     """The test of a run reached its training, so that its scores do not stand."""
+
+
+#: Import name of a package that the core does without -> name to install it by, and the extra of ours that brings it.
+EXTRAS: dict[str, tuple[str, str]] = {
+    "autoreject": ("autoreject", "eeg"),
+    "blosc2": ("tables", "hdf"),
+    "braindecode": ("braindecode", "braindecode"),
+    "captum": ("captum", "attribution"),
+    "diffusers": ("diffusers", "generate"),
+    "h5netcdf": ("h5netcdf", "export"),
+    "onnx": ("onnx", "export"),
+    "onnxruntime": ("onnxruntime", "export"),
+    "onnxscript": ("onnxscript", "export"),
+    "open_clip": ("open_clip_torch", "clip"),
+    "picard": ("python-picard", "eeg"),
+    "tables": ("tables", "hdf"),
+    "tensorboard": ("tensorboard", "tracking"),
+    "transformers": ("transformers", "generate"),
+    "wandb": ("wandb", "tracking"),
+    "xarray": ("xarray", "export"),
+    "zarr": ("zarr", "export"),
+}
+
+
+def describe_missing(module: str, what: str, *, otherwise: str = "") -> str:
+    """Return the sentence for a package of an extra that is not installed.
+
+    Parameters
+    ----------
+    module
+        A key of `EXTRAS`.
+    what
+        What needs it, as the user wrote it, for example ``target.kind openclip``.
+    otherwise
+        What to do without it, for example ``choose eegnet, which needs no extra``.
+    """
+    package, extra = EXTRAS[module]
+    instead = f", or {otherwise}" if otherwise else ""
+    return f"{what} needs {package}, which is not installed: pip install 'braindecode_vis[{extra}]'{instead}."
+
+
+def require(module: str, what: str, *, otherwise: str = "") -> Any:
+    """Import a package of an extra, or say which extra brings it.
+
+    Parameters
+    ----------
+    module
+        Import name, a key of `EXTRAS`; or ``package.module`` below one.
+    what, otherwise
+        See `describe_missing`.
+
+    Raises
+    ------
+    ConfigError
+        If the package is not installed.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise ConfigError(describe_missing(package, what, otherwise=otherwise)) from error
 
 
 def check_option(name: str, value: Any, allowed: Iterable[Any]) -> None:

@@ -94,6 +94,8 @@ class Settings(BaseModel):
 
     not_hashed: ClassVar[frozenset[str]] = frozenset()
     hashed_if_set: ClassVar[frozenset[str]] = frozenset()
+    #: Import names of packages that this component needs and the core does not: keys of `checks.EXTRAS`.
+    packages: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod

@@ -24,7 +24,7 @@ from braindecode_vis.analysis.measure import check_retrieval, compute_interval, 
 from braindecode_vis.analysis.patterns import list_columns
 from braindecode_vis.analysis.study import Findings, Plot, Study, play_encoder, show_chosen
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, require
 from braindecode_vis.retrieval import fit_centre
 from braindecode_vis.settings import Settings
 
@@ -44,6 +44,8 @@ class IntegratedGradientsConfig(Settings):
     batch_size
         Points computed together; how it runs, not what it computes.
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("captum",)
 
     kind: Literal["integrated_gradients"] = "integrated_gradients"
     n_steps: int = Field(default=50, ge=8)
@@ -149,14 +151,10 @@ def explain_trials(
 
 
 def _open_captum() -> Any:
-    try:
-        from captum.attr import IntegratedGradients
-    except ImportError as error:
-        raise ConfigError(
-            "integrated gradients need captum, which is not installed: pip install 'braindecode_vis[attribution]', or "
-            "use the analysis occlusion."
-        ) from error
-    return IntegratedGradients
+    captum = require(
+        "captum.attr", "the analysis integrated_gradients", otherwise="use the analysis occlusion"
+    )
+    return captum.IntegratedGradients
 
 
 def _prepare_goals(study: Study, number: int, encoder: Any, test: Responses) -> tuple[Any, Any]:

@@ -7,7 +7,6 @@ encoders leave by `braindecode_vis.api.model_export`.
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ import pandas as pd
 
 from braindecode_vis import __version__, store
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError, check_option
+from braindecode_vis.checks import ConfigError, DataError, check_option, require
 from braindecode_vis.pipeline.decoding import retrieve
 from braindecode_vis.pipeline.finished_run import FinishedRun, open_finished
 from braindecode_vis.pipeline.learning import pick_test_trials, preprocess
@@ -52,16 +51,6 @@ MOST_COLUMNS = 10_000
 #: Units that MNE does not know, as shares of V or T.
 _TO_SI = {"uv": 1e-6, "µv": 1e-6, "μv": 1e-6, "microvolt": 1e-6, "mv": 1e-3, "ft": 1e-15, "femtotesla": 1e-15}
 _BIDS_VERSION = "1.10.0"
-
-
-def require(module: str, *, why: str) -> Any:
-    """Import an optional library, or say how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"{why} needs {module.partition('.')[0]}, which is not installed; pip install 'braindecode_vis[export]'."
-        ) from error
 
 
 def check_request(what: str, to: str) -> None:
@@ -239,7 +228,7 @@ def responses_to_xarray(responses: Responses, about: Mapping[str, str] | None = 
         ``responses`` with the axes of the trials; columns of the trial table, channels, times and voxels as
         coordinates; mask, affine and further arrays as variables.
     """
-    xarray = require("xarray", why="to_xarray")
+    xarray = require("xarray", "to_xarray")
     dims, sizes = responses.dims, dict(zip(responses.dims, responses.data.shape, strict=True))
     coords: dict[str, Any] = _list_trial_coords(responses.trials, "trial", dims)
     others: dict[str, Any] = {}
@@ -267,7 +256,7 @@ def responses_to_xarray(responses: Responses, about: Mapping[str, str] | None = 
 
 def predictions_to_xarray(run: Run, fold: int | None = None) -> xr.Dataset:
     """Return predicted embeddings with trials, ranks and best pictures as coordinates; for classes, the decisions."""
-    xarray = require("xarray", why="to_xarray")
+    xarray = require("xarray", "to_xarray")
     run = read_only(run)
     table, predicted = read_prediction_table(run, fold)
     attrs = {"braindecode_vis": __version__, **describe_data(run)}
@@ -288,7 +277,7 @@ def predictions_to_xarray(run: Run, fold: int | None = None) -> xr.Dataset:
 
 def scores_to_xarray(run: Run) -> xr.Dataset:
     """Return the table of scores as a data set of variables over ``score``; metric, method and subject are coords."""
-    xarray = require("xarray", why="to_xarray")
+    xarray = require("xarray", "to_xarray")
     run = read_only(run)
     columns = _list_trial_coords(read_score_table(run), "score", ("score",))
     names = ("metric", "method", "subject", "split", "protocol", "fingerprint")
@@ -331,7 +320,7 @@ def _as_plain(values: Any) -> np.ndarray:
 
 def write_grid(made: xr.Dataset, to: str, out: str | Path) -> Path:
     """Write a data set of xarray as NetCDF 4 or Zarr."""
-    require("h5netcdf" if to == "netcdf" else "zarr", why=f"writing {to}")
+    require("h5netcdf" if to == "netcdf" else "zarr", f"writing {to}")
     with write_new(out, to) as path:
         if to == "netcdf":
             made.to_netcdf(path, engine="h5netcdf")

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis import __version__, store
-from braindecode_vis.api.exports import check_request, require, write_new
+from braindecode_vis.api.exports import check_request, write_new
 from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, require
 
 #: An exported program may differ from its encoder by this share of the spread of predictions: float32 sums in another
 #: order, through a few dozen layers.
@@ -175,7 +175,7 @@ def export_program(
     expected = np.asarray(encoder.decision(trials) if classes else encoder.predict(trials).vectors)
     if to == "onnx":
         for library in ("onnx", "onnxscript", "onnxruntime"):
-            require(library, why="exporting to ONNX")
+            require(library, "exporting to ONNX")
     trial = torch.export.Dim("trial")
     # Traced with two trials and checked with another number, so that a number that was frozen shows.
     few = tuple(tensor[:2] for tensor in inputs.values())
@@ -215,7 +215,7 @@ def export_program(
 
 
 def _run_onnx(file: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    runtime = require("onnxruntime", why="checking ONNX")
+    runtime = require("onnxruntime", "checking ONNX")
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     # A network that asks for no subject may have lost that input.
     feed = {entry.name: inputs[entry.name] for entry in session.get_inputs()}

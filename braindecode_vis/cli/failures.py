@@ -169,7 +169,17 @@ def describe_failure(error: Exception, *, resumes: bool = True) -> str:
     # What is written in Rust, safetensors among it, says the system's number in its text alone.
     if (number := re.search(r"\(os error (\d+)\)", str(error))) and int(number[1]) in _WRITE_ERRORS:
         return _describe_system(OSError(int(number[1]), str(error)), resumes)
-    return _blame_outside(error) or _describe_damage(error) or _describe_misfit(error)
+    return (
+        _blame_outside(error) or _describe_lack(error) or _describe_damage(error) or _describe_misfit(error)
+    )
+
+
+def _describe_lack(error: Exception) -> str:
+    """Return a sentence for a package of an extra that is not installed; empty for any other error."""
+    from braindecode_vis.checks import EXTRAS, describe_missing
+
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return describe_missing(module, "this command") if module in EXTRAS else ""
 
 
 def _describe_system(error: OSError, resumes: bool) -> str:

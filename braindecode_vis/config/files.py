@@ -6,9 +6,10 @@ Owns which settings each stage reads. A data set and an analysis check their own
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
-from braindecode_vis.checks import BraindecodeVisError, ConfigError
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, describe_missing
 from braindecode_vis.config.models import RunConfig
 from braindecode_vis.roles import (
     ENCODER_SETTINGS,
@@ -36,8 +37,8 @@ READS = {
 def check_files(config: RunConfig, stage: str = "report") -> None:
     """Raise `ConfigError` where a file that a run needs up to a stage is not there.
 
-    Paths must exist, a network without embedded weights must have some or be allowed to fetch them, and a caption bank
-    must be readable.
+    Packages of extras must be installed and paths exist, a network without embedded weights must have some or be
+    allowed to fetch them, and a caption bank must be readable.
 
     Parameters
     ----------
@@ -47,6 +48,8 @@ def check_files(config: RunConfig, stage: str = "report") -> None:
         The last stage that is asked for.
     """
     _check_outside(config)
+    for key, entry in config.dataset.walk("dataset"):
+        _check_packages(key, entry)
     stages = list(READS)
     for name in stages[: stages.index(stage) + 1]:
         for part in READS[name]:
@@ -76,6 +79,12 @@ def _is_read(config: RunConfig, part: str, stage: str) -> bool:
     return named if stage == "evaluate" else play(ENCODER_SETTINGS, config.encoder).reads_text
 
 
+def _check_packages(key: str, settings: Settings) -> None:
+    for module in settings.packages:
+        if find_spec(module) is None:
+            raise ConfigError(describe_missing(module, f"{key} ({getattr(settings, 'kind', module)})"))
+
+
 def _check_settings(key: str, settings: Settings) -> None:
     for name in type(settings).model_fields:
         value = getattr(settings, name)
@@ -84,6 +93,7 @@ def _check_settings(key: str, settings: Settings) -> None:
             if isinstance(path, Path) and not path.expanduser().exists():
                 whole = f"{key}.{name}.{entry}".rstrip(".")
                 raise ConfigError(f"{whole} names {path}, which does not exist; correct it or leave it out.")
+    _check_packages(key, settings)
     try:
         settings.check_files()
     except BraindecodeVisError as error:

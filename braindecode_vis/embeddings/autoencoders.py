@@ -179,6 +179,8 @@ class LatentConfig(Settings):
 class AutoencoderKLConfig(LatentConfig):
     """Latents of the autoencoder of Stable Diffusion or SDXL, at the mean of the posterior."""
 
+    packages: ClassVar[tuple[str, ...]] = ("diffusers",)
+
     kind: Literal["vae"] = "vae"
 
     def _digest_sizes(self) -> list[str]:
@@ -222,6 +224,8 @@ class TinyAutoencoderConfig(LatentConfig):
     The weights are a folder with the two files of the original release (``taesd_encoder``, ``taesd_decoder``; for SDXL
     ``taesdxl_...``), or a folder or file of diffusers.
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("diffusers",)
 
     kind: Literal["taesd"] = "taesd"
 

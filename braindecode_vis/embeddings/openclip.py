@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,8 @@ class OpenClipConfig(VisionNetworkConfig):
     model_args
         Changes to the architecture's own description, for example ``{vision_cfg: {layers: 2}}``.
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("open_clip",)
 
     kind: Literal["openclip"] = "openclip"
     architecture: str = "ViT-H-14"

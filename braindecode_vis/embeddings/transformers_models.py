@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -80,6 +80,8 @@ class TransformersConfig(VisionNetworkConfig):
     model_args
         The architecture's sizes, for random weights.
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("transformers",)
 
     kind: Literal["transformers"] = "transformers"
     architecture: Architecture | None = None

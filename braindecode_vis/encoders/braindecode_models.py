@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import inspect
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError, suggest
+from braindecode_vis.checks import ConfigError, DataError, describe_missing, suggest
 from braindecode_vis.encoders.signal import Signal, read_axes
 from braindecode_vis.settings import Settings
 
@@ -40,6 +40,8 @@ class BraindecodeConfig(Settings):
         input_window_seconds and chs_info, each passed if the class asks for it). The defaults are braindecode's;
         record its version with a result.
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("braindecode",)
 
     kind: Literal["braindecode"] = "braindecode"
     model: str = Field(min_length=1)
@@ -168,8 +170,11 @@ def _import_models() -> ModuleType:
         if error.name not in ("braindecode", "braindecode.models"):
             raise ConfigError(_explain_load_failure(error)) from error
         raise ConfigError(
-            "encoder.network.kind is braindecode, which is not installed: pip install 'braindecode_vis[braindecode]', "
-            "or choose eegnet, which needs no extra."
+            describe_missing(
+                "braindecode",
+                "encoder.network.kind braindecode",
+                otherwise="choose eegnet, which needs no extra",
+            )
         ) from error
     except (ImportError, OSError, RuntimeError) as error:
         raise ConfigError(_explain_load_failure(error)) from error

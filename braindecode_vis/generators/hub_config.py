@@ -59,6 +59,11 @@ class HubConfig(Settings):
         How it runs, not what it computes.
     """
 
+    packages: ClassVar[tuple[str, ...]] = (
+        "diffusers",
+        "transformers",
+    )
+
     weights: Path | None = None
     allow_download: bool = False
     condition_spaces: tuple[str, ...] = ()

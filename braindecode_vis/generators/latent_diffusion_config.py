@@ -43,6 +43,8 @@ class LatentDiffusionConfig(Settings):
         How it runs, not what it computes.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("diffusers",)
+
     kind: Literal["latent_diffusion"] = "latent_diffusion"
     weights: Path | None = None
     sampler: Literal["ddim", "dpm-solver++"] = "dpm-solver++"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, require
 from braindecode_vis.datasets.sources.cleaning_options import AutorejectConfig, IcaConfig
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochPlan, Sensors
 from braindecode_vis.datasets.sources.safe_pickle import open_npy
@@ -109,13 +109,7 @@ def fit_eye_projection(
     import mne
 
     if config.method == "picard":
-        try:
-            import picard  # noqa: F401
-        except ImportError as error:
-            raise ConfigError(
-                "dataset.ica.method picard needs the package python-picard: install it with "
-                'pip install "braindecode_vis[clean]", or use fastica.'
-            ) from error
+        require("picard", "dataset.ica.method picard", otherwise="use fastica")
     # An average reference or an interpolated channel costs a dimension; more components than that would be noise.
     rank = int(np.linalg.matrix_rank(np.cov(samples)))
     n_components = min(config.n_components or rank - 1, rank)
@@ -310,13 +304,7 @@ def leave_out(session: Sequence[Piece], drops: Sequence[np.ndarray]) -> tuple[li
 
 def fit_autoreject(session: Sequence[Piece], plan: EpochPlan, config: AutorejectConfig) -> tuple[Any, Any]:
     """Learn thresholds from training trials, and return the fitted object and the `mne.Info` of its epochs."""
-    try:
-        import autoreject
-    except ImportError as error:
-        raise ConfigError(
-            'dataset.autoreject needs the package autoreject: install it with pip install "braindecode_vis[clean]", '
-            "or leave it out."
-        ) from error
+    autoreject = require("autoreject", "dataset.autoreject", otherwise="leave it out")
     first = session[0].part
     assert isinstance(first, ContinuousPart)
     n_train = sum(int((piece.trials["split"] == "train").sum()) for piece in session)

@@ -92,6 +92,8 @@ class DiffusionPriorConfig(ImageSourceSettings):
         How it runs, not what it computes.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("diffusers",)
+
     kind: Literal["diffusion"] = "diffusion"
     network: Literal["auto", "mlp", "transformer"] = "auto"
     widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (1024, 512, 256, 128, 64)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import ConfigError, require
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
@@ -199,6 +199,8 @@ class BraindecodeAugmentationConfig(Settings):
         Its further arguments; ``sfreq`` is filled in where the class asks for it.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("braindecode",)
+
     kind: Literal["braindecode"] = "braindecode"
     name: str
     probability: Probability = 0.5
@@ -211,12 +213,7 @@ class BraindecodeAugmentationConfig(Settings):
         import torch
 
         _require_time(signal, f"braindecode {self.name}")
-        try:
-            from braindecode import augmentation
-        except ImportError as error:
-            raise ConfigError(
-                f"the augmentation {self.name} needs braindecode: pip install 'braindecode_vis[braindecode]'."
-            ) from error
+        augmentation = require("braindecode.augmentation", f"the augmentation {self.name}")
         kind: Any = getattr(augmentation, self.name, None)
         # Nothing else that lies in that module is called because a file names it.
         if not (isinstance(kind, type) and issubclass(kind, augmentation.Transform)):

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, require
 from braindecode_vis.devices import count_processes, gather_rows, get_rank, keep_random_state, seed_device
 from braindecode_vis.optimisation import (
     MovingAverage,
@@ -48,7 +48,6 @@ CHECKPOINT = "checkpoint.safetensors"
 _CHECKPOINT_SHARE = 50  # times what writing one took: large weights on a slow disk are written more rarely
 BAD_BATCH = "bad_batch.npz"
 LOG_FILE = "training.jsonl"
-_INSTALL = "pip install 'braindecode_vis[tracking]'"
 #: Updates between checks of the loss, each of which waits for a GPU.
 CHECK_EVERY = {"cpu": 1, "cuda": 20}
 GROUP_KEYS = ("params", "lr", "lr_scale", "weight_decay")
@@ -673,16 +672,12 @@ def _flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _open_tensorboard(folder: Path, first_epoch: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(f"encoder.log asks for tensorboard, which is not installed: {_INSTALL}.") from error
+    require("tensorboard", "encoder.log: [tensorboard]")
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder), purge_step=first_epoch)
 
 
 def _open_wandb(workspace: Path, config: dict[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError(f"encoder.log asks for wandb, which is not installed: {_INSTALL}.") from error
+    wandb = require("wandb", "encoder.log: [wandb]")
     return wandb.init(project="braindecode_vis", dir=str(workspace), config=config, resume="allow")

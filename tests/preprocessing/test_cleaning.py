@@ -432,7 +432,7 @@ def test_autoreject_leaves_out_the_trials_that_are_asked_for(tmp_path, signal, e
 def test_missing_packages_are_named(tmp_path, signal, events, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "autoreject", None)
     monkeypatch.setitem(__import__("sys").modules, "picard", None)
-    with pytest.raises(ConfigError, match=r'pip install "braindecode_vis\[clean\]"'):
+    with pytest.raises(ConfigError, match=r"pip install 'braindecode_vis\[eeg\]'"):
         write(make_source(signal, events), tmp_path / "a", autoreject=True)
-    with pytest.raises(ConfigError, match="needs the package python-picard"):
+    with pytest.raises(ConfigError, match=r"dataset\.ica\.method picard needs python-picard"):
         write(make_source(signal, events), tmp_path / "b", ica={"method": "picard"})

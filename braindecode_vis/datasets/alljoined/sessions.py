@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError, check_columns, is_there, refuse_damage
+from braindecode_vis.checks import ConfigError, DataError, check_columns, is_there, refuse_damage, require
 from braindecode_vis.datasets.bids.meeg_files import RawReader, list_boundaries
 from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, name_image
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
@@ -427,13 +427,7 @@ def _read_chunk(dataset: Any, offset: tuple[int, ...], path: Path) -> bytes:
         if mask >> place & 1:  # left out for this chunk
             continue
         if number == _BLOSC:
-            try:
-                import blosc2
-            except ImportError as error:
-                raise ConfigError(
-                    f"{path} is a pandas HDF5 table packed with blosc; reading it needs blosc2, which comes with "
-                    "PyTables: pip install tables."
-                ) from error
+            blosc2 = require("blosc2", f"{path}, a pandas HDF5 table packed with blosc,")
             chunk = bytes(blosc2.decompress(chunk))
         elif number == _DEFLATE:
             chunk = zlib.decompress(chunk)

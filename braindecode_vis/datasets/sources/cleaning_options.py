@@ -13,7 +13,7 @@ References
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -50,7 +50,7 @@ class IcaConfig(Settings):
     Parameters
     ----------
     method
-        ``fastica``, or ``picard`` (``pip install "braindecode_vis[clean]"``).
+        ``fastica``, or ``picard`` (``pip install "braindecode_vis[eeg]"``).
     n_components
         Principal components that are kept for the fit; None for all that the rank allows, less one.
     eyes
@@ -70,7 +70,7 @@ class IcaConfig(Settings):
 
 
 class AutorejectConfig(Settings):
-    """Repair and reject trials with autoreject [2]_ (``pip install "braindecode_vis[clean]"``).
+    """Repair and reject trials with autoreject [2]_ (``pip install "braindecode_vis[eeg]"``).
 
     Thresholds are learnt from training trials, per session, and applied to all trials.
 
@@ -88,6 +88,8 @@ class AutorejectConfig(Settings):
     max_trials
         Largest number of training trials that thresholds are learnt from; evenly spaced ones are taken.
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("autoreject",)
 
     # Coarser than autoreject's own grid (1, 4, 32 and eleven shares): the search is the cost of this step, and caps of
     # 32 to 64 electrodes allow few repairs.

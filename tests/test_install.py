@@ -1,0 +1,141 @@
+"""What an installation holds: the core without any extra, what each extra brings, and the size of the wheel."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from braindecode_vis.checks import EXTRAS, ConfigError, describe_missing, require
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+#: Packages that nobody can install by an extra of ours, each asked for by hand where it is used.
+BY_HAND = {"dreamsim", "lpips", "resource", "fcntl", "torchaudio", "neuralset", "neuraltrain"}
+BLOCK = (
+    "import importlib.machinery as m\n"
+    "find = m.PathFinder.find_spec\n"
+    f"lacks = {set(EXTRAS)!r}\n"
+    "m.PathFinder.find_spec = classmethod(\n"
+    "    lambda cls, name, *rest: None if name.partition('.')[0] in lacks else find(name, *rest)\n"
+    ")\n"
+)
+
+
+def name_of(requirement):
+    return (
+        requirement.split(";")[0].split("[")[0].split(">")[0].split("=")[0].strip().lower().replace("_", "-")
+    )
+
+
+def list_extra(extra):
+    return {name_of(entry) for entry in PROJECT["optional-dependencies"][extra]}
+
+
+def test_every_extra_brings_what_it_is_named_for():
+    for module, (package, extra) in EXTRAS.items():
+        assert name_of(package) in list_extra(extra), module
+    bundled = PROJECT["optional-dependencies"]["all"][0].partition("[")[2].rstrip("]").split(",")
+    assert {"generate", "clip", "eeg"} <= set(bundled) <= set(PROJECT["optional-dependencies"])
+
+
+def test_every_import_is_of_the_core_or_of_an_extra():
+    """A package that only the developers have would fail for everyone else, and only where it is used."""
+    core = {name_of(entry) for entry in PROJECT["dependencies"]}
+    owners = metadata.packages_distributions()
+    strays = {}
+    for path in (ROOT / "braindecode_vis").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module]
+            else:
+                continue
+            for module in {name.partition(".")[0] for name in modules}:
+                if module in sys.stdlib_module_names | set(EXTRAS) | BY_HAND | {"braindecode_vis", "isal"}:
+                    continue
+                if not {name_of(owner) for owner in owners.get(module, [])} & core:
+                    strays.setdefault(module, []).append(path.name)
+    # These come with pydantic, Jinja and Matplotlib.
+    assert set(strays) <= {"pydantic_core", "markupsafe", "cycler"}, strays
+
+
+def test_the_core_alone_decodes_and_reports(tmp_path):
+    """The light install: arrays to scores and a page, with none of the packages that extras bring."""
+    code = BLOCK + (
+        "import numpy as np, braindecode_vis as bdv\n"
+        "rng = np.random.default_rng(0)\n"
+        "pictures = rng.random((12, 8, 8, 3), dtype=np.float32)\n"
+        "shown = np.repeat(np.arange(12), 3)\n"
+        "X = pictures[shown].reshape(36, -1)[:, :20] + 0.1 * rng.standard_normal((36, 20))\n"
+        "data = bdv.from_arrays(X, images=pictures, shown=shown)\n"
+        f"run = bdv.decode(data, target='pixels', out={str(tmp_path / 'run')!r})\n"
+        "print(len(run.scores))\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) > 5
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "package", "extra"),
+    [
+        ("synthetic_digits", "target={kind: transformers, architecture: dinov2}", "transformers", "generate"),
+        ("synthetic_digits", "target={kind: openclip, architecture: RN50, pretrained: openai}",
+         "open_clip_torch", "clip"),
+        ("synthetic_digits", "prior={kind: diffusion}", "diffusers", "generate"),
+    ],
+)  # fmt: skip
+def test_a_run_that_needs_an_extra_says_so_before_it_starts(tmp_path, name, setting, package, extra):
+    code = BLOCK + "from braindecode_vis.cli import main\nmain()\n"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "run",
+        name,
+        "--out",
+        str(tmp_path / "run"),
+        "--set",
+        setting,
+        "--set",
+        "generator.kind=nearest",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr[-2000:]
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert f"needs {package}, which is not installed: pip install 'braindecode_vis[{extra}]'" in sentence
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_require_tells_a_package_that_is_there_and_broken_from_one_that_lacks(monkeypatch):
+    assert require("json", "nothing").dumps([]) == "[]"
+    monkeypatch.setitem(sys.modules, "captum", None)
+    with pytest.raises(ConfigError, match=r"x needs captum.*\[attribution\]', or use y\."):
+        require("captum.attr", "x", otherwise="use y")
+    assert (
+        describe_missing("zarr", "z")
+        == "z needs zarr, which is not installed: pip install 'braindecode_vis[export]'."
+    )
+
+
+def test_the_wheel_is_small_and_holds_what_a_run_reads(tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 13e6  # the embedded generator's weights are 9 MB of it
+    names = zipfile.ZipFile(wheel).namelist()
+    for part in (
+        "configs/phantom_eeg.yaml",
+        "data_manifests/digits69.yaml",
+        "py.typed",
+        "latent_diffusion.safetensors",
+    ):
+        assert any(name.endswith(part) for name in names), part
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "docs/"))]
