@@ -426,14 +426,14 @@ def _write_caches(places: Mapping[str, str], *, keep: Container[str] = ()) -> No
             finally:
                 temporary.unlink(missing_ok=True)
     if folders:
-        _bound_cache()
+        bound_cache(find_cache_folder() / "digests", _MAX_FOLDERS)
 
 
-def _bound_cache() -> None:
-    """Remove the folders that were not hashed for longest, once there are too many."""
-    with suppress(OSError, RuntimeError):
-        kept = list((find_cache_folder() / "digests").iterdir())
-        if len(kept) > _MAX_FOLDERS:
+def bound_cache(folder: Path, n_most: int) -> None:
+    """Remove those files of a folder of the cache that were written longest ago, once there are more than `n_most`."""
+    with suppress(OSError):
+        kept = list(folder.iterdir())
+        if len(kept) > n_most:
             kept.sort(key=lambda path: path.stat().st_mtime)
-            for path in kept[: _MAX_FOLDERS // 2]:
+            for path in kept[: n_most // 2]:
                 path.unlink(missing_ok=True)

@@ -246,6 +246,10 @@ class RunFolder:
                         link.replace(ours)
                         del large[size, digest]
 
+    def take(self, final: Path) -> None:
+        """Count a finished artifact, whose files were verified, among those that this process uses."""
+        self._in_use[final] = None
+
     def verify(self, *, read: bool = True) -> None:
         """Compare the artifacts that this process has reused, written or found with their digests.
 

@@ -277,13 +277,14 @@ def _tell_earlier(out: Path, config: RunConfig) -> None:
 def training_together(run: Run) -> Iterator[None]:
     """Train with the other processes that torchrun started, if it did; then only the first one enters the block."""
     from braindecode_vis.devices import count_launched, forget_launch, is_first, leave
-    from braindecode_vis.pipeline.together import train_together
 
     # torchrun leaves its variables in the environment even for one process.
     if count_launched() == 1:
         forget_launch()
         yield
         return
+    from braindecode_vis.pipeline.together import train_together
+
     first = is_first()
     train_together(run)
     if first:
@@ -293,7 +294,7 @@ def training_together(run: Run) -> Iterator[None]:
 
 def finish(run: Run, as_json: bool, message: str = "", *, profile: bool = False) -> None:
     """Print where the run lies, or its scores as JSON, and what each stage took if that is asked for."""
-    from braindecode_vis.pipeline.reporting import read_run_scores
+    from braindecode_vis.pipeline.runs import read_run_scores
 
     rows = read_run_scores(run)
     if as_json:

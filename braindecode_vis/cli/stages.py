@@ -84,24 +84,22 @@ def run_command(
     run = open_source(source, root, out, overrides, subjects)
     check_files(run.config)
     with training_together(run):
-        rows = pipeline.run_all(run)
+        ending = pipeline.finish_run(run)
         if not as_json:
-            print_scores(rows)
+            print_scores(ending.rows)
         finish(run, as_json, f"report: {run.folder.path / 'report.html'}", profile=profile)
-        for hint in pipeline.list_hints(run) if not as_json else ():
+        for hint in ending.hints if not as_json else ():
             make_console(stderr=False).print(f"hint: {hint}", markup=False)
-        found = pipeline.check_leaks(run)
         if not as_json:
             make_console(stderr=False).print(count_verified().describe(), markup=False)
-        if found is not None and not as_json:
+        if ending.checked and not as_json:
             make_console(stderr=False).print(
-                f"checked for leaks in {run.seen['seconds of audit']:.1f} s: {found.summarise()}; braindecode-vis "
-                f"audit {run.folder.path} makes all checks",
+                f"checked for leaks {ending.checked}; braindecode-vis audit {run.folder.path} makes all checks",
                 markup=False,
             )
         # Only now, when everything was written: the report says it in red.
-        if found is not None and found.leaks:
-            raise DataError(found.summarise_leaks())
+        if ending.leaks:
+            raise DataError(ending.leaks)
 
 
 _SUMMARIES = {

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from braindecode_vis.pipeline.decoding import reconstruct, retrieve
+    from braindecode_vis.pipeline.ending import finish_run
     from braindecode_vis.pipeline.hints import list_hints
     from braindecode_vis.pipeline.learning import embed, preprocess, train
     from braindecode_vis.pipeline.reporting import check_leaks, report, run_all
@@ -26,7 +27,7 @@ STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate",
 _MODULES = {
     "preprocess": "learning", "embed": "learning", "train": "learning", "train_together": "together",
     "retrieve": "decoding", "reconstruct": "decoding", "evaluate": "scoring", "report": "reporting",
-    "check_leaks": "reporting", "list_hints": "hints", "run_all": "reporting",
+    "check_leaks": "reporting", "finish_run": "ending", "list_hints": "hints", "run_all": "reporting",
 }  # fmt: skip
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "check_leaks",
     "embed",
     "evaluate",
+    "finish_run",
     "list_hints",
     "preprocess",
     "reconstruct",

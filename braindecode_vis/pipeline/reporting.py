@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from braindecode_vis import roles, store
 from braindecode_vis.checks import BraindecodeVisError, DataError
-from braindecode_vis.config import RunConfig, check_files
+from braindecode_vis.config import check_files
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.pipeline.decoding import open_low_level, reconstruct, retrieve
 from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.learning import embed, needs_predictions, predict_out_of_fold, preprocess, train
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
-from braindecode_vis.pipeline.runs import Run, read_scores, remember
+from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.pipeline.scoring import evaluate, find_phantom
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def report(run: Run) -> Path:
     analyses, damaged = summary.find_analyses(run.folder.path, describe_question(run))
     for sentence in damaged:
         run.tell(sentence)
+    run.seen["damaged analyses"] = damaged
     audit = check_leaks(run)
     leaks = [] if audit is None else [f"{item.message} {item.where}".strip() for item in audit.leaks]
     # A report is written anew only if something that it shows has changed, or the page itself was.
@@ -182,19 +183,6 @@ def _describe_stages(artifacts: list[store.Artifact]) -> dict[str, Any]:
             **({"profile": record["profile"]} if "profile" in record else {}),  # not of earlier versions
         }
     return stages
-
-
-def read_run_scores(run: Run) -> list[dict[str, Any]]:
-    """Return the rows of this run; none where those in the folder were made with other settings."""
-    # What this process computed is newer than any file.
-    if "evaluate" in run.seen:
-        return run.seen["evaluate"]
-    try:
-        # A folder of an earlier version may hold fields that are no more; then nothing is known of its rows.
-        made_with = RunConfig.model_validate(store.read_json(run.folder.path / "provenance.json")["config"])
-    except (OSError, DataError, KeyError, TypeError, ValueError):
-        return []
-    return read_scores(run.folder.path) if made_with.hashed_fields() == run.config.hashed_fields() else []
 
 
 def run_all(run: Run) -> list[dict[str, Any]]:

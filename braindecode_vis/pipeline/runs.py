@@ -74,7 +74,8 @@ class SilentListener:
 class Run:
     """One run folder, its configuration, and the stages that this process has already looked at.
 
-    `follows` is true in a process that trains together with others of which another one writes.
+    `follows` is true in a process that trains together with others of which another one writes. `produced` are the
+    artifacts that were reused or computed, by what the listener was told of them.
     """
 
     config: RunConfig
@@ -82,6 +83,7 @@ class Run:
     listener: Listener = field(default_factory=SilentListener)
     seen: dict[str, Any] = field(default_factory=dict)
     follows: bool = False
+    produced: list[tuple[str, store.Artifact]] = field(default_factory=list)
 
     @property
     def target(self) -> WholeSettings:
@@ -146,6 +148,7 @@ class Run:
                 stage, version=STAGE_VERSIONS[stage], fields=store.json_plain(fields), upstream=dict(upstream),
                 compute=compute_alone, unit=unit,
             )  # fmt: skip
+        self.produced.append((f"{stage} {unit}".strip(), artifact))
         self.listener.finished(f"{stage} {unit}".strip(), artifact, time.perf_counter() - started)
         return artifact
 
@@ -338,6 +341,19 @@ def publish_scores(run: Run, artifact: store.Artifact) -> list[dict[str, Any]]:
         with store.replace_atomically(folder / "scores.parquet") as temporary:
             pd.DataFrame(rows).to_parquet(temporary, index=False)
     return rows
+
+
+def read_run_scores(run: Run) -> list[dict[str, Any]]:
+    """Return the rows of this run; none where those in the folder were made with other settings."""
+    # What this process computed is newer than any file.
+    if "evaluate" in run.seen:
+        return run.seen["evaluate"]
+    try:
+        # A folder of an earlier version may hold fields that are no more; then nothing is known of its rows.
+        made_with = RunConfig.model_validate(store.read_json(run.folder.path / "provenance.json")["config"])
+    except (OSError, DataError, KeyError, TypeError, ValueError):
+        return []
+    return read_scores(run.folder.path) if made_with.hashed_fields() == run.config.hashed_fields() else []
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
