@@ -104,6 +104,7 @@ _VARIABLE = {
     "started",
     "finished",
     "trials_per_second",
+    "mtime_ns",
 }
 
 
@@ -149,19 +150,17 @@ def list_leftovers(*folders: Path) -> list[Path]:
 
 def fetch_toy(url: str, out: str, digest: str, size: str) -> None:
     """Fetch one file from a server on the loopback interface, as the verb would from a public one."""
-    from braindecode_vis.datasets import fetching
-    from braindecode_vis.datasets.manifests import Manifest, ManifestFile
+    from braindecode_vis.datasets import fetching, transfer
+    from braindecode_vis.datasets.manifests import Manifest, Part, PartFile
 
-    class Entry(ManifestFile):
-        url: str | None = None
-
-    fetching.ALLOW_LOOPBACK = True
+    transfer.ALLOW_LOOPBACK = True
+    file = PartFile(path="a.bin", at=url, bytes=int(size), checksum=f"sha256:{digest}")
     manifest = Manifest(
         name="toy", title="Toy set", modality="eeg", subjects=1, stimuli="none", summary="", citation="",
         licence="CC0", source={"url": "example.org/toy"},
-        files=(Entry(path="a.bin", url=url, bytes=int(size), sha256=digest),),
+        parts=(Part(name="data", what="", host="https", files=(file,), mark="verified"),),
     )  # fmt: skip
-    findings = fetching.fetch(manifest, Path(out), accept_licence=True)
+    findings = fetching.fetch(fetching.make_plan(manifest, Path(out)))
     assert all(finding.ok for finding in findings), findings
 
 

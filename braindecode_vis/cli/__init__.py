@@ -110,7 +110,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "describe": ("describe things_eeg2_atm_vith", "describe network", "describe atm_s", "describe dataset.nsd"),
     "check": ("check things_eeg2 --root /data/things-eeg2", "check nsd --root /data/nsd --full"),
-    "fetch": ("fetch digits69 --root /data/digits69 --accept-licence",),
+    "fetch": (
+        "fetch digits69 --root /data/digits69", "fetch things_meg --subjects 1,2 --root /data/things-meg --dry-run",
+        "fetch nsd --subjects 1 --parts design,betas --root /data/nsd --accept-terms",
+    ),
     "new": ("new my_recording",),
     "preprocess": ("preprocess things_eeg2_ridge --root /data/things-eeg2 --subject 8 --out runs/sub-08",),
     "embed": ("embed runs/sub-08", "embed nsd_ridge --root /data/nsd --allow-download"),

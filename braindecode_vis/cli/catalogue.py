@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.manifests import CheckFinding, Manifest, read_manifest, read_manifests
+from braindecode_vis.datasets.manifests import CheckFinding, Manifest, read_manifests
 
 if TYPE_CHECKING:
     from braindecode_vis.config import RunConfig
+    from braindecode_vis.datasets.fetching import Plan
     from braindecode_vis.pipeline.runs import Listener
 
 
@@ -62,41 +63,46 @@ def _lies_there(path: Path) -> bool:
     return path.is_file() or path.with_name(f"{path.name}.gz").is_file()
 
 
-def fetch_dataset(name: str, root: Path, *, accept_licence: bool, listener: Listener) -> list[CheckFinding]:
+def fetch_dataset(plan: Plan, *, jobs: int, listener: Listener) -> list[CheckFinding]:
     """Download what is missing of a data set; every file that could not be fetched is an error at the end.
 
     Parameters
     ----------
-    name
-        Name of the data set.
-    root
-        Folder to fetch into.
-    accept_licence
-        Whether the user accepts its terms; otherwise they are shown and nothing is fetched.
+    plan
+        What is to be fetched.
+    jobs
+        How many files at once.
     listener
         Shows progress.
     """
+    import threading
+
     from braindecode_vis.datasets.fetching import fetch
 
-    manifest = read_manifest(name)
-    done: dict[str, int] = {}
-    # Without declared sizes the bar shows no share.
-    total = sum(entry.bytes or 0 for entry in manifest.files) or None
-    with listener.progress(f"fetching {name} (bytes)", total) as advance:
+    name, lock = plan.manifest.name, threading.Lock()
+    sizes = plan.missing.values()
+    # Without all sizes the bar shows no share.
+    total = None if None in sizes else sum(size or 0 for size in sizes)
+    there = {file.path: (file.bytes or 0) - (plan.missing.get(file.path, 0) or 0) for file in plan.files}
+    with listener.progress(f"fetching {name} (bytes)", total or None) as advance:
 
         def progress(path: str, n_bytes: int, size: int | None) -> None:
-            # Transfers tell how far a file is, bars want what has been added.
-            advance(n_bytes - done.get(path, 0))
-            done[path] = n_bytes
+            # Transfers tell how far a file is, bars want what has been added; several threads tell.
+            with lock:
+                advance(n_bytes - there.get(path, 0))
+                there[path] = n_bytes
 
-        findings = fetch(manifest, root, accept_licence=accept_licence, progress=progress)
+        findings = fetch(plan, jobs=jobs, progress=progress)
+    refuse_failures(findings, f"files of {name} were not fetched")
+    return findings
+
+
+def refuse_failures(findings: list[CheckFinding], what: str) -> None:
+    """Raise `DataError` that names the first of the findings that are not right, if there are any."""
     wrong = [finding for finding in findings if not finding.ok]
     if wrong:
-        raise DataError(
-            f"{len(wrong)} of {len(findings)} files of {name} were not fetched; first: "
-            f"{wrong[0].item}: {wrong[0].message}."
-        )
-    return findings
+        message = wrong[0].message.rstrip(".")
+        raise DataError(f"{len(wrong)} of {len(findings)} {what}; first: {wrong[0].item}: {message}.")
 
 
 def check(config: RunConfig, *, full: bool = False, listener: Listener | None = None) -> list[CheckFinding]:

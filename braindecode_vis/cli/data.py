@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -100,27 +100,82 @@ def check(
 
 def fetch(
     dataset: Annotated[str, typer.Argument(help="Name of the data set.", autocompletion=complete_datasets)],
-    root: Annotated[Path, typer.Option("--root", help="Folder to fetch into.")],
-    accept_licence: Annotated[
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root", help="Folder to fetch into; one of your own below the user's cache by default."
+        ),
+    ] = None,
+    subjects: Annotated[
+        str | None, typer.Option("--subjects", help="Of these alone, separated by commas: 1,2.")
+    ] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option("--parts", help="These parts, separated by commas, or all; datasets NAME lists them."),
+    ] = None,
+    accept_terms: Annotated[
         bool,
-        typer.Option("--accept-licence", help="Accept the terms of the data set, which are shown first."),
+        typer.Option(
+            "--accept-terms", "--accept-licence", help="You have read and accepted the terms that are shown."
+        ),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List addresses, sizes and checksums, and stop.")
+    ] = False,
+    check_addresses: Annotated[
+        bool, typer.Option("--check-addresses", help="Ask each address whether it answers, and stop.")
+    ] = False,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, max=32, help="Files that are fetched at once.")] = 4,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Download the files of a data set that have a public address; interrupted transfers go on where they stopped."""
+    """Download a data set by parts and subjects, verified, its size told first; a stopped call goes on where it was."""
     from braindecode_vis.cli import catalogue
+    from braindecode_vis.datasets import fetching
+    from braindecode_vis.datasets.manifests import read_manifest
 
-    listener = ConsoleListener()
-    findings = catalogue.fetch_dataset(dataset, root, accept_licence=accept_licence, listener=listener)
-    if as_json:
-        listed = [vars(finding) for finding in findings]
-        print_json(
-            {"run_folder": None, "scores": [], "dataset": dataset, "root": str(root), "findings": listed}
-        )
+    manifest = read_manifest(dataset)
+    folder = root or fetching.find_data_folder(dataset)
+    listener, out = ConsoleListener(), make_console(stderr=False)
+    plan = fetching.make_plan(
+        manifest, folder, subjects=_split(subjects), parts=_split(parts), accept_terms=accept_terms
+    )
+    shown: dict[str, Any] = {"run_folder": None, "scores": [], "dataset": dataset, "root": str(plan.root)}
+    if dry_run:
+        if as_json:
+            listed = [
+                {"path": f.path, "part": f.part, "urls": f.urls, "bytes": f.bytes, "checksum": f.checksum}
+                for f in plan.files
+            ]
+            print_json({**shown, "files": listed, "missing": plan.missing, "plan": plan.describe()})
+            return
+        for file in plan.files:
+            size = "size unknown" if file.bytes is None else f"{file.bytes} bytes"
+            address = " or ".join(file.urls) or "written from the manifest"
+            out.print(f"{file.path}: {address}, {size}, {file.checksum or 'no checksum'}", markup=False)
+        for line in plan.describe():
+            out.print(line, markup=False)
         return
-    for finding in findings:
-        make_console(stderr=False).print(f"{finding.item}: {finding.message}", markup=False)
+    for line in [f"licence: {manifest.licence.strip()}", *plan.describe()]:
+        listener.console.print(line, markup=False)
+    if check_addresses:
+        findings = fetching.check_addresses(plan, jobs=jobs)
+    else:
+        findings = catalogue.fetch_dataset(plan, jobs=jobs, listener=listener)
+    if as_json:
+        print_json({**shown, "findings": [vars(finding) for finding in findings]})
+    # Of thousands of files, those that are wrong are told; the others lie there.
+    elif check_addresses or len(findings) <= 40:
+        for finding in findings:
+            out.print(f"{finding.item}: {finding.message}", markup=False)
+    if check_addresses:
+        catalogue.refuse_failures(findings, f"addresses of {dataset} do not answer as published")
+    elif not as_json:
+        out.print(f"next: braindecode-vis check {dataset} --root {plan.root}", markup=False)
+
+
+def _split(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
 
 
 def banks(as_json: Json = False, debug: Debug = False) -> None:

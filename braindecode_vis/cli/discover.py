@@ -19,7 +19,7 @@ from braindecode_vis.cli.show import (
 
 if TYPE_CHECKING:
     from braindecode_vis.config.explain import Explanation
-    from braindecode_vis.datasets.manifests import Manifest
+    from braindecode_vis.datasets.manifests import Manifest, Part
 
 
 def datasets(
@@ -76,6 +76,7 @@ def _print_dataset(manifest: Manifest, source: str, presence: str) -> None:
         ("modality", [f"{manifest.modality}, {subjects}; {manifest.stimuli}"]),
         ("on disk", [presence]),
         ("from", [source]),
+        ("to fetch", [_describe_part(part) for part in manifest.parts]),
         ("licence", [manifest.licence]),
         ("terms", [manifest.gate or ""]),
         ("cite", [manifest.citation]),
@@ -92,6 +93,24 @@ def _print_dataset(manifest: Manifest, source: str, presence: str) -> None:
     for label, texts in lines:
         for text in filter(None, texts):
             console.print(f"{label}: {text}", markup=False)
+
+
+def _describe_part(part: Part) -> str:
+    from braindecode_vis.memory import describe_bytes
+
+    size = part.count_bytes()
+    subjects = len(part.list_subjects())
+    about = [
+        "size told when it is fetched" if size is None else describe_bytes(size),
+        f"{subjects} subjects" if subjects else "",
+        "" if part.default or part.access == "by_hand" else f"with --parts {part.name}",
+        {"open": "", "terms": "needs --accept-terms", "by_hand": "by hand"}[part.access],
+        f"{part.mark} address" if part.access != "by_hand" else "",
+    ]
+    words = (
+        f"{part.name}, {part.what} ({', '.join(filter(None, about[1 if part.access == 'by_hand' else 0 :]))})"
+    )
+    return f"{words}: {part.gate.strip()}" if part.gate else words
 
 
 # --- configurations -------------------------------------------------------------------------------------------

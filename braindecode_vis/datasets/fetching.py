@@ -1,79 +1,303 @@
-"""Downloads of published files: resumable, verified, after the licence was accepted.
+"""Fetching of data sets: what of a manifest's parts is missing, brought side by side, verified and unpacked.
 
-Owns the transfer of the files that a manifest lists. A file grows under the name ``<file>.part`` and gets its own name
-by one rename, after its size and sha256 were compared with the manifest; a broken transfer goes on where it stopped.
-Pooch resolves ``doi:`` addresses of Zenodo, figshare and Dataverse; the transfer itself is ours, since pooch starts
-again from zero. A server is not trusted: no byte beyond the published size is kept, and a redirection goes to a public
-https address or nowhere. Knows no data set.
-
-References
-----------
-Uieda et al. (2020), doi:10.21105/joss.01943: pooch.
-RFC 9110, sections 13.1.5 and 14: range requests and ``If-Range``.
+Owns the plan (which files, from where, how large), the record of what was verified before, and unpacking. A call that
+is stopped or broken loses nothing: whole files keep their names, others go on from their ``.part``.
 """
 
 from __future__ import annotations
 
-import http.client
-import ipaddress
-import re
+import json
+import os
+import queue
 import shutil
-import socket
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import stat
+import tarfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
-from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.manifests import (
-    CheckFinding,
-    Manifest,
-    ManifestFile,
-    check_one_file,
-    describe_source,
+from braindecode_vis.checks import ConfigError, DataError, check_option
+from braindecode_vis.datasets.hosts import check_inside, describe_place, list_files
+from braindecode_vis.datasets.manifests import CheckFinding, Manifest, Part, describe_source, find_label
+from braindecode_vis.datasets.transfer import (
+    PART,
+    Progress,
+    RemoteFile,
+    StoppedError,
+    TransferError,
+    ask,
+    has_checksum,
+    transfer,
 )
-from braindecode_vis.store import hash_file, is_disk_full
+from braindecode_vis.digests import find_cache_folder
+from braindecode_vis.memory import describe_bytes
+from braindecode_vis.store import is_disk_full, replace_atomically
 
-PART = ".part"
-Progress = Callable[[str, int, int | None], None]
-_ATTEMPTS = 5  # broken connections that still brought something, before giving up
-_BLOCK_BYTES = 1 << 18
-# Archives may take long to answer for a large file.
-_TIMEOUT_S = 60.0
-# For the tests alone, whose server lies on this machine: its address then passes, with http.
-ALLOW_LOOPBACK = False
-_REFUSED = {
-    401: "the server asks for a login: accept the terms on its page, and bring the file yourself",
-    403: "the server forbids it: accept the terms on its page, and bring the file yourself",
-    404: "it is no longer at this address: look for a newer release at the source",
-    410: "it was withdrawn: look for a newer release at the source",
-}
+#: What was verified, below the root: an unchanged file is not read again.
+RECORD = ".fetched.json"
+_RECORD_S = 2.0  # between two writings of it
+#: Of a host's own list, this many addresses are asked by `check_addresses`: that it lists them is an answer already.
+_ASKED_OF_A_LIST = 3
 
 
-class _TransferError(Exception):
-    """One file cannot be had; the text says why and what to do."""
+def find_data_folder(name: str) -> Path:
+    """Return where a data set goes that no folder was named for.
+
+    Below ``$BRAINDECODE_VIS_DATA``, or ``datasets`` in the user's cache.
+    """
+    above = os.environ.get("BRAINDECODE_VIS_DATA")
+    return (Path(above).expanduser() if above else find_cache_folder() / "datasets") / name
 
 
-def fetch(
-    manifest: Manifest, root: Path, *, accept_licence: bool, progress: Progress | None = None
-) -> list[CheckFinding]:
-    """Download what is missing of a data set.
+@dataclass(frozen=True)
+class Plan:
+    """What is to be fetched.
 
-    A file that is there and right is left alone; one that is there and wrong is replaced after its download was
-    verified. A failed file does not stop the others, except for a full disk.
+    Parameters
+    ----------
+    manifest, root
+        The data set, and the folder to fill.
+    parts
+        Chosen parts that are fetched.
+    by_hand
+        Chosen parts that nobody but the user can bring.
+    files
+        All files of `parts`.
+    missing
+        Those that are not there with their published size, with the bytes that they lack, None if unknown.
+    """
+
+    manifest: Manifest
+    root: Path
+    parts: tuple[Part, ...]
+    by_hand: tuple[Part, ...]
+    files: tuple[RemoteFile, ...]
+    missing: dict[str, int | None]
+
+    def describe(self) -> list[str]:
+        """Return a line for each part, and one on what is missing and what the disk has free."""
+        lines = []
+        for part in self.parts:
+            files = [file for file in self.files if file.part == part.name]
+            lines.append(
+                f"{part.name}: {describe_files(files)} from {describe_place(part)} ({part.mark} address): {part.what}"
+            )
+        lines += [f"{part.name}: by hand: {part.gate}" for part in self.by_hand]
+        lacking = [size for size in self.missing.values() if size is not None]
+        unknown = len(self.missing) - len(lacking)
+        also = f" and {unknown} files of unknown size" if unknown else ""
+        free = shutil.disk_usage(_find_parent(self.root)).free
+        lines.append(
+            f"to fetch: {describe_bytes(sum(lacking))}{also}, {len(self.missing)} of {len(self.files)} files; "
+            f"{describe_bytes(free)} free below {self.root}"
+        )
+        return lines
+
+    def check_space(self) -> None:
+        """Raise `DataError` if the disk has less free than is missing."""
+        free = shutil.disk_usage(_find_parent(self.root)).free
+        needed = sum(size or 0 for size in self.missing.values())
+        if needed > free:
+            raise DataError(
+                f"{self.manifest.name} needs {describe_bytes(needed)} more, but the disk of {self.root} has "
+                f"{describe_bytes(free)} free; make room, choose another place with --root, or less with --subjects "
+                "and --parts."
+            )
+
+
+def make_plan(
+    manifest: Manifest, root: Path, *, subjects: Sequence[str] | None = None, parts: Sequence[str] | None = None,
+    accept_terms: bool = False,
+) -> Plan:  # fmt: skip
+    """Return what of a data set is to be fetched; hosts are asked for lists that the manifest does not have.
 
     Parameters
     ----------
     manifest
         What the data set consists of.
     root
-        Folder to fill; made if needed.
-    accept_licence
-        Whether the user has accepted the licence and terms that the manifest names.
+        Folder to fill.
+    subjects
+        Whose files; all by default.
+    parts
+        Names of the parts; those that are needed to read the data set by default, ``all`` for all of them.
+    accept_terms
+        Whether the user has accepted the terms of the parts that have some.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such part or subject.
+    DataError
+        If nothing can be fetched, terms were not accepted, or a host does not answer.
+    """
+    chosen = _pick_parts(manifest, parts)
+    by_hand = tuple(part for part in chosen if part.access == "by_hand")
+    open_parts = tuple(part for part in chosen if part.access != "by_hand")
+    if not open_parts:
+        how = [f"{part.name}: {part.gate}" for part in by_hand] or [describe_source(manifest)]
+        raise DataError(
+            f"{manifest.name} has nothing to fetch from here; bring it yourself: {'; '.join(how)}"
+        )
+    _check_subjects(manifest, open_parts, subjects)
+    if not accept_terms and (locked := [part for part in open_parts if part.access == "terms"]):
+        what = "; ".join(dict.fromkeys(part.gate.strip().rstrip(".") for part in locked))
+        names = " and ".join(part.name for part in locked)
+        raise DataError(
+            f"{names} of {manifest.name} come under terms ({manifest.licence.strip().rstrip('.')}): {what}. Do that, "
+            "and then pass --accept-terms."
+        )
+    root = root.expanduser().absolute()
+    files: dict[str, RemoteFile] = {}
+    for part in open_parts:
+        try:
+            listed = list_files(part, subjects)
+        except TransferError as error:
+            raise DataError(f"the part {part.name} of {manifest.name} cannot be listed: {error}.") from error
+        # Two parts may hold the same file from two hosts; the first one that was chosen brings it.
+        for file in listed:
+            files.setdefault(file.path, file)
+    record = _Record(root)
+    missing = {file.path: _count_missing(file, root, record) for file in files.values()}
+    lacking = {path: size for path, size in missing.items() if size != 0}
+    return Plan(manifest, root, open_parts, by_hand, tuple(files.values()), lacking)
+
+
+def _pick_parts(manifest: Manifest, names: Sequence[str] | None) -> list[Part]:
+    if names is None:
+        return [part for part in manifest.parts if part.default]
+    known = [part.name for part in manifest.parts]
+    for name in names:
+        check_option("--parts", name, [*known, "all"])
+    return [part for part in manifest.parts if "all" in names or part.name in names]
+
+
+def _check_subjects(manifest: Manifest, parts: Sequence[Part], subjects: Sequence[str] | None) -> None:
+    there = list(dict.fromkeys(subject for part in parts for subject in part.list_subjects()))
+    for subject in subjects or ():
+        if not there:
+            raise ConfigError(f"the files of {manifest.name} are not kept by subject; leave --subjects out.")
+        if find_label(subject, there) not in there:
+            raise ConfigError(
+                f"--subjects names {subject}, but {manifest.name} has the subjects {', '.join(there)}."
+            )
+
+
+def describe_files(files: Sequence[RemoteFile]) -> str:
+    """Return how many files there are and how large, as far as that is known."""
+    sizes = [file.bytes for file in files]
+    known = sum(size for size in sizes if size is not None)
+    more = " or more" if None in sizes and known else ""
+    amount = "size unknown" if None in sizes and not known else describe_bytes(known) + more
+    return f"{len(files)} file{'' if len(files) == 1 else 's'}, {amount}"
+
+
+def _find_parent(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _count_missing(file: RemoteFile, root: Path, record: _Record) -> int | None:
+    """Return how many bytes of a file are not there yet, None if nobody knows."""
+    if record.knows(file):
+        return 0
+    size = len(file.text.encode()) if file.text is not None else file.bytes
+    for path in (root / file.path, root / f"{file.path}{PART}"):
+        with suppress(OSError):
+            there = path.stat().st_size
+            if path.suffix != PART:
+                return 0 if size in (there, None) else size
+            return None if size is None else max(0, size - there) or None
+    return size
+
+
+# --- the record of what was verified ----------------------------------------------------------------------
+
+
+class _Record:
+    """Which files were verified, by size and modification time, so that the next call need not read them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.path = root, root / RECORD
+        self._lock, self._written = threading.Lock(), 0.0
+        self.files: dict[str, dict[str, Any]] = {}
+        with suppress(OSError, ValueError):  # a lost or damaged record costs reading, and nothing else
+            held = json.loads(self.path.read_text())["files"]
+            self.files = {str(path): row for path, row in held.items() if isinstance(row, dict)}
+
+    def knows(self, file: RemoteFile) -> bool:
+        """Return whether a file, or what was unpacked of it, lies there as it was verified."""
+        row = self.files.get(file.path, {})
+        if row.get("checksum") != file.checksum or (file.unpack is not None) != ("unpacked" in row):
+            return False
+        held = row.get("unpacked", {file.path: [row.get("bytes"), row.get("mtime_ns")]})
+        try:
+            return bool(held) and all(
+                [(found := (self.root / path).stat()).st_size, found.st_mtime_ns] == told
+                for path, told in held.items()
+            )
+        except OSError:
+            return False
+
+    def add(self, file: RemoteFile, unpacked: Sequence[str] | None = None) -> None:
+        """Remember a file, or what it held."""
+        row: dict[str, Any] = {"checksum": file.checksum}
+        if unpacked is None:
+            found = (self.root / file.path).stat()
+            row |= {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
+        else:
+            states = {path: (self.root / path).stat() for path in unpacked}
+            row["unpacked"] = {path: [found.st_size, found.st_mtime_ns] for path, found in states.items()}
+        with self._lock:
+            self.files[file.path] = row
+            if time.monotonic() - self._written > _RECORD_S:
+                self._write()
+
+    def write(self) -> None:
+        """Write what is remembered."""
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        # Without it the next call reads the files.
+        with suppress(OSError), replace_atomically(self.path) as temporary:
+            temporary.write_text(json.dumps({"files": self.files}))
+
+
+# --- fetching ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Work:
+    """What the threads of one call share."""
+
+    plan: Plan
+    record: _Record
+    progress: Progress | None
+    stop: threading.Event = field(default_factory=threading.Event)
+    full: str = ""  # why nothing more can be written
+    findings: dict[str, CheckFinding] = field(default_factory=dict)
+
+
+def fetch(plan: Plan, *, jobs: int = 4, progress: Progress | None = None) -> list[CheckFinding]:
+    """Bring what is missing.
+
+    A file that is there and right is left alone; one that is there and wrong is replaced after its download was
+    verified. A failed file does not stop the others, except for a full disk.
+
+    Parameters
+    ----------
+    plan
+        From `make_plan`.
+    jobs
+        How many files are brought at once.
     progress
-        Called with the file, the bytes it has so far, and its size if known.
+        Called from several threads with the file, the bytes it has so far, and its size if known.
 
     Returns
     -------
@@ -83,272 +307,217 @@ def fetch(
     Raises
     ------
     DataError
-        If the licence was not accepted, the root cannot be written, or the manifest points outside it.
+        If the root cannot be written, or the disk is too small.
     """
-    if not accept_licence:
-        raise DataError(
-            f"{describe_terms(manifest)} Read them, and accept them with --accept-licence to fetch {manifest.name}."
-        )
-    root = root.expanduser()
-    for entry in manifest.files:
-        if Path(entry.path).is_absolute() or ".." in Path(entry.path).parts:
-            raise DataError(f"the manifest names the file {entry.path}, which would lie outside {root}.")
-    if not manifest.files:
-        return [
-            CheckFinding(manifest.name, False, f"no file is listed for download; {_describe_own(manifest)}")
-        ]
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        plan.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{root} cannot be made ({error.strerror}); choose another --root.") from error
-    findings: list[CheckFinding] = []
-    full = ""
-    for entry in manifest.files:
-        target = root / entry.path
-        if full:
-            findings.append(CheckFinding(entry.path, False, f"not fetched, since {full}"))
-            continue
-        try:
-            findings.append(_fetch_one(manifest, entry, root, target, progress))
-        except _TransferError as error:
-            findings.append(CheckFinding(entry.path, False, str(error)))
-        except OSError as error:
-            # A full disk fails every further file too; other errors concern this one alone.
-            if not is_disk_full(error, root):
-                findings.append(CheckFinding(entry.path, False, f"{target} cannot be written ({error})"))
-                continue
-            full = f"the disk of {root} is full"
-            findings.append(
-                CheckFinding(entry.path, False, f"{full}; make room and fetch again: it goes on there")
-            )
-    return findings
+        raise DataError(f"{plan.root} cannot be made ({error.strerror}); choose another --root.") from error
+    plan.check_space()
+    work = _Work(plan, _Record(plan.root), progress)
+
+    def bring(file: RemoteFile) -> None:
+        with suppress(StoppedError):
+            work.findings[file.path] = _bring(file, work)
+
+    try:
+        _do_side_by_side(plan.files, bring, jobs, work.stop)
+    finally:
+        work.record.write()
+    return [work.findings[file.path] for file in plan.files]
 
 
-def describe_terms(manifest: Manifest) -> str:
-    """Return the licence and the gate of a data set as one or two sentences."""
-    text = f"{manifest.title} is available under these terms: {manifest.licence.strip().rstrip('.')}."
-    return text if manifest.gate is None else f"{text} Gate: {manifest.gate.strip().rstrip('.')}."
+def check_addresses(plan: Plan, *, jobs: int = 4) -> list[CheckFinding]:
+    """Ask the address of every file whether it answers; nothing is fetched.
+
+    Of a part that its host listed, the first few are asked.
+    """
+    listed = {part.name for part in plan.parts if part.patterns}
+    count: dict[str, int] = {}
+    asked = []
+    for file in plan.files:
+        count[file.part] = count.get(file.part, 0) + 1
+        if file.text is None and (file.part not in listed or count[file.part] <= _ASKED_OF_A_LIST):
+            asked.append(file)
+    findings: dict[str, CheckFinding] = {}
+
+    def look(file: RemoteFile) -> None:
+        ok, words = ask(file)
+        findings[file.path] = CheckFinding(file.urls[0] if file.urls else file.path, ok, words)
+
+    _do_side_by_side(asked, look, jobs, threading.Event())
+    return [findings[file.path] for file in asked]
 
 
-def _describe_own(manifest: Manifest) -> str:
-    return f"bring it yourself: {describe_source(manifest)}"
+def _do_side_by_side(
+    files: Sequence[RemoteFile], do: Callable[[RemoteFile], None], jobs: int, stop: threading.Event
+) -> None:
+    """Call `do` with each file, `jobs` at once; an error of one of them, or Ctrl-C, ends all of them.
+
+    The threads are daemons, so that a server that is silent does not hold up a program that was told to end.
+    """
+    waiting: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
+    errors: list[BaseException] = []
+    for file in files:
+        waiting.put(file)
+
+    def serve() -> None:
+        with suppress(queue.Empty):
+            while not stop.is_set():
+                try:
+                    do(waiting.get_nowait())
+                except queue.Empty:
+                    raise
+                except BaseException as error:
+                    errors.append(error)
+                    stop.set()
+
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(max(1, min(jobs, len(files))))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=1.0)
+        raise
+    if errors:
+        raise errors[0]
 
 
-def _fetch_one(
-    manifest: Manifest, entry: ManifestFile, root: Path, target: Path, progress: Progress | None
-) -> CheckFinding:
-    if target.exists():
-        there = check_one_file(root, manifest, entry)
-        if there.ok and entry.bytes is not None and target.stat().st_size != entry.bytes:
-            there = CheckFinding(entry.path, False, f"{target} has not the published size")
-        if there.ok:
-            return CheckFinding(entry.path, True, f"already there: {there.message}")
-    if entry.url is None:
-        return CheckFinding(
-            entry.path, False, f"has no address to download from; {_describe_own(manifest)}, as {target}"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + PART)
-    address = resolve_url(entry.url)
-    _check_space(entry, part, target)
-    _download(address, part, entry, progress)
-    _verify(part, entry, address)
-    # One rename, so that a file under its own name is whole and verified.
-    part.replace(target)
-    _forget(part)
-    size = target.stat().st_size
-    return CheckFinding(
-        entry.path, True, f"fetched {size} bytes" + (", sha256 as published" if entry.sha256 else "")
-    )
+def _bring(file: RemoteFile, work: _Work) -> CheckFinding:
+    target = work.plan.root / file.path
+    if work.full:
+        return CheckFinding(file.path, False, f"not fetched, since {work.full}")
+    try:
+        if work.record.knows(file):
+            return CheckFinding(file.path, True, "already there, as it was verified before")
+        done = "already there"
+        if not _is_right(file, target):
+            if not file.urls and file.text is None:
+                source = describe_source(work.plan.manifest)
+                return CheckFinding(
+                    file.path,
+                    False,
+                    f"has no address to download from; bring it yourself: {source}, as {target}",
+                )
+            transfer(file, target, progress=work.progress, stop=work.stop)
+            done = f"fetched {describe_bytes(target.stat().st_size)}"
+        if file.checksum:
+            done += f", {file.checksum.partition(':')[0]} as published"
+        unpacked = None
+        if file.unpack is not None:
+            unpacked = unpack(target, work.plan.root, file.unpack)
+            target.unlink()
+            done += f", unpacked {len(unpacked)} files"
+        work.record.add(file, unpacked)
+        return CheckFinding(file.path, True, done)
+    except TransferError as error:
+        return CheckFinding(file.path, False, str(error))
+    except OSError as error:
+        # A full disk fails every further file too; other errors concern this one alone.
+        if not is_disk_full(error, work.plan.root):
+            return CheckFinding(file.path, False, f"{target} cannot be written ({error})")
+        work.full = f"the disk of {work.plan.root} is full"
+        return CheckFinding(file.path, False, f"{work.full}; make room and fetch again: it goes on there")
 
 
-def resolve_url(url: str) -> str:
-    """Return the http address of a file; ``doi:10.5281/zenodo.1/file.npy`` is looked up with pooch."""
-    if url.startswith("doi:"):
-        from pooch.downloaders import doi_to_repository
-
-        doi, _, name = url.removeprefix("doi:").rpartition("/")
-        try:
-            return str(doi_to_repository(doi).download_url(name))
-        except Exception as error:  # whatever the network and the archive answer
-            raise _TransferError(
-                f"{url} cannot be looked up ({error}); check the network, and fetch again"
-            ) from error
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise _TransferError(f"{url} is neither an http nor a doi address; bring the file yourself")
-    return url
+def _is_right(file: RemoteFile, target: Path) -> bool:
+    if not target.is_file():
+        return False
+    if file.text is not None:
+        return target.read_bytes() == file.text.encode()
+    if file.bytes is not None and target.stat().st_size != file.bytes:
+        return False
+    return not file.checksum or has_checksum(target, file.checksum)
 
 
-def _check_space(entry: ManifestFile, part: Path, target: Path) -> None:
-    if entry.bytes is None:
-        return
-    needed = entry.bytes - (part.stat().st_size if part.exists() else 0)
-    free = shutil.disk_usage(target.parent).free
+# --- archives ---------------------------------------------------------------------------------------------
+
+
+def unpack(archive: Path, root: Path, into: str) -> list[str]:
+    """Unpack a zip or tar below a folder of the root, and return the paths of its files below the root.
+
+    A folder that the archive holds under the same name is not doubled. Each file is renamed when it is whole.
+
+    Raises
+    ------
+    TransferError
+        If the archive is damaged, locked, larger than the disk, or holds links or files outside the folder.
+    """
+    try:
+        with archive.open("rb") as file:
+            is_zip = zipfile.is_zipfile(file)
+        members = list(_read_zip(archive) if is_zip else _read_tar(archive))
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise TransferError(f"{archive} cannot be unpacked ({error}); remove it and fetch again") from error
+    free = shutil.disk_usage(root).free
+    needed = sum(size for _, size, _ in members)
     if needed > free:
-        raise _TransferError(
-            f"needs {needed} more bytes, but the disk of {target.parent} has {free} free; make room, or choose another "
-            "place with --root"
+        raise TransferError(
+            f"{archive} unpacks to {describe_bytes(needed)}, but {describe_bytes(free)} are free; make room and fetch "
+            "again: it need not be sent again"
         )
-
-
-def _download(url: str, part: Path, entry: ManifestFile, progress: Progress | None) -> None:
-    """Fill the part file, going on after broken connections as long as each of them brings something."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        before = part.stat().st_size if part.exists() else 0
-        if entry.bytes is not None and before == entry.bytes:
-            return
-        # A part that is longer than the file belongs to another version of it.
-        if entry.bytes is not None and before > entry.bytes:
-            _forget(part)
-            before = 0
+    own = f"{PurePosixPath(into).name}/"
+    doubled = into != "." and all(name.startswith(own) for name, _, _ in members)
+    places = []
+    for name, _, open_member in members:
+        place = (PurePosixPath(into) / (name.removeprefix(own) if doubled else name)).as_posix()
+        target = root / place
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if _receive(url, part, entry, progress):
-                return
-            reason = "the server stopped early"
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == 416:  # the part is longer than the file, or of another version
-                _forget(part)
-                continue
-            what = _REFUSED.get(error.code, "try again later")
-            words = " ".join(str(error.reason).split())[:200]
-            raise _TransferError(f"{url} answers {error.code} {words}; {what}") from error
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            if isinstance(error, urllib.error.URLError) and is_disk_full(error, part.parent):
-                raise
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
-        after = part.stat().st_size if part.exists() else 0
-        if after <= before or attempt == _ATTEMPTS:
-            of = "" if entry.bytes is None else f" of {entry.bytes}"
-            raise _TransferError(
-                f"{url} broke off after {after}{of} bytes ({reason}); check the network and fetch again: it goes on "
-                "from there"
+            with (
+                replace_atomically(target) as temporary,
+                open_member() as source,
+                temporary.open("wb") as file,
+            ):
+                shutil.copyfileobj(source, file, 1 << 20)
+        except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+            raise TransferError(
+                f"{archive} is damaged at {name} ({error}); remove it and fetch again"
+            ) from error
+        places.append(place)
+    return places
+
+
+_Member = tuple[str, int, Callable[[], IO[bytes]]]
+
+
+def _read_zip(path: Path) -> Iterator[_Member]:
+    archive = zipfile.ZipFile(path)
+    for member in archive.infolist():
+        if member.is_dir() or _is_clutter(member.filename):
+            continue
+        _check_member(path, member.filename, link=stat.S_ISLNK(member.external_attr >> 16))
+        if member.flag_bits & 1:
+            raise TransferError(
+                f"{path} is locked with a password; unpack it yourself with the password that its terms give"
             )
-    raise _TransferError(f"{url} refuses to send the file from its start; try again later")
+        yield member.filename, member.file_size, lambda member=member: archive.open(member)  # type: ignore[misc]
 
 
-def _receive(url: str, part: Path, entry: ManifestFile, progress: Progress | None) -> bool:
-    """Receive what one connection gives, and say whether that was all that the server announced."""
-    offset = part.stat().st_size if part.exists() else 0
-    validator = _stamp_of(part).read_text() if _stamp_of(part).exists() else ""
-    # A packed answer would have other offsets than the file.
-    headers = {"User-Agent": "braindecode-vis", "Accept-Encoding": "identity"}
-    # Without either, it cannot be told whether the rest belongs to the same file.
-    if offset and (validator or entry.sha256):
-        headers["Range"] = f"bytes={offset}-"
-        if validator:
-            # If the file was replaced at its source, the server then sends all of the new one.
-            headers["If-Range"] = validator
-    request = urllib.request.Request(url, headers=headers)
-    with _make_opener().open(request, timeout=_TIMEOUT_S) as answer:
-        begins = re.match(r"bytes (\d{1,18})-", answer.headers.get("Content-Range", ""))
-        # A server may ignore the range, or answer with another one than was asked for.
-        resumed = answer.status == 206 and begins is not None and int(begins[1]) == offset
-        if not resumed:
-            offset = 0
-        _stamp_of(part).write_text(_find_validator(answer.headers))
-        # Whatever else a server writes there is no length; the published size then says when it is enough.
-        announced = re.fullmatch(r"\d{1,18}", (answer.headers.get("Content-Length") or "").strip())
-        total = entry.bytes if announced is None else offset + int(announced[0])
-        with part.open("ab" if resumed else "wb") as file:
-            while block := answer.read(_BLOCK_BYTES):
-                if entry.bytes is not None and offset + len(block) > entry.bytes:
-                    break
-                file.write(block)
-                offset += len(block)
-                if progress is not None:
-                    progress(entry.path, offset, total)
-    if block:  # an endless answer would fill the disk
-        _forget(part)
-        raise _TransferError(
-            f"{url} sends more than the {entry.bytes} bytes that are published, so it was thrown away; fetch again, "
-            "and if it stays so, the file was changed at its source or on the way"
-        )
-    return total is None or offset >= total
+def _read_tar(path: Path) -> Iterator[_Member]:
+    archive = tarfile.open(path)  # noqa: SIM115  read as long as its members are
+    for member in archive:
+        if member.isdir() or _is_clutter(member.name):
+            continue
+        _check_member(path, member.name, link=not member.isreg())
+        yield member.name.removeprefix("./"), member.size, lambda member=member: archive.extractfile(member)  # type: ignore[misc]
 
 
-class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a server to a public https address, and nowhere else."""
-
-    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
-        target = headers.get("location") or headers.get("uri") or ""
-        if target:
-            _check_redirection(req.full_url, target)
-        return super().http_error_302(req, fp, code, msg, headers)
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+def _is_clutter(name: str) -> bool:
+    """Return whether a member is what macOS adds to archives."""
+    return name.startswith("__MACOSX/") or PurePosixPath(name).name.startswith("._")
 
 
-def _make_opener() -> urllib.request.OpenerDirector:
-    """Return an opener that knows http and https alone; the usual one opens files of this machine as well."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPErrorProcessor,
-        _SafeRedirects,
-    ):
-        opener.add_handler(handler())
-    return opener
-
-
-def _check_redirection(url: str, target: str) -> None:
-    refusal = f"{url} sends on to {target[:200]!r}"
+def _check_member(path: Path, name: str, *, link: bool) -> None:
+    if link:
+        raise TransferError(f"{path} holds the link {name!r}, which is not unpacked; unpack it yourself")
     try:
-        place = urllib.parse.urlsplit(urllib.parse.urljoin(url, target))
-        host = place.hostname or ""
-        # What cannot be looked up here is left to a proxy, or fails when it is opened.
-        addresses = [ipaddress.ip_address(entry[4][0]) for entry in _look_up(host)]
-    except ValueError as error:
-        raise _TransferError(f"{refusal}, which is no address; bring the file yourself") from error
-    if ALLOW_LOOPBACK and addresses and all(address.is_loopback for address in addresses):
-        return
-    if place.scheme != "https":
-        raise _TransferError(f"{refusal}, which is not https; bring the file yourself")
-    if host == "localhost" or not all(address.is_global for address in addresses):
-        raise _TransferError(
-            f"{refusal}, which lies on this machine or in its own network and cannot be a public archive; bring the "
-            "file yourself"
-        )
-
-
-def _look_up(host: str) -> list[Any]:
-    try:
-        return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return []
-
-
-def _find_validator(headers: Any) -> str:
-    """Return what identifies this version of the file; weak tags do not promise the same bytes."""
-    tag = headers.get("ETag") or ""
-    found = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified") or ""
-    # It goes back to the server as a header.
-    return str(found) if re.fullmatch(r"[ -~]{1,500}", found) else ""
-
-
-def _stamp_of(part: Path) -> Path:
-    return part.with_name(part.name + ".version")
-
-
-def _forget(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _stamp_of(part).unlink(missing_ok=True)
-
-
-def _verify(part: Path, entry: ManifestFile, url: str) -> None:
-    """Compare the part with the manifest; a wrong one is removed, so that the next fetch starts anew."""
-    size = part.stat().st_size
-    wrong = ""
-    if entry.bytes is not None and size != entry.bytes:
-        wrong = f"has {size} bytes where {entry.bytes} are published"
-    elif entry.sha256 is not None and (found := hash_file(part)) != entry.sha256:
-        wrong = f"has sha256 {found} where {entry.sha256} is published"
-    if wrong:
-        _forget(part)
-        raise _TransferError(
-            f"what {url} sent {wrong}, so it was thrown away; fetch again, and if it stays so, the file was changed at "
-            "its source or on the way"
-        )
+        check_inside(name)
+    except DataError as error:
+        raise TransferError(
+            f"{path} holds {name!r}, which would lie outside its folder; unpack it yourself"
+        ) from error

@@ -1,7 +1,7 @@
 """Manifests: what each public data set is, where it comes from, which files it consists of and what it declares.
 
-Owns reading ``data_manifests/*.yaml``, comparing a folder on disk with it, and the base of the settings of every data
-set. Knows no file format.
+Owns reading ``data_manifests/*.yaml`` (and ``data_manifests/files/*.tsv``, the files of their parts where these are
+many), comparing a folder on disk with it, and the base of the settings of every data set. Knows no file format.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_option
 from braindecode_vis.settings import Settings
@@ -25,15 +25,111 @@ _TRUTH = "phantom_truth"
 
 
 class ManifestFile(Settings):
-    """One file that a data set consists of; size, hash and address where the publisher or we know them.
-
-    `url` is an http(s) address, or ``doi:`` with a file name.
-    """
+    """One file that a data set consists of; size and hash where the publisher or we know them."""
 
     path: str
     bytes: int | None = None
     sha256: str | None = None
-    url: str | None = None
+
+
+class PartFile(Settings):
+    """One published file of a part.
+
+    Parameters
+    ----------
+    path
+        Where it belongs, below the root.
+    at
+        Its name at the host: a path, or an id; the path by default.
+    subject
+        Whose it is; empty for what all share.
+    bytes
+        Its size.
+    checksum
+        ``sha256:``, ``md5:`` or ``git:`` (the blob of git) and hex digits, all or the first of them.
+    text
+        Its whole content, for a small file that belongs to the layout and that no host has.
+    """
+
+    path: str
+    at: str = ""
+    subject: str = ""
+    bytes: int | None = None
+    checksum: str = Field(default="", pattern=r"^$|^(sha256|md5|git):[0-9a-f]{8,64}$")
+    text: str | None = None
+
+
+class Part(Settings):
+    """Some files of a data set that lie at one host and are fetched together.
+
+    Parameters
+    ----------
+    name, what
+        What it is called with ``--parts``, and what it holds.
+    host
+        Who has it, and thereby how it is addressed: see `braindecode_vis.datasets.hosts`.
+    place
+        Where at the host: a repository with its commit, a data set, an article, a bucket.
+    files
+        The files, where they are known. Those of a larger part stand in ``data_manifests/files``.
+    patterns
+        Otherwise, which files of the host's own list: ``*`` stands for anything but a slash, ``{subject}`` for one of
+        `subjects`.
+    subjects
+        Whose files there are, as the files' names say it; empty for what all share.
+    into
+        Folder below the root for what `patterns` found.
+    drop
+        Start of the paths at the host that is left out below the root.
+    unpack
+        Folder below the root, ``.`` for the root itself, that archives are unpacked into; they are removed then.
+    size
+        Bytes of all subjects, about, where the files do not say.
+    access
+        ``open``, ``terms`` that are to be accepted first, or ``by_hand``: never fetched here.
+    gate
+        What to read, to sign or to do.
+    default
+        Whether it is fetched without being named.
+    mark
+        How sure the address is: read in the owner's own pages or code (``verified``), in somebody else's
+        (``second-hand``), or nowhere (``unconfirmed``). None was reached when it was written down.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    what: str
+    host: Literal[
+        "https", "github", "openneuro", "s3", "nemar", "osf", "figshare", "huggingface", "annex", "nowhere"
+    ]
+    place: str = ""
+    files: tuple[PartFile, ...] = ()
+    patterns: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
+    into: str = ""
+    drop: str = ""
+    unpack: str | None = None
+    size: int | None = None
+    access: Literal["open", "terms", "by_hand"] = "open"
+    gate: str = ""
+    default: bool = True
+    mark: Literal["verified", "second-hand", "unconfirmed"]
+
+    @model_validator(mode="after")
+    def _check(self) -> Part:
+        if self.access == "by_hand" and (self.files or self.patterns):
+            raise ValueError(f"part {self.name} is brought by hand, so that it lists no files")
+        if self.access != "open" and not self.gate:
+            raise ValueError(f"part {self.name} is not open and must say under gate what to do")
+        return self
+
+    def list_subjects(self) -> list[str]:
+        """Return whose files there are."""
+        return list(self.subjects) or list(dict.fromkeys(f.subject for f in self.files if f.subject))
+
+    def count_bytes(self) -> int | None:
+        """Return the bytes of all its files, None if that is not known."""
+        sizes = [entry.bytes if entry.text is None else len(entry.text.encode()) for entry in self.files]
+        return self.size if self.patterns or None in sizes or not sizes else sum(filter(None, sizes))
 
 
 class Manifest(Settings):
@@ -42,7 +138,8 @@ class Manifest(Settings):
     `needs_files` is false where the data set is made in memory. `root_holds` are patterns, any of which a right root
     matches; by them a root that is too high or too low is noticed. `phantoms` are the formats in which simulated
     subjects can be written for its loader, the usual one first. `recordings` are the sessions of each subject (``*``:
-    of all others) with the number of their runs, ``null`` where runs are not counted.
+    of all others) with the number of their runs, ``null`` where runs are not counted. `files` are looked for on disk,
+    `parts` say what can be fetched.
     """
 
     name: str
@@ -56,6 +153,7 @@ class Manifest(Settings):
     gate: str | None = None
     source: dict[str, Any] | None = None
     files: tuple[ManifestFile, ...] = ()
+    parts: tuple[Part, ...] = ()
     facts: dict[str, Any] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     root_holds: tuple[str, ...] = ()
@@ -186,10 +284,24 @@ def _list_names() -> list[str]:
 @cache
 def _read_manifest(name: str) -> Manifest:
     """Read and validate one manifest, once in a process; its file has its name."""
-    text = (find_package_data("data_manifests") / f"{name}.yaml").read_text()
+    folder = find_package_data("data_manifests")
     # The parser in C, where PyYAML has it, reads all of them in a tenth of the time.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return Manifest.model_validate(yaml.load(text, Loader=loader))
+    content = yaml.load((folder / f"{name}.yaml").read_text(), Loader=loader)
+    table = folder / "files" / f"{name}.tsv"
+    listed: dict[str, list[dict[str, Any]]] = {}
+    if table.is_file():
+        header, *lines = table.read_text().splitlines()
+        for line in lines:
+            row: dict[str, Any] = dict(zip(header.split("\t"), line.split("\t"), strict=True))
+            # pydantic reads the number; an empty cell says that it is not known.
+            row["bytes"] = row["bytes"] or None
+            listed.setdefault(row.pop("part"), []).append(row)
+    for part in content.get("parts", ()):
+        part["files"] = [*part.get("files", ()), *listed.pop(part["name"], ())]
+    if listed:
+        raise DataError(f"{table} lists files of the part {min(listed)}, which {name}.yaml does not name.")
+    return Manifest.model_validate(content)
 
 
 def read_manifests() -> dict[str, Manifest]:

@@ -2,111 +2,70 @@
 
 import errno
 import hashlib
+import io
+import os
 import re
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
 import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+import zipfile
 from types import SimpleNamespace
 
 import pytest
 
-from braindecode_vis.checks import DataError
-from braindecode_vis.datasets import fetching
-from braindecode_vis.datasets.fetching import fetch, resolve_url
-from braindecode_vis.datasets.manifests import Manifest, ManifestFile
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets import fetching, transfer
+from braindecode_vis.datasets.manifests import Manifest, Part, PartFile
+from tests.datasets.loopback import serve
 
 CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes
-
-
-class Entry(ManifestFile):
-    url: str | None = None
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        state = self.server.state
-        state.requests.append((self.path, self.headers.get("Range"), self.headers.get("If-Range")))
-        if self.path in state.redirects:
-            self.send_response(302)
-            self.send_header("Location", state.redirects[self.path])
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        if self.path not in state.files:
-            self.send_error(state.status)
-            return
-        content, start = state.files[self.path], 0
-        wanted = self.headers.get("Range")
-        same = self.headers.get("If-Range") in (None, state.tag)
-        if wanted and state.ranges and same:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
-            if start >= len(content):
-                self.send_error(416)
-                return
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        else:
-            self.send_response(200)
-        if state.tag:
-            self.send_header("ETag", state.tag)
-        self.send_header("Content-Length", state.length or str(len(content) - start))
-        self.end_headers()
-        stop = len(content)
-        if state.breaks:
-            stop = min(stop, start + state.breaks.pop(0))
-        self.wfile.write(content[start:stop])
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
 def server(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(fetching, "ALLOW_LOOPBACK", True)
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.daemon_threads = True
-    httpd.state = SimpleNamespace(
-        files={"/a.bin": CONTENT, "/b.bin": b"bbb"},
-        requests=[],
-        redirects={},
-        length="",
-        breaks=[],
-        ranges=True,
-        tag='"v1"',
-        status=404,
+    monkeypatch.setattr(transfer, "ALLOW_LOOPBACK", True)
+    monkeypatch.setattr(transfer, "_PAUSE_S", 0.01)
+    with serve({"/a.bin": CONTENT, "/b.bin": b"bbb"}) as state:
+        yield state
+
+
+def make_part(*files, name="data", **changes):
+    return Part(
+        **{"name": name, "what": "toys", "host": "https", "files": files, "mark": "verified", **changes}
     )
-    httpd.state.url = f"http://127.0.0.1:{httpd.server_address[1]}"
-    thread = threading.Thread(target=partial(httpd.serve_forever, poll_interval=0.01), daemon=True)
-    thread.start()
-    yield httpd.state
-    httpd.shutdown()
-    httpd.server_close()
-    thread.join()
 
 
-def make_manifest(*entries, gate=None):
+def make_manifest(*files, parts=(), **changes):
     return Manifest(
         name="toy", title="Toy set", modality="eeg", subjects=1, stimuli="none", summary="", citation="",
-        licence="CC BY-NC 4.0", gate=gate, source={"url": "example.org/toy"}, files=entries,
+        licence="CC BY-NC 4.0", source={"url": "example.org/toy"}, parts=parts or (make_part(*files, **changes),),
     )  # fmt: skip
+
+
+def fetch(manifest, root, *, jobs=1, progress=None, **choices):
+    return fetching.fetch(fetching.make_plan(manifest, root, **choices), jobs=jobs, progress=progress)
 
 
 def entry(state, name="a.bin", content=CONTENT, path=None, **changes):
     values = {
         "path": path or f"sub/{name}",
-        "url": f"{state.url}/{name}",
+        "at": f"{state.url}/{name}",
         "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "checksum": f"sha256:{hashlib.sha256(content).hexdigest()}",
     }
-    return Entry(**{**values, **changes})
+    return PartFile(**{**values, **changes})
 
 
 def test_files_arrive_whole_and_are_left_alone_afterwards(server, tmp_path):
     manifest = make_manifest(entry(server), entry(server, "b.bin", b"bbb"))
     seen = []
-    findings = fetch(manifest, tmp_path, accept_licence=True, progress=lambda *args: seen.append(args))
+    findings = fetch(manifest, tmp_path, progress=lambda *args: seen.append(args))
     assert [finding.ok for finding in findings] == [True, True]
     assert "sha256 as published" in findings[0].message
     assert (tmp_path / "sub/a.bin").read_bytes() == CONTENT
@@ -114,23 +73,26 @@ def test_files_arrive_whole_and_are_left_alone_afterwards(server, tmp_path):
     assert seen[-2] == ("sub/a.bin", len(CONTENT), len(CONTENT))
     assert seen[-1] == ("sub/b.bin", 3, 3)
     stamp = (tmp_path / "sub/a.bin").stat().st_mtime_ns
-    again = fetch(manifest, tmp_path, accept_licence=True)
+    again = fetch(manifest, tmp_path)
     assert all("already there" in finding.message for finding in again)
     assert len(server.requests) == 2
     assert (tmp_path / "sub/a.bin").stat().st_mtime_ns == stamp
 
 
 def test_nothing_moves_before_the_terms_are_accepted(server, tmp_path):
-    manifest = make_manifest(entry(server), gate="a form at example.org must be signed")
-    with pytest.raises(DataError, match=r"CC BY-NC 4\.0\. Gate: a form .* signed\. .*--accept-licence"):
-        fetch(manifest, tmp_path / "new", accept_licence=False)
+    terms = make_part(entry(server), access="terms", gate="sign the form at example.org")
+    manifest = make_manifest(parts=(terms, make_part(entry(server, "b.bin", b"bbb"), name="free")))
+    with pytest.raises(DataError, match=r"data of toy .*\(CC BY-NC 4\.0\): sign the form .*--accept-terms"):
+        fetch(manifest, tmp_path / "new")
     assert not server.requests
     assert not (tmp_path / "new").exists()
+    assert len(fetch(manifest, tmp_path / "new", parts=["free"])) == 1
+    assert len(fetch(manifest, tmp_path / "new", accept_terms=True)) == 2
 
 
 def test_a_broken_connection_is_taken_up_where_it_stopped(server, tmp_path):
     server.breaks = [300_000, 500_000]
-    findings = fetch(make_manifest(entry(server)), tmp_path, accept_licence=True)
+    findings = fetch(make_manifest(entry(server)), tmp_path)
     assert findings[0].ok
     assert (tmp_path / "sub/a.bin").read_bytes() == CONTENT
     assert server.requests == [
@@ -142,13 +104,13 @@ def test_a_broken_connection_is_taken_up_where_it_stopped(server, tmp_path):
 
 def test_a_transfer_that_brings_nothing_more_is_told_and_resumed_by_the_next_call(server, tmp_path):
     server.breaks = [400_000, 0]
-    findings = fetch(make_manifest(entry(server)), tmp_path, accept_licence=True)
+    findings = fetch(make_manifest(entry(server)), tmp_path)
     assert not findings[0].ok
     assert "broke off after 400000 of 1024000 bytes" in findings[0].message
     assert "goes on from there" in findings[0].message
     assert not (tmp_path / "sub/a.bin").exists()
     assert (tmp_path / "sub/a.bin.part").stat().st_size == 400_000
-    findings = fetch(make_manifest(entry(server)), tmp_path, accept_licence=True)
+    findings = fetch(make_manifest(entry(server)), tmp_path)
     assert findings[0].ok
     assert server.requests[-1][1] == "bytes=400000-"
     assert (tmp_path / "sub/a.bin").read_bytes() == CONTENT
@@ -157,37 +119,40 @@ def test_a_transfer_that_brings_nothing_more_is_told_and_resumed_by_the_next_cal
 def test_a_file_that_changed_at_its_source_is_not_glued_to_the_old_start(server, tmp_path):
     """The old half and the new half would fit in length; only the version tag and the hash tell."""
     server.breaks = [400_000, 0]
-    plain = entry(server, sha256=None, bytes=None)
-    assert not fetch(make_manifest(plain), tmp_path, accept_licence=True)[0].ok
+    plain = entry(server, checksum="", bytes=None)
+    assert not fetch(make_manifest(plain), tmp_path)[0].ok
     server.files["/a.bin"] = CONTENT[::-1]
     server.tag = '"v2"'
-    assert fetch(make_manifest(plain), tmp_path, accept_licence=True)[0].ok
+    assert fetch(make_manifest(plain), tmp_path)[0].ok
     assert (tmp_path / "sub/a.bin").read_bytes() == CONTENT[::-1]
 
 
 def test_a_server_without_ranges_starts_again(server, tmp_path):
     server.ranges = False
     server.breaks = [400_000]
-    assert fetch(make_manifest(entry(server)), tmp_path, accept_licence=True)[0].ok
+    assert fetch(make_manifest(entry(server)), tmp_path)[0].ok
     assert (tmp_path / "sub/a.bin").read_bytes() == CONTENT
 
 
 def test_a_part_longer_than_the_file_starts_again(server, tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/a.bin.part").write_bytes(CONTENT + b"more")
-    assert fetch(make_manifest(entry(server)), tmp_path, accept_licence=True)[0].ok
+    assert fetch(make_manifest(entry(server)), tmp_path)[0].ok
     (tmp_path / "sub/a.bin").unlink()
     (tmp_path / "sub/a.bin.part").write_bytes(CONTENT + b"more")
-    assert fetch(make_manifest(entry(server, bytes=None)), tmp_path, accept_licence=True)[0].ok
+    assert fetch(make_manifest(entry(server, bytes=None)), tmp_path)[0].ok
     assert (tmp_path / "sub/a.bin").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"sha256": "0" * 64}, "has sha256 .* where 000"), ({"bytes": 999}, "sends more than the 999 bytes")],
+    [
+        ({"checksum": f"sha256:{'0' * 64}"}, "has the sha256 .* where 000"),
+        ({"bytes": 999}, "sends more than the 999 bytes"),
+    ],
 )
 def test_wrong_content_is_thrown_away(server, tmp_path, changes, message):
-    finding = fetch(make_manifest(entry(server, **changes)), tmp_path, accept_licence=True)[0]
+    finding = fetch(make_manifest(entry(server, **changes)), tmp_path)[0]
     assert not finding.ok
     assert re.search(message, finding.message)
     assert not list((tmp_path / "sub").iterdir())
@@ -196,10 +161,10 @@ def test_wrong_content_is_thrown_away(server, tmp_path, changes, message):
 def test_a_wrong_file_is_replaced_only_by_a_verified_one(server, tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/a.bin").write_bytes(b"old")
-    bad = entry(server, sha256="0" * 64)
-    assert not fetch(make_manifest(bad), tmp_path, accept_licence=True)[0].ok
+    bad = entry(server, checksum=f"sha256:{'0' * 64}")
+    assert not fetch(make_manifest(bad), tmp_path)[0].ok
     assert (tmp_path / "sub/a.bin").read_bytes() == b"old"
-    assert fetch(make_manifest(entry(server)), tmp_path, accept_licence=True)[0].ok
+    assert fetch(make_manifest(entry(server)), tmp_path)[0].ok
     assert (tmp_path / "sub/a.bin").read_bytes() == CONTENT
 
 
@@ -210,23 +175,15 @@ def test_a_wrong_file_is_replaced_only_by_a_verified_one(server, tmp_path):
 def test_a_refusal_is_told_and_the_other_files_still_come(server, tmp_path, status, message):
     server.status = status
     gone = entry(server, "gone.bin")
-    findings = fetch(make_manifest(gone, entry(server, "b.bin", b"bbb")), tmp_path, accept_licence=True)
+    findings = fetch(make_manifest(gone, entry(server, "b.bin", b"bbb")), tmp_path)
     assert [finding.ok for finding in findings] == [False, True]
     assert re.search(message, findings[0].message)
 
 
 def test_nobody_listening_is_told(tmp_path, server):
-    lost = entry(server, url="http://127.0.0.1:9/a.bin")
-    finding = fetch(make_manifest(lost), tmp_path, accept_licence=True)[0]
-    assert "broke off after 0 of 1024000 bytes" in finding.message
-
-
-def test_too_little_space_is_seen_before_the_transfer(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    finding = fetch(make_manifest(entry(server)), tmp_path, accept_licence=True)[0]
-    assert "needs 1024000 more bytes" in finding.message
-    assert "1000 free" in finding.message
-    assert not server.requests
+    lost = entry(server, at="http://127.0.0.1:9/a.bin")
+    finding = fetch(make_manifest(lost), tmp_path)[0]
+    assert "http://127.0.0.1:9/a.bin does not answer" in finding.message
 
 
 def test_a_disk_that_fills_up_stops_everything_and_keeps_the_part(server, tmp_path, monkeypatch):
@@ -234,37 +191,44 @@ def test_a_disk_that_fills_up_stops_everything_and_keeps_the_part(server, tmp_pa
         part.write_bytes(CONTENT[:1000])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(fetching, "_receive", receive)
+    monkeypatch.setattr(transfer, "_receive", receive)
     manifest = make_manifest(entry(server), entry(server, "b.bin", b"bbb"))
-    findings = fetch(manifest, tmp_path, accept_licence=True)
+    findings = fetch(manifest, tmp_path)
     assert "is full; make room and fetch again" in findings[0].message
     assert "not fetched, since the disk" in findings[1].message
     monkeypatch.undo()
-    assert all(finding.ok for finding in fetch(manifest, tmp_path, accept_licence=True))
+    assert all(finding.ok for finding in fetch(manifest, tmp_path))
     assert server.requests[0][1] == "bytes=1000-"
 
 
-def test_files_without_an_address_are_to_be_brought(tmp_path):
-    manifest = make_manifest(ManifestFile(path="a.bin", bytes=3))
-    finding = fetch(manifest, tmp_path, accept_licence=True)[0]
-    assert not finding.ok
-    assert "bring it yourself: published as url example.org/toy" in finding.message
-    (tmp_path / "a.bin").write_bytes(b"abc")
-    assert fetch(manifest, tmp_path, accept_licence=True)[0].ok
-    assert "no file is listed" in fetch(make_manifest(), tmp_path, accept_licence=True)[0].message
+def test_what_is_brought_by_hand_is_said_and_never_asked_for(server, tmp_path):
+    hand = Part(
+        name="images",
+        what="pictures",
+        host="nowhere",
+        access="by_hand",
+        gate="open example.org",
+        mark="verified",
+    )
+    with pytest.raises(DataError, match=r"toy has nothing to fetch from here; .*images: open example\.org"):
+        fetch(make_manifest(parts=(hand,)), tmp_path)
+    plan = fetching.make_plan(make_manifest(parts=(hand, make_part(entry(server)))), tmp_path)
+    assert plan.describe()[1] == "images: by hand: open example.org"
+    assert len(fetching.fetch(plan)) == 1
+    with pytest.raises(DataError, match=r"nothing to fetch .*published as url example"):
+        fetch(make_manifest(parts=(make_part(default=False),)), tmp_path)
 
 
-def test_addresses_and_places_are_checked(tmp_path, server, monkeypatch):
-    local = fetch(make_manifest(Entry(path="a.bin", url="file:///etc/hosts")), tmp_path, accept_licence=True)
-    assert "neither an http nor a doi address" in local[0].message
-    with pytest.raises(DataError, match="outside"):
-        fetch(make_manifest(entry(server, path="../a.bin")), tmp_path, accept_licence=True)
-    repository = SimpleNamespace(download_url=lambda name: f"https://archive.org/{name}")
-    monkeypatch.setattr("pooch.downloaders.doi_to_repository", lambda doi: repository)
-    assert resolve_url("doi:10.5281/zenodo.1/a.bin") == "https://archive.org/a.bin"
+def test_addresses_and_places_are_checked(tmp_path, server):
+    local = fetch(make_manifest(PartFile(path="a.bin", at="file:///etc/hosts")), tmp_path)
+    assert "is no http address" in local[0].message
+    for path in ("../a.bin", "/a.bin", "b/../../a.bin", "c:/a.bin", "b\\..\\a.bin", "a\nb"):
+        with pytest.raises(DataError, match="outside"):
+            fetch(make_manifest(entry(server, path=path)), tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be made"):
-        fetch(make_manifest(entry(server)), tmp_path / "file" / "root", accept_licence=True)
+        fetch(make_manifest(entry(server)), tmp_path / "file" / "root")
+    assert not server.requests
 
 
 def test_an_endless_answer_stops_at_the_published_size(server, tmp_path, monkeypatch):
@@ -274,7 +238,6 @@ def test_an_endless_answer_stops_at_the_published_size(server, tmp_path, monkeyp
     finding = fetch(
         make_manifest(entry(server)),
         tmp_path,
-        accept_licence=True,
         progress=lambda name, n_bytes, total: received.append(n_bytes),
     )[0]
     assert "sends more than the 1024000 bytes that are published" in finding.message
@@ -286,7 +249,7 @@ def test_an_endless_answer_stops_at_the_published_size(server, tmp_path, monkeyp
 def test_a_length_that_is_no_number(server, tmp_path, length):
     """``int`` of such a header was a traceback; the published size says as much."""
     server.length = length
-    assert fetch(make_manifest(entry(server)), tmp_path, accept_licence=True)[0].ok
+    assert fetch(make_manifest(entry(server)), tmp_path)[0].ok
     assert (tmp_path / "sub/a.bin").read_bytes() == CONTENT
 
 
@@ -310,8 +273,8 @@ def test_a_redirection_leads_to_a_public_https_address_or_nowhere(
 ):
     server.redirects["/a.bin"] = target
     manifest = make_manifest(entry(server))
-    monkeypatch.setattr(fetching, "ALLOW_LOOPBACK", False)
-    finding = fetch(manifest, tmp_path, accept_licence=True)[0]
+    monkeypatch.setattr(transfer, "ALLOW_LOOPBACK", False)
+    finding = fetch(manifest, tmp_path)[0]
     assert not finding.ok
     assert message in finding.message
     assert len(server.requests) == 1
@@ -320,9 +283,235 @@ def test_a_redirection_leads_to_a_public_https_address_or_nowhere(
 def test_a_redirection_to_a_public_address_is_followed(server, tmp_path):
     """The stand-in lies on this machine, which the test allows; a chain without end is told."""
     server.redirects["/old.bin"] = "/a.bin"
-    moved = entry(server, url=f"{server.url}/old.bin")
-    assert fetch(make_manifest(moved), tmp_path, accept_licence=True)[0].ok
-    fetching._check_redirection("https://example.org/a", "https://1.1.1.1/b")
+    moved = entry(server, at=f"{server.url}/old.bin")
+    assert fetch(make_manifest(moved), tmp_path)[0].ok
+    transfer._check_redirection("https://example.org/a", "https://1.1.1.1/b")
     server.redirects["/a.bin"] = "/old.bin"
-    finding = fetch(make_manifest(entry(server, path="other.bin")), tmp_path, accept_licence=True)[0]
+    finding = fetch(make_manifest(entry(server, path="other.bin")), tmp_path)[0]
     assert "answers 302" in finding.message
+
+
+def test_a_file_is_verified_by_what_is_known_of_it(server, tmp_path):
+    """Hosts publish sha256, md5 or the blob of git; of some, a page shows the first digits alone."""
+    blob = hashlib.sha1(b"blob 1024000\0" + CONTENT).hexdigest()
+    for n, known in enumerate(
+        (f"md5:{hashlib.md5(CONTENT).hexdigest()}", f"git:{blob}", f"git:{blob[:16]}"), start=1
+    ):
+        right = entry(server, path=f"{n}.bin", checksum=known)
+        assert fetch(make_manifest(right), tmp_path)[0].ok, known
+        wrong = entry(
+            server, path=f"wrong{n}.bin", checksum=f"{known[:-1]}{'0' if known[-1] != '0' else '1'}"
+        )
+        finding = fetch(make_manifest(wrong), tmp_path)[0]
+        assert f"has the {known[:3]} " in finding.message
+        assert not list(tmp_path.glob("wrong*"))
+
+
+def test_the_second_call_reads_no_file(server, tmp_path, monkeypatch):
+    """Hashing 33 GB to learn that nothing changed takes minutes; a file that did change is hashed and replaced."""
+    manifest = make_manifest(entry(server), entry(server, "b.bin", b"bbb"))
+    fetch(manifest, tmp_path)
+    monkeypatch.setattr(fetching, "has_checksum", lambda *_: pytest.fail("read again"))
+    assert not fetching.make_plan(manifest, tmp_path).missing
+    assert all("as it was verified before" in finding.message for finding in fetch(manifest, tmp_path))
+    monkeypatch.undo()
+    monkeypatch.setattr(transfer, "ALLOW_LOOPBACK", True)
+    (tmp_path / "sub/a.bin").write_bytes(CONTENT[::-1])
+    assert "fetched 1 MB" in fetch(manifest, tmp_path)[0].message
+    assert (tmp_path / "sub/a.bin").read_bytes() == CONTENT
+    # A damaged record costs reading.
+    (tmp_path / fetching.RECORD).write_text("{")
+    assert "already there, sha256 as published" in fetch(manifest, tmp_path)[0].message
+    assert len(server.requests) == 3
+
+
+def test_subjects_and_parts_are_chosen(server, tmp_path):
+    server.files |= {f"/{n}.bin": b"bbb" for n in ("01", "02")}
+    by_subject = [entry(server, f"{n}.bin", b"bbb", subject=n) for n in ("01", "02")]
+    extra = make_part(entry(server), name="extra", default=False)
+    manifest = make_manifest(parts=(make_part(*by_subject, entry(server, "b.bin", b"bbb")), extra))
+    names = [finding.item for finding in fetch(manifest, tmp_path, subjects=["1"])]
+    assert names == ["sub/01.bin", "sub/b.bin"]
+    assert len(fetch(manifest, tmp_path)) == 3
+    assert [f.item for f in fetch(manifest, tmp_path, parts=["extra"])] == ["sub/a.bin"]
+    assert len(fetch(manifest, tmp_path, parts=["all"], jobs=4)) == 4
+    with pytest.raises(ConfigError, match="--subjects names 3, but toy has the subjects 01, 02"):
+        fetch(manifest, tmp_path, subjects=["3"])
+    with pytest.raises(ConfigError, match="are not kept by subject"):
+        fetch(manifest, tmp_path, parts=["extra"], subjects=["1"])
+    with pytest.raises(ConfigError, match=r"--parts .*must be one of .*did you mean 'extra'"):
+        fetch(manifest, tmp_path, parts=["extr"])
+
+
+def test_the_total_is_told_first_and_compared_with_the_disk(server, tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.bin.part").write_bytes(CONTENT[:24_000])
+    unknown = entry(server, "b.bin", bytes=None, checksum="")
+    plan = fetching.make_plan(make_manifest(entry(server), unknown), tmp_path)
+    assert plan.describe()[-1].startswith("to fetch: 1 MB and 1 files of unknown size, 2 of 2 files; ")
+    assert plan.missing == {"sub/a.bin": 1_000_000, "sub/b.bin": None}
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: SimpleNamespace(free=999_999))
+    with pytest.raises(DataError, match=r"toy needs 1 MB more, but .* has 1,000 kB free; .*--subjects"):
+        fetching.fetch(plan)
+    assert not server.requests
+
+
+def test_a_busy_server_is_asked_again(server, tmp_path):
+    server.busy = [503, 429]
+    assert fetch(make_manifest(entry(server)), tmp_path)[0].ok
+    server.busy = [503] * 9
+    (tmp_path / "sub/a.bin").unlink()
+    assert "answers 503" in fetch(make_manifest(entry(server)), tmp_path)[0].message
+
+
+def test_addresses_are_asked_without_fetching(server, tmp_path):
+    others = [
+        entry(server, "b.bin", b"bbb", bytes=4), entry(server, "gone.bin"),
+        entry(server, at="http://127.0.0.1:9/x", path="x"), PartFile(path="t.json", text="{}"),
+    ]  # fmt: skip
+    plan = fetching.make_plan(make_manifest(entry(server), *others), tmp_path)
+    for knows_head in (True, False):
+        server.knows_head = knows_head
+        findings = fetching.check_addresses(plan)
+        assert [finding.ok for finding in findings] == [True, False, False, False]
+        said = [finding.message for finding in findings]
+        assert said[0] == "answers, 1024000 bytes as published"
+        assert said[1] == "has 3 bytes where 4 are published"
+        assert said[2].startswith("says 404")
+        assert said[3].startswith("does not answer (")
+    assert not list(tmp_path.iterdir())
+
+
+# --- archives ---------------------------------------------------------------------------------------------
+
+
+def make_zip(**members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def fetch_archive(server, root, content, *, name="x.zip", unpack="sub-01"):
+    server.files[f"/{name}"] = content
+    return fetch(make_manifest(entry(server, name, content, path=name), unpack=unpack), root)[0]
+
+
+def test_an_archive_is_unpacked_once_and_its_folder_not_doubled(server, tmp_path):
+    """Some publishers pack sub-01/a.npy into sub-01.zip, others a.npy; a reader wants sub-01/a.npy."""
+    members = {"sub-01/a.npy": b"a" * 5000, "sub-01/deep/b.npy": b"b", "__MACOSX/sub-01/._a.npy": b"?"}
+    packed = make_zip(**members)
+    assert "unpacked 2 files" in fetch_archive(server, tmp_path, packed).message
+    assert (tmp_path / "sub-01/a.npy").read_bytes() == b"a" * 5000
+    assert not (tmp_path / "x.zip").exists()
+    asked = len(server.requests)
+    assert "as it was verified before" in fetch_archive(server, tmp_path, packed).message
+    assert len(server.requests) == asked
+    (tmp_path / "sub-01/deep/b.npy").unlink()
+    assert "unpacked" in fetch_archive(server, tmp_path, packed).message
+    assert (tmp_path / "sub-01/deep/b.npy").is_file()
+    assert fetch_archive(server, tmp_path / "flat", make_zip(**{"a.npy": b"a"})).ok
+    assert (tmp_path / "flat/sub-01/a.npy").is_file()
+    assert fetch_archive(server, tmp_path / "top", packed, unpack=".").ok
+    assert (tmp_path / "top/sub-01/a.npy").is_file()
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "C:\\evil", "..\\evil"])
+def test_an_archive_writes_nothing_outside_its_folder(server, tmp_path, name):
+    finding = fetch_archive(server, tmp_path / "root", make_zip(**{"good": b"1", name: b"evil"}))
+    assert not finding.ok
+    assert "outside its folder" in finding.message
+    assert not list(tmp_path.rglob("*evil*"))
+    assert not list(tmp_path.rglob("good"))
+
+
+def test_tars_links_locks_and_damage(server, tmp_path):
+    def make_tar(*infos):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            for info, content in infos:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        return buffer.getvalue()
+
+    plain, link = tarfile.TarInfo("./a.npy"), tarfile.TarInfo("b")
+    assert fetch_archive(server, tmp_path / "tar", make_tar((plain, b"aa")), name="x.tar.gz").ok
+    assert (tmp_path / "tar/sub-01/a.npy").read_bytes() == b"aa"
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    finding = fetch_archive(server, tmp_path / "link", make_tar((link, b"")), name="x.tar.gz")
+    assert "holds the link 'b'" in finding.message
+    packed = zipfile.ZipInfo("l")
+    packed.external_attr = (stat.S_IFLNK | 0o777) << 16
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(packed, "/etc/passwd")
+    assert "holds the link 'l'" in fetch_archive(server, tmp_path / "zip", buffer.getvalue()).message
+    content = bytearray(make_zip(a=b"aaaa" * 100))
+    content[60] ^= 1  # within the member, so that its checksum does not fit
+    finding = fetch_archive(server, tmp_path / "bad", bytes(content))
+    assert "is damaged at a" in finding.message
+    content = bytearray(make_zip(a=b"aaaa"))
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    assert "locked with a password" in fetch_archive(server, tmp_path / "locked", bytes(content)).message
+    assert "cannot be unpacked" in fetch_archive(server, tmp_path / "none", b"no archive").message
+
+
+# --- stopping ---------------------------------------------------------------------------------------------
+
+
+_STOPPED = """
+import sys
+from pathlib import Path
+from braindecode_vis.datasets import fetching, transfer
+from braindecode_vis.datasets.manifests import Manifest, Part, PartFile
+transfer.ALLOW_LOOPBACK = True
+transfer._BLOCK_BYTES = 1 << 12
+files = tuple(PartFile(path=f"{n}.bin", at=f"{sys.argv[1]}/{n}.bin", bytes=4_000_000) for n in range(3))
+part = Part(name="data", what="", host="https", files=files, mark="verified")
+manifest = Manifest(name="toy", title="", modality="eeg", subjects=1, stimuli="", summary="", citation="",
+    licence="", parts=(part,))
+def show(*_):
+    print("going", flush=True)
+fetching.fetch(fetching.make_plan(manifest, Path(sys.argv[2])), jobs=2, progress=show)
+"""
+
+
+def test_ctrl_c_ends_at_once_and_loses_nothing(server, tmp_path):
+    """What came before the signal lies in its parts, and the next call asks for the rest."""
+    content = os.urandom(4_000_000)
+    server.files |= {f"/{n}.bin": content for n in range(3)}
+    environment = {**os.environ, "no_proxy": "127.0.0.1"}
+    words = [sys.executable, "-c", _STOPPED, server.url, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        process.communicate(timeout=20)
+        assert time.monotonic() - started < 10
+    assert process.returncode != 0
+    kept = {path.name: path.stat().st_size for path in tmp_path.glob("*.bin*") if path.suffix != ".version"}
+    server.requests.clear()
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    files = [entry(server, f"{n}.bin", content, path=f"{n}.bin", checksum=digest) for n in range(3)]
+    assert all(finding.ok for finding in fetch(make_manifest(*files), tmp_path))
+    asked = {path: wanted for path, wanted, _ in server.requests}
+    for name, size in kept.items():
+        if name.endswith(".part") and 0 < size < 4_000_000:
+            assert asked[f"/{name.removesuffix('.part')}"] == f"bytes={size}-"
+        elif name.endswith(".bin"):
+            assert f"/{name}" not in asked
+
+
+def test_several_files_come_at_once(server, tmp_path):
+    """Two threads wait for each other at the second file, so that one at a time would never end."""
+    barrier = threading.Barrier(2, timeout=5)
+    files = [entry(server, path=f"{n}.bin") for n in range(2)]
+    first = dict.fromkeys(("0.bin", "1.bin"), True)
+
+    def progress(name, *_):
+        if first.pop(name, False):
+            barrier.wait()
+
+    assert all(finding.ok for finding in fetch(make_manifest(*files), tmp_path, jobs=2, progress=progress))

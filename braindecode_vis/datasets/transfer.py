@@ -1,0 +1,426 @@
+"""Transfers over http: resumed where they broke off, bounded, verified, renamed when they are whole.
+
+A file grows under the name ``<file>.part`` and gets its own name by one rename, after its size and checksum were
+compared with what is published; a broken transfer goes on where it stopped, which pooch and requests leave to their
+caller. A server is not trusted: no byte beyond the published size is kept, and a redirection goes to a public
+https address or nowhere. Knows no data set and no host.
+
+References
+----------
+RFC 9110, sections 13.1.5 and 14: range requests and ``If-Range``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import ipaddress
+import json
+import re
+import socket
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from braindecode_vis.store import is_disk_full
+
+PART = ".part"
+Progress = Callable[[str, int, int | None], None]
+_ATTEMPTS = 5  # broken connections that still brought something, before giving up
+_BLOCK_BYTES = 1 << 18
+# Archives may take long to answer for a large file.
+_TIMEOUT_S = 60.0
+# Before a server is asked again that has too much to do.
+_PAUSE_S = 2.0
+# Of a list of files; the longest known has 30,000 entries of 1 kB.
+_LIST_BYTES = 1 << 26
+# For the tests alone, whose server lies on this machine: its address then passes, with http.
+ALLOW_LOOPBACK = False
+_REFUSED = {
+    401: "the server asks for a login: accept the terms on its page, and bring the file yourself",
+    403: "the server forbids it: accept the terms on its page, and bring the file yourself",
+    404: "it is no longer at this address: look for a newer release at the source",
+    410: "it was withdrawn: look for a newer release at the source",
+}
+_BUSY = (429, 502, 503, 504)
+
+
+class TransferError(Exception):
+    """One file or list cannot be had; the text says why and what to do."""
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused  # by a server that answered, so that another address may have it
+
+
+class StoppedError(Exception):
+    """The transfer was asked to stop; what came so far is kept."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file at one or several addresses.
+
+    Parameters
+    ----------
+    path
+        Where it belongs, below the root.
+    urls
+        Addresses, tried in their order.
+    bytes, checksum
+        As published, if they are known; ``sha256:``, ``md5:`` or ``git:`` and hex digits, all or the first of them.
+    text
+        Its content, where nobody has to send it.
+    unpack
+        Folder below the root that this archive is unpacked into; None for what is no archive.
+    part
+        Name of its part of the data set.
+    authorization
+        What the first server wants to see; sent to no other.
+    """
+
+    path: str
+    urls: tuple[str, ...] = ()
+    bytes: int | None = None
+    checksum: str = ""
+    text: str | None = None
+    unpack: str | None = None
+    part: str = ""
+    authorization: str = field(default="", repr=False)
+
+
+def transfer(
+    entry: RemoteFile, target: Path, *, progress: Progress | None = None, stop: threading.Event | None = None
+) -> None:
+    """Bring a file to its place, whole and verified.
+
+    Parameters
+    ----------
+    entry
+        What to bring; its addresses are tried in their order while servers refuse.
+    target
+        Its place; its folder is made.
+    progress
+        Called with the path of the entry, the bytes it has so far, and its size if known.
+    stop
+        Looked at between blocks.
+
+    Raises
+    ------
+    TransferError
+        If it cannot be had, or is not what is published.
+    StoppedError
+        If `stop` was set.
+    OSError
+        If it cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + PART)
+    if entry.text is not None:
+        part.write_text(entry.text)
+        part.replace(target)
+        return
+    for n, url in enumerate(entry.urls, start=1):
+        try:
+            _download(url, part, entry, progress, stop)
+            break
+        except TransferError as error:
+            if not error.refused or n == len(entry.urls):
+                raise
+    _verify(part, entry, url)
+    # One rename, so that a file under its own name is whole and verified.
+    part.replace(target)
+    _forget(part)
+
+
+def ask(entry: RemoteFile) -> tuple[bool, str]:
+    """Ask an address whether it has a file, without fetching it.
+
+    Returns
+    -------
+    answers, words
+        Whether one of the addresses answers with the published size, and what was said.
+    """
+    words = "has no address"
+    for url in entry.urls:
+        words = _ask_one(url, entry)
+        if words.startswith("answers"):
+            return True, words
+    return False, words
+
+
+def _ask_one(url: str, entry: RemoteFile) -> str:
+    for method in ("HEAD", "GET"):
+        request = _make_request(url, entry.authorization)
+        request.method = method
+        if method == "GET":  # some servers know no HEAD; one byte costs nothing
+            request.add_header("Range", "bytes=0-0")
+        try:
+            with _make_opener().open(request, timeout=_TIMEOUT_S) as answer:
+                held = re.search(r"/(\d{1,18})$", answer.headers.get("Content-Range", ""))
+                length = re.fullmatch(r"\d{1,18}", (answer.headers.get("Content-Length") or "").strip())
+                found = held[1] if held else length[0] if length and answer.status == 200 else None
+        except urllib.error.HTTPError as error:
+            error.close()
+            if method == "HEAD" and error.code not in (404, 410):
+                continue
+            return f"says {error.code} {' '.join(str(error.reason).split())[:80]}"
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            return f"does not answer ({getattr(error, 'reason', error)})"
+        except TransferError as error:
+            return str(error)
+        if found is None:
+            return "answers, without a size"
+        if entry.bytes is not None and int(found) != entry.bytes:
+            return f"has {found} bytes where {entry.bytes} are published"
+        return f"answers, {found} bytes" + ("" if entry.bytes is None else " as published")
+    return "does not answer"
+
+
+def read_list(url: str, *, authorization: str = "") -> bytes:
+    """Return what a host answers that is asked which files it has; a bound keeps an endless answer out.
+
+    Raises
+    ------
+    TransferError
+        If it does not answer, refuses, or answers too much.
+    """
+    try:
+        with _make_opener().open(_make_request(url, authorization), timeout=_TIMEOUT_S) as answer:
+            content: bytes = answer.read(_LIST_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise TransferError(_describe_refusal(url, error), refused=True) from error
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
+        raise TransferError(f"{url} does not answer ({reason}); check the network and fetch again") from error
+    if len(content) > _LIST_BYTES:
+        raise TransferError(f"{url} answers with more than {_LIST_BYTES} bytes, which is no list of files")
+    return content
+
+
+def read_json(url: str) -> Any:
+    """Return the JSON that a host answers with.
+
+    Raises
+    ------
+    TransferError
+        As for `read_list`, and if it is no JSON.
+    """
+    try:
+        return json.loads(read_list(url))
+    except ValueError as error:
+        raise TransferError(f"{url} answers something else than a list of files; try again later") from error
+
+
+def has_checksum(path: Path, checksum: str) -> bool:
+    """Return whether a file has the published checksum, of which the first digits may be all that is known."""
+    return hash_as(path, checksum.partition(":")[0]).startswith(checksum.partition(":")[2])
+
+
+def hash_as(path: Path, algorithm: str) -> str:
+    """Return the hex digits of a file by ``sha256``, ``md5``, or ``git``, the blob of git."""
+    digest = hashlib.new("sha1" if algorithm == "git" else algorithm, usedforsecurity=False)
+    if algorithm == "git":
+        digest.update(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _make_request(url: str, authorization: str) -> urllib.request.Request:
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise TransferError(f"{url} is no http address; bring the file yourself")
+    # A packed answer would have other offsets than the file.
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "braindecode-vis", "Accept-Encoding": "identity"}
+    )
+    if authorization:  # for this server alone, and not for the one that it sends on to
+        request.add_unredirected_header("Authorization", authorization)
+    return request
+
+
+def _describe_refusal(url: str, error: urllib.error.HTTPError) -> str:
+    what = _REFUSED.get(error.code, "try again later")
+    return f"{url} answers {error.code} {' '.join(str(error.reason).split())[:200]}; {what}"
+
+
+def _download(
+    url: str, part: Path, entry: RemoteFile, progress: Progress | None, stop: threading.Event | None
+) -> None:
+    """Fill the part file, going on after broken connections as long as each of them brings something."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        before = part.stat().st_size if part.exists() else 0
+        if entry.bytes is not None and before == entry.bytes:
+            return
+        # A part that is longer than the file belongs to another version of it.
+        if entry.bytes is not None and before > entry.bytes:
+            _forget(part)
+            before = 0
+        try:
+            if _receive(url, part, entry, progress, stop):
+                return
+            reason = "the server stopped early"
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == 416:  # the part is longer than the file, or of another version
+                _forget(part)
+                continue
+            if error.code in _BUSY and attempt < _ATTEMPTS:
+                told = re.fullmatch(r"\d{1,3}", (error.headers.get("Retry-After") or "").strip())
+                wait = min(float(told[0]) if told else _PAUSE_S * attempt, 60.0)
+                if (stop or threading.Event()).wait(wait):
+                    raise StoppedError from error
+                continue
+            raise TransferError(_describe_refusal(url, error), refused=True) from error
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            if isinstance(error, urllib.error.URLError) and is_disk_full(error, part.parent):
+                raise
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+        after = part.stat().st_size if part.exists() else 0
+        if after <= before or attempt == _ATTEMPTS:
+            if not after:
+                raise TransferError(f"{url} does not answer ({reason}); check the network and fetch again")
+            of = "" if entry.bytes is None else f" of {entry.bytes}"
+            raise TransferError(
+                f"{url} broke off after {after}{of} bytes ({reason}); check the network and fetch again: it goes on "
+                "from there"
+            )
+    raise TransferError(f"{url} refuses to send the file from its start; try again later")
+
+
+def _receive(
+    url: str, part: Path, entry: RemoteFile, progress: Progress | None, stop: threading.Event | None
+) -> bool:
+    """Receive what one connection gives, and say whether that was all that the server announced."""
+    offset = part.stat().st_size if part.exists() else 0
+    validator = _stamp_of(part).read_text() if _stamp_of(part).exists() else ""
+    request = _make_request(url, entry.authorization if url == entry.urls[0] else "")
+    # Without either, it cannot be told whether the rest belongs to the same file.
+    if offset and (validator or entry.checksum):
+        request.add_header("Range", f"bytes={offset}-")
+        if validator:
+            # If the file was replaced at its source, the server then sends all of the new one.
+            request.add_header("If-Range", validator)
+    with _make_opener().open(request, timeout=_TIMEOUT_S) as answer:
+        begins = re.match(r"bytes (\d{1,18})-", answer.headers.get("Content-Range", ""))
+        # A server may ignore the range, or answer with another one than was asked for.
+        resumed = answer.status == 206 and begins is not None and int(begins[1]) == offset
+        if not resumed:
+            offset = 0
+        _stamp_of(part).write_text(_find_validator(answer.headers))
+        # Whatever else a server writes there is no length; the published size then says when it is enough.
+        announced = re.fullmatch(r"\d{1,18}", (answer.headers.get("Content-Length") or "").strip())
+        total = entry.bytes if announced is None else offset + int(announced[0])
+        with part.open("ab" if resumed else "wb") as file:
+            while block := answer.read(_BLOCK_BYTES):
+                if stop is not None and stop.is_set():
+                    raise StoppedError
+                if entry.bytes is not None and offset + len(block) > entry.bytes:
+                    break
+                file.write(block)
+                offset += len(block)
+                if progress is not None:
+                    progress(entry.path, offset, total)
+    if block:  # an endless answer would fill the disk
+        _forget(part)
+        raise TransferError(
+            f"{url} sends more than the {entry.bytes} bytes that are published, so it was thrown away; fetch again, "
+            "and if it stays so, the file was changed at its source or on the way"
+        )
+    return total is None or offset >= total
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server to a public https address, and nowhere else."""
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        target = headers.get("location") or headers.get("uri") or ""
+        if target:
+            _check_redirection(req.full_url, target)
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+def _make_opener() -> urllib.request.OpenerDirector:
+    """Return an opener that knows http and https alone; the usual one opens files of this machine as well."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        _SafeRedirects,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+def _check_redirection(url: str, target: str) -> None:
+    refusal = f"{url} sends on to {target[:200]!r}"
+    try:
+        place = urllib.parse.urlsplit(urllib.parse.urljoin(url, target))
+        host = place.hostname or ""
+        # What cannot be looked up here is left to a proxy, or fails when it is opened.
+        addresses = [ipaddress.ip_address(entry[4][0]) for entry in _look_up(host)]
+    except ValueError as error:
+        raise TransferError(f"{refusal}, which is no address; bring the file yourself") from error
+    if ALLOW_LOOPBACK and addresses and all(address.is_loopback for address in addresses):
+        return
+    if place.scheme != "https":
+        raise TransferError(f"{refusal}, which is not https; bring the file yourself")
+    if host == "localhost" or not all(address.is_global for address in addresses):
+        raise TransferError(
+            f"{refusal}, which lies on this machine or in its own network and cannot be a public archive; bring the "
+            "file yourself"
+        )
+
+
+def _look_up(host: str) -> list[Any]:
+    try:
+        return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+
+
+def _find_validator(headers: Any) -> str:
+    """Return what identifies this version of the file; weak tags do not promise the same bytes."""
+    tag = headers.get("ETag") or ""
+    found = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified") or ""
+    # It goes back to the server as a header.
+    return str(found) if re.fullmatch(r"[ -~]{1,500}", found) else ""
+
+
+def _stamp_of(part: Path) -> Path:
+    return part.with_name(part.name + ".version")
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _stamp_of(part).unlink(missing_ok=True)
+
+
+def _verify(part: Path, entry: RemoteFile, url: str) -> None:
+    """Compare the part with the manifest; a wrong one is removed, so that the next fetch starts anew."""
+    size = part.stat().st_size
+    wrong = ""
+    if entry.bytes is not None and size != entry.bytes:
+        wrong = f"has {size} bytes where {entry.bytes} are published"
+    elif entry.checksum:
+        algorithm, _, digits = entry.checksum.partition(":")
+        if not (found := hash_as(part, algorithm)).startswith(digits):
+            wrong = f"has the {algorithm} {found} where {digits} is published"
+    if wrong:
+        _forget(part)
+        raise TransferError(
+            f"what {url} sent {wrong}, so it was thrown away; fetch again, and if it stays so, the file was changed at "
+            "its source or on the way"
+        )

@@ -1,0 +1,96 @@
+"""A server on this machine that stands in for the hosts of published files, and can be told to misbehave."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.server.state.heads.append(self.path)
+        if not self.server.state.knows_head:
+            self.send_error(405)
+            return
+        self.answer(body=False)
+
+    def do_GET(self):
+        state = self.server.state
+        state.requests.append((self.path, self.headers.get("Range"), self.headers.get("If-Range")))
+        state.authorizations.append(self.headers.get("Authorization"))
+        self.answer(body=True)
+
+    def answer(self, body):
+        state = self.server.state
+        if self.path in state.redirects:
+            self.send_response(302)
+            self.send_header("Location", state.redirects[self.path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if state.busy:
+            self.send_response(state.busy.pop(0))
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if self.path not in state.files:
+            self.send_error(state.status)
+            return
+        content, start, stop = state.files[self.path], 0, None
+        wanted = self.headers.get("Range")
+        same = self.headers.get("If-Range") in (None, state.tag)
+        if wanted and state.ranges and same:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, stop = int(first), int(last) + 1 if last else None
+            if start >= len(content):
+                self.send_error(416)
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{(stop or len(content)) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        if state.tag:
+            self.send_header("ETag", state.tag)
+        stop = stop or len(content)
+        self.send_header("Content-Length", state.length or str(stop - start))
+        self.end_headers()
+        if state.breaks:
+            stop = min(stop, start + state.breaks.pop(0))
+        if body:
+            self.wfile.write(content[start:stop])
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serve(files: dict[str, bytes] | None = None) -> Iterator[SimpleNamespace]:
+    """Serve files by their path and query; the state tells what was asked, and how to misbehave."""
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.daemon_threads = True
+    httpd.state = SimpleNamespace(
+        files=dict(files or {}),
+        requests=[],
+        heads=[],
+        authorizations=[],
+        redirects={},
+        length="",
+        breaks=[],
+        busy=[],
+        ranges=True,
+        knows_head=True,
+        tag='"v1"',
+        status=404,
+    )
+    httpd.state.url = f"http://127.0.0.1:{httpd.server_address[1]}"
+    thread = threading.Thread(target=partial(httpd.serve_forever, poll_interval=0.01), daemon=True)
+    thread.start()
+    try:
+        yield httpd.state
+    finally:
+        httpd.shutdown()
+        httpd.server_close()
+        thread.join()
