@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export MPLBACKEND := Agg
 
-.PHONY: demo test test-slow fuzz mutate lint format bench bench-quick peers docs notebooks clean
+.PHONY: demo test test-slow fuzz mutate lint format bench bench-quick peers docs clean
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -54,12 +54,14 @@ bench-quick: $(READY)
 peers: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 
-docs: $(READY)
-	$(BIN)/pdoc --docformat numpy --output-directory site braindecode_vis
-	$(BIN)/python notebooks/build.py site/notebooks
+# the site, with notebooks that are run where they or the package have changed: build/docs/html/index.html
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@touch $@
 
-notebooks: $(READY)
-	$(BIN)/python notebooks/build.py site/notebooks
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -q -W --keep-going -d build/docs/doctrees docs build/docs/html
+	@echo "build/docs/html/index.html"
 
 clean:
-	rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf build dist docs/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -66,7 +66,11 @@ def write_page() -> str:
     parts.append("## Settings inside other settings\n")
     parts += [write_class(cls, cls.__name__, "###") for cls in others]
     parts.append(write_class(GeneratorTrainingConfig, "The verb `train-generator`", "##"))
-    return "\n".join(parts)
+    page = "\n".join(parts)
+    for role, kinds in roles.items():  # a class that is a kind has no heading by its own name
+        for cls in kinds.values():
+            page = page.replace(f"(#{cls.__name__.lower()})", f"(#{ROLES[role].lower().replace(' ', '-')})")
+    return page
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""Settings of Sphinx for the documentation site: ``make docs``, or ``sphinx-build docs site``.
+
+The pages are those of this folder, those that `generate.py` writes from the code into ``docs/generated``, and the
+notebooks, which are run when they or the package have changed.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import generate  # noqa: E402
+
+from braindecode_vis import __version__  # noqa: E402
+
+project = "braindecode_vis"
+author = "The braindecode_vis founders"
+copyright = "the braindecode_vis founders; MIT licence"
+version = release = __version__
+language = "en"
+
+extensions = [
+    "myst_nb",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = [
+    "**/runs",
+    "**/.ipynb_checkpoints",
+    "SETTINGS.md",
+]  # settings are split into a page for each role
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 4
+default_role = "literal"  # single backticks mean code in our docstrings
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # types stand in the docstrings, in words
+numpydoc_show_class_members = False
+copybutton_exclude = ".linenos, .gp, .go"
+
+# Outputs are kept by what package and notebook are: a change of either runs it again, on what earlier runs left.
+nb_execution_mode = "off" if os.environ.get("BRAINDECODE_VIS_DOCS_NOTEBOOKS") == "off" else "cache"
+nb_execution_cache_path = str(HERE / "generated" / "notebooks" / generate.digest_package())
+nb_execution_timeout = 900
+nb_execution_raise_on_error = True
+nb_execution_excludepatterns = generate.list_without_recordings()
+nb_merge_streams = True
+os.environ.pop("MPLBACKEND", None)  # figures belong into the page
+os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"braindecode_vis {version}"
+html_static_path: list[str] = []
+html_sourcelink_suffix = ""
+html_show_sourcelink = False
+html_theme_options = {
+    "logo": {"text": "braindecode_vis"},
+    "navbar_align": "left",
+    "navbar_end": ["theme-switcher"],
+    "header_links_before_dropdown": 7,
+    "show_toc_level": 2,
+    "navigation_depth": 3,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "secondary_sidebar_items": ["page-toc"],
+}
+
+
+def leave_out(app, what, name, thing, skip, options):
+    """Leave out the routing of metadata, which scikit-learn adds to each estimator and explains in its own pages."""
+    return True if re.fullmatch(r"set_\w+_request", name) else None
+
+
+def setup(app):
+    """Write the generated pages before any is read, and lead links out of this folder to their pages."""
+    generate.write_pages(HERE / "generated")
+    app.connect("source-read", lambda app, name, source: generate.redirect_links(name, source))
+    app.connect("autodoc-skip-member", leave_out)
+    return {"parallel_read_safe": True}
