@@ -1,6 +1,7 @@
 """What an installation holds: the core without any extra, what each extra brings, and the size of the wheel."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -9,7 +10,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
+import braindecode_vis
 from braindecode_vis.checks import EXTRAS, ConfigError, describe_missing, require
 
 ROOT = Path(__file__).parents[1]
@@ -139,3 +142,30 @@ def test_the_wheel_is_small_and_holds_what_a_run_reads(tmp_path):
     ):
         assert any(name.endswith(part) for name in names), part
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "docs/"))]
+    about = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("/METADATA"))).decode()
+    targets = re.findall(r"\]\(([^)]+)\)", about)
+    assert len(targets) > 10
+    assert not [target for target in targets if not target.startswith(("https://", "#"))]
+
+
+def test_what_stands_beside_the_package_says_the_same():
+    """Version, dependencies and commands are written in several files; one that lags behind misleads."""
+    version = PROJECT["version"]
+    assert version == braindecode_vis.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    recipe = yaml.safe_load((ROOT / "deploy" / "recipe.yaml").read_text())
+    assert recipe["context"]["version"] == version
+    conda = {"torch": "pytorch", "matplotlib": "matplotlib-base", "mne": "mne-base"}
+    needed = {
+        entry for entry in PROJECT["dependencies"] if not entry.startswith("efficientnet")
+    }  # not on conda
+    written = {re.sub(r"^[\w-]+", lambda found: conda.get(found[0], found[0]), entry) for entry in needed}
+    assert {entry.replace(" ", "") for entry in recipe["requirements"]["run"]} == written | {"python>=3.11"}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for path in (ROOT / ".github").rglob("*.yml"):
+        content = yaml.safe_load(path.read_text())
+        for job in content.get("jobs", {}).values():
+            for step in job["steps"]:
+                for line in re.findall(r"^make (.*)", step.get("run", "")):
+                    assert set(re.sub(r"\S+=.*", "", line).split()) <= targets
