@@ -297,6 +297,7 @@ _IN_PYTHON: tuple[tuple[str, Any], ...] = (
         r"--set ([\w.]+\w)=(\[[^\]]*\]|[\w/:-]+(?:\.\d+)?)",
         lambda m: f'settings={{"{m[1]}": {_quote(m[2])}}}',
     ),
+    (r"--accept-terms\b", "accept_terms=True"),
     (r"\bset split\.kind to (\w+)", r'pass split="\1"'),
     (r"\bdataset\.(\w+)=", r"\1="),
     (

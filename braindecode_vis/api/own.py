@@ -457,7 +457,9 @@ def from_nifti(
 
 
 @for_python
-def load(name: str, root: str | Path | None = None, **settings: Any) -> Data:
+def load(
+    name: str, root: str | Path | None = None, *, download: bool = False, accept_terms: bool = False, **settings: Any
+) -> Data:  # fmt: skip
     """Return a known data set; nothing is read before it is needed.
 
     Parameters
@@ -465,7 +467,13 @@ def load(name: str, root: str | Path | None = None, **settings: Any) -> Data:
     name
         Kind of the data set, for example ``things_eeg2``; `describe("dataset")` lists them.
     root
-        Folder that holds its files.
+        Folder that holds its files. With `download`, a folder of its own below ``$BRAINDECODE_VIS_DATA`` or the user's
+        cache by default.
+    download
+        Whether to fetch first what is missing of the files that are needed, of `settings["subjects"]` if they are
+        given. ``braindecode-vis fetch`` says the sizes; digits69 has 2 MB, THINGS-MEG 8 GB a subject.
+    accept_terms
+        Whether you have read and accepted the terms of the data set, if it has some.
     **settings
         Settings of the data set, for example ``subjects=[8]``; ``describe("dataset", name)`` lists them.
 
@@ -477,6 +485,8 @@ def load(name: str, root: str | Path | None = None, **settings: Any) -> Data:
     ------
     ConfigError
         If the data set or a setting is not known.
+    DataError
+        If it should be downloaded and cannot be, or its terms were not accepted.
 
     Examples
     --------
@@ -486,9 +496,24 @@ def load(name: str, root: str | Path | None = None, **settings: Any) -> Data:
     from braindecode_vis.registry import validate_component
 
     given = {"kind": name, **settings}
+    if download:
+        # A mistyped setting is told before gigabytes come.
+        validate_component("dataset", given, trusted=True)
+        root = _download(name, root, accept_terms, settings.get("subjects"))
     if root is not None:
         given["root"] = str(Path(root).expanduser().absolute())
     return Data(None, validate_component("dataset", given, trusted=True))
+
+
+def _download(name: str, root: str | Path | None, accept_terms: bool, subjects: Any) -> Path:
+    from braindecode_vis.datasets.fetching import fetch, find_data_folder, make_plan, refuse_failures
+    from braindecode_vis.datasets.manifests import read_manifest
+
+    folder = find_data_folder(name) if root is None else Path(root)
+    wanted = None if subjects is None else [str(subject) for subject in subjects]
+    plan = make_plan(read_manifest(name), folder, subjects=wanted, accept_terms=accept_terms)
+    refuse_failures(fetch(plan), f"files of {name} were not fetched")
+    return plan.root
 
 
 def _make_table(columns: Mapping[str, Any], trials: Any, n_trials: int, has_images: bool) -> pd.DataFrame:

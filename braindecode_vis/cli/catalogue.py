@@ -77,7 +77,7 @@ def fetch_dataset(plan: Plan, *, jobs: int, listener: Listener) -> list[CheckFin
     """
     import threading
 
-    from braindecode_vis.datasets.fetching import fetch
+    from braindecode_vis.datasets.fetching import fetch, refuse_failures
 
     name, lock = plan.manifest.name, threading.Lock()
     sizes = plan.missing.values()
@@ -95,14 +95,6 @@ def fetch_dataset(plan: Plan, *, jobs: int, listener: Listener) -> list[CheckFin
         findings = fetch(plan, jobs=jobs, progress=progress)
     refuse_failures(findings, f"files of {name} were not fetched")
     return findings
-
-
-def refuse_failures(findings: list[CheckFinding], what: str) -> None:
-    """Raise `DataError` that names the first of the findings that are not right, if there are any."""
-    wrong = [finding for finding in findings if not finding.ok]
-    if wrong:
-        message = wrong[0].message.rstrip(".")
-        raise DataError(f"{len(wrong)} of {len(findings)} {what}; first: {wrong[0].item}: {message}.")
 
 
 def check(config: RunConfig, *, full: bool = False, listener: Listener | None = None) -> list[CheckFinding]:

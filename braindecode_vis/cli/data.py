@@ -169,7 +169,7 @@ def fetch(
         for finding in findings:
             out.print(f"{finding.item}: {finding.message}", markup=False)
     if check_addresses:
-        catalogue.refuse_failures(findings, f"addresses of {dataset} do not answer as published")
+        fetching.refuse_failures(findings, f"addresses of {dataset} do not answer as published")
     elif not as_json:
         out.print(f"next: braindecode-vis check {dataset} --root {plan.root}", markup=False)
 

@@ -327,6 +327,14 @@ def fetch(plan: Plan, *, jobs: int = 4, progress: Progress | None = None) -> lis
     return [work.findings[file.path] for file in plan.files]
 
 
+def refuse_failures(findings: list[CheckFinding], what: str) -> None:
+    """Raise `DataError` that names the first of the findings that are not right, if there are any."""
+    wrong = [finding for finding in findings if not finding.ok]
+    if wrong:
+        message = wrong[0].message.rstrip(".")
+        raise DataError(f"{len(wrong)} of {len(findings)} {what}; first: {wrong[0].item}: {message}.")
+
+
 def check_addresses(plan: Plan, *, jobs: int = 4) -> list[CheckFinding]:
     """Ask the address of every file whether it answers; nothing is fetched.
 
