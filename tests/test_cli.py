@@ -89,11 +89,18 @@ def list_loaded(*arguments):
         ["run", "digits69_rigde"],
         ["run", "things_eeg2_ridge", "--set", "encoder.alfas=1"],
         ["run", "nsd_ridge", "--set", "evaluation.n_bootstrap=few"],
+        ["run", "things_eeg2_atm_vith", "--root", ".", "--set", "target.architecture=ViT-H-41"],
+        ["run", "things_eeg2_atm_vith", "--root", ".", "--set", "target.pretrained=laion2b"],
     ],
 )
 def test_neither_a_list_nor_a_typo_loads_tables(command):
-    """All settings were built, all manifests parsed and pandas loaded before a mistyped word was told: 1 to 5 s."""
+    """All settings were built, all manifests parsed, pandas and open_clip loaded before a typo was told: 1 to 5 s."""
     assert list_loaded(*command) == "[]"
+
+
+def test_weights_that_are_not_there_are_told_before_anything_heavy_is_loaded():
+    """Where they may lie is the business of huggingface_hub, which loads ssl; open_clip took 5 s."""
+    assert list_loaded("run", "things_eeg2_atm_vith", "--root", ".") == "['ssl']"
 
 
 def test_a_run_of_which_all_is_there_loads_neither_networks_nor_tables(call, tmp_path):

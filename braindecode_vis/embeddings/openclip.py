@@ -10,8 +10,14 @@ Cherti et al. (2023), CVPR, arXiv:2212.07143; Radford et al. (2021), arXiv:2103.
 
 from __future__ import annotations
 
+import builtins
+import json
+import sys
 from copy import deepcopy
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -49,14 +55,12 @@ class OpenClipConfig(VisionNetworkConfig):
 
     @model_validator(mode="after")
     def _check_architecture(self) -> Self:
-        import open_clip
-
-        known = open_clip.list_models()
+        known = read_architectures()
         if self.architecture not in known:
             raise ValueError(
-                f"open_clip knows no architecture {self.architecture!r}{suggest(self.architecture, known)}"
+                f"open_clip knows no architecture {self.architecture!r}{suggest(self.architecture, list(known))}"
             )
-        tags = open_clip.list_pretrained_tags_by_model(self.architecture)
+        tags = _open_runs()["list_pretrained_tags_by_model"](self.architecture)
         if self.pretrained is not None and self.pretrained not in tags:
             raise ValueError(
                 f"open_clip knows no run {self.pretrained!r} of {self.architecture}; known are {', '.join(tags)}"
@@ -77,9 +81,8 @@ class OpenClipConfig(VisionNetworkConfig):
 
     @property
     def _run(self) -> dict[str, Any]:
-        from open_clip.pretrained import get_pretrained_cfg
-
-        return get_pretrained_cfg(self.architecture, self.pretrained or "")
+        run: dict[str, Any] = _open_runs()["get_pretrained_cfg"](self.architecture, self.pretrained or "")
+        return run
 
     @property
     def family(self) -> str:
@@ -102,9 +105,9 @@ class OpenClipConfig(VisionNetworkConfig):
 
     def download(self, cached: bool = False) -> Path:
         """Return the run's weights, fetched into open_clip's cache unless they are `cached`."""
-        from open_clip import pretrained
-
         if not cached:
+            from open_clip import pretrained
+
             return Path(pretrained.download_pretrained(self._run))
         from huggingface_hub import hf_hub_download
 
@@ -118,16 +121,15 @@ class OpenClipConfig(VisionNetworkConfig):
 
     def make_transform(self) -> Transform:
         """Return open_clip's validation transform of this run."""
-        from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-
         size = self.image_size or read_image_size(self)
         if self.pretrained is not None:
             return _make_transform(self._run, size)
         # Without a run the transform is that of all runs which the architecture's activation fits.
         quick = bool(read_description(self).get("quick_gelu", False))
+        known = _open_runs()
         runs = {
-            t: get_pretrained_cfg(self.architecture, t)
-            for t in list_pretrained_tags_by_model(self.architecture)
+            tag: known["get_pretrained_cfg"](self.architecture, tag)
+            for tag in known["list_pretrained_tags_by_model"](self.architecture)
         }
         tags = [tag for tag, run in runs.items() if bool(run.get("quick_gelu", False)) == quick]
         found = {_make_transform(runs[tag], size) for tag in tags}
@@ -167,11 +169,55 @@ def _make_transform(run: dict[str, Any], size: int) -> Transform:
     )
 
 
+def read_architectures() -> dict[str, dict[str, Any]]:
+    """Return open_clip's description of each architecture by name, from its files: to import it takes seconds."""
+    if "open_clip" in sys.modules:  # where architectures may have been added
+        import open_clip
+
+        return {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
+    return _read_shipped()
+
+
+@cache
+def _read_shipped() -> dict[str, dict[str, Any]]:
+    files = (_find_package() / "model_configs").glob("*.json")
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(files)}
+    parts = {"embed_dim", "vision_cfg", "text_cfg"}
+    return {name: description for name, description in found.items() if parts <= description.keys()}
+
+
+@cache
+def _open_runs() -> dict[str, Any]:
+    """Return what open_clip's file of training runs defines, executed without the libraries that only fetching needs.
+
+    It does without them by itself where they cannot be imported; one of them loads torch.
+    """
+
+    def bring(name: str, space: Any = None, names: Any = None, wanted: Any = (), level: int = 0) -> Any:
+        if name.partition(".")[0] in ("safetensors", "huggingface_hub"):
+            raise ImportError(name)
+        return SimpleNamespace(**execute(name)) if level else __import__(name, space, names, wanted, level)
+
+    def execute(name: str) -> dict[str, Any]:
+        space = {"__name__": f"open_clip.{name}", "__builtins__": {**vars(builtins), "__import__": bring}}
+        exec(
+            (_find_package() / f"{name}.py").read_text(), space
+        )  # the package itself, not a file of somebody
+        return space
+
+    return execute("pretrained")
+
+
+def _find_package() -> Path:
+    found = find_spec("open_clip")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("No module named 'open_clip'", name="open_clip")
+    return Path(found.origin).parent
+
+
 def read_description(config: OpenClipConfig) -> dict[str, Any]:
     """Return the architecture's description with the changes of the configuration applied."""
-    import open_clip
-
-    description = deepcopy(open_clip.get_model_config(config.architecture))
+    description = deepcopy(read_architectures()[config.architecture])
     for key, value in config.model_args.items():
         if isinstance(value, dict) and isinstance(description.get(key), dict):
             description[key] |= value

@@ -104,6 +104,20 @@ def test_several_layers_in_one_pass():
             )
 
 
+def test_openclip_is_described_as_it_describes_itself():
+    """Its files are read on their own, since to import it takes five seconds."""
+    import open_clip
+    from open_clip import pretrained
+
+    shipped, runs = openclip._read_shipped(), openclip._open_runs()
+    assert sorted(shipped) == sorted(open_clip.list_models())
+    assert openclip.read_architectures() == shipped
+    assert runs["_PRETRAINED"] == pretrained._PRETRAINED
+    for name, description in shipped.items():
+        assert description == open_clip.get_model_config(name)
+        assert runs["list_pretrained_tags_by_model"](name) == pretrained.list_pretrained_tags_by_model(name)
+
+
 def test_openclip_traps_are_refused():
     with pytest.raises(ValueError, match=r"knows no architecture 'ViT-H14'.*did you mean 'ViT-H-14'"):
         OpenClipConfig(architecture="ViT-H14")
