@@ -21,7 +21,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -262,6 +262,41 @@ def follow_rename(before: Path, now: Path) -> None:
     for place, there in moved.items():
         _KNOWN[there] = _KNOWN.pop(place)
     _write_caches({place: place.rpartition("/")[0] for place in moved.values()})
+
+
+def follow_link(before: FileIdentity, names: Iterable[Path], link: Path) -> None:
+    """Carry what is known of a file over to the change time that a new link gave it, under all its names.
+
+    Its neighbours would otherwise read it again. A file that was written to since it was hashed is left to be read: its
+    change time was another before the link, or its modification time is another now.
+
+    Parameters
+    ----------
+    before
+        What the file was when the link was about to be made.
+    names
+        Names that it had; those of other files are left alone.
+    link
+        The new one.
+    """
+    now = identify_file(link)
+    if now != before._replace(ctime_ns=now.ctime_ns):
+        return
+    _wait_until_settled(_locate(link))
+    if _count_unsettled(link.stat(), time.time_ns()) > 0:
+        return  # of a file system that counts seconds: another write could leave the times as they are
+    moved: dict[str, str] = {}
+    for name in names:
+        place = _locate(name)
+        folder = place.rpartition("/")[0]
+        known = _KNOWN.get(place)
+        if known is None or known.identity != before:
+            known = _read_cache(folder).get(name.name)
+        with suppress(DataError):  # the file is gone
+            if known and known.settled and known.identity == before and identify_file(place) == now:
+                _KNOWN[place] = _KNOWN[_locate(link)] = replace(known, identity=now)
+                moved[place] = folder
+    _write_caches(moved)
 
 
 def identify_file(path: Path | str) -> FileIdentity:

@@ -225,26 +225,18 @@ class RunFolder:
         large = {
             (size, digest): folder / name for name, (size, digest) in files.items() if size >= _LARGE_BYTES
         }
-        neighbours = self.path.parent.glob(f"*/stages/{stage}/[!.]*/{PROVENANCE}") if large else ()
-        for path in neighbours:
+        same: dict[tuple[int, str], list[Path]] = {}
+        for path in self.path.parent.glob(f"*/stages/{stage}/[!.]*/{PROVENANCE}") if large else ():
             # Neighbours are damaged, deleted meanwhile, of somebody else, or on another disk: then the copy stays.
             with contextlib.suppress(OSError, DataError, TypeError):
                 for name, (size, digest) in read_provenance(path).get("files", {}).items():
-                    other, ours = path.parent / name, large.get((size, digest))
-                    if ours is None or ".." in name:
-                        continue
-                    about = other.lstat()
-                    # A symbolic link may lead out of what the run owns, and a hard link to it would be one as well.
-                    if not stat.S_ISREG(about.st_mode) or about.st_uid != ours.stat().st_uid:
-                        continue
-                    if digests.digest_file(other) == digest:
-                        link = folder / f"{_TEMPORARY}link"
-                        os.link(other, link)
-                        if link.lstat().st_ino != about.st_ino:  # replaced meanwhile
-                            link.unlink()
-                            continue
-                        link.replace(ours)
-                        del large[size, digest]
+                    if (size, digest) in large and ".." not in name:
+                        same.setdefault((size, digest), []).append(path.parent / name)
+        for key, others in same.items():
+            for other in others:
+                with contextlib.suppress(OSError, DataError):
+                    if _link(other, large[key], key[1], names=others):
+                        break
 
     def take(self, final: Path) -> None:
         """Count a finished artifact, whose files were verified, among those that this process uses."""
@@ -347,6 +339,25 @@ class RunFolder:
         changed = [f"{k}: {old} -> {new}" for k, old, new in _diff(last["fields"], json_plain(fields))]
         changed += [f"{name} changed" for name in upstream if last["upstream"].get(name) != upstream[name]]
         return "; ".join(changed[:3]) or "its inputs changed"
+
+
+def _link(other: Path, ours: Path, digest: str, *, names: list[Path]) -> bool:
+    """Make a file a link to one of the same bytes, which may have further names; say whether it became one."""
+    about = other.lstat()
+    # A symbolic link may lead out of what the run owns, and a hard link to it would be one as well.
+    if not stat.S_ISREG(about.st_mode) or about.st_uid != ours.stat().st_uid:
+        return False
+    if digests.digest_file(other) != digest:
+        return False
+    link = ours.with_name(f"{_TEMPORARY}link")
+    before = digests.identify_file(other)
+    os.link(other, link)
+    if link.lstat().st_ino != about.st_ino:  # replaced meanwhile
+        link.unlink()
+        return False
+    link.replace(ours)
+    digests.follow_link(before, [other, *names], ours)
+    return True
 
 
 #: Left behind by file managers.

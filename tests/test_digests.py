@@ -524,3 +524,56 @@ def test_a_damaged_analysis_is_named(copied, command_line):
     done = command_line("report", copied)
     assert done.returncode == 0
     assert "is damaged (its file" in " ".join(done.stderr.split())
+
+
+@pytest.fixture
+def linked(tmp_path, monkeypatch):
+    """Return the pictures of three runs beside each other, of which the third has just linked to the others."""
+    monkeypatch.setattr(store, "_LARGE_BYTES", 4096)
+    monkeypatch.setattr(digests, "_LARGE_BYTES", 4096)  # from here on a reading waits until times tell
+    content = np.random.default_rng(0).integers(0, 256, 4096, np.uint8)
+
+    def make(name):
+        forget()
+        return store.RunFolder(tmp_path / name).produce(
+            "preprocess", version=1, fields={"run": name}, upstream={},
+            compute=lambda folder: np.save(folder / "pixels.npy", content),
+        ).path / "pixels.npy"  # fmt: skip
+
+    return [make(name) for name in "abc"]
+
+
+def test_a_new_link_sends_nobody_back_to_the_bytes(linked, monkeypatch):
+    """A link changes the change time of the file, so that every run beside a new one read its large files once more."""
+    assert len({path.stat().st_ino for path in linked}) == 1
+    forget()
+    read = count_reads(monkeypatch)
+    assert [store.find_damage(path.parent) for path in linked] == ["", "", ""]
+    assert [path for path in read if path.suffix == ".npy"] == []
+    assert digests.digest_file(linked[0], read=True) == digests.digest_file(linked[1])
+    assert read == [linked[0]]
+
+
+def test_a_file_that_is_changed_in_place_is_noticed_under_each_of_its_links(linked):
+    flip_bit(linked[1])
+    forget()
+    for path in linked:
+        assert "pixels.npy was missing or changed" in store.find_damage(path.parent)
+
+
+@pytest.mark.parametrize("when", ["before", "after", "silently"])
+def test_what_is_known_does_not_follow_a_link_to_other_bytes(tmp_path, when):
+    """Whoever writes between the look at a file and the link, or around it, is found by one of the times."""
+    path, link = write_old(tmp_path / "file", b"one"), tmp_path / "link"
+    digest, before = digests.digest_file(path), digests.identify_file(path)
+    if when != "after":
+        path.write_bytes(b"two")
+    if when == "silently":  # as a copy that keeps times
+        os.utime(path, ns=(before.mtime_ns, before.mtime_ns))
+        before = digests.identify_file(path)
+    os.link(path, link)
+    if when == "after":
+        path.write_bytes(b"two")
+    digests.follow_link(before, [path], link)
+    assert digests.digest_file(path) != digest
+    assert digests.digest_file(link) != digest
