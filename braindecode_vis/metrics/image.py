@@ -29,7 +29,7 @@ import numpy as np
 from braindecode_vis.checks import DataError, check_option
 
 Protocol = Literal["native", "425", "425-legacy"]
-Compare = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Compare = Callable[..., np.ndarray]
 GREY_WEIGHTS = (0.2125, 0.7154, 0.0721)  # of scikit-image's rgb2gray (ITU-R BT.709)
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # a window of 11 pixels: 3.5 sigma, rounded
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for a data range of 1
@@ -39,7 +39,8 @@ _MIDDLE = np.float32(0.5)
 #: single pixel of a 425 x 425 RGB image spreads five times more.
 CONSTANT_SPREAD = 1e-6
 BATCH_VALUES = 1 << 16  # numbers per batch: half a megabyte in double precision stays in the cache
-SLAB = 32  # rows filtered by one matrix product
+SLAB = 16  # rows filtered by one matrix product
+SSIM_ROWS = 96  # of the map of SSIM that are computed at once
 SMALL, LARGE = 256, 425  # pixels: images are resized to the first, then to the second
 #: Products of as many pixels of -128 to 127 add up to 2^24 at most, so that single precision holds every sum exactly.
 EXACT_PIXELS = 1024
@@ -81,10 +82,10 @@ def compute_image_metric(
     >>> compute_image_metric("pixcorr", images, 1 - images).round(6)
     array([-1., -1.])
     """
-    compare = _find_comparison(name, protocol)
+    compare, scratch = _find_comparison(name, protocol), _Scratch()
     values = np.empty(len(truth))
-    for rows, left, right in _pairs(truth, decoded, name, protocol):
-        values[rows] = compare(left, right)
+    for rows, left, right in _pairs(truth, decoded, name, protocol, scratch):
+        values[rows] = compare(left, right, scratch)
     return values
 
 
@@ -113,14 +114,14 @@ def tabulate_image_metric(
     """
     compare = _find_comparison(name, protocol)
     dtype = np.float32 if name == "ssim" else _choose_precision(truth, protocol)
-    left, right = (_prepare(images, name, protocol, dtype) for images in (truth, decoded))
+    left, right = (_prepare(images, name, protocol, dtype, _Scratch()) for images in (truth, decoded))
     if left.shape[2:] != right.shape[2:]:
         raise DataError(f"images of {left.shape[2:]} and {right.shape[2:]} pixels cannot be compared.")
     if name == "ssim":
         return _tabulate_ssim(left[:, 0], right[:, 0])
-    table = np.empty((len(right), len(left)))
+    table, scratch = np.empty((len(right), len(left))), _Scratch()
     for column, image in enumerate(left):
-        table[:, column] = compare(*np.broadcast_arrays(image, right))
+        table[:, column] = compare(*np.broadcast_arrays(image, right), scratch)
     return table
 
 
@@ -168,7 +169,9 @@ def tabulate_pixels(decoded: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray,
     return np.clip(correlations, -1.0, 1.0), errors
 
 
-def prepare_images(images: np.ndarray, *, what: str = "images", dtype: Any = np.float64) -> np.ndarray:
+def prepare_images(
+    images: np.ndarray, *, what: str = "images", dtype: Any = np.float64, out: np.ndarray | None = None
+) -> np.ndarray:
     """Return images as numbers of shape (n_images, height, width, 1 or 3) between 0 and 1.
 
     Parameters
@@ -179,6 +182,8 @@ def prepare_images(images: np.ndarray, *, what: str = "images", dtype: Any = np.
         Name in the message.
     dtype
         Of the result.
+    out
+        Array for the result of uint8 images, with as many values.
 
     Raises
     ------
@@ -193,7 +198,7 @@ def prepare_images(images: np.ndarray, *, what: str = "images", dtype: Any = np.
             f"not {images.shape}."
         )
     if images.dtype == np.uint8:
-        return np.divide(images, 255, dtype=dtype)
+        return np.divide(images, 255, out=None if out is None else out.reshape(images.shape), dtype=dtype)
     if images.dtype.kind != "f":
         raise DataError(f"{what} must be uint8, or float between 0 and 1, not {images.dtype}.")
     values = images.astype(dtype)
@@ -208,6 +213,17 @@ def prepare_images(images: np.ndarray, *, what: str = "images", dtype: Any = np.
     return values
 
 
+class _Scratch(dict[str, np.ndarray]):
+    """Arrays that the next images use again: of large ones, fresh memory costs as much as the arithmetic."""
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Return an array of that name, whose values are anything."""
+        size = math.prod(shape)
+        if name not in self or self[name].size < size or self[name].dtype != dtype:
+            self[name] = np.empty(size, dtype)
+        return self[name][:size].reshape(shape)
+
+
 def _find_comparison(name: str, protocol: Protocol) -> Compare:
     """Return the comparison of prepared pairs."""
     check_option("image metric", name, _COMPARISONS)
@@ -216,7 +232,7 @@ def _find_comparison(name: str, protocol: Protocol) -> Compare:
 
 
 def _pairs(
-    truth: np.ndarray, decoded: np.ndarray, name: str, protocol: Protocol
+    truth: np.ndarray, decoded: np.ndarray, name: str, protocol: Protocol, scratch: _Scratch
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yield row ranges and prepared image pairs, in batches of bounded memory."""
     if len(truth) != len(decoded):
@@ -232,8 +248,8 @@ def _pairs(
     step, dtype = max(1, BATCH_VALUES // per_image), _choose_precision(truth, protocol)
     for start in range(0, len(truth), step):
         rows = slice(start, min(start + step, len(truth)))
-        left = _prepare(truth[rows], name, protocol, dtype, what="seen images")
-        right = _prepare(decoded[rows], name, protocol, dtype, what="decoded images")
+        left = _prepare(truth[rows], name, protocol, dtype, scratch, what="seen images")
+        right = _prepare(decoded[rows], name, protocol, dtype, scratch, what="decoded images")
         if left.shape != right.shape:  # a grey image beside an RGB one
             left, right = np.broadcast_arrays(left, right)
         yield rows, left, right
@@ -245,30 +261,29 @@ def _choose_precision(truth: np.ndarray, protocol: Protocol) -> Any:
 
 
 def _prepare(
-    images: np.ndarray, name: str, protocol: Protocol, dtype: Any, *, what: str = "images"
+    images: np.ndarray, name: str, protocol: Protocol, dtype: Any, scratch: _Scratch, *, what: str = "images"
 ) -> np.ndarray:
     """Return all images as a metric compares them, (n_images, 1 or 3, height, width)."""
-    ready = prepare_images(images, what=what, dtype=dtype)
-    if name.startswith("ssim"):  # resizing is linear, so grey may come before it: a third of the work
-        ready = _to_grey(ready)
-    planes = np.ascontiguousarray(ready.transpose(0, 3, 1, 2))
-    if protocol == "native":
-        return planes
-    flat = planes.reshape(-1, *planes.shape[2:])
-    # Of a correlation the second step is linear algebra: see `_compare_enlarged_pixcorr`.
-    for kind in (protocol,) if name == "pixcorr" else (protocol, "enlarge"):
-        flat = _filter(_filter(flat, 2, kind), 1, kind)
-    return flat.reshape(*planes.shape[:2], *flat.shape[1:])
+    values = prepare_images(images, what=what, dtype=dtype, out=scratch.take(what, images.shape, dtype))
+    n_images, height, width, n_planes = values.shape
+    if n_planes == 3 and name.startswith("ssim"):  # resizing is linear, so grey may come before it
+        n_planes, grey = 1, scratch.take(f"grey {what}", (n_images * height * width,), dtype)
+        values = np.matmul(values.reshape(-1, 3), np.array(GREY_WEIGHTS, dtype), out=grey)
+    kind = f"{protocol}, root" if name == "pixcorr" else protocol  # see `_compare_enlarged_pixcorr`
+    lines = values.reshape(n_images, height, -1)
+    if protocol != "native":
+        lines = _filter(lines, 1, kind, scratch, f"{what}, axis 1")
+    planes = lines.reshape(n_images, -1, width, n_planes).transpose(0, 3, 1, 2)
+    if n_planes == 3:
+        scratch.take(f"planes of {what}", planes.shape, dtype)[...] = planes
+        planes = scratch.take(f"planes of {what}", planes.shape, dtype)
+    if protocol != "native":
+        flat = planes.reshape(-1, *planes.shape[2:])
+        planes = _filter(flat, 2, kind, scratch, f"{what}, axis 2").reshape(*planes.shape[:3], -1)
+    return planes
 
 
-def _to_grey(images: np.ndarray) -> np.ndarray:
-    """Return images of shape (n_images, height, width, 1)."""
-    if images.shape[3] == 1:
-        return images
-    return (images.reshape(-1, 3) @ np.array(GREY_WEIGHTS, images.dtype)).reshape(*images.shape[:3], 1)
-
-
-def _compare_pixcorr(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _compare_pixcorr(left: np.ndarray, right: np.ndarray, scratch: _Scratch) -> np.ndarray:
     # Row by row, (n_images, n_rows, width), and the rows in double precision: a whole image of single precision would
     # lose the sixth digit in its sum.
     a, b = (planes.reshape(len(planes), -1, planes.shape[3]) for planes in (left, right))
@@ -276,26 +291,25 @@ def _compare_pixcorr(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return _correlate(*(_average_products(x, y) for x, y in ((a, a), (b, b), (a, b))))
 
 
-def _compare_enlarged_pixcorr(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return the correlation that images of 256 pixels have after they were resized to 425, which are never made.
+def _compare_enlarged_pixcorr(left: np.ndarray, right: np.ndarray, scratch: _Scratch) -> np.ndarray:
+    """Return the correlation that images have at 425 pixels, which are never made.
 
-    With U the resize of one axis, the product of two images after it is <U x U', U y U'> = <G x G, y>, G = U' U.
+    With U the resize of an axis from 256 pixels to 425, the product of two images is <U x U', U y U'>. That is
+    <R x R', R y R'> for any R with R' R = U' U, and there is one of 256 rows: images come multiplied with it.
     """
-    weights = _make_matrix("enlarge", SMALL).mean(
-        axis=0
-    )  # of each pixel in the mean of the large image, by axis
-    a, b = (
-        planes.reshape(len(planes), -1, SMALL) for planes in (left, right)
-    )  # (n_images, n_planes * 256, 256)
-    n_planes = a.shape[1] // SMALL
-    rows = np.tile(weights, n_planes) / n_planes
-    a, b = (x - ((x @ weights.astype(x.dtype)) @ rows).astype(x.dtype)[:, None, None] for x in (a, b))
-    wide = [
-        _filter(_filter(x.reshape(-1, SMALL, SMALL), 2, "gram"), 1, "gram").reshape(x.shape) for x in (a, b)
-    ]
+    level = _make_root().sum(axis=1)  # of an axis of ones, after R; its sum of squares is 425
+    # Each (n_images, n_planes * 256, 256).
+    pair = [planes.reshape(len(planes), -1, SMALL) for planes in (left, right)]
+    rows = np.tile(level, pair[0].shape[1] // SMALL)
+    ones = np.outer(rows, level).astype(left.dtype)
+    for side, x in enumerate(pair):
+        mean = (x @ level.astype(x.dtype)) @ rows / (len(rows) // SMALL * LARGE**2)
+        shift = scratch.take(f"centred {side}", x.shape, x.dtype)
+        np.multiply(mean[:, None, None].astype(x.dtype), ones, out=shift)
+        pair[side] = np.subtract(x, shift, out=shift)
+    a, b = pair
     scale = (SMALL / LARGE) ** 2
-    pairs = ((wide[0], a), (wide[1], b), (wide[0], b))
-    return _correlate(*(scale * _average_products(*pair) for pair in pairs))
+    return _correlate(*(scale * _average_products(x, y) for x, y in ((a, a), (b, b), (a, b))))
 
 
 def _correlate(variance_a: np.ndarray, variance_b: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -312,26 +326,47 @@ def _average_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.einsum("nhk,nhk->nh", left, right).mean(axis=1, dtype=np.float64) / left.shape[2]
 
 
-def _compare_mse(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _compare_mse(left: np.ndarray, right: np.ndarray, scratch: _Scratch) -> np.ndarray:
     error = (left - right).reshape(len(left), -1, left.shape[3])
     return _average_products(error, error)
 
 
-def _compare_ssim(left: np.ndarray, right: np.ndarray, *, axes: tuple[int, ...] = (1, 2)) -> np.ndarray:
+def _compare_ssim(
+    left: np.ndarray, right: np.ndarray, scratch: _Scratch, *, axes: tuple[int, ...] = (1, 2)
+) -> np.ndarray:
     """Return the mean SSIM over the positions whose window, which extends along `axes`, lies inside the image."""
-    x, y = left[:, 0], right[:, 0]  # (n_images, height, width)
-    if min(x.shape[axis] for axis in axes) <= 2 * SSIM_RADIUS:
-        raise DataError(f"SSIM needs images of at least 11 x 11 pixels, not {x.shape[1:]}.")
-    x, y = x - _MIDDLE, y - _MIDDLE
-    mean_x, mean_y, square, product = np.split(_blur(np.concatenate([x, y, x * x + y * y, x * y]), axes), 4)
-    # Only the sum of the two variances enters, so four filtered images do instead of five.
-    covariance = product - mean_x * mean_y
-    variances = square - mean_x * mean_x - mean_y * mean_y
-    mean_x += _MIDDLE
-    mean_y += _MIDDLE
-    numerator = (2 * mean_x * mean_y + SSIM_C1) * (2 * covariance + SSIM_C2)
-    denominator = (mean_x * mean_x + mean_y * mean_y + SSIM_C1) * (variances + SSIM_C2)
-    return (numerator / denominator).mean(axis=(1, 2), dtype=np.float64)
+    left, right = left[:, 0], right[:, 0]  # (n_images, height, width)
+    if min(left.shape[axis] for axis in axes) <= 2 * SSIM_RADIUS:
+        raise DataError(f"SSIM needs images of at least 11 x 11 pixels, not {left.shape[1:]}.")
+    n_rows, total = left.shape[1] - 2 * SSIM_RADIUS, np.zeros(len(left))
+    for start in range(0, n_rows, SSIM_ROWS):  # so many rows of all that is computed stay in the cache
+        seen = slice(start, min(start + SSIM_ROWS, n_rows) + 2 * SSIM_RADIUS)
+        shape = (4, len(left), seen.stop - start, left.shape[2])
+        fields = scratch.take("fields", shape, left.dtype)
+        x, y = (np.subtract(z[:, seen], _MIDDLE, out=fields[i]) for i, z in enumerate((left, right)))
+        # Only the sum of the two variances enters, so four filtered images do instead of five.
+        np.multiply(x, x, out=fields[2])
+        fields[2] += np.multiply(y, y, out=fields[3])
+        np.multiply(x, y, out=fields[3])
+        blurred = _blur(fields.reshape(-1, *shape[2:]), axes, scratch)
+        mean_x, mean_y, variances, covariance = blurred.reshape(4, len(left), *blurred.shape[1:])
+        product, level = mean_x * mean_y, mean_x + mean_y  # about the middle, where rounding is small
+        covariance -= product
+        covariance *= 2
+        covariance += SSIM_C2
+        squares = mean_x * mean_x + mean_y * mean_y
+        variances -= squares
+        variances += SSIM_C2
+        # (m + 1/2)(n + 1/2) = m n + (m + n) / 2 + 1/4; twice that, and likewise the sum of squares.
+        level += 0.5 + SSIM_C1
+        product *= 2
+        product += level
+        squares += level
+        product *= covariance
+        product /= squares
+        product /= variances
+        total += product.sum(axis=(1, 2), dtype=np.float64)
+    return total / (n_rows * blurred.shape[2])
 
 
 def _tabulate_ssim(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -368,40 +403,50 @@ def _tabulate_ssim(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return table
 
 
-def _blur(images: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+def _blur(images: np.ndarray, axes: tuple[int, ...], scratch: _Scratch | None = None) -> np.ndarray:
     """Filter (n_images, height, width) with the Gaussian window along `axes`, keeping full windows only."""
     for axis in sorted(axes, reverse=True):  # the last axis first: it is contiguous
-        images = _filter(images, axis, "blur")
+        images = _filter(images, axis, "blur", scratch, f"blurred {axis}")
     return images
 
 
-def _filter(images: np.ndarray, axis: int, kind: str) -> np.ndarray:
+def _filter(
+    images: np.ndarray, axis: int, kind: str, scratch: _Scratch | None = None, name: str = ""
+) -> np.ndarray:
     """Multiply (n_images, height, width) along an axis, 1 or 2, with the banded matrix of `_make_matrix`.
 
-    A slab of rows is filtered by one product with a part of the matrix, which beats a loop over pixels.
+    A slab of rows is filtered by one product with a part of the matrix, which beats a loop over pixels. The result lies
+    in `scratch` under `name`, if there is one.
     """
-    n_rows, slabs = _make_slabs(kind, images.shape[axis], images.dtype)
+    n_rows, slabs = _make_slabs(kind, images.shape[axis], axis, images.dtype)
+    n_images, height, width = images.shape
+    shape = (n_images, n_rows, width) if axis == 1 else (n_images, height, n_rows)
+    made = np.empty(shape, images.dtype) if scratch is None else scratch.take(name, shape, images.dtype)
     if axis == 1:
-        made = np.empty((len(images), n_rows, images.shape[2]), images.dtype)
         for rows, columns, part in slabs:
             np.matmul(part, images[:, columns], out=made[:, rows])
         return made
-    flat = np.ascontiguousarray(images).reshape(-1, images.shape[2])
-    made = np.empty((len(flat), n_rows), images.dtype)
+    flat = np.ascontiguousarray(images).reshape(-1, width)
     for rows, columns, part in slabs:
-        np.matmul(flat[:, columns], part.T, out=made[:, rows])
-    return made.reshape(*images.shape[:2], n_rows)
+        np.matmul(flat[:, columns], part, out=made.reshape(-1, n_rows)[:, rows])
+    return made
 
 
 @lru_cache(maxsize=32)
-def _make_slabs(kind: str, n: int, dtype: Any) -> tuple[int, list[tuple[slice, slice, np.ndarray]]]:
-    """Return the rows of a matrix, and its slabs: which rows, the columns that count in them, and these values."""
+def _make_slabs(
+    kind: str, n: int, axis: int, dtype: Any
+) -> tuple[int, list[tuple[slice, slice, np.ndarray]]]:
+    """Return the rows of a matrix, and its slabs: which rows, the columns that count in them, and these values.
+
+    Values for the last axis, 2, are transposed.
+    """
     matrix, slabs = _make_matrix(kind, n), []
     for start in range(0, len(matrix), SLAB):
         rows = slice(start, min(start + SLAB, len(matrix)))
         used = np.flatnonzero(matrix[rows].any(axis=0))
         columns = slice(int(used[0]), int(used[-1]) + 1)
-        slabs.append((rows, columns, np.ascontiguousarray(matrix[rows, columns], dtype)))
+        part = matrix[rows, columns] if axis == 1 else matrix[rows, columns].T
+        slabs.append((rows, columns, np.ascontiguousarray(part, dtype)))
     return len(matrix), slabs
 
 
@@ -409,21 +454,31 @@ def _make_matrix(kind: str, n: int) -> np.ndarray:
     """Return what an axis of n pixels is multiplied with.
 
     ``blur`` is the window of SSIM; ``425`` and ``425-legacy`` resize to 256 pixels, with and without antialiasing, and
-    ``enlarge`` from there to 425, as torch does; ``gram`` is the product of ``enlarge`` with itself.
+    from there to 425; with ``, root`` they end with `_make_root` instead.
     """
-    if kind == "gram":
-        enlarge = _make_matrix("enlarge", n)
-        return enlarge.T @ enlarge
     if kind == "blur":
         offsets = np.arange(n)[None] - np.arange(n - 2 * SSIM_RADIUS)[:, None] - SSIM_RADIUS
         weights = np.where(np.abs(offsets) <= SSIM_RADIUS, np.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2), 0.0)
-    else:
-        size = LARGE if kind == "enlarge" else SMALL
-        centres = (np.arange(size) + 0.5) * n / size - 0.5
-        # Antialiasing widens the triangle of bilinear interpolation to the pixels that become one.
-        width = 1.0 if kind == "425-legacy" else max(1.0, n / size)
-        weights = np.maximum(0.0, 1 - np.abs(np.arange(n)[None] - centres[:, None]) / width)
+        return weights / weights.sum(axis=1, keepdims=True)
+    protocol, _, end = kind.partition(", ")
+    shrink = _make_resize(n, SMALL, antialias=protocol == "425")
+    return (_make_root() if end else _make_resize(SMALL, LARGE)) @ shrink
+
+
+def _make_resize(n: int, size: int, *, antialias: bool = True) -> np.ndarray:
+    """Return the bilinear resize of torch from n pixels to `size`."""
+    centres = (np.arange(size) + 0.5) * n / size - 0.5
+    # Antialiasing widens the triangle of the interpolation to the pixels that become one.
+    width = max(1.0, n / size) if antialias else 1.0
+    weights = np.maximum(0.0, 1 - np.abs(np.arange(n)[None] - centres[:, None]) / width)
     return weights / weights.sum(axis=1, keepdims=True)
+
+
+@lru_cache(maxsize=1)
+def _make_root() -> np.ndarray:
+    """Return R of `_compare_enlarged_pixcorr`, (256, 256), with entries on and right of the diagonal only."""
+    enlarge = _make_resize(SMALL, LARGE)
+    return np.linalg.cholesky(enlarge.T @ enlarge).T
 
 
 _COMPARISONS: dict[str, Compare] = {
