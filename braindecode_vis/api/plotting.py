@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,8 +91,10 @@ def plot_gallery(
             for spine in ax.spines.values():
                 spine.set_visible(False)
         axes[y, 0].set_ylabel(name.replace("_", " "), rotation=0, ha="right", va="center")
+    n_letters = max(8, int(17 * width / (len(picks) + 0.8)))  # that stand side by side above a picture
     for x, item in enumerate(picks):
-        axes[0, x].set_title(f"{heads[x]}\n{ids[item]}"[:24], fontsize=7)
+        name = "\n".join(wrap(str(ids[item]).replace("_", " "), n_letters))
+        axes[0, x].set_title(f"{heads[x]}\n{name}", fontsize=7)
         axes[1, x].set_xlabel(f"{score[item]:.2f}", fontsize=7)
     return figure
 

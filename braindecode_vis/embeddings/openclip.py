@@ -55,6 +55,8 @@ class OpenClipConfig(VisionNetworkConfig):
 
     @model_validator(mode="after")
     def _check_architecture(self) -> Self:
+        if find_spec("open_clip") is None:  # the settings can be read and shown; a run says what it lacks
+            return self
         known = read_architectures()
         if self.architecture not in known:
             raise ValueError(
