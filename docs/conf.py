@@ -49,6 +49,8 @@ nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 nb_execution_excludepatterns = generate.list_without_recordings()
 nb_merge_streams = True
+if generate.find_recordings().is_dir():
+    os.environ["BRAINDECODE_VIS_DATA"] = str(generate.find_recordings().resolve())
 os.environ.pop("MPLBACKEND", None)  # figures belong into the page
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 

@@ -31,6 +31,7 @@ import yaml  # noqa: E402
 import braindecode_vis as bdv  # noqa: E402
 from braindecode_vis.config import list_shipped, read_header  # noqa: E402
 from braindecode_vis.datasets.manifests import Manifest, describe_source, find_manifest, read_manifests  # noqa: E402
+from braindecode_vis.memory import describe_bytes  # noqa: E402
 
 #: Notebooks on real recordings -> the file or folder that they need below the folder of the data sets.
 RECORDINGS = {
@@ -125,21 +126,6 @@ def _link_sources(text: str) -> str:
     )
 
 
-def describe_bytes(n_bytes: float) -> str:
-    """Return a size in words.
-
-    Examples
-    --------
-    >>> describe_bytes(2_390_173), describe_bytes(1.15e12)
-    ('2.4 MB', '1.1 TB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.2g} TB"
-
-
 def describe_minutes(n_bytes: float, megabit: float = 100) -> str:
     """Return how long a download takes on a line of so many Mbit/s."""
     seconds = n_bytes * 8 / (megabit * 1e6)
@@ -157,8 +143,9 @@ _CATALOGUE = """# Catalogue of data sets
 What each data set is, what it costs and what to expect of it. This page is made from the manifests, so that it says
 what `braindecode-vis datasets NAME` says. How each loader reads its files stands in [Data sets](../DATASETS.md).
 
-Sizes are those of the files that the manifest lists; **not listed** means that it knows no sizes, and the notes of the
-data set say what is known. Times of downloads are for a line of 100 Mbit/s. Scores are **measured here** where
+Sizes are those of what `fetch` takes without being asked for more; `fetch NAME --dry-run` says the rest, and what no
+manifest knows. Times of downloads are for a line of 100 Mbit/s. [Fetching](../FETCHING.md) has the parts, their
+addresses and how sure these are. Scores are **measured here** where
 [Results](../RESULTS.md) has them; what others published is **not re-measured** here, and stands with its protocol.
 
 """
@@ -170,31 +157,50 @@ def make_catalogue() -> str:
     rows, sections = [], []
     configs = _list_configs()
     for name, manifest in manifests.items():
-        size = _sum_bytes(manifest)
         rows.append(
             (
-                f"[{name}](#{name})", manifest.modality, str(manifest.subjects or "any"),
-                _describe_size(manifest, size),
-                "agreement" if manifest.gate else "none" if manifest.needs_files else "",
-                _describe_expected(name, configs) or "",
+                f"[{name}](#{name})", manifest.modality, str(manifest.subjects or "any"), _describe_size(manifest),
+                _describe_terms(manifest), _describe_expected(name, configs) or "",
             )
         )  # fmt: skip
-        sections.append(_make_data_set(manifest, size, configs))
-    head = ("name", "modality", "subjects", "size", "terms to sign", "score to expect")
+        sections.append(_make_data_set(manifest, configs))
+    head = ("name", "modality", "subjects", "size", "terms", "score to expect")
     return _CATALOGUE + make_table(head, rows) + "\n" + "\n".join(sections)
 
 
+def _list_fetched(manifest: Manifest) -> list[Any]:
+    """Return the parts that are fetched without being named."""
+    return [part for part in manifest.parts if part.default and part.access != "by_hand"]
+
+
 def _sum_bytes(manifest: Manifest) -> int | None:
-    known = [entry.bytes for entry in manifest.files if entry.bytes]
-    return sum(known) if known and len(known) == len(manifest.files) else None
+    known = [part.count_bytes() for part in _list_fetched(manifest)]
+    return sum(filter(None, known)) or None
 
 
-def _describe_size(manifest: Manifest, size: int | None) -> str:
+def _describe_size(manifest: Manifest) -> str:
     if not manifest.needs_files:
         return "made in memory"
     if manifest.source is None:
         return "your own"
-    return describe_bytes(size) if size else "not listed"
+    size, parts = _sum_bytes(manifest) or 0, _list_fetched(manifest)
+    if not parts:
+        return "brought by hand"
+    if None not in [part.count_bytes() for part in parts]:
+        return describe_bytes(size)
+    return f"over {describe_bytes(size)}" if size >= 1e9 else "told when fetched"
+
+
+def _describe_terms(manifest: Manifest) -> str:
+    if not manifest.needs_files or manifest.source is None:
+        return ""
+    access = {part.access for part in manifest.parts if part.default}
+    words = {
+        "by_hand": "some by hand" if _list_fetched(manifest) else "by hand",
+        "terms": "to accept",
+        "open": "none",
+    }
+    return next((words[kind] for kind in ("terms", "by_hand", "open") if kind in access), "see the notes")
 
 
 def _describe_expected(name: str, configs: Sequence[dict[str, Any]]) -> str:
@@ -209,17 +215,20 @@ def _has_number(header: Any) -> bool:
     return bool(header.as_published) and "no number published" not in header.as_published
 
 
-def _make_data_set(manifest: Manifest, size: int | None, configs: Sequence[dict[str, Any]]) -> str:
+def _make_data_set(manifest: Manifest, configs: Sequence[dict[str, Any]]) -> str:
     name = manifest.name
     own = [config for config in configs if config["dataset"] == name]
+    size = _sum_bytes(manifest) or 0
     subjects = f"{manifest.subjects or 'any number of'} subject{'' if manifest.subjects == 1 else 's'}"
     lines = [
         ("What", f"{_plain(manifest.summary)}"),
         ("Modality", f"{_plain(manifest.modality)}, {subjects}; {_plain(manifest.stimuli)}"),
-        ("Size", _describe_size(manifest, size) + (f", {describe_minutes(size)} to fetch" if size else "")),
+        ("Size", _describe_size(manifest) + (f", {describe_minutes(size)} to fetch" if size > 1e6 else "")),
         ("Licence", _plain(manifest.licence)),
         ("Terms", _plain(manifest.gate or "")),
         ("From", _plain(describe_source(manifest)) if manifest.source else ""),
+        ("Parts", f"{', '.join(p.name for p in manifest.parts)} ([sizes, terms, commands](../FETCHING.md#{name}))"
+         if manifest.parts else ""),
         ("Cite", _link_sources(manifest.citation)),
         ("Configurations", ", ".join(f"[{c['name']}](configurations.md#{_slug(c['name'])})" for c in own)),
         ("Measured here", "; ".join(f"`{m.config}`: {m.text} ([how](../RESULTS.md#{m.section}))"
@@ -230,8 +239,9 @@ def _make_data_set(manifest: Manifest, size: int | None, configs: Sequence[dict[
     text = [f"## {name}\n", f"**{_plain(manifest.title)}**\n"]
     text += [f"- **{label}**: {content}" for label, content in lines if content]
     commands = []
-    if manifest.source is not None:
-        commands.append(f"braindecode-vis fetch {name} --root data/{name} --accept-licence")
+    if fetched := _list_fetched(manifest):
+        accept = " --accept-terms" if any(part.access == "terms" for part in fetched) else ""
+        commands.append(f"braindecode-vis fetch {name} --root data/{name}{accept}")
     if manifest.needs_files:
         commands.append(f"braindecode-vis check {name} --root data/{name}")
     commands += [

@@ -217,6 +217,16 @@ def test_commands_are_real(line):
     check_command(line, COMMANDS[line])
 
 
+def test_commands_of_generated_pages_are_real(pages):
+    """The catalogue told to fetch with an option that had gone."""
+    lines = {
+        line for name, text in pages.items() if name.startswith("generated/") for line in list_commands(text)
+    }
+    assert len(lines) > 100
+    for line in lines - set(COMMANDS):
+        check_command(line, "")
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_python_of_the_pages_is_python_with_public_names(path):
     """The examples of CONTRIBUTING.md, README.md and OUTSIDE.md are run by tests of their own."""

@@ -55,6 +55,8 @@ def plot_gallery(
     """
     from matplotlib.figure import Figure as MatplotlibFigure
 
+    from braindecode_vis.report.figures import show_in_notebooks
+
     if run is not None and not hasattr(run, "reconstructions"):
         raise DataError(f"plot_gallery takes a run of decode or open_run, not {type(run).__name__}.")
     if run is not None:
@@ -96,7 +98,7 @@ def plot_gallery(
         name = "\n".join(wrap(str(ids[item]).replace("_", " "), n_letters))
         axes[0, x].set_title(f"{heads[x]}\n{name}", fontsize=7)
         axes[1, x].set_xlabel(f"{score[item]:.2f}", fontsize=7)
-    return figure
+    return show_in_notebooks(figure)
 
 
 def _correlate(seen: np.ndarray, decoded: np.ndarray) -> np.ndarray:

@@ -40,6 +40,8 @@ def plot_decoded(
     """
     from matplotlib.figure import Figure as MatplotlibFigure
 
+    from braindecode_vis.report.figures import show_in_notebooks
+
     n, n_top = len(decoded), max((len(row) for row in pictures), default=0)
     n_columns = max(n, 4)  # few trials keep the size of many
     top = 1 if any(image is not None for image in seen) else 0  # rows above the decoded images
@@ -59,7 +61,7 @@ def plot_decoded(
         for place, (name, image) in enumerate(pictures[column]):
             _show(axes[top + 1 + place, column], image, name)
             axes[top + 1 + place, column].set_title(_shorten(name), fontsize=6)
-    return figure
+    return show_in_notebooks(figure)
 
 
 def _show(ax: Axes, image: np.ndarray | None, words: str) -> None:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -278,6 +279,12 @@ def render_png(figure: Figure, dpi: float = 160) -> bytes:
     return buffer.getvalue()
 
 
+def show_in_notebooks(figure: Figure) -> Figure:
+    """Let a notebook draw a figure that pyplot does not know; it would show its text otherwise."""
+    figure._repr_png_ = partial(render_png, figure, 110)  # type: ignore[attr-defined]
+    return figure
+
+
 def _get_theme(name: str) -> Theme:
     check_option("theme", name, THEMES)
     return THEMES[name]
@@ -289,7 +296,7 @@ def _make_figure(colours: Theme, size: tuple[float, float]) -> Figure:
 
     figure = Figure(figsize=size, layout="constrained", facecolor=colours.background)
     FigureCanvasAgg(figure)  # a canvas of its own, so that pyplot knows nothing of this figure
-    return figure
+    return show_in_notebooks(figure)
 
 
 def _make_axes(colours: Theme) -> tuple[Figure, Axes]:

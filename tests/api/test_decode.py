@@ -111,6 +111,9 @@ def test_figures_are_matplotlib_objects(run, tmp_path):
         bdv.plot_scores(run),
     ):
         assert isinstance(figure, Figure)
+        assert figure._repr_png_().startswith(
+            b"\x89PNG"
+        )  # notebooks showed "<Figure size 900x459 with 45 Axes>"
     run.gallery(rows=["decoded"]).savefig(tmp_path / "gallery.png")
     seen, decoded = run.reconstructions["seen"], run.reconstructions["decoded"]
     assert isinstance(bdv.plot_gallery(seen=seen, decoded=decoded), Figure)
