@@ -67,9 +67,19 @@ def test_notebooks_are_thin_and_explained(path):
         assert (FOLDER / link).exists(), link
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+REAL = [path for path in NOTEBOOKS if path.stem >= "09"]  # recordings that a user's machine fetches
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *NOTEBOOKS[: -len(REAL)],
+        *(pytest.param(path, marks=[pytest.mark.slow, pytest.mark.shared]) for path in REAL),
+    ],
+    ids=lambda path: path.stem,
+)
 def test_notebook_runs(path, workspace, monkeypatch, request):
-    if path.stem >= "09":  # real recordings, which a user's machine fetches
+    if path in REAL:
         monkeypatch.setenv("BRAINDECODE_VIS_DATA", str(request.getfixturevalue("shared") / "data"))
     monkeypatch.setenv("BRAINDECODE_VIS_NOTEBOOKS", str(workspace))
     monkeypatch.setenv("BRAINDECODE_VIS_NOTEBOOK_SIZE", "tiny")
@@ -81,4 +91,6 @@ def test_notebook_runs(path, workspace, monkeypatch, request):
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     errors = [output.text for output in outputs if output.get("name") == "stderr"]
     assert errors == [], "a notebook warns nobody: " + "".join(errors)
+    drawn = [o.data for o in outputs if "data" in o and o.data.get("text/plain", "").startswith("<Figure")]
+    assert all("image/png" in data for data in drawn), "a figure is shown as text"
     assert sum(output.output_type == "execute_result" or "data" in output for output in outputs) >= 1
