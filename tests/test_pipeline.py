@@ -24,7 +24,7 @@ from braindecode_vis.pipeline.learning import check_learnt, pick_test_trials
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
 from braindecode_vis.pipeline.runs import SilentListener, open_run, read_run_scores, read_scores
 from braindecode_vis.pipeline.scoring import describe_choices, make_scoring_task
-from braindecode_vis.pipeline.summary import describe_ceilings
+from braindecode_vis.pipeline.summary import count_trials, describe_ceilings, describe_result
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.stimuli import hash_pixels
 
@@ -63,6 +63,15 @@ def test_a_run_leaves_its_scores_report_and_provenance(finished):
     page = (folder / "report.html").read_text()
     assert 'src="http' not in page
     assert "Two-way identification" in page
+    top1 = next(row for row in rows if (row["metric"], row["method"]) == ("top1", "decoded"))
+    hits = round(24 * top1["value"])
+    assert f"the seen image is first of 24 in {hits} of 24 cases ({100 * top1['value']:.0f} %" in page
+    assert "guessing: 1." in page
+    assert "1 subject; 144 trials kept (24 tested), the data set does not tell how many were dropped." in page
+    differences = json.loads((folder / "differences.json").read_text())
+    named = {(row["metric"], row["control"]) for row in differences}
+    assert {("pixcorr", "mean_image"), ("pixcorr", "nearest"), ("mse", "class_mean")} <= named
+    assert "none: the trials hold neither an order nor a duration" in page
 
 
 def test_every_score_can_be_read_on_its_own(finished):
@@ -436,3 +445,26 @@ def test_whitening_by_trials_that_a_fold_tests_is_refused_once_the_split_is_know
         ConfigError, match=r"dataset\.mvnn learns from trials .* 'leave_one_subject_out' tests"
     ):
         check_learnt(config, SimpleNamespace(folds=[Fold(np.array([0]), np.array([1, 2]))]), trials)
+
+
+def test_the_page_of_categories_says_how_often_the_class_is_named(tmp_path):
+    trials = pd.DataFrame({"subject": ["01"] * 4})
+    responses = SimpleNamespace(
+        dims=("trial", "channel", "time"), data=np.zeros((4, 3, 2)), coords={}, trials=trials
+    )
+    artifact = store.Artifact(tmp_path, "0", True, "")
+    prepared = SimpleNamespace(
+        artifact=artifact, responses=responses, folds=(Fold(np.arange(2), np.arange(2, 4)),)
+    )
+    items = pd.DataFrame({"label": ["a", "b", "b", "a"], "decoded": ["a", "b", "a", "a"]})
+    row = {"method": "decoded", "split": "test", "metric": "accuracy", "subject": "01", "value": 0.75}
+    row |= {"ci_low": None, "ci_high": None, "chance": 0.5}
+    assert describe_result(prepared, [row], items) == (
+        "From 3-channel recordings, the class that was seen, one of 2, is named in 3 of 4 trials (75 %); guessing: 2."
+    )
+    said = "1 subject; 4 trials kept (2 tested), "
+    assert count_trials(prepared) == f"{said}the data set does not tell how many were dropped."
+    (tmp_path / "responses").mkdir()
+    noted = {"provenance": {"dropped": [{}, {}], "n_targets_dropped": 3}}
+    store.write_json(tmp_path / "responses" / "meta.json", noted)
+    assert count_trials(prepared) == f"{said}5 dropped."

@@ -18,13 +18,13 @@ from braindecode_vis.audit.files import AuditedRun
 from braindecode_vis.audit.findings import AuditFinding
 from braindecode_vis.audit.recompute import RecomputedRun
 from braindecode_vis.audit.results import name_tampering
-from braindecode_vis.pipeline import decoding, learning, scoring
+from braindecode_vis.pipeline import decoding, scoring
 
 #: Pairs of images, and their pixels, up to which the nulls of permutations are drawn again without ``--refit``: 3 s.
 LARGEST_NULL, LARGEST_PIXELS = 60_000, 60_000_000
 FEW_PERMUTATIONS = 10
 #: Sections of the page that are written again.
-SECTIONS = ("cards", "scores", "retrieval", "gallery", "browse")
+SECTIONS = ("result", "cards", "losing", "scores", "retrieval", "gallery", "browse")
 NUMBER = re.compile(r"-?[0-9][0-9.,]*")
 #: Entries of a score that are words, or read beside the data set.
 NOT_NUMBERS = ("noise_ceiling", "protocol", "resampled")
@@ -193,16 +193,7 @@ def _render_again(again: RecomputedRun) -> str:
     from braindecode_vis.pipeline import summary
     from braindecode_vis.report.page import ReportContent, render_report
 
-    rows, prepared = scoring.evaluate(again), learning.preprocess(again)
-    items = again.seen["items"]
-    if again.config.decodes_categories:
-        parts = summary.describe_categories(again.config, prepared, items)
-    else:
-        parts = summary.describe_images(
-            again.config, prepared, learning.embed(again)[0].embeddings.space, decoding.retrieve(again),
-            decoding.reconstruct(again), items, captions=again.seen.get("captions"),
-        )  # fmt: skip
-    content = ReportContent(title=again.config.name, dataset="", description="", scores=rows, **parts)
+    content = ReportContent(title=again.config.name, dataset="", **summary.describe_run(again))
     return render_report(content)
 
 

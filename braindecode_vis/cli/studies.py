@@ -278,6 +278,50 @@ def compare(
     _print_table(shown, f"Difference to {runs[0]} (95 % interval, Holm-corrected p)")
 
 
+def board(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders that hold runs, at any depth, or run folders.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page; board.html in the first folder by default.")
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference", help="Run to compare the others with; the first finished one by default."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of resamples and sign flips.")] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Put many runs on one page, board.html: a table that sorts and filters, paired differences, curves over settings.
+
+    experiment.json beside it holds the same rows for tables of your own.
+    """
+    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.studies.board import describe_rows, make_board
+
+    page = folders[0] / "board.html" if out is None else out
+    if page.is_dir():
+        raise ConfigError(f"{page} is a folder; name an HTML file with --out.")
+    try:
+        rows = make_board(folders, page, reference=reference, seed=seed)
+    except OSError as error:
+        raise ConfigError(
+            f"{page} cannot be written ({error.strerror}); choose another with --out."
+        ) from error
+    if as_json:
+        print_json(
+            {"run_folder": None, "scores": [], "board": str(page), "runs": [row.as_json() for row in rows]}
+        )
+        return
+    _print_table(describe_rows(rows), f"{len(rows)} runs" if len(rows) != 1 else "1 run")
+    make_console(stderr=False).print(
+        f"board: {page}\nrows: {page.with_name('experiment.json')}", markup=False
+    )
+
+
 def _print_table(frame: pd.DataFrame, title: str) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console

@@ -121,6 +121,9 @@ class NamedMetric(NamedTuple):
     def label(self) -> str:
         """Short name in words."""
         label = self.metric.label.replace("#", str(self.n))
+        # A table holds the identification of several spaces side by side.
+        if label.endswith(" in pixels") and self.protocol not in ("", "pixels"):
+            label = f"{label.removesuffix('pixels')}features of {self.protocol}"
         return f"Best of {self.n_draws} draws: {label}" if self.n_draws else label
 
     @property
@@ -358,14 +361,15 @@ _METRICS = (
     Metric("top1", "Top-1 accuracy", "How often the seen image is the best match in the gallery.", order=0, n=1,
            **_TOP),
     Metric("top{n}", "Top-# accuracy", "How often the seen image is among the # best matches in the gallery.", **_TOP),
-    Metric("two_way", "Two-way identification", _TWO_WAY, order=1, n=2, **_WAY),
-    Metric("2_way", "Two-way identification", _TWO_WAY, n=2, **_WAY),
-    Metric("{n}_way", "#-way identification", _AMONG, **_WAY),
-    Metric("two_way_identification", "Two-way identification", _TWO_WAY, chance=0.5, order=1, counts_hits=True, n=2),
-    Metric("two_way_identification_within_class", "Within-class two-way identification", _WITHIN, chance=0.5, order=1,
+    Metric("two_way", "Two-way identification in the embedding", _TWO_WAY, order=1, n=2, **_WAY),
+    Metric("2_way", "Two-way identification in the embedding", _TWO_WAY, n=2, **_WAY),
+    Metric("{n}_way", "#-way identification in the embedding", _AMONG, **_WAY),
+    Metric("two_way_identification", "Two-way identification in pixels", _TWO_WAY, chance=0.5, order=1,
            counts_hits=True, n=2),
-    Metric("{n}_way_identification", "#-way identification", _AMONG, chance=_one_in_n, counts_hits=True),
-    Metric("{n}_way_identification_within_class", "Within-class #-way identification",
+    Metric("two_way_identification_within_class", "Within-class two-way identification in pixels", _WITHIN, chance=0.5,
+           order=1, counts_hits=True, n=2),
+    Metric("{n}_way_identification", "#-way identification in pixels", _AMONG, chance=_one_in_n, counts_hits=True),
+    Metric("{n}_way_identification_within_class", "Within-class #-way identification in pixels",
            "How often its own image wins among # candidates of the same class.", chance=_one_in_n, counts_hits=True),
     Metric("{n}_way_top1_semantic_accuracy", "#-way semantic accuracy",
            "How often a classifier names the reconstruction as it names the seen image, among # classes.",
@@ -401,7 +405,8 @@ _METRICS = (
            "Correlation between the response predicted from the reconstruction and the measured response."),
     Metric("accuracy", "Accuracy", "How often the decoded class is the one that was seen.", counts_hits=True),
     Metric("balanced_accuracy", "Balanced accuracy", "How often a class is decoded rightly, averaged over classes."),
-    Metric("auc", "Area under the ROC curve", "How often a trial of a class gets a higher score for it than another."),
+    Metric("auc", "AUC",
+           "Area under the ROC curve: how often a trial of a class gets a higher score for it than another."),
     Metric("rouge1", "ROUGE-1", "Words that the decoded caption shares with a reference caption."),
     Metric("rougeL", "ROUGE-L", "Longest sequence of words that the decoded caption shares with a reference caption."),
     Metric("meteor_exact", "METEOR, exact words",

@@ -64,6 +64,7 @@ def report(run: Run) -> Path:
     digest = store.hash_json(
         [
             rows,
+            run.seen["differences"],
             stages,
             run.config.model_dump(mode="json"),
             [path.name for path in analyses],
@@ -80,20 +81,7 @@ def report(run: Run) -> Path:
     if path.is_file() and known.get("content") == digest and unchanged:
         return path
     provenance = collect_run_provenance(run, stages)
-    items = run.seen["items"]
-    if run.config.decodes_categories:
-        parts = summary.describe_categories(run.config, prepared, items)
-    else:
-        space = embed(run)[0].embeddings.space
-        parts = summary.describe_images(
-            run.config,
-            prepared,
-            space,
-            retrieve(run),
-            reconstruct(run),
-            items,
-            captions=run.seen.get("captions"),
-        )
+    parts = summary.describe_run(run)
     parts["sections"] = [
         *parts.get("sections", []),
         *summary.describe_ceilings(run.seen.get("response_ceilings")),
@@ -115,7 +103,6 @@ def report(run: Run) -> Path:
         dataset=f"phantom in the files of {manifest.title}" if simulated else manifest.title,
         description="" if simulated else manifest.summary,
         facts=summary.list_facts(prepared, manifest, simulated=simulated),
-        scores=rows,
         leaks=leaks,
         hints=list_hints(run),
         warnings=warnings,

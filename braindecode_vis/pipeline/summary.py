@@ -15,10 +15,111 @@ from braindecode_vis import store
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Manifest
 from braindecode_vis.pipeline.categories import tabulate_confusions, tabulate_runs
-from braindecode_vis.pipeline.decoding import Reconstructed, Retrieved
-from braindecode_vis.pipeline.learning import Prepared
+from braindecode_vis.pipeline.decoding import Reconstructed, Retrieved, reconstruct, retrieve
+from braindecode_vis.pipeline.learning import Prepared, embed, preprocess, train
+from braindecode_vis.pipeline.runs import Run
+from braindecode_vis.pipeline.scoring import evaluate, find_phantom
 from braindecode_vis.report.gallery import GalleryContent, arrange_rows
 from braindecode_vis.report.page import ExtraSection, RankContent, SectionFigure, SectionFile
+from braindecode_vis.report.words import describe_encoder
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+    """Return what the page says of the results of a run: scores with the result in a sentence, ranks and gallery.
+
+    An audit makes it again from the files.
+    """
+    config, rows, prepared = run.config, evaluate(run), preprocess(run)
+    items = run.seen["items"]
+    fitted = train(run)[0].artifact.path / f"{config.encoder.kind}.json"
+    known = store.read_json(fitted) if fitted.is_file() else {}
+    if config.decodes_categories:
+        parts = describe_categories(config, prepared, items)
+    else:
+        space, retrieved, images = embed(run)[0].embeddings.space, retrieve(run), reconstruct(run)
+        parts = describe_images(
+            config, prepared, space, retrieved, images, items, captions=run.seen.get("captions")
+        )
+    design = run.seen["design"]
+    if design:
+        parts["method_notes"] = {
+            "design": f"Predicted from {', '.join(design)} alone, by ridge on the training trials: what the design "
+            "gives away without a brain."
+        }
+    else:
+        parts["protocol"]["Control of the design"] = (
+            "none: the trials hold neither an order nor a duration, and come from one run"
+        )
+    return {
+        **parts,
+        "scores": rows,
+        "differences": run.seen["differences"],
+        "method": describe_encoder(config.encoder.model_dump(mode="json"), known),
+        "result": describe_result(prepared, rows, items, simulated=find_phantom(config) is not None),
+        "counted": count_trials(prepared),
+    }
+
+
+def describe_result(
+    prepared: Prepared, rows: list[dict[str, Any]], items: pd.DataFrame, *, simulated: bool = False
+) -> str:
+    """Return the result of a run in one sentence: how often what was seen is found, and how often by guessing."""
+    decoded = [row for row in rows if row["method"] == "decoded" and row["split"] == "test"]
+    name = "accuracy" if "label" in items else "top1"
+    found = [row for row in decoded if row["metric"] == name]
+    row = next((row for row in found if row["subject"] == "all"), found[0] if len(found) == 1 else None)
+    start = f"From {'simulated ' if simulated else ''}{_describe_signal(prepared)}"
+    if row is None:
+        return f"{start}, no image can be told from another: there is one candidate." if not found else ""
+    n = len(items)
+    if name == "accuracy":
+        n_classes = items["label"].nunique()
+        hits = int((items["label"] == items["decoded"]).sum())
+        what = f"the class that was seen, one of {n_classes}, is named in {hits:,} of {n:,} trials"
+    else:
+        hits = int((items["worst_rank"] <= 1).sum())
+        sizes = sorted(set(items["gallery_size"].astype(int)))
+        size = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+        what = f"the seen image is first of {size} in {hits:,} of {n:,} {'case' if n == 1 else 'cases'}"
+    share = f"{100 * row['value']:.0f} %"
+    if row["ci_low"] is not None:
+        share += f", 95 % interval {100 * row['ci_low']:.0f} to {100 * row['ci_high']:.0f} %"
+    guessed = n * row["chance"]
+    return (
+        f"{start}, {what} ({share}); guessing: {guessed:,.0f}."
+        if guessed >= 0.95
+        else (f"{start}, {what} ({share}); guessing: {guessed:.1g}.")
+    )
+
+
+def _describe_signal(prepared: Prepared) -> str:
+    """Return what was recorded and from how many channels or voxels, for example ``17-channel EEG``."""
+    responses = prepared.responses
+    kind = {"eeg": "EEG", "meg": "MEG", "fmri": "fMRI"}.get(str(responses.coords.get("modality", "")), "")
+    if "channel" in responses.dims:
+        return f"{responses.data.shape[responses.dims.index('channel')]:,}-channel {kind or 'recordings'}"
+    if "voxel" in responses.dims:
+        return f"{responses.data.shape[responses.dims.index('voxel')]:,} voxels of {kind or 'fMRI'}"
+    return f"{kind} responses".strip()
+
+
+def count_trials(prepared: Prepared) -> str:
+    """Return the number of subjects, of trials kept and of those dropped, as far as the preparation noted it."""
+    trials = prepared.responses.trials
+    n_subjects, n = trials["subject"].nunique(), len(trials)
+    n_test = len(np.unique(np.concatenate([fold.test for fold in prepared.folds])))
+    meta = prepared.artifact.path / "responses" / "meta.json"
+    noted = store.read_json(meta).get("provenance") if meta.is_file() else None
+    noted = noted if isinstance(noted, dict) else {}
+    # Each source names what it left out itself (n_targets_dropped, ...); epochs that were rejected are listed.
+    counts = [v for key, v in noted.items() if key.endswith("_dropped") and isinstance(v, int)]
+    listed = noted.get("dropped")
+    if isinstance(listed, list) or counts:
+        lost = f"{sum(counts) + len(listed if isinstance(listed, list) else ()):,} dropped"
+    else:
+        lost = "the data set does not tell how many were dropped"
+    who = f"{n_subjects} {'subject' if n_subjects == 1 else 'subjects'}"
+    return f"{who}; {n:,} trials kept ({n_test:,} tested), {lost}."
 
 
 def describe_images(

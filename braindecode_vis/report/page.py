@@ -143,6 +143,14 @@ class ReportContent:
         Headline of the page.
     dataset
         Name of the data set.
+    result
+        The result in one plain sentence, above everything else.
+    counted
+        Number of subjects, of trials kept and of trials dropped, in one sentence.
+    method
+        What decoded, with its size: ``ATM-S, 40 epochs``.
+    differences
+        Decoded less control with the paired 95 % interval, as in ``differences.json``; the verdict of a card asks them.
     description
         One paragraph in plain words.
     protocol
@@ -182,6 +190,10 @@ class ReportContent:
 
     title: str
     dataset: str
+    result: str = ""
+    counted: str = ""
+    method: str = ""
+    differences: Sequence[Mapping[str, Any]] = ()
     description: str = ""
     protocol: str | Mapping[str, str] = ""
     facts: Sequence[tuple[str, Any]] = ()
@@ -235,6 +247,27 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
 
 def render_report(content: ReportContent) -> str:
     """Return the report as HTML text; the same content gives the same bytes."""
+    return render_template(
+        "page.html.j2",
+        "_script.html.j2",
+        content=content,
+        protocol=content.protocol if isinstance(content.protocol, Mapping) else {},
+        protocol_text=content.protocol if isinstance(content.protocol, str) else "",
+        cards=view_cards(content.scores, content.headline, content.metric_notes, content.differences),
+        groups=view_groups(content.scores, content.metric_notes),
+        n_controls=len({row["method"] for row in content.scores} - {DECODED}),
+        methods=_name_methods(content),
+        resampled=describe_resampled(content.scores),
+        ranks=_view_ranks(content.ranks) if content.ranks is not None else None,
+        gallery=view_gallery(content.gallery) if content.gallery is not None else None,
+        profile=_view_profile(content.provenance.get("stages", {})),
+        sections=[_view_section(section, number) for number, section in enumerate(content.sections)],
+        dash=DASH,
+    )
+
+
+def render_template(name: str, script_name: str, **given: Any) -> str:
+    """Return a page with its one script, which the policy of the page allows by its digest; all text is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -244,25 +277,10 @@ def render_report(content: ReportContent) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     env.filters.update(number=format_number, p_value=format_p_value)
-    script = env.get_template("_script.html.j2").render()
+    script = env.get_template(script_name).render()
     # The policy of the page allows this one script by its digest, and no other.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return env.get_template("page.html.j2").render(
-        content=content,
-        protocol=content.protocol if isinstance(content.protocol, Mapping) else {},
-        protocol_text=content.protocol if isinstance(content.protocol, str) else "",
-        cards=view_cards(content.scores, content.headline, content.metric_notes),
-        groups=view_groups(content.scores, content.metric_notes),
-        methods=_name_methods(content),
-        resampled=describe_resampled(content.scores),
-        ranks=_view_ranks(content.ranks) if content.ranks is not None else None,
-        gallery=view_gallery(content.gallery) if content.gallery is not None else None,
-        profile=_view_profile(content.provenance.get("stages", {})),
-        sections=[_view_section(section, number) for number, section in enumerate(content.sections)],
-        script=Markup(script),
-        script_digest=digest,
-        dash=DASH,
-    )
+    return env.get_template(name).render(script=Markup(script), script_digest=digest, **given)
 
 
 def _name_methods(content: ReportContent) -> list[tuple[str, str]]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.metrics.metric_registry import find_metric
 from braindecode_vis.report.gallery import SEEN, GalleryContent, describe_rule
 from braindecode_vis.report.words import (
     count_decimals,
@@ -119,11 +118,11 @@ def _list_lines(gallery: GalleryContent) -> list[tuple[str, Sequence[np.ndarray]
 
 
 def _view_metric(gallery: GalleryContent, metric: str) -> dict[str, Any]:
-    note, space = describe_metric(metric), find_metric(metric).protocol
+    note = describe_metric(metric)
     better = (1 if gallery.higher_is_better else -1) if metric == gallery.metric else note.direction
     known = [v for row in gallery.metrics[metric].values() for v in row[np.isfinite(row)]]
     return {
-        "label": f"{note.label} ({space})" if space else note.label,
+        "label": note.label,
         "better": better,
         "decimals": count_decimals(known),
     }

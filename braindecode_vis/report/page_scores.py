@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,6 +90,11 @@ def _view_row(
     }
 
 
+def view_bar(row: ScoreRow, marks: Sequence[Any]) -> dict[str, float | None]:
+    """Return where the marks of a score lie on an axis that holds all of `marks`, in percent of its width."""
+    return _view_bar(row, _make_scale(marks))
+
+
 def _view_bar(row: ScoreRow, place: Callable[[Any], float | None]) -> dict[str, float | None]:
     keys = {
         "value": "value",
@@ -144,25 +150,63 @@ def _get_order(metric: str) -> int:
 
 
 def view_cards(
-    scores: Sequence[ScoreRow], headline: Sequence[str], notes: Mapping[str, MetricNote]
+    scores: Sequence[ScoreRow],
+    headline: Sequence[str],
+    notes: Mapping[str, MetricNote],
+    differences: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """Return the key scores: those of `headline`, or up to four well-known ones."""
+    """Return the key scores: those of `headline` or up to four well-known ones, then every metric that does not win."""
     decoded = [row for row in scores if row["method"] == DECODED]
-    metrics = list(headline)
-    if not metrics:
-        known = sorted(dict.fromkeys(row["metric"] for row in decoded), key=_get_order)
-        metrics = known[:N_CARDS]
-    return [_view_card(metric, scores, describe_metric(metric, notes)) for metric in metrics]
+    known = sorted(dict.fromkeys(row["metric"] for row in decoded), key=_get_order)
+    metrics = list(headline) or known[:N_CARDS]
+    cards = [_view_card(metric, scores, describe_metric(metric, notes), differences) for metric in metrics]
+    others = [
+        _view_card(metric, scores, describe_metric(metric, notes), differences) | {"small": True}
+        for metric in known
+        # The best of several draws is chosen with the seen image, and its plain score has a card.
+        if metric not in metrics and not find_metric(metric).n_draws
+    ]
+    return cards + [card for card in others if card["verdict"][0] == "unsure"]
 
 
-def _view_card(metric: str, scores: Sequence[ScoreRow], note: MetricNote) -> dict[str, Any]:
+def _view_card(
+    metric: str, scores: Sequence[ScoreRow], note: MetricNote, differences: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Return one key score: that of the one subject, of all subjects together, or the mean over subjects."""
+    main, rivals, spread = find_main_row(metric, scores)
+    scale = [main[key] for key in ("value", "ci_low", "ci_high", "chance", "noise_ceiling")]
+    decimals = count_decimals(scale)
+    show = functools.partial(format_number, decimals=decimals)
+    interval = _describe_interval(main, show)
+    verdict = judge(main, rivals, differences, note.direction)
+    return {
+        "metric": metric,
+        "small": False,
+        "note": note,
+        "value": show(_as_float(main["value"])),
+        "interval": interval if interval != DASH else "",
+        "spread": spread,
+        "chance": "" if is_missing(main["chance"]) else format_number(_as_float(main["chance"])),
+        "verdict": (verdict.kind, verdict.words),
+        "control": _find_best_control(rivals, note.direction, show),
+        "n": format_number(main["n_queries"]),
+        "bar": _view_bar(main, _make_scale(scale)),
+        "words": _describe_bar(main, show, interval),
+    }
+
+
+def find_main_row(metric: str, scores: Sequence[ScoreRow]) -> tuple[dict[str, Any], list[ScoreRow], str]:
+    """Return the decoded row that stands for a metric, its controls, and how far subjects lie apart in words.
+
+    The row is that of the one subject, of all subjects together, or else the mean over subjects.
+    """
     rows = [row for row in scores if row["metric"] == metric]
     first = next(row for row in rows if row["method"] == DECODED)
     # Numbers of two protocols or conditions never stand in one card.
     rows = [row for row in rows if all(row[key] == first[key] for key in ("protocol", "split"))]
     pooled = [row for row in rows if str(row["subject"]).lower() in ("all", "mean", "group")]
-    decoded = [row for row in pooled or rows if row["method"] == DECODED]
+    rows = pooled or rows
+    decoded = [row for row in rows if row["method"] == DECODED]
     main: dict[str, Any] = dict(decoded[0])
     spread = ""
     if len(decoded) > 1:
@@ -175,47 +219,89 @@ def _view_card(metric: str, scores: Sequence[ScoreRow], note: MetricNote) -> dic
             what = "subjects" if len({row["subject"] for row in decoded}) == len(decoded) else "scores"
             low, high = format_number(min(values)), format_number(max(values))
             spread = f"mean of {len(decoded)} {what}, range {low} to {high}"
-    scale = [main[key] for key in ("value", "ci_low", "ci_high", "chance", "noise_ceiling")]
-    decimals = count_decimals(scale)
-    show = functools.partial(format_number, decimals=decimals)
-    interval = _describe_interval(main, show)
-    return {
-        "metric": metric,
-        "space": find_metric(metric).protocol,
-        "note": note,
-        "value": show(_as_float(main["value"])),
-        "interval": interval if interval != DASH else "",
-        "spread": spread,
-        "chance": "" if is_missing(main["chance"]) else format_number(_as_float(main["chance"])),
-        "verdict": _describe_verdict(main, note.direction),
-        "control": _find_best_control(pooled or rows, note.direction, show),
-        "n": format_number(main["n_queries"]),
-        "bar": _view_bar(main, _make_scale(scale)),
-        "words": _describe_bar(main, show, interval),
-    }
+    return main, [row for row in rows if row["method"] != DECODED and not _is_part(row["method"])], spread
 
 
-def _describe_verdict(row: Mapping[str, Any], direction: int) -> tuple[str, str]:
-    """Return a class name and words on where the 95 % interval lies relative to chance."""
-    if any(is_missing(row[key]) for key in ("chance", "ci_low", "ci_high")):
-        return "", ""
-    if row["ci_low"] <= row["chance"] <= row["ci_high"]:
-        return "unsure", "interval includes chance"
-    above = row["ci_low"] > row["chance"]
-    good = {1: above, -1: not above, 0: True}[direction]
-    # The interval may lie on the wrong side of chance, which is no success.
-    if direction == -1:
-        return ("clear", "better than chance") if good else ("unsure", "worse than chance")
-    return ("clear" if good else "unsure"), f"interval {'above' if above else 'below'} chance"
+def _is_part(method: str) -> bool:
+    """Return whether a row is the ceiling or a branch of the system under test, and so no rival of it."""
+    return bool(re.search(r"oracle|^seen|low.?level|high.?level|fused", method.lower()))
+
+
+class Verdict(NamedTuple):
+    """What the rule of the page says of a score: ``clear``, ``unsure`` or nothing, and why."""
+
+    kind: str
+    words: str
+
+
+def judge(
+    row: Mapping[str, Any],
+    rivals: Sequence[ScoreRow],
+    differences: Sequence[Mapping[str, Any]],
+    direction: int,
+) -> Verdict:
+    """Apply the rule of the page: a score must be better than chance and than every control.
+
+    Parameters
+    ----------
+    row
+        The decoded score.
+    rivals
+        Scores of the controls of the same metric and subject.
+    differences
+        Decoded less control with the paired 95 % interval, as in ``differences.json``. Without an entry, as in runs of
+        earlier versions, the value of the control must lie outside the interval of the score.
+    direction
+        1 if higher is better, -1 if lower is; of 0 nothing is said.
+
+    Examples
+    --------
+    >>> row = {"metric": "ssim", "subject": "01", "split": "test", "value": 0.5, "ci_low": 0.4, "ci_high": 0.6,
+    ...        "chance": 0.3}
+    >>> judge(row, [{"method": "mean_image", "value": 0.45, "ci_low": 0.4, "ci_high": 0.5}], [], 1).words
+    'above chance, not above mean image'
+    """
+    if not direction or any(is_missing(row[key]) for key in ("value", "ci_low", "ci_high")):
+        return Verdict("", "")
+    better, sign = ("above" if direction > 0 else "better than"), direction
+    worst, best = (row["ci_low"], row["ci_high"]) if sign > 0 else (-row["ci_high"], -row["ci_low"])
+    if not is_missing(row["chance"]):
+        chance = sign * row["chance"]
+        if worst <= chance <= best:
+            return Verdict("unsure", "interval includes chance")
+        if best < chance:
+            return Verdict("unsure", "interval below chance" if sign > 0 else "worse than chance")
+    keys = ("metric", "subject", "split")
+    paired = {found["control"]: found for found in differences if all(found[key] == row[key] for key in keys)}
+    lost = []
+    for rival in rivals:
+        found = paired.get(rival["method"])
+        if found is not None and not is_missing(found["ci_low"]):
+            wins = found["ci_low"] > 0 if sign > 0 else found["ci_high"] < 0
+        elif is_missing(rival["value"]):
+            continue
+        elif rival["method"] == "shuffled" and not is_missing(rival["ci_high"]):
+            wins = sign * row["value"] > max(sign * rival["ci_low"], sign * rival["ci_high"])
+        else:
+            wins = worst > sign * rival["value"]
+        if not wins:
+            lost.append(str(rival["method"]).replace("_", " "))
+    above = "" if is_missing(row["chance"]) else f"{better} chance"
+    if lost:
+        return Verdict(
+            "unsure", ", ".join(filter(None, [above, f"not {better} {' and '.join(dict.fromkeys(lost))}"]))
+        )
+    if not rivals:
+        return Verdict("clear" if above else "", above)
+    return Verdict("clear", f"{above} and every control" if above else f"{better} every control")
 
 
 def _find_best_control(rows: Sequence[ScoreRow], direction: int, show: Callable[[Any], str]) -> str:
-    """Return the control that comes closest, the oracle (a ceiling) left out, averaged over subjects."""
+    """Return the control that comes closest, averaged over subjects."""
     values: dict[str, list[float]] = {}
     for row in rows:
-        name = str(row["method"])
-        if name != DECODED and "oracle" not in name.lower() and not is_missing(row["value"]):
-            values.setdefault(name, []).append(float(row["value"]))
+        if not is_missing(row["value"]):
+            values.setdefault(str(row["method"]), []).append(float(row["value"]))
     if not values:
         return ""
     means = {name: math.fsum(found) / len(found) for name, found in values.items()}

@@ -122,7 +122,7 @@ class MetricNote:
 
 
 def describe_metric(metric: str, notes: Mapping[str, MetricNote] | None = None) -> MetricNote:
-    """Return the words for a metric name; the part behind ``@`` (its protocol) is ignored.
+    """Return the words for a metric name; what stands behind ``@`` (its protocol) is part of the label.
 
     Parameters
     ----------
@@ -143,6 +143,8 @@ def describe_metric(metric: str, notes: Mapping[str, MetricNote] | None = None) 
     if mine is not None:
         own = Metric(found.name, mine.label, mine.meaning, mine.direction)
         found = found._replace(metric=own)
+    elif found.protocol and found.protocol not in found.label:
+        return MetricNote(f"{found.label} ({found.protocol})", found.meaning, found.metric.direction)
     return MetricNote(found.label, found.meaning, found.metric.direction)
 
 
@@ -157,6 +159,10 @@ _CONTROL_WORDS: tuple[tuple[str, str], ...] = (
     (r"mean", "The same average for every trial, blind to the brain: the floor of image metrics."),
     (r"shuffl|permut", "Brain responses dealt to the wrong images: anything above it comes from the brain."),
     (r"oracle", "The true embedding in place of the decoded one: the ceiling of the image generator."),
+    (
+        r"^design",
+        "Predicted from order, run, duration and subject alone: what the design gives away without a brain.",
+    ),
     (r"low.?level", "Layout and colour alone, without the semantic stage."),
     (r"random|chance", "A guess that ignores the brain."),
 )
@@ -168,6 +174,55 @@ def describe_method(name: str) -> str:
         if re.search(pattern, name.lower()):
             return words
     return ""
+
+
+#: Encoders and networks whose name is not their kind with spaces.
+_NAMES: Mapping[str, str] = {
+    "atm_s": "ATM-S", "atm_e": "ATM-E", "tsconv": "TSConv", "eegproject": "EEGProject", "eegnet": "EEGNet",
+    "simpleconv": "SimpleConv", "simpleconv_time_agg": "SimpleConv (time aggregated)",
+    "simpleconv_image": "SimpleConv (image)", "residual_mlp": "residual MLP", "lda": "LDA",
+    "logistic": "logistic regression", "latent_decoder": "latent decoder", "shared_space": "shared space",
+    "parcels": "parcel transformer", "pls": "PLS",
+}  # fmt: skip
+
+
+def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | None = None) -> str:
+    """Return what decoded a run in words: the network with its epochs, or the regression with its penalty.
+
+    Parameters
+    ----------
+    encoder
+        Settings as they stand in ``config.yaml``.
+    fitted
+        What was chosen in training, where that is known: `alpha`.
+
+    Examples
+    --------
+    >>> describe_encoder({"kind": "network", "network": {"kind": "atm_s"}, "epochs": 40})
+    'ATM-S, 40 epochs'
+    >>> describe_encoder({"kind": "ridge", "alphas": [1.0, 1000.0]}, {"alpha": 1000.0})
+    'ridge, penalty 1,000'
+    >>> describe_encoder({"kind": "logistic", "c": [0.01]})
+    'logistic regression, C 0.01'
+    """
+    kind = str(encoder.get("kind", ""))
+    network = encoder.get("network")
+    if isinstance(network, Mapping):
+        name = str(network.get("model") or network.get("kind", ""))
+        epochs = encoder.get("epochs")
+        return _NAMES.get(name, name.replace("_", " ")) + (f", {epochs} epochs" if epochs else "")
+    words = _NAMES.get(kind.rsplit(":", 1)[-1], kind.rsplit(":", 1)[-1].replace("_", " "))
+    alphas, inverse = encoder.get("alphas"), encoder.get("c")
+    chosen = (fitted or {}).get("alpha")
+    if isinstance(chosen, int | float):
+        return f"{words}, penalty {float(f'{chosen:.3g}'):,g}"
+    if isinstance(alphas, list) and alphas:
+        return f"{words}, penalty " + (
+            f"{alphas[0]:,g}" if len(alphas) == 1 else f"chosen among {len(alphas)}"
+        )
+    if isinstance(inverse, list) and inverse:
+        return f"{words}, C " + (f"{inverse[0]:g}" if len(inverse) == 1 else f"chosen among {len(inverse)}")
+    return words
 
 
 def write_within_sentence(label: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,56 +58,93 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
         if real[place] in real[:place]:
             raise DataError(f"the run {folder} is named twice; a run differs from itself by nothing.")
     tables = [read_items(folder) for folder in folders]
-    reference, rows = tables[0], []
+    reference, rows = tables[0], list[dict[str, Any]]()
     for folder, table in zip(folders[1:], tables[1:], strict=True):
-        both = reference.merge(table, on=KEYS, suffixes=("_a", "_b"))
-        if both.empty:
-            raise DataError(
-                f"{folder} and {folders[0]} share no test items, so nothing can be compared in pairs; "
-                "compare runs of the same data set and split."
-            )
-        # Comparing the shared items alone would choose a test set that neither run reports.
-        if len(both) < max(len(reference), len(table)):
-            raise DataError(
-                f"{folder} tests {len(table)} items and {folders[0]} {len(reference)}, of which only {len(both)} "
-                "are the same; compare runs of the same split and subjects."
-            )
-        if "gallery_size" in reference and (both["gallery_size_a"] != both["gallery_size_b"]).any():
-            sizes = " and ".join(f"{both[f'gallery_size_{side}'].max():.0f}" for side in "ba")
-            raise DataError(
-                f"{folder} and {folders[0]} rank the same items among {sizes} images, so their hits say nothing about "
-                "each other; give both the same retrieval.gallery."
-            )
-        subjects, several = both["subject"], both["subject"].nunique() > 1
-        clusters, resampled = _find_clusters(both)
-        metrics = [
-            name
-            for name in reference.columns
-            if name in table.columns and name not in (*KEYS, *UNITS, "gallery_size")
-        ]
-        for metric in metrics:
-            new, old = both[f"{metric}_b"].to_numpy(float), both[f"{metric}_a"].to_numpy(float)
-            # A difference needs both values of every item, and some metrics have none for some.
-            if not (np.isfinite(new).all() and np.isfinite(old).all()):
-                continue
-            found = paired_difference(
-                new, old, clusters=clusters, n_boot=n_boot, seed=seed,
-                subjects=list(both["subject"]) if several else None,
-            )  # fmt: skip
-            rows.append(
-                {
-                    "run": str(folder), "reference": str(folders[0]), "metric": metric,
-                    "value": _average(new, subjects),
-                    "reference_value": _average(old, subjects), "difference": found.mean, "ci_low": found.interval.low,
-                    "ci_high": found.interval.high, "p_value": found.p_value, "n_items": len(both),
-                    "n_subjects": both["subject"].nunique(), "resampled": resampled,
-                }
-            )  # fmt: skip
+        rows += compare_tables(
+            reference, table, names=(str(folders[0]), str(folder)), n_boot=n_boot, seed=seed
+        )
     result = pd.DataFrame(rows)
     result.insert(
         list(result.columns).index("p_value") + 1, "p_holm", correct_holm(result["p_value"].to_numpy())
     )
     return result
+
+
+def compare_tables(
+    reference: pd.DataFrame,
+    table: pd.DataFrame,
+    *,
+    names: tuple[str, str],
+    n_boot: int = 10_000,
+    seed: int = 0,
+    metrics: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the paired differences of one run to another, a row per metric that both have.
+
+    Parameters
+    ----------
+    reference, table
+        Items of the run compared with, and of the other one; see `tabulate_items`.
+    names
+        What the two are called.
+    n_boot, seed
+        As for `compare_runs`.
+    metrics
+        Those that are compared; all by default.
+
+    Raises
+    ------
+    DataError
+        If they do not test the same items in galleries of the same size.
+    """
+    first, other = names
+    both = reference.merge(table, on=KEYS, suffixes=("_a", "_b"))
+    if both.empty:
+        raise DataError(
+            f"{other} and {first} share no test items, so nothing can be compared in pairs; "
+            "compare runs of the same data set and split."
+        )
+    # Comparing the shared items alone would choose a test set that neither run reports.
+    if len(both) < max(len(reference), len(table)):
+        raise DataError(
+            f"{other} tests {len(table)} items and {first} {len(reference)}, of which only {len(both)} "
+            "are the same; compare runs of the same split and subjects."
+        )
+    if "gallery_size_a" in both and (both["gallery_size_a"] != both["gallery_size_b"]).any():
+        sizes = " and ".join(f"{both[f'gallery_size_{side}'].max():.0f}" for side in "ba")
+        raise DataError(
+            f"{other} and {first} rank the same items among {sizes} images, so their hits say nothing about "
+            "each other; give both the same retrieval.gallery."
+        )
+    subjects, several = both["subject"], both["subject"].nunique() > 1
+    clusters, resampled = _find_clusters(both)
+    rows = []
+    for metric in reference.columns:
+        if metric not in table.columns or metric in (*KEYS, *UNITS, "gallery_size"):
+            continue
+        if metrics is not None and metric not in metrics:
+            continue
+        new, old = both[f"{metric}_b"].to_numpy(float), both[f"{metric}_a"].to_numpy(float)
+        # A difference needs both values of every item, and some metrics have none for some.
+        if not (np.isfinite(new).all() and np.isfinite(old).all()):
+            continue
+        found = paired_difference(
+            new,
+            old,
+            clusters=clusters,
+            n_boot=n_boot,
+            seed=seed,
+            subjects=list(subjects) if several else None,
+        )
+        rows.append(
+            {
+                "run": other, "reference": first, "metric": metric, "value": _average(new, subjects),
+                "reference_value": _average(old, subjects), "difference": found.mean, "ci_low": found.interval.low,
+                "ci_high": found.interval.high, "p_value": found.p_value, "n_items": len(both),
+                "n_subjects": both["subject"].nunique(), "resampled": resampled,
+            }
+        )  # fmt: skip
+    return rows
 
 
 def _find_clusters(both: pd.DataFrame) -> tuple[list[str], str]:

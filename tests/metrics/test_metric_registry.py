@@ -19,8 +19,8 @@ from braindecode_vis.retrieval import compute_ranks
     [
         ("top1@instance", "Top-1 accuracy", 1, "instance", 1),
         ("top10", "Top-10 accuracy", 10, "", 1),
-        ("two_way@imagery_set", "Two-way identification", 2, "imagery_set", 1),
-        ("2_way", "Two-way identification", 2, "", 1),
+        ("two_way@imagery_set", "Two-way identification in the embedding", 2, "imagery_set", 1),
+        ("2_way", "Two-way identification in the embedding", 2, "", 1),
         (
             "50_way_top1_semantic_accuracy@efficientnet-lite0",
             "50-way semantic accuracy",
@@ -35,8 +35,8 @@ from braindecode_vis.retrieval import compute_ranks
         ("best_of_3_mse", "Best of 3 draws: Mean squared error", 0, "", -1),
         ("lpips", "Perceptual distance", 0, "", -1),
         ("rougeL@git", "ROUGE-L", 0, "git", 1),
-        ("two_way_identification@swav", "Two-way identification", 2, "swav", 1),
-        ("two_way_identification_within_class", "Within-class two-way identification", 2, "", 1),
+        ("two_way_identification@swav", "Two-way identification in features of swav", 2, "swav", 1),
+        ("two_way_identification_within_class", "Within-class two-way identification in pixels", 2, "", 1),
         ("strange_new_score@x", "Strange new score", 0, "x", 0),
     ],
 )

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.report import figures, page
+from braindecode_vis.report import figures, page, page_scores
+from braindecode_vis.report.words import describe_metric
 from tests.report.material import EVIL, make_bare_content, make_content, make_gallery, make_scores
 
 
@@ -73,7 +74,7 @@ def test_several_subjects_become_a_mean_with_its_range():
 @pytest.mark.parametrize(
     "metric, chance, low, high, words",
     [
-        ("top1", 0.1, 0.3, 0.9, "interval above chance"),
+        ("top1", 0.1, 0.3, 0.9, "above chance"),
         ("top1", 0.1, 0.05, 0.3, "interval includes chance"),
         ("top1", 0.5, 0.1, 0.3, "interval below chance"),
         ("median_rank", 5.5, 1.0, 3.0, "better than chance"),
@@ -89,6 +90,101 @@ def test_the_verdict_follows_the_interval(metric, chance, low, high, words):
         "ci_high": high,
     }
     assert words in page.render_report(make_bare_content(scores=[row]))
+
+
+def judge(decoded=(0.5, 0.4, 0.6), chance=0.1, controls=(), differences=(), metric="ssim"):
+    value, low, high = decoded
+    row = {"metric": metric, "subject": "01", "split": "test", "value": value, "ci_low": low, "ci_high": high}
+    rivals = [
+        {"method": name, "value": value, "ci_low": value - 0.01, "ci_high": value + 0.01}
+        for name, value in controls
+    ]
+    known = [
+        {"metric": metric, "subject": "01", "split": "test", "control": name, "ci_low": low, "ci_high": high}
+        for name, low, high in differences
+    ]
+    return page_scores.judge(row | {"chance": chance}, rivals, known, describe_metric(metric).direction)
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"controls": [("mean_image", 0.2)]}, ("clear", "above chance and every control")),
+        # A run of an earlier version has no differences: then the control must lie outside the interval.
+        ({"controls": [("mean_image", 0.45)]}, ("unsure", "above chance, not above mean image")),
+        (
+            {"controls": [("mean_image", 0.45)], "differences": [("mean_image", 0.01, 0.1)]},
+            ("clear", "above chance and every control"),
+        ),
+        (
+            {"controls": [("mean_image", 0.2)], "differences": [("mean_image", -0.01, 0.1)]},
+            ("unsure", "above chance, not above mean image"),
+        ),
+        (
+            {"controls": [("mean_image", 0.55), ("nearest", 0.5), ("shuffled", 0.1)]},
+            ("unsure", "above chance, not above mean image and nearest"),
+        ),
+        ({"controls": [("shuffled", 0.5)]}, ("unsure", "above chance, not above shuffled")),
+        ({"chance": None, "controls": [("mean_image", 0.2)]}, ("clear", "above every control")),
+        ({"chance": None}, ("", "")),
+        ({"chance": 0.5, "controls": [("mean_image", 0.2)]}, ("unsure", "interval includes chance")),
+        (
+            {"metric": "mse", "chance": 0.9, "controls": [("mean_image", 0.3)]},
+            ("unsure", "better than chance, not better than mean image"),
+        ),
+        (
+            {"metric": "mse", "chance": 0.9, "differences": [("a", -0.2, -0.1)], "controls": [("a", 0.6)]},
+            ("clear", "better than chance and every control"),
+        ),
+        ({"decoded": (0.5, None, None)}, ("", "")),
+        ({"metric": "of_my_own"}, ("", "")),
+    ],
+)
+def test_a_score_is_green_only_where_it_beats_chance_and_every_control(given, expected):
+    """A score that the mean image equalled was called above chance, in green, on a page that asks for more."""
+    assert tuple(judge(**given)) == expected
+
+
+def test_a_metric_that_loses_has_a_card_that_says_what_it_loses_to():
+    rows = make_scores()
+    for row in rows:
+        if row["metric"] == "mse" and row["method"] == "mean_image":
+            row["value"] = 0.03
+    text = page.render_report(make_bare_content(scores=rows, headline=["pixcorr"]))
+    losing = re.search(r'<section id="losing".*?</section>', text, re.S)[0]
+    assert "not better than mean image" in losing
+    assert "Mean squared error" in losing
+    assert "Where it does not win" not in page.render_report(
+        make_bare_content(scores=[row for row in rows if row["metric"] == "top1"])
+    )
+
+
+def test_branches_of_the_system_and_the_ceiling_are_no_controls():
+    row = make_scores()[0]
+    rows = [
+        row,
+        *(row | {"method": name, "value": 0.9} for name in ("oracle", "low_level", "high_level", "seen")),
+    ]
+    text = page.render_report(make_bare_content(scores=rows))
+    assert "best control" not in text
+    assert "not above" not in text
+
+
+def test_the_result_comes_first_and_the_gallery_before_any_table(html):
+    """The first picture stood 4700 px down, below the whole table of scores."""
+    text = page.render_report(
+        make_content(result="36 of 40.", counted="1 subject.", method="ridge, penalty 10")
+    )
+    places = [
+        text.index(part)
+        for part in ('class="result"', 'class="cards"', 'id="gallery"', "<table aria", 'class="plain"')
+    ]
+    assert places == sorted(places)
+    assert text.index("<img") < min(text.index('<table class="scores"'), text.index('class="plain"'))
+    assert "36 of 40." in text
+    assert "Decoded by ridge, penalty 10. 1 subject." in text
+    assert "decoded <small>ridge, penalty 10</small>" in text
+    assert 'id="result"' not in html
 
 
 def test_missing_numbers_become_a_dash():
@@ -240,9 +336,9 @@ def measure_contrast(first, second):
 
 def test_text_and_controls_have_enough_contrast_in_both_themes(html):
     themes = re.findall(r":root \{(.*?)\}", html, re.S)
-    assert len(themes) == 2
-    light, dark = (dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", theme)) for theme in themes)
-    for theme in (light, dark):
+    assert len(themes) == 3
+    light, dark, paper = (dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", theme)) for theme in themes)
+    for theme in (light, dark, light | paper):
         for ink in ("ink", "muted", "accent", "chance"):
             for ground in ("bg", "panel", "wash", "accent-wash"):
                 assert measure_contrast(theme[ink], theme[ground]) >= 4.5, (ink, ground, theme)

@@ -36,13 +36,16 @@ def test_a_p_value_is_never_zero(value, text):
 @pytest.mark.parametrize(
     "metric, label, direction",
     [
-        ("pixcorr@28", "Pixel correlation", 1),
+        ("pixcorr@28", "Pixel correlation (28)", 1),
         ("mse", "Mean squared error", -1),
         ("top10", "Top-10 accuracy", 1),
         ("median_rank", "Median rank", -1),
-        ("two_way_identification_within_class", "Within-class two-way identification", 1),
-        ("two_way_identification@pixels", "Two-way identification", 1),
-        ("50-way", "50-way identification", 1),
+        ("two_way_identification_within_class", "Within-class two-way identification in pixels", 1),
+        ("two_way_identification@pixels", "Two-way identification in pixels", 1),
+        ("two_way_identification@clip", "Two-way identification in features of clip", 1),
+        ("2_way", "Two-way identification in the embedding", 1),
+        ("auc", "AUC", 1),
+        ("50-way", "50-way identification in the embedding", 1),
         ("rank", "Rank", -1),
         ("strange_new_score", "Strange new score", 0),
     ],
@@ -59,6 +62,24 @@ def test_given_words_win():
 
 def test_the_best_of_several_draws_has_a_name_of_its_own():
     note = words.describe_metric("best_of_3_mse@28")
-    assert note.label == "Best of 3 draws: Mean squared error"
+    assert note.label == "Best of 3 draws: Mean squared error (28)"
     assert note.direction == -1
     assert "chosen with the seen image" in note.meaning
+
+
+@pytest.mark.parametrize(
+    "encoder, fitted, expected",
+    [
+        ({"kind": "network", "network": {"kind": "eegnet"}, "epochs": 1000}, None, "EEGNet, 1000 epochs"),
+        ({"kind": "network", "network": {"kind": "braindecode", "model": "Deep4Net"}}, None, "Deep4Net"),
+        ({"kind": "ridge", "alphas": [1000.0]}, None, "ridge, penalty 1,000"),
+        ({"kind": "ridge", "alphas": [1.0, 2.0]}, None, "ridge, penalty chosen among 2"),
+        ({"kind": "ridge", "alphas": [1.0, 316.23]}, {"alpha": 316.2278}, "ridge, penalty 316"),
+        ({"kind": "ridge"}, {"alpha": [1.0, 2.0]}, "ridge"),  # a penalty for each target
+        ({"kind": "my_package.mine:OwnConfig"}, None, "OwnConfig"),
+        ({}, None, ""),
+    ],
+)
+def test_a_method_is_named_by_what_it_is(encoder, fitted, expected):
+    """Cards and tables said `network`, whatever network it was and however long it was trained."""
+    assert words.describe_encoder(encoder, fitted) == expected

@@ -1,0 +1,365 @@
+"""One page of many runs: what each decoded and how well, which settings differ, and pairs with a run of reference.
+
+Owns what is read of a run for that: its settings, its scores and differences, the values per item and two pictures of
+one item. Nothing is computed again and no recording is opened, so that 200 runs take seconds. The files at the top of a
+run folder are compared with their digests; values per item and pictures are taken as they lie (`audit` verifies those).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from braindecode_vis import store
+from braindecode_vis.checks import BraindecodeVisError, DataError
+from braindecode_vis.metrics.metric_registry import LAST, find_metric
+from braindecode_vis.pipeline.runs import read_scores
+from braindecode_vis.report.board_page import Board, BoardRow, write_board
+from braindecode_vis.report.page_scores import find_main_row, judge
+from braindecode_vis.report.words import describe_encoder
+from braindecode_vis.studies.compare import compare_tables, tabulate_items
+
+MAX_METRICS = 4
+MAX_SETTINGS = 8  # a table of all that differ between runs of several data sets would hold every setting
+#: Resamples and sign flips of a pair: a page of 200 runs in seconds; `compare` takes more.
+N_BOOT = 2000
+_LARGEST_CONFIG = 1_000_000  # bytes
+_MAX_ENTRIES = 5000
+#: Settings that change no result, or stand in columns of their own.
+_BESIDE = ("name", "analyses", "pretrain", "dataset.kind", "dataset.root", "encoder.kind", "target.kind")
+
+
+@dataclass
+class _Run:
+    """What was read of one run folder; `trouble` says in words what is missing or damaged."""
+
+    folder: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    trouble: str = ""
+
+
+def make_board(
+    folders: Sequence[Path], out: Path, *, reference: Path | None = None, seed: int = 0
+) -> list[BoardRow]:
+    """Write ``board.html`` and, beside it, ``experiment.json`` of all runs below some folders.
+
+    Parameters
+    ----------
+    folders
+        Run folders, or folders that hold some, at any depth.
+    out
+        The page.
+    reference
+        Run that the others are compared with in pairs, where they test the same items; without it the first whose
+        scores are there.
+    seed
+        Of resamples and sign flips.
+
+    Returns
+    -------
+    rows
+        One per run, in the order of their paths; a run that is unfinished or damaged says so in `trouble`.
+
+    Raises
+    ------
+    DataError
+        If there is no run below the folders, or the reference is not among them or has no scores.
+    """
+    paths = find_runs(folders)
+    if not paths:
+        raise DataError(
+            f"there is no run below {', '.join(map(str, folders))}: no folder there holds a config.yaml; give the "
+            "folder that run or sweep wrote into."
+        )
+    runs = [_read_run(path) for path in paths]
+    metrics = _choose_metrics(runs)
+    base = _find_reference(runs, reference)
+    settings = list_differing([run.config for run in runs])
+    names = _name_runs(paths)
+    items = {path: _read_items(run) for path, run in zip(paths, runs, strict=True)}
+    rows = []
+    for run, name in zip(runs, names, strict=True):
+        report = run.folder / "report.html"
+        config = run.config
+        rows.append(
+            BoardRow(
+                name=name,
+                path=str(run.folder),
+                link=os.path.relpath(report, out.absolute().parent) if report.is_file() else "",
+                trouble=run.trouble,
+                dataset=str(_look_up(config, "dataset.kind") or ""),
+                configuration=str(config.get("name", "")),
+                encoder=describe_encoder(_as_mapping(config.get("encoder"))),
+                target=str(_look_up(config, "target.kind") or ""),
+                settings={key: _look_up(config, key) for key in settings},
+                scores=_pick_scores(run, metrics),
+                pairs=_compare(run, base, items, metrics, seed),
+                images=_read_images(run, items[run.folder]),
+            )
+        )
+    named = "" if base is None else names[runs.index(base)]
+    write_board(out, Board(rows, metrics, settings, reference=named))
+    store.write_json(out.with_name("experiment.json"), [row.as_json() for row in rows])
+    return rows
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Return the run folders among and below some folders, sorted, each once."""
+    found: dict[Path, Path] = {}
+    for top in folders:
+        if not top.expanduser().is_dir():
+            raise DataError(f"{top} is no folder; give a folder that holds runs.")
+        for here, below, files in os.walk(top.expanduser().absolute()):
+            if "config.yaml" in files or "stages" in below:
+                if "config.yaml" in files:
+                    found.setdefault(Path(here).resolve(), Path(here))
+                    below.clear()  # of a run, nothing further down is another one
+                else:  # the common store of a sweep
+                    below.remove("stages")
+            below[:] = sorted(name for name in below if not name.startswith("."))
+    return sorted(found.values())
+
+
+def _read_run(folder: Path) -> _Run:
+    run = _Run(folder)
+    try:
+        path = folder / "config.yaml"
+        if path.stat().st_size > _LARGEST_CONFIG:
+            raise DataError("its config.yaml is larger than any configuration")
+        # By libyaml where it is there: in plain Python 200 configurations take longer than all the rest.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+        if not isinstance(config, dict):
+            raise DataError("its config.yaml holds no settings")
+        run.config = config
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, DataError) as error:
+        run.trouble = f"damaged: its config.yaml cannot be read ({' '.join(str(error).split())[:200]})"
+        return run
+    try:
+        rows = read_scores(folder)
+        run.scores = [row for row in rows if _is_score(row)]
+        if len(run.scores) < len(rows):
+            run.trouble = "damaged: its scores.json holds rows that are no scores"
+        path = folder / "differences.json"
+        known = store.read_json(path) if path.is_file() else []  # none of earlier versions
+        run.differences = [
+            row for row in known if isinstance(row, dict) and {"control", "ci_low"} <= row.keys()
+        ]
+    except (OSError, ValueError, TypeError, BraindecodeVisError) as error:
+        run.trouble = f"damaged: {error}"
+    if not run.scores and not run.trouble:
+        run.trouble = "unfinished: it has no scores yet"
+    return run
+
+
+def _is_score(row: Any) -> bool:
+    needed = ("metric", "method", "value", "ci_low", "ci_high", "chance", "subject", "split", "protocol")
+    numbers = ("value", "ci_low", "ci_high", "chance")
+    return (
+        isinstance(row, dict)
+        and all(key in row for key in needed)
+        and all(row[key] is None or isinstance(row[key], int | float) for key in numbers)
+    )
+
+
+def _choose_metrics(runs: Sequence[_Run]) -> list[str]:
+    """Return the metrics of the columns: well-known ones of most runs first, and of each run at least one."""
+    counts: dict[str, int] = {}
+    for run in runs:
+        for metric in {row["metric"] for row in run.scores if row["method"] == "decoded"}:
+            counts[str(metric)] = counts.get(str(metric), 0) + 1
+
+    def place(metric: str) -> int:
+        found = find_metric(metric)
+        return LAST if found.n_draws else found.metric.order
+
+    first = sorted(counts, key=lambda metric: (place(metric), -counts[metric], metric))
+    chosen = [metric for metric in first if place(metric) < LAST][:MAX_METRICS]
+    for run in runs:  # categories have no image to find
+        own = {str(row["metric"]) for row in run.scores if row["method"] == "decoded"}
+        if own and not own & set(chosen):
+            chosen.append(next(metric for metric in first if metric in own))
+    return chosen
+
+
+def _find_reference(runs: Sequence[_Run], wanted: Path | None) -> _Run | None:
+    finished = [run for run in runs if run.scores]
+    if wanted is None:
+        return finished[0] if len(finished) > 1 else None
+    real = wanted.expanduser().resolve()
+    for run in runs:
+        if run.folder.resolve() == real:
+            if not run.scores:
+                raise DataError(f"the reference {wanted} is {run.trouble}; finish it, or name another run.")
+            return run
+    raise DataError(f"the reference {wanted} is none of the runs that were found; name one of their folders.")
+
+
+def _name_runs(paths: Sequence[Path]) -> list[str]:
+    """Return the paths below the folder that all runs share."""
+    if len(paths) == 1:
+        return [paths[0].name]
+    top = Path(os.path.commonpath(paths))
+    return [path.relative_to(top).as_posix() if path != top else path.name for path in paths]
+
+
+# --- settings -----------------------------------------------------------------------------------------------------
+
+
+def list_differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the settings that differ between runs, by their dotted name; those of most runs first.
+
+    Examples
+    --------
+    >>> list_differing([{"seed": 0, "encoder": {"epochs": 5}}, {"seed": 1, "encoder": {"epochs": 5}}])
+    ['seed']
+    """
+    flat = [dict(_flatten(config)) for config in configs if config]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    differing = {
+        key: sum(key in one for one in flat)
+        for key in keys
+        if key not in _BESIDE
+        and not key.endswith(".device")
+        and len({json.dumps(one.get(key)) for one in flat}) > 1
+    }
+    # Settings of one component alone, which other runs do not have, say less than one that all of them have.
+    return sorted(differing, key=lambda key: -differing[key])[:MAX_SETTINGS]
+
+
+def _flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys with plain values; lists become text."""
+    waiting: list[tuple[str, Any]] = [("", config)]
+    for _ in range(_MAX_ENTRIES):
+        if not waiting:
+            return
+        key, value = waiting.pop(0)
+        if isinstance(value, Mapping):
+            waiting += [(f"{key}.{name}".lstrip("."), below) for name, below in value.items()]
+        else:
+            yield key, _make_plain(value)
+
+
+def _look_up(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return _make_plain(value)
+
+
+def _make_plain(value: Any) -> Any:
+    """Return a number, a text or None; a list of one is that one, so that a swept penalty is a number."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)[:80]
+
+
+def _as_mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+# --- scores -------------------------------------------------------------------------------------------------------
+
+
+def _pick_scores(run: _Run, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the main score of each metric with the verdict of the page; nothing where the run lacks it."""
+    found = {}
+    for metric in metrics:
+        if not any((row["metric"], row["method"]) == (metric, "decoded") for row in run.scores):
+            continue
+        main, rivals, spread = find_main_row(metric, run.scores)
+        verdict = judge(main, rivals, run.differences, find_metric(metric).metric.direction)
+        keys = ("value", "ci_low", "ci_high", "chance", "n_queries", "gallery_size", "p_value")
+        found[metric] = {key: main.get(key) for key in keys} | {
+            "subject": main["subject"], "note": spread, "kind": verdict.kind, "verdict": verdict.words
+        }  # fmt: skip
+    return found
+
+
+def _read_items(run: _Run) -> pd.DataFrame | None:
+    """Return the values of test items as they are compared, in the order of `evaluate`; None where none are there."""
+    fingerprint = next((str(row.get("fingerprint") or "") for row in run.scores), "")
+    path = run.folder / "stages" / "evaluate" / fingerprint / "items.parquet"
+    if not fingerprint.isalnum() or not path.is_file():
+        return None
+    try:
+        return tabulate_items(pd.read_parquet(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _compare(
+    run: _Run,
+    base: _Run | None,
+    items: Mapping[Path, pd.DataFrame | None],
+    metrics: Sequence[str],
+    seed: int,
+) -> dict[str, dict[str, Any]] | str:
+    """Return the paired difference to the reference by metric, or in a word why there is none."""
+    if base is None or not run.scores:
+        return ""
+    if run is base:
+        return "reference"
+    first, other = items[base.folder], items[run.folder]
+    if first is None or other is None:
+        return "no values per item"
+    try:
+        rows = compare_tables(
+            first, other, names=("the reference", "it"), n_boot=N_BOOT, seed=seed,
+            metrics=metrics,
+        )  # fmt: skip
+    except (BraindecodeVisError, KeyError, ValueError, TypeError):
+        return "other test items"
+    keys = ("difference", "ci_low", "ci_high", "p_value", "n_items")
+    return {row["metric"]: {key: row[key] for key in keys} for row in rows}
+
+
+def _read_images(run: _Run, items: pd.DataFrame | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the seen and the decoded image of the item of the highest pixel correlation; None without images."""
+    if items is None or "pixcorr" not in items or not len(items):
+        return None
+    try:
+        record = store.read_json(run.folder / store.PROVENANCE)
+        fingerprint = str(record["stages"]["reconstruct"]["fingerprint"])
+        folder = run.folder / "stages" / "reconstruct" / fingerprint
+        if not fingerprint.isalnum():
+            return None
+        # The first of equals, so that the choice is the same on every machine.
+        best = int(items["pixcorr"].to_numpy(float).argmax())
+        seen, made = (np.load(folder / f"{name}.npy", mmap_mode="r")[best] for name in ("seen", "decoded"))
+        made = made[0] if made.ndim == 4 else made
+        right = all(
+            image.ndim == 3 and image.shape[-1] == 3 and image.dtype == np.uint8 for image in (seen, made)
+        )
+        return (np.array(seen), np.array(made)) if right else None
+    except (OSError, BraindecodeVisError, KeyError, TypeError, ValueError, IndexError):
+        return None
+
+
+def describe_rows(rows: Sequence[BoardRow]) -> pd.DataFrame:
+    """Return the table of runs for a terminal: name, what it is, and its first score."""
+    table = []
+    for row in rows:
+        metric, score = next(iter(row.scores.items()), ("", {}))
+        value = score.get("value")
+        table.append(
+            {
+                "run": row.name,
+                "encoder": row.encoder,
+                "metric": metric,
+                "value": "" if value is None or not math.isfinite(value) else f"{value:.3f}",
+                "verdict": score.get("verdict", "") or row.trouble,
+            }
+        )
+    return pd.DataFrame(table)
