@@ -222,6 +222,7 @@ def test_every_verb_that_reads_a_run_can_be_given_consent():
         "new",
         "score",
         "banks",
+        "weights",
         "phantom",
         "demo",
     }

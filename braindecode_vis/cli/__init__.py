@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from braindecode_vis import __version__
-from braindecode_vis.cli import audit, data, discover, export, predict, score, stages, studies
+from braindecode_vis.cli import audit, data, discover, export, predict, score, stages, studies, weights
 from braindecode_vis.cli.failures import StopSignals, announce_notices, describe_failure, stop_cleanly
 
 app = typer.Typer(
@@ -81,11 +81,12 @@ _VERBS: dict[str, Callable[..., None]] = {
     "audit": audit.audit,
     "export": export.export,
     "banks": data.banks,
+    "weights": weights.weights,
     "phantom": data.phantom,
     "demo": data.demo,
 }
 #: Of these, none loads more than tables.
-_READING_VERBS = frozenset({"datasets", "configs", "describe", "fetch", "new", "banks"})
+_READING_VERBS = frozenset({"datasets", "configs", "describe", "fetch", "new", "banks", "weights"})
 #: These write at their end, if at all; the others go on from what they have finished when they are given again.
 _STARTING_ANEW = frozenset(
     {
@@ -141,6 +142,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "audit": ("audit runs/sub-08", "audit runs/sub-08 --refit"),
     "export": ("export runs/sub-08 --what scores --to csv --out scores.csv",),
     "banks": ("banks",),
+    "weights": ("weights list", "weights list sdxl_turbo", "weights fetch sdxl_turbo ip_adapter --to /data/weights"),
     "phantom": (
         "phantom things-eeg2 --out phantom_eeg", "phantom nsd --size demo --snr 0.05 --out phantom_fmri --dry-run",
     ),

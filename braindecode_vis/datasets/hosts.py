@@ -305,11 +305,11 @@ def _list_figshare(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
 
 def _list_huggingface(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
     """Return files of a data set ``owner/name@revision`` of the Hugging Face hub."""
-    from huggingface_hub import HfApi, get_token, hf_hub_url
+    from huggingface_hub import HfApi, constants, get_token, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
     repository, _, revision = part.place.partition("@")
-    base, revision = BASES["huggingface"], revision or "main"
+    base, revision = constants.ENDPOINT, revision or "main"  # $HF_ENDPOINT, where that is set
     listed: dict[str, Any] = {}
     for start in dict.fromkeys(
         pattern.partition("*")[0].rpartition("/")[0] for pattern, _ in _fill(part, subjects)

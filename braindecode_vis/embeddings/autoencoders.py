@@ -24,6 +24,7 @@ from pydantic import Field, model_validator
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.consent import may_download
 from braindecode_vis.devices import choose_device, seeded
+from braindecode_vis.embeddings.published import get_snapshot, name_repository
 from braindecode_vis.embeddings.transforms import map_ahead
 from braindecode_vis.embeddings.weights import (
     ModelArgs,
@@ -32,7 +33,6 @@ from braindecode_vis.embeddings.weights import (
     find_weights,
     hash_weights,
     load_state,
-    name_repository,
     read_state,
 )
 from braindecode_vis.settings import Settings
@@ -114,11 +114,9 @@ class LatentConfig(Settings):
 
     def download(self, cached: bool = False) -> Path:
         """Return the published folder in the hub's cache, fetched unless it is `cached`."""
-        from huggingface_hub import snapshot_download
-
         patterns = ["config.json", "diffusion_pytorch_model.safetensors"]
         repository = _REPOSITORIES[self._kind, self.latents]
-        return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=cached))
+        return get_snapshot(repository, patterns, cached=cached)
 
     def find_weights(self) -> Path | None:
         """Return the path of the weights, or None for random ones."""

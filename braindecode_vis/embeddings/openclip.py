@@ -25,9 +25,10 @@ from pydantic import Field, model_validator
 from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower, expand_blocks
+from braindecode_vis.embeddings.published import find_model, get_file, name_repository
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, Transform
 from braindecode_vis.embeddings.vision_network import VisionNetworkConfig
-from braindecode_vis.embeddings.weights import load_state, name_repository, read_state
+from braindecode_vis.embeddings.weights import load_state, read_state
 
 
 class OpenClipConfig(VisionNetworkConfig):
@@ -107,18 +108,19 @@ class OpenClipConfig(VisionNetworkConfig):
 
     def download(self, cached: bool = False) -> Path:
         """Return the run's weights, fetched into open_clip's cache unless they are `cached`."""
+        place = str(self._run.get("hf_hub", ""))
+        repository, _, name = place.rpartition("/")
         if not cached:
+            model = find_model(repository)
+            if model is not None:
+                return get_file(repository, model.files[0].path, cached=False)
             from open_clip import pretrained
 
             return Path(pretrained.download_pretrained(self._run))
-        from huggingface_hub import hf_hub_download
-
-        place = str(self._run.get("hf_hub", ""))
         if not place:
             return Path("~/.cache/clip").expanduser() / str(self._run["url"]).rsplit("/", 1)[-1]
-        repository, _, name = place.rpartition("/")
         names = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-        found = [_find_cached(hf_hub_download, repository, each) for each in names]
+        found = [_find_cached(repository, each) for each in names]
         return next(path for path in found if path is not None)
 
     def make_transform(self) -> Transform:
@@ -152,10 +154,10 @@ class OpenClipConfig(VisionNetworkConfig):
         return describe_tower(holder.visual)
 
 
-def _find_cached(fetch: Any, repository: str, name: str) -> Path | None:
+def _find_cached(repository: str, name: str) -> Path | None:
     """Return a file of a repository that was fetched before, None if it was not."""
     try:
-        return Path(fetch(repository, name, local_files_only=True))
+        return get_file(repository, name, cached=True)
     except OSError:
         return None
 

@@ -20,9 +20,10 @@ from pydantic import Field, model_validator
 from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower, expand_blocks
+from braindecode_vis.embeddings.published import get_file, name_repository
 from braindecode_vis.embeddings.transforms import Transform, floor_crop
 from braindecode_vis.embeddings.vision_network import VisionNetworkConfig
-from braindecode_vis.embeddings.weights import load_state, name_repository, read_state
+from braindecode_vis.embeddings.weights import load_state, read_state
 
 _RESIZE = {"center": "shortest", "squash": "squash", "border": "longest"}
 
@@ -91,10 +92,8 @@ class TimmConfig(VisionNetworkConfig):
 
     def download(self, cached: bool = False) -> Path:
         """Return the run's weights, fetched from the hub unless they are `cached`."""
-        from huggingface_hub import hf_hub_download
-
         name = self._run.hf_hub_filename or "model.safetensors"
-        return Path(hf_hub_download(self._run.hf_hub_id, name, local_files_only=cached))
+        return get_file(self._run.hf_hub_id, name, cached=cached)
 
     def make_transform(self) -> Transform:
         """Return timm's validation transform of this run."""

@@ -21,9 +21,10 @@ from pydantic import Field, model_validator
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower
+from braindecode_vis.embeddings.published import get_snapshot, name_repository
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform
 from braindecode_vis.embeddings.vision_network import VisionNetworkConfig
-from braindecode_vis.embeddings.weights import check_no_kernels, load_state, name_repository, read_state
+from braindecode_vis.embeddings.weights import check_no_kernels, load_state, read_state
 
 Architecture = Literal[
     "clip", "siglip", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "internvl", "intern_vit_6b"
@@ -113,12 +114,10 @@ class TransformersConfig(VisionNetworkConfig):
 
     def download(self, cached: bool = False) -> Path:
         """Return the repository's folder in the hub's cache, fetched unless it is `cached`."""
-        from huggingface_hub import snapshot_download
-
         assert self.repository is not None
         # No code and no pickled weights are fetched.
         patterns = ["*config.json", "*.safetensors", "*.safetensors.index.json"]
-        return Path(snapshot_download(self.repository, allow_patterns=patterns, local_files_only=cached))
+        return get_snapshot(self.repository, patterns, cached=cached)
 
     def _read_architecture(self) -> str:
         folder = self.find_weights()

@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.consent import may_download
 from braindecode_vis.digests import hash_once
+from braindecode_vis.embeddings.published import get_snapshot, name_repository
 
 RANDOM: Literal["random"] = "random"
 #: A setting that names weights. The literal first: JSON knows no paths, and the first member that fits a text is taken.
@@ -102,6 +103,8 @@ def find_published(
         raise ConfigError(f"{refusal}{describe_consent(place)}.")
     try:
         return Path(download(False))
+    except BraindecodeVisError:
+        raise
     except Exception as error:  # or that the network is gone
         raise ConfigError(f"{name} could not be fetched ({type(error).__name__}){otherwise}.") from error
 
@@ -112,11 +115,6 @@ def describe_consent(place: str) -> str:
         f", or let {place} be fetched for this call with --allow-download (a configuration file or a run folder cannot "
         "allow it)"
     )
-
-
-def name_repository(repository: str) -> str:
-    """Return the name of what is fetched of a repository of the hub."""
-    return f"huggingface.co/{repository}, revision main"
 
 
 def find_snapshot(repository: str, patterns: list[str], *, allow_download: bool, refusal: str) -> Path:
@@ -133,10 +131,8 @@ def find_snapshot(repository: str, patterns: list[str], *, allow_download: bool,
     refusal
         What to say if they are not there; the sentence goes on with how to allow it.
     """
-    from huggingface_hub import snapshot_download
-
     return find_published(
-        lambda cached: snapshot_download(repository, allow_patterns=patterns, local_files_only=cached),
+        lambda cached: get_snapshot(repository, patterns, cached=cached),
         name_repository(repository), allow_download=allow_download, refusal=refusal, name=repository,
         otherwise=f": {refusal}",
     )  # fmt: skip

@@ -449,8 +449,9 @@ def load_pipeline(make: Callable[..., Any], folder: Path, options: HubOptions) -
         with warnings.catch_warnings():  # the option's old name is the one that all supported versions know
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
             loaded: Any = make(
-                str(folder), torch_dtype=options.torch_dtype, local_files_only=True, use_safetensors=True
-            )
+                str(folder), torch_dtype=options.torch_dtype, local_files_only=True, use_safetensors=True,
+                variant=_find_variant(folder),
+            )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         owner: Any = getattr(make, "__self__", make)  # the class whose `from_pretrained` it is
@@ -461,6 +462,12 @@ def load_pipeline(make: Callable[..., Any], folder: Path, options: HubOptions) -
     if isinstance(loaded, whole):  # and not one network of it
         loaded.set_progress_bar_config(disable=True)
     return loaded.to(options.torch_device)
+
+
+def _find_variant(folder: Path) -> str | None:
+    """Return ``fp16`` where a folder holds weights in half precision alone, as SDXL-Turbo is fetched."""
+    names = [path.name for path in folder.rglob("*.safetensors")]
+    return "fp16" if names and all(".fp16." in name for name in names) else None
 
 
 def _refuse_other_libraries(folder: Path) -> None:

@@ -14,6 +14,7 @@ Razzhigaev et al. (2023), Kandinsky, arXiv:2310.03502; Scotti et al. (2024), Min
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -22,7 +23,8 @@ from pydantic import Field, model_validator
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.consent import may_download
 from braindecode_vis.digests import digest_files
-from braindecode_vis.embeddings.weights import find_published, name_repository
+from braindecode_vis.embeddings.published import find_model, get_file, get_snapshot, name_repository
+from braindecode_vis.embeddings.weights import find_published
 from braindecode_vis.generators.adapters import Adapter, AdapterConfig
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.settings import Settings
@@ -85,7 +87,8 @@ class HubConfig(Settings):
 
     def check_files(self) -> None:
         """Raise `ConfigError` unless there are weights or they may be downloaded."""
-        if not (self.allow_download or may_download()):
+        model = find_model(self.repository)
+        if not (self.allow_download or may_download()) or (model is not None and model.removed):
             self.find_folder()
 
     def find_folder(self) -> Path:
@@ -170,11 +173,9 @@ class SdxlTurboConfig(HubConfig):
         if self.ip_adapter is not None:
             found = find_folder(self.ip_adapter, False, "", "IP-Adapter")
         else:
-            from huggingface_hub import hf_hub_download
-
             bring = f"{ADAPTER_FILE} of huggingface.co/{ADAPTER_REPOSITORY}"
             found = find_published(
-                lambda cached: hf_hub_download(ADAPTER_REPOSITORY, ADAPTER_FILE, local_files_only=cached),
+                lambda cached: get_file(ADAPTER_REPOSITORY, ADAPTER_FILE, cached=cached),
                 name_repository(ADAPTER_REPOSITORY), allow_download=self.allow_download,
                 refusal=f"the generator sdxl_turbo has no IP-Adapter: set generator.ip_adapter to {bring}",
                 name="the IP-Adapter", otherwise=f"; bring {bring} and name it with generator.ip_adapter",
@@ -337,14 +338,18 @@ def find_folder(weights: Path | None, allow_download: bool, repository: str, wha
         raise ConfigError(
             f"the {what} should read {folder}, which does not exist; give a folder that holds {place}."
         )
-    from huggingface_hub import snapshot_download
-
     patterns = ["*.json", "*.txt", "*.safetensors"]  # never a pickle
     refusal = f"the {what} has no weights: set generator.weights to a folder that holds {place}"
     if not repository:
         raise ConfigError(f"{refusal}.")
+    if (model := find_model(repository)) is not None and model.removed:
+        with suppress(Exception):  # it may have been fetched before
+            folder = get_snapshot(repository, patterns, cached=True)
+            check_pipeline(folder)
+            return folder
+        raise ConfigError(f"{refusal}; {model.removed}.")
     return find_published(
-        lambda cached: snapshot_download(repository, allow_patterns=patterns, local_files_only=cached),
+        lambda cached: get_snapshot(repository, patterns, cached=cached),
         name_repository(repository), allow_download=allow_download, check=check_pipeline, refusal=refusal,
         name=f"the {what}",
         otherwise=f"; bring a folder that holds {place} on another way and name it with generator.weights",

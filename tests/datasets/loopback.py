@@ -52,8 +52,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{(stop or len(content)) - 1}/{len(content)}")
         else:
             self.send_response(200)
-        if state.tag:
-            self.send_header("ETag", state.tag)
+        if tag := state.tags.get(self.path, state.tag):
+            self.send_header("ETag", tag)
+        for name, value in state.headers.items():
+            self.send_header(name, value)
         stop = stop or len(content)
         self.send_header("Content-Length", state.length or str(stop - start))
         self.end_headers()
@@ -83,6 +85,8 @@ def serve(files: dict[str, bytes] | None = None) -> Iterator[SimpleNamespace]:
         ranges=True,
         knows_head=True,
         tag='"v1"',
+        tags={},
+        headers={},
         status=404,
     )
     httpd.state.url = f"http://127.0.0.1:{httpd.server_address[1]}"

@@ -34,6 +34,10 @@ def server(monkeypatch):
         for host in hosts.BASES:
             place = "/{place}" if host == "s3" else ""
             monkeypatch.setitem(hosts.BASES, host, f"{state.url}/{host.replace(' ', '-')}{place}")
+        hub = f"{state.url}/huggingface"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
+        template = hub + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield state
 
 

@@ -10,6 +10,7 @@ import yaml
 from braindecode_vis import roles
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.contracts import ImageEncoder
+from braindecode_vis.embeddings import published
 from braindecode_vis.embeddings.autoencoders import AutoencoderKLConfig, TinyAutoencoderConfig
 from braindecode_vis.embeddings.degradations import Degradation, ViewedEncoderConfig, ViewsConfig
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
@@ -180,6 +181,7 @@ def test_a_download_asks_the_right_place(config, place, monkeypatch, tmp_path):
         return str(tmp_path)
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(published, "check_published", lambda *_: None)
     for module, name in [(huggingface_hub, "hf_hub_download"), (huggingface_hub, "snapshot_download"),
                          (open_clip.pretrained, "download_pretrained_from_hf"),
                          (torch.hub, "download_url_to_file")]:  # fmt: skip

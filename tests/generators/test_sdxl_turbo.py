@@ -157,6 +157,17 @@ def test_a_pipeline_of_which_a_shard_is_missing_is_not_taken_from_the_cache(fold
         SdxlTurboConfig().find_folder()
 
 
+def test_a_folder_in_half_precision_alone_is_read(folders, generator, tmp_path):
+    """As it is fetched; diffusers looked for files of the plain names, and said that there were none."""
+    folder = shutil.copytree(folders[0], tmp_path / "half")
+    for path in list(folder.rglob("*.safetensors")):
+        path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+    check_pipeline(folder)
+    rows = pick(models.make_data(), 1)
+    half = make_config((folder, folders[1])).build(models.make_data())
+    np.testing.assert_array_equal(half.generate(rows, seed=0), generator.generate(rows, seed=0))
+
+
 def test_the_fingerprint_follows_the_weights_and_not_their_place(folders, tmp_path):
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(folders[1].read_bytes())

@@ -1,0 +1,121 @@
+"""The verb about published weights: which there are, how large, under which terms, and fetching them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from braindecode_vis.cli.show import Debug, Json, make_console, print_json
+
+if TYPE_CHECKING:
+    from braindecode_vis.embeddings.published import PublishedModel
+
+
+def weights(
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="list or fetch.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Which; all are listed by default.")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", help="Fetch into folders of their own below this one, for a machine without a network."
+        ),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the published weights that configurations name, with size, licence and revision, or fetch some of them."""
+    from braindecode_vis.checks import ConfigError, check_option
+    from braindecode_vis.embeddings import published
+
+    check_option("ACTION", action, ("list", "fetch"))
+    models = [
+        published.read_model(name) for name in names or (published.read_models() if action == "list" else ())
+    ]
+    if action == "list":
+        _list(models, as_json, in_full=bool(names))
+        return
+    if not models:
+        raise ConfigError("weights fetch needs names: braindecode-vis weights list shows them.")
+    for model in models:
+        if model.removed:
+            raise ConfigError(f"{model.repository} cannot be fetched: {model.removed}.")
+    place = to or published.find_cache_folder()
+    above = next(
+        folder
+        for folder in (place.expanduser().absolute(), *place.expanduser().absolute().parents)
+        if folder.is_dir()
+    )
+    console = make_console()
+    for model in models:
+        console.print(
+            f"{model.name}: {_describe_size(model)} from {model.describe_place()}; {model.licence}",
+            markup=False,
+        )
+    from braindecode_vis.memory import describe_bytes
+
+    known = sum(model.count_bytes() or 0 for model in models)
+    console.print(
+        f"together {describe_bytes(known)} or more; {describe_bytes(shutil.disk_usage(above).free)} free",
+        markup=False,
+    )
+    found = {}
+    for model in models:
+        found[model.name] = published.fetch(model, to=None if to is None else to / model.name)
+        if not as_json:
+            what = f"name it with --set {model.option}=..." if to else "it is found there by itself"
+            what = f"name it with --set {model.option}=..." if model.url else what
+            make_console(stderr=False).print(f"{model.name}: {found[model.name]}; {what}", markup=False)
+    if as_json:
+        print_json(
+            {"run_folder": None, "scores": [], "fetched": {name: str(path) for name, path in found.items()}}
+        )
+
+
+def _describe_size(model: PublishedModel) -> str:
+    from braindecode_vis.memory import describe_bytes
+
+    size = model.count_bytes()
+    return "size unknown" if size is None else describe_bytes(size)
+
+
+def _list(models: list[PublishedModel], as_json: bool, *, in_full: bool) -> None:
+    from braindecode_vis.cli.discover import print_table
+    from braindecode_vis.embeddings.published import find_cached
+
+    if as_json:
+        listed: list[dict[str, Any]] = [
+            {**model.model_dump(mode="json"), "on_this_machine": str(find_cached(model) or "")}
+            for model in models
+        ]
+        print_json({"run_folder": None, "scores": [], "weights": listed})
+        return
+    console = make_console(stderr=False)
+    if not in_full:
+        rows = [
+            (
+                model.name, "removed" if model.removed else _describe_size(model), model.licence.partition(",")[0],
+                "yes" if find_cached(model) else "", model.what,
+            )
+            for model in models
+        ]  # fmt: skip
+        print_table(("name", "size", "licence", "here", "what"), rows)
+        console.print("One of them in full: braindecode-vis weights list NAME", markup=False)
+        return
+    for model in models:
+        files = [
+            f"{file.path}, {file.bytes or '?'} bytes, sha256 {file.sha256 or 'unknown'}"
+            for file in model.files
+        ]
+        lines = [
+            (model.name, [model.what]), ("needed by", [model.needed_by]),
+            ("from", [f"{model.describe_place()} ({model.mark})"]), ("revision", [model.revision]), ("file", files),
+            ("fetched", [", ".join(model.list_patterns())]), ("size", [_describe_size(model)]),
+            ("licence", [model.licence]), ("note", [model.note]), ("removed", [model.removed]),
+            ("here", [str(find_cached(model) or "no")]), ("elsewhere", [f"--set {model.option}=PATH"]),
+        ]  # fmt: skip
+        for label, texts in lines:
+            for text in filter(None, texts):
+                console.print(f"{label}: {text}", markup=False)

@@ -1,0 +1,296 @@
+"""Published weights: which repository, revision and files stand behind a model, and bringing them into the hub's cache.
+
+Owns reading ``data_manifests/weights/published.yaml`` and the calls of `huggingface_hub`. A model that stands there is
+always fetched at its pinned revision, with its listed files alone, and compared with the hashes that are known; of
+another, the newest revision is taken. Asks for no consent: `weights.find_published` does.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_option
+from braindecode_vis.datasets.manifests import find_package_data
+from braindecode_vis.digests import find_cache_folder, hash_once
+from braindecode_vis.memory import describe_bytes
+from braindecode_vis.settings import Settings
+
+
+class WeightFile(Settings):
+    """A file of a model: its path (``*`` stands for anything), and size and first digits of its sha256 if known."""
+
+    path: str
+    bytes: int | None = None
+    sha256: str = Field(default="", pattern=r"^([0-9a-f]{8,64})?$")
+
+
+class PublishedModel(Settings):
+    """What is known of published weights.
+
+    Parameters
+    ----------
+    name, what
+        What it is called here, and what it is.
+    needed_by, option
+        Settings that need it, and the setting that names its folder or file.
+    repository, revision
+        ``owner/name`` on the hub, and the commit; without one, the newest.
+    url
+        Address of a single file that is not on the hub.
+    files
+        Files with known names.
+    patterns
+        Names of all files that are fetched; those of `files` by default.
+    size
+        Bytes, about, where the files do not say.
+    licence, note
+        Terms, and what else to know.
+    removed
+        What to do instead, if its owners withdrew it.
+    mark
+        How sure it is, as for `braindecode_vis.datasets.manifests.Part`.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    what: str
+    needed_by: str
+    option: str
+    repository: str = ""
+    revision: str = Field(default="", pattern=r"^([0-9a-f]{40})?$")
+    url: str = ""
+    files: tuple[WeightFile, ...] = ()
+    patterns: tuple[str, ...] = ()
+    size: int | None = None
+    licence: str
+    note: str = ""
+    removed: str = ""
+    mark: Literal["verified", "second-hand", "unconfirmed"]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if bool(self.repository) == bool(self.url):
+            raise ValueError(f"{self.name} needs a repository or a url")
+        if not (self.files or self.patterns or self.removed):
+            raise ValueError(f"{self.name} names no files")
+        return self
+
+    def list_patterns(self) -> list[str]:
+        """Return the names of the files that are fetched."""
+        return list(self.patterns) or [file.path for file in self.files]
+
+    def count_bytes(self) -> int | None:
+        """Return the bytes of all files, None if nobody has said."""
+        sizes = [file.bytes for file in self.files]
+        return self.size or (None if None in sizes or not sizes else sum(filter(None, sizes)))
+
+    def describe_place(self) -> str:
+        """Return repository and revision, or the address."""
+        return self.url or name_repository(self.repository)
+
+
+@cache
+def read_models() -> dict[str, PublishedModel]:
+    """Return every known model by name."""
+    text = (find_package_data("data_manifests") / "weights" / "published.yaml").read_text()
+    rows = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return {model.name: model for model in map(PublishedModel.model_validate, rows)}
+
+
+def read_model(name: str) -> PublishedModel:
+    """Return the model called `name`; an unknown name lists the known ones."""
+    check_option("the name of the weights", name, read_models())
+    return read_models()[name]
+
+
+def find_model(repository: str) -> PublishedModel | None:
+    """Return what is known of a repository of the hub."""
+    return next((model for model in read_models().values() if model.repository == repository), None)
+
+
+def name_repository(repository: str) -> str:
+    """Return the name of what is fetched of a repository of the hub."""
+    model = find_model(repository)
+    return (
+        f"huggingface.co/{repository}, revision {model.revision[:12] if model and model.revision else 'main'}"
+    )
+
+
+def get_snapshot(repository: str, patterns: list[str], *, cached: bool) -> Path:
+    """Return the folder of a repository in the hub's cache, fetched unless it is `cached`.
+
+    Parameters
+    ----------
+    repository
+        ``owner/name``.
+    patterns
+        Names of the files, unless the model is known and says which.
+    cached
+        Whether it must have been fetched before, at the pinned revision or else at the newest one.
+
+    Raises
+    ------
+    ConfigError
+        If its owners withdrew it.
+    DataError
+        If what came is not what is published.
+    """
+    from huggingface_hub import snapshot_download
+
+    model = find_model(repository)
+    if model is None:
+        return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=cached))
+    if cached:
+        for revision in dict.fromkeys((model.revision or None, None)):
+            try:
+                return Path(
+                    snapshot_download(
+                        repository, revision=revision, allow_patterns=patterns, local_files_only=True
+                    )
+                )
+            except Exception:  # each version of the library has its own way to say that it holds nothing
+                if revision is None:
+                    raise
+    return fetch_model(model)
+
+
+def get_file(repository: str, name: str, *, cached: bool) -> Path:
+    """Return a file of a repository in the hub's cache; otherwise as `get_snapshot`."""
+    from huggingface_hub import hf_hub_download
+
+    model = find_model(repository)
+    if model is None:
+        return Path(hf_hub_download(repository, name, local_files_only=cached))
+    if not cached:
+        return fetch_model(model) / name
+    for revision in dict.fromkeys((model.revision or None, None)):
+        try:
+            return Path(hf_hub_download(repository, name, revision=revision, local_files_only=True))
+        except Exception:
+            if revision is None:
+                raise
+    raise AssertionError("unreachable")
+
+
+def fetch_model(model: PublishedModel, *, to: Path | None = None) -> Path:
+    """Fetch a model of the hub and return its folder.
+
+    Parameters
+    ----------
+    model
+        From `read_model`.
+    to
+        Plain folder to fetch into, for a machine without a network; the hub's own cache by default.
+
+    Raises
+    ------
+    ConfigError
+        If its owners withdrew it.
+    DataError
+        If what came is not what is published.
+    """
+    from huggingface_hub import snapshot_download
+
+    if model.removed:
+        raise ConfigError(f"{model.repository} cannot be fetched: {model.removed}.")
+    folder = Path(
+        snapshot_download(
+            model.repository, revision=model.revision or None, allow_patterns=model.list_patterns(),
+            local_dir=None if to is None else to.expanduser(),
+        )
+    )  # fmt: skip
+    check_published(model, folder)
+    return folder
+
+
+def check_published(model: PublishedModel, folder: Path) -> None:
+    """Raise `DataError` unless the files of a folder have the size and hash that are known of them."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    for file in model.files:
+        found = [path for name, path in paths.items() if fnmatch(name, file.path)]
+        if not found:
+            raise DataError(
+                f"{model.describe_place()} has no file {file.path}; look for a newer release, and name its folder with "
+                f"{model.option}."
+            )
+        size = found[0].stat().st_size
+        if file.bytes is not None and size != file.bytes:
+            wrong = f"{describe_bytes(size)} where {describe_bytes(file.bytes)} are known"
+        elif file.sha256 and not (digest := hash_once(found[0])).startswith(file.sha256):
+            wrong = f"the sha256 {digest} where {file.sha256} is known ({model.mark})"
+        else:
+            continue
+        raise DataError(
+            f"{found[0]} of {model.describe_place()} has {wrong}; remove it and fetch again, and if it stays so, it "
+            f"was changed at its source: compare it with its page, and name it with {model.option} if you trust it."
+        )
+
+
+def find_cached(model: PublishedModel) -> Path | None:
+    """Return the folder, or file, of a model that was fetched into its usual place, None if a file of it is missing."""
+    if model.url:
+        path = find_cache_folder() / "weights" / model.files[0].path
+        return path if path.is_file() else None
+    try:
+        folder = get_snapshot(model.repository, model.list_patterns(), cached=True)
+    except Exception:  # each version of the library has its own way to say that it holds nothing
+        return None
+    wanted = [pattern for pattern in model.list_patterns() if pattern.endswith((".safetensors", ".bin"))]
+    return folder if all(any(folder.rglob(pattern)) for pattern in wanted) else None
+
+
+def fetch(model: PublishedModel, *, to: Path | None = None) -> Path:
+    """Fetch a model of the hub or a single file, and return its folder or file.
+
+    Parameters
+    ----------
+    model
+        From `read_model`.
+    to
+        Plain folder to fetch into; by default the hub's own cache, of single files ``weights`` in the user's.
+
+    Raises
+    ------
+    ConfigError
+        If its owners withdrew it.
+    DataError
+        If nobody answers, terms are to be accepted first, or what came is not what is published.
+    """
+    if model.url:
+        from braindecode_vis.datasets.transfer import RemoteFile, TransferError, transfer
+
+        (file,) = model.files
+        known = f"sha256:{file.sha256}" if file.sha256 else ""
+        target = (find_cache_folder() / "weights" if to is None else to.expanduser()) / file.path
+        try:
+            if not (target.is_file() and known and hash_once(target).startswith(file.sha256)):
+                transfer(RemoteFile(file.path, (model.url,), file.bytes, known), target)
+        except TransferError as error:
+            raise DataError(f"{model.name} was not fetched: {error}.") from error
+        return target
+    try:
+        return fetch_model(model, to=to)
+    except BraindecodeVisError:
+        raise
+    except Exception as error:  # of the network, in the words of whichever library carries it
+        # The library says that it has nothing in its cache either, because of what the hub said.
+        codes = [
+            getattr(getattr(each, "response", None), "status_code", None)
+            for each in (error, error.__cause__, error.__context__)
+        ]
+        code = next(filter(None, codes), None)
+        what = (
+            f"answers {code}; if it is gated, accept its terms on that page and log in with: hf auth login"
+            if code in (401, 403)
+            else f"does not hold revision {model.revision or 'main'} or its files (404); look for a newer one there"
+            if code == 404
+            else f"does not answer ({type(error).__name__}); check the network and fetch again: it goes on where it was"
+        )
+        raise DataError(
+            f"{model.name} was not fetched: https://huggingface.co/{model.repository} {what}."
+        ) from error
