@@ -378,7 +378,8 @@ class Backend:
             return self.xp.cholesky_solve(right, self.xp.linalg.cholesky(matrix))
         from scipy.linalg import cho_factor, cho_solve
 
-        factor = cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
+        # Transposed, as LAPACK has it: a symmetric matrix is then not copied.
+        factor = cho_factor(matrix.T, lower=True, overwrite_a=True, check_finite=False)
         return cho_solve(factor, right, check_finite=False)
 
 
@@ -477,7 +478,8 @@ class Gram:
         return weights
 
     def _solve(self, matrix: Any, right: Any, alpha: float) -> Any:
-        penalised = matrix + alpha * self.backend.take(np.eye(len(matrix)))
+        penalised, diagonal = matrix + 0.0, np.arange(len(matrix))
+        penalised[diagonal, diagonal] += alpha
         try:
             return self.backend.solve(penalised, right)
         except (np.linalg.LinAlgError, RuntimeError):  # a penalty below what rounding leaves of the smallest
@@ -496,18 +498,25 @@ def make_gram(data: np.ndarray, values: np.ndarray, backend: Backend) -> Gram:
         Where to compute.
     """
     (n_trials, n_features), take = data.shape, backend.take
-    matrix, products = take(np.zeros((min(data.shape),) * 2)), None
+    matrix = products = None
     if n_trials <= n_features:
         for part in _iterate_blocks(n_features, n_trials):
             columns = take(data[:, part])
-            matrix += columns @ columns.T
+            matrix = _add(matrix, columns @ columns.T)
         return Gram(data, values, matrix, None, backend)
-    products = take(np.zeros((n_features, values.shape[1])))
     for part in _iterate_blocks(n_trials, max(n_features, values.shape[1])):
         rows = take(data[part])
-        matrix += rows.T @ rows
-        products += rows.T @ take(values[part])
+        matrix = _add(matrix, rows.T @ rows)
+        products = _add(products, rows.T @ take(values[part]))
     return Gram(data, values, matrix, products, backend)
+
+
+def _add(total: Any, matrix: Any) -> Any:
+    """Return the sum, in place; the first matrix is the sum itself, without another one of zeros."""
+    if total is None:
+        return matrix
+    total += matrix
+    return total
 
 
 def _iterate_blocks(n: int, width: int) -> Iterator[slice]:

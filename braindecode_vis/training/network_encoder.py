@@ -656,10 +656,12 @@ def identify_training(
 ) -> dict[str, Any]:
     """Return what a checkpoint must agree with."""
     fields = config.hashed_fields()
-    columns = responses.trials.iloc[train][["subject", "stimulus_id", "repetition"]].astype(str)
+    trials = responses.trials.iloc[train]
+    # Lists: pandas takes 60 ms to join the strings of a thousand rows.
+    columns = [trials[name].astype(str).tolist() for name in ("subject", "stimulus_id", "repetition")]
     # First and last trial only: hashing a data set of gigabytes would take long.
     ends = train[[0, -1]]
-    digest = hashlib.sha256("\n".join(columns.agg("/".join, axis=1)).encode())
+    digest = hashlib.sha256("\n".join(map("/".join, zip(*columns, strict=True))).encode())
     for array in (responses.data, targets.vectors):
         digest.update(np.ascontiguousarray(array[ends], dtype=np.float32).tobytes())
     signal_fields = {
