@@ -20,6 +20,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -549,10 +550,14 @@ def _sweep_once(folder: Path, process: int) -> None:
             path.unlink(missing_ok=True)
 
 
+_UMASK = threading.Lock()
+
+
 @cache
 def _read_umask() -> int:
-    mask = os.umask(0)  # there is no way to read it without setting it
-    os.umask(mask)
+    with _UMASK:  # of two threads, one could take the other's 0 for the mask, and leave it so
+        mask = os.umask(0)  # there is no way to read it without setting it
+        os.umask(mask)
     return mask
 
 

@@ -148,9 +148,11 @@ def make_plan(
     if not accept_terms and (locked := [part for part in open_parts if part.access == "terms"]):
         what = "; ".join(dict.fromkeys(part.gate.strip().rstrip(".") for part in locked))
         names = " and ".join(part.name for part in locked)
+        free = ",".join(part.name for part in open_parts if part.access == "open")
+        without = f"; without these, pass --parts {free}" if free else ""
         raise DataError(
             f"{names} of {manifest.name} come under terms ({manifest.licence.strip().rstrip('.')}): {what}. Do that, "
-            "and then pass --accept-terms."
+            f"and then pass --accept-terms{without}."
         )
     root = root.expanduser().absolute()
     files: dict[str, RemoteFile] = {}

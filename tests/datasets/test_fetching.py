@@ -82,7 +82,10 @@ def test_files_arrive_whole_and_are_left_alone_afterwards(server, tmp_path):
 def test_nothing_moves_before_the_terms_are_accepted(server, tmp_path):
     terms = make_part(entry(server), access="terms", gate="sign the form at example.org")
     manifest = make_manifest(parts=(terms, make_part(entry(server, "b.bin", b"bbb"), name="free")))
-    with pytest.raises(DataError, match=r"data of toy .*\(CC BY-NC 4\.0\): sign the form .*--accept-terms"):
+    with pytest.raises(
+        DataError,
+        match=r"data of toy .*\(CC BY-NC 4\.0\): sign the form .*--accept-terms; without these, pass --parts free\.",
+    ):
         fetch(manifest, tmp_path / "new")
     assert not server.requests
     assert not (tmp_path / "new").exists()
