@@ -39,7 +39,8 @@ is never fetched: the table says what to do. No password is shipped.
 host publishes a list of its files (OpenNeuro and NSD by bucket, NEMAR, figshare, OSF, the Hugging Face hub), the list
 is read when you fetch, and sizes and checksums with it; OpenNeuro's and NSD's lists tell sizes alone. The files of
 the default parts of digits69, haxby_slices, muse_n170, things_eeg1, things_meg and cneuromod_things stand in
-`data_manifests` with their checksums.
+`data_manifests` with their checksums, most of those on OpenNeuro with the version in its bucket as well, so that a
+later snapshot changes nothing.
 
 """
 

@@ -208,9 +208,14 @@ def _list_github(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
 
 
 def _list_openneuro(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
-    """Return files of the newest snapshot of a data set such as ``ds004212``."""
+    """Return files of a data set such as ``ds004212``, of the newest snapshot where `at` names no ``?versionId=``."""
     base, folder = BASES["openneuro"], f"{part.place}/"
-    yield from _name(part, subjects, lambda entry: [f"{base}/{folder}{_quote(entry.at or entry.path)}"])
+
+    def address(entry: PartFile) -> list[str]:
+        newest = f"{base}/{folder}{_quote(entry.path)}"
+        return [newest + entry.at, newest] if entry.at else [newest]
+
+    yield from _name(part, subjects, address)
     yield from _list_bucket(part, subjects, base, folder)
 
 

@@ -111,6 +111,16 @@ def test_openneuro_by_names_and_by_the_list_of_its_bucket(server, tmp_path):
     assert {file.bytes for file in list_files(part, ["2"])} == {4}
 
 
+def test_openneuro_at_a_version_or_the_newest(server, tmp_path):
+    """A later snapshot may hold other bytes under the same name; a version that is gone leaves the newest."""
+    files = tuple(PartFile(path=f"{name}.tsv", at="?versionId=v1", bytes=3) for name in "ab")
+    server.files |= {"/openneuro/ds1/a.tsv?versionId=v1": b"old", "/openneuro/ds1/a.tsv": b"newer"}
+    server.files["/openneuro/ds1/b.tsv"] = b"now"
+    assert fetch(make_part("openneuro", "ds1", files=files), tmp_path) == ["a.tsv", "b.tsv"]
+    assert (tmp_path / "a.tsv").read_bytes() == b"old"
+    assert (tmp_path / "b.tsv").read_bytes() == b"now"
+
+
 @pytest.mark.parametrize(
     "content", [b"<html>busy</html", b"<!DOCTYPE x><ListBucketResult/>", b"<a><Contents/></a>"]
 )
@@ -317,9 +327,10 @@ def test_things_meg_is_four_files_and_a_table_a_subject():
     assert len([file for file in files if "P1-epo" in file.path]) == 4
     assert sum(file.bytes for file in files) < 8.3e9
     assert all(file.checksum for file in files)
-    assert files[2].urls == (
-        "https://s3.amazonaws.com/openneuro.org/ds004212/derivatives/preprocessed/preprocessed_P1-epo.fif",
+    newest = (
+        "https://s3.amazonaws.com/openneuro.org/ds004212/derivatives/preprocessed/preprocessed_P1-epo.fif"
     )
+    assert files[2].urls == (f"{newest}?versionId=_KO81vnVItjzcxrR91AFeHh8sA7YiuB9", newest)
 
 
 def test_the_listed_files_are_those_that_the_check_compares():
