@@ -65,8 +65,8 @@ def weights(
     for model in models:
         found[model.name] = published.fetch(model, to=None if to is None else to / model.name)
         if not as_json:
-            what = f"name it with --set {model.option}=..." if to else "it is found there by itself"
-            what = f"name it with --set {model.option}=..." if model.url else what
+            needs_name = to is not None or bool(model.url) or model.named
+            what = f"name it with --set {model.option}=..." if needs_name else "it is found there by itself"
             make_console(stderr=False).print(f"{model.name}: {found[model.name]}; {what}", markup=False)
     if as_json:
         print_json(

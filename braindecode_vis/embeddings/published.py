@@ -39,6 +39,8 @@ class PublishedModel(Settings):
         What it is called here, and what it is.
     needed_by, option
         Settings that need it, and the setting that names its folder or file.
+    named
+        Whether that setting must name it wherever it lies, since nothing looks for it in the hub's cache.
     repository, revision
         ``owner/name`` on the hub, and the commit; without one, the newest.
     url
@@ -61,6 +63,7 @@ class PublishedModel(Settings):
     what: str
     needed_by: str
     option: str
+    named: bool = False
     repository: str = ""
     revision: str = Field(default="", pattern=r"^([0-9a-f]{40})?$")
     url: str = ""
