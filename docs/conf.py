@@ -36,7 +36,9 @@ exclude_patterns = [
 ]  # settings are split into a page for each role
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
-default_role = "literal"  # single backticks mean code in our docstrings
+default_role = (
+    "py:obj"  # single backticks are code in our docstrings, and a link where they name something public
+)
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # types stand in the docstrings, in words
 numpydoc_show_class_members = False
@@ -56,14 +58,15 @@ os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"braindecode_vis {version}"
-html_static_path: list[str] = []
+# These have no pages below them.
+html_sidebars = {page: [] for page in ("generated/catalogue", "CONCEPTS", "TROUBLESHOOTING")}
 html_sourcelink_suffix = ""
 html_show_sourcelink = False
 html_theme_options = {
     "logo": {"text": "braindecode_vis"},
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 8,
     "show_toc_level": 2,
     "navigation_depth": 3,
     "footer_start": ["copyright"],
