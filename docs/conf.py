@@ -46,7 +46,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 # Outputs are kept by what package and notebook are: a change of either runs it again, on what earlier runs left.
 nb_execution_mode = "off" if os.environ.get("BRAINDECODE_VIS_DOCS_NOTEBOOKS") == "off" else "cache"
-nb_execution_cache_path = str(HERE / "generated" / "notebooks" / generate.digest_package())
+nb_execution_cache_path = str(generate.make_cache(HERE / "generated" / "notebooks"))
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 nb_execution_excludepatterns = generate.list_without_recordings()

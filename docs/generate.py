@@ -15,6 +15,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -517,12 +518,16 @@ def list_without_recordings() -> list[str]:
     ]
 
 
-def digest_package() -> str:
-    """Return a digest of the code of the package, by which outputs of notebooks are kept."""
+def make_cache(folder: Path) -> Path:
+    """Return the folder of the outputs that this code of the package made; those of other code are deleted."""
     found = hashlib.sha256()
     for path in sorted((ROOT / "braindecode_vis").rglob("*.py")):
         found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()[:12]
+    kept = folder / found.hexdigest()[:12]
+    for other in folder.glob("*"):
+        if other != kept:
+            shutil.rmtree(other)
+    return kept
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
