@@ -41,7 +41,12 @@ RECORDINGS = {
     "11_categories_fmri": "haxby_slices",
 }
 #: Files on top of the repository -> their pages.
-TOP = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
+TOP = {
+    "CHANGELOG.md": "changelog.md",
+    "CODE_OF_CONDUCT.md": "conduct.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+}
 
 
 @dataclass(frozen=True)
@@ -495,6 +500,7 @@ def make_tutorials() -> Iterator[tuple[str, str]]:
     absent = {Path(pattern).stem for pattern in list_without_recordings()}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         content = json.loads(path.read_text(encoding="utf-8").replace("](../docs/", "](../../"))
+        content["metadata"]["package"] = digest_package()  # other code makes another page, which is run again
         if path.stem in absent:
             note = ":::{note}\nThis page was built without the recording, so it has no outputs.\n:::"
             content["cells"].insert(
@@ -518,12 +524,18 @@ def list_without_recordings() -> list[str]:
     ]
 
 
-def make_cache(folder: Path) -> Path:
-    """Return the folder of the outputs that this code of the package made; those of other code are deleted."""
+@cache
+def digest_package() -> str:
+    """Return a digest of the code of the package."""
     found = hashlib.sha256()
     for path in sorted((ROOT / "braindecode_vis").rglob("*.py")):
         found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    kept = folder / found.hexdigest()[:12]
+    return found.hexdigest()[:12]
+
+
+def make_cache(folder: Path) -> Path:
+    """Return the folder of the outputs that this code of the package made; those of other code are deleted."""
+    kept = folder / digest_package()
     for other in folder.glob("*"):
         if other != kept:
             shutil.rmtree(other)
