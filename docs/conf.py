@@ -29,11 +29,8 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = [
-    "**/runs",
-    "**/.ipynb_checkpoints",
-    "SETTINGS.md",
-]  # settings are split into a page for each role
+# Settings are split into a page for each role.
+exclude_patterns = ["**/runs", "**/.ipynb_checkpoints", "generated/notebooks", "SETTINGS.md"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 default_role = (
