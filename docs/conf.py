@@ -33,9 +33,8 @@ extensions = [
 exclude_patterns = ["**/runs", "**/.ipynb_checkpoints", "generated/notebooks", "SETTINGS.md"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
-default_role = (
-    "py:obj"  # single backticks are code in our docstrings, and a link where they name something public
-)
+# Single backticks are code in our docstrings, and a link where they name something public.
+default_role = "py:obj"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # types stand in the docstrings, in words
 numpydoc_show_class_members = False

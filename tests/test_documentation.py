@@ -67,7 +67,10 @@ def test_every_page_is_in_a_table_of_contents(pages):
         if name in reached:
             continue
         reached.add(name)
-        for tree in re.findall(r"^```\{toctree\}\n(.*?)^```", pages.get(name, ""), re.M | re.S):
+        trees = re.findall(r"^```\{toctree\}\n(.*?)^```", pages.get(name, ""), re.M | re.S)
+        listed = [line for tree in trees for line in tree.splitlines() if line]
+        assert len(listed) == len(set(listed)), f"{name} lists a page twice"
+        for tree in trees:
             for line in filter(None, map(str.strip, tree.splitlines())):
                 if not line.startswith(":"):
                     entry = re.sub(r".*<(.+)>", r"\1", line)
