@@ -3,17 +3,23 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 export MPLBACKEND := Agg
 
 .PHONY: demo test test-slow fuzz mutate lint format bench bench-quick peers docs clean
 
-$(READY): pyproject.toml
+# what the demo needs; the tests add the tools of developers
+$(CORE): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[generate]"
+	@touch $@
+
+$(READY): $(CORE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@
 
-demo: $(READY)
+demo: $(CORE)
 	$(BIN)/braindecode-vis demo
 
 test: lint
