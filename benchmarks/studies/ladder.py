@@ -263,11 +263,11 @@ def list_frontier(kind: str) -> dict[str, Rung]:
 
 
 def draw_frontier(table: pd.DataFrame, path: Path) -> None:
-    """Draw accuracy against the processor time of a training; names stand at what nothing beats in less time."""
+    """Draw accuracy against the processor time of a training; a line joins what nothing beats in less time."""
     import matplotlib.pyplot as plt
 
     ordered = table.sort_values("seconds")
-    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 4.5), layout="constrained")
     best = ordered["top1"].cummax() == ordered["top1"]
     axes.errorbar(
         ordered["seconds"], ordered["top1"], [ordered["top1"] - ordered["low"], ordered["high"] - ordered["top1"]],
@@ -277,18 +277,19 @@ def draw_frontier(table: pd.DataFrame, path: Path) -> None:
         axes.scatter(ordered["seconds"][mask], ordered["top1"][mask], color=colour, zorder=2)
     axes.step(ordered["seconds"][best], ordered["top1"][best], where="post", color="C3", linewidth=1)
     plus = ", four augmentations of random averages"
-    for number, (_, row) in enumerate(ordered.iterrows()):
+    for number, (_, row) in enumerate(ordered.iterrows(), 1):  # names beside points would lie on each other
         axes.annotate(
-            row["rung"].replace(plus, " +"), (row["seconds"], row["top1"]), xytext=(5, 5 if number % 2 else -11),
-            textcoords="offset points", fontsize=8,
-        )  # fmt: skip
+            str(number), (row["seconds"], row["top1"]), xytext=(5, 4), textcoords="offset points", fontsize=8
+        )
+    names = [f"{number}  {name.replace(plus, ' +')}" for number, name in enumerate(ordered["rung"], 1)]
+    axes.text(1.02, 1, "\n".join(names), transform=axes.transAxes, va="top", fontsize=8, linespacing=1.5)
     chance = 1 / table.attrs["size"]
     axes.axhline(chance, color="0.5", linestyle=":")
     axes.annotate(
         "chance", (ordered["seconds"].min(), chance), xytext=(0, 4), textcoords="offset points", fontsize=8
     )
     axes.set(
-        xscale="log", xlim=(ordered["seconds"].min() / 1.3, ordered["seconds"].max() * 2.2),
+        xscale="log", xlim=(ordered["seconds"].min() / 1.3, ordered["seconds"].max() * 1.3),
         xlabel=f"processor time of a training (s); +:{plus[1:]}", ylabel=f"top-1 of {table.attrs['size']}",
     )  # fmt: skip
     axes.xaxis.set_major_formatter("{x:g}")
