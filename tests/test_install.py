@@ -168,4 +168,5 @@ def test_what_stands_beside_the_package_says_the_same():
         for job in content.get("jobs", {}).values():
             for step in job["steps"]:
                 for line in re.findall(r"^make (.*)", step.get("run", "")):
-                    assert set(re.sub(r"\S+=.*", "", line).split()) <= targets
+                    asked = re.sub(r"\S+=.*", "", line).split()
+                    assert {target for target in asked if not target.startswith(".venv/")} <= targets
