@@ -299,6 +299,13 @@ def test_the_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "predictions" / "monday" / "predict.html").is_file()
 
 
+def test_the_lines_of_troubleshooting_run(run):
+    """They say which row is which image."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "TROUBLESHOOTING.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(block.replace('bdv.open_run("runs/mine")', "done"), {"bdv": bdv, "done": run})
+
+
 def test_known_things_are_tables():
     assert "arrays_ridge" in set(bdv.list_configs()["name"])
     assert {"ridge", "network", "lda"} <= set(bdv.describe("encoder")["kind"])
