@@ -223,6 +223,7 @@ def test_every_verb_that_reads_a_run_can_be_given_consent():
         "score",
         "banks",
         "weights",
+        "board",
         "phantom",
         "demo",
     }

@@ -230,7 +230,7 @@ def _report(
             panels.append(_Panel(when if n_components == 1 else f"{k}: {when}", own["value"].to_numpy(float)))
 
     def draw(figure: Figure) -> None:
-        if study.responses.dims[1] == "channel" and _find_positions(study.responses) is not None:
+        if study.responses.dims[1] == "channel" and find_flat_positions(study.responses) is not None:
             _draw_heads(figure, panels, study.responses)
         elif study.responses.dims[1] in ("voxel", "parcel"):
             _draw_brains(figure, panels, study.responses)
@@ -270,7 +270,7 @@ def _make_files(
     return tuple(files)
 
 
-def _find_positions(responses: Responses) -> Any:
+def find_flat_positions(responses: Responses) -> Any:
     """Return flat positions for a topographic map, or None."""
     positions = responses.coords.get("ch_pos")
     if positions is None:
@@ -293,7 +293,7 @@ def _draw_heads(figure: Figure, panels: Sequence[_Panel], responses: Responses) 
     import matplotlib
     from mne.viz import plot_topomap
 
-    places = _find_positions(responses)
+    places = find_flat_positions(responses)
     reach = max(float(max(np.abs(p.values).max() for p in panels)), 1e-300)
     n_columns = min(5, len(panels))
     grid = figure.subplots(-(-len(panels) // n_columns), n_columns, squeeze=False).ravel()

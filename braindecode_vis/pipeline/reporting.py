@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from braindecode_vis.audit.findings import Audit
 
 
+#: Raise it when the page says more of the same results, so that it is written anew.
+PAGE_VERSION = 2
+
+
 @remember
 def check_leaks(run: Run) -> Audit | None:
     """Audit the finished run by the checks that are cheap, and tell the listener how long they took.
@@ -45,7 +49,7 @@ def check_leaks(run: Run) -> Audit | None:
 @remember
 def report(run: Run) -> Path:
     """Write the self-contained ``report.html`` of the run and return its path."""
-    from braindecode_vis.pipeline import summary
+    from braindecode_vis.pipeline import recording_figures, summary
     from braindecode_vis.report.page import ReportContent, write_report
 
     prepared, rows = preprocess(run), evaluate(run)
@@ -63,6 +67,7 @@ def report(run: Run) -> Path:
     # A report is written anew only if something that it shows has changed, or the page itself was.
     digest = store.hash_json(
         [
+            PAGE_VERSION,
             rows,
             run.seen["differences"],
             stages,
@@ -83,7 +88,9 @@ def report(run: Run) -> Path:
     provenance = collect_run_provenance(run, stages)
     parts = summary.describe_run(run)
     parts["sections"] = [
+        *recording_figures.describe_recording(run),
         *parts.get("sections", []),
+        *recording_figures.describe_publication(run, rows),
         *summary.describe_ceilings(run.seen.get("response_ceilings")),
         *summary.describe_analyses(analyses, run.folder.path),
     ]

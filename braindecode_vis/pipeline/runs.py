@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import time
 import warnings
@@ -269,13 +270,15 @@ def check_run_folder(folder: Path) -> Path:
 _BESIDE_THE_RESULT = ("name", "analyses", "pretrain")
 
 
-def list_changes(earlier: RunConfig, config: RunConfig) -> list[str]:
+def list_changes(earlier: RunConfig, config: RunConfig, *, hashed: bool = True) -> list[str]:
     """Return the settings that change a result and differ between two configurations, with both values.
 
     Parameters
     ----------
     earlier, config
         Of the run that lies in a folder, and of the one that is asked for.
+    hashed
+        Whether inputs are compared by their digests; otherwise settings alone, which needs neither data nor weights.
 
     Returns
     -------
@@ -283,8 +286,12 @@ def list_changes(earlier: RunConfig, config: RunConfig) -> list[str]:
         For example ``encoder.alphas ([1.0], now [10.0])``; a component of another kind is one entry.
     """
     changes: list[str] = []
-    _compare_fields("", earlier.hashed_fields(), config.hashed_fields(), changes)
-    return changes
+    before, now = (
+        one.hashed_fields() if hashed else one.model_dump(mode="json") for one in (earlier, config)
+    )
+    _compare_fields("", before, now, changes)
+    # Where data lie and on what a network is computed are no settings that a reader of numbers asks for.
+    return [text for text in changes if hashed or not re.match(r"dataset\.root |\S*\bdevice ", text)]
 
 
 def _compare_fields(key: str, before: Any, now: Any, changes: list[str]) -> None:

@@ -28,7 +28,7 @@ _BLOCK_TITLES: Mapping[str, str] = {
     "best": "Best", "median": "Median", "worst": "Worst", "quantiles": "From best to worst",
     "random": "Drawn at random", "all": "Items",
 }  # fmt: skip
-STRIP_PX = 160
+STRIP_PX = 112
 
 
 def view_gallery(gallery: GalleryContent) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _view_metric(gallery: GalleryContent, metric: str) -> dict[str, Any]:
 
 PIXELATED_BELOW = 96  # images smaller than this are enlarged in crisp squares, not blurred
 EXACT_BELOW = 48  # images smaller than this are kept without loss
-SHRINKS = (1.0, 0.75, 0.5)
+SHRINKS = (1.0, 0.75, 0.5, 0.4)
 
 
 def encode_thumbnail(image: np.ndarray, max_px: int = 256) -> str:
@@ -162,7 +162,7 @@ def encode_thumbnail(image: np.ndarray, max_px: int = 256) -> str:
         kind = "png"
     else:
         picture.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
-        picture.convert("RGB").save(buffer, "WEBP", quality=82, method=2)
+        picture.convert("RGB").save(buffer, "WEBP", quality=74, method=4)
         kind = "webp"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
@@ -190,7 +190,7 @@ def make_thumbnails(
     gallery: GalleryContent,
     *,
     max_thumbnails: int = 6000,
-    max_bytes: int = 6_000_000,
+    max_bytes: int | None = None,
     max_px: int = 160,
 ) -> GalleryThumbnails:
     """Encode the thumbnails of as many items as fit, spread evenly from the best to the worst score.
@@ -202,15 +202,18 @@ def make_thumbnails(
     max_thumbnails
         Most thumbnails in all (items times rows).
     max_bytes
-        Most bytes of text for distinct images; an image that several cells share counts once.
+        Most bytes of text for distinct images; an image that several cells share counts once. By default 1.3 million
+        for up to 200 items, so that their page stays below 2 MB, and up to 6 million in proportion for more.
     max_px
-        Longest side of a thumbnail in pixels; up to half of that where more items fit then.
+        Longest side of a thumbnail in pixels; down to two fifths of that where more items fit then.
 
     Returns
     -------
     thumbnails
         What fits.
     """
+    if max_bytes is None:
+        max_bytes = min(6_000_000, max(1_300_000, 6_500 * len(gallery)))
     # What the rules show is always carried, whatever else has to be left out.
     picked = np.unique(np.concatenate(list(gallery.select_items().values())))
     rows = list(gallery.all_rows().values())
@@ -222,6 +225,8 @@ def make_thumbnails(
         fits = int(max_bytes / (_encode(rows, sample, side, encoded, known) / len(sample)))
         if fits >= len(gallery):
             break
+    # A few items do not tell which pictures others show again (shuffled ones), so all are tried where it may be enough.
+    fits = len(gallery) if fits * 1.5 >= len(gallery) else fits
     count = min(len(gallery), max(len(picked), min(max_thumbnails // len(rows), fits)))
     while True:
         items = np.union1d(picked, _spread(gallery, count if count == len(gallery) else count - len(picked)))

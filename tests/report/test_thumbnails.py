@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from braindecode_vis.report import page_gallery as t
-from tests.report.material import make_noise_gallery
+from braindecode_vis.report.page import render_report
+from tests.report.material import make_content, make_gallery, make_noise_gallery
 
 
 def decode(address):
@@ -59,3 +60,17 @@ def test_thumbnails_shrink_before_items_are_left_out():
     bounded = t.make_thumbnails(content, max_px=160, max_bytes=round(bound * 1.05))
     assert len(bounded.items) == 60
     assert decode(bounded.images[0]).shape == (80, 80, 3)
+
+
+def test_two_hundred_natural_pictures_with_all_controls_stay_below_two_megabytes():
+    """The page of a THINGS-EEG2 subject was up to 7 MB, which no mail takes."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (6, 200, 9, 9, 3), dtype=np.uint8)
+    made = [[np.asarray(Image.fromarray(one).resize((200, 200))) for one in row] for row in coarse]
+    stacks = np.array(made)  # (n_rows, 200, 200, 200, 3)
+    rows = {f"row {n}": stacks[n] for n in range(1, 5)}
+    rows |= {"mean image": np.broadcast_to(stacks[5, :1], stacks[5].shape), "shuffled": stacks[1][::-1]}
+    content = make_gallery(200, 8, seen=stacks[0], rows=rows)
+    page = render_report(make_content(gallery=content))
+    assert len(page) < 2_000_000
+    assert "Every one of the 200 items" in page
