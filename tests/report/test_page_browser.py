@@ -1,11 +1,16 @@
 """The page in a real browser: what it shows, what it fetches, and how mouse and keyboard move in it."""
 
+import json
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from braindecode_vis.report import page
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.material import EVIL, make_content, make_gallery, make_rich_gallery
+from tests.report.test_page_access import make_board
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +212,56 @@ def test_hostile_names_do_not_run(browser, tmp_path):
     browser.ask("document.querySelector('.pick').click()")
     assert browser.ask("document.title") == "Digits seen, digits decoded · synthetic digits"
     assert browser.ask("document.querySelector('#detail-title').textContent") == hostile
+
+
+def test_a_phone_shows_images_soon_and_all_but_details_within_8000_pixels(browser, tmp_path):
+    """The first image stood 9500 px down at the width of a phone, and the whole page took 16,000."""
+    content = make_content(gallery=make_rich_gallery(40), result="36 of 40.", counted="1 subject.")
+    browser.open(page.write_report(tmp_path / "report.html", content), 390, 844)
+    top = "document.querySelector('{}').getBoundingClientRect().top"
+    assert browser.ask(top.format("#gallery img")) < 2500
+    assert browser.ask(top.format("#scores")) < 8000
+
+
+@pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark")])
+def test_axe_finds_no_serious_violation(browser, tmp_path, width, scheme):
+    """AXE_CORE names axe.min.js of the package axe-core of npm."""
+    script = Path(os.environ.get("AXE_CORE", ""))
+    if not script.is_file():
+        pytest.skip("AXE_CORE does not name axe.min.js (npm install axe-core)")
+    content = make_content(gallery=make_rich_gallery(40), result="36 of 40.", counted="1 subject.")
+    path = page.write_report(tmp_path / "report.html", content)
+    board = tmp_path / "board.html"
+    board.write_text(make_board(tmp_path))
+    for each in (path, board):
+        browser.open(each, width, 844, scheme=scheme)
+        browser.ask("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        browser.call("Page.setBypassCSP", enabled=True)
+        browser.ask(script.read_text() + "; 1")
+        said = browser.ask(
+            "axe.run(document).then((r) => JSON.stringify(r.violations.map((v) => [v.id, v.impact])))"
+        )
+        browser.call("Page.setBypassCSP", enabled=False)
+        assert [v for v in json.loads(said) if v[1] in ("serious", "critical")] == []
+
+
+def test_the_board_sorts_and_filters(browser, tmp_path):
+    path = tmp_path / "board.html"
+    path.write_text(make_board(tmp_path))
+    browser.open(path)
+    names = "[...document.querySelectorAll('#runs tbody tr:not([hidden]) th a')].map((a) => a.textContent)"
+    assert browser.ask(names) == ["run0", "run1", "run2"]
+    head = "[...document.querySelectorAll('#runs thead button')].find((b) => b.textContent === 'seed')"
+    browser.ask(f"{head}.click()")
+    browser.ask(f"{head}.click()")
+    assert browser.ask(names) == ["run2", "run1", "run0"]
+    assert browser.ask("document.querySelectorAll('[aria-sort=descending]').length") == 1
+    browser.ask("document.querySelectorAll('#runs thead button')[5].click()")
+    assert browser.ask(names)[-1] == "run0"  # without a score
+    change(browser, "verdict", "trouble")
+    assert browser.ask(names) == ["run0"]
+    assert read_count(browser) == "Showing 1 of 3 runs."
+    browser.ask("document.querySelector('#clear').click()")
+    browser.ask("new Promise((done) => setTimeout(done, 20))")
+    change(browser, "document.querySelector('#find')", "run2 digits")
+    assert browser.ask(names) == ["run2"]
