@@ -21,7 +21,8 @@ from braindecode_vis.datasets.manifests import read_manifests
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), *sorted(ROOT.glob("*.md"))]
-FENCE = re.compile(r"^(`{3,}|:{3,})(?:\{?(\S*?)\}?)(?:[ \t][^\n]*)?\n(.*?)^\1[ \t]*$", re.M | re.S)
+
+VERBS = get_command(app).commands
 
 
 def load_generator():
@@ -138,7 +139,7 @@ def test_links_of_the_site_lead_to_its_pages(pages):
 def test_generated_pages_name_everything(pages):
     assert all(f"\n## {name}\n" in pages["generated/catalogue.md"] for name in read_manifests())
     assert all(f"\n## {name}\n" in pages["generated/configurations.md"] for name in list_shipped())
-    assert all(f"\n## {name}\n" in pages["generated/cli.md"] for name in get_command(app).commands)
+    assert all(f"\n## {name}\n" in pages["generated/cli.md"] for name in VERBS)
     assert all(f"generated/api/{name}.md" in pages for name in bdv.__all__ if not name.startswith("_"))
     assert {f"generated/tutorials/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")} <= set(pages)
 
@@ -185,7 +186,7 @@ def check_command(line, page):
     if not words or words[0].startswith("-") or words[0].isupper():
         return
     verb, arguments = words[0], words[1:]
-    command = get_command(app).commands.get(verb)
+    command = VERBS.get(verb)
     assert command is not None, f"no verb {verb}"
     if {"--help", "[--subject"} & set(arguments):  # what is optional stands in brackets
         return
