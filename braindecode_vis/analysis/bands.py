@@ -26,6 +26,7 @@ from braindecode_vis.analysis.measure import (
 from braindecode_vis.analysis.study import Change, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.metrics.metric_registry import find_metric
 from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class FrequencyBandsConfig(Settings):
                 axes.axvline(whole["value"], color="C1", lw=1, label="all frequencies")
                 axes.axvline(whole["chance"], color="C2", lw=1, ls="--", label="chance")
                 axes.set_title({"only": "only this band", "without": "without this band"}[mode])
-                axes.set_xlabel(self.metric)
+                axes.set_xlabel(find_metric(self.metric).label)
             panels[0].legend(loc="lower right")
 
         parts = [describe_result(whole, f"with all frequencies {self.metric}")]

@@ -28,6 +28,7 @@ from braindecode_vis.analysis.measure import Measured, find_best
 from braindecode_vis.analysis.study import Findings, Plot, Study
 from braindecode_vis.arrays import Score
 from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.metric_registry import find_metric
 from braindecode_vis.metrics.uncertainty import compute_p_value
 from braindecode_vis.seeds import derive_seed, make_generator
 
@@ -174,7 +175,7 @@ def report_curve(
         draw_curve(axes, x * 1000, table, label=metric)
         mark_spans(axes, [(a * 1000, b * 1000) for a, b in spans])
         axes.set_xlabel("end of the window (ms)" if by_end else "middle of the window (ms)")
-        axes.set_ylabel(metric)
+        axes.set_ylabel(find_metric(metric).label)
         axes.legend(loc="upper left")
 
     found = describe_curve(curve, metric)

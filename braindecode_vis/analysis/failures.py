@@ -68,7 +68,7 @@ class FailuresConfig(Settings):
             axes.plot(table["typicality"], table["value"], "o", ms=4, color="C0")
             axes.axhline(0.5, color="C2", lw=1, ls="--")
             axes.set_xlabel("typicality of the target (cosine to the mean of the gallery's neighbours)")
-            axes.set_ylabel("two-way identification")
+            axes.set_ylabel("two-way identification in the embedding")
 
         caption = (
             f"The {self.n_shown} worst test images (top) and the image each is taken for most often (bottom)."

@@ -143,7 +143,7 @@ class ImageryConfig(Settings):
                 axes, shown, [f"{r.task}, {r.stimulus_set} ({r.n_stimuli})" for r in shown.itertuples()]
             )
             axes.axvline(float(shown["chance"].iloc[0]), color="C2", lw=1, ls="--", label="chance")
-            axes.set_xlabel(metric)
+            axes.set_xlabel(find_metric(metric).label)
             axes.legend()
 
         own = shown[shown["task"] == self.task]

@@ -34,6 +34,7 @@ from braindecode_vis.analysis.patterns import list_columns
 from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.metrics.metric_registry import find_metric
 from braindecode_vis.preprocessing.voxel_geometry import check_common_features
 from braindecode_vis.settings import Settings
 
@@ -119,11 +120,11 @@ class OcclusionConfig(Settings):
                     draw_curve(axes, (own["name"].astype(float) + self.width / 2) * 1000, own)
                     axes.axhline(0, color="C2", lw=1, ls="--")
                     axes.set_xlabel("middle of the hidden window (ms)")
-                    axes.set_ylabel(f"loss of {self.metric}")
+                    axes.set_ylabel(f"loss of {find_metric(self.metric).label}")
                 else:
                     top = own.sort_values("value", ascending=False).head(20)
                     draw_bars(axes, top, top["name"].tolist())
-                    axes.set_xlabel(f"loss of {self.metric}")
+                    axes.set_xlabel(f"loss of {find_metric(self.metric).label}")
 
         words = []
         for kind in kinds:

@@ -35,6 +35,7 @@ from braindecode_vis.analysis.sensor_groups import REGIONS, assign_regions
 from braindecode_vis.analysis.study import Change, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError, check_option
+from braindecode_vis.metrics.metric_registry import find_metric
 from braindecode_vis.metrics.uncertainty import compute_p_value
 from braindecode_vis.preprocessing.voxel_geometry import (
     count_own_voxels,
@@ -303,7 +304,7 @@ def _report(table: pd.DataFrame, metric: str, kind: str, title: str, noun: str, 
             axes.axvline(whole["value"], color="C5", lw=0.8, label=f"all {noun}s")
             axes.axvline(whole["chance"], color="C2", lw=1, ls="--", label="chance")
             axes.set_title(heading)
-            axes.set_xlabel(metric)
+            axes.set_xlabel(find_metric(metric).label)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
     best = only.iloc[0]

@@ -23,6 +23,7 @@ from braindecode_vis.analysis.measure import (
 )
 from braindecode_vis.analysis.study import Findings, Plot, Study
 from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.metric_registry import find_metric
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
@@ -83,7 +84,7 @@ class RepetitionsConfig(Settings):
                 axes.set_xscale("log", base=2)
                 axes.set_xticks(table["repetitions"], [str(n) for n in table["repetitions"]])
             axes.set_xlabel("averaged repetitions")
-            axes.set_ylabel(self.metric)
+            axes.set_ylabel(find_metric(self.metric).label)
             axes.legend(loc="upper left")
 
         first, last = table.iloc[0], table.iloc[-1]

@@ -129,8 +129,8 @@ def test_what_scrolls_can_be_reached_by_the_keyboard(found):
     assert all(one["at"].get("tabindex") == "0" and one["at"].get("aria-label") for one in scrolling)
 
 
-def test_a_printed_page_holds_what_is_folded_on_a_screen():
+def test_a_printed_page_holds_the_scores_that_a_screen_folds():
     text = page.render_report(make_content(gallery=make_gallery(6)))
     rules = text[text.index("@media print") :]
-    assert "details::details-content { content-visibility: visible" in rules
+    assert "#scores details::details-content { content-visibility: visible" in rules
     assert re.search(r"nav, #browse, dialog, \.skip \{ display: none", rules)
