@@ -220,3 +220,18 @@ def test_a_table_of_pairs_equals_the_pairs(name, protocol):
         np.testing.assert_allclose(table[:, column], expected, rtol=0, atol=atol)
     with pytest.raises(DataError):
         image.tabulate_image_metric("ssim", truth, decoded[:, :15])
+
+
+@pytest.mark.parametrize("ground", [0, 255])
+@pytest.mark.parametrize("size", [28, 130])  # pairs are compared in double precision; in single
+def test_ssim_of_flat_grounds_in_single_precision(size, ground):
+    """Where both images were black, terms near 0 came from products about the middle: off by 1e-4, and above 1."""
+    truth = np.full((3, size, size, 3), ground, np.uint8)
+    truth[1:, 8:14, 8:14] = _images(2, 6, 3)
+    mean = np.repeat(truth.mean(axis=0, keepdims=True).astype(np.uint8), 3, axis=0)
+    expected = [references.ssim(x, y) for x, y in zip(truth / 255, mean / 255, strict=True)]
+    table = image.tabulate_image_metric("ssim", truth, mean)
+    np.testing.assert_allclose(np.diag(table), expected, rtol=0, atol=1e-5)
+    pairs = image.compute_image_metric("ssim", truth, mean)
+    np.testing.assert_allclose(pairs, expected, rtol=0, atol=2e-6)
+    assert np.diag(image.tabulate_image_metric("ssim", truth, truth)).max() <= 1 + 3e-7

@@ -102,6 +102,20 @@ def test_its_ranks_are_scored_beside_those_of_the_brain_with_a_paired_difference
     assert "median_rank" not in {row["metric"] for row in differences}
 
 
+def test_a_decoder_that_gives_the_mean_image_does_not_beat_it():
+    """Its SSIM came from a table in single precision, that of the control from pairs in double: a win by 1e-4."""
+    seen = np.zeros((8, 40, 40, 3), np.uint8)
+    seen[:, 12:28, 12:28] = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3))
+    mean = np.repeat(seen.mean(axis=0, keepdims=True).astype(np.uint8), 8, axis=0)
+    differences = []
+    compute_scores(
+        make_task(seen=seen, images={"decoded": mean, "mean_image": mean}), differences=differences
+    )
+    found = {row["metric"]: row for row in differences if row["control"] == "mean_image"}
+    for metric in ("pixcorr", "mse", "ssim"):
+        assert (found[metric]["difference"], found[metric]["ci_low"], found[metric]["ci_high"]) == (0, 0, 0)
+
+
 def test_classes_are_compared_in_the_same_resamples():
     """The interval of a difference is narrower than two intervals side by side, since the trials are the same."""
     rng = np.random.default_rng(0)
