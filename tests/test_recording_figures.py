@@ -14,6 +14,7 @@ from braindecode_vis.config import find_config, read_config
 from braindecode_vis.pipeline import recording_figures
 from braindecode_vis.pipeline.recording_figures import (
     MAX_LINES,
+    _describe_ceiling,
     _describe_evoked,
     _describe_mask,
     _describe_training,
@@ -123,6 +124,23 @@ def test_voxels_of_unknown_place_are_said_to_be_so(tmp_path):
     section = _describe_mask(make_voxels(), tmp_path)
     assert "no positions" in section.caption
     assert not section.figures
+
+
+def test_repeated_test_images_of_voxels_have_a_ceiling():
+    rng = np.random.default_rng(0)
+    images = np.repeat(np.arange(12), 6)
+    signal = rng.normal(size=(12, 5))[images]
+    data = (signal + rng.normal(size=signal.shape)).astype(np.float32)
+    trials = make_trials(72).assign(stimulus_id=[f"s{n}" for n in images], split="test")
+    responses = Responses(data, ("trial", "voxel"), trials, "z", {})
+    said = _describe_ceiling(responses, np.arange(72), averaged=True)
+    value = float(re.search(r"by more than (0\.\d\d) over the 12 test images", said)[1])
+    assert value == pytest.approx(np.sqrt(6 / 7), abs=0.08)  # signal and noise have the variance 1
+    assert (
+        float(re.search(r"than (0\.\d\d)", _describe_ceiling(responses, np.arange(72), averaged=False))[1])
+        < value
+    )
+    assert _describe_ceiling(responses, np.arange(0, 72, 6), averaged=True) == ""
 
 
 def test_losses_of_every_fold_are_drawn(tmp_path, monkeypatch):

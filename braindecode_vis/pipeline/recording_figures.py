@@ -21,7 +21,7 @@ from braindecode_vis.config import find_config, read_config
 from braindecode_vis.config.header import read_header
 from braindecode_vis.pipeline.learning import preprocess, train
 from braindecode_vis.pipeline.runs import Run, list_changes
-from braindecode_vis.preprocessing.noise_ceiling import read_epochs_ceiling
+from braindecode_vis.preprocessing.noise_ceiling import compute_noise_ceilings, read_epochs_ceiling
 from braindecode_vis.report.figures import render_plot
 from braindecode_vis.report.page import ExtraSection, SectionFigure
 
@@ -41,7 +41,11 @@ def describe_recording(run: Run) -> list[ExtraSection]:
     if "time" in responses.dims and "channel" in responses.dims:
         sections = [_describe_evoked(responses, folder)]
     else:
-        sections = [_describe_mask(responses, folder)]
+        tested = np.unique(np.concatenate([fold.test for fold in preprocess(run).folds]))
+        # Categories are decoded trial by trial, whatever the setting of repetitions.
+        averaged = run.config.repeats.test == "averaged" and not run.config.decodes_categories
+        said = _describe_ceiling(responses, tested, averaged=averaged)
+        sections = [_describe_mask(responses, folder, said)]
     return [section for section in (*sections, _describe_training(run)) if section is not None]
 
 
@@ -165,7 +169,25 @@ def _draw_ceiling(folder: Path, ms: np.ndarray) -> SectionFigure | None:
     return draw(draw_curves, (7.0, 2.4), alt, caption)
 
 
-def _describe_mask(responses: Responses, folder: Path) -> ExtraSection:
+def _describe_ceiling(responses: Responses, tested: np.ndarray, *, averaged: bool) -> str:
+    """Return the noise ceiling of each subject in words; nothing without repeated test images, or of very many."""
+    if responses.data.nbytes // responses.n_trials * len(tested) > MAX_BYTES:
+        return ""
+    try:
+        found = compute_noise_ceilings(responses, tested, averaged=averaged)
+    except BraindecodeVisError:
+        return ""
+    told = ", ".join(
+        f"{one.value:.2f}" + (f" (subject {one.subject})" if len(found) > 1 else "") for one in found
+    )
+    return (
+        f" Noise ceiling: no prediction of a test response can be expected to correlate with it by more than {told} "
+        f"over the {found[0].n_images} test images, mean over {responses.dims[1]}s. It bounds predicted responses, not "
+        "retrieval."
+    )
+
+
+def _describe_mask(responses: Responses, folder: Path, said: str = "") -> ExtraSection:
     """Draw where the voxels lie: in the glass brain of the template, or from three sides in the space of the data."""
     n = responses.data.shape[1]
     brain = list_brains(responses)[0]
@@ -173,7 +195,7 @@ def _describe_mask(responses: Responses, folder: Path) -> ExtraSection:
         place_pattern(responses, np.ones(n, np.float32), subject=brain) if responses.data.ndim == 2 else None
     )
     if image is None:
-        words = f"{n:,} {responses.dims[1]}s; the data hold no positions of them, so no brain is drawn."
+        words = f"{n:,} {responses.dims[1]}s; the data hold no positions of them, so no brain is drawn.{said}"
         return ExtraSection("Recorded voxels" if responses.dims[1] == "voxel" else "Responses", words)
     in_template = "space-MNI" in (folder / "meta.json").read_text(encoding="utf-8")
 
@@ -200,7 +222,7 @@ def _describe_mask(responses: Responses, folder: Path) -> ExtraSection:
     drawn = draw(
         draw_glass if in_template else draw_sides, (7.0, 2.6), alt, f"Voxels that were kept, in {space}."
     )
-    return ExtraSection("Recorded voxels", f"{n:,} voxels{whose}.", figures=[drawn])
+    return ExtraSection("Recorded voxels", f"{n:,} voxels{whose}.{said}", figures=[drawn])
 
 
 # --- the training -------------------------------------------------------------------------------------------------
