@@ -297,6 +297,9 @@ _IN_PYTHON: tuple[tuple[str, Any], ...] = (
         r"--set ([\w.]+\w)=(\[[^\]]*\]|[\w/:-]+(?:\.\d+)?)",
         lambda m: f'settings={{"{m[1]}": {_quote(m[2])}}}',
     ),
+    (r"; without these, pass --parts [\w,]+", ""),  # parts are named on the command line alone
+    (r"(with )--subjects and --parts", r"\1subjects"),
+    (r"--subjects\b", "subjects"),
     (r"--accept-terms\b", "accept_terms=True"),
     (r"\bset split\.kind to (\w+)", r'pass split="\1"'),
     (r"\bdataset\.(\w+)=", r"\1="),
@@ -335,9 +338,15 @@ def say_in_python(message: str) -> str:
     'choose one with layout="raw", or pass another folder as root.'
     >>> say_in_python("single trials teach more: --set repeats.train=single.")
     'single trials teach more: settings={"repeats.train": "single"}.'
+    >>> say_in_python("pass --accept-terms, or: braindecode-vis fetch nsd --root DIR --accept-terms")
+    'pass accept_terms=True, or: braindecode-vis fetch nsd --root DIR --accept-terms'
     """
-    for pattern, words in _IN_PYTHON:
-        message = re.sub(pattern, words, message)
+    # A command to be given stays one.
+    pieces = re.split(r"(braindecode-vis fetch \S+(?: --[\w-]+(?: \w+)?)*)", message)
+    for n in range(0, len(pieces), 2):
+        for pattern, words in _IN_PYTHON:
+            pieces[n] = re.sub(pattern, words, pieces[n])
+    message = "".join(pieces)
     # A placeholder at the end of a sentence meets its full stop.
     return message.replace("....", "...")
 

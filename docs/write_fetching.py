@@ -27,8 +27,8 @@ below `$BRAINDECODE_VIS_DATA`, or `datasets` in the user's cache folder.
 The size and the free space are told before anything moves. Files come side by side (`--jobs`), grow as `.part`, are
 compared with the published size and checksum and renamed; a call that was stopped or broke off goes on where it was,
 and a second one asks for nothing and reads nothing (`.fetched.json` holds what was verified). Archives are unpacked
-and removed. A wrong file is thrown away with a sentence and exit code 2. `--parts all` fetches what the default
-leaves out.
+and removed. A wrong file is thrown away with a sentence and exit code 2. One call at a time fills a folder. A file of
+your own under the name of a published one is replaced. `--parts all` fetches what the default leaves out.
 
 What comes under terms needs `--accept-terms`, after you have read them; what is behind a form, a password or a login
 is never fetched: the table says what to do. No password is shipped.

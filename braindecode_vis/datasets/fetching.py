@@ -7,6 +7,7 @@ is stopped or broken loses nothing: whole files keep their names, others go on f
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import queue
 import shutil
@@ -14,9 +15,11 @@ import stat
 import tarfile
 import threading
 import time
+import urllib.parse
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -41,6 +44,8 @@ from braindecode_vis.store import is_disk_full, replace_atomically
 #: What was verified, below the root: an unchanged file is not read again.
 RECORD = ".fetched.json"
 _RECORD_S = 2.0  # between two writings of it
+_UNANSWERED = 3  # files in a row for which nobody answered, after which a host is left alone
+LOCK = ".fetched.lock"
 #: Of a host's own list, this many addresses are asked by `check_addresses`: that it lists them is an answer already.
 _ASKED_OF_A_LIST = 3
 
@@ -136,6 +141,9 @@ def make_plan(
     DataError
         If nothing can be fetched, terms were not accepted, or a host does not answer.
     """
+    for option, names in (("--subjects", subjects), ("--parts", parts)):
+        if names is not None and not names:
+            raise ConfigError(f"{option} names none; name some, or leave it out for all that are needed.")
     chosen = _pick_parts(manifest, parts)
     by_hand = tuple(part for part in chosen if part.access == "by_hand")
     open_parts = tuple(part for part in chosen if part.access != "by_hand")
@@ -227,9 +235,12 @@ class _Record:
         self.root, self.path = root, root / RECORD
         self._lock, self._written = threading.Lock(), 0.0
         self.files: dict[str, dict[str, Any]] = {}
-        with suppress(OSError, ValueError):  # a lost or damaged record costs reading, and nothing else
+        # A lost or damaged record costs reading, and of what was unpacked another transfer.
+        with suppress(OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
             held = json.loads(self.path.read_text())["files"]
-            self.files = {str(path): row for path, row in held.items() if isinstance(row, dict)}
+            self.files = {
+                path: row for path, row in held.items() if isinstance(row.get("unpacked", {}), dict)
+            }
 
     def knows(self, file: RemoteFile) -> bool:
         """Return whether a file, or what was unpacked of it, lies there as it was verified."""
@@ -242,7 +253,7 @@ class _Record:
                 [(found := (self.root / path).stat()).st_size, found.st_mtime_ns] == told
                 for path, told in held.items()
             )
-        except OSError:
+        except (OSError, ValueError):  # a damaged record may name what is no path
             return False
 
     def add(self, file: RemoteFile, unpacked: Sequence[str] | None = None) -> None:
@@ -284,6 +295,23 @@ class _Work:
     stop: threading.Event = field(default_factory=threading.Event)
     full: str = ""  # why nothing more can be written
     findings: dict[str, CheckFinding] = field(default_factory=dict)
+    silent: dict[str, int] = field(default_factory=dict)  # hosts: files in a row that nobody answered for
+
+    def find_silence(self, file: RemoteFile) -> str:
+        """Return why a file is not asked for: without a network, each of thousands would be waited for."""
+        host = _find_host(file)
+        if self.silent.get(host, 0) < _UNANSWERED:
+            return ""
+        return f"not asked for, since {host} does not answer; check the network and fetch again"
+
+    def note(self, file: RemoteFile, *, silent: bool) -> None:
+        """Remember whether the host of a file answered."""
+        host = _find_host(file)
+        self.silent[host] = self.silent.get(host, 0) + 1 if silent else 0
+
+
+def _find_host(file: RemoteFile) -> str:
+    return urllib.parse.urlsplit(file.urls[0]).netloc if file.urls else ""
 
 
 def fetch(plan: Plan, *, jobs: int = 4, progress: Progress | None = None) -> list[CheckFinding]:
@@ -322,11 +350,37 @@ def fetch(plan: Plan, *, jobs: int = 4, progress: Progress | None = None) -> lis
         with suppress(StoppedError):
             work.findings[file.path] = _bring(file, work)
 
-    try:
-        _do_side_by_side(plan.files, bring, jobs, work.stop)
-    finally:
-        work.record.write()
+    with _hold(plan.root):
+        # Within the lock: what another call has just written of what it brought is not lost.
+        work.record = _Record(plan.root)
+        try:
+            _do_side_by_side(plan.files, bring, jobs, work.stop)
+        finally:
+            work.record.write()
     return [work.findings[file.path] for file in plan.files]
+
+
+@contextmanager
+def _hold(root: Path) -> Iterator[None]:
+    """Let one call at a time fill a folder: two would write into the same parts, and each forget the other's record."""
+    import filelock
+
+    lock = filelock.FileLock(root / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise DataError(
+            f"{root} is being filled by another fetch; wait until it has ended and fetch again: what it brings is not "
+            "brought twice."
+        ) from error
+    except (
+        OSError
+    ):  # nothing can be locked there, and perhaps nothing written: what is there is looked at all the same
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def refuse_failures(findings: list[CheckFinding], what: str) -> None:
@@ -350,9 +404,13 @@ def check_addresses(plan: Plan, *, jobs: int = 4) -> list[CheckFinding]:
         if file.text is None and (file.part not in listed or count[file.part] <= _ASKED_OF_A_LIST):
             asked.append(file)
     findings: dict[str, CheckFinding] = {}
+    work = _Work(plan, _Record(plan.root), None)
 
     def look(file: RemoteFile) -> None:
-        ok, words = ask(file)
+        ok, words = False, work.find_silence(file)
+        if not words:
+            ok, words = ask(file)
+            work.note(file, silent=words.startswith("does not answer"))
         findings[file.path] = CheckFinding(file.urls[0] if file.urls else file.path, ok, words)
 
     _do_side_by_side(asked, look, jobs, threading.Event())
@@ -413,7 +471,10 @@ def _bring(file: RemoteFile, work: _Work) -> CheckFinding:
                     False,
                     f"has no address to download from; bring it yourself: {source}, as {target}",
                 )
+            if file.urls and (silence := work.find_silence(file)):
+                return CheckFinding(file.path, False, silence)
             transfer(file, target, progress=work.progress, stop=work.stop)
+            work.note(file, silent=False)
             done = f"fetched {describe_bytes(target.stat().st_size)}"
         if file.checksum:
             done += f", {file.checksum.partition(':')[0]} as published"
@@ -425,6 +486,7 @@ def _bring(file: RemoteFile, work: _Work) -> CheckFinding:
         work.record.add(file, unpacked)
         return CheckFinding(file.path, True, done)
     except TransferError as error:
+        work.note(file, silent=error.silent)
         return CheckFinding(file.path, False, str(error))
     except OSError as error:
         # A full disk fails every further file too; other errors concern this one alone.
@@ -461,8 +523,8 @@ def unpack(archive: Path, root: Path, into: str) -> list[str]:
         with archive.open("rb") as file:
             is_zip = zipfile.is_zipfile(file)
         members = list(_read_zip(archive) if is_zip else _read_tar(archive))
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise TransferError(f"{archive} cannot be unpacked ({error}); remove it and fetch again") from error
+    except _DAMAGE as error:
+        raise _describe_damage(error, f"{archive} cannot be unpacked") from error
     free = shutil.disk_usage(root).free
     needed = sum(size for _, size, _ in members)
     if needed > free:
@@ -484,12 +546,26 @@ def unpack(archive: Path, root: Path, into: str) -> list[str]:
                 temporary.open("wb") as file,
             ):
                 shutil.copyfileobj(source, file, 1 << 20)
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        except NotImplementedError as error:
             raise TransferError(
-                f"{archive} is damaged at {name} ({error}); remove it and fetch again"
+                f"{archive} packs {name} in a way that Python does not know ({error}); unpack it yourself below "
+                f"{root / into}"
             ) from error
+        except _DAMAGE as error:
+            raise _describe_damage(error, f"{archive} is damaged at {name}") from error
         places.append(place)
     return places
+
+
+# Each way of packing has errors of its own, among them `OSError` without a number.
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError)
+
+
+def _describe_damage(error: Exception, what: str) -> Exception:
+    """Return what to raise for an archive that cannot be read; an error of the disk stays what it is."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    return TransferError(f"{what} ({' '.join(str(error).split())}); remove it and fetch again")
 
 
 _Member = tuple[str, int, Callable[[], IO[bytes]]]

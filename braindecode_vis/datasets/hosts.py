@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.manifests import Part, PartFile, find_label
-from braindecode_vis.datasets.transfer import RemoteFile, TransferError, read_json, read_list
+from braindecode_vis.datasets.transfer import RemoteFile, TransferError, ask, follow, read_json, read_list
 
 #: Where the hosts are; the tests put stand-ins here.
 BASES = {
@@ -143,7 +143,8 @@ def _match(part: Part, subjects: Sequence[str], paths: Iterable[str]) -> Iterato
             "".join("[^/]*" if piece == "*" else re.escape(piece) for piece in re.split(r"(\*)", pattern))
         )
         for path in paths:
-            if form.fullmatch(path):
+            # Some buckets list their folders as empty objects.
+            if form.fullmatch(path) and path and not path.endswith("/"):
                 local = path.removeprefix(part.drop.format(subject=subject))
                 yield (
                     path,
@@ -183,9 +184,11 @@ def _list_bucket(part: Part, subjects: Sequence[str], base: str, folder: str = "
                 raise TransferError(
                     f"{url} answers something else than a list of files; try again later"
                 ) from error
-            token = tree.findtext("NextContinuationToken", "")
+            before, token = token, tree.findtext("NextContinuationToken", "")
             if not token:
                 break
+            if token == before:
+                raise TransferError(f"{url} answers the same page again and again; try again later")
         for key, path, subject in _match(part, subjects, sizes):
             if key not in seen:
                 seen.add(key)
@@ -230,12 +233,12 @@ def _list_nemar(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
     """Return files of ``nm000232/v1.0.1`` by its manifest, which also says where each file lies."""
     version = f"{BASES['nemar']}/{part.place}/"
     url = f"{version}manifest.json"
-    listed = {str(row.get("path")): row for row in _read_rows(url)}
+    listed = {str(row.get("path")): row for row in _read_rows(url, read_json(url))}
     for at, path, subject in _match(part, subjects, listed):
         row = listed[at]
         checksum = f"{row.get('checksum_algorithm')}:{row.get('checksum')}".lower()
         known = checksum if re.fullmatch(r"(sha256|md5|git):[0-9a-f]{32,64}", checksum) else ""
-        place = urllib.parse.urljoin(url, str(row.get("bytes_url") or version + _quote(at)))
+        place = follow(url, str(row.get("bytes_url") or version + _quote(at)))
         yield _make(part, path, [place], _read_size(row), known, subject=subject)
 
 
@@ -253,24 +256,25 @@ def _list_osf(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
             continue
         asked.add(url)
         page = read_json(url)
-        for row in _read_rows(url, page.get("data") if isinstance(page, dict) else None):
-            about = row.get("attributes") or {}
-            if about.get("kind") == "folder":
+        for row in _read_rows(url, _get(page, "data")):
+            if _get(row, "attributes", "kind") == "folder":
                 waiting.append(_follow(url, row, "relationships", "files", "links", "related", "href"))
             else:
-                found[str(about.get("materialized_path", "")).lstrip("/")] = {**row, "page": url}
-        if following := (page.get("links") or {}).get("next"):
-            waiting.append(urllib.parse.urljoin(url, str(following)))
+                found[str(_get(row, "attributes", "materialized_path") or "").lstrip("/")] = {
+                    **row,
+                    "page": url,
+                }
+        if following := _get(page, "links", "next"):
+            waiting.append(follow(url, str(following)))
     for at, path, subject in _match(part, subjects, found):
         row = found[at]
-        about = row.get("attributes") or {}
-        digits = str(((about.get("extra") or {}).get("hashes") or {}).get("sha256") or "")
+        digits = str(_get(row, "attributes", "extra", "hashes", "sha256"))
         known = f"sha256:{digits}" if re.fullmatch(r"[0-9a-f]{64}", digits) else ""
         yield _make(
             part,
             path,
             [_follow(row["page"], row, "links", "download")],
-            _read_size(about),
+            _read_size({"size": _get(row, "attributes", "size")}),
             known,
             subject=subject,
         )
@@ -291,7 +295,7 @@ def _list_figshare(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
     if part.patterns or any(entry.bytes is None or not entry.checksum for entry in part.files):
         try:
             url = f"{BASES['figshare api']}/v2/articles/{article}/files?page_size=1000"
-            listed = {str(row.get("name")): row for row in _read_rows(url)}
+            listed = {str(row.get("name")): row for row in _read_rows(url, read_json(url))}
         except TransferError:
             if part.patterns:
                 raise
@@ -304,7 +308,11 @@ def _list_figshare(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
         )  # fmt: skip
     for at, path, subject in _match(part, subjects, listed):
         row = listed[at]
-        url = f"{BASES['figshare']}/files/{row.get('id')}"
+        if not isinstance(row.get("id"), int):
+            raise TransferError(
+                f"the list of the article {article} names {at} without its number; try again later"
+            )
+        url = f"{BASES['figshare']}/files/{row['id']}"
         yield _make(part, path, [url], _read_size(row), _read_md5(row), subject=subject)
 
 
@@ -316,6 +324,10 @@ def _list_huggingface(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFil
     repository, _, revision = part.place.partition("@")
     base, revision = constants.ENDPOINT, revision or "main"  # $HF_ENDPOINT, where that is set
     listed: dict[str, Any] = {}
+    # The library tries for half a minute, and says so each time.
+    _, said = ask(RemoteFile("", (base,)))
+    if said.startswith("does not answer") and "SSL" not in said:  # it may have certificates of its own
+        raise TransferError(f"{base} {said}; check the network and fetch again")
     for start in dict.fromkeys(
         pattern.partition("*")[0].rpartition("/")[0] for pattern, _ in _fill(part, subjects)
     ):
@@ -380,9 +392,8 @@ def _mix_lower(key: str) -> str:
     return f"{digits[:3]}/{digits[3:6]}"
 
 
-def _read_rows(url: str, content: Any = None) -> list[dict[str, Any]]:
+def _read_rows(url: str, rows: Any) -> list[dict[str, Any]]:
     """Return a list of mappings, which is what every host's list is."""
-    rows = read_json(url) if content is None else content
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise TransferError(f"{url} answers something else than a list of files; try again later")
     return rows
@@ -399,12 +410,17 @@ def _read_md5(row: dict[str, Any]) -> str:
 
 
 def _follow(url: str, row: dict[str, Any], *keys: str) -> str:
-    found: Any = row
-    for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
+    found = _get(row, *keys)
     if not isinstance(found, str):
         raise TransferError(f"{url} names a file without its address; try again later")
-    return urllib.parse.urljoin(url, found)
+    return follow(url, found)
+
+
+def _get(found: Any, *keys: str) -> Any:
+    """Return what lies below some keys of an answer, None if nothing does: a host may answer anything."""
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def _list_nowhere(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:

@@ -19,11 +19,13 @@ import json
 import re
 import socket
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +50,16 @@ _REFUSED = {
     410: "it was withdrawn: look for a newer release at the source",
 }
 _BUSY = (429, 502, 503, 504)
+_PACKINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress")
 
 
 class TransferError(Exception):
     """One file or list cannot be had; the text says why and what to do."""
 
-    def __init__(self, message: str, *, refused: bool = False) -> None:
+    def __init__(self, message: str, *, refused: bool = False, silent: bool = False) -> None:
         super().__init__(message)
         self.refused = refused  # by a server that answered, so that another address may have it
+        self.silent = silent  # nobody answered
 
 
 class StoppedError(Exception):
@@ -165,13 +169,15 @@ def _ask_one(url: str, entry: RemoteFile) -> str:
                 held = re.search(r"/(\d{1,18})$", answer.headers.get("Content-Range", ""))
                 length = re.fullmatch(r"\d{1,18}", (answer.headers.get("Content-Length") or "").strip())
                 found = held[1] if held else length[0] if length and answer.status == 200 else None
+                if other := _describe_other(answer, entry):
+                    return other
         except urllib.error.HTTPError as error:
             error.close()
             if method == "HEAD" and error.code not in (404, 410):
                 continue
             return f"says {error.code} {' '.join(str(error.reason).split())[:80]}"
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-            return f"does not answer ({getattr(error, 'reason', error)})"
+            return f"does not answer ({_give_reason(error)})"
         except TransferError as error:
             return str(error)
         if found is None:
@@ -190,15 +196,22 @@ def read_list(url: str, *, authorization: str = "") -> bytes:
     TransferError
         If it does not answer, refuses, or answers too much.
     """
+    content, attempt = None, 0
     try:
-        with _make_opener().open(_make_request(url, authorization), timeout=_TIMEOUT_S) as answer:
-            content: bytes = answer.read(_LIST_BYTES + 1)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise TransferError(_describe_refusal(url, error), refused=True) from error
+        while content is None:
+            try:
+                with _make_opener().open(_make_request(url, authorization), timeout=_TIMEOUT_S) as answer:
+                    content = bytes(answer.read(_LIST_BYTES + 1))
+            except urllib.error.HTTPError as error:
+                error.close()
+                attempt += 1
+                if error.code not in _BUSY or attempt == _ATTEMPTS:
+                    raise TransferError(_describe_refusal(url, error), refused=True) from error
+                time.sleep(_find_pause(error, attempt))
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        reason = str(getattr(error, "reason", error)) or type(error).__name__
-        raise TransferError(f"{url} does not answer ({reason}); check the network and fetch again") from error
+        raise TransferError(
+            f"{url} does not answer ({_give_reason(error)}); check the network and fetch again"
+        ) from error
     if len(content) > _LIST_BYTES:
         raise TransferError(f"{url} answers with more than {_LIST_BYTES} bytes, which is no list of files")
     return content
@@ -214,8 +227,20 @@ def read_json(url: str) -> Any:
     """
     try:
         return json.loads(read_list(url))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TransferError(f"{url} answers something else than a list of files; try again later") from error
+
+
+def follow(url: str, target: str) -> str:
+    """Return the address that a list names, which may be relative to the list's own.
+
+    Raises
+    ------
+    TransferError
+        If it is none, or leads to this machine or its network.
+    """
+    _check_redirection(url, target)
+    return urllib.parse.urljoin(url, target)
 
 
 def has_checksum(path: Path, checksum: str) -> bool:
@@ -235,7 +260,7 @@ def hash_as(path: Path, algorithm: str) -> str:
 
 
 def _make_request(url: str, authorization: str) -> urllib.request.Request:
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https") or not url.isascii():
         raise TransferError(f"{url} is no http address; bring the file yourself")
     # A packed answer would have other offsets than the file.
     request = urllib.request.Request(
@@ -244,6 +269,32 @@ def _make_request(url: str, authorization: str) -> urllib.request.Request:
     if authorization:  # for this server alone, and not for the one that it sends on to
         request.add_unredirected_header("Authorization", authorization)
     return request
+
+
+def _give_reason(error: Exception) -> str:
+    """Return what an error of the network says, in one line: a server may have written some of it."""
+    return " ".join(str(getattr(error, "reason", error)).split())[:200] or type(error).__name__
+
+
+def _describe_other(answer: Any, entry: RemoteFile) -> str:
+    """Return what an answer is that is no file; empty for one that may be the file."""
+    if answer.status not in (200, 206):  # 202 is how some hosts send away what is no browser
+        return f"answers {answer.status} and no file"
+    packed = (answer.headers.get("Content-Encoding") or "").strip().lower()
+    # Some servers say it of every .gz; and where a checksum is known, that decides.
+    if packed in _PACKINGS and not entry.checksum and not entry.path.endswith((".gz", ".tgz")):
+        return f"sends it packed as {packed}, which was not asked for"
+    # A page for logging in comes as an answer like any other; where nothing is published, only its type tells.
+    known = entry.checksum or entry.bytes is not None or entry.path.endswith((".html", ".htm"))
+    if not known and answer.headers.get_content_type() == "text/html":
+        return "answers with a web page and no file"
+    return ""
+
+
+def _find_pause(error: urllib.error.HTTPError, attempt: int) -> float:
+    """Return how many seconds to wait for a server that has too much to do: what it says, a minute at most."""
+    told = re.fullmatch(r"\d{1,3}", (error.headers.get("Retry-After") or "").strip())
+    return min(float(told[0]) if told else _PAUSE_S * attempt, 60.0)
 
 
 def _describe_refusal(url: str, error: urllib.error.HTTPError) -> str:
@@ -273,20 +324,20 @@ def _download(
                 _forget(part)
                 continue
             if error.code in _BUSY and attempt < _ATTEMPTS:
-                told = re.fullmatch(r"\d{1,3}", (error.headers.get("Retry-After") or "").strip())
-                wait = min(float(told[0]) if told else _PAUSE_S * attempt, 60.0)
-                if (stop or threading.Event()).wait(wait):
+                if (stop or threading.Event()).wait(_find_pause(error, attempt)):
                     raise StoppedError from error
                 continue
             raise TransferError(_describe_refusal(url, error), refused=True) from error
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             if isinstance(error, urllib.error.URLError) and is_disk_full(error, part.parent):
                 raise
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
+            reason = _give_reason(error)
         after = part.stat().st_size if part.exists() else 0
         if after <= before or attempt == _ATTEMPTS:
             if not after:
-                raise TransferError(f"{url} does not answer ({reason}); check the network and fetch again")
+                raise TransferError(
+                    f"{url} does not answer ({reason}); check the network and fetch again", silent=True
+                )
             of = "" if entry.bytes is None else f" of {entry.bytes}"
             raise TransferError(
                 f"{url} broke off after {after}{of} bytes ({reason}); check the network and fetch again: it goes on "
@@ -300,7 +351,7 @@ def _receive(
 ) -> bool:
     """Receive what one connection gives, and say whether that was all that the server announced."""
     offset = part.stat().st_size if part.exists() else 0
-    validator = _stamp_of(part).read_text() if _stamp_of(part).exists() else ""
+    validator = _read_validator(part)
     request = _make_request(url, entry.authorization if url == entry.urls[0] else "")
     # Without either, it cannot be told whether the rest belongs to the same file.
     if offset and (validator or entry.checksum):
@@ -309,12 +360,24 @@ def _receive(
             # If the file was replaced at its source, the server then sends all of the new one.
             request.add_header("If-Range", validator)
     with _make_opener().open(request, timeout=_TIMEOUT_S) as answer:
+        if other := _describe_other(answer, entry):
+            raise TransferError(
+                f"{url} {other}; open it in a browser, and bring the file yourself", refused=True
+            )
         begins = re.match(r"bytes (\d{1,18})-", answer.headers.get("Content-Range", ""))
-        # A server may ignore the range, or answer with another one than was asked for.
-        resumed = answer.status == 206 and begins is not None and int(begins[1]) == offset
-        if not resumed:
-            offset = 0
-        _stamp_of(part).write_text(_find_validator(answer.headers))
+        start = int(begins[1]) if answer.status == 206 and begins else 0
+        now = _find_validator(answer.headers)
+        # A server may ignore the range and send all, answer with another range than was asked for, or go on with
+        # another version, since not all of them know `If-Range`.
+        if start not in (0, offset) or (start and validator and now and now != validator):
+            if not offset:
+                raise TransferError(
+                    f"{url} sends another part of the file than was asked for; try again later"
+                )
+            _forget(part)
+            return _receive(url, part, entry, progress, stop)
+        resumed, offset = start > 0, start
+        _stamp_of(part).write_text(now)
         # Whatever else a server writes there is no length; the published size then says when it is enough.
         announced = re.fullmatch(r"\d{1,18}", (answer.headers.get("Content-Length") or "").strip())
         total = entry.bytes if announced is None else offset + int(announced[0])
@@ -384,6 +447,7 @@ def _check_redirection(url: str, target: str) -> None:
         )
 
 
+@cache
 def _look_up(host: str) -> list[Any]:
     try:
         return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -395,8 +459,20 @@ def _find_validator(headers: Any) -> str:
     """Return what identifies this version of the file; weak tags do not promise the same bytes."""
     tag = headers.get("ETag") or ""
     found = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified") or ""
-    # It goes back to the server as a header.
-    return str(found) if re.fullmatch(r"[ -~]{1,500}", found) else ""
+    return found if _is_header(found) else ""
+
+
+def _read_validator(part: Path) -> str:
+    """Return what identifies the version of a part; what is damaged identifies nothing."""
+    try:
+        found = _stamp_of(part).read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return found if _is_header(found) else ""
+
+
+def _is_header(text: str) -> bool:
+    return re.fullmatch(r"[ -~]{1,500}", text) is not None
 
 
 def _stamp_of(part: Path) -> Path:

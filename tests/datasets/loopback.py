@@ -41,17 +41,17 @@ class Handler(BaseHTTPRequestHandler):
             return
         content, start, stop = state.files[self.path], 0, None
         wanted = self.headers.get("Range")
-        same = self.headers.get("If-Range") in (None, state.tag)
+        same = self.headers.get("If-Range") in (None, state.tag) or not state.knows_if_range
         if wanted and state.ranges and same:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
-            start, stop = int(first), int(last) + 1 if last else None
+            start, stop = int(first) + state.shift, int(last) + 1 if last else None
             if start >= len(content):
                 self.send_error(416)
                 return
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{(stop or len(content)) - 1}/{len(content)}")
         else:
-            self.send_response(200)
+            self.send_response(state.ok)
         if tag := state.tags.get(self.path, state.tag):
             self.send_header("ETag", tag)
         for name, value in state.headers.items():
@@ -83,6 +83,9 @@ def serve(files: dict[str, bytes] | None = None) -> Iterator[SimpleNamespace]:
         breaks=[],
         busy=[],
         ranges=True,
+        knows_if_range=True,
+        shift=0,
+        ok=200,
         knows_head=True,
         tag='"v1"',
         tags={},

@@ -130,6 +130,48 @@ def test_a_file_that_changed_at_its_source_is_not_glued_to_the_old_start(server,
     assert (tmp_path / "sub/a.bin").read_bytes() == CONTENT[::-1]
 
 
+@pytest.mark.parametrize("changes", [{"tag": '"v2"', "knows_if_range": False}, {"shift": 100}])
+def test_another_version_or_range_is_not_glued_either(server, tmp_path, changes):
+    """Of files without a checksum, as in NSD's bucket, two halves of two versions, or a hole, were kept as the file."""
+    server.breaks = [400_000, 0]
+    plain = entry(server, checksum="")
+    assert not fetch(make_manifest(plain), tmp_path)[0].ok
+    server.files["/a.bin"] = CONTENT[::-1]
+    vars(server).update(changes)
+    assert fetch(make_manifest(plain), tmp_path)[0].ok
+    assert (tmp_path / "sub/a.bin").read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize("stamp", [b"\xff\xfe", b'"v1"\r\nX: y', b""])
+def test_a_damaged_note_on_the_version_starts_again(server, tmp_path, stamp):
+    """It went into a header as it was, and ended in a traceback."""
+    server.breaks = [400_000, 0]
+    plain = entry(server, checksum="")
+    fetch(make_manifest(plain), tmp_path)
+    (tmp_path / "sub/a.bin.part.version").write_bytes(stamp)
+    assert fetch(make_manifest(plain), tmp_path)[0].ok
+    assert (tmp_path / "sub/a.bin").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"headers": {"Content-Encoding": "gzip"}}, "sends it packed as gzip"),
+        ({"headers": {"Content-Type": "text/html; charset=utf-8"}}, "answers with a web page"),
+        ({"ok": 202}, "answers 202 and no file"),
+    ],
+)
+def test_an_answer_that_is_no_file_is_not_kept_as_one(server, tmp_path, changes, message):
+    """A page for logging in was kept under the name of a file of which neither size nor checksum is known."""
+    vars(server).update(changes)
+    plan = fetching.make_plan(make_manifest(entry(server, bytes=None, checksum="")), tmp_path)
+    assert message in fetching.check_addresses(plan)[0].message
+    (finding,) = fetching.fetch(plan)
+    assert not finding.ok
+    assert message in finding.message
+    assert not list((tmp_path / "sub").iterdir())
+
+
 def test_a_server_without_ranges_starts_again(server, tmp_path):
     server.ranges = False
     server.breaks = [400_000]
@@ -187,6 +229,48 @@ def test_nobody_listening_is_told(tmp_path, server):
     lost = entry(server, at="http://127.0.0.1:9/a.bin")
     finding = fetch(make_manifest(lost), tmp_path)[0]
     assert "http://127.0.0.1:9/a.bin does not answer" in finding.message
+
+
+def test_a_machine_without_a_network_is_told_soon(server, tmp_path):
+    """Each of 254 addresses of THINGS-EEG1 was waited for: 78 s, and hours behind a wall that answers nothing."""
+    lost = [entry(server, at="http://127.0.0.1:9/a.bin", path=f"{n}.bin") for n in range(8)]
+    manifest = make_manifest(*lost, entry(server, "b.bin", b"bbb"))
+    plan = fetching.make_plan(manifest, tmp_path)
+    for findings in (fetching.check_addresses(plan, jobs=1), fetching.fetch(plan, jobs=1)):
+        left = [finding for finding in findings if "not asked for, since 127.0.0.1:9" in finding.message]
+        assert len(left) == 5
+        assert findings[-1].ok  # of another host
+
+
+def test_one_call_at_a_time_fills_a_folder(server, tmp_path):
+    """Two wrote into the same parts, so that both threw them away, and the later one forgot the other's archives."""
+    said = []
+
+    def try_as_well(*_):
+        if not said:
+            said.append("")
+            with pytest.raises(DataError, match="is being filled by another fetch; wait") as raised:
+                fetch(make_manifest(entry(server)), tmp_path)
+            said[0] = str(raised.value)
+
+    assert fetch(make_manifest(entry(server)), tmp_path, progress=try_as_well)[0].ok
+    assert str(tmp_path) in said[0]
+    assert fetch(make_manifest(entry(server)), tmp_path)[0].ok
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{}", "null", '{"files": []}', "[" * 100_000, '{"files": {"a": 1}}',
+     '{"files": {"x.zip": {"checksum": "", "unpacked": 3}}}',
+     '{"files": {"x.zip": {"checksum": "", "unpacked": {"\\u0000": [1, 2]}}}}'],
+)  # fmt: skip
+def test_a_damaged_record_is_as_none(server, tmp_path, text):
+    """Some were a traceback."""
+    server.files["/x.zip"] = make_zip(a=b"a")
+    (tmp_path / fetching.RECORD).write_text(text)
+    packed = entry(server, "x.zip", path="x.zip", bytes=None, checksum="")
+    assert "unpacked 1 files" in fetch(make_manifest(packed, unpack="x"), tmp_path)[0].message
+    assert "as it was verified" in fetch(make_manifest(packed, unpack="x"), tmp_path)[0].message
 
 
 def test_a_disk_that_fills_up_stops_everything_and_keeps_the_part(server, tmp_path, monkeypatch):
@@ -340,6 +424,10 @@ def test_subjects_and_parts_are_chosen(server, tmp_path):
     assert len(fetch(manifest, tmp_path, parts=["all"], jobs=4)) == 4
     with pytest.raises(ConfigError, match="--subjects names 3, but toy has the subjects 01, 02"):
         fetch(manifest, tmp_path, subjects=["3"])
+    for nobody in ({"subjects": []}, {"parts": []}):
+        # ``--subjects ,`` fetched what all share, ``--parts ""`` said that there is nothing to fetch.
+        with pytest.raises(ConfigError, match=r"--(subjects|parts) names none; name some"):
+            fetch(manifest, tmp_path, **nobody)
     with pytest.raises(ConfigError, match="are not kept by subject"):
         fetch(manifest, tmp_path, parts=["extra"], subjects=["1"])
     with pytest.raises(ConfigError, match=r"--parts .*must be one of .*did you mean 'extra'"):
@@ -454,6 +542,20 @@ def test_tars_links_locks_and_damage(server, tmp_path):
     content[60] ^= 1  # within the member, so that its checksum does not fit
     finding = fetch_archive(server, tmp_path / "bad", bytes(content))
     assert "is damaged at a" in finding.message
+    # Each way of packing has errors of its own; those of lzma, and a way that Python does not know, were tracebacks.
+    for way, message in (
+        (zipfile.ZIP_LZMA, "is damaged at a"),
+        (zipfile.ZIP_BZIP2, "is damaged at a"),
+        (9, "unpack it"),
+    ):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED if way == 9 else way) as archive:
+            archive.writestr("a", os.urandom(5000))
+        content = bytearray(buffer.getvalue())
+        content[60] ^= 0xFF
+        content[8] = content[content.index(b"PK\x01\x02") + 10] = way
+        finding = fetch_archive(server, tmp_path / f"way{way}", bytes(content))
+        assert message in finding.message
     content = bytearray(make_zip(a=b"aaaa"))
     content[6] |= 1
     content[content.index(b"PK\x01\x02") + 8] |= 1

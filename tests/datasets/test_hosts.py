@@ -283,6 +283,52 @@ def test_a_list_that_is_none_is_told(server, tmp_path, content):
         fetch(make_part("nemar", "nm1/v1", patterns=("*",)), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        ((), [], "something else"),
+        (("data", 0, "attributes"), 3, "lists no file"),
+        (("data", 0, "attributes", "extra"), 3, ""),
+        (("data", 0, "attributes", "extra", "hashes"), "x", ""),
+        (("data", 0, "links", "download"), "http://[bad", "no address"),
+        (("data", 0, "links", "download"), "https://169.254.169.254/x", "in its own network"),
+        (("data", 0, "links", "download"), 3, "without its address"),
+        (("links",), 3, ""),
+        (("links", "next"), "file:///etc/hosts", "not https"),
+    ],
+)
+def test_a_host_may_answer_anything(server, keys, value, message):
+    """Lists of another form were a traceback, and an address in one was followed into the network of the user."""
+    row = {
+        "attributes": {"kind": "file", "materialized_path": "/a.zip", "size": 5, "extra": {"hashes": {}}},
+        "links": {"download": f"{server.url}/a.zip"},
+    }
+    page = {"": {"data": [row], "links": {"next": None}}}
+    place = page
+    for key in ("", *keys)[:-1]:
+        place = place[key]
+    place[("", *keys)[-1]] = value
+    server.files["/osf-api/v2/nodes/abc/files/osfstorage/"] = json.dumps(page[""]).encode()
+    part = make_part("osf", "abc", patterns=("*",))
+    if message:
+        with pytest.raises(transfer.TransferError, match=message):
+            list_files(part)
+    else:
+        assert [file.path for file in list_files(part)] == ["a.zip"]
+
+
+def test_a_bucket_lists_its_folders_and_is_asked_again_when_busy(server, tmp_path):
+    """Empty objects that stand for folders were fetched as files of that name; one 503 in a long list ended it."""
+    write_bucket(server, "/s3/nsd", {"a/": b"", "a/b/": b"", "a/x.mat": b"x"})
+    server.busy = [503, 429]
+    assert fetch(make_part("s3", "nsd", patterns=("a/*", "a/b/*")), tmp_path) == ["a/x.mat"]
+    again = b"<L><NextContinuationToken>t</NextContinuationToken></L>"
+    for token in ("", "&continuation-token=t"):
+        server.files[f"/s3/nsd?list-type=2&prefix=b%2F{token}"] = again
+    with pytest.raises(transfer.TransferError, match="the same page again and again"):
+        list_files(make_part("s3", "nsd", patterns=("b/*",)))
+
+
 # --- the manifests themselves ----------------------------------------------------------------------------
 
 
