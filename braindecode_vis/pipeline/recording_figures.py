@@ -214,6 +214,7 @@ def _describe_mask(responses: Responses, folder: Path, said: str = "") -> ExtraS
     def draw_glass(figure: Figure) -> None:
         from nilearn.plotting import plot_glass_brain
 
+        figure.set_layout_engine("none")  # nilearn places its axes itself
         plot_glass_brain(image, figure=figure, display_mode="ortho", threshold=0.5, annotate=True)
 
     whose = f" of subject {brain}" if brain else ""
