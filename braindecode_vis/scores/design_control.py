@@ -65,9 +65,10 @@ def tabulate_design(trials: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
         values = labels.to_numpy()
         return [(values == label).astype(float) for label in sorted(set(values.tolist()))]
 
-    subject, session = trials["subject"].astype(str), trials["session"].astype(str)
+    # Trials without a number of their run are one run of their own.
+    subject, session, run = (trials[name].astype(str).fillna("") for name in ("subject", "session", "run"))
     session = subject + "/" + session
-    run = session + "/" + trials["run"].astype(str)
+    run = session + "/" + run
     add("subject", *mark(subject))
     if subject.nunique() < session.nunique() <= MAX_RUNS:
         add("session", *mark(session))
@@ -90,7 +91,9 @@ def tabulate_design(trials: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
 
 
 def _is_known(trials: pd.DataFrame, name: str) -> bool:
-    return name in trials and trials[name].dtype.kind in "iuf" and bool(np.isfinite(trials[name]).all())
+    if name not in trials or trials[name].dtype.kind not in "iuf":
+        return False
+    return bool(np.isfinite(trials[name].to_numpy(float, na_value=np.nan)).all())
 
 
 def predict_from_design(

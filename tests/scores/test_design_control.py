@@ -70,6 +70,15 @@ def test_places_are_counted_within_a_run_whatever_the_order_of_rows():
     assert np.allclose(again, design[shuffled.index])
 
 
+def test_trials_without_a_run_or_an_onset_are_no_error():
+    """A table whose cells of `run` were empty ended evaluate with "Cannot convert non-finite values"."""
+    trials = make_trials()
+    empty = trials.assign(run=trials["run"].mask(trials["run"] == "0"))
+    assert np.allclose(tabulate_design(empty)[0], tabulate_design(trials)[0])
+    lacking = trials.assign(onset=trials["onset"].astype("Int64").mask(trials.index == 3))
+    assert tabulate_design(lacking)[1] == ["run"]
+
+
 def test_ridge_is_that_of_the_formula():
     rng = np.random.default_rng(1)
     train, test, targets = rng.normal(size=(30, 4)), rng.normal(size=(5, 4)), rng.normal(size=(6, 2, 3))
