@@ -329,7 +329,7 @@ def _print_table(frame: pd.DataFrame, title: str) -> None:
 
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in frame.columns:
-        table.add_column(str(column), overflow="fold", no_wrap=str(column) not in ("run", "error"))
+        table.add_column(str(column), overflow="fold", no_wrap=str(column) not in ("run", "error", "verdict"))
     for row in frame.itertuples(index=False):
         cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row]
         table.add_row(

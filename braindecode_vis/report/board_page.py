@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +159,7 @@ def _view_row(row: BoardRow, board: Board) -> dict[str, Any]:
         )  # fmt: skip
     return {
         "row": row,
-        "href": quote(row.link),
+        "href": quote(os.fsencode(row.link)),
         "cells": cells,
         "pair": row.pairs if isinstance(row.pairs, str) else "",
         "settings": [_show(row.settings.get(key)) for key in board.settings],

@@ -212,17 +212,23 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
         epochs = encoder.get("epochs")
         return _NAMES.get(name, name.replace("_", " ")) + (f", {epochs} epochs" if epochs else "")
     words = _NAMES.get(kind.rsplit(":", 1)[-1], kind.rsplit(":", 1)[-1].replace("_", " "))
-    alphas, inverse = encoder.get("alphas"), encoder.get("c")
+    alphas, inverse = (_list_numbers(encoder.get(key)) for key in ("alphas", "c"))
     chosen = (fitted or {}).get("alpha")
     if isinstance(chosen, int | float):
         return f"{words}, penalty {float(f'{chosen:.3g}'):,g}"
-    if isinstance(alphas, list) and alphas:
+    if alphas:
         return f"{words}, penalty " + (
             f"{alphas[0]:,g}" if len(alphas) == 1 else f"chosen among {len(alphas)}"
         )
-    if isinstance(inverse, list) and inverse:
+    if inverse:
         return f"{words}, C " + (f"{inverse[0]:g}" if len(inverse) == 1 else f"chosen among {len(inverse)}")
     return words
+
+
+def _list_numbers(values: Any) -> list[int | float]:
+    """Return a list of numbers of a file; an empty one where it holds anything else."""
+    right = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
+    return values if right else []
 
 
 def write_within_sentence(label: str) -> str:

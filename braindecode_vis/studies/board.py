@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,9 +154,7 @@ def _read_run(folder: Path) -> _Run:
             run.trouble = "damaged: its scores.json holds rows that are no scores"
         path = folder / "differences.json"
         known = store.read_json(path) if path.is_file() else []  # none of earlier versions
-        run.differences = [
-            row for row in known if isinstance(row, dict) and {"control", "ci_low"} <= row.keys()
-        ]
+        run.differences = [row for row in known if _holds(row, ("metric", "control"), ("ci_low", "ci_high"))]
     except (OSError, ValueError, TypeError, BraindecodeVisError) as error:
         run.trouble = f"damaged: {error}"
     if not run.scores and not run.trouble:
@@ -164,13 +163,22 @@ def _read_run(folder: Path) -> _Run:
 
 
 def _is_score(row: Any) -> bool:
-    needed = ("metric", "method", "value", "ci_low", "ci_high", "chance", "subject", "split", "protocol")
-    numbers = ("value", "ci_low", "ci_high", "chance")
+    return _holds(row, ("metric", "method"), ("value", "ci_low", "ci_high", "chance")) and "protocol" in row
+
+
+def _holds(row: Any, names: Sequence[str], numbers: Sequence[str]) -> bool:
+    """Return whether a row of a file has these names and numbers, or null for a number, and says of whom."""
     return (
         isinstance(row, dict)
-        and all(key in row for key in needed)
-        and all(row[key] is None or isinstance(row[key], int | float) for key in numbers)
+        and {*names, *numbers, "subject", "split"} <= row.keys()
+        and all(isinstance(row[key], str) for key in names)
+        and all(row[key] is None or _is_finite(row[key]) for key in numbers)
     )
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether a value is a number that floats can hold; whole numbers of files have any length."""
+    return isinstance(value, int | float) and -1e300 < value < 1e300
 
 
 def _choose_metrics(runs: Sequence[_Run]) -> list[str]:
@@ -208,10 +216,10 @@ def _find_reference(runs: Sequence[_Run], wanted: Path | None) -> _Run | None:
 
 def _name_runs(paths: Sequence[Path]) -> list[str]:
     """Return the paths below the folder that all runs share."""
-    if len(paths) == 1:
-        return [paths[0].name]
-    top = Path(os.path.commonpath(paths))
-    return [path.relative_to(top).as_posix() if path != top else path.name for path in paths]
+    top = paths[0].parent if len(paths) == 1 else Path(os.path.commonpath(paths))
+    names = [path.relative_to(top).as_posix() if path != top else path.name for path in paths]
+    # Names of other systems may hold bytes that are no text.
+    return [os.fsencode(name).decode("utf-8", "replace") for name in names]
 
 
 # --- settings -----------------------------------------------------------------------------------------------------
@@ -262,7 +270,10 @@ def _make_plain(value: Any) -> Any:
     """Return a number, a text or None; a list of one is that one, so that a swept penalty is a number."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)[:80]
+    if value is None or isinstance(value, str) or _is_finite(value):
+        return value
+    # Shortened while it is written: a file of a hundred lines can name the same list a billion times.
+    return reprlib.repr(value)[:80]
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any]:
@@ -340,10 +351,11 @@ def _read_images(run: _Run, items: pd.DataFrame | None) -> tuple[np.ndarray, np.
         seen, made = (np.load(folder / f"{name}.npy", mmap_mode="r")[best] for name in ("seen", "decoded"))
         made = made[0] if made.ndim == 4 else made
         right = all(
-            image.ndim == 3 and image.shape[-1] == 3 and image.dtype == np.uint8 for image in (seen, made)
+            image.ndim == 3 and image.shape[-1] == 3 and image.dtype == np.uint8 and image.size
+            for image in (seen, made)
         )
         return (np.array(seen), np.array(made)) if right else None
-    except (OSError, BraindecodeVisError, KeyError, TypeError, ValueError, IndexError):
+    except (OSError, EOFError, BraindecodeVisError, KeyError, TypeError, ValueError, IndexError):
         return None
 
 

@@ -1,6 +1,7 @@
 """The page of many runs: what it reads of them, what it says of damaged ones, and how fast it is."""
 
 import json
+import os
 import re
 import shutil
 import time
@@ -220,3 +221,61 @@ def test_two_hundred_runs_take_seconds(tmp_path):
     assert time.process_time() - started < 15  # 3 s of an idle core
     assert len(rows) == 200
     assert (top / "board.html").stat().st_size < 2_000_000
+
+
+def _change(folder, **values):
+    """Change the first score of a run that recorded no digests, as earlier versions did."""
+    rows = json.loads((folder / "scores.json").read_text())
+    (folder / "provenance.json").unlink()
+    (folder / "scores.json").write_text(json.dumps([{**rows[0], **values}, *rows[1:]]))
+
+
+def _set(folder, text):
+    (folder / "config.yaml").write_text(text)
+
+
+def _empty_image(folder):
+    next(folder.glob("stages/reconstruct/*/seen.npy")).write_bytes(b"")
+
+
+#: The same list a billion times.
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("damage", "trouble"),
+    [
+        (lambda folder: _change(folder, value=10**400), "no scores"),
+        (lambda folder: _change(folder, metric=["a"]), "no scores"),
+        (lambda folder: _set(folder, "seed: .inf"), ""),
+        (lambda folder: _set(folder, "seed: .nan"), ""),
+        (lambda folder: _set(folder, "seed: 1" + "0" * 400), ""),
+        (lambda folder: _set(folder, "encoder: {kind: ridge, alphas: [a]}"), ""),
+        (lambda folder: _set(folder, BOMB), ""),
+        (lambda folder: (folder / "provenance.json").unlink() or (folder / "differences.json").write_text(
+            '[{"control": "mean_image", "ci_low": 0}]'), ""),
+        (_empty_image, ""),
+        (lambda folder: folder.rename(os.fsdecode(os.fsencode(folder) + b"\xff")), ""),
+    ],
+)  # fmt: skip
+def test_one_odd_run_does_not_cost_the_page_of_the_others(tmp_path, damage, trouble):
+    """Numbers without bound, texts for numbers, rows that lack a name and names of other bytes ended all of it."""
+    write_run(tmp_path / "a")
+    damage(write_run(tmp_path / "b", seed=1))
+    rows = make_board([tmp_path], tmp_path / "board.html")
+    assert len(rows) == 2
+    assert trouble in rows[1].trouble
+    assert "Infinity" not in (tmp_path / "experiment.json").read_text()
+
+
+def test_the_table_names_each_run_beside_long_words(tmp_path, capsys):
+    """The words on a damaged file took the width of the table, and the names of all runs were cut to nothing."""
+    write_run(tmp_path / "good")
+    (write_run(tmp_path / "bad") / "config.yaml").write_text("{" + "\n" * 9 + "a: " * 200)
+    main_ok(["board", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert "damaged" in told
+    assert {"good", "bad"} <= set(told.split())
