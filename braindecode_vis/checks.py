@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import importlib.util
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -84,6 +85,12 @@ def describe_missing(module: str, what: str, *, otherwise: str = "") -> str:
     package, extra = EXTRAS[module]
     instead = f", or {otherwise}" if otherwise else ""
     return f"{what} needs {package}, which is not installed: pip install 'braindecode_vis[{extra}]'{instead}."
+
+
+def check_installed(module: str, what: str) -> None:
+    """Raise `ConfigError`, as `require` does, if the package is not installed; it is not imported."""
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(describe_missing(module, what))
 
 
 def require(module: str, what: str, *, otherwise: str = "") -> Any:

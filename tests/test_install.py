@@ -14,6 +14,7 @@ import yaml
 
 import braindecode_vis
 from braindecode_vis.checks import EXTRAS, ConfigError, describe_missing, require
+from braindecode_vis.scores.caption_scores import CaptionScoresConfig
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -92,6 +93,8 @@ def test_the_core_alone_decodes_and_reports(tmp_path):
         ("synthetic_digits", "target={kind: transformers, architecture: dinov2}", "transformers", "generate"),
         ("synthetic_digits", "target={kind: openclip, architecture: RN50, pretrained: openai}",
          "open_clip_torch", "clip"),
+        ("synthetic_digits", f"evaluation.suite={{weights: {{clip: {ROOT / 'pyproject.toml'}}}}}",
+         "open_clip_torch", "clip"),
         ("synthetic_digits", "prior={kind: diffusion}", "diffusers", "generate"),
     ],
 )  # fmt: skip
@@ -115,6 +118,25 @@ def test_a_run_that_needs_an_extra_says_so_before_it_starts(tmp_path, name, sett
     sentence = done.stderr.strip().splitlines()[-1]
     assert f"needs {package}, which is not installed: pip install 'braindecode_vis[{extra}]'" in sentence
     assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_captions_say_so_before_they_are_written(tmp_path, monkeypatch):
+    """Without transformers a captioner was missed after the training, in the last stage."""
+    (tmp_path / "bank.csv").write_text("id,caption\n1,a dog\n2,a cat\n")
+    (tmp_path / "config.json").write_text("{}")
+    settings = CaptionScoresConfig(bank=tmp_path / "bank.csv", captioner=tmp_path)
+    settings.check_files()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"captions\.captioner needs transformers, which .*\[generate\]'"):
+        settings.check_files()
+
+
+def test_the_image_keeps_every_cache_where_anybody_may_write():
+    """Weights of the hub went below the home of its own user, where ``docker run --user`` may not write."""
+    (line,) = re.findall(r"^ENV (.*)", (ROOT / "deploy" / "Dockerfile").read_text(), re.M)
+    places = dict(word.split("=") for word in line.split())
+    assert {"BRAINDECODE_VIS_CACHE", "HF_HOME", "MPLCONFIGDIR"} <= set(places)
+    assert all(place.startswith("/cache") for place in places.values())
 
 
 def test_require_tells_a_package_that_is_there_and_broken_from_one_that_lacks(monkeypatch):

@@ -6,10 +6,9 @@ Owns which settings each stage reads. A data set and an analysis check their own
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, describe_missing
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, check_installed
 from braindecode_vis.config.models import RunConfig
 from braindecode_vis.roles import (
     ENCODER_SETTINGS,
@@ -81,8 +80,7 @@ def _is_read(config: RunConfig, part: str, stage: str) -> bool:
 
 def _check_packages(key: str, settings: Settings) -> None:
     for module in settings.packages:
-        if find_spec(module) is None:
-            raise ConfigError(describe_missing(module, f"{key} ({getattr(settings, 'kind', module)})"))
+        check_installed(module, f"{key} ({getattr(settings, 'kind', module)})")
 
 
 def _check_settings(key: str, settings: Settings) -> None:

@@ -27,7 +27,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, DataError, check_finite
+from braindecode_vis.checks import ConfigError, DataError, check_finite, check_installed
 from braindecode_vis.devices import choose_device
 from braindecode_vis.metrics.identification import make_identification_table
 from braindecode_vis.metrics.image import ImageTable, make_image_table
@@ -101,6 +101,11 @@ class MetricSuiteConfig(Settings):
             # None is hashed too: a row that was not computed appears once its weights are there.
             digests[name] = None if files is None else [_hash_path(path, hash_weights) for path in files]
         return {**super().hashed_fields(), "weights_digests": digests}
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` if weights were given of a network that only an extra can build."""
+        if "clip" in self.networks and "clip" in self.weights:
+            check_installed("open_clip", "clip of evaluation.suite")
 
     def build(self) -> MetricSuite:
         """Return the suite; a network is loaded when its row is computed."""

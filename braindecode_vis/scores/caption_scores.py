@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Embeddings, Score
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, check_installed
 from braindecode_vis.devices import choose_device
 from braindecode_vis.digests import hash_once
 from braindecode_vis.metrics.captions import (
@@ -96,10 +96,12 @@ class CaptionScoresConfig(Settings):
         return {**super().hashed_fields(), **digests, "bank_sha256": hash_file(bank)}
 
     def check_files(self) -> None:
-        """Raise `ConfigError` or `DataError` unless the bank can be read and each folder holds a network."""
+        """Raise `ConfigError` or `DataError` unless the bank can be read and each folder holds a network to be read."""
         read_caption_bank(self.bank.expanduser())
         for name in ("captioner", "sentence_encoder"):
             folder = getattr(self, name)
+            if folder is not None:
+                check_installed("transformers", f"evaluation.captions.{name}")
             if folder is not None and not (folder.expanduser() / "config.json").is_file():
                 raise ConfigError(
                     f"evaluation.captions.{name} names {folder}, which holds no config.json and thus no network; "
