@@ -22,7 +22,14 @@ from xml.etree import ElementTree
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.manifests import Part, PartFile, find_label
-from braindecode_vis.datasets.transfer import RemoteFile, TransferError, ask, follow, read_json, read_list
+from braindecode_vis.datasets.transfer import (
+    RemoteFile,
+    TransferError,
+    check_answers,
+    follow,
+    read_json,
+    read_list,
+)
 
 #: Where the hosts are; the tests put stand-ins here.
 BASES = {
@@ -324,10 +331,7 @@ def _list_huggingface(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFil
     repository, _, revision = part.place.partition("@")
     base, revision = constants.ENDPOINT, revision or "main"  # $HF_ENDPOINT, where that is set
     listed: dict[str, Any] = {}
-    # The library tries for half a minute, and says so each time.
-    _, said = ask(RemoteFile("", (base,)))
-    if said.startswith("does not answer") and "SSL" not in said:  # it may have certificates of its own
-        raise TransferError(f"{base} {said}; check the network and fetch again")
+    check_answers(base)
     for start in dict.fromkeys(
         pattern.partition("*")[0].rpartition("/")[0] for pattern, _ in _fill(part, subjects)
     ):

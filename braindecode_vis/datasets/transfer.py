@@ -188,6 +188,18 @@ def _ask_one(url: str, entry: RemoteFile) -> str:
     return "does not answer"
 
 
+def check_answers(url: str) -> None:
+    """Raise `TransferError` if nobody answers, whatever is answered.
+
+    For what a library fetches that tries for half a minute, and says so each time.
+    """
+    _, words = ask(RemoteFile("", (url,)))
+    if (
+        words.startswith("does not answer") and "SSL" not in words
+    ):  # the library may have certificates of its own
+        raise TransferError(f"{url} {words}; check the network and fetch again", silent=True)
+
+
 def read_list(url: str, *, authorization: str = "") -> bytes:
     """Return what a host answers that is asked which files it has; a bound keeps an endless answer out.
 

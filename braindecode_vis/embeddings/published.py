@@ -18,7 +18,6 @@ from pydantic import Field, model_validator
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_option
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.digests import find_cache_folder, hash_once
-from braindecode_vis.memory import describe_bytes
 from braindecode_vis.settings import Settings
 
 
@@ -223,7 +222,7 @@ def check_published(model: PublishedModel, folder: Path) -> None:
             )
         size = found[0].stat().st_size
         if file.bytes is not None and size != file.bytes:
-            wrong = f"{describe_bytes(size)} where {describe_bytes(file.bytes)} are known"
+            wrong = f"{size} bytes where {file.bytes} are known"
         elif file.sha256 and not (digest := hash_once(found[0])).startswith(file.sha256):
             wrong = f"the sha256 {digest} where {file.sha256} is known ({model.mark})"
         else:
@@ -264,9 +263,9 @@ def fetch(model: PublishedModel, *, to: Path | None = None) -> Path:
     DataError
         If nobody answers, terms are to be accepted first, or what came is not what is published.
     """
-    if model.url:
-        from braindecode_vis.datasets.transfer import RemoteFile, TransferError, transfer
+    from braindecode_vis.datasets.transfer import RemoteFile, TransferError, check_answers, transfer
 
+    if model.url:
         (file,) = model.files
         known = f"sha256:{file.sha256}" if file.sha256 else ""
         target = (find_cache_folder() / "weights" if to is None else to.expanduser()) / file.path
@@ -277,9 +276,15 @@ def fetch(model: PublishedModel, *, to: Path | None = None) -> Path:
             raise DataError(f"{model.name} was not fetched: {error}.") from error
         return target
     try:
+        if not model.removed and (to is not None or find_cached(model) is None):
+            from huggingface_hub import constants
+
+            check_answers(constants.ENDPOINT)
         return fetch_model(model, to=to)
     except BraindecodeVisError:
         raise
+    except TransferError as error:
+        raise DataError(f"{model.name} was not fetched: {error}: it goes on where it was.") from error
     except Exception as error:  # of the network, in the words of whichever library carries it
         # The library says that it has nothing in its cache either, because of what the hub said.
         codes = [

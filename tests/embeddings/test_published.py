@@ -120,7 +120,7 @@ def test_what_was_fetched_at_another_revision_before_is_still_found(hub, monkeyp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bytes": 6999}, "has 7 kB where 7 kB are known"),
+        ({"bytes": 6999}, "has 7000 bytes where 6999 are known"),
         ({"sha256": "0" * 64}, r"has the sha256 [0-9a-f]{64} where 0{64} is known \(second-hand\)"),
         ({"path": "absent.safetensors"}, "has no file absent.safetensors"),
     ],
@@ -133,6 +133,17 @@ def test_other_bytes_than_are_known_are_refused(hub, monkeypatch, changes, messa
         published.fetch(model)
     with give_consent(download=True), pytest.raises(DataError, match=message):
         published.get_snapshot(model.repository, [], cached=False)
+
+
+def test_a_hub_that_nobody_reaches_is_told_soon(hub, monkeypatch, capfd):
+    """The library tried for 24 s, and wrote a line about each time."""
+    model, _ = know(monkeypatch)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("tried"))
+    monkeypatch.setattr(published, "find_cached", lambda _: None)
+    with pytest.raises(DataError, match=r"sd_vae was not fetched: http://127\.0\.0\.1:9 does not answer \("):
+        published.fetch(model)
+    assert not capfd.readouterr().err
 
 
 def test_a_hub_that_refuses_is_one_sentence(hub, monkeypatch):
