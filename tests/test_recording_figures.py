@@ -55,6 +55,32 @@ def test_the_evoked_response_finds_its_peak_and_says_its_unit(tmp_path):
     assert "No map is drawn" in section.caption
 
 
+def test_axes_of_own_arrays_stand_in_any_order(tmp_path):
+    """Arrays with times before channels, which decode takes, ended the report with an error of shapes."""
+    usual = make_epochs()
+    data = np.ascontiguousarray(usual.data.transpose(0, 2, 1))
+    turned = Responses(data, ("trial", "time", "channel"), usual.trials, usual.unit, usual.coords)
+    sections = [_describe_evoked(responses, tmp_path) for responses in (usual, turned)]
+    assert sections[0] == sections[1]
+
+
+def test_responses_with_a_further_axis_are_named_and_not_drawn(tmp_path, monkeypatch):
+    """The evoked response of time and frequency ended the report: an index was out of bounds."""
+    usual = make_epochs()
+    data = np.repeat(usual.data[:, :, None], 3, axis=2)
+    axes = ("trial", "channel", "frequency", "time")
+    powers = Responses(data, axes, usual.trials, usual.unit, usual.coords)
+    prepared = SimpleNamespace(
+        responses=powers, artifact=SimpleNamespace(path=tmp_path), folds=[SimpleNamespace(test=np.arange(5))]
+    )
+    monkeypatch.setattr(recording_figures, "preprocess", lambda run: prepared)
+    monkeypatch.setattr(recording_figures, "train", lambda run: [])
+    config = SimpleNamespace(repeats=SimpleNamespace(test="single"), decodes_categories=False)
+    (section,) = recording_figures.describe_recording(SimpleNamespace(config=config))
+    assert section.title == "Responses"
+    assert not section.figures
+
+
 def place_on_a_ring(n):
     angles = np.linspace(0, 2 * np.pi, n, endpoint=False)
     return 0.09 * np.stack([np.cos(angles), np.sin(angles), 0.5 * np.ones(n)], axis=1)

@@ -38,7 +38,7 @@ def describe_recording(run: Run) -> list[ExtraSection]:
     """Return the sections on the recording and the training of a run, those that can be made."""
     responses = preprocess(run).responses
     folder = preprocess(run).artifact.path / "responses"
-    if "time" in responses.dims and "channel" in responses.dims:
+    if set(responses.dims) == {"trial", "channel", "time"}:
         sections = [_describe_evoked(responses, folder)]
     else:
         tested = np.unique(np.concatenate([fold.test for fold in preprocess(run).folds]))
@@ -60,12 +60,13 @@ def draw(function: Any, size: tuple[float, float], alt: str, caption: str) -> Se
 
 def _describe_evoked(responses: Responses, folder: Path) -> ExtraSection:
     """Average the kept trials; draw every channel over time, the map at the largest response, and the ceiling."""
-    times = np.asarray(responses.coords.get("times", np.arange(responses.data.shape[2])), float)
+    time_first = responses.dims.index("time") < responses.dims.index("channel")
+    n_times = responses.data.shape[responses.dims.index("time")]
+    times = np.asarray(responses.coords.get("times", np.arange(n_times)), float)
     n = max(1, min(responses.n_trials, MAX_BYTES // max(1, responses.data.nbytes // responses.n_trials)))
     rows = np.unique(np.linspace(0, responses.n_trials - 1, n).round().astype(int))
-    evoked = np.asarray(responses.data[rows], np.float32).mean(
-        axis=0, dtype=np.float64
-    )  # (n_channels, n_times)
+    evoked = np.asarray(responses.data[rows], np.float32).mean(axis=0, dtype=np.float64)
+    evoked = evoked.T if time_first else evoked  # (n_channels, n_times)
     unit, scale = {"V": ("µV", 1e6), "T": ("fT", 1e15)}.get(responses.unit, (responses.unit, 1.0))
     evoked, spread = evoked * scale, evoked.std(axis=0)
     inside = (times >= PEAK_BETWEEN[0]) & (times <= PEAK_BETWEEN[1])
@@ -99,7 +100,7 @@ def _describe_evoked(responses: Responses, folder: Path) -> ExtraSection:
         )
         alt += f", and its map of the head, from {evoked[:, peak].min():.2g} to {evoked[:, peak].max():.2g} {unit}"
     figures = [draw(draw_response, (8.4, 2.9), alt, f"{said}.")]
-    if (ceiling := _draw_ceiling(folder, ms)) is not None:
+    if not time_first and (ceiling := _draw_ceiling(folder, ms)) is not None:
         figures.append(ceiling)
     words = (
         "Computed from the trials that were kept, training and test together; nothing of it enters a score."
