@@ -47,6 +47,18 @@ def shared() -> Path:
 
 
 @pytest.fixture(autouse=True)
+def consent_ends():
+    """What one test allowed, code of others or a download, must not last into the next."""
+    from braindecode_vis import consent
+
+    before = consent._GIVEN.get()
+    yield
+    left = consent._GIVEN.get()
+    consent._GIVEN.set(before)
+    assert left == before
+
+
+@pytest.fixture(autouse=True)
 def _private_cache(tmp_path_factory, monkeypatch):
     """Keep every test away from the user's cache folder."""
     monkeypatch.setenv("BRAINDECODE_VIS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

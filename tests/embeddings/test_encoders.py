@@ -9,7 +9,6 @@ import yaml
 
 from braindecode_vis import roles
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.contracts import ImageEncoder
 from braindecode_vis.embeddings import published
 from braindecode_vis.embeddings.autoencoders import AutoencoderKLConfig, TinyAutoencoderConfig
 from braindecode_vis.embeddings.degradations import Degradation, ViewedEncoderConfig, ViewsConfig
@@ -88,7 +87,7 @@ def test_every_kind_is_here():
 def test_the_contract(config, tmp_path):
     """Shape, name, determinism, independence of the batch, and a place on disk."""
     encoder = build(config)
-    assert isinstance(encoder, ImageEncoder)
+    assert isinstance(encoder.space, str)
     vectors = encoder.encode(iter(IMAGES))
     assert vectors.dtype == np.float32
     assert vectors.ndim in (2, 3)

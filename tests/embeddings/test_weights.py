@@ -68,7 +68,7 @@ def test_nothing_in_a_file_runs(tmp_path):
     assert not (tmp_path / "proof").exists()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_programs_and_damage_are_named(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "clip.pt")
     with pytest.raises(DataError, match="is a TorchScript archive, that is, a program"):
