@@ -191,6 +191,7 @@ def check_command(line, page):
     if {"--help", "[--subject"} & set(arguments):  # what is optional stands in brackets
         return
     parsed = command.make_context(verb, arguments)  # refuses what it does not know, and calls nothing
+    parsed.close()  # what the line would allow ends here
     source = str(parsed.params.get("source") or "")
     name = str(parsed.params.get("name") or "")
     if source in list_shipped() and page != "OUTSIDE.md":  # whose components are not installed

@@ -68,12 +68,14 @@ def test_notebooks_are_thin_and_explained(path):
 
 
 REAL = [path for path in NOTEBOOKS if path.stem >= "09"]  # recordings that a user's machine fetches
+LONG = [path for path in NOTEBOOKS if "02" <= path.stem < "05"]  # 50 s together; `make docs` runs them too
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        *NOTEBOOKS[: -len(REAL)],
+        *(path for path in NOTEBOOKS if path not in REAL + LONG),
+        *(pytest.param(path, marks=pytest.mark.slow) for path in LONG),
         *(pytest.param(path, marks=[pytest.mark.slow, pytest.mark.shared]) for path in REAL),
     ],
     ids=lambda path: path.stem,
