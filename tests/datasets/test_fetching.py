@@ -567,7 +567,7 @@ def test_tars_links_locks_and_damage(server, tmp_path):
 
 
 _STOPPED = """
-import sys
+import sys, time
 from pathlib import Path
 from braindecode_vis.datasets import fetching, transfer
 from braindecode_vis.datasets.manifests import Manifest, Part, PartFile
@@ -579,6 +579,7 @@ manifest = Manifest(name="toy", title="", modality="eeg", subjects=1, stimuli=""
     licence="", parts=(part,))
 def show(*_):
     print("going", flush=True)
+    time.sleep(0.005)  # or all may be there before the signal is
 fetching.fetch(fetching.make_plan(manifest, Path(sys.argv[2])), jobs=2, progress=show)
 """
 
