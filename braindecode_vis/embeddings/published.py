@@ -7,8 +7,9 @@ another, the newest revision is taken. Asks for no consent: `weights.find_publis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, Self
 
@@ -148,16 +149,7 @@ def get_snapshot(repository: str, patterns: list[str], *, cached: bool) -> Path:
     if model is None:
         return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=cached))
     if cached:
-        for revision in dict.fromkeys((model.revision or None, None)):
-            try:
-                return Path(
-                    snapshot_download(
-                        repository, revision=revision, allow_patterns=patterns, local_files_only=True
-                    )
-                )
-            except Exception:  # each version of the library has its own way to say that it holds nothing
-                if revision is None:
-                    raise
+        return _find_cached(model, partial(snapshot_download, repository, allow_patterns=patterns))
     return fetch_model(model)
 
 
@@ -170,13 +162,17 @@ def get_file(repository: str, name: str, *, cached: bool) -> Path:
         return Path(hf_hub_download(repository, name, local_files_only=cached))
     if not cached:
         return fetch_model(model) / name
-    for revision in dict.fromkeys((model.revision or None, None)):
-        try:
-            return Path(hf_hub_download(repository, name, revision=revision, local_files_only=True))
-        except Exception:
-            if revision is None:
-                raise
-    raise AssertionError("unreachable")
+    return _find_cached(model, partial(hf_hub_download, repository, name))
+
+
+def _find_cached(model: PublishedModel, find: Callable[..., str]) -> Path:
+    """Return what the hub's cache holds of the pinned revision, or else of the newest."""
+    try:
+        return Path(find(revision=model.revision or None, local_files_only=True))
+    except Exception:  # each version of the library has its own way to say that it holds nothing
+        if not model.revision:
+            raise
+        return Path(find(revision=None, local_files_only=True))
 
 
 def fetch_model(model: PublishedModel, *, to: Path | None = None) -> Path:
