@@ -362,6 +362,8 @@ class WholeImageGenerator(ImageGenerator, Protocol):
 
     #: Whether `generate` also takes ``initial`` images and the ``strength`` with which it leaves them.
     supports_initial: bool
+    #: Whether `generate` also takes ``prompts``, a text for each row.
+    supports_prompts: bool
 
     def read_known_images(self) -> Embeddings:
         """Return embeddings of images that the generator brings along; see ``knows_images``."""
@@ -436,6 +438,8 @@ class WholeSettings(Protocol):
     knows_images: bool
     #: Generator: whether it can start from an image.
     supports_initial: bool
+    #: Generator: whether it reads a text for each trial.
+    supports_prompts: bool
     #: Generator: steps of its denoising; None for one without.
     steps: int | None
     #: Generator: whether it shows training images as they are, from embeddings of any space.

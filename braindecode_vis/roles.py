@@ -22,7 +22,7 @@ network             forward                            forward_heads, forward_to
 prior               fit, sample                        bind, describe, write, read
 analysis            compute                            uses_encoder, needs_pictures
 image generator     accepts, generate                  bind, describe, for_predictions, read_known_images,
-                                                       supports_initial, write
+                                                       supports_initial, supports_prompts, write
 ==================  =================================  =================================================================
 
 An image encoder whose settings say ``fitted_on_training_images`` needs `fit`, `write` and `read` as well.
@@ -260,7 +260,8 @@ IMAGE_GENERATOR: Role[WholeImageGenerator] = Role(
     ("accepts", "generate"),
     {
         "bind": _answer(None), "describe": _answer({}), "for_predictions": _return_itself,
-        "read_known_images": _know_no_images, "supports_initial": False, "write": _answer(None),
+        "read_known_images": _know_no_images, "supports_initial": False, "supports_prompts": False,
+        "write": _answer(None),
     },
 )  # fmt: skip
 
@@ -294,7 +295,7 @@ GENERATOR_SETTINGS: Role[WholeSettings] = Role(
     _SETTINGS,
     {
         "accepts": _answer(True), "needs_predictions": False, "weighs_predictions": False, "knows_images": False,
-        "supports_initial": False,
+        "supports_initial": False, "supports_prompts": False,
         "copies_training_images": False, "steps": None, "describe_choices": _answer([]), "read": _build_from_data,
     },
 )  # fmt: skip

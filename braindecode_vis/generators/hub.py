@@ -10,7 +10,7 @@ the business of `hub_config`; a fourth pipeline, on token sequences, is in `toke
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -70,6 +70,8 @@ class HubBatch:
         Embedding of the pipeline's `absent_image`, where guidance needs it.
     initial, strength
         Images that denoising starts from, if any, and the share of the schedule that is run from them.
+    prompts
+        Text of each row, in place of the one that is set for all.
     """
 
     conditions: np.ndarray
@@ -77,6 +79,7 @@ class HubBatch:
     negative: np.ndarray | None = None
     initial: list[np.ndarray] | None = None
     strength: float = 0.5
+    prompts: list[str] | None = None
 
 
 class HubPipeline(Protocol):
@@ -110,8 +113,8 @@ class HubGenerator:
         Name of the generator in messages.
     condition_spaces
         Patterns of the spaces that the network takes as they are.
-    supports_initial
-        Whether the pipeline can start from an image.
+    supports_initial, supports_prompts
+        Whether the pipeline can start from an image, and whether it reads texts.
     batch_size
         Rows that are drawn together; changes nothing but rounding.
     adapter
@@ -132,11 +135,16 @@ class HubGenerator:
         kind: str,
         condition_spaces: Sequence[str],
         supports_initial: bool = False,
+        supports_prompts: bool = False,
         batch_size: int = 4,
         adapter: Adapter | None = None,
     ) -> None:
         self.kind, self.options, self.batch_size = kind, options, batch_size
-        self.supports_initial, self.adapter = supports_initial, adapter
+        self.supports_initial, self.supports_prompts, self.adapter = (
+            supports_initial,
+            supports_prompts,
+            adapter,
+        )
         self.space = data.embeddings.space
         self.condition_space = adapter.space if adapter else self.space
         if not any(fnmatchcase(self.condition_space, pattern) for pattern in condition_spaces):
@@ -166,6 +174,7 @@ class HubGenerator:
         seed: int,
         initial: np.ndarray | None = None,
         strength: float = 0.5,
+        prompts: Sequence[str] | None = None,
     ) -> np.ndarray:
         """Return uint8 images of shape (n_rows, height, width, 3).
 
@@ -179,16 +188,22 @@ class HubGenerator:
             Images that denoising starts from instead of pure noise, of any size.
         strength
             Share of the schedule that is run from the initial image: 1 forgets it, small values keep it.
+        prompts
+            Text of each row, which leads its image besides the embedding.
 
         Raises
         ------
         ConfigError
             If space, size or options do not fit this generator.
+        DataError
+            If a prompt has more word pieces than the network reads.
         """
         pipeline = self.load()
         conditions = self._find_conditions(embeddings, pipeline.condition_shape)
         if initial is not None:
             self._check_initial(initial, len(embeddings), strength)
+        if self.supports_prompts or prompts is not None:
+            self._check_prompts(pipeline, embeddings.ids, prompts)
         negative = None
         if pipeline.absent_image is not None and self.options.guidance > 1:
             negative = self._condition_encoder.encode([pipeline.absent_image])
@@ -200,7 +215,8 @@ class HubGenerator:
                 generators = [make_torch_generator(derive_seed(seed, "hub"), "row", row) for row in rows]
                 starts = None if initial is None else list(initial[rows.start : rows.stop])
                 part = conditions[rows.start : rows.stop]
-                images = pipeline.draw(HubBatch(part, generators, negative, starts, strength))
+                texts = None if prompts is None else list(prompts[rows.start : rows.stop])
+                images = pipeline.draw(HubBatch(part, generators, negative, starts, strength, texts))
             made.append(np.round(np.clip(images, 0, 1) * 255).astype(np.uint8))
         if not made:
             raise DataError("there is no embedding to make an image from.")
@@ -232,6 +248,26 @@ class HubGenerator:
                 f"strength {strength} of {self.options.steps} steps leaves no step to run; it must lie in 0..1 and "
                 "give one step."
             )
+
+    def _check_prompts(self, pipeline: Any, ids: np.ndarray, prompts: Sequence[str] | None) -> None:
+        """Refuse texts that the pipeline would ignore or cut, which diffusers does with a warning."""
+        if not self.supports_prompts:
+            raise ConfigError(
+                f"the generator {self.kind!r} reads no text; choose sdxl_turbo or unclip, or leave the prompts out."
+            )
+        if prompts is None:
+            check_prompts(pipeline.pipeline, {"generator.prompt": pipeline.prompt})
+            return
+        if len(prompts) != len(ids):
+            raise DataError(f"{len(ids)} embeddings came with {len(prompts)} prompts.")
+        if pipeline.prompt:
+            raise ConfigError(
+                f"generator.prompt is {pipeline.prompt!r}, but every trial has a prompt of its own; leave it empty."
+            )
+        texts = zip(ids, prompts, strict=True)
+        check_prompts(
+            pipeline.pipeline, {f"the prompt of row {n} ({i})": t for n, (i, t) in enumerate(texts)}
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return what the adapter chose on the training images."""
@@ -326,7 +362,7 @@ class SdxlTurbo:
         pipeline.prepare_ip_adapter_image_embeds = lambda *args, **kwargs: [embeds]
         try:
             made = pipeline(
-                prompt=[self.prompt] * n, ip_adapter_image_embeds=[embeds],
+                prompt=batch.prompts or [self.prompt] * n, ip_adapter_image_embeds=[embeds],
                 num_inference_steps=self.options.steps, guidance_scale=self.options.guidance,
                 generator=batch.generators, output_type="np", **more,
             )  # fmt: skip
@@ -369,7 +405,7 @@ class StableUnclip:
 
         pipeline, side = self.pipeline, self.options.image_size
         return pipeline(
-            prompt=[self.prompt] * len(batch.conditions),
+            prompt=batch.prompts or [self.prompt] * len(batch.conditions),
             image_embeds=torch.from_numpy(batch.conditions).to(pipeline.device, pipeline.unet.dtype),
             noise_level=self.noise_level, num_inference_steps=self.options.steps,
             guidance_scale=self.options.guidance, height=side, width=side, generator=batch.generators,
@@ -429,6 +465,31 @@ class Kandinsky:
             num_inference_steps=self.options.steps, guidance_scale=self.options.guidance, height=side,
             width=side, generator=batch.generators, output_type="np", **more,
         ).images  # fmt: skip
+
+
+def check_prompts(pipeline: Any, prompts: Mapping[str, str]) -> None:
+    """Raise `DataError` if a text has more word pieces than a text encoder of a pipeline of diffusers reads.
+
+    Parameters
+    ----------
+    pipeline
+        Of diffusers.
+    prompts
+        Texts by what they are called in the message.
+    """
+    for number in ("", "_2"):
+        tokenizer = getattr(pipeline, f"tokenizer{number}", None)
+        if tokenizer is None:
+            continue
+        # Some folders say no length of the tokenizer's; the positions of its network bound it then.
+        positions = getattr(pipeline, f"text_encoder{number}").config.max_position_embeddings
+        window = min(int(tokenizer.model_max_length), int(positions))
+        for name, text in prompts.items():
+            if (length := len(tokenizer(text, truncation=False).input_ids)) > window:
+                raise DataError(
+                    f"{name} has {length} word pieces, start and end included, and the text encoder reads {window}; "
+                    f"shorten it: {text[:60]!r}."
+                )
 
 
 def load_pipeline(make: Callable[..., Any], folder: Path, options: HubOptions) -> Any:

@@ -79,6 +79,7 @@ class HubConfig(Settings):
 
     repository: ClassVar[str] = ""
     supports_initial: ClassVar[bool] = False
+    supports_prompts: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "allow_download", "batch_size", "device"})
 
     def accepts(self, target_kind: str) -> bool:
@@ -125,7 +126,7 @@ class HubConfig(Settings):
         return HubGenerator(
             data, self.load, self.options, kind=type(self).model_fields["kind"].default,
             condition_spaces=self.condition_spaces, supports_initial=self.supports_initial,
-            batch_size=self.batch_size, adapter=adapter,
+            supports_prompts=self.supports_prompts, batch_size=self.batch_size, adapter=adapter,
         )  # fmt: skip
 
 
@@ -160,6 +161,7 @@ class SdxlTurboConfig(HubConfig):
 
     repository: ClassVar[str] = "stabilityai/sdxl-turbo"
     supports_initial: ClassVar[bool] = True
+    supports_prompts: ClassVar[bool] = True
     not_hashed: ClassVar[frozenset[str]] = HubConfig.not_hashed | {"ip_adapter"}
 
     def check_files(self) -> None:
@@ -225,6 +227,7 @@ class UnclipConfig(HubConfig):
     guidance: float = Field(default=10.0, ge=0)
 
     repository: ClassVar[str] = "stabilityai/stable-diffusion-2-1-unclip"
+    supports_prompts: ClassVar[bool] = True
 
     def load(self) -> Any:
         """Return the pipeline."""

@@ -92,6 +92,23 @@ def test_a_prompt_leads_the_image_too(folders, generator):
         named.build(models.make_data())
 
 
+def test_every_row_has_its_own_prompt_or_a_sentence_says_why_not(folders, generator):
+    rows = pick(models.make_data(), 2)
+    plain = generator.generate(rows, seed=0).astype(int)
+    led = generator.generate(rows, seed=0, prompts=["", "a b a b"])
+    assert np.abs(led[0] - plain[0]).max() <= 1  # the text of its neighbour does not reach it
+    assert np.abs(led[1] - plain[1]).max() > 1
+    with pytest.raises(DataError, match="2 embeddings came with 1 prompts"):
+        generator.generate(rows, seed=0, prompts=["a"])
+    with pytest.raises(DataError, match=r"the prompt of row 1 \(i1\) has \d+ word pieces.* reads 77"):
+        generator.generate(rows, seed=0, prompts=["", "a b " * 80])
+    fixed = make_config(folders, prompt="a").build(models.make_data())
+    with pytest.raises(ConfigError, match="every trial has a prompt of its own"):
+        fixed.generate(rows, seed=0, prompts=["a", "b"])
+    with pytest.raises(DataError, match=r"generator\.prompt has \d+ word pieces"):
+        make_config(folders, prompt="a b " * 80).build(models.make_data()).generate(rows, seed=0)
+
+
 def test_an_initial_image_is_kept_the_more_the_lower_the_strength(generator):
     rows = pick(models.make_data(), 2)
     dark, bright = (np.full((2, 9, 9, 3), value, np.uint8) for value in (10, 245))

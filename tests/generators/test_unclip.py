@@ -113,6 +113,13 @@ def test_noise_on_the_embedding_and_a_prompt_change_the_image(change, written):
     assert np.abs(plain.astype(int) - changed).max() > 0
 
 
+@pytest.mark.parametrize("kind", ["kandinsky", "token_unclip"])
+def test_a_generator_without_a_text_encoder_refuses_prompts(kind, written):
+    config, data = make(kind, written)
+    with pytest.raises(ConfigError, match=f"'{kind}' reads no text"):
+        config.build(data).generate(data.embeddings, seed=0, prompts=["a"] * len(data.embeddings))
+
+
 def test_kandinsky_leads_away_from_grey(written):
     config, data = make("kandinsky", written)
     rows = Embeddings(data.embeddings.vectors[:1], ["i0"], data.embeddings.space)
