@@ -286,9 +286,9 @@ def test_folders_of_networks_bring_no_code(mark, tmp_path):
     """The index of a pipeline can name modules, a configuration compiled code, a tokenizer files that lie beside it."""
     from transformers import AutoModel, AutoTokenizer
 
+    from braindecode_vis.embeddings.captions import load_parts
     from braindecode_vis.embeddings.transformers_models import read_network
     from braindecode_vis.generators.hub import _refuse_other_libraries
-    from braindecode_vis.metrics.captions import load_parts
 
     (tmp_path / "model_index.json").write_text('{"_class_name": "X", "vae": ["payload_tools", "Evil"]}')
     with pytest.raises(DataError, match="asks for code of the module 'payload_tools'"):

@@ -230,8 +230,8 @@ def check_captions(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     """Retrieve captions again, and look for captions of test images among those of training images."""
     if run.evaluated is None or not (run.evaluated.path / "captions.json").is_file():
         return []
-    from braindecode_vis.metrics.captions import read_caption_bank
-    from braindecode_vis.scores.caption_scores import retrieve_nearest
+    from braindecode_vis.embeddings.captions import read_caption_bank
+    from braindecode_vis.generators.captions import retrieve_nearest
 
     config = again.config.evaluation.captions
     try:

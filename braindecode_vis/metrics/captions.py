@@ -1,42 +1,34 @@
-"""Captions: whether they say what was seen, where they come from, and a bank of them.
+"""Whether captions say what was seen.
 
 Owns ROUGE-1 and ROUGE-L, the exact-match part of METEOR, and sentence similarity by a local sentence encoder. Words are
 runs of letters and digits, lower case, without stemming. METEOR as published also matches stems and synonyms of
 WordNet; ``meteor_exact`` does not, so it is lower and has a name of its own. With several references the best counts.
-Captions are those of the nearest training image (a decoder that can say nothing new, the control for those that can),
-or written by a local network, GIT or BLIP as transformers has them.
+Captions are read by `braindecode_vis.embeddings.captions`, and decoded by `braindecode_vis.generators.captions`.
 
 References
 ----------
 Lin (2004), ROUGE, ACL W04-1013. Banerjee and Lavie (2005), METEOR, ACL W05-0909; parameters (0.9, 3, 0.5) of Lavie and
-Agarwal (2007), ACL W07-0734. Reimers and Gurevych (2019), Sentence-BERT, arXiv:1908.10084 (mean pooling). Wang et al.
-(2022), GIT, arXiv:2205.14100; Li et al. (2022), BLIP, arXiv:2201.12086.
+Agarwal (2007), ACL W07-0734. Reimers and Gurevych (2019), Sentence-BERT, arXiv:1908.10084 (mean pooling).
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice, pairwise
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from braindecode_vis.arrays import Embeddings, Score
-from braindecode_vis.checks import ConfigError, DataError, check_columns, check_file
+from braindecode_vis.arrays import Score
+from braindecode_vis.checks import DataError
 from braindecode_vis.devices import choose_device
-from braindecode_vis.embeddings.weights import check_no_kernels
+from braindecode_vis.embeddings.captions import load_parts
 from braindecode_vis.metrics.score_row import make_score
 from braindecode_vis.metrics.uncertainty import permutation_test
-from braindecode_vis.retrieval import compute_similarity
-from braindecode_vis.store import read_json
 
-CAPTIONERS = ("git", "blip")  # kinds of networks that write captions
 METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5  # Lavie and Agarwal (2007), fitted to English
 
 
@@ -144,28 +136,6 @@ def _match_runs(left: list[str], right: list[str]) -> tuple[int, int]:
 
 
 # --- meaning ------------------------------------------------------------------------------------------------------
-
-
-def load_parts(folder: Path, tokenizer: Any, network: Any) -> tuple[Any, Any]:
-    """Return tokenizer (or processor) and network of a folder of transformers, without fetching anything.
-
-    Raises
-    ------
-    DataError
-        If a file of it is missing or damaged.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        config = folder / "config.json"
-        check_no_kernels(read_json(config) if config.is_file() else {}, config)
-        # Said, or transformers asks on the terminal whether to run what the folder brings along.
-        options = {"local_files_only": True, "trust_remote_code": False}
-        first = tokenizer.from_pretrained(folder, **options)
-        return first, network.from_pretrained(folder, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{folder} cannot be read ({words}); copy the whole folder again.") from error
 
 
 class SentenceEncoder:
@@ -409,173 +379,3 @@ def _average_metrics(
     """Return each metric of each item, the mean over rounds of captions."""
     found = [compute_caption_metrics(references, one, encoder=encoder) for one in rounds]
     return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
-
-
-# --- a bank of captions ---------------------------------------------------------------------------------------------
-
-
-def read_caption_bank(path: Path) -> dict[str, list[str]]:
-    """Return the captions of each image from a table with the columns ``id`` and ``caption``.
-
-    Parameters
-    ----------
-    path
-        CSV file in UTF-8, or in UTF-16 with its mark, as spreadsheets write them; an image with several captions has
-        several rows.
-
-    Raises
-    ------
-    DataError
-        If the file, a column or a caption is missing, or its bytes are no such text.
-    """
-    check_file(path, what="the caption bank", hint="bring a CSV file with the columns id and caption")
-    bank: dict[str, list[str]] = {}
-    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
-    try:
-        columns = reader.fieldnames or []
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise DataError(
-            f"the caption bank {path} is no CSV file after line {reader.line_num} ({error}); close its quotes and save "
-            "it again."
-        ) from error
-    check_columns(columns, ["id", "caption"], what=f"the caption bank {path}")
-    for number, row in rows:
-        name, caption = (row["id"] or "").strip(), (row["caption"] or "").strip()
-        if not name or not caption:
-            raise DataError(f"{path} lacks an id or a caption in line {number}; fill it in or drop the line.")
-        if None in row:
-            raise DataError(
-                f"{path} has more fields than columns in line {number}; put captions with commas into quotes."
-            )
-        bank.setdefault(name, []).append(caption)
-    if not bank:
-        raise DataError(f"{path} holds no caption.")
-    return bank
-
-
-def _read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8 or, with its mark, UTF-16; a mark at the start is no part of the text."""
-    content = path.read_bytes()
-    try:
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            return content.decode("utf-16")
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # In another encoding, a guess would put wrong letters into captions and ids.
-        raise DataError(
-            f"the caption bank {path} is not encoded in UTF-8 (line {content[: error.start].count(10) + 1}); save it "
-            "as UTF-8, for example with iconv -f latin1 -t utf-8."
-        ) from error
-
-
-def retrieve_captions(
-    predicted: Embeddings,
-    training: Embeddings,
-    bank: Mapping[str, Sequence[str]],
-    *,
-    device: str = "auto",
-) -> list[str]:
-    """Return for each prediction the first caption of the training image nearest to it by cosine.
-
-    Parameters
-    ----------
-    predicted, training : Embeddings
-        In one space.
-    bank
-        Captions by id; training images without one are left out.
-    device
-        Where the similarity is computed.
-
-    Returns
-    -------
-    list of length n_predictions
-        Among equally near images the one whose id comes first.
-
-    Raises
-    ------
-    DataError
-        If no training image has a caption.
-    """
-    known = np.array([row for row, name in enumerate(training.ids) if str(name) in bank], dtype=np.int64)
-    if not known.size:
-        raise DataError(
-            "the caption bank names none of the training images; its ids belong to another data set."
-        )
-    # Sorted by id, so that ties do not depend on the order of the trials.
-    known = known[np.argsort(training.ids[known].astype(str), kind="stable")]
-    candidates = Embeddings(training.vectors[known], training.ids[known], training.space)
-    nearest = np.argmax(compute_similarity(predicted, candidates, device=device), axis=1)
-    return [bank[str(candidates.ids[row])][0] for row in nearest]
-
-
-# --- written by a network -------------------------------------------------------------------------------------------
-
-
-def caption_images(
-    images: Iterable[np.ndarray],
-    weights: Path,
-    *,
-    max_new_tokens: int = 20,
-    n_beams: int = 1,
-    batch_size: int = 8,
-    device: str = "auto",
-) -> list[str]:
-    """Return one caption per image, without sampling: the same images give the same captions.
-
-    Parameters
-    ----------
-    images
-        uint8 arrays of shape (height, width, 3).
-    weights
-        Folder of transformers with configuration, ``.safetensors``, tokenizer and image processor, for example of
-        ``microsoft/git-large-coco`` or ``Salesforce/blip-image-captioning-base``.
-    max_new_tokens
-        Longest caption, word pieces.
-    n_beams
-        Beams of the search; 1 is greedy.
-    batch_size, device
-        How it runs.
-
-    Raises
-    ------
-    DataError
-        If the folder holds no network.
-    ConfigError
-        If it is neither GIT nor BLIP.
-    """
-    import torch
-
-    processor, model = load_captioner(weights)
-    model.to(choose_device(device, setting="device"))
-    iterator, captions = iter(images), []
-    while batch := list(islice(iterator, batch_size)):
-        inputs = processor(images=[np.ascontiguousarray(image) for image in batch], return_tensors="pt")
-        with torch.inference_mode():
-            # Greedy or beam search, never sampling: a caption must not differ between two evaluations.
-            tokens = model.generate(
-                pixel_values=inputs["pixel_values"].to(model.device),
-                max_new_tokens=max_new_tokens, num_beams=n_beams, do_sample=False,
-            )  # fmt: skip
-        captions += [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
-    return captions
-
-
-def load_captioner(weights: Path) -> tuple[Any, Any]:
-    """Return processor and network of a local folder, in evaluation mode."""
-    folder = weights.expanduser()
-    if not (folder / "config.json").is_file():
-        raise DataError(
-            f"{folder} holds no captioning network; bring the whole folder of microsoft/git-large-coco or another GIT "
-            "or BLIP."
-        )
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind not in CAPTIONERS:
-        raise ConfigError(
-            f"{folder} holds a network of kind {kind!r}; captions come from {' or '.join(CAPTIONERS)}."
-        )
-    from transformers import AutoProcessor, BlipForConditionalGeneration, GitForCausalLM
-
-    network: Any = GitForCausalLM if kind == "git" else BlipForConditionalGeneration
-    processor, model = load_parts(folder, AutoProcessor, network)
-    return processor, model.eval().requires_grad_(False)

@@ -31,6 +31,7 @@ from braindecode_vis.phantom.phantom_config import PhantomConfig
 from braindecode_vis.phantom.recordings import compute_evoked
 from braindecode_vis.phantom.scanner import count_voxels, describe_voxels, make_parcels
 from braindecode_vis.phantom.sizes import PhantomSize
+from braindecode_vis.phantom.stimuli.images import make_captions
 from braindecode_vis.store import collect_versions, read_json, replace_atomically, write_json
 
 SMALL_BYTES = 16 << 20
@@ -148,6 +149,7 @@ def write_summary(form: Format, job: PhantomJob) -> PhantomTruth:
     # -1 where the noiseless response is not kept.
     truth_row[rows] = np.arange(len(rows))
     write_tsv(folder / "stimuli.tsv", job.table.assign(truth_row=truth_row))
+    make_captions(job.table, job.config.seed).to_csv(folder / "captions.csv", index=False)
     if form.modality == "fmri":
         write_tsv(folder / "voxels.tsv", describe_voxels(job.scanner))
         networks = job.scanner.make_roi_volume("networks")

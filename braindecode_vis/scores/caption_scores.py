@@ -18,14 +18,9 @@ from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import ConfigError, DataError, check_installed
 from braindecode_vis.devices import choose_device
 from braindecode_vis.digests import hash_once
-from braindecode_vis.metrics.captions import (
-    SentenceEncoder,
-    caption_images,
-    read_caption_bank,
-    retrieve_captions,
-    score_captions,
-    tabulate_captions,
-)
+from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
+from braindecode_vis.generators.captions import retrieve_nearest
+from braindecode_vis.metrics.captions import SentenceEncoder, score_captions, tabulate_captions
 from braindecode_vis.metrics.image import make_image_table
 from braindecode_vis.scores.image_scores import make_blocks
 from braindecode_vis.scores.scoring_task import POOLED, average, list_subjects
@@ -248,33 +243,6 @@ def _tabulate(
     wanted = blocks[truth][:, None] == blocks[None]
     found = [tabulate_captions(references, one, wanted=wanted, encoder=encoder) for one in several]
     return {"tables": {name: average([one[name] for one in found]) for name in found[0]}, "blocks": blocks}
-
-
-def retrieve_nearest(
-    queries: Sequence[Embeddings],
-    training: Sequence[Embeddings],
-    bank: Mapping[str, Sequence[str]],
-    *,
-    device: str,
-) -> list[str]:
-    """Return the caption of the training image nearest to each query, after the training mean is taken off.
-
-    Parameters
-    ----------
-    queries, training : sequences of Embeddings, one entry per fold
-        In one space.
-    bank
-        Captions by id.
-    device
-        Where similarities are computed.
-    """
-    found = []
-    for asked, known in zip(queries, training, strict=True):
-        # Without it, most predictions would be nearest to the same few images: those near the common mean.
-        mean = known.flat().mean(axis=0)
-        left, right = (Embeddings(e.flat() - mean, e.ids, f"{e.space} - mean") for e in (asked, known))
-        found += retrieve_captions(left, right, bank, device=device)
-    return found
 
 
 def _describe_images(task: CaptionTask, folder: Path) -> dict[str, list[list[str]]]:

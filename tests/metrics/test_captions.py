@@ -1,4 +1,4 @@
-"""Caption metrics equal hand counts and slow definitions; encoders and captioners run from local folders."""
+"""Caption metrics equal hand counts and slow definitions; sentence encoders run from local folders."""
 
 import itertools
 
@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import DataError
 from braindecode_vis.metrics import captions
-
-WORDS = ["a", "cat", "dog", "on", "the", "grass", "red", "car", "##s"]
+from tests.embeddings.test_captions import WORDS, write_vocabulary
 
 
 def slow_rouge_l(reference, candidate):
@@ -106,67 +104,11 @@ def test_stimuli_are_permuted_within_their_block(tmp_path):
         assert row.chance == pytest.approx((1 + 0.5 + 1 + 0.75) / 8, abs=0.03)
 
 
-def test_the_bank_gives_the_caption_of_the_nearest_training_image(tmp_path):
-    path = tmp_path / "bank.csv"
-    path.write_text('id,caption\nt2,"a dog, on the grass"\nt2,another\nt1,a cat\n')
-    bank = captions.read_caption_bank(path)
-    assert bank == {"t2": ["a dog, on the grass", "another"], "t1": ["a cat"]}
-    training = Embeddings(np.array([[0, 1], [1, 0], [1, 1.0]]), ["t2", "t1", "t3"], "toy")
-    predicted = Embeddings(np.array([[1, 1.0], [0.1, 2]]), ["q1", "q2"], "toy")
-    found = captions.retrieve_captions(predicted, training, bank, device="cpu")
-    assert found == ["a cat", "a dog, on the grass"]  # t3 has no caption; equally near images go by their ids
-    with pytest.raises(DataError, match="none of the training images"):
-        captions.retrieve_captions(predicted, training, {"x": ["y"]})
-    path.write_text("id,text\n")
-    with pytest.raises(DataError, match="lacks the column"):
-        captions.read_caption_bank(path)
-    path.write_text("id,caption\nt1,\n")
-    with pytest.raises(DataError, match="line 2"):
-        captions.read_caption_bank(path)
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_banks_of_spreadsheets_are_read(tmp_path, encoding):
-    """The mark that spreadsheets put first was taken for a part of the first column's name."""
-    path = tmp_path / "bank.csv"
-    path.write_text("id,caption\nt1,ein Kätzchen\n", encoding=encoding)
-    assert captions.read_caption_bank(path) == {"t1": ["ein Kätzchen"]}
-
-
-@pytest.mark.parametrize(
-    ("text", "encoding", "match"),
-    [
-        ("id,caption\nt1,a cat\nt2,ein Kätzchen\n", "latin-1", r"not encoded in UTF-8 \(line 3\)"),
-        ('id,caption\nt1,"a cat\nt2,a dog\n', "utf-8", "no CSV file after line 1"),
-        ("id,caption\nt1,a cat, asleep\n", "utf-8", "more fields than columns in line 2"),
-    ],
-)
-def test_banks_that_would_be_misread_are_refused(tmp_path, text, encoding, match):
-    path = tmp_path / "bank.csv"
-    path.write_text(text, encoding=encoding)
-    with pytest.raises(DataError, match=match):
-        captions.read_caption_bank(path)
-
-
 def test_a_damaged_sentence_encoder_is_one_sentence(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match=r"cannot be read .*; copy the whole folder again"):
         captions.SentenceEncoder(tmp_path, device="cpu").encode(["a"])
-
-
-def write_vocabulary(folder):
-    from transformers import BertTokenizerFast
-
-    folder.mkdir()
-    vocab = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    (folder / "vocab.txt").write_text("\n".join(vocab))
-    tokenizer = (
-        BertTokenizerFast(vocab=vocab) if "vocab" in BertTokenizerFast.__init__.__code__.co_varnames else None
-    )
-    tokenizer = tokenizer or BertTokenizerFast(vocab_file=str(folder / "vocab.txt"))
-    tokenizer.save_pretrained(folder)
-    return tokenizer, len(vocab)
 
 
 def test_sentences_are_means_over_real_tokens(tmp_path):
@@ -219,33 +161,3 @@ def test_tables_hold_the_metric_of_every_pair():
     some = captions.tabulate_captions(references, candidates, wanted=wanted)
     np.testing.assert_array_equal(some["rouge1"][wanted], tables["rouge1"][wanted])
     assert some["rouge1"][0, 1] == some["rouge1"][3, 0] == 0
-
-
-def test_git_captions_images_from_a_local_folder(tmp_path):
-    from transformers import CLIPImageProcessor, GitConfig, GitForCausalLM, GitProcessor
-
-    folder = tmp_path / "git"
-    tokenizer, n_words = write_vocabulary(folder)
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 32, "patch_size": 16}  # fmt: skip
-    config = GitConfig(
-        vision_config=vision, vocab_size=n_words, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, bos_token_id=2, eos_token_id=3, pad_token_id=0,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        GitForCausalLM(config).save_pretrained(folder)
-    size = {"height": 32, "width": 32}
-    GitProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size), tokenizer).save_pretrained(
-        folder
-    )
-    images = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
-    found = captions.caption_images(images, folder, max_new_tokens=4, batch_size=2, device="cpu")
-    assert len(found) == 3
-    assert all(isinstance(text, str) for text in found)
-    assert found == captions.caption_images(images, folder, max_new_tokens=4, batch_size=1, device="cpu")
-    with pytest.raises(DataError, match="holds no captioning network"):
-        captions.caption_images(images, tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ConfigError, match="kind 'bert'"):
-        captions.caption_images(images, tmp_path)

@@ -14,6 +14,7 @@ from braindecode_vis.phantom.stimuli.images import (
     COLOURS,
     N_MAX_CONCEPTS,
     STIMULUS_COLUMNS,
+    make_captions,
     make_concepts,
     make_things_like_split,
     render_batch,
@@ -319,3 +320,16 @@ def test_image_encoder_identifies_unseen_concepts(encode):
     assert accuracy >= 0.8
     shuffled = np.mean(similarity.argmax(axis=1) == np.roll(np.arange(40), 1))
     assert shuffled <= 0.15  # pairs that do not belong together stay near chance
+
+
+def test_captions_say_what_a_concept_is_made_of():
+    table = make_things_like_split(4, 3, 2, seed=0)
+    captions = make_captions(table, seed=0).groupby("id")["caption"].apply(list)
+    assert set(captions.index) == set(table["stimulus_id"])
+    for row in table.itertuples():
+        colour, texture, shape = row.concept.split("_", 2)
+        for text in captions[row.stimulus_id]:
+            assert all(word in text for word in (colour, texture, shape.replace("_", " ")))
+    numbered = make_captions(table.assign(nsd_id=np.arange(len(table))), seed=0)
+    assert numbered["id"].iloc[0] == "nsd00001"
+    assert f"imagery_{table['stimulus_id'].iloc[-1]}" in set(numbered["id"])

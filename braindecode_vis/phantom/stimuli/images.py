@@ -303,6 +303,50 @@ def write_images(
     return written
 
 
+def make_captions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Describe the images of a phantom in words, by what their concepts are made of.
+
+    Parameters
+    ----------
+    table
+        `stimulus_id`, `concept_index` and `split`; `nsd_id` where images have a number in NSD too.
+    seed
+        Root seed of the stimuli.
+
+    Returns
+    -------
+    DataFrame
+        Columns `id` and `caption`, two captions an image. Images of NSD stand under their names there (``nsd02951``),
+        test images under those of its imagery session too.
+
+    Examples
+    --------
+    >>> table = make_things_like_split(1, 1, seed=0)
+    >>> make_captions(table, seed=0)["caption"].iloc[0].startswith("a")
+    True
+    """
+    concepts = make_concepts(int(table["concept_index"].max()) + 1, seed=seed)
+    rows: list[tuple[str, str]] = []
+    for row in table.itertuples():
+        known = concepts.loc[int(row.concept_index)]
+        thing, surface = str(known["shape"]).replace("_", " "), str(known["texture"])
+        patterned = surface if surface == "plain" else f"{surface} ({known['accent']})"
+        captions = [
+            f"{_choose_article(str(known['colour']))} {known['colour']} {surface} {thing}",
+            f"{_choose_article(thing)} {thing} in {known['colour']}, {patterned}",
+        ]
+        names = [str(row.stimulus_id)]
+        if "nsd_id" in table:
+            names = [f"nsd{int(row.nsd_id) + 1:05d}"]
+            names += [f"imagery_{row.stimulus_id}"] if row.split == "test" else []
+        rows += [(name, caption) for name in names for caption in captions]
+    return pd.DataFrame(rows, columns=["id", "caption"])
+
+
+def _choose_article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
 def _end_in(path: Path, image_format: str) -> str:
     # ImageNet writes .JPEG, and readers of its names look for that.
     spelt = path.suffix.lower() in (".jpg", ".jpeg") and image_format == "jpg"
