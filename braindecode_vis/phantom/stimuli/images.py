@@ -326,20 +326,21 @@ def make_captions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     True
     """
     concepts = make_concepts(int(table["concept_index"].max()) + 1, seed=seed)
+    numbers = table["nsd_id"].astype(int).tolist() if "nsd_id" in table else None
+    columns = (table["stimulus_id"].astype(str), table["concept_index"].astype(int), table["split"])
     rows: list[tuple[str, str]] = []
-    for row in table.itertuples():
-        known = concepts.loc[int(row.concept_index)]
+    for place, (name, concept, split) in enumerate(zip(*columns, strict=True)):
+        known = concepts.loc[concept]
         thing, surface = str(known["shape"]).replace("_", " "), str(known["texture"])
         patterned = surface if surface == "plain" else f"{surface} ({known['accent']})"
         captions = [
             f"{_choose_article(str(known['colour']))} {known['colour']} {surface} {thing}",
             f"{_choose_article(thing)} {thing} in {known['colour']}, {patterned}",
         ]
-        names = [str(row.stimulus_id)]
-        if "nsd_id" in table:
-            names = [f"nsd{int(row.nsd_id) + 1:05d}"]
-            names += [f"imagery_{row.stimulus_id}"] if row.split == "test" else []
-        rows += [(name, caption) for name in names for caption in captions]
+        names = [name]
+        if numbers is not None:
+            names = [f"nsd{numbers[place] + 1:05d}", *([f"imagery_{name}"] if split == "test" else [])]
+        rows += [(each, caption) for each in names for caption in captions]
     return pd.DataFrame(rows, columns=["id", "caption"])
 
 
