@@ -366,8 +366,12 @@ def test_captions_responses_and_ceilings_are_switches_of_the_run(tmp_path):
         "evaluation.brain={features: {kind: pixels}}",
         "evaluation.noise_ceiling=ncsnr",
         "reconstruction.n_draws=2",
+        f"reconstruction.captions=[{{kind: coca, bank: {tmp_path / 'bank.csv'}, epochs: 6, width: 16, depth: 2, "
+        "heads: 2, n_queries: 2, learning_rate: 1.0e-2, batch_size: 16, device: cpu}]",
     ]  # fmt: skip
     rows = pipeline.run_all(make_run(tmp_path / "run", *overrides))
+    assert 0.2 < find(rows, "rouge1@coca")["value"] <= 1
+    assert find(rows, "rouge1@coca", "oracle")["n_queries"] == find(rows, "rouge1@coca")["n_queries"]
     caption, oracle = (find(rows, "rouge1@nearest-caption", method) for method in ("decoded", "oracle"))
     assert caption["chance"] < caption["value"] <= 1
     assert oracle["value"] >= caption["value"] - 0.1
@@ -380,6 +384,7 @@ def test_captions_responses_and_ceilings_are_switches_of_the_run(tmp_path):
     for text in ("noise ceiling of the responses (ncsnr) not computed", "sentence_similarity not computed"):
         assert text in page
     assert "a drawing of" in page
+    assert " (coca) | a drawing of" in page
     assert pipeline.run_all(make_run(tmp_path / "run", *overrides)) == rows
 
 

@@ -156,6 +156,28 @@ class DecodingRun:
             **{name: np.asarray(stack) for name, stack in made.images.items()},
         }
 
+    @property
+    def captions(self) -> pd.DataFrame:
+        """Decoded captions of the rows of `items`: columns trial, source, draw (from 0) and caption.
+
+        Sources are the run's decoders (``reconstruction.captions``) and what is scored beside them
+        (``evaluation.captions``); ``seen`` is the reference. Without rows where the run decodes none.
+        """
+        from braindecode_vis.pipeline.predicting import list_captions
+        from braindecode_vis.scores.caption_scores import DECODERS
+
+        self._require_images("captions", "items")
+        decoded = decoding.reconstruct(self._run).captions.get("decoded", {})
+        found: dict[str, Any] = {DECODERS[kind]: rows for kind, rows in decoded.items()}
+        if self._run.config.evaluation.captions is not None:
+            scoring.evaluate(self._run)
+            sources = self._run.seen.get("caption_sources") or {}
+            sources = {**sources, "seen": (self._run.seen.get("captions") or {}).get("seen", [])}
+            found |= {
+                name: [[text] for text in texts] for name, texts in sources.items() if name not in found
+            }
+        return list_captions(found)
+
     def gallery(self, **options: Any) -> Any:
         """Return a matplotlib figure of seen and decoded images, best, median and worst by rule.
 
@@ -332,8 +354,8 @@ class DecodingRun:
         Returns
         -------
         RunPredictions
-            With `embeddings`, `retrieved`, `ranks`, `scores`, `reconstructions` (or `classes`), `gallery()`, `report()`
-            and `save()`.
+            With `embeddings`, `retrieved`, `ranks`, `scores`, `reconstructions`, `captions` (or `classes`),
+            `gallery()`, `report()` and `save()`.
 
         Raises
         ------

@@ -232,6 +232,7 @@ def check_captions(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         return []
     from braindecode_vis.embeddings.captions import read_caption_bank
     from braindecode_vis.generators.captions import retrieve_nearest
+    from braindecode_vis.scores.caption_scores import NEAREST
 
     config = again.config.evaluation.captions
     try:
@@ -262,8 +263,14 @@ def check_captions(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
                 f"word, first {same[0]}: captions that are retrieved are those of the test."
             )
             findings.append(AuditFinding("captions", "leak", text, name_fold(number)))
-    if config.captioner is None:  # whose captions take the place of those that were retrieved
-        stored = read_json(run.evaluated.path / "captions.json")["decoded"]
+    # Earlier versions kept one caption a row, the captioner's where there was one.
+    sources = run.evaluated.path / "caption_sources.json"
+    if sources.is_file() or config.captioner is None:
+        stored = (
+            read_json(sources)[NEAREST]
+            if sources.is_file()
+            else read_json(sources.with_name("captions.json"))["decoded"]
+        )
         made = retrieve_nearest([queries for queries, _ in pairs], training, bank, device=config.torch_device)
         n_other = sum(a != b for a, b in zip(made, stored, strict=False))
         if len(made) != len(stored) or n_other > OTHER_CAPTIONS * len(made):

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.embeddings.text import ConceptTextConfig
+from braindecode_vis.generators.captions_config import CaptionsConfig
 from braindecode_vis.generators.image_fusion import ImageFusionConfig
 from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.suite import MetricSuiteConfig
@@ -111,10 +112,33 @@ class ReconstructionConfig(Settings):
         Images per trial, each from another draw of the prior. Scores are averaged over rounds of draws, never pooled.
     low_level
         A branch for colour and layout; none by default.
+    captions
+        What decodes a caption of each trial from its embedding: of the nearest training image, through GIT's image
+        tokens, by a decoder learnt from the captions of training images. They are scored where ``evaluation.captions``
+        is set.
+    prompt
+        The kind of `captions` whose text leads the image of its trial, for generators that read texts (ATM's caption
+        branch: ``git``).
     """
 
     n_draws: int = Field(default=1, ge=1, le=64)
     low_level: LowLevelConfig | None = None
+    captions: tuple[CaptionsConfig, ...] = ()
+    prompt: Literal["nearest", "git", "coca"] | None = None
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"captions", "prompt"})
+
+    @model_validator(mode="after")
+    def _check_captions(self) -> Self:
+        kinds = [each.kind for each in self.captions]
+        if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+            raise ValueError(f"captions has the kind {twice[0]!r} more than once; keep one of each")
+        if self.prompt is not None and self.prompt not in kinds:
+            raise ValueError(
+                f"prompt is {self.prompt}, but captions decodes {', '.join(kinds) or 'none'}; add {{kind: "
+                f"{self.prompt}, ...}} to captions, or leave prompt out"
+            )
+        return self
 
 
 class EvaluationConfig(Settings):
@@ -309,6 +333,27 @@ class RunConfig(Settings):
             low.fusion.check_generator(self.generator)
         except ConfigError as error:
             raise ValueError(f"reconstruction.{str(error).rstrip('.')}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _check_captions(self) -> Self:
+        if self.reconstruction.captions and self.decodes_categories:
+            raise ValueError(
+                f"reconstruction.captions describe what was seen, and the encoder {self.encoder.kind!r} decodes "
+                "categories; leave them out"
+            )
+        if self.reconstruction.prompt is None:
+            return self
+        if not play(GENERATOR_SETTINGS, self.generator).supports_prompts:
+            raise ValueError(
+                f"reconstruction.prompt leads images by a text, and the generator {self.generator.kind!r} reads none; "
+                "leave prompt out, or set generator.kind to sdxl_turbo or unclip"
+            )
+        if text := getattr(self.generator, "prompt", ""):
+            raise ValueError(
+                f"generator.prompt is {text!r}, but reconstruction.prompt gives every trial a text of its own; leave "
+                "one of the two out"
+            )
         return self
 
     @model_validator(mode="after")

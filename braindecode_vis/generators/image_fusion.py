@@ -8,6 +8,7 @@ went in is always returned beside what came out, so that tables can show what th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -75,7 +76,13 @@ class ImageFusionConfig(Settings):
 
 
 def fuse_branches(
-    generator: Any, embeddings: Embeddings, low: np.ndarray, config: ImageFusionConfig, *, seed: int
+    generator: Any,
+    embeddings: Embeddings,
+    low: np.ndarray,
+    config: ImageFusionConfig,
+    *,
+    seed: int,
+    prompts: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the fused images and the two that went in.
 
@@ -91,6 +98,8 @@ def fuse_branches(
         How they are fused.
     seed
         For the generator; both of its runs share their noise.
+    prompts
+        Text of each row that leads its image, for generators that read texts.
 
     Returns
     -------
@@ -101,10 +110,11 @@ def fuse_branches(
         raise DataError(f"{len(embeddings)} embeddings came with {len(low)} low-level images.")
     config._check_start(play(IMAGE_GENERATOR, generator).supports_initial)
     # Always made, whatever the mode, so that tables can show what the low-level branch adds.
-    high = generator.generate(embeddings, seed=seed)
+    texts: dict[str, Any] = {} if prompts is None else {"prompts": prompts}
+    high = generator.generate(embeddings, seed=seed, **texts)
     fused = high
     if config.mode in ("initial", "both"):
-        fused = generator.generate(embeddings, seed=seed, initial=low, strength=config.strength)
+        fused = generator.generate(embeddings, seed=seed, initial=low, strength=config.strength, **texts)
     if config.mode in ("pixels", "both"):
         fused = mix_images(fused, low, config.weight)
     return {"decoded": fused, "high_level": high, "low_level": low}

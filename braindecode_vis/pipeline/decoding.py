@@ -6,7 +6,8 @@ latents give colour and layout. Its fits are artifacts of their own, and `recons
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,9 @@ from braindecode_vis.seeds import derive_seed, make_generator
 
 if TYPE_CHECKING:
     from braindecode_vis.generators.generator_data import GeneratorData
+
+
+CAPTIONS = "captions.json"  # of `reconstruct`
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Reconstructed:
         Method to uint8 images of the shape of `seen`: ``decoded``, then the controls.
     decoded_concepts
         Name of the decoded class of each row, or None where the test concepts were never trained on.
+    captions
+        ``decoded`` or ``oracle``, kind of decoder, and for each row the caption of each draw; empty without decoders.
     """
 
     artifact: store.Artifact
@@ -87,6 +93,7 @@ class Reconstructed:
     seen: np.ndarray
     images: dict[str, np.ndarray]
     decoded_concepts: np.ndarray | None
+    captions: dict[str, dict[str, list[list[str]]]] = field(default_factory=dict)
 
 
 @remember
@@ -264,6 +271,8 @@ def reconstruct(run: Run) -> Reconstructed:
             images["shuffled"] = images["decoded"][derange(ids, make_generator(config.seed, "shuffled"))]
         for name, stack in images.items():
             np.save(folder / f"{name}.npy", stack, allow_pickle=False)
+        if config.reconstruction.captions:
+            store.write_json(folder / CAPTIONS, join_captions([part.captions for part in parts]))
         return {"methods": list(images), "chosen": [part.chosen for part in parts]}
 
     upstream = {"retrieve": retrieved.artifact.fingerprint, **name_material(run)}
@@ -282,7 +291,16 @@ def reconstruct(run: Run) -> Reconstructed:
         decoded_concepts=rows["decoded_concept"].to_numpy(dtype=object)
         if "decoded_concept" in rows
         else None,
+        captions=store.read_json(artifact.path / CAPTIONS) if config.reconstruction.captions else {},
     )
+
+
+def join_captions(parts: Sequence[Mapping[str, Mapping[str, list[Any]]]]) -> dict[str, dict[str, list[Any]]]:
+    """Return the captions of all folds, row after row; see `Reconstructed`."""
+    return {
+        method: {kind: [row for part in parts for row in part[method][kind]] for kind in kinds}
+        for method, kinds in parts[0].items()
+    }
 
 
 def name_reconstruction(run: Run) -> dict[str, Any]:

@@ -339,8 +339,11 @@ def predict_out_of_fold(run: Run) -> list[OutOfFold]:
 
 
 def needs_predictions(run: Run) -> bool:
-    """Say whether the prior or the generator learns from predictions of training trials."""
-    return not run.config.decodes_categories and roles.need_predictions(run.prior, run.generator)
+    """Say whether the prior, the generator or a decoder of captions learns from predictions of training trials."""
+    if run.config.decodes_categories:
+        return False
+    captions = any(each.needs_predictions for each in run.config.reconstruction.captions)
+    return captions or roles.need_predictions(run.prior, run.generator)
 
 
 def _predict_fold(run: Run, number: int) -> OutOfFold:

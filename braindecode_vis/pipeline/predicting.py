@@ -7,7 +7,7 @@ their mean; folds with spaces of their own cannot be averaged, and one is to be 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,13 @@ import pandas as pd
 from braindecode_vis import store
 from braindecode_vis.arrays import Embeddings, Responses, check_same_space
 from braindecode_vis.checks import ConfigError, DataError, NoResultError
+from braindecode_vis.config import RunConfig
 from braindecode_vis.contracts import Context
 from braindecode_vis.datasets.array_folder import load_array
 from braindecode_vis.datasets.own_data import Pictures, make_picture_set
 from braindecode_vis.devices import choose_device
+from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
+from braindecode_vis.generators.captions import retrieve_nearest
 from braindecode_vis.pipeline.decoding import (
     decode_low_level,
     make_generator_data,
@@ -38,6 +41,7 @@ from braindecode_vis.pipeline.learning import embed, name_fold, pick_trials, pre
 from braindecode_vis.pipeline.new_trials import NewTrials
 from braindecode_vis.pipeline.scoring import describe_choices
 from braindecode_vis.retrieval import Retrieval, compute_ranks
+from braindecode_vis.scores.caption_scores import DECODERS, NEAREST
 from braindecode_vis.stimuli import StimulusSet, resize_image
 
 
@@ -106,7 +110,7 @@ class RunPredictions:
     parts: list[RankedPart] = field(default_factory=list)
     decisions: pd.DataFrame | None = None
     n_top: int = 5
-    _decode: Callable[[], np.ndarray] | None = None
+    _decode: Callable[[], tuple[np.ndarray, dict[str, list[list[str]]]]] | None = None
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -181,9 +185,22 @@ class RunPredictions:
     @cached_property
     def reconstructions(self) -> np.ndarray:
         """Decoded images, uint8 of shape (n_trials, height, width, 3), or (n_trials, n_draws, height, width, 3)."""
+        return self._decoded[0]
+
+    @cached_property
+    def _decoded(self) -> tuple[np.ndarray, dict[str, list[list[str]]]]:
         if self._decode is None:
             raise NoResultError("the run decodes categories and makes no images.")
         return self._decode()
+
+    @cached_property
+    def captions(self) -> pd.DataFrame:
+        """Decoded captions: columns trial, source, draw (from 0) and caption; without rows if the run decodes none.
+
+        Sources are the run's own decoders (``reconstruction.captions``), and where ``evaluation.captions`` is set the
+        caption of the nearest training image, and what its captioner writes about the reconstructions.
+        """
+        return list_captions(self._decoded[1])
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -312,6 +329,23 @@ class RunPredictions:
             )  # fmt: skip
             found.append((part, own, picked))
         return found
+
+
+def list_captions(found: Mapping[str, Sequence[Sequence[str]]]) -> pd.DataFrame:
+    """Return a table with the columns trial, source, draw (from 0) and caption.
+
+    Parameters
+    ----------
+    found
+        Source, and for each trial the caption of each draw.
+    """
+    rows = [
+        {"trial": trial, "source": source, "draw": draw, "caption": text}
+        for source, several in found.items()
+        for trial, texts in enumerate(several)
+        for draw, text in enumerate(texts)
+    ]
+    return pd.DataFrame(rows, columns=["trial", "source", "draw", "caption"])
 
 
 def predict(
@@ -573,8 +607,8 @@ def _prepare_images(
     chosen: list[Responses],
     trials: Responses,
     compared: Embeddings,
-) -> Callable[[], np.ndarray]:
-    """Predict what the generator takes, and return what makes the images when they are asked for."""
+) -> Callable[[], tuple[np.ndarray, dict[str, list[list[str]]]]]:
+    """Predict what the generator takes, and return what makes images and captions when they are asked for."""
     number = folds[0]
     embeddings, learnt = map_for_generator(run, number)
     if learnt:
@@ -585,8 +619,15 @@ def _prepare_images(
     low = open_low_level(run)
     images = None if low is None else decode_low_level(run, low, number, trials)
 
-    def decode() -> np.ndarray:
-        from braindecode_vis.pipeline.reconstruction import decode_images, read_fits, refit_prior
+    def decode() -> tuple[np.ndarray, dict[str, list[list[str]]]]:
+        from braindecode_vis.pipeline.reconstruction import (
+            decode_captions,
+            decode_images,
+            pick_prompts,
+            read_decoders,
+            read_fits,
+            refit_prior,
+        )
 
         retrieval = run.folder.find(
             "retrieve", fields=name_retrieval(run)[0], upstream=name_retrieval(run)[1]
@@ -601,14 +642,61 @@ def _prepare_images(
             ids = preprocess(run).responses.stimulus_ids[preprocess(run).folds[number].test]
             tested = embeddings.select(pd.unique(ids))
             prior = refit_prior(run.config, run.prior, data, generator, tested, number)
-        made = decode_images(run.config, prior, generator, for_generator, number, low=images)["decoded"]
+        decoders = read_decoders(artifact.path / "fits" / name_fold(number), run.config, data)
+        captions = decode_captions(run.config, decoders, prior, for_generator, number)
+        made = decode_images(
+            run.config, prior, generator, for_generator, number, low=images,
+            prompts=pick_prompts(run.config, captions),
+        )["decoded"]  # fmt: skip
         height, width = data.image_size  # the size in which the run itself shows its images
         # (n_trials [* n_draws], height, width, 3)
         flat = made.reshape(-1, *made.shape[-3:])
         resized = np.stack([resize_image(image, height, width) for image in flat])
-        return resized.reshape(*made.shape[:-3], height, width, 3)
+        shown = resized.reshape(*made.shape[:-3], height, width, 3)
+        return shown, describe_new(run.config, captions, for_generator, data.embeddings, made)
 
     return decode
+
+
+def describe_new(
+    config: RunConfig,
+    captions: Mapping[str, list[list[str]]],
+    predicted: Embeddings,
+    training: Embeddings,
+    made: np.ndarray,
+) -> dict[str, list[list[str]]]:
+    """Return the captions of new trials by the names of their sources: those decoded, and those that the scores of the
+    run's captions ask for.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    captions
+        Kind of decoder, and for each trial the caption of each draw.
+    predicted, training
+        Predictions of the trials and embeddings of the training images, from which images are made.
+    made : uint8 array of shape (n_trials, [n_draws,] height, width, 3)
+        Reconstructions.
+    """
+    found = {DECODERS[kind]: rows for kind, rows in captions.items()}
+    scored = config.evaluation.captions
+    if scored is None:
+        return found
+    if NEAREST not in found:
+        bank = read_caption_bank(scored.bank.expanduser())
+        texts = retrieve_nearest([predicted], [training], bank, device=scored.torch_device)
+        found[NEAREST] = [[text] for text in texts]
+    if scored.captioner is not None:
+        flat, n_draws = made.reshape(-1, *made.shape[-3:]), made.shape[1] if made.ndim == 5 else 1
+        written = caption_images(
+            flat, scored.captioner, max_new_tokens=scored.max_new_tokens, n_beams=scored.n_beams,
+            batch_size=scored.batch_size, device=scored.torch_device,
+        )  # fmt: skip
+        found[scored.captioner.expanduser().name] = [
+            written[row * n_draws : (row + 1) * n_draws] for row in range(len(made))
+        ]
+    return found
 
 
 # --- categories -------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@
       ranks.csv          rank of the true picture, where it is known
       scores.json        scores with interval and chance, where the truth is known
       images/            one PNG per trial (and draw)
+      captions.csv       decoded captions by their sources, for a run that decodes some
       predict.html       the page
       provenance.json    the run, its fits, the new trials, versions
 """
@@ -31,7 +32,8 @@ from braindecode_vis.pipeline.learning import train
 
 KIND = "predict"
 _NAMES = (
-    "predictions", "trials.csv", "retrieved.csv", "classes.csv", "ranks.csv", "scores.json", "images", "predict.html",
+    "predictions", "trials.csv", "retrieved.csv", "classes.csv", "ranks.csv", "scores.json", "images", "captions.csv",
+    "predict.html",
     store.PROVENANCE,
 )  # fmt: skip
 PAGE_ITEMS = 8  # decoded images on the page: the first ones
@@ -159,6 +161,8 @@ def _write_content(result: Any, folder: Path) -> None:
             for draw in range(draws.shape[1]):
                 name = f"{row:05d}.png" if draws.shape[1] == 1 else f"{row:05d}_{draw}.png"
                 Image.fromarray(draws[row, draw]).save(folder / "images" / name)
+        if len(result.captions):
+            result.captions.to_csv(folder / "captions.csv", index=False)
     if len(result.scores):
         store.write_json(folder / "scores.json", store.json_plain(_list_rows(result.scores)))
 
@@ -189,6 +193,10 @@ def _write_page(result: Any, path: Path, provenance: dict[str, Any]) -> None:
             ),
             ExtraSection("Nearest pictures", "By cosine, best first.", table=result.retrieved),
         ]  # fmt: skip
+        if len(result.captions):
+            sections.append(
+                ExtraSection("Captions", "Decoded from each trial, by source.", table=result.captions)
+            )
         if len(result.ranks):
             found = result.ranks
             sizes = found["gallery_size"].unique()

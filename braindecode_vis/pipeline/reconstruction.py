@@ -5,10 +5,10 @@ Owns which controls are made and from what. Works on fitted components and array
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.contracts import WholeImageGenerator, WholePrior
+from braindecode_vis.generators.captions_config import fit_decoders
 from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator, NearestConfig
 from braindecode_vis.generators.generator_data import GeneratorData, RepetitionNoise
 from braindecode_vis.generators.image_fusion import fuse_branches
@@ -26,17 +27,25 @@ from braindecode_vis.priors.closed_form import MeanPrior
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, resize_image
 
+if TYPE_CHECKING:
+    from braindecode_vis.generators.captions import CaptionDecoder
+
 #: Single trials that the noise of repetitions is measured on; a covariance of embeddings needs no more.
 MOST_REPEATED = 2048
 
 
+#: ``decoded`` or ``oracle``, kind of decoder, and for each row the caption of each draw.
+Captions = dict[str, dict[str, list[list[str]]]]
+
+
 @dataclass(frozen=True)
 class FoldImages:
-    """Rows and images of one fold, and what the generator chose on its training data."""
+    """Rows, images and captions of one fold, and what the generator chose on its training data."""
 
     rows: pd.DataFrame
     images: dict[str, np.ndarray]
     chosen: dict[str, Any]
+    captions: Captions
 
 
 def reconstruct_fold(
@@ -93,11 +102,16 @@ def reconstruct_fold(
     generator.bind(data.context)
     known = prior_settings.find_images(data.embeddings, generator, true.select(pd.unique(predicted.ids)))
     fit_prior(config, prior, data, known)
+    decoders = fit_decoders(
+        config.reconstruction.captions, data, seed=derive_seed(config.seed, "fit captions", number)
+    )
     # Right after the fit: what is written is what made these images, whatever comes later.
     if fits is not None:
-        write_fits(fits, prior, generator)
+        write_fits(fits, prior, generator, decoders)
         write_material(fits, data, known, test)
-    return draw_images(config, data, test, predicted, true, subjects, number, prior, generator, low=low)
+    return draw_images(
+        config, data, test, predicted, true, subjects, number, prior, generator, low=low, decoders=decoders
+    )
 
 
 def draw_images(
@@ -112,8 +126,9 @@ def draw_images(
     generator: WholeImageGenerator,
     *,
     low: np.ndarray | None = None,
+    decoders: Mapping[str, CaptionDecoder] | None = None,
 ) -> FoldImages:
-    """Return the images of one fold by a prior and a generator that are fitted; see `reconstruct_fold`."""
+    """Return the images of one fold by a prior, a generator and decoders of captions that are fitted."""
     generator_settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
     seed = derive_seed(config.seed, "generator", number)
 
@@ -121,8 +136,19 @@ def draw_images(
     rows = pd.DataFrame(
         {"stimulus_id": predicted.ids, "concept": concepts, "subject": subjects, "fold": number}
     )
+    captions: Captions = {}
+    told = true.select(predicted.ids)
+    if decoders:
+        # The upper bound of captions, as of images: what the decoder says of the true embedding.
+        oracle = {kind: [[text] for text in decoder.decode(told)] for kind, decoder in decoders.items()}
+        captions = {"decoded": decode_captions(config, decoders, prior, predicted, number), "oracle": oracle}
+
+    def lead(method: str) -> dict[str, Any]:
+        prompts = pick_prompts(config, captions.get(method, {}))
+        return {} if prompts is None else {"prompts": prompts}
+
     made = {
-        **decode_images(config, prior, generator, predicted, number, low=low),
+        **decode_images(config, prior, generator, predicted, number, low=low, **lead("decoded")),
         "nearest": NearestConfig().build(data).generate(predicted, seed=seed),
         "mean_image": MeanImageGenerator(data).generate(predicted, seed=seed),
     }
@@ -134,9 +160,13 @@ def draw_images(
     if not generator_settings.copies_training_images:  # the image nearest to the mean would be any image
         mean = MeanPrior().fit(predicted, data.embeddings, images=data.embeddings)
         same = mean.sample(predicted, n_draws=1, seed=seed)
-        made["mean_embedding"] = generator.generate(same, seed=seed)
+        if config.reconstruction.prompt is not None and decoders:
+            told_of_mean = decoders[config.reconstruction.prompt].decode(same)
+            made["mean_embedding"] = generator.generate(same, seed=seed, prompts=told_of_mean)  # type: ignore[call-arg]
+        else:
+            made["mean_embedding"] = generator.generate(same, seed=seed)
     # The upper bound: what the generator makes of the very embedding that was to be predicted.
-    made["oracle"] = generator.generate(true.select(predicted.ids), seed=seed)
+    made["oracle"] = generator.generate(told, seed=seed, **lead("oracle"))
 
     height, width = data.image_size  # of the stimuli: a coarse target must not make the task easier
     distinct = {i: resize_image(test.read_image(i), height, width) for i in pd.unique(predicted.ids)}
@@ -147,7 +177,7 @@ def draw_images(
         images[name] = resized.reshape(*stack.shape[:-3], height, width, 3)
     described = {"generator": generator.describe(), "prior": prior.describe()}
     chosen = {name: dict(about) for name, about in described.items() if about}
-    return FoldImages(rows, images, chosen)
+    return FoldImages(rows, images, chosen, captions)
 
 
 def estimate_images_bytes(n_test: int, n_draws: int, height: int, width: int) -> int:
@@ -225,11 +255,89 @@ def refit_prior(
     return prior
 
 
-def write_fits(folder: Path, prior: WholePrior, generator: WholeImageGenerator) -> None:
-    """Write the fitted prior and what the generator has trained below `folder`; see `read_fits`."""
-    for name, component in (("prior", prior), ("generator", generator)):
+def write_fits(
+    folder: Path,
+    prior: WholePrior,
+    generator: WholeImageGenerator,
+    decoders: Mapping[str, CaptionDecoder] | None = None,
+) -> None:
+    """Write the fitted prior, what the generator has trained, and decoders of captions below `folder`; see `read_fits`
+    and `read_decoders`.
+    """
+    captions = {f"captions/{kind}": decoder for kind, decoder in (decoders or {}).items()}
+    fitted: dict[str, Any] = {"prior": prior, "generator": generator, **captions}
+    for name, component in fitted.items():
         (folder / name).mkdir(parents=True)
         component.write(folder / name)
+
+
+def read_decoders(folder: Path, config: RunConfig, data: GeneratorData) -> dict[str, CaptionDecoder]:
+    """Return the decoders of captions that `write_fits` wrote, by their kinds.
+
+    Parameters
+    ----------
+    folder
+        The fits of a fold.
+    config
+        Names them.
+    data
+        Of the training split.
+    """
+    return {c.kind: c.read(folder / "captions" / c.kind, data) for c in config.reconstruction.captions}
+
+
+def decode_captions(
+    config: RunConfig,
+    decoders: Mapping[str, CaptionDecoder],
+    prior: WholePrior,
+    predicted: Embeddings,
+    number: int,
+) -> dict[str, list[list[str]]]:
+    """Return for each decoder the captions of each row: of every draw of the prior, or one of the prediction itself.
+
+    Parameters
+    ----------
+    config
+        Draws and seed are taken from it.
+    decoders
+        Fitted, by kind.
+    prior
+        Fitted; its draws are those that images are made from.
+    predicted
+        Predicted embeddings.
+    number
+        Number of the fold, for seeds.
+    """
+    n_draws = config.reconstruction.n_draws
+    found: dict[str, list[list[str]]] = {}
+    for settings in config.reconstruction.captions:
+        texts = decoders[settings.kind].decode(
+            sample_prior(config, prior, predicted, number) if settings.reads_draws else predicted
+        )
+        each = n_draws if settings.reads_draws else 1
+        found[settings.kind] = [texts[row * each : (row + 1) * each] for row in range(len(predicted))]
+    return found
+
+
+def pick_prompts(config: RunConfig, captions: Mapping[str, list[list[str]]]) -> list[str] | None:
+    """Return the texts that lead images, one for each row or for each draw of each row; None where none is to lead.
+
+    Parameters
+    ----------
+    config
+        Names the decoder.
+    captions
+        From `decode_captions`, or of true embeddings.
+    """
+    if config.reconstruction.prompt is None or config.reconstruction.prompt not in captions:
+        return None
+    return [text for texts in captions[config.reconstruction.prompt] for text in texts]
+
+
+def sample_prior(config: RunConfig, prior: WholePrior, predicted: Embeddings, number: int) -> Embeddings:
+    """Return the draws of the prior that a fold's images are made from, draws of a row next to each other."""
+    seed = derive_seed(config.seed, "prior", number)
+    return prior.sample(predicted, n_draws=config.reconstruction.n_draws, seed=seed)
 
 
 def write_material(folder: Path, data: GeneratorData, known: Embeddings, stimuli: StimulusSet) -> None:
@@ -290,6 +398,7 @@ def decode_images(
     number: int,
     *,
     low: np.ndarray | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return decoded images of shape (n_rows, [n_draws,] height, width, 3), and the branches where there are two.
 
@@ -305,17 +414,23 @@ def decode_images(
         Number of the fold, for seeds.
     low : uint8 array of shape (n_rows, height, width, 3), optional
         Images of the low-level branch, one per row.
+    prompts
+        Text of each row, or of each draw of each row, that leads its image.
     """
     n_draws, branch = config.reconstruction.n_draws, config.reconstruction.low_level
-    sampled = prior.sample(predicted, n_draws=n_draws, seed=derive_seed(config.seed, "prior", number))
+    sampled = sample_prior(config, prior, predicted, number)
     # A prior's draws pretend to be embeddings of images; without one, predictions are what they are.
     draws_images = roles.play(roles.PRIOR_SETTINGS, config.prior).draws_images
     decoding = generator if draws_images else generator.for_predictions()
     seed = derive_seed(config.seed, "generator", number)
+    if prompts is not None and len(prompts) == len(predicted):
+        prompts = [text for text in prompts for _ in range(n_draws)]
     if branch is None or low is None:
-        made = {"decoded": decoding.generate(sampled, seed=seed)}
+        texts: dict[str, Any] = {} if prompts is None else {"prompts": prompts}
+        made = {"decoded": decoding.generate(sampled, seed=seed, **texts)}
     else:
-        made = fuse_branches(decoding, sampled, np.repeat(low, n_draws, axis=0), branch.fusion, seed=seed)
+        several = np.repeat(low, n_draws, axis=0)
+        made = fuse_branches(decoding, sampled, several, branch.fusion, seed=seed, prompts=prompts)
     if n_draws == 1:
         return made
     # (n_rows * n_draws, height, width, 3): draws of a row follow each other.

@@ -83,7 +83,7 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
     rows = publish_scores(run, artifact)
     run.seen["items"] = pd.read_parquet(artifact.path / "items.parquet")
     run.seen["not computed"] = store.read_json(artifact.path / "not_computed.json")
-    for name in ("captions", "response_ceilings"):
+    for name in ("captions", "caption_sources", "response_ceilings"):
         path = artifact.path / f"{name}.json"
         run.seen[name] = store.read_json(path) if path.is_file() else None
     return rows
@@ -197,12 +197,13 @@ def _score_further(run: Run, protocol: str, folder: Path, units: Units | None) -
             CaptionTask(
                 config.captions, predicted, true, training, images.ids, images.subjects, np.asarray(images.seen),
                 {name: np.asarray(made) for name, made in images.images.items()}, protocol, "test", run.config.seed,
-                config.n_bootstrap, config.n_permutations, units,
+                config.n_bootstrap, config.n_permutations, units, images.captions,
             )
         )  # fmt: skip
         scores += captions.scores
         lacking += config.captions.not_computed
         store.write_json(folder / "captions.json", captions.texts)
+        store.write_json(folder / "caption_sources.json", captions.sources)
     if config.brain is None and config.noise_ceiling is None:
         return scores, lacking
     from braindecode_vis.scores import response_scores
@@ -351,6 +352,8 @@ def describe_choices(config: RunConfig) -> list[str]:
     ]
     if low is not None:
         words.append(f"images fused with {low.target.kind} by {low.encoder.kind} ({low.fusion.describe()})")
+    if config.reconstruction.prompt is not None:
+        words.append(f"images led by decoded captions ({config.reconstruction.prompt})")
     return words
 
 

@@ -22,6 +22,7 @@ from braindecode_vis.pipeline.scoring import evaluate, find_phantom
 from braindecode_vis.report.gallery import GalleryContent, arrange_rows
 from braindecode_vis.report.page import ExtraSection, RankContent, SectionFigure, SectionFile
 from braindecode_vis.report.words import describe_encoder
+from braindecode_vis.scores.caption_scores import join_sources, name_decoded
 
 
 def describe_run(run: Run) -> dict[str, Any]:
@@ -37,9 +38,10 @@ def describe_run(run: Run) -> dict[str, Any]:
         parts = describe_categories(config, prepared, items)
     else:
         space, retrieved, images = embed(run)[0].embeddings.space, retrieve(run), reconstruct(run)
-        parts = describe_images(
-            config, prepared, space, retrieved, images, items, captions=run.seen.get("captions")
-        )
+        captions = run.seen.get("captions")
+        if captions is None and images.captions:  # nothing to compare them with, but they were decoded
+            captions = {"decoded": join_sources(name_decoded(images.captions["decoded"]))}
+        parts = describe_images(config, prepared, space, retrieved, images, items, captions=captions)
     design = run.seen["design"]
     if design:
         parts["method_notes"] = {

@@ -1,4 +1,4 @@
-"""Scores of captions: of the nearest training image, and of reconstructions by a captioning network.
+"""Scores of captions: of the nearest training image, decoded from embeddings, and of reconstructions by a network.
 
 Owns which captions are compared with which references and what is said where weights are missing. A caption of the
 nearest training image can say nothing new; it is the control of those that a network writes.
@@ -7,7 +7,7 @@ nearest training image can say nothing new; it is the control of those that a ne
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -29,6 +29,8 @@ from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_file, hash_json
 
 NEAREST = "nearest-caption"
+#: Kind of a decoder of the run -> what follows the ``@`` of its metrics. GIT describes images too, under its own name.
+DECODERS = {"nearest": NEAREST, "git": "git-tokens", "coca": "coca"}
 #: Methods whose images a network describes: the system, its ceiling, and the copying control.
 DESCRIBED = ("decoded", "oracle", "nearest")
 LARGEST_TEXT_TABLE = 400_000  # pairs of captions that are compared for a null, about half a minute
@@ -146,6 +148,9 @@ class CaptionTask:
         Method to images as in `ScoringTask`.
     protocol, split, seed, n_bootstrap, n_permutations, units
         As in `ScoringTask`.
+    decoded
+        Captions that the run has decoded: ``decoded`` or ``oracle``, kind of decoder, and for each row the caption of
+        each draw.
     """
 
     config: CaptionScoresConfig
@@ -162,23 +167,36 @@ class CaptionTask:
     n_bootstrap: int = 10_000
     n_permutations: int = 10_000
     units: Units | None = None
+    decoded: Mapping[str, Mapping[str, Sequence[Sequence[str]]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Score rows, and the captions of the system for the gallery, method to one text per row."""
+    """Score rows, and captions.
+
+    Parameters
+    ----------
+    scores
+        Rows for the table.
+    texts
+        For the gallery: method to one text per row.
+    sources
+        Where the captions of the decoded system are from, to one text per row, the first draw.
+    """
 
     scores: list[Score]
     texts: dict[str, list[str]]
+    sources: dict[str, list[str]]
 
 
 def score_caption_task(task: CaptionTask) -> CaptionScores:
-    """Score captions of the nearest training image and, with a captioner, of reconstructions.
+    """Score captions of the nearest training image, those that the run decoded, and with a captioner reconstructions'.
 
     Returns
     -------
     CaptionScores
-        Metrics are named ``rouge1@nearest-caption`` and, for a GIT or BLIP folder, ``rouge1@<name of the folder>``.
+        Metrics are named ``rouge1@nearest-caption``, ``rouge1@git-tokens`` or ``rouge1@coca`` for the run's own
+        decoders, and for a GIT or BLIP folder ``rouge1@<name of the folder>``.
 
     Raises
     ------
@@ -199,13 +217,21 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
         ("decoded", NEAREST): [retrieve_nearest(task.predicted, task.training, bank, device=device)],
         ("oracle", NEAREST): [retrieve_nearest(task.true, task.training, bank, device=device)],
     }
-    texts = {"decoded": rounds["decoded", NEAREST][0]}  # for the gallery, unless a network writes better ones
+    texts: dict[str, list[str]] = {}
+    for method, kinds in task.decoded.items():
+        for kind, rows_of in kinds.items():
+            # `nearest` of the run is what is retrieved here too.
+            if kind != "nearest":
+                rounds[method, DECODERS[kind]] = [list(one) for one in zip(*rows_of, strict=True)]
     if task.config.captioner is not None:
         written = _describe_images(task, task.config.captioner)
         source = task.config.captioner.expanduser().name
         rounds |= {(method, source): several for method, several in written.items() if method != "seen"}
         texts = {method: several[0] for method, several in written.items()}
-    texts = {**texts, "seen": [bank[str(i)][0] for i in task.ids]}
+    sources = {source: several[0] for (method, source), several in rounds.items() if method == "decoded"}
+    sources[NEAREST] = sources.pop(NEAREST)  # the control stands last
+    texts["decoded"] = join_sources(sources)
+    texts["seen"] = [bank[str(i)][0] for i in task.ids]
     references = [bank[str(i)] for i in task.ids]
     stimuli, truth = np.unique(task.ids.astype(str), return_inverse=True)
     scores = []
@@ -224,7 +250,32 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
                 truth=truth[rows], blocks=null.get("blocks"), n_permutations=task.n_permutations,
                 clusters=None if units is None else units.labels, unit="image" if units is None else units.unit,
             )  # fmt: skip
-    return CaptionScores(scores, texts)
+    return CaptionScores(scores, texts, sources)
+
+
+def join_sources(sources: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return one text per row: captions of several sources stand together, each with its name, as none is best for all.
+
+    Examples
+    --------
+    >>> join_sources({"coca": ["a star"], "nearest-caption": ["a ball"]})
+    ['a star (coca) | a ball (nearest-caption)']
+    """
+    if len(sources) == 1:
+        return list(next(iter(sources.values())))
+    named = [[f"{text} ({name})" for text in own] for name, own in sources.items()]
+    return [" | ".join(row) for row in zip(*named, strict=True)]
+
+
+def name_decoded(captions: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, list[str]]:
+    """Return the first caption of each row by the names of their sources.
+
+    Parameters
+    ----------
+    captions
+        Kind of decoder, and for each row the caption of each draw.
+    """
+    return {DECODERS.get(kind, kind): [draws[0] for draws in rows] for kind, rows in captions.items()}
 
 
 def _tabulate(

@@ -127,6 +127,37 @@ def test_stored_priors_and_generators_make_the_same_images(tmp_path, monkeypatch
     np.testing.assert_array_equal(own.predict(X, shown=shown).reconstructions, own.reconstructions["decoded"])
 
 
+def test_new_trials_are_described_as_those_of_the_run_were(tmp_path):
+    X, pictures, shown = make_experiment()
+    data = bdv.from_arrays(X, images=pictures, shown=shown, split=declare(shown))
+    bank = tmp_path / "bank.csv"
+    ids = data.stimuli.ids
+    bank.write_text("\n".join(["id,caption", *(f"{i},picture number {i}" for i in ids)]))
+    coca = {
+        "kind": "coca",
+        "bank": str(bank),
+        "epochs": 2,
+        "width": 8,
+        "depth": 2,
+        "heads": 1,
+        "n_queries": 1,
+    }
+    settings = {
+        **FEW, "evaluation.captions": {"bank": str(bank)}, "reconstruction.n_draws": 2,
+        "reconstruction.captions": [{"kind": "nearest", "bank": str(bank)}, {**coca, "device": "cpu"}],
+    }  # fmt: skip
+    own = bdv.decode(data, prior="spread", out=tmp_path / "run", settings=settings)
+    X, shown = pick_test(X, shown)
+    found = own.predict(X, shown=shown)
+    made = own.captions
+    assert set(made["source"]) == {"nearest-caption", "coca", "seen"}
+    assert made.groupby("source").size().to_dict() == {"coca": 16, "nearest-caption": 8, "seen": 8}
+    pd.testing.assert_frame_equal(found.captions, made[made["source"] != "seen"].reset_index(drop=True))
+    folder = found.save(tmp_path / "out")
+    assert len(pd.read_csv(folder / "captions.csv")) == 24
+    assert "picture number" in (folder / "predict.html").read_text()
+
+
 def test_runs_of_versions_that_kept_no_fits_are_fitted_again(tmp_path):
     """Fits were not kept before; the same pairs and the same seed give the same prior."""
     X, pictures, shown = make_experiment()

@@ -367,9 +367,9 @@ def reverse_the_trials(folder):
 
 def tell_the_captions_of_what_was_seen(folder):
     """Put the captions of the test images where those of the nearest training images stood."""
-    edit_json(
-        find_artifact(folder, "evaluate") / "captions.json", lambda told: told.update(decoded=told["seen"])
-    )
+    artifact = find_artifact(folder, "evaluate")
+    seen = store.read_json(artifact / "captions.json")["seen"]
+    edit_json(artifact / "caption_sources.json", lambda told: told.update({"nearest-caption": seen}))
 
 
 def change_settings_afterwards(folder):

@@ -93,7 +93,7 @@ def test_written_captions_are_averaged_over_draws(tmp_path, monkeypatch):
     assert described == [3]
     row = next(s for s in found.scores if s.metric == "rouge1@git-toy" and s.method == "decoded")
     assert row.value == pytest.approx(np.mean([np.mean([1, 1, 0.4]), np.mean([0, 1, 0])]))
-    assert found.texts["decoded"] == ["a red car", "the cat", "grass"]
+    assert found.texts["decoded"][2] == "grass (git-toy) | a red car (nearest-caption)"
 
 
 def test_several_subjects_are_scored_apart_and_together(tmp_path):

@@ -1,0 +1,259 @@
+"""Settings of what decodes captions from embeddings; the decoders themselves are in `captions`.
+
+Three ways, each a ``kind``: the caption of the nearest training image, which can say nothing new; ATM's caption branch,
+which projects an embedding onto the image tokens of GIT and lets GIT speak; and a small decoder of its own, learnt from
+the captions of training images with CoCa's loss. None sees a test image or its caption.
+
+References
+----------
+Li et al. (2024), ATM, arXiv:2403.07721, appendix C.4 (``git``); Wang et al. (2022), GIT, arXiv:2205.14100; Yu et al.
+(2022), CoCa, arXiv:2205.01917, and Ma et al. (2024), SyCoCa, arXiv:2401.02137 (``coca``); Gu et al. (2023), CLOSE,
+arXiv:2211.09778 (noise on embeddings while a decoder learns).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import choose_device
+from braindecode_vis.digests import digest_files
+from braindecode_vis.embeddings.captions import read_caption_bank
+from braindecode_vis.generators.generator_data import GeneratorData
+from braindecode_vis.registry import ByKind
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_file, hash_json, read_json
+
+if TYPE_CHECKING:
+    from braindecode_vis.generators.captions import CaptionDecoder, CocaCaptions, GitCaptions, NearestCaptions
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class _Banked(Settings):
+    """Settings of a decoder that knows the captions of training images.
+
+    Parameters
+    ----------
+    bank
+        CSV file with the columns ``id`` and ``caption``; captions of training images alone are looked at.
+    device
+        Where it runs.
+    """
+
+    bank: Path
+    device: Device = "auto"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"bank", "device"})
+
+    #: Whether it learns from out-of-fold predictions of training trials, and reads predictions and no draws of a prior.
+    needs_predictions: ClassVar[bool] = False
+    reads_draws: ClassVar[bool] = False
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the bank."""
+        if not (bank := self.bank.expanduser()).is_file():
+            raise ConfigError(
+                f"reconstruction.captions names the bank {bank}, which is no file; bring a CSV file with the columns "
+                "id and caption."
+            )
+        return {**super().hashed_fields(), "bank_sha256": hash_file(bank)}
+
+    def check_files(self) -> None:
+        """Raise `DataError` unless the bank can be read."""
+        read_caption_bank(self.bank.expanduser())
+
+    def read_training(self, data: GeneratorData) -> dict[str, list[str]]:
+        """Return the captions of the training images that have some.
+
+        Raises
+        ------
+        DataError
+            If none has.
+        """
+        bank = read_caption_bank(self.bank.expanduser())
+        known = {name: bank[name] for name in data.embeddings.ids.astype(str).tolist() if name in bank}
+        if not known:
+            raise DataError(
+                f"the caption bank {self.bank} names none of the training images (first {data.embeddings.ids[0]!r}); "
+                "its ids belong to another data set."
+            )
+        return known
+
+
+class NearestCaptionsConfig(_Banked):
+    """The caption of the training image nearest to the prediction, after the training mean is taken off."""
+
+    kind: Literal["nearest"] = "nearest"
+
+    def fit(self, data: GeneratorData, *, seed: int) -> NearestCaptions:
+        """Return the decoder with the captions of the training images."""
+        from braindecode_vis.generators.captions import NearestCaptions
+
+        return NearestCaptions(self.read_training(data), data.embeddings, self.device)
+
+    def read(self, folder: Path, data: GeneratorData) -> NearestCaptions:
+        """Return the decoder that was written into `folder`."""
+        from braindecode_vis.generators.captions import NearestCaptions
+
+        return NearestCaptions(read_json(folder / "captions.json"), data.embeddings, self.device)
+
+
+class GitCaptionsConfig(Settings):
+    """ATM's caption branch: embedding, projector, image tokens of GIT, caption.
+
+    The projector is learnt on training images: their embeddings, and the tokens that GIT's own image encoder gives
+    (ATM: 257 x 1024, a linear map of each feature onto all tokens, a linear map of features, each with a layer norm;
+    mean squared error, AdamW 1e-3, 30 epochs of batches of 32; 25 new word pieces). As in ATM, GIT's networks are not
+    changed. The embedding is the prior's draw, the very one that the image is made from.
+
+    Parameters
+    ----------
+    captioner
+        Folder of a GIT, for example of ``microsoft/git-large-coco``.
+    max_new_tokens, n_beams
+        Length and search of captions.
+    epochs, batch_size, learning_rate
+        Training of the projector.
+    device
+        Where it runs.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ("transformers",)
+
+    kind: Literal["git"] = "git"
+    captioner: Path
+    max_new_tokens: int = Field(default=25, ge=1)
+    n_beams: int = Field(default=1, ge=1)
+    epochs: int = Field(default=30, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    device: Device = "auto"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"captioner", "device"})
+    needs_predictions: ClassVar[bool] = False
+    reads_draws: ClassVar[bool] = True
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of GIT's folder."""
+        self.check_files()
+        folder = self.captioner.expanduser()
+        kept = [p for p in sorted(folder.rglob("*")) if p.suffix in (".json", ".txt", ".safetensors")]
+        digests = digest_files({str(path.relative_to(folder)): path for path in kept})
+        return {**super().hashed_fields(), "captioner_digest": hash_json(digests)}
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` unless the folder holds a GIT."""
+        config = self.captioner.expanduser() / "config.json"
+        if not config.is_file():
+            raise ConfigError(
+                f"reconstruction.captions names the captioner {self.captioner}, which holds no config.json and thus no "
+                "network; bring the whole folder of microsoft/git-large-coco."
+            )
+        if (found := read_json(config).get("model_type")) != "git":
+            raise ConfigError(
+                f"reconstruction.captions of kind git names {self.captioner}, which holds a network of kind {found!r}; "
+                "bring the folder of a GIT."
+            )
+
+    def fit(self, data: GeneratorData, *, seed: int) -> GitCaptions:
+        """Return the decoder, its projector fitted on training images."""
+        from braindecode_vis.generators.captions import fit_git
+
+        return fit_git(self, data, seed=seed)
+
+    def read(self, folder: Path, data: GeneratorData) -> GitCaptions:
+        """Return the decoder that was written into `folder`."""
+        from braindecode_vis.generators.captions import read_git
+
+        return read_git(self, folder)
+
+
+class CocaCaptionsConfig(_Banked):
+    """A small decoder of captions, learnt from those of training images with CoCa's loss.
+
+    Words are read by a causal transformer whose last token is compared with the embedding (symmetric cross-entropy),
+    and written by further layers that look at the embedding. Both terms are as in CoCa; the encoder of images is frozen
+    here, so that they shape the decoder alone. Words are those of the training captions, so that no word is new.
+
+    Parameters
+    ----------
+    learns_from
+        ``images`` learns from the embeddings of training images, and describes the prior's draws. ``predictions``
+        learns from out-of-fold predictions of training trials, with their errors, and describes predictions.
+    width, depth, heads
+        Of the transformer; half of its layers read words alone, the others look at the embedding too.
+    n_queries
+        Vectors that the embedding is pooled into for the decoder (CoCa: 256, of the tokens of a whole image).
+    max_words
+        Longest caption, words and signs; what is longer is cut in training.
+    contrastive, captioning
+        Weights of the two terms (CoCa: 1, 2).
+    masked
+        Weight of SyCoCa's text-guided masked image modelling (there 1), for targets with patches: the half of the
+        patches that is most similar to the caption is hidden, and rebuilt from the others and the words. 0 leaves it
+        out. It shapes the maps of patches and words, and has no part in decoding.
+    noise
+        Standard deviation of Gaussian noise on the embeddings of images while the decoder learns, in units of their
+        own: predictions are less sure than they (CLOSE).
+    epochs, batch_size, learning_rate, weight_decay
+        Training by AdamW, a cosine with a tenth of warm-up.
+    dropout
+        In the transformer.
+    """
+
+    kind: Literal["coca"] = "coca"
+    learns_from: Literal["images", "predictions"] = "images"
+    width: int = Field(default=256, ge=8)
+    depth: int = Field(default=4, ge=2)
+    heads: int = Field(default=4, ge=1)
+    n_queries: int = Field(default=16, ge=1)
+    max_words: int = Field(default=24, ge=1)
+    contrastive: float = Field(default=1.0, ge=0)
+    captioning: float = Field(default=2.0, gt=0)
+    masked: float = Field(default=0.0, ge=0)
+    noise: float = Field(default=0.5, ge=0)
+    epochs: int = Field(default=30, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @property
+    def needs_predictions(self) -> bool:  # type: ignore[override]
+        """Whether it learns from out-of-fold predictions."""
+        return self.learns_from == "predictions"
+
+    @property
+    def reads_draws(self) -> bool:  # type: ignore[override]
+        """Whether it describes draws of the prior."""
+        return self.learns_from == "images"
+
+    def fit(self, data: GeneratorData, *, seed: int) -> CocaCaptions:
+        """Return the decoder, learnt from the captions of training images."""
+        from braindecode_vis.generators.captions import fit_coca
+
+        return fit_coca(self, data, seed=seed)
+
+    def read(self, folder: Path, data: GeneratorData) -> CocaCaptions:
+        """Return the decoder that was written into `folder`."""
+        from braindecode_vis.generators.captions import read_coca
+
+        return read_coca(self, folder)
+
+
+#: Settings of any decoder of captions.
+CaptionsConfig = Annotated[NearestCaptionsConfig | GitCaptionsConfig | CocaCaptionsConfig, ByKind()]
+
+
+def fit_decoders(settings: tuple[Any, ...], data: GeneratorData, *, seed: int) -> dict[str, CaptionDecoder]:
+    """Return every decoder of a run, by its kind, fitted on the training split."""
+    return {each.kind: each.fit(data, seed=seed) for each in settings}
+
+
+def find_device(settings: Any) -> str:
+    """Return ``cpu`` or ``cuda``."""
+    return choose_device(settings.device, setting="reconstruction.captions.device")
