@@ -4,15 +4,19 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from braindecode_vis import pipeline, store
 from braindecode_vis.audit.run import audit_run
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import check_files, read_config
+from braindecode_vis.metrics.image import compute_image_metric
 from braindecode_vis.pipeline import decoding
 from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.stimuli import resize_image
 
 QUICK = [
     "dataset.n_train=60", "dataset.n_test=20", "dataset.n_voxels=24", "evaluation.n_bootstrap=100",
@@ -143,3 +147,44 @@ def test_a_network_learns_latents_by_l1_and_is_judged(tmp_path):
     assert {(leak.check, leak.where) for leak in audit_run(tmp_path / "run").leaks} >= {
         ("target-means", "low-level branch fold 0")
     }
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_photographs_keep_their_size_on_the_way_through_the_branch(shared, tmp_path):
+    """Real weights, real photographs: crops of 512 pixels come back from predicted latents with 512 pixels."""
+    from skimage import data
+
+    corners = (0.0, 0.25, 0.5)  # of what is left over beside the crop
+    crops, ids, splits = [], [], []
+    for name in ("astronaut", "coffee", "rocket"):
+        photograph = getattr(data, name)()
+        side = int(0.8 * min(photograph.shape[:2]))
+        for number, corner in enumerate(corners):
+            top, left = (int(corner * (n - side)) for n in photograph.shape[:2])
+            crops.append(resize_image(photograph[top : top + side, left : left + side], 512, 512))
+            ids.append(f"{name}{number}")
+            splits.append("test" if corner == 0.25 else "train")
+    pictures = np.stack(crops)
+    coarse = pictures.reshape(len(pictures), 8, 64, 8, 64, 3).mean(axis=(2, 4)).reshape(len(pictures), -1)
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    np.save(root / "data.npy", (coarse + rng.normal(0, 2, coarse.shape)).astype(np.float32))
+    pd.DataFrame({"stimulus_id": ids, "split": splits}).to_csv(root / "trials.csv", index=False)
+    for name, picture in zip(ids, pictures, strict=True):
+        Image.fromarray(picture).save(root / "images" / f"{name}.png")
+    target = f"{{kind: taesd, weights: {shared / 'weights'}, image_size: 512, device: cpu}}"
+    low = f"reconstruction.low_level={{target: {target}}}"
+    config = read_config("arrays_ridge", ["split={kind: published}", "target={kind: pixels, size: 16}", low], root=root)
+    run = open_run(config, tmp_path / "run")
+    decoded = decoding.make_low_level(run, 0)
+    rows = decoding.retrieve(run).folds[0].predicted.ids
+    assert decoded.shape == (3, 512, 512, 3)
+    truth = pictures[[ids.index(str(i)) for i in rows]]
+    own, other = (compute_image_metric("pixcorr", decoded, np.roll(truth, n, axis=0)) for n in (0, 1))
+    assert (own > 0.5).all()
+    assert (own > other + 0.1).all()
+    # Not an enlarged thumbnail: edges of the photographs are finer than an eighth of the side would hold.
+    step = np.abs(np.diff(decoded.astype(float), axis=2)).max(axis=(1, 2, 3))
+    assert (step > 40).all()
