@@ -176,7 +176,9 @@ def test_photographs_keep_their_size_on_the_way_through_the_branch(shared, tmp_p
         Image.fromarray(picture).save(root / "images" / f"{name}.png")
     target = f"{{kind: taesd, weights: {shared / 'weights'}, image_size: 512, device: cpu}}"
     low = f"reconstruction.low_level={{target: {target}}}"
-    config = read_config("arrays_ridge", ["split={kind: published}", "target={kind: pixels, size: 16}", low], root=root)
+    config = read_config(
+        "arrays_ridge", ["split={kind: published}", "target={kind: pixels, size: 16}", low], root=root
+    )
     run = open_run(config, tmp_path / "run")
     decoded = decoding.make_low_level(run, 0)
     rows = decoding.retrieve(run).folds[0].predicted.ids

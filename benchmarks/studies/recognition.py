@@ -184,7 +184,7 @@ def learn(
     n_steps = n_epochs * (n // batch)
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=n_steps)
-    network.train()
+    network.to(memory_format=torch.channels_last).train()  # the order in which a processor convolves faster
     for _ in range(n_epochs):
         order = torch.randperm(n)
         for start in range(0, n - batch + 1, batch):
