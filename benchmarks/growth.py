@@ -174,7 +174,7 @@ GROWTHS = (
     Growth("look-up", "images: 1000 look-ups by id", look_up, 4, _FEW, _MANY, CONSTANT, CONSTANT),
     Growth(
         "bank", "images: classical features into a bank", fill_bank,
-        4, (50, 100, 200, 400), (200, 400, 800, 1600), LINEAR, LINEAR,
+        4, (25, 50, 100, 200), (100, 200, 400, 800), LINEAR, LINEAR,
     ),
     Growth("read", "images: half of a bank, shuffled, read", read_bank, 4, _FEW, _MANY, LINEAR, LINEAR),
     Growth("rank", "images: 200 queries ranked", rank, 4, _FEW, _MANY, LINEAR, LINEAR),

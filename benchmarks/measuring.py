@@ -78,6 +78,8 @@ class Row:
         Sizes: for the test, for `--quick`, for the whole table, and for `--large`.
     tolerance
         Largest difference that counts as the same work.
+    aside
+        By name, peers that do another work, and which; they stand in the table for information.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Row:
     full: tuple[dict[str, Any], ...]
     large: tuple[dict[str, Any], ...] = ()
     tolerance: float = 1e-5
+    aside: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,8 @@ class Pairs:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the peer takes less, as far as two digits tell."""
-        return round(self.ratio, 2) > 1
+        """Whether a peer that does the same takes less, as far as two digits tell."""
+        return round(self.ratio, 2) > 1 and self.peer not in self.row.aside
 
     @property
     def is_same(self) -> bool:

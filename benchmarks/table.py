@@ -1,7 +1,7 @@
 """One table beside peers, one of growth, one of start-up; printed, and written for the docs.
 
     python benchmarks/table.py --quick                          # small sizes, under three minutes
-    python benchmarks/table.py --write docs/BENCHMARKS.md       # the table of the docs; about an hour on one core
+    python benchmarks/table.py --write docs/BENCHMARKS.md       # the table of the docs; half an hour on one core
     python benchmarks/table.py --only ridge ranks sessions      # some rows; --list names them
     python benchmarks/table.py --only ridge --large             # sizes of a subject of NSD, too
 
@@ -34,7 +34,7 @@ from measuring import Curve, Pairs, fit_exponent, measure_growth, measure_row, r
 from peers import ROWS
 from start_up import list_commands, measure, prepare
 
-BUDGET = {"quick": 0.5, "full": 10.0}  # s of the pairs of a row at one size
+BUDGET = {"quick": 0.5, "full": 5.0}  # s of the pairs of a row at one size
 #: Loaded before the first measurement, so that processes that are forked have them.
 LIBRARIES = (
     "torch", "torchvision", "pandas", "sklearn.linear_model", "mne", "nilearn.glm.first_level", "skimage.metrics",
@@ -93,19 +93,26 @@ def main() -> None:
             warnings.simplefilter("ignore")
             importlib.import_module(library)
 
+    def tell_spent(name: str, since: float) -> None:
+        print(f"  {name}: {read_clock() - since:.0f} s", file=sys.stderr, flush=True)
+
     measured: list[Pairs] = []
     for row in ROWS:
         sizes = row.quick if given.quick else row.full + row.large * given.large
         for size in sizes if row.name in wanted else ():
+            since = read_clock()
             found = measure_row(row, size, budget=BUDGET["quick" if given.quick else "full"])
             print("\n".join(map(tell_pairs, found)), flush=True)
             measured += found
+            tell_spent(f"{row.name}, {row.size.format(**size)}", since)
     curves: list[Curve] = []
     for growth in GROWTHS:
         if growth.name in wanted:
             sizes = growth.quick if given.quick else growth.full
+            since = read_clock()
             curves.append(measure_growth(growth, sizes, repeats=1 if given.quick else 3))
             print(tell_curve(curves[-1]), flush=True)
+            tell_spent(growth.name, since)
     start_up = time_start_up(1 if given.quick else 5) if "start-up" in wanted else []
     print("\n".join(f"{name:32s} {seconds:5.2f} s" for name, seconds in start_up))
     print(f"{read_clock():.0f} s of processor time in all")
@@ -201,6 +208,8 @@ def write_document(
         if pairs.is_lost
     ]
     parts.append("Rows in which a peer takes less:\n\n" + ("\n".join(ahead) or "- none"))
+    asides = {pairs.peer: pairs.row.aside[pairs.peer] for pairs in measured if pairs.peer in pairs.row.aside}
+    parts += [f"For information alone: {peer} {words}" for peer, words in asides.items()]
     lines = ["| what grows | sizes | s | MB | power of time | power of memory |", "|---" * 6 + "|"]
     for curve in curves:
         if curve.failure:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Any, Literal, get_args
@@ -44,7 +44,8 @@ SSIM_ROWS = 96  # of the map of SSIM that are computed at once
 SMALL, LARGE = 256, 425  # pixels: images are resized to the first, then to the second
 #: Products of as many pixels of -128 to 127 add up to 2^24 at most, so that single precision holds every sum exactly.
 EXACT_PIXELS = 1024
-#: Pixels from which on an image is compared in single precision, in half the time; values differ by less than 1e-6.
+LEAST_VARIED = 0.02  # share of the mean square that a variance must be to be found as a difference
+#: Pixels from which on an image is compared in single precision, in half the time; values differ by about 1e-6.
 SINGLE_PRECISION = 128**2
 
 
@@ -82,10 +83,31 @@ def compute_image_metric(
     >>> compute_image_metric("pixcorr", images, 1 - images).round(6)
     array([-1., -1.])
     """
-    compare, scratch = _find_comparison(name, protocol), _Scratch()
-    values = np.empty(len(truth))
-    for rows, left, right in _pairs(truth, decoded, name, protocol, scratch):
-        values[rows] = compare(left, right, scratch)
+    return compute_image_metrics((name,), truth, decoded, protocol=protocol)[name]
+
+
+def compute_image_metrics(
+    names: Sequence[str], truth: np.ndarray, decoded: np.ndarray, *, protocol: Protocol = "native"
+) -> dict[str, np.ndarray]:
+    """Return several metrics for every pair of images, each of which is resized once for all of them.
+
+    Parameters
+    ----------
+    names
+        As the name of `compute_image_metric`; the rest is as there, too.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> images = np.random.default_rng(0).random((2, 28, 28))
+    >>> {name: values.tolist() for name, values in compute_image_metrics(("mse", "ssim"), images, images).items()}
+    {'mse': [0.0, 0.0], 'ssim': [1.0, 1.0]}
+    """
+    compares, scratch = {name: _find_comparison(name, protocol) for name in names}, _Scratch()
+    values = {name: np.empty(len(truth)) for name in names}
+    for rows, left, right in _pairs(truth, decoded, names, protocol, scratch):
+        for name, compare in compares.items():
+            values[name][rows] = compare(left, right, scratch, protocol != "native")
     return values
 
 
@@ -113,16 +135,16 @@ def tabulate_image_metric(
     >>> tabulate_image_metric("ssim", images, images).argmax(axis=1)
     array([0, 1, 2])
     """
-    compare = _find_comparison(name, protocol)
+    compare, resized = _find_comparison(name, protocol), protocol != "native"
     dtype = np.float32 if name == "ssim" else _choose_precision(truth, protocol)
-    left, right = (_prepare(images, name, protocol, dtype, _Scratch()) for images in (truth, decoded))
+    left, right = (_prepare(images, (name,), protocol, dtype, _Scratch()) for images in (truth, decoded))
     if left.shape[2:] != right.shape[2:]:
         raise DataError(f"images of {left.shape[2:]} and {right.shape[2:]} pixels cannot be compared.")
     if name == "ssim":
-        return _tabulate_ssim(left[:, 0], right[:, 0])
+        return _tabulate_ssim(*(_enlarge(x[:, 0]) if resized else x[:, 0] - _MIDDLE for x in (left, right)))
     table, scratch = np.empty((len(right), len(left))), _Scratch()
     for column, image in enumerate(left):
-        table[:, column] = compare(*np.broadcast_arrays(image, right), scratch)
+        table[:, column] = compare(*np.broadcast_arrays(image, right), scratch, resized)
     return table
 
 
@@ -199,7 +221,9 @@ def prepare_images(
             f"not {images.shape}."
         )
     if images.dtype == np.uint8:
-        return np.divide(images, 255, out=None if out is None else out.reshape(images.shape), dtype=dtype)
+        values = np.empty(images.shape, dtype) if out is None else out.reshape(images.shape)
+        values[...] = images  # a division that converts would take twice as long
+        return np.divide(values, 255, out=values)
     if images.dtype.kind != "f":
         raise DataError(f"{what} must be uint8, or float between 0 and 1, not {images.dtype}.")
     values = images.astype(dtype)
@@ -229,11 +253,11 @@ def _find_comparison(name: str, protocol: Protocol) -> Compare:
     """Return the comparison of prepared pairs."""
     check_option("image metric", name, _COMPARISONS)
     check_option("protocol of an image metric", protocol, get_args(Protocol))
-    return _compare_enlarged_pixcorr if name == "pixcorr" and protocol != "native" else _COMPARISONS[name]
+    return _COMPARISONS[name]
 
 
 def _pairs(
-    truth: np.ndarray, decoded: np.ndarray, name: str, protocol: Protocol, scratch: _Scratch
+    truth: np.ndarray, decoded: np.ndarray, names: Sequence[str], protocol: Protocol, scratch: _Scratch
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yield row ranges and prepared image pairs, in batches of bounded memory."""
     if len(truth) != len(decoded):
@@ -249,8 +273,8 @@ def _pairs(
     step, dtype = max(1, BATCH_VALUES // per_image), _choose_precision(truth, protocol)
     for start in range(0, len(truth), step):
         rows = slice(start, min(start + step, len(truth)))
-        left = _prepare(truth[rows], name, protocol, dtype, scratch, what="seen images")
-        right = _prepare(decoded[rows], name, protocol, dtype, scratch, what="decoded images")
+        left = _prepare(truth[rows], names, protocol, dtype, scratch, what="seen images")
+        right = _prepare(decoded[rows], names, protocol, dtype, scratch, what="decoded images")
         if left.shape != right.shape:  # a grey image beside an RGB one
             left, right = np.broadcast_arrays(left, right)
         yield rows, left, right
@@ -262,55 +286,84 @@ def _choose_precision(truth: np.ndarray, protocol: Protocol) -> Any:
 
 
 def _prepare(
-    images: np.ndarray, name: str, protocol: Protocol, dtype: Any, scratch: _Scratch, *, what: str = "images"
+    images: np.ndarray,
+    names: Sequence[str],
+    protocol: Protocol,
+    dtype: Any,
+    scratch: _Scratch,
+    *,
+    what: str = "images",
 ) -> np.ndarray:
-    """Return all images as a metric compares them, (n_images, 1 or 3, height, width)."""
-    values = prepare_images(images, what=what, dtype=dtype, out=scratch.take(what, images.shape, dtype))
+    """Return all images as metrics compare them, (n_images, 1 or 3, height, width).
+
+    Unless the protocol is native, they are resized to 256 pixels and come as R x' R' of `_make_matrix`, (n_images, 1 or
+    3, 256 of the width, 256 of the height): products of these are those of 425 pixels. x is then the image less 1/2.
+    """
+    resized = protocol != "native"
+    place = "both" if resized else what  # what is not returned may lie in one place, which stays in the cache
+    out, kind = scratch.take(place, images.shape, dtype), protocol
+    if (
+        resized
+        and images.dtype == np.uint8
+        and images.ndim == 4
+        and images.shape[3] in (1, 3)
+        and images.size
+    ):
+        out[...], values, kind = images, out, f"{protocol} of bytes"  # the resize divides by 255 as well
+    else:
+        values = prepare_images(images, what=what, dtype=dtype, out=out)
     n_images, height, width, n_planes = values.shape
-    if n_planes == 3 and name.startswith("ssim"):  # resizing is linear, so grey may come before it
-        n_planes, grey = 1, scratch.take(f"grey {what}", (n_images * height * width,), dtype)
-        values = np.matmul(values.reshape(-1, 3), np.array(GREY_WEIGHTS, dtype), out=grey)
-    kind = f"{protocol}, root" if name == "pixcorr" else protocol  # see `_compare_enlarged_pixcorr`
+    if n_planes == 3 and all(name.startswith("ssim") for name in names):
+        values = _take_grey(
+            values.reshape(-1, 3), scratch, f"grey of {place}"
+        )  # resizing is linear: it may follow
+        n_planes = 1
     lines = values.reshape(n_images, height, -1)
-    if protocol != "native":
-        lines = _filter(lines, 1, kind, scratch, f"{what}, axis 1")
-    planes = lines.reshape(n_images, -1, width, n_planes).transpose(0, 3, 1, 2)
-    if n_planes == 3:
-        scratch.take(f"planes of {what}", planes.shape, dtype)[...] = planes
-        planes = scratch.take(f"planes of {what}", planes.shape, dtype)
-    if protocol != "native":
+    if resized:
+        lines = _filter(lines, 1, kind, scratch, f"{place}, axis 1")
+        lines -= _MIDDLE * _make_level().astype(dtype)[:, None]
+    order = (
+        (0, 3, 2, 1) if resized else (0, 3, 1, 2)
+    )  # so that both axes are filtered as the first, the quicker one
+    planes = lines.reshape(n_images, -1, width, n_planes).transpose(order)
+    if resized or n_planes == 3:
+        scratch.take(f"planes of {place}", planes.shape, dtype)[...] = planes
+        planes = scratch.take(f"planes of {place}", planes.shape, dtype)
+    if resized:
         flat = planes.reshape(-1, *planes.shape[2:])
-        planes = _filter(flat, 2, kind, scratch, f"{what}, axis 2").reshape(*planes.shape[:3], -1)
+        planes = _filter(flat, 1, protocol, scratch, f"{what}, axis 2").reshape(
+            n_images, n_planes, SMALL, SMALL
+        )
     return planes
 
 
-def _compare_pixcorr(left: np.ndarray, right: np.ndarray, scratch: _Scratch) -> np.ndarray:
-    # Row by row, (n_images, n_rows, width), and the rows in double precision: a whole image of single precision would
-    # lose the sixth digit in its sum.
-    a, b = (planes.reshape(len(planes), -1, planes.shape[3]) for planes in (left, right))
-    a, b = (x - x.mean(axis=2).mean(axis=1, dtype=np.float64).astype(x.dtype)[:, None, None] for x in (a, b))
-    return _correlate(*(_average_products(x, y) for x, y in ((a, a), (b, b), (a, b))))
+def _take_grey(colours: np.ndarray, scratch: _Scratch, name: str) -> np.ndarray:
+    """Return the weighted sum over the last axis of (n, 3), shape (n,)."""
+    out = scratch.take(name, colours.shape[:1], colours.dtype)
+    return np.matmul(colours, np.array(GREY_WEIGHTS, colours.dtype), out=out)
 
 
-def _compare_enlarged_pixcorr(left: np.ndarray, right: np.ndarray, scratch: _Scratch) -> np.ndarray:
-    """Return the correlation that images have at 425 pixels, which are never made.
+def _compare_pixcorr(left: np.ndarray, right: np.ndarray, scratch: _Scratch, resized: bool) -> np.ndarray:
+    pair = [planes.reshape(len(planes), -1, planes.shape[3]) for planes in (left, right)]
+    # An image of ones: each axis of 425 pixels has become R times ones of 256.
+    across, down = (_make_level() if resized else np.ones(n) for n in left.shape[2:])
+    across = np.tile(across, left.shape[1])
+    n_pixels = left.shape[1] * (LARGE**2 if resized else math.prod(left.shape[2:]))
+    means = [(x @ down.astype(x.dtype)) @ across / n_pixels for x in pair]
 
-    With U the resize of an axis from 256 pixels to 425, the product of two images is <U x U', U y U'>. That is
-    <R x R', R y R'> for any R with R' R = U' U, and there is one of 256 rows: images come multiplied with it.
-    """
-    level = _make_root().sum(axis=1)  # of an axis of ones, after R; its sum of squares is 425
-    # Each (n_images, n_planes * 256, 256).
-    pair = [planes.reshape(len(planes), -1, SMALL) for planes in (left, right)]
-    rows = np.tile(level, pair[0].shape[1] // SMALL)
-    ones = np.outer(rows, level).astype(left.dtype)
-    for side, x in enumerate(pair):
-        mean = (x @ level.astype(x.dtype)) @ rows / (len(rows) // SMALL * LARGE**2)
-        shift = scratch.take(f"centred {side}", x.shape, x.dtype)
-        np.multiply(mean[:, None, None].astype(x.dtype), ones, out=shift)
-        pair[side] = np.subtract(x, shift, out=shift)
-    a, b = pair
-    scale = (SMALL / LARGE) ** 2
-    return _correlate(*(scale * _average_products(x, y) for x, y in ((a, a), (b, b), (a, b))))
+    def multiply() -> Iterator[np.ndarray]:
+        a, b = pair
+        # Row by row in single precision, the rows in double: a whole image would lose the sixth digit in its sum.
+        return (np.vecdot(x, y).sum(axis=1, dtype=np.float64) / n_pixels for x, y in ((a, a), (b, b), (a, b)))
+
+    squares_a, squares_b, products = multiply()
+    found = (squares_a - means[0] ** 2, squares_b - means[1] ** 2, products - means[0] * means[1])
+    # Of an image that hardly varies, the difference would be rounding: its mean is taken from its pixels.
+    if min((found[0] - LEAST_VARIED * squares_a).min(), (found[1] - LEAST_VARIED * squares_b).min()) <= 0:
+        ones = np.outer(across, down).astype(left.dtype)
+        pair = [x - mean.astype(x.dtype)[:, None, None] * ones for x, mean in zip(pair, means, strict=True)]
+        found = tuple(multiply())
+    return _correlate(*found)
 
 
 def _correlate(variance_a: np.ndarray, variance_b: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -322,63 +375,78 @@ def _correlate(variance_a: np.ndarray, variance_b: np.ndarray, covariance: np.nd
     return np.clip(values, -1.0, 1.0)
 
 
-def _average_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return the mean product of images of shape (n_images, n_rows, width)."""
-    return np.einsum("nhk,nhk->nh", left, right).mean(axis=1, dtype=np.float64) / left.shape[2]
-
-
-def _compare_mse(left: np.ndarray, right: np.ndarray, scratch: _Scratch) -> np.ndarray:
+def _compare_mse(left: np.ndarray, right: np.ndarray, scratch: _Scratch, resized: bool) -> np.ndarray:
     error = (left - right).reshape(len(left), -1, left.shape[3])
-    return _average_products(error, error)
+    n_pixels = left.shape[1] * (LARGE**2 if resized else math.prod(left.shape[2:]))
+    return np.vecdot(error, error).sum(axis=1, dtype=np.float64) / n_pixels
 
 
 def _compare_ssim(
-    left: np.ndarray, right: np.ndarray, scratch: _Scratch, *, axes: tuple[int, ...] = (1, 2)
+    left: np.ndarray, right: np.ndarray, scratch: _Scratch, resized: bool, *, axes: tuple[int, ...] = (1, 2)
 ) -> np.ndarray:
-    """Return the mean SSIM over the positions whose window, which extends along `axes`, lies inside the image."""
-    left, right = left[:, 0], right[:, 0]  # (n_images, height, width)
-    if min(left.shape[axis] for axis in axes) <= 2 * SSIM_RADIUS:
-        raise DataError(f"SSIM needs images of at least 11 x 11 pixels, not {left.shape[1:]}.")
-    n_rows, total = left.shape[1] - 2 * SSIM_RADIUS, np.zeros(len(left))
+    """Return the mean SSIM over the positions whose window, which extends along `axes`, lies inside the image.
+
+    With s = x + y and d = x - y, twice the sum of variances is var(s) + var(d), four times the covariance var(s) -
+    var(d), and so it is with squared means. Equal images have d = 0, so that theirs is 1 to the last bit.
+    """
+    n_images, n_planes, *size = left.shape
+    fields = scratch.take("fields", (2, n_images, *size), left.dtype)
+    for number, (x, y) in enumerate(zip(left, right, strict=True)):  # (n_planes, height, width)
+        grey = [
+            _take_grey(planes.reshape(3, -1).T, scratch, f"grey of {side}").reshape(size)
+            if n_planes == 3
+            else planes[0]
+            for side, planes in (("left", x), ("right", y))
+        ]
+        np.add(*grey, out=fields[0, number])
+        np.subtract(*grey, out=fields[1, number])
+    if not resized:
+        fields[0] -= 1  # about the middle, so that squares of bright values do not round the variance away
+    fields = fields.reshape(-1, *size)  # (2 * n_images, height, width)
+    if resized and axes != (1, 2):
+        fields, resized = _enlarge(fields).transpose(0, 2, 1), False
+    if resized:  # the mean of the enlarged image is one product with the small one
+        wide, means = (_filter(fields, 2, kind, scratch, kind) for kind in ("enlarge", "enlarge, blur"))
+        n_rows = LARGE
+    else:
+        if min(fields.shape[axis] for axis in axes) <= 2 * SSIM_RADIUS:
+            raise DataError(f"SSIM needs images of at least 11 x 11 pixels, not {fields.shape[1:]}.")
+        wide, n_rows = fields, fields.shape[1]
+        means = _filter(fields, 2, "blur", scratch, "means") if 2 in axes else fields
+    n_rows, total = n_rows - 2 * SSIM_RADIUS, np.zeros(n_images)
     for start in range(0, n_rows, SSIM_ROWS):  # so many rows of all that is computed stay in the cache
-        seen = slice(start, min(start + SSIM_ROWS, n_rows) + 2 * SSIM_RADIUS)
-        shape = (4, len(left), seen.stop - start, left.shape[2])
-        fields = scratch.take("fields", shape, left.dtype)
-        x, y = (np.subtract(z[:, seen], _MIDDLE, out=fields[i]) for i, z in enumerate((left, right)))
-        # Only the sum of the two variances enters, so four filtered images do instead of five.
-        np.multiply(x, x, out=fields[2])
-        fields[2] += np.multiply(y, y, out=fields[3])
-        np.multiply(x, y, out=fields[3])
-        blurred = _blur(fields.reshape(-1, *shape[2:]), axes, scratch)
-        mean_x, mean_y, variances, covariance = blurred.reshape(4, len(left), *blurred.shape[1:])
-        product = mean_x * mean_y  # about the middle, where rounding is small
-        covariance -= product
-        covariance *= 2
-        covariance += SSIM_C2
-        squares = mean_x * mean_x + mean_y * mean_y
-        variances -= squares
-        variances += SSIM_C2
-        # The levels of black are near 0: from products about the middle, little would be left of them beside C1.
-        mean_x += _MIDDLE
-        mean_y += _MIDDLE
-        np.multiply(mean_x, mean_y, out=product)
-        product *= 2
-        product += SSIM_C1
-        np.multiply(mean_x, mean_x, out=squares)
-        squares += np.multiply(mean_y, mean_y, out=mean_y)
-        squares += SSIM_C1
-        product *= covariance
-        product /= squares
-        product /= variances
-        total += product.sum(axis=(1, 2), dtype=np.float64)
-    return total / (n_rows * blurred.shape[2])
+        rows = (start, min(start + SSIM_ROWS, n_rows))
+        seen = (start, rows[1] + 2 * SSIM_RADIUS)  # by the windows of these
+        if resized:
+            part = _filter(wide, 1, "enlarge", scratch, "part", rows=seen)
+            mean = _filter(means, 1, "enlarge, blur", scratch, "mean", rows=rows)
+        else:
+            part = wide[:, slice(*seen)]
+            mean = _filter(means[:, slice(*seen)], 1, "blur", scratch, "mean")
+        squares = np.multiply(part, part, out=scratch.take("part", part.shape, part.dtype))
+        blurred = _blur(squares, axes, scratch)
+        (mean_s, mean_d), (var_s, var_d) = (x.reshape(2, n_images, *x.shape[1:]) for x in (mean, blurred))
+        square = np.multiply(mean_s, mean_s, out=scratch.take("square", mean_s.shape, mean_s.dtype))
+        var_s -= square
+        var_s += 2 * SSIM_C2
+        var_d -= np.multiply(mean_d, mean_d, out=mean_d)
+        # The levels of black are near 0: from squares about the middle, little would be left of them beside C1.
+        mean_s += 1
+        mean_s *= mean_s
+        mean_s += 2 * SSIM_C1
+        value = np.subtract(var_s, var_d, out=square)
+        var_s += var_d
+        value *= np.subtract(mean_s, mean_d, out=var_d)
+        mean_s += mean_d
+        value /= np.multiply(var_s, mean_s, out=var_s)
+        total += value.sum(axis=2).sum(axis=1, dtype=np.float64)
+    return total / (n_rows * value.shape[2])
 
 
 def _tabulate_ssim(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return the SSIM of every image of `right` with every one of `left`, grey images of shape (n, height, width)."""
+    """Return the SSIM of every image of `right` with every one of `left`, grey less 1/2, (n, height, width)."""
     if min(left.shape[1:]) <= 2 * SSIM_RADIUS:
         raise DataError(f"SSIM needs images of at least 11 x 11 pixels, not {left.shape[1:]}.")
-    left, right = left - _MIDDLE, right - _MIDDLE
     means = [_blur(images, (1, 2)) for images in (left, right)]
     variances = [
         _blur(images * images, (1, 2)) - mean * mean
@@ -415,43 +483,55 @@ def _blur(images: np.ndarray, axes: tuple[int, ...], scratch: _Scratch | None = 
     return images
 
 
+def _enlarge(images: np.ndarray) -> np.ndarray:
+    """Return what `_prepare` made of images, (n_images, 256, 256), at 425 pixels, still less 1/2."""
+    return _filter(_filter(images, 2, "enlarge"), 1, "enlarge")
+
+
 def _filter(
-    images: np.ndarray, axis: int, kind: str, scratch: _Scratch | None = None, name: str = ""
+    images: np.ndarray,
+    axis: int,
+    kind: str,
+    scratch: _Scratch | None = None,
+    name: str = "",
+    *,
+    rows: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Multiply (n_images, height, width) along an axis, 1 or 2, with the banded matrix of `_make_matrix`.
 
     A slab of rows is filtered by one product with a part of the matrix, which beats a loop over pixels. The result lies
-    in `scratch` under `name`, if there is one.
+    in `scratch` under `name`, if there is one; of the matrix, `rows` from the first up to the second will do.
     """
-    n_rows, slabs = _make_slabs(kind, images.shape[axis], axis, images.dtype)
+    n_rows, slabs = _make_slabs(kind, images.shape[axis], axis, images.dtype, rows)
     n_images, height, width = images.shape
     shape = (n_images, n_rows, width) if axis == 1 else (n_images, height, n_rows)
     made = np.empty(shape, images.dtype) if scratch is None else scratch.take(name, shape, images.dtype)
     if axis == 1:
-        for rows, columns, part in slabs:
-            np.matmul(part, images[:, columns], out=made[:, rows])
+        for into, columns, part in slabs:
+            np.matmul(part, images[:, columns], out=made[:, into])
         return made
-    flat = np.ascontiguousarray(images).reshape(-1, width)
-    for rows, columns, part in slabs:
-        np.matmul(flat[:, columns], part, out=made.reshape(-1, n_rows)[:, rows])
+    flat, flat_made = np.ascontiguousarray(images).reshape(-1, width), made.reshape(-1, n_rows)
+    for into, columns, part in slabs:
+        np.matmul(flat[:, columns], part, out=flat_made[:, into])
     return made
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=64)
 def _make_slabs(
-    kind: str, n: int, axis: int, dtype: Any
+    kind: str, n: int, axis: int, dtype: Any, rows: tuple[int, int] | None = None
 ) -> tuple[int, list[tuple[slice, slice, np.ndarray]]]:
     """Return the rows of a matrix, and its slabs: which rows, the columns that count in them, and these values.
 
     Values for the last axis, 2, are transposed.
     """
-    matrix, slabs = _make_matrix(kind, n), []
-    for start in range(0, len(matrix), SLAB):
-        rows = slice(start, min(start + SLAB, len(matrix)))
-        used = np.flatnonzero(matrix[rows].any(axis=0))
+    matrix, slabs = _make_matrix(kind, n)[slice(*rows or (None,))], []
+    step = SLAB if axis == 1 or kind.startswith("425") else 2 * SLAB  # wide bands are worth narrow slabs
+    for start in range(0, len(matrix), step):
+        into = slice(start, min(start + step, len(matrix)))
+        used = np.flatnonzero(matrix[into].any(axis=0))
         columns = slice(int(used[0]), int(used[-1]) + 1)
-        part = matrix[rows, columns] if axis == 1 else matrix[rows, columns].T
-        slabs.append((rows, columns, np.ascontiguousarray(part, dtype)))
+        part = matrix[into, columns] if axis == 1 else matrix[into, columns].T
+        slabs.append((into, columns, np.ascontiguousarray(part, dtype)))
     return len(matrix), slabs
 
 
@@ -459,15 +539,29 @@ def _make_matrix(kind: str, n: int) -> np.ndarray:
     """Return what an axis of n pixels is multiplied with.
 
     ``blur`` is the window of SSIM; ``425`` and ``425-legacy`` resize to 256 pixels, with and without antialiasing, and
-    from there to 425; with ``, root`` they end with `_make_root` instead.
+    multiply with R; from there ``enlarge`` goes on to 425, and ``enlarge, blur`` to the window's means. With U the
+    resize of an axis from 256 pixels to 425, R' R is U' U. The product of two images is <U x U', U y U'>, which is
+    <R x R', R y R'>: it takes no enlarged image.
     """
     if kind == "blur":
         offsets = np.arange(n)[None] - np.arange(n - 2 * SSIM_RADIUS)[:, None] - SSIM_RADIUS
         weights = np.where(np.abs(offsets) <= SSIM_RADIUS, np.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2), 0.0)
         return weights / weights.sum(axis=1, keepdims=True)
-    protocol, _, end = kind.partition(", ")
-    shrink = _make_resize(n, SMALL, antialias=protocol == "425")
-    return (_make_root() if end else _make_resize(SMALL, LARGE)) @ shrink
+    enlarge = _make_resize(SMALL, LARGE)
+    root = np.linalg.cholesky(enlarge.T @ enlarge).T  # two numbers a row
+    if kind.startswith("425"):
+        protocol, *bytes_ = kind.split(" of ")
+        return root @ _make_resize(n, SMALL, antialias=protocol == "425") / (255 if bytes_ else 1)
+    enlarge = np.linalg.solve(root.T, enlarge.T).T
+    enlarge[np.abs(enlarge) < 1e-8] = 0  # what is left decays by four with each pixel: a band again
+    return _make_matrix("blur", LARGE) @ enlarge if kind == "enlarge, blur" else enlarge
+
+
+@lru_cache(maxsize=1)
+def _make_level() -> np.ndarray:
+    """Return R times ones, shape (256,), whose sum of squares is 425."""
+    enlarge = _make_resize(SMALL, LARGE)
+    return np.linalg.cholesky(enlarge.T @ enlarge).T.sum(axis=1)
 
 
 def _make_resize(n: int, size: int, *, antialias: bool = True) -> np.ndarray:
@@ -477,13 +571,6 @@ def _make_resize(n: int, size: int, *, antialias: bool = True) -> np.ndarray:
     width = max(1.0, n / size) if antialias else 1.0
     weights = np.maximum(0.0, 1 - np.abs(np.arange(n)[None] - centres[:, None]) / width)
     return weights / weights.sum(axis=1, keepdims=True)
-
-
-@lru_cache(maxsize=1)
-def _make_root() -> np.ndarray:
-    """Return R of `_compare_enlarged_pixcorr`, (256, 256), with entries on and right of the diagonal only."""
-    enlarge = _make_resize(SMALL, LARGE)
-    return np.linalg.cholesky(enlarge.T @ enlarge).T
 
 
 _COMPARISONS: dict[str, Compare] = {

@@ -9,7 +9,8 @@ the package is added with `register_metric` and is from then on scored, tested a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -251,6 +252,22 @@ def compare_items(metric: Metric, made: np.ndarray, true: np.ndarray) -> np.ndar
     """
     assert metric.compare is not None
     return _check(metric, lambda: metric.compare(made, true), (len(made),))  # type: ignore[misc]
+
+
+def compare_images(names: Sequence[str], made: np.ndarray, seen: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what `compare_items` gives of several metrics of images; those of one protocol resize each image once."""
+    metrics = {name: find_metric(name).metric for name in names}
+    found, by_protocol = {}, defaultdict[image.Protocol, dict[str, str]](dict)
+    for name, metric in metrics.items():
+        if isinstance(metric.compare, partial) and metric.compare.func is _compare_images:
+            plain, protocol = metric.compare.args
+            by_protocol[protocol][name] = plain
+        else:
+            found[name] = compare_items(metric, made, seen)
+    for protocol, plain in by_protocol.items():
+        values = image.compute_image_metrics(tuple(plain.values()), seen, made, protocol=protocol)
+        found |= {name: values[one] for name, one in plain.items()}
+    return {name: found[name] for name in names}
 
 
 def tabulate_items(metric: Metric, made: np.ndarray, true: np.ndarray) -> np.ndarray:

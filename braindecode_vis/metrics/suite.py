@@ -31,7 +31,7 @@ from braindecode_vis.checks import ConfigError, DataError, check_finite, check_i
 from braindecode_vis.devices import choose_device
 from braindecode_vis.metrics.identification import make_identification_table
 from braindecode_vis.metrics.image import ImageTable, make_image_table
-from braindecode_vis.metrics.metric_registry import compare_items, find_metric
+from braindecode_vis.metrics.metric_registry import compare_images
 from braindecode_vis.settings import Settings
 
 Network = Literal[
@@ -277,11 +277,8 @@ def compute_suite(truth: np.ndarray, decoded: np.ndarray, config: MetricSuiteCon
     if len(table.shown) < len(truth):
         raise DataError("two seen images of the suite are the same; give each of them once.")
     rounds, own = table.made["decoded"], np.arange(len(truth))
-    values: dict[str, np.ndarray] = {}
-    for metric in list_pixel_metrics(config):
-        values[metric] = np.mean(
-            [compare_items(find_metric(metric).metric, table.images[one], truth) for one in rounds], axis=0
-        )
+    pixels = [compare_images(list_pixel_metrics(config), table.images[one], truth) for one in rounds]
+    values = {metric: np.mean([one[metric] for one in pixels], axis=0) for metric in pixels[0]}
     for network in suite.available:
         if network in LPIPS_NETWORKS:
             # (n_rounds * n_images, 2): the seen image and what was made of it, round after round.

@@ -20,7 +20,7 @@ from braindecode_vis.metrics.identification import (
     make_identification_table,
 )
 from braindecode_vis.metrics.image import ImageTable, make_image_table, split_rounds, tabulate_pixels
-from braindecode_vis.metrics.metric_registry import compare_items, find_metric, tabulate_items
+from braindecode_vis.metrics.metric_registry import compare_images, find_metric, tabulate_items
 from braindecode_vis.metrics.suite import (
     LPIPS_NETWORKS,
     classify,
@@ -62,13 +62,10 @@ def score_images(scored: ScoredGroup, method: str, images: np.ndarray) -> Iterat
     correlations, errors = zip(*(tabulate_pixels(one, distinct) for one in rounds), strict=True)
     yield from scored.score_table(method, "pixcorr", correlations)
     yield from scored.score_table(method, "mse", errors)
-    if min(seen.shape[1:3]) >= SMALLEST_SSIM:
-        yield from score_pairs(scored, method, "ssim", rounds)
+    size = min(seen.shape[1:3])
     # Enlarged thumbnails compare the smoothness of the resize, not the images.
-    for metric in ("pixcorr@425", "ssim@425") if min(seen.shape[1:3]) >= SMALLEST_425 else ():
-        yield from score_pairs(scored, method, metric, rounds)
-    for metric in scored.task.list_asked("images"):
-        yield from score_pairs(scored, method, metric, rounds)
+    names = ["ssim"] * (size >= SMALLEST_SSIM) + ["pixcorr@425", "ssim@425"] * (size >= SMALLEST_425)
+    yield from score_pairs(scored, method, [*names, *scored.task.list_asked("images")], rounds)
     if len(distinct) < 2:
         return
     orders = [count_order(one) for one in correlations]  # sorted once for every number of alternatives
@@ -86,9 +83,9 @@ def score_images(scored: ScoredGroup, method: str, images: np.ndarray) -> Iterat
 
 
 def score_pairs(
-    scored: ScoredGroup, method: str, name: str, rounds: np.ndarray
+    scored: ScoredGroup, method: str, names: Sequence[str], rounds: np.ndarray
 ) -> Iterator[tuple[Score, np.ndarray]]:
-    """Yield the score of each image against its own stimulus, by a metric that looks at one pair of images at a time.
+    """Yield the score of each image against its own stimulus, by metrics that look at one pair of images at a time.
 
     Pairs are dear, so only the system under test gets a permutation null, and only of as many pairs as
     `LARGEST_PAIR_TABLE` allows: beyond that, stimuli are permuted within random blocks of equal size, which is as valid
@@ -99,35 +96,51 @@ def score_pairs(
     ----------
     scored, method
         The rows and whose images they are.
-    name
-        A metric of images, of the package or from outside.
+    names
+        Metrics of images, of the package or from outside.
     rounds : uint8 array of shape (n_draws, n_rows, height, width, 3)
         Images of these rows.
     """
-    metric, _, protocol, *_ = find_metric(name)
-    seen = scored.task.seen[scored.rows]
-    n_stimuli = len(scored.columns)
-    if method == "decoded" and n_stimuli > 1 and metric.permute and scored.task.pair_nulls:
-        n_pixels = 425**2 if protocol.startswith("425") else int(np.prod(seen.shape[1:3]))
-        blocks = make_blocks(
-            n_stimuli, LARGEST_PAIR_TABLE // (rounds[..., 0, 0, 0].size * n_pixels), scored.task.seed
-        )
-        tables = []
-        for made in rounds:
-            table = np.zeros((len(made), n_stimuli))  # 0 outside the blocks, where nothing is permuted
-            for label in np.unique(blocks):
-                columns = np.flatnonzero(blocks == label)
-                rows = np.flatnonzero(blocks[scored.truth] == label)
-                table[np.ix_(rows, columns)] = tabulate_items(metric, made[rows], seen[scored.first[columns]])
-            tables.append(table)
-        yield from scored.score_table(method, name, tables, groups=blocks)
-        return
-    level = None
-    values = average([compare_items(metric, made, seen) for made in rounds])
-    if n_stimuli > 1:
+    seen, n_stimuli = scored.task.seen[scored.rows], len(scored.columns)
+    has_table = {
+        name: method == "decoded"
+        and n_stimuli > 1
+        and scored.task.pair_nulls
+        and find_metric(name).metric.permute
+        for name in names
+    }
+    pairs = [name for name in names if not has_table[name]]
+    own = [compare_images(pairs, made, seen) for made in rounds] if pairs else []
+    others = []
+    if n_stimuli > 1 and pairs:
         following = seen[np.roll(scored.first, -1)[scored.truth]]
-        level = float(average([compare_items(metric, made, following) for made in rounds]).mean())
-    yield scored.score(values, name, method, chance=level), values
+        others = [compare_images(pairs, made, following) for made in rounds]
+    for name in names:
+        if has_table[name]:
+            yield from _score_pair_table(scored, method, name, rounds)
+            continue
+        values = average([one[name] for one in own])
+        level = float(average([one[name] for one in others]).mean()) if others else None
+        yield scored.score(values, name, method, chance=level), values
+
+
+def _score_pair_table(
+    scored: ScoredGroup, method: str, name: str, rounds: np.ndarray
+) -> Iterator[tuple[Score, np.ndarray]]:
+    metric, _, protocol, *_ = find_metric(name)
+    seen, n_stimuli = scored.task.seen[scored.rows], len(scored.columns)
+    n_pixels = 425**2 if protocol.startswith("425") else int(np.prod(seen.shape[1:3]))
+    n_pairs = LARGEST_PAIR_TABLE // (rounds[..., 0, 0, 0].size * n_pixels)
+    blocks = make_blocks(n_stimuli, n_pairs, scored.task.seed)
+    tables = []
+    for made in rounds:
+        table = np.zeros((len(made), n_stimuli))  # 0 outside the blocks, where nothing is permuted
+        for label in np.unique(blocks):
+            columns = np.flatnonzero(blocks == label)
+            rows = np.flatnonzero(blocks[scored.truth] == label)
+            table[np.ix_(rows, columns)] = tabulate_items(metric, made[rows], seen[scored.first[columns]])
+        tables.append(table)
+    yield from scored.score_table(method, name, tables, groups=blocks)
 
 
 def make_blocks(n_stimuli: int, size: int, seed: int) -> np.ndarray:
@@ -254,9 +267,10 @@ def score_suite(
         scored = scored_groups[number]
         large = min(task.seen.shape[1:3]) >= SMALLEST_425  # then these rows are in every table
         rounds = split_rounds(task.images[method][scored.rows])
-        for metric in list_pixel_metrics(suite.config):
-            if not large or metric not in ("pixcorr@425", "ssim@425"):
-                found[number, method] += score_pairs(scored, method, metric, rounds)
+        names = list_pixel_metrics(suite.config)
+        if large:
+            names = [name for name in names if name not in ("pixcorr@425", "ssim@425")]
+        found[number, method] += score_pairs(scored, method, names, rounds)
     for network in suite.available:
         if network in LPIPS_NETWORKS:
             pairs, own, following = _list_lpips_pairs(
