@@ -108,6 +108,8 @@ class Growth:
         Numbers: for the test (one of them), for `--quick`, and for the whole table.
     seconds, memory
         Largest exponent that is meant, None where none is.
+    words
+        What the powers come from, where they alone would mislead.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Growth:
     full: tuple[int, ...]
     seconds: float | None = None
     memory: float | None = None
+    words: str = ""
 
 
 @dataclass

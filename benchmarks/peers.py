@@ -583,13 +583,12 @@ def _shapes(
     )
 
 
-def _ridge(name: str, title: str, nested: bool) -> Row:
+def _ridge(name: str, title: str, nested: bool, *shapes: tuple[int, int]) -> Row:
     return Row(
         name, title, make_ridge, "{trials} x {features} -> {targets}",
         tiny=dict(trials=40, features=12, targets=3, nested=nested),
-        quick=_shapes(nested, (400, 1200), (500, 450), (1500, 300), counts=(256,)),
-        # A choice takes as long as fifty fits, so that its shapes are smaller.
-        full=_shapes(nested, *((2000, 6000), (2000, 1250), (6000, 800)) if nested else ((1500, 4250), (3000, 2000), (8000, 1000))),
+        quick=_shapes(nested, (400, 1200), (500, 450), (1200, 250), counts=(256,)),
+        full=_shapes(nested, *shapes),
         large=_shapes(nested, (5400, 9000), (5400, 3145), (16_540, 1700)),
         tolerance=1e-4,  # our weights are kept in single precision
         aside={LEAVE_ONE_OUT: AS_ONE_OUT},
@@ -606,8 +605,11 @@ def _pixels(name: str, title: str, names: tuple[str, ...]) -> Row:
 
 
 ROWS = (
-    _ridge("ridge", "Ridge, one penalty", nested=False),
-    _ridge("ridge-choice", "Ridge, one of 11 penalties by 5 inner folds", nested=True),
+    _ridge("ridge", "Ridge, one penalty", False, (1500, 4250), (3000, 2000), (8000, 1000)),
+    # As long as fifty fits, and in other packages longer.
+    _ridge(
+        "ridge-choice", "Ridge, one of 11 penalties by 5 inner folds", True, (2000, 6000), (2000, 1250), (6000, 800)
+    ),
     Row(
         "ranks", "Exact rank of the true item", make_ranks, "{queries} x {gallery}, {features} features",
         tiny=dict(queries=9, gallery=20, features=8), quick=(dict(queries=400, gallery=8000, features=512),),
@@ -625,7 +627,7 @@ ROWS = (
     _pixels("pixels", "PixCorr and SSIM at 425 px", ("pixcorr", "ssim")),
     Row(
         "suite", "Metric loop: two layers of AlexNet, two-way", make_suite, "{pairs} pairs",
-        tiny=dict(pairs=3), quick=(dict(pairs=8),), full=(dict(pairs=60),), tolerance=5e-3,
+        tiny=dict(pairs=3), quick=(dict(pairs=5),), full=(dict(pairs=60),), tolerance=5e-3,
     ),
     Row(
         "resampling", "Permutation test and bootstrap", make_permutations, "{queries} queries, {resamples} draws",
@@ -635,7 +637,7 @@ ROWS = (
     Row(
         "embedding", "Image embedding", make_embedding, "{kind}, {images} images of 500 px",
         tiny=dict(kind="torchvision", images=1),
-        quick=(dict(kind="openclip", images=4), dict(kind="torchvision", images=4)),
+        quick=(dict(kind="openclip", images=2), dict(kind="torchvision", images=2)),
         full=(dict(kind="openclip", images=32), dict(kind="torchvision", images=32)),
         tolerance=1e-3,  # other layouts of convolutions
     ),
@@ -649,7 +651,7 @@ ROWS = (
     Row(
         "training", "Training, three epochs", make_training, "{kind}, {trials} trials, {channels} channels",
         tiny=dict(kind="eegproject", trials=40, channels=4, batch=16),
-        quick=(dict(kind="eegproject", trials=768, channels=17, batch=128),),
+        quick=(dict(kind="eegproject", trials=512, channels=17, batch=128),),
         full=(
             dict(kind="eegproject", trials=16_540, channels=17, batch=1024),
             dict(kind="atm_s", trials=512, channels=63, batch=64),
@@ -669,7 +671,7 @@ ROWS = (
     ),
     Row(
         "masking", "NSD betas to the voxels of a mask", make_masking, "{trials} trials of 81 x 104 x 83",
-        tiny=dict(trials=1), quick=(dict(trials=20),), full=(dict(trials=150),),
+        tiny=dict(trials=1), quick=(dict(trials=12),), full=(dict(trials=150),),
         large=(dict(trials=750),), tolerance=1e-6,
     ),
     Row(

@@ -222,6 +222,7 @@ def write_document(
         )  # fmt: skip
         lines.append(f"| {curve.growth.title} | {' | '.join(told)} |")
     parts.append(f"{GROWTH}\n" + "\n".join(lines))
+    parts += [curve.growth.words for curve in curves if curve.growth.words]
     if start_up:
         lines = [
             "| command | s |",

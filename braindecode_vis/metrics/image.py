@@ -302,38 +302,28 @@ def _prepare(
     resized = protocol != "native"
     place = "both" if resized else what  # what is not returned may lie in one place, which stays in the cache
     out, kind = scratch.take(place, images.shape, dtype), protocol
-    if (
-        resized
-        and images.dtype == np.uint8
-        and images.ndim == 4
-        and images.shape[3] in (1, 3)
-        and images.size
-    ):
-        out[...], values, kind = images, out, f"{protocol} of bytes"  # the resize divides by 255 as well
+    is_plain = images.ndim == 4 and images.shape[3] in (1, 3) and images.size > 0
+    if resized and is_plain and images.dtype == np.uint8:  # the resize divides by 255 as well
+        out[...], values, kind = images, out, f"{protocol} of bytes"
     else:
         values = prepare_images(images, what=what, dtype=dtype, out=out)
     n_images, height, width, n_planes = values.shape
     if n_planes == 3 and all(name.startswith("ssim") for name in names):
-        values = _take_grey(
-            values.reshape(-1, 3), scratch, f"grey of {place}"
-        )  # resizing is linear: it may follow
-        n_planes = 1
+        # Resizing is linear: it may come later.
+        values, n_planes = _take_grey(values.reshape(-1, 3), scratch, f"grey of {place}"), 1
     lines = values.reshape(n_images, height, -1)
     if resized:
         lines = _filter(lines, 1, kind, scratch, f"{place}, axis 1")
         lines -= _MIDDLE * _make_level().astype(dtype)[:, None]
-    order = (
-        (0, 3, 2, 1) if resized else (0, 3, 1, 2)
-    )  # so that both axes are filtered as the first, the quicker one
+    # Turned, the second axis is filtered as the first one is, which is quicker.
+    order = (0, 3, 2, 1) if resized else (0, 3, 1, 2)
     planes = lines.reshape(n_images, -1, width, n_planes).transpose(order)
     if resized or n_planes == 3:
         scratch.take(f"planes of {place}", planes.shape, dtype)[...] = planes
         planes = scratch.take(f"planes of {place}", planes.shape, dtype)
     if resized:
-        flat = planes.reshape(-1, *planes.shape[2:])
-        planes = _filter(flat, 1, protocol, scratch, f"{what}, axis 2").reshape(
-            n_images, n_planes, SMALL, SMALL
-        )
+        planes = _filter(planes.reshape(-1, width, SMALL), 1, protocol, scratch, f"{what}, axis 2")
+        return planes.reshape(n_images, n_planes, SMALL, SMALL)
     return planes
 
 
@@ -390,16 +380,14 @@ def _compare_ssim(
     var(d), and so it is with squared means. Equal images have d = 0, so that theirs is 1 to the last bit.
     """
     n_images, n_planes, *size = left.shape
+    if n_planes == 3:
+        weights = np.array(GREY_WEIGHTS, left.dtype)
+        x, y = (np.matmul(weights, z.reshape(n_images, 3, -1)).reshape(-1, *size) for z in (left, right))
+    else:
+        x, y = left[:, 0], right[:, 0]  # (n_images, height, width)
     fields = scratch.take("fields", (2, n_images, *size), left.dtype)
-    for number, (x, y) in enumerate(zip(left, right, strict=True)):  # (n_planes, height, width)
-        grey = [
-            _take_grey(planes.reshape(3, -1).T, scratch, f"grey of {side}").reshape(size)
-            if n_planes == 3
-            else planes[0]
-            for side, planes in (("left", x), ("right", y))
-        ]
-        np.add(*grey, out=fields[0, number])
-        np.subtract(*grey, out=fields[1, number])
+    np.add(x, y, out=fields[0])
+    np.subtract(x, y, out=fields[1])
     if not resized:
         fields[0] -= 1  # about the middle, so that squares of bright values do not round the variance away
     fields = fields.reshape(-1, *size)  # (2 * n_images, height, width)
