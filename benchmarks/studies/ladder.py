@@ -256,6 +256,7 @@ def list_frontier(kind: str) -> dict[str, Rung]:
         "eegnet": make_network({"kind": "eegnet"}, 1e-3),
         "atm_e": make_network({"kind": "atm_e"}, 3e-4),
         "simpleconv": make_network({"kind": "simpleconv", "hidden": 64}, 3e-4),
+        "simpleconv_image": make_network({"kind": "simpleconv_image", "hidden": 64}, 3e-4),
     }
     best = "atm_s, four augmentations of random averages"
     further |= {f"{best}, bf16": change(CHOSEN[best], precision="bf16")}
