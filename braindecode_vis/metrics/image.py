@@ -301,7 +301,7 @@ def _prepare(
     """
     resized = protocol != "native"
     place = "both" if resized else what  # what is not returned may lie in one place, which stays in the cache
-    out, kind = scratch.take(place, images.shape, dtype), protocol
+    out, kind = scratch.take(place, images.shape, dtype), str(protocol)
     is_plain = images.ndim == 4 and images.shape[3] in (1, 3) and images.size > 0
     if resized and is_plain and images.dtype == np.uint8:  # the resize divides by 255 as well
         out[...], values, kind = images, out, f"{protocol} of bytes"
@@ -341,18 +341,18 @@ def _compare_pixcorr(left: np.ndarray, right: np.ndarray, scratch: _Scratch, res
     n_pixels = left.shape[1] * (LARGE**2 if resized else math.prod(left.shape[2:]))
     means = [(x @ down.astype(x.dtype)) @ across / n_pixels for x in pair]
 
-    def multiply() -> Iterator[np.ndarray]:
+    def multiply() -> list[np.ndarray]:
         a, b = pair
         # Row by row in single precision, the rows in double: a whole image would lose the sixth digit in its sum.
-        return (np.vecdot(x, y).sum(axis=1, dtype=np.float64) / n_pixels for x, y in ((a, a), (b, b), (a, b)))
+        return [np.vecdot(x, y).sum(axis=1, dtype=np.float64) / n_pixels for x, y in ((a, a), (b, b), (a, b))]
 
     squares_a, squares_b, products = multiply()
-    found = (squares_a - means[0] ** 2, squares_b - means[1] ** 2, products - means[0] * means[1])
+    found = [squares_a - means[0] ** 2, squares_b - means[1] ** 2, products - means[0] * means[1]]
     # Of an image that hardly varies, the difference would be rounding: its mean is taken from its pixels.
     if min((found[0] - LEAST_VARIED * squares_a).min(), (found[1] - LEAST_VARIED * squares_b).min()) <= 0:
         ones = np.outer(across, down).astype(left.dtype)
         pair = [x - mean.astype(x.dtype)[:, None, None] * ones for x, mean in zip(pair, means, strict=True)]
-        found = tuple(multiply())
+        found = multiply()
     return _correlate(*found)
 
 
