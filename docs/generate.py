@@ -10,8 +10,10 @@ each build; a file whose content is the same is not touched, so that only what c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
+import io
 import json
 import os
 import re
@@ -418,16 +420,15 @@ configurations and kinds.
 
 def make_cli() -> str:
     """Return the page of verbs, from the help of each."""
-    from typer.testing import CliRunner
+    from typer.main import get_command
 
     from braindecode_vis.cli import EXAMPLES, app
 
-    runner, parts, rows = CliRunner(), [], []
+    command, parts, rows = get_command(app), [], []
     for name, examples in EXAMPLES.items():
-        shown = runner.invoke(app, [name, "--help"], prog_name="braindecode-vis", env={"COLUMNS": "100"})
-        if shown.exit_code:
-            raise RuntimeError(f"braindecode-vis {name} --help fails: {shown.output}")
-        usage, about, rest = re.split(r"\n{2,}", shown.output.strip(), maxsplit=2)
+        with contextlib.redirect_stdout(io.StringIO()) as shown:
+            command.main([name, "--help"], "braindecode-vis", standalone_mode=False, terminal_width=80)
+        usage, about, rest = re.split(r"\n{2,}", shown.getvalue().strip(), maxsplit=2)
         rest = rest.partition("\n  Examples:")[0].rstrip()
         about = _plain(about)
         rows.append((f"[{name}](#{_slug(name)})", about))

@@ -1,6 +1,7 @@
 """Every page is reached, every link leads somewhere, and every command and line of Python in them is real."""
 
 import ast
+import functools
 import importlib.util
 import json
 import re
@@ -87,6 +88,7 @@ def test_every_page_is_in_a_table_of_contents(pages):
     assert set(pages) - reached == left_out
 
 
+@functools.cache
 def make_anchors(text):
     """Return the anchors of a page's headings, as GitHub and the site make them."""
     text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
