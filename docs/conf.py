@@ -54,6 +54,7 @@ os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"braindecode_vis {version}"
+html_static_path = html_css_files = ["site.css"]
 # These have no pages below them.
 html_sidebars = {page: [] for page in ("generated/catalogue", "CONCEPTS", "TROUBLESHOOTING")}
 html_sourcelink_suffix = ""

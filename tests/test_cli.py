@@ -177,6 +177,7 @@ def test_kinds_and_roles_are_described(call):
     assert "alphas" in call("describe", "encoder.ridge").stdout
     assert "seed" in call("describe", "run").stdout
     assert "rois" in call("describe", "SelectionConfig").stdout
+    assert "network" in call("describe").stdout
     check_refusal(call("describe", "atm_x"), "did you mean 'atm_s'")
     check_refusal(call("describe", "here/nothing.yaml"), "was not found")
 
@@ -265,7 +266,7 @@ def test_a_folder_of_another_run(call, tmp_path):
 
 
 def test_unknown_names_are_answered_with_the_known_ones(call, tmp_path):
-    check_refusal(call("run", "digits96"), "shipped configurations", "digits69_ridge")
+    check_refusal(call("run", "digits96"), "shipped configurations", "did you mean 'digits69'")
     check_refusal(call("check", "digits6"), "must be one of", "did you mean 'digits69'")
     done = call("run", "synthetic_digits", "--out", tmp_path, "--set", "encoder.alfas=[1]")
     check_refusal(done, "unknown key encoder.alfas", "known here are kind, alphas", "did you mean 'alphas'")

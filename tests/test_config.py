@@ -107,7 +107,7 @@ def test_every_path_of_a_setting_is_made_absolute_whatever_its_name(tmp_path, mo
 
 
 def test_sources_that_are_no_configuration(tmp_path):
-    with pytest.raises(ConfigError, match=r"neither a configuration file.*digits69_ridge"):
+    with pytest.raises(ConfigError, match=r"neither a configuration file.*digits69"):
         read_config("digits96")
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(ConfigError, match="must hold a mapping"):

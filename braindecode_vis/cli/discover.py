@@ -203,22 +203,36 @@ def configs(
 
 def describe(
     name: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="A configuration; or a role (network), a kind (atm_s, network.atm_s) or run, for their settings.",
             autocompletion=lambda incomplete: [*complete_configs(incomplete), *_complete_kinds(incomplete)],
         ),
-    ],
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a configuration follows and where it departs, or what a kind is and which settings it has."""
+    """Say what a configuration follows and where it departs, or what a kind is and which settings it has.
+
+    Without a name, the roles that a run is made of.
+    """
     from dataclasses import asdict
 
     from braindecode_vis.checks import ConfigError
     from braindecode_vis.config import find_config, read_header
-    from braindecode_vis.config.explain import explain
+    from braindecode_vis.config.explain import ROLES, explain
 
+    if name is None:
+        if as_json:
+            print_json({"run_folder": None, "scores": [], "roles": ROLES})
+            return
+        print_table(("role", "what"), ROLES.items())
+        make_console(stderr=False).print(
+            "The kinds of one: braindecode-vis describe ROLE. All settings of a run: describe run. "
+            "What a configuration follows: describe NAME, of those that configs lists.",
+            markup=False,
+        )
+        return
     try:
         path = find_config(name)
     except ConfigError:

@@ -308,8 +308,9 @@ def find_config(source: str | Path) -> Path:
         # The shortest name is the plainest configuration.
         return shipped[min(defaults, key=len)]
     raise ConfigError(
-        f"{source} is neither a configuration file, a run folder, nor one of the shipped configurations "
-        f"{', '.join(shipped)}{suggest(name, list(shipped))}."
+        f"{source} is neither a configuration file, a run folder, nor one of the {len(shipped)} shipped "
+        f"configurations{suggest(name, [*shipped, *(stem.split('_')[0] for stem in shipped)])}, which "
+        "braindecode-vis configs lists."
     )
 
 

@@ -34,12 +34,15 @@ MAX_LINES, MAX_POINTS = 24, 125  # of the evoked response: of all channels it wo
 MAX_FOLDS = 10
 
 
-def describe_recording(run: Run) -> list[ExtraSection]:
-    """Return the sections on the recording and the training of a run, those that can be made."""
+def describe_recording(run: Run, *, has_time_course: bool = False) -> list[ExtraSection]:
+    """Return the sections on the recording and the training of a run, those that can be made.
+
+    Where no time course of decoding is known, which takes fits of its own, they say what computes one.
+    """
     responses = preprocess(run).responses
     folder = preprocess(run).artifact.path / "responses"
     if set(responses.dims) == {"trial", "channel", "time"}:
-        sections = [_describe_evoked(responses, folder)]
+        sections = [_describe_evoked(responses, folder, has_time_course)]
     else:
         tested = np.unique(np.concatenate([fold.test for fold in preprocess(run).folds]))
         # Categories are decoded trial by trial, whatever the setting of repetitions.
@@ -58,7 +61,7 @@ def draw(function: Any, size: tuple[float, float], alt: str, caption: str) -> Se
 # --- the recording ------------------------------------------------------------------------------------------------
 
 
-def _describe_evoked(responses: Responses, folder: Path) -> ExtraSection:
+def _describe_evoked(responses: Responses, folder: Path, has_time_course: bool = False) -> ExtraSection:
     """Average the kept trials; draw every channel over time, the map at the largest response, and the ceiling."""
     time_first = responses.dims.index("time") < responses.dims.index("channel")
     n_times = responses.data.shape[responses.dims.index("time")]
@@ -109,6 +112,11 @@ def _describe_evoked(responses: Responses, folder: Path) -> ExtraSection:
         words += " No map is drawn: the data hold no positions of the sensors, or positions that span no map."
     if unit == "whitened":
         words += " Noise was normalised, so that the unit is that of its standard deviation."
+    if not has_time_course:
+        words += (
+            " When the image can be decoded takes a fit for each window of time: braindecode-vis analyze RUN "
+            "--analysis sliding_window, with the run folder for RUN, adds that curve to this page."
+        )
     return ExtraSection("Evoked response", words, figures=figures)
 
 
@@ -133,6 +141,7 @@ def _draw_head(figure: Figure, axes: Any, values: np.ndarray, places: np.ndarray
     image, _ = plot_topomap(
         values, places, axes=axes, show=False, cmap=matplotlib.rcParams["image.cmap"], vlim=(-reach, reach),
         contours=0, sensors=True, sphere=(0, 0, 0, 0.095), res=48,
+        extrapolate="local",  # far from any sensor the map would show what nobody measured
     )  # fmt: skip
     for line in axes.lines:  # mne draws them black whatever the style
         line.set_color(matplotlib.rcParams["axes.labelcolor"])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 #: Raise it when the page says more of the same results, so that it is written anew.
-PAGE_VERSION = 2
+PAGE_VERSION = 3
 
 
 @remember
@@ -88,7 +88,7 @@ def report(run: Run) -> Path:
     provenance = collect_run_provenance(run, stages)
     parts = summary.describe_run(run)
     parts["sections"] = [
-        *recording_figures.describe_recording(run),
+        *recording_figures.describe_recording(run, has_time_course=summary.find_time_course(analyses)),
         *parts.get("sections", []),
         *recording_figures.describe_publication(run, rows),
         *summary.describe_ceilings(run.seen.get("response_ceilings")),

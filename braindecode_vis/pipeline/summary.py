@@ -255,6 +255,12 @@ def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> tuple[list[Path], 
     return [path for _, path in sorted(found.values())], damaged
 
 
+def find_time_course(artifacts: list[Path]) -> bool:
+    """Return whether one of these analyses says when the image can be decoded."""
+    kinds = {store.read_json(path / store.PROVENANCE)["fields"]["analysis"]["kind"] for path in artifacts}
+    return not kinds.isdisjoint(("sliding_window", "growing_window", "time_resolved_categories", "time_generalization"))
+
+
 def describe_analyses(artifacts: list[Path], folder: Path) -> list[ExtraSection]:
     """Return one section per analysis: its figures, links to its files from the run folder, then its table."""
     sections = []

@@ -163,8 +163,7 @@ def view_cards(
     others = [
         _view_card(metric, scores, describe_metric(metric, notes), differences) | {"small": True}
         for metric in known
-        # The best of several draws is chosen with the seen image, and its plain score has a card.
-        if metric not in metrics and not find_metric(metric).n_draws
+        if metric not in metrics
     ]
     return cards + [card for card in others if card["verdict"][0] == "unsure"]
 

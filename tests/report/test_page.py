@@ -159,6 +159,14 @@ def test_a_metric_that_loses_has_a_card_that_says_what_it_loses_to():
     )
 
 
+def test_a_losing_best_of_several_draws_has_its_card():
+    row = make_scores()[0] | {"value": 0.1, "ci_low": 0.05, "ci_high": 0.2, "chance": 0.15}
+    text = page.render_report(make_bare_content(scores=[*make_scores(), row | {"metric": "best_of_4_mse"}]))
+    losing = re.search(r'<section id="losing".*?</section>', text, re.S)[0]
+    assert "est of 4" in losing
+    assert "interval includes chance" in losing
+
+
 def test_branches_of_the_system_and_the_ceiling_are_no_controls():
     row = make_scores()[0]
     rows = [
