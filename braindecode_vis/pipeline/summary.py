@@ -47,6 +47,11 @@ def describe_run(run: Run) -> dict[str, Any]:
         parts["method_notes"] = {
             "design": f"Predicted from {', '.join(design)} alone, by ridge on the training trials: what the design "
             "gives away without a brain."
+            + (
+                ""
+                if config.decodes_categories
+                else " Scored by retrieval alone: images of it would cost the generator another pass over all test trials."
+            )
         }
     else:
         parts["protocol"]["Control of the design"] = (
@@ -258,7 +263,9 @@ def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> tuple[list[Path], 
 def find_time_course(artifacts: list[Path]) -> bool:
     """Return whether one of these analyses says when the image can be decoded."""
     kinds = {store.read_json(path / store.PROVENANCE)["fields"]["analysis"]["kind"] for path in artifacts}
-    return not kinds.isdisjoint(("sliding_window", "growing_window", "time_resolved_categories", "time_generalization"))
+    return not kinds.isdisjoint(
+        ("sliding_window", "growing_window", "time_resolved_categories", "time_generalization")
+    )
 
 
 def describe_analyses(artifacts: list[Path], folder: Path) -> list[ExtraSection]:
