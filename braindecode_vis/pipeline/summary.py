@@ -44,15 +44,13 @@ def describe_run(run: Run) -> dict[str, Any]:
         parts = describe_images(config, prepared, space, retrieved, images, items, captions=captions)
     design = run.seen["design"]
     if design:
-        parts["method_notes"] = {
-            "design": f"Predicted from {', '.join(design)} alone, by ridge on the training trials: what the design "
-            "gives away without a brain."
-            + (
-                ""
-                if config.decodes_categories
-                else " Scored by retrieval alone: images of it would cost the generator another pass over all test trials."
-            )
-        }
+        note = (
+            f"Predicted from {', '.join(design)} alone, by ridge on the training trials: what the design gives away "
+            "without a brain."
+        )
+        if not config.decodes_categories:
+            note += " Scored by retrieval alone: images of it would cost the generator another pass over the test trials."
+        parts["method_notes"] = {"design": note}
     else:
         parts["protocol"]["Control of the design"] = (
             "none: the trials hold neither an order nor a duration, and come from one run"
