@@ -49,7 +49,7 @@ def describe_run(run: Run) -> dict[str, Any]:
             "without a brain."
         )
         if not config.decodes_categories:
-            note += " Scored by retrieval alone: images of it would cost the generator another pass over the test trials."
+            note += " Retrieval alone scores it: images would cost another pass of the generator over all test trials."
         parts["method_notes"] = {"design": note}
     else:
         parts["protocol"]["Control of the design"] = (
