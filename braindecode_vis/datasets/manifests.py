@@ -329,9 +329,10 @@ def find_manifest(kind: str) -> Manifest:
 def check_root(root: Path | None, manifest: Manifest) -> Path:
     """Return `root` if it is a folder; otherwise say how to pass the right one."""
     if root is None:
+        brought = f"; braindecode-vis fetch {manifest.name} brings it" if manifest.parts else ""
         raise DataError(
             f"the data set {manifest.name} needs the folder it lies in: pass it with --root DIR "
-            f"({describe_source(manifest)})."
+            f"({describe_source(manifest)}{brought})."
         )
     root = root.expanduser()
     if not root.is_dir():
