@@ -16,8 +16,10 @@ SHIPPED = {path.stem: path for path in sorted(find_package_data("configs").glob(
 #: Every configuration that follows a paper; one that names a source without standing here fails a test below.
 PAPERS = {
     "bold5000_wave_vith",
+    "nsd_imagery_wave_generation",
     "nsd_mindeye1_vitl",
     "nsd_mindeye2_bigg",
+    "things_eeg2_atm_generation",
     "things_eeg2_atm_joint",
     "things_eeg2_atm_vith",
     "things_eeg2_hcf_internvit",
@@ -33,6 +35,7 @@ PAPERS = {
     "things_eeg2_shallow_internvit",
     "things_eeg2_shallow_vith",
     "things_eeg2_ubp_rn50",
+    "things_meg_atm_generation",
     "things_meg_atm_vith",
     "things_meg_benchetrit_dinov2",
     "things_meg_lora_clip_vitb32",

@@ -4,8 +4,12 @@ A new configuration is picked up from the folder and needs no entry here as long
 a phantom: what makes it small goes by names of fields (`FEWER`) and kinds of components (`TINY`). Scores mean nothing.
 """
 
+import atexit
+import functools
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,6 +28,8 @@ from braindecode_vis.studies.analyze import analyze
 from braindecode_vis.studies.pretrain import pretrain
 from tests.datasets.test_digits69 import make_phantom_file as make_digits
 from tests.datasets.test_muse_n170 import make_runs as make_muse
+from tests.embeddings.test_captions import write_git
+from tests.generators.hub_models import write_sdxl
 
 SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
 
@@ -66,7 +72,7 @@ FEWER = {
     "steps": 2, "n_networks": 1, "candidates": 1, "n_random": 1, "out_of_fold": 2,
     "hidden": 32, "projector_hidden": 32, "width": 16, "depth": 2, "n_blocks": 1, "shared": 32, "decoder_width": 16,
     "decoder_depth": 1, "n_virtual_channels": 16, "initial_channels": 16, "backbone_outputs": 32, "attention_size": 16,
-    "head_hidden": 32,
+    "head_hidden": 32, "n_draws": 2,
 }  # fmt: skip
 # Kind of a component -> settings that make it small; towers keep their architecture with fewer and narrower layers.
 _VIT = {"layers": 2, "width": 32, "head_width": 16, "mlp_ratio": 2.0}
@@ -91,6 +97,18 @@ TINY = {
     "timm": lambda own: {
         "weights": "random", "model_args": {"depth": 2, "embed_dim": 32, "num_heads": 2},
     },
+    "sdxl_turbo": lambda own: {
+        "weights": str(write_tiny("sdxl") / "sdxl"), "ip_adapter": str(write_tiny("sdxl") / "adapter.safetensors"),
+        "image_size": 16,
+    },
+    "git": lambda own: {"captioner": str(write_tiny("git") / "git"), "max_new_tokens": 4},
+    "vae": lambda own: {
+        "weights": "random", "image_size": 64,
+        "model_args": {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4},
+    },
+    "latent_decoder": lambda own: {"widest": 16, "time_features": 4},
+    "diffusion": lambda own: {"widths": [16, 8], "time_features": 8, "candidates": 16},
+    "growing_window": lambda own: {"step": 0.5},
     "ridge": lambda own: {"alphas": own["alphas"][:2], "n_features": [20, None] if own.get("n_features") else None},
     "logistic": lambda own: {"c": own["c"][:1], "windows": own["windows"][:1]},
 }  # fmt: skip
@@ -99,16 +117,28 @@ SLOW = (
     "digits69_generative",
     "digits69_ridge_10fold",
     "digits69_ridge_5fold",
+    "nsd_imagery_wave_generation",
     "nsd_subj01_37",
     "phantom_eeg",
+    "things_eeg2_atm_generation",
     "things_eeg2_loso_samga_internvit",
     "things_eeg2_loso_shallow_internvit",
+    "things_meg_atm_generation",
     "things_meg_atm_vith",
     "things_meg_loso_samga_internvit",
     "things_meg_loso_shallow_internvit",
     "things_meg_samga_internvit",
     "things_meg_ubp_rn50",
 )
+
+
+@functools.cache
+def write_tiny(name):
+    """Return a folder of the process with tiny random networks of the classes that a generator's weights have."""
+    folder = Path(tempfile.mkdtemp(prefix=f"tiny-{name}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_git(folder / "git") if name == "git" else write_sdxl(folder)
+    return folder
 
 
 def lessen(value):
@@ -149,6 +179,9 @@ def shrink(path, root):
             "files": [str(truth / "parcels.nii.gz")],
             "labels": str(truth / "parcels.txt"),
         }
+    for analysis in content["analyses"]:
+        if analysis.get("candidates") == "text":
+            analysis["bank"] = str(root / "phantom_truth" / "captions.csv")
     return RunConfig.model_validate(content)
 
 

@@ -3,8 +3,10 @@
 Owns identification of imagined (and, beside it, seen) stimuli within a task and a set of stimuli, with a permutation of
 the stimulus labels as WAVE reports. No imagery trial is trained on; where a split trains on some of the task, its
 encoder is refused. What was imagined without a picture (a category, a word) is represented by the mean embedding of the
-images of its concept, as Horikawa and Kamitani do. Few stimuli are imagined, so repetitions in other subjects
-matter more than the size of a p-value.
+images of its concept, as Horikawa and Kamitani do. Candidates may be texts as well, as in WAVE's test: the text side of
+a CLIP network reads a caption or a name of each stimulus, or a sentence encoder compares the caption that is decoded
+from a trial with those of the stimuli. Few stimuli are imagined, so repetitions in other subjects matter more than the
+size of a p-value.
 
 References
 ----------
@@ -13,22 +15,30 @@ Horikawa and Kamitani (2017), doi:10.1038/ncomms15037; Kneeland et al. (2025), N
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.analysis.drawing import draw_bars
 from braindecode_vis.analysis.measure import Meter, RetrievalMetric, check_retrieval
 from braindecode_vis.analysis.study import Findings, Plot, Study, play_encoder
 from braindecode_vis.arrays import Embeddings, Responses, Score
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.digests import digest_files
+from braindecode_vis.embeddings.captions import read_caption_bank
+from braindecode_vis.embeddings.text import name_concept
+from braindecode_vis.generators.captions import retrieve_nearest
+from braindecode_vis.metrics.captions import SentenceEncoder
 from braindecode_vis.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.retrieval import compute_ranks, fit_centre
 from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_file, hash_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,6 +64,16 @@ class ImageryConfig(Settings):
         Average the repetitions of a subject and stimulus first.
     n_shuffles
         Permutations of the stimulus labels, at least 10 000.
+    candidates
+        What predictions are compared with: the ``pictures`` of the stimuli; ``text``, the mean vector of their captions
+        (or names) by the text side of the target's CLIP network; or ``captions``, where the caption of the training
+        image nearest to the prediction meets those of the stimuli in a sentence encoder.
+    bank
+        CSV file with the columns ``id`` and ``caption``, of the stimuli, and for ``captions`` of training images.
+    sentence_encoder
+        Folder of a sentence encoder such as all-MiniLM-L6-v2, for ``captions``.
+    images
+        How many stimuli of the task are reconstructed by the run's prior and generator, for a figure.
     """
 
     kind: Literal["imagery"] = "imagery"
@@ -66,6 +86,51 @@ class ImageryConfig(Settings):
     metrics: tuple[RetrievalMetric, ...] = Field(default=("two_way", "top1", "5_way"), min_length=1)
     average: bool = True
     n_shuffles: int = Field(default=MIN_SHUFFLES, ge=MIN_SHUFFLES)
+    candidates: Literal["pictures", "text", "captions"] = "pictures"
+    bank: Path | None = None
+    sentence_encoder: Path | None = None
+    images: int = Field(default=0, ge=0)
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"candidates", "images"})
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"bank", "sentence_encoder"})
+
+    @model_validator(mode="after")
+    def _check_candidates(self) -> Self:
+        if self.candidates == "pictures":
+            self.refuse_unused("bank", because="candidates are pictures, which need no captions")
+        if self.candidates != "captions":
+            self.refuse_unused(
+                "sentence_encoder", because=f"candidates {self.candidates} compare no sentences"
+            )
+        elif self.bank is None or self.sentence_encoder is None:
+            raise ValueError(
+                "candidates are captions, which need a bank (CSV with id and caption) and a sentence_encoder (folder "
+                "of all-MiniLM-L6-v2); name both"
+            )
+        return self
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the text side of the target reads."""
+        return self.candidates == "text"
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digests of the bank and of the sentence encoder."""
+        fields = super().hashed_fields()
+        if self.bank is not None:
+            if not self.bank.expanduser().is_file():
+                raise ConfigError(
+                    f"imagery.bank names {self.bank}, which is no file; correct it or leave it out."
+                )
+            fields["bank_sha256"] = hash_file(self.bank.expanduser())
+        if self.sentence_encoder is not None:
+            folder = self.sentence_encoder.expanduser()
+            if not (folder / "config.json").is_file():
+                raise ConfigError(f"imagery.sentence_encoder names {folder}, which holds no config.json.")
+            fields["sentence_encoder"] = hash_json(
+                digest_files({p.name: p for p in sorted(folder.glob("*.*"))})
+            )
+        return fields
 
     def compute(self, study: Study) -> Findings:
         """Predict imagery trials and permute the labels."""
@@ -78,6 +143,7 @@ class ImageryConfig(Settings):
         # Few stimuli give coarse nulls, so the number of shuffles is not what limits the p-value.
         study = replace(study, n_permutations=max(self.n_shuffles, study.n_permutations))
         rows: list[dict[str, Any]] = []
+        images: tuple[Plot, ...] = ()
         for task in (self.task, *(t for t in self.beside if t != self.task)):
             chosen = list_trials(study, task, strict=task == self.task)
             if not chosen:
@@ -89,11 +155,13 @@ class ImageryConfig(Settings):
                     )
                 continue
             rows += self._identify(study, task, chosen)
+            images += self._draw_images(study, chosen) if task == self.task else ()
         if not rows:
             raise DataError(
                 "imagery needs at least two stimuli in a set, and a metric that fits their number."
             )
-        return self._report(study, pd.DataFrame(rows))
+        found = self._report(study, pd.DataFrame(rows))
+        return replace(found, plots=(*found.plots, *images))
 
     def _identify(self, study: Study, task: str, chosen: dict[int, np.ndarray]) -> list[dict[str, Any]]:
         trials = study.responses.trials
@@ -117,7 +185,7 @@ class ImageryConfig(Settings):
                 test = average_repetitions(test) if self.average else test
                 if len(pd.unique(test.stimulus_ids)) < 2:  # nothing to tell it from
                     continue
-                queries, gallery = predict_imagery(study, number, test)
+                queries, gallery = self._compare(study, number, test)
                 ranked = compute_ranks(queries, gallery, n_top=1, protocol=study.protocol)
                 sizes.append(len(gallery))
                 for metric in self.metrics:
@@ -132,6 +200,50 @@ class ImageryConfig(Settings):
                 if folds and len(folds) == len(sizes)
             ]  # fmt: skip
         return rows
+
+    def _compare(self, study: Study, number: int, test: Responses) -> tuple[Embeddings, Embeddings]:
+        """Return what the trials are compared by, and the candidates: a row per distinct stimulus."""
+        if self.candidates == "pictures":
+            return predict_imagery(study, number, test)
+        ids = [str(name) for name in pd.unique(test.stimulus_ids)]
+        bank = {} if self.bank is None else read_caption_bank(self.bank.expanduser())
+        texts = name_stimuli(study, ids, bank)
+        if self.candidates == "text":
+            return predict_text(study, number, test, texts)
+        assert self.sentence_encoder is not None
+        encoder = SentenceEncoder(self.sentence_encoder)
+        told = _caption_trials(study, number, test, bank)
+        space = f"sentences/{self.sentence_encoder.expanduser().name}"
+        gallery = _average_texts(texts, encoder.encode, space)
+        return Embeddings(encoder.encode(told), test.stimulus_ids, space), gallery
+
+    def _draw_images(self, study: Study, chosen: dict[int, np.ndarray]) -> tuple[Plot, ...]:
+        """Return a figure of what the run's generator makes of imagined trials."""
+        if not self.images:
+            return ()
+        if study.reconstruct is None:
+            raise DataError("imagery.images needs a run that makes images; leave images out.")
+        number, rows = next(iter(chosen.items()))
+        made, names = study.reconstruct(number, rows)
+        made, ids = made[: self.images], [str(name) for name in names[: self.images]]
+        pictures = dict(zip(study.stimuli.ids.astype(str), study.stimuli.has_picture, strict=True))
+        shown = [study.stimuli.read_image(name) if pictures.get(name) else None for name in ids]
+
+        def draw(figure: Figure) -> None:
+            axes = figure.subplots(2, len(ids), squeeze=False)
+            for column, (name, picture, image) in enumerate(zip(ids, shown, made, strict=True)):
+                for row, content in enumerate((picture, image)):
+                    axes[row, column].set_axis_off()
+                    if content is not None:
+                        axes[row, column].imshow(content)
+                axes[0, column].set_title(_shorten(name), fontsize=6)
+
+        caption = (
+            f"Imagined stimuli (first {len(ids)} of the task {self.task!r}) above what the run's prior and generator "
+            "make of the mean of their trials; no picture stands where none was shown."
+        )
+        alt = f"Reconstructions of {len(ids)} imagined stimuli below their pictures."
+        return (Plot("imagined_images", caption, alt, draw, (1.1 * max(4, len(ids)), 2.6)),)
 
     def _report(self, study: Study, table: pd.DataFrame) -> Findings:
         metric = table["metric"].iloc[0]
@@ -153,22 +265,28 @@ class ImageryConfig(Settings):
             for r in shown.itertuples()
         ]
         found = "; ".join(parts) + "."
+        among = {
+            "pictures": "", "text": ", where candidates are texts in the space of the images",
+            "captions": ", by the caption of the nearest training image in a sentence encoder",
+        }[self.candidates]  # fmt: skip
         how = (
             f"Encoders that saw no trial of the task {self.task!r} in training identified imagined stimuli among their "
-            f"set; p-values permute the stimulus labels {study.n_permutations} times, uncorrected for the number of "
-            "sets."
+            f"set{among}; p-values permute the stimulus labels {study.n_permutations} times, uncorrected for the "
+            "number of sets."
         )
         caption = f"{metric} by task and set of stimuli (number of stimuli in brackets), with 95 % intervals."
         plot = Plot("imagery", caption, found, draw, (7.0, 1.6 + 0.32 * len(shown)))
+        suffix = "" if self.candidates == "pictures" else f"_{self.candidates}"
         scores = tuple(
             Score(
-                method="decoded", metric=f"{r.metric}@{r.task}_{r.stimulus_set}", value=r.value, chance=r.chance,
-                n_queries=r.n, protocol=study.protocol, subject="all", split="test", seed=study.seed, ci_low=r.ci_low,
-                ci_high=r.ci_high, gallery_size=r.n_stimuli, p_value=r.p_value,
+                method="decoded", metric=f"{r.metric}@{r.task}_{r.stimulus_set}{suffix}", value=r.value,
+                chance=r.chance, n_queries=r.n, protocol=study.protocol, subject="all", split="test", seed=study.seed,
+                ci_low=r.ci_low, ci_high=r.ci_high, gallery_size=r.n_stimuli, p_value=r.p_value,
             )
             for r in own.itertuples()
         )  # fmt: skip
-        return Findings("Imagery", f"{how} {found}", table, (plot,), scores)
+        title = "Imagery" if self.candidates == "pictures" else f"Imagery, by {self.candidates}"
+        return Findings(title, f"{how} {found}", table, (plot,), scores)
 
 
 def list_trials(study: Study, task: str, *, strict: bool) -> dict[int, np.ndarray]:
@@ -244,6 +362,84 @@ def find_targets(study: Study, bank: Embeddings, ids: list[str]) -> Embeddings:
             )
         vectors.append(bank.select(members).vectors.mean(axis=0))
     return Embeddings(np.stack(vectors), ids, bank.space)
+
+
+# --- texts as candidates ------------------------------------------------------------------------------------------
+
+
+def name_stimuli(study: Study, ids: list[str], bank: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return what each stimulus is called: its captions, or the name of its concept.
+
+    Raises
+    ------
+    DataError
+        If a stimulus has no caption, and no concept but its id.
+    """
+    texts: dict[str, list[str]] = {}
+    for name, concept in zip(ids, study.stimuli.concepts_of(ids), strict=True):
+        if name in bank:
+            texts[name] = list(bank[name])
+        elif str(concept) != name:
+            texts[name] = [f"a photo of {name_concept(str(concept))}"]
+        else:
+            raise DataError(
+                f"the imagined stimulus {name!r} has no words: the bank has no caption of it, and its concept is its "
+                "id; name captions of the stimuli with imagery.bank (CSV with the columns id and caption)."
+            )
+    return texts
+
+
+def predict_text(
+    study: Study, number: int, test: Responses, texts: Mapping[str, Sequence[str]]
+) -> tuple[Embeddings, Embeddings]:
+    """Return centred predictions of trials, and the texts of their stimuli in the same space.
+
+    Texts lie apart from images in a CLIP network, all in one direction; with a centre, that of the candidates is taken
+    off them, which says nothing of which is the right one.
+
+    Raises
+    ------
+    DataError
+        If the target is no network of image and text.
+    """
+    if study.embed_texts is None:
+        raise DataError(
+            "candidates are texts, but the target has no text side; use a target of kind openclip, or candidates "
+            "captions."
+        )
+    encoder, bank = play_encoder(study.trained(number)), study.banks[number]
+    trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])
+    centre = fit_centre(encoder.map_targets(bank.select(trained_on)), study.centre)
+    gallery = encoder.map_targets(_average_texts(texts, study.embed_texts, bank.space))
+    gallery = fit_centre(gallery, "none" if study.centre == "none" else "mean").apply(gallery)
+    queries = centre.apply(encoder.predict(test))
+    return Embeddings(queries.vectors, queries.ids, gallery.space), gallery
+
+
+def _caption_trials(
+    study: Study, number: int, test: Responses, bank: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Return the caption of the training image nearest to the prediction of each trial."""
+    encoder = play_encoder(study.trained(number))
+    trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])
+    training = encoder.map_targets(study.banks[number].select(trained_on))
+    # Stimuli of the test are no training images, whatever else the bank holds.
+    known = {str(name): bank[str(name)] for name in trained_on if str(name) in bank}
+    return retrieve_nearest([encoder.predict(test)], [training], known, device="auto")
+
+
+def _average_texts(texts: Mapping[str, Sequence[str]], encode: Any, space: str) -> Embeddings:
+    """Return one row per stimulus: the mean of the unit vectors of its texts."""
+    flat = [text for several in texts.values() for text in several]
+    vectors = np.asarray(encode(flat), dtype=np.float64)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    starts = np.cumsum([0, *(len(several) for several in texts.values())])[:-1]
+    counts = np.array([len(several) for several in texts.values()])[:, None]
+    return Embeddings((np.add.reduceat(vectors, starts) / counts).astype(np.float32), list(texts), space)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) < 15 else f"{name[:13]}..."
 
 
 def _find_size(name: str) -> int:

@@ -170,6 +170,11 @@ class Study:
         How long training took the run for one fold; None where that is not known.
     tell
         Says a sentence to the user.
+    embed_texts
+        ``embed_texts(texts)`` returns vectors of texts in the space of the targets, for networks of image and text.
+    reconstruct
+        ``reconstruct(fold_number, rows)`` returns the images that the run's prior and generator make of these trials,
+        repetitions averaged, and the stimulus of each.
     """
 
     responses: Responses
@@ -194,6 +199,8 @@ class Study:
     kept: KeptParts = field(default_factory=KeptParts)
     fit_seconds: float | None = None
     tell: Callable[[str], None] = _tell_nobody
+    embed_texts: Callable[[Sequence[str]], np.ndarray] | None = None
+    reconstruct: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
 
     def find_clusters(self, test: Responses) -> np.ndarray:
         """Return what test trials belong to and are resampled with: their images, or what `unit` names."""

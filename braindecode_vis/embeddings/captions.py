@@ -122,7 +122,7 @@ def caption_images(
     model.to(choose_device(device, setting="device"))
     iterator, captions = iter(images), []
     while batch := list(islice(iterator, batch_size)):
-        inputs = processor(images=[np.ascontiguousarray(image) for image in batch], return_tensors="pt")
+        inputs = processor(images=[np.array(image) for image in batch], return_tensors="pt")
         with torch.inference_mode():
             # Greedy or beam search, never sampling: a caption must not differ between two evaluations.
             tokens = model.generate(

@@ -171,7 +171,7 @@ class GitCaptions:
         import torch
 
         if self._loaded is None:
-            processor, model = load_captioner(self.config.captioner)
+            processor, model = load_captioner(self.config.find_folder())
             model.git.image_encoder = _make_stand_in()
             self._loaded = processor, model.to(find_device(self.config))
         processor, model = self._loaded
@@ -253,7 +253,7 @@ def _keep_tokens(
     """Yield GIT's tokens of the training images, float16 of shape (n_images, n_tokens, width), on disk."""
     import torch
 
-    processor, model = load_captioner(config.captioner)
+    processor, model = load_captioner(config.find_folder())
     encoder, n = model.git.image_encoder.to(device), len(data.embeddings)
     vision = model.config.vision_config
     shape = (n, (vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
@@ -270,12 +270,13 @@ def _keep_tokens(
         with torch.inference_mode():
             for start in range(0, n, 16):
                 ids = data.embeddings.ids[start : start + 16]
-                images = [np.ascontiguousarray(data.stimuli.read_image(name)) for name in ids]
+                # Copies: arrays of a memory map cannot be written, which torch warns of.
+                images = [np.array(data.stimuli.read_image(name)) for name in ids]
                 pixels = processor(images=images, return_tensors="pt")["pixel_values"]
                 made = encoder(pixels.to(device, model.dtype)).last_hidden_state
                 if made.shape[1:] != shape[1:]:
                     raise DataError(
-                        f"{config.captioner} gives image tokens of shape {tuple(made.shape[1:])}, but its config.json "
+                        f"GIT gives image tokens of shape {tuple(made.shape[1:])}, but its config.json "
                         f"says {shape[1:]}; copy the whole folder again."
                     )
                 tokens[start : start + len(ids)] = made.half().cpu().numpy()

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.consent import may_download
 from braindecode_vis.devices import choose_device
 from braindecode_vis.digests import digest_files
 from braindecode_vis.embeddings.captions import read_caption_bank
+from braindecode_vis.embeddings.weights import find_snapshot
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.registry import ByKind
 from braindecode_vis.settings import Settings
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from braindecode_vis.generators.captions import CaptionDecoder, CocaCaptions, GitCaptions, NearestCaptions
 
 Device = Literal["auto", "cpu", "cuda"]
+GIT = "microsoft/git-large-coco"
 
 
 class _Banked(Settings):
@@ -113,7 +116,9 @@ class GitCaptionsConfig(Settings):
     Parameters
     ----------
     captioner
-        Folder of a GIT, for example of ``microsoft/git-large-coco``.
+        Folder of a GIT; None takes ``microsoft/git-large-coco``, which needs `allow_download` unless it was fetched.
+    allow_download
+        Fetch that GIT from the hub, unless it is on this machine. Given with the call, never by a file.
     max_new_tokens, n_beams
         Length and search of captions.
     epochs, batch_size, learning_rate
@@ -125,7 +130,8 @@ class GitCaptionsConfig(Settings):
     packages: ClassVar[tuple[str, ...]] = ("transformers",)
 
     kind: Literal["git"] = "git"
-    captioner: Path
+    captioner: Path | None = None
+    allow_download: bool = False
     max_new_tokens: int = Field(default=25, ge=1)
     n_beams: int = Field(default=1, ge=1)
     epochs: int = Field(default=30, ge=1)
@@ -133,31 +139,42 @@ class GitCaptionsConfig(Settings):
     learning_rate: float = Field(default=1e-3, gt=0)
     device: Device = "auto"
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"captioner", "device"})
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"captioner", "allow_download", "device"})
     needs_predictions: ClassVar[bool] = False
     reads_draws: ClassVar[bool] = True
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of GIT's folder."""
-        self.check_files()
-        folder = self.captioner.expanduser()
+        folder = self.find_folder()
         kept = [p for p in sorted(folder.rglob("*")) if p.suffix in (".json", ".txt", ".safetensors")]
         digests = digest_files({str(path.relative_to(folder)): path for path in kept})
         return {**super().hashed_fields(), "captioner_digest": hash_json(digests)}
 
     def check_files(self) -> None:
-        """Raise `ConfigError` unless the folder holds a GIT."""
+        """Raise `ConfigError` unless there is a GIT, or it may be downloaded."""
+        if self.captioner is not None or not (self.allow_download or may_download()):
+            self.find_folder()
+
+    def find_folder(self) -> Path:
+        """Return the folder of GIT."""
+        if self.captioner is None:
+            return find_snapshot(
+                GIT, ["*.json", "*.txt", "model.safetensors"], allow_download=self.allow_download,
+                refusal=f"captions of kind git need the folder of {GIT}: name it with captioner, or leave these "
+                "captions out (--set reconstruction.captions=[] --set reconstruction.prompt=null)",
+            )  # fmt: skip
         config = self.captioner.expanduser() / "config.json"
         if not config.is_file():
             raise ConfigError(
                 f"reconstruction.captions names the captioner {self.captioner}, which holds no config.json and thus no "
-                "network; bring the whole folder of microsoft/git-large-coco."
+                f"network; bring the whole folder of {GIT}."
             )
         if (found := read_json(config).get("model_type")) != "git":
             raise ConfigError(
                 f"reconstruction.captions of kind git names {self.captioner}, which holds a network of kind {found!r}; "
                 "bring the folder of a GIT."
             )
+        return config.parent
 
     def fit(self, data: GeneratorData, *, seed: int) -> GitCaptions:
         """Return the decoder, its projector fitted on training images."""

@@ -39,6 +39,7 @@ from braindecode_vis.pipeline.finished_run import FinishedRun
 from braindecode_vis.pipeline.galleries import GallerySource, order_by_gallery
 from braindecode_vis.pipeline.learning import embed, name_fold, pick_trials, preprocess, train
 from braindecode_vis.pipeline.new_trials import NewTrials
+from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.pipeline.scoring import describe_choices
 from braindecode_vis.retrieval import Retrieval, compute_ranks
 from braindecode_vis.scores.caption_scores import DECODERS, NEAREST
@@ -601,8 +602,25 @@ def _rank(run: FinishedRun, result: RunPredictions) -> list[RankedPart]:
 # --- images -----------------------------------------------------------------------------------------------
 
 
+def decode_trials(run: Run, number: int, trials: Responses) -> tuple[np.ndarray, dict[str, list[list[str]]]]:
+    """Return images and captions that the fits of one fold of a reconstructed run make of trials.
+
+    Parameters
+    ----------
+    run
+        Whose stage `reconstruct` is done.
+    number
+        Number of the fold.
+    trials
+        With every feature; repetitions as the images are to be made of them.
+    """
+    fitted = train(run)[number]
+    chosen = trials if fitted.selection is None else fitted.selection.apply(trials)
+    return _prepare_images(run, [number], [chosen], trials, fitted.encoder.predict(chosen))()
+
+
 def _prepare_images(
-    run: FinishedRun,
+    run: Run,
     folds: list[int],
     chosen: list[Responses],
     trials: Responses,

@@ -30,6 +30,7 @@ from braindecode_vis.pipeline.learning import build_encoder, pick_labelled_trial
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, lend_context
 from braindecode_vis.pipeline.scoring import describe_gallery, describe_protocol
 from braindecode_vis.preprocessing.array_file import KeptParts
+from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
 from braindecode_vis.scores.units import make_labels
 from braindecode_vis.seeds import derive_seed
@@ -130,7 +131,43 @@ def make_study(run: Run) -> Study:
         progress=run.listener.progress,
         fit_seconds=_find_fit_seconds(run),
         tell=partial(run.tell, about="analyze:"),
+        embed_texts=_find_text_side(run),
+        reconstruct=None if config.decodes_categories else partial(_reconstruct_trials, run),
     )
+
+
+def _find_text_side(run: Run) -> Any:
+    """Return what embeds texts in the space of the targets; None where the target has no text side."""
+    target = run.config.text.tower or run.config.target
+    if run.config.decodes_categories or getattr(target, "kind", "") != "openclip":
+        return None
+    from braindecode_vis.embeddings.text import ClipText
+
+    text = ClipText(target, run.config.text.reading)
+
+    def embed_texts(texts: Sequence[str]) -> np.ndarray:
+        space = pipeline.embed(run)[0].embeddings.space
+        if text.space != space:
+            raise ConfigError(
+                f"text.tower reads into {text.space!r}, but the targets are in {space!r}; leave text.tower out."
+            )
+        return text.encode(list(texts))
+
+    return embed_texts
+
+
+def _reconstruct_trials(run: Run, number: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first image that the run's fits make of the mean of the trials of each stimulus, and its name."""
+    from braindecode_vis.pipeline.predicting import decode_trials
+
+    pipeline.reconstruct(run)
+    trials = average_repetitions(pipeline.preprocess(run).responses.select(np.sort(rows)))
+    images = decode_trials(run, number, trials)[0]
+    return (images[:, 0] if images.ndim == 5 else images), trials.stimulus_ids
+
+
+def _reads_text(analysis: Any) -> bool:
+    return bool(getattr(analysis, "reads_text", False))
 
 
 def _find_fit_seconds(run: Run) -> float | None:
@@ -153,7 +190,7 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
         "repeats": config.repeats.hashed_fields(),
         "centre": config.retrieval.centre,
         **({} if config.selection.is_empty else {"selection": config.selection.hashed_fields()}),
-        **({"text": config.text.hashed_fields()} if run.encoder.reads_text else {}),
+        **({"text": config.text.hashed_fields()} if run.encoder.reads_text or _reads_text(analysis) else {}),
         "evaluation": {
             "n_bootstrap": study.n_bootstrap,
             "n_permutations": study.n_permutations,

@@ -103,3 +103,83 @@ def test_the_task_must_be_there():
         ImageryConfig().compute(make_parcel_study({"Vis": 1.0}))
     with pytest.raises(DataError, match="there are imagery, vision"):
         ImageryConfig(task="dreaming").compute(make_imagery_study())
+
+
+def write_bank(study, folder, training=True):
+    """Every stimulus is called by its id; returns the bank and, of the texts, what stimulus each is."""
+    names = [str(i) for i in study.stimuli.ids if training or "train" not in str(i)]
+    path = folder / "bank.csv"
+    path.write_text("\n".join(["id,caption", *(f"{name},shown was {name}" for name in names)]))
+    return path
+
+
+def test_imagined_stimuli_are_identified_among_texts(tmp_path):
+    """Texts lie in the space of the images, all of them far off in one direction, which their own mean takes away."""
+    study = make_imagery_study(noise=1.0)
+    bank, gap = study.banks[0], 30 * np.ones(study.banks[0].vectors.shape[1])
+
+    def embed_texts(texts):
+        return bank.select([text.removeprefix("shown was ") for text in texts]).vectors + gap
+
+    config = ImageryConfig(candidates="text", bank=write_bank(study, tmp_path, False), metrics=("two_way",))
+    study = replace(study, embed_texts=embed_texts, centre="mean")
+    found = config.compute(study)
+    row = found.table.set_index(["task", "stimulus_set"]).loc[("imagery", "all")]
+    assert row["value"] > 0.7
+    assert row["p_value"] < 0.001
+    assert row["n_shuffles"] == 10_000
+    assert {score.metric for score in found.scores} >= {"two_way@imagery_all_text"}
+    assert "candidates are texts" in found.summary
+    with pytest.raises(DataError, match="the target has no text side"):
+        config.compute(replace(study, embed_texts=None))
+    same = study.stimuli.table.assign(concept=study.stimuli.table["stimulus_id"])
+    unnamed = replace(study, stimuli=StimulusSet(same, pixels=study.stimuli.pixels))
+    with pytest.raises(DataError, match=r"has no words: .* name captions of the stimuli with imagery\.bank"):
+        ImageryConfig(candidates="text").compute(unnamed)
+
+
+def test_imagined_stimuli_are_identified_by_decoded_captions(tmp_path, monkeypatch):
+    """The nearest training image is described; its sentence is nearer to that of a stimulus that looks like it."""
+    study = make_imagery_study(noise=0.5, strength=0.8)
+    vectors = study.banks[0]
+
+    class Sentences:
+        def __init__(self, folder):
+            assert folder == tmp_path
+
+        def encode(self, texts):
+            rows = vectors.select([text.removeprefix("shown was ") for text in texts]).vectors
+            return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    monkeypatch.setattr("braindecode_vis.analysis.imagery.SentenceEncoder", Sentences)
+    config = ImageryConfig(
+        candidates="captions",
+        bank=write_bank(study, tmp_path),
+        sentence_encoder=tmp_path,
+        metrics=("two_way",),
+    )
+    table = config.compute(study).table.set_index(["task", "stimulus_set"])
+    assert table.loc[("imagery", "all"), "value"] > 0.6
+    assert table.loc[("imagery", "all"), "p_value"] < 0.05
+    (tmp_path / "config.json").write_text("{}")
+    assert {"bank_sha256", "sentence_encoder"} <= config.hashed_fields().keys()
+    with pytest.raises(ValueError, match="which need a bank"):
+        ImageryConfig(candidates="captions")
+    with pytest.raises(ValueError, match="which need no captions"):
+        ImageryConfig(bank=tmp_path / "bank.csv")
+    assert "candidates" not in ImageryConfig().hashed_fields()
+
+
+def test_imagined_stimuli_are_drawn():
+    study = make_imagery_study(noise=1.0)
+
+    def reconstruct(number, rows):
+        names = pd.unique(study.responses.stimulus_ids[rows])
+        return np.zeros((len(names), 8, 8, 3), np.uint8), names
+
+    config = ImageryConfig(images=3, metrics=("two_way",))
+    found = config.compute(replace(study, reconstruct=reconstruct))
+    assert found.plots[1].name == "imagined_images"
+    assert render_plot(found.plots[1].draw, size=found.plots[1].size)
+    with pytest.raises(DataError, match="needs a run that makes images"):
+        config.compute(study)
