@@ -172,7 +172,7 @@ GROWTHS = (
     ),
     Growth(
         "folds", "folds: `train` of ridge, 500 trials x 250 features", train_folds,
-        2, (2, 4, 8), (4, 8, 16, 32), LINEAR, CONSTANT,
+        2, (2, 3, 5, 8), (4, 8, 16, 32), LINEAR, CONSTANT,
         "Folds: what grows in memory are the fitted weights of each (a quarter of a megabyte here), which stay there "
         "for the stages that follow; trials and Gram matrices are those of one fold at a time.",
     ),
