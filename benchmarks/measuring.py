@@ -80,6 +80,8 @@ class Row:
         Largest difference that counts as the same work.
     aside
         By name, peers that do another work, and which; they stand in the table for information.
+    words
+        What the ratio comes from, where it alone would mislead.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Row:
     large: tuple[dict[str, Any], ...] = ()
     tolerance: float = 1e-5
     aside: Mapping[str, str] = field(default_factory=dict)
+    words: str = ""
 
 
 @dataclass(frozen=True)

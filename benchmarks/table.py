@@ -210,6 +210,7 @@ def write_document(
     parts.append("Rows in which a peer takes less:\n\n" + ("\n".join(ahead) or "- none"))
     asides = {pairs.peer: pairs.row.aside[pairs.peer] for pairs in measured if pairs.peer in pairs.row.aside}
     parts += [f"For information alone: {peer} {words}" for peer, words in asides.items()]
+    parts += dict.fromkeys(pairs.row.words for pairs in measured if pairs.row.words)
     lines = ["| what grows | sizes | s | MB | power of time | power of memory |", "|---" * 6 + "|"]
     for curve in curves:
         if curve.failure:
