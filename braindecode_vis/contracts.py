@@ -440,6 +440,9 @@ class WholeSettings(Protocol):
     supports_initial: bool
     #: Generator: whether it reads a text for each trial.
     supports_prompts: bool
+    #: Generator: whether `generate` also takes ``texts``, tokens of a text for each row, and whether it must have them.
+    supports_texts: bool
+    needs_texts: bool
     #: Generator: steps of its denoising; None for one without.
     steps: int | None
     #: Generator: whether it shows training images as they are, from embeddings of any space.

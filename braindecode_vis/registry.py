@@ -83,6 +83,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "taesd": "embeddings.autoencoders:TinyAutoencoderConfig",
         "views": "embeddings.degradations:ViewsConfig",
         "imported": "embeddings.imported:ImportedConfig",
+        "clip_text": "embeddings.text:ClipTextConfig",
     },
     "encoder": {
         "ridge": "encoders.ridge:RidgeConfig",
@@ -141,6 +142,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "identity": "priors.closed_form:IdentityPriorConfig",
         "mean": "priors.closed_form:MeanPriorConfig",
         "spread": "priors.closed_form:SpreadPriorConfig",
+        "moments": "priors.closed_form:MomentsPriorConfig",
         "neighbours": "priors.neighbours:NeighboursPriorConfig",
         "diffusion": "priors.diffusion_config:DiffusionPriorConfig",
     },

@@ -295,7 +295,7 @@ GENERATOR_SETTINGS: Role[WholeSettings] = Role(
     _SETTINGS,
     {
         "accepts": _answer(True), "needs_predictions": False, "weighs_predictions": False, "knows_images": False,
-        "supports_initial": False, "supports_prompts": False,
+        "supports_initial": False, "supports_prompts": False, "supports_texts": False, "needs_texts": False,
         "copies_training_images": False, "steps": None, "describe_choices": _answer([]), "read": _build_from_data,
     },
 )  # fmt: skip

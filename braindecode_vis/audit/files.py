@@ -51,6 +51,10 @@ class Record:
         return f"{self.content.get('stage', '')} {self.content.get('unit', '')}".strip()
 
 
+#: Branches of reconstructions by their names in the upstream of `reconstruct`, and what findings call them.
+BRANCH_WORDS = {"low_level": "low-level", "text": "text"}
+
+
 @dataclass(frozen=True)
 class AuditedRun:
     """Everything that the checks look at.
@@ -77,8 +81,8 @@ class AuditedRun:
         Content of ``split.json``.
     folds
         Its folds.
-    low_trained, low_embedded
-        `trained` and `embedded` of the low-level branch of the reconstructions; empty without one.
+    branch_fits
+        `trained` and `embedded` of each branch of the reconstructions, by its name; see `branches`.
     out_of_fold
         Predictions of the training trials of each fold; empty where none were made.
     thorough
@@ -104,8 +108,7 @@ class AuditedRun:
     concepts: np.ndarray
     split: Mapping[str, Any]
     folds: tuple[Fold, ...]
-    low_trained: tuple[Record, ...] = ()
-    low_embedded: tuple[Record, ...] = ()
+    branch_fits: Mapping[str, tuple[tuple[Record, ...], tuple[Record, ...]]] = field(default_factory=dict)
     out_of_fold: tuple[Record, ...] = ()
     thorough: bool = False
     seed: int = 0
@@ -125,15 +128,15 @@ class AuditedRun:
             self.verified.append(said)
 
     @property
-    def low_level(self) -> AuditedRun | None:
-        """The low-level branch as a run that has come as far as training; None without one."""
-        if not self.low_trained:
-            return None
-        return replace(
-            self, trained=self.low_trained, embedded=self.low_embedded, low_trained=(), low_embedded=(),
-            chain=(*self.low_embedded, *self.low_trained), missing=(), retrieved=None, evaluated=None,
-            out_of_fold=(),
-        )  # fmt: skip
+    def branches(self) -> dict[str, AuditedRun]:
+        """The branches of the reconstructions as runs that have come as far as training, by name."""
+        return {
+            name: replace(
+                self, trained=trained, embedded=embedded, branch_fits={}, chain=(*embedded, *trained), missing=(),
+                retrieved=None, evaluated=None, out_of_fold=(),
+            )
+            for name, (trained, embedded) in self.branch_fits.items()
+        }  # fmt: skip
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -248,24 +251,35 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
     retrieved = _follow(evaluated, "retrieve", records["retrieve"], missing)
     reconstructed = _follow(evaluated, "reconstruct", records["reconstruct"], missing)
     trained = _follow_folds(retrieved or evaluated, records["train"], missing)
-    low_trained, out_of_fold = (
-        _follow_folds(reconstructed, records[stage], missing, name) if reconstructed else ()
-        for stage, name in (("train", "low_level"), ("out_of_fold", "out_of_fold"))
-    )
+
+    def follow_fits(stage: str, name: str) -> tuple[Record, ...]:
+        return _follow_folds(reconstructed, records[stage], missing, name) if reconstructed else ()
+
+    def follow_banks(fits: Sequence[Record]) -> tuple[Record, ...]:
+        return tuple(found for fold in fits if (found := _follow(fold, "embed", records["embed"], missing)))
+
+    out_of_fold = follow_fits("out_of_fold", "out_of_fold")
+    branch_fits = {
+        name: (fits, follow_banks(fits)) for name in BRANCH_WORDS if (fits := follow_fits("train", name))
+    }
     # Those that no image was made with are judged too, if they are there for every fold.
     made = {record.upstream.get("train", ""): record for record in records["out_of_fold"]}
     if not out_of_fold and all(fold.fingerprint in made for fold in trained):
         out_of_fold = tuple(made[fold.fingerprint] for fold in trained)
-    embedded, low_embedded = (
-        tuple(found for fold in fits if (found := _follow(fold, "embed", records["embed"], missing)))
-        for fits in (trained, low_trained)
-    )
+    embedded = follow_banks(trained)
     prepared = _follow(trained[0] if trained else None, "preprocess", records["preprocess"], missing)
     assert prepared is not None
     last = [record for record in (retrieved, reconstructed, evaluated) if record is not None]
     chain = {
         record.path: record
-        for record in (prepared, *embedded, *trained, *low_embedded, *low_trained, *out_of_fold, *last)
+        for record in (
+            prepared,
+            *embedded,
+            *trained,
+            *(record for fits, banks in branch_fits.values() for record in (*banks, *fits)),
+            *out_of_fold,
+            *last,
+        )
     }
     try:
         responses = store.read_responses(prepared.path / "responses")
@@ -283,7 +297,7 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
     return AuditedRun(
         folder, prepared, trained, embedded, retrieved, evaluated, tuple(chain.values()),
         tuple(dict.fromkeys(missing)), responses, stimuli, concepts, split, folds,
-        low_trained, low_embedded, out_of_fold, thorough, seed, reads,
+        branch_fits, out_of_fold, thorough, seed, reads,
     )  # fmt: skip
 
 

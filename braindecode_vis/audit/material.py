@@ -33,7 +33,7 @@ from braindecode_vis.store import hash_file, read_json
 
 TOLERANCE = 1e-3  # relative, of means, gains and weights
 #: Priors whose fit is a mean, a gain or a table.
-CHEAP_PRIORS = ("identity", "mean", "spread", "neighbours")
+CHEAP_PRIORS = ("identity", "mean", "spread", "moments", "neighbours")
 N_DRAWS = 4  # of a diffusion prior, whose mean is compared
 KNOWN_COMPONENTS, KNOWN_TOLERANCE = (
     32,

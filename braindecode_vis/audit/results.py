@@ -22,7 +22,7 @@ from braindecode_vis.audit.choices import (
     measure_distance,
 )
 from braindecode_vis.audit.compare import compare_files, compare_images, compare_tables, compare_vectors
-from braindecode_vis.audit.files import AuditedRun, Record, name_fold
+from braindecode_vis.audit.files import BRANCH_WORDS, AuditedRun, Record, name_fold
 from braindecode_vis.audit.findings import AuditFinding
 from braindecode_vis.audit.recompute import RecomputedRun
 from braindecode_vis.contracts import Context
@@ -95,10 +95,11 @@ def check_embedded(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
 def check_fits(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     """Fit encoders again with their inner folds and choices; networks with ``--refit``."""
     findings = []
-    low = cast(RecomputedRun | None, decoding.open_low_level(again) if run.low_trained else None)
-    for one, records, words in ((again, run.trained, ""), (low, run.low_trained, "low-level ")):
-        if one is None:
-            continue
+    fitted = [(again, run.trained, "")]
+    for name, branch in run.branches.items():
+        opened = cast(RecomputedRun, decoding.open_branch(again, name))
+        fitted.append((opened, branch.trained, f"{BRANCH_WORDS[name]} "))
+    for one, records, words in fitted:
         # Networks of categories are no networks by their settings.
         if any((record.path / "network.json").is_file() for record in records):
             findings += check_networks(run, one, records, words)
@@ -393,6 +394,6 @@ def _draw_again(
     subjects = decoding.retrieve(again).folds[number].subjects
     made = draw_images(
         config, data, run.stimuli, predicted, embeddings, subjects, number, prior, generator,
-        low=decoding.make_low_level(again, number),
+        low=decoding.make_low_level(again, number), texts=decoding.make_texts(again, number),
     )  # fmt: skip
     return made.images

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from braindecode_vis.audit.choices import check_epochs
 from braindecode_vis.audit.design import check_design
-from braindecode_vis.audit.files import AuditedRun, open_audited
+from braindecode_vis.audit.files import BRANCH_WORDS, AuditedRun, open_audited
 from braindecode_vis.audit.findings import LEVELS, Audit, AuditFinding, Part, PartStatus
 from braindecode_vis.audit.fits import (
     check_features,
@@ -124,31 +124,35 @@ def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
     findings += make_checks(run, SETTINGS, findings)
     if refit:  # not among those whose errors are findings: it says what to do about a disk that is too small
         findings += check_refit(run)
-    low = update_wrapper(partial(check_low_level, told=list(findings)), check_low_level)
-    findings += make_checks(run, [low], findings, part="fit")
+    branches = update_wrapper(partial(check_branches, told=list(findings)), check_branches)
+    findings += make_checks(run, [branches], findings, part="fit")
     findings += check_results(run, findings)
     return Audit(run.folder, tuple(dict.fromkeys(findings)), tuple(run.verified))
 
 
-def check_low_level(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFinding]:
-    """Judge the fits of the low-level branch like those of the encoder; what was told already is not repeated."""
-    low = run.low_level
-    if low is None:
-        made = run.reconstructed
-        if made is not None and (made.fields.get("reconstruction") or {}).get("low_level"):
-            text = "the reconstructions do not name the fits of their low-level branch; make them again to judge them."
-            return [AuditFinding("low-level", "warning", text)]
-        return []
-    checks = (check_used, *FITS, *CHOICES, check_options, *((check_refit,) if run.thorough else ()))
-    known = {(item.check, item.message) for item in told if "fold" not in item.where}
-    findings = [
-        replace(item, where=f"low-level branch {item.where}".strip())
-        for check in checks
-        for item in check(low)
-        if item.level != "ok" and (item.check, item.message) not in known
-    ]
-    text = "the branch was fitted on the training trials of its folds, as the run's own encoder was."
-    return findings or [AuditFinding("low-level", "ok", text)]
+def check_branches(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFinding]:
+    """Judge the fits of every branch like those of the encoder; what was told already is not repeated."""
+    findings = []
+    made = run.reconstructed
+    asked = {} if made is None else made.fields.get("reconstruction") or {}
+    for name, words in BRANCH_WORDS.items():
+        branch = run.branches.get(name)
+        if branch is None:
+            if asked.get(name):
+                text = f"the reconstructions do not name the fits of their {words} branch; make them again to judge it."
+                findings.append(AuditFinding(words, "warning", text))
+            continue
+        checks = (check_used, *FITS, *CHOICES, check_options, *((check_refit,) if run.thorough else ()))
+        known = {(item.check, item.message) for item in told if "fold" not in item.where}
+        found = [
+            replace(item, where=f"{words} branch {item.where}".strip())
+            for check in checks
+            for item in check(branch)
+            if item.level != "ok" and (item.check, item.message) not in known
+        ]
+        text = "the branch was fitted on the training trials of its folds, as the run's own encoder was."
+        findings += found or [AuditFinding(words, "ok", text)]
+    return findings
 
 
 def check_results(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFinding]:

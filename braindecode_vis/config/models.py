@@ -72,6 +72,10 @@ class RepeatsConfig(Settings):
     test: Literal["averaged", "single"] = "averaged"
 
 
+#: Of branches: what is fitted again from the same pairs in a moment.
+BRANCH_PRIORS = ("identity", "spread", "moments")
+
+
 class LowLevelConfig(Settings):
     """A second way from brain to image, for colour and layout.
 
@@ -81,13 +85,25 @@ class LowLevelConfig(Settings):
         Latents that are predicted: a target of kind ``taesd`` or ``vae``.
     encoder
         The brain encoder that predicts them.
+    prior
+        What is done to its predictions before they are decoded.
     fusion
         How its images and those of the generator become one.
     """
 
     target: Annotated[Any, Component("target", only=("vae", "taesd"), outside=False)]
     encoder: Annotated[Any, Component("encoder")] = Field(default={"kind": "ridge"})
+    prior: Annotated[Any, Component("prior", only=BRANCH_PRIORS, outside=False)] = Field(
+        default={"kind": "identity"}
+    )
     fusion: ImageFusionConfig = ImageFusionConfig()
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields; runs that were made before there was a prior are still found."""
+        fields = super().hashed_fields()
+        return {
+            name: value for name, value in fields.items() if name != "prior" or value != {"kind": "identity"}
+        }
 
     @model_validator(mode="after")
     def _check_encoder(self) -> Self:
@@ -100,6 +116,34 @@ class LowLevelConfig(Settings):
             settings.check_low_level(math.prod(self.target.build().latent_shape))
         except ConfigError as error:
             raise ValueError(f"encoder: {str(error).rstrip('.')}") from error
+        return self
+
+
+class TextBranchConfig(Settings):
+    """A second way from brain to generator: the tokens of a text, for generators that are conditioned on two things.
+
+    Parameters
+    ----------
+    target
+        Tokens that are predicted: a target of kind ``clip_text``.
+    encoder
+        The brain encoder that predicts them.
+    prior
+        What is done to its predictions before the generator takes them.
+    """
+
+    target: Annotated[Any, Component("target", only=("clip_text",), outside=False)]
+    encoder: Annotated[Any, Component("encoder")] = Field(default={"kind": "ridge"})
+    prior: Annotated[Any, Component("prior", only=BRANCH_PRIORS, outside=False)] = Field(
+        default={"kind": "identity"}
+    )
+
+    @model_validator(mode="after")
+    def _check_encoder(self) -> Self:
+        if play(ENCODER_SETTINGS, self.encoder).decodes_categories:
+            raise ValueError(
+                f"encoder {self.encoder.kind!r} names classes, and tokens of texts are wanted here"
+            )
         return self
 
 
@@ -119,14 +163,17 @@ class ReconstructionConfig(Settings):
     prompt
         The kind of `captions` whose text leads the image of its trial, for generators that read texts (ATM's caption
         branch: ``git``).
+    text
+        A branch for the tokens of a text, which the generator takes beside the image embedding; none by default.
     """
 
     n_draws: int = Field(default=1, ge=1, le=64)
     low_level: LowLevelConfig | None = None
     captions: tuple[CaptionsConfig, ...] = ()
     prompt: Literal["nearest", "git", "coca"] | None = None
+    text: TextBranchConfig | None = None
 
-    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"captions", "prompt"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"captions", "prompt", "text"})
 
     @model_validator(mode="after")
     def _check_captions(self) -> Self:
@@ -353,6 +400,38 @@ class RunConfig(Settings):
             raise ValueError(
                 f"generator.prompt is {text!r}, but reconstruction.prompt gives every trial a text of its own; leave "
                 "one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_text_branch(self) -> Self:
+        text, generator = self.reconstruction.text, play(GENERATOR_SETTINGS, self.generator)
+        if self.target.kind == "clip_text":
+            raise ValueError(
+                "target.kind clip_text embeds texts, and what is seen are images; set target.kind to openclip, and "
+                "reconstruction.text to predict tokens of a text beside"
+            )
+        if text is None:
+            if generator.needs_texts:
+                raise ValueError(
+                    f"the generator {self.generator.kind!r} is conditioned on tokens of a text too: set "
+                    "reconstruction.text with a target of kind clip_text, or generator.text_share to 0"
+                )
+            return self
+        if self.reconstruction.prompt is not None or getattr(self.generator, "prompt", ""):
+            raise ValueError(
+                "reconstruction.text predicts the tokens that a prompt would give; leave reconstruction.prompt and "
+                "generator.prompt out, or reconstruction.text"
+            )
+        if self.decodes_categories:
+            raise ValueError(
+                f"reconstruction.text predicts tokens, and the encoder {self.encoder.kind!r} decodes categories; "
+                "leave it out"
+            )
+        if not generator.supports_texts:
+            raise ValueError(
+                f"reconstruction.text predicts tokens of a text, which the generator {self.generator.kind!r} does not "
+                "take; choose sd_ip_adapter or versatile_diffusion, or leave it out"
             )
         return self
 

@@ -1,35 +1,40 @@
-"""The text side of a CLIP network: vectors of concept names and captions, in the space of its images.
+"""The text side of a CLIP network: vectors of concept names and captions in the space of its images, and its tokens.
 
 Owns which network reads the words of a run, prompt templates, tokenizers that work without a hub, and the pooled or
-whole output of the text tower. open_clip brings its own word pieces for most networks. The others (SigLIP, the
-multilingual ones) need a tokenizer folder; a folder without its vocabulary loads without complaint and knows two words,
-so every tokenizer is tried before use.
+whole output of the text tower; the latter is what latent diffusion is conditioned on, and a target of its own.
+open_clip brings its own word pieces for most networks. The others (SigLIP, the multilingual ones) need a tokenizer
+folder; a folder without its vocabulary loads without complaint and knows two words, so every tokenizer is tried before
+use.
 
 References
 ----------
-Radford et al. (2021), arXiv:2103.00020, section 3.1.4: prompt ensembles.
+Radford et al. (2021), arXiv:2103.00020, section 3.1.4: prompt ensembles. Xu et al. (2023), Versatile Diffusion,
+arXiv:2211.08332; Ozcelik and VanRullen (2023), Brain-Diffuser, arXiv:2303.05334: tokens as targets, captions averaged.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError, check_unique
 from braindecode_vis.devices import choose_device, seeded
+from braindecode_vis.digests import hash_once
+from braindecode_vis.embeddings.captions import read_caption_bank
 from braindecode_vis.embeddings.imported import ImportedConfig
 from braindecode_vis.embeddings.layer_readout import OUTPUT
 from braindecode_vis.embeddings.openclip import OpenClipConfig, read_description
 from braindecode_vis.embeddings.weights import find_snapshot, load_state, read_state
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_json
 
 DEFAULT_TEMPLATES = ("This is a photo of a {concept}.",)
 #: Sentences that any tokenizer with a vocabulary tells apart; see `check_tokenizer`.
@@ -76,6 +81,141 @@ class ConceptTextConfig(Settings):
     tower: OpenClipConfig | None = None
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     reading: TextConfig = TextConfig()
+
+
+class ClipTextConfig(Settings):
+    """Tokens of a CLIP text tower as a target: what latent diffusion reads in place of a prompt.
+
+    The text of an image is one of its captions, or the name of its concept in a template. The tokens of several
+    captions of an image are averaged (Brain-Diffuser). No image is looked at.
+
+    Parameters
+    ----------
+    tower
+        The CLIP network whose text side reads; that of Stable Diffusion 1 and of Versatile Diffusion is OpenAI's
+        ViT-L/14.
+    captions
+        CSV file with the columns ``id`` and ``caption``, of every image of the run. None takes concepts.
+    template
+        Sentence with ``{concept}``, without captions.
+    output
+        ``hidden`` are the tokens after the last norm, as Stable Diffusion reads them; ``projected`` their projections
+        divided by the length of the pooled one, as Versatile Diffusion reads them.
+    reading
+        Tokenizer and batches.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ("open_clip",)
+
+    kind: Literal["clip_text"] = "clip_text"
+    tower: OpenClipConfig = Field(
+        default_factory=lambda: OpenClipConfig(architecture="ViT-L-14-quickgelu", pretrained="openai")
+    )
+    captions: Path | None = None
+    template: str = "a photo of a {concept}"
+    output: Literal["hidden", "projected"] = "hidden"
+    reading: TextConfig = TextConfig()
+
+    fitted_on_training_images: ClassVar[bool] = False
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"captions"})
+
+    @field_validator("template")
+    @classmethod
+    def _check_template(cls, template: str) -> str:
+        if "{concept}" not in template:
+            raise ValueError(f"{template!r} has no place for the concept; write {{concept}} in it")
+        return template
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless the captions can be read and there are weights."""
+        if self.captions is not None:
+            read_caption_bank(self.captions.expanduser())
+        self.tower.check_files()
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the captions."""
+        fields = super().hashed_fields()
+        if self.captions is not None:
+            read_caption_bank(self.captions.expanduser())  # a missing one in one sentence
+            fields["captions_digest"] = hash_once(self.captions.expanduser())
+        return fields
+
+    def build(self) -> ClipTextEncoder:
+        """Return the encoder; the network is loaded when the first text comes."""
+        return ClipTextEncoder(self)
+
+
+class ClipTextEncoder:
+    """Tokens of texts in the place of an image encoder's.
+
+    Parameters
+    ----------
+    config
+        Tower and texts.
+    """
+
+    def __init__(self, config: ClipTextConfig) -> None:
+        self.config = config
+        self._text = ClipText(config.tower, config.reading)
+
+    @property
+    def space(self) -> str:
+        """Name with architecture, weights, what the tokens are, and the texts."""
+        config = self.config
+        digest = config.tower.digest
+        weights = digest if digest.startswith("random") else f"weights={digest[:12]}"
+        texts = (
+            f"concepts={hash_json(config.template)[:8]}"
+            if config.captions is None
+            else f"captions={hash_once(config.captions.expanduser())[:8]}"
+        )
+        return f"clip_text/{config.tower.architecture}/{weights}/{config.output}/{texts}"
+
+    def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Refuse: a picture does not say its text."""
+        raise ConfigError(
+            "a target of kind clip_text embeds captions or concepts of stimuli, and cannot embed a picture; choose "
+            "openclip or another image encoder."
+        )
+
+    def embed(
+        self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: Callable[..., Any]
+    ) -> Embeddings:
+        """Return the tokens of each stimulus's text; see `contracts.WholeImageEncoder.embed`.
+
+        Raises
+        ------
+        DataError
+            If a stimulus has no caption.
+        """
+        texts = self.find_texts(stimuli)
+        distinct = list(dict.fromkeys(text for entry in texts for text in entry))
+        row_of = {text: row for row, text in enumerate(distinct)}
+        tokens = self.encode_texts(distinct)
+        # (n_stimuli, n_tokens, n_features), one stimulus at a time: captions are several times as many
+        vectors = np.empty((len(texts), *tokens.shape[1:]), np.float32)
+        for vector, entry in zip(vectors, texts, strict=True):
+            vector[...] = tokens[[row_of[text] for text in entry]].mean(axis=0)
+        return Embeddings(vectors, np.asarray(stimuli.ids, dtype=object), self.space)
+
+    def find_texts(self, stimuli: StimulusSet) -> list[list[str]]:
+        """Return the texts of each stimulus."""
+        if self.config.captions is None:
+            names = stimuli.concepts_of(stimuli.ids)
+            return [[self.config.template.format(concept=name_concept(str(name)))] for name in names]
+        path = self.config.captions.expanduser()
+        bank = read_caption_bank(path)
+        lacking = [str(i) for i in stimuli.ids if str(i) not in bank]
+        if lacking:
+            raise DataError(
+                f"{path} has no caption of {len(lacking)} of {len(stimuli)} images, first {lacking[0]}; add them, or "
+                "leave captions out to take the names of concepts."
+            )
+        return [bank[str(i)] for i in stimuli.ids]
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 tokens of shape (n_texts, n_tokens, n_features); what exceeds the context is cut."""
+        return self._text.encode_tokens(texts, projected=self.config.output == "projected")
 
 
 def embed_concepts(config: ConceptTextConfig, target: Any, stimuli: StimulusSet) -> Embeddings:
@@ -174,6 +314,76 @@ class ClipText:
         if not rows:
             raise DataError("there is no text to embed.")
         return np.concatenate(rows)
+
+    def encode_tokens(self, texts: Sequence[str], *, projected: bool = False) -> np.ndarray:
+        """Return float32 tokens after the last norm, of shape (n_texts, context, n_features).
+
+        Parameters
+        ----------
+        texts
+            Words or sentences; what exceeds the context of the network (77 word pieces) is cut.
+        projected
+            Project every token, and divide by the length of the projection of the end of the text.
+
+        Raises
+        ------
+        ConfigError
+            If the text tower is not one of CLIP's own, which reads from left to right and projects by a matrix.
+        """
+        import torch
+
+        network, tokenizer = self.load()
+        tower = getattr(network, "text", network)  # as open_clip keeps it in networks with a tower of its own
+        parts = (
+            "token_embedding",
+            "positional_embedding",
+            "transformer",
+            "ln_final",
+            "text_projection",
+            "attn_mask",
+        )
+        if any(getattr(tower, part, None) is None for part in parts):
+            raise ConfigError(
+                f"the text tower of {self.config.architecture} is not CLIP's own, whose tokens are wanted; choose "
+                "ViT-L-14-quickgelu."
+            )
+        device, rows = choose_device(self.config.device, setting="target.device"), []
+        with torch.inference_mode():
+            for start in range(0, len(texts), self.text.batch_size):
+                ids = pad_with_end(tokenizer(list(texts[start : start + self.text.batch_size]))).to(device)
+                x = tower.token_embedding(ids) + tower.positional_embedding[: ids.shape[1]]
+                x = tower.ln_final(
+                    tower.transformer(x, attn_mask=tower.attn_mask[: ids.shape[1], : ids.shape[1]])
+                )
+                if projected:
+                    matrix = tower.text_projection
+                    x = matrix(x) if isinstance(matrix, torch.nn.Module) else x @ matrix
+                    ends = x[
+                        torch.arange(len(ids), device=device), ids.argmax(dim=-1)
+                    ]  # the first of the largest id
+                    x = x / ends.norm(dim=-1)[:, None, None]
+                rows.append(x.float().cpu().numpy())
+        if not rows:
+            raise DataError("there is no text to embed.")
+        return np.concatenate(rows)
+
+
+def pad_with_end(ids: Any) -> Any:
+    """Return ids of word pieces in which the end of the text is repeated, where open_clip repeats zeros.
+
+    So do the tokenizers of Stable Diffusion and Versatile Diffusion; a network that reads from left to right takes the
+    padding into the tokens after the end, and diffusion reads those too.
+
+    Parameters
+    ----------
+    ids : int tensor of shape (n_texts, context)
+        The end has the largest id of all.
+    """
+    import torch
+
+    places = torch.arange(ids.shape[1], device=ids.device)
+    after = places[None] > ids.argmax(dim=-1, keepdim=True)
+    return torch.where(after, ids.amax(dim=-1, keepdim=True), ids)
 
 
 def embed_text(

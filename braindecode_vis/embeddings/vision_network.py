@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from braindecode_vis.checks import ConfigError
 from braindecode_vis.consent import may_download
 from braindecode_vis.devices import autocast, choose_device, repeatable_convolutions
 from braindecode_vis.embeddings.layer_readout import (
@@ -55,7 +56,8 @@ class VisionNetworkConfig(Settings):
         Put the tokens through the network's final norm and output projection (a CLIP network's), as some generators
         expect.
     normalise
-        Bring every vector to length one; otherwise the network's own length is kept.
+        Bring every vector to length one; otherwise the network's own length is kept. ``class`` divides all tokens of an
+        image by the length of its class token, as Versatile Diffusion wants them.
     precision
         Arithmetic of the network. Vectors come out in single precision.
     model_args
@@ -70,7 +72,7 @@ class VisionNetworkConfig(Settings):
     layer: Layer | tuple[Layer, ...] = OUTPUT
     pooling: Pooling = "own"
     project: bool = False
-    normalise: bool = False
+    normalise: bool | Literal["class"] = False
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     model_args: ModelArgs = Field(default_factory=dict)
     batch_size: int = Field(default=32, ge=1)
@@ -88,6 +90,10 @@ class VisionNetworkConfig(Settings):
             check_choice(layer, self.pooling, self.project)
         if isinstance(self.layer, tuple) and (not self.layer or self.pooling in ("tokens", "patches")):
             raise ValueError(f"pooling {self.pooling!r} takes one layer, not {list(self.layer)}")
+        if self.normalise == "class" and self.pooling != "tokens":
+            raise ValueError(
+                f"normalise class divides tokens, and pooling is {self.pooling}; set pooling to tokens"
+            )
         return self
 
     @property
@@ -179,7 +185,7 @@ class VisionNetworkEncoder:
     @property
     def normalised(self) -> bool:
         """Whether every vector has length one."""
-        return self.config.normalise
+        return self.config.normalise is True
 
     @property
     def space(self) -> str:
@@ -196,7 +202,7 @@ class VisionNetworkEncoder:
             digest if digest.startswith("random") else f"weights={digest[:12]}",
             layer if layer == OUTPUT else f"layer={layer}",
             config.pooling + "-projected" * config.project,
-            "unit" if config.normalise else "raw",
+            {False: "raw", True: "unit", "class": "class-unit"}[config.normalise],
             self.transform.name,
         ]
         return "/".join(parts + [config.precision] * (config.precision != "float32"))
@@ -224,7 +230,13 @@ class VisionNetworkEncoder:
         vectors = read_layers(
             self.load(), inputs, layers=config.layers, pooling=config.pooling, project=config.project
         )
-        if config.normalise:
+        if config.normalise == "class":
+            if not self.load().has_class:
+                raise ConfigError(
+                    "target.normalise is class, and this network has no class token; choose a CLIP or DINO network."
+                )
+            vectors = vectors / vectors[:, :1].norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        elif config.normalise:
             # A vector of zeros stays one, instead of becoming NaN.
             vectors = vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         return vectors

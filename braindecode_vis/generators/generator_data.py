@@ -51,6 +51,8 @@ class GeneratorData:
         Noise of single repetitions, for generators that weigh predictions by their reliability.
     context
         What the pipeline lends a generator that trains for long: a folder for finished parts, and a call for progress.
+    text_encoder, texts
+        The encoder of the tokens of texts, and those of each training image; None without a text branch.
     """
 
     image_encoder: Any
@@ -59,6 +61,8 @@ class GeneratorData:
     predicted: Embeddings | None = None
     noise: RepetitionNoise | None = None
     context: Context = NOTHING_LENT
+    text_encoder: Any = None
+    texts: Embeddings | None = None
 
     def read_images(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return training images by their rows in `embeddings`, uint8 of shape (n_rows, height, width, 3).

@@ -71,7 +71,7 @@ class ImageFusionConfig(Settings):
         if self.mode != "pixels" and not supported:
             raise ConfigError(
                 f"low_level.fusion.mode is {self.mode}, but the generator takes no initial image; use pixels, or a "
-                "generator of kind sdxl_turbo, kandinsky or token_unclip."
+                "generator of kind sdxl_turbo, sd_ip_adapter, versatile_diffusion, kandinsky or token_unclip."
             )
 
 
@@ -83,6 +83,7 @@ def fuse_branches(
     *,
     seed: int,
     prompts: Sequence[str] | None = None,
+    texts: Embeddings | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the fused images and the two that went in.
 
@@ -100,6 +101,8 @@ def fuse_branches(
         For the generator; both of its runs share their noise.
     prompts
         Text of each row that leads its image, for generators that read texts.
+    texts
+        Tokens of a text of each row, for generators that take them.
 
     Returns
     -------
@@ -110,11 +113,12 @@ def fuse_branches(
         raise DataError(f"{len(embeddings)} embeddings came with {len(low)} low-level images.")
     config._check_start(play(IMAGE_GENERATOR, generator).supports_initial)
     # Always made, whatever the mode, so that tables can show what the low-level branch adds.
-    texts: dict[str, Any] = {} if prompts is None else {"prompts": prompts}
-    high = generator.generate(embeddings, seed=seed, **texts)
+    given = {"prompts": prompts, "texts": texts}
+    more: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    high = generator.generate(embeddings, seed=seed, **more)
     fused = high
     if config.mode in ("initial", "both"):
-        fused = generator.generate(embeddings, seed=seed, initial=low, strength=config.strength, **texts)
+        fused = generator.generate(embeddings, seed=seed, initial=low, strength=config.strength, **more)
     if config.mode in ("pixels", "both"):
         fused = mix_images(fused, low, config.weight)
     return {"decoded": fused, "high_level": high, "low_level": low}

@@ -1,7 +1,8 @@
 """Open the test trials: retrieve the seen images, and reconstruct them with every control beside them.
 
-Owns the low-level branch of `reconstruct` too: another target and another encoder over the same trials, whose decoded
-latents give colour and layout. Its fits are artifacts of their own, and `reconstruct` names them as its upstream.
+Owns the branches of `reconstruct` too: other targets and other encoders over the same trials. The latents of the
+low-level branch give colour and layout, the tokens of the text branch are a second condition of the generator. Their
+fits are artifacts of their own, and `reconstruct` names them as its upstream.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from braindecode_vis.seeds import derive_seed, make_generator
 
 if TYPE_CHECKING:
     from braindecode_vis.generators.generator_data import GeneratorData
+    from braindecode_vis.pipeline.reconstruction import FoldTexts
 
 
 CAPTIONS = "captions.json"  # of `reconstruct`
@@ -251,6 +253,7 @@ def reconstruct(run: Run) -> Reconstructed:
                     part = reconstruct_fold(
                         config, data, prepared.stimuli, predicted, embeddings,
                         retrieved.folds[number].subjects, number, prior=prior, low=make_low_level(run, number),
+                        texts=make_texts(run, number),
                         fits=folder / "fits" / name_fold(number),
                     )  # fmt: skip
                 parts.append(part)
@@ -316,11 +319,15 @@ def name_reconstruction(run: Run) -> dict[str, Any]:
 def name_material(run: Run) -> dict[str, str]:
     """Make what `reconstruct` reads beside `retrieve`, and return the fingerprints as its upstream.
 
-    That are the fits of the low-level branch, and predictions out of fold where the prior or the generator learns from
-    them; of earlier versions, where they belong to the fit, they are not named.
+    That are the fits of the branches, and predictions out of fold where a prior or the generator learns from them; of
+    earlier versions, where they belong to the fit, they are not named.
     """
-    low = open_low_level(run)
-    found = {} if low is None else {f"low_level{n}": fold.artifact for n, fold in enumerate(train(low))}
+    found: dict[str, store.Artifact] = {}
+    for name, branch in open_branches(run).items():
+        found |= {f"{name}{n}": fold.artifact for n, fold in enumerate(train(branch))}
+        if branch.prior.needs_predictions:
+            made = enumerate(predict_out_of_fold(branch))
+            found |= {f"{name}_out_of_fold{n}": part.artifact for n, part in made}
     if needs_predictions(run):
         fits = {fold.artifact.fingerprint for fold in train(run)}
         made = {f"out_of_fold{n}": part.artifact for n, part in enumerate(predict_out_of_fold(run))}
@@ -349,9 +356,11 @@ def make_generator_data(
     prepared = preprocess(run)
     ids = pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train])
     predicted = predict_out_of_fold(run)[number].predicted if needs_predictions(run) else None
+    text = open_branch(run, "text")
+    bank = None if text is None else embed(text)[number]
     return GeneratorData(
         embed(run)[number].encoder, embeddings.select(ids), prepared.stimuli.select(ids), predicted,
-        _measure_noise(run, number), context,
+        _measure_noise(run, number), context, bank and bank.encoder, bank and bank.embeddings.select(ids),
     )  # fmt: skip
 
 
@@ -406,39 +415,96 @@ def map_for_generator(run: Run, number: int) -> tuple[Embeddings, bool]:
     return encoder.map_for_generator(bank), False
 
 
-# --- the low-level branch -----------------------------------------------------------------------------
+# --- branches -----------------------------------------------------------------------------------------
 
 
-def open_low_level(run: Run) -> Run | None:
-    """Return the branch as a run that trains; None without one."""
-    branch = run.config.reconstruction.low_level
+#: Those of `reconstruct` beside the run's own encoder, by their names in its settings.
+BRANCHES = ("low_level", "text")
+
+
+def open_branches(run: Run) -> dict[str, Run]:
+    """Return the branches that the run has, by name."""
+    opened = {name: open_branch(run, name) for name in BRANCHES}
+    return {name: branch for name, branch in opened.items() if branch is not None}
+
+
+def open_branch(run: Run, name: str) -> Run | None:
+    """Return a branch of `BRANCHES` as a run that trains; None without it."""
+    branch = getattr(run.config.reconstruction, name)
     if branch is None:
         return None
     # Everything else is shared: data set, split, selection, repetitions and seed.
     changes = {
         "target": branch.target,
         "encoder": branch.encoder,
+        "prior": branch.prior,
         "reconstruction": type(run.config.reconstruction)(),
     }
-    low = run.once("low level", lambda: replace(run, config=run.config.model_copy(update=changes), seen={}))
+    words = name.replace("_", " ")
+    opened = run.once(words, lambda: replace(run, config=run.config.model_copy(update=changes), seen={}))
     # The same trials; to prepare them again would put the branch's settings into the folder's config.yaml.
-    low.seen["preprocess"] = preprocess(run)
-    return low
+    opened.seen["preprocess"] = preprocess(run)
+    return opened
+
+
+def open_low_level(run: Run) -> Run | None:
+    """Return the low-level branch as a run that trains; None without one."""
+    return open_branch(run, "low_level")
+
+
+def predict_branch(run: Run, branch: Run, number: int, trials: Responses) -> Embeddings:
+    """Return what the branch of a fold predicts of trials, after its prior.
+
+    Parameters
+    ----------
+    run, branch
+        The run and its branch; see `open_branch`.
+    number
+        Number of the fold.
+    trials
+        With every feature.
+    """
+    fitted = train(branch)[number]
+    if fitted.selection is not None:
+        trials = fitted.selection.apply(trials)
+    predicted = fitted.encoder.predict_for_generator(trials)
+    if not branch.prior.needs_predictions:
+        return predicted
+    # Statistics of training trials alone, predicted by fits that have not seen them.
+    pairs, bank = predict_out_of_fold(branch)[number].predicted, embed(branch)[number].embeddings
+    ids = pd.unique(preprocess(run).responses.stimulus_ids[preprocess(run).folds[number].train])
+    prior = roles.build(roles.PRIOR, branch.prior, seed=0)
+    prior.fit(pairs, bank.select(pairs.ids), images=bank.select(ids))
+    return prior.sample(predicted, n_draws=1, seed=0)
+
+
+def _pick_trials(run: Run, number: int) -> Responses:
+    """Return the test trials of a fold, row by row those of the run's own encoder."""
+    prepared = preprocess(run)
+    trials = pick_labelled_trials(prepared, prepared.folds[number].test, run.config.repeats.test)
+    return order_by_gallery(train(run)[number].encoder, trials)
+
+
+def make_texts(run: Run, number: int) -> FoldTexts | None:
+    """Return the tokens that the text branch predicts of the test trials of one fold; None without a branch."""
+    from braindecode_vis.pipeline.reconstruction import FoldTexts
+
+    text = open_branch(run, "text")
+    if text is None:
+        return None
+    predicted = predict_branch(run, text, number, _pick_trials(run, number))
+    return FoldTexts(predicted, embed(text)[number].embeddings)
 
 
 def make_low_level(run: Run, number: int) -> np.ndarray | None:
-    """Return the images of the branch for the test trials of one fold, row by row those of the run's own encoder.
+    """Return the images of the low-level branch for the test trials of one fold, row by row those of the run's encoder.
 
     Returns
     -------
     uint8 array of shape (n_rows, height, width, 3), or None without a branch
     """
     low = open_low_level(run)
-    if low is None:
-        return None
-    prepared = preprocess(run)
-    trials = pick_labelled_trials(prepared, prepared.folds[number].test, run.config.repeats.test)
-    return decode_low_level(run, low, number, order_by_gallery(train(run)[number].encoder, trials))
+    return None if low is None else decode_low_level(run, low, number, _pick_trials(run, number))
 
 
 def decode_low_level(run: Run, low: Run, number: int, trials: Responses) -> np.ndarray:
@@ -456,12 +522,9 @@ def decode_low_level(run: Run, low: Run, number: int, trials: Responses) -> np.n
     from braindecode_vis.generators.generator_data import GeneratorData
     from braindecode_vis.generators.inversion import LatentsConfig
 
-    prepared, bank, fitted = preprocess(run), embed(low)[number], train(low)[number]
-    if fitted.selection is not None:
-        trials = fitted.selection.apply(trials)
+    prepared, bank = preprocess(run), embed(low)[number]
     ids = pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train])
     data = GeneratorData(bank.encoder, bank.embeddings.select(ids), prepared.stimuli.select(ids))
     generator = LatentsConfig().build(data)
-    return generator.generate(
-        fitted.encoder.predict_for_generator(trials), seed=derive_seed(run.config.seed, "low level")
-    )
+    predicted = predict_branch(run, low, number, trials)
+    return generator.generate(predicted, seed=derive_seed(run.config.seed, "low level"))

@@ -33,7 +33,9 @@ from braindecode_vis.pipeline.decoding import (
     name_material,
     name_reconstruction,
     name_retrieval,
+    open_branch,
     open_low_level,
+    predict_branch,
 )
 from braindecode_vis.pipeline.finished_run import FinishedRun
 from braindecode_vis.pipeline.galleries import GallerySource, order_by_gallery
@@ -636,6 +638,8 @@ def _prepare_images(
         for_generator = _average([e.predict_for_generator(r) for e, r in zip(encoders, chosen, strict=True)])
     low = open_low_level(run)
     images = None if low is None else decode_low_level(run, low, number, trials)
+    text = open_branch(run, "text")
+    texts = None if text is None else predict_branch(run, text, number, trials)
 
     def decode() -> tuple[np.ndarray, dict[str, list[list[str]]]]:
         from braindecode_vis.pipeline.reconstruction import (
@@ -664,7 +668,7 @@ def _prepare_images(
         captions = decode_captions(run.config, decoders, prior, for_generator, number)
         made = decode_images(
             run.config, prior, generator, for_generator, number, low=images,
-            prompts=pick_prompts(run.config, captions),
+            prompts=pick_prompts(run.config, captions), texts=texts,
         )["decoded"]  # fmt: skip
         height, width = data.image_size  # the size in which the run itself shows its images
         # (n_trials [* n_draws], height, width, 3)

@@ -23,7 +23,7 @@ from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGen
 from braindecode_vis.generators.generator_data import GeneratorData, RepetitionNoise
 from braindecode_vis.generators.image_fusion import fuse_branches
 from braindecode_vis.memory import check_memory
-from braindecode_vis.priors.closed_form import MeanPrior
+from braindecode_vis.priors.closed_form import IdentityPrior, MeanPrior
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, resize_image
 
@@ -36,6 +36,14 @@ MOST_REPEATED = 2048
 
 #: ``decoded`` or ``oracle``, kind of decoder, and for each row the caption of each draw.
 Captions = dict[str, dict[str, list[list[str]]]]
+
+
+@dataclass(frozen=True)
+class FoldTexts:
+    """Tokens of texts for a generator that takes them: those predicted of each test row, and those of every image."""
+
+    predicted: Embeddings
+    true: Embeddings
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ def reconstruct_fold(
     *,
     prior: WholePrior,
     low: np.ndarray | None = None,
+    texts: FoldTexts | None = None,
     fits: Path | None = None,
 ) -> FoldImages:
     """Reconstruct the test images of one fold, and the controls.
@@ -86,6 +95,8 @@ def reconstruct_fold(
         The prior, not yet fitted.
     low : uint8 array of shape (n_rows, height, width, 3), optional
         Images of the low-level branch, one per row.
+    texts
+        Of the text branch; the oracle is given the true ones, and the mean embedding their mean.
     fits
         Folder that the fitted prior and what the generator has trained are written into, for new recordings.
     """
@@ -110,7 +121,18 @@ def reconstruct_fold(
         write_fits(fits, prior, generator, decoders)
         write_material(fits, data, known, test)
     return draw_images(
-        config, data, test, predicted, true, subjects, number, prior, generator, low=low, decoders=decoders
+        config,
+        data,
+        test,
+        predicted,
+        true,
+        subjects,
+        number,
+        prior,
+        generator,
+        low=low,
+        texts=texts,
+        decoders=decoders,
     )
 
 
@@ -127,6 +149,7 @@ def draw_images(
     *,
     low: np.ndarray | None = None,
     decoders: Mapping[str, CaptionDecoder] | None = None,
+    texts: FoldTexts | None = None,
 ) -> FoldImages:
     """Return the images of one fold by a prior, a generator and decoders of captions that are fitted."""
     generator_settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
@@ -148,7 +171,16 @@ def draw_images(
         return {} if prompts is None else {"prompts": prompts}
 
     made = {
-        **decode_images(config, prior, generator, predicted, number, low=low, **lead("decoded")),
+        **decode_images(
+            config,
+            prior,
+            generator,
+            predicted,
+            number,
+            low=low,
+            texts=None if texts is None else texts.predicted,
+            **lead("decoded"),
+        ),
         "nearest": NearestConfig().build(data).generate(predicted, seed=seed),
         "mean_image": MeanImageGenerator(data).generate(predicted, seed=seed),
     }
@@ -158,15 +190,16 @@ def draw_images(
         rows["decoded_concept"] = classes.classify(predicted)
         made["class_mean"] = classes.generate(predicted, seed=seed)
     if not generator_settings.copies_training_images:  # the image nearest to the mean would be any image
-        mean = MeanPrior().fit(predicted, data.embeddings, images=data.embeddings)
-        same = mean.sample(predicted, n_draws=1, seed=seed)
+        same = _take_mean(predicted, data.embeddings)
+        more: dict[str, Any] = {}
         if config.reconstruction.prompt is not None and decoders:
-            told_of_mean = decoders[config.reconstruction.prompt].decode(same)
-            made["mean_embedding"] = generator.generate(same, seed=seed, prompts=told_of_mean)  # type: ignore[call-arg]
-        else:
-            made["mean_embedding"] = generator.generate(same, seed=seed)
+            more["prompts"] = decoders[config.reconstruction.prompt].decode(same)
+        if texts is not None and data.texts is not None:
+            more["texts"] = _take_mean(texts.predicted, data.texts)
+        made["mean_embedding"] = generator.generate(same, seed=seed, **more)
     # The upper bound: what the generator makes of the very embedding that was to be predicted.
-    made["oracle"] = generator.generate(told, seed=seed, **lead("oracle"))
+    more = lead("oracle") if texts is None else {"texts": texts.true.select(predicted.ids)}
+    made["oracle"] = generator.generate(told, seed=seed, **more)
 
     height, width = data.image_size  # of the stimuli: a coarse target must not make the task easier
     distinct = {i: resize_image(test.read_image(i), height, width) for i in pd.unique(predicted.ids)}
@@ -178,6 +211,12 @@ def draw_images(
     described = {"generator": generator.describe(), "prior": prior.describe()}
     chosen = {name: dict(about) for name, about in described.items() if about}
     return FoldImages(rows, images, chosen, captions)
+
+
+def _take_mean(predicted: Embeddings, training: Embeddings) -> Embeddings:
+    """Return the mean of the training embeddings in the place of every prediction."""
+    mean = MeanPrior().fit(predicted, training, images=training)
+    return mean.sample(predicted, n_draws=1, seed=0)
 
 
 def estimate_images_bytes(n_test: int, n_draws: int, height: int, width: int) -> int:
@@ -399,6 +438,7 @@ def decode_images(
     *,
     low: np.ndarray | None = None,
     prompts: Sequence[str] | None = None,
+    texts: Embeddings | None = None,
 ) -> dict[str, np.ndarray]:
     """Return decoded images of shape (n_rows, [n_draws,] height, width, 3), and the branches where there are two.
 
@@ -416,6 +456,8 @@ def decode_images(
         Images of the low-level branch, one per row.
     prompts
         Text of each row, or of each draw of each row, that leads its image.
+    texts
+        Tokens that the text branch predicted, one row per row.
     """
     n_draws, branch = config.reconstruction.n_draws, config.reconstruction.low_level
     sampled = sample_prior(config, prior, predicted, number)
@@ -425,12 +467,17 @@ def decode_images(
     seed = derive_seed(config.seed, "generator", number)
     if prompts is not None and len(prompts) == len(predicted):
         prompts = [text for text in prompts for _ in range(n_draws)]
+    if texts is not None:
+        texts = IdentityPrior().sample(texts, n_draws=n_draws, seed=0)
     if branch is None or low is None:
-        texts: dict[str, Any] = {} if prompts is None else {"prompts": prompts}
-        made = {"decoded": decoding.generate(sampled, seed=seed, **texts)}
+        given = {"prompts": prompts, "texts": texts}
+        more: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        made = {"decoded": decoding.generate(sampled, seed=seed, **more)}
     else:
         several = np.repeat(low, n_draws, axis=0)
-        made = fuse_branches(decoding, sampled, several, branch.fusion, seed=seed, prompts=prompts)
+        made = fuse_branches(
+            decoding, sampled, several, branch.fusion, seed=seed, prompts=prompts, texts=texts
+        )
     if n_draws == 1:
         return made
     # (n_rows * n_draws, height, width, 3): draws of a row follow each other.

@@ -11,7 +11,7 @@ from braindecode_vis import roles, store
 from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.config import check_files
 from braindecode_vis.datasets.manifests import find_manifest
-from braindecode_vis.pipeline.decoding import open_low_level, reconstruct, retrieve
+from braindecode_vis.pipeline.decoding import open_branches, reconstruct, retrieve
 from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.learning import embed, needs_predictions, predict_out_of_fold, preprocess, train
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
@@ -148,10 +148,11 @@ def collect_stages(run: Run) -> dict[str, Any]:
         made = [part.artifact for part in predict_out_of_fold(run)] if needs_predictions(run) else []
         artifacts += [*made, retrieve(run).artifact, reconstruct(run).artifact]
     stages = _describe_stages(artifacts)
-    if (low := open_low_level(run)) is not None:
-        banks = {bank.artifact.path: bank.artifact for bank in embed(low)}
-        fits = _describe_stages([*banks.values(), *[fold.artifact for fold in train(low)]])
-        stages |= {f"low-level {name}": about for name, about in fits.items()}
+    for name, branch in open_branches(run).items():
+        banks = {bank.artifact.path: bank.artifact for bank in embed(branch)}
+        fits = _describe_stages([*banks.values(), *[fold.artifact for fold in train(branch)]])
+        words = name.replace("_", "-")
+        stages |= {f"{words} {stage}": about for stage, about in fits.items()}
     return stages
 
 

@@ -177,6 +177,8 @@ def describe_images(
     if branch is not None:
         target = branch.target.build().space
         low_level["Low-level branch"] = f"{branch.encoder.kind} to {target}; {branch.fusion.describe()}"
+    if (text := config.reconstruction.text) is not None:
+        low_level["Text branch"] = f"{text.encoder.kind} to {text.target.kind}"
     return {
         "protocol": {
             "Data set": config.dataset.kind,

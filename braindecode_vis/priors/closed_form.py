@@ -1,11 +1,15 @@
-"""Priors without parameters to train: the prediction as it is, the mean of the images, and the spread of the images.
+"""Priors without parameters to train: the prediction as it is, and the mean, spread and moments of the images.
 
 ``identity`` is the first row of every comparison with a learned prior. ``mean`` forgets the brain: as a control it
 shows what a generator makes of no information at all, and every identification score of it is chance. ``spread``
 gives predictions the spread of image embeddings: a ridge prediction is shrunk toward the mean, and a generator that
 learnt from true embeddings takes a short one for an ordinary image. The gain that gives out-of-fold predictions the
 mean squared distance of training images from their mean undoes that; directions from the mean stay as they are, so
-the cosine after the training mean, and every rank by it, is the same before and after. Nothing here is random.
+the cosine after the training mean, and every rank by it, is the same before and after. ``moments`` gives every feature
+by itself the mean and the spread of the training images (Benchetrit et al. 2023, arXiv:2310.19812), which changes
+directions: a feature that is hardly predicted gets as much spread as one that is predicted well. Both measure
+predictions of training trials; the public code of Brain-Diffuser takes the test predictions themselves. Nothing here is
+random.
 """
 
 from __future__ import annotations
@@ -195,6 +199,101 @@ class SpreadPrior:
 
         meta = read_json(folder / "prior.json")
         return cls(load_file(folder / "prior.safetensors")["mean"], float(meta["gain"]), meta["space"])
+
+
+class MomentsPriorConfig(Settings):
+    """Give every feature of the predictions the mean and spread that it has over the training images."""
+
+    kind: Literal["moments"] = "moments"
+
+    needs_predictions: ClassVar[bool] = True
+
+    def build(self, *, seed: int = 0) -> MomentsPrior:
+        """Return the unfitted prior."""
+        return MomentsPrior()
+
+    def read(self, folder: Path) -> MomentsPrior:
+        """Return the prior that was written into `folder`."""
+        return MomentsPrior.read(folder)
+
+
+class MomentsPrior:
+    """One gain and one offset per feature.
+
+    Parameters
+    ----------
+    gain, mean : float arrays of the shape of an embedding, optional
+        A prediction x becomes gain * x + mean.
+    space
+        Of the predictions.
+    """
+
+    def __init__(
+        self, gain: np.ndarray | None = None, mean: np.ndarray | None = None, space: str = ""
+    ) -> None:
+        self.gain, self.mean, self.space = gain, mean, space
+
+    def fit(
+        self, predicted: Embeddings, target: Embeddings, *, images: Embeddings | None = None
+    ) -> MomentsPrior:
+        """Compare means and deviations of out-of-fold predictions with those of the training images.
+
+        Parameters
+        ----------
+        predicted
+            Out-of-fold predictions of the training trials.
+        target
+            Embedding of the image of each prediction.
+        images
+            One row per training image; where given, they are measured instead of `target`.
+        """
+        check_same_space(predicted, target)
+        rows = keep_distinct(target if images is None else images)
+        (mean, std), (centre, found) = (_measure_moments(v) for v in (rows.vectors, predicted.vectors))
+        # A feature that is never predicted stays at the mean of the images: any gain would make an image of rounding.
+        gain = np.where(found > 1e-6 * std, std / np.maximum(found, np.finfo(np.float32).tiny), 0)
+        self.gain = gain.astype(np.float32)
+        self.mean, self.space = (mean - gain * centre).astype(np.float32), rows.space
+        return self
+
+    def sample(self, predicted: Embeddings, *, n_draws: int, seed: int) -> Embeddings:
+        """Return the rescaled prediction `n_draws` times per row, draws of one row next to each other."""
+        mean = _require_mean("moments", self.mean, self.space, predicted)
+        rescaled = (self.gain * predicted.vectors + mean).astype(np.float32)
+        return Embeddings(np.repeat(rescaled, n_draws, axis=0), np.repeat(predicted.ids, n_draws), self.space)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the median gain, and the share of the features that are never predicted."""
+        _require_mean("moments", self.mean, self.space)
+        assert self.gain is not None
+        return {"median_gain": float(np.median(self.gain)), "unpredicted": float((self.gain == 0).mean())}
+
+    def write(self, folder: Path) -> None:
+        """Write gains and offsets as safetensors, and the name of the space as JSON."""
+        from safetensors.numpy import save_file
+
+        mean = _require_mean("moments", self.mean, self.space)
+        assert self.gain is not None
+        save_file({"mean": mean, "gain": self.gain}, folder / "prior.safetensors")
+        write_json(folder / "prior.json", {"kind": "moments", "space": self.space})
+
+    @classmethod
+    def read(cls, folder: Path) -> MomentsPrior:
+        """Read what `write` wrote."""
+        from safetensors.numpy import load_file
+
+        arrays = load_file(folder / "prior.safetensors")
+        return cls(arrays["gain"], arrays["mean"], read_json(folder / "prior.json")["space"])
+
+
+def _measure_moments(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and deviation of each feature in double precision, a few features of all rows at a time."""
+    flat = vectors.reshape(len(vectors), -1)
+    moments = np.empty((2, flat.shape[1]))
+    for start in range(0, flat.shape[1], 4096):  # 257 x 768 tokens of all images need no second copy
+        part = flat[:, start : start + 4096].astype(np.float64)
+        moments[:, start : start + 4096] = part.mean(axis=0), part.std(axis=0)
+    return moments[0].reshape(vectors.shape[1:]), moments[1].reshape(vectors.shape[1:])
 
 
 def _require_mean(

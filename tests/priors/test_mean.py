@@ -4,7 +4,7 @@ import pytest
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.contracts import Prior
-from braindecode_vis.priors.closed_form import MeanPriorConfig
+from braindecode_vis.priors.closed_form import MeanPriorConfig, MomentsPriorConfig
 from braindecode_vis.registry import find_component
 
 
@@ -43,6 +43,7 @@ def test_misuse_is_refused():
     "kind, needs, options",
     [
         ("identity", False, {}), ("mean", False, {}), ("neighbours", False, {}), ("spread", True, {}),
+        ("moments", True, {}),
         ("diffusion", True, {}),
         ("diffusion", False, {"condition": "simulated"}), ("diffusion", True, {"condition": "noised_targets"}),
     ],
@@ -52,3 +53,26 @@ def test_priors_that_learn_from_predictions_say_so(kind, needs, options):
     settings = find_component("prior", kind)(**options)
     assert settings.build() is not None
     assert settings.needs_predictions is needs
+
+
+def test_moments_are_those_of_the_training_images_whatever_is_tested(tmp_path):
+    """Statistics come from predictions of training trials; those of the tested ones would need all of them at once."""
+    rng = np.random.default_rng(0)
+    ids = [f"i{n}" for n in range(500)]
+    spread = np.array([[1.0, 3.0, 0.5], [2.0, 4.0, 1.0]])
+    target = Embeddings(rng.normal(size=(500, 2, 3)) * spread + 7, ids, "toy")
+    shrunk = 0.1 * target.vectors + 2 + 0.01 * rng.normal(size=(500, 2, 3))
+    shrunk[:, 1, 2] = 5.0  # never predicted
+    prior = MomentsPriorConfig().build().fit(Embeddings(shrunk, ids, "toy"), target)
+    made = prior.sample(Embeddings(shrunk, ids, "toy"), n_draws=1, seed=0).vectors
+    np.testing.assert_allclose(made.mean(axis=0), target.vectors.mean(axis=0), atol=1e-3)
+    known = np.array([[1, 1, 1], [1, 1, 0]], bool)
+    np.testing.assert_allclose(made.std(axis=0)[known], target.vectors.std(axis=0)[known], rtol=1e-3)
+    assert made.std(axis=0)[1, 2] == pytest.approx(0, abs=1e-5)
+    prior.write(tmp_path)
+    one = Embeddings(shrunk[3:4], ["i3"], "toy")
+    again = MomentsPriorConfig().read(tmp_path).sample(one, n_draws=2, seed=5)
+    np.testing.assert_array_equal(again.vectors, np.repeat(made[3:4], 2, axis=0))  # alone as among all
+    assert prior.describe()["unpredicted"] == pytest.approx(1 / 6)
+    with pytest.raises(DataError, match="moments prior was fitted in the space 'toy'"):
+        prior.sample(Embeddings(np.zeros((1, 2, 3)), ["a"], "clip"), n_draws=1, seed=0)
