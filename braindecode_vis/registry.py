@@ -152,6 +152,8 @@ INSIDE: dict[str, dict[str, str]] = {
         "refiner": "generators.refiner_config:RefinerConfig",
         "latent_diffusion": "generators.latent_diffusion_config:LatentDiffusionConfig",
         "sdxl_turbo": "generators.hub_config:SdxlTurboConfig",
+        "sd_ip_adapter": "generators.hub_config:SdAdapterConfig",
+        "versatile_diffusion": "generators.hub_config:VersatileDiffusionConfig",
         "unclip": "generators.hub_config:UnclipConfig",
         "kandinsky": "generators.hub_config:KandinskyConfig",
         "token_unclip": "generators.hub_config:TokenUnclipConfig",

@@ -1,32 +1,39 @@
-"""Generators on stock pipelines of diffusers: SDXL-Turbo with an IP-Adapter, Stable Diffusion unCLIP and Kandinsky 2.2.
+"""Generators on stock pipelines of diffusers: Stable Diffusion with an IP-Adapter, unCLIP and Kandinsky 2.2.
 
 Owns how each pipeline is loaded and called, and the loop that turns embeddings into images row by row reproducibly:
 every row has its own noise, so that neither batch size nor neighbours change an image. SDXL-Turbo is the second stage
 of ATM: the pipeline is the unchanged one of diffusers, the predicted embedding takes the place of the adapter's image
-embedding, and the prompt is empty. The other two were trained on image embeddings themselves. Settings and weights are
-the business of `hub_config`; a fourth pipeline, on token sequences, is in `token_unclip`.
+embedding, and the prompt is empty. Stable Diffusion 1.5 takes tokens of an image in the same way, and tokens of a text
+in the place of a prompt. The other two were trained on image embeddings themselves. Settings and weights are the
+business of `hub_config`; pipelines that diffusers does not have as they are needed here are in `token_unclip` and
+`versatile_diffusion`.
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, check_installed
 from braindecode_vis.devices import choose_device
 from braindecode_vis.generators.adapters import Adapter
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.hub_config import read_parts
+from braindecode_vis.memory import find_memory, is_out_of_memory
+from braindecode_vis.priors.sampling import guide
 from braindecode_vis.seeds import derive_seed, make_torch_generator
 from braindecode_vis.stimuli import resize_image
 
+MOST_AT_ONCE = 16  # images; larger batches are hardly faster
 #: An image of CLIP's mean colour, uint8 of shape (224, 224, 3): rows of zeros after CLIP's normalisation.
 CLIP_GREY = np.full((224, 224, 3), (123, 117, 104), np.uint8)
 
@@ -40,6 +47,10 @@ class HubOptions:
     image_size: int | None
     device: str = "auto"
     precision: str = "auto"
+    offload: str = "none"
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    attention_slicing: bool = False
 
     @property
     def torch_device(self) -> str:
@@ -72,6 +83,8 @@ class HubBatch:
         Images that denoising starts from, if any, and the share of the schedule that is run from them.
     prompts
         Text of each row, in place of the one that is set for all.
+    texts, absent_text : float arrays of shape (n, *text_shape) and (1, *text_shape), optional
+        Tokens of a text of each row, and those that guidance leads away from.
     """
 
     conditions: np.ndarray
@@ -80,6 +93,8 @@ class HubBatch:
     initial: list[np.ndarray] | None = None
     strength: float = 0.5
     prompts: list[str] | None = None
+    texts: np.ndarray | None = None
+    absent_text: np.ndarray | None = None
 
 
 class HubPipeline(Protocol):
@@ -116,7 +131,11 @@ class HubGenerator:
     supports_initial, supports_prompts
         Whether the pipeline can start from an image, and whether it reads texts.
     batch_size
-        Rows that are drawn together; changes nothing but rounding.
+        Rows that are drawn together; changes nothing but rounding. ``auto`` is as many as fit into the memory.
+    text_spaces
+        Patterns of the spaces whose tokens the network takes as a text; empty where it takes none.
+    needs_texts
+        Whether it makes no image without.
     adapter
         A fitted map to the condition.
 
@@ -136,8 +155,10 @@ class HubGenerator:
         condition_spaces: Sequence[str],
         supports_initial: bool = False,
         supports_prompts: bool = False,
-        batch_size: int = 4,
+        batch_size: int | Literal["auto"] = 4,
         adapter: Adapter | None = None,
+        text_spaces: Sequence[str] = (),
+        needs_texts: bool = False,
     ) -> None:
         self.kind, self.options, self.batch_size = kind, options, batch_size
         self.supports_initial, self.supports_prompts, self.adapter = (
@@ -154,6 +175,14 @@ class HubGenerator:
                 "generator.condition_spaces if it is the same."
             )
         self._condition_encoder = adapter.encoder if adapter else data.image_encoder
+        self._text_encoder, self.needs_texts = data.text_encoder, needs_texts
+        self.text_space = None if data.texts is None else data.texts.space
+        if self.text_space is not None and not any(fnmatchcase(self.text_space, p) for p in text_spaces):
+            wanted = " or ".join(text_spaces) or "no text"
+            raise ConfigError(
+                f"the generator {kind!r} takes {wanted}, not tokens of {self.text_space!r}; correct "
+                "reconstruction.text.target (output hidden for Stable Diffusion, projected for Versatile Diffusion)."
+            )
         self._load = load
         self._pipeline: HubPipeline | None = None
 
@@ -175,6 +204,7 @@ class HubGenerator:
         initial: np.ndarray | None = None,
         strength: float = 0.5,
         prompts: Sequence[str] | None = None,
+        texts: Embeddings | None = None,
     ) -> np.ndarray:
         """Return uint8 images of shape (n_rows, height, width, 3).
 
@@ -190,13 +220,15 @@ class HubGenerator:
             Share of the schedule that is run from the initial image: 1 forgets it, small values keep it.
         prompts
             Text of each row, which leads its image besides the embedding.
+        texts
+            Tokens of a text of each row, which take the place of a prompt.
 
         Raises
         ------
         ConfigError
             If space, size or options do not fit this generator.
         DataError
-            If a prompt has more word pieces than the network reads.
+            If a prompt has more word pieces than the network reads, or an image comes out black or not finite.
         """
         pipeline = self.load()
         conditions = self._find_conditions(embeddings, pipeline.condition_shape)
@@ -204,20 +236,39 @@ class HubGenerator:
             self._check_initial(initial, len(embeddings), strength)
         if self.supports_prompts or prompts is not None:
             self._check_prompts(pipeline, embeddings.ids, prompts)
-        negative = None
+        self._check_texts(pipeline, texts, len(embeddings))
+        negative = absent_text = None
         if pipeline.absent_image is not None and self.options.guidance > 1:
             negative = self._condition_encoder.encode([pipeline.absent_image])
-        made = []
-        for start in range(0, len(conditions), self.batch_size):
-            rows = range(start, min(start + self.batch_size, len(conditions)))
+        if texts is not None and self.options.guidance > 1:
+            absent_text = self._text_encoder.encode_texts([""])
+        made: list[np.ndarray] = []
+        start, size = (
+            0,
+            self.batch_size if self.batch_size != "auto" else choose_batch_size(pipeline, self.options),
+        )
+        while start < len(conditions):
+            rows = range(start, min(start + size, len(conditions)))
             with warnings.catch_warnings():  # schedulers of diffusers hand tensors to NumPy in the old way
                 warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
                 generators = [make_torch_generator(derive_seed(seed, "hub"), "row", row) for row in rows]
                 starts = None if initial is None else list(initial[rows.start : rows.stop])
                 part = conditions[rows.start : rows.stop]
-                texts = None if prompts is None else list(prompts[rows.start : rows.stop])
-                images = pipeline.draw(HubBatch(part, generators, negative, starts, strength, texts))
+                led = None if prompts is None else list(prompts[rows.start : rows.stop])
+                tokens = (
+                    None if texts is None else np.asarray(texts.vectors[rows.start : rows.stop], np.float32)
+                )
+                batch = HubBatch(part, generators, negative, starts, strength, led, tokens, absent_text)
+                try:
+                    images = pipeline.draw(batch)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    size = self._shrink(size, error)  # the same rows again, fewer at once
+                    continue
+            self._check_images(images, embeddings.ids[rows.start : rows.stop], start)
             made.append(np.round(np.clip(images, 0, 1) * 255).astype(np.uint8))
+            start = rows.stop
         if not made:
             raise DataError("there is no embedding to make an image from.")
         return np.concatenate(made)
@@ -249,11 +300,59 @@ class HubGenerator:
                 "give one step."
             )
 
+    def _check_texts(self, pipeline: Any, texts: Embeddings | None, n: int) -> None:
+        if texts is None:
+            if self.needs_texts:
+                raise ConfigError(
+                    f"the generator {self.kind!r} is conditioned on tokens of a text too, and was given none; set "
+                    "reconstruction.text."
+                )
+            return
+        if self.text_space is None or texts.space != self.text_space:
+            raise ConfigError(
+                f"the generator {self.kind!r} was built for {self.text_space or 'no text'}, and not for tokens of "
+                f"{texts.space!r}."
+            )
+        wanted = pipeline.text_shape
+        if texts.vectors.shape != (n, *wanted):
+            raise ConfigError(
+                f"the generator {self.kind!r} takes tokens of shape {(n, *wanted)}, but {texts.space!r} gave "
+                f"{texts.vectors.shape}; choose the text tower that the network was trained with."
+            )
+
+    def _shrink(self, size: int, error: BaseException) -> int:
+        """Return a smaller size of a batch after one that did not fit, or say what else would help."""
+        if self.batch_size == "auto" and size > 1:
+            return size // 2
+        raise ConfigError(
+            f"{size} image(s) of the generator {self.kind!r} at once do not fit into the memory "
+            f"({str(error).strip().splitlines()[0][:100]}); set generator.batch_size to auto or less, "
+            "generator.vae_slicing=true, or generator.offload to model or sequential."
+        ) from error
+
+    def _check_images(self, images: np.ndarray, ids: np.ndarray, start: int) -> None:
+        """Refuse images that are not what the network has drawn, by the name of their trial."""
+        for number, image in enumerate(images):
+            trial = f"row {start + number} ({ids[number]})"
+            if not np.isfinite(image).all():
+                raise DataError(
+                    f"the generator {self.kind!r} gave an image of {trial} that is not finite: its latents overflowed "
+                    f"in {str(self.options.torch_dtype).removeprefix('torch.')}; set generator.precision to bfloat16 "
+                    "or float32."
+                )
+            if image.max() <= 0:
+                raise DataError(
+                    f"the generator {self.kind!r} gave a black image of {trial}: a safety checker blacked it out, or "
+                    "its latents overflowed; bring a folder without a safety checker, or set generator.precision to "
+                    "float32."
+                )
+
     def _check_prompts(self, pipeline: Any, ids: np.ndarray, prompts: Sequence[str] | None) -> None:
         """Refuse texts that the pipeline would ignore or cut, which diffusers does with a warning."""
         if not self.supports_prompts:
             raise ConfigError(
-                f"the generator {self.kind!r} reads no text; choose sdxl_turbo or unclip, or leave the prompts out."
+                f"the generator {self.kind!r} reads no text; choose sdxl_turbo, sd_ip_adapter or unclip, or leave the "
+                "prompts out."
             )
         if prompts is None:
             check_prompts(pipeline.pipeline, {"generator.prompt": pipeline.prompt})
@@ -282,8 +381,15 @@ class HubGenerator:
 # --- pipelines ------------------------------------------------------------------------------------------
 
 
-class SdxlTurbo:
-    """SDXL-Turbo led by an image embedding through an IP-Adapter.
+#: Pipelines that take an IP-Adapter: from noise, and from an image on the same networks.
+ADAPTED = {
+    "sdxl": ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    "sd": ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+}
+
+
+class AdaptedDiffusion:
+    """Stable Diffusion led by an image through an IP-Adapter, and by a prompt or by tokens of a text.
 
     With an initial image the image-to-image pipeline runs on the same networks, as in ATM's low-level branch.
 
@@ -293,45 +399,78 @@ class SdxlTurbo:
         The pipeline, and the adapter's safetensors file.
     options
         Steps, guidance and arithmetic.
-    scale
-        Weight of the adapter's cross-attention.
+    family
+        A key of `ADAPTED`. Of Stable Diffusion 1 the safety checker is not loaded, which would black out images, and
+        the schedule is that of DDIM.
+    scale, text_scale
+        Weights of the cross-attentions to the image and to the text; the adapter was trained with 1 and 1.
     prompt
         Text that leads the image besides the embedding.
+    n_tokens
+        Of an image, for adapters of tokens; None takes adapters of one embedding alone.
     """
 
-    absent_image = None
-
     def __init__(
-        self, folder: Path, adapter: Path, options: HubOptions, *, scale: float, prompt: str
+        self,
+        folder: Path,
+        adapter: Path,
+        options: HubOptions,
+        *,
+        family: Literal["sdxl", "sd"],
+        scale: float,
+        prompt: str,
+        text_scale: float = 1.0,
+        n_tokens: int | None = None,
     ) -> None:
-        from diffusers import StableDiffusionXLPipeline
+        import diffusers
+        import torch
         from diffusers.utils import logging
         from safetensors import SafetensorError
 
-        self.options, self.prompt, self.adapter = options, prompt, adapter
-        self.pipeline = load_pipeline(StableDiffusionXLPipeline.from_pretrained, folder, options)
+        self.options, self.prompt, self.adapter, self.n_tokens = options, prompt, adapter, n_tokens
+        own, self._from_image = (getattr(diffusers, name) for name in ADAPTED[family])
+        more = {"safety_checker": None, "requires_safety_checker": False} if family == "sd" else {}
         level = logging.get_verbosity()
-        logging.set_verbosity_error()  # that the adapter's image encoder is not loaded is meant
+        logging.set_verbosity_error()  # that no safety checker and no image encoder are loaded is meant
         try:
+            self.pipeline = load_pipeline(own.from_pretrained, folder, options, **more)
+            if family == "sd":
+                settings = self.pipeline.scheduler.config
+                self.pipeline.scheduler = diffusers.DDIMScheduler.from_config(settings, clip_sample=False)
             self.pipeline.load_ip_adapter(
                 str(adapter.parent), subfolder="", weight_name=adapter.name, image_encoder_folder=None,
                 local_files_only=True,
             )  # fmt: skip
         except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            wanted = "ip-adapter_sdxl_vit-h" if family == "sdxl" else "ip-adapter-plus_sd15"
             raise DataError(
-                f"{adapter} is no IP-Adapter for {folder} ({first}); bring ip-adapter_sdxl_vit-h.safetensors."
+                f"{adapter} is no IP-Adapter for {folder} ({first}); bring {wanted}.safetensors."
             ) from error
         finally:
             logging.set_verbosity(level)
         self.pipeline.set_ip_adapter_scale(scale)
+        if text_scale != 1:
+            # The values of a text pass this one matrix, without a bias, so that its attention is scaled with them.
+            with torch.no_grad():
+                for name, module in self.pipeline.unet.named_modules():
+                    if name.endswith("attn2"):
+                        module.to_v.weight.mul_(text_scale)
+        place(self.pipeline, options)
+
+    @property
+    def absent_image(self) -> np.ndarray | None:
+        """Adapters of tokens were trained with those of a grey image as absent, those of an embedding with zeros."""
+        return CLIP_GREY if len(self.condition_shape) == 2 else None
 
     @property
     def condition_shape(self) -> tuple[int, ...]:
-        """Size of the adapter's image embedding."""
-        from diffusers.models.embeddings import ImageProjection
+        """Size of the adapter's image embedding, or number and size of its tokens."""
+        from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection
 
         layer = self.pipeline.unet.encoder_hid_proj.image_projection_layers[0]
+        if isinstance(layer, IPAdapterPlusImageProjection) and self.n_tokens is not None:
+            return (self.n_tokens, int(layer.proj_in.in_features))
         if not isinstance(layer, ImageProjection):
             raise ConfigError(
                 f"{self.adapter} has a {type(layer).__name__}, which takes hidden states and no embedding; bring "
@@ -339,32 +478,51 @@ class SdxlTurbo:
             )
         return (int(layer.image_embeds.in_features),)
 
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        """Number and size of the tokens of a text."""
+        config = self.pipeline.text_encoder.config
+        return (int(config.max_position_embeddings), int(config.hidden_size))
+
     def draw(self, batch: HubBatch) -> np.ndarray:
         """Return float images in 0..1 of shape (n, height, width, 3)."""
         import torch
-        from diffusers import StableDiffusionXLImg2ImgPipeline
 
         pipeline: Any = self.pipeline
-        n = len(batch.conditions)
-        # (n, 1, n_features): one image per prompt
-        embeds = torch.from_numpy(batch.conditions)[:, None].to(pipeline.device, pipeline.unet.dtype)
-        if self.options.guidance > 1:  # the adapter was trained with zeros as its absent image
-            embeds = torch.cat([torch.zeros_like(embeds), embeds])
+        n, guided = len(batch.conditions), self.options.guidance > 1
+
+        def move(rows: np.ndarray) -> Any:
+            return torch.from_numpy(np.ascontiguousarray(rows)).to(
+                self.options.torch_device, pipeline.unet.dtype
+            )
+
+        # (n, 1, *condition_shape): one image per prompt
+        embeds = move(batch.conditions)[:, None]
+        if guided:
+            absent = np.zeros_like(batch.conditions[:1]) if batch.negative is None else batch.negative
+            embeds = torch.cat([move(np.repeat(absent, n, axis=0))[:, None], embeds])
         side = self.options.image_size or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         more: dict[str, Any] = {"height": side, "width": side}
         if batch.initial is not None:
-            kind: Any = StableDiffusionXLImg2ImgPipeline
-            pipeline = kind(**pipeline.components)
+            check_scheduler(pipeline.scheduler, ("add_noise",), "a start from an image")
+            pipeline = self._from_image(**pipeline.components)
             pipeline.set_progress_bar_config(disable=True)
+            if self.options.offload != "none":
+                place(pipeline, self.options)
             more = {"image": resize_initial(batch.initial, side), "strength": batch.strength}
+        if batch.texts is None:
+            more["prompt"] = batch.prompts or [self.prompt] * n
+        else:
+            more["prompt_embeds"] = move(batch.texts)
+            if guided and batch.absent_text is not None:
+                more["negative_prompt_embeds"] = move(np.repeat(batch.absent_text, n, axis=0))
         # Given embeddings, diffusers repeats them all for every prompt, which suits one image only; here each prompt
         # of the batch has its own.
         pipeline.prepare_ip_adapter_image_embeds = lambda *args, **kwargs: [embeds]
         try:
             made = pipeline(
-                prompt=batch.prompts or [self.prompt] * n, ip_adapter_image_embeds=[embeds],
-                num_inference_steps=self.options.steps, guidance_scale=self.options.guidance,
-                generator=batch.generators, output_type="np", **more,
+                ip_adapter_image_embeds=[embeds], num_inference_steps=self.options.steps,
+                guidance_scale=self.options.guidance, generator=batch.generators, output_type="np", **more,
             )  # fmt: skip
         finally:
             del pipeline.prepare_ip_adapter_image_embeds
@@ -393,6 +551,7 @@ class StableUnclip:
 
         self.options, self.noise_level, self.prompt = options, noise_level, prompt
         self.pipeline = load_pipeline(StableUnCLIPImg2ImgPipeline.from_pretrained, folder, options)
+        place(self.pipeline, options)
 
     @property
     def condition_shape(self) -> tuple[int, ...]:
@@ -406,7 +565,7 @@ class StableUnclip:
         pipeline, side = self.pipeline, self.options.image_size
         return pipeline(
             prompt=batch.prompts or [self.prompt] * len(batch.conditions),
-            image_embeds=torch.from_numpy(batch.conditions).to(pipeline.device, pipeline.unet.dtype),
+            image_embeds=torch.from_numpy(batch.conditions).to(self.options.torch_device, pipeline.unet.dtype),
             noise_level=self.noise_level, num_inference_steps=self.options.steps,
             guidance_scale=self.options.guidance, height=side, width=side, generator=batch.generators,
             output_type="np",
@@ -431,6 +590,7 @@ class Kandinsky:
 
         self.options = options
         self.pipeline = load_pipeline(KandinskyV22Pipeline.from_pretrained, folder, options)
+        place(self.pipeline, options)
 
     @property
     def condition_shape(self) -> tuple[int, ...]:
@@ -446,13 +606,18 @@ class Kandinsky:
         side = self.options.image_size or 512
 
         def move(rows: np.ndarray) -> Any:
-            return torch.from_numpy(np.ascontiguousarray(rows)).to(pipeline.device, pipeline.unet.dtype)
+            return torch.from_numpy(np.ascontiguousarray(rows)).to(
+                self.options.torch_device, pipeline.unet.dtype
+            )
 
         more: dict[str, Any] = {}
         if batch.initial is not None:
+            check_scheduler(pipeline.scheduler, ("add_noise",), "a start from an image")
             kind: Any = KandinskyV22Img2ImgPipeline
             pipeline = kind(**pipeline.components)
             pipeline.set_progress_bar_config(disable=True)
+            if self.options.offload != "none":
+                place(pipeline, self.options)
             # As PIL images, whose range no version of the pipeline mistakes.
             more = {
                 "image": pipeline.numpy_to_pil(resize_initial(batch.initial, side)),
@@ -492,8 +657,8 @@ def check_prompts(pipeline: Any, prompts: Mapping[str, str]) -> None:
                 )
 
 
-def load_pipeline(make: Callable[..., Any], folder: Path, options: HubOptions) -> Any:
-    """Return a pipeline or network of diffusers from a folder, quiet and on its device.
+def load_pipeline(make: Callable[..., Any], folder: Path, options: HubOptions, **more: Any) -> Any:
+    """Return a pipeline or network of diffusers from a folder, quiet and on the CPU; `place` moves it.
 
     Only safetensors are read, and no file is fetched.
 
@@ -511,7 +676,7 @@ def load_pipeline(make: Callable[..., Any], folder: Path, options: HubOptions) -
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
             loaded: Any = make(
                 str(folder), torch_dtype=options.torch_dtype, local_files_only=True, use_safetensors=True,
-                variant=_find_variant(folder),
+                variant=_find_variant(folder), **more,
             )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -522,7 +687,174 @@ def load_pipeline(make: Callable[..., Any], folder: Path, options: HubOptions) -
     whole: Any = DiffusionPipeline
     if isinstance(loaded, whole):  # and not one network of it
         loaded.set_progress_bar_config(disable=True)
-    return loaded.to(options.torch_device)
+    return loaded
+
+
+def place(loaded: Any, options: HubOptions) -> Any:
+    """Return a pipeline or network of diffusers on its device, with what saves memory turned on.
+
+    Parameters
+    ----------
+    loaded
+        A pipeline, or one network of it.
+    options
+        Where it runs, and how it saves memory.
+
+    Raises
+    ------
+    ConfigError
+        If it has no part that an option speaks of, or nothing that it could be moved from.
+    """
+    vae = getattr(loaded, "vae", loaded if hasattr(loaded, "enable_slicing") else None)
+    for asked, method in ((options.vae_slicing, "enable_slicing"), (options.vae_tiling, "enable_tiling")):
+        if asked and hasattr(vae, method):
+            getattr(vae, method)()
+    if options.attention_slicing and hasattr(loaded, "enable_attention_slicing"):
+        loaded.enable_attention_slicing()
+    elif options.attention_slicing and hasattr(loaded, "set_attention_slice"):
+        loaded.set_attention_slice("auto")
+    device = options.torch_device
+    if options.offload == "none":
+        return loaded.to(device)
+    check_offload(options.offload, device)
+    import accelerate
+
+    if hasattr(loaded, f"enable_{options.offload}_cpu_offload"):
+        getattr(loaded, f"enable_{options.offload}_cpu_offload")(device=device)
+    elif options.offload == "sequential":
+        accelerate.cpu_offload(loaded, device)
+    else:
+        accelerate.cpu_offload_with_hook(loaded, device)
+    return loaded
+
+
+def read_scheduler(folder: Path, kind: Any = None) -> Any:
+    """Return the scheduler that a folder describes in ``scheduler/``.
+
+    Parameters
+    ----------
+    folder
+        Of a pipeline.
+    kind
+        Class to make of the settings; None takes the one that they name.
+
+    Raises
+    ------
+    DataError
+        If the settings are damaged, or name a scheduler without the methods that are needed here.
+    """
+    import diffusers
+
+    about = folder / "scheduler" / "scheduler_config.json"
+    try:
+        settings = json.loads(about.read_text(encoding="utf-8"))
+        # Latents are not images in -1..1, though DDIM cuts them so unless it is told.
+        settings |= {} if kind is None else {"clip_sample": False}
+        scheduler = (kind or getattr(diffusers, settings["_class_name"])).from_config(settings)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{about} does not describe a scheduler ({type(error).__name__}); copy the whole folder again."
+        ) from error
+    check_scheduler(scheduler, ("set_timesteps", "scale_model_input", "step"), "denoising")
+    return scheduler
+
+
+def denoise(
+    scheduler: Any,
+    noise: Any,
+    options: HubOptions,
+    batch: HubBatch,
+    *,
+    predict: Callable[[Any, Any], Any],
+    start: Any = None,
+) -> Any:
+    """Return denoised latents of shape (n, channels, height, width).
+
+    Parameters
+    ----------
+    scheduler
+        Of diffusers.
+    noise : float tensor of shape (n, channels, height, width)
+        Of unit variance.
+    options
+        Steps and guidance.
+    batch
+        Its generators, and its strength with `start`.
+    predict
+        What the network says of scaled latents at a timestep. With guidance, of twice as many: without the condition
+        first.
+    start
+        Latents of initial images; None starts from the noise.
+    """
+    import torch
+
+    scheduler.set_timesteps(options.steps, device=noise.device)
+    timesteps, guided = scheduler.timesteps, options.guidance > 1
+    if start is None:
+        latents = noise * scheduler.init_noise_sigma
+    else:
+        check_scheduler(scheduler, ("add_noise",), "a start from an image")
+        first = len(timesteps) - int(options.steps * batch.strength) * scheduler.order
+        timesteps = timesteps[first:]
+        if hasattr(scheduler, "set_begin_index"):  # not all of diffusers' schedulers know it
+            scheduler.set_begin_index(first)
+        latents = scheduler.add_noise(start, noise, timesteps[:1].repeat(len(noise)))
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    for timestep in timesteps:
+        output = predict(
+            scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep), timestep
+        ).float()
+        if guided:
+            without, with_condition = output.chunk(2)
+            output = guide(with_condition, without, options.guidance)
+        more = {"generator": batch.generators} if takes_generator else {}
+        latents = scheduler.step(output, timestep, latents, **more).prev_sample
+    return latents
+
+
+def check_offload(offload: str, device: str) -> None:
+    """Raise `ConfigError` if networks are to wait in the CPU's memory for a GPU that is not there."""
+    if offload == "none":
+        return
+    if device == "cpu":
+        raise ConfigError(
+            f"generator.offload is {offload}, which moves networks to a GPU and back, and there is no GPU here (device "
+            "cpu); leave it out."
+        )
+    check_installed("accelerate", "generator.offload")
+
+
+def check_scheduler(scheduler: Any, methods: Sequence[str], what: str) -> None:
+    """Raise `DataError` if a scheduler of diffusers lacks a method that is needed."""
+    if lacking := [name for name in methods if not callable(getattr(scheduler, name, None))]:
+        raise DataError(
+            f"the scheduler {type(scheduler).__name__} has no {lacking[0]}, which {what} needs; put the settings of "
+            "another (DDIMScheduler, EulerDiscreteScheduler) into scheduler/scheduler_config.json."
+        )
+
+
+def choose_batch_size(pipeline: Any, options: HubOptions) -> int:
+    """Return how many images are drawn at once: a guess from the free memory, which is halved where it does not fit.
+
+    Parameters
+    ----------
+    pipeline
+        Already in its place.
+    options
+        Size and arithmetic of the images.
+    """
+    import torch
+
+    side = options.image_size or 768
+    # The decoder's widest feature map at full resolution, 256 channels, four times; one image of it where it is sliced.
+    wide = 4 * 256 * side**2 * torch.finfo(options.torch_dtype).bits / 8
+    each = wide / 8 if options.vae_slicing else wide
+    if options.torch_device == "cuda":
+        free = float(torch.cuda.mem_get_info()[0])
+    else:
+        limit = find_memory()
+        free = limit.free if limit is not None else 0.0
+    return int(min(max(0.8 * free // each, 1), MOST_AT_ONCE))
 
 
 def _find_variant(folder: Path) -> str | None:

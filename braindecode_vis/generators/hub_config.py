@@ -1,14 +1,15 @@
-"""Settings of the generators with published weights: SDXL-Turbo, Stable Diffusion unCLIP, Kandinsky, SDXL unCLIP.
+"""Settings of the generators with published weights: Stable Diffusion, its unCLIP, Kandinsky, Versatile Diffusion.
 
 Owns where their weights come from (a folder, or the hub by consent), what of them enters the fingerprint, and which
-spaces each is conditioned on. Nothing is downloaded unless that was allowed. The pipelines are in `hub`, the one on
-token sequences in `token_unclip`.
+spaces each is conditioned on. Nothing is downloaded unless that was allowed. The pipelines are in `hub`, `token_unclip`
+and `versatile_diffusion`.
 
 References
 ----------
 Li et al. (2024), ATM, arXiv:2403.07721; Ye et al. (2023), IP-Adapter, arXiv:2308.06721; Sauer et al. (2023),
 SDXL-Turbo, arXiv:2311.17042; Ramesh et al. (2022), unCLIP, arXiv:2204.06125; Rombach et al. (2022), arXiv:2112.10752;
-Razzhigaev et al. (2023), Kandinsky, arXiv:2310.03502; Scotti et al. (2024), MindEye2, arXiv:2403.11207.
+Razzhigaev et al. (2023), Kandinsky, arXiv:2310.03502; Scotti et al. (2024), MindEye2, arXiv:2403.11207; Benchetrit et
+al. (2023), arXiv:2310.19812; Ozcelik and VanRullen (2023), Brain-Diffuser, arXiv:2303.05334.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,6 +28,7 @@ from braindecode_vis.embeddings.published import find_model, get_file, get_snaps
 from braindecode_vis.embeddings.weights import find_published
 from braindecode_vis.generators.adapters import Adapter, AdapterConfig
 from braindecode_vis.generators.generator_data import GeneratorData
+from braindecode_vis.memory import describe_bytes
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_json
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 ADAPTER_REPOSITORY = "h94/IP-Adapter"
 ADAPTER_FILE = "sdxl_models/ip-adapter_sdxl_vit-h.safetensors"
+SD_ADAPTER_FILE = "models/ip-adapter-plus_sd15.safetensors"
 
 
 class HubConfig(Settings):
@@ -58,7 +61,14 @@ class HubConfig(Settings):
     precision
         ``auto`` is half precision on a GPU and single precision on a CPU.
     batch_size, device
-        How it runs, not what it computes.
+        How it runs, not what it computes. ``auto`` draws as many images at once as fit into the memory.
+    offload
+        Networks wait in the CPU's memory for their turn on the GPU: ``model`` moves whole networks, ``sequential``
+        every layer, which needs least memory and most time.
+    vae_slicing, attention_slicing
+        The autoencoder decodes one image after the other; attention is computed in two halves.
+    vae_tiling
+        The autoencoder decodes large images in overlapping parts, whose seams change pixels a little.
     """
 
     packages: ClassVar[tuple[str, ...]] = (
@@ -74,20 +84,48 @@ class HubConfig(Settings):
     guidance: float = Field(default=1.0, ge=0)
     image_size: int | None = Field(default=None, ge=8, multiple_of=8)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch_size: int = Field(default=4, ge=1)
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 4
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    offload: Literal["none", "model", "sequential"] = "none"
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    attention_slicing: bool = False
 
     repository: ClassVar[str] = ""
     supports_initial: ClassVar[bool] = False
     supports_prompts: ClassVar[bool] = False
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "allow_download", "batch_size", "device"})
+    supports_texts: ClassVar[bool] = False
+    text_spaces: ClassVar[tuple[str, ...]] = ()
+    #: What of its networks can be computed in parts.
+    slices: ClassVar[frozenset[str]] = frozenset({"vae_slicing", "vae_tiling", "attention_slicing"})
+    not_hashed: ClassVar[frozenset[str]] = frozenset({
+        "weights", "allow_download", "batch_size", "device", "offload", "vae_slicing", "attention_slicing",
+    })  # fmt: skip
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"vae_tiling"})
+
+    @model_validator(mode="after")
+    def _check_slices(self) -> Self:
+        for name in ("vae_slicing", "vae_tiling", "attention_slicing"):
+            if getattr(self, name) and name not in self.slices:
+                kind = type(self).model_fields["kind"].default
+                raise ValueError(f"the networks of the generator {kind} have no {name}; leave it out")
+        return self
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether it makes no image without tokens of a text."""
+        return False
 
     def accepts(self, target_kind: str) -> bool:
         """Say whether a target of this kind may do; its space is checked when the generator is built."""
         return self.adapter is not None or target_kind in ("openclip", "transformers", "views", "imported")
 
     def check_files(self) -> None:
-        """Raise `ConfigError` unless there are weights or they may be downloaded."""
+        """Raise `ConfigError` unless there are weights or they may be downloaded, and what runs them."""
+        if self.offload != "none":
+            from braindecode_vis.generators.hub import check_offload
+
+            check_offload(self.offload, self.options.torch_device)
         model = find_model(self.repository)
         if not (self.allow_download or may_download()) or (model is not None and model.removed):
             self.find_folder()
@@ -106,7 +144,10 @@ class HubConfig(Settings):
         """What every pipeline is given."""
         from braindecode_vis.generators.hub import HubOptions
 
-        return HubOptions(self.steps, self.guidance, self.image_size, self.device, self.precision)
+        return HubOptions(
+            self.steps, self.guidance, self.image_size, self.device, self.precision, self.offload,
+            self.vae_slicing, self.vae_tiling, self.attention_slicing,
+        )  # fmt: skip
 
     def load(self) -> Any:
         """Return the pipeline on its device."""
@@ -127,18 +168,15 @@ class HubConfig(Settings):
             data, self.load, self.options, kind=type(self).model_fields["kind"].default,
             condition_spaces=self.condition_spaces, supports_initial=self.supports_initial,
             supports_prompts=self.supports_prompts, batch_size=self.batch_size, adapter=adapter,
+            text_spaces=self.text_spaces, needs_texts=self.needs_texts,
         )  # fmt: skip
 
 
-class SdxlTurboConfig(HubConfig):
-    """SDXL-Turbo with the ViT-H IP-Adapter (ATM: 4 steps, guidance 0, adapter scale 1, 512 pixels, empty prompt).
-
-    The condition is the projected image embedding of OpenCLIP ViT-H/14 (laion2b), 1024 values, not normalised.
+class AdaptedConfig(HubConfig):
+    """Settings of the pipelines with an IP-Adapter.
 
     Parameters
     ----------
-    weights
-        Folder of stabilityai/sdxl-turbo, or of any SDXL.
     ip_adapter
         The adapter's safetensors file, or the folder of h94/IP-Adapter. None needs `allow_download`.
     scale
@@ -147,21 +185,15 @@ class SdxlTurboConfig(HubConfig):
         Text that leads the image besides the embedding.
     """
 
-    kind: Literal["sdxl_turbo"] = "sdxl_turbo"
     ip_adapter: Path | None = None
     scale: float = Field(default=1.0, ge=0)
     prompt: str = ""
-    condition_spaces: tuple[str, ...] = (
-        "openclip/ViT-H-14/*/output/own/raw/*",
-        "transformers/clip/*/output/own/raw/*",
-    )
-    steps: int = Field(default=4, ge=1)
-    guidance: float = Field(default=0.0, ge=0)
-    image_size: int | None = Field(default=512, ge=8, multiple_of=8)
 
-    repository: ClassVar[str] = "stabilityai/sdxl-turbo"
     supports_initial: ClassVar[bool] = True
     supports_prompts: ClassVar[bool] = True
+    adapter_file: ClassVar[str] = ""
+    # The adapter brings an attention of its own, which knows no slices.
+    slices: ClassVar[frozenset[str]] = frozenset({"vae_slicing", "vae_tiling"})
     not_hashed: ClassVar[frozenset[str]] = HubConfig.not_hashed | {"ip_adapter"}
 
     def check_files(self) -> None:
@@ -175,15 +207,16 @@ class SdxlTurboConfig(HubConfig):
         if self.ip_adapter is not None:
             found = find_folder(self.ip_adapter, False, "", "IP-Adapter")
         else:
-            bring = f"{ADAPTER_FILE} of huggingface.co/{ADAPTER_REPOSITORY}"
+            kind = type(self).model_fields["kind"].default
+            bring = f"{self.adapter_file} of huggingface.co/{ADAPTER_REPOSITORY}"
             found = find_published(
-                lambda cached: get_file(ADAPTER_REPOSITORY, ADAPTER_FILE, cached=cached),
+                lambda cached: get_file(ADAPTER_REPOSITORY, self.adapter_file, cached=cached),
                 name_repository(ADAPTER_REPOSITORY), allow_download=self.allow_download,
-                refusal=f"the generator sdxl_turbo has no IP-Adapter: set generator.ip_adapter to {bring}",
+                refusal=f"the generator {kind} has no IP-Adapter: set generator.ip_adapter to {bring}",
                 name="the IP-Adapter", otherwise=f"; bring {bring} and name it with generator.ip_adapter",
             )  # fmt: skip
         # A pickle (.bin) of the same name lies beside it in the published folder, and is never read.
-        file = found / ADAPTER_FILE if found.is_dir() else found
+        file = found / self.adapter_file if found.is_dir() else found
         if not file.is_file() or file.suffix != ".safetensors":
             raise ConfigError(f"generator.ip_adapter should be a safetensors file, but {file} is none.")
         return file
@@ -192,12 +225,137 @@ class SdxlTurboConfig(HubConfig):
         """Return the plain fields and the digests of both sets of weights."""
         return {**super().hashed_fields(), "ip_adapter_digest": digest_folder(self.find_adapter())}
 
+
+class SdxlTurboConfig(AdaptedConfig):
+    """SDXL-Turbo with the ViT-H IP-Adapter (ATM: 4 steps, guidance 0, adapter scale 1, 512 pixels, empty prompt).
+
+    The condition is the projected image embedding of OpenCLIP ViT-H/14 (laion2b), 1024 values, not normalised.
+
+    Parameters
+    ----------
+    weights
+        Folder of stabilityai/sdxl-turbo, or of any SDXL.
+    """
+
+    kind: Literal["sdxl_turbo"] = "sdxl_turbo"
+    condition_spaces: tuple[str, ...] = (
+        "openclip/ViT-H-14/*/output/own/raw/*",
+        "transformers/clip/*/output/own/raw/*",
+    )
+    steps: int = Field(default=4, ge=1)
+    guidance: float = Field(default=0.0, ge=0)
+    image_size: int | None = Field(default=512, ge=8, multiple_of=8)
+
+    repository: ClassVar[str] = "stabilityai/sdxl-turbo"
+    adapter_file: ClassVar[str] = ADAPTER_FILE
+
     def load(self) -> Any:
         """Return the pipeline with its adapter."""
-        from braindecode_vis.generators.hub import SdxlTurbo
+        from braindecode_vis.generators.hub import AdaptedDiffusion
 
         file = self.find_adapter()  # before the large weights are read
-        return SdxlTurbo(self.find_folder(), file, self.options, scale=self.scale, prompt=self.prompt)
+        return AdaptedDiffusion(
+            self.find_folder(), file, self.options, family="sdxl", scale=self.scale, prompt=self.prompt
+        )
+
+
+class SdAdapterConfig(AdaptedConfig):
+    """Stable Diffusion 1.5 with an IP-Adapter, led by tokens of an image and, with a text branch, of a text.
+
+    The maintained way to the generator of Benchetrit et al. (50 steps of DDIM, guidance 7.5, strength 0.75). The
+    condition of ip-adapter-plus_sd15 are the 257 tokens of OpenCLIP ViT-H/14 before its last block, 1280 values each;
+    of ip-adapter_sd15 its projected embedding, 1024 values. The text are the 77 tokens of OpenAI's ViT-L/14.
+
+    Parameters
+    ----------
+    weights
+        Folder of stable-diffusion-v1-5/stable-diffusion-v1-5, or of another Stable Diffusion 1. A safety checker in it
+        is not loaded: it would black out images.
+    text_scale
+        Weight of the cross-attention to the text. The adapter was trained with `scale` and this at 1: 1.2 and 0.8 mix
+        image and text as 0.6 and 0.4 at the same sum. Not tried with published weights.
+    n_tokens
+        Length of the sequence of an image's tokens, which cannot be told from the adapter.
+    """
+
+    kind: Literal["sd_ip_adapter"] = "sd_ip_adapter"
+    text_scale: float = Field(default=1.0, ge=0)
+    n_tokens: int = Field(default=257, ge=1)
+    condition_spaces: tuple[str, ...] = (
+        "openclip/ViT-H-14/*/layer=-2/tokens/raw/*",
+        "openclip/ViT-H-14/*/layer=30/tokens/raw/*",
+        "openclip/ViT-H-14/*/output/own/raw/*",
+    )
+    steps: int = Field(default=50, ge=1)
+    guidance: float = Field(default=7.5, ge=0)
+    image_size: int | None = Field(default=512, ge=8, multiple_of=8)
+
+    repository: ClassVar[str] = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    adapter_file: ClassVar[str] = SD_ADAPTER_FILE
+    supports_texts: ClassVar[bool] = True
+    text_spaces: ClassVar[tuple[str, ...]] = ("clip_text/*/hidden/*",)
+
+    def load(self) -> Any:
+        """Return the pipeline with its adapter."""
+        from braindecode_vis.generators.hub import AdaptedDiffusion
+
+        file = self.find_adapter()  # before the large weights are read
+        return AdaptedDiffusion(
+            self.find_folder(), file, self.options, family="sd", scale=self.scale, text_scale=self.text_scale,
+            prompt=self.prompt, n_tokens=self.n_tokens,
+        )  # fmt: skip
+
+
+class VersatileDiffusionConfig(HubConfig):
+    """Versatile Diffusion, led by tokens of an image and of a text of OpenAI's ViT-L/14, 257 and 77 of 768 values.
+
+    The generator of Brain-Diffuser and of Benchetrit et al.: 50 steps of DDIM, guidance 7.5, 0.4 of the text, started
+    from an image at strength 0.75. All tokens are projected, and divided by the length of the class token of the image
+    or of the end of the text: target {pooling: tokens, project: true, normalise: class}, reconstruction.text.target
+    {kind: clip_text, output: projected}. `versatile_diffusion` says what the folder must hold.
+
+    Parameters
+    ----------
+    text_share
+        Of the attention to the text, the rest being that to the image; 0 takes no text.
+    n_tokens, n_text_tokens
+        Lengths of the sequences, which cannot be told from the weights.
+    """
+
+    kind: Literal["versatile_diffusion"] = "versatile_diffusion"
+    text_share: float = Field(default=0.4, ge=0, le=1)
+    n_tokens: int = Field(default=257, ge=1)
+    n_text_tokens: int = Field(default=77, ge=1)
+    condition_spaces: tuple[str, ...] = (
+        "openclip/ViT-L-14-quickgelu/*/output/tokens-projected/class-unit/*",
+        "transformers/clip/*/output/tokens-projected/class-unit/*",
+    )
+    steps: int = Field(default=50, ge=1)
+    guidance: float = Field(default=7.5, ge=0)
+    image_size: int | None = Field(default=512, ge=8, multiple_of=8)
+
+    repository: ClassVar[str] = "shi-labs/versatile-diffusion"
+    supports_initial: ClassVar[bool] = True
+    text_spaces: ClassVar[tuple[str, ...]] = ("clip_text/*/projected/*",)
+
+    @property
+    def supports_texts(self) -> bool:  # type: ignore[override]
+        """Whether the text has a share."""
+        return self.text_share > 0
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether the text has a share."""
+        return self.text_share > 0
+
+    def load(self) -> Any:
+        """Return networks and scheduler."""
+        from braindecode_vis.generators.versatile_diffusion import VersatileDiffusion
+
+        return VersatileDiffusion(
+            self.find_folder(), self.options, n_tokens=self.n_tokens, n_text_tokens=self.n_text_tokens,
+            text_share=self.text_share,
+        )  # fmt: skip
 
 
 class UnclipConfig(HubConfig):
@@ -254,6 +412,7 @@ class KandinskyConfig(HubConfig):
     image_size: int | None = Field(default=512, ge=64, multiple_of=64)
 
     repository: ClassVar[str] = "kandinsky-community/kandinsky-2-2-decoder"
+    slices: ClassVar[frozenset[str]] = frozenset({"attention_slicing"})  # its autoencoder is another one
     supports_initial: ClassVar[bool] = True
 
     def load(self) -> Any:
@@ -343,6 +502,8 @@ def find_folder(weights: Path | None, allow_download: bool, repository: str, wha
         )
     patterns = ["*.json", "*.txt", "*.safetensors"]  # never a pickle
     refusal = f"the {what} has no weights: set generator.weights to a folder that holds {place}"
+    if (known := find_model(repository)) is not None and not known.removed and (size := known.count_bytes()):
+        refusal += f" ({describe_bytes(size)}; braindecode-vis weights fetch {known.name})"
     if not repository:
         raise ConfigError(f"{refusal}.")
     if (model := find_model(repository)) is not None and model.removed:

@@ -19,8 +19,6 @@ Scotti et al. (2024), MindEye2, arXiv:2403.11207; Podell et al. (2023), SDXL, ar
 
 from __future__ import annotations
 
-import inspect
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,15 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.generators.hub import HubBatch, HubOptions, load_pipeline, resize_initial
-from braindecode_vis.priors.sampling import guide
+from braindecode_vis.generators.hub import (
+    HubBatch,
+    HubOptions,
+    denoise,
+    load_pipeline,
+    place,
+    read_scheduler,
+    resize_initial,
+)
 
 
 class TokenUnclip:
@@ -76,14 +81,7 @@ class TokenUnclip:
         # SDXL's autoencoder overflows in half precision.
         exact = replace(options, precision="float32")
         vae = load_pipeline(diffusers.AutoencoderKL.from_pretrained, folder / "vae", exact)
-        about = folder / "scheduler" / "scheduler_config.json"
-        try:
-            settings = json.loads(about.read_text(encoding="utf-8"))
-            self.scheduler = getattr(diffusers, settings["_class_name"]).from_config(settings)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{about} does not describe a scheduler ({type(error).__name__}); copy the whole folder again."
-            ) from error
+        self.scheduler = read_scheduler(folder)
         kind = unet.config.addition_embed_type
         if kind is not None:
             room = unet.config.projection_class_embeddings_input_dim / unet.config.addition_time_embed_dim
@@ -92,7 +90,7 @@ class TokenUnclip:
                     f"{folder / 'unet'} takes more than sizes and crops (addition_embed_type {kind}, room for "
                     f"{room:g} numbers instead of 4): it is no token unCLIP, but perhaps an SDXL that needs a text."
                 )
-        self.unet, self.vae = unet.eval(), vae.eval()
+        self.unet, self.vae = place(unet.eval(), options), place(vae.eval(), exact)
 
     @property
     def condition_shape(self) -> tuple[int, ...]:
@@ -115,10 +113,11 @@ class TokenUnclip:
         import torch
         from diffusers.utils.torch_utils import randn_tensor
 
-        unet, scheduler, options, generators = self.unet, self.scheduler, self.options, batch.generators
+        unet, options, generators = self.unet, self.options, batch.generators
         tokens = torch.from_numpy(batch.conditions)  # (n, n_tokens, n_features)
         n = len(tokens)
-        device, dtype, size = unet.device, unet.dtype, options.image_size or 768
+        device, dtype = torch.device(options.torch_device), unet.dtype
+        size = options.image_size or 768
         side = size // 2 ** (len(self.vae.config.block_out_channels) - 1)  # of a latent
         shape = (n, int(unet.config.in_channels), side, side)
         # Every tensor is drawn in this order whether it is used or not, so that settings share their noise.
@@ -128,17 +127,9 @@ class TokenUnclip:
         absent = randn_tensor(tuple(tokens.shape), generator=generators, device=device, dtype=torch.float32)
         if self.unconditional == "zeros":
             absent = torch.zeros_like(absent)
-        scheduler.set_timesteps(options.steps, device=device)
-        timesteps = scheduler.timesteps
-        if batch.initial is None:
-            latents = noise * scheduler.init_noise_sigma
-        else:
-            first = len(timesteps) - int(options.steps * batch.strength) * scheduler.order
-            timesteps = timesteps[first:]
-            if hasattr(scheduler, "set_begin_index"):  # not all of diffusers' schedulers know it
-                scheduler.set_begin_index(first)
+        start = None
+        if batch.initial is not None:
             start = self._encode_initial(resize_initial(batch.initial, size))
-            latents = scheduler.add_noise(start, noise, timesteps[:1].repeat(n))
         guided = options.guidance > 1
         context = torch.cat([absent, tokens.to(device)]) if guided else tokens.to(device)
         about_size = None
@@ -149,25 +140,22 @@ class TokenUnclip:
             )
             text = torch.zeros(len(context), 0, device=device, dtype=dtype)
             about_size = {"text_embeds": text, "time_ids": sizes.to(dtype)}
-        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        for timestep in timesteps:
-            inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
-            output = unet(
+
+        def predict(inputs: Any, timestep: Any) -> Any:
+            return unet(
                 inputs.to(dtype),
                 timestep,
                 encoder_hidden_states=context.to(dtype),
                 added_cond_kwargs=about_size,
-            ).sample.float()
-            if guided:
-                without, with_tokens = output.chunk(2)
-                output = guide(with_tokens, without, options.guidance)
-            more = {"generator": generators} if takes_generator else {}
-            latents = scheduler.step(output, timestep, latents, **more).prev_sample
-        return latents
+            ).sample
+
+        return denoise(self.scheduler, noise, options, batch, predict=predict, start=start)
 
     def _encode_initial(self, images: np.ndarray) -> Any:
         """Return scaled latents of float images in 0..1, at the mean of the autoencoder's posterior."""
         import torch
 
-        values = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.vae.device, self.vae.dtype) * 2 - 1
+        values = (
+            torch.from_numpy(images).permute(0, 3, 1, 2).to(self.options.torch_device, self.vae.dtype) * 2 - 1
+        )
         return self.vae.encode(values).latent_dist.mode().float() * self.vae.config.scaling_factor
