@@ -1,5 +1,6 @@
-"""The low-level branch of a run: its own fits over the same trials, known to fingerprints, report and audit."""
+"""The branches of a run: their own fits over the same trials, known to fingerprints, report and audit."""
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -190,3 +191,74 @@ def test_photographs_keep_their_size_on_the_way_through_the_branch(shared, tmp_p
     # Not an enlarged thumbnail: edges of the photographs are finer than an eighth of the side would hold.
     step = np.abs(np.diff(decoded.astype(float), axis=2)).max(axis=(1, 2, 3))
     assert (step > 40).all()
+
+
+# --- the text branch ------------------------------------------------------------------------------------------
+
+
+def write_networks(folder):
+    """Write the tiny Versatile Diffusion of the generators' tests."""
+    place = Path(__file__).parent / "generators" / "hub_models.py"
+    spec = importlib.util.spec_from_file_location("hub_models", place)
+    models = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(models)
+    return models.write_versatile(folder)
+
+
+CLIP = (
+    "kind: openclip, architecture: ViT-B-32-quickgelu, weights: random, device: cpu, model_args: {embed_dim: 32, "
+    "vision_cfg: {layers: 1, width: 64, image_size: 32, patch_size: 16}, text_cfg: {layers: 1, width: 32, heads: 2}}"
+)
+DUAL = [
+    f"target={{{CLIP}, pooling: tokens, project: true, normalise: class}}",
+    f"reconstruction.text.target={{kind: clip_text, output: projected, tower: {{{CLIP}}}}}",
+    f"reconstruction.low_level={{target: {TARGET}, fusion: {{mode: initial, strength: 0.75}}}}",
+    "reconstruction.text.prior={kind: moments}", "reconstruction.low_level.prior={kind: moments}",
+    "prior={kind: moments}", "dataset.n_train=40", "dataset.n_test=5",
+]  # fmt: skip
+
+
+def test_three_encoders_lead_one_generator_to_the_end(tmp_path):
+    """Benchetrit et al.: tokens of image and text and latents, each rescaled by its own training statistics."""
+    weights = write_networks(tmp_path / "weights")
+    generator = (
+        f"generator={{kind: versatile_diffusion, weights: {weights}, condition_spaces: ['openclip/*'], n_tokens: 5, "
+        "steps: 4, image_size: 32, device: cpu, batch_size: 5}"
+    )
+    folder = tmp_path / "run"
+    run = make_run(folder, *DUAL, generator)
+    pipeline.run_all(run)
+    (made,) = list_artifacts(folder, "reconstruct")
+    record = store.read_json(made / store.PROVENANCE)
+    names = {"low_level0", "low_level_out_of_fold0", "text0", "text_out_of_fold0", "out_of_fold0"}
+    assert names <= set(record["upstream"])
+    images = decoding.reconstruct(run)
+    assert {"decoded", "high_level", "low_level", "oracle", "mean_embedding"} <= set(images.images)
+    # Predictions leave the branch with the spread of the training images, of which the test trials know nothing.
+    texts = decoding.make_texts(run, 0)
+    branch = decoding.open_branch(run, "text")
+    trials = decoding._pick_trials(run, 0)
+    alone = decoding.predict_branch(run, branch, 0, trials.select(np.array([2])))
+    np.testing.assert_allclose(alone.vectors[0], texts.predicted.vectors[2], atol=1e-5)
+    stages = store.read_json(folder / "provenance.json")["stages"]
+    assert {"text embed", "text train fold00", "low-level train fold00"} <= set(stages)
+    audit = audit_run(folder)
+    assert not audit.leaks
+    assert {"low-level", "text"} <= {item.check for item in audit.list_level("ok")}
+
+
+def test_a_text_branch_and_its_generator_go_together():
+    text = "reconstruction.text={target: {kind: clip_text}}"
+    with pytest.raises(
+        ConfigError, match=r"which the generator 'latents' does not take; choose sd_ip_adapter"
+    ):
+        read_config("synthetic_digits", [text])
+    with pytest.raises(ConfigError, match=r"conditioned on tokens of a text too: set reconstruction\.text"):
+        read_config("synthetic_digits", ["generator={kind: versatile_diffusion}", "target={kind: openclip}"])
+    with pytest.raises(ConfigError, match=r"target\.kind clip_text embeds texts"):
+        read_config("synthetic_digits", ["generator={kind: nearest}", "target={kind: clip_text}"])
+    with pytest.raises(ConfigError, match="the tokens that a prompt would give"):
+        read_config(
+            "synthetic_digits",
+            ["generator={kind: sd_ip_adapter, prompt: a cat}", "target={kind: openclip}", text],
+        )

@@ -142,7 +142,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "audit": ("audit runs/sub-08", "audit runs/sub-08 --refit"),
     "export": ("export runs/sub-08 --what scores --to csv --out scores.csv",),
     "banks": ("banks",),
-    "weights": ("weights list", "weights list sdxl_turbo", "weights fetch sdxl_turbo ip_adapter --to /data/weights"),
+    "weights": ("weights list", "weights list sdxl_turbo", "weights fetch sdxl_turbo ip_adapter --to /data/weights",
+        "weights convert unclip6_epoch0_step110000.ckpt --to /data/weights/unclip"),
     "phantom": (
         "phantom things-eeg2 --out phantom_eeg", "phantom nsd --size demo --snr 0.05 --out phantom_fmri --dry-run",
     ),

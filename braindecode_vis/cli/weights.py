@@ -1,4 +1,4 @@
-"""The verb about published weights: which there are, how large, under which terms, and fetching them."""
+"""The verb about published weights: which there are, how large, under which terms, fetching and converting them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,38 @@ if TYPE_CHECKING:
 
 
 def weights(
-    action: Annotated[str, typer.Argument(metavar="ACTION", help="list or fetch.")],
-    names: Annotated[list[str] | None, typer.Argument(help="Which; all are listed by default.")] = None,
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="list, fetch or convert.")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Which; all are listed by default. Of convert, a checkpoint or a folder."),
+    ] = None,
     to: Annotated[
         Path | None,
         typer.Option(
-            "--to", help="Fetch into folders of their own below this one, for a machine without a network."
+            "--to",
+            help="Fetch into folders of their own below this one, for a machine without a network; convert into it.",
         ),
     ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Convert to half precision, half of the space.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the published weights that configurations name, with size, licence and revision, or fetch some of them."""
+    """List the published weights that configurations name, with size, licence and revision; fetch some; convert some.
+
+    convert reads MindEye2's SDXL unCLIP (unclip6_epoch0_step110000.ckpt) for the generator token_unclip, or a folder of
+    diffusers with torch files, tensors alone, and writes safetensors into --to.
+    """
     from braindecode_vis.checks import ConfigError, check_option
     from braindecode_vis.embeddings import published
 
-    check_option("ACTION", action, ("list", "fetch"))
+    check_option("ACTION", action, ("list", "fetch", "convert"))
+    if half and action != "convert":
+        raise ConfigError("--half is an option of weights convert.")
+    if action == "convert":
+        _convert(names or [], to, half, as_json)
+        return
     models = [
         published.read_model(name) for name in names or (published.read_models() if action == "list" else ())
     ]
@@ -72,6 +88,28 @@ def weights(
         print_json(
             {"run_folder": None, "scores": [], "fetched": {name: str(path) for name, path in found.items()}}
         )
+
+
+def _convert(sources: list[str], to: Path | None, half: bool, as_json: bool) -> None:
+    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.generators.checkpoint_conversion import convert_folder, convert_unclip
+
+    if len(sources) != 1 or to is None:
+        raise ConfigError(
+            "weights convert takes one checkpoint or folder and a new folder: braindecode-vis weights convert "
+            "unclip6_epoch0_step110000.ckpt --to FOLDER."
+        )
+    source, folder, console = Path(sources[0]).expanduser(), to.expanduser(), make_console()
+    if source.is_dir():
+        if half:
+            raise ConfigError("--half converts checkpoints; the weights of a folder keep their precision.")
+        convert_folder(source, folder)
+    else:
+        convert_unclip(source, folder, half=half, tell=lambda words: console.print(words, markup=False))
+    if as_json:
+        print_json({"run_folder": None, "scores": [], "converted": str(folder)})
+    else:
+        make_console(stderr=False).print(f"{folder}; name it with --set generator.weights=...", markup=False)
 
 
 def _describe_size(model: PublishedModel) -> str:

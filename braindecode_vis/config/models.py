@@ -418,7 +418,7 @@ class RunConfig(Settings):
                     "reconstruction.text with a target of kind clip_text, or generator.text_share to 0"
                 )
             return self
-        if self.reconstruction.prompt is not None or getattr(self.generator, "prompt", ""):
+        if self.reconstruction.prompt is not None or bool(getattr(self.generator, "prompt", "")):
             raise ValueError(
                 "reconstruction.text predicts the tokens that a prompt would give; leave reconstruction.prompt and "
                 "generator.prompt out, or reconstruction.text"

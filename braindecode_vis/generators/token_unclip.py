@@ -10,7 +10,7 @@ stock scheduler. What the folder must hold, all in the format of diffusers:
 - ``vae/``: the AutoencoderKL of SDXL; its ``scaling_factor`` is used;
 - ``scheduler/``: a scheduler's settings, Euler for MindEye2.
 
-MindEye2 publishes a checkpoint of another code base; it must be converted to this layout first, which is not done here.
+MindEye2 publishes a checkpoint of another code base; ``braindecode-vis weights convert`` writes it in this layout.
 
 References
 ----------

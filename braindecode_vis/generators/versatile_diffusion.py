@@ -97,7 +97,7 @@ class VersatileDiffusion:
                 module.mix_ratio, module.condition_lengths = text_share, [n_text_tokens, n_tokens]
                 module.transformer_index_for_condition = [1, 0]
                 # The blocks of diffusers 0.42 hand it a mask that it has no place for.
-                module.forward = partial(_forget_masks, module.forward)
+                module.forward = partial(_forget_masks, module.forward)  # type: ignore[method-assign]
         place(self.pipeline, options)
 
     @property

@@ -326,8 +326,8 @@ def name_material(run: Run) -> dict[str, str]:
     for name, branch in open_branches(run).items():
         found |= {f"{name}{n}": fold.artifact for n, fold in enumerate(train(branch))}
         if branch.prior.needs_predictions:
-            made = enumerate(predict_out_of_fold(branch))
-            found |= {f"{name}_out_of_fold{n}": part.artifact for n, part in made}
+            parts = enumerate(predict_out_of_fold(branch))
+            found |= {f"{name}_out_of_fold{n}": part.artifact for n, part in parts}
     if needs_predictions(run):
         fits = {fold.artifact.fingerprint for fold in train(run)}
         made = {f"out_of_fold{n}": part.artifact for n, part in enumerate(predict_out_of_fold(run))}
@@ -360,7 +360,8 @@ def make_generator_data(
     bank = None if text is None else embed(text)[number]
     return GeneratorData(
         embed(run)[number].encoder, embeddings.select(ids), prepared.stimuli.select(ids), predicted,
-        _measure_noise(run, number), context, bank and bank.encoder, bank and bank.embeddings.select(ids),
+        _measure_noise(run, number), context, None if bank is None else bank.encoder,
+        None if bank is None else bank.embeddings.select(ids),
     )  # fmt: skip
 
 
