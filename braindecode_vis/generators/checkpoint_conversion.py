@@ -294,7 +294,8 @@ def _check_unet(renamed: Mapping[str, Any], settings: Mapping[str, Any], source:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        own = UNet2DConditionModel(**settings).state_dict()
+        network: Any = UNet2DConditionModel(**settings)
+    own = network.state_dict()
     wrong = [name for name in own if name not in renamed or own[name].shape != renamed[name].shape]
     left_over = [name for name in renamed if name not in own]
     if wrong or left_over:
@@ -311,7 +312,7 @@ def _convert_autoencoder(state: Mapping[str, Any], source: Path) -> tuple[dict[s
 
     from braindecode_vis.embeddings.autoencoders import SCALING, rename_kl
 
-    widths = []
+    widths: list[int] = []
     while (name := f"{AUTOENCODER}encoder.down.{len(widths)}.block.0.conv1.weight") in state:
         widths.append(int(state[name].shape[0]))
     blocks = [int(m[1]) for name in state if (m := re.match(r".*encoder\.down\.0\.block\.(\d+)\.", name))]
@@ -323,7 +324,7 @@ def _convert_autoencoder(state: Mapping[str, Any], source: Path) -> tuple[dict[s
         "latent_channels": int(state[f"{AUTOENCODER}post_quant_conv.weight"].shape[0]),
         "scaling_factor": SCALING["sdxl"], "sample_size": 768,
     }  # fmt: skip
-    network = AutoencoderKL(**sizes)
+    network: Any = AutoencoderKL(**sizes)
     kept = {name: value for name, value in state.items() if not name.startswith(f"{AUTOENCODER}loss.")}
     renamed = rename_kl(kept, network)
     own = network.state_dict()
@@ -350,7 +351,8 @@ def _write_network(
             size = 0
         parts[-1].append(name)
         size += n_bytes
-    stem, weight_map = "diffusion_pytorch_model", {}
+    stem = "diffusion_pytorch_model"
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(parts, start=1):
         one = len(parts) == 1
         file = f"{stem}.safetensors" if one else f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors"

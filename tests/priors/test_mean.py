@@ -68,7 +68,7 @@ def test_moments_are_those_of_the_training_images_whatever_is_tested(tmp_path):
     np.testing.assert_allclose(made.mean(axis=0), target.vectors.mean(axis=0), atol=1e-3)
     known = np.array([[1, 1, 1], [1, 1, 0]], bool)
     np.testing.assert_allclose(made.std(axis=0)[known], target.vectors.std(axis=0)[known], rtol=1e-3)
-    assert made.std(axis=0)[1, 2] == pytest.approx(0, abs=1e-5)
+    assert made.std(axis=0)[1, 2] == pytest.approx(0, abs=1e-3)  # of 500 equal numbers in single precision
     prior.write(tmp_path)
     one = Embeddings(shrunk[3:4], ["i3"], "toy")
     again = MomentsPriorConfig().read(tmp_path).sample(one, n_draws=2, seed=5)
