@@ -110,6 +110,15 @@ def _check_record(run: AuditedRun, number: int, fits: Path) -> Iterator[str]:
         return
     told = read_json(path)
     train = set(run.responses.stimulus_ids[run.folds[number].train].astype(str).tolist())
+    for decoder in sorted((fits / "captions").glob("*")):
+        # Retrieved captions are kept by image; decoders that learn say which images they learnt from.
+        bank = decoder / "captions.json"
+        knows = read_json(bank) if bank.is_file() else read_json(decoder / "decoder.json").get("images", [])
+        if foreign := set(map(str, knows)) - train:
+            yield (
+                f"the decoder of captions {decoder.name} had {len(foreign)} image(s) that the fold does not learn from, "
+                f"first {list_first(foreign)}."
+            )
     test = set(run.responses.stimulus_ids[run.folds[number].test].astype(str).tolist()) - train
     for name, words in (
         ("images", "the generator"),

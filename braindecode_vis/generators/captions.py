@@ -243,7 +243,8 @@ def fit_git(config: GitCaptionsConfig, data: GeneratorData, *, seed: int) -> Git
             projector, len(rows), compute_loss, how, data=sum_rows([rows]), workspace=context.checkpoints,
             progress=context.progress,
         )  # fmt: skip
-    return GitCaptions(config, projector.eval(), scale, {"n_images": len(rows), "loss": losses[-1]})
+    described = {"loss": losses[-1], "images": data.embeddings.ids.astype(str).tolist()}
+    return GitCaptions(config, projector.eval(), scale, described)
 
 
 @contextmanager
@@ -430,7 +431,7 @@ def fit_coca(config: CocaCaptionsConfig, data: GeneratorData, *, seed: int) -> C
         network, len(vectors), compute_loss, how, data=marks, workspace=context.checkpoints,
         progress=context.progress,
     )  # fmt: skip
-    described = {"n_rows": len(vectors), "n_words": len(vocabulary) - 3, "loss": losses[-1]}
+    described = {"loss": losses[-1], "images": sorted({str(source.ids[row]) for row in kept})}
     return CocaCaptions(network, vocabulary, mean, scale, device, described)
 
 
