@@ -1,5 +1,6 @@
 """Priors and generators are judged by what they were made of; trainings that differ, by what they know of the test."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.audit import material
-from braindecode_vis.audit.material import _check_prior, _check_training, _check_weights
+from braindecode_vis.audit.material import _check_prior, _check_record, _check_training, _check_weights
 from braindecode_vis.stimuli import StimulusSet
 
 N = 30
@@ -128,3 +129,23 @@ def test_test_images_among_those_that_weights_bring_along_are_told(known):
     assert text == (
         "the weights of the generator were trained on 2 test image(s), first i05." if known else ""
     )
+
+
+def test_a_decoder_of_captions_that_knows_a_test_image_is_found(tmp_path):
+    ids = np.array(["a", "b", "c"], dtype=object)
+    run = SimpleNamespace(
+        responses=SimpleNamespace(stimulus_ids=ids), state=lambda *words: None,
+        folds=[SimpleNamespace(train=np.array([0, 1]), test=np.array([2]))],
+    )  # fmt: skip
+    for kind, name, content in (
+        ("nearest", "captions.json", {"a": ["a cat"], "c": ["a dog"]}),
+        ("coca", "decoder.json", {"images": ["a", "b"]}),
+        ("git", "decoder.json", {"images": ["b", "x"]}),
+    ):
+        (tmp_path / "captions" / kind).mkdir(parents=True)
+        (tmp_path / "captions" / kind / name).write_text(json.dumps(content))
+    git, nearest = _check_record(run, 0, tmp_path)
+    assert git.startswith(
+        "the decoder of captions git had 1 image(s) that the fold does not learn from, first x"
+    )
+    assert "nearest had 1 image(s)" in nearest
