@@ -116,8 +116,8 @@ def _check_record(run: AuditedRun, number: int, fits: Path) -> Iterator[str]:
         knows = read_json(bank) if bank.is_file() else read_json(decoder / "decoder.json").get("images", [])
         if foreign := set(map(str, knows)) - train:
             yield (
-                f"the decoder of captions {decoder.name} had {len(foreign)} image(s) that the fold does not learn from, "
-                f"first {list_first(foreign)}."
+                f"the decoder of captions {decoder.name} had {len(foreign)} image(s) that the fold does not learn "
+                f"from, first {list_first(foreign)}."
             )
     test = set(run.responses.stimulus_ids[run.folds[number].test].astype(str).tolist()) - train
     for name, words in (

@@ -144,6 +144,7 @@ def test_a_decoder_of_captions_that_knows_a_test_image_is_found(tmp_path):
     ):
         (tmp_path / "captions" / kind).mkdir(parents=True)
         (tmp_path / "captions" / kind / name).write_text(json.dumps(content))
+    (tmp_path / "material.json").write_text(json.dumps({"images": ["a", "b"]}))
     git, nearest = _check_record(run, 0, tmp_path)
     assert git.startswith(
         "the decoder of captions git had 1 image(s) that the fold does not learn from, first x"
