@@ -6,6 +6,7 @@ import torch
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config import read_config
 from braindecode_vis.contracts import Context
 from braindecode_vis.generators import caption_networks as networks
 from braindecode_vis.generators.captions import retrieve_captions
@@ -184,3 +185,53 @@ def test_what_cannot_be_decoded_is_one_sentence(tmp_path):
         GitCaptionsConfig(captioner=tmp_path).check_files()
     with pytest.raises(ConfigError, match="which is no file"):
         configure(tmp_path / "none").hashed_fields()
+
+
+@pytest.mark.parametrize("name", ["things_eeg2_atm_generation", "things_meg_atm_generation"])
+def test_atm_is_configured_as_released(name):
+    """Numbers of ATM's released scripts, read in November 2026 (commits in the header of the configuration).
+
+    Encoder: ``alpha * mse * 10 + (1 - alpha) * clip * 10`` with alpha 0.9, AdamW 3e-4, batches of 64. Prior: default
+    ``DDPMScheduler``, 50 steps, guidance 5, Adam 1e-3, 500 steps of warm-up, batches of 1024, 150 epochs. Generator: 4
+    steps, guidance 0, adapter at 1. Captions: 30 epochs of 32 by 1e-3, 25 word pieces. What differs: the prior learns
+    from predictions out of fold and drops the condition sample by sample, the temperature is CLIP's, the caption's
+    prior takes 50 steps and not 4, and arithmetic is in single precision.
+    """
+    config = read_config(name)
+    encoder, prior, generator = config.encoder, config.prior, config.generator
+    assert {o.kind: o.weight for o in encoder.objectives} == {
+        "mse": pytest.approx(9),
+        "clip": pytest.approx(1),
+    }
+    assert (encoder.optimiser.lr, encoder.optimiser.weight_decay, encoder.batch_size) == (3e-4, 0.01, 64)
+    assert config.target.normalise
+    assert prior.needs_predictions
+    assert (prior.widths, prior.dropout, prior.steps, prior.guidance) == (
+        (1024, 512, 256, 128, 64),
+        0.1,
+        50,
+        5,
+    )
+    assert (prior.spacing, prior.clip, prior.prediction, prior.betas) == (
+        "leading",
+        "unit",
+        "epsilon",
+        "linear",
+    )
+    assert (prior.learning_rate, prior.warmup_steps, prior.batch_size, prior.epochs) == (1e-3, 500, 1024, 150)
+    assert (prior.ema_decay, prior.held_out, prior.restandardise, prior.pull) == (0, 0, False, 1)
+    assert (generator.scale, generator.steps, generator.guidance, generator.image_size) == (1, 4, 0, 512)
+    (git,) = config.reconstruction.captions
+    assert (git.epochs, git.batch_size, git.learning_rate, git.max_new_tokens) == (30, 32, 1e-3, 25)
+    assert config.reconstruction.prompt == "git"
+    assert config.reconstruction.n_draws == 10
+    assert config.reconstruction.low_level.fusion.describe() == "denoised from it at strength 0.5"
+
+
+def test_generators_that_read_no_text_refuse_a_prompt(tmp_path):
+    (tmp_path / "bank.csv").write_text("id,caption\n0,a digit\n")
+    captions = f"reconstruction.captions=[{{kind: nearest, bank: {tmp_path / 'bank.csv'}}}]"
+    with pytest.raises(ConfigError, match="the generator 'latents' reads none; leave prompt out"):
+        read_config("synthetic_digits", [captions, "reconstruction.prompt=nearest"])
+    with pytest.raises(ConfigError, match="prompt is git, but captions decodes nearest"):
+        read_config("synthetic_digits", [captions, "reconstruction.prompt=git"])
