@@ -161,6 +161,7 @@ INSIDE: dict[str, dict[str, str]] = {
     "analysis": {
         "growing_window": "analysis.windows:GrowingWindowConfig",
         "sliding_window": "analysis.windows:SlidingWindowConfig",
+        "window_reconstructions": "analysis.window_images:WindowReconstructionsConfig",
         "time_resolved_categories": "analysis.window_categories:TimeResolvedCategoriesConfig",
         "time_generalization": "analysis.generalization:TimeGeneralizationConfig",
         "frequency_bands": "analysis.bands:FrequencyBandsConfig",

@@ -29,7 +29,7 @@ from braindecode_vis.studies.pretrain import pretrain
 from tests.datasets.test_digits69 import make_phantom_file as make_digits
 from tests.datasets.test_muse_n170 import make_runs as make_muse
 from tests.embeddings.test_captions import write_git
-from tests.generators.hub_models import write_sdxl
+from tests.generators.hub_models import write_sd, write_sdxl
 
 SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
 
@@ -101,6 +101,11 @@ TINY = {
         "weights": str(write_tiny("sdxl") / "sdxl"), "ip_adapter": str(write_tiny("sdxl") / "adapter.safetensors"),
         "image_size": 16,
     },
+    "sd_ip_adapter": lambda own: {
+        "weights": str(write_tiny("sd") / "sd"), "ip_adapter": str(write_tiny("sd") / "adapter.safetensors"),
+        "image_size": 16, "n_tokens": 257,
+    },
+    "window_reconstructions": lambda own: {"step": 0.5, "images": 4, "shown": 2},
     "git": lambda own: {"captioner": str(write_tiny("git") / "git"), "max_new_tokens": 4},
     "vae": lambda own: {
         "weights": "random", "image_size": 64,
@@ -117,6 +122,7 @@ SLOW = (
     "digits69_generative",
     "digits69_ridge_10fold",
     "digits69_ridge_5fold",
+    "nsd_benchetrit_generation",
     "nsd_imagery_wave_generation",
     "nsd_subj01_37",
     "phantom_eeg",
@@ -125,6 +131,7 @@ SLOW = (
     "things_eeg2_loso_shallow_internvit",
     "things_meg_atm_generation",
     "things_meg_atm_vith",
+    "things_meg_benchetrit_generation",
     "things_meg_loso_samga_internvit",
     "things_meg_loso_shallow_internvit",
     "things_meg_samga_internvit",
@@ -137,7 +144,11 @@ def write_tiny(name):
     """Return a folder of the process with tiny random networks of the classes that a generator's weights have."""
     folder = Path(tempfile.mkdtemp(prefix=f"tiny-{name}-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    write_git(folder / "git") if name == "git" else write_sdxl(folder)
+    {
+        "git": lambda: write_git(folder / "git"),
+        "sdxl": lambda: write_sdxl(folder),
+        "sd": lambda: write_sd(folder),
+    }[name]()
     return folder
 
 

@@ -175,6 +175,10 @@ class Study:
     reconstruct
         ``reconstruct(fold_number, rows)`` returns the images that the run's prior and generator make of these trials,
         repetitions averaged, and the stimulus of each.
+    reconstruct_changed
+        ``reconstruct_changed(study, fold_number, train, test, change)`` returns the images that the run's prior and
+        generator make of changed test trials, by encoders of the run and its branches that are fitted on changed
+        training trials.
     """
 
     responses: Responses
@@ -201,6 +205,7 @@ class Study:
     tell: Callable[[str], None] = _tell_nobody
     embed_texts: Callable[[Sequence[str]], np.ndarray] | None = None
     reconstruct: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+    reconstruct_changed: Callable[[Study, int, Responses, Responses, Change], np.ndarray] | None = None
 
     def find_clusters(self, test: Responses) -> np.ndarray:
         """Return what test trials belong to and are resampled with: their images, or what `unit` names."""

@@ -468,7 +468,11 @@ def predict_branch(run: Run, branch: Run, number: int, trials: Responses) -> Emb
     fitted = train(branch)[number]
     if fitted.selection is not None:
         trials = fitted.selection.apply(trials)
-    predicted = fitted.encoder.predict_for_generator(trials)
+    return rescale_branch(run, branch, number, fitted.encoder.predict_for_generator(trials))
+
+
+def rescale_branch(run: Run, branch: Run, number: int, predicted: Embeddings) -> Embeddings:
+    """Return predictions of a branch of a fold after its prior; see `predict_branch`."""
     if not branch.prior.needs_predictions:
         return predicted
     # Statistics of training trials alone, predicted by fits that have not seen them.
@@ -520,6 +524,11 @@ def decode_low_level(run: Run, low: Run, number: int, trials: Responses) -> np.n
     trials
         With every feature.
     """
+    return decode_latents(run, low, number, predict_branch(run, low, number, trials))
+
+
+def decode_latents(run: Run, low: Run, number: int, predicted: Embeddings) -> np.ndarray:
+    """Return the images of latents that the low-level branch of a fold predicted; see `decode_low_level`."""
     from braindecode_vis.generators.generator_data import GeneratorData
     from braindecode_vis.generators.inversion import LatentsConfig
 
@@ -527,5 +536,4 @@ def decode_low_level(run: Run, low: Run, number: int, trials: Responses) -> np.n
     ids = pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train])
     data = GeneratorData(bank.encoder, bank.embeddings.select(ids), prepared.stimuli.select(ids))
     generator = LatentsConfig().build(data)
-    predicted = predict_branch(run, low, number, trials)
     return generator.generate(predicted, seed=derive_seed(run.config.seed, "low level"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -621,39 +621,35 @@ def decode_trials(run: Run, number: int, trials: Responses) -> tuple[np.ndarray,
     return _prepare_images(run, [number], [chosen], trials, fitted.encoder.predict(chosen))()
 
 
-def _prepare_images(
-    run: Run,
-    folds: list[int],
-    chosen: list[Responses],
-    trials: Responses,
-    compared: Embeddings,
-) -> Callable[[], tuple[np.ndarray, dict[str, list[list[str]]]]]:
-    """Predict what the generator takes, and return what makes images and captions when they are asked for."""
-    number = folds[0]
-    embeddings, learnt = map_for_generator(run, number)
-    if learnt:
-        for_generator = compared
-    else:
-        encoders = [train(run)[n].encoder for n in folds]
-        for_generator = _average([e.predict_for_generator(r) for e, r in zip(encoders, chosen, strict=True)])
-    low = open_low_level(run)
-    images = None if low is None else decode_low_level(run, low, number, trials)
-    text = open_branch(run, "text")
-    texts = None if text is None else predict_branch(run, text, number, trials)
+def generate_images(
+    run: Run, number: int, for_generator: Embeddings, *, low: np.ndarray | None, texts: Embeddings | None
+) -> tuple[np.ndarray, dict[str, list[list[str]]]]:
+    """Return images and captions that prior and generator of one fold of a reconstructed run make of predictions.
 
-    def decode() -> tuple[np.ndarray, dict[str, list[list[str]]]]:
-        from braindecode_vis.pipeline.reconstruction import (
-            decode_captions,
-            decode_images,
-            pick_prompts,
-            read_decoders,
-            read_fits,
-            refit_prior,
-        )
+    Parameters
+    ----------
+    run
+        Whose stage `reconstruct` is done.
+    number
+        Number of the fold.
+    for_generator
+        Predictions in the space that the generator takes.
+    low, texts
+        Of the branches, where the run has them.
+    """
+    from braindecode_vis.pipeline.reconstruction import (
+        decode_captions,
+        decode_images,
+        pick_prompts,
+        read_decoders,
+        read_fits,
+        refit_prior,
+    )
 
-        retrieval = run.folder.find(
-            "retrieve", fields=name_retrieval(run)[0], upstream=name_retrieval(run)[1]
-        )
+    def read() -> tuple[Any, Any, Any, Any]:
+        embeddings = map_for_generator(run, number)[0]
+        fields, fits = name_retrieval(run)
+        retrieval = run.folder.find("retrieve", fields=fields, upstream=fits)
         upstream = {"retrieve": retrieval.fingerprint, **name_material(run)}
         artifact = run.folder.find("reconstruct", fields=name_reconstruction(run), upstream=upstream)
         data = make_generator_data(run, number, embeddings)
@@ -664,20 +660,49 @@ def _prepare_images(
             ids = preprocess(run).responses.stimulus_ids[preprocess(run).folds[number].test]
             tested = embeddings.select(pd.unique(ids))
             prior = refit_prior(run.config, run.prior, data, generator, tested, number)
-        decoders = read_decoders(artifact.path / "fits" / name_fold(number), run.config, data)
-        captions = decode_captions(run.config, decoders, prior, for_generator, number)
-        made = decode_images(
-            run.config, prior, generator, for_generator, number, low=images,
-            prompts=pick_prompts(run.config, captions), texts=texts,
-        )["decoded"]  # fmt: skip
-        height, width = data.image_size  # the size in which the run itself shows its images
-        # (n_trials [* n_draws], height, width, 3)
-        flat = made.reshape(-1, *made.shape[-3:])
-        resized = np.stack([resize_image(image, height, width) for image in flat])
-        shown = resized.reshape(*made.shape[:-3], height, width, 3)
-        return shown, describe_new(run.config, captions, for_generator, data.embeddings, made)
+        return (
+            data,
+            prior,
+            generator,
+            read_decoders(artifact.path / "fits" / name_fold(number), run.config, data),
+        )
 
-    return decode
+    # Once for all calls: the weights of a generator may take a minute to read.
+    data, prior, generator, decoders = run.once(f"fitted generator {number}", read)
+    captions = decode_captions(run.config, decoders, prior, for_generator, number)
+    made = decode_images(
+        run.config, prior, generator, for_generator, number, low=low,
+        prompts=pick_prompts(run.config, captions), texts=texts,
+    )["decoded"]  # fmt: skip
+    height, width = data.image_size  # the size in which the run itself shows its images
+    # (n_trials [* n_draws], height, width, 3)
+    flat = made.reshape(-1, *made.shape[-3:])
+    resized = np.stack([resize_image(image, height, width) for image in flat])
+    shown = resized.reshape(*made.shape[:-3], height, width, 3)
+    return shown, describe_new(run.config, captions, for_generator, data.embeddings, made)
+
+
+def _prepare_images(
+    run: Run,
+    folds: list[int],
+    chosen: list[Responses],
+    trials: Responses,
+    compared: Embeddings,
+) -> Callable[[], tuple[np.ndarray, dict[str, list[list[str]]]]]:
+    """Predict what the generator takes, and return what makes images and captions when they are asked for."""
+    number = folds[0]
+    learnt = map_for_generator(run, number)[1]
+    if learnt:
+        for_generator = compared
+    else:
+        encoders = [train(run)[n].encoder for n in folds]
+        for_generator = _average([e.predict_for_generator(r) for e, r in zip(encoders, chosen, strict=True)])
+    low = open_low_level(run)
+    images = None if low is None else decode_low_level(run, low, number, trials)
+    text = open_branch(run, "text")
+    texts = None if text is None else predict_branch(run, text, number, trials)
+
+    return partial(generate_images, run, number, for_generator, low=images, texts=texts)
 
 
 def describe_new(

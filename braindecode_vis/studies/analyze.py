@@ -20,8 +20,15 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis import pipeline, roles, store
-from braindecode_vis.analysis.study import Change, ChoosingEncoder, Findings, Study, choose_features
-from braindecode_vis.arrays import Responses
+from braindecode_vis.analysis.study import (
+    Change,
+    ChoosingEncoder,
+    Findings,
+    Study,
+    choose_features,
+    fit_picked,
+)
+from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, suggest
 from braindecode_vis.config import list_analyses, make_analysis
 from braindecode_vis.pipeline.categories import build_decoder
@@ -133,6 +140,7 @@ def make_study(run: Run) -> Study:
         tell=partial(run.tell, about="analyze:"),
         embed_texts=_find_text_side(run),
         reconstruct=None if config.decodes_categories else partial(_reconstruct_trials, run),
+        reconstruct_changed=None if config.decodes_categories else partial(_reconstruct_changed, run),
     )
 
 
@@ -164,6 +172,47 @@ def _reconstruct_trials(run: Run, number: int, rows: np.ndarray) -> tuple[np.nda
     trials = average_repetitions(pipeline.preprocess(run).responses.select(np.sort(rows)))
     images = decode_trials(run, number, trials)[0]
     return (images[:, 0] if images.ndim == 5 else images), trials.stimulus_ids
+
+
+def _reconstruct_changed(
+    run: Run, study: Study, number: int, train: Responses, test: Responses, change: Change
+) -> np.ndarray:
+    """Return the images of changed test trials; see `Study.reconstruct_changed`.
+
+    Prior and generator, and what rescales the branches, are those of whole trials: a part of a trial that says nothing
+    then gives the mean image, and not noise that was stretched to look like one.
+    """
+    from braindecode_vis.pipeline.decoding import (
+        decode_latents,
+        map_for_generator,
+        open_branches,
+        rescale_branch,
+    )
+    from braindecode_vis.pipeline.predicting import generate_images
+
+    pipeline.reconstruct(run)
+    learning, asked = change(train), change(test)
+
+    def predict(one: Study, learnt: bool = False) -> Embeddings:
+        encoder: Any = fit_picked(one, number, learning, change)
+        trials = asked
+        if isinstance(encoder, ChoosingEncoder):
+            encoder, trials = encoder.encoder, encoder.choice.apply(trials)
+        encoder = roles.play(roles.BRAIN_ENCODER, encoder)
+        return encoder.predict(trials) if learnt else encoder.predict_for_generator(trials)
+
+    predicted = predict(study, map_for_generator(run, number)[1])
+    branches = {}
+    for name, branch in open_branches(run).items():
+        banks = [bank.embeddings for bank in pipeline.embed(branch)]
+        own = replace(study, banks=banks, build=partial(build_encoder, branch))
+        branches[name] = branch, rescale_branch(run, branch, number, predict(own))
+    low, texts = branches.get("low_level"), branches.get("text")
+    images = generate_images(
+        run, number, predicted, low=None if low is None else decode_latents(run, low[0], number, low[1]),
+        texts=None if texts is None else texts[1],
+    )[0]  # fmt: skip
+    return images[:, 0] if images.ndim == 5 else images
 
 
 def _reads_text(analysis: Any) -> bool:
