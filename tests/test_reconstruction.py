@@ -2,8 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from braindecode_vis import pipeline
 from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.audit.run import audit_run
+from braindecode_vis.config import read_config
 from braindecode_vis.pipeline.reconstruction import measure_repetition_noise
+from braindecode_vis.pipeline.runs import open_run
+from tests.generators.hub_models import write_sdxl
 
 
 def make_trials(ids, values):
@@ -36,3 +41,35 @@ def test_images_shown_once_say_nothing():
     noise = measure_repetition_noise(predict, some, n_train=2, n_test=1)
     np.testing.assert_allclose(np.abs(noise.deviations), [[2**1.5, 0], [2**1.5, 0]], rtol=1e-6)
     assert noise.deviations.sum() == pytest.approx(0)
+
+
+@pytest.mark.slow
+def test_a_caption_leads_the_image_of_its_trial(tmp_path):
+    """Through SDXL's classes with random weights: other captions, other images; an audit makes the same ones."""
+    sdxl, adapter = write_sdxl(tmp_path)
+    tower = "{embed_dim: 32, vision_cfg: {layers: 2, width: 32, head_width: 16}, text_cfg: {layers: 1, width: 32}}"
+    small = [
+        "dataset={kind: synthetic_digits, n_train: 40, n_test: 8, n_voxels: 30}",
+        "evaluation.features=null",
+    ]
+    few = ["evaluation.n_bootstrap=100", "evaluation.n_permutations=100"]
+    target = f"target={{kind: openclip, architecture: ViT-H-14, weights: random, model_args: {tower}}}"
+    weights = f"weights: {sdxl}, ip_adapter: {adapter}"
+    generator = f"generator={{kind: sdxl_turbo, {weights}, image_size: 16, steps: 1, device: cpu}}"
+    made = {}
+    for word in ("a", "b"):
+        bank = tmp_path / f"{word}.csv"
+        ids = pipeline.preprocess(
+            open_run(read_config("synthetic_digits", small), tmp_path / "ids")
+        ).stimuli.ids
+        bank.write_text("\n".join(["id,caption", *(f"{name},{word}" for name in ids)]))
+        captions = f"reconstruction.captions=[{{kind: nearest, bank: {bank}}}]"
+        config = read_config(
+            "synthetic_digits", [*small, *few, target, generator, captions, "reconstruction.prompt=nearest"]
+        )
+        run = open_run(config, tmp_path / f"run-{word}")
+        pipeline.run_all(run)
+        made[word] = np.asarray(pipeline.reconstruct(run).images["decoded"])
+        assert pipeline.reconstruct(run).captions["decoded"]["nearest"] == [[word]] * 8
+        assert audit_run(run.folder.path, refit=True).leaks == ()
+    assert (made["a"] != made["b"]).any(axis=(1, 2, 3)).all()

@@ -27,7 +27,13 @@ from braindecode_vis.audit.findings import AuditFinding
 from braindecode_vis.audit.recompute import RecomputedRun
 from braindecode_vis.contracts import Context
 from braindecode_vis.pipeline import decoding, learning
-from braindecode_vis.pipeline.reconstruction import derange, draw_images, read_fits, refit_prior
+from braindecode_vis.pipeline.reconstruction import (
+    derange,
+    draw_images,
+    read_decoders,
+    read_fits,
+    refit_prior,
+)
 from braindecode_vis.retrieval import read_retrieval
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.stimuli import resize_image
@@ -395,5 +401,6 @@ def _draw_again(
     made = draw_images(
         config, data, run.stimuli, predicted, embeddings, subjects, number, prior, generator,
         low=decoding.make_low_level(again, number), texts=decoding.make_texts(again, number),
+        decoders=read_decoders(record.path / "fits" / learning.name_fold(number), config, data),
     )  # fmt: skip
     return made.images
