@@ -206,6 +206,7 @@ def test_names_are_completed():
     assert "things_eeg2_ridge" in show.complete_configs("things_eeg2_r")
     assert show.complete_datasets("go") == ["god"]
     assert show.complete_analyses("time_g") == ["time_generalization"]
+    assert show.complete_weights("taesdx") == ["taesdxl"]
 
 
 def test_the_schema_takes_every_shipped_configuration_and_names_what_is_wrong(call):

@@ -14,6 +14,7 @@ from braindecode_vis.cli.show import (
     Json,
     Root,
     Set,
+    complete,
     complete_datasets,
     finish,
     make_console,
@@ -138,8 +139,9 @@ def fetch(
     folder = root or fetching.find_data_folder(dataset)
     listener, out = ConsoleListener(), make_console(stderr=False)
     plan = fetching.make_plan(
-        manifest, folder, subjects=_split(subjects), parts=_split(parts), accept_terms=accept_terms
-    )
+        manifest, folder, subjects=_split(subjects), parts=_split(parts), accept_terms=accept_terms,
+        only_look=dry_run or check_addresses,
+    )  # fmt: skip
     shown: dict[str, Any] = {"run_folder": None, "scores": [], "dataset": dataset, "root": str(plan.root)}
     if dry_run:
         if as_json:
@@ -147,7 +149,8 @@ def fetch(
                 {"path": f.path, "part": f.part, "urls": f.urls, "bytes": f.bytes, "checksum": f.checksum}
                 for f in plan.files
             ]
-            print_json({**shown, "files": listed, "missing": plan.missing, "plan": plan.describe()})
+            told = {"locked": [part.name for part in plan.locked], "unlisted": plan.unlisted}
+            print_json({**shown, "files": listed, "missing": plan.missing, **told, "plan": plan.describe()})
             return
         for file in plan.files:
             size = "size unknown" if file.bytes is None else f"{file.bytes} bytes"
@@ -208,9 +211,7 @@ def phantom(
         typer.Argument(
             metavar="FORMAT",
             help=f"Data set to imitate: {', '.join(PHANTOM_FORMATS)}.",
-            autocompletion=lambda incomplete: [
-                form for form in PHANTOM_FORMATS if form.startswith(incomplete)
-            ],
+            autocompletion=lambda incomplete: complete(PHANTOM_FORMATS, incomplete),
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the simulated data set.")],

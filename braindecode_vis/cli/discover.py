@@ -11,6 +11,7 @@ from braindecode_vis.cli.show import (
     Debug,
     Json,
     Root,
+    complete,
     complete_configs,
     complete_datasets,
     make_console,
@@ -148,7 +149,14 @@ def configs(
         str | None,
         typer.Option("--dataset", help="Those of this data set.", autocompletion=complete_datasets),
     ] = None,
-    modality: Annotated[str | None, typer.Option("--modality", help="Those of eeg, meg or fmri.")] = None,
+    modality: Annotated[
+        str | None,
+        typer.Option(
+            "--modality",
+            help="Those of eeg, meg or fmri.",
+            autocompletion=lambda incomplete: complete(("eeg", "meg", "fmri"), incomplete),
+        ),
+    ] = None,
     paper: Annotated[
         str | None,
         typer.Option("--paper", help="Those whose source names this, as an author or arXiv number."),
@@ -282,7 +290,7 @@ def _complete_kinds(incomplete: str) -> list[str]:
     from braindecode_vis.registry import INSIDE
 
     kinds = [f"{role}.{kind}" for role, known in INSIDE.items() for kind in known]
-    return [word for word in ("run", *INSIDE, *kinds) if word.startswith(incomplete)]
+    return complete(("run", *INSIDE, *kinds), incomplete)
 
 
 def print_table(columns: Sequence[str | None], rows: Iterable[Sequence[str | None]]) -> None:

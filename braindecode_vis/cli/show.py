@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,7 +41,19 @@ def complete_analyses(incomplete: str) -> list[str]:
     """Return the kinds of analyses that begin so."""
     from braindecode_vis.registry import INSIDE
 
-    return [kind for kind in INSIDE["analysis"] if kind.startswith(incomplete)]
+    return complete(INSIDE["analysis"], incomplete)
+
+
+def complete_weights(incomplete: str) -> list[str]:
+    """Return the published weights that begin so."""
+    from braindecode_vis.embeddings.published import read_models
+
+    return complete(read_models(), incomplete)
+
+
+def complete(words: Iterable[str], incomplete: str) -> list[str]:
+    """Return the words that begin so."""
+    return [word for word in words if word.startswith(incomplete)]
 
 
 SOURCE = typer.Argument(

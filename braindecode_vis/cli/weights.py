@@ -8,17 +8,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from braindecode_vis.cli.show import Debug, Json, make_console, print_json
+from braindecode_vis.cli.show import Debug, Json, complete, complete_weights, make_console, print_json
 
 if TYPE_CHECKING:
     from braindecode_vis.embeddings.published import PublishedModel
 
 
+ACTIONS = ("list", "fetch", "convert")
+
+
 def weights(
-    action: Annotated[str, typer.Argument(metavar="ACTION", help="list, fetch or convert.")],
+    action: Annotated[
+        str,
+        typer.Argument(
+            metavar="ACTION",
+            help="list, fetch or convert.",
+            autocompletion=lambda incomplete: complete(ACTIONS, incomplete),
+        ),
+    ],
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Which; all are listed by default. Of convert, a checkpoint or a folder."),
+        typer.Argument(
+            help="Which; all are listed by default. Of convert, a checkpoint or a folder.",
+            autocompletion=complete_weights,
+        ),
     ] = None,
     to: Annotated[
         Path | None,
@@ -41,7 +54,7 @@ def weights(
     from braindecode_vis.checks import ConfigError, check_option
     from braindecode_vis.embeddings import published
 
-    check_option("ACTION", action, ("list", "fetch", "convert"))
+    check_option("ACTION", action, ACTIONS)
     if half and action != "convert":
         raise ConfigError("--half is an option of weights convert.")
     if action == "convert":

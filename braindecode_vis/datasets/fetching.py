@@ -18,7 +18,7 @@ import time
 import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -75,6 +75,10 @@ class Plan:
         All files of `parts`.
     missing
         Those that are not there with their published size, with the bytes that they lack, None if unknown.
+    locked
+        Chosen parts whose terms are not accepted; only a plan that is looked at has some.
+    unlisted
+        Chosen parts whose host did not list their files, and why; only a plan that is looked at has some.
     """
 
     manifest: Manifest
@@ -83,22 +87,41 @@ class Plan:
     by_hand: tuple[Part, ...]
     files: tuple[RemoteFile, ...]
     missing: dict[str, int | None]
+    locked: tuple[Part, ...] = ()
+    unlisted: dict[str, str] = field(default_factory=dict)
 
     def describe(self) -> list[str]:
         """Return a line for each part, and one on what is missing and what the disk has free."""
         lines = []
         for part in self.parts:
             files = [file for file in self.files if file.part == part.name]
-            lines.append(
-                f"{part.name}: {describe_files(files)} from {describe_place(part)} ({part.mark} address): {part.what}"
-            )
+            place = f"from {describe_place(part)} ({part.mark} address): {part.what}"
+            if part.name in self.unlisted:
+                size = part.count_bytes()
+                amount = "size unknown" if size is None else describe_bytes(size) + " with all subjects"
+                lines.append(
+                    f"{part.name}: files like {', '.join(part.patterns)}, {amount}, {place}; its host lists them, but "
+                    f"{self.unlisted[part.name]}"
+                )
+            else:
+                lines.append(f"{part.name}: {describe_files(files)} {place}")
         lines += [f"{part.name}: by hand: {part.gate}" for part in self.by_hand]
+        if self.locked:
+            lines.append(
+                f"{_describe_terms(self.manifest, self.locked)}. A fetch needs --accept-terms for that"
+            )
         lacking = [size for size in self.missing.values() if size is not None]
         unknown = len(self.missing) - len(lacking)
-        also = f" and {unknown} files of unknown size" if unknown else ""
+        amounts = [describe_bytes(sum(lacking))] if lacking or not (unknown or self.unlisted) else []
+        amounts += [f"{unknown} file{'' if unknown == 1 else 's'} of unknown size"] if unknown else []
+        amounts += (
+            [f"what {_join(self.unlisted)} hold{'' if len(self.unlisted) > 1 else 's'}"]
+            if self.unlisted
+            else []
+        )
         free = shutil.disk_usage(_find_parent(self.root)).free
         lines.append(
-            f"to fetch: {describe_bytes(sum(lacking))}{also}, {len(self.missing)} of {len(self.files)} files; "
+            f"to fetch: {_join(amounts)}, {len(self.missing)} of {len(self.files)} files; "
             f"{describe_bytes(free)} free below {self.root}"
         )
         return lines
@@ -117,7 +140,7 @@ class Plan:
 
 def make_plan(
     manifest: Manifest, root: Path, *, subjects: Sequence[str] | None = None, parts: Sequence[str] | None = None,
-    accept_terms: bool = False,
+    accept_terms: bool = False, only_look: bool = False,
 ) -> Plan:  # fmt: skip
     """Return what of a data set is to be fetched; hosts are asked for lists that the manifest does not have.
 
@@ -133,6 +156,8 @@ def make_plan(
         Names of the parts; those that are needed to read the data set by default, ``all`` for all of them.
     accept_terms
         Whether the user has accepted the terms of the parts that have some.
+    only_look
+        Whether nothing will be fetched: terms are then told and not asked for, and so is a list that no host gave.
 
     Raises
     ------
@@ -148,34 +173,59 @@ def make_plan(
     by_hand = tuple(part for part in chosen if part.access == "by_hand")
     open_parts = tuple(part for part in chosen if part.access != "by_hand")
     if not open_parts:
-        how = [f"{part.name}: {part.gate}" for part in by_hand] or [describe_source(manifest)]
+        how = [f"{part.name}: {part.gate}" for part in by_hand]
+        if not how and manifest.source is None:
+            own = "its files are your own; name their folder with --root"
+            why = own if manifest.needs_files else "it is made when it is read"
+            raise DataError(f"{manifest.name} has nothing to fetch: {why}.")
+        how = how or [describe_source(manifest)]
         raise DataError(
             f"{manifest.name} has nothing to fetch from here; bring it yourself: {'; '.join(how)}"
         )
     _check_subjects(manifest, open_parts, subjects)
-    if not accept_terms and (locked := [part for part in open_parts if part.access == "terms"]):
-        what = "; ".join(dict.fromkeys(part.gate.strip().rstrip(".") for part in locked))
-        names = " and ".join(part.name for part in locked)
+    locked = tuple(part for part in open_parts if part.access == "terms" and not accept_terms)
+    if locked and not only_look:
         free = ",".join(part.name for part in open_parts if part.access == "open")
         without = f"; without these, pass --parts {free}" if free else ""
         raise DataError(
-            f"{names} of {manifest.name} come under terms ({manifest.licence.strip().rstrip('.')}): {what}. Do that, "
-            f"and then pass --accept-terms{without}."
+            f"{_describe_terms(manifest, locked)}. Do that, and then pass --accept-terms{without}."
         )
     root = root.expanduser().absolute()
     files: dict[str, RemoteFile] = {}
+    unlisted: dict[str, str] = {}
+    silent: dict[tuple[str, str], str] = {}
     for part in open_parts:
+        listed: list[RemoteFile] = []
         try:
+            if (part.host, part.place) in silent:
+                raise TransferError(silent[part.host, part.place])
             listed = list_files(part, subjects)
         except TransferError as error:
-            raise DataError(f"the part {part.name} of {manifest.name} cannot be listed: {error}.") from error
+            if not only_look:
+                raise DataError(
+                    f"the part {part.name} of {manifest.name} cannot be listed: {error}."
+                ) from error
+            unlisted[part.name] = str(error)
+            if error.silent:  # its other parts would wait as long
+                silent[part.host, part.place] = str(error)
         # Two parts may hold the same file from two hosts; the first one that was chosen brings it.
         for file in listed:
             files.setdefault(file.path, file)
     record = _Record(root)
     missing = {file.path: _count_missing(file, root, record) for file in files.values()}
     lacking = {path: size for path, size in missing.items() if size != 0}
-    return Plan(manifest, root, open_parts, by_hand, tuple(files.values()), lacking)
+    return Plan(manifest, root, open_parts, by_hand, tuple(files.values()), lacking, locked, unlisted)
+
+
+def _describe_terms(manifest: Manifest, parts: Sequence[Part]) -> str:
+    names, come = _join(part.name for part in parts), "comes" if len(parts) == 1 else "come"
+    what = "; ".join(dict.fromkeys(part.gate.strip().rstrip(".") for part in parts))
+    return f"{names} of {manifest.name} {come} under terms ({manifest.licence.strip().rstrip('.')}): {what}"
+
+
+def _join(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _pick_parts(manifest: Manifest, names: Sequence[str] | None) -> list[Part]:
@@ -404,6 +454,7 @@ def check_addresses(plan: Plan, *, jobs: int = 4) -> list[CheckFinding]:
         if file.text is None and (file.part not in listed or count[file.part] <= _ASKED_OF_A_LIST):
             asked.append(file)
     findings: dict[str, CheckFinding] = {}
+    places = [(part, plan.unlisted[part.name]) for part in plan.parts if part.name in plan.unlisted]
     work = _Work(plan, _Record(plan.root), None)
 
     def look(file: RemoteFile) -> None:
@@ -414,7 +465,8 @@ def check_addresses(plan: Plan, *, jobs: int = 4) -> list[CheckFinding]:
         findings[file.path] = CheckFinding(file.urls[0] if file.urls else file.path, ok, words)
 
     _do_side_by_side(asked, look, jobs, threading.Event())
-    return [findings[file.path] for file in asked]
+    silent = [CheckFinding(f"{part.name} at {describe_place(part)}", False, why) for part, why in places]
+    return [findings[file.path] for file in asked] + silent
 
 
 def _do_side_by_side(

@@ -209,12 +209,16 @@ def fetch_model(model: PublishedModel, *, to: Path | None = None) -> Path:
 def check_published(model: PublishedModel, folder: Path) -> None:
     """Raise `DataError` unless the files of a folder have the size and hash that are known of them."""
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    for file in model.files:
+    known = {file.path for file in model.files}
+    # A pattern that matches nothing is no error to the hub's library.
+    wanted = [WeightFile(path=pattern) for pattern in _list_weights(model) if pattern not in known]
+    for file in (*model.files, *wanted):
         found = [path for name, path in paths.items() if fnmatch(name, file.path)]
         if not found:
+            note = f" ({model.note.rstrip('.')})" if model.note else ""
             raise DataError(
-                f"{model.describe_place()} has no file {file.path}; look for a newer release, and name its folder with "
-                f"{model.option}."
+                f"{model.describe_place()} has no file {file.path}{note}; look for a newer release, and name its "
+                f"folder with {model.option}."
             )
         size = found[0].stat().st_size
         if file.bytes is not None and size != file.bytes:
@@ -238,8 +242,11 @@ def find_cached(model: PublishedModel) -> Path | None:
         folder = get_snapshot(model.repository, model.list_patterns(), cached=True)
     except Exception:  # each version of the library has its own way to say that it holds nothing
         return None
-    wanted = [pattern for pattern in model.list_patterns() if pattern.endswith((".safetensors", ".bin"))]
-    return folder if all(any(folder.rglob(pattern)) for pattern in wanted) else None
+    return folder if all(any(folder.rglob(pattern)) for pattern in _list_weights(model)) else None
+
+
+def _list_weights(model: PublishedModel) -> list[str]:
+    return [pattern for pattern in model.list_patterns() if pattern.endswith((".safetensors", ".bin"))]
 
 
 def fetch(model: PublishedModel, *, to: Path | None = None) -> Path:

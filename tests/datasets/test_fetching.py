@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets import fetching, transfer
-from braindecode_vis.datasets.manifests import Manifest, Part, PartFile
+from braindecode_vis.datasets import fetching, hosts, transfer
+from braindecode_vis.datasets.manifests import Manifest, Part, PartFile, read_manifest
 from tests.datasets.loopback import serve
 
 CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes
@@ -89,8 +89,31 @@ def test_nothing_moves_before_the_terms_are_accepted(server, tmp_path):
         fetch(manifest, tmp_path / "new")
     assert not server.requests
     assert not (tmp_path / "new").exists()
+    looked = fetching.make_plan(manifest, tmp_path / "new", only_look=True)
+    assert [part.name for part in looked.locked] == ["data"]
+    told = "data of toy comes under terms (CC BY-NC 4.0): sign the form at example.org. A fetch needs --accept-terms"
+    assert looked.describe()[2].startswith(told)
     assert len(fetch(manifest, tmp_path / "new", parts=["free"])) == 1
     assert len(fetch(manifest, tmp_path / "new", accept_terms=True)) == 2
+
+
+def test_a_look_at_a_host_that_does_not_answer_tells_what_is_known(server, tmp_path, monkeypatch):
+    """A dry run of NSD wanted its terms accepted and its bucket to answer, before it told a single address."""
+    monkeypatch.setitem(hosts.BASES, "openneuro", "http://127.0.0.1:9")
+    parts = [
+        make_part(name=name, host="openneuro", place="ds0", patterns=("sub-*",))
+        for name in ("raw", "regions")
+    ]
+    manifest = make_manifest(parts=(*parts, make_part(entry(server), name="free")))
+    plan = fetching.make_plan(manifest, tmp_path, only_look=True)
+    raw, regions, free, total = plan.describe()
+    assert raw.startswith("raw: files like sub-*, size unknown, from https://openneuro.org/datasets/ds0 ")
+    assert regions.partition("; its host lists them")[2] == raw.partition("; its host lists them")[2]
+    assert free.startswith("free: 1 file, 1 MB from ")
+    assert total.startswith("to fetch: 1 MB and what raw and regions hold, 1 of 1 files; ")
+    assert [finding.ok for finding in fetching.check_addresses(plan)] == [True, False, False]
+    with pytest.raises(DataError, match="raw of toy cannot be listed"):
+        fetching.make_plan(manifest, tmp_path)
 
 
 def test_a_broken_connection_is_taken_up_where_it_stopped(server, tmp_path):
@@ -304,6 +327,9 @@ def test_what_is_brought_by_hand_is_said_and_never_asked_for(server, tmp_path):
     assert len(fetching.fetch(plan)) == 1
     with pytest.raises(DataError, match=r"nothing to fetch .*published as url example"):
         fetch(make_manifest(parts=(make_part(default=False),)), tmp_path)
+    for name, why in (("synthetic_digits", "made when it is read"), ("arrays", "its files are your own")):
+        with pytest.raises(DataError, match=f"{name} has nothing to fetch: .*{why}"):
+            fetching.make_plan(read_manifest(name), tmp_path)
 
 
 def test_addresses_and_places_are_checked(tmp_path, server):
@@ -439,7 +465,7 @@ def test_the_total_is_told_first_and_compared_with_the_disk(server, tmp_path, mo
     (tmp_path / "sub/a.bin.part").write_bytes(CONTENT[:24_000])
     unknown = entry(server, "b.bin", bytes=None, checksum="")
     plan = fetching.make_plan(make_manifest(entry(server), unknown), tmp_path)
-    assert plan.describe()[-1].startswith("to fetch: 1 MB and 1 files of unknown size, 2 of 2 files; ")
+    assert plan.describe()[-1].startswith("to fetch: 1 MB and 1 file of unknown size, 2 of 2 files; ")
     assert plan.missing == {"sub/a.bin": 1_000_000, "sub/b.bin": None}
     monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: SimpleNamespace(free=999_999))
     with pytest.raises(DataError, match=r"toy needs 1 MB more, but .* has 1,000 kB free; .*--subjects"):
@@ -569,8 +595,8 @@ def test_tars_links_locks_and_damage(server, tmp_path):
 _STOPPED = """
 import sys, time
 from pathlib import Path
-from braindecode_vis.datasets import fetching, transfer
-from braindecode_vis.datasets.manifests import Manifest, Part, PartFile
+from braindecode_vis.datasets import fetching, hosts, transfer
+from braindecode_vis.datasets.manifests import Manifest, Part, PartFile, read_manifest
 transfer.ALLOW_LOOPBACK = True
 transfer._BLOCK_BYTES = 1 << 12
 files = tuple(PartFile(path=f"{n}.bin", at=f"{sys.argv[1]}/{n}.bin", bytes=4_000_000) for n in range(3))
