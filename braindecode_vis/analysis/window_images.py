@@ -1,4 +1,4 @@
-"""Images against time: what the run's generator makes of a window that slides, and how much of the seen image is in it.
+"""Images against time: what the run's generator makes of a window that slides or grows, and what it has of the image.
 
 In every window the encoder of the run is fitted anew, and those of its branches, while prior, generator and rescaling
 stay those of whole trials; all windows of a trial share their noise, so that a strip shows what the brain adds. Images
@@ -13,14 +13,20 @@ Benchetrit, Banville and King (2023), arXiv:2310.19812 (images from sliding wind
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.analysis.curves import check_windows, make_curve, report_curve
-from braindecode_vis.analysis.cuts import Outside, Window, cut_window, make_sliding_windows
+from braindecode_vis.analysis.cuts import (
+    Outside,
+    Window,
+    cut_window,
+    make_growing_windows,
+    make_sliding_windows,
+)
 from braindecode_vis.analysis.measure import Meter, check_retrieval
 from braindecode_vis.analysis.study import Findings, Plot, Study
 from braindecode_vis.arrays import Embeddings, Responses
@@ -37,7 +43,7 @@ SIDE = 64  # pixels of the images that are compared, whatever their own size
 
 
 class WindowReconstructionsConfig(Settings):
-    """Reconstruct from a short window that slides over the trial (Benchetrit et al.).
+    """Reconstruct from a short window that slides over the trial (Benchetrit et al.), or from one that grows (ATM).
 
     Parameters
     ----------
@@ -48,6 +54,8 @@ class WindowReconstructionsConfig(Settings):
         Of the windows and between them, s (250 ms as in the paper; the step is a choice of ours).
     tmin, tmax
         The windows lie inside, s; None is the end of the trial. Windows before the onset show whether chance holds.
+    growing
+        All windows begin at `tmin` (None is the onset) and end one `step` later each; `width` is of those that slide.
     outside
         ``cut`` shortens the trials; ``zero`` sets the rest to zero, for networks that need one length.
     images
@@ -65,17 +73,29 @@ class WindowReconstructionsConfig(Settings):
     step: float = Field(default=0.1, gt=0)
     tmin: float | None = None
     tmax: float | None = None
+    growing: bool = False
     outside: Outside = "cut"
     images: int | None = Field(default=40, ge=2)
     shown: int = Field(default=6, ge=1)
     alpha: float = Field(default=0.05, gt=0, lt=1)
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"growing"})
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.growing:
+            self.refuse_unused("width", because="growing windows all begin at one time")
+        return self
 
     def compute(self, study: Study) -> Findings:
         """Fit, reconstruct and score in every window."""
         check_retrieval(study, self.kind)
         if study.reconstruct_changed is None:
             raise DataError(f"the analysis {self.kind} needs a run that makes images.")
-        windows = make_sliding_windows(study.responses, self.width, self.step, self.tmin, self.tmax)
+        if self.growing:
+            windows = make_growing_windows(study.responses, self.step, self.tmin or 0.0, self.tmax)
+        else:
+            windows = make_sliding_windows(study.responses, self.width, self.step, self.tmin, self.tmax)
         check_windows(windows)
         meter = Meter(study, self.metric)
         parts: list[list] = [[] for _ in windows]
@@ -98,12 +118,13 @@ class WindowReconstructionsConfig(Settings):
         measured = [meter.join(folds) for folds in parts]
         curve = make_curve(study, windows, measured, alpha=self.alpha)
         chosen = "all test images" if self.images is None else f"{len(measured[0].values)} test trials"
+        kind = "growing windows" if self.growing else f"windows of {self.width * 1000:.0f} ms"
         how = (
-            f"Images of {chosen} were made from each of {len(windows)} windows of {self.width * 1000:.0f} ms, by "
+            f"Images of {chosen} were made from each of {len(windows)} {kind}, by "
             "encoders fitted in the window and the prior and generator of whole trials, and compared by their pixels."
         )
         found = report_curve(
-            study, curve, self.metric, name=self.kind, title="Images over time", how=how, by_end=False
+            study, curve, self.metric, name=self.kind, title="Images over time", how=how, by_end=self.growing
         )
         strip = make_strip(study, strips, windows)
         return Findings(found.title, found.summary, found.table, (strip, *found.plots), found.scores)

@@ -42,6 +42,15 @@ def test_images_of_windows_tell_the_seen_one_from_the_onset_on(tmp_path):
     assert found.scores[0].metric == "two_way@window_reconstructions_peak"
 
 
+def test_windows_may_grow_from_the_onset():
+    config = WindowReconstructionsConfig(growing=True, step=0.15, images=4, shown=1)
+    table = config.compute(make_drawing_study()).table
+    assert (table["start"].round(6) == 0).all()
+    assert table["stop"].is_monotonic_increasing
+    assert len(table) > 1
+    assert "growing" not in WindowReconstructionsConfig().hashed_fields()
+
+
 def test_without_a_generator_or_an_image_it_says_so():
     with pytest.raises(DataError, match="needs a run that makes images"):
         WindowReconstructionsConfig().compute(make_epochs_study())
