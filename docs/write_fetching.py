@@ -16,10 +16,14 @@ from braindecode_vis.memory import describe_bytes
 PAGE = Path(__file__).resolve().parent / "FETCHING.md"
 HEADER = """# Fetching data sets
 
-    braindecode-vis fetch digits69                                   # into the user's cache; --root DIR for elsewhere
-    braindecode-vis fetch things_meg --subjects 1,2 --root /data/things-meg --dry-run     # addresses, sizes, checksums
+    # into the user's cache; --root DIR for elsewhere
+    braindecode-vis fetch digits69
+    # addresses, sizes, checksums and terms; nothing is fetched, and no terms need be accepted
+    braindecode-vis fetch nsd --subjects 1 --dry-run
+    braindecode-vis fetch things_meg --subjects 1,2 --root /data/things-meg
     braindecode-vis fetch nsd --subjects 1 --parts design,betas --root /data/nsd --accept-terms
-    braindecode-vis fetch things_eeg2 --root /data/things-eeg2 --check-addresses          # asks each, fetches nothing
+    # asks each address whether it answers
+    braindecode-vis fetch things_eeg2 --check-addresses
 
 In Python, `bdv.load("digits69", download=True)` fetches and opens a data set in one line. Without a folder it goes
 below `$BRAINDECODE_VIS_DATA`, or `datasets` in the user's cache folder.

@@ -6,8 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -413,23 +413,29 @@ def test_help_and_pages_name_every_format_of_the_phantom(call):
     assert "braindecode-vis phantom eeg-imagenet --out DIR" in call("datasets", "eeg_imagenet").stdout
 
 
-def encode_slowly(self, images):
-    """Take 0.3 s of processor time an image, far above what a busy machine adds."""
-    ends = time.process_time() + 0.3 * len(images)
-    while time.process_time() < ends:
-        pass
-    return np.eye(len(images))
-
-
 def test_a_phantom_says_what_it_costs_before_it_starts(call, tmp_path, monkeypatch):
+    # A clock that the encoder alone moves: what a busy machine takes for the same was twice as much at times.
+    clock = SimpleNamespace(now=0.0, image_s=0.01)
+
+    def encode(self, images):
+        clock.now += clock.image_s * len(images)
+        return np.eye(len(images))
+
+    def read_clock():
+        clock.now += 0.1
+        return clock.now
+
+    monkeypatch.setattr("braindecode_vis.studies.demo.time", SimpleNamespace(process_time=read_clock))
+    monkeypatch.setattr(EfficientNetEncoder, "encode", encode)
     done = call("phantom", "things-eeg2", "--size", "full", "--out", tmp_path, "--dry-run", "--json")
     estimate = json.loads(done.stdout)["estimate"]
     assert estimate["n_bytes"] > 1e11
     assert "MB on disk" in done.stderr
     # The image encoder was left out, which was half of the time of a small phantom.
-    monkeypatch.setattr(EfficientNetEncoder, "encode", encode_slowly)
+    clock.image_s = 0.31
     slower = call("phantom", "things-eeg2", "--size", "full", "--out", tmp_path, "--dry-run", "--json")
-    assert json.loads(slower.stdout)["estimate"]["seconds"] > 2 * estimate["seconds"]
+    added = json.loads(slower.stdout)["estimate"]["seconds"] - estimate["seconds"]
+    assert added == pytest.approx(0.3 * estimate["n_images"])
     assert not list(tmp_path.iterdir())
     check_refusal(
         call("phantom", "things-eeg3", "--out", tmp_path), "must be one of things-eeg2", "did you mean"
