@@ -232,7 +232,7 @@ class CocaCaptionsConfig(_Banked):
     contrastive: float = Field(default=1.0, ge=0)
     captioning: float = Field(default=2.0, gt=0)
     masked: float = Field(default=0.0, ge=0)
-    noise: float = Field(default=0.5, ge=0)
+    noise: float = Field(default=0.0, ge=0)
     epochs: int = Field(default=30, ge=1)
     batch_size: int = Field(default=128, ge=2)
     learning_rate: float = Field(default=5e-4, gt=0)
