@@ -20,6 +20,7 @@ PAPERS = {
     "nsd_imagery_wave_generation",
     "nsd_mindeye1_vitl",
     "nsd_mindeye2_bigg",
+    "nsd_mindeye2_generation",
     "things_eeg2_atm_generation",
     "things_eeg2_atm_joint",
     "things_eeg2_atm_vith",

@@ -29,7 +29,7 @@ from braindecode_vis.studies.pretrain import pretrain
 from tests.datasets.test_digits69 import make_phantom_file as make_digits
 from tests.datasets.test_muse_n170 import make_runs as make_muse
 from tests.embeddings.test_captions import write_git
-from tests.generators.hub_models import write_sd, write_sdxl
+from tests.generators.hub_models import write_sd, write_sdxl, write_token_unclip
 
 SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
 
@@ -105,6 +105,10 @@ TINY = {
         "weights": str(write_tiny("sd") / "sd"), "ip_adapter": str(write_tiny("sd") / "adapter.safetensors"),
         "image_size": 16, "n_tokens": 257,
     },
+    "token_unclip": lambda own: {
+        "weights": str(write_tiny("tokens") / "tokens"), "image_size": 16,
+        "refine": {**own["refine"], "weights": str(write_tiny("sdxl") / "sdxl"), "steps": 2},
+    },
     "window_reconstructions": lambda own: {"step": 0.5, "images": 4, "shown": 2},
     "git": lambda own: {"captioner": str(write_tiny("git") / "git"), "max_new_tokens": 4},
     "vae": lambda own: {
@@ -112,7 +116,10 @@ TINY = {
         "model_args": {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4},
     },
     "latent_decoder": lambda own: {"widest": 16, "time_features": 4},
-    "diffusion": lambda own: {"widths": [16, 8], "time_features": 8, "candidates": 16},
+    "diffusion": lambda own: {
+        "widths": [16, 8], "time_features": 8, "min_steps": 1, "depth": 1,
+        "candidates": 1 if own.get("network") == "transformer" else 16,
+    },
     "growing_window": lambda own: {"step": 0.5},
     "ridge": lambda own: {"alphas": own["alphas"][:2], "n_features": [20, None] if own.get("n_features") else None},
     "logistic": lambda own: {"c": own["c"][:1], "windows": own["windows"][:1]},
@@ -124,6 +131,7 @@ SLOW = (
     "digits69_ridge_5fold",
     "nsd_benchetrit_generation",
     "nsd_imagery_wave_generation",
+    "nsd_mindeye2_generation",
     "nsd_subj01_37",
     "phantom_eeg",
     "things_eeg2_atm_generation",
@@ -148,6 +156,7 @@ def write_tiny(name):
         "git": lambda: write_git(folder / "git"),
         "sdxl": lambda: write_sdxl(folder),
         "sd": lambda: write_sd(folder),
+        "tokens": lambda: write_token_unclip(folder / "tokens"),
     }[name]()
     return folder
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +35,10 @@ from braindecode_vis.generators.hub import (
     read_scheduler,
     resize_initial,
 )
+from braindecode_vis.stimuli import resize_image
+
+if TYPE_CHECKING:
+    from braindecode_vis.generators.hub_config import RefineConfig
 
 
 class TokenUnclip:
@@ -46,7 +50,7 @@ class TokenUnclip:
         Laid out as the module says.
     options
         Steps, guidance and arithmetic.
-    n_tokens, unconditional, offset_noise, brightness, original_size
+    n_tokens, unconditional, offset_noise, brightness, original_size, refine
         As in `TokenUnclipConfig`.
 
     Raises
@@ -67,6 +71,7 @@ class TokenUnclip:
         offset_noise: float,
         brightness: str,
         original_size: int,
+        refine: RefineConfig | None = None,
     ) -> None:
         import diffusers
 
@@ -91,6 +96,9 @@ class TokenUnclip:
                     f"{room:g} numbers instead of 4): it is no token unCLIP, but perhaps an SDXL that needs a text."
                 )
         self.unet, self.vae = place(unet.eval(), options), place(vae.eval(), exact)
+        self.refiner = None if refine is None else Refinement(refine, options)
+        if self.refiner is not None:
+            self.pipeline, self.prompt = self.refiner.pipeline, self.refiner.settings.prompt
 
     @property
     def condition_shape(self) -> tuple[int, ...]:
@@ -106,7 +114,8 @@ class TokenUnclip:
             scaled = latents / self.vae.config.scaling_factor
             values = self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
         gain, shift = (0.8, 0.2) if self.brightness == "mindeye2" else (0.5, 0.5)
-        return (values * gain + shift).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        images = (values * gain + shift).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        return images if self.refiner is None else self.refiner.draw(images, batch)
 
     def _draw_latents(self, batch: HubBatch) -> Any:
         """Return denoised latents of shape (n, channels, height, width)."""
@@ -159,3 +168,42 @@ class TokenUnclip:
             torch.from_numpy(images).permute(0, 3, 1, 2).to(self.options.torch_device, self.vae.dtype) * 2 - 1
         )
         return self.vae.encode(values).latent_dist.mode().float() * self.vae.config.scaling_factor
+
+
+class Refinement:
+    """SDXL, started from made images and led by a text; see `RefineConfig`.
+
+    Parameters
+    ----------
+    settings
+        Weights, steps and texts.
+    options
+        Those of the generator, for device and arithmetic.
+    """
+
+    def __init__(self, settings: RefineConfig, options: HubOptions) -> None:
+        from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
+
+        self.settings, self.options = settings, options
+        load: Any = StableDiffusionXLImg2ImgPipeline.from_pretrained
+        self.pipeline = load_pipeline(load, settings.find_folder(), options)
+        # The last step of each stretch of the schedule, as sgm's discretisation takes it.
+        config = self.pipeline.scheduler.config
+        self.pipeline.scheduler = EulerDiscreteScheduler.from_config(config, timestep_spacing="trailing")
+        place(self.pipeline, options)
+
+    def draw(self, images: np.ndarray, batch: HubBatch) -> np.ndarray:
+        """Return refined images, float of the shape of `images` (n, side, side, 3); the noise goes on from theirs."""
+        n, side, settings = len(images), images.shape[1], self.settings
+        made = np.round(images * 255).astype(np.uint8)
+        if settings.start_size is not None:
+            made = np.stack([resize_image(image, settings.start_size, settings.start_size) for image in made])
+        more: dict[str, Any] = {}
+        if settings.guidance > 1:
+            more = {"negative_prompt": [settings.negative_prompt] * n}
+        return self.pipeline(
+            prompt=batch.prompts or [settings.prompt] * n, image=resize_initial(list(made), side),
+            strength=settings.strength, num_inference_steps=settings.steps, guidance_scale=settings.guidance,
+            # As the notebook tells it: of images of 768 pixels, to be shown in 1024.
+            original_size=(768, 768), target_size=(1024, 1024), generator=batch.generators, output_type="np", **more,
+        ).images  # fmt: skip

@@ -194,3 +194,33 @@ def test_a_damaged_scheduler_is_one_sentence(tmp_path):
     config, data = make("token_unclip", {"token_unclip": folder})
     with pytest.raises(DataError, match="does not describe a scheduler"):
         config.build(data).generate(data.embeddings, seed=0)
+
+
+def test_a_second_pass_follows_the_text_of_each_trial(written, tmp_path):
+    """MindEye2's end: SDXL goes on from the images, led by the caption that was decoded for each."""
+    from diffusers import StableDiffusionXLPipeline
+
+    sdxl = models.write_sdxl(tmp_path)[0]
+    assert StableDiffusionXLPipeline.__name__ in (sdxl / "model_index.json").read_text()
+    refine = {"weights": sdxl, "steps": 4, "start_size": 16, "negative_prompt": "b"}
+    config, data = make("token_unclip", written, refine=refine)
+    plain = make("token_unclip", written)[0]
+    assert config.supports_prompts
+    assert not plain.supports_prompts
+    assert "refine" not in plain.hashed_fields()
+    assert config.describe_choices() == ["images refined by SDXL, 2 of 4 steps at guidance 5"]
+    rows = Embeddings(data.embeddings.vectors[:2], data.embeddings.ids[:2], data.embeddings.space)
+    generator = config.build(data)
+    first = generator.generate(rows, seed=0, prompts=["a", "a"]).astype(int)
+    led = generator.generate(rows, seed=0, prompts=["a", "a b b b"])
+    assert np.abs(led[0] - first[0]).max() <= 1
+    assert np.abs(led[1] - first[1]).max() > 0
+    assert np.abs(plain.build(data).generate(rows, seed=0) - first).max() > 1
+    alone = make("token_unclip", written, refine=refine, batch_size=1)[0].build(data)
+    assert np.abs(alone.generate(rows, seed=0, prompts=["a", "a"]) - first).max() <= 1
+    with pytest.raises(DataError, match=r"the prompt of row 0 \(i0\) has \d+ word pieces"):
+        generator.generate(rows, seed=0, prompts=["a b " * 80, ""])
+    with pytest.raises(ConfigError, match=r"should read .*nowhere, which does not exist"):
+        make("token_unclip", written, refine={"weights": tmp_path / "nowhere"})[0].refine.check_files()
+    with pytest.raises(ConfigError, match=r"set generator\.refine\.weights to a folder"):
+        make("token_unclip", written, refine={})[0].hashed_fields()
