@@ -364,6 +364,15 @@ class WholeImageGenerator(ImageGenerator, Protocol):
     supports_initial: bool
     #: Whether `generate` also takes ``prompts``, a text for each row.
     supports_prompts: bool
+    #: Rows that are given to `generate` at a time, with the number of the first as ``first_row``, on which their noise
+    #: depends; None gives it all rows in one call, without that number.
+    rows_at_once: int | None
+    #: Height and width of what it makes, where they are known before the first image.
+    image_size: tuple[int, int] | None
+
+    def find_copies(self, embeddings: Embeddings) -> np.ndarray | None:
+        """Return the row of the training image that each embedding gets, or None if images are made and not copied."""
+        ...
 
     def read_known_images(self) -> Embeddings:
         """Return embeddings of images that the generator brings along; see ``knows_images``."""

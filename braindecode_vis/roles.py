@@ -22,7 +22,8 @@ network             forward                            forward_heads, forward_to
 prior               fit, sample                        bind, describe, write, read
 analysis            compute                            uses_encoder, needs_pictures
 image generator     accepts, generate                  bind, describe, for_predictions, read_known_images,
-                                                       supports_initial, supports_prompts, write
+                                                       supports_initial, supports_prompts, write, rows_at_once,
+                                                       image_size, find_copies
 ==================  =================================  =================================================================
 
 An image encoder whose settings say ``fitted_on_training_images`` needs `fit`, `write` and `read` as well.
@@ -261,7 +262,7 @@ IMAGE_GENERATOR: Role[WholeImageGenerator] = Role(
     {
         "bind": _answer(None), "describe": _answer({}), "for_predictions": _return_itself,
         "read_known_images": _know_no_images, "supports_initial": False, "supports_prompts": False,
-        "write": _answer(None),
+        "write": _answer(None), "rows_at_once": None, "image_size": None, "find_copies": _answer(None),
     },
 )  # fmt: skip
 

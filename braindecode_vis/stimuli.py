@@ -212,6 +212,23 @@ def read_image_file(path: Path) -> np.ndarray:
         raise DataError(f"the stimulus image {path} cannot be decoded ({error}); fetch it again.") from error
 
 
+def read_image_size(path: Path) -> tuple[int, int]:
+    """Return height and width of an image file from its header.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or is no image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (FileNotFoundError, UnidentifiedImageError, OSError) as error:
+        raise DataError(f"the image {path} cannot be read ({error}); bring it again.") from error
+
+
 def crop_square(image: np.ndarray) -> np.ndarray:
     """Return the centre square of an image of shape (height, width, 3)."""
     height, width = image.shape[:2]

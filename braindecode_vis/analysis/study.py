@@ -22,6 +22,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import Embeddings, Responses, Score
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.image_rows import Images
 from braindecode_vis.preprocessing.array_file import KeptParts
 from braindecode_vis.preprocessing.selection import BestConfig, Selection, SelectionConfig, fit_selection
 from braindecode_vis.preprocessing.splits import Fold
@@ -204,8 +205,8 @@ class Study:
     fit_seconds: float | None = None
     tell: Callable[[str], None] = _tell_nobody
     embed_texts: Callable[[Sequence[str]], np.ndarray] | None = None
-    reconstruct: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
-    reconstruct_changed: Callable[[Study, int, Responses, Responses, Change], np.ndarray] | None = None
+    reconstruct: Callable[[int, np.ndarray], tuple[Images, np.ndarray]] | None = None
+    reconstruct_changed: Callable[[Study, int, Responses, Responses, Change], Images] | None = None
 
     def find_clusters(self, test: Responses) -> np.ndarray:
         """Return what test trials belong to and are resampled with: their images, or what `unit` names."""

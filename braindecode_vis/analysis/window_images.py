@@ -31,6 +31,7 @@ from braindecode_vis.analysis.measure import Meter, check_retrieval
 from braindecode_vis.analysis.study import Findings, Plot, Study
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
+from braindecode_vis.image_rows import Images
 from braindecode_vis.retrieval import compute_ranks
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
@@ -138,12 +139,12 @@ class WindowReconstructionsConfig(Settings):
         return test.select(np.flatnonzero(np.isin(test.stimulus_ids.astype(str), kept)))
 
 
-def describe_pixels(images: np.ndarray, ids: np.ndarray) -> Embeddings:
+def describe_pixels(images: Images, ids: np.ndarray) -> Embeddings:
     """Return pixels in which a cosine is the correlation of two images.
 
     Parameters
     ----------
-    images : uint8 array of shape (n, height, width, 3)
+    images : uint8 array of shape (n, height, width, 3), or `ImageRows`
     ids
         Of each.
     """

@@ -37,6 +37,7 @@ from braindecode_vis.datasets.array_folder import unpack_epochs
 from braindecode_vis.datasets.own_data import make_new_trials
 from braindecode_vis.datasets.trial_values import check_trials
 from braindecode_vis.digests import hash_anew
+from braindecode_vis.image_rows import ImageRows
 from braindecode_vis.metrics.score_row import describe_resampled
 from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.finished_run import read_every_file
@@ -147,14 +148,16 @@ class DecodingRun:
         return self._run.seen["items"]
 
     @cached_property
-    def reconstructions(self) -> dict[str, np.ndarray]:
-        """Images by method, uint8 of shape (n_items, height, width, 3): ``seen``, ``decoded``, then the controls."""
+    def reconstructions(self) -> dict[str, ImageRows]:
+        """Images by method, of shape (n_items, height, width, 3): ``seen``, ``decoded``, then the controls.
+
+        Seen images have their own size, the others that of the generator. They are indexed like arrays and read one by
+        one; ``numpy.asarray`` takes all of a method into memory. With several draws their shape is
+        (n_items, n_draws, height, width, 3).
+        """
         self._require_images("reconstructions", "items")
         made = decoding.reconstruct(self._run)
-        return {
-            "seen": np.asarray(made.seen),
-            **{name: np.asarray(stack) for name, stack in made.images.items()},
-        }
+        return {"seen": made.seen, **made.images}
 
     @property
     def captions(self) -> pd.DataFrame:

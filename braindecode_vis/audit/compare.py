@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.audit.findings import AuditFinding
+from braindecode_vis.image_rows import Images
 from braindecode_vis.store import PROVENANCE, read_json
 
 #: Grey levels, mean over an image: rounding moves a few values by one.
@@ -48,14 +49,14 @@ def compare_vectors(made: np.ndarray, stored: np.ndarray) -> tuple[float, int]:
     return (float(off[row]) if len(off) else 0.0), row
 
 
-def compare_images(name: str, made: np.ndarray, stored: np.ndarray, ids: np.ndarray) -> AuditFinding | None:
+def compare_images(name: str, made: Images, stored: Images, ids: np.ndarray) -> AuditFinding | None:
     """Return a finding where stored images are not those made again; None where they are.
 
     Parameters
     ----------
     name
         Whose images they are.
-    made, stored : uint8 arrays of shape (n_rows, [n_draws,] height, width, 3)
+    made, stored : uint8 arrays of shape (n_rows, [n_draws,] height, width, 3), or `ImageRows`
     ids : array of shape (n_rows,)
         What each row shows.
     """
@@ -63,7 +64,7 @@ def compare_images(name: str, made: np.ndarray, stored: np.ndarray, ids: np.ndar
         text = f"tampered: the images {name} are {stored.dtype} of shape {stored.shape}, not uint8 of {made.shape}."
         return AuditFinding("images", "leak", text)
     # Row by row, since all draws of a large test set need not fit into memory twice.
-    off = np.array([np.abs(a.astype(np.int16) - b).mean() for a, b in zip(made, stored, strict=True)])
+    off = np.array([_measure_gap(a, b) for a, b in zip(made, stored, strict=True)])
     others = np.flatnonzero(off > IMAGE_TOLERANCE)
     if not len(others):
         return None
@@ -76,6 +77,12 @@ def compare_images(name: str, made: np.ndarray, stored: np.ndarray, ids: np.ndar
     if few:
         return AuditFinding("images", "warning", f"{text}; as few may be due to another device.")
     return AuditFinding("images", "leak", f"tampered: {text}.")
+
+
+def _measure_gap(made: Images, stored: Images) -> float:
+    """Return the mean difference of images in grey levels; infinite where they differ in size."""
+    a, b = np.asarray(made).astype(np.int16), np.asarray(stored)
+    return float(np.abs(a - b).mean()) if a.shape == b.shape else np.inf
 
 
 def find_difference(

@@ -6,6 +6,7 @@ that are trained again) is left to ``--refit``, and said to be known by record.
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,9 @@ from braindecode_vis.audit.files import BRANCH_WORDS, AuditedRun, Record, name_f
 from braindecode_vis.audit.findings import AuditFinding
 from braindecode_vis.audit.recompute import RecomputedRun
 from braindecode_vis.contracts import Context
+from braindecode_vis.image_rows import ImageRows, find_comparison_size
 from braindecode_vis.pipeline import decoding, learning
+from braindecode_vis.pipeline.image_files import INDEX, read_image_rows
 from braindecode_vis.pipeline.reconstruction import (
     derange,
     draw_images,
@@ -36,7 +39,6 @@ from braindecode_vis.pipeline.reconstruction import (
 )
 from braindecode_vis.retrieval import read_retrieval
 from braindecode_vis.seeds import make_generator
-from braindecode_vis.stimuli import resize_image
 
 #: Test trials of a network that are predicted again without ``--refit``, evenly spaced.
 MOST_PREDICTED = 2000
@@ -332,7 +334,9 @@ def check_images(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         return []
     again.require_current(record)
     images = decoding.reconstruct(again)
-    findings, start, width = [], 0, images.seen.shape[1:3]
+    findings, start = [], 0
+    # Earlier versions brought all images to one size.
+    earlier = not (record.path / INDEX).is_file()
     dear = again.generator.steps is not None and not run.thorough
     for number in range(len(run.trained)):
         predicted, embeddings = decoding.predict_for_generator(again, number)
@@ -345,24 +349,25 @@ def check_images(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
                 )
             )
             break
-        shown = {str(i): resize_image(run.stimuli.read_image(i), *width) for i in pd.unique(predicted.ids)}
-        made = {"seen": np.stack([shown[str(i)] for i in predicted.ids])}
-        if not dear:
-            made |= _draw_again(run, again, record, number, predicted, embeddings)
-        for name, stack in made.items():
-            stored = images.seen if name == "seen" else images.images.get(name)
-            if stored is not None and (item := compare_images(name, stack, stored[rows], predicted.ids)):
-                findings.append(replace(item, where=name_fold(number)))
+        made = {"seen": ImageRows(run.stimuli, run.stimuli.find_rows(map(str, predicted.ids)))}
+        with tempfile.TemporaryDirectory() as folder:
+            if not dear:
+                made |= _draw_again(run, again, record, number, predicted, embeddings, Path(folder))
+            for name, stack in made.items():
+                stored = images.seen if name == "seen" else images.images.get(name)
+                if stored is None:
+                    continue
+                resized = stack.resize(*images.size) if earlier else stack
+                if item := compare_images(name, resized, stored[rows], predicted.ids):
+                    findings.append(replace(item, where=name_fold(number)))
     if start != len(images.seen) and not findings:
         findings.append(
             name_tampering("images", f"{len(images.seen)} images are stored of {start} test trials")
         )
     if "shuffled" in images.images and not findings:
         order = derange(images.ids, make_generator(again.config.seed, "shuffled"))
-        if any(
-            (images.images["shuffled"][k] != images.images["decoded"][row]).any()
-            for k, row in enumerate(order)
-        ):
+        shuffled, decoded = images.images["shuffled"], images.images["decoded"]
+        if any((np.asarray(shuffled[k]) != np.asarray(decoded[row])).any() for k, row in enumerate(order)):
             findings.append(
                 name_tampering("images", "the shuffled images are not the decoded ones in another order")
             )
@@ -388,8 +393,9 @@ def _draw_again(
     number: int,
     predicted: Embeddings,
     embeddings: Embeddings,
-) -> dict[str, np.ndarray]:
-    """Return the images of a fold by every method, as `reconstruct` made them."""
+    folder: Path,
+) -> dict[str, ImageRows]:
+    """Return the images of a fold by every method, as `reconstruct` made them; they lie in `folder`."""
     config = again.config
     data = decoding.make_generator_data(again, number, embeddings, Context(device=config.retrieval.device))
     prior, generator = read_fits(record.path / "fits" / learning.name_fold(number), config, data)
@@ -398,9 +404,13 @@ def _draw_again(
         tested = embeddings.select(pd.unique(predicted.ids))
         prior = refit_prior(config, again.prior, data, generator, tested, number)
     subjects = decoding.retrieve(again).folds[number].subjects
-    made = draw_images(
-        config, data, run.stimuli, predicted, embeddings, subjects, number, prior, generator,
-        low=decoding.make_low_level(again, number), texts=decoding.make_texts(again, number),
-        decoders=read_decoders(record.path / "fits" / learning.name_fold(number), config, data),
-    )  # fmt: skip
-    return made.images
+    with decoding.open_writer(again, folder / "drawn", len(predicted)) as writer:
+        part = draw_images(
+            config, data, run.stimuli, predicted, embeddings, subjects, number, prior, generator, writer,
+            low=decoding.make_low_level(again, number), texts=decoding.make_texts(again, number),
+            decoders=read_decoders(record.path / "fits" / learning.name_fold(number), config, data),
+        )  # fmt: skip
+        rows = decoding.write_images(again, folder, writer, [part], find_comparison_size(*data.image_size))
+    images, _ = read_image_rows(folder, rows, run.stimuli)
+    # Of all rows of a run, shuffled; here are those of one fold.
+    return {name: shown for name, shown in images.items() if name != "shuffled"}

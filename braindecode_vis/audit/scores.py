@@ -6,6 +6,7 @@ page. Networks of the metrics are left to ``--refit``, and of large test sets th
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -84,7 +85,7 @@ def _score_cheaply(again: RecomputedRun) -> bool:
 def _has_many_pairs(again: RecomputedRun) -> bool:
     images = decoding.reconstruct(again)
     n_pairs = len(images.seen) * len(set(images.ids.tolist()))
-    return n_pairs > LARGEST_NULL or n_pairs * images.images["decoded"][0].size // 3 > LARGEST_PIXELS
+    return n_pairs > LARGEST_NULL or n_pairs * math.prod(images.size) > LARGEST_PIXELS
 
 
 def _compare_table(run: AuditedRun, told: list[dict[str, Any]]) -> str:

@@ -72,10 +72,13 @@ class ClassMeanGenerator:
 
     def generate(self, embeddings: Embeddings, *, seed: int) -> np.ndarray:
         """Return the mean image of the decoded class per row, uint8 of shape (n_rows, height, width, 3)."""
-        names, places = np.unique(self.classify(embeddings), return_inverse=True)
         # Of the decoded classes alone: most images need not be read.
-        means = [self.data.average_images(np.flatnonzero(self.data.concepts == name)) for name in names]
-        return np.stack(means)[places]
+        names, places = np.unique(self.classify(embeddings), return_inverse=True)
+        return np.stack([self.average(name) for name in names])[places]
+
+    def average(self, name: str) -> np.ndarray:
+        """Return the mean image of a class, uint8 of shape (height, width, 3)."""
+        return self.data.average_images(np.flatnonzero(self.data.concepts == name))
 
 
 class NearestConfig(Settings):
@@ -107,6 +110,10 @@ class NearestGenerator:
     def generate(self, embeddings: Embeddings, *, seed: int) -> np.ndarray:
         """Return uint8 images of shape (n_rows, height, width, 3); nothing is random here."""
         return self.data.read_images(self.find_nearest(embeddings))
+
+    def find_copies(self, embeddings: Embeddings) -> np.ndarray:
+        """Return the row of the training image that each row copies; see `find_nearest`."""
+        return self.find_nearest(embeddings)
 
     def find_nearest(self, embeddings: Embeddings) -> np.ndarray:
         """Return the row of the nearest training embedding for each prediction, shape (n_rows,)."""

@@ -11,9 +11,8 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.contracts import NOTHING_LENT, Context
+from braindecode_vis.image_rows import ImageRows
 from braindecode_vis.stimuli import StimulusSet, resize_image
-
-LARGEST_SIDE = 128  # pixels: 16 540 photographs of THINGS are 0.8 GB then, and 12 GB at 500 pixels
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,8 @@ class GeneratorData:
         What the pipeline lends a generator that trains for long: a folder for finished parts, and a call for progress.
     text_encoder, texts
         The encoder of the tokens of texts, and those of each training image; None without a text branch.
+    size
+        Height and width that images are brought to where they differ; by default those of the first.
     """
 
     image_encoder: Any
@@ -63,12 +64,18 @@ class GeneratorData:
     context: Context = NOTHING_LENT
     text_encoder: Any = None
     texts: Embeddings | None = None
+    size: tuple[int, int] | None = None
+
+    def show_images(self, rows: Sequence[int] | np.ndarray) -> ImageRows:
+        """Return training images by their rows in `embeddings`, each in its own size and read when it is asked for."""
+        ids = [str(name) for name in self.embeddings.ids[np.asarray(rows, dtype=np.intp)]]
+        return ImageRows(self.stimuli, self.stimuli.find_rows(ids))
 
     def read_images(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return training images by their rows in `embeddings`, uint8 of shape (n_rows, height, width, 3).
 
-        Images of one size up to `LARGEST_SIDE` are kept as they are; others become squares of that side. Each is read
-        once, however often it is asked for: what is shown is a small part of tens of thousands of photographs.
+        Images of another size than `image_size` are brought to it (see `resize_image`). Each is read once, however
+        often it is asked for: what is shown is a small part of tens of thousands of photographs.
         """
         distinct, places = np.unique(np.asarray(rows, dtype=np.intp), return_inverse=True)
         height, width = self.image_size
@@ -89,9 +96,9 @@ class GeneratorData:
 
     @cached_property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of what `read_images` returns; the first image says the size of all."""
-        height, width = self.stimuli.read_image(self.embeddings.ids[0]).shape[:2]
-        return (LARGEST_SIDE, LARGEST_SIDE) if max(height, width) > LARGEST_SIDE else (height, width)
+        """Height and width of what `read_images` returns: `size`, or those of the first image."""
+        height, width = self.size or self.stimuli.read_image(self.embeddings.ids[0]).shape[:2]
+        return height, width
 
     @cached_property
     def concepts(self) -> np.ndarray:

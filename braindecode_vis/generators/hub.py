@@ -36,6 +36,8 @@ from braindecode_vis.stimuli import resize_image
 MOST_AT_ONCE = 16  # images; larger batches are hardly faster
 #: An image of CLIP's mean colour, uint8 of shape (224, 224, 3): rows of zeros after CLIP's normalisation.
 CLIP_GREY = np.full((224, 224, 3), (123, 117, 104), np.uint8)
+#: Images that are asked for at a time where memory decides how many of them are drawn at once.
+AUTO_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -185,10 +187,23 @@ class HubGenerator:
             )
         self._load = load
         self._pipeline: HubPipeline | None = None
+        self._negative: np.ndarray | None = None
+        self._size: int | None = None  # of a batch, once it is known what fits
 
     def accepts(self, space: str) -> bool:
         """Say whether `space` is that of the training embeddings."""
         return space == self.space
+
+    @property
+    def rows_at_once(self) -> int:
+        """A batch: what is finished when a process is killed is known by batches."""
+        return AUTO_ROWS if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width, where the settings name them."""
+        side = self.options.image_size
+        return None if side is None else (side, side)
 
     def load(self) -> HubPipeline:
         """Return the pipeline, loaded once."""
@@ -201,6 +216,7 @@ class HubGenerator:
         embeddings: Embeddings,
         *,
         seed: int,
+        first_row: int = 0,
         initial: np.ndarray | None = None,
         strength: float = 0.5,
         prompts: Sequence[str] | None = None,
@@ -214,6 +230,8 @@ class HubGenerator:
             In the target space.
         seed
             Every row's noise follows from it and the row's number.
+        first_row
+            Number of the first row, where these are a part of many.
         initial : uint8 array of shape (n_rows, height, width, 3), optional
             Images that denoising starts from instead of pure noise, of any size.
         strength
@@ -237,36 +255,38 @@ class HubGenerator:
         if self.supports_prompts or prompts is not None:
             self._check_prompts(pipeline, embeddings.ids, prompts)
         self._check_texts(pipeline, texts, len(embeddings))
-        negative = absent_text = None
-        if pipeline.absent_image is not None and self.options.guidance > 1:
-            negative = self._condition_encoder.encode([pipeline.absent_image])
+        if self._negative is None and pipeline.absent_image is not None and self.options.guidance > 1:
+            self._negative = self._condition_encoder.encode([pipeline.absent_image])
+        absent_text = None
         if texts is not None and self.options.guidance > 1:
             absent_text = self._text_encoder.encode_texts([""])
+        if self._size is None:
+            auto = self.batch_size == "auto"
+            self._size = choose_batch_size(pipeline, self.options) if auto else int(self.batch_size)
         made: list[np.ndarray] = []
-        start, size = (
-            0,
-            self.batch_size if self.batch_size != "auto" else choose_batch_size(pipeline, self.options),
-        )
+        start = 0
         while start < len(conditions):
-            rows = range(start, min(start + size, len(conditions)))
+            rows = range(start, min(start + self._size, len(conditions)))
             with warnings.catch_warnings():  # schedulers of diffusers hand tensors to NumPy in the old way
                 warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-                generators = [make_torch_generator(derive_seed(seed, "hub"), "row", row) for row in rows]
+                generators = [
+                    make_torch_generator(derive_seed(seed, "hub"), "row", first_row + row) for row in rows
+                ]
                 starts = None if initial is None else list(initial[rows.start : rows.stop])
                 part = conditions[rows.start : rows.stop]
                 led = None if prompts is None else list(prompts[rows.start : rows.stop])
                 tokens = (
                     None if texts is None else np.asarray(texts.vectors[rows.start : rows.stop], np.float32)
                 )
-                batch = HubBatch(part, generators, negative, starts, strength, led, tokens, absent_text)
+                batch = HubBatch(part, generators, self._negative, starts, strength, led, tokens, absent_text)
                 try:
                     images = pipeline.draw(batch)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    size = self._shrink(size, error)  # the same rows again, fewer at once
+                    self._size = self._shrink(len(part), error)  # the same rows again, fewer at once
                     continue
-            self._check_images(images, embeddings.ids[rows.start : rows.stop], start)
+            self._check_images(images, embeddings.ids[rows.start : rows.stop], first_row + start)
             made.append(np.round(np.clip(images, 0, 1) * 255).astype(np.uint8))
             start = rows.stop
         if not made:

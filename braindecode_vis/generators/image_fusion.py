@@ -84,6 +84,7 @@ def fuse_branches(
     seed: int,
     prompts: Sequence[str] | None = None,
     texts: Embeddings | None = None,
+    **place: int,
 ) -> dict[str, np.ndarray]:
     """Return the fused images and the two that went in.
 
@@ -103,6 +104,8 @@ def fuse_branches(
         Text of each row that leads its image, for generators that read texts.
     texts
         Tokens of a text of each row, for generators that take them.
+    **place
+        ``first_row`` for a generator that is given a part of the rows.
 
     Returns
     -------
@@ -113,8 +116,8 @@ def fuse_branches(
         raise DataError(f"{len(embeddings)} embeddings came with {len(low)} low-level images.")
     config._check_start(play(IMAGE_GENERATOR, generator).supports_initial)
     # Always made, whatever the mode, so that tables can show what the low-level branch adds.
-    given = {"prompts": prompts, "texts": texts}
-    more: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    given: dict[str, Any] = {"prompts": prompts, "texts": texts, **place}
+    more = {name: value for name, value in given.items() if value is not None}
     high = generator.generate(embeddings, seed=seed, **more)
     fused = high
     if config.mode in ("initial", "both"):

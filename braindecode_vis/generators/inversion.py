@@ -67,6 +67,8 @@ class LatentsConfig(Settings):
 class LatentsGenerator:
     """The inverse of an invertible image encoder, with a contrast learnt on training trials."""
 
+    rows_at_once = 64  # a thousand images of 512 pixels are 3 GB while an autoencoder decodes them
+
     def __init__(self, config: LatentsConfig, data: GeneratorData) -> None:
         self.encoder = play(IMAGE_ENCODER, data.image_encoder)
         if not self.encoder.decodes:
@@ -82,7 +84,7 @@ class LatentsGenerator:
         """Say whether `space` is the one whose encoder is inverted."""
         return space == self.encoder.space
 
-    def generate(self, embeddings: Embeddings, *, seed: int) -> np.ndarray:
+    def generate(self, embeddings: Embeddings, *, seed: int, first_row: int = 0) -> np.ndarray:
         """Return uint8 images of shape (n_rows, height, width, 3); nothing is random here."""
         if not self.accepts(embeddings.space):
             raise ConfigError(

@@ -149,11 +149,21 @@ class LatentDiffusionGenerator:
             components,
         )
 
-    def generate(self, embeddings: Embeddings, *, seed: int) -> np.ndarray:
+    @property
+    def rows_at_once(self) -> int:
+        """A batch, which holds all candidates of its rows."""
+        return max(1, self.batch_size // self.candidates)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of its images."""
+        return (self.header.image_size, self.header.image_size)
+
+    def generate(self, embeddings: Embeddings, *, seed: int, first_row: int = 0) -> np.ndarray:
         """Return uint8 images of shape (n_rows, image_size, image_size, 3).
 
-        A row's noise depends on the seed and its position alone, so equal embeddings in different rows give different
-        draws, and the batch size changes nothing beyond rounding.
+        A row's noise depends on the seed and its number alone, counted from `first_row`, so equal embeddings in
+        different rows give different draws, and the batch size changes nothing beyond rounding.
 
         Raises
         ------
@@ -171,10 +181,9 @@ class LatentDiffusionGenerator:
         if self.uncertainty is not None:
             estimate = self.uncertainty.estimate(estimate)
             reliability[:] = self.uncertainty.reliability
-        n_rows = max(1, self.batch_size // self.candidates)  # a batch holds all candidates of its rows
-        for start in range(0, len(images), n_rows):
-            rows = np.arange(start, min(start + n_rows, len(images)))
-            made = self._sample(model, estimate[rows], reliability[rows], rows, seed)
+        for start in range(0, len(images), self.rows_at_once):
+            rows = np.arange(start, min(start + self.rows_at_once, len(images)))
+            made = self._sample(model, estimate[rows], reliability[rows], first_row + rows, seed)
             best = self._find_best(model, made, estimate[rows])
             images[rows] = made[np.arange(len(rows)), best]
         return images

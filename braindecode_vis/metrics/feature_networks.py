@@ -26,6 +26,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device, repeatable_convolutions
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Triple
 from braindecode_vis.embeddings.weights import load_state, read_state, weights_only
+from braindecode_vis.image_rows import ImageRows, Images
 
 Comparison = Literal["two_way", "distance"]
 #: What extracts features: images of shape (n, 3, side, side), normalised, to one (n, n_features) tensor per space.
@@ -68,17 +69,17 @@ class NetworkFacts:
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
 
-    def prepare(self, images: np.ndarray, device: str) -> Any:
+    def prepare(self, images: Images, device: str) -> Any:
         """Return a float32 tensor of shape (n_images, 3, side, side), resized twice and normalised."""
         return normalise(resize_twice(images, self.side, device), self.mean, self.std)
 
 
-def resize_twice(images: np.ndarray, side: int, device: str = "cpu") -> Any:
+def resize_twice(images: Images, side: int, device: str = "cpu") -> Any:
     """Return images between 0 and 1, resized to 256 and then to `side`, as (n_images, 3, side, side) in float32.
 
     Parameters
     ----------
-    images : uint8 array of shape (n_images, height, width, 3)
+    images : uint8 array of shape (n_images, height, width, 3), or `ImageRows` of any sizes
     side
         Pixels of the result.
     device
@@ -86,13 +87,23 @@ def resize_twice(images: np.ndarray, side: int, device: str = "cpu") -> Any:
     """
     import torch
 
-    planes = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
-    for size in (FIRST_SIDE, side):
-        if planes.shape[-2:] != (size, size):
-            planes = torch.nn.functional.interpolate(
-                planes, size=(size, size), mode="bilinear", antialias=True, align_corners=False
-            )
-    return planes
+    # Images that are read from files may differ in size, until they have the first one.
+    given = [image[None] for image in images] if isinstance(images, ImageRows) else [images]
+    first = []
+    for part in given:
+        planes = torch.from_numpy(np.ascontiguousarray(part)).to(device).permute(0, 3, 1, 2).float() / 255
+        first.append(_resize(planes, FIRST_SIDE))
+    return _resize(torch.cat(first), side)
+
+
+def _resize(planes: Any, side: int) -> Any:
+    import torch
+
+    if planes.shape[-2:] == (side, side):
+        return planes
+    return torch.nn.functional.interpolate(
+        planes, size=(side, side), mode="bilinear", antialias=True, align_corners=False
+    )
 
 
 def normalise(planes: Any, mean: Triple, std: Triple) -> Any:
@@ -244,7 +255,7 @@ def load_network(name: str, path: Path, device: str = "auto") -> Extract:
 
 
 def correlate_with_seen(
-    images: np.ndarray,
+    images: Images,
     seen: np.ndarray,
     facts: NetworkFacts,
     extract: Extract,
@@ -260,7 +271,7 @@ def correlate_with_seen(
 
     Parameters
     ----------
-    images : uint8 array of shape (n_images, height, width, 3)
+    images : uint8 array of shape (n_images, height, width, 3), or `ImageRows`
         Distinct images.
     seen : int array of shape (n_seen,)
         Which of them were shown.
@@ -302,7 +313,7 @@ def correlate_with_seen(
 
 
 def _extract(
-    images: np.ndarray, facts: NetworkFacts, extract: Extract, device: str, batch_size: int
+    images: Images, facts: NetworkFacts, extract: Extract, device: str, batch_size: int
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
     import torch
 

@@ -27,6 +27,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from braindecode_vis.checks import DataError, check_option
+from braindecode_vis.image_rows import ImageRows, Images, join_pictures
 
 Protocol = Literal["native", "425", "425-legacy"]
 Compare = Callable[..., np.ndarray]
@@ -50,7 +51,7 @@ SINGLE_PRECISION = 128**2
 
 
 def compute_image_metric(
-    name: str, truth: np.ndarray, decoded: np.ndarray, *, protocol: Protocol = "native"
+    name: str, truth: Images, decoded: Images, *, protocol: Protocol = "native"
 ) -> np.ndarray:
     """Return the metric `name` for every pair of images.
 
@@ -59,8 +60,9 @@ def compute_image_metric(
     name
         ``pixcorr``, ``mse``, ``ssim`` or ``ssim_legacy``. A constant image has no pixel correlation with anything; it
         is scored 0, so that a generator of blank images lowers the mean instead of leaving it.
-    truth, decoded : arrays of shape (n_images, height, width[, 1 or 3])
-        uint8, or float between 0 and 1. Row i of both is the same item. Sizes may differ, but not under ``native``.
+    truth, decoded : arrays of shape (n_images, height, width[, 1 or 3]), or `ImageRows`
+        uint8, or float between 0 and 1. Row i of both is the same item. Sizes may differ, but not under ``native``. Of
+        rows that are read from files, few are in memory at a time.
     protocol
         ``native``, ``425`` or ``425-legacy``.
 
@@ -87,7 +89,7 @@ def compute_image_metric(
 
 
 def compute_image_metrics(
-    names: Sequence[str], truth: np.ndarray, decoded: np.ndarray, *, protocol: Protocol = "native"
+    names: Sequence[str], truth: Images, decoded: Images, *, protocol: Protocol = "native"
 ) -> dict[str, np.ndarray]:
     """Return several metrics for every pair of images, each of which is resized once for all of them.
 
@@ -112,7 +114,7 @@ def compute_image_metrics(
 
 
 def tabulate_image_metric(
-    name: str, truth: np.ndarray, decoded: np.ndarray, *, protocol: Protocol = "native"
+    name: str, truth: Images, decoded: Images, *, protocol: Protocol = "native"
 ) -> np.ndarray:
     """Return the metric `name` of every decoded image beside every true one.
 
@@ -257,7 +259,7 @@ def _find_comparison(name: str, protocol: Protocol) -> Compare:
 
 
 def _pairs(
-    truth: np.ndarray, decoded: np.ndarray, names: Sequence[str], protocol: Protocol, scratch: _Scratch
+    truth: Images, decoded: Images, names: Sequence[str], protocol: Protocol, scratch: _Scratch
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yield row ranges and prepared image pairs, in batches of bounded memory."""
     if len(truth) != len(decoded):
@@ -280,13 +282,13 @@ def _pairs(
         yield rows, left, right
 
 
-def _choose_precision(truth: np.ndarray, protocol: Protocol) -> Any:
+def _choose_precision(truth: Images, protocol: Protocol) -> Any:
     large = protocol != "native" or math.prod(truth.shape[1:3]) >= SINGLE_PRECISION
     return np.float32 if large else np.float64
 
 
 def _prepare(
-    images: np.ndarray,
+    images: Images,
     names: Sequence[str],
     protocol: Protocol,
     dtype: Any,
@@ -299,6 +301,13 @@ def _prepare(
     Unless the protocol is native, they are resized to 256 pixels and come as R x' R' of `_make_matrix`, (n_images, 1 or
     3, 256 of the width, 256 of the height): products of these are those of 425 pixels. x is then the image less 1/2.
     """
+    if len(images) > 1 and (isinstance(images, ImageRows) or protocol != "native"):
+        # One by one: at its own size an image may take many times what is compared of it.
+        rows = [slice(row, row + 1) for row in range(len(images))]
+        return np.concatenate(
+            [_prepare(images[row], names, protocol, dtype, scratch, what=what).copy() for row in rows]
+        )
+    images = np.asarray(images)
     resized = protocol != "native"
     place = "both" if resized else what  # what is not returned may lie in one place, which stays in the cache
     out, kind = scratch.take(place, images.shape, dtype), str(protocol)
@@ -578,15 +587,16 @@ class ImageTable:
 
     Parameters
     ----------
-    images : uint8 array of shape (n_distinct, height, width, 3)
-        In the order of first use, the seen ones first.
+    images
+        The n_distinct images in the order of first use, the seen ones first: a uint8 array of shape (n_distinct,
+        height, width, 3), or rows that are read when they are asked for.
     seen : int array of shape (n_rows,)
         Distinct image that each row saw.
     made : dict
         Method to an int array of shape (n_draws, n_rows).
     """
 
-    images: np.ndarray
+    images: Images
     seen: np.ndarray
     made: Mapping[str, np.ndarray]
 
@@ -601,18 +611,27 @@ class ImageTable:
         return np.searchsorted(self.shown, self.seen)
 
 
-def split_rounds(images: np.ndarray) -> np.ndarray:
-    """Return images as (n_draws, n_rows, height, width, 3), one round per draw, without a copy.
+def split_rounds(images: Images) -> Sequence[Any]:
+    """Return images as one round of (n_rows, height, width, 3) per draw, without a copy.
 
     Parameters
     ----------
-    images : array of shape (n_rows, height, width, 3) or (n_rows, n_draws, height, width, 3)
+    images : array of shape (n_rows, height, width, 3) or (n_rows, n_draws, height, width, 3), or `ImageRows`
     """
-    return images[None] if images.ndim == 4 else np.moveaxis(images, 1, 0)
+    if isinstance(images, ImageRows):
+        return [images] if images.ndim == 4 else [images[:, draw] for draw in range(images.index.shape[1])]
+    return [images] if images.ndim == 4 else list(np.moveaxis(images, 1, 0))
 
 
-def check_stack(images: np.ndarray, seen: np.ndarray, method: str) -> None:
-    """Raise `DataError` unless the images of a method, one or several per row, have the shape of the seen ones."""
+def check_stack(images: Images, seen: Images, method: str) -> None:
+    """Raise `DataError` unless the images of a method, one or several per row, have the shape of the seen ones.
+
+    Rows that are read from files may differ in size.
+    """
+    if isinstance(images, ImageRows) or isinstance(seen, ImageRows):
+        if len(images) != len(seen) or images.ndim not in (4, 5):
+            raise DataError(f"{len(images)} images of {method!r} came with {len(seen)} seen ones.")
+        return
     several = (len(seen), *images.shape[1:2], *seen.shape[1:])
     if images.shape not in (seen.shape, several) or 0 in images.shape:
         raise DataError(
@@ -623,14 +642,14 @@ def check_stack(images: np.ndarray, seen: np.ndarray, method: str) -> None:
         raise DataError(f"images to compare must be uint8, not {images.dtype} ({method!r}) and {seen.dtype}.")
 
 
-def make_image_table(seen: np.ndarray, made: Mapping[str, np.ndarray]) -> ImageTable:
+def make_image_table(seen: Images, made: Mapping[str, Images]) -> ImageTable:
     """Collect the distinct images of a comparison.
 
     Parameters
     ----------
-    seen : uint8 array of shape (n_rows, height, width, 3)
+    seen : uint8 array of shape (n_rows, height, width, 3), or `ImageRows`
     made
-        Method to uint8 images of the same shape, or of shape (n_rows, n_draws, height, width, 3).
+        Method to uint8 images of the same shape, or of shape (n_rows, n_draws, height, width, 3), or `ImageRows`.
 
     Raises
     ------
@@ -638,19 +657,32 @@ def make_image_table(seen: np.ndarray, made: Mapping[str, np.ndarray]) -> ImageT
         If a shape does not fit.
     """
     known: dict[bytes, int] = {}
-    images: list[np.ndarray] = []
+    named: dict[tuple[Any, ...], int] = {}
+    pictures: list[tuple[ImageRows, int]] = []
 
-    def number(image: np.ndarray) -> int:
+    def number(rows: ImageRows, place: int) -> int:
+        name = rows.name_picture(place)
+        if name in named:  # the same place of the same file, which need not be read again
+            return named[name]
         # The content decides and not the place: the same picture is shown to several subjects.
-        digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
+        image = rows.read(place)
+        digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest() + bytes(
+            str(image.shape), "ascii"
+        )
         if digest not in known:
             known[digest] = len(known)
-            images.append(image)
-        return known[digest]
+            pictures.append((rows, place))
+        return named.setdefault(name, known[digest])
 
-    shown = np.array([number(image) for image in seen])
-    places = {}
+    given = {name: ImageRows.of(stack) for name, stack in made.items()}
+    shown = ImageRows.of(seen)
     for method, stack in made.items():
         check_stack(stack, seen, method)
-        places[method] = np.array([[number(image) for image in one] for one in split_rounds(stack)])
-    return ImageTable(np.stack(images), shown, places)
+    column = np.array([number(shown, int(place)) for place in shown.index])
+    places = {
+        method: np.array([[number(rows, int(place)) for place in one.index] for one in split_rounds(rows)])
+        for method, rows in given.items()
+    }
+    images = join_pictures(pictures)
+    in_memory = not any(isinstance(stack, ImageRows) for stack in (seen, *made.values()))
+    return ImageTable(np.asarray(images) if in_memory else images, column, places)

@@ -21,6 +21,7 @@ import numpy as np
 from braindecode_vis.checks import DataError
 from braindecode_vis.devices import choose_device
 from braindecode_vis.embeddings.weights import read_state
+from braindecode_vis.image_rows import Images
 from braindecode_vis.metrics.feature_networks import FIRST_SIDE, load_trunk, normalise, resize_twice
 
 #: Layers of ``features`` after which a map is read, and the name of the weights in the package ``lpips``.
@@ -78,7 +79,7 @@ class Lpips:
             weights.append(state[name].float().flatten().to(self.device))
         return weights
 
-    def extract(self, images: np.ndarray) -> list[Any]:
+    def extract(self, images: Images) -> list[Any]:
         """Return the normalised map of each layer, shape (n_images, n_channels, height, width).
 
         Parameters
@@ -105,7 +106,7 @@ class Lpips:
 
     def compute_pairs(
         self,
-        images: np.ndarray,
+        images: Images,
         pairs: np.ndarray,
         *,
         batch_size: int = 8,

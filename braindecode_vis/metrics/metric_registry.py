@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError, suggest
+from braindecode_vis.image_rows import Images
 from braindecode_vis.metrics import embedding, identification, image
 from braindecode_vis.retrieval import (
     Retrieval,
@@ -234,7 +235,7 @@ def compute_chance(metric: str, *, gallery_size: int | None = None) -> float:
     return level
 
 
-def compare_items(metric: Metric, made: np.ndarray, true: np.ndarray) -> np.ndarray:
+def compare_items(metric: Metric, made: Images, true: Images) -> np.ndarray:
     """Return a metric of images or embeddings for each pair of rows, checked.
 
     Parameters
@@ -254,7 +255,7 @@ def compare_items(metric: Metric, made: np.ndarray, true: np.ndarray) -> np.ndar
     return _check(metric, lambda: metric.compare(made, true), (len(made),))  # type: ignore[misc]
 
 
-def compare_images(names: Sequence[str], made: np.ndarray, seen: np.ndarray) -> dict[str, np.ndarray]:
+def compare_images(names: Sequence[str], made: Images, seen: Images) -> dict[str, np.ndarray]:
     """Return what `compare_items` gives of several metrics of images; those of one protocol resize each image once."""
     metrics = {name: find_metric(name).metric for name in names}
     found, by_protocol = {}, defaultdict[image.Protocol, dict[str, str]](dict)
@@ -270,7 +271,7 @@ def compare_images(names: Sequence[str], made: np.ndarray, seen: np.ndarray) -> 
     return {name: found[name] for name in names}
 
 
-def tabulate_items(metric: Metric, made: np.ndarray, true: np.ndarray) -> np.ndarray:
+def tabulate_items(metric: Metric, made: Images, true: Images) -> np.ndarray:
     """Return what `compare_items` gives for every row of `made` beside every row of `true`, shape (n_made, n_true)."""
     if metric.tabulate is not None:
         # A product of matrices where there is one: an SSIM of all pairs is three times as fast.
@@ -324,11 +325,11 @@ def _without_n(function: Callable[[Any], np.ndarray]) -> Callable[[Any, int], np
     return lambda given, n: function(given)
 
 
-def _compare_images(name: str, protocol: image.Protocol, made: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def _compare_images(name: str, protocol: image.Protocol, made: Images, seen: Images) -> np.ndarray:
     return image.compute_image_metric(name, seen, made, protocol=protocol)
 
 
-def _tabulate_images(name: str, protocol: image.Protocol, made: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def _tabulate_images(name: str, protocol: image.Protocol, made: Images, seen: Images) -> np.ndarray:
     return image.tabulate_image_metric(name, seen, made, protocol=protocol)
 
 

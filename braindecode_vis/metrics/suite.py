@@ -29,6 +29,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError, check_finite, check_installed
 from braindecode_vis.devices import choose_device
+from braindecode_vis.image_rows import Images
 from braindecode_vis.metrics.identification import make_identification_table
 from braindecode_vis.metrics.image import ImageTable, make_image_table
 from braindecode_vis.metrics.metric_registry import compare_images
@@ -224,7 +225,7 @@ class MetricSuite:
             device=self.device, batch_size=self.batch_size, advance=advance,
         )  # fmt: skip
 
-    def compute_lpips(self, network: Network, images: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    def compute_lpips(self, network: Network, images: Images, pairs: np.ndarray) -> np.ndarray:
         """Return the LPIPS distance of pairs of images, shape (n_pairs,); see `lpips.Lpips.compute_pairs`."""
         from braindecode_vis.metrics.lpips import Lpips
 
@@ -255,15 +256,16 @@ class SuiteResult:
     not_computed: list[str]
 
 
-def compute_suite(truth: np.ndarray, decoded: np.ndarray, config: MetricSuiteConfig) -> SuiteResult:
+def compute_suite(truth: Images, decoded: Images, config: MetricSuiteConfig) -> SuiteResult:
     """Return every metric of the suite for decoded images beside the seen ones.
 
     Parameters
     ----------
-    truth : uint8 array of shape (n_images, height, width, 3)
+    truth : uint8 array of shape (n_images, height, width, 3), or `ImageRows`
         Different images.
-    decoded : uint8 array of shape (n_images, height, width, 3) or (n_images, n_draws, height, width, 3)
-        What was made of each. Several draws are scored one round at a time.
+    decoded : uint8 array of shape (n_images, height, width, 3) or (n_images, n_draws, height, width, 3), or `ImageRows`
+        What was made of each. Several draws are scored one round at a time. Rows that are read from files may be of
+        other sizes than the seen images, and few are in memory at a time.
     config
         Rows and weights.
 

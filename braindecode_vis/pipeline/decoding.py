@@ -7,10 +7,10 @@ fits are artifacts of their own, and `reconstruct` names them as its upstream.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,12 +19,20 @@ from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.contracts import NOTHING_LENT, Context
+from braindecode_vis.image_rows import ImageRows, find_comparison_size
 from braindecode_vis.pipeline.galleries import (
     GalleryPart,
     GallerySource,
     order_by_gallery,
     rank_fold,
     split_by_gallery,
+)
+from braindecode_vis.pipeline.image_files import (
+    DrawnImages,
+    ImageWriter,
+    name_rows_of,
+    read_image_rows,
+    write_index,
 )
 from braindecode_vis.pipeline.learning import (
     embed,
@@ -38,12 +46,14 @@ from braindecode_vis.pipeline.learning import (
     train,
 )
 from braindecode_vis.pipeline.runs import Run, lend_context, remember
+from braindecode_vis.preprocessing.array_file import ArrayFile
 from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
 from braindecode_vis.seeds import derive_seed, make_generator
+from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     from braindecode_vis.generators.generator_data import GeneratorData
-    from braindecode_vis.pipeline.reconstruction import FoldTexts
+    from braindecode_vis.pipeline.reconstruction import FoldImages, FoldTexts
 
 
 CAPTIONS = "captions.json"  # of `reconstruct`
@@ -79,11 +89,14 @@ class Reconstructed:
     ----------
     ids, concepts, subjects
         Stimulus, its concept and the subject of each row.
-    seen : uint8 array of shape (n_rows, height, width, 3)
+    seen
+        The stimuli, each in its own size.
     images
-        Method to uint8 images of the shape of `seen`: ``decoded``, then the controls.
+        Method to its images, in the size that the generator gives: ``decoded``, then the controls.
     decoded_concepts
         Name of the decoded class of each row, or None where the test concepts were never trained on.
+    size
+        Height and width at which pixels are compared where a metric names no size of its own.
     captions
         ``decoded`` or ``oracle``, kind of decoder, and for each row the caption of each draw; empty without decoders.
     """
@@ -92,9 +105,10 @@ class Reconstructed:
     ids: np.ndarray
     concepts: np.ndarray
     subjects: np.ndarray
-    seen: np.ndarray
-    images: dict[str, np.ndarray]
+    seen: ImageRows
+    images: dict[str, ImageRows]
     decoded_concepts: np.ndarray | None
+    size: tuple[int, int]
     captions: dict[str, dict[str, list[list[str]]]] = field(default_factory=dict)
 
 
@@ -228,62 +242,14 @@ def choose_gallery(run: Run) -> tuple[list[str] | None, str]:
 def reconstruct(run: Run) -> Reconstructed:
     """Turn the predictions into images, with every control beside them."""
     refuse_categories(run, "reconstruct")
-    config, prepared, banks = run.config, preprocess(run), embed(run)
-    trained, retrieved = train(run), retrieve(run)
-    fields = name_reconstruction(run)
-
-    def compute(folder: Path) -> dict[str, Any]:
-        from braindecode_vis.pipeline.reconstruction import derange, describe_same_draws, reconstruct_fold
-
-        parts = []
-        learnt_from = [fold.artifact.fingerprint for fold in trained]
-        with (
-            run.listener.progress("reconstructing", len(banks)) as advance,
-            lend_context(run, "generator", [fields["generator"], learnt_from]) as lent,
-        ):
-            for number in range(len(banks)):
-                predicted, embeddings = predict_for_generator(run, number)
-                data = make_generator_data(run, number, embeddings, lent.take_part(name_fold(number)))
-                prior = roles.build(
-                    roles.PRIOR, run.prior, seed=derive_seed(config.seed, "fit prior", number)
-                )
-                asked = [fields["prior"], trained[number].artifact.fingerprint]
-                with lend_context(run, f"prior{number:02d}", asked) as context:
-                    prior.bind(context)
-                    part = reconstruct_fold(
-                        config, data, prepared.stimuli, predicted, embeddings,
-                        retrieved.folds[number].subjects, number, prior=prior, low=make_low_level(run, number),
-                        texts=make_texts(run, number),
-                        fits=folder / "fits" / name_fold(number),
-                    )  # fmt: skip
-                parts.append(part)
-                advance(1)
-        rows = pd.concat([part.rows for part in parts], ignore_index=True)
-        # A class shown only in the test part of one fold has no mean there; a control is scored on all items or none.
-        methods = [name for name in parts[0].images if all(name in part.images for part in parts)]
-        if "class_mean" not in methods:
-            rows = rows.drop(columns="decoded_concept", errors="ignore")
-        rows.to_parquet(folder / "rows.parquet", index=False)
-        images = {name: np.concatenate([part.images[name] for part in parts]) for name in methods}
-        if same := describe_same_draws(config, images["decoded"]):
-            with run.listener.watch("reconstruct:") as show:
-                show(0, 0, same)
-        # Over all folds: a fold may hold one image only, which has no other to be swapped with.
-        if rows["stimulus_id"].nunique() > 1:
-            ids = rows["stimulus_id"].to_numpy(dtype=object)
-            images["shuffled"] = images["decoded"][derange(ids, make_generator(config.seed, "shuffled"))]
-        for name, stack in images.items():
-            np.save(folder / f"{name}.npy", stack, allow_pickle=False)
-        if config.reconstruction.captions:
-            store.write_json(folder / CAPTIONS, join_captions([part.captions for part in parts]))
-        return {"methods": list(images), "chosen": [part.chosen for part in parts]}
-
-    upstream = {"retrieve": retrieved.artifact.fingerprint, **name_material(run)}
-    artifact = run.produce("reconstruct", fields, upstream, compute)
+    prepared, fields = preprocess(run), name_reconstruction(run)
+    upstream = {"retrieve": retrieve(run).artifact.fingerprint, **name_material(run)}
+    artifact = run.produce(
+        "reconstruct", fields, upstream, lambda folder: _write_images(run, folder, fields, upstream)
+    )
     rows = pd.read_parquet(artifact.path / "rows.parquet")
     methods = store.read_json(artifact.path / store.PROVENANCE)["methods"]
-    # Memory maps: several draws of a large test set need not fit into memory.
-    images = {name: np.load(artifact.path / f"{name}.npy", mmap_mode="r") for name in methods}
+    images, size = read_image_rows(artifact.path, rows, prepared.stimuli, methods)
     return Reconstructed(
         artifact=artifact,
         ids=rows["stimulus_id"].to_numpy(dtype=object),
@@ -294,7 +260,8 @@ def reconstruct(run: Run) -> Reconstructed:
         decoded_concepts=rows["decoded_concept"].to_numpy(dtype=object)
         if "decoded_concept" in rows
         else None,
-        captions=store.read_json(artifact.path / CAPTIONS) if config.reconstruction.captions else {},
+        size=size,
+        captions=store.read_json(artifact.path / CAPTIONS) if run.config.reconstruction.captions else {},
     )
 
 
@@ -304,6 +271,124 @@ def join_captions(parts: Sequence[Mapping[str, Mapping[str, list[Any]]]]) -> dic
         method: {kind: [row for part in parts for row in part[method][kind]] for kind in kinds}
         for method, kinds in parts[0].items()
     }
+
+
+def _write_images(
+    run: Run, folder: Path, fields: Mapping[str, Any], upstream: Mapping[str, str]
+) -> dict[str, Any]:
+    """Reconstruct the test images of all folds into `folder`; finished images outlive a killed process."""
+    from braindecode_vis.pipeline.reconstruction import (
+        count_images,
+        describe_same_draws,
+        reconstruct_fold,
+    )
+
+    config, prepared, banks, retrieved = run.config, preprocess(run), embed(run), retrieve(run)
+    n_rows = sum(len(fold.predicted) for fold in retrieved.folds)
+    counts = count_images(config, n_rows)
+    learnt_from = [fold.artifact.fingerprint for fold in train(run)]
+    parts: list[FoldImages] = []
+    with (
+        lend_context(run, "generator", [fields["generator"], learnt_from]) as lent,
+        lend_context(run, "images", [dict(fields), dict(upstream)]) as kept,
+        open_writer(run, cast(Path, kept.checkpoints), n_rows) as writer,
+    ):
+        if writer.n_kept:
+            run.tell(
+                f"{writer.n_kept} of {sum(counts.values())} images are kept from an earlier call",
+                "reconstruct:",
+            )
+        first = 0
+        with run.listener.progress("reconstructing", sum(counts.values())) as advance:
+            for number in range(len(banks)):
+                predicted, embeddings = predict_for_generator(run, number)
+                data = make_generator_data(run, number, embeddings, lent.take_part(name_fold(number)))
+                prior = roles.build(
+                    roles.PRIOR, run.prior, seed=derive_seed(config.seed, "fit prior", number)
+                )
+                asked = [fields["prior"], learnt_from[number]]
+                with lend_context(run, f"prior{number:02d}", asked) as context:
+                    prior.bind(context)
+                    part = reconstruct_fold(
+                        config, data, prepared.stimuli, predicted, embeddings,
+                        retrieved.folds[number].subjects, number, prior=prior, writer=writer, first=first,
+                        low=make_low_level(run, number), texts=make_texts(run, number),
+                        fits=folder / "fits" / name_fold(number), advance=advance,
+                    )  # fmt: skip
+                parts.append(part)
+                first += len(part.rows)
+                if number == 0:
+                    size = find_comparison_size(*data.image_size)
+        rows = write_images(run, folder, writer, parts, size)
+    if config.reconstruction.captions:
+        store.write_json(folder / CAPTIONS, join_captions([part.captions for part in parts]))
+    images, _ = read_image_rows(folder, rows, prepared.stimuli)
+    if same := describe_same_draws(config, images["decoded"]):
+        with run.listener.watch("reconstruct:") as show:
+            show(0, 0, same)
+    return {"methods": ["seen", *images], "chosen": [part.chosen for part in parts]}
+
+
+def open_writer(run: Run, folder: Path, n_rows: int) -> ImageWriter:
+    """Return what writes the generated images of so many test rows, and goes on with those in the folder."""
+    from braindecode_vis.pipeline.reconstruction import count_images
+
+    writer = ImageWriter(folder)
+    if not run.generator.copies_training_images:
+        for name, n_images in count_images(run.config, n_rows).items():
+            writer.open(name, n_images)
+    return writer
+
+
+def write_images(
+    run: Run, folder: Path, writer: ImageWriter, parts: Sequence[FoldImages], size: tuple[int, int]
+) -> pd.DataFrame:
+    """Write the images of these folds, of which the writer has those that were generated, and return their table."""
+    from braindecode_vis.pipeline.reconstruction import derange
+
+    # A class shown only in the test part of one fold has no mean there; a control is scored on all items or none.
+    entries = {
+        name: entry for name, entry in parts[0].entries.items() if all(name in part.entries for part in parts)
+    }
+    rows = pd.concat([part.rows for part in parts], ignore_index=True)
+    if "class_mean" not in entries:
+        rows = rows.drop(columns=["decoded_concept", "class_mean_row"], errors="ignore")
+    for name in ("mean_image", "class_mean"):
+        if name in entries:
+            _write_means(folder, name, rows, [part.means[name] for part in parts])
+    # Over all folds: a fold may hold one image only, which has no other to be swapped with.
+    if rows["stimulus_id"].nunique() > 1:
+        ids = rows["stimulus_id"].to_numpy(dtype=object)
+        rows["shuffled_row"] = derange(ids, make_generator(run.config.seed, "shuffled"))
+        entries["shuffled"] = name_rows_of("decoded", "shuffled_row")
+    n_draws = run.config.reconstruction.n_draws
+    writer.move(
+        folder,
+        {
+            name: (len(rows), n_draws) if name in ("decoded", "high_level") and n_draws > 1 else (len(rows),)
+            for name in writer.sizes
+        },
+    )
+    write_index(folder, rows, entries, size)
+    return rows
+
+
+def _write_means(folder: Path, name: str, rows: pd.DataFrame, means: Sequence[Iterable[np.ndarray]]) -> None:
+    """Write the mean images of all folds as one array, and count them in the column of the table over all folds."""
+    n_images, file = 0, None
+    column = f"{name}_row"
+    folds = rows["fold"].drop_duplicates().tolist()  # in their order
+    for number, images in enumerate(means):
+        rows.loc[rows["fold"] == folds[number], column] += n_images
+        for image in images:
+            if file is None:
+                # As many as there are rows at most; cut to the images that come.
+                file = ArrayFile(folder / f"{name}.npy", (len(rows), *image.shape), np.dtype(np.uint8))
+            file.write(n_images, image[None])
+            n_images += 1
+    assert file is not None
+    file.shrink(n_images)
+    file.close()
 
 
 def name_reconstruction(run: Run) -> dict[str, Any]:
@@ -362,7 +447,20 @@ def make_generator_data(
         embed(run)[number].encoder, embeddings.select(ids), prepared.stimuli.select(ids), predicted,
         _measure_noise(run, number), context, None if bank is None else bank.encoder,
         None if bank is None else bank.embeddings.select(ids),
+        run.once("image size", lambda: _find_image_size(prepared.stimuli)),
     )  # fmt: skip
+
+
+def _find_image_size(stimuli: StimulusSet) -> tuple[int, int] | None:
+    """Return height and width of the first picture, which all folds share; None where it is not at hand."""
+    pictured = stimuli.select_pictured()
+    if not len(pictured) or not pictured.has_pixels:
+        return None
+    try:
+        height, width = pictured.read_image(str(pictured.ids[0])).shape[:2]
+    except DataError:  # whoever needs the picture says so
+        return None
+    return height, width
 
 
 def _measure_noise(run: Run, number: int) -> Any:
@@ -501,19 +599,17 @@ def make_texts(run: Run, number: int) -> FoldTexts | None:
     return FoldTexts(predicted, embed(text)[number].embeddings)
 
 
-def make_low_level(run: Run, number: int) -> np.ndarray | None:
-    """Return the images of the low-level branch for the test trials of one fold, row by row those of the run's encoder.
+def make_low_level(run: Run, number: int) -> DrawnImages | None:
+    """Return what draws the images of the branch for the test trials of one fold, one for each row of the run itself.
 
-    Returns
-    -------
-    uint8 array of shape (n_rows, height, width, 3), or None without a branch
+    None without a branch.
     """
     low = open_low_level(run)
     return None if low is None else decode_low_level(run, low, number, _pick_trials(run, number))
 
 
-def decode_low_level(run: Run, low: Run, number: int, trials: Responses) -> np.ndarray:
-    """Return the images that the branch of a fold makes of trials, uint8 of shape (n_trials, height, width, 3).
+def decode_low_level(run: Run, low: Run, number: int, trials: Responses) -> DrawnImages:
+    """Return what draws the images that the branch of a fold makes of trials.
 
     Parameters
     ----------
@@ -527,13 +623,14 @@ def decode_low_level(run: Run, low: Run, number: int, trials: Responses) -> np.n
     return decode_latents(run, low, number, predict_branch(run, low, number, trials))
 
 
-def decode_latents(run: Run, low: Run, number: int, predicted: Embeddings) -> np.ndarray:
-    """Return the images of latents that the low-level branch of a fold predicted; see `decode_low_level`."""
+def decode_latents(run: Run, low: Run, number: int, predicted: Embeddings) -> DrawnImages:
+    """Return what draws the images of latents that the low-level branch of a fold predicted; see `decode_low_level`."""
     from braindecode_vis.generators.generator_data import GeneratorData
     from braindecode_vis.generators.inversion import LatentsConfig
+    from braindecode_vis.pipeline.reconstruction import draw_rows
 
     prepared, bank = preprocess(run), embed(low)[number]
     ids = pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train])
     data = GeneratorData(bank.encoder, bank.embeddings.select(ids), prepared.stimuli.select(ids))
-    generator = LatentsConfig().build(data)
-    return generator.generate(predicted, seed=derive_seed(run.config.seed, "low level"))
+    generator = roles.build(roles.IMAGE_GENERATOR, LatentsConfig(), data)
+    return draw_rows("low_level", generator, predicted, derive_seed(run.config.seed, "low level"))

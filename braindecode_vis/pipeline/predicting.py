@@ -26,6 +26,7 @@ from braindecode_vis.datasets.own_data import Pictures, make_picture_set
 from braindecode_vis.devices import choose_device
 from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
 from braindecode_vis.generators.captions import retrieve_nearest
+from braindecode_vis.image_rows import ImageRows
 from braindecode_vis.pipeline.decoding import (
     decode_low_level,
     make_generator_data,
@@ -39,13 +40,14 @@ from braindecode_vis.pipeline.decoding import (
 )
 from braindecode_vis.pipeline.finished_run import FinishedRun
 from braindecode_vis.pipeline.galleries import GallerySource, order_by_gallery
+from braindecode_vis.pipeline.image_files import DrawnImages
 from braindecode_vis.pipeline.learning import embed, name_fold, pick_trials, preprocess, train
 from braindecode_vis.pipeline.new_trials import NewTrials
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.pipeline.scoring import describe_choices
 from braindecode_vis.retrieval import Retrieval, compute_ranks
 from braindecode_vis.scores.caption_scores import DECODERS, NEAREST
-from braindecode_vis.stimuli import StimulusSet, resize_image
+from braindecode_vis.stimuli import StimulusSet
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class RunPredictions:
     parts: list[RankedPart] = field(default_factory=list)
     decisions: pd.DataFrame | None = None
     n_top: int = 5
-    _decode: Callable[[], tuple[np.ndarray, dict[str, list[list[str]]]]] | None = None
+    _decode: Callable[[], tuple[ImageRows, dict[str, list[list[str]]]]] | None = None
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -186,12 +188,15 @@ class RunPredictions:
         )
 
     @cached_property
-    def reconstructions(self) -> np.ndarray:
-        """Decoded images, uint8 of shape (n_trials, height, width, 3), or (n_trials, n_draws, height, width, 3)."""
+    def reconstructions(self) -> ImageRows:
+        """Decoded images of shape (n_trials, height, width, 3), or (n_trials, n_draws, height, width, 3).
+
+        They have the size that the generator gives and are read one by one; ``numpy.asarray`` takes all into memory.
+        """
         return self._decoded[0]
 
     @cached_property
-    def _decoded(self) -> tuple[np.ndarray, dict[str, list[list[str]]]]:
+    def _decoded(self) -> tuple[ImageRows, dict[str, list[list[str]]]]:
         if self._decode is None:
             raise NoResultError("the run decodes categories and makes no images.")
         return self._decode()
@@ -604,7 +609,7 @@ def _rank(run: FinishedRun, result: RunPredictions) -> list[RankedPart]:
 # --- images -----------------------------------------------------------------------------------------------
 
 
-def decode_trials(run: Run, number: int, trials: Responses) -> tuple[np.ndarray, dict[str, list[list[str]]]]:
+def decode_trials(run: Run, number: int, trials: Responses) -> tuple[ImageRows, dict[str, list[list[str]]]]:
     """Return images and captions that the fits of one fold of a reconstructed run make of trials.
 
     Parameters
@@ -622,8 +627,8 @@ def decode_trials(run: Run, number: int, trials: Responses) -> tuple[np.ndarray,
 
 
 def generate_images(
-    run: Run, number: int, for_generator: Embeddings, *, low: np.ndarray | None, texts: Embeddings | None
-) -> tuple[np.ndarray, dict[str, list[list[str]]]]:
+    run: Run, number: int, for_generator: Embeddings, *, low: DrawnImages | None, texts: Embeddings | None
+) -> tuple[ImageRows, dict[str, list[list[str]]]]:
     """Return images and captions that prior and generator of one fold of a reconstructed run make of predictions.
 
     Parameters
@@ -640,6 +645,7 @@ def generate_images(
     from braindecode_vis.pipeline.reconstruction import (
         decode_captions,
         decode_images,
+        draw_decoded,
         pick_prompts,
         read_decoders,
         read_fits,
@@ -670,16 +676,18 @@ def generate_images(
     # Once for all calls: the weights of a generator may take a minute to read.
     data, prior, generator, decoders = run.once(f"fitted generator {number}", read)
     captions = decode_captions(run.config, decoders, prior, for_generator, number)
-    made = decode_images(
-        run.config, prior, generator, for_generator, number, low=low,
+    decoded = decode_images(
+        run.config, prior, generator, for_generator, number, low=low is not None,
         prompts=pick_prompts(run.config, captions), texts=texts,
-    )["decoded"]  # fmt: skip
-    height, width = data.image_size  # the size in which the run itself shows its images
-    # (n_trials [* n_draws], height, width, 3)
-    flat = made.reshape(-1, *made.shape[-3:])
-    resized = np.stack([resize_image(image, height, width) for image in flat])
-    shown = resized.reshape(*made.shape[:-3], height, width, 3)
-    return shown, describe_new(run.config, captions, for_generator, data.embeddings, made)
+    )  # fmt: skip
+    n_draws = run.config.reconstruction.n_draws
+    if isinstance(decoded, np.ndarray):
+        copied = data.show_images(decoded)
+        index = copied.index if n_draws == 1 else np.repeat(copied.index[:, None], n_draws, axis=1)
+        made = ImageRows(copied.source, index)
+    else:
+        made = draw_decoded(decoded, n_draws, low)
+    return made, describe_new(run.config, captions, for_generator, data.embeddings, made)
 
 
 def _prepare_images(
@@ -688,7 +696,7 @@ def _prepare_images(
     chosen: list[Responses],
     trials: Responses,
     compared: Embeddings,
-) -> Callable[[], tuple[np.ndarray, dict[str, list[list[str]]]]]:
+) -> Callable[[], tuple[ImageRows, dict[str, list[list[str]]]]]:
     """Predict what the generator takes, and return what makes images and captions when they are asked for."""
     number = folds[0]
     learnt = map_for_generator(run, number)[1]
@@ -710,7 +718,7 @@ def describe_new(
     captions: Mapping[str, list[list[str]]],
     predicted: Embeddings,
     training: Embeddings,
-    made: np.ndarray,
+    made: ImageRows,
 ) -> dict[str, list[list[str]]]:
     """Return the captions of new trials by the names of their sources: those decoded, and those that the scores of the
     run's captions ask for.
@@ -723,8 +731,8 @@ def describe_new(
         Kind of decoder, and for each trial the caption of each draw.
     predicted, training
         Predictions of the trials and embeddings of the training images, from which images are made.
-    made : uint8 array of shape (n_trials, [n_draws,] height, width, 3)
-        Reconstructions.
+    made
+        Reconstructions, one or several draws of each trial.
     """
     found = {DECODERS[kind]: rows for kind, rows in captions.items()}
     scored = config.evaluation.captions
@@ -735,9 +743,10 @@ def describe_new(
         texts = retrieve_nearest([predicted], [training], bank, device=scored.torch_device)
         found[NEAREST] = [[text] for text in texts]
     if scored.captioner is not None:
-        flat, n_draws = made.reshape(-1, *made.shape[-3:]), made.shape[1] if made.ndim == 5 else 1
+        flat, n_draws = made.index.ravel(), made.index.shape[1] if made.ndim == 5 else 1
         written = caption_images(
-            flat, scored.captioner, max_new_tokens=scored.max_new_tokens, n_beams=scored.n_beams,
+            ImageRows(made.source, flat), scored.captioner,
+            max_new_tokens=scored.max_new_tokens, n_beams=scored.n_beams,
             batch_size=scored.batch_size, device=scored.torch_device,
         )  # fmt: skip
         found[scored.captioner.expanduser().name] = [

@@ -28,6 +28,7 @@ import pandas as pd
 
 from braindecode_vis import store
 from braindecode_vis.checks import BraindecodeVisError, DataError
+from braindecode_vis.metrics.image import split_rounds
 from braindecode_vis.pipeline.learning import train
 
 KIND = "predict"
@@ -156,11 +157,10 @@ def _write_content(result: Any, folder: Path) -> None:
             result.ranks.to_csv(folder / "ranks.csv", index=False)
         images = result.reconstructions
         (folder / "images").mkdir()
-        draws = images[:, None] if images.ndim == 4 else images  # (n_trials, n_draws, height, width, 3)
-        for row in range(len(draws)):
-            for draw in range(draws.shape[1]):
-                name = f"{row:05d}.png" if draws.shape[1] == 1 else f"{row:05d}_{draw}.png"
-                Image.fromarray(draws[row, draw]).save(folder / "images" / name)
+        for draw, made in enumerate(split_rounds(images)):
+            for row, image in enumerate(made):
+                name = f"{row:05d}.png" if images.index.ndim == 1 else f"{row:05d}_{draw}.png"
+                Image.fromarray(image).save(folder / "images" / name)
         if len(result.captions):
             result.captions.to_csv(folder / "captions.csv", index=False)
     if len(result.scores):

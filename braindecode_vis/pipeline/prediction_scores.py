@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import SCORE_KEYS
+from braindecode_vis.image_rows import ImageRows, Images
 from braindecode_vis.pipeline.learning import preprocess
-from braindecode_vis.stimuli import resize_image
 
 NEW_PICTURES, TRAINED_PICTURES = "new pictures", "pictures of the training"
 
@@ -41,16 +41,11 @@ def _score_pictures(result: Any) -> list[Any]:
         is_trained.all() or not is_trained.any()
     ):  # otherwise each kind has rows of its own beside those of both
         split = f"{split}, {TRAINED_PICTURES if is_trained.all() else NEW_PICTURES}"
-    pictures, images = _read_seen(result, ids), {}
-    seen = np.zeros(
-        (len(rows), 1, 1, 3), np.uint8
-    )  # where no picture is at hand, images are compared with nothing
+    pictures, images = _find_seen(result, ids), {}
+    # Where no picture is at hand, images are compared with nothing.
+    seen: Images = np.zeros((len(rows), 1, 1, 3), np.uint8)
     if pictures is not None:
-        decoded = result.reconstructions
-        height, width = decoded.shape[-3:-1]
-        resized = {name: resize_image(image, height, width) for name, image in pictures.items()}
-        seen = np.stack([resized[str(i)] for i in ids])
-        images = {"decoded": decoded[rows]}
+        seen, images = pictures, {"decoded": result.reconstructions[rows]}
     evaluation = config.evaluation
     features = evaluation.features if images else None
     task = ScoringTask(
@@ -69,15 +64,12 @@ def _score_pictures(result: Any) -> list[Any]:
     return scores
 
 
-def _read_seen(result: Any, ids: np.ndarray) -> dict[str, np.ndarray] | None:
+def _find_seen(result: Any, ids: np.ndarray) -> ImageRows | None:
     """Return the true pictures, or None where one is not at hand."""
-    found = {}
-    for name in map(str, pd.unique(ids)):
-        image = result.read_picture(name)
-        if image is None:
-            return None
-        found[name] = image
-    return found
+    if any(result.read_picture(name) is None for name in map(str, pd.unique(ids))):
+        return None
+    stimuli = result.candidates.stimuli
+    return ImageRows(stimuli, stimuli.find_rows(map(str, ids)))
 
 
 def _score_categories(result: Any) -> list[Any]:

@@ -1,11 +1,14 @@
 """Reconstruct the test images of one fold, with every control beside them.
 
-Owns which controls are made and from what. Works on fitted components and arrays; `decoding` writes them.
+Owns which controls are made and from what, on fitted components. Images keep the size that the generator gives and go
+to an `image_files.ImageWriter` batch by batch; `decoding` writes the table beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,23 +18,27 @@ import pandas as pd
 
 from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.contracts import WholeImageGenerator, WholePrior
 from braindecode_vis.generators.captions_config import fit_decoders
 from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator, NearestConfig
 from braindecode_vis.generators.generator_data import GeneratorData, RepetitionNoise
 from braindecode_vis.generators.image_fusion import fuse_branches
-from braindecode_vis.memory import check_memory
+from braindecode_vis.image_rows import ImageRows, Images
+from braindecode_vis.memory import check_memory, describe_bytes
+from braindecode_vis.pipeline.image_files import DrawnImages, ImageWriter, name_file, name_stimuli
 from braindecode_vis.priors.closed_form import IdentityPrior, MeanPrior
 from braindecode_vis.seeds import derive_seed
-from braindecode_vis.stimuli import StimulusSet, resize_image
+from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     from braindecode_vis.generators.captions import CaptionDecoder
 
 #: Single trials that the noise of repetitions is measured on; a covariance of embeddings needs no more.
 MOST_REPEATED = 2048
+#: Bytes that a batch takes beside its own while it is made: numbers in single precision, before and after scaling.
+MADE_COPIES = 9
 
 
 #: ``decoded`` or ``oracle``, kind of decoder, and for each row the caption of each draw.
@@ -48,10 +55,25 @@ class FoldTexts:
 
 @dataclass(frozen=True)
 class FoldImages:
-    """Rows, images and captions of one fold, and what the generator chose on its training data."""
+    """The table of one fold, what else than generated images its methods show, and what the generator chose.
+
+    Parameters
+    ----------
+    rows
+        One row per test item, with a column for each method that shows stimuli.
+    entries
+        Method to its entry of ``images.json``; see `image_files`.
+    means
+        Mean images of the fold, method to a sequence of images that a column of `rows` counts.
+    chosen
+        What prior and generator chose on their training data.
+    captions
+        Those that were decoded.
+    """
 
     rows: pd.DataFrame
-    images: dict[str, np.ndarray]
+    entries: dict[str, dict[str, Any]]
+    means: dict[str, Iterable[np.ndarray]]
     chosen: dict[str, Any]
     captions: Captions
 
@@ -66,9 +88,12 @@ def reconstruct_fold(
     number: int,
     *,
     prior: WholePrior,
-    low: np.ndarray | None = None,
+    writer: ImageWriter,
+    first: int = 0,
+    low: DrawnImages | None = None,
     texts: FoldTexts | None = None,
     fits: Path | None = None,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> FoldImages:
     """Reconstruct the test images of one fold, and the controls.
 
@@ -93,24 +118,24 @@ def reconstruct_fold(
         Number of the fold, for seeds and the table.
     prior
         The prior, not yet fitted.
-    low : uint8 array of shape (n_rows, height, width, 3), optional
-        Images of the low-level branch, one per row.
+    writer
+        Gets what the generator makes, batch by batch.
+    first
+        Number of the fold's first row among the rows of all folds.
+    low
+        What makes the images of the low-level branch, one per row.
     texts
         Of the text branch; the oracle is given the true ones, and the mean embedding their mean.
     fits
         Folder that the fitted prior and what the generator has trained are written into, for new recordings.
+    advance
+        Called with the number of images that are there.
     """
     prior_settings = roles.play(roles.PRIOR_SETTINGS, config.prior)
     generator_settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
-    height, width = data.image_size
-    n_test, n_draws = len(predicted), config.reconstruction.n_draws
-    check_memory(
-        estimate_images_bytes(n_test, n_draws, height, width),
-        what=f"{n_draws} draw(s) of {n_test} test images of {height} x {width} pixels",
-        reduce="reconstruction.n_draws, the subjects (--subject), or set repeats.test=averaged",
-    )
     generator = roles.build(roles.IMAGE_GENERATOR, generator_settings, data)
     generator.bind(data.context)
+    check_images_fit(config, data, generator, writer)
     known = prior_settings.find_images(data.embeddings, generator, true.select(pd.unique(predicted.ids)))
     fit_prior(config, prior, data, known)
     decoders = fit_decoders(
@@ -121,19 +146,9 @@ def reconstruct_fold(
         write_fits(fits, prior, generator, decoders)
         write_material(fits, data, known, test)
     return draw_images(
-        config,
-        data,
-        test,
-        predicted,
-        true,
-        subjects,
-        number,
-        prior,
-        generator,
-        low=low,
-        texts=texts,
-        decoders=decoders,
-    )
+        config, data, test, predicted, true, subjects, number, prior, generator, writer,
+        first=first, low=low, texts=texts, decoders=decoders, advance=advance,
+    )  # fmt: skip
 
 
 def draw_images(
@@ -146,49 +161,58 @@ def draw_images(
     number: int,
     prior: WholePrior,
     generator: WholeImageGenerator,
+    writer: ImageWriter,
     *,
-    low: np.ndarray | None = None,
+    first: int = 0,
+    low: DrawnImages | None = None,
     decoders: Mapping[str, CaptionDecoder] | None = None,
     texts: FoldTexts | None = None,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> FoldImages:
-    """Return the images of one fold by a prior, a generator and decoders of captions that are fitted."""
+    """Draw the images of one fold by a prior, a generator and decoders of captions that are fitted."""
     generator_settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
-    seed = derive_seed(config.seed, "generator", number)
+    seed, n_draws = derive_seed(config.seed, "generator", number), config.reconstruction.n_draws
+    n, training = len(predicted), data.embeddings.ids
 
     concepts = test.concepts_of(predicted.ids)
-    rows = pd.DataFrame(
-        {"stimulus_id": predicted.ids, "concept": concepts, "subject": subjects, "fold": number}
-    )
     captions: Captions = {}
     told = true.select(predicted.ids)
     if decoders:
         # The upper bound of captions, as of images: what the decoder says of the true embedding.
         oracle = {kind: [[text] for text in decoder.decode(told)] for kind, decoder in decoders.items()}
         captions = {"decoded": decode_captions(config, decoders, prior, predicted, number), "oracle": oracle}
-
-    def lead(method: str) -> dict[str, Any]:
-        prompts = pick_prompts(config, captions.get(method, {}))
-        return {} if prompts is None else {"prompts": prompts}
-
-    made = {
-        **decode_images(
-            config,
-            prior,
-            generator,
-            predicted,
-            number,
-            low=low,
-            texts=None if texts is None else texts.predicted,
-            **lead("decoded"),
-        ),
-        "nearest": NearestConfig().build(data).generate(predicted, seed=seed),
-        "mean_image": MeanImageGenerator(data).generate(predicted, seed=seed),
-    }
+    columns: dict[str, Any] = {
+        "stimulus_id": predicted.ids, "concept": concepts, "subject": subjects, "fold": number,
+        "nearest_id": training[NearestConfig().build(data).find_nearest(predicted)].astype(str),
+    }  # fmt: skip
+    entries = {"seen": name_stimuli("stimulus_id")}
+    decoded = decode_images(
+        config, prior, generator, predicted, number, low=low is not None,
+        prompts=pick_prompts(config, captions.get("decoded", {})), texts=None if texts is None else texts.predicted,
+    )  # fmt: skip
+    if isinstance(decoded, np.ndarray):
+        columns["decoded_id"] = training[decoded].astype(str)
+        entries["decoded"] = name_stimuli("decoded_id", repeats=n_draws)
+        advance(n * n_draws)
+    else:
+        shown = None
+        if low is not None:
+            writer.draw(low, first, advance)
+            shown = writer.read("low_level")[first : first + n]
+            entries["low_level"] = name_file("low_level", repeats=n_draws)
+        writer.draw(decoded(shown), first * n_draws, advance)
+        entries |= {name: name_file(name) for name in ("decoded", *(["high_level"] if low else []))}
+    entries["nearest"] = name_stimuli("nearest_id")
+    columns["mean_image_row"] = 0
+    entries["mean_image"] = name_file("mean_image", rows="mean_image_row")
+    means: dict[str, Iterable[np.ndarray]] = {"mean_image": [MeanImageGenerator(data).mean]}
     # Zero-shot splits have no training image of a tested concept, and no class to decode.
     if set(concepts) <= set(data.concepts):
         classes = ClassMeanGenerator(data)
-        rows["decoded_concept"] = classes.classify(predicted)
-        made["class_mean"] = classes.generate(predicted, seed=seed)
+        columns["decoded_concept"] = classes.classify(predicted)
+        names, columns["class_mean_row"] = np.unique(columns["decoded_concept"], return_inverse=True)
+        means["class_mean"] = map(classes.average, names)
+        entries["class_mean"] = name_file("class_mean", rows="class_mean_row")
     if not generator_settings.copies_training_images:  # the image nearest to the mean would be any image
         same = _take_mean(predicted, data.embeddings)
         more: dict[str, Any] = {}
@@ -196,21 +220,23 @@ def draw_images(
             more["prompts"] = decoders[config.reconstruction.prompt].decode(same)
         if texts is not None and data.texts is not None:
             more["texts"] = _take_mean(texts.predicted, data.texts)
-        made["mean_embedding"] = generator.generate(same, seed=seed, **more)
+        writer.draw(draw_rows("mean_embedding", generator, same, seed, **more), first, advance)
+        entries["mean_embedding"] = name_file("mean_embedding")
     # The upper bound: what the generator makes of the very embedding that was to be predicted.
-    more = lead("oracle") if texts is None else {"texts": texts.true.select(predicted.ids)}
-    made["oracle"] = generator.generate(told, seed=seed, **more)
-
-    height, width = data.image_size  # of the stimuli: a coarse target must not make the task easier
-    distinct = {i: resize_image(test.read_image(i), height, width) for i in pd.unique(predicted.ids)}
-    images = {"seen": np.stack([distinct[i] for i in predicted.ids])}
-    for name, stack in made.items():
-        flat = stack.reshape(-1, *stack.shape[-3:])
-        resized = np.stack([resize_image(image, height, width) for image in flat])
-        images[name] = resized.reshape(*stack.shape[:-3], height, width, 3)
+    copies = generator.find_copies(told)
+    if copies is None:
+        more = {"prompts": pick_prompts(config, captions.get("oracle", {}))}
+        if texts is not None:
+            more = {"texts": texts.true.select(predicted.ids)}
+        writer.draw(draw_rows("oracle", generator, told, seed, **more), first, advance)
+        entries["oracle"] = name_file("oracle")
+    else:
+        columns["oracle_id"] = training[copies].astype(str)
+        entries["oracle"] = name_stimuli("oracle_id")
+        advance(n)
     described = {"generator": generator.describe(), "prior": prior.describe()}
     chosen = {name: dict(about) for name, about in described.items() if about}
-    return FoldImages(rows, images, chosen, captions)
+    return FoldImages(pd.DataFrame(columns), entries, means, chosen, captions)
 
 
 def _take_mean(predicted: Embeddings, training: Embeddings) -> Embeddings:
@@ -219,21 +245,62 @@ def _take_mean(predicted: Embeddings, training: Embeddings) -> Embeddings:
     return mean.sample(predicted, n_draws=1, seed=0)
 
 
-def estimate_images_bytes(n_test: int, n_draws: int, height: int, width: int) -> int:
-    """Return about how much memory the images of one fold take, whatever the number of training images.
+def count_images(config: RunConfig, n_rows: int) -> dict[str, int]:
+    """Return how many images of each method a generator makes of test rows, a copying one included."""
+    fused = config.reconstruction.low_level is not None
+    n_draws = config.reconstruction.n_draws
+    counts = {"decoded": n_rows * n_draws, "oracle": n_rows}
+    if fused:
+        counts |= {"high_level": n_rows * n_draws, "low_level": n_rows}
+    if not roles.play(roles.GENERATOR_SETTINGS, config.generator).copies_training_images:
+        counts["mean_embedding"] = n_rows
+    return counts
+
+
+def check_images_fit(
+    config: RunConfig, data: GeneratorData, generator: WholeImageGenerator, writer: ImageWriter
+) -> None:
+    """Refuse images that the disk has no room for, or, where they are made in one call, the memory.
 
     Parameters
     ----------
-    n_test
-        Test rows.
-    n_draws
-        Images of each test row.
-    height, width
-        Size of the images.
+    config
+        Of the run.
+    data, generator
+        Say how large the images are; where neither the generator nor its settings do, as large as the stimuli.
+    writer
+        Knows how many images of each method there will be, and where.
     """
-    # Seven sets beside the draws: what was seen, and the controls. Each is there as made, resized, and joined with the
-    # other folds.
-    return 3 * n_test * (n_draws + 7) * height * width * 3
+    counts = writer.sizes
+    if roles.play(roles.GENERATOR_SETTINGS, config.generator).copies_training_images or not counts:
+        return
+    height, width = generator.image_size or data.image_size
+    what = f"{sum(counts.values())} images of {height} x {width} pixels ({', '.join(counts)})"
+    reduce = "reconstruction.n_draws, the subjects (--subject), or set repeats.test=averaged"
+    above = next(path for path in (writer.folder, *writer.folder.parents) if path.is_dir())
+    # What a call that was stopped has written takes no further room; its files are as long as they will be, with holes.
+    held = sum(path.stat().st_blocks * 512 for path in writer.folder.glob("*.npy"))
+    needed, free = estimate_images_bytes(sum(counts.values()), height, width), shutil.disk_usage(above).free
+    if needed > free + held:
+        raise DataError(
+            f"{what} need {describe_bytes(needed)} of disk, and {above} has {describe_bytes(free)} free; choose "
+            f"another place with --out, or reduce {reduce}."
+        )
+    at_once = generator.rows_at_once or max(counts.values())
+    check_memory(MADE_COPIES * estimate_images_bytes(at_once, height, width), what=what, reduce=reduce)
+
+
+def estimate_images_bytes(n_images: int, height: int, width: int) -> int:
+    """Return what images take on disk.
+
+    Parameters
+    ----------
+    n_images
+        Images of all methods.
+    height, width
+        Of each.
+    """
+    return n_images * height * width * 3
 
 
 def fit_prior(config: RunConfig, prior: WholePrior, data: GeneratorData, known: Embeddings) -> None:
@@ -436,11 +503,12 @@ def decode_images(
     predicted: Embeddings,
     number: int,
     *,
-    low: np.ndarray | None = None,
+    low: bool = False,
     prompts: Sequence[str] | None = None,
     texts: Embeddings | None = None,
-) -> dict[str, np.ndarray]:
-    """Return decoded images of shape (n_rows, [n_draws,] height, width, 3), and the branches where there are two.
+) -> np.ndarray | Callable[[ImageRows | None], DrawnImages]:
+    """Return the training image that each row copies, or what draws the decoded images of all rows, draw by draw.
+
 
     Parameters
     ----------
@@ -452,8 +520,8 @@ def decode_images(
         Predicted embeddings.
     number
         Number of the fold, for seeds.
-    low : uint8 array of shape (n_rows, height, width, 3), optional
-        Images of the low-level branch, one per row.
+    low
+        Whether images of the low-level branch, one per row, will be given to what is returned.
     prompts
         Text of each row, or of each draw of each row, that leads its image.
     texts
@@ -463,28 +531,97 @@ def decode_images(
     sampled = sample_prior(config, prior, predicted, number)
     # A prior's draws pretend to be embeddings of images; without one, predictions are what they are.
     draws_images = roles.play(roles.PRIOR_SETTINGS, config.prior).draws_images
-    decoding = generator if draws_images else generator.for_predictions()
+    decoding = roles.play(roles.IMAGE_GENERATOR, generator if draws_images else generator.for_predictions())
     seed = derive_seed(config.seed, "generator", number)
     if prompts is not None and len(prompts) == len(predicted):
         prompts = [text for text in prompts for _ in range(n_draws)]
     if texts is not None:
         texts = IdentityPrior().sample(texts, n_draws=n_draws, seed=0)
-    if branch is None or low is None:
-        given = {"prompts": prompts, "texts": texts}
-        more: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        made = {"decoded": decoding.generate(sampled, seed=seed, **more)}
-    else:
-        several = np.repeat(low, n_draws, axis=0)
-        made = fuse_branches(
-            decoding, sampled, several, branch.fusion, seed=seed, prompts=prompts, texts=texts
+    more: dict[str, Any] = {"prompts": prompts, "texts": texts}
+    if branch is None or not low:
+        copies = decoding.find_copies(sampled)
+        # Nothing is random in a copy: the draws of a row are one.
+        return (
+            copies[::n_draws]
+            if copies is not None
+            else lambda shown: draw_rows("decoded", decoding, sampled, seed, **more)
         )
-    if n_draws == 1:
-        return made
-    # (n_rows * n_draws, height, width, 3): draws of a row follow each other.
-    return {name: stack.reshape(-1, n_draws, *stack.shape[1:]) for name, stack in made.items()}
+
+    def fuse(shown: ImageRows | None) -> DrawnImages:
+        assert shown is not None
+
+        def make(rows: range) -> dict[str, np.ndarray]:
+            given = np.asarray(shown[np.arange(rows.start, rows.stop) // n_draws])
+            part, place = _take_rows(decoding, sampled, rows, **more)
+            return fuse_branches(decoding, part, given, branch.fusion, seed=seed, **place)
+
+        return DrawnImages(("decoded", "high_level"), len(sampled), decoding.rows_at_once, make)
+
+    return fuse
 
 
-def describe_same_draws(config: RunConfig, decoded: np.ndarray) -> str:
+def draw_decoded(
+    decoded: Callable[[ImageRows | None], DrawnImages], n_draws: int, low: DrawnImages | None
+) -> ImageRows:
+    """Draw what `decode_images` returned, and return the decoded images of each row; they lie in a temporary file."""
+    shown = None
+    with tempfile.TemporaryDirectory() as folder, ImageWriter(Path(folder)) as writer:
+        if low is not None:
+            writer.open("low_level", low.n_images)
+            writer.draw(low, 0)
+            shown = writer.read("low_level")
+        drawn = decoded(shown)
+        for name in drawn.names:
+            writer.open(name, drawn.n_images)
+        writer.draw(drawn, 0)
+        made = writer.read("decoded")  # a map outlives its file
+    return made if n_draws == 1 else ImageRows(made.source, made.index.reshape(-1, n_draws))
+
+
+def draw_rows(
+    name: str,
+    generator: WholeImageGenerator,
+    embeddings: Embeddings,
+    seed: int,
+    *,
+    prompts: Sequence[str] | None = None,
+    texts: Embeddings | None = None,
+) -> DrawnImages:
+    """Return what draws the images of embeddings as a method, batch by batch where the generator can."""
+
+    def make(rows: range) -> dict[str, np.ndarray]:
+        part, more = _take_rows(generator, embeddings, rows, prompts=prompts, texts=texts)
+        return {name: np.asarray(generator.generate(part, seed=seed, **more))}
+
+    return DrawnImages((name,), len(embeddings), generator.rows_at_once, make)
+
+
+def _take_rows(
+    generator: WholeImageGenerator,
+    embeddings: Embeddings,
+    rows: range,
+    *,
+    prompts: Sequence[str] | None = None,
+    texts: Embeddings | None = None,
+) -> tuple[Embeddings, dict[str, Any]]:
+    """Return a part of the embeddings, and what `generate` is told beside: prompts, texts, the number of the first row.
+
+    A generator that takes no parts gets all of them.
+    """
+    more: dict[str, Any] = {} if generator.rows_at_once is None else {"first_row": rows.start}
+    taken = slice(None) if generator.rows_at_once is None else slice(rows.start, rows.stop)
+
+    def take(one: Embeddings) -> Embeddings:
+        return Embeddings(one.vectors[taken], one.ids[taken], one.space)
+
+    if prompts is not None:
+        more["prompts"] = prompts[taken]
+    if texts is not None:
+        more["texts"] = take(texts)
+    return take(embeddings), more
+
+
+def describe_same_draws(config: RunConfig, decoded: Images) -> str:
     """Say in one sentence that the draws of every image are the same; an empty text if they are not.
 
     Parameters
@@ -493,10 +630,12 @@ def describe_same_draws(config: RunConfig, decoded: np.ndarray) -> str:
         Names the prior and the generator.
     decoded : uint8 array of shape (n_rows, [n_draws,] height, width, 3)
     """
-    if decoded.ndim != 5 or decoded.shape[1] == 1 or any((row != row[:1]).any() for row in decoded):
+    rows = ImageRows.of(decoded)
+    n_draws = rows.index.shape[1] if rows.ndim == 5 else 1
+    if n_draws == 1 or any((image != row[0]).any() for row in rows for image in row[1:]):
         return ""
     return (
-        f"the {decoded.shape[1]} draws of every image are identical: neither the prior {config.prior.kind} nor the "
+        f"the {n_draws} draws of every image are identical: neither the prior {config.prior.kind} nor the "
         f"generator {config.generator.kind} drew anything at random; one draw, or the best of all, says as "
         "much."
     )

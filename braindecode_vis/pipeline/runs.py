@@ -27,7 +27,7 @@ from braindecode_vis.pipeline.folder_lock import hold_folder
 
 #: Raise a number when the code of that stage changes its result.
 STAGE_VERSIONS = {
-    "preprocess": 2, "pretrain": 1, "embed": 1, "train": 3, "out_of_fold": 1, "retrieve": 2, "reconstruct": 5,
+    "preprocess": 2, "pretrain": 1, "embed": 1, "train": 3, "out_of_fold": 1, "retrieve": 2, "reconstruct": 6,
     "evaluate": 6, "analyze": 2,
 }  # fmt: skip
 

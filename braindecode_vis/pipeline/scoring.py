@@ -66,7 +66,7 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
             scores, items = compute_scores(task, advance=advance, differences=differences)
         if config.evaluation.protocols:
             scores += _score_protocols(run, task.protocol, task.units)
-        further, lacking = _score_further(run, task.protocol, folder, task.units)
+        further, lacking = _score_further(run, task, folder)
         scores += further
         store.write_json(
             folder / "not_computed.json", [*task.not_computed, *lacking, *filter(None, [unit_note])]
@@ -138,15 +138,25 @@ def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
     units, unit_note = _find_run_units(run)
     task = ScoringTask(
         retrievals=[(p.queries, p.gallery, p.retrieval) for p in parts],
-        seen=np.asarray(images.seen),
-        images={name: np.asarray(made) for name, made in images.images.items()},
+        seen=images.seen,
+        images=images.images,
         ids=images.ids,
         concepts=images.concepts,
         subjects=images.subjects,
         decoded_concepts=images.decoded_concepts,
         feature_encoder=None if features is None else features.build(),
         feature_name="" if features is None else features.kind,
-        protocol=describe_protocol(run, prepared, retrieved.gallery_protocol),
+        protocol="; ".join(
+            [
+                describe_protocol(run, prepared, retrieved.gallery_protocol),
+                # Rows with a size of their own name it.
+                *(
+                    [f"pixels at {images.size[0]} x {images.size[1]}"]
+                    if images.seen.size != images.size
+                    else []
+                ),
+            ]
+        ),
         split="test",
         seed=config.seed,
         n_bootstrap=config.evaluation.n_bootstrap,
@@ -158,30 +168,29 @@ def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
         conditions=_name_conditions(run, images.ids),
         units=units,
         design=_rank_design(run),
-        known_features=_find_known_features(run, images.seen.shape[1:3]),
+        known_features=_find_known_features(run),
+        size=images.size,
     )
     return task, unit_note
 
 
-def _find_known_features(run: Run, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Return what the embedding of the run holds of images that are compared as they were shown; see `ScoringTask`.
-
-    Larger pictures are compared as thumbnails, which nothing has encoded.
-    """
+def _find_known_features(run: Run) -> dict[str, np.ndarray]:
+    """Return what the embedding of the run holds of seen and copied images, by their pixels; see `ScoringTask`."""
     prepared, bank, features = preprocess(run), embed(run)[0].embeddings, run.config.evaluation.features
     if features is None or features != run.config.target:
         return {}
-    row_of = {name: row for row, name in enumerate(bank.ids.tolist())}
-    ids = [name for name in pd.unique(prepared.responses.stimulus_ids) if name in row_of]
-    if prepared.stimuli.read_image(ids[0]).shape[:2] != tuple(size):
-        return {}
-    images = prepared.stimuli.iterate_images(ids)
-    return {hash_pixels(image): bank.vectors[row_of[name]] for name, image in zip(ids, images, strict=True)}
+    row_of, images = {name: row for row, name in enumerate(bank.ids.tolist())}, reconstruct(run)
+    shown = [rows for rows in (images.seen, *images.images.values()) if rows.source is prepared.stimuli]
+    places = np.unique(np.concatenate([rows.index.ravel() for rows in shown])) if shown else ()
+    ids = [name for name in prepared.stimuli.ids[places].tolist() if name in row_of]
+    pictures = prepared.stimuli.iterate_images(ids)
+    return {hash_pixels(image): bank.vectors[row_of[name]] for name, image in zip(ids, pictures, strict=True)}
 
 
-def _score_further(run: Run, protocol: str, folder: Path, units: Units | None) -> tuple[list[Any], list[str]]:
+def _score_further(run: Run, task: ScoringTask, folder: Path) -> tuple[list[Any], list[str]]:
     """Score captions and responses where that is asked for; say what lacks weights or repetitions."""
     config, scores, lacking = run.config.evaluation, [], []
+    protocol, units = task.protocol, task.units
     prepared, images = preprocess(run), reconstruct(run)
     if config.captions is not None:
         from braindecode_vis.scores.caption_scores import CaptionTask, score_caption_task
@@ -195,9 +204,9 @@ def _score_further(run: Run, protocol: str, folder: Path, units: Units | None) -
             training.append(bank.select(list(pd.unique(prepared.responses.stimulus_ids[fold.train]))))
         captions = score_caption_task(
             CaptionTask(
-                config.captions, predicted, true, training, images.ids, images.subjects, np.asarray(images.seen),
-                {name: np.asarray(made) for name, made in images.images.items()}, protocol, "test", run.config.seed,
-                config.n_bootstrap, config.n_permutations, units, images.captions,
+                config.captions, predicted, true, training, images.ids, images.subjects,
+                task.show_whole("seen"), {name: task.show_whole(name) for name in images.images}, protocol, "test",
+                run.config.seed, config.n_bootstrap, config.n_permutations, units, images.captions,
             )
         )  # fmt: skip
         scores += captions.scores
@@ -228,9 +237,9 @@ def _score_further(run: Run, protocol: str, folder: Path, units: Units | None) -
         ]
         found, why = response_scores.score_brain(
             response_scores.BrainTask(
-                config.brain, pairs, prepared.stimuli, images.ids, images.subjects, np.asarray(images.seen),
-                {name: np.asarray(made) for name, made in images.images.items()}, ceilings, protocol, "test",
-                run.config.seed, min(config.n_bootstrap, 1000), config.n_permutations, units,
+                config.brain, pairs, prepared.stimuli, images.ids, images.subjects,
+                task.show_small("seen"), {name: task.show_small(name) for name in images.images}, ceilings, protocol,
+                "test", run.config.seed, min(config.n_bootstrap, 1000), config.n_permutations, units,
             )
         )  # fmt: skip
         scores += found

@@ -153,8 +153,8 @@ def describe_images(
     gallery = GalleryContent(
         ids=[names[row] for row in first],
         concepts=[str(c) for c in images.concepts[first]],
-        seen=np.asarray(images.seen)[first],
-        rows={name: np.asarray(stack)[first] for name, stack in arrange_rows(made).items()},
+        seen=images.seen[first],
+        rows={name: stack[first] for name, stack in arrange_rows(made).items()},
         score=items["pixcorr"].to_numpy()[first],
         metric="pixcorr",
         metrics={

@@ -81,6 +81,12 @@ class ArrayFile:
         assert self.file.tell() == self.offset
         self.file.truncate(self.n_bytes)
 
+    def reshape(self, shape: tuple[int, ...]) -> None:
+        """Say in the file that its values have another shape of as many values."""
+        self.file.seek(0)
+        _write_header(self.file, shape, self.dtype)
+        assert self.file.tell() == self.offset
+
     def write(self, start: int, block: np.ndarray) -> None:
         """Write rows from `start` on."""
         if self.dtype == np.float16 and (np.abs(block).max(initial=0) > _FLOAT16_MAX):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.checks import DataError, check_columns, check_option, check_unique
+from braindecode_vis.image_rows import Images
 from braindecode_vis.report.words import count_decimals, describe_metric, format_number, write_within_sentence
 from braindecode_vis.seeds import make_generator
 
@@ -56,8 +57,8 @@ def order_rows(names: Iterable[str]) -> list[str]:
 
 
 def arrange_rows(
-    images: Mapping[str, np.ndarray], *, system: str = "decoded", n_draws: int = 3
-) -> dict[str, np.ndarray]:
+    images: Mapping[str, Images], *, system: str = "decoded", n_draws: int = 3
+) -> dict[str, Images]:
     """Return the rows of a gallery in order, with few draws of the system and one of every other method.
 
     Parameters
@@ -103,8 +104,8 @@ class GalleryContent:
         Stimulus id of each item; unique.
     concepts : sequence of length n_items
         What each item depicts.
-    seen : uint8 array of shape (n_items, height, width, 3)
-        The images that were on the screen; may be a memory map.
+    seen : uint8 array of shape (n_items, height, width, 3), or `ImageRows`
+        The images that were on the screen; pages show thumbnails of them.
     rows
         Method to uint8 images of shape (n_items, height, width, 3), or (n_items, n_draws, height, width, 3) where there
         are several draws, in the order they are shown (see `order_rows`). The first is the system under test, for
@@ -144,8 +145,8 @@ class GalleryContent:
 
     ids: Sequence[str]
     concepts: Sequence[str]
-    seen: np.ndarray
-    rows: Mapping[str, np.ndarray]
+    seen: Images
+    rows: Mapping[str, Images]
     score: np.ndarray
     metric: str
     higher_is_better: bool | None = None
@@ -237,11 +238,11 @@ class GalleryContent:
         images = self.rows[method]
         return images.shape[1] if images.ndim == 5 else 1
 
-    def all_rows(self) -> dict[str, np.ndarray]:
+    def all_rows(self) -> dict[str, Images]:
         """Return row label to images of shape (n_items, height, width, 3), the seen ones first, each draw a row."""
         return dict(self._list_rows())
 
-    def _list_rows(self) -> list[tuple[str, np.ndarray]]:
+    def _list_rows(self) -> list[tuple[str, Images]]:
         rows = [(SEEN, self.seen)]
         for method, images in self.rows.items():
             if images.ndim == 4:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from braindecode_vis.checks import check_columns, check_option
+from braindecode_vis.image_rows import Images
 from braindecode_vis.report.figures import THEMES, Theme, ThemeName
 from braindecode_vis.report.gallery import GalleryContent, describe_rule
 from braindecode_vis.report.page_gallery import PIXELATED_BELOW
@@ -172,7 +173,7 @@ class _Grid:
     def __init__(
         self,
         gallery: GalleryContent,
-        images: dict[str, np.ndarray],
+        images: dict[str, Images],
         picks: dict[str, np.ndarray],
         cell_px: int,
         colours: Theme,
@@ -295,7 +296,8 @@ def _paint_pixels(layout: _Layout) -> Any:
     canvas = Image.new("RGB", (layout.width, layout.height), layout.background)
     draw = ImageDraw.Draw(canvas)
     for image, x, y, width, height in layout.images:
-        canvas.paste(_fit(image, width, height), (x, y))
+        left, top, width, height = _contain(image, x, y, width, height)
+        canvas.paste(_fit(image, width, height), (left, top))
     for w in layout.words:
         draw.text((w.x, w.y), w.text, w.colour, _read_font(round(w.size), bold=w.bold), anchor=w.anchor)
     return canvas
@@ -325,6 +327,7 @@ def _paint_pdf(layout: _Layout, path: Path) -> None:
         for image, x, y, width, height in layout.images:
             # A PDF keeps the pixels as they are; its viewer scales them.
             how = "none" if max(image.shape[:2]) >= PIXELATED_BELOW else "nearest"
+            x, y, width, height = _contain(image, x, y, width, height)
             ax.imshow(image, extent=(x, x + width, y + height, y), interpolation=how, aspect="auto")
         for w in layout.words:
             horizontal, vertical = align[w.anchor]
@@ -340,6 +343,16 @@ def _paint_pdf(layout: _Layout, path: Path) -> None:
         ax.set_xlim(0, layout.width)
         ax.set_ylim(layout.height, 0)
         figure.savefig(path, format="pdf", metadata={"CreationDate": None}, facecolor=layout.background)
+
+
+def _contain(image: np.ndarray, x: int, y: int, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return where an image stands within its cell, in its own aspect: that of the seen image may be another one."""
+    high, wide = image.shape[:2]
+    if abs(width * high - height * wide) < max(high, wide):  # but for rounding
+        return x, y, width, height
+    scale = min(width / wide, height / high)
+    inner = max(1, round(wide * scale)), max(1, round(high * scale))
+    return x + (width - inner[0]) // 2, y + (height - inner[1]) // 2, *inner
 
 
 def _fit(image: np.ndarray, width: int, height: int) -> Any:

@@ -1,9 +1,9 @@
-"""One self-contained `report.html` per run: plain data in, one file out.
+"""One `report.html` per run: plain data in, one file out, and images in full size in a folder beside it.
 
 Owns what a report says and in which order; the looks are in `templates/`, the pictures in `figures` and `gallery`,
-what the templates are given in `page_scores` and `page_gallery`. The page loads nothing: images and figures are
-embedded, and a content security policy forbids the browser to fetch anything or to run a script other than the
-page's own. All text is escaped. Knows nothing of how a number was computed.
+what the templates are given in `page_scores` and `page_gallery`. The page needs nothing else: thumbnails and figures
+are embedded, and a content security policy forbids the browser to fetch anything but images from where the page lies,
+or to run a script other than its own. All text is escaped. Knows nothing of how a number was computed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from braindecode_vis.memory import PROFILE, describe_profile
 from braindecode_vis.metrics.score_row import describe_resampled
 from braindecode_vis.report import figures
 from braindecode_vis.report.gallery import GalleryContent
-from braindecode_vis.report.page_gallery import view_gallery
+from braindecode_vis.report.page_gallery import (
+    GalleryThumbnails,
+    make_thumbnails,
+    view_gallery,
+    write_full_images,
+)
 from braindecode_vis.report.page_scores import view_cards, view_groups, view_methods
 from braindecode_vis.report.words import (
     DASH,
@@ -226,6 +231,9 @@ class ReportContent:
 def write_report(path: str | Path, content: ReportContent) -> Path:
     """Write the report as one HTML file; readers see the old file or the new one, never a part.
 
+    Images of the gallery that are larger than their thumbnails lie in full size in a folder beside it, named after the
+    page (``report_images``). The page alone, sent to somebody, shows the thumbnails.
+
     Parameters
     ----------
     path
@@ -238,15 +246,32 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
     path
         The file written.
     """
-    target, page = Path(path), render_report(content)
+    target, gallery = Path(path), content.gallery
+    thumbnails = None if gallery is None else make_thumbnails(gallery)
+    folder = target.with_name(f"{target.stem}_images")
+    page = render_report(content, thumbnails=thumbnails, folder=folder.name)
     target.parent.mkdir(parents=True, exist_ok=True)
+    if gallery is not None and thumbnails is not None:
+        write_full_images(folder, gallery, thumbnails)
     with replace_atomically(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target
 
 
-def render_report(content: ReportContent) -> str:
-    """Return the report as HTML text; the same content gives the same bytes."""
+def render_report(
+    content: ReportContent, *, thumbnails: GalleryThumbnails | None = None, folder: str = ""
+) -> str:
+    """Return the report as HTML text; the same content gives the same bytes.
+
+    Parameters
+    ----------
+    content
+        What to say.
+    thumbnails
+        Of its gallery, if they were made before.
+    folder
+        Name of a folder beside the page with images in full size; none by default.
+    """
     return render_template(
         "page.html.j2",
         "_script.html.j2",
@@ -259,7 +284,7 @@ def render_report(content: ReportContent) -> str:
         methods=_name_methods(content),
         resampled=describe_resampled(content.scores),
         ranks=_view_ranks(content.ranks) if content.ranks is not None else None,
-        gallery=view_gallery(content.gallery) if content.gallery is not None else None,
+        gallery=view_gallery(content.gallery, thumbnails, folder) if content.gallery is not None else None,
         profile=_view_profile(content.provenance.get("stages", {})),
         sections=[_view_section(section, number) for number, section in enumerate(content.sections)],
         dash=DASH,

@@ -2,7 +2,7 @@
 
 Owns what the page carries of a gallery, how an image becomes text, and how many items fit. Where they do not all fit,
 thumbnails shrink first and items are left out last, evenly over the score. The script filters, sorts and opens items
-from this alone.
+from this alone; images in full size lie in a folder beside the page, and a page without it shows thumbnails.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import base64
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from braindecode_vis.image_rows import Images
 from braindecode_vis.report.gallery import SEEN, GalleryContent, describe_rule
 from braindecode_vis.report.words import (
     count_decimals,
@@ -31,10 +33,22 @@ _BLOCK_TITLES: Mapping[str, str] = {
 STRIP_PX = 112
 
 
-def view_gallery(gallery: GalleryContent) -> dict[str, Any]:
-    """Return the picked items block by block, and what the script needs of every carried item."""
+def view_gallery(
+    gallery: GalleryContent, thumbnails: GalleryThumbnails | None = None, folder: str = ""
+) -> dict[str, Any]:
+    """Return the picked items block by block, and what the script needs of every carried item.
+
+    Parameters
+    ----------
+    gallery
+        What is shown.
+    thumbnails
+        Of the gallery, if they were made before.
+    folder
+        Name of the folder beside the page that `write_full_images` fills.
+    """
     rows = gallery.all_rows()
-    thumbnails = make_thumbnails(gallery)
+    thumbnails = thumbnails or make_thumbnails(gallery)
     position = {int(item): i for i, item in enumerate(thumbnails.items)}
     blocks = [
         {
@@ -52,12 +66,12 @@ def view_gallery(gallery: GalleryContent) -> dict[str, Any]:
         "aspect": f"{gallery.seen.shape[2]} / {gallery.seen.shape[1]}",
         "n": len(gallery),
         "n_carried": len(thumbnails.items),
-        "data": view_browser(gallery, thumbnails),
+        "data": view_browser(gallery, thumbnails, folder),
     }
 
 
 def _view_pick(
-    gallery: GalleryContent, rows: Mapping[str, np.ndarray], item: int, position: Mapping[int, int]
+    gallery: GalleryContent, rows: Mapping[str, Images], item: int, position: Mapping[int, int]
 ) -> dict[str, Any]:
     return {
         "id": gallery.ids[item],
@@ -68,7 +82,7 @@ def _view_pick(
     }
 
 
-def view_browser(gallery: GalleryContent, thumbnails: GalleryThumbnails) -> dict[str, Any]:
+def view_browser(gallery: GalleryContent, thumbnails: GalleryThumbnails, folder: str = "") -> dict[str, Any]:
     """Return what the page's script needs to show, filter and sort the carried items.
 
     Every item holds one table of numbers, a line per row of the gallery that has any and a column per metric; its
@@ -81,6 +95,7 @@ def view_browser(gallery: GalleryContent, thumbnails: GalleryThumbnails) -> dict
         "lines": [label for label, _ in lines],
         "filters": list(gallery.filter_by),
         "images": thumbnails.images,
+        "full": {number: f"{folder}/{_name_file(number)}" for number in thumbnails.full} if folder else {},
         "items": [
             {
                 "id": str(gallery.ids[i]),
@@ -134,6 +149,7 @@ def _view_metric(gallery: GalleryContent, metric: str) -> dict[str, Any]:
 PIXELATED_BELOW = 96  # images smaller than this are enlarged in crisp squares, not blurred
 EXACT_BELOW = 48  # images smaller than this are kept without loss
 SHRINKS = (1.0, 0.75, 0.5, 0.4)
+MOST_FULL = 2000  # images in full size beside a page: about 200 MB at 512 pixels
 
 
 def encode_thumbnail(image: np.ndarray, max_px: int = 256) -> str:
@@ -179,11 +195,14 @@ class GalleryThumbnails:
         Distinct images as ``data:`` addresses.
     cells : int array of shape (n_carried, n_rows)
         Which of `images` each carried item shows in each row, the seen row first.
+    full : dict
+        Number of a distinct image that is larger than its thumbnail, to the item and the row that show it.
     """
 
     items: np.ndarray
     images: Sequence[str]
     cells: np.ndarray
+    full: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 def make_thumbnails(
@@ -221,8 +240,9 @@ def make_thumbnails(
     for shrink in SHRINKS:
         encoded: dict[tuple[int, int], str] = {}
         known: dict[bytes, str] = {}
+        large: set[tuple[int, int]] = set()
         side = round(max_px * shrink)
-        fits = int(max_bytes / (_encode(rows, sample, side, encoded, known) / len(sample)))
+        fits = int(max_bytes / (_encode(rows, sample, side, encoded, known, large) / len(sample)))
         if fits >= len(gallery):
             break
     # A few items do not tell which pictures others show again (shuffled ones), so all are tried where it may be enough.
@@ -230,7 +250,7 @@ def make_thumbnails(
     count = min(len(gallery), max(len(picked), min(max_thumbnails // len(rows), fits)))
     while True:
         items = np.union1d(picked, _spread(gallery, count if count == len(gallery) else count - len(picked)))
-        size = _encode(rows, items, side, encoded, known)
+        size = _encode(rows, items, side, encoded, known, large)
         if size <= max_bytes or count == len(picked):
             break
         # The sample was an estimate: 5 % less than proportional, so that this ends soon.
@@ -239,7 +259,41 @@ def make_thumbnails(
     cells = [
         [numbers.setdefault(encoded[item, row], len(numbers)) for row in range(len(rows))] for item in items
     ]
-    return GalleryThumbnails(items, list(numbers), np.array(cells, dtype=int))
+    full: dict[int, tuple[int, int]] = {}
+    # What the rules show first, then the others, as many as there is room for beside the page.
+    for item in [*picked, *np.setdiff1d(items, picked)]:
+        for row in range(len(rows)):
+            number = numbers[encoded[int(item), row]]
+            if (int(item), row) in large and number not in full and len(full) < MOST_FULL:
+                full[number] = (int(item), row)
+    return GalleryThumbnails(items, list(numbers), np.array(cells, dtype=int), full)
+
+
+def write_full_images(folder: Path, gallery: GalleryContent, thumbnails: GalleryThumbnails) -> None:
+    """Write the images that are larger than their thumbnails as JPEG into a folder; those of an earlier page go.
+
+    Parameters
+    ----------
+    folder
+        Made if there is such an image.
+    gallery, thumbnails
+        What the page shows.
+    """
+    from PIL import Image
+
+    for path in folder.glob("[0-9][0-9][0-9][0-9][0-9].jpg") if folder.is_dir() else ():
+        path.unlink()
+    if not thumbnails.full:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = list(gallery.all_rows().values())
+    for number, (item, row) in thumbnails.full.items():
+        picture = Image.fromarray(np.ascontiguousarray(rows[row][item]))
+        picture.save(folder / _name_file(number), "JPEG", quality=92, subsampling=0)
+
+
+def _name_file(number: int) -> str:
+    return f"{number:05d}.jpg"
 
 
 def _spread(gallery: GalleryContent, count: int) -> np.ndarray:
@@ -248,13 +302,17 @@ def _spread(gallery: GalleryContent, count: int) -> np.ndarray:
 
 
 def _encode(
-    rows: list[np.ndarray],
+    rows: list[Images],
     items: np.ndarray,
     max_px: int,
     encoded: dict[tuple[int, int], str],
     known: dict[bytes, str],
+    large: set[tuple[int, int]],
 ) -> int:
-    """Fill `encoded` for these items and return the bytes of their distinct images; `known` are those by digest."""
+    """Fill `encoded` for these items and return the bytes of their distinct images.
+
+    `known` are those by digest; `large` are the cells whose image is larger than its thumbnail.
+    """
     for item in map(int, items):
         for number, images in enumerate(rows):
             if (item, number) in encoded:
@@ -265,4 +323,6 @@ def _encode(
             if digest not in known:
                 known[digest] = encode_thumbnail(image, max_px)
             encoded[item, number] = known[digest]
+            if max(image.shape[:2]) > max_px:
+                large.add((item, number))
     return sum(map(len, {encoded[int(item), number] for item in items for number in range(len(rows))}))

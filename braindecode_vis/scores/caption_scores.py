@@ -20,6 +20,7 @@ from braindecode_vis.devices import choose_device
 from braindecode_vis.digests import hash_once
 from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
 from braindecode_vis.generators.captions import retrieve_nearest
+from braindecode_vis.image_rows import Images
 from braindecode_vis.metrics.captions import SentenceEncoder, score_captions, tabulate_captions
 from braindecode_vis.metrics.image import make_image_table
 from braindecode_vis.scores.image_scores import make_blocks
@@ -143,9 +144,8 @@ class CaptionTask:
         Predictions of the test rows, the true embedding of each of those rows, and the training images, in one space.
     ids, subjects : arrays of shape (n_rows,)
         Stimulus and subject of each row, fold by fold.
-    seen : uint8 array of shape (n_rows, height, width, 3)
-    images
-        Method to images as in `ScoringTask`.
+    seen, images
+        As in `ScoringTask`.
     protocol, split, seed, n_bootstrap, n_permutations, units
         As in `ScoringTask`.
     decoded
@@ -159,8 +159,8 @@ class CaptionTask:
     training: Sequence[Embeddings]
     ids: np.ndarray
     subjects: np.ndarray
-    seen: np.ndarray
-    images: Mapping[str, np.ndarray]
+    seen: Images
+    images: Mapping[str, Images]
     protocol: str
     split: str
     seed: int

@@ -41,7 +41,7 @@ SMALLEST_425 = 200  # pixels
 Rows = dict[tuple[int, str], list[tuple[Score, np.ndarray]]]
 
 
-def score_images(scored: ScoredGroup, method: str, images: np.ndarray) -> Iterator[tuple[Score, np.ndarray]]:
+def score_images(scored: ScoredGroup, method: str) -> Iterator[tuple[Score, np.ndarray]]:
     """Yield every pixel metric of a method with its value per row.
 
     Parameters
@@ -49,23 +49,22 @@ def score_images(scored: ScoredGroup, method: str, images: np.ndarray) -> Iterat
     scored
         The rows.
     method
-        Name in the table.
-    images : uint8 array of shape (n_rows, height, width, 3) or (n_rows, n_draws, height, width, 3)
-        Of these rows.
+        Whose images they are.
     """
     import pandas as pd
 
-    rounds = split_rounds(images)
-    seen = scored.task.seen[scored.rows]
+    rounds = split_rounds(scored.task.show_small(method)[scored.rows])
+    seen = scored.task.show_small("seen")[scored.rows]
     distinct = seen[scored.first]
     # Tables of (n_rows, n_stimuli) for each round; that of correlations serves pixcorr and identification.
     correlations, errors = zip(*(tabulate_pixels(one, distinct) for one in rounds), strict=True)
     yield from scored.score_table(method, "pixcorr", correlations)
     yield from scored.score_table(method, "mse", errors)
-    size = min(seen.shape[1:3])
     # Enlarged thumbnails compare the smoothness of the resize, not the images.
-    names = ["ssim"] * (size >= SMALLEST_SSIM) + ["pixcorr@425", "ssim@425"] * (size >= SMALLEST_425)
-    yield from score_pairs(scored, method, [*names, *scored.task.list_asked("images")], rounds)
+    names = ["ssim"] * (min(seen.shape[1:3]) >= SMALLEST_SSIM) + ["pixcorr@425", "ssim@425"] * is_large(
+        scored.task
+    )
+    yield from score_pairs(scored, method, [*names, *scored.task.list_asked("images")])
     if len(distinct) < 2:
         return
     orders = [count_order(one) for one in correlations]  # sorted once for every number of alternatives
@@ -82,9 +81,12 @@ def score_images(scored: ScoredGroup, method: str, images: np.ndarray) -> Iterat
         )
 
 
-def score_pairs(
-    scored: ScoredGroup, method: str, names: Sequence[str], rounds: np.ndarray
-) -> Iterator[tuple[Score, np.ndarray]]:
+def is_large(task: ScoringTask) -> bool:
+    """Say whether the seen images have the pixels that the protocol of 425 pixels asks for."""
+    return min(task.seen.shape[1:3]) >= SMALLEST_425
+
+
+def score_pairs(scored: ScoredGroup, method: str, names: Sequence[str]) -> Iterator[tuple[Score, np.ndarray]]:
     """Yield the score of each image against its own stimulus, by metrics that look at one pair of images at a time.
 
     Pairs are dear, so only the system under test gets a permutation null, and only of as many pairs as
@@ -97,11 +99,9 @@ def score_pairs(
     scored, method
         The rows and whose images they are.
     names
-        Metrics of images, of the package or from outside.
-    rounds : uint8 array of shape (n_draws, n_rows, height, width, 3)
-        Images of these rows.
+        Metrics of images, of the package or from outside. Those of a protocol of 425 pixels are given images in full.
     """
-    seen, n_stimuli = scored.task.seen[scored.rows], len(scored.columns)
+    n_stimuli = len(scored.columns)
     has_table = {
         name: method == "decoded"
         and n_stimuli > 1
@@ -110,27 +110,50 @@ def score_pairs(
         for name in names
     }
     pairs = [name for name in names if not has_table[name]]
-    own = [compare_images(pairs, made, seen) for made in rounds] if pairs else []
+    own = _compare_rounds(scored, method, pairs, np.arange(len(scored.rows)))
     others = []
-    if n_stimuli > 1 and pairs:
-        following = seen[np.roll(scored.first, -1)[scored.truth]]
-        others = [compare_images(pairs, made, following) for made in rounds]
+    if n_stimuli > 1:
+        others = _compare_rounds(scored, method, pairs, np.roll(scored.first, -1)[scored.truth])
     for name in names:
         if has_table[name]:
-            yield from _score_pair_table(scored, method, name, rounds)
+            yield from _score_pair_table(scored, method, name)
             continue
         values = average([one[name] for one in own])
         level = float(average([one[name] for one in others]).mean()) if others else None
         yield scored.score(values, name, method, chance=level), values
 
 
-def _score_pair_table(
-    scored: ScoredGroup, method: str, name: str, rounds: np.ndarray
-) -> Iterator[tuple[Score, np.ndarray]]:
+def _compare_rounds(
+    scored: ScoredGroup, method: str, names: Sequence[str], beside: np.ndarray
+) -> list[dict[str, np.ndarray]]:
+    """Return for each round the metrics of each image beside the seen image of another row, or of its own."""
+    values: list[dict[str, np.ndarray]] = []
+    for whole in (False, True):
+        asked = [name for name in names if _reads_whole(name) == whole]
+        if not asked:
+            continue
+        rounds, seen = _show_rounds(scored, method, whole)
+        found = [compare_images(asked, made, seen[beside]) for made in rounds]
+        values = [one | other for one, other in zip(values or [{}] * len(found), found, strict=True)]
+    return values
+
+
+def _reads_whole(name: str) -> bool:
+    return find_metric(name).protocol.startswith("425")
+
+
+def _show_rounds(scored: ScoredGroup, method: str, whole: bool) -> tuple[Sequence[Any], Any]:
+    """Return the rounds of a method and the seen images of a group, in their own size or at that of comparison."""
+    show = scored.task.show_whole if whole else scored.task.show_small
+    return split_rounds(show(method)[scored.rows]), show("seen")[scored.rows]
+
+
+def _score_pair_table(scored: ScoredGroup, method: str, name: str) -> Iterator[tuple[Score, np.ndarray]]:
     metric, _, protocol, *_ = find_metric(name)
-    seen, n_stimuli = scored.task.seen[scored.rows], len(scored.columns)
+    rounds, seen = _show_rounds(scored, method, _reads_whole(name))
+    n_stimuli = len(scored.columns)
     n_pixels = 425**2 if protocol.startswith("425") else int(np.prod(seen.shape[1:3]))
-    n_pairs = LARGEST_PAIR_TABLE // (rounds[..., 0, 0, 0].size * n_pixels)
+    n_pairs = LARGEST_PAIR_TABLE // (len(rounds) * len(seen) * n_pixels)
     blocks = make_blocks(n_stimuli, n_pairs, scored.task.seed)
     tables = []
     for made in rounds:
@@ -215,7 +238,7 @@ def encode_images(task: ScoringTask) -> dict[str, np.ndarray] | None:
     """Return features of shape (n_draws, n_rows, ...) of seen and made images, each distinct image encoded once."""
     if task.feature_encoder is None:
         return None
-    table = make_image_table(task.seen, task.images)
+    table = make_image_table(task.show_whole("seen"), {name: task.show_whole(name) for name in task.images})
     features = encode_distinct(task, table)
     return {"seen": features[table.seen][None]} | {name: features[rows] for name, rows in table.made.items()}
 
@@ -223,8 +246,8 @@ def encode_images(task: ScoringTask) -> dict[str, np.ndarray] | None:
 def encode_distinct(task: ScoringTask, table: ImageTable) -> np.ndarray:
     """Return the features of the images of a table, (n_distinct, ...); what the task knows is not encoded again."""
     known, hashes = task.known_features, [hash_pixels(image) for image in table.images]
-    missing = [row for row, name in enumerate(hashes) if name not in known]
-    if missing:
+    missing = np.array([row for row, name in enumerate(hashes) if name not in known], dtype=np.intp)
+    if len(missing):
         found = task.feature_encoder.encode(table.images[missing])
         known.update(zip((hashes[row] for row in missing), found, strict=True))
     return np.stack([known[name] for name in hashes])
@@ -260,17 +283,15 @@ def score_suite(
         return found
     suite = task.suite
     table = make_image_table(
-        task.seen, {name: made for name, made in task.images.items() if name != "shuffled"}
+        task.show_whole("seen"), {name: task.show_whole(name) for name in task.images if name != "shuffled"}
     )
     places = [(number, method) for number in range(len(scored_groups)) for method in table.made]
     for number, method in places:
         scored = scored_groups[number]
-        large = min(task.seen.shape[1:3]) >= SMALLEST_425  # then these rows are in every table
-        rounds = split_rounds(task.images[method][scored.rows])
         names = list_pixel_metrics(suite.config)
-        if large:
+        if is_large(task):  # then these rows are in every table
             names = [name for name in names if name not in ("pixcorr@425", "ssim@425")]
-        found[number, method] += score_pairs(scored, method, names, rounds)
+        found[number, method] += score_pairs(scored, method, names)
     for network in suite.available:
         if network in LPIPS_NETWORKS:
             pairs, own, following = _list_lpips_pairs(

@@ -71,11 +71,11 @@ def compute_scores(
         scores += score_classes(scored)
         columns = _keep(score_embeddings(scored), scores, known)
         advance(1)
-        for method, images in task.images.items():
+        for method in task.images:
             if method == "shuffled":  # shown in the gallery; its scores are those of the permutation null
                 advance(1)
                 continue
-            columns += _keep(score_images(scored, method, images[group.rows]), scores, known)
+            columns += _keep(score_images(scored, method), scores, known)
             columns += _keep(of_suite.get((number, method), []), scores, known)
             if features is not None:
                 _keep(score_features(scored, method, features), scores, known)

@@ -11,6 +11,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import DataError
+from braindecode_vis.image_rows import ImageRows, Images, find_comparison_size
 from braindecode_vis.metrics.image import check_stack
 from braindecode_vis.metrics.metric_registry import find_metric
 from braindecode_vis.metrics.score_row import make_score
@@ -45,10 +46,12 @@ class ScoringTask:
     retrievals
         Predictions, gallery and ranks of each fold; their rows in order are the rows below. None where images alone
         are scored.
-    seen : uint8 array of shape (n_rows, height, width, 3)
+    seen : uint8 array of shape (n_rows, height, width, 3), or `ImageRows`
     images
-        Method to uint8 images of the shape of `seen`, or of shape (n_rows, n_draws, height, width, 3). Several draws
-        are scored one round at a time and the rounds averaged; they are never pooled.
+        Method to uint8 images of the shape of `seen`, or of shape (n_rows, n_draws, height, width, 3), or `ImageRows`.
+        Several draws are scored one round at a time and the rounds averaged; they are never pooled. Rows that are read
+        from files may be of any size: metrics with a size of their own read them in full, few at a time, and all others
+        at `size`.
     ids, concepts, subjects : arrays of shape (n_rows,)
         Stimulus, its concept and the subject of each row.
     decoded_concepts : array of shape (n_rows,), optional
@@ -82,6 +85,10 @@ class ScoringTask:
     design
         For each fold the ranks of predictions from the design alone, the control ``design`` (see `design_control`);
         empty without one.
+    size
+        Height and width at which rows that are read from files are compared (see `find_comparison_size`); by default
+        those of the first seen image. Where they are equal, images of another aspect are cropped to their centre square
+        for every metric. Arrays are compared as they are.
     known_features
         What `feature_encoder` gives for images that were encoded before, by the hash of their pixels; what is encoded
         for the task is added.
@@ -91,8 +98,8 @@ class ScoringTask:
     """
 
     retrievals: Sequence[tuple[Embeddings, Embeddings, Retrieval]]
-    seen: np.ndarray
-    images: dict[str, np.ndarray]
+    seen: Images
+    images: Mapping[str, Images]
     ids: np.ndarray
     concepts: np.ndarray
     subjects: np.ndarray
@@ -114,6 +121,8 @@ class ScoringTask:
     design: Sequence[Retrieval] = ()
     pair_nulls: bool = True
     known_features: dict[str, np.ndarray] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    _small: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         rows = np.concatenate([self.ids[:0], *(predicted.ids for predicted, _, _ in self.retrievals)])
@@ -123,6 +132,29 @@ class ScoringTask:
             check_stack(images, self.seen, method)
         if self.conditions is not None and len(self.conditions) != len(self.ids):
             raise DataError(f"{len(self.ids)} test items came with {len(self.conditions)} conditions.")
+
+    def show_whole(self, name: str) -> Images:
+        """Return the images of a method, or the ``seen`` ones, in their own size."""
+        images = self.seen if name == "seen" else self.images[name]
+        if not isinstance(images, ImageRows):
+            return images
+        height, width = self._find_size()
+        return images.crop() if height == width else images
+
+    def show_small(self, name: str) -> np.ndarray:
+        """Return the images of a method, or the ``seen`` ones, at the size of comparison, as one array."""
+        images = self.seen if name == "seen" else self.images[name]
+        if not isinstance(images, ImageRows):
+            return images
+        if name not in self._small:
+            self._small[name] = images.resize(*self._find_size())
+        return self._small[name]
+
+    def _find_size(self) -> tuple[int, int]:
+        if self.size is not None:
+            return self.size
+        height, width = self.seen.shape[1:3]
+        return find_comparison_size(height, width)
 
     def list_asked(self, on: str) -> list[str]:
         """Return the further metrics of ``images`` or of ``embeddings``."""

@@ -31,6 +31,7 @@ from braindecode_vis.analysis.study import (
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, suggest
 from braindecode_vis.config import list_analyses, make_analysis
+from braindecode_vis.image_rows import Images
 from braindecode_vis.pipeline.categories import build_decoder
 from braindecode_vis.pipeline.decoding import find_untested
 from braindecode_vis.pipeline.learning import build_encoder, pick_labelled_trials
@@ -164,7 +165,7 @@ def _find_text_side(run: Run) -> Any:
     return embed_texts
 
 
-def _reconstruct_trials(run: Run, number: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _reconstruct_trials(run: Run, number: int, rows: np.ndarray) -> tuple[Images, np.ndarray]:
     """Return the first image that the run's fits make of the mean of the trials of each stimulus, and its name."""
     from braindecode_vis.pipeline.predicting import decode_trials
 
@@ -176,7 +177,7 @@ def _reconstruct_trials(run: Run, number: int, rows: np.ndarray) -> tuple[np.nda
 
 def _reconstruct_changed(
     run: Run, study: Study, number: int, train: Responses, test: Responses, change: Change
-) -> np.ndarray:
+) -> Images:
     """Return the images of changed test trials; see `Study.reconstruct_changed`.
 
     Prior and generator, and what rescales the branches, are those of whole trials: a part of a trial that says nothing

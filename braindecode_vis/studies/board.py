@@ -23,6 +23,7 @@ import yaml
 from braindecode_vis import store
 from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.metrics.metric_registry import LAST, find_metric
+from braindecode_vis.pipeline.image_files import INDEX, read_image_rows
 from braindecode_vis.pipeline.runs import read_scores
 from braindecode_vis.report.board_page import Board, BoardRow, write_board
 from braindecode_vis.report.page_scores import find_main_row, judge
@@ -342,13 +343,21 @@ def _read_images(run: _Run, items: pd.DataFrame | None) -> tuple[np.ndarray, np.
         return None
     try:
         record = store.read_json(run.folder / store.PROVENANCE)
-        fingerprint = str(record["stages"]["reconstruct"]["fingerprint"])
-        folder = run.folder / "stages" / "reconstruct" / fingerprint
-        if not fingerprint.isalnum():
+        stages = {name: str(about["fingerprint"]) for name, about in record["stages"].items()}
+        if not stages["reconstruct"].isalnum():
             return None
+        folder, rows, stimuli = run.folder / "stages" / "reconstruct" / stages["reconstruct"], None, None
         # The first of equals, so that the choice is the same on every machine.
         best = int(items["pixcorr"].to_numpy(float).argmax())
-        seen, made = (np.load(folder / f"{name}.npy", mmap_mode="r")[best] for name in ("seen", "decoded"))
+        if (folder / INDEX).is_file():  # runs of earlier versions kept a copy of what was seen
+            if not stages["preprocess"].isalnum():
+                return None
+            rows = pd.read_parquet(folder / "rows.parquet")
+            stimuli = store.read_stimuli(
+                run.folder / "stages" / "preprocess" / stages["preprocess"] / "stimuli"
+            )
+        images, _ = read_image_rows(folder, rows, stimuli, ("seen", "decoded"))
+        seen, made = (np.asarray(images[name][best]) for name in ("seen", "decoded"))
         made = made[0] if made.ndim == 4 else made
         right = all(
             image.ndim == 3 and image.shape[-1] == 3 and image.dtype == np.uint8 and image.size

@@ -7,7 +7,7 @@ that were saved once per trial, labels and one-hot rows, and reconstructions bes
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError, check_finite, check_unique, suggest
 from braindecode_vis.datasets.own_data import UNSTATED
-from braindecode_vis.stimuli import read_image_file, resize_image
+from braindecode_vis.image_rows import ImageRows
+from braindecode_vis.stimuli import read_image_size
 from braindecode_vis.studies.output_files import ABOUT, Given, name_values, read_ids
 
 LARGEST_SIDE = 256  # pixels; published tables bring images to 256 before anything else
@@ -440,10 +441,10 @@ def _sort_key(name: str) -> tuple[int, str]:
 # --- images -------------------------------------------------------------------------------------------------------
 
 
-def read_images(
+def find_images(
     given: Given, true: Given, ids: Any, size: int | None
-) -> tuple[np.ndarray, np.ndarray, Rows, list[str]]:
-    """Return seen and decoded images of one size, with their rows, matched by the names of the files.
+) -> tuple[ImageRows, ImageRows, tuple[int, int], Rows, list[str]]:
+    """Return seen and decoded images, which are read when they are asked for, matched by the names of the files.
 
     Parameters
     ----------
@@ -456,8 +457,12 @@ def read_images(
 
     Returns
     -------
-    seen : uint8 array of shape (n_images, height, width, 3)
-    made : uint8 array of that shape, or of shape (n_images, n_draws, height, width, 3)
+    seen
+        One image per row.
+    made
+        One image or several draws per row.
+    size
+        Height and width at which they are compared where a metric names no size of its own.
     rows
     notes
     """
@@ -483,17 +488,17 @@ def read_images(
         )
     if len(wanted) < 2:
         raise DataError("one image alone cannot be told from others; give at least two.")
-    made = [[read_image_file(path) for path in draws[name]] for name in wanted]
-    seen = [read_image_file(stimuli[name]) for name in wanted]
-    shape, notes = _choose_size([image for several in made for image in several], seen, size)
-    seen_stack = np.stack([resize_image(image, *shape) for image in seen])
-    stack = np.stack([[resize_image(image, *shape) for image in several] for several in made])
+    files = [path for name in wanted for path in draws[name]]
+    index = np.arange(len(files)).reshape(len(wanted), -1)
+    made = ImageRows(files, index[:, 0] if index.shape[1] == 1 else index)
+    seen = ImageRows([stimuli[name] for name in wanted], np.arange(len(wanted)))
+    shape, notes = _choose_size(files, seen.source, size)
     if table is None or "concept" not in table:
         parents = [stimuli[name].parent.name for name in wanted]
         # Folders of concepts hold several images; one folder for all says nothing.
         concepts = parents if len(set(parents)) > 1 else wanted
         table = pd.DataFrame({"stimulus_id": wanted} if table is None else table).assign(concept=concepts)
-    return seen_stack, stack[:, 0] if stack.shape[1] == 1 else stack, Rows.make(table, len(wanted)), notes
+    return seen, made, shape, Rows.make(table, len(wanted)), notes
 
 
 def read_ids_of_images(source: Any, stimuli: Mapping[str, Path]) -> pd.DataFrame:
@@ -539,10 +544,10 @@ def _find_draws(
 
 
 def _choose_size(
-    made: list[np.ndarray], seen: list[np.ndarray], size: int | None
+    made: Sequence[Path], seen: Sequence[Path], size: int | None
 ) -> tuple[tuple[int, int], list[str]]:
-    """Return height and width at which images are compared, and what was changed for it."""
-    of_made, of_seen = ({image.shape[:2] for image in images} for images in (made, seen))
+    """Return height and width at which images are compared, and what is changed for it."""
+    of_made, of_seen = ({read_image_size(path) for path in files} for files in (made, seen))
     if size is not None:
         if not 4 <= size <= 1024:
             raise ConfigError(f"size is {size}, but must lie between 4 and 1024 pixels.")
@@ -563,7 +568,8 @@ def _choose_size(
     if not changed:
         return shape, []
     return shape, [
-        f"Brought to {shape[0]} x {shape[1]} pixels (centre square, Lanczos): {' and '.join(changed)}."
+        f"Brought to {shape[0]} x {shape[1]} pixels (centre square, Lanczos): {' and '.join(changed)}; metrics at 425 "
+        "pixels and in features read them in full."
     ]
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import ConfigError, DataError, check_finite, check_option, for_python
+from braindecode_vis.metrics.image import split_rounds
 from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.retrieval import Retrieval, compute_ranks, rank_similarities
 from braindecode_vis.scores.protocol_scores import ProtocolTask, score_protocols
@@ -30,11 +31,11 @@ from braindecode_vis.studies.output_rows import (
     check_transposed,
     expand_repetitions,
     find_classes,
+    find_images,
     is_one_hot,
     match_rows,
     merge_equal_targets,
     name_rows,
-    read_images,
 )
 from braindecode_vis.studies.scored_outputs import ScoredOutputs, Selection, check_folder, put_together
 
@@ -547,7 +548,7 @@ def _score_images(given: Given, true: Given | None, ids: Any, target_ids: Any, a
     assert true is not None
     if target_ids is not None:
         raise ConfigError("the stimuli of a folder are named by their files; leave target_ids out.")
-    seen, made, rows, notes = read_images(given, true, ids, asked.size)
+    seen, made, size, rows, notes = find_images(given, true, ids, asked.size)
     encoder = None
     if asked.features is not None:
         from braindecode_vis.registry import validate_component
@@ -556,19 +557,19 @@ def _score_images(given: Given, true: Given | None, ids: Any, target_ids: Any, a
     units = _find_row_units(rows)
     protocol = "; ".join(
         [
-            f"outputs of others: {len(seen)} reconstructions", f"compared at {seen.shape[1]} x {seen.shape[2]} pixels",
-            *([f"mean of {made.shape[1]} draws"] if made.ndim == 5 else []), _describe_selection(asked),
+            f"outputs of others: {len(seen)} reconstructions", f"compared at {size[0]} x {size[1]} pixels",
+            *([f"mean of {made.index.shape[1]} draws"] if made.ndim == 5 else []), _describe_selection(asked),
         ]
     )  # fmt: skip
     task = ScoringTask(
         retrievals=[], seen=seen, images={"decoded": made}, ids=rows.ids, concepts=rows.concepts,
         subjects=rows.table["subject"].to_numpy(dtype=object), decoded_concepts=None, feature_encoder=encoder,
         feature_name=asked.features or "", protocol=protocol, split="test", seed=asked.seed,
-        n_bootstrap=asked.n_bootstrap, n_permutations=asked.n_permutations, units=units,
+        n_bootstrap=asked.n_bootstrap, n_permutations=asked.n_permutations, units=units, size=size,
     )  # fmt: skip
     scores, items = compute_scores(task)
-    first = made[:, 0] if made.ndim == 5 else made
-    copies = int((first == seen).reshape(len(seen), -1).all(axis=1).sum())
+    first = split_rounds(task.show_small("decoded"))[0]
+    copies = sum(np.array_equal(*pair) for pair in zip(first, task.show_small("seen"), strict=True))
     warnings = [*task.not_computed]
     if copies:
         warnings.append(f"{copies} of {len(seen)} reconstructions are the stimulus itself, pixel by pixel.")

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from braindecode_vis import store
 from braindecode_vis.arrays import SCORE_KEYS, Score
 from braindecode_vis.checks import ConfigError, for_python
+from braindecode_vis.image_rows import ImageRows
 from braindecode_vis.metrics.score_row import describe_resampled
 from braindecode_vis.pipeline.prediction_files import check_out, publish_folder
 from braindecode_vis.report.gallery import GalleryContent, arrange_rows
@@ -82,7 +82,7 @@ class ScoredOutputs:
     hubs: pd.DataFrame = field(default_factory=pd.DataFrame)
     about: Mapping[str, Any] = field(default_factory=dict)
     ranked: Retrieval | None = None
-    images: Mapping[str, np.ndarray] = field(default_factory=dict)
+    images: Mapping[str, ImageRows] = field(default_factory=dict)
 
     def list_rows(self) -> list[dict[str, Any]]:
         """Return the score rows as JSON and the report take them, None for what is not known."""
@@ -279,7 +279,7 @@ def write_page(found: ScoredOutputs, path: Path, record: dict[str, Any] | None =
 
 def _show_images(found: ScoredOutputs) -> GalleryContent:
     items = found.items
-    rows = {name: np.asarray(stack) for name, stack in found.images.items() if name != "seen"}
+    rows = {name: stack for name, stack in found.images.items() if name != "seen"}
     return GalleryContent(
         ids=items["stimulus_id"].astype(str).tolist(),
         concepts=items["concept"].astype(str).tolist(),

@@ -1,0 +1,256 @@
+"""How the images of `reconstruct` lie on disk: written batch by batch while a generator runs, read row by row.
+
+``rows.parquet`` has one row per test item. What a generator made is one ``.npy`` per method, in the size that the
+generator gives: ``decoded.npy`` of shape (n_rows, height, width, 3), or (n_rows, n_draws, height, width, 3). What is
+there already is named and not copied: seen images and copies of training images by the id of the stimulus, shuffled
+ones by their row, a mean image once. ``images.json`` says for each method which of these it is, in full below.
+
+Owns these files, the one loop over the rows that are still to be generated, and what a killed process leaves for the
+next: a picture counts as finished if the digest that was written after it fits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import store
+from braindecode_vis.checks import DataError
+from braindecode_vis.image_rows import ImageRows
+from braindecode_vis.preprocessing.array_file import ArrayFile
+from braindecode_vis.stimuli import StimulusSet
+
+INDEX = "images.json"
+
+
+@dataclass(frozen=True)
+class DrawnImages:
+    """Images that a generator has to make: the same rows of one or more methods at once.
+
+    Parameters
+    ----------
+    names
+        The methods.
+    n_images
+        Images of each.
+    step
+        Rows of a batch; None makes all in one call.
+    make
+        Returns for a range of rows the images of each method, uint8 of shape (n_rows, height, width, 3). What it makes
+        of a row depends on the seed and the number of the row alone.
+    """
+
+    names: tuple[str, ...]
+    n_images: int
+    step: int | None
+    make: Callable[[range], Mapping[str, np.ndarray]]
+
+
+class ImageWriter:
+    """Images of several methods in a folder, written batch by batch; a later call goes on where one was stopped.
+
+    Parameters
+    ----------
+    folder
+        Outlives a killed process; made on first use. It belongs to these settings alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sizes: dict[str, int] = {}
+        self._files: dict[str, tuple[ArrayFile, ArrayFile]] = {}
+        self._done: dict[str, np.ndarray] = {}
+        self.n_kept = 0
+
+    def __enter__(self) -> ImageWriter:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def open(self, name: str, n_images: int) -> None:
+        """Say how many images a method has in all; what an earlier process finished of them is looked up."""
+        self.sizes[name] = n_images
+        self._done[name] = self._find_finished(name)
+        self.n_kept += int(self._done[name].sum())
+
+    def draw(self, drawn: DrawnImages, first: int, advance: Callable[[int], None] = lambda n: None) -> None:
+        """Make what is missing of some images, batch by batch, and write it.
+
+        Parameters
+        ----------
+        drawn
+            What is made, with rows counted from 0.
+        first
+            Where its first row stands among all rows of the methods.
+        advance
+            Called with the number of images that are there.
+        """
+        for rows in self._split(drawn):
+            places = slice(first + rows.start, first + rows.stop)
+            if not all(self._done[name][places].all() for name in drawn.names):
+                images = drawn.make(rows)
+                for name in drawn.names:
+                    self.write(name, places.start, images[name])
+            advance(len(rows) * len(drawn.names))
+
+    def _split(self, drawn: DrawnImages) -> Iterator[range]:
+        # At the same places whatever was finished: a row of another batch differs by rounding.
+        step = drawn.step or max(1, drawn.n_images)
+        for start in range(0, drawn.n_images, step):
+            yield range(start, min(start + step, drawn.n_images))
+
+    def write(self, name: str, start: int, images: np.ndarray) -> None:
+        """Write images of a method from a row on."""
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise DataError(
+                f"the images {name} must be uint8 of shape (n_rows, height, width, 3), not {images.dtype} of shape "
+                f"{images.shape}; correct what the generator returns."
+            )
+        pixels, marks = self._open_files(name, images.shape[1:3])
+        if pixels.shape[1:3] != images.shape[1:3]:
+            raise DataError(
+                f"the images {name} have {pixels.shape[1]} x {pixels.shape[2]} pixels, and from row {start} on "
+                f"{images.shape[1]} x {images.shape[2]}; a generator must give all images in one size."
+            )
+        pixels.write(start, images)
+        marks.write(start, np.array([_digest(image) for image in images], np.uint64))
+        self._done[name][start : start + len(images)] = True
+
+    def read(self, name: str) -> ImageRows:
+        """Return the images of a method that were written, one row each."""
+        return ImageRows.of(np.load(self._find(name), mmap_mode="r", allow_pickle=False))
+
+    def close(self) -> None:
+        """Close all files; what was written stays."""
+        for pair in self._files.values():
+            for file in pair:
+                file.close()
+        self._files = {}
+
+    def move(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Move the finished images into `folder`, each method with this shape before height and width."""
+        for name, shape in shapes.items():
+            pixels, _ = self._open_files(name)
+            pixels.reshape((*shape, *pixels.shape[1:]))
+        self.close()
+        for name in shapes:
+            (self.folder / f"{name}.digests.npy").unlink()
+            shutil.move(self._find(name), folder / f"{name}.npy")
+
+    def _find(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
+
+    def _open_files(self, name: str, size: tuple[int, ...] | None = None) -> tuple[ArrayFile, ArrayFile]:
+        if name not in self._files:
+            if size is None or self._done[name].any():
+                size = np.load(self._find(name), mmap_mode="r", allow_pickle=False).shape[1:3]
+            n = self.sizes[name]
+            self._files[name] = (
+                ArrayFile(self._find(name), (n, *size, 3), np.dtype(np.uint8), continues=True),
+                ArrayFile(self.folder / f"{name}.digests.npy", (n,), np.dtype(np.uint64), continues=True),
+            )
+        return self._files[name]
+
+    def _find_finished(self, name: str) -> np.ndarray:
+        """Return which rows an earlier process has finished: those whose pixels have the digest that stands there."""
+        done = np.zeros(self.sizes[name], bool)
+        try:
+            pixels = np.load(self._find(name), mmap_mode="r", allow_pickle=False)
+            marks = np.load(self.folder / f"{name}.digests.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return done
+        if pixels.ndim != 4 or len(pixels) != len(done) or marks.shape != done.shape:
+            return done
+        rows = ImageRows.of(pixels)
+        for row in np.flatnonzero(marks):
+            done[row] = _digest(rows[row]) == marks[row]
+        return done
+
+
+def _digest(image: np.ndarray) -> int:
+    """Return a digest that is never 0, which stands where nothing was written."""
+    found = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest()
+    return int.from_bytes(found, "little") or 1
+
+
+# --- the index ------------------------------------------------------------------------------------------------------
+
+
+def name_file(name: str, *, rows: str | None = None, repeats: int = 1) -> dict[str, Any]:
+    """Return the entry of ``images.json`` of a method whose images lie in ``<name>.npy``.
+
+    Parameters
+    ----------
+    name
+        The method.
+    rows
+        Column of the table that says which image of the file a row shows; by default its own.
+    repeats
+        Draws beside which one image stands.
+    """
+    return {"file": f"{name}.npy", "rows": rows, "repeats": repeats}
+
+
+def name_stimuli(column: str, *, repeats: int = 1) -> dict[str, Any]:
+    """Return the entry of a method that shows stimuli, whose ids are a column of the table."""
+    return {"ids": column, "repeats": repeats}
+
+
+def name_rows_of(name: str, column: str) -> dict[str, Any]:
+    """Return the entry of a method that shows other rows of a method, whose numbers are a column of the table."""
+    return {"of": name, "rows": column, "repeats": 1}
+
+
+def write_index(
+    folder: Path, rows: pd.DataFrame, methods: Mapping[str, Mapping[str, Any]], size: Sequence[int]
+) -> None:
+    """Write ``rows.parquet``, and ``images.json`` with the entry of each method and the size of comparison."""
+    rows.to_parquet(folder / "rows.parquet", index=False)
+    store.write_json(folder / INDEX, {"size": list(size), "methods": dict(methods)})
+
+
+def read_image_rows(
+    folder: Path, rows: pd.DataFrame | None, stimuli: StimulusSet | None, names: Iterable[str] = ()
+) -> tuple[dict[str, ImageRows], tuple[int, int]]:
+    """Return the images of each method, ``seen`` among them, and the size at which pixels are compared.
+
+    Parameters
+    ----------
+    folder
+        Of the artifact.
+    rows, stimuli
+        Its table, and all images of the run.
+    names
+        The methods of an artifact of an earlier version, which had every image in a file of its own, cut to 128 pixels;
+        it needs neither.
+    """
+    if not (folder / INDEX).is_file():
+        old = {name: ImageRows.of(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in names}
+        return old, old["seen"].size
+    assert rows is not None
+    assert stimuli is not None
+    about = store.read_json(folder / INDEX)
+    found: dict[str, ImageRows] = {}
+    for name, entry in about["methods"].items():
+        if "of" in entry:
+            found[name] = found[entry["of"]][rows[entry["rows"]].to_numpy()]
+            continue
+        if "ids" in entry:
+            source, index = stimuli, stimuli.find_rows(rows[entry["ids"]].tolist())
+        else:
+            made = ImageRows.of(np.load(folder / entry["file"], mmap_mode="r", allow_pickle=False))
+            source = made.source
+            index = made.index if entry["rows"] is None else made.index[rows[entry["rows"]].to_numpy()]
+        if entry["repeats"] > 1:
+            index = np.repeat(index[:, None], entry["repeats"], axis=1)
+        found[name] = ImageRows(source, index)
+    height, width = about["size"]
+    return found, (height, width)

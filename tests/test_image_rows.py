@@ -1,0 +1,216 @@
+"""Images of full size from the generator to the page: sizes, memory, and what a killed process leaves."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import braindecode_vis as bdv
+from braindecode_vis import pipeline, store
+from braindecode_vis.checks import DataError, Notice
+from braindecode_vis.config import read_config
+from braindecode_vis.generators.inversion import LatentsGenerator
+from braindecode_vis.image_rows import ImageRows, find_comparison_size
+from braindecode_vis.metrics.image import compute_image_metric, make_image_table, tabulate_image_metric
+from braindecode_vis.pipeline import decoding, reconstruction
+from braindecode_vis.pipeline.image_files import DrawnImages, ImageWriter
+from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.stimuli import StimulusSet, crop_square, read_image_size, resize_image
+
+SMALL = [
+    "dataset.n_train=60",
+    "dataset.n_test=12",
+    "evaluation.n_bootstrap=100",
+    "evaluation.n_permutations=100",
+]
+
+
+def make_images(n, height=20, width=20, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), np.uint8)
+
+
+def test_rows_name_pictures_of_any_size(tmp_path):
+    pictures = [make_images(1, 30, 20, seed=1)[0], make_images(1, 16, 16, seed=2)[0]]
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for path, picture in zip(paths, pictures, strict=True):
+        Image.fromarray(picture).save(path)
+    rows = ImageRows(paths, np.array([[1, 1], [0, 1]]))
+    assert (len(rows), rows.ndim, rows.shape) == (2, 5, (2, 2, 16, 16, 3))
+    np.testing.assert_array_equal(rows[1, 0], pictures[0])
+    np.testing.assert_array_equal(rows[:, 0].crop()[1], crop_square(pictures[0]))
+    np.testing.assert_array_equal(np.asarray(rows[0]), [pictures[1]] * 2)
+    np.testing.assert_array_equal(rows.resize(8, 8)[1, 0], resize_image(pictures[0], 8, 8))
+    with pytest.raises(DataError, match="take them row by row"):
+        np.asarray(rows)
+    table = make_image_table(
+        rows[:, 1], {"decoded": rows, "copies": ImageRows.of(np.stack([pictures[1]] * 2))}
+    )
+    assert len(table.images) == 2
+    assert table.made["decoded"].tolist() == [[0, 1], [0, 0]]
+    assert table.made["copies"].tolist() == [[0, 0]]
+    assert (find_comparison_size(90, 128), find_comparison_size(90, 129)) == ((90, 128), (128, 128))
+
+
+@pytest.mark.parametrize("name", ["pixcorr", "ssim"])
+def test_metrics_at_425_pixels_read_images_in_full_and_few_at_a_time(name, tmp_path):
+    images = [make_images(12, 300, 300, seed) for seed in range(2)]
+    rows = []
+    for number, stack in enumerate(images):
+        np.save(tmp_path / f"{number}.npy", stack)
+        rows.append(ImageRows.of(np.load(tmp_path / f"{number}.npy", mmap_mode="r")))
+    tracemalloc.start()
+    found = compute_image_metric(name, *rows, protocol="425")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, compute_image_metric(name, *images, protocol="425"))
+    assert peak < 40e6  # all of them are 78 MB as numbers
+    table = tabulate_image_metric(name, rows[0][:3], rows[1][:2], protocol="425")
+    np.testing.assert_allclose(table.diagonal(), found[:2], atol=1e-5)
+
+
+# --- written batch by batch ---------------------------------------------------------------------------------------
+
+
+def draw(writer, made, n=10, step=4, stop=99):
+    images = make_images(n)
+
+    def make(rows):
+        made.append(len(rows))
+        if len(made) == stop:
+            raise KeyboardInterrupt
+        return {"decoded": images[rows.start : rows.stop]}
+
+    writer.open("decoded", n)
+    writer.draw(DrawnImages(("decoded",), n, step, make), 0)
+    return images
+
+
+def test_what_was_written_is_not_made_again(tmp_path):
+    made = []
+    with pytest.raises(KeyboardInterrupt), ImageWriter(tmp_path / "kept") as writer:
+        draw(writer, made, stop=3)
+    path = tmp_path / "kept/decoded.npy"
+    broken = np.load(path, mmap_mode="r+")
+    broken[1] += 1  # as a power cut may leave a row that was noted
+    broken.flush()
+    again = []
+    with ImageWriter(tmp_path / "kept") as writer:
+        images = draw(writer, again)
+        writer.move(tmp_path, {"decoded": (5, 2)})
+    assert (made, again, writer.n_kept) == ([4, 4, 2], [4, 2], 7)
+    np.testing.assert_array_equal(np.load(tmp_path / "decoded.npy"), images.reshape(5, 2, 20, 20, 3))
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_a_generator_of_several_sizes_is_told(tmp_path):
+    with ImageWriter(tmp_path) as writer:
+        writer.open("decoded", 4)
+        writer.write("decoded", 0, make_images(2))
+        with pytest.raises(DataError, match="20 x 20 pixels, and from row 2 on 20 x 24"):
+            writer.write("decoded", 2, make_images(2, 20, 24))
+        with pytest.raises(DataError, match="must be uint8"):
+            writer.write("decoded", 2, make_images(2).astype(float))
+
+
+def make_run(folder, *changes):
+    return open_run(read_config("synthetic_digits", [*SMALL, "generator={kind: latents}", *changes]), folder)
+
+
+def test_a_killed_run_keeps_its_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(LatentsGenerator, "rows_at_once", 5)
+    whole = pipeline.reconstruct(make_run(tmp_path / "whole"))
+    generate, calls = LatentsGenerator.generate, []
+
+    def count(self, embeddings, **how):
+        calls.append(how["first_row"])
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return generate(self, embeddings, **how)
+
+    monkeypatch.setattr(LatentsGenerator, "generate", count)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.reconstruct(make_run(tmp_path / "run"))
+    with pytest.warns(Notice, match="17 of 36 images are kept from an earlier call"):
+        made = pipeline.reconstruct(make_run(tmp_path / "run"))
+    assert calls == [0, 5, 10, 0, 5, 5, 10, 0, 5, 10]  # the batch that was stopped, and what follows
+    for name, images in whole.images.items():
+        np.testing.assert_array_equal(np.asarray(made.images[name]), np.asarray(images))
+    assert not (tmp_path / "run/work").exists()
+
+
+def test_no_room_for_the_images_is_told_before_they_are_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(LatentsGenerator, "generate", None)
+    monkeypatch.setattr(reconstruction.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(
+        DataError,
+        match=r"36 images of 8 x 8 pixels .* need 7 kB of disk, and .* has 1 kB free; choose another place",
+    ):
+        pipeline.reconstruct(make_run(tmp_path))
+
+
+def test_images_of_an_earlier_version_are_read(tmp_path):
+    """It kept every image in a file of its own, all in one size."""
+    made = pipeline.reconstruct(make_run(tmp_path / "run"))
+    folder = tmp_path / "old"
+    folder.mkdir()
+    for name, images in {"seen": made.seen, **made.images}.items():
+        np.save(folder / f"{name}.npy", np.asarray(images))
+    images, size = decoding.read_image_rows(folder, None, None, ["seen", *made.images])
+    assert size == (8, 8)
+    np.testing.assert_array_equal(np.asarray(images["nearest"]), np.asarray(made.images["nearest"]))
+
+
+# --- photographs ----------------------------------------------------------------------------------------------------
+
+
+def test_photographs_keep_their_size_from_the_stimulus_to_the_page(tmp_path):
+    """Every image was cut to 128 x 128 pixels before it was stored, and scored from there."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (6, 4, 4, 3), np.uint8)
+    sizes = [(200, 200), (210, 240)] * 3
+    pictures = {}
+    for number, (small, (height, width)) in enumerate(zip(coarse, sizes, strict=True)):
+        large = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+        Image.fromarray(large).save(tmp_path / f"p{number:02d}.png")
+        pictures[f"p{number:02d}"] = large
+    shown = np.repeat([*pictures], 2)
+    X = coarse.reshape(6, -1)[np.repeat(np.arange(6), 2)] / 255 + 0.1 * rng.normal(size=(12, 48))
+    data = bdv.from_arrays(
+        X.astype(np.float32), images={name: tmp_path / f"{name}.png" for name in pictures}, shown=shown
+    )
+    run = bdv.decode(
+        data, target={"kind": "pixels", "size": 16}, split=2, out=tmp_path / "run",
+        settings={"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100, "generator.kind": "nearest"},
+    )  # fmt: skip
+    images = run.reconstructions
+    first, second = (int(np.flatnonzero(run.items["stimulus_id"] == name)[0]) for name in ("p00", "p01"))
+    np.testing.assert_array_equal(images["seen"][first], pictures["p00"])
+    assert images["seen"][second].shape == (210, 240, 3)
+    assert {image.shape[:2] for image in images["decoded"]} == set(sizes)
+    (folder,) = (tmp_path / "run/stages/reconstruct").iterdir()
+    assert sorted(path.name for path in folder.glob("*.npy")) == [
+        "mean_image.npy"
+    ]  # copies are named, not stored
+    rows = run.scores[run.scores["method"] == "decoded"].set_index("metric")
+    nearest = images["decoded"]
+    whole = [images["seen"].crop(), nearest.crop()]
+    expected = compute_image_metric("pixcorr", *whole, protocol="425").mean()
+    assert rows.loc["pixcorr@425", "value"] == pytest.approx(expected, abs=1e-6)
+    thumbnails = [rows_.resize(128, 128) for rows_ in (images["seen"], nearest)]
+    assert rows.loc["pixcorr", "value"] == pytest.approx(
+        compute_image_metric("pixcorr", *thumbnails).mean(), abs=1e-6
+    )
+    page = run.report()
+    full = sorted((page.parent / "report_images").iterdir())
+    assert {read_image_size(path) for path in full} == set(sizes)
+    assert f"report_images/{full[0].name}" in page.read_text()
+    assert not run.audit().query("level == 'leak'").size
+
+
+def test_seen_images_are_read_from_the_stimuli(tmp_path):
+    stimuli = StimulusSet.from_pixels(make_images(3), ["a", "b", "c"])
+    store.write_stimuli(tmp_path, stimuli)
+    read = store.read_stimuli(tmp_path)
+    rows = ImageRows(read, read.find_rows(["c", "a"]))
+    np.testing.assert_array_equal(np.asarray(rows), stimuli.pixels[[2, 0]])
