@@ -376,7 +376,7 @@ def test_folders_that_do_not_match_are_one_sentence(pictures, tmp_path):
         score(made, stimuli)
     (made / "1.jpg").write_bytes(b"no image")
     (made / "1.jpg").rename(made / "s01.jpg")
-    with pytest.raises(DataError, match="cannot be decoded"):
+    with pytest.raises(DataError, match="cannot be read"):
         score(made, stimuli, ids=tested)
     with pytest.raises(DataError, match="give both as folders"):
         score(made, np.eye(3))
