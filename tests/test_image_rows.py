@@ -16,6 +16,10 @@ from braindecode_vis.metrics.image import compute_image_metric, make_image_table
 from braindecode_vis.pipeline import decoding, reconstruction
 from braindecode_vis.pipeline.image_files import DrawnImages, ImageWriter
 from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.report.gallery import GalleryContent
+from braindecode_vis.report.page import ReportContent, write_report
+from braindecode_vis.scores.score_table import compute_scores
+from braindecode_vis.scores.scoring_task import ScoringTask
 from braindecode_vis.stimuli import StimulusSet, crop_square, read_image_size, resize_image
 
 SMALL = [
@@ -164,6 +168,51 @@ def test_images_of_an_earlier_version_are_read(tmp_path):
 # --- photographs ----------------------------------------------------------------------------------------------------
 
 
+def make_photographs(folder):
+    """Six photographs, of 200 x 200 and of 210 x 240 pixels by turns, and noisy squares of them as reconstructions."""
+    paths = {"seen": [], "made": []}
+    for number, (height, width) in enumerate([(200, 200), (210, 240)] * 3):
+        small = Image.fromarray(make_images(1, 6, 6, seed=number)[0])
+        seen = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+        made = np.clip(seen[:160, :160] + 0.2 * make_images(1, 160, 160, seed=9)[0], 0, 255).astype(np.uint8)
+        for name, image in (("seen", seen), ("made", made)):
+            paths[name].append(folder / f"{name}{number}.png")
+            Image.fromarray(image).save(paths[name][-1])
+    return [ImageRows(own, np.arange(6)) for own in paths.values()]
+
+
+def test_scores_read_photographs_in_full_where_they_name_a_size(tmp_path):
+    seen, made = make_photographs(tmp_path)
+    ids = np.array([f"p{number}" for number in range(6)], dtype=object)
+    task = ScoringTask(
+        retrievals=[], seen=seen, images={"decoded": made}, ids=ids, concepts=ids, subjects=np.full(6, "01", object),
+        decoded_concepts=None, feature_encoder=None, feature_name="", protocol="toy", split="test", seed=0,
+        n_bootstrap=50, n_permutations=50, pair_nulls=False, size=(128, 128),
+    )  # fmt: skip
+    scores, _ = compute_scores(task)
+    found = {score.metric: score.value for score in scores if score.method == "decoded"}
+    whole = compute_image_metric("pixcorr", seen.crop(), made, protocol="425")
+    assert found["pixcorr@425"] == pytest.approx(whole.mean(), abs=1e-6)
+    small = compute_image_metric("pixcorr", seen.resize(128, 128), made.resize(128, 128))
+    assert found["pixcorr"] == pytest.approx(small.mean(), abs=1e-6)
+
+
+def test_images_in_full_size_lie_beside_the_page(tmp_path):
+    seen, made = make_photographs(tmp_path)
+    ids = [f"p{number}" for number in range(6)]
+    gallery = GalleryContent(ids, ids, seen, {"decoded": made}, np.arange(6.0), "pixcorr", n_each=2)
+    content = ReportContent(title="Photographs", dataset="toy", gallery=gallery)
+    page = write_report(tmp_path / "report.html", content).read_text()
+    sizes = {read_image_size(path) for path in (tmp_path / "report_images").iterdir()}
+    assert sizes == {(200, 200), (210, 240)}  # of 160 pixels a thumbnail is as large
+    assert "report_images/00000.jpg" in page
+    assert len(page) < 200_000
+    small = GalleryContent(ids, ids, seen.resize(64, 64), {}, np.arange(6.0), "pixcorr")
+    write_report(tmp_path / "report.html", ReportContent(title="Small", dataset="toy", gallery=small))
+    assert not list((tmp_path / "report_images").iterdir())
+
+
+@pytest.mark.slow
 def test_photographs_keep_their_size_from_the_stimulus_to_the_page(tmp_path):
     """Every image was cut to 128 x 128 pixels before it was stored, and scored from there."""
     rng = np.random.default_rng(0)
@@ -181,7 +230,8 @@ def test_photographs_keep_their_size_from_the_stimulus_to_the_page(tmp_path):
     )
     run = bdv.decode(
         data, target={"kind": "pixels", "size": 16}, split=2, out=tmp_path / "run",
-        settings={"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100, "generator.kind": "nearest"},
+        settings={"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100, "generator.kind": "nearest",
+                  "encoder.n_inner_folds": 2},
     )  # fmt: skip
     images = run.reconstructions
     first, second = (int(np.flatnonzero(run.items["stimulus_id"] == name)[0]) for name in ("p00", "p01"))
