@@ -102,10 +102,11 @@ def measure_pictures(folder: Path, n_pictures: int, side: int, n_shown: int = 10
     start = time.process_time()
     data = GeneratorData(None, embeddings.select(ids[n_shown:]), training)
     shown = embeddings.select(ids[:n_shown])
-    NearestGenerator(data).generate(shown, seed=0)
+    for _ in data.show_images(NearestGenerator(data).find_nearest(shown)):  # read one by one
+        pass
     report(f"{n_shown} nearest training pictures", start, base)
     start = time.process_time()
-    MeanImageGenerator(data).generate(shown, seed=0)
+    MeanImageGenerator(data)
     report("mean training picture", start, base)
 
 
