@@ -178,15 +178,18 @@ def forge_page(folder):
 
 def replace_images(folder):
     images = find_artifact(folder, "reconstruct")
-    seen, stored = np.load(images / "seen.npy"), np.load(images / "decoded.npy")
+    seen, stored = np.load(images / "oracle.npy"), np.load(images / "decoded.npy")
     np.save(
         images / "decoded.npy", np.where(np.arange(len(seen))[:, None, None, None] % 4 == 0, seen, stored)
     )
 
 
 def replace_seen(folder):
-    images = find_artifact(folder, "reconstruct")
-    shutil.copy(images / "decoded.npy", images / "seen.npy")
+    """Show a training image in the place of what was seen."""
+    path = find_artifact(folder, "reconstruct") / "images.json"
+    index = json.loads(path.read_text())
+    index["methods"]["seen"]["ids"] = "nearest_id"
+    store.write_json(path, index)
 
 
 def forge_inner_errors(folder):
@@ -217,8 +220,10 @@ def forge_targets(folder):
 
 def shuffle_again(folder):
     """Shuffle the decoded images in another order than that of the seed."""
-    images = find_artifact(folder, "reconstruct")
-    np.save(images / "shuffled.npy", np.load(images / "shuffled.npy")[::-1])
+    path = find_artifact(folder, "reconstruct") / "rows.parquet"
+    rows = pd.read_parquet(path)
+    rows["shuffled_row"] = rows["shuffled_row"].to_numpy()[::-1]
+    rows.to_parquet(path, index=False)
 
 
 @pytest.mark.parametrize(
