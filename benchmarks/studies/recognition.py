@@ -1,12 +1,14 @@
 """Whether shape, colour and texture can still be told in what the embedded generator paints.
 
-Run with ``python benchmarks/studies/recognition.py [--weights FILE] [--judge FILE]``. A small network, the judge,
-learns to name the shape (of 55), the colour and the texture (of 12 each) of phantom images, sharp and blurred, drawn
-with a seed of their own. It then names those of 400 concepts that no training image of the generator shows, in the
-images themselves, after the autoencoder, and in images made from the true embedding. The concepts of the demo's test
-are not among them. What the judge finds in the images themselves is the ceiling; the line of the embedding says what
-a network that reads the embedding alone can tell. The judge takes half an hour to learn; `--judge` keeps it. The
-recipe of the packaged weights was compared on these concepts, so what is found is a score of development.
+Run with ``python benchmarks/studies/recognition.py [--weights FILE] [--judge FILE] [--run FOLDER]``. A small network,
+the judge, learns to name the shape (of 55), the colour and the texture (of 12 each) of phantom images, sharp and
+blurred, drawn with a seed of their own. It then names those of 400 concepts that no training image of the generator
+shows, in the images themselves, after the autoencoder, and in images made from the true embedding. The concepts of
+the demo's test are not among them. What the judge finds in the images themselves is the ceiling; the line of the
+embedding says what a network that reads the embedding alone can tell. The judge takes half an hour to learn;
+`--judge` keeps it. The recipe of the packaged weights was compared on these concepts, so what is found is a score of
+development. With `--run`, the folder of a demo's run, the judge names what is shown there instead: the images seen
+and decoded, the oracle's, and the controls.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import braindecode_vis as bdv
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
 from braindecode_vis.generators.generator_data import GeneratorData
@@ -78,6 +81,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--judge", type=Path, help="is read if it is there, and written if not")
+    parser.add_argument(
+        "--run", type=Path, help="a finished run of simulated stimuli of seed 0, for the demo's images"
+    )
     parser.add_argument("--first", type=int, default=40, help="first concept of seed 0")
     parser.add_argument("--concepts", type=int, default=400)
     parser.add_argument("--candidates", type=int, nargs="+", default=[1, 8])
@@ -98,6 +104,9 @@ def main() -> None:
         if arguments.judge is not None:
             torch.save((judge, reader, (SEED, arguments.shards, arguments.epochs)), arguments.judge)
 
+    if arguments.run is not None:
+        judge_run(arguments.run, judge, names)
+        return
     rows = np.arange(arguments.first, arguments.first + arguments.concepts)
     table = make_concepts(int(rows[-1]) + 1, seed=0).iloc[rows]
     wanted = number_names(table, names)
@@ -121,6 +130,14 @@ def main() -> None:
             )
             images = config.build(data).generate(truth, seed=arguments.seed)
             report(f"oracle, g {guidance:g}, best of {candidates}", ask(judge, images), wanted)
+
+
+def judge_run(folder: Path, judge: nn.Module, names: dict[str, list[str]]) -> None:
+    """Print what the judge names in the images of a run, method by method."""
+    run = bdv.open_run(folder)
+    table = make_concepts(N_MAX_CONCEPTS, seed=0).set_index("concept").loc[run.items["concept"].tolist()]
+    for method, images in run.reconstructions.items():
+        report(method, ask(judge, shrink(images)), number_names(table, names))
 
 
 def list_names() -> dict[str, list[str]]:
