@@ -127,15 +127,17 @@ def test_python_speaks_of_arguments(toy, tmp_path):
 
 
 @pytest.mark.shared
-def test_one_line_of_python_brings_a_real_data_set(server, shared, tmp_path):
+def test_one_line_of_python_brings_a_real_data_set(server, shared, tmp_path, capsys):
     """The bytes are the published ones; the address is that of the manifest at another host."""
     content = (shared / "data/digits69/digit69_28x28.mat").read_bytes()
     server.files[f"/{read_manifest('digits69').parts[0].place.replace('@', '/')}/digit69_28x28.mat"] = content
     data = bdv.load("digits69", download=True)
     assert data.responses.data.shape == (100, 3092)
     assert (tmp_path / "user/digits69/digit69_28x28.mat").is_file()
+    assert "to fetch: 2 MB, 1 of 1 files; " in capsys.readouterr().err
     bdv.load("digits69", download=True)
     assert len(server.requests) == 1
+    assert not capsys.readouterr().err
     own = bdv.load("digits69", tmp_path / "mine", download=True)
     assert list(own.stimuli.ids) == list(data.stimuli.ids)
 

@@ -7,6 +7,7 @@ data set consists of in its own module.
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
@@ -471,7 +472,7 @@ def load(
         cache by default.
     download
         Whether to fetch first what is missing of the files that are needed, of `settings["subjects"]` if they are
-        given. ``braindecode-vis fetch`` says the sizes; digits69 has 2 MB, THINGS-MEG 8 GB a subject.
+        given. Sizes are written to standard error first; digits69 has 2 MB, THINGS-MEG 8 GB a subject.
     accept_terms
         Whether you have read and accepted the terms of the data set, if it has some.
     **settings
@@ -512,6 +513,8 @@ def _download(name: str, root: str | Path | None, accept_terms: bool, subjects: 
     folder = find_data_folder(name) if root is None else Path(root)
     wanted = None if subjects is None else [str(subject) for subject in subjects]
     plan = make_plan(read_manifest(name), folder, subjects=wanted, accept_terms=accept_terms)
+    if plan.missing:  # what moves, and what does not come by itself, is told before it takes hours
+        print(*plan.describe(), sep="\n", file=sys.stderr)
     refuse_failures(fetch(plan), f"files of {name} were not fetched")
     return plan.root
 
