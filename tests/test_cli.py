@@ -222,6 +222,10 @@ def test_the_schema_takes_every_shipped_configuration_and_names_what_is_wrong(ca
     for change in ({"sede": 1}, {"seed": "one"}, *encoders):
         assert not look.is_valid({**content, **change}), change
     assert look.is_valid({**content, "encoder": {"kind": "mine.tools:Encoder", "width": 3}})
+    # What has no effect is refused.
+    check_refusal(call("configs", "--schema", "nod_ridge"), "every configuration", "leave nod_ridge out")
+    check_refusal(call("configs", "nod_ridge", "--modality", "eeg"), "--modality", "or the name, out")
+    check_refusal(call("analyze", "nod_ridge", "--list"), "--list names", "leave the rest out")
 
 
 def test_stages_one_by_one_and_json(call, tmp_path):

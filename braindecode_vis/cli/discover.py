@@ -170,7 +170,13 @@ def configs(
     """List the shipped configurations, by data set, modality or paper, or print one of them."""
     from braindecode_vis.checks import ConfigError, check_option
 
+    if (name is not None or schema) and any(given is not None for given in (dataset, modality, paper)):
+        raise ConfigError(
+            "--dataset, --modality and --paper choose from the list; leave them, or the name, out."
+        )
     if schema:
+        if name is not None:
+            raise ConfigError(f"--schema is that of every configuration; leave {name} out.")
         from braindecode_vis.config.explain import make_schema
 
         print_json(make_schema())

@@ -62,6 +62,8 @@ def analyze(
     from braindecode_vis.studies.analyze import read_findings
 
     if list_kinds:
+        if source is not None or analyses:
+            raise ConfigError("--list names the analyses that there are; leave the rest out.")
         from braindecode_vis.cli.discover import print_explanation
         from braindecode_vis.config.explain import explain
 

@@ -91,7 +91,7 @@ def check_data_files(
         if full
         else "sizes compared with headers, ends and last blocks looked at; --full reads all"
     )
-    about = f"{len(paths)} files, {n_bytes / 1e6:.1f} MB: {how}"
+    about = f"{len(paths)} file{'' if len(paths) == 1 else 's'}, {n_bytes / 1e6:.1f} MB: {how}"
     if findings:
         about += f"; {len(findings)} damaged"
     return [*findings, CheckFinding("files", not findings, about)]
