@@ -117,8 +117,7 @@ TINY = {
     },
     "latent_decoder": lambda own: {"widest": 16, "time_features": 4},
     "diffusion": lambda own: {
-        "widths": [16, 8], "time_features": 8, "min_steps": 1, "depth": 1,
-        "candidates": 2 if own.get("network") == "transformer" else 16,
+        "widths": [16, 8], "time_features": 8, "candidates": 16, "min_steps": 1, "depth": 1,
     },
     "growing_window": lambda own: {"step": 0.5},
     "ridge": lambda own: {"alphas": own["alphas"][:2], "n_features": [20, None] if own.get("n_features") else None},
