@@ -299,7 +299,8 @@ def _prepare(
     """Return all images as metrics compare them, (n_images, 1 or 3, height, width).
 
     Unless the protocol is native, they are resized to 256 pixels and come as R x' R' of `_make_matrix`, (n_images, 1 or
-    3, 256 of the width, 256 of the height): products of these are those of 425 pixels. x is then the image less 1/2.
+    3, 256 of the width, 256 of the height): products of these are those of 425 pixels. x is then the image less 1/2. In
+    memory, colours then lie within the lines of the width.
     """
     if len(images) > 1 and (isinstance(images, ImageRows) or protocol != "native"):
         # One by one: at its own size an image may take many times what is compared of it.
@@ -314,25 +315,25 @@ def _prepare(
     is_plain = images.ndim == 4 and images.shape[3] in (1, 3) and images.size > 0
     if resized and is_plain and images.dtype == np.uint8:  # the resize divides by 255 as well
         out[...], values, kind = images, out, f"{protocol} of bytes"
+        values -= 127.5
     else:
         values = prepare_images(images, what=what, dtype=dtype, out=out)
+        if resized:  # of a constant, the resize leaves what it is
+            values -= _MIDDLE
     n_images, height, width, n_planes = values.shape
     if n_planes == 3 and all(name.startswith("ssim") for name in names):
         # Resizing is linear: it may come later.
         values, n_planes = _take_grey(values.reshape(-1, 3), scratch, f"grey of {place}"), 1
-    lines = values.reshape(n_images, height, -1)
     if resized:
-        lines = _filter(lines, 1, kind, scratch, f"{place}, axis 1")
-        lines -= _MIDDLE * _make_level().astype(dtype)[:, None]
-    # Turned, the second axis is filtered as the first one is, which is quicker.
-    order = (0, 3, 2, 1) if resized else (0, 3, 1, 2)
-    planes = lines.reshape(n_images, -1, width, n_planes).transpose(order)
-    if resized or n_planes == 3:
+        # Turned by the first product, each axis is filtered by what stands on its left, which is quicker.
+        lines = _filter(values.reshape(n_images, height, -1), 1, kind, scratch, f"{place}, axis 1", turn=True)
+        lines = lines.reshape(n_images, width, -1)  # (n_images, width, n_planes * 256)
+        lines = _filter(lines, 1, str(protocol), scratch, f"{what}, axis 2")
+        return lines.reshape(n_images, SMALL, n_planes, SMALL).transpose(0, 2, 1, 3)
+    planes = values.reshape(n_images, height, width, n_planes).transpose(0, 3, 1, 2)
+    if n_planes == 3:
         scratch.take(f"planes of {place}", planes.shape, dtype)[...] = planes
         planes = scratch.take(f"planes of {place}", planes.shape, dtype)
-    if resized:
-        planes = _filter(planes.reshape(-1, width, SMALL), 1, protocol, scratch, f"{what}, axis 2")
-        return planes.reshape(n_images, n_planes, SMALL, SMALL)
     return planes
 
 
@@ -342,27 +343,45 @@ def _take_grey(colours: np.ndarray, scratch: _Scratch, name: str) -> np.ndarray:
     return np.matmul(colours, np.array(GREY_WEIGHTS, colours.dtype), out=out)
 
 
+def _sum_planes(planes: np.ndarray, scratch: _Scratch, name: str) -> np.ndarray:
+    """Return the grey of (n_images, 1 or 3, height, width), shape (n_images, height, width)."""
+    if planes.shape[1] == 1:
+        return planes[:, 0]
+    shape, dtype = (len(planes), *planes.shape[2:]), planes.dtype
+    total, part = scratch.take(name, shape, dtype), scratch.take("colour", shape, dtype)
+    np.multiply(planes[:, 0], dtype.type(GREY_WEIGHTS[0]), out=total)
+    for colour in (1, 2):
+        total += np.multiply(planes[:, colour], dtype.type(GREY_WEIGHTS[colour]), out=part)
+    return total
+
+
 def _compare_pixcorr(left: np.ndarray, right: np.ndarray, scratch: _Scratch, resized: bool) -> np.ndarray:
-    pair = [planes.reshape(len(planes), -1, planes.shape[3]) for planes in (left, right)]
+    pair = [left, right]
     # An image of ones: each axis of 425 pixels has become R times ones of 256.
     across, down = (_make_level() if resized else np.ones(n) for n in left.shape[2:])
-    across = np.tile(across, left.shape[1])
     n_pixels = left.shape[1] * (LARGE**2 if resized else math.prod(left.shape[2:]))
-    means = [(x @ down.astype(x.dtype)) @ across / n_pixels for x in pair]
+    means = [(x @ down.astype(x.dtype)).sum(axis=1) @ across / n_pixels for x in pair]
 
     def multiply() -> list[np.ndarray]:
         a, b = pair
         # Row by row in single precision, the rows in double: a whole image would lose the sixth digit in its sum.
-        return [np.vecdot(x, y).sum(axis=1, dtype=np.float64) / n_pixels for x, y in ((a, a), (b, b), (a, b))]
+        return [_multiply(x, y) / n_pixels for x, y in ((a, a), (b, b), (a, b))]
 
     squares_a, squares_b, products = multiply()
     found = [squares_a - means[0] ** 2, squares_b - means[1] ** 2, products - means[0] * means[1]]
     # Of an image that hardly varies, the difference would be rounding: its mean is taken from its pixels.
     if min((found[0] - LEAST_VARIED * squares_a).min(), (found[1] - LEAST_VARIED * squares_b).min()) <= 0:
         ones = np.outer(across, down).astype(left.dtype)
-        pair = [x - mean.astype(x.dtype)[:, None, None] * ones for x, mean in zip(pair, means, strict=True)]
+        pair = [
+            x - mean.astype(x.dtype)[:, None, None, None] * ones for x, mean in zip(pair, means, strict=True)
+        ]
         found = multiply()
     return _correlate(*found)
+
+
+def _multiply(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the sum of products of two (n_images, n_planes, height, width), shape (n_images,)."""
+    return np.vecdot(left, right).sum(axis=(1, 2), dtype=np.float64)
 
 
 def _correlate(variance_a: np.ndarray, variance_b: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -375,9 +394,9 @@ def _correlate(variance_a: np.ndarray, variance_b: np.ndarray, covariance: np.nd
 
 
 def _compare_mse(left: np.ndarray, right: np.ndarray, scratch: _Scratch, resized: bool) -> np.ndarray:
-    error = (left - right).reshape(len(left), -1, left.shape[3])
+    error = left - right
     n_pixels = left.shape[1] * (LARGE**2 if resized else math.prod(left.shape[2:]))
-    return np.vecdot(error, error).sum(axis=1, dtype=np.float64) / n_pixels
+    return _multiply(error, error) / n_pixels
 
 
 def _compare_ssim(
@@ -388,12 +407,8 @@ def _compare_ssim(
     With s = x + y and d = x - y, twice the sum of variances is var(s) + var(d), four times the covariance var(s) -
     var(d), and so it is with squared means. Equal images have d = 0, so that theirs is 1 to the last bit.
     """
-    n_images, n_planes, *size = left.shape
-    if n_planes == 3:
-        weights = np.array(GREY_WEIGHTS, left.dtype)
-        x, y = (np.matmul(weights, z.reshape(n_images, 3, -1)).reshape(-1, *size) for z in (left, right))
-    else:
-        x, y = left[:, 0], right[:, 0]  # (n_images, height, width)
+    n_images, _, *size = left.shape
+    x, y = (_sum_planes(z, scratch, f"grey of {z_name}") for z, z_name in ((left, "left"), (right, "right")))
     fields = scratch.take("fields", (2, n_images, *size), left.dtype)
     np.add(x, y, out=fields[0])
     np.subtract(x, y, out=fields[1])
@@ -493,16 +508,23 @@ def _filter(
     name: str = "",
     *,
     rows: tuple[int, int] | None = None,
+    turn: bool = False,
 ) -> np.ndarray:
     """Multiply (n_images, height, width) along an axis, 1 or 2, with the banded matrix of `_make_matrix`.
 
     A slab of rows is filtered by one product with a part of the matrix, which beats a loop over pixels. The result lies
-    in `scratch` under `name`, if there is one; of the matrix, `rows` from the first up to the second will do.
+    in `scratch` under `name`, if there is one; of the matrix, `rows` from the first up to the second will do. Along the
+    first axis it may come turned, (n_images, width, n_rows), as the product writes it.
     """
     n_rows, slabs = _make_slabs(kind, images.shape[axis], axis, images.dtype, rows)
     n_images, height, width = images.shape
     shape = (n_images, n_rows, width) if axis == 1 else (n_images, height, n_rows)
+    shape = (n_images, width, n_rows) if turn else shape
     made = np.empty(shape, images.dtype) if scratch is None else scratch.take(name, shape, images.dtype)
+    if turn:
+        for into, columns, part in slabs:
+            np.matmul(images[:, columns].transpose(0, 2, 1), part.T, out=made[:, :, into])
+        return made
     if axis == 1:
         for into, columns, part in slabs:
             np.matmul(part, images[:, columns], out=made[:, into])
