@@ -656,8 +656,9 @@ ROWS = (
             dict(kind="eegproject", trials=16_540, channels=17, batch=1024),
             dict(kind="atm_s", trials=512, channels=63, batch=64),
         ),
-        words="Training: trials are checked, scaled and copied once, which three epochs bear here and fifty there. "
-        "Epoch for epoch, EEGProject takes 1.05 of the bare loop (`benchmarks/training.py`, 6144 trials).",
+        words="Training: trials are checked once, which three epochs bear here and fifty there. Trials in memory that "
+        "are not scaled are used where they lie; others are scaled and copied once. Epoch for epoch, EEGProject takes "
+        "1.05 of the bare loop (`benchmarks/training.py`, 6144 trials).",
     ),
     Row(
         "preprocessing", "Raw EEG to whitened trials", make_preprocessing,

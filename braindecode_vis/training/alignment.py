@@ -85,6 +85,11 @@ class InputTransform:
     scale: InputScale | None = None
     label_free_subjects: tuple[str, ...] = ()
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether trials are seen as they are."""
+        return self.alignment == "none" and self.scale is None and self.scaling.clamp is None
+
     def fit(self, data: Any, rows: np.ndarray, subjects: np.ndarray) -> InputTransform:
         """Learn from training trials.
 

@@ -211,13 +211,21 @@ class Feed:
         self.n_features = n_features
         everyone = np.arange(len(self.ids))
 
-        def keep(read: Any, rows: np.ndarray, n_values: int) -> RowSource:
+        def keep(read: Any, rows: np.ndarray, n_values: int, stored: np.ndarray | None = None) -> RowSource:
             nonlocal left
-            source = RowSource(read, rows, row_bytes=4 * n_values, device=self.device, max_bytes=left)
+            source = RowSource(
+                read, rows, row_bytes=4 * n_values, device=self.device, max_bytes=left, stored=stored
+            )
             left -= source.n_bytes if source.resident is not None else 0
             return source
 
-        self.sources = {"target": keep(lambda r: _flatten(targets.vectors, first[r]), everyone, n_stacked)}
+        one_each = len(first) == len(
+            targets.vectors
+        )  # then a row of targets is one of images, in their order
+        stored = targets.vectors.reshape(len(first), -1) if one_each else None
+        self.sources = {
+            "target": keep(lambda r: _flatten(targets.vectors, first[r]), everyone, n_stacked, stored)
+        }
         if "text" in self.needs:
             if extras.text is None:
                 raise ConfigError(
@@ -246,7 +254,9 @@ class Feed:
                 block[some] = one.smooth_once(block[some], r[some], self.signal, self.seed)
             return block
 
-        self.data = keep(read_trials, used, size)
+        self.data = keep(
+            read_trials, used, size, responses.data if transform.is_identity and not smoothing else None
+        )
         self.bytes_left = left
 
     def open_images(self, tower: AdaptedTower) -> None:
@@ -456,6 +466,11 @@ def _flatten(vectors: Any, rows: np.ndarray) -> np.ndarray:
     return np.asarray(vectors[rows], dtype=np.float32).reshape(len(rows), -1)
 
 
+def _is_plain(array: Any) -> bool:
+    """Say whether torch can use an array in memory as it is."""
+    return type(array) is np.ndarray and array.dtype == np.float32 and array.flags.carray
+
+
 class RowSource:
     """Rows of an array: on the device if they fit, otherwise read where they lie.
 
@@ -471,6 +486,8 @@ class RowSource:
         Where rows go.
     max_bytes
         Most bytes that may stay on the device.
+    stored
+        An array whose rows are what `read` gives, where there is one; in memory, it is used as it is.
     """
 
     def __init__(
@@ -481,12 +498,18 @@ class RowSource:
         row_bytes: int,
         device: torch.device,
         max_bytes: int,
+        stored: Any = None,
     ) -> None:
         self.read, self.rows, self.device = read, rows, device
         self.resident: Tensor | None = None
         # All or nothing: half of a source on the device would need both ways at once.
         self.n_bytes = row_bytes * len(rows)
-        if self.n_bytes <= max_bytes:
+        if self.n_bytes > max_bytes:
+            return
+        if device.type == "cpu" and _is_plain(stored):
+            # Batches are copies of rows: nothing writes into the caller's array.
+            self.rows, self.n_bytes, self.resident = np.arange(len(stored)), 0, torch.from_numpy(stored)
+        else:
             self.resident = self._load_all(max(1, (64 << 20) // max(1, row_bytes)))
 
     def _load_all(self, size: int) -> Tensor:

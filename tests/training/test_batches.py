@@ -124,6 +124,17 @@ def test_weighted_rows_are_the_mean_of_their_trials(max_bytes):
     np.testing.assert_array_equal(found[1], array[1])
 
 
+def test_an_array_in_memory_is_used_as_it_is_where_it_can_be():
+    array = np.arange(40, dtype=np.float32).reshape(10, 4)
+    options = {"row_bytes": 16, "device": torch.device("cpu"), "max_bytes": 10**6}
+    rows = np.arange(2, 9)
+    for stored, shared in ((array, True), (array.astype(np.float64), False), (array[:, ::2], False)):
+        source = RowSource(lambda r, a=stored: a[r].astype(np.float32), rows, **options, stored=stored)
+        assert np.shares_memory(source.resident.numpy(), array) == shared
+        found = source.pick(*source.fetch(np.array([7, 3])))
+        np.testing.assert_array_equal(found, stored[[7, 3]])
+
+
 def test_reading_ahead_keeps_order_raises_and_ends():
     assert list(read_ahead(range(20), lambda i: i * i, threaded=True)) == [i * i for i in range(20)]
 
