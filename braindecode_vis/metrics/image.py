@@ -42,6 +42,7 @@ CONSTANT_SPREAD = 1e-6
 BATCH_VALUES = 1 << 16  # numbers per batch: half a megabyte in double precision stays in the cache
 SLAB = 16  # rows filtered by one matrix product
 SSIM_ROWS = 96  # of the map of SSIM that are computed at once
+HELD = 4  # seen images that are held prepared, 0.8 MB each
 SMALL, LARGE = 256, 425  # pixels: images are resized to the first, then to the second
 #: Products of as many pixels of -128 to 127 add up to 2^24 at most, so that single precision holds every sum exactly.
 EXACT_PIXELS = 1024
@@ -110,6 +111,78 @@ def compute_image_metrics(
     for rows, left, right in _pairs(truth, decoded, names, protocol, scratch):
         for name, compare in compares.items():
             values[name][rows] = compare(left, right, scratch, protocol != "native")
+    return values
+
+
+def compute_metrics_of_rounds(
+    names: Sequence[str],
+    seen: Images,
+    rounds: Sequence[Images],
+    partners: Sequence[np.ndarray],
+    *,
+    protocol: Protocol = "native",
+) -> dict[str, np.ndarray]:
+    """Return several metrics of every image of several rounds beside several seen images, each resized once.
+
+    Parameters
+    ----------
+    names, protocol
+        As for `compute_image_metrics`.
+    seen : array of shape (n_seen, height, width[, 1 or 3]), or `ImageRows`
+        A few of them are held prepared, those of one row after another in the order of the first partners.
+    rounds
+        Arrays of shape (n_images, height, width[, 1 or 3]), or `ImageRows`: draws of one method, or of several.
+    partners
+        Int arrays of shape (n_images,): which seen image stands beside each image, once for each array.
+
+    Returns
+    -------
+    dict
+        Name to a float array of shape (n_rounds, n_partners, n_images), equal to `compute_image_metrics` of each.
+
+    Examples
+    --------
+    >>> images, own = np.random.default_rng(0).random((3, 28, 28)), np.arange(3)
+    >>> values = compute_metrics_of_rounds(("ssim",), images, [images, 1 - images], [own, own[::-1]])["ssim"]
+    >>> values.shape, values[0, 0].tolist()
+    ((2, 2, 3), [1.0, 1.0, 1.0])
+    """
+    n_images = len(partners[0])
+    values = {name: np.empty((len(rounds), len(partners), n_images)) for name in names}
+    if protocol == "native":  # nothing is resized
+        for places in np.ndindex(len(rounds), len(partners)):
+            found = compute_image_metrics(
+                names, seen[partners[places[1]]], rounds[places[0]], protocol=protocol
+            )
+            for name in names:
+                values[name][places] = found[name]
+        return values
+    for made in rounds:
+        if len(made) != n_images:
+            raise DataError(f"{n_images} seen images cannot be paired with {len(made)} decoded ones.")
+    compares, scratch = {name: _find_comparison(name, protocol) for name in names}, _Scratch()
+    dtype, held = _choose_precision(seen, protocol), dict[int, np.ndarray]()
+
+    def prepare_seen(column: int) -> np.ndarray:
+        # The last one used goes to the end; the first one is forgotten.
+        planes = held.pop(column, None)
+        if planes is None:
+            one = seen[column : column + 1]
+            planes = _prepare(one, names, protocol, dtype, scratch, what="seen images").copy(order="K")
+        held[column] = planes
+        if len(held) > HELD:
+            held.pop(next(iter(held)))
+        return planes
+
+    # By the seen image: rows that share one follow each other, and so do neighbours.
+    for row in np.argsort(partners[0], kind="stable"):
+        lefts = [prepare_seen(int(columns[row])) for columns in partners]
+        for number, made in enumerate(rounds):
+            right = _prepare(made[row : row + 1], names, protocol, dtype, scratch, what="decoded images")
+            for place, left in enumerate(lefts):
+                pair = (left, right) if left.shape == right.shape else np.broadcast_arrays(left, right)
+                for name, compare in compares.items():
+                    values[name][number, place, row] = compare(*pair, scratch, True)[0]
     return values
 
 

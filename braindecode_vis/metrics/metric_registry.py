@@ -255,8 +255,18 @@ def compare_items(metric: Metric, made: Images, true: Images) -> np.ndarray:
     return _check(metric, lambda: metric.compare(made, true), (len(made),))  # type: ignore[misc]
 
 
-def compare_images(names: Sequence[str], made: Images, seen: Images) -> dict[str, np.ndarray]:
-    """Return what `compare_items` gives of several metrics of images; those of one protocol resize each image once."""
+def compare_rounds(
+    names: Sequence[str], rounds: Sequence[Images], seen: Images, partners: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return what `compare_items` gives of several metrics of images, of several rounds beside several partners.
+
+    Those of one protocol resize each image once; see `image.compute_metrics_of_rounds`, also for the parameters.
+
+    Returns
+    -------
+    dict
+        Name to a float array of shape (n_rounds, n_partners, n_images).
+    """
     metrics = {name: find_metric(name).metric for name in names}
     found, by_protocol = {}, defaultdict[image.Protocol, dict[str, str]](dict)
     for name, metric in metrics.items():
@@ -264,10 +274,13 @@ def compare_images(names: Sequence[str], made: Images, seen: Images) -> dict[str
             plain, protocol = metric.compare.args
             by_protocol[protocol][name] = plain
         else:
-            found[name] = compare_items(metric, made, seen)
+            values = [[compare_items(metric, made, seen[one]) for one in partners] for made in rounds]
+            found[name] = np.array(values)
     for protocol, plain in by_protocol.items():
-        values = image.compute_image_metrics(tuple(plain.values()), seen, made, protocol=protocol)
-        found |= {name: values[one] for name, one in plain.items()}
+        several = image.compute_metrics_of_rounds(
+            tuple(plain.values()), seen, rounds, partners, protocol=protocol
+        )
+        found |= {name: several[one] for name, one in plain.items()}
     return {name: found[name] for name in names}
 
 

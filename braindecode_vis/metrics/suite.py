@@ -32,7 +32,7 @@ from braindecode_vis.devices import choose_device
 from braindecode_vis.image_rows import Images
 from braindecode_vis.metrics.identification import make_identification_table
 from braindecode_vis.metrics.image import ImageTable, make_image_table
-from braindecode_vis.metrics.metric_registry import compare_images
+from braindecode_vis.metrics.metric_registry import compare_rounds
 from braindecode_vis.settings import Settings
 
 Network = Literal[
@@ -279,8 +279,8 @@ def compute_suite(truth: Images, decoded: Images, config: MetricSuiteConfig) -> 
     if len(table.shown) < len(truth):
         raise DataError("two seen images of the suite are the same; give each of them once.")
     rounds, own = table.made["decoded"], np.arange(len(truth))
-    pixels = [compare_images(list_pixel_metrics(config), table.images[one], truth) for one in rounds]
-    values = {metric: np.mean([one[metric] for one in pixels], axis=0) for metric in pixels[0]}
+    pixels = compare_rounds(list_pixel_metrics(config), [table.images[one] for one in rounds], truth, [own])
+    values = {metric: several[:, 0].mean(axis=0) for metric, several in pixels.items()}
     for network in suite.available:
         if network in LPIPS_NETWORKS:
             # (n_rounds * n_images, 2): the seen image and what was made of it, round after round.

@@ -20,7 +20,7 @@ from braindecode_vis.metrics.identification import (
     make_identification_table,
 )
 from braindecode_vis.metrics.image import ImageTable, make_image_table, split_rounds, tabulate_pixels
-from braindecode_vis.metrics.metric_registry import compare_images, find_metric, tabulate_items
+from braindecode_vis.metrics.metric_registry import compare_rounds, find_metric, tabulate_items
 from braindecode_vis.metrics.suite import (
     LPIPS_NETWORKS,
     classify,
@@ -110,31 +110,28 @@ def score_pairs(scored: ScoredGroup, method: str, names: Sequence[str]) -> Itera
         for name in names
     }
     pairs = [name for name in names if not has_table[name]]
-    own = _compare_rounds(scored, method, pairs, np.arange(len(scored.rows)))
-    others = []
-    if n_stimuli > 1:
-        others = _compare_rounds(scored, method, pairs, np.roll(scored.first, -1)[scored.truth])
+    found = _compare_rounds(scored, method, pairs)
     for name in names:
         if has_table[name]:
             yield from _score_pair_table(scored, method, name)
             continue
-        values = average([one[name] for one in own])
-        level = float(average([one[name] for one in others]).mean()) if others else None
-        yield scored.score(values, name, method, chance=level), values
+        own, *others = average(found[name])  # a row for each of the seen images that it stands beside
+        level = float(others[0].mean()) if others else None
+        yield scored.score(own, name, method, chance=level), own
 
 
-def _compare_rounds(
-    scored: ScoredGroup, method: str, names: Sequence[str], beside: np.ndarray
-) -> list[dict[str, np.ndarray]]:
-    """Return for each round the metrics of each image beside the seen image of another row, or of its own."""
-    values: list[dict[str, np.ndarray]] = []
+def _compare_rounds(scored: ScoredGroup, method: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return metrics of each image beside its own seen image and, if there is one, the next.
+
+    By name, of shape (n_rounds, 1 or 2, n_rows).
+    """
+    n_stimuli = len(scored.columns)
+    partners = [scored.truth, (scored.truth + 1) % n_stimuli][:n_stimuli]
+    values: dict[str, np.ndarray] = {}
     for whole in (False, True):
-        asked = [name for name in names if _reads_whole(name) == whole]
-        if not asked:
-            continue
-        rounds, seen = _show_rounds(scored, method, whole)
-        found = [compare_images(asked, made, seen[beside]) for made in rounds]
-        values = [one | other for one, other in zip(values or [{}] * len(found), found, strict=True)]
+        if asked := [name for name in names if _reads_whole(name) == whole]:
+            rounds, seen = _show_rounds(scored, method, whole)
+            values |= compare_rounds(asked, rounds, seen[scored.first], partners)
     return values
 
 

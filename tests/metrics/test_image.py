@@ -222,6 +222,26 @@ def test_a_table_of_pairs_equals_the_pairs(name, protocol):
         image.tabulate_image_metric("ssim", truth, decoded[:, :15])
 
 
+@pytest.mark.parametrize("protocol", ["native", "425"])
+def test_rounds_beside_several_seen_images_equal_the_pairs(protocol, monkeypatch):
+    seen, rounds = _images(3, 20, 3), [_images(5, 20, 3, seed=1), _images(5, 20, 3, seed=2)]
+    own, following = np.array([0, 2, 1, 2, 0]), np.array([1, 0, 2, 0, 1])
+    names, calls, prepare = ("pixcorr", "mse", "ssim"), [], image._prepare
+    monkeypatch.setattr(image, "_prepare", lambda *a, **k: (calls.append(k["what"]), prepare(*a, **k))[1])
+    values = image.compute_metrics_of_rounds(names, seen, rounds, [own, following], protocol=protocol)
+    if protocol == "425":  # each once, however many stand beside it
+        assert (calls.count("seen images"), calls.count("decoded images")) == (3, 10)
+    for number, place in np.ndindex(2, 2):
+        expected = image.compute_image_metrics(
+            names, seen[(own, following)[place]], rounds[number], protocol=protocol
+        )
+        for name in names:
+            np.testing.assert_array_equal(values[name][number, place], expected[name])
+    if protocol == "425":
+        with pytest.raises(DataError, match="paired with 4"):
+            image.compute_metrics_of_rounds(names, seen, [rounds[0][:4]], [own], protocol=protocol)
+
+
 @pytest.mark.parametrize("ground", [0, 255])
 @pytest.mark.parametrize("size", [28, 130])  # pairs are compared in double precision; in single
 def test_ssim_of_flat_grounds_in_single_precision(size, ground):
