@@ -115,7 +115,7 @@ def score_pairs(scored: ScoredGroup, method: str, names: Sequence[str]) -> Itera
         if has_table[name]:
             yield from _score_pair_table(scored, method, name)
             continue
-        own, *others = average(found[name])  # a row for each of the seen images that it stands beside
+        own, *others = average(list(found[name]))  # a row for each of the seen images that it stands beside
         level = float(others[0].mean()) if others else None
         yield scored.score(own, name, method, chance=level), own
 
