@@ -282,6 +282,20 @@ def join_processes(device: str) -> Iterator[None]:
     forget_launch()
 
 
+def take_local_gpu() -> None:
+    """Let a process that torchrun started, and that computes for itself, see the GPU of its local rank alone.
+
+    The numbers of GPUs are taken in turn where there are more processes than GPUs. Before CUDA is used: some libraries
+    mean the first GPU that they see, whichever is the current device.
+    """
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
+    if len(seen) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen[int(os.environ.get("LOCAL_RANK", "0")) % len(seen)]
+
+
 def forget_launch() -> None:
     """Let accelerate take this process for one that was started alone."""
     for name in _LAUNCH_VARIABLES:

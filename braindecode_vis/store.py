@@ -218,6 +218,20 @@ class RunFolder:
         self._in_use[final] = None
         return Artifact(final, fingerprint, False, reason)
 
+    def has(
+        self,
+        stage: str,
+        *,
+        version: int,
+        fields: Mapping[str, Any],
+        upstream: Mapping[str, str],
+        unit: str = "",
+    ) -> bool:
+        """Say whether `produce`, asked for the same, would reuse what is there."""
+        name = "-".join(filter(None, [unit, compute_fingerprint(stage, version, fields, upstream)]))
+        final = self.path / "stages" / stage / name
+        return final.exists() and not find_damage(final)
+
     def _share_large(self, stage: str, folder: Path, files: Mapping[str, list[Any]]) -> None:
         """Make large files hard links to the same bytes of this run or of one beside it, where the disk has links.
 

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from braindecode_vis.devices import (
     full_precision_products,
     keep_random_state,
     seeded,
+    take_local_gpu,
 )
 
 
@@ -73,3 +75,12 @@ def test_one_place_chooses_devices_and_keeps_random_state():
 def test_the_module_does_not_import_torch():
     code = "import sys, braindecode_vis.devices; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_process_that_computes_for_itself_sees_the_gpu_of_its_local_rank(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")  # fewer than processes: in turn
+    take_local_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
+    take_local_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"

@@ -143,6 +143,65 @@ def test_a_killed_run_keeps_its_images(tmp_path, monkeypatch):
     assert not (tmp_path / "run/work").exists()
 
 
+# --- by several processes -------------------------------------------------------------------------------------------
+
+
+def list_files(folder):
+    (made,) = (folder / "stages/reconstruct").iterdir()
+    return {
+        str(path.relative_to(made)): path.read_bytes()
+        for path in made.rglob("*")
+        if path.is_file() and path.name != store.PROVENANCE
+    }
+
+
+def test_processes_that_share_the_images_make_what_one_makes(tmp_path, monkeypatch, recwarn):
+    """Three shares, one of which is stopped and given again; the branch's images lead those of every share."""
+    changes = (
+        "prior={kind: spread}", "reconstruction.n_draws=2",
+        "reconstruction.low_level={target: {kind: taesd, weights: random, image_size: 32, device: cpu}}",
+    )  # fmt: skip
+    monkeypatch.setattr(LatentsGenerator, "rows_at_once", 5)
+    pipeline.reconstruct(make_run(tmp_path / "whole", *changes))
+    generate, calls, fits = LatentsGenerator.generate, [], []
+
+    def count(self, embeddings, **how):
+        calls.append(len(embeddings))
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return generate(self, embeddings, **how)
+
+    monkeypatch.setattr(LatentsGenerator, "generate", count)
+    fit = reconstruction.fit_fold
+    monkeypatch.setattr(reconstruction, "fit_fold", lambda *a, **how: fits.append(a) or fit(*a, **how))
+    run = tmp_path / "run"
+    assert not pipeline.reconstruct_share(make_run(run, *changes), 0, 3)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.reconstruct_share(make_run(run, *changes), 1, 3)
+    assert not pipeline.reconstruct_share(make_run(run, *changes), 2, 3)
+    assert any("has made its share; " in str(told.message) for told in recwarn)
+    assert pipeline.reconstruct_share(make_run(run, *changes), 1, 3)
+    # 3 batches of the branch, 5 of both draws and 3 of each control: no batch but the stopped one twice.
+    assert len(calls) == 3 + 5 + 3 + 3 + 1
+    assert len(fits) == 1
+    assert list_files(run) == list_files(tmp_path / "whole")
+    assert not (run / "work").exists()
+    assert pipeline.reconstruct_share(make_run(run, *changes), 0, 3)
+    assert len(calls) == 15
+
+
+def test_one_command_makes_what_a_worker_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(LatentsGenerator, "rows_at_once", 5)
+    with pytest.warns(Notice, match="worker 1 of 2 has made its share; 19 of 36 images are missing yet"):
+        pipeline.reconstruct_share(make_run(tmp_path / "run"), 1, 2)
+    (part,) = tmp_path.glob("run/work/images-*/part-decoded-0000005-0000010.npz")
+    part.write_bytes(part.read_bytes()[:-40])  # as a power cut may leave it
+    with pytest.warns(Notice, match="17 of 36 images are kept from an earlier call"):
+        pipeline.reconstruct(make_run(tmp_path / "run"))
+    pipeline.reconstruct(make_run(tmp_path / "whole"))
+    assert list_files(tmp_path / "run") == list_files(tmp_path / "whole")
+
+
 def test_no_room_for_the_images_is_told_before_they_are_made(tmp_path, monkeypatch):
     monkeypatch.setattr(LatentsGenerator, "generate", None)
     monkeypatch.setattr(reconstruction.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def test_a_killed_launch_goes_on_where_it_was(together, tmp_path):
     ("verb", "sentence"),
     [
         ("train", "encoder.kind=ridge is fitted by one process; start it without torchrun"),
-        ("sweep", "only train and run work with several processes"),
+        ("sweep", "only train, reconstruct and run work with several processes"),
     ],
 )
 def test_what_several_processes_cannot_do_is_refused(tmp_path, verb, sentence):
@@ -116,3 +117,31 @@ def test_a_run_over_several_machines_is_refused(tmp_path):
     launched = {**os.environ, "RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
     done = call_anew("run", "synthetic_digits", "--out", tmp_path, *SMALL, env=launched)
     check_refusal(done, "train on several machines with the verb train")
+
+
+def test_processes_share_the_images_of_a_run(tmp_path, command_line):
+    """Two processes of torchrun leave the files of one; what cannot be shared is one sentence."""
+    call, alone, out = command_line, tmp_path / "alone", tmp_path / "out"
+    latents = ["--set", "generator={kind: latents}"]
+    assert call("retrieve", "synthetic_digits", "--out", out, *SMALL, *latents).returncode == 0
+    shutil.copytree(out, alone)
+    check_refusal(call("reconstruct", out, "--worker", 2, "--workers", 2), "no worker 2 of 2", "from 0 to 1")
+    check_refusal(call("reconstruct", out, "--worker", 2), "belong together")
+    check_refusal(
+        call("reconstruct", tmp_path / "none", "--worker", 0, "--workers", 2), "is no run folder", "retrieve"
+    )
+    nearest = ["--set", "generator={kind: nearest}"]
+    check_refusal(call("reconstruct", out, "--worker", 0, "--workers", 2, *nearest), "nothing to share")
+
+    process = launch("reconstruct", out)
+    errors = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, errors
+    assert call("reconstruct", alone).returncode == 0
+    made = [
+        {path.name: path.read_bytes() for path in folder.glob("stages/reconstruct/*/*.npy")}
+        for folder in (out, alone)
+    ]
+    assert len(made[0]) >= 3
+    assert made[0] == made[1]
+    assert not (out / "work").exists()
+    assert not list(out.rglob(".tmp-*"))

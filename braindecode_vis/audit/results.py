@@ -33,9 +33,7 @@ from braindecode_vis.pipeline.image_files import INDEX, read_image_rows
 from braindecode_vis.pipeline.reconstruction import (
     derange,
     draw_images,
-    read_decoders,
-    read_fits,
-    refit_prior,
+    open_fits,
 )
 from braindecode_vis.retrieval import read_retrieval
 from braindecode_vis.seeds import make_generator
@@ -398,17 +396,13 @@ def _draw_again(
     """Return the images of a fold by every method, as `reconstruct` made them; they lie in `folder`."""
     config = again.config
     data = decoding.make_generator_data(again, number, embeddings, Context(device=config.retrieval.device))
-    prior, generator = read_fits(record.path / "fits" / learning.name_fold(number), config, data)
-    generator.bind(data.context)
-    if prior is None:
-        tested = embeddings.select(pd.unique(predicted.ids))
-        prior = refit_prior(config, again.prior, data, generator, tested, number)
+    tested = embeddings.select(pd.unique(predicted.ids))
+    fitted = open_fits(record.path / "fits" / learning.name_fold(number), config, data, tested, number)
     subjects = decoding.retrieve(again).folds[number].subjects
     with decoding.open_writer(again, folder / "drawn", len(predicted)) as writer:
         part = draw_images(
-            config, data, run.stimuli, predicted, embeddings, subjects, number, prior, generator, writer,
+            config, data, run.stimuli, predicted, embeddings, subjects, number, fitted, writer,
             low=decoding.make_low_level(again, number), texts=decoding.make_texts(again, number),
-            decoders=read_decoders(record.path / "fits" / learning.name_fold(number), config, data),
         )  # fmt: skip
         rows = decoding.write_images(again, folder, writer, [part], find_comparison_size(*data.image_size))
     images, _ = read_image_rows(folder, rows, run.stimuli)

@@ -53,8 +53,10 @@ def root_options(
 
     if not {"--help", "-h"} & set(sys.argv):
         check_libraries(computes=context.invoked_subcommand not in _READING_VERBS)
-    if count_launched() > 1 and context.invoked_subcommand not in ("train", "run"):
-        raise ConfigError("only train and run work with several processes; start this verb without torchrun.")
+    if count_launched() > 1 and context.invoked_subcommand not in ("train", "reconstruct", "run"):
+        raise ConfigError(
+            "only train, reconstruct and run work with several processes; start this verb without torchrun."
+        )
     if spans_machines() and context.invoked_subcommand == "run":
         raise ConfigError(
             "run keeps all machines waiting while one of them evaluates; train on several machines with the verb "
@@ -124,7 +126,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "train runs/sub-08", "train things_eeg2_atm_vith --root /data --set encoder.epochs=10 --out runs/atm"
     ),
     "retrieve": ("retrieve runs/sub-08",),
-    "reconstruct": ("reconstruct runs/sub-08", "reconstruct runs/sub-08 --set generator.kind=nearest"),
+    "reconstruct": (
+        "reconstruct runs/sub-08", "reconstruct runs/sub-08 --set generator.kind=nearest",
+        "reconstruct runs/sub-08 --worker 0 --workers 4",
+    ),
     "evaluate": ("evaluate runs/sub-08", "evaluate runs/sub-08 --json"),
     "report": ("report runs/sub-08",),
     "run": (

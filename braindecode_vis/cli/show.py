@@ -237,8 +237,10 @@ def open_source(
     out: Path | None,
     overrides: list[str] | None,
     subjects: list[str] | None = None,
+    *,
+    holds: bool = True,
 ) -> Run:
-    """Return the run that a verb works on."""
+    """Return the run that a verb works on; by default its folder is held until the verb has ended."""
     from braindecode_vis.config import read_config
     from braindecode_vis.devices import is_first
     from braindecode_vis.pipeline.runs import SilentListener, check_run_folder, open_run
@@ -255,7 +257,7 @@ def open_source(
     if out is None or not (folder.is_dir() and out.expanduser().absolute() == folder.absolute()):
         _tell_earlier((Path("runs") / config.name if out is None else out).expanduser().absolute(), config)
     run = open_run(config, out, ConsoleListener() if is_first() else SilentListener())
-    if is_first():  # until the verb has ended; others of the same training follow it
+    if holds and is_first():  # others of the same training follow it
         HELD.enter_context(run.hold())
     return run
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from braindecode_vis.cli.show import (
     AllowDownload,
@@ -59,6 +63,63 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
     return verb
 
 
+def reconstruct_command(
+    source: Source,
+    root: Root = None,
+    out: Out = None,
+    subjects: Subject = None,
+    overrides: Set = None,
+    worker: Annotated[
+        int | None, typer.Option("--worker", help="Make the share of this one of --workers, from 0.")
+    ] = None,
+    n_workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", help="How many processes, started at once, share the images of one run folder."
+        ),
+    ] = None,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
+    verify: Verify = False,
+    profile: Profile = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Turn predicted embeddings into images, with every control beside them.
+
+    All processes that torchrun started share the images, and so do those started with --worker and --workers.
+    """
+    from braindecode_vis import pipeline
+    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.config import check_files
+    from braindecode_vis.devices import count_launched, forget_launch, take_local_gpu
+
+    launched = count_launched() > 1
+    if launched and (worker is not None or n_workers is not None):
+        raise ConfigError("torchrun numbers its processes itself; leave out --worker and --workers.")
+    if (worker is None) != (n_workers is None):
+        raise ConfigError(
+            "--worker and --workers belong together; give both, such as --worker 0 --workers 4."
+        )
+    if launched:
+        worker, n_workers = int(os.environ["RANK"]), count_launched()
+        take_local_gpu()
+    where = Path(source).expanduser() if out is None else out
+    if worker is not None and not (where / "config.yaml").is_file():
+        raise ConfigError(
+            f"{where} is no run folder, so there are no images to share; train a run first, for example by "
+            "braindecode-vis retrieve, then name its folder."
+        )
+    run = open_source(source, root, out, overrides, subjects, holds=worker is None)
+    forget_launch()
+    check_files(run.config, "reconstruct")
+    if worker is None or n_workers is None:
+        pipeline.reconstruct(run)
+    else:
+        pipeline.reconstruct_share(run, worker, n_workers)
+    finish(run, as_json, profile=profile)
+
+
 def run_command(
     source: Source,
     root: Root = None,
@@ -107,11 +168,15 @@ _SUMMARIES = {
     "embed": "Encode the images into the target space.",
     "train": "Fit the brain encoder on the training trials of every fold, with all processes that torchrun started.",
     "retrieve": "Predict the embeddings of the test trials and rank the true images in the gallery.",
-    "reconstruct": "Turn predicted embeddings into images, with every control beside them.",
     "evaluate": "Score retrieval and reconstructions, with intervals, chance and controls.",
     "report": "Write the self-contained report.html of a run.",
 }
+_STAGES = {name: _make_stage(name, summary) for name, summary in _SUMMARIES.items()}
+_LATER = {name: _STAGES.pop(name) for name in ("evaluate", "report")}
+#: In the order of the stages, as the help lists them.
 VERBS: dict[str, Callable[..., None]] = {
-    **{name: _make_stage(name, summary) for name, summary in _SUMMARIES.items()},
+    **_STAGES,
+    "reconstruct": reconstruct_command,
+    **_LATER,
     "run": run_command,
 }

@@ -7,6 +7,7 @@ fits are artifacts of their own, and `reconstruct` names them as its upstream.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from braindecode_vis.pipeline.galleries import (
 from braindecode_vis.pipeline.image_files import (
     DrawnImages,
     ImageWriter,
+    Share,
     name_rows_of,
     read_image_rows,
     write_index,
@@ -53,7 +55,7 @@ from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     from braindecode_vis.generators.generator_data import GeneratorData
-    from braindecode_vis.pipeline.reconstruction import FoldImages, FoldTexts
+    from braindecode_vis.pipeline.reconstruction import FittedFold, FoldImages, FoldTexts
 
 
 CAPTIONS = "captions.json"  # of `reconstruct`
@@ -242,8 +244,7 @@ def choose_gallery(run: Run) -> tuple[list[str] | None, str]:
 def reconstruct(run: Run) -> Reconstructed:
     """Turn the predictions into images, with every control beside them."""
     refuse_categories(run, "reconstruct")
-    prepared, fields = preprocess(run), name_reconstruction(run)
-    upstream = {"retrieve": retrieve(run).artifact.fingerprint, **name_material(run)}
+    prepared, (fields, upstream) = preprocess(run), name_images(run)
     artifact = run.produce(
         "reconstruct", fields, upstream, lambda folder: _write_images(run, folder, fields, upstream)
     )
@@ -280,16 +281,16 @@ def _write_images(
     from braindecode_vis.pipeline.reconstruction import (
         count_images,
         describe_same_draws,
-        reconstruct_fold,
+        draw_images,
+        open_fits,
     )
 
     config, prepared, banks, retrieved = run.config, preprocess(run), embed(run), retrieve(run)
     n_rows = sum(len(fold.predicted) for fold in retrieved.folds)
     counts = count_images(config, n_rows)
-    learnt_from = [fold.artifact.fingerprint for fold in train(run)]
     parts: list[FoldImages] = []
     with (
-        lend_context(run, "generator", [fields["generator"], learnt_from]) as lent,
+        lend_context(run, "generator", _name_fit(run, "generator")) as lent,
         lend_context(run, "images", [dict(fields), dict(upstream)]) as kept,
         open_writer(run, cast(Path, kept.checkpoints), n_rows) as writer,
     ):
@@ -303,18 +304,19 @@ def _write_images(
             for number in range(len(banks)):
                 predicted, embeddings = predict_for_generator(run, number)
                 data = make_generator_data(run, number, embeddings, lent.take_part(name_fold(number)))
-                prior = roles.build(
-                    roles.PRIOR, run.prior, seed=derive_seed(config.seed, "fit prior", number)
-                )
-                asked = [fields["prior"], learnt_from[number]]
-                with lend_context(run, f"prior{number:02d}", asked) as context:
-                    prior.bind(context)
-                    part = reconstruct_fold(
-                        config, data, prepared.stimuli, predicted, embeddings,
-                        retrieved.folds[number].subjects, number, prior=prior, writer=writer, first=first,
-                        low=make_low_level(run, number), texts=make_texts(run, number),
-                        fits=folder / "fits" / name_fold(number), advance=advance,
-                    )  # fmt: skip
+                fits = folder / "fits" / name_fold(number)
+                # Fitted once by the processes that shared the images.
+                if (shared := find_shared_fits(cast(Path, kept.checkpoints), number)) is not None:
+                    shutil.copytree(shared, fits)
+                    tested = embeddings.select(pd.unique(predicted.ids))
+                    fitted = open_fits(fits, config, data, tested, number)
+                else:
+                    fitted = fit_images(run, number, data, embeddings, predicted, writer, fits)
+                part = draw_images(
+                    config, data, prepared.stimuli, predicted, embeddings, retrieved.folds[number].subjects, number,
+                    fitted, writer, first=first, low=make_low_level(run, number), texts=make_texts(run, number),
+                    advance=advance,
+                )  # fmt: skip
                 parts.append(part)
                 first += len(part.rows)
                 if number == 0:
@@ -329,11 +331,80 @@ def _write_images(
     return {"methods": ["seen", *images], "chosen": [part.chosen for part in parts]}
 
 
-def open_writer(run: Run, folder: Path, n_rows: int) -> ImageWriter:
+def fit_images(
+    run: Run,
+    number: int,
+    data: GeneratorData,
+    embeddings: Embeddings,
+    predicted: Embeddings,
+    writer: ImageWriter,
+    fits: Path,
+) -> FittedFold:
+    """Fit what makes the images of a fold into the folder `fits`; see `reconstruction.fit_fold`."""
+    from braindecode_vis.pipeline.reconstruction import fit_fold
+
+    config = run.config
+    prior = roles.build(roles.PRIOR, run.prior, seed=derive_seed(config.seed, "fit prior", number))
+    with lend_context(run, f"prior{number:02d}", _name_fit(run, "prior", number)) as context:
+        prior.bind(context)
+        tested = embeddings.select(pd.unique(predicted.ids))
+        return fit_fold(
+            config, data, preprocess(run).stimuli, tested, number, prior=prior, writer=writer, fits=fits
+        )
+
+
+def _name_fit(run: Run, part: str, number: int | None = None) -> list[Any]:
+    """Return what decides the fit of the prior of a fold, or that of the generator."""
+    learnt_from = [fold.artifact.fingerprint for fold in train(run)]
+    return [
+        getattr(run.config, part).hashed_fields(),
+        learnt_from if number is None else learnt_from[number],
+    ]
+
+
+def find_shared_fits(folder: Path, number: int) -> Path | None:
+    """Return where processes that share the images of `folder` have the fits of a fold; None if not there or damaged.
+
+    Parameters
+    ----------
+    folder
+        Where the images are kept until all are there.
+    number
+        Number of the fold.
+    """
+    fits = folder / "fits" / name_fold(number)
+    try:
+        whole = store.read_json(fits.with_suffix(".json")) == store.describe_files(fits)
+    except (OSError, DataError):
+        return None
+    return fits if whole else None
+
+
+def share_fits(run: Run, folder: Path) -> None:
+    """Fit what makes the images of every fold for processes that share the work, where no other has."""
+    n_rows = sum(len(fold.predicted) for fold in retrieve(run).folds)
+    (folder / "fits").mkdir(parents=True, exist_ok=True)
+    with (
+        lend_context(run, "generator", _name_fit(run, "generator")) as lent,
+        open_writer(run, folder, n_rows) as writer,
+    ):
+        for number in range(len(embed(run))):
+            if find_shared_fits(folder, number) is not None:
+                continue
+            predicted, embeddings = predict_for_generator(run, number)
+            data = make_generator_data(run, number, embeddings, lent.take_part(name_fold(number)))
+            fits = folder / "fits" / name_fold(number)
+            shutil.rmtree(fits, ignore_errors=True)
+            fit_images(run, number, data, embeddings, predicted, writer, fits)
+            # Last: it says that all of them are there, and as they were written.
+            store.write_json(fits.with_suffix(".json"), store.describe_files(fits))
+
+
+def open_writer(run: Run, folder: Path, n_rows: int, share: Share | None = None) -> ImageWriter:
     """Return what writes the generated images of so many test rows, and goes on with those in the folder."""
     from braindecode_vis.pipeline.reconstruction import count_images
 
-    writer = ImageWriter(folder)
+    writer = ImageWriter(folder, share)
     if not run.generator.copies_training_images:
         for name, n_images in count_images(run.config, n_rows).items():
             writer.open(name, n_images)
@@ -398,6 +469,14 @@ def name_reconstruction(run: Run) -> dict[str, Any]:
         "generator": run.config.generator.hashed_fields(),
         "reconstruction": run.config.reconstruction.hashed_fields(),
         "seed": run.config.seed,
+    }
+
+
+def name_images(run: Run) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the settings of `reconstruct`, and make what it reads and return the fingerprints."""
+    return name_reconstruction(run), {
+        "retrieve": retrieve(run).artifact.fingerprint,
+        **name_material(run),
     }
 
 

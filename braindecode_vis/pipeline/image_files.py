@@ -6,13 +6,15 @@ there already is named and not copied: seen images and copies of training images
 ones by their row, a mean image once. ``images.json`` says for each method which of these it is, in full below.
 
 Owns these files, the one loop over the rows that are still to be generated, and what a killed process leaves for the
-next: a picture counts as finished if the digest that was written after it fits.
+next: a picture counts as finished if the digest that was written after it fits. Processes that share the work write
+each batch as a file of its own, by one rename, which whoever writes the result takes instead of making it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +55,25 @@ class DrawnImages:
     make: Callable[[range], Mapping[str, np.ndarray]]
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which batches a process makes: of all, in the order in which they are drawn, one of every `n_workers`.
+
+    Parameters
+    ----------
+    worker
+        Number of the process, from 0.
+    n_workers
+        Processes that share the images.
+    shown
+        Folder of this process for images that it reads again; empty.
+    """
+
+    worker: int
+    n_workers: int
+    shown: Path
+
+
 class ImageWriter:
     """Images of several methods in a folder, written batch by batch; a later call goes on where one was stopped.
 
@@ -60,10 +81,15 @@ class ImageWriter:
     ----------
     folder
         Outlives a killed process; made on first use. It belongs to these settings alone.
+    share
+        Makes this one of several processes: it draws its share, and leaves each batch in the folder for a writer
+        without a share, which moves the images.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, share: Share | None = None) -> None:
+        self.folder, self.share = folder, share
+        self._shown = None if share is None else ImageWriter(share.shown)
+        self._n_batches = self._n_told = 0
         self.sizes: dict[str, int] = {}
         self._files: dict[str, tuple[ArrayFile, ArrayFile]] = {}
         self._done: dict[str, np.ndarray] = {}
@@ -79,9 +105,20 @@ class ImageWriter:
         """Say how many images a method has in all; what an earlier process finished of them is looked up."""
         self.sizes[name] = n_images
         self._done[name] = self._find_finished(name)
-        self.n_kept += int(self._done[name].sum())
+        self.n_kept += int((self._done[name] | self._find_parts(name)).sum())
 
-    def draw(self, drawn: DrawnImages, first: int, advance: Callable[[int], None] = lambda n: None) -> None:
+    def count_images(self) -> int:
+        """Return how many images of all methods are there, whichever process made them."""
+        return sum(int((done | self._find_parts(name)).sum()) for name, done in self._done.items())
+
+    def draw(
+        self,
+        drawn: DrawnImages,
+        first: int,
+        advance: Callable[[int], None] = lambda n: None,
+        *,
+        whole: bool = False,
+    ) -> None:
         """Make what is missing of some images, batch by batch, and write it.
 
         Parameters
@@ -91,15 +128,56 @@ class ImageWriter:
         first
             Where its first row stands among all rows of the methods.
         advance
-            Called with the number of images that are there.
+            Called with the number of images that are there; by one of several processes, with those of all.
+        whole
+            Whether all of them will be read, so that one of several processes makes those too that others have not.
         """
+        if self.share is not None:
+            self._draw_share(drawn, first, advance, whole=whole)
+            return
         for rows in self._split(drawn):
             places = slice(first + rows.start, first + rows.stop)
             if not all(self._done[name][places].all() for name in drawn.names):
-                images = drawn.make(rows)
+                part = self._name_part(drawn.names, places)
+                images = _read_part(part, drawn.names) or drawn.make(rows)
                 for name in drawn.names:
                     self.write(name, places.start, images[name])
+                part.unlink(missing_ok=True)
             advance(len(rows) * len(drawn.names))
+
+    def _draw_share(
+        self, drawn: DrawnImages, first: int, advance: Callable[[int], None], *, whole: bool
+    ) -> None:
+        assert self.share is not None
+        assert self._shown is not None
+        # Counted over all draws: what is made in one call each would otherwise be the work of the first process.
+        batches = list(enumerate(self._split(drawn), self._n_batches))
+        self._n_batches += len(batches)
+        own = [rows for number, rows in batches if number % self.share.n_workers == self.share.worker]
+        others = [rows for _, rows in batches if rows not in own]
+        for name in drawn.names if whole and self._shown.sizes.keys().isdisjoint(drawn.names) else ():
+            self._shown.open(name, self.sizes[name])
+        for rows in [*own, *others] if whole else own:
+            places = slice(first + rows.start, first + rows.stop)
+            part = self._name_part(drawn.names, places)
+            images: Mapping[str, np.ndarray] | None = None
+            if whole or part.is_file():
+                images = _read_part(part, drawn.names)
+            if images is None and (whole or not all(self._done[name][places].all() for name in drawn.names)):
+                images = made = drawn.make(rows)
+                if not self.folder.is_dir():
+                    raise DataError(
+                        f"{self.folder}, where several processes keep their images, was removed: another command has "
+                        "finished them, or makes others in this run folder; give the same command again."
+                    )
+                with store.replace_atomically(part) as temporary:
+                    np.savez(temporary, allow_pickle=False, **{name: made[name] for name in drawn.names})
+            if whole and images is not None:
+                for name in drawn.names:
+                    self._shown.write(name, places.start, images[name])
+            there = self.count_images()
+            advance(there - self._n_told)
+            self._n_told = there
 
     def _split(self, drawn: DrawnImages) -> Iterator[range]:
         # At the same places whatever was finished: a row of another batch differs by rounding.
@@ -125,7 +203,9 @@ class ImageWriter:
         self._done[name][start : start + len(images)] = True
 
     def read(self, name: str) -> ImageRows:
-        """Return the images of a method that were written, one row each."""
+        """Return the images of a method that were written, one row each; of several processes, those drawn whole."""
+        if self._shown is not None:
+            return self._shown.read(name)
         return ImageRows.of(np.load(self._find(name), mmap_mode="r", allow_pickle=False))
 
     def close(self) -> None:
@@ -134,6 +214,8 @@ class ImageWriter:
             for file in pair:
                 file.close()
         self._files = {}
+        if self._shown is not None:
+            self._shown.close()
 
     def move(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Move the finished images into `folder`, each method with this shape before height and width."""
@@ -147,6 +229,19 @@ class ImageWriter:
 
     def _find(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
+
+    def _name_part(self, names: Sequence[str], places: slice) -> Path:
+        # With its end: where batches have become larger or smaller, it is another batch.
+        return self.folder / f"part-{'+'.join(names)}-{places.start:07d}-{places.stop:07d}.npz"
+
+    def _find_parts(self, name: str) -> np.ndarray:
+        """Return which rows of a method processes that share the work have left as batches."""
+        there = np.zeros(self.sizes[name], bool)
+        for path in self.folder.glob("part-*.npz"):
+            names, start, stop = path.stem.removeprefix("part-").rsplit("-", 2)
+            if name in names.split("+"):
+                there[int(start) : int(stop)] = True
+        return there
 
     def _open_files(self, name: str, size: tuple[int, ...] | None = None) -> tuple[ArrayFile, ArrayFile]:
         if name not in self._files:
@@ -173,6 +268,15 @@ class ImageWriter:
         for row in np.flatnonzero(marks):
             done[row] = _digest(rows[row]) == marks[row]
         return done
+
+
+def _read_part(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """Return a batch that another process made; None if it is not there or damaged, so that it is made again."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            return {name: found[name] for name in names}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 def _digest(image: np.ndarray) -> int:

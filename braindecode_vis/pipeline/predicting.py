@@ -646,35 +646,24 @@ def generate_images(
         decode_captions,
         decode_images,
         draw_decoded,
+        open_fits,
         pick_prompts,
-        read_decoders,
-        read_fits,
-        refit_prior,
     )
 
-    def read() -> tuple[Any, Any, Any, Any]:
+    def read() -> tuple[Any, Any]:
         embeddings = map_for_generator(run, number)[0]
         fields, fits = name_retrieval(run)
         retrieval = run.folder.find("retrieve", fields=fields, upstream=fits)
         upstream = {"retrieve": retrieval.fingerprint, **name_material(run)}
         artifact = run.folder.find("reconstruct", fields=name_reconstruction(run), upstream=upstream)
         data = make_generator_data(run, number, embeddings)
-        prior, generator = read_fits(artifact.path / "fits" / name_fold(number), run.config, data)
-        generator.bind(data.context)
-        if prior is None:
-            # Without parameters, or of a version that kept no fits.
-            ids = preprocess(run).responses.stimulus_ids[preprocess(run).folds[number].test]
-            tested = embeddings.select(pd.unique(ids))
-            prior = refit_prior(run.config, run.prior, data, generator, tested, number)
-        return (
-            data,
-            prior,
-            generator,
-            read_decoders(artifact.path / "fits" / name_fold(number), run.config, data),
-        )
+        ids = preprocess(run).responses.stimulus_ids[preprocess(run).folds[number].test]
+        tested = embeddings.select(pd.unique(ids))
+        return data, open_fits(artifact.path / "fits" / name_fold(number), run.config, data, tested, number)
 
     # Once for all calls: the weights of a generator may take a minute to read.
-    data, prior, generator, decoders = run.once(f"fitted generator {number}", read)
+    data, fitted = run.once(f"fitted generator {number}", read)
+    prior, generator, decoders = fitted.prior, fitted.generator, fitted.decoders
     captions = decode_captions(run.config, decoders, prior, for_generator, number)
     decoded = decode_images(
         run.config, prior, generator, for_generator, number, low=low is not None,

@@ -78,7 +78,76 @@ class FoldImages:
     captions: Captions
 
 
-def reconstruct_fold(
+@dataclass(frozen=True)
+class FittedFold:
+    """What makes the images of one fold: prior, generator, and decoders of captions by kind."""
+
+    prior: WholePrior
+    generator: WholeImageGenerator
+    decoders: dict[str, CaptionDecoder]
+
+
+def fit_fold(
+    config: RunConfig,
+    data: GeneratorData,
+    test: StimulusSet,
+    tested: Embeddings,
+    number: int,
+    *,
+    prior: WholePrior,
+    writer: ImageWriter,
+    fits: Path,
+) -> FittedFold:
+    """Fit what makes the images of one fold, and write it.
+
+    Parameters
+    ----------
+    config
+        Prior, generator and seed are taken from it.
+    data
+        Images and embeddings of the training split, and out-of-fold predictions.
+    test
+        All images of the run.
+    tested
+        True embeddings of the test images, which a prior may not know.
+    number
+        Number of the fold, for seeds.
+    prior
+        The prior, not yet fitted.
+    writer
+        Will get the images, for which there must be room.
+    fits
+        Folder that the fitted prior and what the generator has trained are written into, for new recordings.
+    """
+    prior_settings = roles.play(roles.PRIOR_SETTINGS, config.prior)
+    generator_settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
+    generator = roles.build(roles.IMAGE_GENERATOR, generator_settings, data)
+    generator.bind(data.context)
+    check_images_fit(config, data, generator, writer)
+    known = prior_settings.find_images(data.embeddings, generator, tested)
+    fit_prior(config, prior, data, known)
+    decoders = fit_decoders(
+        config.reconstruction.captions, data, seed=derive_seed(config.seed, "fit captions", number)
+    )
+    # Right after the fit: what is written is what makes the images, whatever comes later.
+    write_fits(fits, prior, generator, decoders)
+    write_material(fits, data, known, test)
+    return FittedFold(prior, generator, decoders)
+
+
+def open_fits(
+    folder: Path, config: RunConfig, data: GeneratorData, tested: Embeddings, number: int
+) -> FittedFold:
+    """Return what `fit_fold` wrote, its parameters as there; a prior that wrote nothing is fitted again."""
+    prior, generator = read_fits(folder, config, data)
+    generator.bind(data.context)
+    if prior is None:
+        settings = roles.play(roles.PRIOR_SETTINGS, config.prior)
+        prior = refit_prior(config, settings, data, generator, tested, number)
+    return FittedFold(prior, generator, read_decoders(folder, config, data))
+
+
+def draw_images(
     config: RunConfig,
     data: GeneratorData,
     test: StimulusSet,
@@ -86,13 +155,12 @@ def reconstruct_fold(
     true: Embeddings,
     subjects: np.ndarray,
     number: int,
-    *,
-    prior: WholePrior,
+    fitted: FittedFold,
     writer: ImageWriter,
+    *,
     first: int = 0,
     low: DrawnImages | None = None,
     texts: FoldTexts | None = None,
-    fits: Path | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> FoldImages:
     """Reconstruct the test images of one fold, and the controls.
@@ -116,8 +184,8 @@ def reconstruct_fold(
         Subject of each row.
     number
         Number of the fold, for seeds and the table.
-    prior
-        The prior, not yet fitted.
+    fitted
+        Prior, generator and decoders of captions.
     writer
         Gets what the generator makes, batch by batch.
     first
@@ -126,50 +194,10 @@ def reconstruct_fold(
         What makes the images of the low-level branch, one per row.
     texts
         Of the text branch; the oracle is given the true ones, and the mean embedding their mean.
-    fits
-        Folder that the fitted prior and what the generator has trained are written into, for new recordings.
     advance
         Called with the number of images that are there.
     """
-    prior_settings = roles.play(roles.PRIOR_SETTINGS, config.prior)
-    generator_settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
-    generator = roles.build(roles.IMAGE_GENERATOR, generator_settings, data)
-    generator.bind(data.context)
-    check_images_fit(config, data, generator, writer)
-    known = prior_settings.find_images(data.embeddings, generator, true.select(pd.unique(predicted.ids)))
-    fit_prior(config, prior, data, known)
-    decoders = fit_decoders(
-        config.reconstruction.captions, data, seed=derive_seed(config.seed, "fit captions", number)
-    )
-    # Right after the fit: what is written is what made these images, whatever comes later.
-    if fits is not None:
-        write_fits(fits, prior, generator, decoders)
-        write_material(fits, data, known, test)
-    return draw_images(
-        config, data, test, predicted, true, subjects, number, prior, generator, writer,
-        first=first, low=low, texts=texts, decoders=decoders, advance=advance,
-    )  # fmt: skip
-
-
-def draw_images(
-    config: RunConfig,
-    data: GeneratorData,
-    test: StimulusSet,
-    predicted: Embeddings,
-    true: Embeddings,
-    subjects: np.ndarray,
-    number: int,
-    prior: WholePrior,
-    generator: WholeImageGenerator,
-    writer: ImageWriter,
-    *,
-    first: int = 0,
-    low: DrawnImages | None = None,
-    decoders: Mapping[str, CaptionDecoder] | None = None,
-    texts: FoldTexts | None = None,
-    advance: Callable[[int], None] = lambda n: None,
-) -> FoldImages:
-    """Draw the images of one fold by a prior, a generator and decoders of captions that are fitted."""
+    prior, generator, decoders = fitted.prior, fitted.generator, fitted.decoders
     generator_settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
     seed, n_draws = derive_seed(config.seed, "generator", number), config.reconstruction.n_draws
     n, training = len(predicted), data.embeddings.ids
@@ -197,7 +225,7 @@ def draw_images(
     else:
         shown = None
         if low is not None:
-            writer.draw(low, first, advance)
+            writer.draw(low, first, advance, whole=True)
             shown = writer.read("low_level")[first : first + n]
             entries["low_level"] = name_file("low_level", repeats=n_draws)
         writer.draw(decoded(shown), first * n_draws, advance)
@@ -279,7 +307,7 @@ def check_images_fit(
     reduce = "reconstruction.n_draws, the subjects (--subject), or set repeats.test=averaged"
     above = next(path for path in (writer.folder, *writer.folder.parents) if path.is_dir())
     # What a call that was stopped has written takes no further room; its files are as long as they will be, with holes.
-    held = sum(path.stat().st_blocks * 512 for path in writer.folder.glob("*.npy"))
+    held = sum(path.stat().st_blocks * 512 for path in writer.folder.glob("*.np[yz]"))
     needed, free = estimate_images_bytes(sum(counts.values()), height, width), shutil.disk_usage(above).free
     if needed > free + held:
         raise DataError(

@@ -206,6 +206,11 @@ def remember(stage: Callable[[Run], Result]) -> Callable[[Run], Result]:
     return ask
 
 
+def name_workspace(run: Run, name: str, asked: Any) -> Path:
+    """Return the folder of a component's checkpoints; parameters are those of `lend_context`."""
+    return run.folder.path / "work" / f"{name}-{store.hash_json(store.json_plain(asked))[:12]}"
+
+
 @contextmanager
 def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
     """Yield what a component that learns is lent: a folder for checkpoints and someone to tell.
@@ -222,7 +227,7 @@ def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
     asked
         What decides the result, so that other settings start in another folder.
     """
-    folder = run.folder.path / "work" / f"{name}-{store.hash_json(store.json_plain(asked))[:12]}"
+    folder = name_workspace(run, name, asked)
     if not run.follows:  # what other settings were stopped with would hold its disk until this is done
         for old in folder.parent.glob(f"{name}-*"):
             if old != folder:

@@ -1,7 +1,10 @@
-"""The stages up to training, by several processes in one run folder.
+"""The stages up to training, and the images of a run, by several processes in one run folder.
 
 Training by several processes (torchrun): the first one computes, writes and reports what a single process would. The
 others wait for what only one has to compute, read it from the run folder, and take their part of every batch.
+
+Images by several processes: none needs to know of another. Each makes its share of the batches from the same fits,
+without the lock of the run folder, and the one that finds nothing missing finishes the stage, under the lock.
 """
 
 from __future__ import annotations
@@ -13,10 +16,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pandas as pd
+
+from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.contracts import Context
 from braindecode_vis.devices import broadcast_flag, is_first, join_processes, naming_lost_processes
-from braindecode_vis.pipeline.learning import needs_predictions, predict_out_of_fold, train
-from braindecode_vis.pipeline.runs import Compute, Run
+from braindecode_vis.pipeline.decoding import (
+    find_shared_fits,
+    make_generator_data,
+    make_low_level,
+    make_texts,
+    name_images,
+    open_writer,
+    predict_for_generator,
+    reconstruct,
+    retrieve,
+    share_fits,
+)
+from braindecode_vis.pipeline.image_files import Share
+from braindecode_vis.pipeline.learning import (
+    embed,
+    needs_predictions,
+    predict_out_of_fold,
+    preprocess,
+    refuse_categories,
+    train,
+)
+from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Compute, Run, name_workspace
 
 
 def train_together(run: Run) -> None:
@@ -77,3 +104,105 @@ class _SharedRun(Run):
             f"what the first process wrote is not in {self.folder.path} here; all processes need the same run folder "
             "and the same files of the data set."
         )
+
+
+# --- images -----------------------------------------------------------------------------------------------
+
+
+def reconstruct_share(run: Run, worker: int, n_workers: int) -> bool:
+    """Make one process's share of the images of `reconstruct`, and finish the stage if nothing is missing then.
+
+    Every process makes the same batches as one alone, so that the images do not depend on their number.
+
+    Parameters
+    ----------
+    run
+        The run; its folder is shared by all processes, and not held.
+    worker
+        Number of this process, from 0.
+    n_workers
+        How many there are.
+
+    Returns
+    -------
+    bool
+        Whether the stage is finished; otherwise the listener was told what is missing.
+
+    Raises
+    ------
+    ConfigError
+        If there are no images to share, or no such process.
+    """
+    refuse_categories(run, "reconstruct")
+    if not 0 <= worker < n_workers:
+        raise ConfigError(
+            f"there is no worker {worker} of {n_workers}; they are counted from 0 to {max(0, n_workers - 1)}."
+        )
+    if run.generator.copies_training_images:
+        raise ConfigError(
+            f"generator.kind={run.config.generator.kind} copies training images, so there is nothing to share; start "
+            "reconstruct once, without --workers and torchrun."
+        )
+    with run.hold():  # one process makes what all need, the others wait and read it
+        fields, upstream = name_images(run)
+        folder = name_workspace(run, "images", [fields, upstream])
+        if made := _has_images(run, fields, upstream):
+            reconstruct(run)
+        else:
+            share_fits(run, folder)
+    if made:
+        return True
+    n_images = _draw_share(run, folder, worker, n_workers)
+    with run.hold():  # another one may be finishing the stage
+        n_rows = sum(len(fold.predicted) for fold in retrieve(run).folds)
+        made = _has_images(run, fields, upstream)
+        with open_writer(run, folder, n_rows) as writer:
+            n_missing = 0 if made else n_images - writer.n_kept
+        if not n_missing:
+            reconstruct(run)
+            return True
+    run.tell(
+        f"worker {worker} of {n_workers} has made its share; {n_missing} of {n_images} images are missing yet, and the "
+        "last of the other workers finishes the stage (if one was stopped, give its command again, or reconstruct "
+        "without --workers, which makes what is missing)",
+        "reconstruct:",
+    )
+    return False
+
+
+def _has_images(run: Run, fields: Mapping[str, Any], upstream: Mapping[str, str]) -> bool:
+    version, plain = STAGE_VERSIONS["reconstruct"], store.json_plain(fields)
+    return run.folder.has("reconstruct", version=version, fields=plain, upstream=upstream)
+
+
+def _draw_share(run: Run, folder: Path, worker: int, n_workers: int) -> int:
+    """Make the share of one process from the fits in `folder`, and return how many images all processes make."""
+    from braindecode_vis.pipeline.reconstruction import draw_images, open_fits
+
+    config, retrieved = run.config, retrieve(run)
+    n_rows = sum(len(fold.predicted) for fold in retrieved.folds)
+    with (
+        store.open_scratch(folder, "shown") as shown,
+        open_writer(run, folder, n_rows, Share(worker, n_workers, shown)) as writer,
+    ):
+        n_images = sum(writer.sizes.values())
+        with run.listener.progress("reconstructing", n_images) as advance:
+            first = 0
+            for number in range(len(embed(run))):
+                predicted, embeddings = predict_for_generator(run, number)
+                # Nothing is left to learn, and so nothing to keep.
+                data = make_generator_data(run, number, embeddings, Context(device=config.retrieval.device))
+                fits = find_shared_fits(folder, number)
+                if fits is None:
+                    raise DataError(
+                        f"the fits of fold {number} in {folder} were removed or changed by another command; give the "
+                        "same command again."
+                    )
+                fitted = open_fits(fits, config, data, embeddings.select(pd.unique(predicted.ids)), number)
+                draw_images(
+                    config, data, preprocess(run).stimuli, predicted, embeddings, retrieved.folds[number].subjects,
+                    number, fitted, writer, first=first, low=make_low_level(run, number),
+                    texts=make_texts(run, number), advance=advance,
+                )  # fmt: skip
+                first += len(predicted)
+    return n_images
