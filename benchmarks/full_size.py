@@ -41,7 +41,7 @@ def write_weights(folder: Path, networks: tuple[str, ...]) -> dict[str, Path]:
 
     torch.manual_seed(0)
     found = {}
-    for name in {"alexnet" if name == "lpips_alexnet" else name for name in networks}:
+    for name in sorted({"alexnet" if name == "lpips_alexnet" else name for name in networks}):
         if name == "clip":
             import open_clip
 
