@@ -5,7 +5,7 @@ import pytest
 
 from braindecode_vis import store
 from braindecode_vis.audit.files import drop_digests, list_first, open_audited
-from braindecode_vis.audit.run import audit_run, check_low_level, check_results
+from braindecode_vis.audit.run import audit_run, check_branches, check_results
 from braindecode_vis.checks import DataError
 from tests.audit.small_runs import read_name, write_artifact, write_bank, write_prepared, write_trained
 
@@ -96,7 +96,7 @@ def test_the_low_level_branch_is_a_run_without_a_branch_of_its_own(tmp_path):
     assert [record.fields.get("low") for record in low.trained] == [True, True]
     assert low.retrieved is low.evaluated is low.low_level is None
     assert {record.content["stage"] for record in low.chain} == {"embed", "train"}
-    assert check_low_level(low, []) == []
+    assert check_branches(low, []) == []
 
 
 def test_a_run_without_its_settings_is_not_computed_again(tmp_path):
