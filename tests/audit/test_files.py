@@ -92,9 +92,10 @@ def test_training_trials_are_those_that_no_fold_tests(tmp_path):
 def test_the_low_level_branch_is_a_run_without_a_branch_of_its_own(tmp_path):
     write_run(tmp_path, low=True)
     run = open_audited(tmp_path)
-    low = run.low_level
+    low = run.branches["low_level"]
     assert [record.fields.get("low") for record in low.trained] == [True, True]
-    assert low.retrieved is low.evaluated is low.low_level is None
+    assert low.retrieved is low.evaluated is None
+    assert not low.branches
     assert {record.content["stage"] for record in low.chain} == {"embed", "train"}
     assert check_branches(low, []) == []
 
