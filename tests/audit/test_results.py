@@ -177,11 +177,16 @@ def forge_page(folder):
 
 
 def replace_images(folder):
+    """Put what was seen, or what the generator makes of it, in the place of every fourth decoded image."""
     images = find_artifact(folder, "reconstruct")
-    seen, stored = np.load(images / "oracle.npy"), np.load(images / "decoded.npy")
-    np.save(
-        images / "decoded.npy", np.where(np.arange(len(seen))[:, None, None, None] % 4 == 0, seen, stored)
-    )
+    rows = pd.read_parquet(images / "rows.parquet")
+    chosen = np.arange(len(rows)) % 4 == 0
+    if "decoded_id" in rows:  # a copy of a training image is named
+        rows.loc[chosen, "decoded_id"] = rows.loc[chosen, "stimulus_id"]
+        rows.to_parquet(images / "rows.parquet", index=False)
+        return
+    oracle, stored = np.load(images / "oracle.npy"), np.load(images / "decoded.npy")
+    np.save(images / "decoded.npy", np.where(chosen[:, None, None, None], oracle, stored))
 
 
 def replace_seen(folder):
