@@ -21,6 +21,7 @@ NETWORK = [
 ]  # fmt: skip
 
 
+LATENTS = ("--set", "generator={kind: latents}")
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -119,12 +120,9 @@ def test_a_run_over_several_machines_is_refused(tmp_path):
     check_refusal(done, "train on several machines with the verb train")
 
 
-def test_processes_share_the_images_of_a_run(tmp_path, command_line):
-    """Two processes of torchrun leave the files of one; what cannot be shared is one sentence."""
-    call, alone, out = command_line, tmp_path / "alone", tmp_path / "out"
-    latents = ["--set", "generator={kind: latents}"]
-    assert call("retrieve", "synthetic_digits", "--out", out, *SMALL, *latents).returncode == 0
-    shutil.copytree(out, alone)
+def test_images_that_cannot_be_shared_are_refused(tmp_path, command_line):
+    call, out = command_line, tmp_path / "out"
+    assert call("retrieve", "synthetic_digits", "--out", out, *SMALL, *LATENTS).returncode == 0
     check_refusal(call("reconstruct", out, "--worker", 2, "--workers", 2), "no worker 2 of 2", "from 0 to 1")
     check_refusal(call("reconstruct", out, "--worker", 2), "belong together")
     check_refusal(
@@ -133,6 +131,13 @@ def test_processes_share_the_images_of_a_run(tmp_path, command_line):
     nearest = ["--set", "generator={kind: nearest}"]
     check_refusal(call("reconstruct", out, "--worker", 0, "--workers", 2, *nearest), "nothing to share")
 
+
+@pytest.mark.slow  # in one process, test_image_rows has them
+def test_processes_share_the_images_of_a_run(tmp_path, command_line):
+    """Two processes of torchrun leave the files of one."""
+    call, alone, out = command_line, tmp_path / "alone", tmp_path / "out"
+    assert call("retrieve", "synthetic_digits", "--out", out, *SMALL, *LATENTS).returncode == 0
+    shutil.copytree(out, alone)
     process = launch("reconstruct", out)
     errors = process.communicate(timeout=240)[1]
     assert process.returncode == 0, errors

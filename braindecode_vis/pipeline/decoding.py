@@ -47,7 +47,7 @@ from braindecode_vis.pipeline.learning import (
     refuse_categories,
     train,
 )
-from braindecode_vis.pipeline.runs import Run, lend_context, remember
+from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, lend_context, remember
 from braindecode_vis.preprocessing.array_file import ArrayFile
 from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
 from braindecode_vis.seeds import derive_seed, make_generator
@@ -282,7 +282,6 @@ def _write_images(
         count_images,
         describe_same_draws,
         draw_images,
-        open_fits,
     )
 
     config, prepared, banks, retrieved = run.config, preprocess(run), embed(run), retrieve(run)
@@ -291,7 +290,7 @@ def _write_images(
     parts: list[FoldImages] = []
     with (
         lend_context(run, "generator", _name_fit(run, "generator")) as lent,
-        lend_context(run, "images", [dict(fields), dict(upstream)]) as kept,
+        lend_context(run, "images", ask_images(fields, upstream)) as kept,
         open_writer(run, cast(Path, kept.checkpoints), n_rows) as writer,
     ):
         if writer.n_kept:
@@ -304,14 +303,11 @@ def _write_images(
             for number in range(len(banks)):
                 predicted, embeddings = predict_for_generator(run, number)
                 data = make_generator_data(run, number, embeddings, lent.take_part(name_fold(number)))
-                fits = folder / "fits" / name_fold(number)
-                # Fitted once by the processes that shared the images.
-                if (shared := find_shared_fits(cast(Path, kept.checkpoints), number)) is not None:
-                    shutil.copytree(shared, fits)
-                    tested = embeddings.select(pd.unique(predicted.ids))
-                    fitted = open_fits(fits, config, data, tested, number)
-                else:
-                    fitted = fit_images(run, number, data, embeddings, predicted, writer, fits)
+                fitted = fit_once(
+                    run, number, data, embeddings, predicted, writer, cast(Path, kept.checkpoints)
+                )
+                made = Path("fits") / name_fold(number)
+                shutil.copytree(cast(Path, kept.checkpoints) / made, folder / made)
                 part = draw_images(
                     config, data, prepared.stimuli, predicted, embeddings, retrieved.folds[number].subjects, number,
                     fitted, writer, first=first, low=make_low_level(run, number), texts=make_texts(run, number),
@@ -353,6 +349,33 @@ def fit_images(
         )
 
 
+def fit_once(
+    run: Run,
+    number: int,
+    data: GeneratorData,
+    embeddings: Embeddings,
+    predicted: Embeddings,
+    writer: ImageWriter,
+    folder: Path,
+) -> FittedFold:
+    """Return what makes the images of a fold; its fits stay in `folder` as long as the images made with them.
+
+    After a kill, or in another process, those are read: a second fit need not be the first to the last bit, and images
+    of both would be mixed.
+    """
+    from braindecode_vis.pipeline.reconstruction import open_fits
+
+    if (fits := find_shared_fits(folder, number)) is not None:
+        return open_fits(fits, run.config, data, embeddings.select(pd.unique(predicted.ids)), number)
+    fits = folder / "fits" / name_fold(number)
+    shutil.rmtree(fits, ignore_errors=True)
+    fits.mkdir(parents=True)
+    fitted = fit_images(run, number, data, embeddings, predicted, writer, fits)
+    # Last: it says that all of them are there, and as they were written.
+    store.write_json(fits.with_suffix(".json"), store.describe_files(fits))
+    return fitted
+
+
 def _name_fit(run: Run, part: str, number: int | None = None) -> list[Any]:
     """Return what decides the fit of the prior of a fold, or that of the generator."""
     learnt_from = [fold.artifact.fingerprint for fold in train(run)]
@@ -383,21 +406,15 @@ def find_shared_fits(folder: Path, number: int) -> Path | None:
 def share_fits(run: Run, folder: Path) -> None:
     """Fit what makes the images of every fold for processes that share the work, where no other has."""
     n_rows = sum(len(fold.predicted) for fold in retrieve(run).folds)
-    (folder / "fits").mkdir(parents=True, exist_ok=True)
     with (
         lend_context(run, "generator", _name_fit(run, "generator")) as lent,
         open_writer(run, folder, n_rows) as writer,
     ):
         for number in range(len(embed(run))):
-            if find_shared_fits(folder, number) is not None:
-                continue
-            predicted, embeddings = predict_for_generator(run, number)
-            data = make_generator_data(run, number, embeddings, lent.take_part(name_fold(number)))
-            fits = folder / "fits" / name_fold(number)
-            shutil.rmtree(fits, ignore_errors=True)
-            fit_images(run, number, data, embeddings, predicted, writer, fits)
-            # Last: it says that all of them are there, and as they were written.
-            store.write_json(fits.with_suffix(".json"), store.describe_files(fits))
+            if find_shared_fits(folder, number) is None:
+                predicted, embeddings = predict_for_generator(run, number)
+                data = make_generator_data(run, number, embeddings, lent.take_part(name_fold(number)))
+                fit_once(run, number, data, embeddings, predicted, writer, folder)
 
 
 def open_writer(run: Run, folder: Path, n_rows: int, share: Share | None = None) -> ImageWriter:
@@ -478,6 +495,11 @@ def name_images(run: Run) -> tuple[dict[str, Any], dict[str, str]]:
         "retrieve": retrieve(run).artifact.fingerprint,
         **name_material(run),
     }
+
+
+def ask_images(fields: Mapping[str, Any], upstream: Mapping[str, str]) -> list[Any]:
+    """Return what decides the images of `reconstruct`; those of a stopped call are kept for the same alone."""
+    return [STAGE_VERSIONS["reconstruct"], dict(fields), dict(upstream)]
 
 
 def name_material(run: Run) -> dict[str, str]:

@@ -23,6 +23,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.contracts import Context
 from braindecode_vis.devices import broadcast_flag, is_first, join_processes, naming_lost_processes
 from braindecode_vis.pipeline.decoding import (
+    ask_images,
     find_shared_fits,
     make_generator_data,
     make_low_level,
@@ -145,7 +146,7 @@ def reconstruct_share(run: Run, worker: int, n_workers: int) -> bool:
         )
     with run.hold():  # one process makes what all need, the others wait and read it
         fields, upstream = name_images(run)
-        folder = name_workspace(run, "images", [fields, upstream])
+        folder = name_workspace(run, "images", ask_images(fields, upstream))
         if made := _has_images(run, fields, upstream):
             reconstruct(run)
         else:

@@ -7,6 +7,7 @@
       scores.csv         the same rows
       items.csv          one row per test item
       score.html         the page
+      score_images/      images in full size, where they are larger than on the page
       provenance.json    what was asked, the fingerprint of the scores, versions
 """
 
@@ -39,7 +40,7 @@ SELECTIONS = {
     "test": "chosen on these very test items (stated): the numbers are those of the best of several, too high",
 }
 KIND = "score"
-_NAMES = ("scores.json", "scores.csv", "items.csv", "score.html", store.PROVENANCE)
+_NAMES = ("scores.json", "scores.csv", "items.csv", "score.html", "score_images", store.PROVENANCE)
 _TIES = "equal candidates share their mean rank (k-way, ranks) and are lost in top-k"
 
 

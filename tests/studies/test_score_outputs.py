@@ -349,6 +349,17 @@ def test_folders_of_images_of_unequal_sizes(pictures, tmp_path):
     assert "256 x 256" in score(*pictures, features=None, size=None, n_permutations=3).protocol
 
 
+def test_large_images_are_scored_into_the_same_folder_again(pictures, tmp_path):
+    for path in sorted([*pictures[0].iterdir(), *pictures[1].rglob("*.png")]):
+        if int(path.stem[1:]) < 3:
+            Image.open(path).resize((270, 270)).save(path)
+        else:
+            path.unlink()
+    for _ in range(2):
+        score(*pictures, features=None, n_permutations=3, out=tmp_path / "out")
+    assert any((tmp_path / "out" / "score_images").iterdir())
+
+
 def test_draws_are_scored_one_round_at_a_time(pictures):
     made, stimuli = pictures
     for path in sorted(made.iterdir()):
