@@ -251,7 +251,7 @@ def test_a_file_cannot_allow_downloads(tmp_path, monkeypatch):
     )
     assert not read_config(folder).target.members[1].allow_download
     with pytest.raises(
-        ConfigError, match=r"vit_base_patch14_dinov2\.lvd142m, revision main .* --allow-download"
+        ConfigError, match=r"vit_base_patch14_dinov2\.lvd142m, revision 4685c99dabff\b.* --allow-download"
     ):
         check_files(read_config(folder))
     with give_consent(download=True):
