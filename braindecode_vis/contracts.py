@@ -411,6 +411,8 @@ class Analysis(Protocol):
     uses_encoder: bool
     #: Whether it needs test trials that show a picture.
     needs_pictures: bool
+    #: Whether it shows what the run's prior and generator make, and so hangs on their settings.
+    makes_images: bool
 
     def compute(self, study: Any) -> Any:
         """Return the findings about a `braindecode_vis.analysis.study.Study`."""

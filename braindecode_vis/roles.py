@@ -20,7 +20,7 @@ category decoder    fit, decision, classes, write,     bind, as_module
                     read
 network             forward                            forward_heads, forward_tokens, parameter_groups
 prior               fit, sample                        bind, describe, write, read
-analysis            compute                            uses_encoder, needs_pictures
+analysis            compute                            uses_encoder, needs_pictures, makes_images
 image generator     accepts, generate                  bind, describe, for_predictions, read_known_images,
                                                        supports_initial, supports_prompts, write, rows_at_once,
                                                        image_size, find_copies
@@ -267,7 +267,9 @@ IMAGE_GENERATOR: Role[WholeImageGenerator] = Role(
 )  # fmt: skip
 
 ANALYSIS: Role[Analysis] = Role(
-    "analysis", ("kind", "compute", "hashed_fields"), {"uses_encoder": True, "needs_pictures": True}
+    "analysis",
+    ("kind", "compute", "hashed_fields"),
+    {"uses_encoder": True, "needs_pictures": True, "makes_images": False},
 )
 
 _SETTINGS = ("kind", "build", "hashed_fields")

@@ -110,6 +110,11 @@ class ImageryConfig(Settings):
         return self
 
     @property
+    def makes_images(self) -> bool:
+        """Whether imagined stimuli are reconstructed."""
+        return self.images > 0
+
+    @property
     def reads_text(self) -> bool:
         """Whether the text side of the target reads."""
         return self.candidates == "text"

@@ -68,6 +68,8 @@ class WindowReconstructionsConfig(Settings):
         Level of the cluster test.
     """
 
+    makes_images: ClassVar[bool] = True
+
     kind: Literal["window_reconstructions"] = "window_reconstructions"
     metric: Annotated[str, Field(pattern=r"^(two_way|top[1-9]\d*|([2-9]|[1-9]\d+)_way)$")] = "two_way"
     width: float = Field(default=0.25, gt=0)
@@ -100,7 +102,7 @@ class WindowReconstructionsConfig(Settings):
         check_windows(windows)
         meter = Meter(study, self.metric)
         parts: list[list] = [[] for _ in windows]
-        strips: dict[str, list[np.ndarray]] = {}
+        strips: list[tuple[str, list[np.ndarray]]] = []
         with study.progress("windows of images", len(windows) * len(study.folds)) as advance:
             for number, fold in enumerate(study.folds):
                 train, test = study.pick(fold.train, "train"), study.pick(fold.test, "test")
@@ -113,8 +115,12 @@ class WindowReconstructionsConfig(Settings):
                     ranked = compute_ranks(queries, gallery, n_top=1, protocol=study.protocol)
                     parts[place].append(meter.measure_ranked(test, queries, gallery, ranked))
                     if number == 0:
-                        for row in range(min(self.shown, len(made))):
-                            strips.setdefault(str(test.stimulus_ids[row]), []).append(made[row])
+                        if (
+                            place == 0
+                        ):  # a row a trial: a stimulus may stand in several, of repetitions or subjects
+                            strips = [(str(name), []) for name in test.stimulus_ids[: self.shown]]
+                        for row, (_, images) in enumerate(strips):
+                            images.append(made[row])
                     advance(1)
         measured = [meter.join(folds) for folds in parts]
         curve = make_curve(study, windows, measured, alpha=self.alpha)
@@ -167,12 +173,12 @@ def read_seen(study: Study, ids: np.ndarray) -> Embeddings:
     )
 
 
-def make_strip(study: Study, strips: dict[str, list[np.ndarray]], windows: list[Window]) -> Plot:
-    """Return a figure with a row for each stimulus: what was seen, and the image of each window."""
+def make_strip(study: Study, strips: list[tuple[str, list[np.ndarray]]], windows: list[Window]) -> Plot:
+    """Return a figure with a row for each trial: what was seen, and the image of each window."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots(len(strips), len(windows) + 1, squeeze=False)
-        for row, (name, images) in enumerate(strips.items()):
+        for row, (name, images) in enumerate(strips):
             for column, image in enumerate([study.stimuli.read_image(name), *images]):
                 axes[row, column].imshow(image)
                 axes[row, column].set_axis_off()
@@ -184,5 +190,5 @@ def make_strip(study: Study, strips: dict[str, list[np.ndarray]], windows: list[
         "What was seen, and what the generator makes of each window, named by its middle in ms; all windows of a row "
         "share their noise. Before the onset of the image nothing is known of it."
     )
-    alt = f"Strips of {len(windows)} images over time for {len(strips)} stimuli."
+    alt = f"Strips of {len(windows)} images over time for {len(strips)} trials."
     return Plot("window_images", caption, alt, draw, (0.75 * (len(windows) + 1), 0.8 * len(strips) + 0.3))

@@ -57,6 +57,8 @@ def weights(
     check_option("ACTION", action, ACTIONS)
     if half and action != "convert":
         raise ConfigError("--half is an option of weights convert.")
+    if to is not None and action == "list":
+        raise ConfigError("--to is an option of weights fetch and weights convert.")
     if action == "convert":
         _convert(names or [], to, half, as_json)
         return

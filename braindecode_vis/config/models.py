@@ -394,11 +394,14 @@ class RunConfig(Settings):
         if not play(GENERATOR_SETTINGS, self.generator).supports_prompts:
             raise ValueError(
                 f"reconstruction.prompt leads images by a text, and the generator {self.generator.kind!r} reads none; "
-                "leave prompt out, or set generator.kind to sdxl_turbo or unclip"
+                "leave prompt out, or set generator.kind to sdxl_turbo, sd_ip_adapter, unclip or token_unclip (refine)"
             )
-        if text := getattr(self.generator, "prompt", ""):
+        refine = getattr(self.generator, "refine", None)
+        for name, settings in (("generator.prompt", self.generator), ("generator.refine.prompt", refine)):
+            if not (text := getattr(settings, "prompt", "")):
+                continue
             raise ValueError(
-                f"generator.prompt is {text!r}, but reconstruction.prompt gives every trial a text of its own; leave "
+                f"{name} is {text!r}, but reconstruction.prompt gives every trial a text of its own; leave "
                 "one of the two out"
             )
         return self

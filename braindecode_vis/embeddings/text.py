@@ -18,10 +18,10 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError, check_unique
@@ -125,6 +125,19 @@ class ClipTextConfig(Settings):
         if "{concept}" not in template:
             raise ValueError(f"{template!r} has no place for the concept; write {{concept}} in it")
         return template
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.captions is not None:
+            self.refuse_unused("template", because="captions are the texts")
+        self.tower.refuse_unused(
+            "layer",
+            "pooling",
+            "project",
+            "normalise",
+            because="output says which tokens of the text side are taken",
+        )
+        return self
 
     def check_files(self) -> None:
         """Raise `ConfigError` or `DataError` unless the captions can be read and there are weights."""

@@ -14,9 +14,9 @@ arXiv:2211.09778 (noise on embeddings while a decoder learns).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.consent import may_download
@@ -238,6 +238,16 @@ class CocaCaptionsConfig(_Banked):
     learning_rate: float = Field(default=5e-4, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(
+                f"width {self.width} does not part into {self.heads} heads; make it a multiple of heads"
+            )
+        if self.learns_from == "predictions":
+            self.refuse_unused("noise", because="predictions have errors of their own")
+        return self
 
     @property
     def needs_predictions(self) -> bool:  # type: ignore[override]

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +93,14 @@ def convert_unclip(
     renamed = rename_unet(unet, source)
     _check_unet(renamed, settings, source)
     made, sizes = _convert_autoencoder(vae, source)
-    tell(f"writing {len(renamed)} tensors of the network")
-    _write_network(folder / "unet", renamed, {"_class_name": "UNet2DConditionModel", **settings}, half=half)
-    tell(f"writing {len(made)} tensors of the autoencoder")
-    _write_network(folder / "vae", made, {"_class_name": "AutoencoderKL", **sizes}, half=False)
-    (folder / "scheduler").mkdir()
-    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    with _fill_folder(folder) as scratch:
+        tell(f"writing {len(renamed)} tensors of the network")
+        unet_settings = {"_class_name": "UNet2DConditionModel", **settings}
+        _write_network(scratch / "unet", renamed, unet_settings, half=half)
+        tell(f"writing {len(made)} tensors of the autoencoder")
+        _write_network(scratch / "vae", made, {"_class_name": "AutoencoderKL", **sizes}, half=False)
+        (scratch / "scheduler").mkdir()
+        write_json(scratch / "scheduler" / "scheduler_config.json", SCHEDULER)
     return settings
 
 
@@ -120,23 +125,44 @@ def convert_folder(source: Path, folder: Path) -> list[str]:
     pickles = [path for path in files if path.suffix == ".bin"]
     if not pickles:
         raise DataError(f"{source} holds no torch files (.bin) to convert.")
+    if parts := [path for path in pickles if re.search(r"-\d+-of-\d+$", path.stem)]:
+        raise DataError(
+            f"{parts[0]} is one part of weights in several files, which are not joined here; bring one file."
+        )
     from safetensors.torch import save_file
 
     names = []
-    for path in files:
-        target = folder / path.relative_to(source)
-        if path.suffix in (".json", ".txt") and "index" not in path.name.removeprefix("model_index"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-        elif path in pickles and not path.with_suffix(".safetensors").exists():
-            # diffusers and transformers call their files otherwise
-            target = target.with_name({"pytorch_model.bin": "model.bin"}.get(path.name, path.name))
-            target = target.with_suffix(".safetensors")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            state = read_tensors(path)
-            save_file({name: value.contiguous().clone() for name, value in state.items()}, target)
-            names.append(target.relative_to(folder).as_posix())
+    with _fill_folder(folder) as scratch:
+        for path in files:
+            target = scratch / path.relative_to(source)
+            index = path.suffix == ".json" and path.name.endswith(".bin.index.json")
+            if path.suffix in (".json", ".txt", ".safetensors") and not index:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+            elif path in pickles:
+                # diffusers and transformers call their files otherwise
+                target = target.with_name({"pytorch_model.bin": "model.bin"}.get(path.name, path.name))
+                target = target.with_suffix(".safetensors")
+                if (source / target.relative_to(scratch)).exists():
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                state = read_checkpoint_tensors(path)
+                save_file({name: value.contiguous().clone() for name, value in state.items()}, target)
+                names.append(target.relative_to(scratch).as_posix())
     return names
+
+
+@contextmanager
+def _fill_folder(folder: Path) -> Iterator[Path]:
+    """Yield a scratch folder beside `folder`, whose content goes there if all went well: no half network is left."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
+        scratch = Path(made) / "content"
+        scratch.mkdir()
+        yield scratch
+        folder.mkdir(exist_ok=True)
+        for path in scratch.iterdir():
+            path.rename(folder / path.name)
 
 
 def read_checkpoint_tensors(source: Path) -> dict[str, Any]:

@@ -96,6 +96,8 @@ class HubConfig(Settings):
     supports_prompts: ClassVar[bool] = False
     supports_texts: ClassVar[bool] = False
     text_spaces: ClassVar[tuple[str, ...]] = ()
+    #: Parts that the published index lists and that are not fetched, since nothing reads them.
+    unused_parts: ClassVar[frozenset[str]] = frozenset()
     #: What of its networks can be computed in parts.
     slices: ClassVar[frozenset[str]] = frozenset({"vae_slicing", "vae_tiling", "attention_slicing"})
     not_hashed: ClassVar[frozenset[str]] = frozenset({
@@ -133,7 +135,9 @@ class HubConfig(Settings):
     def find_folder(self) -> Path:
         """Return the folder of the pipeline."""
         kind = type(self).model_fields["kind"].default
-        return find_folder(self.weights, self.allow_download, self.repository, f"generator {kind}")
+        return find_folder(
+            self.weights, self.allow_download, self.repository, f"generator {kind}", unused=self.unused_parts
+        )
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of the weights."""
@@ -292,6 +296,7 @@ class SdAdapterConfig(AdaptedConfig):
 
     repository: ClassVar[str] = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     adapter_file: ClassVar[str] = SD_ADAPTER_FILE
+    unused_parts: ClassVar[frozenset[str]] = frozenset({"safety_checker", "feature_extractor"})
     supports_texts: ClassVar[bool] = True
     text_spaces: ClassVar[tuple[str, ...]] = ("clip_text/*/hidden/*",)
 
@@ -335,6 +340,9 @@ class VersatileDiffusionConfig(HubConfig):
     image_size: int | None = Field(default=512, ge=8, multiple_of=8)
 
     repository: ClassVar[str] = "shi-labs/versatile-diffusion"
+    unused_parts: ClassVar[frozenset[str]] = frozenset({
+        "image_encoder", "image_feature_extractor", "text_encoder", "tokenizer",
+    })  # fmt: skip
     supports_initial: ClassVar[bool] = True
     text_spaces: ClassVar[tuple[str, ...]] = ("clip_text/*/projected/*",)
 
@@ -554,7 +562,14 @@ class TokenUnclipConfig(HubConfig):
         )  # fmt: skip
 
 
-def find_folder(weights: Path | None, allow_download: bool, repository: str, what: str) -> Path:
+def find_folder(
+    weights: Path | None,
+    allow_download: bool,
+    repository: str,
+    what: str,
+    *,
+    unused: frozenset[str] = frozenset(),
+) -> Path:
     """Return the folder of a model: the one given, or the published one if it may be fetched.
 
     Parameters
@@ -567,6 +582,8 @@ def find_folder(weights: Path | None, allow_download: bool, repository: str, wha
         ``owner/name`` on the hub; empty if there is none in this format.
     what
         Name of the model in the message.
+    unused
+        Parts that a fetched folder may lack.
 
     Raises
     ------
@@ -592,12 +609,13 @@ def find_folder(weights: Path | None, allow_download: bool, repository: str, wha
     if (model := find_model(repository)) is not None and model.removed:
         with suppress(Exception):  # it may have been fetched before
             folder = get_snapshot(repository, patterns, cached=True)
-            check_pipeline(folder)
+            check_pipeline(folder, unused)
             return folder
         raise ConfigError(f"{refusal}; {model.removed}.")
     return find_published(
         lambda cached: get_snapshot(repository, patterns, cached=cached),
-        name_repository(repository), allow_download=allow_download, check=check_pipeline, refusal=refusal,
+        name_repository(repository), allow_download=allow_download, check=lambda found: check_pipeline(found, unused),
+        refusal=refusal,
         name=f"the {what}",
         otherwise=f"; bring a folder that holds {place} on another way and name it with generator.weights",
     )  # fmt: skip
@@ -613,12 +631,12 @@ def read_parts(folder: Path) -> dict[str, str]:
     return {name: str(entry[0]) for name, entry in entries if isinstance(entry, list) and entry and entry[0]}
 
 
-def check_pipeline(folder: Path) -> None:
-    """Raise `DataError` unless every part of a pipeline is there with all files of its weights."""
+def check_pipeline(folder: Path, unused: frozenset[str] = frozenset()) -> None:
+    """Raise `DataError` unless every part of a pipeline but those `unused` is there with all files of its weights."""
     parts = read_parts(folder)
     if not parts:
         raise DataError(f"{folder} holds no model_index.json that lists parts; copy the whole folder.")
-    for name in parts:
+    for name in (each for each in parts if each not in unused):
         part = folder / name
         needed = [part]
         if (part / "config.json").is_file():

@@ -264,6 +264,10 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
             "use the analysis imagery, or test what was seen too (dataset.test)."
         )
 
+    if roles.play(roles.ANALYSIS, analysis).makes_images and not config.decodes_categories:
+        # Prior, generator and branches decide these images; without them an older strip would be taken for a new one.
+        upstream["reconstruct"] = pipeline.reconstruct(run).artifact.fingerprint
+
     def compute(folder: Path) -> dict[str, Any]:
         from braindecode_vis.report.figures import render_plot
 

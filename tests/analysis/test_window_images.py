@@ -51,6 +51,15 @@ def test_windows_may_grow_from_the_onset():
     assert "growing" not in WindowReconstructionsConfig().hashed_fields()
 
 
+def test_a_stimulus_of_several_trials_has_a_strip_for_each():
+    """Images of all trials of a stimulus once went into one row of the figure, which had no room for them."""
+    study = make_drawing_study()
+    study = replace(study, folds=[replace(fold, test=np.repeat(fold.test, 2)) for fold in study.folds])
+    found = WindowReconstructionsConfig(**{**QUICK, "images": 4}).compute(study)
+    assert "3 trials" in found.plots[0].alt
+    assert render_plot(found.plots[0].draw)
+
+
 def test_without_a_generator_or_an_image_it_says_so():
     with pytest.raises(DataError, match="needs a run that makes images"):
         WindowReconstructionsConfig().compute(make_epochs_study())

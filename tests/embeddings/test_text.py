@@ -186,5 +186,9 @@ def test_a_target_of_texts_says_what_it_lacks(tmp_path):
         ClipTextConfig(tower=QUICK).build().encode([np.zeros((8, 8, 3), np.uint8)])
     with pytest.raises(ValueError, match="has no place for the concept"):
         ClipTextConfig(tower=QUICK, template="a photo")
+    with pytest.raises(ValueError, match=r"template is .* nothing looks at: captions are the texts"):
+        ClipTextConfig(tower=QUICK, captions=bank, template="one {concept}")
+    with pytest.raises(ValueError, match="normalise is True, which nothing looks at"):
+        ClipTextConfig(tower=QUICK.model_copy(update={"normalise": True}))
     with pytest.raises(DataError, match="no_captions"):
         ClipTextConfig(tower=QUICK, captions=tmp_path / "no_captions.csv").check_files()

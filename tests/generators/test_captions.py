@@ -173,8 +173,12 @@ def test_what_cannot_be_decoded_is_one_sentence(tmp_path):
     data = make_data(tmp_path)
     with pytest.raises(ConfigError, match=r"masked rebuilds hidden patches, and 'toy' has 1 vector"):
         configure(tmp_path, masked=1.0).fit(data, seed=0)
+    with pytest.raises(ValueError, match=r"noise is 0\.5, which nothing looks at: predictions have errors"):
+        configure(tmp_path, learns_from="predictions", noise=0.5)
+    with pytest.raises(ValueError, match="width 30 does not part into 4 heads"):
+        configure(tmp_path, width=30, heads=4)
     with pytest.raises(ConfigError, match=r"learn from predictions of training trials .* it gave none"):
-        configure(tmp_path, learns_from="predictions").fit(data, seed=0)
+        configure(tmp_path, learns_from="predictions", noise=0.0).fit(data, seed=0)
     (tmp_path / "other.csv").write_text("id,caption\nx,a cat\n")
     with pytest.raises(DataError, match="names none of the training images"):
         NearestCaptionsConfig(bank=tmp_path / "other.csv").fit(data, seed=0)

@@ -193,3 +193,13 @@ def test_a_folder_of_torch_files_becomes_one_of_safetensors(tmp_path):
         convert_folder(folder, tmp_path / "safe")
     with pytest.raises(DataError, match="holds no torch files"):
         convert_folder(tmp_path / "safe", tmp_path / "again")
+    others = sorted(p.relative_to(folder) for p in folder.rglob("*.safetensors"))
+    assert others  # what is safetensors already goes along
+    assert all((tmp_path / "safe" / path).read_bytes() == (folder / path).read_bytes() for path in others)
+    torch.save({"step": 3}, folder / "vae" / "odd.bin")
+    with pytest.raises(DataError, match="holds no tensors by name"):
+        convert_folder(folder, tmp_path / "half")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["safe", "vd"]  # nothing half done
+    (folder / "vae" / "odd.bin").rename(folder / "vae" / "model-00001-of-00002.bin")
+    with pytest.raises(DataError, match="one part of weights in several files"):
+        convert_folder(folder, tmp_path / "half")

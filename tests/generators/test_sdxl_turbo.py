@@ -11,7 +11,12 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.contracts import ImageGenerator
 from braindecode_vis.embeddings.transformers_models import TransformersConfig
 from braindecode_vis.generators.adapters import AdapterConfig, fit_adapter
-from braindecode_vis.generators.hub_config import SdxlTurboConfig, check_pipeline, digest_folder
+from braindecode_vis.generators.hub_config import (
+    SdAdapterConfig,
+    SdxlTurboConfig,
+    check_pipeline,
+    digest_folder,
+)
 
 
 def load_models():
@@ -172,6 +177,18 @@ def test_a_pipeline_of_which_a_shard_is_missing_is_not_taken_from_the_cache(fold
     (folder / "model_index.json").write_text("[]")
     with pytest.raises(ConfigError, match="no weights"):
         SdxlTurboConfig().find_folder()
+
+
+def test_what_is_not_fetched_is_not_missed(tmp_path, monkeypatch):
+    """Stable Diffusion 1.5 lists a safety checker, which is not fetched: the fetched folder passed for a broken one."""
+    kinds = ("UNet2DConditionModel", "StableDiffusionSafetyChecker")
+    parts = {"unet": ["diffusers", kinds[0]], "safety_checker": ["stable_diffusion", kinds[1]]}
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "model_index.json").write_text(json.dumps(parts))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *names, **options: str(tmp_path))
+    assert SdAdapterConfig().find_folder() == tmp_path
+    with pytest.raises(DataError, match="lacks safety_checker"):
+        check_pipeline(tmp_path)
 
 
 def test_a_folder_in_half_precision_alone_is_read(folders, generator, tmp_path):

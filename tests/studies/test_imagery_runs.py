@@ -75,6 +75,16 @@ def test_what_was_imagined_is_identified_among_the_pictures_of_its_categories(bo
         assert two_way["test"]["value"] >= two_way["imagery"]["value"]
 
 
+def test_images_of_what_was_imagined_hang_on_the_generator(both, root):
+    """An analysis that shows the generator's images was taken for done after another generator was chosen."""
+    options = [f"dataset.root={root}", "dataset.test=both", *QUICK, "analyses=[{kind: imagery, images: 2}]"]
+    run = open_run(read_config(CONFIG, options), both.folder.path)
+    (artifact,), refusals = analyze(run)
+    assert not refusals
+    upstream = json.loads((artifact.path / "provenance.json").read_text())["upstream"]
+    assert upstream["reconstruct"] == pipeline.reconstruct(run).artifact.fingerprint
+
+
 def test_maps_lie_beside_the_table_and_the_report_links_them(both):
     asked = [
         "analyze",
