@@ -593,10 +593,11 @@ def test_tars_links_locks_and_damage(server, tmp_path):
 
 
 _STOPPED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from braindecode_vis.datasets import fetching, hosts, transfer
 from braindecode_vis.datasets.manifests import Manifest, Part, PartFile, read_manifest
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 transfer.ALLOW_LOOPBACK = True
 transfer._BLOCK_BYTES = 1 << 12
 files = tuple(PartFile(path=f"{n}.bin", at=f"{sys.argv[1]}/{n}.bin", bytes=4_000_000) for n in range(3))
