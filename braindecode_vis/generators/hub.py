@@ -163,11 +163,8 @@ class HubGenerator:
         needs_texts: bool = False,
     ) -> None:
         self.kind, self.options, self.batch_size = kind, options, batch_size
-        self.supports_initial, self.supports_prompts, self.adapter = (
-            supports_initial,
-            supports_prompts,
-            adapter,
-        )
+        self.supports_initial, self.supports_prompts = supports_initial, supports_prompts
+        self.adapter = adapter
         self.space = data.embeddings.space
         self.condition_space = adapter.space if adapter else self.space
         if not any(fnmatchcase(self.condition_space, pattern) for pattern in condition_spaces):
@@ -187,7 +184,8 @@ class HubGenerator:
             )
         self._load = load
         self._pipeline: HubPipeline | None = None
-        self._negative: np.ndarray | None = None
+        self._negative: np.ndarray | None = None  # what guidance leads away from, encoded once
+        self._absent_text: np.ndarray | None = None
         self._size: int | None = None  # of a batch, once it is known what fits
 
     def accepts(self, space: str) -> bool:
@@ -257,9 +255,8 @@ class HubGenerator:
         self._check_texts(pipeline, texts, len(embeddings))
         if self._negative is None and pipeline.absent_image is not None and self.options.guidance > 1:
             self._negative = self._condition_encoder.encode([pipeline.absent_image])
-        absent_text = None
-        if texts is not None and self.options.guidance > 1:
-            absent_text = self._text_encoder.encode_texts([""])
+        if self._absent_text is None and texts is not None and self.options.guidance > 1:
+            self._absent_text = self._text_encoder.encode_texts([""])
         if self._size is None:
             auto = self.batch_size == "auto"
             self._size = choose_batch_size(pipeline, self.options) if auto else int(self.batch_size)
@@ -278,7 +275,8 @@ class HubGenerator:
                 tokens = (
                     None if texts is None else np.asarray(texts.vectors[rows.start : rows.stop], np.float32)
                 )
-                batch = HubBatch(part, generators, self._negative, starts, strength, led, tokens, absent_text)
+                absent = None if texts is None else self._absent_text
+                batch = HubBatch(part, generators, self._negative, starts, strength, led, tokens, absent)
                 try:
                     images = pipeline.draw(batch)
                 except (RuntimeError, MemoryError) as error:
