@@ -145,7 +145,7 @@ class Decision:
         Of the shown image in the gallery, from 1; None where it is not known or not there.
     latency : mapping of str to float
         In ms: ``wait`` (from the last sample that was needed, when it arrived, to the decision), and its parts
-        ``preprocess``, ``predict``, ``rank``; ``delay`` is how far the causal filters stand behind the end of the epoch.
+        ``preprocess``, ``predict``, ``rank``; ``delay`` is how far causal filters stand behind its end.
     image
         What was reconstructed: uint8 of shape (height, width, 3); None where nothing was.
     epoch : array of shape (n_channels, n_times), optional
