@@ -123,7 +123,13 @@ def make_betas(source: BoldSource, watch: DamageWatch | None = None) -> FmriSour
         reader = _RunReader(run, own, source, rows, constant, watch or DamageWatch())
         parts.append(BetasPart(trials, run.files, own.n_voxels, reader, is_computed=True))
     times = _find_times(source)
-    notes = {"constant_voxels_by_run": constant, **source.notes}
+    # A scan that is decoded while it runs must have the repetition time of the run.
+    steps = sorted({run.t_r for run in source.runs})
+    notes = {
+        "constant_voxels_by_run": constant,
+        "t_r": steps[0] if len(steps) == 1 else steps,
+        **source.notes,
+    }
     unit = _UNITS[source.model.clean.scaling]
     return FmriSource(
         tuple(parts), source.stimuli, source.plan, unit, geometry, times, source.read_image, notes
@@ -144,7 +150,14 @@ def leave_out_late_trials(source: BoldSource) -> BoldSource:
     model = source.model
     if isinstance(model, GlmConfig):
         return source
-    lost = [[n for n, window in enumerate(find_windows(run, model)) if window is None] for run in source.runs]
+    lost = [
+        [
+            n
+            for n, window in enumerate(find_windows(run.trials, run.frame_times, run.t_r, model))
+            if window is None
+        ]
+        for run in source.runs
+    ]
     n_lost, n_trials = sum(map(len, lost)), sum(len(run.trials) for run in source.runs)
     if not n_lost:
         return source
@@ -181,7 +194,8 @@ def _plan_rows(run: BoldRun, model: GlmConfig | WindowConfig) -> tuple[pd.DataFr
     """Return the trial table of the store, and the volumes that each row averages (none for a model)."""
     if isinstance(model, GlmConfig):
         return run.trials, []
-    windows = [window for window in find_windows(run, model) if window is not None]
+    found = find_windows(run.trials, run.frame_times, run.t_r, model)
+    windows = [window for window in found if window is not None]
     if model.keep != "volumes":
         return run.trials, windows
     counts = [len(window) for window in windows]
@@ -191,17 +205,29 @@ def _plan_rows(run: BoldRun, model: GlmConfig | WindowConfig) -> tuple[pd.DataFr
     return trials.assign(volume=volumes, time=after), [np.array([volume]) for volume in volumes]
 
 
-def find_windows(run: BoldRun, model: WindowConfig) -> list[np.ndarray | None]:
-    """Return the volumes in the window of each trial; None where the window reaches beyond the run."""
-    times, onsets = run.frame_times, run.trials["onset"].to_numpy(float)
+def find_windows(
+    trials: pd.DataFrame, times: np.ndarray, t_r: float, model: WindowConfig
+) -> list[np.ndarray | None]:
+    """Return the volumes in the window of each trial; None where the window reaches beyond the run.
+
+    Parameters
+    ----------
+    trials
+        `onset` and `duration` in s.
+    times : array of shape (n_volumes,)
+        Of the volumes, in s.
+    t_r
+        Repetition time in s.
+    """
+    onsets = trials["onset"].to_numpy(float)
     if model.keep == "times":
         # The first volume at or after the window opens; times that are equal but for rounding count as equal.
-        n, first = _count_times(run.t_r, model), np.searchsorted(times, onsets + model.start - 1e-6)
-        fits = (onsets + model.start >= times[0] - 0.5 * run.t_r) & (first + n <= run.n_volumes)
+        n, first = _count_times(t_r, model), np.searchsorted(times, onsets + model.start - 1e-6)
+        fits = (onsets + model.start >= times[0] - 0.5 * t_r) & (first + n <= len(times))
         return [np.arange(start, start + n) if fit else None for start, fit in zip(first, fits, strict=True)]
     ends = onsets + model.stop
     if model.until == "offset":
-        ends = ends + run.trials["duration"].to_numpy(float)
+        ends = ends + trials["duration"].to_numpy(float)
     windows = [
         np.flatnonzero((times >= low - 1e-6) & (times < high - 1e-6))
         for low, high in zip(onsets + model.start, ends, strict=True)
