@@ -41,7 +41,7 @@ _MIDDLE = np.float32(0.5)
 CONSTANT_SPREAD = 1e-6
 BATCH_VALUES = 1 << 16  # numbers per batch: half a megabyte in double precision stays in the cache
 SLAB = 16  # rows filtered by one matrix product
-SSIM_ROWS = 96  # of the map of SSIM that are computed at once
+SSIM_ROWS = 104  # of the map of SSIM that are computed at once
 HELD = 4  # seen images that are held prepared, 0.8 MB each
 SMALL, LARGE = 256, 425  # pixels: images are resized to the first, then to the second
 #: Products of as many pixels of -128 to 127 add up to 2^24 at most, so that single precision holds every sum exactly.
@@ -382,24 +382,24 @@ def _prepare(
             [_prepare(images[row], names, protocol, dtype, scratch, what=what).copy() for row in rows]
         )
     images = np.asarray(images)
-    resized = protocol != "native"
-    place = "both" if resized else what  # what is not returned may lie in one place, which stays in the cache
-    out, kind = scratch.take(place, images.shape, dtype), str(protocol)
+    place = "both" if protocol != "native" else what  # what is not returned may lie in one place: the cache
+    grey_alone = all(name.startswith("ssim") for name in names)
     is_plain = images.ndim == 4 and images.shape[3] in (1, 3) and images.size > 0
-    if resized and is_plain and images.dtype == np.uint8:  # the resize divides by 255 as well
-        out[...], values, kind = images, out, f"{protocol} of bytes"
-        values -= 127.5
-    else:
-        values = prepare_images(images, what=what, dtype=dtype, out=out)
-        if resized:  # of a constant, the resize leaves what it is
-            values -= _MIDDLE
+    if protocol != "native" and is_plain and images.dtype == np.uint8:
+        lines = _resize_bytes(images[0], protocol, dtype, scratch, place, grey=grey_alone)
+        lines = _filter(lines, 1, str(protocol), scratch, f"{what}, axis 2")
+        return lines.reshape(1, SMALL, -1, SMALL).transpose(0, 2, 1, 3)
+    values = prepare_images(images, what=what, dtype=dtype, out=scratch.take(place, images.shape, dtype))
+    if protocol != "native":  # of a constant, the resize leaves what it is
+        values -= _MIDDLE
     n_images, height, width, n_planes = values.shape
-    if n_planes == 3 and all(name.startswith("ssim") for name in names):
-        # Resizing is linear: it may come later.
+    if n_planes == 3 and grey_alone:  # resizing is linear: it may come later
         values, n_planes = _take_grey(values.reshape(-1, 3), scratch, f"grey of {place}"), 1
-    if resized:
+    if protocol != "native":
         # Turned by the first product, each axis is filtered by what stands on its left, which is quicker.
-        lines = _filter(values.reshape(n_images, height, -1), 1, kind, scratch, f"{place}, axis 1", turn=True)
+        lines = _filter(
+            values.reshape(n_images, height, -1), 1, str(protocol), scratch, f"{place}, axis 1", turn=True
+        )
         lines = lines.reshape(n_images, width, -1)  # (n_images, width, n_planes * 256)
         lines = _filter(lines, 1, str(protocol), scratch, f"{what}, axis 2")
         return lines.reshape(n_images, SMALL, n_planes, SMALL).transpose(0, 2, 1, 3)
@@ -408,6 +408,27 @@ def _prepare(
         scratch.take(f"planes of {place}", planes.shape, dtype)[...] = planes
         planes = scratch.take(f"planes of {place}", planes.shape, dtype)
     return planes
+
+
+def _resize_bytes(
+    image: np.ndarray, protocol: Protocol, dtype: Any, scratch: _Scratch, place: str, *, grey: bool
+) -> np.ndarray:
+    """Return the first product of `_prepare` for a uint8 image, turned: (1, width, n_planes * 256).
+
+    Each slab takes its rows from the bytes, so that the image never leaves the cache as numbers four times as large.
+    """
+    height, width, n_planes = image.shape
+    n_rows, slabs = _make_slabs(f"{protocol} of bytes", height, 1, dtype)
+    grey &= n_planes == 3
+    made = scratch.take(f"{place}, axis 1", (width * (1 if grey else n_planes), n_rows), dtype)
+    for into, rows, part in slabs:
+        lines = scratch.take(place, image[rows].shape, dtype)
+        lines[...] = image[rows]
+        lines -= 127.5
+        if grey:  # resizing is linear: it may come later
+            lines = _take_grey(lines.reshape(-1, 3), scratch, f"grey of {place}")
+        np.matmul(lines.reshape(part.shape[1], -1).T, part.T, out=made[:, into])
+    return made.reshape(1, width, -1)
 
 
 def _take_grey(colours: np.ndarray, scratch: _Scratch, name: str) -> np.ndarray:
@@ -491,7 +512,9 @@ def _compare_ssim(
     if resized and axes != (1, 2):
         fields, resized = _enlarge(fields).transpose(0, 2, 1), False
     if resized:  # the mean of the enlarged image is one product with the small one
-        wide, means = (_filter(fields, 2, kind, scratch, kind) for kind in ("enlarge", "enlarge, blur"))
+        # Of what is done with, the memory is used again, which is in the cache: of the images' first products here.
+        wide = _filter(fields, 2, "enlarge", scratch, "both, axis 1")
+        means = _filter(fields, 2, "enlarge, blur", scratch, "means")
         n_rows = LARGE
     else:
         if min(fields.shape[axis] for axis in axes) <= 2 * SSIM_RADIUS:
@@ -564,7 +587,7 @@ def _tabulate_ssim(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def _blur(images: np.ndarray, axes: tuple[int, ...], scratch: _Scratch | None = None) -> np.ndarray:
     """Filter (n_images, height, width) with the Gaussian window along `axes`, keeping full windows only."""
     for axis in sorted(axes):  # the first axis first: fewer rows are left for the dearer filter along them
-        images = _filter(images, axis, "blur", scratch, f"blurred {axis}")
+        images = _filter(images, axis, "blur", scratch, "blurred" if axis == 1 else "part")
     return images
 
 
