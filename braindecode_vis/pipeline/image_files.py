@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class ImageWriter:
         self.folder, self.share = folder, share
         self._shown = None if share is None else ImageWriter(share.shown)
         self._n_batches = self._n_told = 0
+        self._told_at = 0.0
         self.sizes: dict[str, int] = {}
         self._files: dict[str, tuple[ArrayFile, ArrayFile]] = {}
         self._done: dict[str, np.ndarray] = {}
@@ -105,11 +107,12 @@ class ImageWriter:
         """Say how many images a method has in all; what an earlier process finished of them is looked up."""
         self.sizes[name] = n_images
         self._done[name] = self._find_finished(name)
-        self.n_kept += int((self._done[name] | self._find_parts(name)).sum())
+        self.n_kept += self._count(name, self._list_parts())
 
     def count_images(self) -> int:
         """Return how many images of all methods are there, whichever process made them."""
-        return sum(int((done | self._find_parts(name)).sum()) for name, done in self._done.items())
+        parts = self._list_parts()
+        return sum(self._count(name, parts) for name in self._done)
 
     def draw(
         self,
@@ -157,7 +160,8 @@ class ImageWriter:
         others = [rows for _, rows in batches if rows not in own]
         for name in drawn.names if whole and self._shown.sizes.keys().isdisjoint(drawn.names) else ():
             self._shown.open(name, self.sizes[name])
-        for rows in [*own, *others] if whole else own:
+        ordered = [*own, *others] if whole else own
+        for rows in ordered:
             places = slice(first + rows.start, first + rows.stop)
             part = self._name_part(drawn.names, places)
             images: Mapping[str, np.ndarray] | None = None
@@ -175,9 +179,11 @@ class ImageWriter:
             if whole and images is not None:
                 for name in drawn.names:
                     self._shown.write(name, places.start, images[name])
-            there = self.count_images()
-            advance(there - self._n_told)
-            self._n_told = there
+            # Counting lists all batches, of which there may be thousands: once a second, and in the end.
+            if rows is ordered[-1] or time.monotonic() - self._told_at >= 1:
+                there = self.count_images()
+                advance(there - self._n_told)
+                self._n_told, self._told_at = there, time.monotonic()
 
     def _split(self, drawn: DrawnImages) -> Iterator[range]:
         # At the same places whatever was finished: a row of another batch differs by rounding.
@@ -234,14 +240,17 @@ class ImageWriter:
         # With its end: where batches have become larger or smaller, it is another batch.
         return self.folder / f"part-{'+'.join(names)}-{places.start:07d}-{places.stop:07d}.npz"
 
-    def _find_parts(self, name: str) -> np.ndarray:
-        """Return which rows of a method processes that share the work have left as batches."""
-        there = np.zeros(self.sizes[name], bool)
-        for path in self.folder.glob("part-*.npz"):
-            names, start, stop = path.stem.removeprefix("part-").rsplit("-", 2)
-            if name in names.split("+"):
-                there[int(start) : int(stop)] = True
-        return there
+    def _list_parts(self) -> list[tuple[list[str], slice]]:
+        """Return methods and rows of the batches that processes which share the work have left."""
+        stems = (path.stem.removeprefix("part-").rsplit("-", 2) for path in self.folder.glob("part-*.npz"))
+        return [(names.split("+"), slice(int(start), int(stop))) for names, start, stop in stems]
+
+    def _count(self, name: str, parts: Iterable[tuple[list[str], slice]]) -> int:
+        there = self._done[name].copy()
+        for names, rows in parts:
+            if name in names:
+                there[rows] = True
+        return int(there.sum())
 
     def _open_files(self, name: str, size: tuple[int, ...] | None = None) -> tuple[ArrayFile, ArrayFile]:
         if name not in self._files:

@@ -648,6 +648,7 @@ def generate_images(
         draw_decoded,
         open_fits,
         pick_prompts,
+        sample_prior,
     )
 
     def read() -> tuple[Any, Any]:
@@ -664,9 +665,10 @@ def generate_images(
     # Once for all calls: the weights of a generator may take a minute to read.
     data, fitted = run.once(f"fitted generator {number}", read)
     prior, generator, decoders = fitted.prior, fitted.generator, fitted.decoders
-    captions = decode_captions(run.config, decoders, prior, for_generator, number)
+    sampled = sample_prior(run.config, prior, for_generator, number)
+    captions = decode_captions(run.config, decoders, sampled, for_generator)
     decoded = decode_images(
-        run.config, prior, generator, for_generator, number, low=low is not None,
+        run.config, sampled, generator, for_generator, number, low=low is not None,
         prompts=pick_prompts(run.config, captions), texts=texts,
     )  # fmt: skip
     n_draws = run.config.reconstruction.n_draws

@@ -205,17 +205,18 @@ def draw_images(
     concepts = test.concepts_of(predicted.ids)
     captions: Captions = {}
     told = true.select(predicted.ids)
+    sampled = sample_prior(config, prior, predicted, number)  # once, for captions and images
     if decoders:
         # The upper bound of captions, as of images: what the decoder says of the true embedding.
         oracle = {kind: [[text] for text in decoder.decode(told)] for kind, decoder in decoders.items()}
-        captions = {"decoded": decode_captions(config, decoders, prior, predicted, number), "oracle": oracle}
+        captions = {"decoded": decode_captions(config, decoders, sampled, predicted), "oracle": oracle}
     columns: dict[str, Any] = {
         "stimulus_id": predicted.ids, "concept": concepts, "subject": subjects, "fold": number,
         "nearest_id": training[NearestConfig().build(data).find_nearest(predicted)].astype(str),
     }  # fmt: skip
     entries = {"seen": name_stimuli("stimulus_id")}
     decoded = decode_images(
-        config, prior, generator, predicted, number, low=low is not None,
+        config, sampled, generator, predicted, number, low=low is not None,
         prompts=pick_prompts(config, captions.get("decoded", {})), texts=None if texts is None else texts.predicted,
     )  # fmt: skip
     if isinstance(decoded, np.ndarray):
@@ -423,31 +424,26 @@ def read_decoders(folder: Path, config: RunConfig, data: GeneratorData) -> dict[
 def decode_captions(
     config: RunConfig,
     decoders: Mapping[str, CaptionDecoder],
-    prior: WholePrior,
+    sampled: Embeddings,
     predicted: Embeddings,
-    number: int,
 ) -> dict[str, list[list[str]]]:
     """Return for each decoder the captions of each row: of every draw of the prior, or one of the prediction itself.
 
     Parameters
     ----------
     config
-        Draws and seed are taken from it.
+        Draws are taken from it.
     decoders
         Fitted, by kind.
-    prior
-        Fitted; its draws are those that images are made from.
+    sampled
+        The draws of the prior, from `sample_prior`.
     predicted
         Predicted embeddings.
-    number
-        Number of the fold, for seeds.
     """
     n_draws = config.reconstruction.n_draws
     found: dict[str, list[list[str]]] = {}
     for settings in config.reconstruction.captions:
-        texts = decoders[settings.kind].decode(
-            sample_prior(config, prior, predicted, number) if settings.reads_draws else predicted
-        )
+        texts = decoders[settings.kind].decode(sampled if settings.reads_draws else predicted)
         each = n_draws if settings.reads_draws else 1
         found[settings.kind] = [texts[row * each : (row + 1) * each] for row in range(len(predicted))]
     return found
@@ -526,7 +522,7 @@ def read_fits(
 
 def decode_images(
     config: RunConfig,
-    prior: WholePrior,
+    sampled: Embeddings,
     generator: WholeImageGenerator,
     predicted: Embeddings,
     number: int,
@@ -542,7 +538,9 @@ def decode_images(
     ----------
     config
         Draws, fusion and seed are taken from it.
-    prior, generator
+    sampled
+        The draws of the prior, from `sample_prior`.
+    generator
         Fitted.
     predicted
         Predicted embeddings.
@@ -556,7 +554,6 @@ def decode_images(
         Tokens that the text branch predicted, one row per row.
     """
     n_draws, branch = config.reconstruction.n_draws, config.reconstruction.low_level
-    sampled = sample_prior(config, prior, predicted, number)
     # A prior's draws pretend to be embeddings of images; without one, predictions are what they are.
     draws_images = roles.play(roles.PRIOR_SETTINGS, config.prior).draws_images
     decoding = roles.play(roles.IMAGE_GENERATOR, generator if draws_images else generator.for_predictions())

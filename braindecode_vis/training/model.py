@@ -569,10 +569,15 @@ def _make_scale(kind: str, vectors: np.ndarray, n_tokens: int) -> TargetScale:
         return TargetScale(kind, empty, empty, n_tokens=n_tokens)
     # float64: a hundred thousand float32 values lose digits in a running sum
     mean = vectors.mean(axis=0, dtype=np.float64)
-    std = vectors.std(axis=0, dtype=np.float64)
+    centre = torch.from_numpy(mean.astype(np.float32))
+    if kind == "centre":
+        return TargetScale(kind, centre, torch.zeros(0))
+    # Some features at a time: all of them less their mean take twice the memory of the targets.
+    parts = np.array_split(vectors, -(-vectors.shape[1] // 64), axis=1)
+    std = np.concatenate([part.std(axis=0, dtype=np.float64) for part in parts])
     # A feature that never varies in training would be divided by rounding.
     std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
-    return TargetScale(kind, *(torch.from_numpy(x.astype(np.float32)) for x in (mean, std)))
+    return TargetScale(kind, centre, torch.from_numpy(std.astype(np.float32)))
 
 
 def takes_unknown_subjects(model: BrainImageModel, signal: Signal) -> bool:

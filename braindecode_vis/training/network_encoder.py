@@ -698,6 +698,8 @@ def keep_subjects(signal: Signal, names: set[str]) -> Signal:
 
 def take_rows(targets: Embeddings, rows: np.ndarray) -> Embeddings:
     """Return rows of the targets, which may repeat ids."""
+    if np.array_equal(rows, np.arange(len(targets))):  # nothing to copy
+        return Embeddings(np.asarray(targets.vectors, dtype=np.float32), targets.ids, targets.space)
     return Embeddings(np.asarray(targets.vectors[rows], dtype=np.float32), targets.ids[rows], targets.space)
 
 
