@@ -503,6 +503,70 @@ def compute_relative_ranks(
     return (retrieval.ranks - 1) / max(1, retrieval.gallery_size - 1)
 
 
+class GallerySearch:
+    """One gallery that is searched for one prediction after the other.
+
+    Parameters
+    ----------
+    gallery : Embeddings of n_gallery rows
+        Candidates, as they are compared.
+
+    Raises
+    ------
+    DataError
+        If an id repeats, or a candidate is zero.
+    """
+
+    def __init__(self, gallery: Embeddings) -> None:
+        check_unique([str(i) for i in gallery.ids], what="stimulus ids of the gallery")
+        self.ids = np.asarray(gallery.ids, dtype=object)
+        vectors = gallery.flat()
+        norms = np.linalg.norm(vectors, axis=1)
+        if (bad := np.flatnonzero(norms == 0)).size:
+            raise DataError(
+                f"the candidate {self.ids[bad[0]]!r} has no direction; leave it out of the gallery."
+            )
+        self._vectors = vectors / norms[:, None]
+        # Equal similarities stand in the order of their ids, wherever they are in the gallery.
+        order = np.argsort(np.array([str(i) for i in self.ids]), kind="stable")
+        self._place = np.empty_like(order)
+        self._place[order] = np.arange(len(order))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def find(self, query: np.ndarray, n_top: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of the most similar candidates, the best first, and their cosines.
+
+        Parameters
+        ----------
+        query : array of shape (n_features,)
+            Of any length.
+        n_top
+            How many; all where there are fewer.
+        """
+        cosines = self._compute(query)
+        near = np.argpartition(-cosines, min(n_top + 8, len(cosines)) - 1)[: n_top + 8]
+        order = np.lexsort((self._place[near], -cosines[near].round(10)))[:n_top]
+        return near[order], cosines[near[order]]
+
+    def count_above(self, query: np.ndarray, row: int) -> tuple[int, int]:
+        """Return how many candidates are more similar to the query than a row, and how many others are as similar."""
+        cosines = self._compute(query)
+        above = int((cosines > cosines[row] + TIE_TOLERANCE).sum())
+        return above, int((np.abs(cosines - cosines[row]) <= TIE_TOLERANCE).sum()) - 1
+
+    def sum_exponentials(self, query: np.ndarray, scale: float) -> float:
+        """Return the logarithm of the sum over all candidates of ``exp(scale * cosine)``."""
+        values = scale * self._compute(query)
+        return float(values.max() + np.log(np.exp(values - values.max()).sum()))
+
+    def _compute(self, query: np.ndarray) -> np.ndarray:
+        unit = np.asarray(query, dtype=np.float64)
+        length = np.linalg.norm(unit)
+        return self._vectors @ (unit / length if length else unit).astype(np.float32)
+
+
 def _find_targets(query_ids: Any, gallery_ids: Any) -> np.ndarray:
     """Return the gallery row of each query's stimulus."""
     if not len(query_ids) or not len(gallery_ids):

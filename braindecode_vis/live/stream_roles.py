@@ -129,7 +129,7 @@ class Decision:
     shown
         Id of the stimulus that was shown, where the marker says it; else None.
     lost
-        Why nothing was decided, in a sentence; empty if something was.
+        Why nothing was decided, as ``kind: sentence``, of which the summary counts the kinds; empty if something was.
     embedding : array of shape (n_features,), optional
         In the space of the comparison.
     top
@@ -180,11 +180,14 @@ class StreamDecoder(Protocol):
         """Get ready for a stream, and return sentences on what is done to it; refuses one that does not fit."""
         ...
 
-    def feed(self, chunk: Chunk) -> Iterable[Decision]:
-        """Take samples in, and yield each decision as soon as it is made."""
+    def feed(self, chunk: Chunk) -> Iterable[Decision | str]:
+        """Take samples in, and yield each decision as soon as it is made, and sentences that listeners are to be told.
+
+        An image that is made of a decision comes later: the same decision again, with the same number and `image` set.
+        """
         ...
 
-    def flush(self) -> Iterable[Decision]:
+    def flush(self) -> Iterable[Decision | str]:
         """The stream has ended: name every epoch that will never be complete."""
         ...
 
@@ -207,7 +210,10 @@ class Listener:
         """Samples arrived, as the source gave them; before anything is decided of them."""
 
     def decide(self, decision: Decision) -> None:
-        """Something was decided, or lost."""
+        """Something was decided, or lost.
+
+        With ``--reconstruct`` it is called twice for the same number: the second time with `Decision.image`.
+        """
 
     def tell(self, sentence: str, level: Literal["info", "warning", "error"] = "info") -> None:
         """Something happened to the session: connection, signal quality, a marker without an image."""

@@ -45,7 +45,7 @@ from braindecode_vis.pipeline.learning import embed, name_fold, pick_trials, pre
 from braindecode_vis.pipeline.new_trials import NewTrials
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.pipeline.scoring import describe_choices
-from braindecode_vis.retrieval import Retrieval, compute_ranks
+from braindecode_vis.retrieval import Centre, Retrieval, compute_ranks
 from braindecode_vis.scores.caption_scores import DECODERS, NEAREST
 from braindecode_vis.stimuli import StimulusSet
 
@@ -385,7 +385,7 @@ def predict(
     ConfigError
         If folds cannot be averaged, or a run of categories is asked for a gallery.
     """
-    folds = _choose_folds(run, fold)
+    folds = choose_folds(run, fold)
     if run.config.decodes_categories:
         if gallery is not None:
             raise ConfigError(
@@ -408,7 +408,7 @@ def predict(
             "transductive."
         )
     if len(folds) > 1:
-        _check_one_space(run, folds, predicted)
+        check_one_space(run, folds, predicted)
         notes.append(
             f"Predictions are the mean of the {len(folds)} folds of the run, which share their space; prior and "
             "generator are those of the first fold."
@@ -420,18 +420,19 @@ def predict(
         folds,
         tuple(notes),
         new.transductive or bool(aligned),
-        _average(predicted),
+        average_folds(predicted),
         candidates,
         n_top=n_top,
     )
     result.parts = _rank(run, result)
     result.notes += (unknown,) if (unknown := result.describe_unknown()) else ()
     # Both predictions at once: the trials themselves may lie in a folder that is removed afterwards.
-    result._decode = _prepare_images(run, folds, chosen, trials, result.embeddings)
+    result._decode = prepare_images(run, folds, chosen, trials, result.embeddings)
     return result
 
 
-def _choose_folds(run: FinishedRun, fold: int | None) -> list[int]:
+def choose_folds(run: FinishedRun, fold: int | None) -> list[int]:
+    """Return the folds that predict: the one that was asked for, or all."""
     n = len(preprocess(run).folds)
     if fold is None:
         return list(range(n))
@@ -454,7 +455,8 @@ def _name_concepts(run: FinishedRun, new: NewTrials) -> Responses:
     return new.responses.with_trials(trials.assign(concept=concepts, row=np.arange(len(trials))))
 
 
-def _check_one_space(run: FinishedRun, folds: list[int], predicted: list[Embeddings]) -> None:
+def check_one_space(run: FinishedRun, folds: list[int], predicted: list[Embeddings]) -> None:
+    """Raise `ConfigError` if predictions of several folds cannot be averaged."""
     targets = {embed(run)[number].embeddings.space for number in folds}
     if len(targets) > 1 or len({part.space for part in predicted}) > 1:
         raise ConfigError(
@@ -463,7 +465,8 @@ def _check_one_space(run: FinishedRun, folds: list[int], predicted: list[Embeddi
         )
 
 
-def _average(predicted: list[Embeddings]) -> Embeddings:
+def average_folds(predicted: list[Embeddings]) -> Embeddings:
+    """Return the mean of what several folds predict of the same trials."""
     if len(predicted) == 1:
         return predicted[0]
     # (n_folds, n_trials, ...) to (n_trials, ...).
@@ -498,7 +501,7 @@ def find_gallery(
     """
     bank, prepared = embed(run)[number], preprocess(run)
     if given is not None:
-        return _embed_given(bank, given)
+        return open_given_gallery(run, number, given)
     in_bank = set(bank.embeddings.ids.astype(str))
     known = trials.trials["known"].to_numpy(bool)
     shown = list(dict.fromkeys(trials.stimulus_ids[known].astype(str)))
@@ -519,13 +522,21 @@ def find_gallery(
         vectors = np.concatenate([np.asarray(part.vectors) for part in found])
         embeddings = Embeddings(vectors, [*same, *others], bank.embeddings.space)
         return PictureGallery(embeddings, pictures, f"{len(embeddings)} pictures that these trials showed")
+    return find_tested_gallery(run, folds)
+
+
+def find_tested_gallery(run: FinishedRun, folds: list[int]) -> PictureGallery:
+    """Return the pictures that these folds of the run were tested with."""
+    bank, prepared = embed(run)[folds[0]], preprocess(run)
     tested = np.concatenate([prepared.responses.stimulus_ids[prepared.folds[n].test] for n in folds])
     ids = list(pd.unique(tested))
     words = f"{len(ids)} pictures that the run was tested with"
     return PictureGallery(bank.embeddings.select(ids), prepared.stimuli, words)
 
 
-def _embed_given(bank: Any, given: Pictures | Embeddings | Path) -> PictureGallery:
+def open_given_gallery(run: FinishedRun, number: int, given: Pictures | Embeddings | Path) -> PictureGallery:
+    """Return given pictures, or embeddings of some, as candidates; see `find_gallery`."""
+    bank = embed(run)[number]
     space = bank.embeddings.space
     if isinstance(given, str | Path):
         path = Path(given).expanduser()
@@ -571,16 +582,43 @@ def _list_hashes(stimuli: StimulusSet) -> dict[str, str]:
     return dict(zip(table["stimulus_id"].astype(str), table["sha256"].astype(str), strict=True))
 
 
+def map_gallery(
+    run: FinishedRun, folds: list[int], candidates: PictureGallery, subject: str | None
+) -> tuple[Centre, Embeddings]:
+    """Return what is taken off every embedding before the comparison, and the candidates as they are compared.
+
+    Parameters
+    ----------
+    run, folds
+        The run, and the folds that predict.
+    candidates
+        In the target space.
+    subject
+        Whose gallery it is, where every subject has one of its own.
+    """
+    prepared, settings = preprocess(run), run.config.retrieval
+    encoder = train(run)[folds[0]].encoder
+    source = _open_source(run, folds)
+    centre = source.fit_centre(subject)
+    if candidates.stimuli is not None:  # a tuned image network computes embeddings anew
+        encoder.bind(Context(images=candidates.stimuli, device=settings.device))
+    gallery = centre.apply(source.map_targets(candidates.embeddings, subject))
+    encoder.bind(Context(images=prepared.stimuli, device=settings.device))
+    return centre, gallery
+
+
+def _open_source(run: FinishedRun, folds: list[int]) -> GallerySource:
+    prepared, number = preprocess(run), folds[0]
+    # The centre comes from training images, as at the test of the run; new pictures do not move it.
+    rows = np.concatenate([prepared.folds[n].train for n in folds])
+    ids = list(pd.unique(prepared.responses.stimulus_ids[rows]))
+    return GallerySource(train(run)[number].encoder, embed(run)[number].embeddings, ids, run.config.retrieval)
+
+
 def _rank(run: FinishedRun, result: RunPredictions) -> list[RankedPart]:
     """Search the gallery for every prediction."""
-    prepared, settings, candidates = preprocess(run), run.config.retrieval, result.candidates
+    settings, candidates = run.config.retrieval, result.candidates
     assert candidates is not None
-    number = result.folds[0]
-    encoder, bank = train(run)[number].encoder, embed(run)[number].embeddings
-    # The centre comes from training images, as at the test of the run; new pictures do not move it.
-    rows = np.concatenate([prepared.folds[n].train for n in result.folds])
-    ids = list(pd.unique(prepared.responses.stimulus_ids[rows]))
-    source = GallerySource(encoder, bank, ids, settings)
     inside = set(candidates.embeddings.ids.astype(str))
     # Ranking needs a true picture; where none is known the first stands in, and its rank is never looked at.
     own = [
@@ -588,12 +626,9 @@ def _rank(run: FinishedRun, result: RunPredictions) -> list[RankedPart]:
         for i, known in zip(result.embeddings.ids, result.trials["known"], strict=True)
     ]
     parts = []
+    source = _open_source(run, result.folds)
     for subject, part in source.list_rows(result.trials["subject"].to_numpy(dtype=object)):
-        centre = source.fit_centre(subject)
-        if candidates.stimuli is not None:  # a tuned image network computes embeddings anew
-            encoder.bind(Context(images=candidates.stimuli, device=settings.device))
-        gallery = centre.apply(source.map_targets(candidates.embeddings, subject))
-        encoder.bind(Context(images=prepared.stimuli, device=settings.device))
+        centre, gallery = map_gallery(run, result.folds, candidates, subject)
         queries = Embeddings(
             result.embeddings.vectors[part], np.asarray(own, dtype=object)[part], result.embeddings.space
         )
@@ -623,7 +658,7 @@ def decode_trials(run: Run, number: int, trials: Responses) -> tuple[ImageRows, 
     """
     fitted = train(run)[number]
     chosen = trials if fitted.selection is None else fitted.selection.apply(trials)
-    return _prepare_images(run, [number], [chosen], trials, fitted.encoder.predict(chosen))()
+    return prepare_images(run, [number], [chosen], trials, fitted.encoder.predict(chosen))()
 
 
 def generate_images(
@@ -681,21 +716,35 @@ def generate_images(
     return made, describe_new(run.config, captions, for_generator, data.embeddings, made)
 
 
-def _prepare_images(
+def prepare_images(
     run: Run,
     folds: list[int],
     chosen: list[Responses],
     trials: Responses,
     compared: Embeddings,
 ) -> Callable[[], tuple[ImageRows, dict[str, list[list[str]]]]]:
-    """Predict what the generator takes, and return what makes images and captions when they are asked for."""
+    """Predict what the generator takes, and return what makes images and captions when they are asked for.
+
+    Parameters
+    ----------
+    run, folds
+        The run, and the folds that predict; prior and generator are those of the first.
+    chosen
+        The trials with the features of each fold.
+    trials
+        The same with every feature, for branches.
+    compared
+        What was predicted of them in the space of the comparison.
+    """
     number = folds[0]
     learnt = map_for_generator(run, number)[1]
     if learnt:
         for_generator = compared
     else:
         encoders = [train(run)[n].encoder for n in folds]
-        for_generator = _average([e.predict_for_generator(r) for e, r in zip(encoders, chosen, strict=True)])
+        for_generator = average_folds(
+            [e.predict_for_generator(r) for e, r in zip(encoders, chosen, strict=True)]
+        )
     low = open_low_level(run)
     images = None if low is None else decode_low_level(run, low, number, trials)
     text = open_branch(run, "text")

@@ -88,7 +88,7 @@ def plan_part(part: ContinuousPart | EpochedPart, plan: EpochPlan) -> Piece:
         return Piece(part, part.trials, none, part.times[keep], np.empty((0, 2), int), keep)
     events = part.recording.events
     bounds, boundaries = _find_bounds(part, plan)
-    first, last = _find_extent(part, plan)
+    first, last = find_extent(part.sfreq, plan)
     onset = events["sample"].to_numpy()
     outside = (onset + first < 0) | (onset + last >= part.n_samples)
     crossed = ~outside & ((onset + first < bounds[:, 0]) | (onset + last >= bounds[:, 1]))
@@ -112,15 +112,22 @@ def plan_part(part: ContinuousPart | EpochedPart, plan: EpochPlan) -> Piece:
     )
 
 
-def _find_extent(part: ContinuousPart, plan: EpochPlan) -> tuple[int, int]:
-    """Return the first and last sample that an epoch uses, relative to its onset; the filter's reach not counted."""
-    rate = part.sfreq
-    first = min(round(plan.tmin * rate), round(plan.window[0] * rate))
+def find_extent(sfreq: float, plan: EpochPlan) -> tuple[int, int]:
+    """Return the first and last sample that an epoch uses, relative to its onset; the filter's reach not counted.
+
+    Parameters
+    ----------
+    sfreq
+        Of the recording, in Hz.
+    plan
+        How trials are cut.
+    """
+    first = min(round(plan.tmin * sfreq), round(plan.window[0] * sfreq))
     # MNE's epochs include their last time.
-    last = round(plan.tmax * rate) - (plan.resampling == "exact")
+    last = round(plan.tmax * sfreq) - (plan.resampling == "exact")
     if plan.baseline is not None:
         low, high = plan.find_baseline()
-        first, last = min(first, round(low * rate)), max(last, round(high * rate))
+        first, last = min(first, round(low * sfreq)), max(last, round(high * sfreq))
     return first, last
 
 
@@ -129,7 +136,7 @@ def _find_bounds(part: ContinuousPart, plan: EpochPlan) -> tuple[np.ndarray, np.
     onset = part.recording.events["sample"].to_numpy()
     bounds = np.tile(np.array([[0, part.n_samples]]), (len(onset), 1))
     boundaries = list(part.boundaries)
-    first, last = _find_extent(part, plan)
+    first, last = find_extent(part.sfreq, plan)
     half = len(make_antialias_filter(find_decimation(part.sfreq, plan.sfreq))) // 2
     typical = _find_usual_steps(part) if len(onset) > 1 else np.empty(0)
     for gap in _find_pauses(onset):
@@ -156,7 +163,7 @@ def find_pause_boundaries(part: ContinuousPart, plan: EpochPlan) -> np.ndarray:
     onset = part.recording.events["sample"].to_numpy()
     if len(onset) < 2:
         return np.empty(0, int)
-    first, last = _find_extent(part, plan)
+    first, last = find_extent(part.sfreq, plan)
     typical = _find_usual_steps(part)
     spans = [(onset[gap], onset[gap + 1]) for gap in _find_pauses(onset)]
     spans = [(0, max(0, onset[0] + first)), *spans, (min(part.n_samples, onset[-1] + last), part.n_samples)]
@@ -232,7 +239,9 @@ def iterate_trials(
             yield block
     else:
         for rows in _group_events(piece, plan):
-            block, signal, start = _cut_stretch(piece, rows, plan)
+            onsets, bounds = piece.trials["sample"].to_numpy()[rows], piece.bounds[rows[0]]
+            ends = int(bounds[0]), int(bounds[1])
+            block, signal, start = cut_stretch(part.read, onsets, ends, part.sfreq, plan)
             _check_block(block, piece, done)
             lowest, highest = watch.look_at_samples(part.where, part.ch_names, signal, start, part.sfreq)
             low, high = np.minimum(low, lowest), np.maximum(high, highest)
@@ -243,7 +252,7 @@ def iterate_trials(
             done += len(rows)
             yield block
         onset = piece.trials["sample"].to_numpy()
-        first, last = _find_extent(part, plan)
+        first, last = find_extent(part.sfreq, plan)
         held = watch.find_held_trials(part.where, onset + first, onset + last)
         watch.settle_channels(part.where)
     # One sample of each channel says nothing of whether it varies.
@@ -278,7 +287,7 @@ def _group_events(piece: Piece, plan: EpochPlan) -> Iterator[np.ndarray]:
     """Yield rows of neighbouring events whose epochs overlap, within one recording and about half a minute."""
     assert isinstance(piece.part, ContinuousPart)
     onset = piece.trials["sample"].to_numpy()
-    first, last = _find_extent(piece.part, plan)
+    first, last = find_extent(piece.part.sfreq, plan)
     breaks = (np.diff(onset) > last - first) | (np.diff(piece.bounds[:, 0]) != 0)
     longest = _STRETCH_S * piece.part.sfreq
     for rows in np.split(np.arange(len(onset)), np.flatnonzero(breaks) + 1):
@@ -289,48 +298,60 @@ def _group_events(piece: Piece, plan: EpochPlan) -> Iterator[np.ndarray]:
             rows = rows[n:]
 
 
-def _cut_stretch(piece: Piece, rows: np.ndarray, plan: EpochPlan) -> tuple[np.ndarray, np.ndarray, int]:
-    """Read one stretch and cut its trials.
+def cut_stretch(
+    read: Callable[[int, int], np.ndarray],
+    onsets: np.ndarray,
+    bounds: tuple[int, int],
+    sfreq: float,
+    plan: EpochPlan,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Read one stretch of a recording and cut its trials.
+
+    Parameters
+    ----------
+    read
+        ``read(start, stop)`` gives samples as (n_channels, stop - start).
+    onsets : integer array of shape (n_trials,)
+        Ascending samples.
+    bounds
+        First and past-the-last sample that may be read.
+    sfreq
+        Of the recording, in Hz.
+    plan
+        How trials are cut.
 
     Returns
     -------
-    block
+    block : float32 array of shape (n_trials, n_channels, n_times)
         The trials.
     signal : array of shape (n_channels, n_samples)
         The samples without constant offsets.
     start
         Number of the first of them in the recording.
     """
-    part = piece.part
-    assert isinstance(part, ContinuousPart)
-    decim = find_decimation(part.sfreq, plan.sfreq)
+    decim = find_decimation(sfreq, plan.sfreq)
     half = len(make_antialias_filter(decim)) // 2
-    onset = piece.trials["sample"].to_numpy()[rows]
-    first, last = _find_extent(part, plan)
-    lower, upper = piece.bounds[rows[0]]
-    start = int(max(lower, onset[0] + first - half))
-    stop = int(min(upper, onset[-1] + last + 1 + half))
-    wide = part.read(start, stop)
+    first, last = find_extent(sfreq, plan)
+    start = int(max(bounds[0], onsets[0] + first - half))
+    stop = int(min(bounds[1], onsets[-1] + last + 1 + half))
+    wide = read(start, stop)
     # Constant offsets leave before the samples become float32, or they would cost digits.
     offset = wide[:, :1].astype(np.float64)
     signal = (wide - offset).astype(np.float32)
+    n_times = len(plan.find_times())
     skipped = round((plan.window[0] - plan.tmin) * plan.sfreq)
-    begin = round(plan.tmin * part.sfreq)
+    begin = round(plan.tmin * sfreq)
     if plan.resampling == "mne":
-        n_samples = round(plan.tmax * part.sfreq) - begin + 1
-        matrix = make_mne_resampling(n_samples, part.sfreq, plan.sfreq)[
-            :, skipped : skipped + len(piece.times)
-        ]
-        block = np.stack([signal[:, at : at + n_samples] @ matrix for at in onset + begin - start])
+        n_samples = round(plan.tmax * sfreq) - begin + 1
+        matrix = make_mne_resampling(n_samples, sfreq, plan.sfreq)[:, skipped : skipped + n_times]
+        block = np.stack([signal[:, at : at + n_samples] @ matrix for at in onsets + begin - start])
     else:
-        block = cut_epochs(
-            signal, onset + begin + skipped * decim - start, n_times=len(piece.times), decim=decim
-        )
+        block = cut_epochs(signal, onsets + begin + skipped * decim - start, n_times=n_times, decim=decim)
     if plan.baseline is None:
         block += offset.astype(np.float32)
         return block, signal, start
-    low, high = (round(end * part.sfreq) for end in plan.find_baseline())
-    for row, at in enumerate(onset - start):
+    low, high = (round(end * sfreq) for end in plan.find_baseline())
+    for row, at in enumerate(onsets - start):
         block[row] -= signal[:, at + low : at + high + 1].mean(axis=1, keepdims=True)
     return block, signal, start
 

@@ -9,7 +9,7 @@ matrices. Nothing is learnt from a new trial, unless `LearntStatistics.learn_ane
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -182,6 +182,18 @@ class LearntStatistics:
         if self.zscores:
             values = self._find_zscore(subject, session, run).apply(values)
         return values.astype(self.dtype, copy=False)
+
+    def for_session(self, subject: str, session: str, run: str = "") -> LearntStatistics:
+        """Return what `apply` uses for one session, found once: for a stream, whose trials come one by one."""
+        one = replace(self)
+        if self.whitening:
+            one.whitening = {(subject, session): self._find_whitener(subject, session).matrix}
+        if self.scaling:
+            one.scaling = {(subject, session): self._find_scaler(subject, session)}
+        if self.zscores:
+            one.zscores = {ZScoreGroup(subject, session, run): self._find_zscore(subject, session, run)}
+        one.used = dict(self.used)
+        return one
 
     def apply_to_trials(self, data: np.ndarray, trials: pd.DataFrame) -> np.ndarray:
         """Return trials of any sessions in their order; see `apply`."""

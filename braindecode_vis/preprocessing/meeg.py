@@ -431,6 +431,8 @@ def _write_meta(
         "cleaning": plan.cleaning.as_json(),
         "files": ["/".join(path.parts[-3:]) for path in files],
         "recorded_unit": source.unit,
+        # Whoever decodes a stream must cut it alike, which epochs of a publisher do not tell how.
+        "continuous": all(isinstance(part, ContinuousPart) for part in source.parts),
         "found": {
             piece.part.recording.files[0].name: dict(piece.notes)
             for piece in written.pieces

@@ -1,0 +1,159 @@
+"""How sure a prediction is of each candidate, and how evidence of several decisions adds up.
+
+The probability of a candidate is the softmax over the gallery of its cosine times a number, the inverse temperature,
+that is fitted once on training trials by maximum likelihood. Log-likelihoods of several decisions add. As they are
+linear in the candidate, their sum is the cosine with the sum of the predictions (each of length one): the posterior
+over a gallery of any size needs one more search, and one vector of memory.
+
+What is calibrated: the inverse temperature, for single decisions like the trials that it was fitted on, with training
+images as candidates. What is not: other sizes and kinds of galleries, and sums. Trials are taken to be independent
+given the image, and slow noise makes repetitions and overlapping windows alike, so that many make too sure.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
+from braindecode_vis.checks import BraindecodeVisError
+from braindecode_vis.pipeline.finished_run import FinishedRun
+from braindecode_vis.pipeline.learning import pick_training, predict_out_of_fold
+from braindecode_vis.retrieval import Centre
+
+#: Trials and candidates that the temperature is fitted on, at most.
+MOST_FITTED = 1000
+#: Values of the trials up to which an encoder without kept predictions makes them anew.
+CHEAP_FIT = 4_000_000
+#: Images whose evidence is kept, the latest ones.
+MOST_KEPT = 1024
+#: Above, one candidate takes all the probability for a difference of one thousandth in cosine.
+HIGHEST = 1e4
+
+
+def fit_temperature(similarity: np.ndarray, truth: np.ndarray) -> float:
+    """Return the inverse temperature under which the true candidates are likeliest, 0 where chance is likelier.
+
+    Parameters
+    ----------
+    similarity : array of shape (n_trials, n_candidates)
+        Cosines.
+    truth : int array of shape (n_trials,)
+        Column of the true candidate of each trial.
+
+    Examples
+    --------
+    >>> fit_temperature(np.array([[0.2, 0.1], [0.1, 0.2], [0.2, 0.1]]), np.array([0, 1, 1])).__round__(2)
+    6.93
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
+    own = similarity[np.arange(len(truth)), truth]
+
+    def lose(scale: float) -> float:
+        return float(np.mean(logsumexp(scale * similarity, axis=1) - scale * own))
+
+    # Convex in the scale: its slope at 0 says whether the truth is above the mean of the candidates at all.
+    if (own - similarity.mean(axis=1)).mean() <= 0:
+        return 0.0
+    found = minimize_scalar(lambda log: lose(np.exp(log)), bounds=(-3.0, np.log(HIGHEST)), method="bounded",
+                            options={"xatol": 1e-6})  # fmt: skip
+    return float(np.exp(found.x))
+
+
+def calibrate(run: FinishedRun, number: int, encoder: Any, centre: Centre, subject: str) -> tuple[float, str]:
+    """Return the inverse temperature of the predictions of one fold, and what it was fitted on, in words.
+
+    Parameters
+    ----------
+    run, number
+        The run, and its fold.
+    encoder, centre
+        Of this fold.
+    subject
+        Whose gallery is taken, where every subject has one.
+    """
+    responses, targets = pick_training(run, number)
+    predicted, words = _predict_training(run, number, encoder, responses, targets)
+    named, draw = predicted.ids.astype(str), np.random.default_rng(0)
+    ids = pd.unique(named)
+    if len(ids) > MOST_FITTED:
+        ids = draw.choice(ids, MOST_FITTED, replace=False)
+    rows = np.flatnonzero(np.isin(named, ids))
+    if len(rows) > MOST_FITTED:
+        rows = np.sort(draw.choice(rows, MOST_FITTED, replace=False))
+    first = pd.Index(targets.ids.astype(str))
+    images = Embeddings(
+        np.asarray(targets.vectors)[[int(np.argmax(first == i)) for i in ids]], ids, targets.space
+    )
+    own = subject if encoder.has_subject_galleries else None
+    gallery = centre.apply(encoder.map_targets(images, own))
+    queries = centre.apply(Embeddings(predicted.vectors[rows], named[rows], predicted.space))
+    similarity = normalise_rows(queries.vectors) @ normalise_rows(gallery.vectors).T
+    scale = fit_temperature(similarity, pd.Index(ids).get_indexer(pd.Index(named[rows])))
+    repeats = ", averaged over their repetitions," if run.config.repeats.train == "averaged" else ""
+    return scale, f"{len(rows)} training trials{repeats} {words}, among {len(ids)} training images"
+
+
+def _predict_training(
+    run: FinishedRun, number: int, encoder: Any, responses: Responses, targets: Embeddings
+) -> tuple[Embeddings, str]:
+    """Return predictions of training trials by what has not learnt from them, where that can be had."""
+    words, config = "predicted by fits that had not seen their images", run.config.encoder
+    space = encoder.predict(responses.select([0])).space
+    try:
+        kept = predict_out_of_fold(run)[number].predicted
+        if kept.space == space and len(kept):
+            return kept, words
+    except BraindecodeVisError:  # nothing needed them, so that they were not made
+        pass
+    if config.kind == "network":
+        held = np.isin(responses.stimulus_ids.astype(str), encoder.require_fit().held_out)
+        if held.sum() >= 10:
+            return encoder.predict(responses.select(held)), "which the network had held out"
+    elif responses.data.size <= CHEAP_FIT:
+        made = encoder.predict_out_of_fold(responses, targets)
+        if made.space == space and len(made):
+            return made, words
+    rows = np.sort(np.random.default_rng(0).permutation(responses.n_trials)[:MOST_FITTED])
+    words = "which the encoder has learnt from, so that probabilities are too sure"
+    return encoder.predict(responses.select(rows)), words
+
+
+@dataclass
+class Evidence:
+    """Sums of predictions of length one, for each image that is shown again, or over time.
+
+    Parameters
+    ----------
+    forgetting
+        What is left of earlier windows when the next one comes, from 0 to 1; for windows alone.
+    """
+
+    forgetting: float = 1.0
+    _sums: OrderedDict[str, tuple[np.ndarray, int]] = field(default_factory=OrderedDict)
+
+    def add(self, key: str, unit: np.ndarray) -> tuple[np.ndarray, int]:
+        """Add a prediction of length one, shape (n_features,), to what is known of `key`.
+
+        Returns
+        -------
+        total : array of shape (n_features,)
+        n
+            How many were added so far.
+        """
+        total, n = self._sums.pop(key, (np.zeros(len(unit)), 0))
+        kept = (self.forgetting * total + unit, n + 1)
+        self._sums[key] = kept
+        if len(self._sums) > MOST_KEPT:
+            self._sums.popitem(last=False)
+        return kept
+
+    def reset(self, key: str) -> None:
+        """Forget what is known of `key`."""
+        self._sums.pop(key, None)

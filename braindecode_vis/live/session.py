@@ -1,0 +1,319 @@
+"""A live session: chunks from a source through a decoder to those who listen, until somebody ends it.
+
+Owns the loop and its ends: a signal, the end of the stream, a duration, a number of decisions, an error. Whatever ends
+it, every listener hears the end. A listener that fails is told to the others and dropped; the rest goes on.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from braindecode_vis.checks import BraindecodeVisError
+from braindecode_vis.live.stream_roles import (
+    Chunk,
+    Decision,
+    Listener,
+    Marker,
+    StreamDecoder,
+    StreamSource,
+)
+from braindecode_vis.metrics.uncertainty import bootstrap_interval
+
+#: Seconds without samples after which a stream is called stalled.
+STALLED_S = 2.0
+#: Longest wait for samples, after which signals and the clock are looked at.
+WAIT_S = 0.1
+#: Latencies and ranks that are kept; a session of a day at five decisions a second.
+MOST_KEPT = 500_000
+
+
+@dataclass
+class Tally:
+    """What a session has decided so far."""
+
+    n: int = 0
+    n_images: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+    latencies: dict[str, deque[float]] = field(default_factory=dict)
+    ranked: deque[tuple[str, int]] = field(default_factory=lambda: deque(maxlen=MOST_KEPT))
+
+    def add(self, decision: Decision) -> None:
+        """Count a decision; one that comes again with its image counts as an image."""
+        if decision.image is not None:
+            self.n_images += 1
+            return
+        self.n += 1
+        if decision.lost:
+            self.lost[decision.lost.split(":", 1)[0]] += 1
+            return
+        for name, value in decision.latency.items():
+            self.latencies.setdefault(name, deque(maxlen=MOST_KEPT)).append(value)
+        if decision.rank is not None and decision.shown is not None:
+            self.ranked.append((decision.shown, decision.rank))
+
+    def summarise(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return numbers with what they stand for.
+
+        Parameters
+        ----------
+        facts
+            Of `StreamDecoder.describe`.
+        """
+        size = int(facts.get("gallery_size", 0))
+        latency = {}
+        for name, values in self.latencies.items():
+            p50, p99, most = np.percentile(np.array(values), (50, 99, 100)).tolist()
+            latency[name] = {"p50": p50, "p99": p99, "max": most}
+        found: dict[str, Any] = {
+            "n_decisions": self.n, "n_lost": sum(self.lost.values()), "lost": dict(self.lost),
+            "n_images": self.n_images, "latency_ms": latency,
+        }  # fmt: skip
+        if self.ranked and size:
+            ids, ranks = (np.array(part) for part in zip(*self.ranked, strict=True))
+            scores = {}
+            for k in (1, 5):
+                if k >= size:
+                    continue
+                hits = (ranks <= k).astype(float)
+                row = {"value": float(hits.mean()), "chance": k / size}
+                if len(set(ids.tolist())) > 1:
+                    interval = bootstrap_interval(hits, clusters=ids, n_boot=2000)
+                    row |= {"ci_low": interval.low, "ci_high": interval.high}
+                scores[f"top{k}"] = row
+            found["scores"] = scores
+            found["scored"] = (
+                f"{len(ranks)} single decisions of {len(set(ids.tolist()))} pictures in a gallery of {size}; intervals "
+                "resample pictures"
+            )
+        found["protocol"] = facts.get("protocol", "")
+        return found
+
+
+class LiveSession:
+    """Reads a source, decodes, and tells listeners.
+
+    Parameters
+    ----------
+    source
+        Where samples come from.
+    decoder
+        Turns them into decisions.
+    listeners
+        Whom to tell, in this order; one that keeps the recording should be the first.
+    duration
+        Seconds after which the session ends; None for no end.
+    decisions
+        Decisions after which it ends.
+    """
+
+    def __init__(
+        self,
+        source: StreamSource,
+        decoder: StreamDecoder,
+        listeners: Sequence[Listener] = (),
+        *,
+        duration: float | None = None,
+        decisions: int | None = None,
+    ) -> None:
+        self.source, self.decoder = source, decoder
+        self.duration, self.decisions = duration, decisions
+        self._listeners = list(listeners)
+        self._stop = threading.Event()
+        self._why = ""
+        self._injected: deque[Marker] = deque()
+        self._tally = Tally()
+        self._facts: Mapping[str, Any] = {}
+        self.summary: dict[str, Any] = {}
+
+    def inject(self, marker: Marker) -> None:
+        """Add a marker as if the stream had sent it; from any thread."""
+        self._injected.append(marker)
+
+    def stop(self, why: str = "it was stopped") -> None:
+        """Let the session end after the chunk at hand; from any thread."""
+        self._why = self._why or why
+        self._stop.set()
+
+    def run(self) -> dict[str, Any]:
+        """Decode until the end, and return the summary.
+
+        Returns
+        -------
+        summary
+            Numbers of decisions and of lost ones by reason, latencies in ms, and, where it is known what was shown,
+            top-1 and top-5 with chance and interval.
+
+        Raises
+        ------
+        BraindecodeVisError
+            If the stream cannot be opened or does not fit, or breaks the contract while it runs; listeners have heard
+            of the end by then.
+        """
+        error: BaseException | None = None
+        began = time.perf_counter()
+        with self._hear_signals():
+            try:
+                info = self.source.connect()
+                notes = self.decoder.open(info)
+                self._facts = self.decoder.describe()
+                self._tell_all("begin", info, self._facts)
+                for note in notes:
+                    self.tell(note)
+                began = time.perf_counter()
+                self._loop(began)
+            except BaseException as caught:  # told below, once everyone has heard the end
+                error = caught
+            try:
+                if error is None or isinstance(error, BraindecodeVisError):
+                    self._pass_on(self.decoder.flush() if self._facts else ())
+            except BraindecodeVisError as caught:
+                error = error or caught
+            if isinstance(error, BraindecodeVisError):
+                self.tell(str(error), "error")
+            self.source.close()
+            self.summary = {
+                **self._tally.summarise(self._facts), "seconds": time.perf_counter() - began,
+                "ended": self._why if error is None else f"error: {error}",
+            }  # fmt: skip
+            self._tell_all("end", self.summary)
+        if error is not None:
+            raise error
+        return self.summary
+
+    def _loop(self, began: float) -> None:
+        last, stalled = time.perf_counter(), False
+        while not self._stop.is_set():
+            left = WAIT_S
+            if self.duration is not None:
+                left = min(left, began + self.duration - time.perf_counter())
+                if left <= 0:
+                    self.stop(f"{self.duration:g} s were over")
+                    return
+            chunk = self.source.read(left)
+            now = time.perf_counter()
+            if not chunk.arrived:
+                chunk = replace(chunk, arrived=now)
+            if self._injected:
+                added = tuple(self._injected.popleft() for _ in range(len(self._injected)))
+                chunk = replace(chunk, markers=(*chunk.markers, *added))
+            for note in chunk.notes:
+                self.tell(note, "warning")
+            if len(chunk.times):
+                if stalled:
+                    self.tell(f"The stream is back after {now - last:.1f} s without samples.")
+                last, stalled = now, False
+            elif not stalled and not chunk.ended and now - last > STALLED_S:
+                stalled = True
+                self.tell(
+                    f"The stream has sent no samples for {now - last:.1f} s; the session waits.", "warning"
+                )
+            if len(chunk.times) or chunk.markers:
+                self._tell_all("hear", chunk)
+            if self._pass_on(self.decoder.feed(chunk)):
+                return
+            if chunk.ended:
+                self.stop("the stream ended")
+
+    def _pass_on(self, found: Iterable[Decision | str]) -> bool:
+        """Tell decisions and sentences, and say whether as many were made as were asked for."""
+        for one in found:
+            if isinstance(one, str):
+                self.tell(one, "warning")
+                continue
+            self._tally.add(one)
+            self._tell_all("decide", one)
+            if self.decisions is not None and self._tally.n >= self.decisions and not self._stop.is_set():
+                self.stop(f"{self.decisions} decisions were made")
+                return True
+        return False
+
+    def tell(self, sentence: str, level: Literal["info", "warning", "error"] = "info") -> None:
+        """Tell all listeners that something happened to the session."""
+        self._tell_all("tell", sentence, level)
+
+    def _tell_all(self, method: str, *what: Any) -> None:
+        for listener in tuple(self._listeners):
+            try:
+                getattr(listener, method)(*what)
+            except Exception as error:
+                self._listeners.remove(listener)
+                name = type(listener).__name__
+                if method != "end":
+                    # It may hold a file or a port: it still hears the end, and nothing else.
+                    with suppress(Exception):
+                        listener.end({})
+                self._tell_all(
+                    "tell", f"{name} failed and hears no more ({type(error).__name__}: {error}).", "error"
+                )
+
+    @contextmanager
+    def _hear_signals(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM end the session after the chunk at hand; a second one ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def hear(number: int, frame: Any) -> None:
+            if self._stop.is_set() and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
+
+        for number in before:
+            signal.signal(number, hear)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class ChunkSource:
+    """Samples in memory as a source, for tests and for decoding a recording as if it came live.
+
+    Parameters
+    ----------
+    info
+        Of the stream.
+    chunks
+        In their order.
+    """
+
+    def __init__(self, info: Any, chunks: Iterable[Chunk]) -> None:
+        self.info, self._chunks = info, iter(chunks)
+
+    def connect(self) -> Any:
+        """Return what the stream is."""
+        return self.info
+
+    def read(self, timeout: float) -> Chunk:
+        """Return the next chunk; never waits."""
+        for chunk in self._chunks:
+            return chunk
+        n = len(self.info.ch_names)
+        return Chunk(np.empty((n, 0)), np.empty(0), ended=True)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def cut_chunks(
+    samples: np.ndarray, times: np.ndarray, markers: Sequence[Marker] = (), *, size: int = 20
+) -> Iterator[Chunk]:
+    """Yield samples of shape (n_channels, n_samples) chunk by chunk, each with the markers up to its last sample."""
+    left = deque(sorted(markers, key=lambda marker: marker.time))
+    for start in range(0, samples.shape[1], size):
+        stop = min(start + size, samples.shape[1])
+        now = []
+        while left and (left[0].time <= times[stop - 1] or stop == samples.shape[1]):
+            now.append(left.popleft())
+        yield Chunk(samples[:, start:stop], times[start:stop], tuple(now))

@@ -1,0 +1,702 @@
+"""EEG and MEG decoded while they arrive: samples to epochs, epochs to ranked pictures, by a finished run.
+
+Owns what stands between a stream and the parts of a run: which samples an epoch needs and when they are there, and what
+becomes of a marker whose samples never come. Every step is the run's own (`cut_stretch`, `LearntStatistics`, its
+encoders, centre and gallery); filters alone are causal ones (`preprocessing.causal`). Nothing is fitted but one number,
+the temperature of `evidence`. Knows no source and no listener.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
+from braindecode_vis.datasets.sources.cleaning_options import Cleaning
+from braindecode_vis.live.evidence import Evidence, calibrate
+from braindecode_vis.live.reconstructing import Reconstructor
+from braindecode_vis.live.signal_watch import SignalWatch, estimate_covariance
+from braindecode_vis.live.stream_buffer import LONGEST_STEP, Break, SampleBuffer
+from braindecode_vis.live.stream_channels import (
+    ChannelMap,
+    find_factor,
+    map_channels,
+    read_pairs,
+)
+from braindecode_vis.live.stream_plan import find_stream_plan
+from braindecode_vis.live.stream_roles import Chunk, Decision, Marker, StreamInfo
+from braindecode_vis.pipeline import new_trials
+from braindecode_vis.pipeline.finished_run import FinishedRun, open_finished
+from braindecode_vis.pipeline.learning import preprocess, train
+from braindecode_vis.pipeline.predicting import (
+    PictureGallery,
+    average_folds,
+    check_one_space,
+    choose_folds,
+    find_tested_gallery,
+    map_gallery,
+    open_given_gallery,
+)
+from braindecode_vis.preprocessing.causal import CausalFilter, make_resampling
+from braindecode_vis.preprocessing.epochs import cut_stretch, find_extent, make_antialias_filter
+from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
+from braindecode_vis.retrieval import GallerySearch
+
+#: Seconds that are kept beyond what one epoch needs: markers may come that much after their samples.
+KEPT_S = 10.0
+#: Seconds by which a marker may be ahead of the samples before its clock is taken for another one.
+AHEAD_S = 10.0
+#: Markers that are remembered, so that none is decided twice.
+MOST_MARKERS = 10_000
+
+
+@dataclass
+class _Waiting:
+    """A marker or window whose samples are not all there."""
+
+    marker: Marker | None
+    sample: int | None = None
+
+    @property
+    def time(self) -> float:
+        return -np.inf if self.marker is None else self.marker.time
+
+
+class RunStreamDecoder:
+    """Decodes a stream of EEG or MEG with a finished run; a `StreamDecoder`.
+
+    Parameters
+    ----------
+    run
+        A finished run, or its folder.
+    gallery
+        Candidates: a folder of pictures or a ``.npy`` of them, a folder of embeddings, `Embeddings`; by default the
+        pictures that the run was tested with.
+    fold
+        The fold that predicts; by default the only one, or the mean of all.
+    subject, session
+        Whose statistics are applied, where the run knows several; see `LearntStatistics`. By default the one subject of
+        the run, or else an unknown one, and a session of its own.
+    channels
+        Names in the stream to names in the run, or a file of such pairs.
+    interpolate
+        Whether channels that the stream lacks are interpolated.
+    unit
+        Of the samples, in place of what the stream says.
+    every
+        Decide on a window every so many seconds, without markers; None decides on markers.
+    events
+        Markers that show an image, and its id: a mapping or a file of such pairs. By default every marker does, and its
+        value is the id.
+    n_top
+        Candidates to list.
+    repetitions
+        Whether the evidence of markers of the same value adds up.
+    forgetting
+        What is left of the evidence of earlier windows at the next one, from 0 to 1.
+    reconstruct
+        Whether images are made; each comes later, as a second `Decision` of the same number.
+
+    Attributes
+    ----------
+    statistics
+        What is applied to an epoch: an object with ``apply(block, subject, session)``; running statistics stand in for
+        those of the run here. See `adopt`.
+    """
+
+    def __init__(
+        self,
+        run: FinishedRun | str | Path,
+        *,
+        gallery: Any = None,
+        fold: int | None = None,
+        subject: str | None = None,
+        session: str = "live",
+        channels: Mapping[str, str] | str | Path | None = None,
+        interpolate: bool = False,
+        unit: str = "",
+        every: float | None = None,
+        events: Mapping[str, str] | str | Path | None = None,
+        n_top: int = 5,
+        repetitions: bool = False,
+        forgetting: float = 0.8,
+        reconstruct: bool = False,
+    ) -> None:
+        self.run = run if isinstance(run, FinishedRun) else open_finished(Path(run))
+        if self.run.config.decodes_categories:
+            raise ConfigError(
+                f"{self.run.folder.path} decodes categories, and live decoding ranks pictures; choose another run."
+            )
+        if unit and find_factor(unit) is None:
+            raise ConfigError(f"the unit {unit!r} is not known; give V, mV, uV, T, pT or fT.")
+        for name, value, good in (
+            ("every", every, every is None or every > 0),
+            ("n_top", n_top, n_top >= 1),
+            ("forgetting", forgetting, 0 <= forgetting <= 1),
+        ):
+            if not good:
+                raise ConfigError(
+                    f"{name} is {value!r}, which makes no sense; see the documentation of live."
+                )
+        if every is not None and (repetitions or events is not None):
+            raise ConfigError("windows need no markers; leave out every, or else events and repetitions.")
+        self.stream_plan = find_stream_plan(self.run)
+        self.folds = choose_folds(self.run, fold)
+        own = new_trials.find_responses(self.run)
+        subjects = own.trials["subject"].astype(str).unique()
+        self.subject = subject or (str(subjects[0]) if len(subjects) == 1 else "live")
+        self.session = session
+        self._table = (
+            channels if isinstance(channels, Mapping | None) else read_pairs(Path(channels), "channels")
+        )
+        self._events = events if isinstance(events, Mapping | None) else read_pairs(Path(events), "events")
+        self._interpolate, self._unit, self._every, self._n_top = interpolate, unit, every, n_top
+        self._repetitions, self._forgetting = repetitions, forgetting
+        self._own = own
+        self.statistics: Any = new_trials.find_learnt(self.run).for_session(self.subject, session)
+        self._fitted = [train(self.run)[number] for number in self.folds]
+        self.encoders: list[Any] = [fitted.encoder for fitted in self._fitted]
+        self.candidates: PictureGallery = (
+            find_tested_gallery(self.run, self.folds)
+            if gallery is None
+            else open_given_gallery(self.run, self.folds[0], gallery)
+        )
+        self.adaptation = ""
+        # One table for all trials: what changes from trial to trial is never looked at.
+        self._row = pd.DataFrame(
+            {
+                "subject": [self.subject], "session": session, "run": "live", "stimulus_id": "live", "repetition": 0,
+                "split": "test", "concept": "live", "known": False,
+            }
+        )  # fmt: skip
+        self._open_gallery()
+        self.temperature, self.calibrated_on = calibrate(
+            self.run, self.folds[0], self.encoders[0], self.centre, self.subject
+        )
+        self._reconstructor = Reconstructor(self.run, self.folds) if reconstruct else None
+        self._pictures: OrderedDict[str, Any] = OrderedDict()
+
+    # --- what is decided with -----------------------------------------------------------------------------
+
+    def adopt(self, *, encoders: Sequence[Any] | None = None, statistics: Any = None, words: str) -> None:
+        """Decide with other encoders or statistics from now on, for example adapted ones.
+
+        Parameters
+        ----------
+        encoders
+            One for each fold that predicts, in the space of the run's own.
+        statistics
+            With ``apply(block, subject, session)``, see `LearntStatistics.apply`.
+        words
+            What was done, for the protocol.
+        """
+        if encoders is not None:
+            self.encoders = list(encoders)
+        if statistics is not None:
+            self.statistics = statistics
+        self.adaptation = words
+
+    def _open_gallery(self) -> None:
+        # Fails here, and not at the first epoch, where an encoder cannot take the subject.
+        shape = (1, *self._own.data.shape[1:])
+        tried = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        predicted = self._predict(tried)
+        aligned = sorted({name for encoder in self.encoders for name in encoder.label_free_subjects})
+        if aligned:
+            raise DataError(
+                f"the encoder aligns subjects by their own trials and does not know {aligned[0]}, of whom one trial is "
+                "no basis; name a subject of the run, or calibrate first."
+            )
+        subject = self.subject if self.encoders[0].has_subject_galleries else None
+        self.centre, gallery = map_gallery(self.run, self.folds, self.candidates, subject)
+        self.search = GallerySearch(gallery)
+        self._row_of = {str(name): row for row, name in enumerate(self.search.ids)}
+        # Named so that spaces are compared once, and not with every trial.
+        if self.centre.apply(predicted).space != gallery.space:
+            raise DataError(
+                f"predictions of the space {predicted.space!r} cannot meet the gallery of {gallery.space!r}."
+            )
+
+    def _predict(self, block: np.ndarray) -> Embeddings:
+        """Return what the folds predict of trials of shape (1, n_channels, n_times)."""
+        trial = Responses.from_checked(block, self._own.dims, self._row, self._own.unit, self._own.coords)
+        predicted = []
+        for fitted, encoder in zip(self._fitted, self.encoders, strict=True):
+            chosen = trial if fitted.selection is None else fitted.selection.apply(trial)
+            predicted.append(encoder.predict(chosen))
+        if len(predicted) > 1:
+            check_one_space(self.run, self.folds, predicted)
+        return average_folds(predicted)
+
+    # --- the stream ---------------------------------------------------------------------------------------
+
+    def open(self, info: StreamInfo) -> Sequence[str]:
+        """Match the stream to the run; see `StreamDecoder`.
+
+        Raises
+        ------
+        DataError
+            If it lacks channels, or its rate or unit cannot be brought to those of the run.
+        """
+        given, plan = self.stream_plan, self.stream_plan.plan
+        modality = str(self._own.coords.get("modality", info.modality))
+        if info.modality == "fmri" or (info.modality != modality and modality in ("eeg", "meg")):
+            raise DataError(
+                f"the stream {info.name} is {info.modality.upper()}, and the run learnt from {modality.upper()}; "
+                "choose another stream or run."
+            )
+        notes = list(given.notes)
+        ratio = info.sfreq / plan.sfreq
+        if ratio < 1 - 1e-3:
+            raise DataError(
+                f"the stream {info.name} has {info.sfreq:g} Hz, and the run learnt from {plan.sfreq:g} Hz, which "
+                "cannot be made of less; set the amplifier to that rate or a multiple of it."
+            )
+        self._decim = round(ratio) if abs(ratio / round(ratio) - 1) < 1e-3 else None
+        self._sfreq = plan.sfreq * self._decim if self._decim else info.sfreq
+        if self._decim is None and plan.resampling == "mne":
+            raise DataError(
+                f"the run resampled as MNE does, from a rate that is a multiple of {plan.sfreq:g} Hz, and the stream "
+                f"{info.name} has {info.sfreq:g} Hz; set the amplifier to such a rate."
+            )
+        if self._decim is None:
+            notes.append(
+                f"{info.sfreq:g} Hz is no multiple of {plan.sfreq:g} Hz: epochs are interpolated between samples by a "
+                "filter like that of the run."
+            )
+        # Windows that end before the epoch does are decided as soon as they are over.
+        if plan.resampling == "exact":
+            high = plan.window[1]
+            if plan.baseline is not None:
+                low_b, high_b = plan.find_baseline()
+                plan = replace(plan, baseline=(low_b, high_b))
+                high = max(high, high_b)
+            plan = replace(plan, tmax=high)
+        self._plan, self._info = plan, info
+        dataset = self.run.config.dataset
+        bads = tuple(getattr(dataset, "bads", ())) if plan.cleaning != Cleaning() else ()
+        self.channel_map: ChannelMap = map_channels(
+            info.ch_names, given.ch_names, plan.cleaning, stream=info.name, modality=modality, table=self._table,
+            interpolate=self._interpolate, bads=bads,
+        )  # fmt: skip
+        notes += self.channel_map.notes
+        said = self._unit or info.unit
+        theirs, ours = find_factor(said), find_factor(given.unit)
+        factor, stated = 1.0, ""
+        if theirs is not None and ours is not None:
+            factor, stated = theirs / ours, said
+            if theirs != ours:
+                notes.append(
+                    f"The stream is in {said}, the run learnt from {given.unit}: multiplied by {factor:g}."
+                )
+        self._used = np.flatnonzero(np.any(self.channel_map.matrix != 0, axis=0))
+        self._mixing = self.channel_map.matrix[:, self._used] * factor
+        self.filter = CausalFilter.of(plan.cleaning, self._sfreq)
+        if words := self.filter.describe():
+            notes.append(words)
+        self._first, self._last = find_extent(self._sfreq, plan)
+        self._half = len(make_antialias_filter(self._decim)) // 2 if self._decim else int(10 * ratio) + 1
+        reach = self._half if plan.resampling == "exact" else 0
+        self.delay_ms = 1000 * (reach + self.filter.delay) / self._sfreq
+        if self._half and reach:
+            notes.append(
+                f"The low-pass against aliasing needs {1000 * self._half / self._sfreq:.0f} ms after the end of an "
+                "epoch."
+            )
+        self._weights = None
+        if self._decim is None:
+            times = plan.find_times()
+            self._weights = make_resampling(
+                self._first - self._half, self._last + self._half, self._sfreq, times
+            )
+        capacity = self._last - self._first + 2 * self._half + round(KEPT_S * self._sfreq)
+        self.buffer = SampleBuffer(len(self._mixing), capacity, self._sfreq)
+        if not isinstance(self.statistics, LearntStatistics) or not self.statistics.is_empty:
+            notes += [f"{where}: {words}." for where, words in getattr(self.statistics, "used", {}).items()]
+        if self.run.config.repeats.test == "averaged" and self._every is None:
+            notes.append("Each decision is of a single trial, where the run's own test averages repetitions.")
+        notes.append(f"Probabilities: fitted on {self.calibrated_on}.")
+        own = estimate_covariance(
+            new_trials.find_learnt(self.run), self._own, preprocess(self.run).folds[self.folds[0]].train,
+            (self.subject, self.session),
+        )  # fmt: skip
+        self.watch = SignalWatch(
+            own,
+            self.channel_map.ch_names,
+            info.name,
+            stated,
+            looks_for_swaps=not self.channel_map.interpolated,
+        )
+        self._waiting: list[_Waiting] = []
+        self._known: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._told: set[str] = set()
+        self._n_decisions = 0
+        self._next_window: int | None = None
+        self._fresh = True
+        self._last_time: float | None = None
+        self._held_times = np.empty(0)
+        self._settled: dict[int, int] = {}
+        self.evidence = Evidence(self._forgetting if self._every is not None else 1.0)
+        return notes
+
+    def feed(self, chunk: Chunk) -> Iterable[Decision | str]:
+        """Take samples in, and yield decisions and sentences; see `StreamDecoder`."""
+        arrived = chunk.arrived or time.perf_counter()
+        if self._reconstructor is not None:
+            yield from self._reconstructor.take_finished()
+        yield from self._take_samples(chunk)
+        yield from self._take_markers(chunk.markers)
+        yield from self._decide_ready(arrived)
+
+    def flush(self) -> Iterable[Decision | str]:
+        """Name every epoch that will never be complete; see `StreamDecoder`."""
+        yield from self._decide_ready(time.perf_counter(), ended=True)
+        for one in self._waiting:
+            if one.marker is not None:
+                yield self._lose(one.marker, "end: the stream ended before the epoch was complete")
+        self._waiting = []
+        if self._reconstructor is not None:
+            yield from self._reconstructor.finish()
+
+    # --- samples ------------------------------------------------------------------------------------------
+
+    def _take_samples(self, chunk: Chunk) -> Iterator[Decision | str]:
+        samples, times = np.asarray(chunk.samples), np.asarray(chunk.times, dtype=float)
+        if not len(times):
+            return
+        if samples.shape != (len(self._info.ch_names), len(times)):
+            raise DataError(
+                f"the stream {self._info.name} sent {samples.shape[0]} channels x {samples.shape[-1]} samples with "
+                f"{len(times)} times, and announced {len(self._info.ch_names)} channels."
+            )
+        used = samples[self._used].astype(np.float64)
+        finite = np.isfinite(used).all(axis=0)
+        if not finite.all():
+            row = int(np.flatnonzero(~np.isfinite(used).all(axis=1))[0])
+            name = self._info.ch_names[self._used[row]]
+            if f"nan {name}" not in self._told:
+                self._told.add(f"nan {name}")
+                yield (
+                    f"The channel {name} has samples that are no numbers, first at {times[~finite][0]:.3f} s; they are "
+                    "left out."
+                )
+            used, times = used[:, finite], times[finite]
+            if not len(times):
+                return
+        steps = np.diff(times, prepend=times[0] if self._last_time is None else self._last_time)
+        if self._last_time is None:
+            steps[0] = 1 / self._sfreq
+        broken = np.flatnonzero((steps > LONGEST_STEP / self._sfreq) | (steps <= 0))
+        mixed = self._mixing @ used
+        for start, stop in zip(np.r_[0, broken], np.r_[broken, len(times)], strict=True):
+            if start in broken:
+                before = self._last_time if start == 0 else times[start - 1]
+                made = self.buffer.add_break(float(before or 0.0), float(times[start]))
+                self._held_times = np.empty(0)
+                self.filter.restart()
+                yield from self._settle_break(made)
+            if stop > start:
+                self._append(mixed[:, start:stop], times[start:stop])
+        self._last_time = float(times[-1])
+
+    def _append(self, mixed: np.ndarray, times: np.ndarray) -> None:
+        if not self.filter.delay:
+            self.buffer.append(self.filter.push(mixed), times)
+            return
+        # What comes out belongs to samples that came in before.
+        waiting = np.r_[self._held_times, times]
+        known = self.filter.push(mixed)
+        self.buffer.append(known, waiting[: known.shape[1]])
+        self._held_times = waiting[known.shape[1] :]
+
+    def _settle_break(self, made: Break) -> Iterator[Decision | str]:
+        """Give up what was waited for and cannot come any more."""
+        kept = []
+        for one in self._waiting:
+            gone = one.marker is not None and one.sample is None and (
+                # Ahead of the old samples, its time means nothing on the new clock; or it fell into the gap.
+                made.after <= made.before or one.time < made.after - 0.5 / self._sfreq
+            )  # fmt: skip
+            if gone and one.marker is not None and self.buffer.find_sample(one.time) is None:
+                yield self._lose(one.marker, made.describe())
+            else:
+                kept.append(one)
+        self._waiting = kept
+        self._next_window = None
+        kind = made.describe()
+        yield f"{kind[0].upper()}{kind[1:]}."
+
+    # --- markers ------------------------------------------------------------------------------------------
+
+    def _take_markers(self, markers: Sequence[Marker]) -> Iterator[Decision | str]:
+        if self._every is not None:
+            return
+        for marker in markers:
+            value = str(marker.value).strip()
+            if self._events is not None and value not in self._events:
+                yield from self._tell_once(
+                    f"The marker {value!r} is not among the events, and is not decided."
+                )
+                continue
+            if not np.isfinite(marker.time):
+                yield self._lose(marker, "clock: the marker has no time")
+                continue
+            key = value, round(marker.time * self._sfreq)
+            if any((value, key[1] + step) in self._known for step in (-1, 0, 1)):
+                yield from self._tell_once(
+                    f"The marker {value!r} at {marker.time:.3f} s came twice; it is decided once, as are all that do."
+                    , "twice")  # fmt: skip
+                continue
+            self._known[key] = None
+            if len(self._known) > MOST_MARKERS:
+                self._known.popitem(last=False)
+            if self._find_shown(value) is None:
+                yield from self._tell_once(
+                    f"The marker {value!r} names no picture of the gallery: it is decided, as are all such, and counts "
+                    "in no score.",
+                    "no picture",
+                )
+            newest = self._last_time
+            if newest is not None and marker.time > newest + AHEAD_S:
+                yield self._lose(
+                    marker,
+                    f"clock: the marker is {marker.time - newest:.0f} s ahead of the samples; both need one clock",
+                )
+                continue
+            self._waiting.append(_Waiting(marker))
+        self._waiting.sort(key=lambda one: one.time)
+
+    def _tell_once(self, sentence: str, key: str = "") -> Iterator[str]:
+        if (key or sentence) not in self._told and len(self._told) < MOST_MARKERS:
+            self._told.add(key or sentence)
+            yield sentence
+
+    def _find_shown(self, value: str) -> str | None:
+        named = self._events.get(value) if self._events is not None else value
+        return named if named is not None and named in self._row_of else None
+
+    def _lose(self, marker: Marker, why: str) -> Decision:
+        self._n_decisions += 1
+        value = str(marker.value).strip()
+        return Decision(self._n_decisions - 1, marker.time, value, self._find_shown(value), lost=why)
+
+    # --- decisions ----------------------------------------------------------------------------------------
+
+    def _decide_ready(self, arrived: float, ended: bool = False) -> Iterator[Decision | str]:
+        kept = []
+        for one in self._waiting:
+            assert one.marker is not None
+            if one.sample is None:
+                one.sample = self.buffer.find_sample(one.time)
+            if one.sample is None:
+                oldest = self.buffer.start
+                if self.buffer.stop > oldest:
+                    stretches = list(self.buffer.iterate_stretches())
+                    low = min(float(self.buffer.read_times(a, a + 1)[0]) for a, _ in stretches)
+                    newest = max(self.buffer.newest or 0.0, self._last_time or 0.0)
+                    if one.time < newest:
+                        inside = one.time >= low
+                        why = "gap: the stream has no sample at the time of the marker" if inside else (
+                            f"late: the marker is {newest - one.time:.1f} s older than the samples, of which "
+                            f"{self.buffer.capacity / self._sfreq:.0f} s are kept" if self.buffer.start > 0 else
+                            "start: the marker is older than the first sample"
+                        )  # fmt: skip
+                        if self._held_times.size and one.time >= self._held_times[0]:
+                            kept.append(one)  # behind the low-pass
+                            continue
+                        yield self._lose(one.marker, why)
+                        continue
+                kept.append(one)
+                continue
+            found = self._try(one.sample, ended)
+            if found is None:
+                kept.append(one)
+            elif isinstance(found, str):
+                yield self._lose(one.marker, found)
+            else:
+                yield from self._decide(one.sample, found, arrived, one.marker)
+        self._waiting = kept
+        if self._every is not None:
+            yield from self._decide_windows(arrived, ended)
+
+    def _decide_windows(self, arrived: float, ended: bool) -> Iterator[Decision | str]:
+        while self.buffer.stop > self.buffer.start:
+            if self._next_window is None:
+                low = next(self.buffer.iterate_stretches())[0]
+                self._next_window = low - self._first
+            found = self._try(self._next_window, ended)
+            if found is None:
+                return
+            if not isinstance(found, str):
+                yield from self._decide(self._next_window, found, arrived, None)
+            assert self._every is not None
+            self._next_window = (
+                self._next_window + max(1, round(self._every * self._sfreq))
+                if not isinstance(found, str)
+                else None
+            )
+            if isinstance(found, str):
+                return
+
+    def _try(self, sample: int, ended: bool) -> tuple[int, int] | str | None:
+        """Return the bounds within which an epoch may read, why it never can be, or None while samples are missing."""
+        low, high = self.buffer.find_bounds(sample)
+        first, last = sample + self._first, sample + self._last
+        if first < low:
+            for one in self.buffer.breaks:
+                if one.sample == low:
+                    return one.describe()
+            return (
+                "start: the epoch begins before the first sample"
+                if low == 0
+                else "late: the samples of the epoch are no longer kept"
+            )
+        stop = high if high is not None else self.buffer.stop
+        if last < stop and (high is not None or ended or stop > last + self._half):
+            return low, stop
+        if high is not None:
+            return next(one.describe() for one in self.buffer.breaks if one.sample == high)
+        return None
+
+    def cut(self, sample: int, bounds: tuple[int, int]) -> np.ndarray:
+        """Return the epoch around a sample as the run cut its own, float32 of shape (1, n_channels, n_times)."""
+        if self._weights is None:
+            return cut_stretch(self.buffer.read, np.array([sample]), bounds, self._sfreq, self._plan)[0]
+        start, stop = sample + self._first - self._half, sample + self._last + self._half + 1
+        inside = max(start, bounds[0]), min(stop, bounds[1])
+        wide = self.buffer.read(*inside)
+        offset = wide[:, :1]
+        # Beyond a break the signal stays at its last value, as `cut_epochs` has it.
+        signal = np.pad(
+            (wide - offset).astype(np.float32), ((0, 0), (inside[0] - start, stop - inside[1])), mode="edge"
+        )
+        block = signal @ self._weights
+        if self._plan.baseline is None:
+            return (block + offset.astype(np.float32))[None]
+        low, high = (round(end * self._sfreq) + sample - start for end in self._plan.find_baseline())
+        return (block - signal[:, low : high + 1].mean(axis=1, keepdims=True))[None]
+
+    def _decide(
+        self, sample: int, bounds: tuple[int, int], arrived: float, marker: Marker | None
+    ) -> Iterator[Decision | str]:
+        began = time.perf_counter()
+        raw = self.cut(sample, bounds)
+        flat = np.ptp(raw[0], axis=1) == 0
+        if not flat.any() or flat.all():
+            yield from self.watch.look(raw[0])
+        if self.watch.gain != 1.0:
+            raw = raw * np.float32(self.watch.gain)
+        block = self.statistics.apply(raw, self.subject, self.session)
+        cut = time.perf_counter()
+        predicted = self._predict(block)
+        query = self.centre.apply(predicted).vectors[0]
+        done = time.perf_counter()
+        length = float(np.linalg.norm(query))
+        unit = query / length if length else query
+        value = "" if marker is None else str(marker.value).strip()
+        shown = None if marker is None else self._find_shown(value)
+        scale = self.temperature
+        top, cosines = self.search.find(unit, self._n_top)
+        normaliser = self.search.sum_exponentials(unit, scale)
+        probability = np.exp(scale * cosines - normaliser)
+        names, n_evidence, posterior_names, posterior = self._name(top), 1, self._name(top), probability
+        if self._repetitions or marker is None:
+            total, n_evidence = self.evidence.add(value, unit)
+            if n_evidence > 1:
+                # Log-likelihoods add, and are linear in the candidate: one search with the sum.
+                size = float(np.linalg.norm(total))
+                best, near = self.search.find(total, self._n_top)
+                posterior_names = self._name(best)
+                posterior = np.exp(scale * size * near - self.search.sum_exponentials(total, scale * size))
+        rank = None
+        ended = time.perf_counter()
+        if shown is not None:
+            above, tied = self.search.count_above(unit, self._row_of[shown])
+            rank = 1 + above + tied  # ties count against it, as in the run's top-k
+        notes = []
+        if flat.any():
+            names_flat = [n for n, f in zip(self.channel_map.ch_names, flat, strict=True) if f]
+            notes.append(f"flat in this epoch: {', '.join(names_flat[:8])}")
+        if self.channel_map.interpolated:
+            notes.append(f"interpolated: {', '.join(self.channel_map.interpolated[:8])}")
+        low = self.buffer.find_bounds(sample)[0]
+        if (
+            self.filter.settles
+            and (sample + self._first - low) / self._sfreq < self.filter.settles
+            and low > 0
+        ):
+            notes.append("the high-pass had begun anew shortly before")
+        onset = float(self.buffer.read_times(sample, sample + 1)[0]) if marker is None else marker.time
+        number, self._n_decisions = self._n_decisions, self._n_decisions + 1
+        decision = Decision(
+            number, onset, value, shown, embedding=predicted.vectors[0], top=names, similarity=cosines,
+            probability=probability, posterior_top=posterior_names, posterior=posterior, n_evidence=n_evidence,
+            rank=rank,
+            latency={
+                "wait": 1000 * (ended - arrived), "preprocess": 1000 * (cut - began), "predict": 1000 * (done - cut),
+                "rank": 1000 * (ended - done), "delay": self.delay_ms,
+            },
+            epoch=block[0], notes=tuple(notes),
+        )  # fmt: skip
+        yield decision
+        if self._reconstructor is not None and not self._reconstructor.ask(
+            decision, self._as_trial(block), predicted
+        ):
+            yield from self._tell_once("Images take longer than decisions: some decisions have none.")
+
+    def _as_trial(self, block: np.ndarray) -> Responses:
+        return Responses.from_checked(block, self._own.dims, self._row, self._own.unit, self._own.coords)
+
+    def _name(self, rows: np.ndarray) -> tuple[str, ...]:
+        return tuple(str(name) for name in self.search.ids[rows])
+
+    # --- what listeners show ------------------------------------------------------------------------------
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return the facts of this session; see `StreamDecoder`."""
+        config, plan = self.run.config, self._plan
+        averaging = "single trials" if self._every is None else f"windows every {self._every:g} s"
+        protocol = [
+            f"finished run {config.name} ({config.dataset.kind}) on a stream",
+            self.adaptation or "nothing fitted on it",
+            f"fold {self.folds[0]}" if len(self.folds) == 1 else f"mean of {len(self.folds)} folds",
+            averaging,
+            f"target {config.target.kind}",
+            f"gallery of {self.candidates.words}",
+            f"centre {config.retrieval.centre}",
+        ]
+        positions = self._own.coords.get("ch_pos")
+        return {
+            "run": str(self.run.folder.path), "name": config.name, "protocol": "; ".join(protocol),
+            "stream": self._info.name, "modality": self._info.modality, "gallery": self.candidates.words,
+            "gallery_size": len(self.search), "n_top": min(self._n_top, len(self.search)),
+            "chance": 1 / len(self.search), "sfreq": plan.sfreq, "stream_sfreq": self._info.sfreq,
+            "tmin": plan.window[0], "tmax": plan.window[1], "n_times": self._own.data.shape[2],
+            "ch_names": list(map(str, self._own.coords["ch_names"])),
+            "ch_pos": None if positions is None else np.asarray(positions, float).tolist(),
+            "unit": self._own.unit, "delay_ms": self.delay_ms, "subject": self.subject, "session": self.session,
+            "folds": self.folds, "temperature": self.temperature, "calibrated_on": self.calibrated_on,
+            "every": self._every, "repetitions": self._repetitions, "reconstructs": self._reconstructor is not None,
+            "interpolated": list(self.channel_map.interpolated), "adaptation": self.adaptation,
+        }  # fmt: skip
+
+    def find_images(self, ids: Sequence[str]) -> list[Path | np.ndarray | None]:
+        """Return the pictures of candidates, uint8 of shape (height, width, 3); None where one is not at hand."""
+        stimuli = self.candidates.stimuli
+        if stimuli is None or not stimuli.has_pixels:
+            return [None] * len(ids)
+        found: list[Path | np.ndarray | None] = []
+        for name in ids:
+            try:
+                found.append(stimuli.read_image(str(name)))
+            except BraindecodeVisError:  # listed, but its file is elsewhere
+                found.append(None)
+        return found
