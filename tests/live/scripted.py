@@ -16,8 +16,9 @@ IDS = [f"{name}_{n:02d}s" for name in ("aardvark", "bread_bin", "canoe", "daisy"
 SFREQ, CHUNK = 250.0, 25
 INFO = StreamInfo("phantom", "eeg", tuple(NAMES), SFREQ, "uV", "LSL stream phantom-markers")
 FACTS = {
-    "protocol": "single trials, causal filters", "gallery": "test images of the run", "n_gallery": len(IDS),
-    "tmin": -0.2, "tmax": 0.8, "sfreq": 250.0, "delay": 12.0, "interpolated": ("TP9",),
+    "protocol": "single trials, causal filters", "gallery": "test images of the run", "gallery_size": len(IDS),
+    "tmin": -0.2, "tmax": 0.8, "sfreq": 250.0, "delay_ms": 12.0, "temperature": 18.0,
+    "calibrated_on": "predictions of 200 training trials out of fold", "chance": 1 / len(IDS), "n_top": 5, "interpolated": ("TP9",),
 }  # fmt: skip
 
 

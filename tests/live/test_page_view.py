@@ -112,7 +112,7 @@ def test_numbers_that_are_not_finite_reach_no_browser():
 def test_volumes_are_drawn_as_means_of_regions():
     state = PageState()
     info = StreamInfo("bold", "fmri", (), 0.5, "", "events")
-    state.begin(info, {"regions": {"V1": [0, 1], "V2": [2, 3]}, "n_gallery": 10})
+    state.begin(info, {"regions": {"V1": [0, 1], "V2": [2, 3]}, "gallery_size": 10})
     assert state.stream["channels"] == ["V1", "V2"]
     for n in range(4):
         state.hear(Chunk(np.array([[1.0], [3], [5], [7]]) + n, np.array([2.0 * n])), 1.0)

@@ -139,15 +139,27 @@ def judge_channels(samples: np.ndarray, *, microvolts: bool) -> list[str]:
     return words
 
 
-def place_on_head(names: Sequence[str]) -> list[list[float] | None]:
-    """Return where each electrode of the 10-5 system lies on a disc seen from above: x to the right, y to the nose."""
+def place_on_head(
+    names: Sequence[str], positions: Mapping[str, Sequence[float]] | None = None
+) -> list[list[float] | None]:
+    """Return where each sensor lies on a disc seen from above: x to the right, y to the nose, 1 at the ears.
+
+    Parameters
+    ----------
+    names
+        Of the sensors.
+    positions
+        Of each in m; by default those of the 10-5 system.
+    """
     from braindecode_vis.datasets.sources.meeg_source import make_template_montage
 
-    known = {name.upper(): at for name, at in make_template_montage().get_positions()["ch_pos"].items()}
+    if positions is None:
+        positions = make_template_montage().get_positions()["ch_pos"]
+    known = {name.upper(): np.asarray(at, float) for name, at in positions.items()}
     places: list[list[float] | None] = []
     for name in names:
         at = known.get(name.upper())
-        if at is None:
+        if at is None or not np.isfinite(at).all() or not at.any():
             places.append(None)
             continue
         x, y, z = at - np.array([0.0, -0.01, 0.035])  # the middle of the head of the template, in m
@@ -205,16 +217,21 @@ class PageState:
         if not names:
             names, self._rows = list(self._groups) or ["mean of all voxels"], list(self._groups.values())
         slow = info.sfreq < VOLUME_SFREQ
+        placed: dict[str, Any] | None = None
+        if info.modality == "meg" and facts.get("ch_pos"):
+            placed = dict(zip(facts["ch_names"], facts["ch_pos"], strict=True))
         self.traces = Traces(len(names), info.sfreq, 200 / info.sfreq if slow else TRACE_SECONDS)
         self.quality, self.summary = [], None
         self._recent.clear()
         self.stream = {
             "name": info.name, "modality": info.modality, "channels": names, "sfreq": info.sfreq, "unit": unit,
-            "markers": info.markers, "places": place_on_head(names) if info.modality == "eeg" else [],
+            "markers": info.markers, "places": place_on_head(names, placed) if info.modality == "eeg" or placed else [],
             "rate": self.traces.rate, "columns": self.traces.n_columns, "judged": not slow,
         }  # fmt: skip
         self.facts = {
-            str(name): _plain(value) for name, value in facts.items() if name not in ("regions", "ch_names")
+            str(name): _plain(value)
+            for name, value in facts.items()
+            if name not in ("regions", "ch_names", "ch_pos")
         }
         self._example = {}
         return {"type": "begin", "stream": self.stream, "facts": self.facts}
@@ -324,7 +341,7 @@ class PageState:
             name: self._counts[name]
             for name in ("decided", "lost", "scored", "top1", "top5", "pooled", "pooled1")
         }
-        size = self.facts.get("n_gallery")
+        size = self.facts.get("gallery_size")
         chance = 1 / size if isinstance(size, int) and size > 0 else None
         interval = wilson_interval(counts["top1"], counts["scored"]) if counts["scored"] else None
         score = {**counts, "chance": chance, "interval": [interval.low, interval.high] if interval else None}

@@ -277,7 +277,7 @@
       const right = one.shown === null ? null : first[0] === one.shown;
       $("best").className = right === null ? "" : right ? "right" : "wrong";
       verdict.className = "verdict " + (right === null ? "" : right ? "right" : "wrong");
-      verdict.textContent = one.shown === null ? "" : right ? "✓ right" : "✗ shown was " + nameOf(one.shown) + (one.rank ? ", rank " + one.rank + (facts.n_gallery ? " of " + facts.n_gallery : "") : ", which is not in the gallery");
+      verdict.textContent = one.shown === null ? "" : right ? "✓ right" : "✗ shown was " + nameOf(one.shown) + (one.rank ? ", rank " + one.rank + (facts.gallery_size ? " of " + facts.gallery_size : "") : ", which is not in the gallery");
     }
     if (one.lost) $("best").className = "";
     name.classList.toggle("long", name.textContent.length > 16);
@@ -418,9 +418,14 @@
     if (chance) bar.append(draw("line", "chance", { x1: xOf(chance), x2: xOf(chance), y1: 2, y2: 24 }));
     const range = percent(interval[0]).replace(" %", "") + " to " + percent(interval[1]);
     const verdict = !chance ? "" : interval[0] > chance ? "The interval lies above guessing." : interval[1] < chance ? "The interval lies below guessing." : "This may be guessing.";
-    words.replaceChildren("95 % interval " + range + (chance ? "; guessing finds " + percent(chance) + " (1 of " + facts.n_gallery + "). " : ". "), make("span", interval[0] > chance ? "clear" : "unsure", verdict));
+    words.replaceChildren("95 % interval " + range + (chance ? "; guessing finds " + percent(chance) + " (1 of " + facts.gallery_size + "). " : ". "), make("span", interval[0] > chance ? "clear" : "unsure", verdict));
     $("score-more").textContent = "Among the first five: " + percent(top5 / scored) + (chance ? " (guessing " + percent(Math.min(1, 5 * chance)) + ")" : "") + "." + (score.pooled ? " First by all evidence so far: " + score.pooled1 + " of " + score.pooled + "." : "");
     bar.setAttribute("aria-label", "Found at first: " + percent(value) + ", 95 % interval " + range + (chance ? ", guessing " + percent(chance) : ""));
+  };
+  const drawEnd = () => {  // the session's own numbers, whose intervals resample pictures
+    const found = summary?.scores?.top1;
+    $("score-end").hidden = !found;
+    if (found) $("score-end").textContent = "At the end: " + percent(found.value) + (found.ci_low === undefined ? "" : ", 95 % interval " + percent(found.ci_low).replace(" %", "") + " to " + percent(found.ci_high) + ", resampling pictures") + "; guessing finds " + percent(found.chance) + ".";
   };
   const drawLatency = () => {
     const { canvas, pen, width, height } = prepare("histogram");
@@ -499,10 +504,11 @@
   };
   const drawFacts = () => {
     const box = $("facts");
-    const names = { n_gallery: "images in the gallery", tmin: "epoch from (s)", tmax: "epoch to (s)", delay: "delay of filters (ms)", sfreq: "sampling rate (Hz)" };
+    const names = { gallery_size: "images in the gallery", tmin: "epoch from (s)", tmax: "epoch to (s)", delay_ms: "delay of causal filters (ms)", sfreq: "sampling rate of the encoder (Hz)", calibrated_on: "probabilities fitted on", every: "a window every (s)", reconstructs: "images are painted" };
+    const silent = new Set(["stream", "modality", "stream_sfreq", "n_top", "n_times", "chance", "run", "unit", "temperature", "name"]);
     const rows = stream ? [["stream", stream.name + ", " + stream.modality.toUpperCase().replace("FMRI", "fMRI") + ", " + stream.channels.length + (stream.modality === "fmri" ? " traces" : " channels") + ", " + Number(stream.sfreq.toPrecision(4)) + " Hz"], ["markers", stream.markers || "none: windows slide"]] : [];
     const write = (value) => (Array.isArray(value) ? value.slice(0, 12).map(write).join(", ") + (value.length > 12 ? ", and " + (value.length - 12) + " more" : "") : value && typeof value === "object" ? Object.entries(value).slice(0, 8).map(([k, v]) => k + " " + write(v)).join(", ") : typeof value === "number" ? String(Number(value.toPrecision(5))) : value === true ? "yes" : value === false ? "no" : String(value ?? "–"));
-    for (const [name, value] of Object.entries(facts)) rows.push([names[name] || name.replaceAll("_", " "), write(value)]);
+    for (const [name, value] of Object.entries(facts)) if (!silent.has(name) && value !== null && value !== "" && value?.length !== 0) rows.push([names[name] || name.replaceAll("_", " "), write(value)]);
     box.replaceChildren(...rows.map(([name, value]) => {
       const row = make("div");
       row.append(make("dt", "", name), make("dd", "", value));
@@ -554,6 +560,7 @@
       handlers.begin(event);
       mark();
       dirty.add("messages");
+      drawEnd();
     },
     begin: (event) => {
       stream = event.stream.name ? event.stream : null;
@@ -589,7 +596,7 @@
       if (event.message.level === "error") { alert(event.message.sentence); alertUntil = performance.now() + 20_000; }
       dirty.add("messages");
     },
-    end: (event) => { summary = event.summary; },
+    end: (event) => { summary = event.summary; drawEnd(); },
   };
   const connect = () => {
     socket = new WebSocket((location.protocol === "https:" ? "wss://" : "ws://") + location.host + "/live");
