@@ -19,7 +19,9 @@ from braindecode_vis import roles
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError, check_finite, check_option
 from braindecode_vis.config import read_config
+from braindecode_vis.config.source import read_override
 from braindecode_vis.datasets.array_folder import find_trials, read_new_trials
+from braindecode_vis.datasets.bids.live_recording import is_live_recording, make_live_dataset
 from braindecode_vis.datasets.own_data import UNSTATED
 from braindecode_vis.pipeline.finished_run import FinishedRun
 from braindecode_vis.pipeline.learning import preprocess, read_dataset, write_dataset
@@ -74,8 +76,8 @@ def read_new(
     run
         The finished run.
     on
-        A folder of arrays (see `braindecode_vis.datasets.array_folder`), a file of trials, or else another root of the
-        data set of the run.
+        A folder of arrays (see `braindecode_vis.datasets.array_folder`), a file of trials, what a live session has
+        recorded, or else another root of the data set of the run.
     work
         Folder for the preprocessed trials of another root; they are read from there as long as predictions are made.
     whiten_new
@@ -94,18 +96,22 @@ def read_new(
             raise ConfigError(f"{overrides[0]!r} changes how a data set is read, and {path} holds arrays.")
         responses, stimuli = read_new_trials(path)
         return prepare_trials(run, responses, stimuli, whiten_new=whiten_new, part=part)
-    dataset = run.config.dataset
-    if "root" not in type(dataset).model_fields:
-        raise DataError(
-            f"{path} holds no trials, and {dataset.kind}, which the run decodes, is read from no folder; --on takes a "
-            "folder of arrays or a file of trials."
-        )
     # A run whose encoder or target changed would not be the finished one any more.
     for text in overrides:
         if not text.strip().startswith("dataset."):
             raise ConfigError(
                 f"--set {text} would change the run itself; only dataset.* can be set for new recordings."
             )
+    dataset = run.config.dataset
+    if is_live_recording(path):
+        choices = {".".join(key[1:]): value for key, value in map(read_override, overrides)}
+        live = make_live_dataset(dataset, path, find_responses(run).coords, choices)
+        return _write_anew(run, live, work, whiten_new=whiten_new, part=part)
+    if "root" not in type(dataset).model_fields:
+        raise DataError(
+            f"{path} holds no trials, and {dataset.kind}, which the run decodes, is read from no folder; --on takes a "
+            "folder of arrays or a file of trials."
+        )
     dataset = read_config(run.folder.path, overrides, root=path).dataset
     return read_dataset_anew(run, dataset, work, whiten_new=whiten_new, part=part)
 
@@ -120,6 +126,12 @@ def read_dataset_anew(
             f"the run decodes {run.config.dataset.kind}, so that it cannot read {dataset.kind}; give its trials as "
             "arrays instead."
         )
+    return _write_anew(run, dataset, work, whiten_new=whiten_new, part=part)
+
+
+def _write_anew(
+    run: FinishedRun, dataset: Any, work: Path, *, whiten_new: bool, part: str | None
+) -> NewTrials:
     learnt = find_learnt(run)
     if whiten_new and part is not None:
         raise ConfigError(f"with its own whitening every new trial takes part; leave split {part} out.")

@@ -360,10 +360,21 @@ def write_recording(
     if ch_pos is not None:
         _write_electrodes(folder, entities, ch_names, ch_pos)
     # The header comes last: a reader that finds it finds the rest.
-    return write_text(folder / f"{stem}_eeg.vhdr", _make_header(f"{stem}_eeg", ch_names, sfreq))
+    return write_text(folder / f"{stem}_eeg.vhdr", make_header(f"{stem}_eeg", ch_names, sfreq))
 
 
-def _make_header(stem: str, ch_names: Sequence[str], sfreq: float) -> str:
+def make_header(stem: str, ch_names: Sequence[str], sfreq: float) -> str:
+    """Return the header of a BrainVision recording of float32 microvolts, multiplexed.
+
+    Parameters
+    ----------
+    stem
+        Name of its three files, without their endings.
+    ch_names
+        Of the channels.
+    sfreq
+        In Hz.
+    """
     # A comma separates fields, so that one in a name is written "\1".
     channels = [
         f"Ch{index}={name.replace(',', chr(92) + '1')},,1,µV" for index, name in enumerate(ch_names, start=1)

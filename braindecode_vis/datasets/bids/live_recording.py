@@ -1,0 +1,77 @@
+"""Sessions that were recorded while they were decoded, read as the data set of the run that decoded them.
+
+Owns what tells such a recording from other BIDS data sets, and its settings: those of the run, with the channels and
+columns of the recording. What the run has learnt is applied to it elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig, BoldSettings
+from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
+from braindecode_vis.datasets.sources.bold_source import ConfoundsConfig
+from braindecode_vis.datasets.sources.meeg_source import MeegSettings
+
+#: Name of the writer in ``dataset_description.json``.
+GENERATED_BY = "braindecode_vis live"
+#: What may be chosen of such a recording.
+_CHOICES = ("subjects", "sessions", "runs", "task", "images")
+
+
+def is_live_recording(root: Path) -> bool:
+    """Whether a folder is a data set of sessions that were recorded live."""
+    try:
+        described = json.loads((root / "dataset_description.json").read_text())
+        return any(entry.get("Name") == GENERATED_BY for entry in described.get("GeneratedBy", []))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def make_live_dataset(
+    dataset: Any, root: Path, coords: Mapping[str, Any], choices: Mapping[str, Any] | None = None
+) -> BidsMeegConfig | BidsFmriConfig:
+    """Return the settings that cut trials from a live recording as a run cut those of its own data set.
+
+    Parameters
+    ----------
+    dataset
+        Settings of the run's data set.
+    root
+        The recording.
+    coords
+        Coordinates of the run's responses: modality, channels and rate.
+    choices
+        `subjects`, `sessions`, `runs`, `task` or `images`.
+
+    Raises
+    ------
+    ConfigError
+        If something else is chosen, or the run cut no trials itself.
+    """
+    chosen = dict(choices or {})
+    if other := [key for key in chosen if key not in _CHOICES]:
+        raise ConfigError(
+            f"dataset.{other[0]} cannot be set for a live recording, which is read as the run read its own; only "
+            f"{', '.join(_CHOICES)} can."
+        )
+    if coords.get("modality") == "fmri":
+        own = {name: getattr(dataset, name) for name in BoldSettings.model_fields if hasattr(dataset, name)}
+        own |= {"derivatives": None, "space": None, "skip": (), "t_r": None, "images": None, "subjects": None}
+        # The voxels are the run's; its confounds were not recorded.
+        own |= {"raw": True, "mask": "varying", "confounds": ConfoundsConfig(), "sessions": None}
+        return BidsFmriConfig(**{**own, "root": root, **chosen})
+    if not isinstance(dataset, MeegSettings):
+        raise ConfigError(
+            f"the run decodes {dataset.kind}, which cuts no trials from recordings, so that {root} cannot be cut like "
+            "its own; give trials as arrays instead."
+        )
+    own = {name: getattr(dataset, name) for name in MeegSettings.model_fields}
+    # Statistics are those that the run has learnt, for which no split is needed.
+    own |= {"mvnn": "none", "mvnn_channels": "stored", "scaling": None, "images": None}
+    own |= {"sfreq": float(coords["sfreq"]), "picks": tuple(map(str, coords["ch_names"]))}
+    return BidsMeegConfig(**{**own, "root": root, **chosen})
