@@ -16,7 +16,18 @@ from typing import Annotated
 import typer
 
 from braindecode_vis import __version__
-from braindecode_vis.cli import audit, data, discover, export, predict, score, stages, studies, weights
+from braindecode_vis.cli import (
+    audit,
+    data,
+    discover,
+    export,
+    predict,
+    score,
+    stages,
+    stream,
+    studies,
+    weights,
+)
 from braindecode_vis.cli.failures import StopSignals, announce_notices, describe_failure, stop_cleanly
 
 app = typer.Typer(
@@ -85,6 +96,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "banks": data.banks,
     "weights": weights.weights,
     "phantom": data.phantom,
+    "stream": stream.stream,
     "demo": data.demo,
 }
 #: Of these, none loads more than tables.
@@ -104,6 +116,7 @@ _STARTING_ANEW = frozenset(
         "audit",
         "export",
         "banks",
+        "stream",
     }
 )
 #: What a help page ends with; without the name of the command.
@@ -152,6 +165,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "phantom": (
         "phantom things-eeg2 --out phantom_eeg", "phantom nsd --size demo --snr 0.05 --out phantom_fmri --dry-run",
     ),
+    "stream": (
+        "stream phantom --run demo_run", "stream sub-01_task-images_eeg.vhdr --name lab --speed 2",
+        "stream phantom --run demo_run --drop 0.01 --jitter 5 --pause 5@60",
+    ),
     "demo": ("demo", "demo --size tiny --out quick"),
 }  # fmt: skip
 for _name, _verb in _VERBS.items():
@@ -185,7 +202,8 @@ def main() -> None:
             hidden = getattr(end.__context__, "__cause__", None)
             if isinstance(hidden, EOFError) and not debug:
                 _fail(describe_failure(hidden, resumes=resumes), shared)
-            if debug or not stops.received:
+            ended_well = isinstance(end, SystemExit) and not end.code and sys.argv[1:2] == ["stream"]
+            if debug or not stops.received or ended_well:  # streams have no other end than a signal
                 raise
             _fail(stops.describe(resumes=resumes), shared, code=stops.exit_code)
         except BraindecodeVisError as error:

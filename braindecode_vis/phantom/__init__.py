@@ -21,7 +21,7 @@ from braindecode_vis.phantom.drive import StimulusDrive, make_drive
 from braindecode_vis.phantom.formats.nsd_files import BETA_VERSIONS
 from braindecode_vis.phantom.forward import SensorSystem, make_sensor_system
 from braindecode_vis.phantom.phantom_config import PhantomConfig
-from braindecode_vis.phantom.recordings import compute_evoked, simulate_continuous
+from braindecode_vis.phantom.recordings import compute_evoked, simulate_continuous, simulate_endless
 from braindecode_vis.phantom.scanner import Scanner, make_scanner
 from braindecode_vis.phantom.sizes import SIZE_NAMES, SIZES, PhantomSize
 from braindecode_vis.phantom.truth import PhantomTruth, read_truth
@@ -54,4 +54,5 @@ __all__ = [
     "simulate_betas",
     "simulate_bold",
     "simulate_continuous",
+    "simulate_endless",
 ]

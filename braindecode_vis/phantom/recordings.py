@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from sys import maxsize
 
 import numpy as np
 
@@ -105,6 +106,59 @@ def simulate_continuous(
         )
     # A generator of its own, so that a wrong argument is refused here and not at the first block.
     return _stream(person, system, onsets_s, rows, duration_s, n_samples, name, block_s, noise)
+
+
+def simulate_endless(
+    person: Person,
+    system: SensorSystem,
+    shown: Iterator[tuple[float, int]],
+    duration_s: float,
+    *,
+    name: str = "stream",
+) -> Iterator[tuple[np.ndarray, list[tuple[int, int]]]]:
+    """Yield a recording that never ends, chunk by chunk, as `simulate_continuous` makes one of known length.
+
+    Parameters
+    ----------
+    person, system
+        Who is recorded, and by what.
+    shown : iterator of (float, int)
+        Onset in s from the first sample, ascending, and row of ``person.drive`` of every image to come; endless.
+    duration_s
+        How long each image stays on the screen.
+    name
+        Another name gives other noise and other variability of the trials.
+
+    Yields
+    ------
+    chunk : float32 array of shape (n_channels, CHUNK_S * sfreq)
+        In volt or tesla.
+    onsets : list of (int, int)
+        Sample, counted from the first of all, and row of each image whose onset lies in the chunk.
+    """
+    rate, sensors = system.sfreq, make_sensor_map(person, system, duration_s)
+    times = np.arange(round((duration_s + RESPONSE_S) * rate)) / rate
+    courses = np.stack([compute_time_course(stage, times, duration_s) for stage in person.stages])
+    length, reach = round(CHUNK_S * rate), round(3 * person.config.trial_latency_sd_s * rate) + 1
+    buffer = np.zeros((system.n_channels, length + 2 * reach + len(times)), np.float32)
+    upcoming = next(shown)
+    told: list[tuple[int, int]] = []
+    for number, background in enumerate(simulate_noise(person, system, maxsize, name)):
+        first, drawn = number * length, []
+        # A response may come earlier than its latency says, so that images of the next chunk reach into this one.
+        while round(upcoming[0] * rate) < first + length + reach:
+            drawn.append((round(upcoming[0] * rate), upcoming[1]))
+            upcoming = next(shown)
+        gains, delays = draw_trials(person, len(drawn), f"{name}-{number}")
+        patterns = sensors.project(person, np.array([row for _, row in drawn], int)) * gains[..., None]
+        for (sample, _), delay, pattern in zip(drawn, delays, patterns, strict=True):
+            start = max(0, sample + round(delay * rate) - first)
+            buffer[:, start : start + len(times)] += pattern.T @ courses  # (n_channels, n_times)
+        told += drawn
+        yield buffer[:, :length] + background, [event for event in told if event[0] < first + length]
+        told = [event for event in told if event[0] >= first + length]
+        buffer[:, :-length] = buffer[:, length:].copy()
+        buffer[:, -length:] = 0
 
 
 def compute_evoked(
