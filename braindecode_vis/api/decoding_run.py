@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     import mne
     import xarray as xr
 
+    from braindecode_vis.live.stream_roles import Listener as LiveListener
+    from braindecode_vis.live.stream_roles import StreamSource
     from braindecode_vis.pipeline.predicting import RunPredictions
 
 
@@ -400,6 +402,51 @@ class DecodingRun:
         if out is not None:
             found.save(out)
         return found
+
+    def live(
+        self,
+        stream: StreamSource | str,
+        *,
+        source: str = "lsl",
+        source_options: Mapping[str, Any] | None = None,
+        listeners: Sequence[LiveListener] = (),
+        duration: float | None = None,
+        decisions: int | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Decode a stream while it runs, and return what came of it.
+
+        Parameters
+        ----------
+        stream
+            A source with `connect`, `read` and `close`, or the name of a stream of the kind `source`: ``lsl``,
+            ``fieldtrip``, ``replay`` or ``phantom``.
+        source_options
+            Of a source that is named, for example ``{"markers": "triggers"}``.
+        listeners
+            See `braindecode_vis.live.stream_roles.Listener`; each is told every decision as soon as it is made.
+        duration, decisions
+            End after so many seconds, or decisions. Ctrl-C ends the session as well.
+        **options
+            Gallery, channels, windows and the like, as for `braindecode_vis.live.stream_decoder.RunStreamDecoder`.
+
+        Returns
+        -------
+        summary
+            Numbers of decisions and of lost ones by reason, latencies in ms, and top-1 and top-5 with chance and
+            interval where it is known what was shown.
+
+        Raises
+        ------
+        ConfigError, DataError
+            If the run is unfinished or there is no such stream, or it lacks channels or has another rate or unit.
+        """
+        from braindecode_vis.live.opening import open_session
+
+        return open_session(
+            self.folder, stream, source=source, source_options=source_options, listeners=listeners, duration=duration,
+            decisions=decisions, **options,
+        ).run()  # fmt: skip
 
     def _require_images(self, name: str, instead: str) -> None:
         if self.decodes_categories:

@@ -21,6 +21,7 @@ from braindecode_vis.cli import (
     data,
     discover,
     export,
+    live,
     predict,
     score,
     stages,
@@ -97,6 +98,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "weights": weights.weights,
     "phantom": data.phantom,
     "stream": stream.stream,
+    "live": live.live,
     "demo": data.demo,
 }
 #: Of these, none loads more than tables.
@@ -117,6 +119,7 @@ _STARTING_ANEW = frozenset(
         "export",
         "banks",
         "stream",
+        "live",
     }
 )
 #: What a help page ends with; without the name of the command.
@@ -168,6 +171,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "stream": (
         "stream phantom --run demo_run", "stream sub-01_task-images_eeg.vhdr --name lab --speed 2",
         "stream phantom --run demo_run --drop 0.01 --jitter 5 --pause 5@60",
+    ),
+    "live": (
+        "live demo_run --stream phantom", "live demo_run --stream lab --events codes.tsv --record recorded",
+        "live demo_run --stream lab --every 0.5 --no-page --jsonl decisions.jsonl",
     ),
     "demo": ("demo", "demo --size tiny --out quick"),
 }  # fmt: skip

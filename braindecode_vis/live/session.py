@@ -134,6 +134,10 @@ class LiveSession:
         self._facts: Mapping[str, Any] = {}
         self.summary: dict[str, Any] = {}
 
+    def add(self, listener: Listener) -> None:
+        """Tell one more listener; before `run`."""
+        self._listeners.append(listener)
+
     def inject(self, marker: Marker) -> None:
         """Add a marker as if the stream had sent it; from any thread."""
         self._injected.append(marker)

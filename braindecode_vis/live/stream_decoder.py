@@ -685,6 +685,7 @@ class RunStreamDecoder:
             "unit": self._own.unit, "delay_ms": self.delay_ms, "subject": self.subject, "session": self.session,
             "folds": self.folds, "temperature": self.temperature, "calibrated_on": self.calibrated_on,
             "every": self._every, "repetitions": self._repetitions, "reconstructs": self._reconstructor is not None,
+            "channel_names": list(self.channel_map.ch_names), "channel_rows": self.channel_map.rows.tolist(),
             "interpolated": list(self.channel_map.interpolated), "adaptation": self.adaptation,
         }  # fmt: skip
 

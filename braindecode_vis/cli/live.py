@@ -1,0 +1,153 @@
+"""The verb that decodes a stream while it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from braindecode_vis.cli.show import (
+    AllowDownload,
+    ConsoleListener,
+    Debug,
+    Json,
+    TrustCode,
+    make_console,
+    print_json,
+)
+
+
+def live(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run of EEG or MEG.")],
+    stream: Annotated[
+        str,
+        typer.Option("--stream", help="Name of the stream; HOST:PORT of a buffer, or a recording to replay."),
+    ],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--source",
+            help="lsl, fieldtrip, replay, phantom, or a class of your own as package.module:Class.",
+        ),
+    ] = "lsl",
+    markers: Annotated[
+        str | None, typer.Option("--markers", help="Stream of markers, or trigger channel; found by default.")
+    ] = None,
+    events: Annotated[
+        Path | None,
+        typer.Option("--events", help="Table of two columns: marker, and the id of the picture it shows."),
+    ] = None,
+    channels: Annotated[
+        Path | None,
+        typer.Option("--channels", help="Table of two columns: channel in the stream, and in the run."),
+    ] = None,
+    interpolate: Annotated[
+        bool, typer.Option("--interpolate", help="Interpolate electrodes that the stream lacks.")
+    ] = False,
+    unit: Annotated[
+        str, typer.Option("--unit", help="Of the samples, if the stream does not say it: V, mV, uV.")
+    ] = "",
+    every: Annotated[
+        float | None,
+        typer.Option("--every", help="Decide on a window every so many seconds, without markers."),
+    ] = None,
+    gallery: Annotated[
+        str | None,
+        typer.Option(
+            "--gallery", help="Pictures to rank: a folder or a .npy of them, or a folder of embeddings."
+        ),
+    ] = None,
+    fold: Annotated[
+        int | None, typer.Option("--fold", help="Fold that predicts; the mean of all by default.")
+    ] = None,
+    subject: Annotated[
+        str | None, typer.Option("--subject", help="Subject of the run whose statistics are applied.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Pictures to list.")] = 5,
+    repetitions: Annotated[
+        bool, typer.Option("--repetitions", help="Add up the evidence of markers of the same value.")
+    ] = False,
+    reconstruct: Annotated[
+        bool, typer.Option("--reconstruct", help="Make an image of each prediction, as time allows.")
+    ] = False,
+    record: Annotated[
+        Path | None, typer.Option("--record", help="BIDS folder that the session is recorded in.")
+    ] = None,
+    jsonl: Annotated[
+        str | None, typer.Option("--jsonl", help="New file of JSON lines; - for standard output.")
+    ] = None,
+    outlet: Annotated[
+        str | None,
+        typer.Option("--outlet", help="Send decisions on as the LSL streams NAME and NAME-embedding."),
+    ] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Show the session in the browser.")] = True,
+    host: Annotated[
+        str, typer.Option("--host", help="Address of the page; others than this machine need it.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port of the page; 0 takes a free one.")
+    ] = 0,
+    token: Annotated[str | None, typer.Option("--token", help="Token of the page; drawn by default.")] = None,
+    duration: Annotated[float | None, typer.Option("--duration", help="End after so many seconds.")] = None,
+    decisions: Annotated[int | None, typer.Option("--decisions", help="End after so many decisions.")] = None,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Decode a stream while it runs: ranked pictures for every marker or window, in the terminal and a page."""
+    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.live.listeners import JsonLinesListener, OutletListener, TerminalListener
+    from braindecode_vis.live.opening import open_session
+    from braindecode_vis.live.stream_roles import Listener
+    from braindecode_vis.pipeline.finished_run import open_finished
+
+    if as_json and jsonl == "-":
+        raise ConfigError("--json and --jsonl - both take the standard output; leave one out.")
+    if not page and (token or port or host != "127.0.0.1"):
+        raise ConfigError("--host, --port and --token are of the page, which --no-page leaves out.")
+    shown: dict[str, Any] = {}
+    if page:
+        from braindecode_vis.live.page.server import PageListener
+
+        # Before anything is read: a port that is taken should not cost a minute.
+        shown["page"] = PageListener(
+            find_images=lambda ids: shown["session"].decoder.find_images(ids),
+            host=host,
+            port=port,
+            token=token,
+        )
+    finished = open_finished(run, ConsoleListener())
+    listeners: list[Listener] = []
+    if record is not None:
+        from braindecode_vis.live.recording import BidsRecorder
+
+        # First, so that what arrives is kept before anything else can fail.
+        listeners.append(
+            BidsRecorder.for_run(
+                finished, record, subject=subject, unit=unit or None,
+                notify=lambda sentence, level: shown["session"].tell(sentence, level),
+            )
+        )  # fmt: skip
+    listeners.append(TerminalListener())
+    if jsonl is not None:
+        listeners.append(JsonLinesListener(jsonl))
+    if outlet is not None:
+        listeners.append(OutletListener(outlet))
+    session = shown["session"] = open_session(
+        finished, stream, source=source, source_options={} if markers is None else {"markers": markers},
+        listeners=listeners, duration=duration, decisions=decisions, gallery=gallery, fold=fold, subject=subject,
+        channels=channels, interpolate=interpolate, unit=unit, every=every, events=events, n_top=top,
+        repetitions=repetitions, reconstruct=reconstruct,
+    )  # fmt: skip
+    if page:
+        make_console().print(f"page: {shown['page'].start()}", markup=False, soft_wrap=True)
+        session.add(shown["page"])
+    try:
+        summary = session.run()
+    finally:
+        if page:
+            shown["page"].close()
+    if as_json:
+        print_json(summary)
