@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.sources.cleaning_options import Cleaning
-from braindecode_vis.live.evidence import Evidence, calibrate
+from braindecode_vis.live.evidence import Evidence
+from braindecode_vis.live.judge import Judge
 from braindecode_vis.live.reconstructing import Reconstructor
 from braindecode_vis.live.signal_watch import SignalWatch, estimate_covariance
 from braindecode_vis.live.stream_buffer import LONGEST_STEP, Break, SampleBuffer
@@ -35,20 +34,10 @@ from braindecode_vis.live.stream_plan import find_stream_plan
 from braindecode_vis.live.stream_roles import Chunk, Decision, Marker, StreamInfo
 from braindecode_vis.pipeline import new_trials
 from braindecode_vis.pipeline.finished_run import FinishedRun, open_finished
-from braindecode_vis.pipeline.learning import preprocess, train
-from braindecode_vis.pipeline.predicting import (
-    PictureGallery,
-    average_folds,
-    check_one_space,
-    choose_folds,
-    find_tested_gallery,
-    map_gallery,
-    open_given_gallery,
-)
+from braindecode_vis.pipeline.learning import preprocess
 from braindecode_vis.preprocessing.causal import CausalFilter, make_resampling
 from braindecode_vis.preprocessing.epochs import cut_stretch, find_extent, make_antialias_filter
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
-from braindecode_vis.retrieval import GallerySearch
 
 #: Seconds that are kept beyond what one epoch needs: markers may come that much after their samples.
 KEPT_S = 10.0
@@ -107,9 +96,9 @@ class RunStreamDecoder:
 
     Attributes
     ----------
-    statistics
-        What is applied to an epoch: an object with ``apply(block, subject, session)``; running statistics stand in for
-        those of the run here. See `adopt`.
+    judge
+        Encoders, statistics and gallery that are decided with; what an adaptation has learnt stands in for the run's
+        there. See `adopt`.
     """
 
     def __init__(
@@ -130,16 +119,10 @@ class RunStreamDecoder:
         forgetting: float = 0.8,
         reconstruct: bool = False,
     ) -> None:
-        self.run = run if isinstance(run, FinishedRun) else open_finished(Path(run))
-        if self.run.config.decodes_categories:
-            raise ConfigError(
-                f"{self.run.folder.path} decodes categories, and live decoding ranks pictures; choose another run."
-            )
         if unit and find_factor(unit) is None:
             raise ConfigError(f"the unit {unit!r} is not known; give V, mV, uV, T, pT or fT.")
         for name, value, good in (
             ("every", every, every is None or every > 0),
-            ("n_top", n_top, n_top >= 1),
             ("forgetting", forgetting, 0 <= forgetting <= 1),
         ):
             if not good:
@@ -148,93 +131,22 @@ class RunStreamDecoder:
                 )
         if every is not None and (repetitions or events is not None):
             raise ConfigError("windows need no markers; leave out every, or else events and repetitions.")
+        self.run = run if isinstance(run, FinishedRun) else open_finished(Path(run))
         self.stream_plan = find_stream_plan(self.run)
-        self.folds = choose_folds(self.run, fold)
-        own = new_trials.find_responses(self.run)
-        subjects = own.trials["subject"].astype(str).unique()
-        self.subject = subject or (str(subjects[0]) if len(subjects) == 1 else "live")
+        self.judge = Judge(self.run, gallery, fold, subject, session, n_top)
         self.session = session
         self._table = (
             channels if isinstance(channels, Mapping | None) else read_pairs(Path(channels), "channels")
         )
         self._events = events if isinstance(events, Mapping | None) else read_pairs(Path(events), "events")
-        self._interpolate, self._unit, self._every, self._n_top = interpolate, unit, every, n_top
+        self._interpolate, self._unit, self._every = interpolate, unit, every
         self._repetitions, self._forgetting = repetitions, forgetting
-        self._own = own
-        self.statistics: Any = new_trials.find_learnt(self.run).for_session(self.subject, session)
-        self._fitted = [train(self.run)[number] for number in self.folds]
-        self.encoders: list[Any] = [fitted.encoder for fitted in self._fitted]
-        self.candidates: PictureGallery = (
-            find_tested_gallery(self.run, self.folds)
-            if gallery is None
-            else open_given_gallery(self.run, self.folds[0], gallery)
-        )
-        self.adaptation = ""
-        # One table for all trials: what changes from trial to trial is never looked at.
-        self._row = pd.DataFrame(
-            {
-                "subject": [self.subject], "session": session, "run": "live", "stimulus_id": "live", "repetition": 0,
-                "split": "test", "concept": "live", "known": False,
-            }
-        )  # fmt: skip
-        self._open_gallery()
-        self.temperature, self.calibrated_on = calibrate(
-            self.run, self.folds[0], self.encoders[0], self.centre, self.subject
-        )
-        self._reconstructor = Reconstructor(self.run, self.folds) if reconstruct else None
-        self._pictures: OrderedDict[str, Any] = OrderedDict()
-
-    # --- what is decided with -----------------------------------------------------------------------------
+        self._own = self.judge.own
+        self._reconstructor = Reconstructor(self.run, self.judge.folds) if reconstruct else None
 
     def adopt(self, *, encoders: Sequence[Any] | None = None, statistics: Any = None, words: str) -> None:
-        """Decide with other encoders or statistics from now on, for example adapted ones.
-
-        Parameters
-        ----------
-        encoders
-            One for each fold that predicts, in the space of the run's own.
-        statistics
-            With ``apply(block, subject, session)``, see `LearntStatistics.apply`.
-        words
-            What was done, for the protocol.
-        """
-        if encoders is not None:
-            self.encoders = list(encoders)
-        if statistics is not None:
-            self.statistics = statistics
-        self.adaptation = words
-
-    def _open_gallery(self) -> None:
-        # Fails here, and not at the first epoch, where an encoder cannot take the subject.
-        shape = (1, *self._own.data.shape[1:])
-        tried = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        predicted = self._predict(tried)
-        aligned = sorted({name for encoder in self.encoders for name in encoder.label_free_subjects})
-        if aligned:
-            raise DataError(
-                f"the encoder aligns subjects by their own trials and does not know {aligned[0]}, of whom one trial is "
-                "no basis; name a subject of the run, or calibrate first."
-            )
-        subject = self.subject if self.encoders[0].has_subject_galleries else None
-        self.centre, gallery = map_gallery(self.run, self.folds, self.candidates, subject)
-        self.search = GallerySearch(gallery)
-        self._row_of = {str(name): row for row, name in enumerate(self.search.ids)}
-        # Named so that spaces are compared once, and not with every trial.
-        if self.centre.apply(predicted).space != gallery.space:
-            raise DataError(
-                f"predictions of the space {predicted.space!r} cannot meet the gallery of {gallery.space!r}."
-            )
-
-    def _predict(self, block: np.ndarray) -> Embeddings:
-        """Return what the folds predict of trials of shape (1, n_channels, n_times)."""
-        trial = Responses.from_checked(block, self._own.dims, self._row, self._own.unit, self._own.coords)
-        predicted = []
-        for fitted, encoder in zip(self._fitted, self.encoders, strict=True):
-            chosen = trial if fitted.selection is None else fitted.selection.apply(trial)
-            predicted.append(encoder.predict(chosen))
-        if len(predicted) > 1:
-            check_one_space(self.run, self.folds, predicted)
-        return average_folds(predicted)
+        """Decide with other encoders or statistics from now on; see `Judge.adopt`."""
+        self.judge.adopt(encoders=encoders, statistics=statistics, words=words)
 
     # --- the stream ---------------------------------------------------------------------------------------
 
@@ -319,14 +231,15 @@ class RunStreamDecoder:
             )
         capacity = self._last - self._first + 2 * self._half + round(KEPT_S * self._sfreq)
         self.buffer = SampleBuffer(len(self._mixing), capacity, self._sfreq)
-        if not isinstance(self.statistics, LearntStatistics) or not self.statistics.is_empty:
-            notes += [f"{where}: {words}." for where, words in getattr(self.statistics, "used", {}).items()]
+        statistics = self.judge.statistics
+        if not isinstance(statistics, LearntStatistics) or not statistics.is_empty:
+            notes += [f"{where}: {words}." for where, words in getattr(statistics, "used", {}).items()]
         if self.run.config.repeats.test == "averaged" and self._every is None:
             notes.append("Each decision is of a single trial, where the run's own test averages repetitions.")
-        notes.append(f"Probabilities: fitted on {self.calibrated_on}.")
+        notes.append(f"Probabilities: fitted on {self.judge.calibrated_on}.")
         own = estimate_covariance(
-            new_trials.find_learnt(self.run), self._own, preprocess(self.run).folds[self.folds[0]].train,
-            (self.subject, self.session),
+            new_trials.find_learnt(self.run), self._own, preprocess(self.run).folds[self.judge.folds[0]].train,
+            (self.judge.subject, self.session),
         )  # fmt: skip
         self.watch = SignalWatch(
             own,
@@ -344,7 +257,7 @@ class RunStreamDecoder:
         self._last_time: float | None = None
         self._held_times = np.empty(0)
         self._settled: dict[int, int] = {}
-        self.evidence = Evidence(self._forgetting if self._every is not None else 1.0)
+        self.judge.evidence = Evidence(self._forgetting if self._every is not None else 1.0)
         return notes
 
     def feed(self, chunk: Chunk) -> Iterable[Decision | str]:
@@ -481,7 +394,7 @@ class RunStreamDecoder:
 
     def _find_shown(self, value: str) -> str | None:
         named = self._events.get(value) if self._events is not None else value
-        return named if named is not None and named in self._row_of else None
+        return named if named is not None and named in self.judge.row_of else None
 
     def _lose(self, marker: Marker, why: str) -> Decision:
         self._n_decisions += 1
@@ -594,33 +507,17 @@ class RunStreamDecoder:
             yield from self.watch.look(raw[0])
         if self.watch.gain != 1.0:
             raw = raw * np.float32(self.watch.gain)
-        block = self.statistics.apply(raw, self.subject, self.session)
+        judge = self.judge
+        block = judge.statistics.apply(raw, judge.subject, self.session)
         cut = time.perf_counter()
-        predicted = self._predict(block)
-        query = self.centre.apply(predicted).vectors[0]
+        predicted = judge.predict(block)
+        unit = judge.find_unit(predicted)
         done = time.perf_counter()
-        length = float(np.linalg.norm(query))
-        unit = query / length if length else query
         value = "" if marker is None else str(marker.value).strip()
-        shown = None if marker is None else self._find_shown(value)
-        scale = self.temperature
-        top, cosines = self.search.find(unit, self._n_top)
-        normaliser = self.search.sum_exponentials(unit, scale)
-        probability = np.exp(scale * cosines - normaliser)
-        names, n_evidence, posterior_names, posterior = self._name(top), 1, self._name(top), probability
-        if self._repetitions or marker is None:
-            total, n_evidence = self.evidence.add(value, unit)
-            if n_evidence > 1:
-                # Log-likelihoods add, and are linear in the candidate: one search with the sum.
-                size = float(np.linalg.norm(total))
-                best, near = self.search.find(total, self._n_top)
-                posterior_names = self._name(best)
-                posterior = np.exp(scale * size * near - self.search.sum_exponentials(total, scale * size))
-        rank = None
+        verdict = judge.judge(unit, value if self._repetitions or marker is None else None)
         ended = time.perf_counter()
-        if shown is not None:
-            above, tied = self.search.count_above(unit, self._row_of[shown])
-            rank = 1 + above + tied  # ties count against it, as in the run's top-k
+        shown = None if marker is None else self._find_shown(value)
+        rank = judge.find_rank(unit, shown)
         notes = []
         if flat.any():
             names_flat = [n for n, f in zip(self.channel_map.ch_names, flat, strict=True) if f]
@@ -637,9 +534,7 @@ class RunStreamDecoder:
         onset = float(self.buffer.read_times(sample, sample + 1)[0]) if marker is None else marker.time
         number, self._n_decisions = self._n_decisions, self._n_decisions + 1
         decision = Decision(
-            number, onset, value, shown, embedding=predicted.vectors[0], top=names, similarity=cosines,
-            probability=probability, posterior_top=posterior_names, posterior=posterior, n_evidence=n_evidence,
-            rank=rank,
+            number, onset, value, shown, embedding=predicted.vectors[0], **verdict.as_fields(), rank=rank,
             latency={
                 "wait": 1000 * (ended - arrived), "preprocess": 1000 * (cut - began), "predict": 1000 * (done - cut),
                 "rank": 1000 * (ended - done), "delay": self.delay_ms,
@@ -648,56 +543,28 @@ class RunStreamDecoder:
         )  # fmt: skip
         yield decision
         if self._reconstructor is not None and not self._reconstructor.ask(
-            decision, self._as_trial(block), predicted
+            decision, judge.as_trial(block), predicted
         ):
             yield from self._tell_once("Images take longer than decisions: some decisions have none.")
-
-    def _as_trial(self, block: np.ndarray) -> Responses:
-        return Responses.from_checked(block, self._own.dims, self._row, self._own.unit, self._own.coords)
-
-    def _name(self, rows: np.ndarray) -> tuple[str, ...]:
-        return tuple(str(name) for name in self.search.ids[rows])
 
     # --- what listeners show ------------------------------------------------------------------------------
 
     def describe(self) -> Mapping[str, Any]:
         """Return the facts of this session; see `StreamDecoder`."""
-        config, plan = self.run.config, self._plan
+        plan = self._plan
         averaging = "single trials" if self._every is None else f"windows every {self._every:g} s"
-        protocol = [
-            f"finished run {config.name} ({config.dataset.kind}) on a stream",
-            self.adaptation or "nothing fitted on it",
-            f"fold {self.folds[0]}" if len(self.folds) == 1 else f"mean of {len(self.folds)} folds",
-            averaging,
-            f"target {config.target.kind}",
-            f"gallery of {self.candidates.words}",
-            f"centre {config.retrieval.centre}",
-        ]
         positions = self._own.coords.get("ch_pos")
         return {
-            "run": str(self.run.folder.path), "name": config.name, "protocol": "; ".join(protocol),
-            "stream": self._info.name, "modality": self._info.modality, "gallery": self.candidates.words,
-            "gallery_size": len(self.search), "n_top": min(self._n_top, len(self.search)),
-            "chance": 1 / len(self.search), "sfreq": plan.sfreq, "stream_sfreq": self._info.sfreq,
+            **self.judge.describe(averaging), "stream": self._info.name, "modality": self._info.modality,
+            "sfreq": plan.sfreq, "stream_sfreq": self._info.sfreq,
             "tmin": plan.window[0], "tmax": plan.window[1], "n_times": self._own.data.shape[2],
             "ch_names": list(map(str, self._own.coords["ch_names"])),
             "ch_pos": None if positions is None else np.asarray(positions, float).tolist(),
-            "unit": self._own.unit, "delay_ms": self.delay_ms, "subject": self.subject, "session": self.session,
-            "folds": self.folds, "temperature": self.temperature, "calibrated_on": self.calibrated_on,
-            "every": self._every, "repetitions": self._repetitions, "reconstructs": self._reconstructor is not None,
             "channel_names": list(self.channel_map.ch_names), "channel_rows": self.channel_map.rows.tolist(),
-            "interpolated": list(self.channel_map.interpolated), "adaptation": self.adaptation,
+            "delay_ms": self.delay_ms, "every": self._every, "repetitions": self._repetitions,
+            "reconstructs": self._reconstructor is not None, "interpolated": list(self.channel_map.interpolated),
         }  # fmt: skip
 
     def find_images(self, ids: Sequence[str]) -> list[Path | np.ndarray | None]:
-        """Return the pictures of candidates, uint8 of shape (height, width, 3); None where one is not at hand."""
-        stimuli = self.candidates.stimuli
-        if stimuli is None or not stimuli.has_pixels:
-            return [None] * len(ids)
-        found: list[Path | np.ndarray | None] = []
-        for name in ids:
-            try:
-                found.append(stimuli.read_image(str(name)))
-            except BraindecodeVisError:  # listed, but its file is elsewhere
-                found.append(None)
-        return found
+        """Return the pictures of candidates; see `Judge.find_images`."""
+        return self.judge.find_images(ids)
