@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.live.stream_roles import Chunk, Decision, StreamInfo
-from braindecode_vis.metrics.uncertainty import wilson_interval
+from braindecode_vis.metrics.uncertainty import bootstrap_interval, wilson_interval
 
 N_HISTORY = 200  # decisions that a browser gets which comes late
 N_MESSAGES = 60
 N_LATENCIES = 10_000
+N_SCORED = 10_000  # decisions that the interval of the score is made of
 TRACE_SECONDS = 8.0
 TRACE_RATE = 60.0  # columns of minimum and maximum a second: enough for the eye
 QUALITY_SECONDS = 2.0
@@ -202,6 +203,7 @@ class PageState:
         self.heard = 0.0  # when samples came last, of time.perf_counter
         self._recent: deque[np.ndarray] = deque()
         self._waits: deque[float] = deque(maxlen=N_LATENCIES)
+        self._hits: deque[tuple[str, bool]] = deque(maxlen=N_SCORED)
         self._reasons: Counter[str] = Counter()
         self._example: dict[str, str] = {}
         self._counts: Counter[str] = Counter()
@@ -301,6 +303,7 @@ class PageState:
                 self._waits.append(float(decision.latency["wait"]))
             if decision.rank is not None:
                 self._counts["scored"] += 1
+                self._hits.append((str(decision.shown), decision.rank == 1))
                 self._counts["top1"] += decision.rank == 1
                 self._counts["top5"] += decision.rank <= 5
                 if decision.posterior_top:
@@ -343,8 +346,7 @@ class PageState:
         }
         size = self.facts.get("gallery_size")
         chance = 1 / size if isinstance(size, int) and size > 0 else None
-        interval = wilson_interval(counts["top1"], counts["scored"]) if counts["scored"] else None
-        score = {**counts, "chance": chance, "interval": [interval.low, interval.high] if interval else None}
+        score = {**counts, "chance": chance, "interval": self._bound_score()}
         waits = np.asarray(self._waits)
         latency = {
             "edges": LATENCY_EDGES[:-1].tolist(), "counts": np.histogram(waits, LATENCY_EDGES)[0].tolist(),
@@ -353,6 +355,20 @@ class PageState:
         }  # fmt: skip
         lost = [{"reason": self._example.get(kind, kind), "n": n} for kind, n in self._reasons.most_common()]
         return {"type": "count", "score": score, "latency": latency, "lost": lost}
+
+    def _bound_score(self) -> list[float] | None:
+        """Return the wider of Wilson's interval and a bootstrap over pictures.
+
+        The first is right for few decisions, the second for few pictures that are shown often. None for one picture.
+        """
+        ids, hits = [name for name, _ in self._hits], np.array([hit for _, hit in self._hits], float)
+        if len(set(ids)) < 2:
+            return None
+        drawn, counted = (
+            bootstrap_interval(hits, clusters=ids, n_boot=1000),
+            wilson_interval(int(hits.sum()), len(hits)),
+        )
+        return [min(drawn.low, counted.low), max(drawn.high, counted.high)]
 
     def view(self) -> dict[str, Any]:
         """Return all of it, for a browser that comes late or again."""

@@ -17,8 +17,9 @@
   const percent = (p) => {
     if (p === null || p === undefined) return "–";
     const value = 100 * p;
-    return (value === 100 ? "100" : value > 99.5 ? ">99" : value >= 10 ? value.toFixed(0) : value >= 0.095 ? value.toFixed(1) : value > 0 ? "<0.1" : "0") + " %";
+    return (value > 99.5 ? ">99" : value >= 10 ? value.toFixed(0) : value >= 0.095 ? value.toFixed(1) : "<0.1") + " %";
   };
+  const share = (p) => (p === 0 ? "0 %" : p === 1 ? "100 %" : percent(p));  // of counts, where none and all are exact
   const milliseconds = (ms) => (ms === null || ms === undefined ? "–" : ms < 10 ? ms.toFixed(1) + " ms" : ms < 1000 ? ms.toFixed(0) + " ms" : (ms / 1000).toFixed(2) + " s");
   // A stimulus is called by its file; the whole id stands in the title.
   const nameOf = (id) => id.replace(/^.*\//, "").replace(/\.(jpe?g|png|webp|bmp)$/i, "").replaceAll("_", " ");
@@ -412,20 +413,21 @@
     const { scored, top1, top5, chance, interval } = score, words = $("score-words"), bar = $("score-bar");
     if (!scored) return;
     const value = top1 / scored;
-    $("score-value").replaceChildren(percent(value), make("small", "", "  " + top1 + " of " + scored + " right at first"));
+    $("score-value").replaceChildren(share(value), make("small", "", "  " + top1 + " of " + scored + " right at first"));
     const xOf = (p) => 4 + 292 * p;
-    bar.replaceChildren(draw("line", "axis", { x1: 4, x2: 296, y1: 13, y2: 13 }), draw("line", "ci", { x1: xOf(interval[0]), x2: xOf(interval[1]), y1: 13, y2: 13 }), draw("line", "dot", { x1: xOf(value) - 2, x2: xOf(value) + 2, y1: 13, y2: 13 }));
+    const ends = interval || [value, value];
+    bar.replaceChildren(draw("line", "axis", { x1: 4, x2: 296, y1: 13, y2: 13 }), draw("line", "ci", { x1: xOf(ends[0]), x2: xOf(ends[1]), y1: 13, y2: 13 }), draw("line", "dot", { x1: xOf(value) - 2, x2: xOf(value) + 2, y1: 13, y2: 13 }));
     if (chance) bar.append(draw("line", "chance", { x1: xOf(chance), x2: xOf(chance), y1: 2, y2: 24 }));
-    const range = percent(interval[0]).replace(" %", "") + " to " + percent(interval[1]);
-    const verdict = !chance ? "" : interval[0] > chance ? "The interval lies above guessing." : interval[1] < chance ? "The interval lies below guessing." : "This may be guessing.";
-    words.replaceChildren("95 % interval " + range + (chance ? "; guessing finds " + percent(chance) + " (1 of " + facts.gallery_size + "). " : ". "), make("span", interval[0] > chance ? "clear" : "unsure", verdict));
-    $("score-more").textContent = "Among the first five: " + percent(top5 / scored) + (chance ? " (guessing " + percent(Math.min(1, 5 * chance)) + ")" : "") + "." + (score.pooled ? " First by all evidence so far: " + score.pooled1 + " of " + score.pooled + "." : "");
-    bar.setAttribute("aria-label", "Found at first: " + percent(value) + ", 95 % interval " + range + (chance ? ", guessing " + percent(chance) : ""));
+    const range = interval ? "95 % interval " + share(interval[0]).replace(" %", "") + " to " + share(interval[1]) : "no interval before a second picture is shown";
+    const verdict = !chance || !interval ? "" : interval[0] > chance ? "The interval lies above guessing." : interval[1] < chance ? "The interval lies below guessing." : "This may be guessing.";
+    words.replaceChildren(range + (chance ? "; guessing finds " + percent(chance) + " (1 of " + facts.gallery_size + "). " : ". "), make("span", interval && interval[0] > chance ? "clear" : "unsure", verdict));
+    $("score-more").textContent = "Among the first five: " + share(top5 / scored) + (chance ? " (guessing " + share(Math.min(1, 5 * chance)) + ")" : "") + "." + (score.pooled ? " First by all evidence so far: " + score.pooled1 + " of " + score.pooled + "." : "");
+    bar.setAttribute("aria-label", "Found at first: " + share(value) + ", " + range + (chance ? ", guessing " + percent(chance) : ""));
   };
   const drawEnd = () => {  // the session's own numbers, whose intervals resample pictures
     const found = summary?.scores?.top1;
     $("score-end").hidden = !found;
-    if (found) $("score-end").textContent = "At the end: " + percent(found.value) + (found.ci_low === undefined ? "" : ", 95 % interval " + percent(found.ci_low).replace(" %", "") + " to " + percent(found.ci_high) + ", resampling pictures") + "; guessing finds " + percent(found.chance) + ".";
+    if (found) $("score-end").textContent = "At the end: " + share(found.value) + (found.ci_low === undefined ? "" : ", 95 % interval " + share(found.ci_low).replace(" %", "") + " to " + share(found.ci_high) + ", resampling pictures") + "; guessing finds " + percent(found.chance) + ".";
   };
   const drawLatency = () => {
     const { canvas, pen, width, height } = prepare("histogram");
@@ -443,7 +445,7 @@
       pen.fillStyle = colours.accent;
       pen.fillRect(x + 1, bottom - tall, wide - 2, tall);
       const edge = latency.edges[i];
-      tell(pen, edge >= 1000 ? edge / 1000 + " s" : String(edge), x, height - 8, { align: i === from ? "left" : "center" });
+      if ((i - from) % Math.ceil(30 / wide) === 0 && x < width - 34) tell(pen, edge >= 1000 ? edge / 1000 + " s" : String(edge), x, height - 8, { align: i === from ? "left" : "center" });
     }
     pen.strokeStyle = colours.line;
     pen.beginPath(); pen.moveTo(0, bottom + 0.5); pen.lineTo(width, bottom + 0.5); pen.stroke();
@@ -504,11 +506,12 @@
   };
   const drawFacts = () => {
     const box = $("facts");
-    const names = { gallery_size: "images in the gallery", tmin: "epoch from (s)", tmax: "epoch to (s)", delay_ms: "delay of causal filters (ms)", sfreq: "sampling rate of the encoder (Hz)", calibrated_on: "probabilities fitted on", every: "a window every (s)", reconstructs: "images are painted" };
-    const silent = new Set(["stream", "modality", "stream_sfreq", "n_top", "n_times", "chance", "run", "unit", "temperature", "name"]);
+    const names = { gallery_size: "images in the gallery", tmin: "epoch from (s)", tmax: "epoch to (s)", delay_ms: "delay of causal filters (ms)", sfreq: "sampling rate of the encoder (Hz)", every: "a window every (s)", reconstructs: "images are painted" };
+    const silent = new Set(["stream", "modality", "stream_sfreq", "n_top", "n_times", "chance", "run", "unit", "temperature", "name", "calibrated_on"]);
     const rows = stream ? [["stream", stream.name + ", " + stream.modality.toUpperCase().replace("FMRI", "fMRI") + ", " + stream.channels.length + (stream.modality === "fmri" ? " traces" : " channels") + ", " + Number(stream.sfreq.toPrecision(4)) + " Hz"], ["markers", stream.markers || "none: windows slide"]] : [];
     const write = (value) => (Array.isArray(value) ? value.slice(0, 12).map(write).join(", ") + (value.length > 12 ? ", and " + (value.length - 12) + " more" : "") : value && typeof value === "object" ? Object.entries(value).slice(0, 8).map(([k, v]) => k + " " + write(v)).join(", ") : typeof value === "number" ? String(Number(value.toPrecision(5))) : value === true ? "yes" : value === false ? "no" : String(value ?? "–"));
-    for (const [name, value] of Object.entries(facts)) if (!silent.has(name) && value !== null && value !== "" && value?.length !== 0) rows.push([names[name] || name.replaceAll("_", " "), write(value)]);
+    for (const [name, value] of Object.entries(facts)) if (!silent.has(name) && value !== null && value !== false && value !== "" && value?.length !== 0) rows.push([names[name] || name.replaceAll("_", " "), write(value)]);
+    if (facts.calibrated_on) $("calibrated").textContent = "Fitted on " + facts.calibrated_on + ".";
     box.replaceChildren(...rows.map(([name, value]) => {
       const row = make("div");
       row.append(make("dt", "", name), make("dd", "", value));
