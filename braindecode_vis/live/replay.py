@@ -742,6 +742,8 @@ def play(
     try:
         while wait and not samples_out.has_consumers and not stop.is_set():
             stop.wait(0.05)
+        if wait:
+            stop.wait(0.2)  # who listens to samples listens to markers a moment later
         started = lsl.local_clock()
         while following is not None and not stop.is_set():
             each, following = following, next(coming, None)

@@ -21,6 +21,8 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,14 +89,14 @@ def _call(make: Callable[..., Any], what: str, name: str | Path, options: Mappin
 
 
 def _open_replay(name: str, **options: Any) -> StreamSource:
-    from braindecode_vis.live import replay
+    from braindecode_vis.live import replay as playing
 
     own = {key: options.pop(key) for key in ("chunk", "speed", "faults", "repeat") if key in options}
-    return replay.ReplaySource(_call(replay.open_playback, "--source replay", name, options), **own)
+    return playing.ReplaySource(_call(playing.open_playback, "--source replay", name, options), **own)
 
 
 def _open_replay_of_phantom(name: str, **options: Any) -> StreamSource:
-    from braindecode_vis.live import replay
+    from braindecode_vis.live import replay as playing
 
     own = {key: options.pop(key) for key in ("chunk", "speed", "faults") if key in options}
     folder = Path(name).expanduser()
@@ -107,10 +109,10 @@ def _open_replay_of_phantom(name: str, **options: Any) -> StreamSource:
         split: Literal["test", "train", "all"] = "test",
         soa: float | None = None,
         seed: int = 0,
-    ) -> replay.Playback:
-        return replay.open_phantom(**{place: name}, subject=subject, split=split, soa=soa, seed=seed)
+    ) -> playing.Playback:
+        return playing.open_phantom(**{place: name}, subject=subject, split=split, soa=soa, seed=seed)
 
-    return replay.ReplaySource(_call(make, "--source phantom", folder, options), **own)
+    return playing.ReplaySource(_call(make, "--source phantom", folder, options), **own)
 
 
 def _open_outside(kind: str, name: str, options: Mapping[str, Any]) -> StreamSource:
@@ -283,26 +285,28 @@ def describe_stream(info: Any) -> str:
 class _Inlet:
     """One stream of the Lab Streaming Layer, found by name and found again when it comes back."""
 
-    def __init__(self, lsl: Any, name: str, buffer_s: float) -> None:
-        self.lsl, self.name, self.buffer_s = lsl, name, buffer_s
+    def __init__(self, lsl: Any, name: str, buffer_s: float, patience: float) -> None:
+        self.lsl, self.name, self.buffer_s, self.patience = lsl, name, buffer_s, patience
         self.source_id: str | None = None
         self.info: Any = None
         self.inlet: Any = None
 
     def find(self, timeout: float) -> list[Any]:
         """Return the streams of this name; ``NAME@ID`` names one of several."""
-        found = self.lsl.resolve_streams(timeout=timeout, name=self.name)
-        if not found and "@" in self.name and self.source_id is None:
-            name, _, source_id = self.name.rpartition("@")
-            found = self.lsl.resolve_streams(timeout=1.0, name=name)
-            if found := [each for each in found if each.source_id == source_id]:
+        name, _, source_id = self.name.rpartition("@")
+        if name and self.source_id is None:
+            found = self.lsl.resolve_streams(timeout=self.patience, name=name)
+            found = [each for each in self._resolve_all(found, name) if each.source_id == source_id]
+            if found:
                 self.name, self.source_id = name, source_id
-        elif found and self.source_id is None:
-            # The first answer ends the search, so that a second stream needs another one.
-            found = self.lsl.resolve_streams(timeout=0.5, name=self.name, minimum=8)
-        if self.source_id:
-            found = [each for each in found if each.source_id == self.source_id]
-        return list(found)
+                return found
+        return self._resolve_all(self.lsl.resolve_streams(timeout=timeout, name=self.name), self.name)
+
+    def _resolve_all(self, found: list[Any], name: str) -> list[Any]:
+        """Return all streams of a name where there is one: the first answer ends the search for it."""
+        return (
+            list(self.lsl.resolve_streams(timeout=self.patience / 2, name=name, minimum=8)) if found else []
+        )
 
     def open(self, info: Any) -> None:
         """Connect to a stream."""
@@ -394,6 +398,7 @@ class LslSource:
 
     def __init__(self, name: str, *, markers: str = "", timeout: float = 5.0, buffer_s: float = 60.0) -> None:
         self.name, self.markers, self.timeout, self.buffer_s = name, markers, timeout, buffer_s
+        self._patience = min(1.0, timeout)  # streams that are there answer within this
         self._lsl: Any = None
         self._samples: _Inlet | None = None
         self._events: _Inlet | None = None
@@ -409,10 +414,15 @@ class LslSource:
 
     def connect(self) -> StreamInfo:
         """Find the stream and its markers."""
+        from braindecode_vis.live.replay import MARKERS_SUFFIX
+
         self.close()
+        self._trigger, self._code, self._n_seen, self._floor = None, 0, 0, np.inf
+        self._told_silence = self._told_rate = False
+        self._notes.clear()
         self._lsl = lsl = load_lsl("--source lsl")
-        self._samples = _Inlet(lsl, self.name, self.buffer_s)
-        found = self._find(self._samples, "stream")
+        self._samples = samples = _Inlet(lsl, self.name, self.buffer_s, self._patience)
+        found = self._find(samples, "stream")
         if found.sfreq == 0:
             raise DataError(
                 f"the stream {found.name} has no fixed rate, so that its samples make no signal; a stream of markers "
@@ -420,39 +430,65 @@ class LslSource:
             )
         if found.dtype == "string":
             raise DataError(f"the stream {found.name} holds text, not samples; name a stream of EEG or MEG.")
-        self._samples.open(found)
-        inlet = self._samples.inlet
-        try:
-            inlet.open_stream(timeout=self.timeout)
-            full = inlet.get_sinfo(timeout=self.timeout)
-            inlet.time_correction(timeout=self.timeout)
-        except (RuntimeError, TimeoutError) as error:
-            raise DataError(
-                f"the stream {found.name} on {found.hostname} is announced, but does not answer within "
-                f"{self.timeout:g} s; look at the firewall, or start it again."
-            ) from error
+        events = _Inlet(lsl, self.markers or samples.name + MARKERS_SUFFIX, self.buffer_s, self._patience)
+        # The name may be that of a channel, so that it is not looked for long.
+        first = events.name.rpartition("@")[0] or events.name
+        if lsl.resolve_streams(timeout=self._patience if self.markers else self._patience / 2, name=first):
+            events.open(self._find(events, "stream of markers"))
+            self._events = events
+        samples.open(found)
+        full = self._wait_for_answers()
         info = self._describe(full)
+        if self._trigger is not None:
+            markers = f"trigger channel {self.markers}"
+        elif self._events is not None:
+            markers = f"stream {events.name}"
+        elif self.markers:
+            channels = ", ".join(full.get_channel_names() or []) or "without names"
+            raise DataError(
+                f"there is no stream of markers and no trigger channel {self.markers!r}; streams that are there: "
+                f"{self._list_streams()}; channels of {found.name}: {channels}."
+            )
+        else:
+            markers = ""
         self._sfreq = float(full.sfreq)
         self._most = max(64, round(self._sfreq))
         self.clock = SampleClock(self._sfreq, _read_speed(full))
-        if not self._trigger and self._trigger != 0:
-            markers = self._connect_markers()
-        else:
-            markers = f"trigger channel {self.markers}"
-        self._held = self._samples.pull(0.5, self._most)
+        self._held = samples.pull(0.5, self._most)
         self.clock.learn(self._held[1])
         self._silent_since = self._returned = time.perf_counter()
-        return StreamInfo(info.name, info.modality, info.ch_names, info.sfreq, info.unit, markers)
+        return replace(info, markers=markers)
+
+    def _wait_for_answers(self) -> Any:
+        """Return the description of the stream, once the clocks of both senders are known."""
+        assert self._samples is not None
+        inlets = [each for each in (self._events, self._samples) if each is not None]
+        answer = max(self.timeout, 2.0)  # a clock is known after 0.7 s at best
+        try:
+            for each in inlets:
+                each.inlet.pull_chunk(
+                    timeout=0.0, max_samples=1
+                )  # opens the stream; what comes is kept from now on
+            with ThreadPoolExecutor(len(inlets)) as pool:
+                list(pool.map(lambda each: each.inlet.time_correction(timeout=answer), inlets))
+            return self._samples.inlet.get_sinfo(timeout=answer)
+        except (RuntimeError, TimeoutError, ConnectionError) as error:
+            info = self._samples.info
+            raise DataError(
+                f"the stream {info.name} on {info.hostname} is announced, but does not answer within "
+                f"{answer:g} s; look at the firewall, or start it again."
+            ) from error
+
+    def _list_streams(self) -> str:
+        there = self._lsl.resolve_streams(timeout=self._patience)
+        return "; ".join(sorted(describe_stream(each) for each in there)) or "none at all"
 
     def _find(self, inlet: _Inlet, what: str) -> Any:
         found = inlet.find(self.timeout)
         if not found:
-            there = self._lsl.resolve_streams(timeout=1.0)
-            listed = "; ".join(sorted(describe_stream(each) for each in there)) or "none at all"
-            names = [each.name for each in there]
+            listed = self._list_streams()
             raise DataError(
-                f"there is no {what} {inlet.name!r} on the network{suggest(inlet.name, names)}; streams that are "
-                f"there: {listed}."
+                f"there is no {what} {inlet.name!r} on the network; streams that are there: {listed}."
             )
         if len(found) > 1:
             ids = ", ".join(sorted(f"{each.name}@{each.source_id} on {each.hostname}" for each in found))
@@ -509,27 +545,6 @@ class LslSource:
         return StreamInfo(
             full.name, modality, tuple(names[row] for row in self._rows), float(full.sfreq), unit
         )
-
-    def _connect_markers(self) -> str:
-        from braindecode_vis.live.replay import MARKERS_SUFFIX
-
-        assert self._samples is not None
-        name = self.markers or self._samples.name + MARKERS_SUFFIX
-        inlet = _Inlet(self._lsl, name, self.buffer_s)
-        if not self.markers and not self._lsl.resolve_streams(timeout=0.5, name=name):
-            return ""
-        try:
-            found = self._find(inlet, "stream of markers, and no trigger channel")
-        except DataError as error:
-            named = ", ".join(self._samples.inlet.get_sinfo().get_channel_names() or [])
-            raise DataError(
-                f"{str(error).rstrip('.')}; channels of the stream: {named or 'without names'}."
-            ) from error
-        inlet.open(found)
-        inlet.inlet.open_stream(timeout=self.timeout)
-        inlet.inlet.time_correction(timeout=self.timeout)
-        self._events = inlet
-        return f"stream {found.name}"
 
     def read(self, timeout: float) -> Chunk:
         """Return what has come; see `StreamSource`."""
@@ -713,34 +728,12 @@ class FieldTripSource:
         """Connect, and wait for the header."""
         self.close()
         try:
-            self._dial()
-        except OSError as error:
-            raise DataError(
-                f"no FieldTrip buffer answers on {self.host}:{self.port} ({error.strerror or error}); start it, or "
-                "name another host:port with --stream."
-            ) from error
-        end = time.perf_counter() + self.timeout
-        while True:
-            try:
-                header, chunks = self._get_header()
-                break
-            except _RefusedError:
-                if time.perf_counter() > end:
-                    raise DataError(
-                        f"the FieldTrip buffer on {self.host}:{self.port} has no header after {self.timeout:g} s: "
-                        "nobody writes into it; start the acquisition."
-                    ) from None
-                time.sleep(0.05)
-            except OSError as error:
-                raise DataError(
-                    f"what answers on {self.host}:{self.port} is no FieldTrip buffer ({error}); name another host:port."
-                ) from error
-        n_channels, self._read, self._heard, self._sfreq, kind = header
-        if not n_channels or not self._sfreq > 0 or not 0 < kind < len(_TYPES):
-            raise DataError(
-                f"the FieldTrip buffer on {self.host}:{self.port} says {n_channels} channels at {self._sfreq:g} Hz of "
-                f"type {kind}, which makes no signal."
-            )
+            header, chunks = self._introduce()
+        except BaseException:
+            self.close()
+            raise
+        n_channels, self._read, self._heard, self._sfreq, _ = header
+        self._trigger, self._code, self._base = None, 0, 0
         names = [str(number) for number in range(1, n_channels + 1)]
         if _CHANNEL_NAMES in chunks:
             given = chunks[_CHANNEL_NAMES].decode("utf-8", "replace").split("\0")[:n_channels]
@@ -801,6 +794,39 @@ class FieldTripSource:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+    def _introduce(self) -> tuple[tuple[int, int, int, float, int], dict[int, bytes]]:
+        """Connect, and return the header once there is one."""
+        where, end = f"{self.host}:{self.port}", time.perf_counter() + self.timeout
+        try:
+            self._dial()
+        except OSError as error:
+            raise DataError(
+                f"no FieldTrip buffer answers on {where} ({error.strerror or error}); start it, or name another "
+                "host:port with --stream."
+            ) from error
+        while True:
+            try:
+                header, chunks = self._get_header()
+            except _RefusedError:
+                if time.perf_counter() > end:
+                    raise DataError(
+                        f"the FieldTrip buffer on {where} has no header after {self.timeout:g} s: nobody writes "
+                        "into it; start the acquisition."
+                    ) from None
+                time.sleep(0.05)
+            except OSError as error:
+                raise DataError(
+                    f"what answers on {where} is no FieldTrip buffer ({error}); name another host:port."
+                ) from error
+            else:
+                n_channels, _, _, sfreq, kind = header
+                if not n_channels or not sfreq > 0 or not 0 < kind < len(_TYPES):
+                    raise DataError(
+                        f"the FieldTrip buffer on {where} says {n_channels} channels at {sfreq:g} Hz of type {kind}, "
+                        "which makes no signal."
+                    )
+                return header, chunks
 
     def _dial(self) -> None:
         self._socket = socket.create_connection((self.host, self.port), timeout=self.timeout)
