@@ -657,8 +657,8 @@ ROWS = (
             dict(kind="atm_s", trials=512, channels=63, batch=64),
         ),
         words="Training: trials are checked once, which three epochs bear here and fifty there. Trials in memory that "
-        "are not scaled are used where they lie; others are scaled and copied once. Epoch for epoch, EEGProject takes "
-        "1.05 of the bare loop (`benchmarks/training.py`, 6144 trials).",
+        "are not scaled are used where they lie, and so are targets if no image is held out; others are scaled and "
+        "copied once.",
     ),
     Row(
         "preprocessing", "Raw EEG to whitened trials", make_preprocessing,

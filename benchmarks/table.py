@@ -4,6 +4,7 @@
     python benchmarks/table.py --write docs/BENCHMARKS.md       # the table of the docs; half an hour on one core
     python benchmarks/table.py --only ridge ranks sessions      # some rows; --list names them
     python benchmarks/table.py --only ridge --large             # sizes of a subject of NSD, too
+    python benchmarks/table.py --only pixels --write docs/BENCHMARKS.md    # these rows anew, in the table that is there
 
 `peers.py` and `growth.py` declare the rows, `measuring.py` says how they are measured. Peers come with
 ``pip install braindecode_vis[bench]``; one that is not installed has a row that says so. Exit code 1 says that a row
@@ -59,6 +60,8 @@ results as a share of the largest value (of ranks, the share that differ), besid
 stand where numbers would mislead.
 """
 
+LOST = "Rows in which a peer takes less:"
+RENEWED = "Rows that were measured again later, by themselves:"
 GROWTH = """\
 ## Growth
 
@@ -87,7 +90,10 @@ def main() -> None:
     if unknown := sorted(set(wanted) - set(known)):
         parser.error(f"no row is called {', '.join(unknown)}; there are {', '.join(known)}")
     if given.write and given.only:
-        parser.error("--write takes the whole table; leave --only out")
+        if others := sorted(set(wanted) - {row.name for row in ROWS}):
+            parser.error(f"--write renews rows beside peers alone, not {', '.join(others)}")
+        if given.quick or not given.write.is_file():
+            parser.error("--write with --only renews rows of a whole table that is there, in its sizes")
     for library in LIBRARIES:
         with suppress(ImportError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -118,7 +124,12 @@ def main() -> None:
     print(f"{read_clock():.0f} s of processor time in all")
     if given.write:
         command = "make bench-quick" if given.quick else "make bench"
-        given.write.write_text(write_document(measured, curves, start_up, command=command))
+        page = (
+            renew_rows(given.write.read_text(), measured)
+            if given.only
+            else write_document(measured, curves, start_up, command=command)
+        )
+        given.write.write_text(page)
     wrong = [
         pairs
         for pairs in measured
@@ -190,24 +201,9 @@ def write_document(
         "| task | size | peer | ratio | ours, s | peer, s | ours, MB | peer, MB | difference |",
         "|---" * 9 + "|",
     ]
-    for pairs in measured:
-        if pairs.failure:
-            lines.append(f"| {pairs.row.title} | {pairs.size} | {pairs.peer} | {pairs.failure} | | | | | |")
-            continue
-        mark = "**" if pairs.is_lost else ""
-        lines.append(
-            f"| {pairs.row.title} | {pairs.size} | {pairs.peer} "
-            f"| {mark}{pairs.ratio:.2f}{mark} ({_tell_spread(pairs)}) "
-            f"| {pairs.seconds[0]:.3g} | {pairs.seconds[1]:.3g} "
-            f"| {_tell_memory(pairs.peaks[0])} | {_tell_memory(pairs.peaks[1])} | {_tell_difference(pairs)} |"
-        )
+    lines += map(tell_row, measured)
     parts.append("## Beside peers\n\n" + "\n".join(lines))
-    ahead = [
-        f"- {pairs.row.title}, {pairs.size}: {pairs.ratio:.2f} of {pairs.peer}"
-        for pairs in measured
-        if pairs.is_lost
-    ]
-    parts.append("Rows in which a peer takes less:\n\n" + ("\n".join(ahead) or "- none"))
+    parts.append(list_lost(lines))
     asides = {pairs.peer: pairs.row.aside[pairs.peer] for pairs in measured if pairs.peer in pairs.row.aside}
     parts += [f"For information alone: {peer} {words}" for peer, words in asides.items()]
     parts += dict.fromkeys(pairs.row.words for pairs in measured if pairs.row.words)
@@ -237,6 +233,54 @@ def write_document(
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+def tell_row(pairs: Pairs) -> str:
+    """Return a line of the table beside peers."""
+    head = f"| {pairs.row.title} | {pairs.size} | {pairs.peer} "
+    if pairs.failure:
+        return f"{head}| {pairs.failure} | | | | | |"
+    mark = "**" if pairs.is_lost else ""
+    return (
+        f"{head}| {mark}{pairs.ratio:.2f}{mark} ({_tell_spread(pairs)}) "
+        f"| {pairs.seconds[0]:.3g} | {pairs.seconds[1]:.3g} "
+        f"| {_tell_memory(pairs.peaks[0])} | {_tell_memory(pairs.peaks[1])} | {_tell_difference(pairs)} |"
+    )
+
+
+def list_lost(lines: Sequence[str]) -> str:
+    """Return the paragraph on lines of the table in which a peer takes less."""
+    lost = [re.match(r"\| (.*?) \| (.*?) \| (.*?) \| \*\*(.*?)\*\*", line) for line in lines]
+    told = [f"- {found[1]}, {found[2]}: {found[4]} of {found[3]}" for found in lost if found]
+    return f"{LOST}\n\n" + ("\n".join(told) or "- none")
+
+
+def renew_rows(page: str, measured: Sequence[Pairs]) -> str:
+    """Return a page that `write_document` wrote with these rows in the place of theirs, and what was renewed."""
+    lines = page.split("\n")
+    for pairs in measured:
+        line = tell_row(pairs)
+        head = line[: line.index(f"| {pairs.peer} ") + len(pairs.peer) + 3]
+        places = [place for place, old in enumerate(lines) if old.startswith(head)]
+        if len(places) != 1:
+            raise SystemExit(f"{len(places)} rows of the table begin with {head!r}; measure the whole table.")
+        lines[places[0]] = line
+    blocks = "\n".join(lines).split("\n\n")
+    place = blocks.index(LOST)
+    blocks[place : place + 2] = [list_lost(lines)]
+    titles = sorted({pairs.row.title for pairs in measured})
+    load = f", load when it ended {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    renewed = [f"- {title}{load}" for title in titles]
+    if blocks[place + 1] == RENEWED:
+        kept = blocks[place + 2].split("\n")
+        renewed = [line for line in kept if not any(line.startswith(f"- {x},") for x in titles)] + renewed
+        del blocks[place + 1 : place + 3]
+    blocks.insert(place + 1, f"{RENEWED}\n\n" + "\n".join(renewed))
+    # What is said of a row may have changed with it.
+    for words in {pairs.row.words for pairs in measured if pairs.row.words}:
+        start = words.split(":")[0] + ":"
+        blocks = [words if block.startswith(start) and "\n" not in block else block for block in blocks]
+    return "\n\n".join(blocks)
+
+
 def _judge(curve: Curve, values: Sequence[float], bound: float | None) -> str:
     power, error = _fit(curve, values)
     if bound is None:
@@ -254,14 +298,16 @@ def describe_machine() -> str:
         if found := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()):
             model = found[1].strip()
         memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = f"{os.cpu_count()} cores"
+    if hasattr(os, "sched_getaffinity") and (own := len(os.sched_getaffinity(0))) != os.cpu_count():
+        cores = f"{own} of {cores}"
     versions = []
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             versions.append(f"{package} {version(package)}")
     load = f"; load when it ended {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return (
-        f"Measured on {model}, {cores} cores, {memory:.0f} GB of memory, {platform.system()}, one thread{load}. Python "
+        f"Measured on {model}, {cores}, {memory:.0f} GB of memory, {platform.system()}, one thread{load}. Python "
         f"{platform.python_version()}, {', '.join(versions)}."
     )
 

@@ -93,3 +93,22 @@ def test_a_page_holds_every_row_also_those_that_were_lost_or_not_measured(table)
     power, error = fit_exponent([1, 2, 4, 8], [1.0, 2.0, 4.1, 7.9])
     assert np.isclose(power, 1, atol=0.02)
     assert 0 < error < 0.02
+
+
+def test_a_row_that_is_measured_again_takes_its_place_in_the_page(table):
+    from measuring import Pairs
+
+    row, other = (next(row for row in table.ROWS if row.name == name) for name in ("training", "ranks"))
+    slow = Pairs(row, "3 x 4", "a peer", [1.5], (3.0, 2.0), (10.0, 0.2), "other draws")
+    beside = Pairs(other, "3 x 4", "a peer", [1.2], (3.0, 2.0), (10.0, 0.2), 0.5)
+    page = table.write_document([slow, beside], [], [("--help", 0.3)], command="make bench")
+    quick = Pairs(row, "3 x 4", "a peer", [0.9], (1.8, 2.0), (10.0, 0.2), "other draws")
+    for _ in range(2):  # also of a page that was renewed before
+        page = table.renew_rows(page, [quick])
+        assert "| Training, three epochs | 3 x 4 | a peer | 0.90 (0.90 to 0.90, 1) |" in page
+        assert "1.50" not in page
+        assert "less:\n\n- Exact rank of the true item, 3 x 4: 1.20 of a peer\n\n" in page
+        assert page.count("- Training, three epochs, load") == page.count(row.words) == 1
+    assert page.endswith("| --help | 0.30 |\n")
+    with pytest.raises(SystemExit, match="0 rows of the table"):
+        table.renew_rows(page, [Pairs(row, "5 x 5", "a peer", [0.9])])
