@@ -9,6 +9,7 @@ from open_clip.loss import ClipLoss
 from torch.nn import functional
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.training.objectives import objective
 from braindecode_vis.training.objectives.contrastive import compute_clip_loss
 from braindecode_vis.training.objectives.objective import LogitScale, Outputs, compute_matches
 from braindecode_vis.training.objectives.objectives_config import (
@@ -223,3 +224,17 @@ def test_several_subjects_of_one_image_are_positives_as_in_score(same_target):
     assert found == pytest.approx(expected, rel=1e-12)
     pairwise = float(compute_clip_loss(brain, image, stimuli, scale=4.0, duplicates="negative"))
     assert (pairwise == pytest.approx(found, rel=1e-12)) is same_target
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_batches_without_duplicates_take_a_short_way_to_the_same_bits(monkeypatch, symmetric):
+    brain, image = torch.randn(2, 32, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for shortcut in (True, False):
+        if not shortcut:
+            monkeypatch.setattr(objective, "_are_unique", lambda labels: False)
+        leaf = brain.clone().requires_grad_()
+        loss = compute_clip_loss(leaf, image, torch.arange(32).flip(0), scale=10.0, symmetric=symmetric)
+        loss.backward()
+        found.append((loss.detach(), leaf.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
