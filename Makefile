@@ -7,7 +7,7 @@ CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 export MPLBACKEND := Agg
 
-.PHONY: demo test test-slow fuzz mutate lint format bench bench-quick peers docs clean
+.PHONY: demo live test test-slow fuzz mutate lint format bench bench-quick peers docs clean
 
 # what the demo needs; the tests add the tools of developers
 $(CORE): pyproject.toml
@@ -21,6 +21,20 @@ $(READY): $(CORE)
 
 demo: $(CORE)
 	$(BIN)/braindecode-vis demo
+
+# a simulated subject as a stream, and the page of it: prints the address, Ctrl-C ends both. OPEN=1 opens a browser;
+# LIVE="--reconstruct --repetitions" and the like go to the verb `live`.
+LIVE ?= --repetitions
+OPEN ?=
+$(VENV)/.live: $(CORE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[generate,live]"
+	@touch $@
+
+live: $(VENV)/.live
+	@test -e demo_run/report.html || $(BIN)/braindecode-vis demo --out demo_run
+	@$(BIN)/braindecode-vis stream phantom --run demo_run --soa 1 --wait & stream=$$!; \
+	  trap 'kill $$stream 2>/dev/null; wait $$stream 2>/dev/null' EXIT; \
+	  $(BIN)/braindecode-vis live demo_run --stream phantom $(LIVE) $(if $(OPEN),--open)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -89,6 +89,9 @@ def live(
         int, typer.Option("--port", min=0, max=65535, help="Port of the page; 0 takes a free one.")
     ] = 0,
     token: Annotated[str | None, typer.Option("--token", help="Token of the page; drawn by default.")] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the page in the browser of this machine.")
+    ] = False,
     duration: Annotated[float | None, typer.Option("--duration", help="End after so many seconds.")] = None,
     decisions: Annotated[int | None, typer.Option("--decisions", help="End after so many decisions.")] = None,
     trust_code: TrustCode = None,
@@ -105,8 +108,8 @@ def live(
 
     if as_json and jsonl == "-":
         raise ConfigError("--json and --jsonl - both take the standard output; leave one out.")
-    if not page and (token or port or host != "127.0.0.1"):
-        raise ConfigError("--host, --port and --token are of the page, which --no-page leaves out.")
+    if not page and (token or port or host != "127.0.0.1" or open_page):
+        raise ConfigError("--host, --port, --token and --open are of the page, which --no-page leaves out.")
     shown: dict[str, Any] = {}
     if page:
         from braindecode_vis.live.page.server import PageListener
@@ -118,6 +121,9 @@ def live(
             port=port,
             token=token,
         )
+        make_console().print(f"page: {shown['page'].start()}", markup=False, soft_wrap=True)
+        if open_page:
+            shown["page"].open_browser()
     finished = open_finished(run, ConsoleListener())
     listeners: list[Listener] = []
     if record is not None:
@@ -142,7 +148,6 @@ def live(
         repetitions=repetitions, reconstruct=reconstruct,
     )  # fmt: skip
     if page:
-        make_console().print(f"page: {shown['page'].start()}", markup=False, soft_wrap=True)
         session.add(shown["page"])
     try:
         summary = session.run()

@@ -75,6 +75,16 @@ def test_only_the_token_opens_the_page(page):
     assert ask(page, "/static/..%2fserver.py", Cookie=cookie)[0] == 404
 
 
+def test_the_address_that_a_browser_is_opened_with_works_once(page, monkeypatch):
+    """Whoever lists the processes of the machine reads the address."""
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    page.open_browser()
+    path = "/?" + opened[0].partition("?")[2]
+    assert page.token not in path
+    assert [ask(page, path)[0] for _ in range(2)] == [303, 403]
+
+
 def test_names_that_others_point_here_and_pages_of_others_are_refused(page):
     cookie = f"live-{page.port}={page.token}"
     for headers in (

@@ -18,6 +18,7 @@ import secrets
 import socket
 import threading
 import time
+import webbrowser
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -158,6 +159,7 @@ class PageListener(Listener):
         self._verdict: str | None = None  # what a calibration block ended with
         self._server: Any = None
         self._thread: threading.Thread | None = None
+        self._tickets: set[str] = set()  # tokens that open the page once
 
     # --- what the session calls: nothing here waits -----------------------------------------------------------
 
@@ -199,6 +201,15 @@ class PageListener(Listener):
         """Where a browser finds the page, with the token."""
         host = socket.gethostname() if self.host in ("0.0.0.0", "::", "") else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/?token={self.token}"
+
+    def open_browser(self) -> None:
+        """Open the page in the browser of this machine, if there is one.
+
+        Other users of the machine see the address among its processes; what it holds opens the page once.
+        """
+        ticket = secrets.token_urlsafe(24)
+        self._tickets.add(ticket)
+        webbrowser.open(self.address.replace(self.token, ticket))
 
     def start(self) -> str:
         """Start the server in a thread, and return the address of the page; a second call only returns it."""
@@ -559,7 +570,8 @@ class _Guard:
         cookie = f"live-{self.page.port}"  # cookies are shared by all ports of a host
         given = asked.query_params.get("token", "")
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        if given and self._matches(given):
+        if given in self.page._tickets or (given and self._matches(given)):
+            self.page._tickets.discard(given)
             if scope["type"] == "websocket" or headers.get("accept", "").startswith("application/json"):
                 return None
             answer = RedirectResponse(scope["path"], 303)  # the token leaves the address bar
