@@ -61,6 +61,12 @@ def stream(
         typer.Option("--pause", help="SECONDS@S: the stream is away so long after S seconds. Repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of faults, and of the phantom.")] = 0,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", help="Write a scan of --run volume by volume into this folder, as a scanner does."
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -68,6 +74,20 @@ def stream(
     from dataclasses import replace
 
     from braindecode_vis.checks import ConfigError, require
+
+    if to is not None:
+        place = run if run is not None else None if source == "phantom" else Path(source)
+        if place is None:
+            raise ConfigError("--to writes the volumes of a run of fMRI; name it with --run.")
+        beside = {
+            "--name": name, "--chunk": chunk != 20, "--repeat": repeat, "--wait": wait, "--root": root, "--soa": soa,
+            "--subject": subject, "--set": overrides, "--split": split != "test", "--column": column, "--drop": drop,
+            "--jitter": jitter, "--drift": drift, "--lose": lose, "--pause": pause, "--seed": seed,
+        }  # fmt: skip
+        if unused := [option for option, value in beside.items() if value]:
+            raise ConfigError(f"{unused[0]} has no effect on volumes; leave it out.")
+        _write_scan(place, to, speed, recording, duration, as_json)
+        return
     from braindecode_vis.live import replay
 
     require("mne_lsl", "stream")
@@ -111,3 +131,27 @@ def stream(
         f"most {summary['late_ms']:.1f} ms behind the clock",
         markup=False,
     )
+
+
+def _write_scan(
+    run: Path, to: Path, speed: float, recording: int | None, duration: float | None, as_json: bool
+) -> None:
+    """Write a scan of a run's data set into a folder, volume by volume."""
+    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.live.volumes import find_scan, write_volumes
+    from braindecode_vis.pipeline.finished_run import open_finished
+
+    if speed <= 0:
+        raise ConfigError(f"--speed is {speed:g}, but must be above 0.")
+    image, events = find_scan(open_finished(run), recording)
+    console = make_console(stderr=True)
+    console.print(
+        f"volumes of {image.name} appear in {to}, events in {to / 'events.tsv'}; Ctrl-C ends it", markup=False
+    )
+    n = 0
+    for _ in write_volumes(image, to, events=events, speed=speed, duration=duration):
+        n += 1
+    if as_json:
+        print_json({"folder": str(to), "n_volumes": n})
+        return
+    console.print(f"{n} volumes written", markup=False)

@@ -21,7 +21,7 @@ def open_decoder(run: FinishedRun, **options: Any) -> StreamDecoder:
     run
         Finished.
     **options
-        As for `RunStreamDecoder`.
+        As for `RunStreamDecoder`, or for `VolumeDecoder` of voxels.
 
     Raises
     ------
@@ -29,10 +29,22 @@ def open_decoder(run: FinishedRun, **options: Any) -> StreamDecoder:
         If no decoder takes such trials.
     """
     dims = find_responses(run).dims
+    if dims[1:2] in (("voxel",), ("parcel",)):
+        from braindecode_vis.live.volume_decoder import VolumeDecoder
+
+        # What belongs to channels; at its default it asks for nothing.
+        beside = {
+            key: options.pop(key, None) for key in ("channels", "interpolate", "unit", "every", "forgetting")
+        }
+        if unused := [key for key, value in beside.items() if value]:
+            raise ConfigError(
+                f"{unused[0]} is for streams of channels, and {run.folder.path} learnt from {dims[1]}s."
+            )
+        return VolumeDecoder(run, **options)
     if dims != ("trial", "channel", "time"):
         raise ConfigError(
-            f"{run.folder.path} learnt from trials of {' x '.join(dims[1:])}, and a stream of samples gives channels x "
-            "times; choose a run of EEG or MEG."
+            f"{run.folder.path} learnt from trials of {' x '.join(dims[1:])}, and a stream gives channels x times, or "
+            "voxels; choose a run of EEG, MEG or fMRI."
         )
     from braindecode_vis.live.stream_decoder import RunStreamDecoder
 
@@ -65,12 +77,29 @@ def open_session(
     duration, decisions
         As for `LiveSession`.
     **options
-        As for `RunStreamDecoder`.
+        As for `RunStreamDecoder`, or for `VolumeDecoder` of voxels.
     """
     for name, value in (("duration", duration), ("decisions", decisions)):
         if value is not None and value <= 0:
             raise ConfigError(f"{name} is {value:g}, but must be above 0; leave it out for no end.")
-    if isinstance(stream, str):
+    decoder: StreamDecoder | None = None
+    if isinstance(stream, str) and source == "folder":
+        from braindecode_vis.live.sources import open_source
+        from braindecode_vis.live.volume_decoder import VolumeDecoder
+
+        # Volumes are read through the mask of the run, which is therefore opened first.
+        run = run if isinstance(run, FinishedRun) else open_finished(Path(run))
+        decoder = open_decoder(run, **options)
+        if not isinstance(decoder, VolumeDecoder):
+            raise ConfigError(
+                f"{run.folder.path} learnt from no voxels, and a folder of volumes gives nothing else."
+            )
+        own = {"geometry": decoder.geometry, "t_r": decoder.t_r}
+        dataset = run.config.dataset
+        if (column := getattr(dataset, "stimulus_column", None)) is not None:
+            own |= {"stimulus_column": column, "trial_types": getattr(dataset, "trial_types", None)}
+        stream = open_source(source, stream, **{**own, **(source_options or {})})
+    elif isinstance(stream, str):
         from braindecode_vis.live.sources import open_source
 
         # Before the run is read, which may take long: a source that there is not is said at once.
@@ -80,5 +109,5 @@ def open_session(
             "the options of a source are for one that is named; a source of one's own has them already."
         )
     opened = run if isinstance(run, FinishedRun) else open_finished(Path(run))
-    decoder = open_decoder(opened, **options)
+    decoder = decoder or open_decoder(opened, **options)
     return LiveSession(stream, decoder, listeners, duration=duration, decisions=decisions)

@@ -195,6 +195,8 @@ class LiveSession:
 
     def _loop(self, began: float) -> None:
         last, stalled = time.perf_counter(), False
+        # Volumes of fMRI are seconds apart.
+        longest = max(STALLED_S, 3 / float(self._facts.get("stream_sfreq") or np.inf))
         while not self._stop.is_set():
             left = WAIT_S
             if self.duration is not None:
@@ -215,7 +217,7 @@ class LiveSession:
                 if stalled:
                     self.tell(f"The stream is back after {now - last:.1f} s without samples.")
                 last, stalled = now, False
-            elif not stalled and not chunk.ended and now - last > STALLED_S:
+            elif not stalled and not chunk.ended and now - last > longest:
                 stalled = True
                 self.tell(
                     f"The stream has sent no samples for {now - last:.1f} s; the session waits.", "warning"

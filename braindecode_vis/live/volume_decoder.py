@@ -10,16 +10,31 @@ Mumford, Turner, Ashby, Poldrack (2012), doi:10.1016/j.neuroimage.2011.08.076: e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.bids.fmri_dataset import BoldSettings
 from braindecode_vis.datasets.sources.bold_source import GlmConfig, WindowConfig
+from braindecode_vis.live.evidence import Evidence
+from braindecode_vis.live.judge import Judge
+from braindecode_vis.live.reconstructing import Reconstructor
+from braindecode_vis.live.stream_channels import read_pairs
+from braindecode_vis.live.stream_roles import Chunk, Decision, Marker, StreamInfo
+from braindecode_vis.pipeline.finished_run import FinishedRun
+from braindecode_vis.pipeline.learning import preprocess
 from braindecode_vis.preprocessing.bold import find_windows
 from braindecode_vis.preprocessing.glm import fit_trials, make_drifts, make_nuisance_basis, make_regressors
+from braindecode_vis.preprocessing.parcellation import average_parcels
+from braindecode_vis.preprocessing.voxel_geometry import read_geometry
+from braindecode_vis.store import read_json
 
 # --- responses from the volumes so far --------------------------------------------------------------------
 
@@ -199,3 +214,302 @@ def _add_regressors(trials: pd.DataFrame, times: np.ndarray, hrf_model: str) -> 
 
     condition = np.stack([trials["onset"], trials["duration"], np.ones(len(trials))])
     return np.asarray(compute_regressor(condition, hrf_model, times)[0][:, :1])
+
+
+# --- decisions --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Trial:
+    """A marker whose volumes are not all there."""
+
+    marker: Marker
+    last: int
+
+
+class VolumeDecoder:
+    """Decodes a scan while it runs with a finished run of fMRI; a `StreamDecoder`.
+
+    A run whose responses are windows averages the same windows. A run of a model of the response estimates each trial
+    against the sum of the others (LSS), `settle` s after its picture was gone: also where the run put all trials into
+    one model (LSA) or modelled the noise as autoregressive, which needs the whole scan.
+
+    Parameters
+    ----------
+    run
+        A finished run, or its folder.
+    gallery, fold, subject, session, n_top
+        As in `Judge`.
+    events
+        Markers that show an image, and its id: a mapping or a file of such pairs. By default every marker does.
+    repetitions
+        Whether the evidence of markers of the same value adds up.
+    settle
+        For a model of the response: how long after the offset of a picture its trial is decided, in s.
+    duration
+        How long a picture is shown, in s; by default the median of the run's trials.
+    reconstruct
+        Whether images are made; each comes later, as a second `Decision` of the same number.
+    """
+
+    def __init__(
+        self,
+        run: FinishedRun | str | Path,
+        *,
+        gallery: Any = None,
+        fold: int | None = None,
+        subject: str | None = None,
+        session: str = "live",
+        events: Mapping[str, str] | str | Path | None = None,
+        n_top: int = 5,
+        repetitions: bool = False,
+        settle: float = 10.0,
+        duration: float | None = None,
+        reconstruct: bool = False,
+    ) -> None:
+        self.judge = Judge(run, gallery, fold, subject, session, n_top)
+        self.run, own = self.judge.run, self.judge.own
+        if own.dims[1] not in ("voxel", "parcel"):
+            raise ConfigError(
+                f"{self.run.folder.path} learnt from trials of {' x '.join(own.dims[1:])}, not from voxels; choose a "
+                "run of fMRI."
+            )
+        self._events = events if isinstance(events, Mapping | None) else read_pairs(Path(events), "events")
+        self._repetitions, self._settle = repetitions, settle
+        self._reconstructor = Reconstructor(self.run, self.judge.folds) if reconstruct else None
+        several = own.coords.get("subjects")
+        self.geometry = read_geometry(own, self.judge.subject if several else None)
+        if self.geometry.mask is None:
+            raise DataError(
+                f"{self.run.folder.path} does not say where its voxels lie in a volume (a surface, or betas without a "
+                "mask), so that no scan can be decoded; make a run of volumes with a mask."
+            )
+        dataset = self.run.config.dataset
+        self.model: GlmConfig | WindowConfig = getattr(dataset, "model", None) or GlmConfig()
+        self.notes = _describe_differences(dataset, self.model)
+        meta = read_json(preprocess(self.run).artifact.path / "responses" / "meta.json").get("provenance", {})
+        found = meta.get("t_r")
+        self.t_r: float | None = (
+            float(found) if isinstance(found, int | float) else getattr(dataset, "t_r", None)
+        )
+        shown = float(own.trials["duration"].median()) if "duration" in own.trials else 1.0
+        self.duration = shown if duration is None else duration
+
+    def adopt(self, *, encoders: Sequence[Any] | None = None, statistics: Any = None, words: str) -> None:
+        """Decide with other encoders or statistics from now on; see `Judge.adopt`."""
+        self.judge.adopt(encoders=encoders, statistics=statistics, words=words)
+
+    def open(self, info: StreamInfo) -> Sequence[str]:
+        """Get ready for a scan; see `StreamDecoder`.
+
+        Raises
+        ------
+        DataError
+            If it is no fMRI, or has another repetition time than the run.
+        """
+        if info.modality != "fmri":
+            raise DataError(
+                f"the stream {info.name} is {info.modality.upper()}, and the run learnt from fMRI; choose another."
+            )
+        t_r = 1 / info.sfreq
+        if self.t_r is not None and abs(t_r / self.t_r - 1) > 1e-3:
+            raise DataError(
+                f"the stream {info.name} has a repetition time of {t_r:g} s, but the run learnt from {self.t_r:g} s."
+            )
+        self._info, self.scan = info, ScanSoFar(self.model, t_r, self._settle)
+        self._trials: list[_Trial] = []
+        self._onsets: list[tuple[float, float]] = []
+        self._seen: set[tuple[str, int]] = set()
+        self._told: set[str] = set()
+        self._n_decisions = 0
+        self.judge.evidence = Evidence()
+        notes = [*self.notes]
+        if self.t_r is None:
+            notes.append(f"The run does not say its repetition time; that of the scan is {t_r:g} s.")
+        if not info.markers:
+            notes.append(
+                "No events were given: nothing is decided until markers come; give a table of events with --markers."
+            )
+        statistics = self.judge.statistics
+        notes += [f"{where}: {words}." for where, words in getattr(statistics, "used", {}).items()]
+        if self.run.config.repeats.test == "averaged":
+            notes.append("Each decision is of a single trial, where the run's own test averages repetitions.")
+        return [*notes, f"Probabilities: fitted on {self.judge.calibrated_on}."]
+
+    def feed(self, chunk: Chunk) -> Iterable[Decision | str]:
+        """Take volumes in, and yield decisions and sentences; see `StreamDecoder`."""
+        arrived = chunk.arrived or time.perf_counter()
+        if self._reconstructor is not None:
+            yield from self._reconstructor.take_finished()
+        yield from self._take_markers(chunk.markers)
+        for column, when in enumerate(chunk.times):
+            volume = np.asarray(chunk.samples)[:, column]
+            if len(volume) != self.geometry.n_voxels:
+                raise DataError(
+                    f"the stream {self._info.name} sent {len(volume)} voxels, but the run has "
+                    f"{self.geometry.n_voxels}; read the volumes through the mask of the run."
+                )
+            number = round(float(when) / self.scan.t_r)
+            if not np.isfinite(volume).all():
+                yield f"Volume {number + 1} has values that are no numbers; it is left out."
+                continue
+            if self.scan.numbers and number <= self.scan.numbers[-1]:
+                yield f"A volume of {when:g} s came after one of {self.scan.t_r * self.scan.numbers[-1]:g} s; left out."
+                continue
+            self.scan.add(volume, number)
+        yield from self._decide_ready(arrived)
+
+    def flush(self) -> Iterable[Decision | str]:
+        """The scan is over: name every trial whose volumes never came."""
+        there = self.scan.numbers[-1] if self.scan.numbers else -1
+        for trial in self._trials:
+            yield self._lose(
+                trial.marker, f"end: the scan ended {trial.last - there} volumes before its last one"
+            )
+        self._trials = []
+        if self._reconstructor is not None:
+            yield from self._reconstructor.finish()
+
+    def _take_markers(self, markers: Sequence[Marker]) -> Iterator[Decision | str]:
+        for marker in markers:
+            value = str(marker.value).strip()
+            if self._events is not None and value not in self._events:
+                yield from self._tell_once(
+                    f"The marker {value!r} is not among the events, and is not decided."
+                )
+                continue
+            key = value, round(marker.time * 1000)
+            if key in self._seen:
+                yield from self._tell_once(
+                    f"The marker {value!r} at {marker.time:g} s came twice; decided once."
+                )
+                continue
+            self._seen.add(key)
+            if self._find_shown(value) is None:
+                yield from self._tell_once(
+                    f"The marker {value!r} names no picture of the gallery: it is decided, as are all such, and counts "
+                    "in no score.",
+                    "no picture",
+                )
+            last = self.scan.find_last(marker.time, self.duration)
+            if last < 0 or not np.isfinite(marker.time):
+                yield self._lose(marker, "start: its window opens before the scan")
+                continue
+            self._onsets.append((float(marker.time), self.duration))
+            self._trials.append(_Trial(marker, last))
+
+    def _tell_once(self, sentence: str, key: str = "") -> Iterator[str]:
+        if (key or sentence) not in self._told:
+            self._told.add(key or sentence)
+            yield sentence
+
+    def _find_shown(self, value: str) -> str | None:
+        named = self._events.get(value) if self._events is not None else value
+        return named if named is not None and named in self.judge.row_of else None
+
+    def _lose(self, marker: Marker, why: str) -> Decision:
+        self._n_decisions += 1
+        value = str(marker.value).strip()
+        return Decision(self._n_decisions - 1, marker.time, value, self._find_shown(value), lost=why)
+
+    def _decide_ready(self, arrived: float) -> Iterator[Decision | str]:
+        there = self.scan.numbers[-1] if self.scan.numbers else -1
+        ready = [trial for trial in self._trials if trial.last <= there]
+        self._trials = [trial for trial in self._trials if trial.last > there]
+        for trial in ready:
+            began = time.perf_counter()
+            others = [one for one in self._onsets if one[0] != trial.marker.time]
+            try:
+                rows, notes = self.scan.estimate(trial.marker.time, self.duration, others)
+            except DataError as error:
+                yield self._lose(trial.marker, f"volumes: {error}")
+                continue
+            yield from self._decide(trial.marker, rows, notes, began, arrived)
+
+    def shape_response(self, rows: np.ndarray) -> np.ndarray:
+        """Return a response of `ScanSoFar.estimate` as the run stored its own, before it was standardised."""
+        keeps_times = isinstance(self.model, WindowConfig) and self.model.keep == "times"
+        block = rows.T[None] if keeps_times else rows  # (1, n_voxels, n_times) or (n_rows, n_voxels)
+        if self.geometry.parcels is not None:
+            block = average_parcels(block, self.geometry.parcels)
+        missing = self.judge.own.data.shape[1] - block.shape[1]
+        return np.pad(block, [(0, 0), (0, missing), *[(0, 0)] * (block.ndim - 2)]) if missing > 0 else block
+
+    def _decide(
+        self, marker: Marker, rows: np.ndarray, notes: list[str], began: float, arrived: float
+    ) -> Iterator[Decision | str]:
+        judge = self.judge
+        block = judge.statistics.apply(self.shape_response(rows), judge.subject, judge.session)
+        cut = time.perf_counter()
+        predicted = judge.predict(block)
+        if len(predicted) > 1:  # a window that keeps its volumes: each is a trial, and all are of one picture
+            mean = np.asarray(predicted.vectors).mean(axis=0, keepdims=True)
+            predicted = Embeddings(mean, predicted.ids[:1], predicted.space)
+        unit = judge.find_unit(predicted)
+        done = time.perf_counter()
+        value = str(marker.value).strip()
+        verdict = judge.judge(unit, value if self._repetitions else None)
+        ended = time.perf_counter()
+        shown = self._find_shown(value)
+        number, self._n_decisions = self._n_decisions, self._n_decisions + 1
+        decision = Decision(
+            number, marker.time, value, shown, embedding=predicted.vectors[0], **verdict.as_fields(),
+            rank=judge.find_rank(unit, shown),
+            latency={
+                "wait": 1000 * (ended - arrived), "preprocess": 1000 * (cut - began), "predict": 1000 * (done - cut),
+                "rank": 1000 * (ended - done), "delay": 0.0,
+            },
+            epoch=block[0] if block.ndim == 3 else block[:1].T, notes=tuple(notes),
+        )  # fmt: skip
+        yield decision
+        if self._reconstructor is not None and not self._reconstructor.ask(
+            decision, judge.as_trial(block[:1]), predicted
+        ):
+            yield from self._tell_once("Images take longer than decisions: some decisions have none.")
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return the facts of this session; see `StreamDecoder`."""
+        model = self.model
+        words = (
+            f"each trial against the sum of the others, {self._settle:g} s after its picture"
+            if isinstance(model, GlmConfig)
+            else f"window from {model.start:g} s after the onset to {model.stop:g} s after the {model.until}"
+        )
+        return {
+            **self.judge.describe("single trials", f"{words}, from the volumes so far"),
+            "stream": self._info.name, "modality": "fmri", "sfreq": self._info.sfreq,
+            "stream_sfreq": self._info.sfreq, "t_r": self.scan.t_r, "tmin": 0.0, "tmax": 0.0, "n_times": 1,
+            "n_voxels": self.geometry.n_voxels, "ch_names": [], "ch_pos": None, "delay_ms": 0.0, "every": None,
+            "repetitions": self._repetitions, "reconstructs": self._reconstructor is not None, "interpolated": [],
+        }  # fmt: skip
+
+    def find_images(self, ids: Sequence[str]) -> list[Path | np.ndarray | None]:
+        """Return the pictures of candidates; see `Judge.find_images`."""
+        return self.judge.find_images(ids)
+
+
+def _describe_differences(dataset: Any, model: GlmConfig | WindowConfig) -> list[str]:
+    """Return sentences on what the run did to its scans that cannot be done to one that is not over."""
+    notes = []
+    if not isinstance(dataset, BoldSettings):
+        notes.append(
+            "The responses of the run were estimated elsewhere; here each trial is estimated against the sum of the "
+            "others, in percent of the mean, by the volumes so far."
+        )
+    elif isinstance(model, GlmConfig):
+        if model.trials == "lsa":
+            notes.append(
+                "The run put all trials of a scan into one model; here each is put against the others' sum."
+            )
+        if model.noise_model == "ar1":
+            notes.append("The run modelled autoregressive noise; here noise is taken to be white.")
+    confounds = getattr(dataset, "confounds", None)
+    if confounds is not None and (confounds.strategy or confounds.columns):
+        notes.append(
+            "The run regressed out confounds, which a scan that is running has none of; drifts alone are."
+        )
+    if isinstance(dataset, BoldSettings):
+        notes.append(
+            "Drifts and the scale of a voxel are those of the volumes so far, the run's of whole scans."
+        )
+    return notes

@@ -22,11 +22,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, check_option, require
-from braindecode_vis.datasets.bids.fmri_dataset import make_stimulus_id
+from braindecode_vis.checks import ConfigError, DataError, check_option, require
+from braindecode_vis.datasets.bids.fmri_dataset import BoldSettings, make_stimulus_id
 from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, open_stream, read_volume_header
 from braindecode_vis.live.stream_roles import Chunk, Marker, StreamInfo
+from braindecode_vis.pipeline.finished_run import FinishedRun
 
 _NIFTI = (".nii", ".nii.gz")
 _DICOM = (".dcm", ".ima")
@@ -66,7 +67,7 @@ class FolderSource:
         Voxels of the run; every voxel of the volume without.
     t_r
         Repetition time of the run in s. Volumes whose header says another one are refused.
-    events
+    markers
         A BIDS table of events, planned as a whole or growing while the scan runs. It need not exist yet.
     stimulus_column
         Its column that names the picture; one of `STIMULUS_COLUMNS` by default.
@@ -90,7 +91,7 @@ class FolderSource:
         *,
         geometry: Geometry | None = None,
         t_r: float | None = None,
-        events: Path | str | None = None,
+        markers: Path | str | None = None,
         stimulus_column: str | None = None,
         trial_types: tuple[str, ...] | None = None,
         reader: Literal["auto", "dcm2niix"] = "auto",
@@ -105,7 +106,7 @@ class FolderSource:
         self.folder = Path(folder).expanduser()
         self.geometry, self.t_r, self.reader, self.first = geometry, t_r, reader, first
         self.patience, self.wait, self.idle = patience, wait, idle
-        table = None if events is None else Path(events).expanduser()
+        table = None if markers is None else Path(markers).expanduser()
         self.events = None if table is None else EventsTable(table, stimulus_column, trial_types)
         self._sizes: dict[
             str, tuple[int, int, float]
@@ -582,13 +583,42 @@ class EventsTable:
 # --- a scan that is played ----------------------------------------------------------------------------------
 
 
+def find_scan(run: FinishedRun, number: int | None = None) -> tuple[Path, Path]:
+    """Return image and table of events of a scan of the run's own data set, for `write_volumes`.
+
+    Parameters
+    ----------
+    run
+        A run of BOLD time series.
+    number
+        Which scan, from 1; by default the first one with test trials, or else the first.
+
+    Raises
+    ------
+    ConfigError
+        If the run read no time series, or there is no such scan.
+    """
+    dataset = run.config.dataset
+    if not isinstance(dataset, BoldSettings):
+        raise ConfigError(
+            f"{run.folder.path} decodes {dataset.kind}, which has no volumes; give a run of BOLD time "
+            "series (bids_fmri)."
+        )
+    scans = dataset.open_bold().runs
+    if number is not None and not 1 <= number <= len(scans):
+        raise ConfigError(f"--recording is {number}, but the data set has the scans 1 to {len(scans)}.")
+    tested = [scan for scan in scans if (scan.trials["split"] == "test").any()]
+    scan = scans[number - 1] if number is not None else (tested or scans)[0]
+    return scan.files[0], scan.files[1]
+
+
 def write_volumes(
     image: Path,
     folder: Path,
     *,
     events: Path | None = None,
     speed: float = 1.0,
-    stop: int | None = None,
+    duration: float | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Path]:
     """Write a recorded run into a folder as a scanner would, volume by volume, and yield each file.
@@ -603,8 +633,8 @@ def write_volumes(
         Its table of events, which is copied beside the volumes as ``events.tsv`` and grows as they come.
     speed
         1 is that of the scanner; infinity does not wait.
-    stop
-        Number of volumes to write; all by default.
+    duration
+        Seconds of the scan to write; all by default.
     sleep
         Waits for so many seconds.
 
@@ -626,7 +656,8 @@ def write_volumes(
     if lines:
         table.write_text(lines.pop(0))
     begun = time.monotonic()
-    for number in range(min(header.n_volumes, stop or header.n_volumes)):
+    n = header.n_volumes if duration is None else min(header.n_volumes, max(1, round(duration / t_r)))
+    for number in range(n):
         due = begun + (number + 1) * t_r / speed - time.monotonic()
         if due > 0:
             sleep(due)

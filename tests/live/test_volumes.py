@@ -227,7 +227,7 @@ def test_dicom_volumes_reach_the_same_voxels(tmp_path, kind):
 
 def test_events_that_grow_become_markers_line_by_line(tmp_path):
     table = tmp_path / "events.tsv"
-    source = open_source(tmp_path, events=table)
+    source = open_source(tmp_path, markers=table)
     assert not open_source(tmp_path).connect().markers
     source.connect()
     table.write_text("onset\tduration\tstim_file\n4.5\t1\ta/ant.jpg\n6\t1\tn/a\n9\t1\ta/b")
@@ -237,7 +237,7 @@ def test_events_that_grow_become_markers_line_by_line(tmp_path):
     assert [(m.time, m.value) for m in source.read(0).markers] == [(9.0, "bee")]
     table.write_text("onset\tpicture\n")
     with pytest.raises(DataError, match="names the picture"):
-        open_source(tmp_path, events=table).read(0)
+        open_source(tmp_path, markers=table).read(0)
 
 
 @pytest.fixture(scope="module")
@@ -299,10 +299,10 @@ def test_a_recorded_run_is_played_volume_by_volume(scan, tmp_path):
     image = next((scan / "whole").rglob("*_bold.nii.gz"))
     table = next((scan / "whole").rglob("*_events.tsv"))
     slept = []
-    source = open_source(tmp_path, events=tmp_path / "events.tsv", idle=0.05)
+    source = open_source(tmp_path, markers=tmp_path / "events.tsv", idle=0.05)
     source.connect()
     markers, n = [], 0
-    for _ in write_volumes(image, tmp_path, events=table, stop=9, sleep=slept.append):
+    for _ in write_volumes(image, tmp_path, events=table, duration=18.0, sleep=slept.append):
         chunk = source.read(1.0)
         markers, n = [*markers, *chunk.markers], n + chunk.samples.shape[1]
         # An event is known with the volume in which it began, not earlier.
