@@ -19,20 +19,26 @@ from braindecode_vis.cli.show import (
 
 
 def live(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run of EEG or MEG.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     stream: Annotated[
         str,
-        typer.Option("--stream", help="Name of the stream; HOST:PORT of a buffer, or a recording to replay."),
+        typer.Option(
+            "--stream",
+            help="Name of the stream; HOST:PORT of a buffer, a recording to replay, or a folder of volumes.",
+        ),
     ],
     source: Annotated[
         str,
         typer.Option(
             "--source",
-            help="lsl, fieldtrip, replay, phantom, or a class of your own as package.module:Class.",
+            help="lsl, fieldtrip, folder, replay, phantom, or a class of your own as package.module:Class.",
         ),
     ] = "lsl",
     markers: Annotated[
-        str | None, typer.Option("--markers", help="Stream of markers, or trigger channel; found by default.")
+        str | None,
+        typer.Option(
+            "--markers", help="Stream of markers, trigger channel, or table of events; found by default."
+        ),
     ] = None,
     events: Annotated[
         Path | None,
@@ -48,6 +54,14 @@ def live(
     unit: Annotated[
         str, typer.Option("--unit", help="Of the samples, if the stream does not say it: V, mV, uV.")
     ] = "",
+    t_r: Annotated[
+        float | None,
+        typer.Option("--tr", help="With --source folder: repetition time in s, if nothing says it."),
+    ] = None,
+    reader: Annotated[
+        str | None,
+        typer.Option("--reader", help="With --source folder: dcm2niix converts DICOM of any kind."),
+    ] = None,
     every: Annotated[
         float | None,
         typer.Option("--every", help="Decide on a window every so many seconds, without markers."),
@@ -141,8 +155,10 @@ def live(
         listeners.append(JsonLinesListener(jsonl))
     if outlet is not None:
         listeners.append(OutletListener(outlet))
+    asked = {"markers": markers, "t_r": t_r, "reader": reader}
+    source_options = {key: value for key, value in asked.items() if value is not None}
     session = shown["session"] = open_session(
-        finished, stream, source=source, source_options={} if markers is None else {"markers": markers},
+        finished, stream, source=source, source_options=source_options,
         listeners=listeners, duration=duration, decisions=decisions, gallery=gallery, fold=fold, subject=subject,
         channels=channels, interpolate=interpolate, unit=unit, every=every, events=events, n_top=top,
         repetitions=repetitions, reconstruct=reconstruct,
