@@ -212,16 +212,16 @@ class SampleClock:
                     "go on without the jump."
                 )
             elif error > max(0.5 * self.period, 8 * self._jitter):
-                start = stamp
-                self._recent.clear()
-                notes.append(f"{round(error / self.period)} samples ({error * 1000:.0f} ms) were lost.")
+                shift = self._skip(error, span)
+                start += shift
+                notes.append(f"{round(shift / self.period)} samples ({shift * 1000:.0f} ms) were lost.")
             elif self._next is not None:
                 self._recent.append(error)
-                # A loss no longer than chunks may be late shows when all of the last ones are.
-                if len(self._recent) == _N_RECENT and min(self._recent) > max(self.period, 2 * self._jitter):
-                    shift = float(np.median(self._recent))
+                # A loss no longer than chunks may be late shows when all of the last ones are, by half a chunk or more.
+                late = min(self._recent) > max(self.period, 0.5 * span, 2 * self._jitter)
+                if late and len(self._recent) == _N_RECENT:
+                    shift = self._skip(float(np.median(self._recent)), span)
                     start += shift
-                    self._recent.clear()
                     notes.append(
                         f"{round(shift / self.period)} samples ({shift * 1000:.0f} ms) were lost a few chunks ago, "
                         "which showed only now; times since then are so much too early."
@@ -232,6 +232,14 @@ class SampleClock:
             self._next = start + n * self.period
             self._arrived = arrived
         return times, notes
+
+    def _skip(self, error: float, span: float) -> float:
+        """Return how long a gap is: whole chunks, where that is what jitter lets one see, since drivers lose those."""
+        self._recent.clear()
+        whole = round(error / span) * span
+        return (
+            whole if whole > 0 and abs(error - whole) <= max(0.5 * self.period, 8 * self._jitter) else error
+        )
 
     def _approach(self, error: float, span: float, n: int) -> float:
         """Move phase and period a little towards a stamp; returns the step of the phase."""
@@ -330,6 +338,7 @@ class _Inlet:
                     if len(at):
                         values.append(some if isinstance(some, list) else some.copy())
                         stamps.append(at.copy())
+                        time.sleep(3e-4)  # the others of its chunk are being unpacked
                         continue
                 if len(at):
                     values.append(some if isinstance(some, list) else some.copy())
