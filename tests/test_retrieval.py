@@ -261,3 +261,38 @@ def test_what_is_subtracted_and_divides_is_of_the_training_images(name):
     scale = np.array([*training.std(axis=0)[:2], 1]) if name == "zscore" else 1
     np.testing.assert_allclose(centred.vectors, (asked - mean) / scale, atol=1e-5)
     assert centred.space == f"toy/centre={name}"
+
+
+@pytest.mark.parametrize("power", [1.0, 0.0], ids=["decaying axes", "isotropic"])
+@pytest.mark.parametrize("scanned", [1 << 16, 100], ids=["scanned", "pruned"])
+def test_a_search_of_one_prediction_is_exact_and_breaks_ties_by_id(power, scanned):
+    draw = np.random.default_rng(0)
+    spread = np.arange(1, 321.0) ** (-power / 2)
+    gallery = (draw.standard_normal((3000, 320)) * spread).astype(np.float32)
+    gallery[100:108], gallery[200] = gallery[50], 2 * gallery[50]
+    ids = [f"i{n:04d}" for n in draw.permutation(3000)]
+    centre = rt.Centre(gallery.mean(axis=0), np.ones(320, np.float32), "mean")
+    search = rt.GallerySearch(Embeddings(gallery, ids, "toy"), centre, scanned=scanned)
+    moved = gallery.astype(np.float64) - centre.mean
+    place = np.argsort(np.argsort(ids))
+    for row in (50, 7, 1500):
+        query = moved[row] + 0.5 * spread * draw.standard_normal(320)
+        cosines = moved @ query / np.linalg.norm(moved, axis=1) / np.linalg.norm(query)
+        expected = np.lexsort((place, -cosines.round(9)))[:6]
+        found, similar = search.find(query, 6)
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_allclose(similar, cosines[expected], atol=1e-6)
+        above = (cosines > cosines[expected[5]] + 1e-7).sum()
+        assert search.count_above(query, int(expected[5]))[0] == above
+        # Candidates far away are estimated.
+        assert search.sum_exponentials(query, 20.0) == pytest.approx(
+            np.log(np.exp(20 * cosines).sum()), abs=0.02
+        )
+    assert search.is_exhaustive == (scanned > 3000)
+
+
+def test_a_gallery_without_direction_or_with_equal_ids_is_refused():
+    with pytest.raises(DataError, match="'b' has no direction"):
+        rt.GallerySearch(Embeddings(np.array([[1.0, 0], [0, 0]], np.float32), ["a", "b"], "toy"))
+    with pytest.raises(DataError, match="more than once"):
+        rt.GallerySearch(Embeddings(np.eye(2, dtype=np.float32), ["a", "a"], "toy"))

@@ -26,10 +26,9 @@ from braindecode_vis.pipeline.predicting import (
     check_one_space,
     choose_folds,
     find_tested_gallery,
-    map_gallery,
     open_given_gallery,
+    open_search,
 )
-from braindecode_vis.retrieval import GallerySearch
 
 
 @dataclass
@@ -147,13 +146,12 @@ class Judge:
                 "no basis; name a subject of the run, or calibrate first."
             )
         subject = self.subject if self.encoders[0].has_subject_galleries else None
-        self.centre, gallery = map_gallery(self.run, self.folds, self.candidates, subject)
-        self.search = GallerySearch(gallery)
+        self.centre, self.search = open_search(self.run, self.folds, self.candidates, subject)
         self.row_of = {str(name): row for row, name in enumerate(self.search.ids)}
         # Named so that spaces are compared once, and not with every trial.
-        if self.centre.apply(predicted).space != gallery.space:
+        if predicted.space != self.search.space:
             raise DataError(
-                f"predictions of the space {predicted.space!r} cannot meet the gallery of {gallery.space!r}."
+                f"predictions of the space {predicted.space!r} cannot meet the gallery of {self.search.space!r}."
             )
 
     def as_trial(self, block: np.ndarray) -> Responses:
@@ -204,8 +202,8 @@ class Judge:
         return found
 
     def find_rank(self, unit: np.ndarray, shown: str | None) -> int | None:
-        """Return the rank of what was shown, from 1; None where that is not known."""
-        if shown is None:
+        """Return the rank of what was shown, from 1; None where that is not known or the gallery too large."""
+        if shown is None or not self.search.is_exhaustive:
             return None
         above, tied = self.search.count_above(unit, self.row_of[shown])
         return 1 + above + tied  # ties count against it, as in the run's top-k

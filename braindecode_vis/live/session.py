@@ -44,7 +44,8 @@ class Tally:
     n_images: int = 0
     lost: Counter[str] = field(default_factory=Counter)
     latencies: dict[str, deque[float]] = field(default_factory=dict)
-    ranked: deque[tuple[str, int]] = field(default_factory=lambda: deque(maxlen=MOST_KEPT))
+    ranked: deque[tuple[str, float]] = field(default_factory=lambda: deque(maxlen=MOST_KEPT))
+    n_top: int = 0
 
     def add(self, decision: Decision) -> None:
         """Count a decision; one that comes again with its image counts as an image."""
@@ -57,8 +58,12 @@ class Tally:
             return
         for name, value in decision.latency.items():
             self.latencies.setdefault(name, deque(maxlen=MOST_KEPT)).append(value)
-        if decision.rank is not None and decision.shown is not None:
-            self.ranked.append((decision.shown, decision.rank))
+        if decision.shown is not None:
+            # In a gallery that is too large to count, only the listed ones have a rank.
+            places = {name: place for place, name in enumerate(decision.top, 1)}
+            self.n_top = len(decision.top)
+            rank = decision.rank if decision.rank is not None else places.get(decision.shown, np.inf)
+            self.ranked.append((decision.shown, rank))
 
     def summarise(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Return numbers with what they stand for.
@@ -81,7 +86,7 @@ class Tally:
             ids, ranks = (np.array(part) for part in zip(*self.ranked, strict=True))
             scores = {}
             for k in (1, 5):
-                if k >= size:
+                if k >= size or (k > self.n_top and np.isinf(ranks).any()):
                     continue
                 hits = (ranks <= k).astype(float)
                 row = {"value": float(hits.mean()), "chance": k / size}
@@ -177,8 +182,10 @@ class LiveSession:
             except BaseException as caught:  # told below, once everyone has heard the end
                 error = caught
             try:
-                if error is None or isinstance(error, BraindecodeVisError):
-                    self._pass_on(self.decoder.flush() if self._facts else ())
+                # Nobody asked for more than a number of decisions.
+                enough = self.decisions is not None and self._tally.n >= self.decisions
+                if self._facts and not enough and (error is None or isinstance(error, BraindecodeVisError)):
+                    self._pass_on(self.decoder.flush())
             except BraindecodeVisError as caught:
                 error = error or caught
             if isinstance(error, BraindecodeVisError):

@@ -142,7 +142,8 @@ class Decision:
     n_evidence
         How many decisions the posterior has seen.
     rank
-        Of the shown image in the gallery, from 1; None where it is not known or not there.
+        Of the shown image in the gallery, from 1; None where it is not known or not there, and in galleries of more
+        than 65 536, where `top` alone says whether it is among the best.
     latency : mapping of str to float
         In ms: ``wait`` (from the last sample that was needed, when it arrived, to the decision), and its parts
         ``preprocess``, ``predict``, ``rank``; ``delay`` is how far causal filters stand behind its end.

@@ -45,7 +45,7 @@ from braindecode_vis.pipeline.learning import embed, name_fold, pick_trials, pre
 from braindecode_vis.pipeline.new_trials import NewTrials
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.pipeline.scoring import describe_choices
-from braindecode_vis.retrieval import Centre, Retrieval, compute_ranks
+from braindecode_vis.retrieval import Centre, GallerySearch, Retrieval, compute_ranks
 from braindecode_vis.scores.caption_scores import DECODERS, NEAREST
 from braindecode_vis.stimuli import StimulusSet
 
@@ -582,10 +582,12 @@ def _list_hashes(stimuli: StimulusSet) -> dict[str, str]:
     return dict(zip(table["stimulus_id"].astype(str), table["sha256"].astype(str), strict=True))
 
 
-def map_gallery(
+def open_search(
     run: FinishedRun, folds: list[int], candidates: PictureGallery, subject: str | None
-) -> tuple[Centre, Embeddings]:
-    """Return what is taken off every embedding before the comparison, and the candidates as they are compared.
+) -> tuple[Centre, GallerySearch]:
+    """Return what is taken off every prediction before the comparison, and the candidates, ready to be searched.
+
+    Candidates that lie in a file stay there, unless the encoder has a space of its own.
 
     Parameters
     ----------
@@ -596,15 +598,22 @@ def map_gallery(
     subject
         Whose gallery it is, where every subject has one of its own.
     """
+    centre, mapped = _map_gallery(run, folds, candidates, subject)
+    return centre, GallerySearch(mapped, centre)
+
+
+def _map_gallery(
+    run: FinishedRun, folds: list[int], candidates: PictureGallery, subject: str | None
+) -> tuple[Centre, Embeddings]:
     prepared, settings = preprocess(run), run.config.retrieval
     encoder = train(run)[folds[0]].encoder
     source = _open_source(run, folds)
     centre = source.fit_centre(subject)
     if candidates.stimuli is not None:  # a tuned image network computes embeddings anew
         encoder.bind(Context(images=candidates.stimuli, device=settings.device))
-    gallery = centre.apply(source.map_targets(candidates.embeddings, subject))
+    mapped = source.map_targets(candidates.embeddings, subject)
     encoder.bind(Context(images=prepared.stimuli, device=settings.device))
-    return centre, gallery
+    return centre, mapped
 
 
 def _open_source(run: FinishedRun, folds: list[int]) -> GallerySource:
@@ -628,7 +637,8 @@ def _rank(run: FinishedRun, result: RunPredictions) -> list[RankedPart]:
     parts = []
     source = _open_source(run, result.folds)
     for subject, part in source.list_rows(result.trials["subject"].to_numpy(dtype=object)):
-        centre, gallery = map_gallery(run, result.folds, candidates, subject)
+        centre, mapped = _map_gallery(run, result.folds, candidates, subject)
+        gallery = centre.apply(mapped)
         queries = Embeddings(
             result.embeddings.vectors[part], np.asarray(own, dtype=object)[part], result.embeddings.space
         )

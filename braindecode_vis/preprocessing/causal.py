@@ -2,8 +2,8 @@
 
 Owns the causal counterparts of `braindecode_vis.preprocessing.cleaning`, and how late each is. A low-pass is the very
 filter of the run, which is symmetric: it is waited for, half its length. A high-pass or notch of the run is seconds
-long, too long to wait for; its place takes a recursive filter that halves the amplitude at the same frequencies, and
-turns the phase near them. What this costs is measured in ``benchmarks/live.py``. Knows no stream and no run.
+long, too long to wait for; its place takes a recursive filter of low order at the same frequencies, which turns the
+phase near them. What this costs is measured in ``benchmarks/live.py``. Knows no stream and no run.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.datasets.sources.cleaning_options import Cleaning
-
-#: A Butterworth filter of second order has half its amplitude at this share of its corner: 1 / (1 + x^4) = 1 / 4.
-_HALF = 3.0**0.25
 
 
 @dataclass
@@ -54,10 +51,10 @@ class CausalFilter:
             width = frequency / 200 + 0.5
             sections.append(tf2sos(*iirnotch(frequency, frequency / (np.sqrt(3) * width), self.sfreq)))
         if self.l_freq is not None:
-            # MNE's transition ends at l_freq and is as wide as that, up to 2 Hz or a quarter of it.
+            # MNE's transition ends at l_freq and is as wide as that, up to 2 Hz or a quarter of it. Of causal filters
+            # the gentlest one changes epochs least: steeper ones turn the phase more (docs/LOG.md).
             width = min(max(0.25 * self.l_freq, 2.0), self.l_freq)
-            corner = _HALF * (self.l_freq - width / 2)
-            sections.append(butter(2, corner, "highpass", fs=self.sfreq, output="sos"))
+            sections.append(butter(1, self.l_freq - width / 2, "highpass", fs=self.sfreq, output="sos"))
         self._sections = np.concatenate(sections) if sections else None
         if self.h_freq is not None:
             from mne.filter import create_filter
