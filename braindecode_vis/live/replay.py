@@ -110,23 +110,23 @@ def read_faults(
 ) -> Faults:
     """Return faults as they are written on the command line: ``CHANNEL@S`` to lose, ``SECONDS@S`` to pause."""
 
-    def divide(text: str, option: str) -> tuple[str, float]:
+    def divide(text: str, option: str, form: str) -> tuple[str, float]:
         what, _, when = text.rpartition("@")
         if not what or not re.fullmatch(r"\d+(\.\d*)?", when):
             raise ConfigError(
-                f"{option} is {text!r}, but must be {option[2:].upper()}@S, with when in seconds."
+                f"{option} is {text!r}, but must be {form}@S, with S in seconds from the start."
             )
         return what, float(when)
 
     pauses = []
     for text in pause:
-        length, begin = divide(text, "--pause")
+        length, begin = divide(text, "--pause", "SECONDS")
         if not re.fullmatch(r"\d+(\.\d*)?", length):
             raise ConfigError(
                 f"--pause is {text!r}, but must be SECONDS@S, for example 5@60 for five seconds after a minute."
             )
         pauses.append((begin, float(length)))
-    lost = tuple(divide(text, "--lose") for text in lose)
+    lost = tuple(divide(text, "--lose", "CHANNEL") for text in lose)
     return Faults(drop, jitter, drift, lost, tuple(sorted(pauses)), seed)
 
 

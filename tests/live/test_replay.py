@@ -16,6 +16,7 @@ from braindecode_vis.live.replay import (
 )
 from braindecode_vis.live.sources import open_source
 from braindecode_vis.live.stream_roles import StreamInfo, StreamSource
+from braindecode_vis.phantom import SIZES, PhantomConfig, make_phantom
 
 SFREQ = 250.0
 N_SAMPLES = 1013  # no multiple of a chunk
@@ -118,7 +119,7 @@ def test_real_speed_is_kept_and_a_short_wait_ends_empty():
     ("words", "said"),
     [
         ({"drop": 1.5}, "between 0 and 1"),
-        ({"lose": ["Oz"]}, "must be LOSE@S"),
+        ({"lose": ["Oz"]}, "must be CHANNEL@S"),
         ({"pause": ["long@3"]}, "5@60 for five seconds"),
     ],
 )
@@ -164,3 +165,60 @@ def test_what_cannot_be_played_is_said(tmp_path, shared):
         open_playback(shared / "data/readers/mne/test.edf", column="image")
     with pytest.raises(ConfigError, match="--root, --subject, --set and --recording"):
         open_playback(shared / "data/readers/mne/test.edf", recording=1)
+
+
+def test_an_events_table_beside_a_recording_says_what_was_shown(tmp_path, shared):
+    held = shared / "data/readers/mne/test.edf"
+    path = tmp_path / "sub-01_task-images_eeg.edf"
+    path.symlink_to(held)
+    table = tmp_path / "sub-01_task-images_events.tsv"
+    table.write_text("onset\tduration\tstim_file\tvalue\n1.0\t0.1\tsets/cat.jpg\t7\n2.5\t0.1\tn/a\t8\n")
+    playback = open_playback(path)
+    assert playback.info.markers == "sub-01_task-images_events.tsv, stim_file"
+    assert [m for _, markers in playback.blocks() for m in markers] == [(512, "cat")]
+    chosen = open_playback(path, column="value")
+    assert [m for _, markers in chosen.blocks() for m in markers] == [(512, "7"), (1280, "8")]
+    with pytest.raises(DataError, match="has the columns onset, duration, stim_file, value"):
+        open_playback(path, column="picture")
+
+
+@pytest.mark.slow
+def test_a_phantom_is_played_from_its_files_and_lives_on_without_end(tmp_path, command_line):
+    """The recordings of a data set by its configuration, and the same subject looking at new pictures."""
+    root = tmp_path / "phantom"
+    config = PhantomConfig(snr=0.3)
+    rng = np.random.default_rng(0)
+    truth = make_phantom(
+        "things-eeg2", root, size=SIZES["things-eeg2"]["tiny"], config=config,
+        embed=lambda stimuli: rng.standard_normal((len(stimuli), 8)),
+    )  # fmt: skip
+    test = set(truth.read_stimuli().query("split == 'test'")["stimulus_id"])
+    played = open_playback("things_eeg2_ridge", root=root, recording=1)
+    shown = [marker for _, markers in played.blocks() for marker in markers]
+    assert {value for _, value in shown} == test
+    assert (len(played.info.ch_names), played.info.sfreq, played.info.unit) == (63, 1000.0, "V")
+
+    source = open_source("phantom", str(root), seed=4)
+    info = source.connect()
+    chunks = [source.read(1.0) for _ in range(300)]  # 6 s
+    samples = np.concatenate([chunk.samples for chunk in chunks], axis=1)
+    markers = [marker for chunk in chunks for marker in chunk.markers]
+    assert (info.unit, samples.shape) == ("uV", (63, 6000))
+    assert 5 < np.median(samples.std(axis=1)) < 50  # microvolt
+    assert {marker.value for marker in markers} == test
+    assert np.allclose([marker.time for marker in markers], 1 + 0.2 * np.arange(len(markers)))
+    again = open_source("phantom", str(root), seed=4)
+    again.connect()
+    assert np.array_equal(again.read(1.0).samples, chunks[0].samples)
+
+    for words, said in (
+        (["--root", tmp_path], "holds no finished phantom"),
+        (["--run", tmp_path], "is no run folder"),
+        ([], "name either the folder of a phantom (--root) or a run on one (--run)"),
+        (["--root", root, "--subject", "3"], "has 1 subject(s), not a number 3"),
+        (["--root", root, "--repeat"], "--repeat has no effect on a phantom"),
+        (["--root", root, "--lose", "Oz"], "--lose is 'Oz', but must be CHANNEL@S"),
+    ):
+        told = command_line("stream", "phantom", *words)
+        assert told.returncode == 2
+        assert said in told.stderr

@@ -1,12 +1,20 @@
+import itertools
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.phantom import PhantomConfig, compute_evoked, make_person, simulate_continuous
+from braindecode_vis.phantom import (
+    PhantomConfig,
+    compute_evoked,
+    make_person,
+    simulate_continuous,
+    simulate_endless,
+)
 from braindecode_vis.phantom.ceiling import compute_evoked_gram, compute_ideal_top1, compute_noise_ceiling
-from braindecode_vis.phantom.noise import compute_noise_power
+from braindecode_vis.phantom.noise import CHUNK_S, compute_noise_power, simulate_noise
 from braindecode_vis.phantom.phantom_config import NoiseConfig
 from braindecode_vis.phantom.recordings import find_samples
 
@@ -234,3 +242,32 @@ def test_ideal_observer_matches_a_plain_matched_filter():
         right += (distance.argmin(axis=1) == shown).sum()
     expected = compute_ideal_top1(gallery @ gallery.T, 2, n_draws=4000)
     assert right / (12 * n_trials) == pytest.approx(expected, abs=0.01)
+
+
+def test_an_endless_recording_is_noise_and_the_responses_to_what_is_shown(person, eeg):
+    """Responses reach from chunk to chunk, and each onset is told with the chunk that it lies in."""
+    length = round(CHUNK_S * eeg.sfreq)
+    quiet = person.config.model_copy(update={"trial_gain_sd": 0.0, "trial_latency_sd_s": 0.0})
+    still = replace(person, config=quiet)
+    onsets = 0.5 + 1.9 * np.arange(6)  # one response lies across a seam
+
+    def show():
+        yield from ((float(onset), row) for row, onset in enumerate(onsets))
+        while True:
+            yield 1e6, 0
+
+    chunks = list(itertools.islice(simulate_endless(still, eeg, show(), 0.1, name="lab"), 7))
+    noise = np.concatenate(list(simulate_noise(still, eeg, 7 * length, "lab")), axis=1)
+    signal = np.concatenate([samples for samples, _ in chunks], axis=1) - noise
+    told = [(number, *onset) for number, (_, found) in enumerate(chunks) for onset in found]
+    assert [(sample, row) for _, sample, row in told] == [
+        (round(at * eeg.sfreq), i) for i, at in enumerate(onsets)
+    ]
+    assert all(sample // length == number for number, sample, _ in told)
+    evoked = compute_evoked(still, eeg, np.arange(6), tmin=0.0, tmax=1.6)
+    expected = np.zeros_like(signal)
+    for response, onset in zip(evoked, onsets, strict=True):
+        start = round(onset * eeg.sfreq)
+        expected[:, start : start + response.shape[1]] += response[:, : signal.shape[1] - start]
+    # The recording is float32, and its noise is taken off again.
+    assert np.abs(signal - expected).max() < 1e-4 * np.abs(noise).max()
