@@ -85,6 +85,32 @@ def live(
     reconstruct: Annotated[
         bool, typer.Option("--reconstruct", help="Make an image of each prediction, as time allows.")
     ] = False,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate",
+            help="Show a block of pictures in the page and adapt to it: run, or a folder of pictures.",
+        ),
+    ] = None,
+    calibrated: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrated", help="Folder that keeps what --calibrate learns; used as it is without."
+        ),
+    ] = None,
+    pictures: Annotated[int, typer.Option("--pictures", min=5, help="Pictures of the block.")] = 20,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often each of them is shown.")] = 3,
+    soa: Annotated[
+        float, typer.Option("--soa", help="From one picture of the block to the next, in s.")
+    ] = 1.0,
+    photodiode: Annotated[
+        str | None,
+        typer.Option("--photodiode", help="Channel of a photodiode on the square of the page."),
+    ] = None,
+    adapt: Annotated[
+        str | None,
+        typer.Option("--adapt", help="running: whitening and z-score of the trials so far."),
+    ] = None,
     record: Annotated[
         Path | None, typer.Option("--record", help="BIDS folder that the session is recorded in.")
     ] = None,
@@ -124,6 +150,14 @@ def live(
         raise ConfigError("--json and --jsonl - both take the standard output; leave one out.")
     if not page and (token or port or host != "127.0.0.1" or open_page):
         raise ConfigError("--host, --port, --token and --open are of the page, which --no-page leaves out.")
+    if calibrate is not None and (not page or every is not None):
+        raise ConfigError(
+            "--calibrate shows pictures in the page, by markers: leave out --no-page and --every."
+        )
+    if calibrate is None and photodiode is not None:
+        raise ConfigError("--photodiode corrects the onsets of --calibrate; add that, or leave it out.")
+    if adapt not in (None, "running"):
+        raise ConfigError(f"--adapt is {adapt!r}, but must be running.")
     shown: dict[str, Any] = {}
     if page:
         from braindecode_vis.live.page.server import PageListener

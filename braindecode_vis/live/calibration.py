@@ -29,6 +29,7 @@ from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.contracts import Context
 from braindecode_vis.encoders.ridge import RidgeEncoder
 from braindecode_vis.live.judge import Judge
+from braindecode_vis.live.session import LiveSession
 from braindecode_vis.live.stream_roles import Chunk, Decision, Listener, Marker, StreamInfo
 from braindecode_vis.metrics.uncertainty import bootstrap_interval
 from braindecode_vis.pipeline.learning import embed, preprocess
@@ -283,6 +284,53 @@ class CalibrationBlock(Listener):
             write_adaptation(self.adapted, self.judge, self.out)
             return f"{self.adapted.describe()} It is kept in {self.out}."
         return self.adapted.describe()
+
+
+def prepare_calibration(
+    session: LiveSession,
+    pictures: str | None,
+    *,
+    calibrated: Path | None = None,
+    n_pictures: int = 20,
+    repetitions: int = 3,
+    soa: float = 1.0,
+    photodiode: str | None = None,
+    running: bool = False,
+) -> CalibrationBlock | None:
+    """Let a session adapt, and return the block that its page is to show, if it is to show one.
+
+    Parameters
+    ----------
+    session
+        Not yet running.
+    pictures
+        As for `choose_pictures`; None shows no block, and takes what lies in `calibrated`.
+    calibrated
+        Folder of the adapted decoder.
+    n_pictures, repetitions, soa
+        Size and pace of the block; pictures stay for half of the `soa`, at most 0.5 s.
+    photodiode
+        Its channel.
+    running
+        Whether whitening and z-score run along.
+    """
+    decoder: Any = session.decoder
+    judge: Judge = decoder.judge
+    if running:
+        judge.adopt(statistics=make_running(judge), words=RunningStatistics.WORDS)
+    if pictures is None:
+        if calibrated is not None:
+            read_adaptation(judge, calibrated)
+        return None
+    seed = judge.run.config.seed
+    targets, images = choose_pictures(judge, pictures, n_pictures, seed)
+    decoder.know(list(targets.ids))
+    block = CalibrationBlock(
+        judge, targets, images, inject=session.inject, photodiode=photodiode, out=calibrated, tell=session.tell,
+        repetitions=repetitions, soa=soa, jitter=0.2 * soa, duration=min(0.5, 0.5 * soa), seed=seed,
+    )  # fmt: skip
+    session.add(block)
+    return block
 
 
 class PageClock:

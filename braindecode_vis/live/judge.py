@@ -126,13 +126,13 @@ class Judge:
         statistics
             With ``apply(block, subject, session)``, see `LearntStatistics.apply`.
         words
-            What was done, for the protocol.
+            What was done, for the protocol; joins what was done before.
         """
         if encoders is not None:
             self.encoders = list(encoders)
         if statistics is not None:
             self.statistics = statistics
-        self.adaptation = words
+        self.adaptation = f"{self.adaptation}; {words}" if self.adaptation else words
 
     def _open_gallery(self) -> None:
         # Fails here, and not at the first epoch, where an encoder cannot take the subject.

@@ -148,6 +148,11 @@ class RunStreamDecoder:
         """Decide with other encoders or statistics from now on; see `Judge.adopt`."""
         self.judge.adopt(encoders=encoders, statistics=statistics, words=words)
 
+    def know(self, ids: Sequence[str]) -> None:
+        """Take markers that say these ids for the pictures of that name, whatever else the events say."""
+        if self._events is not None:
+            self._events = {**self._events, **{str(name): str(name) for name in ids}}
+
     # --- the stream ---------------------------------------------------------------------------------------
 
     def open(self, info: StreamInfo) -> Sequence[str]:
@@ -524,6 +529,8 @@ class RunStreamDecoder:
             notes.append(f"flat in this epoch: {', '.join(names_flat[:8])}")
         if self.channel_map.interpolated:
             notes.append(f"interpolated: {', '.join(self.channel_map.interpolated[:8])}")
+        if judge.adaptation:
+            notes.append(judge.adaptation)
         low = self.buffer.find_bounds(sample)[0]
         if (
             self.filter.settles

@@ -299,6 +299,11 @@ class VolumeDecoder:
         """Decide with other encoders or statistics from now on; see `Judge.adopt`."""
         self.judge.adopt(encoders=encoders, statistics=statistics, words=words)
 
+    def know(self, ids: Sequence[str]) -> None:
+        """Take markers that say these ids for the pictures of that name, whatever else the events say."""
+        if self._events is not None:
+            self._events = {**self._events, **{str(name): str(name) for name in ids}}
+
     def open(self, info: StreamInfo) -> Sequence[str]:
         """Get ready for a scan; see `StreamDecoder`.
 
@@ -452,6 +457,8 @@ class VolumeDecoder:
         ended = time.perf_counter()
         shown = self._find_shown(value)
         number, self._n_decisions = self._n_decisions, self._n_decisions + 1
+        if judge.adaptation:
+            notes = [*notes, judge.adaptation]
         decision = Decision(
             number, marker.time, value, shown, embedding=predicted.vectors[0], **verdict.as_fields(),
             rank=judge.find_rank(unit, shown),

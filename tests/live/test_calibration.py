@@ -1,10 +1,12 @@
-"""A run brought to a person: what is shown, when it appeared, what is learnt of it, and whether that gained anything."""
+"""A run brought to a person: what is shown, when it appeared, what is learnt of it, and whether that gained."""
 
 import threading
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import braindecode_vis as bdv
 from braindecode_vis.checks import ConfigError, DataError
@@ -18,10 +20,13 @@ from braindecode_vis.live.calibration import (
     find_flank,
     make_running,
     plan_block,
+    prepare_calibration,
     read_adaptation,
 )
 from braindecode_vis.live.judge import Judge
-from braindecode_vis.live.stream_roles import Chunk, Decision, Marker, StreamInfo
+from braindecode_vis.live.opening import open_session
+from braindecode_vis.live.session import ChunkSource, cut_chunks
+from braindecode_vis.live.stream_roles import Chunk, Decision, Listener, Marker, StreamInfo
 
 FEW = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100, "evaluation.features": None}
 N, C, T = 40, 6, 10
@@ -59,7 +64,7 @@ def test_a_block_shows_every_picture_in_each_round(judge):
     shown = plan_block(ids, repetitions=4, soa=1.0, jitter=0.2, duration=0.3, seed=3)
     names = [one.stimulus_id for one in shown]
     assert all(sorted(names[n : n + 6]) == ids for n in range(0, 24, 6))
-    assert all(a != b for a, b in zip(names, names[1:], strict=False))
+    assert all(a != b for a, b in pairwise(names))
     pauses = np.array([one.pause for one in shown])
     assert pauses.min() >= 0.5
     assert pauses.max() <= 0.9
@@ -69,13 +74,11 @@ def test_a_block_shows_every_picture_in_each_round(judge):
     targets, images = choose_pictures(judge, "run", 8, 0)
     assert len(targets) == len(images) == 8
     assert set(targets.ids) <= {str(n) for n in range(30)}  # training pictures alone
-    with pytest.raises(DataError, match="no photodiode|needs 5 pictures"):
-        few = judge.run.folder.path.parent / "few"
-        few.mkdir(exist_ok=True)
-        from PIL import Image
-
-        for n in range(2):
-            Image.fromarray((PICTURES[n] * 255).astype(np.uint8)).save(few / f"{n}.png")
+    few = judge.run.folder.path.parent / "few"
+    few.mkdir()
+    for n in range(2):
+        Image.fromarray((PICTURES[n] * 255).astype(np.uint8)).save(few / f"{n}.png")
+    with pytest.raises(DataError, match="needs 5 pictures"):
         choose_pictures(judge, few, 5, 0)
 
 
@@ -219,3 +222,24 @@ def test_running_statistics_of_voxels():
     out = running.apply((5 + 3 * draw.normal(size=(400, 4))).astype(np.float32), "1", "live")
     assert np.abs(out[200:].mean(axis=0)).max() < 0.4
     assert np.abs(out[200:].std(axis=0) - 1).max() < 0.3
+
+
+def test_a_session_says_beside_each_decision_what_was_adapted(folder, judge):
+    """Markers of a block are taken beside the codes of the experiment, and all channels are the run's."""
+    shown = np.arange(30, 36)
+    signal = np.random.default_rng(1).normal(size=(C, 400))
+    markers = [Marker((50 + 50 * n) / 100, str(i)) for n, i in enumerate(shown)]
+    info = StreamInfo("x", "eeg", ("O1", "O2", "Oz", "Pz", "P3", "P4"), 100.0, "V")
+    source = ChunkSource(info, cut_chunks(signal, np.arange(400) / 100, markers))
+    session = open_session(folder, source, events={"30": "30", "31": "31"})
+    prepare_calibration(session, None, running=True)
+    assert prepare_calibration(session, "run", n_pictures=8) is not None
+    session.decoder.know(["32"])
+    heard = []
+    listener = Listener()
+    listener.decide = heard.append
+    session.add(listener)
+    summary = session.run()
+    assert [d.marker for d in heard] == ["30", "31", "32"]
+    assert all(RunningStatistics.WORDS in d.notes[-1] for d in heard)
+    assert RunningStatistics.WORDS in summary["protocol"]
