@@ -505,7 +505,10 @@ def compute_relative_ranks(
 
 #: Candidates up to which every one is looked at for every prediction: 65 536 x 1024 take about 10 ms on one core.
 SCANNED = 1 << 16
-_LEADING = 256  # principal axes that are looked at for all candidates
+_LEADING, _MIDDLE = (
+    256,
+    512,
+)  # principal axes that are looked at for all candidates, and for those that are left
 _ROUNDING = 1e-5  # of cosines in single precision, with room
 _SAMPLE, _FEW = 8192, 4096
 
@@ -553,7 +556,7 @@ class GallerySearch:
         self._place[order] = np.arange(len(order))
         self._norms = np.empty(len(gallery))
         self._index: _AxisIndex | None = None
-        self._asked: tuple[np.ndarray, Any] | None = None
+        self._asked: tuple[np.ndarray, Any] | None = None  # the last query, and what was found of it
         if len(gallery) <= scanned:
             self._vectors = self._read(slice(None))
             self._norms = np.linalg.norm(self._vectors.astype(np.float64), axis=1)
@@ -623,14 +626,18 @@ class GallerySearch:
         if self._index is None:
             values = scale * self._scan(unit)
         else:
-            rotated, leading = self._index.project(unit)
-            spread = float(rotated[_LEADING:] ** 2 @ self._index.moments[_LEADING:])
-            values = scale * leading + 0.5 * scale**2 * spread
             if self._asked is None or not np.array_equal(self._asked[0], unit):
                 self._prune(unit, 1)
             assert self._asked is not None
-            near, cosines = self._asked[1]
-            values[near] = scale * cosines
+            rotated, leading = self._index.project(unit)
+            values, power = np.empty(0), rotated**2 * self._index.moments
+            # What was looked at more closely stands in for the estimate by fewer axes.
+            for rows, cosines, n in [(slice(None), leading, _LEADING), *self._asked[1]]:
+                known = scale * cosines + 0.5 * scale**2 * float(power[n:].sum())
+                if isinstance(rows, slice):
+                    values = known
+                else:
+                    values[rows] = known
         top = float(values.max())
         return top + float(np.log(np.exp(values - top).sum(dtype=np.float64)))
 
@@ -680,24 +687,35 @@ class GallerySearch:
         index = self._index
         assert index is not None
         rotated, leading = index.project(unit)
-        others = rotated[_LEADING:].astype(np.float32)
-        left = float(np.linalg.norm(rotated[_LEADING:]))
         n_first = min(len(leading), n_top + 64)
         first = np.argpartition(leading, len(leading) - n_first)[-n_first:]
-        least = np.sort(self._compare(first, unit))[-n_top]
-        near = np.flatnonzero(leading + left * index.rest >= least - 2 * _ROUNDING)
-        cosines = leading[near]
-        for block in _blocks(len(near), _FEW, max(1, len(others))):
-            rows = near[block]
-            cosines[block] += (index.bytes[rows].astype(np.float32) @ others) * index.scale[rows]
-        self._asked = unit, (near, cosines)
-        slack = left * index.rounded[near] + 2 * _ROUNDING
-        # The best by what is known now raise the bar for the others.
-        best = np.argpartition(cosines, len(near) - min(len(near), n_top))[-n_top:]
-        least = (
-            max(least, float(np.sort(self._compare(near[best], unit))[0])) if len(best) >= n_top else least
-        )
-        return near[cosines + slack >= least]
+        least = float(np.sort(self._compare(first, unit))[-n_top]) - 2 * _ROUNDING
+        beyond = np.sqrt(
+            np.append(np.cumsum(rotated[::-1] ** 2)[::-1], 0.0)
+        )  # of the query, from each axis on
+        left = float(beyond[min(_LEADING, len(rotated))])
+        near = np.flatnonzero(leading + left * index.rest[0] >= least)
+        cosines, looked = leading[near], []
+        slack = left * index.rounded
+        for rest, start, stop in ((index.rest[1], _LEADING, _MIDDLE), (None, _MIDDLE, len(rotated))):
+            axes = rotated[start:stop].astype(np.float32)
+            for block in _blocks(len(near), _FEW, max(1, len(axes))):
+                rows = near[block]
+                held = index.bytes[rows, start - _LEADING : stop - _LEADING].astype(np.float32)
+                cosines[block] += (held @ axes) * index.scale[rows]
+            looked.append((near, cosines, min(stop, len(rotated))))
+            if rest is None:
+                # The best by what is known now raise the bar for the others.
+                best = np.argpartition(cosines, len(near) - min(len(near), n_top))[-n_top:]
+                if len(best) >= n_top:
+                    least = max(least, float(self._compare(near[best], unit).min()) - 2 * _ROUNDING)
+            reach = (
+                slack[near] if rest is None else slack[near] + beyond[min(stop, len(rotated))] * rest[near]
+            )
+            kept = cosines + reach >= least
+            near, cosines = near[kept], cosines[kept]
+        self._asked = unit, looked
+        return near
 
 
 class _AxisIndex:
@@ -707,11 +725,13 @@ class _AxisIndex:
         self.axes, self.moments = axes, moments  # (n_features, n_features), (n_features,)
         n_leading = min(_LEADING, len(axes))
         n_others = len(axes) - n_leading
-        size = (4.0 * n_leading + n_others + 12) * n
+        size = (4.0 * n_leading + n_others + 16) * n
         check_memory(size, what=f"the index of {n} candidates", reduce="the gallery")
         self.leading, self.bytes = np.empty((n, n_leading), np.float32), np.empty((n, n_others), np.int8)
-        # Of each candidate: the length of its other coordinates, what a step of a byte is, and what rounding leaves.
-        self.rest, self.scale, self.rounded = (np.empty(n, np.float32) for _ in range(3))
+        # Of each candidate: the length of what lies beyond the leading and the middle coordinates, what a step of a
+        # byte is, and what rounding leaves.
+        self.rest = np.empty((2, n), np.float32)
+        self.scale, self.rounded = np.empty(n, np.float32), np.empty(n, np.float32)
         self._turn = axes.astype(np.float32)
         self._asked: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
 
@@ -723,7 +743,9 @@ class _AxisIndex:
         whole = np.rint(others / scale[:, None])
         self.bytes[block], self.scale[block] = whole.astype(np.int8), scale
         # Rounding of the products must not make a remainder shorter than it is.
-        self.rest[block] = np.sqrt(np.square(others, dtype=np.float64).sum(axis=1) + 4e-6)
+        for row, start in enumerate((0, _MIDDLE - _LEADING)):
+            squares = np.square(others[:, start:], dtype=np.float64).sum(axis=1)
+            self.rest[row, block] = np.sqrt(squares + 4e-6)
         self.rounded[block] = np.sqrt(np.square(others - whole * scale[:, None]).sum(axis=1) + 1e-10)
 
     def project(self, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -179,7 +179,9 @@ class NetworkFit:
         # Subjects outside the training set are aligned by these very trials; the caller is told.
         transform = self.transform.with_subjects_of(responses.data, names)
         place = choose_device(device, setting="encoder.device")
-        self.model.to(place).eval()
+        # Walking through all modules takes as long as a small network on one trial of a stream.
+        if next(self.model.parameters()).device.type != torch.device(place).type or self.model.training:
+            self.model.to(place).eval()
         in_targets = space == "target" or not self.model.learns_space
         shape = self.target_shape if in_targets else (self.model.n_common,)
         # filled chunk by chunk, so that a test set of any size fits the device
