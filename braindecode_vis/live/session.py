@@ -182,10 +182,12 @@ class LiveSession:
             except BaseException as caught:  # told below, once everyone has heard the end
                 error = caught
             try:
-                # Nobody asked for more than a number of decisions.
-                enough = self.decisions is not None and self._tally.n >= self.decisions
-                if self._facts and not enough and (error is None or isinstance(error, BraindecodeVisError)):
-                    self._pass_on(self.decoder.flush())
+                if self._facts and (error is None or isinstance(error, BraindecodeVisError)):
+                    left = self.decoder.flush()
+                    if self.decisions is not None and self._tally.n >= self.decisions:
+                        # Nobody asked for more, but images of those that were made.
+                        left = (one for one in left if isinstance(one, str) or one.image is not None)
+                    self._pass_on(left)
             except BraindecodeVisError as caught:
                 error = error or caught
             if isinstance(error, BraindecodeVisError):
