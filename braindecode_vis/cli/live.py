@@ -176,11 +176,17 @@ def live(
     listeners: list[Listener] = []
     if record is not None:
         from braindecode_vis.live.recording import BidsRecorder
+        from braindecode_vis.live.stream_channels import read_pairs
 
+        # Codes become ids in the recording, where other markers show no picture but those of a block.
+        codes = None if events is None else read_pairs(events, "events")
+        find_stimulus = (
+            None if codes is None else lambda value: codes.get(value, value if calibrate else None)
+        )
         # First, so that what arrives is kept before anything else can fail.
         listeners.append(
             BidsRecorder.for_run(
-                finished, record, subject=subject, unit=unit or None,
+                finished, record, subject=subject, unit=unit or None, find_stimulus=find_stimulus,
                 notify=lambda sentence, level: shown["session"].tell(sentence, level),
             )
         )  # fmt: skip

@@ -11,17 +11,28 @@ import mne_bids
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config import read_config
 from braindecode_vis.datasets.bids.live_recording import is_live_recording, make_live_dataset
 from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
 from braindecode_vis.datasets.bids.meeg_files import list_boundaries
 from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.live import recording
+from braindecode_vis.live.opening import open_session
 from braindecode_vis.live.recording import BidsRecorder, recover
-from braindecode_vis.live.stream_roles import Chunk, Decision, Marker, StreamInfo
+from braindecode_vis.live.session import ChunkSource, cut_chunks
+from braindecode_vis.live.stream_roles import Chunk, Decision, Listener, Marker, StreamInfo
+from braindecode_vis.phantom.formats import bids_eeg
+from braindecode_vis.pipeline.finished_run import open_finished
+from braindecode_vis.pipeline.learning import train
+from braindecode_vis.pipeline.new_trials import read_new
+from braindecode_vis.pipeline.predicting import predict
+from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_responses
+from tests.live.small_run import CH_NAMES, EXTRA, IDS, draw_pictures, draw_recording
 
 SFREQ, NAMES = 200.0, ("TRIGGER", "O2", "O1", "Pz")
 INFO = StreamInfo("amplifier", "eeg", NAMES, SFREQ, "uV")
@@ -231,8 +242,60 @@ def test_trials_of_the_recording_are_those_of_the_stream(tmp_path):
         make_live_dataset(own, tmp_path / "live", coords, {"tmin": 0.1})
 
 
-def cut_chunks(values, times, markers, size=37):
-    for start in range(0, len(times), size):
-        stop = start + size
-        now = tuple(m for m in markers if times[start] <= m.time < times[min(stop, len(times) - 1)])
-        yield Chunk(values[:, start:stop], times[start:stop], now)
+@pytest.fixture(scope="module")
+def bids_run(tmp_path_factory):
+    """A run on BIDS whose trials are whitened and resampled, without filters."""
+    root = tmp_path_factory.mktemp("bids")
+    bids_eeg.write_dataset(root, pd.DataFrame({"participant_id": ["sub-01"]}))
+    (root / "stimuli").mkdir()
+    for name, image in zip(IDS, draw_pictures(), strict=True):
+        Image.fromarray(image).save(root / "stimuli" / f"{name}.png")
+    for seed in (0, 1):
+        signal, onsets, shown = draw_recording(seed)
+        events = pd.DataFrame({"sample": onsets, "value": shown + 1, "stimulus_id": np.array(IDS)[shown]})
+        events["stim_file"] = events["stimulus_id"] + ".png"
+        events["split"] = np.where(shown < 18, "train", "test")
+        bids_eeg.write_recording(
+            root, "01", [signal], events, n_samples=signal.shape[1], ch_names=(*CH_NAMES, EXTRA), sfreq=500.0,
+            session=f"0{seed + 1}",
+        )  # fmt: skip
+    config = read_config(
+        "bids_meeg_ridge",
+        [
+            "dataset.sfreq=250", "dataset.tmin=-0.1", "dataset.tmax=0.5", "dataset.window=[0.0, 0.5]",
+            "dataset.mvnn=epochs", f"dataset.picks=[{', '.join(CH_NAMES)}]", "target={kind: pixels, size: 4}",
+            "encoder={kind: ridge, alphas: [100.0]}", "generator={kind: latents}", "evaluation.features=null",
+            "repeats.test=single",
+        ],
+        root=root,
+    )  # fmt: skip
+    train(open_run(config, root / "run"))
+    return open_finished(root / "run")
+
+
+@pytest.mark.filterwarnings("ignore:.*electrodes.tsv:RuntimeWarning")
+def test_offline_predictions_of_a_recording_are_the_live_decisions(bids_run, tmp_path):
+    """Also with a gap, channels in another order and under other names, in microvolts, and a trigger among them."""
+    signal, onsets, shown = draw_recording(5)
+    times = 100 + np.arange(signal.shape[1]) / 500
+    times[onsets[20] + 50 :] += 3  # a gap within an epoch
+    names = ["TRIGGER", *(f"EEG {name}" for name in (*CH_NAMES[::-1], EXTRA))]
+    values = np.concatenate([signal[:1] * 0, signal[:8][::-1], signal[8:]]) * 1e6
+    markers = [Marker(times[at], IDS[n]) for at, n in zip(onsets, shown, strict=True)]
+    recorder = BidsRecorder.for_run(bids_run, tmp_path / "kept")
+    heard = []
+    listener = Listener()
+    listener.decide = heard.append
+    source = ChunkSource(
+        StreamInfo("a", "eeg", tuple(names), 500.0, "uV"), cut_chunks(values, times, markers, size=33)
+    )
+    summary = open_session(bids_run, source, listeners=[recorder, listener]).run()
+    assert summary["n_lost"] == 1  # the epoch across the gap
+    offline = predict(bids_run, read_new(bids_run, tmp_path / "kept", tmp_path / "work"))
+    live = [d for d in heard if not d.lost]
+    assert offline.embeddings.ids.tolist() == [d.marker for d in live]
+    found = np.stack([d.embedding for d in live])
+    np.testing.assert_allclose(found, offline.embeddings.vectors, atol=1e-5 * np.abs(found).max())
+    ranks = [d.rank for d in live if d.rank is not None]
+    assert len(ranks) > 10
+    assert offline.ranks["rank"].tolist() == ranks

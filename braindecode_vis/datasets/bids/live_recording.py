@@ -73,5 +73,7 @@ def make_live_dataset(
     own = {name: getattr(dataset, name) for name in MeegSettings.model_fields}
     # Statistics are those that the run has learnt, for which no split is needed.
     own |= {"mvnn": "none", "mvnn_channels": "stored", "scaling": None, "images": None}
+    # Epochs across a gap were lost in the session, too, which named them.
+    own |= {"max_dropped": 0.99}
     own |= {"sfreq": float(coords["sfreq"]), "picks": tuple(map(str, coords["ch_names"]))}
     return BidsMeegConfig(**{**own, "root": root, **chosen})
