@@ -278,7 +278,7 @@
       const right = one.shown === null ? null : first[0] === one.shown;
       $("best").className = right === null ? "" : right ? "right" : "wrong";
       verdict.className = "verdict " + (right === null ? "" : right ? "right" : "wrong");
-      verdict.textContent = one.shown === null ? "" : right ? "✓ right" : "✗ shown was " + nameOf(one.shown) + (one.rank ? ", rank " + one.rank + (facts.gallery_size ? " of " + facts.gallery_size : "") : ", which is not in the gallery");
+      verdict.textContent = one.shown === null ? "" : right ? "✓ right" : "✗ shown was " + nameOf(one.shown) + (one.rank ? (one.n_evidence > 1 ? ", which this decision alone ranks " : ", ranked ") + one.rank + (facts.gallery_size ? " of " + facts.gallery_size : "") : ", which is not in the gallery");
     }
     if (one.lost) $("best").className = "";
     name.classList.toggle("long", name.textContent.length > 16);
@@ -413,7 +413,7 @@
     const { scored, top1, top5, chance, interval } = score, words = $("score-words"), bar = $("score-bar");
     if (!scored) return;
     const value = top1 / scored;
-    $("score-value").replaceChildren(share(value), make("small", "", "  " + top1 + " of " + scored + " right at first"));
+    $("score-value").replaceChildren(share(value), make("small", "", "  " + top1 + " of " + scored + " single decisions right"));
     const xOf = (p) => 4 + 292 * p;
     const ends = interval || [value, value];
     bar.replaceChildren(draw("line", "axis", { x1: 4, x2: 296, y1: 13, y2: 13 }), draw("line", "ci", { x1: xOf(ends[0]), x2: xOf(ends[1]), y1: 13, y2: 13 }), draw("line", "dot", { x1: xOf(value) - 2, x2: xOf(value) + 2, y1: 13, y2: 13 }));
@@ -474,7 +474,7 @@
     if (!one) return;
     const regions = Object.entries(one.epoch), left = 70, right = width - 6, bottom = height - 20, step = (bottom - 4) / regions.length;
     const most = Math.max(1e-12, ...regions.flatMap(([, values]) => values.map((v) => Math.abs(v || 0))));
-    const { tmin, tmax } = facts, timed = typeof tmin === "number" && typeof tmax === "number";
+    const { tmin, tmax } = facts, timed = typeof tmin === "number" && typeof tmax === "number" && tmax > tmin;
     if (timed && tmin < 0) {
       const x = left + ((0 - tmin) / (tmax - tmin)) * (right - left);
       pen.strokeStyle = colours.chance;
