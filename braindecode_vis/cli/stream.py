@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from braindecode_vis.cli.show import Debug, Json, Root, Set, Subject, make_console, print_json
+from braindecode_vis.cli.show import Debug, Json, Root, Set, Subject, TrustCode, make_console, print_json
 
 
 def stream(
@@ -67,6 +67,7 @@ def stream(
             "--to", help="Write a scan of --run volume by volume into this folder, as a scanner does."
         ),
     ] = None,
+    trust_code: TrustCode = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
