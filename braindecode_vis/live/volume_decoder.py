@@ -322,6 +322,11 @@ class VolumeDecoder:
                 f"the stream {info.name} has a repetition time of {t_r:g} s, but the run learnt from {self.t_r:g} s."
             )
         self._info, self.scan = info, ScanSoFar(self.model, t_r, self._settle)
+        if isinstance(self.model, GlmConfig):
+            # What it needs takes seconds to import, which the first trial should not wait for.
+            make_regressors(
+                _make_trials([0.0], [self.duration]), t_r * np.arange(20), hrf_model=self.model.hrf_model
+            )
         self._trials: list[_Trial] = []
         self._onsets: list[tuple[float, float]] = []
         self._seen: set[tuple[str, int]] = set()
