@@ -124,6 +124,7 @@ class FolderSource:
         self._n_voxels = 0 if geometry is None else geometry.n_voxels
         self._last = 0.0
         self._begun = False
+        self._opened = 0.0
 
     # --- the contract -------------------------------------------------------------------------------------
 
@@ -158,6 +159,8 @@ class FolderSource:
     def read(self, timeout: float) -> Chunk:
         """Return the volumes that have become complete, float32 of shape (n_voxels, n_volumes), and new events."""
         until = time.monotonic() + timeout
+        # What lay there when the folder was opened is at hand from now on.
+        self._opened = self._opened or time.perf_counter()
         while True:
             self._scan()
             markers = () if self.events is None else tuple(self.events.read())
@@ -174,7 +177,9 @@ class FolderSource:
             samples[:, column] = volume.values
         t_r, origin = self.t_r or 0.0, self._origin or 0
         times = np.array([(volume.number - origin) * t_r for volume in volumes])
-        return Chunk(samples, times, markers, notes, volumes[-1].seen if volumes else 0.0, is_over)
+        return Chunk(
+            samples, times, markers, notes, max(volumes[-1].seen, self._opened) if volumes else 0.0, is_over
+        )
 
     def close(self) -> None:
         """Forget what has not been handed on."""
