@@ -203,6 +203,15 @@ def live(
         channels=channels, interpolate=interpolate, unit=unit, every=every, events=events, n_top=top,
         repetitions=repetitions, reconstruct=reconstruct,
     )  # fmt: skip
+    if calibrate is not None or calibrated is not None or adapt is not None:
+        from braindecode_vis.live.calibration import prepare_calibration
+
+        block = prepare_calibration(
+            session, calibrate, calibrated=calibrated, n_pictures=pictures, repetitions=rounds, soa=soa,
+            photodiode=photodiode, running=adapt is not None,
+        )  # fmt: skip
+        if page:
+            shown["page"].calibration = block
     if page:
         session.add(shown["page"])
     try:
