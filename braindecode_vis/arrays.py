@@ -393,6 +393,36 @@ def find_largest(values: np.ndarray, k: int) -> np.ndarray:
     return columns[order][starts[:, None] + np.arange(k)]
 
 
+@dataclass(frozen=True)
+class ImageLikelihood:
+    """How likely images are, given what was predicted.
+
+    The log-likelihood of an image with the component scores ``e`` is ``p' evidence e - e' information e / 2``, up to a
+    constant of the trial, where ``p`` are the scores of the prediction.
+
+    Parameters
+    ----------
+    mean : float32 array of shape (n_features,)
+        Of the embeddings.
+    components : float32 array of shape (n_components, n_features)
+        Orthonormal rows; scores are products of an embedding without the mean with them.
+    evidence, information : float64 arrays of shape (n_components, n_components)
+        Precision of the posterior, and that of the response alone.
+    """
+
+    mean: np.ndarray
+    components: np.ndarray
+    evidence: np.ndarray
+    information: np.ndarray
+
+    def score(self, predicted: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """Return log-likelihoods of shape (n_predicted, n_images), up to a constant of each row."""
+        rows = (predicted - self.mean) @ self.components.T
+        known = ((images - self.mean) @ self.components.T).astype(np.float64)
+        expected = np.einsum("ik,kl,il->i", known, self.information, known, optimize=True)
+        return np.asarray((rows @ self.evidence) @ known.T - expected / 2)
+
+
 def check_same_space(left: Embeddings, right: Embeddings) -> None:
     """Raise `DataError` unless both embeddings live in the same space and have the same row shape."""
     if left.space != right.space:

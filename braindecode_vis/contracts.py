@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 if TYPE_CHECKING:  # a configuration is read, and a wrong one refused, before numpy and pandas are loaded
     import numpy as np
 
-    from braindecode_vis.arrays import Embeddings, Responses
+    from braindecode_vis.arrays import Embeddings, ImageLikelihood, Responses
     from braindecode_vis.stimuli import StimulusSet
 
 #: Called with steps done, steps in all and words on how it goes; a total of 0 means that the words are to be kept.
@@ -62,6 +62,8 @@ class Context:
         Tells the user how it goes.
     device
         ``auto``, ``cpu`` or ``cuda``, for components without a setting of their own.
+    encoder
+        The fitted brain encoder, for a prior that asks it how likely images are.
     """
 
     images: StimulusSet | None = None
@@ -69,6 +71,7 @@ class Context:
     checkpoints: Path | None = None
     progress: Progress | None = None
     device: str = "auto"
+    encoder: Any = None
 
     def take_part(self, name: str) -> Context:
         """Return the context of one of several trainings, for example of a fold: a folder and a name of its own."""
@@ -306,6 +309,10 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
 
     def map_for_generator(self, targets: Embeddings) -> Embeddings:
         """Return image embeddings in the space of `predict_for_generator`."""
+        ...
+
+    def describe_likelihood(self) -> ImageLikelihood | None:
+        """Return how likely images are, given a prediction of `predict_for_generator`; None if that is not known."""
         ...
 
     def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:

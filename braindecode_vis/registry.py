@@ -87,6 +87,7 @@ INSIDE: dict[str, dict[str, str]] = {
     },
     "encoder": {
         "ridge": "encoders.ridge:RidgeConfig",
+        "linear_gaussian": "encoders.linear_gaussian:LinearGaussianConfig",
         "network": "training.network_config:NetworkEncoderConfig",
         "lda": "encoders.category_decoders:LdaConfig",
         "logistic": "encoders.category_decoders:LogisticConfig",

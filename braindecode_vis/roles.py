@@ -238,6 +238,7 @@ BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
         "bind": _answer(None), "predict_out_of_fold": predict_by_inner_folds, "map_targets": _keep_targets,
         "has_subject_galleries": False, "predict_for_generator": _predict, "map_for_generator": _keep_targets,
         "predicts_targets": True, "label_free_subjects": (), "as_module": _refuse_module,
+        "describe_likelihood": _answer(None),
     },
 )  # fmt: skip
 CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(

@@ -342,7 +342,7 @@ def fit_images(
     config = run.config
     prior = roles.build(roles.PRIOR, run.prior, seed=derive_seed(config.seed, "fit prior", number))
     with lend_context(run, f"prior{number:02d}", _name_fit(run, "prior", number)) as context:
-        prior.bind(context)
+        prior.bind(replace(context, encoder=train(run)[number].encoder))
         tested = embeddings.select(pd.unique(predicted.ids))
         return fit_fold(
             config, data, preprocess(run).stimuli, tested, number, prior=prior, writer=writer, fits=fits
@@ -546,7 +546,8 @@ def make_generator_data(
     bank = None if text is None else embed(text)[number]
     return GeneratorData(
         embed(run)[number].encoder, embeddings.select(ids), prepared.stimuli.select(ids), predicted,
-        _measure_noise(run, number), context, None if bank is None else bank.encoder,
+        _measure_noise(run, number), replace(context, encoder=train(run)[number].encoder),
+        None if bank is None else bank.encoder,
         None if bank is None else bank.embeddings.select(ids),
         run.once("image size", lambda: _find_image_size(prepared.stimuli)),
     )  # fmt: skip

@@ -3,7 +3,8 @@
 The images that exist, as embeddings, are the prior: Naselaris et al. weighed six million photographs by how well each
 explains a response. Here the mean of the nearest images stands for the manifold of images, and the prediction is moved
 part of the way to it; halfway, what tells one prediction from another is kept. Directions are compared from the
-training mean, as in retrieval, so that neither a shrunk prediction nor one of unit length needs a scale of its own.
+training mean, as in retrieval, so that neither a shrunk prediction nor one of unit length needs a scale of its own. A
+brain encoder that knows how likely an image is can weigh the images by that instead, as Naselaris et al. did.
 Nothing is random, and no prediction of training trials is needed.
 
 References
@@ -13,14 +14,16 @@ Naselaris, T. et al. (2009). Bayesian reconstruction of natural images from huma
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.arrays import Embeddings, check_same_space, find_largest, normalise_rows
+from braindecode_vis.arrays import Embeddings, ImageLikelihood, check_same_space, find_largest, normalise_rows
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.contracts import NOTHING_LENT, Context
 from braindecode_vis.priors.image_source import ImageSourceSettings, iterate_rows, keep_distinct
 from braindecode_vis.priors.scales import turn_rows
 from braindecode_vis.store import read_json, write_json
@@ -37,12 +40,17 @@ class NeighboursPriorConfig(ImageSourceSettings):
         Images that are averaged.
     pull
         How far the direction moves, from 0 (not at all) to 1 (onto the neighbours' mean).
+    compare
+        ``direction`` takes the nearest images, each as much as the other; ``likelihood`` the likeliest ones, weighed by
+        their probability given the response, for a brain encoder that can tell it (``linear_gaussian``).
     """
 
     kind: Literal["neighbours"] = "neighbours"
     n_neighbours: int = Field(default=16, ge=1)
     pull: float = Field(default=0.5, ge=0, le=1)
+    compare: Literal["direction", "likelihood"] = "direction"
 
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"compare"})
     needs_predictions: ClassVar[bool] = False
 
     def describe_choices(self) -> list[str]:
@@ -72,8 +80,14 @@ class NeighboursPrior:
         images: Embeddings | None = None,
         mean: np.ndarray | None = None,
         length: float = 1.0,
+        likelihood: ImageLikelihood | None = None,
     ) -> None:
         self.config, self.images, self.mean, self.length = config, images, mean, length
+        self.likelihood, self.context = likelihood, NOTHING_LENT
+
+    def bind(self, context: Context) -> None:
+        """Take the brain encoder, which is asked how likely images are where the settings say so."""
+        self.context = context
 
     def fit(
         self, predicted: Embeddings | None, target: Embeddings, *, images: Embeddings | None = None
@@ -105,6 +119,14 @@ class NeighboursPrior:
                 f"prior.n_neighbours is {self.config.n_neighbours}, more than the {len(known)} images of prior.images; "
                 "ask for fewer, or name more images."
             )
+        if self.config.compare == "likelihood":
+            encoder = self.context.encoder
+            self.likelihood = None if encoder is None else encoder.describe_likelihood()
+            if self.likelihood is None:
+                raise ConfigError(
+                    "prior.compare is likelihood, and the brain encoder cannot say how likely an image is; set "
+                    "encoder.kind to linear_gaussian, or prior.compare to direction."
+                )
         # Of the run's own images, whatever images are known: predictions lie about their mean.
         rows = distinct.flat()
         mean = rows.mean(axis=0, dtype=np.float64)
@@ -117,32 +139,40 @@ class NeighboursPrior:
         images, mean = self._require_fit()
         check_same_space(predicted, images)
         own = normalise_rows(predicted.flat() - mean)  # lengths of predictions carry nothing
-        near = self._average_neighbours(own) - mean
+        near = self._average_neighbours(predicted.flat(), own) - mean
         vectors = mean + self.length * turn_rows(own, near, self.config.pull)
         shaped = vectors.astype(np.float32).reshape(predicted.vectors.shape)
         return Embeddings(
             np.repeat(shaped, n_draws, axis=0), np.repeat(predicted.ids, n_draws), predicted.space
         )
 
-    def _average_neighbours(self, directions: np.ndarray) -> np.ndarray:
-        """Return the mean of the images nearest to each direction, shape (n_rows, n_features)."""
+    def _average_neighbours(self, predicted: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        """Return the mean of the images nearest to each direction, or likeliest, shape (n_rows, n_features)."""
         images, mean = self._require_fit()
         k, n = self.config.n_neighbours, len(directions)
         # The k best so far, and rows of the next part beside them: the whole table never exists.
-        best, rows = np.empty((n, 0), np.float32), np.empty((n, 0), int)
+        best, rows = np.empty((n, 0), np.float64 if self.likelihood else np.float32), np.empty((n, 0), int)
         for start, part in iterate_rows(images):
             numbers = np.broadcast_to(np.arange(start, start + len(part)), (n, len(part)))
-            best = np.concatenate([best, directions @ normalise_rows(part - mean).T], axis=1)
+            if self.likelihood is None:
+                scores = directions @ normalise_rows(part - mean).T
+            else:
+                scores = self.likelihood.score(predicted, part)
+            best = np.concatenate([best, scores], axis=1)
             rows = np.concatenate([rows, numbers], axis=1)
             # Of equal similarities the first image wins on every machine.
             kept = find_largest(best, min(k, best.shape[1]))
             best, rows = (np.take_along_axis(table, kept, axis=1) for table in (best, rows))
-        averages = [
+        weights = np.ones_like(best)
+        if self.likelihood is not None:
+            weights = np.exp(best - best.max(axis=1, keepdims=True))
+        averages = []
+        for chosen, weight in zip(rows, weights, strict=True):
             # In the order of the file, which a memory map reads faster, and which fixes the rounding of the sum.
-            images.vectors[np.sort(chosen)].astype(np.float32).mean(axis=0).ravel()
-            for chosen in rows
-        ]
-        return np.stack(averages) if n else np.empty((0, len(mean)), np.float32)
+            order = np.argsort(chosen)
+            vectors = images.vectors[chosen[order]].astype(np.float32)
+            averages.append(np.average(vectors, axis=0, weights=weight[order]).ravel())
+        return np.stack(averages).astype(np.float32) if n else np.empty((0, len(mean)), np.float32)
 
     def describe(self) -> dict[str, Any]:
         """Return how many images there are."""
@@ -160,7 +190,9 @@ class NeighboursPrior:
 
         images, mean = self._require_fit()
         vectors = np.ascontiguousarray(images.vectors)
-        save_file({"images": vectors, "mean": mean}, folder / "prior.safetensors")
+        known = {} if self.likelihood is None else asdict(self.likelihood)
+        tensors = {f"likelihood_{name}": np.ascontiguousarray(value) for name, value in known.items()}
+        save_file({"images": vectors, "mean": mean, **tensors}, folder / "prior.safetensors")
         ids = [str(i) for i in images.ids]
         about = {"kind": "neighbours", "space": images.space, "length": self.length, "ids": ids}
         write_json(folder / "prior.json", about)
@@ -172,4 +204,12 @@ class NeighboursPrior:
 
         meta, tensors = read_json(folder / "prior.json"), load_file(folder / "prior.safetensors")
         images = Embeddings(tensors["images"], meta["ids"], meta["space"])
-        return cls(config, images=images, mean=tensors["mean"], length=float(meta["length"]))
+        known = {
+            name: tensors[f"likelihood_{name}"]
+            for name in ImageLikelihood.__annotations__
+            if config.compare == "likelihood"
+        }
+        return cls(
+            config, images=images, mean=tensors["mean"], length=float(meta["length"]),
+            likelihood=ImageLikelihood(**known) if known else None,
+        )  # fmt: skip

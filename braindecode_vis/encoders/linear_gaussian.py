@@ -1,0 +1,318 @@
+"""A linear model of how embeddings make responses, turned round by Bayes' rule.
+
+Owns a brain encoder that learns the way from images to responses instead of the way back: responses are a linear map of
+the leading principal components of the embedding, plus Gaussian noise. Noise is measured between repetitions of an
+image, over channels and over time apart, and what the map misses is found by cross-validation over images. Then the
+response says how likely any image is, and the mean of the posterior under the training images' spread is the
+prediction. A decoder that learns the way back is shrunk for the noise of its training trials; this one knows how
+many repetitions are averaged where it decodes. Knows nothing of images or test trials.
+
+References
+----------
+Schoenmakers, S. et al. (2013). Linear reconstruction of perceived images from human brain activity. NeuroImage 83,
+951-961, doi:10.1016/j.neuroimage.2013.07.043. Naselaris, T. et al. (2009). Bayesian reconstruction of natural images
+from human brain activity. Neuron 63, 902-915, doi:10.1016/j.neuron.2009.09.006.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from braindecode_vis.arrays import Embeddings, ImageLikelihood, Responses
+from braindecode_vis.checks import DataError
+from braindecode_vis.memory import check_memory
+from braindecode_vis.preprocessing.splits import make_inner_folds
+from braindecode_vis.preprocessing.voxel_geometry import check_common_features
+from braindecode_vis.seeds import make_generator
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import read_json, write_json
+
+_SHRINK = 0.01  # of a covariance toward a multiple of the identity
+_SWEEPS = 4  # in which covariances of channels and of times are found; more change nothing that shows
+
+
+class LinearGaussianConfig(Settings):
+    """Candidates and sizes of the model.
+
+    Parameters
+    ----------
+    n_components
+        Principal components of the training embeddings that make responses; fewer if the images span fewer.
+    n_bins
+        Stretches of equal length over which responses are averaged in time, before anything is measured; no more than
+        there are samples. Without meaning for responses without a time axis, as is `n_times`.
+    n_times
+        Courses over these stretches that are kept, those in which images differ most.
+    penalties
+        Candidates of the map's penalty, relative to the mean variance of the components.
+    n_averaged
+        Repetitions that are averaged where responses are decoded, which divide the noise. What is decoded is not
+        looked at, so it must be said.
+    n_inner_folds
+        Folds of the inner cross-validation, parted by stimulus.
+    """
+
+    kind: Literal["linear_gaussian"] = "linear_gaussian"
+    n_components: int = Field(default=128, ge=1)
+    n_bins: int = Field(default=50, ge=1)
+    n_times: int = Field(default=10, ge=1)
+    penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), min_length=1
+    )
+    n_averaged: int = Field(default=1, ge=1)
+    n_inner_folds: int = Field(default=5, ge=2)
+
+    def build(self, *, seed: int) -> LinearGaussianEncoder:
+        """Return the unfitted encoder."""
+        return LinearGaussianEncoder(self, seed=seed)
+
+    def read(self, folder: Path) -> LinearGaussianEncoder:
+        """Return the fitted encoder that was written into `folder`."""
+        return LinearGaussianEncoder.read(self, folder)
+
+
+@dataclass(frozen=True)
+class LinearGaussianFit:
+    """Everything that prediction needs; all of it learnt from training trials.
+
+    Parameters
+    ----------
+    response_mean : float32 array of shape (n_inputs,)
+    weights : float32 array of shape (n_inputs, n_components)
+        From responses without their mean to component scores.
+    likelihood
+        See `ImageLikelihood`; its mean and components also make embeddings of the scores.
+    target_shape, space
+        Of one embedding.
+    about
+        The chosen penalty and what the map misses, for readers.
+    """
+
+    response_mean: np.ndarray
+    weights: np.ndarray
+    likelihood: ImageLikelihood
+    target_shape: tuple[int, ...]
+    space: str
+    about: dict[str, float]
+
+
+class LinearGaussianEncoder:
+    """The brain encoder; see the module for the model."""
+
+    def __init__(
+        self, config: LinearGaussianConfig, *, seed: int = 0, fitted: LinearGaussianFit | None = None
+    ) -> None:
+        self.config, self.seed, self.fitted = config, seed, fitted
+
+    def fit(self, responses: Responses, targets: Embeddings) -> LinearGaussianEncoder:
+        """Learn map and noise from the training trials.
+
+        Parameters
+        ----------
+        responses
+            Training trials; repetitions of an image tell the noise. Where none is repeated, the covariance of all
+            responses stands for that of the noise.
+        targets
+            One row per trial, in the order of `responses`.
+
+        Raises
+        ------
+        DataError
+            If rows do not match, or fewer than two images were shown.
+        """
+        check_common_features(responses, what="the linear Gaussian model")
+        if len(targets) != responses.n_trials or (targets.ids != responses.stimulus_ids).any():
+            raise DataError(
+                "the linear Gaussian model needs one target per trial, in the order of the trials."
+            )
+        n, shape = responses.n_trials, responses.data.shape[1:]
+        n_inputs, side = int(np.prod(shape)), max(shape[0], int(np.prod(shape[1:])))
+        check_memory(
+            32 * n * n_inputs + 24 * side**2,
+            what=f"the linear Gaussian model of {n} trials of {n_inputs} features",
+            reduce="the subjects (--subject), or choose channels, times or voxels (dataset.*, selection.*)",
+        )
+        ids, first, row = np.unique(
+            responses.stimulus_ids.astype(str), return_index=True, return_inverse=True
+        )
+        if len(ids) < 2:
+            raise DataError("the linear Gaussian model needs at least two training images.")
+        data = responses.as_matrix().reshape(n, shape[0], -1)  # (trial, channel, time), or (trial, voxel, 1)
+        mean = data.mean(axis=0, dtype=np.float64).astype(np.float32)
+        counts = np.bincount(row)
+        bins = _make_bins(data.shape[2], self.config.n_bins)
+        data = (data - mean) @ bins  # (trial, channel, bin)
+        averages = np.zeros((len(ids), *data.shape[1:]), np.float32)
+        np.add.at(averages, row, data)
+        averages /= counts[:, None, None]
+        whiten, courses = self._learn_noise(data, averages, row, counts)
+        shown = (np.einsum("cd,ndt->nct", whiten, averages, optimize=True) @ courses).reshape(len(ids), -1)
+
+        values = targets.flat()[first].astype(np.float64)
+        centre = values.mean(axis=0)
+        _, sizes, directions = np.linalg.svd(values - centre, full_matrices=False)
+        n_kept = max(1, min(self.config.n_components, int((sizes > 1e-6 * max(sizes[0], 1e-30)).sum())))
+        components = directions[:n_kept]
+        scores = (values - centre) @ components.T
+        forward, penalty, missed = self._learn_map(scores, shown.astype(np.float64), ids, counts)
+        # White noise of one repetition has unit variance in these features; it is divided where trials are averaged.
+        noise = missed + 1 / self.config.n_averaged
+        information = forward @ forward.T / noise
+        spread = np.maximum((scores**2).mean(axis=0), 1e-12)  # scores are uncorrelated over training images
+        evidence = information + np.diag(1 / spread)
+        inverse = np.linalg.solve(evidence, forward / noise)  # (n_components, n_channels * n_courses)
+        back = inverse.reshape(n_kept, len(whiten), -1) @ (bins @ courses).T  # (n_components, channel, time)
+        weights = np.einsum("kct,cd->dtk", back, whiten, optimize=True).reshape(-1, n_kept)
+        likelihood = ImageLikelihood(
+            centre.astype(np.float32), components.astype(np.float32), evidence, information
+        )
+        about = {"penalty": penalty, "missed": missed, "n_components": float(n_kept)}
+        self.fitted = LinearGaussianFit(
+            mean.ravel(),
+            weights.astype(np.float32),
+            likelihood,
+            targets.vectors.shape[1:],
+            targets.space,
+            about,
+        )
+        return self
+
+    def _learn_noise(
+        self, data: np.ndarray, averages: np.ndarray, row: np.ndarray, counts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the whitening of channels, and white courses over time in which images differ most."""
+        repeated = counts[row] > 1
+        left = data - averages[row] if repeated.any() else data
+        left = left[repeated] if repeated.any() else left
+        freedom = len(left) - len(np.unique(row[repeated])) if repeated.any() else len(left)
+        left = left * np.float32(
+            np.sqrt(len(left) / max(1, freedom))
+        )  # a mean of its own was taken off each image
+        n, n_channels, n_times = left.shape
+        over_time = np.eye(n_times)
+        for _ in range(_SWEEPS if n_times > 1 else 1):  # each given the other (Dutilleul 1999)
+            whitened = left @ np.linalg.inv(over_time).astype(np.float32)
+            over_channels = _shrink(np.einsum("nct,ndt->cd", whitened, left, optimize=True) / (n * n_times))
+            whitened = np.einsum(
+                "cd,ndt->nct", np.linalg.inv(over_channels).astype(np.float32), left, optimize=True
+            )
+            over_time = _shrink(np.einsum("nct,ncs->ts", whitened, left, optimize=True) / (n * n_channels))
+        whiten, root = _invert_root(over_channels), _invert_root(over_time)
+        shown = np.einsum("cd,ndt->nct", whiten, averages, optimize=True) @ root
+        # Noise is white there, so that the largest variances over images are those of the signal.
+        _, courses = np.linalg.eigh(np.einsum("nct,ncs->ts", shown, shown, optimize=True))
+        return whiten, root @ courses[:, ::-1][:, : self.config.n_times]
+
+    def _learn_map(
+        self, scores: np.ndarray, shown: np.ndarray, ids: np.ndarray, counts: np.ndarray
+    ) -> tuple[np.ndarray, float, float]:
+        """Return map, penalty and the variance per feature that the map misses, noise apart."""
+        folds = make_inner_folds(
+            ids, n_folds=self.config.n_inner_folds, generator=make_generator(self.seed, "linear gaussian"),
+            setting="encoder.n_inner_folds",
+        )  # fmt: skip
+        scale = float((scores**2).mean())
+        errors = np.zeros(len(self.config.penalties))
+        for fold in folds:
+            gram, products = (
+                scores[fold.train].T @ scores[fold.train],
+                scores[fold.train].T @ shown[fold.train],
+            )
+            for number, penalty in enumerate(self.config.penalties):
+                forward = _solve(gram, products, penalty * scale * len(fold.train))
+                errors[number] += ((shown[fold.test] - scores[fold.test] @ forward) ** 2).sum()
+        best = int(errors.argmin())
+        penalty = self.config.penalties[best]
+        missed = errors[best] / shown.size - float((1 / counts).mean())
+        forward = _solve(scores.T @ scores, scores.T @ shown, penalty * scale * len(scores))
+        return forward, penalty, max(missed, 1e-3)
+
+    def predict(self, responses: Responses) -> Embeddings:
+        """Return the mean of the posterior of each trial, in the target space."""
+        fit = self._require_fit()
+        data = responses.as_matrix()
+        if data.shape[1] != len(fit.response_mean):
+            raise DataError(
+                f"the encoder was fitted on {len(fit.response_mean)} features, and these responses have "
+                f"{data.shape[1]}."
+            )
+        known = fit.likelihood
+        vectors = known.mean + ((data - fit.response_mean) @ fit.weights) @ known.components
+        return Embeddings(vectors.reshape(len(data), *fit.target_shape), responses.stimulus_ids, fit.space)
+
+    def describe_likelihood(self) -> ImageLikelihood:
+        """Return how likely images are given a prediction, for a prior that weighs images."""
+        return self._require_fit().likelihood
+
+    def _require_fit(self) -> LinearGaussianFit:
+        if self.fitted is None:
+            raise DataError("the linear Gaussian model has not been fitted; run train first.")
+        return self.fitted
+
+    def write(self, folder: Path) -> None:
+        """Write the fitted state as safetensors and JSON."""
+        from safetensors.numpy import save_file
+
+        fit = self._require_fit()
+        known = fit.likelihood
+        tensors = {
+            "response_mean": fit.response_mean, "weights": fit.weights, "mean": known.mean,
+            "components": known.components, "evidence": known.evidence, "information": known.information,
+        }  # fmt: skip
+        save_file(
+            {name: np.ascontiguousarray(value) for name, value in tensors.items()},
+            folder / "linear_gaussian.safetensors",
+        )
+        about = {"space": fit.space, "target_shape": list(fit.target_shape), "seed": self.seed, **fit.about}
+        write_json(folder / "linear_gaussian.json", about)
+
+    @classmethod
+    def read(cls, config: LinearGaussianConfig, folder: Path) -> LinearGaussianEncoder:
+        """Read what `write` wrote."""
+        from safetensors.numpy import load_file
+
+        meta, held = (
+            read_json(folder / "linear_gaussian.json"),
+            load_file(folder / "linear_gaussian.safetensors"),
+        )
+        likelihood = ImageLikelihood(held["mean"], held["components"], held["evidence"], held["information"])
+        about = {name: float(meta[name]) for name in ("penalty", "missed", "n_components")}
+        fit = LinearGaussianFit(
+            held["response_mean"],
+            held["weights"],
+            likelihood,
+            tuple(meta["target_shape"]),
+            meta["space"],
+            about,
+        )
+        return cls(config, seed=meta["seed"], fitted=fit)
+
+
+def _make_bins(n_times: int, n_bins: int) -> np.ndarray:
+    """Return weights of shape (n_times, n_bins) that average neighbouring samples."""
+    number = np.arange(n_times) * min(n_bins, n_times) // n_times
+    bins = np.equal.outer(number, np.arange(number[-1] + 1)).astype(np.float32)
+    return bins / bins.sum(axis=0)
+
+
+def _shrink(covariance: np.ndarray) -> np.ndarray:
+    """Return a covariance that can be inverted, in double precision."""
+    size = len(covariance)
+    covariance = covariance.astype(np.float64)
+    floor = max(float(np.trace(covariance)) / size, 1e-30)
+    return (1 - _SHRINK) * covariance + _SHRINK * floor * np.eye(size)
+
+
+def _invert_root(covariance: np.ndarray) -> np.ndarray:
+    """Return the symmetric inverse square root."""
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray((vectors / np.sqrt(values)) @ vectors.T, np.float32)
+
+
+def _solve(gram: np.ndarray, products: np.ndarray, penalty: float) -> np.ndarray:
+    return np.asarray(np.linalg.solve(gram + penalty * np.eye(len(gram)), products))
