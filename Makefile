@@ -7,7 +7,7 @@ CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 export MPLBACKEND := Agg
 
-.PHONY: demo live test test-slow fuzz mutate lint format bench bench-quick peers docs clean
+.PHONY: demo live test test-slow fuzz mutate lint format bench bench-quick bench-live peers docs clean
 
 # what the demo needs; the tests add the tools of developers
 $(CORE): pyproject.toml
@@ -70,6 +70,10 @@ bench: $(READY)
 
 bench-quick: $(READY)
 	$(BIN)/python benchmarks/table.py --quick
+
+# latency, losses and the cost of causal filters of live decoding: most of an hour
+bench-live: $(READY)
+	$(BIN)/python benchmarks/live.py --write docs/BENCHMARKS.md
 
 peers: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"

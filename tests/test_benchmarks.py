@@ -112,3 +112,33 @@ def test_a_row_that_is_measured_again_takes_its_place_in_the_page(table):
     assert page.endswith("| --help | 0.30 |\n")
     with pytest.raises(SystemExit, match="0 rows of the table"):
         table.renew_rows(page, [Pairs(row, "5 x 5", "a peer", [0.9])])
+
+
+@pytest.fixture
+def live(table):
+    """The benchmark of live decoding, imported beside the others."""
+    return importlib.import_module("live")
+
+
+def test_a_lost_and_a_doubled_decision_of_a_stream_are_counted(live):
+    from braindecode_vis.live.stream_roles import Decision
+
+    class Source:
+        decisions = [Decision(0, 1.0, "a"), Decision(1, 2.0, "b", lost="gap: lost"), Decision(2, 2.0, "b")]
+
+    expected = live.Counter({("a", 1.0): 1, ("b", 2.0): 1, ("c", 3.0): 1})
+    row, memory = live.judge_session(
+        "here", "", expected, Source(), {"lost": {"gap": 1}, "n_lost": 1}, [1.0, 2, 30]
+    )
+    assert (row.found, row.holds, memory.holds) == ("1 / 1", False, False)
+    page = live.renew_section("# Page\n", {"replay": [row]}, quick=True)
+    again = live.renew_section(page + "kept", {"replay": [row, memory]}, quick=False)
+    assert "**0 / 0, missed**" in page
+    assert again.count("## Live decoding") == 1
+    assert again.endswith("kept")
+    assert live.carry_section(page, "# Another\n").count("## Live decoding") == 1
+
+
+def test_the_nearest_of_clusters_are_those_of_brute_force(live, tmp_path):
+    rows = live.measure_million(tmp_path, live.SIZES["tiny"])
+    assert "the same as by brute force" in rows[0].words
