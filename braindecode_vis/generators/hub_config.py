@@ -317,7 +317,8 @@ class VersatileDiffusionConfig(HubConfig):
     The generator of Brain-Diffuser and of Benchetrit et al.: 50 steps of DDIM, guidance 7.5, 0.4 of the text, started
     from an image at strength 0.75. All tokens are projected, and divided by the length of the class token of the image
     or of the end of the text: target {pooling: tokens, project: true, normalise: class}, reconstruction.text.target
-    {kind: clip_text, output: projected}. `versatile_diffusion` says what the folder must hold.
+    {kind: clip_text, output: projected}. `versatile_diffusion` says what the folder must hold. No revision of the
+    repository is known here, so none is pinned: note which one was copied.
 
     Parameters
     ----------
@@ -498,7 +499,8 @@ class TokenUnclipConfig(HubConfig):
     """SDXL unCLIP on 256 tokens of OpenCLIP ViT-bigG/14 (1664 values each, after the last norm, not projected).
 
     Steps and guidance are as remembered from MindEye2's configuration (unverified); the three settings below are those
-    of its sampling function. `token_unclip` says what the folder must hold.
+    of its sampling function. `token_unclip` says what the folder must hold. No revision or hash of the published
+    checkpoint is known here, so none is pinned: note which one was converted.
 
     Parameters
     ----------

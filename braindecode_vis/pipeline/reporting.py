@@ -50,7 +50,7 @@ def check_leaks(run: Run) -> Audit | None:
 def report(run: Run) -> Path:
     """Write the self-contained ``report.html`` of the run and return its path."""
     from braindecode_vis.pipeline import recording_figures, summary
-    from braindecode_vis.report.page import ReportContent, write_report
+    from braindecode_vis.report.page import ReportContent, has_full_images, write_report
 
     prepared, rows = preprocess(run), evaluate(run)
     manifest = roles.play(roles.DATASET, run.config.dataset).manifest or find_manifest(
@@ -83,7 +83,7 @@ def report(run: Run) -> Path:
     except (OSError, DataError):
         known = {}  # no readable record of what the last page was made of
     unchanged = path.name in known.get("files", {}) and not store.find_changed_results(run.folder.path)
-    if path.is_file() and known.get("content") == digest and unchanged:
+    if path.is_file() and known.get("content") == digest and unchanged and has_full_images(path):
         return path
     provenance = collect_run_provenance(run, stages)
     parts = summary.describe_run(run)

@@ -176,9 +176,8 @@ class SpreadPrior:
         """Return the stretched prediction `n_draws` times per row, draws of one row next to each other."""
         mean = _require_mean("spread", self.mean, self.space, predicted)
         stretched = (mean + self.gain * (predicted.vectors - mean)).astype(np.float32)
-        return Embeddings(
-            np.repeat(stretched, n_draws, axis=0), np.repeat(predicted.ids, n_draws), self.space
-        )
+        moved = Embeddings(stretched, predicted.ids, self.space)
+        return IdentityPrior().sample(moved, n_draws=n_draws, seed=seed)
 
     def describe(self) -> dict[str, Any]:
         """Return the gain."""
@@ -260,7 +259,8 @@ class MomentsPrior:
         """Return the rescaled prediction `n_draws` times per row, draws of one row next to each other."""
         mean = _require_mean("moments", self.mean, self.space, predicted)
         rescaled = (self.gain * predicted.vectors + mean).astype(np.float32)
-        return Embeddings(np.repeat(rescaled, n_draws, axis=0), np.repeat(predicted.ids, n_draws), self.space)
+        moved = Embeddings(rescaled, predicted.ids, self.space)
+        return IdentityPrior().sample(moved, n_draws=n_draws, seed=seed)
 
     def describe(self) -> dict[str, Any]:
         """Return the median gain, and the share of the features that are never predicted."""

@@ -24,6 +24,7 @@ from pydantic import Field
 from braindecode_vis.arrays import Embeddings, ImageLikelihood, check_same_space, find_largest, normalise_rows
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.contracts import NOTHING_LENT, Context
+from braindecode_vis.priors.closed_form import IdentityPrior
 from braindecode_vis.priors.image_source import ImageSourceSettings, iterate_rows, keep_distinct
 from braindecode_vis.priors.scales import turn_rows
 from braindecode_vis.store import read_json, write_json
@@ -142,9 +143,8 @@ class NeighboursPrior:
         near = self._average_neighbours(predicted.flat(), own) - mean
         vectors = mean + self.length * turn_rows(own, near, self.config.pull)
         shaped = vectors.astype(np.float32).reshape(predicted.vectors.shape)
-        return Embeddings(
-            np.repeat(shaped, n_draws, axis=0), np.repeat(predicted.ids, n_draws), predicted.space
-        )
+        moved = Embeddings(shaped, predicted.ids, predicted.space)
+        return IdentityPrior().sample(moved, n_draws=n_draws, seed=seed)
 
     def _average_neighbours(self, predicted: np.ndarray, directions: np.ndarray) -> np.ndarray:
         """Return the mean of the images nearest to each direction, or likeliest, shape (n_rows, n_features)."""

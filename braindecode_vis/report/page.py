@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -256,6 +257,13 @@ def write_report(path: str | Path, content: ReportContent) -> Path:
     with replace_atomically(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target
+
+
+def has_full_images(path: Path) -> bool:
+    """Say whether the images in full size that a page of `write_report` shows on a click still lie beside it."""
+    folder = path.with_name(f"{path.stem}_images")
+    named = set(re.findall(rf"{re.escape(folder.name)}/(\d{{5}}\.jpg)", path.read_text(encoding="utf-8")))
+    return all((folder / name).is_file() for name in named)
 
 
 def render_report(

@@ -267,3 +267,18 @@ def test_the_board_sorts_and_filters(browser, tmp_path):
     browser.ask("new Promise((done) => setTimeout(done, 20))")
     change(browser, "document.querySelector('#find')", "run2 digits")
     assert browser.ask(names) == ["run2"]
+
+
+def test_a_click_opens_an_image_in_full_size_from_the_disk(browser, tmp_path):
+    """And a page that has lost the folder beside it is known as such, so that it is written again."""
+    content = make_content(gallery=make_gallery(4, side=320))
+    path = page.write_report(tmp_path / "report.html", content)
+    assert page.has_full_images(path)
+    browser.open(path, 1366, 768)
+    browser.ask("document.querySelector('.tile').click()")
+    sides = "[...document.images].map((i) => i.naturalWidth).filter((w) => w === 320).length"
+    wait = "new Promise((done) => setTimeout(done, 300))"
+    browser.ask(wait)
+    assert browser.ask(sides) > 0
+    next((tmp_path / "report_images").iterdir()).unlink()
+    assert not page.has_full_images(path)
