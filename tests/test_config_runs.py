@@ -133,6 +133,7 @@ SLOW = (
     "nsd_mindeye2_generation",
     "nsd_subj01_37",
     "phantom_eeg",
+    "phantom_eeg_gaussian",  # the test of the verb demo runs it
     "things_eeg2_atm_generation",
     "things_eeg2_loso_samga_internvit",
     "things_eeg2_loso_shallow_internvit",
