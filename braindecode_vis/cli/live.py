@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,6 +133,14 @@ def live(
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the page in the browser of this machine.")
     ] = False,
+    speed: Annotated[
+        float | None,
+        typer.Option(
+            "--speed",
+            min=0,
+            help="With --source replay or phantom: times the real speed, 1 by default; 0 for no wait.",
+        ),
+    ] = None,
     duration: Annotated[float | None, typer.Option("--duration", help="End after so many seconds.")] = None,
     decisions: Annotated[int | None, typer.Option("--decisions", help="End after so many decisions.")] = None,
     trust_code: TrustCode = None,
@@ -156,6 +165,8 @@ def live(
         )
     if calibrate is None and photodiode is not None:
         raise ConfigError("--photodiode corrects the onsets of --calibrate; add that, or leave it out.")
+    if calibrate is None and (pictures, rounds, soa) != (20, 3, 1.0):
+        raise ConfigError("--pictures, --rounds and --soa are of the block that --calibrate shows; add that.")
     if adapt not in (None, "running"):
         raise ConfigError(f"--adapt is {adapt!r}, but must be running.")
     shown: dict[str, Any] = {}
@@ -195,8 +206,12 @@ def live(
         listeners.append(JsonLinesListener(jsonl))
     if outlet is not None:
         listeners.append(OutletListener(outlet))
-    asked = {"markers": markers, "t_r": t_r, "reader": reader}
+    asked: dict[str, Any] = {"markers": markers, "t_r": t_r, "reader": reader, "speed": speed}
     source_options = {key: value for key, value in asked.items() if value is not None}
+    if source in ("replay", "phantom"):
+        source_options.setdefault("speed", 1.0)  # somebody looks at it
+    if source == "phantom" and calibrate is not None:
+        source_options["soa"] = math.inf  # the simulated subject looks at the block alone
     session = shown["session"] = open_session(
         finished, stream, source=source, source_options=source_options,
         listeners=listeners, duration=duration, decisions=decisions, gallery=gallery, fold=fold, subject=subject,
@@ -210,8 +225,13 @@ def live(
             session, calibrate, calibrated=calibrated, n_pictures=pictures, repetitions=rounds, soa=soa,
             photodiode=photodiode, running=adapt is not None,
         )  # fmt: skip
-        if page:
+        if block is not None:
             shown["page"].calibration = block
+            make_console().print(
+                f"calibration: {shown['page'].address.replace('/?', '/calibrate?')}",
+                markup=False,
+                soft_wrap=True,
+            )
     if page:
         session.add(shown["page"])
     try:

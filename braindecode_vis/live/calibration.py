@@ -44,7 +44,8 @@ NETWORK_FOLDS = 5
 #: Penalties of the change of a ridge's weights, in units of the mean power of a trial.
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 FLANK_S = (-0.05, 0.25)  # around the time that the page tells
-LATE_S = 5.0  # how long the last epochs of a block are waited for
+#: How long the last epochs of a block are waited for, in s; responses of fMRI take that long.
+LATE_S, LATE_FMRI_S = 5.0, 45.0
 DECODER = "calibration.json"
 
 
@@ -188,11 +189,12 @@ class CalibrationBlock(Listener):
         self.images = {str(name): image for name, image in zip(targets.ids, images, strict=True)}
         self.showings = plan_block(list(self.images), **plan)
         self.clock = PageClock()
+        self._own, self._said, self._late = list(judge.encoders), judge.adaptation, LATE_S
         self._diode = None if photodiode is None else Photodiode(photodiode)
         self._marked: dict[str, list[float]] = {}
         self._n_marked, self._n_settled, self._uncertainty = 0, 0, 0.0
         self._trials: list[tuple[str, np.ndarray]] = []
-        self._changed = threading.Condition()
+        self._changed, self._learning = threading.Condition(), threading.Lock()
         self.adapted: Adaptation | None = None
 
     # --- the page -----------------------------------------------------------------------------------------
@@ -220,24 +222,25 @@ class CalibrationBlock(Listener):
             self._diode.ask(stimulus_id, when)
 
     def finish(self, complete: bool) -> str:
-        """Wait for the last epochs, adapt, check, and say what it gained."""
-        until = time.monotonic() + LATE_S
-        with self._changed:
-            while self._n_settled < self._n_marked and (left := until - time.monotonic()) > 0:
-                self._changed.wait(left)
-        try:
-            sentence = self._adapt()
-        except BraindecodeVisError as error:
-            sentence = f"Nothing was adapted: {error}"
-        if not complete:
-            sentence = f"The block was stopped early. {sentence}"
-        if self._diode is not None:
-            sentence += f" {self._diode.describe()}"
-        elif self._uncertainty:
-            sentence += (
-                f" Onsets are those that the page tells, to {1000 * self._uncertainty:.1f} ms and the lag of the "
-                "screen; a photodiode would measure it."
-            )
+        """Wait for the last epochs, adapt, check, and say what it gained; may be called again after more showings."""
+        with self._learning:
+            until = time.monotonic() + self._late
+            with self._changed:
+                while self._n_settled < self._n_marked and (left := until - time.monotonic()) > 0:
+                    self._changed.wait(left)
+            try:
+                sentence = self._adapt()
+            except (BraindecodeVisError, OSError, np.linalg.LinAlgError) as error:
+                sentence = f"Nothing was adapted: {error}"
+            if not complete:
+                sentence = f"The block was stopped early. {sentence}"
+            if self._diode is not None:
+                sentence += f" {self._diode.describe()}"
+            elif self._uncertainty:
+                sentence += (
+                    f" Onsets are those that the page tells, to {1000 * self._uncertainty:.1f} ms and the lag of the "
+                    "screen; a photodiode would measure it."
+                )
         self.tell_session(sentence)
         return sentence
 
@@ -245,6 +248,7 @@ class CalibrationBlock(Listener):
 
     def begin(self, info: StreamInfo, facts: Mapping[str, Any]) -> None:
         """Find the photodiode."""
+        self._late = LATE_FMRI_S if info.modality == "fmri" else LATE_S
         if self._diode is not None:
             self._diode.open(info)
 
@@ -266,6 +270,13 @@ class CalibrationBlock(Listener):
             self._n_settled += 1
             self._changed.notify_all()
 
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Wait for what is being learnt: it is kept, and no thread is cut off."""
+        if self._learning.locked():
+            self.tell_session("The session ends once the block is learnt from; Ctrl-C again does not wait.")
+        with self._learning:
+            pass
+
     def _send(self, name: str, when: float) -> None:
         with self._changed:
             self._marked.setdefault(name, []).append(when)
@@ -277,12 +288,17 @@ class CalibrationBlock(Listener):
         shape = self.judge.own.data.shape[1:]
         # Voxels are shown as channels with one time.
         block = np.stack([epoch.reshape(shape) for _, epoch in trials]) if trials else np.empty((0, *shape))
+        # From the run's own each time, which has seen none of these trials.
+        self.judge.encoders, self.judge.adaptation = list(self._own), self._said
         self.adapted = adapt_to_person(self.judge, block, [name for name, _ in trials], self.targets)
         if self.adapted.is_used:
             self.judge.adopt(encoders=self.adapted.encoders, words=self.adapted.words)
         if self.out is not None and self.adapted.is_used:
-            write_adaptation(self.adapted, self.judge, self.out)
+            write_adaptation(self.adapted, self.judge, self.out, list(self.images))
             return f"{self.adapted.describe()} It is kept in {self.out}."
+        if self.out is not None:
+            (self.out / DECODER).unlink(missing_ok=True)  # of an earlier stop of this block
+            return f"{self.adapted.describe()} Nothing is kept in {self.out}."
         return self.adapted.describe()
 
 
@@ -424,7 +440,9 @@ class Photodiode:
 
 
 def find_flank(times: np.ndarray, values: np.ndarray, when: float) -> float | None:
-    """Return when a trace first rises through the middle between dark and bright near a time, None if it does not.
+    """Return when a trace first crosses the middle between dark and bright near a time, None if it does not.
+
+    The square of the page turns bright with one picture and dark with the next.
 
     Parameters
     ----------
@@ -447,10 +465,8 @@ def find_flank(times: np.ndarray, values: np.ndarray, when: float) -> float | No
     if high - low < 0.5 * (float(values.max()) - float(values.min())) or high == low:
         return None
     above = values[near] > (low + high) / 2
-    rises = np.flatnonzero(~above[:-1] & above[1:])
-    if not len(rises):
-        return None
-    before, after = near[rises[0]], near[rises[0] + 1]
+    turns = np.flatnonzero(above[:-1] != above[1:])
+    before, after = near[turns[0]], near[turns[0] + 1]
     share = ((low + high) / 2 - values[before]) / (values[after] - values[before])
     return float(times[before] + share * (times[after] - times[before]))
 
@@ -680,8 +696,8 @@ def _bound(values: np.ndarray) -> tuple[float, float, float]:
     return float(values.mean()), float(interval.low), float(interval.high)
 
 
-def write_adaptation(adapted: Adaptation, judge: Judge, folder: Path) -> None:
-    """Write an adapted decoder, which `read_adaptation` reads for the same run."""
+def write_adaptation(adapted: Adaptation, judge: Judge, folder: Path, pictures: Sequence[str] = ()) -> None:
+    """Write an adapted decoder, which `read_adaptation` reads for the same run, and the pictures that it was shown."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, encoder in zip(judge.folds, adapted.encoders, strict=True):
         (folder / f"fold{number:02d}").mkdir(exist_ok=True)
@@ -690,18 +706,19 @@ def write_adaptation(adapted: Adaptation, judge: Judge, folder: Path) -> None:
         "protocol": adapted.words, "folds": judge.folds, "fits": [fold.artifact.fingerprint for fold in judge.fitted],
         "subject": judge.subject, "n_trials": adapted.n_trials, "n_images": adapted.n_images,
         "two_way": {"before": adapted.before, "after": adapted.after, "gain": adapted.gain, "chance": 0.5},
-        "left_out": adapted.left_out,
+        "left_out": adapted.left_out, "pictures": list(pictures),
+        "running": isinstance(judge.statistics, RunningStatistics),
     }  # fmt: skip
     write_json(folder / DECODER, record)
 
 
 def read_adaptation(judge: Judge, folder: Path) -> None:
-    """Let a session decide with what an earlier block has learnt.
+    """Let a session decide with what an earlier block has learnt; its pictures count in no score.
 
     Raises
     ------
     DataError
-        If the folder holds no such decoder, or one of another run.
+        If the folder holds no such decoder, or one of another run or of other statistics.
     """
     if not (folder / DECODER).is_file():
         raise DataError(f"{folder} holds no calibrated decoder; make one with --calibrate.")
@@ -710,6 +727,10 @@ def read_adaptation(judge: Judge, folder: Path) -> None:
         raise DataError(
             f"{folder} was calibrated for other fits than those of {judge.run.folder.path}; calibrate again."
         )
+    if record.get("running", False) != isinstance(judge.statistics, RunningStatistics):
+        how = "with" if record["running"] else "without"
+        raise DataError(f"{folder} was calibrated {how} --adapt running; use it in the same way.")
+    judge.taught |= set(record.get("pictures", ()))
     encoders = []
     for number in record["folds"]:
         encoder = roles.read(roles.BRAIN_ENCODER, judge.run.encoder, folder / f"fold{number:02d}")

@@ -72,6 +72,8 @@ class Judge:
     ----------
     statistics
         What is applied to a trial: an object with ``apply(block, subject, session)``. See `adopt`.
+    taught
+        Pictures that an adaptation is shown: decided as all others, and counted in no score.
     """
 
     source: FinishedRun | str | Path
@@ -82,6 +84,7 @@ class Judge:
     n_top: int = 5
     evidence: Evidence = field(default_factory=Evidence)
     adaptation: str = ""
+    taught: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         source = self.source
@@ -200,6 +203,10 @@ class Judge:
             found.posterior_top = self._name(best)
             found.posterior = np.exp(scale * size * near - self.search.sum_exponentials(total, scale * size))
         return found
+
+    def find_shown(self, named: str | None) -> str | None:
+        """Return what a marker names if a decision on it can be scored: it is in the gallery, and taught nothing."""
+        return named if named in self.row_of and named not in self.taught else None
 
     def find_rank(self, unit: np.ndarray, shown: str | None) -> int | None:
         """Return the rank of what was shown, from 1; None where that is not known or the gallery too large."""

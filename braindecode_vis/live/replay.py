@@ -12,6 +12,7 @@ import itertools
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,12 +50,16 @@ class Playback:
         sample counted from the first one of all.
     n_samples
         Length; None for what never ends.
+    respond
+        Returns what a picture evokes, from its onset on, shape (n_channels, n) in the unit of the stream, or None for
+        one that is not known; for a simulated subject alone.
     """
 
     info: StreamInfo
     ch_types: tuple[str, ...]
     blocks: Callable[[], Iterator[Block]]
     n_samples: int | None
+    respond: Callable[[str], np.ndarray | None] | None = None
 
     def describe(self) -> str:
         """Return what is played, in words."""
@@ -298,6 +303,7 @@ class ReplaySource:
     ) -> None:
         self.playback, self.chunk, self.speed = playback, chunk, speed or None
         self.faults, self.repeat = faults, repeat
+        self._shown: deque[tuple[float, np.ndarray]] = deque()  # when, and what it evokes
         self._coming: Iterator[Delivery] | None = None
         self._next: Delivery | None = None
         self._started = 0.0
@@ -328,13 +334,30 @@ class ReplaySource:
             taken.append(self._next)
             arrived = self._started + self._next.due / self.speed if self.speed else 0.0
             self._next = next(self._coming, None)
+        times = np.concatenate([each.times for each in taken])
         return Chunk(
-            np.concatenate([each.samples for each in taken], axis=1),
-            np.concatenate([each.times for each in taken]),
+            self._add_answers(np.concatenate([each.samples for each in taken], axis=1), times),
+            times,
             tuple(marker for each in taken for marker in each.markers),
             tuple(each.note for each in taken if each.note),
             arrived,
         )
+
+    def answer(self, marker: Marker) -> None:
+        """Let a simulated subject see a picture, from any thread; what was sent by then stays as it is."""
+        evoked = self.playback.respond(marker.value) if self.playback.respond is not None else None
+        if evoked is not None:
+            self._shown.append((marker.time, evoked))
+
+    def _add_answers(self, samples: np.ndarray, times: np.ndarray) -> np.ndarray:
+        sfreq = self.playback.info.sfreq
+        for when, evoked in tuple(self._shown):
+            at = np.round((times - when) * sfreq).astype(int)
+            within = (at >= 0) & (at < evoked.shape[1])
+            samples[:, within] += evoked[:, at[within]]
+            if len(at) and at[0] >= evoked.shape[1]:
+                self._shown.popleft()  # the first that was shown is the first to be over
+        return samples
 
     def close(self) -> None:
         """Let go of the recording."""
@@ -600,7 +623,7 @@ def open_phantom(
         Which pictures are shown, each once before any is shown again.
     soa
         From one picture to the next in s; by default what THINGS-EEG2 has for pictures that stay as long: twice their
-        duration, at least 0.2 s.
+        duration, at least 0.2 s. Infinity for a subject who sees only what `ReplaySource.answer` shows.
     seed
         Of order and noise.
 
@@ -609,10 +632,10 @@ def open_phantom(
     DataError
         If the folder holds no phantom, or one of fMRI.
     """
-    from braindecode_vis.phantom.brain import make_person
+    from braindecode_vis.phantom.brain import RESPONSE_S, compute_time_course, draw_trials, make_person
     from braindecode_vis.phantom.build import get_format
     from braindecode_vis.phantom.drive import compute_drive
-    from braindecode_vis.phantom.recordings import simulate_endless
+    from braindecode_vis.phantom.recordings import make_sensor_map, simulate_endless
     from braindecode_vis.phantom.truth import read_truth
 
     truth = read_truth(_find_phantom(root, run))
@@ -642,6 +665,8 @@ def open_phantom(
 
     def show() -> Iterator[tuple[float, int]]:
         generator, number, last = make_generator(seed, "order of a stream"), 0, -1
+        while np.isinf(interval):
+            yield 1e9, -1
         while True:
             order = generator.permutation(rows)
             if len(order) > 1 and order[0] == last:  # twice in a row would be one long image
@@ -658,8 +683,21 @@ def open_phantom(
         ):
             yield samples * np.float32(scale), [(sample, ids[row]) for sample, row in shown]
 
+    n_answers = itertools.count()
+
+    def respond(name: str) -> np.ndarray | None:
+        if name not in ids:
+            return None
+        gains, delays = draw_trials(person, 1, f"stream-{seed}-answer-{next(n_answers)}")
+        times = np.arange(round((form.duration_s + RESPONSE_S) * system.sfreq)) / system.sfreq - delays[0]
+        courses = np.stack([compute_time_course(stage, times, form.duration_s) for stage in person.stages])
+        sensors = make_sensor_map(person, system, form.duration_s)
+        pattern = sensors.project(person, np.array([ids.index(name)]))[0] * gains[0][:, None]
+        evoked: np.ndarray = pattern.T @ courses * scale  # (n_channels, n_times)
+        return evoked
+
     info = StreamInfo("phantom", form.modality, system.ch_names, system.sfreq, unit, "ids of the pictures")
-    return Playback(info, system.ch_types, blocks, None)
+    return Playback(info, system.ch_types, blocks, None, respond)
 
 
 def _find_phantom(root: Path | None, run: Path | None) -> Path:

@@ -144,8 +144,10 @@ class LiveSession:
         self._listeners.append(listener)
 
     def inject(self, marker: Marker) -> None:
-        """Add a marker as if the stream had sent it; from any thread."""
+        """Add a marker as if the stream had sent it; from any thread. A simulated person answers."""
         self._injected.append(marker)
+        if (answer := getattr(self.source, "answer", None)) is not None:
+            answer(marker)
 
     def stop(self, why: str = "it was stopped") -> None:
         """Let the session end after the chunk at hand; from any thread."""
@@ -193,6 +195,8 @@ class LiveSession:
             if isinstance(error, BraindecodeVisError):
                 self.tell(str(error), "error")
             self.source.close()
+            if self._facts:  # what was adapted meanwhile belongs to the protocol
+                self._facts = self.decoder.describe()
             self.summary = {
                 **self._tally.summarise(self._facts), "seconds": time.perf_counter() - began,
                 "ended": self._why if error is None else f"error: {error}",

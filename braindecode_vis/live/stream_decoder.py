@@ -149,7 +149,8 @@ class RunStreamDecoder:
         self.judge.adopt(encoders=encoders, statistics=statistics, words=words)
 
     def know(self, ids: Sequence[str]) -> None:
-        """Take markers that say these ids for the pictures of that name, whatever else the events say."""
+        """Take markers that say these ids for the pictures of a block, whatever else the events say."""
+        self.judge.taught |= {str(name) for name in ids}
         if self._events is not None:
             self._events = {**self._events, **{str(name): str(name) for name in ids}}
 
@@ -378,8 +379,8 @@ class RunStreamDecoder:
                 self._known.popitem(last=False)
             if self._find_shown(value) is None:
                 yield from self._tell_once(
-                    f"The marker {value!r} names no picture of the gallery: it is decided, as are all such, and counts "
-                    "in no score.",
+                    f"The marker {value!r} names no picture of the gallery, or one of a calibration block: it is "
+                    "decided, as are all such, and counts in no score.",
                     "no picture",
                 )
             newest = self._last_time
@@ -399,7 +400,7 @@ class RunStreamDecoder:
 
     def _find_shown(self, value: str) -> str | None:
         named = self._events.get(value) if self._events is not None else value
-        return named if named is not None and named in self.judge.row_of else None
+        return self.judge.find_shown(named)
 
     def _lose(self, marker: Marker, why: str) -> Decision:
         self._n_decisions += 1

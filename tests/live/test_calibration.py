@@ -97,7 +97,7 @@ def test_a_photodiode_gives_the_onset_and_the_lag():
     times = np.arange(3000) / 1000
     lit = [0.532, 1.571, 2.523]
     trace = (
-        sum(((times >= t) & (times < t + 0.3)) * 5.0 for t in lit)
+        ((times[:, None] >= lit).sum(axis=1) % 2) * 5.0  # bright with one picture, dark with the next
         + np.random.default_rng(0).normal(size=3000) * 0.05
     )
     diode = Photodiode("PD")
@@ -243,3 +243,34 @@ def test_a_session_says_beside_each_decision_what_was_adapted(folder, judge):
     assert [d.marker for d in heard] == ["30", "31", "32"]
     assert all(RunningStatistics.WORDS in d.notes[-1] for d in heard)
     assert RunningStatistics.WORDS in summary["protocol"]
+
+
+def test_a_block_goes_on_after_an_early_end_and_its_pictures_are_never_scored(judge, tmp_path):
+    """What is learnt starts from the run's own each time; the summary of a session says what was adapted meanwhile."""
+    targets, images = choose_pictures(judge, "run", 15, 0)
+    sent, own = [], judge.encoders
+    block = CalibrationBlock(judge, targets, images, inject=sent.append, out=tmp_path / "mine", repetitions=3)
+    block.hear(Chunk(np.zeros((1, 1)), np.array([0.0]), arrived=0.0))
+    shown = [one.stimulus_id for one in block.showings]
+    trials = judge.statistics.apply(
+        make_trials([int(i) for i in shown], seed=1, mixing=MIXING), judge.subject, "live"
+    )
+    for n, name in enumerate(shown):
+        block.mark(name, 1.0 + n, 0.001)
+        block.decide(Decision(n, sent[-1].time, name, epoch=trials[n]))
+        if n == 3:
+            assert "stopped early. Nothing was adapted: 4 trials" in block.finish(False)
+            assert judge.encoders == own
+        if n == 29:
+            block.finish(False)
+    assert "45 trials" in block.finish(True)
+    assert judge.adaptation.count("calibrated on") == 1
+    other = Judge(judge.run, gallery=targets)
+    name = str(targets.ids[0])
+    assert other.find_shown(name) == name
+    read_adaptation(other, tmp_path / "mine")
+    assert other.find_shown(name) is None
+    running = Judge(judge.run)
+    running.adopt(statistics=make_running(running), words="x")
+    with pytest.raises(DataError, match="without --adapt running"):
+        read_adaptation(running, tmp_path / "mine")

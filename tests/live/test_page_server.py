@@ -219,6 +219,7 @@ def test_calibration_measures_the_clock_and_goes_on_where_a_browser_left():
         assert json.loads(ws.recv(timeout=5))["next"] == 1
         assert say(ws, type="finish") == {
             "type": "finished",
+            "complete": False,
             "sentence": "The encoder was adapted with 1 trials.",
         }
     assert block.ended == [False]

@@ -94,7 +94,7 @@ class Calibration(Protocol):
         ...
 
     def finish(self, complete: bool) -> str:
-        """The block is over, or was stopped; called once. Returns a sentence that the page shows."""
+        """The block is over, or was stopped and may go on. Returns a sentence that the page shows."""
         ...
 
 
@@ -155,8 +155,9 @@ class PageListener(Listener):
         self._wake: asyncio.Event | None = None
         self._news: asyncio.Event | None = None
         self._next_showing = 0
-        self._calibrating = False
-        self._verdict: str | None = None  # what a calibration block ended with
+        self._calibrating: Any = None  # the socket of the page that shows the block
+        self._learning: asyncio.Task[None] | None = None
+        self._verdict: str | None = None  # what a whole calibration block ended with
         self._server: Any = None
         self._thread: threading.Thread | None = None
         self._tickets: set[str] = set()  # tokens that open the page once
@@ -323,6 +324,8 @@ class PageListener(Listener):
                     event = self.state.tell(
                         f"this page could not show what came: {error!r}.", "error", time.time()
                     )
+                if kind == "begin":
+                    event["calibration"] = self.calibration is not None
                 self._events.append(event)
                 self._n_events += 1
                 decided = decided or kind == "decide"
@@ -446,12 +449,11 @@ class PageListener(Listener):
 
     async def _calibrate(self, ws: Any) -> None:
         """Lead one browser through the block: clock, onsets, end."""
-        from starlette.concurrency import run_in_threadpool
         from starlette.websockets import WebSocketDisconnect
 
         await ws.accept()
         block = self.calibration
-        if block is None or self._calibrating:
+        if block is None or self._calibrating is not None:
             why = (
                 "this block is shown by another window; close that first"
                 if block
@@ -460,7 +462,7 @@ class PageListener(Listener):
             await ws.send_text(json.dumps({"type": "refused", "sentence": f"{why[0].upper()}{why[1:]}."}))
             await ws.close(4001)
             return
-        self._calibrating = True
+        self._calibrating = ws
         showings = list(block.list_showings())
         try:
             plan = {
@@ -468,6 +470,7 @@ class PageListener(Listener):
                 "showings": [asdict(one) for one in showings],
                 "next": self._next_showing,
                 "verdict": self._verdict,
+                "learning": self._learning is not None,
             }
             await ws.send_text(json.dumps(plan))
             while True:
@@ -482,7 +485,7 @@ class PageListener(Listener):
                         "server": now,
                         "ready": bool(self.state.stream),
                     }
-                elif message["type"] == "onset" and self._verdict is None:
+                elif message["type"] == "onset" and self._verdict is None and self._learning is None:
                     index, at, apart = message["index"], float(message["time"]), float(message["uncertainty"])
                     if (
                         index == self._next_showing < len(showings)
@@ -494,11 +497,11 @@ class PageListener(Listener):
                         answer = {"type": "marked", "index": index}
                     else:
                         answer = {"type": "repeat", "next": self._next_showing}
-                elif message["type"] == "finish" and self._verdict is None:
-                    complete = self._next_showing == len(showings)
-                    self._verdict = await run_in_threadpool(block.finish, complete)
-                    answer = {"type": "finished", "sentence": self._verdict}
-                    self.tell(self._verdict)
+                elif message["type"] == "finish" and self._verdict is None and self._learning is None:
+                    # Takes minutes with a network: the page goes on to be heard meanwhile, and may come anew.
+                    self._learning = asyncio.create_task(
+                        self._learn(block, self._next_showing == len(showings))
+                    )
                 if answer:
                     await ws.send_text(json.dumps(answer))
         except (WebSocketDisconnect, RuntimeError, OSError):
@@ -516,7 +519,22 @@ class PageListener(Listener):
                 await ws.send_text(json.dumps({"type": "refused", "sentence": str(error)}))
                 await ws.close(4003)
         finally:
-            self._calibrating = False
+            self._calibrating = None
+
+    async def _learn(self, block: Calibration, complete: bool) -> None:
+        """Finish a block, and tell the page that shows it."""
+        from starlette.concurrency import run_in_threadpool
+
+        try:
+            sentence = await run_in_threadpool(block.finish, complete)
+        except Exception as error:
+            sentence = f"Nothing was learnt: {error!r}."
+            self.tell(sentence, "error")
+        self._verdict, self._learning = sentence if complete else None, None
+        if self._calibrating is not None:
+            with suppress(Exception):  # it has just gone
+                answer = {"type": "finished", "sentence": sentence, "complete": complete}
+                await self._calibrating.send_text(json.dumps(answer))
 
 
 class _Guard:

@@ -5,7 +5,7 @@
   const GOOD_CLOCK = 0.005;  // s; worse is said
   const AHEAD = 3;  // images that are decoded before they are needed
   let socket = null, plan = null, next = 0, verdict = null, ready = false, refused = false, tries = 0;
-  let running = false, finishing = false, lit = false;
+  let running = false, looping = false, finishing = false, lit = false, early = "";
   let pings = [];  // {offset, apart, at}: the program's clock minus ours, and half the round trip, in s
   let frame = 1 / 60;
   const images = new Map();
@@ -67,6 +67,8 @@
 
   const runBlock = async () => {
     $("talk").hidden = true;
+    looping = true;
+    early = "";
     let at = (await nextFrame()) + 1500;  // a moment of quiet
     try {
       while (running && next < plan.length) {
@@ -98,6 +100,7 @@
     for (const image of $("stage").querySelectorAll("img")) image.classList.remove("on");
     $("cross").classList.remove("off");
     $("talk").hidden = false;
+    looping = false;
     if (next >= plan.length) finish(); else refresh();
     $("go").focus();
   };
@@ -111,7 +114,7 @@
   };
   const toggle = () => {
     if (running) { running = false; return; }
-    if ($("go").disabled) return;
+    if ($("go").disabled || looping) return;
     running = true;
     if (!document.fullscreenElement) document.documentElement.requestFullscreen?.().catch(() => 0);
     runBlock();
@@ -119,7 +122,7 @@
   const stop = () => {
     if (!plan || verdict !== null || finishing) return;
     running = false;
-    if (next) setTimeout(finish, 50);
+    if (next) setTimeout(finish, 50);  // once the onset of what is shown has gone
     else say("Nothing was shown yet.");
   };
 
@@ -147,7 +150,7 @@
     else if (!ready) say("Waiting for the stream.", true);
     else if (pings.length < 5) say("Measuring the clock.");
     else if (best.apart > GOOD_CLOCK) say("Ready, but times are only known to " + (1000 * best.apart).toFixed(0) + " ms: open this page on the machine that decodes.", true);
-    else say(next ? "Paused." : "Ready.");
+    else say(early || (next ? "Paused." : "Ready."));
   };
 
   const handlers = {
@@ -155,13 +158,20 @@
       plan = message.showings;
       next = message.next;
       verdict = message.verdict;
+      finishing = message.learning;
+      if (finishing) say("Learning from what was recorded: this takes a moment.");
       load(next).catch((error) => { refused = true; say(error.message, true); });
       for (let i = 1; i <= AHEAD; i++) load(next + i).catch(() => 0);
       refresh();
     },
     pong: readPong,
     repeat: (message) => { next = message.next; },
-    finished: (message) => { verdict = message.sentence; finishing = false; refresh(); },
+    finished: (message) => {
+      if (message.complete) verdict = message.sentence;
+      else early = message.sentence + " Space goes on where it stopped.";
+      finishing = false;
+      refresh();
+    },
     refused: (message) => { refused = true; running = false; say(message.sentence, true); },
   };
   const connect = () => {

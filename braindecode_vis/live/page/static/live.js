@@ -558,7 +558,6 @@
       event.decisions.forEach(remember);
       painted = event.decisions.some((one) => one.image);
       if (!held || !decisions.has(shownNumber)) shownNumber = decisions.size ? [...decisions.keys()].pop() : null;
-      $("to-calibration").hidden = !event.calibration;
       count(event);
       handlers.begin(event);
       mark();
@@ -568,6 +567,7 @@
     begin: (event) => {
       stream = event.stream.name ? event.stream : null;
       facts = event.facts;
+      $("to-calibration").hidden = !event.calibration;
       summary = event.summary || null;
       age = null;
       quality = [];
