@@ -125,6 +125,7 @@ TINY = {
 }  # fmt: skip
 # Twins of a configuration that stays: of another number of folds or sessions, another subject's or another modality's.
 SLOW = (
+    "bold5000_ridge",  # bold5000_wave_vith reads the same files
     "digits69_generative",
     "digits69_ridge_10fold",
     "digits69_ridge_5fold",
@@ -135,6 +136,7 @@ SLOW = (
     "phantom_eeg",
     "phantom_eeg_gaussian",  # the test of the verb demo runs it
     "things_eeg2_atm_generation",
+    "things_eeg2_loso_lora_clip_vitb32",
     "things_eeg2_loso_samga_internvit",
     "things_eeg2_loso_shallow_internvit",
     "things_meg_atm_generation",

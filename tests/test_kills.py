@@ -215,6 +215,7 @@ OF_TRAINED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow  # one kill in every stage is in tests/test_pipeline.py
 def test_four_kills(killer):
     states, _ = _run_to(killer, "run", "synthetic_digits", FEW)
     stages = [
