@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from braindecode_vis.arrays import Embeddings, check_same_space, read_rows
+from braindecode_vis.arrays import Embeddings, check_same_space, normalise_rows, read_rows
 from braindecode_vis.checks import ConfigError, DataError, check_option, check_unique
 from braindecode_vis.devices import choose_device, full_precision_products
 from braindecode_vis.memory import check_memory
@@ -574,6 +574,11 @@ class GallerySearch:
     def is_exhaustive(self) -> bool:
         """Whether every candidate is looked at, so that sums and counts over all of them are exact."""
         return self._index is None
+
+    def read_units(self, rows: np.ndarray) -> np.ndarray:
+        """Return candidates as they are compared, of length one, float32 of shape (n_rows, n_features)."""
+        units: np.ndarray = normalise_rows(self._read(rows))
+        return units
 
     def find(self, query: np.ndarray, n_top: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of the most similar candidates, the best first, and their cosines.

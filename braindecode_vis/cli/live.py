@@ -167,6 +167,8 @@ def live(
         raise ConfigError("--photodiode corrects the onsets of --calibrate; add that, or leave it out.")
     if calibrate is None and (pictures, rounds, soa) != (20, 3, 1.0):
         raise ConfigError("--pictures, --rounds and --soa are of the block that --calibrate shows; add that.")
+    if source != "folder" and ":" not in source and (t_r is not None or reader is not None):
+        raise ConfigError("--tr and --reader are for --source folder; leave them out.")
     if adapt not in (None, "running"):
         raise ConfigError(f"--adapt is {adapt!r}, but must be running.")
     shown: dict[str, Any] = {}

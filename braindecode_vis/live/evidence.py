@@ -8,11 +8,14 @@ over a gallery of any size needs one more search, and one vector of memory.
 What is calibrated: the inverse temperature, for single decisions like the trials that it was fitted on, with training
 images as candidates. What is not: other sizes and kinds of galleries, and sums. Trials are taken to be independent
 given the image, and slow noise makes repetitions and overlapping windows alike, so that many make too sure.
+
+An encoder is sure of trials that it has learnt from. Where a run has no others, there is no probability until the
+session has named enough pictures that were shown: it is fitted on the decisions so far then, and holds for later ones.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +26,7 @@ from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.checks import BraindecodeVisError
 from braindecode_vis.pipeline.finished_run import FinishedRun
 from braindecode_vis.pipeline.learning import pick_training, predict_out_of_fold
-from braindecode_vis.retrieval import Centre
+from braindecode_vis.retrieval import Centre, GallerySearch
 
 #: Trials and candidates that the temperature is fitted on, at most.
 MOST_FITTED = 1000
@@ -31,6 +34,8 @@ MOST_FITTED = 1000
 CHEAP_FIT = 4_000_000
 #: Images whose evidence is kept, the latest ones.
 MOST_KEPT = 1024
+#: Decisions whose picture is known before probabilities are fitted on them, how many are kept, and how often.
+FEWEST_NAMED, MOST_NAMED, EVERY_NAMED = 20, 200, 20
 #: Above, one candidate takes all the probability for a difference of one thousandth in cosine.
 HIGHEST = 1e4
 
@@ -66,8 +71,12 @@ def fit_temperature(similarity: np.ndarray, truth: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
-def calibrate(run: FinishedRun, number: int, encoder: Any, centre: Centre, subject: str) -> tuple[float, str]:
+def calibrate(
+    run: FinishedRun, number: int, encoder: Any, centre: Centre, subject: str
+) -> tuple[float | None, str]:
     """Return the inverse temperature of the predictions of one fold, and what it was fitted on, in words.
+
+    It is None where the encoder has learnt from all training trials.
 
     Parameters
     ----------
@@ -79,7 +88,10 @@ def calibrate(run: FinishedRun, number: int, encoder: Any, centre: Centre, subje
         Whose gallery is taken, where every subject has one.
     """
     responses, targets = pick_training(run, number)
-    predicted, words = _predict_training(run, number, encoder, responses, targets)
+    found = _predict_training(run, number, encoder, responses, targets)
+    if found is None:
+        return None, ""
+    predicted, words = found
     named, draw = predicted.ids.astype(str), np.random.default_rng(0)
     ids = pd.unique(named)
     if len(ids) > MOST_FITTED:
@@ -102,8 +114,8 @@ def calibrate(run: FinishedRun, number: int, encoder: Any, centre: Centre, subje
 
 def _predict_training(
     run: FinishedRun, number: int, encoder: Any, responses: Responses, targets: Embeddings
-) -> tuple[Embeddings, str]:
-    """Return predictions of training trials by what has not learnt from them, where that can be had."""
+) -> tuple[Embeddings, str] | None:
+    """Return predictions of training trials by what has not learnt from them; None where that cannot be had."""
     words, config = "predicted by fits that had not seen their images", run.config.encoder
     space = encoder.predict(responses.select([0])).space
     try:
@@ -120,9 +132,53 @@ def _predict_training(
         made = encoder.predict_out_of_fold(responses, targets)
         if made.space == space and len(made):
             return made, words
-    rows = np.sort(np.random.default_rng(0).permutation(responses.n_trials)[:MOST_FITTED])
-    words = "which the encoder has learnt from, so that probabilities are too sure"
-    return encoder.predict(responses.select(rows)), words
+    return None
+
+
+@dataclass
+class NamedDecisions:
+    """The last decisions whose picture is known, from which the inverse temperature is fitted as they come.
+
+    Parameters
+    ----------
+    search
+        The gallery, of which at most `MOST_FITTED` candidates are compared.
+    """
+
+    search: GallerySearch
+    _units: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=MOST_NAMED))
+    _rows: deque[int] = field(default_factory=lambda: deque(maxlen=MOST_NAMED))
+    _n: int = 0
+
+    def add(self, unit: np.ndarray, row: int) -> float | None:
+        """Add a prediction of length one and the row of its picture; returns a new temperature when it is time."""
+        self._units.append(unit)
+        self._rows.append(row)
+        self._n += 1
+        if self._n < FEWEST_NAMED or self._n % EVERY_NAMED:
+            return None
+        rows, size = np.array(self._rows), len(self.search)
+        drawn = np.arange(size)
+        if size > MOST_FITTED:
+            drawn = np.union1d(rows, np.random.default_rng(0).choice(size, MOST_FITTED, replace=False))
+        similarity = np.stack(self._units) @ self.search.read_units(drawn).T
+        # One wrong decision in so many at least: a gallery that was always right so far is no proof for ever.
+        return min(fit_temperature(similarity, np.searchsorted(drawn, rows)), self._bound(similarity))
+
+    @staticmethod
+    def _bound(similarity: np.ndarray) -> float:
+        """Return the temperature at which the mean best candidate has what n right of n decisions prove."""
+        from scipy.optimize import brentq
+        from scipy.special import logsumexp
+
+        most, best = 1 - 1 / (len(similarity) + 2), similarity.max(axis=1)
+
+        def exceed(log: float) -> float:
+            scale = np.exp(log)
+            return float(np.exp(scale * best - logsumexp(scale * similarity, axis=1)).mean()) - most
+
+        high = np.log(HIGHEST)
+        return HIGHEST if exceed(high) < 0 or exceed(-3.0) > 0 else float(np.exp(brentq(exceed, -3.0, high)))
 
 
 @dataclass

@@ -16,7 +16,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
-from braindecode_vis.live.evidence import Evidence, calibrate
+from braindecode_vis.live.evidence import FEWEST_NAMED, Evidence, NamedDecisions, calibrate
 from braindecode_vis.pipeline import new_trials
 from braindecode_vis.pipeline.finished_run import FinishedRun, open_finished
 from braindecode_vis.pipeline.learning import train
@@ -115,9 +115,12 @@ class Judge:
             }
         )  # fmt: skip
         self._open_gallery()
+        self._named: NamedDecisions | None = None
         self.temperature, self.calibrated_on = calibrate(
             self.run, self.folds[0], self.encoders[0], self.centre, self.subject
         )
+        if self.temperature is None:
+            self._forget_scale("the encoder has learnt from all training trials")
 
     def adopt(self, *, encoders: Sequence[Any] | None = None, statistics: Any = None, words: str) -> None:
         """Decide with other encoders or statistics from now on, for example adapted ones.
@@ -133,9 +136,38 @@ class Judge:
         """
         if encoders is not None:
             self.encoders = list(encoders)
+            self._forget_scale("the encoder was adapted")
         if statistics is not None:
             self.statistics = statistics
         self.adaptation = f"{self.adaptation}; {words}" if self.adaptation else words
+
+    def _forget_scale(self, why: str) -> None:
+        self.temperature, self._named = None, NamedDecisions(self.search)
+        self.calibrated_on = (
+            f"nothing yet, since {why}: there are none before {FEWEST_NAMED} decisions whose picture is known, on "
+            "which they are fitted then"
+        )
+
+    def learn_from(self, unit: np.ndarray, shown: str | None) -> str:
+        """Count in a decision that was told, where probabilities are fitted on those; returns what changed, in words.
+
+        Parameters
+        ----------
+        unit
+            From `find_unit`.
+        shown
+            The picture of the gallery that was shown, if it is known.
+        """
+        named = self._named
+        if shown is None or named is None:
+            return ""
+        scale = named.add(unit, self.row_of[shown])
+        if scale is None or named is not self._named:  # adapted meanwhile, in the thread of the page
+            return ""
+        first = self.temperature is None
+        self.temperature = scale
+        self.calibrated_on = "earlier decisions of this session whose picture is known"
+        return f"Probabilities from here on: fitted on {self.calibrated_on}." if first else ""
 
     def _open_gallery(self) -> None:
         # Fails here, and not at the first epoch, where an encoder cannot take the subject.
@@ -190,7 +222,11 @@ class Judge:
         """
         scale = self.temperature
         best, cosines = self.search.find(unit, self.n_top)
-        probability = np.exp(scale * cosines - self.search.sum_exponentials(unit, scale))
+        probability = (
+            np.empty(0)
+            if scale is None
+            else np.exp(scale * cosines - self.search.sum_exponentials(unit, scale))
+        )
         names = self._name(best)
         found = Verdict(unit, names, cosines, probability, names, probability)
         if key is None:
@@ -201,6 +237,8 @@ class Judge:
             size = float(np.linalg.norm(total))
             best, near = self.search.find(total, self.n_top)
             found.posterior_top = self._name(best)
+            if scale is None:
+                return found
             found.posterior = np.exp(scale * size * near - self.search.sum_exponentials(total, scale * size))
         return found
 
@@ -224,6 +262,7 @@ class Judge:
         protocol = [
             f"finished run {config.name} ({config.dataset.kind}) on a stream",
             self.adaptation or "nothing fitted on it",
+            *(["probabilities fitted on its earlier decisions"] if self._named is not None else []),
             f"fold {self.folds[0]}" if len(self.folds) == 1 else f"mean of {len(self.folds)} folds",
             *averaging,
             f"target {config.target.kind}",

@@ -63,10 +63,14 @@ class TerminalListener(Listener):
 
     def tell(self, sentence: str, level: Literal["info", "warning", "error"] = "info") -> None:
         """Show a sentence."""
+        if self._console is None and level == "error":
+            return  # of a stream that was never opened: the command says it
         self._say(sentence, level)
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """Say what came of the session."""
+        if self._console is None:
+            return
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -113,13 +117,12 @@ def describe_decision(decision: Decision) -> str:
         return f"{head}: lost, {decision.lost}"
     if decision.image is not None:
         return f"{head}: image of {decision.image.shape[1]} x {decision.image.shape[0]}"
-    best = ", ".join(
-        f"{name} {100 * p:.1f}%" for name, p in zip(decision.top, decision.probability, strict=True)
-    )
+    values = [f"{100 * p:.1f}%" for p in decision.probability] or [f"{s:.3f}" for s in decision.similarity]
+    best = ", ".join(f"{name} {value}" for name, value in zip(decision.top, values, strict=True))
     parts = [f"{head}: {best}"]
     if decision.n_evidence > 1:
         parts.append(
-            f"after {decision.n_evidence}: {decision.posterior_top[0]} {100 * decision.posterior[0]:.1f}%"
+            f"after {decision.n_evidence}: {decision.posterior_top[0]} {_percent(decision.posterior)}".rstrip()
         )
     if decision.rank is not None:
         parts.append(f"rank {decision.rank}")

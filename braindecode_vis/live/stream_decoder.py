@@ -121,14 +121,12 @@ class RunStreamDecoder:
     ) -> None:
         if unit and find_factor(unit) is None:
             raise ConfigError(f"the unit {unit!r} is not known; give V, mV, uV, T, pT or fT.")
-        for name, value, good in (
-            ("every", every, every is None or every > 0),
-            ("forgetting", forgetting, 0 <= forgetting <= 1),
+        for name, value, good, must in (
+            ("every", every, every is None or every > 0, "be above 0, in s"),
+            ("forgetting", forgetting, 0 <= forgetting <= 1, "lie between 0 and 1"),
         ):
             if not good:
-                raise ConfigError(
-                    f"{name} is {value!r}, which makes no sense; see the documentation of live."
-                )
+                raise ConfigError(f"{name} is {value!r}, but must {must}.")
         if every is not None and (repetitions or events is not None):
             raise ConfigError("windows need no markers; leave out every, or else events and repetitions.")
         self.run = run if isinstance(run, FinishedRun) else open_finished(Path(run))
@@ -550,6 +548,8 @@ class RunStreamDecoder:
             epoch=block[0], notes=tuple(notes),
         )  # fmt: skip
         yield decision
+        if words := judge.learn_from(unit, shown):
+            yield words
         if self._reconstructor is not None and not self._reconstructor.ask(
             decision, judge.as_trial(block), predicted
         ):

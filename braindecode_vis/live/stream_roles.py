@@ -135,7 +135,8 @@ class Decision:
     top
         Ids of the best candidates, the best first.
     similarity, probability : arrays of shape (n_top,)
-        Cosine of each, and its probability in the whole gallery from this decision alone.
+        Cosine of each, and its probability in the whole gallery from this decision alone; the latter empty as long as
+        nothing says how sure the run may be (see `evidence`).
     posterior_top, posterior
         The same from all evidence for this image (repetitions of a marker) or of this stretch (windows): ids and
         probabilities.

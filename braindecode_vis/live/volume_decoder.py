@@ -475,6 +475,8 @@ class VolumeDecoder:
             epoch=block[0] if block.ndim == 3 else block[:1].T, notes=tuple(notes),
         )  # fmt: skip
         yield decision
+        if words := judge.learn_from(unit, shown):
+            yield words
         if self._reconstructor is not None and not self._reconstructor.ask(
             decision, judge.as_trial(block[:1]), predicted
         ):

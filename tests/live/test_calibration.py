@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import braindecode_vis as bdv
+from braindecode_vis import pipeline
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.live.calibration import (
     CalibrationBlock,
@@ -50,7 +51,11 @@ def folder(tmp_path_factory):
         ch_names=["O1", "O2", "Oz", "Pz", "P3", "P4"], times=np.arange(T) / 100, unit="V", modality="eeg",
     )  # fmt: skip
     out = tmp_path_factory.mktemp("run") / "run"
-    bdv.decode(data, out=out, settings=FEW)
+    with pytest.MonkeyPatch.context() as patch:
+        # Its scores and its page take nine tenths of the time, and nothing here looks at them.
+        patch.setattr("braindecode_vis.pipeline.reporting.run_all", pipeline.train)
+        patch.setattr(bdv.DecodingRun, "leaks", ())
+        bdv.decode(data, out=out, settings=FEW)
     return out
 
 
@@ -274,3 +279,29 @@ def test_a_block_goes_on_after_an_early_end_and_its_pictures_are_never_scored(ju
     running.adopt(statistics=make_running(running), words="x")
     with pytest.raises(DataError, match="without --adapt running"):
         read_adaptation(running, tmp_path / "mine")
+
+
+def test_the_verb_hands_on_every_option_of_a_block(folder, command_line, monkeypatch, tmp_path):
+    """Its options were parsed and went nowhere."""
+    info = StreamInfo("x", "eeg", ("O1", "O2", "Oz", "Pz", "P3", "P4"), 100.0, "V")
+    source = ChunkSource(info, [])
+    monkeypatch.setattr("braindecode_vis.live.sources.open_source", lambda kind, name, **options: source)
+    words = ["live", folder, "--stream", "x"]
+    ran = command_line(*words, "--adapt", "running", "--calibrate", "run", "--pictures", "7", "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert RunningStatistics.WORDS in ran.stdout
+    from braindecode_vis.live.page.server import PageListener
+
+    pages = []
+    close = PageListener.close
+    monkeypatch.setattr(PageListener, "close", lambda page: (pages.append(page), close(page)))
+    command_line(*words, "--calibrate", "run", "--pictures", "7", "--rounds", "2", "--soa", "2")
+    assert len(pages[-1].calibration.showings) == 14
+    for more, said in (
+        (["--no-page", "--calibrated", tmp_path], "holds no calibrated decoder"),
+        (["--no-page", "--rounds", "2"], "are of the block that --calibrate shows"),
+        (["--no-page", "--tr", "2"], "are for --source folder"),
+    ):
+        ran = command_line(*words, *more)
+        assert ran.returncode == 2
+        assert said in ran.stderr

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.live.evidence import Evidence, fit_temperature
+from braindecode_vis.live.evidence import Evidence, NamedDecisions, fit_temperature
 from braindecode_vis.live.listeners import JsonLinesListener, TerminalListener
 from braindecode_vis.live.opening import open_session
 from braindecode_vis.live.session import ChunkSource, LiveSession, cut_chunks
@@ -19,6 +20,7 @@ from braindecode_vis.live.stream_roles import Chunk, Decision, Listener, Marker,
 from braindecode_vis.pipeline.learning import preprocess, train
 from braindecode_vis.preprocessing.causal import CausalFilter, make_resampling
 from braindecode_vis.preprocessing.epochs import cut_stretch, make_antialias_filter
+from braindecode_vis.retrieval import GallerySearch
 from tests.live.small_run import CH_NAMES, EXTRA, SFREQ, draw_recording, make_run
 
 NAMES = (*CH_NAMES, EXTRA)
@@ -61,9 +63,17 @@ def make_stream(seed=1, n=8, start=100.0):
     return signal, times, markers
 
 
+_DECODERS = {}
+
+
 def decode(run, chunks, *, names=NAMES, sfreq=SFREQ, unit="V", listeners=(), **options):
+    """Decode with one decoder for all streams that ask for nothing else: `open` begins anew."""
     notebook = Notebook()
-    decoder = RunStreamDecoder(run, session="02", **options)
+    decoder = None if options else _DECODERS.get(run.folder.path)
+    if decoder is None:
+        decoder = RunStreamDecoder(run, session="02", **options)
+        if not options:
+            _DECODERS[run.folder.path] = decoder
     source = ChunkSource(StreamInfo("lab", "eeg", tuple(names), sfreq, unit), chunks)
     LiveSession(source, decoder, [notebook, *listeners]).run()
     return notebook
@@ -82,9 +92,10 @@ def find_own(run, n=8):
 
 @pytest.mark.parametrize("size", [1, 7, 20, 10**6])
 def test_chunks_of_any_size_give_what_the_run_stored(run, size):
-    data, vectors = find_own(run)
-    found = decode(run, cut_chunks(*make_stream(), size=size)).decisions
-    assert [one.number for one in found] == list(range(8))
+    n = 2 if size == 1 else 8
+    data, vectors = find_own(run, n)
+    found = decode(run, cut_chunks(*make_stream(n=n), size=size)).decisions
+    assert [one.number for one in found] == list(range(n))
     np.testing.assert_allclose([one.epoch for one in found], data, atol=1e-5 * np.abs(data).max())
     np.testing.assert_allclose([one.embedding for one in found], vectors, atol=1e-5 * np.abs(vectors).max())
     for one in found:
@@ -172,6 +183,39 @@ def test_the_temperature_is_found_again():
     truth = np.array([draw.choice(30, p=row) for row in chances])
     assert fit_temperature(similarity, truth) == pytest.approx(12, rel=0.1)
     assert fit_temperature(-similarity, truth) == 0
+
+
+def test_an_encoder_that_knows_all_training_trials_has_no_probabilities_before_pictures_were_named(
+    run, monkeypatch, tmp_path
+):
+    """Its own trials made it sure of wrong pictures: 84 % on average where a third was right."""
+    monkeypatch.setattr("braindecode_vis.live.evidence.CHEAP_FIT", 0)
+    monkeypatch.setattr("braindecode_vis.live.evidence.FEWEST_NAMED", 4)
+    monkeypatch.setattr("braindecode_vis.live.evidence.EVERY_NAMED", 4)
+    signal, times, markers = make_stream(n=48)
+    text = io.StringIO()
+    found = decode(
+        run,
+        cut_chunks(signal, times, markers, size=100),
+        repetitions=True,
+        listeners=[TerminalListener(text)],
+    )
+    named = [n for n, one in enumerate(found.decisions) if one.shown]
+    first = named[3] + 1
+    assert all(not len(one.probability) and len(one.similarity) == 5 for one in found.decisions[:first])
+    assert all(0 < one.probability[0] < 1 for one in found.decisions[first:])
+    assert all(one.posterior_top for one in found.decisions)
+    assert any(one.startswith("Probabilities: fitted on nothing yet") for one in found.told)
+    assert sum(one.startswith("Probabilities from here on") for one in found.told) == 1
+    assert "probabilities fitted on its earlier decisions" in found.summary["protocol"]
+    line = next(one for one in text.getvalue().splitlines() if one.startswith("0: "))
+    assert "%" not in line
+    # Always right so far is no proof for ever: four of four are not beyond five of six.
+    search = GallerySearch(Embeddings(np.eye(3, dtype=np.float32), np.array(["a", "b", "c"]), "toy"))
+    count = NamedDecisions(search)
+    scales = [count.add(np.eye(3)[0], 0) for _ in range(4)]
+    assert scales[:3] == [None] * 3
+    assert np.exp(scales[3]) / (np.exp(scales[3]) + 2) == pytest.approx(5 / 6)
 
 
 def test_old_windows_are_forgotten():
@@ -297,8 +341,8 @@ def test_a_unit_that_cannot_be_true_is_refused_after_everyone_heard_the_end(run)
 
 
 def test_channels_by_other_names_in_another_order_missing_or_swapped(run):
-    signal, times, markers = make_stream(n=24)
-    vectors = find_own(run, 24)[1]
+    signal, times, markers = make_stream(n=4)
+    vectors = find_own(run, 4)[1]
     order = [3, 1, 0, 2, 7, 6, 5, 4, 8]
     names = ["EEG P4-REF", "p3", "T5", "PZ", "eeg O2", "OZ", "O1.", "T6", "Cz"]
     found = decode(run, cut_chunks(signal[order], times, markers), names=names)
@@ -318,6 +362,7 @@ def test_channels_by_other_names_in_another_order_missing_or_swapped(run):
     decode(run, cut_chunks(signal, times, markers), names=[*NAMES[:5], "x1", *NAMES[6:]], channels=table)
     with pytest.raises(DataError, match="the table of channels names 'x2'"):
         decode(run, [], channels={"x2": "O1"})
+    signal, times, markers = make_stream(n=20)
     swapped = decode(run, cut_chunks(signal[[0, 1, 6, 3, 4, 5, 2, 7, 8]], times, markers))
     assert [one for one in swapped.told if "look swapped" in one] == [
         "The channels Pz and Oz look swapped: each varies with the others as the other one did in the run."

@@ -366,13 +366,13 @@
       let open = false;
       for (const point of seen) {
         const p = point.p.get(id);
-        if (p === undefined) { open = false; continue; }
+        if (p === undefined || p === null) { open = false; continue; }
         if (open) pen.lineTo(xOf(point.n), yOf(p)); else pen.moveTo(xOf(point.n), yOf(p));
         open = true;
       }
       pen.stroke();
       const last = seen[seen.length - 1];
-      if (last.p.has(id)) { pen.beginPath(); pen.arc(xOf(last.n), yOf(last.p.get(id)), n ? 3.5 : 5, 0, 7); pen.fill(); }
+      if (typeof last.p.get(id) === "number") { pen.beginPath(); pen.arc(xOf(last.n), yOf(last.p.get(id)), n ? 3.5 : 5, 0, 7); pen.fill(); }
       const item = make("li"), icon = draw("svg", "", { viewBox: "0 0 12 12", "aria-hidden": "true" });
       icon.append(draw("rect", "k" + n, { y: 4, width: 12, height: 4 }));
       item.append(icon, make("span", "", nameOf(id)));
