@@ -64,6 +64,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "picard": ("python-picard", "eeg"),
     "pydicom": ("pydicom", "live"),
     "starlette": ("starlette", "live"),
+    "submitit": ("submitit", "cluster"),
     "tables": ("tables", "hdf"),
     "tensorboard": ("tensorboard", "tracking"),
     "transformers": ("transformers", "generate"),

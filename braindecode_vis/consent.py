@@ -65,6 +65,11 @@ def may_download() -> bool:
     return _GIVEN.get().download
 
 
+def may_run_commands(name: str) -> bool:
+    """Say whether this call named a kind of shell commands, such as ``cluster``, that a file may hold."""
+    return name in _GIVEN.get().modules
+
+
 def may_import(module: str) -> bool:
     """Say whether a module may be imported because a file names it.
 

@@ -18,6 +18,7 @@ import typer
 from braindecode_vis import __version__
 from braindecode_vis.cli import (
     audit,
+    cluster,
     data,
     discover,
     export,
@@ -90,6 +91,9 @@ _VERBS: dict[str, Callable[..., None]] = {
     "train-generator": studies.train_generator,
     "analyze": studies.analyze,
     "sweep": studies.sweep,
+    "status": cluster.status,
+    "collect": cluster.collect,
+    "cancel": cluster.cancel,
     "compare": studies.compare,
     "board": studies.board,
     "audit": audit.audit,
@@ -101,8 +105,13 @@ _VERBS: dict[str, Callable[..., None]] = {
     "live": live.live,
     "demo": data.demo,
 }
+#: These can be sent as jobs; sweep sends its runs.
+_SENT = ("run", "embed", "train", "reconstruct", "predict", "pretrain", "train-generator", "analyze")
+_VERBS |= {name: cluster.on_cluster(name, _VERBS[name]) for name in _SENT}
 #: Of these, none loads more than tables.
-_READING_VERBS = frozenset({"datasets", "configs", "describe", "fetch", "new", "banks", "weights"})
+_READING_VERBS = frozenset(
+    {"datasets", "configs", "describe", "fetch", "new", "banks", "weights", "status", "cancel"}
+)
 #: These write at their end, if at all; the others go on from what they have finished when they are given again.
 _STARTING_ANEW = frozenset(
     {
@@ -118,6 +127,9 @@ _STARTING_ANEW = frozenset(
         "audit",
         "export",
         "banks",
+        "status",
+        "collect",
+        "cancel",
         "stream",
         "live",
     }
@@ -145,6 +157,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "reconstruct": (
         "reconstruct runs/sub-08", "reconstruct runs/sub-08 --set generator.kind=nearest",
         "reconstruct runs/sub-08 --worker 0 --workers 4",
+        "reconstruct runs/sub-08 --workers 4 --cluster slurm --cluster-set gpus=1",
     ),
     "evaluate": ("evaluate runs/sub-08", "evaluate runs/sub-08 --json"),
     "report": ("report runs/sub-08",),
@@ -157,7 +170,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "pretrain": ("pretrain bold5000_wave_vith --root /data/bold5000 --out runs/wave",),
     "train-generator": ("train-generator --out generator",),
     "analyze": ("analyze --list", "analyze runs/sub-08 --analysis growing_window --analysis sensor_regions"),
-    "sweep": ("sweep synthetic_digits --over seed=0..2 --out runs/seeds",),
+    "sweep": (
+        "sweep synthetic_digits --over seed=0..2 --out runs/seeds",
+        "sweep synthetic_digits --over seed=0..199 --out runs/seeds --cluster slurm --cluster-set memory=4 --no-wait",
+    ),
+    "status": ("status runs/seeds",),
+    "collect": ("collect runs/seeds",),
+    "cancel": ("cancel runs/seeds",),
     "compare": ("compare runs/ridge runs/atm",),
     "board": ("board runs", "board runs/seeds --reference runs/seeds/seed-0 --out seeds.html"),
     "audit": ("audit runs/sub-08", "audit runs/sub-08 --refit"),

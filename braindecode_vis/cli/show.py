@@ -241,9 +241,26 @@ def open_source(
     holds: bool = True,
 ) -> Run:
     """Return the run that a verb works on; by default its folder is held until the verb has ended."""
-    from braindecode_vis.config import read_config
     from braindecode_vis.devices import is_first
-    from braindecode_vis.pipeline.runs import SilentListener, check_run_folder, open_run
+    from braindecode_vis.pipeline.runs import SilentListener, open_run
+
+    config, out = find_run(source, root, out, overrides, subjects)
+    run = open_run(config, out, ConsoleListener() if is_first() else SilentListener())
+    if holds and is_first():  # others of the same training follow it
+        HELD.enter_context(run.hold())
+    return run
+
+
+def find_run(
+    source: str,
+    root: Path | None,
+    out: Path | None,
+    overrides: list[str] | None,
+    subjects: list[str] | None = None,
+) -> tuple[RunConfig, Path]:
+    """Return the configuration that a verb works with and the folder it works in, which need not be there."""
+    from braindecode_vis.config import read_config
+    from braindecode_vis.pipeline.runs import check_run_folder
 
     if out is not None:
         check_run_folder(out)
@@ -252,14 +269,11 @@ def open_source(
     config = read_config(source, [*chosen, *(overrides or [])], root=root)
     folder = Path(source).expanduser()
     # A run folder that is named as the source is continued where it is.
-    if out is None and (folder / "config.yaml").is_file():
-        out = folder
-    if out is None or not (folder.is_dir() and out.expanduser().absolute() == folder.absolute()):
-        _tell_earlier((Path("runs") / config.name if out is None else out).expanduser().absolute(), config)
-    run = open_run(config, out, ConsoleListener() if is_first() else SilentListener())
-    if holds and is_first():  # others of the same training follow it
-        HELD.enter_context(run.hold())
-    return run
+    if out is None:
+        out = folder if (folder / "config.yaml").is_file() else Path("runs") / config.name
+    if not (folder.is_dir() and out.expanduser().absolute() == folder.absolute()):
+        _tell_earlier(out.expanduser().absolute(), config)
+    return config, out
 
 
 def _tell_earlier(out: Path, config: RunConfig) -> None:

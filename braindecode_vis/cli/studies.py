@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.cli.cluster import ClusterName, ClusterSet, Wait, refuse_alone, refuse_leaving
 from braindecode_vis.cli.show import (
     SOURCE,
     AllowDownload,
@@ -55,7 +58,6 @@ def analyze(
     debug: Debug = False,
 ) -> None:
     """Ask when, where and how the brain is decoded; each analysis writes a table, figures and a report section."""
-    from braindecode_vis.checks import ConfigError
     from braindecode_vis.pipeline.decoding import find_untested
     from braindecode_vis.pipeline.reporting import report
     from braindecode_vis.studies.analyze import analyze as analyze_run
@@ -206,30 +208,102 @@ def sweep(
     root: Root = None,
     overrides: Set = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at the same time.")] = 1,
+    cluster: ClusterName = None,
+    cluster_set: ClusterSet = None,
+    wait: Wait = None,
     trust_code: TrustCode = None,
     allow_download: AllowDownload = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run every combination of some settings, in parallel, into one table; an interrupted sweep goes on."""
-    from braindecode_vis.studies.sweep import parse_axes, summarise
+    """Run every combination of some settings, in parallel, into one table; an interrupted sweep goes on.
+
+    With --cluster each run that is missing becomes a job.
+    """
+    from braindecode_vis.studies.sweep import parse_axes
     from braindecode_vis.studies.sweep import sweep as run_sweep
 
     axes = parse_axes(over)
-    table = run_sweep(
-        source, axes, out, overrides=overrides or [], root=root, n_jobs=jobs, listener=ConsoleListener()
-    )
+    table: pd.DataFrame | None
+    if cluster is not None:
+        if jobs != 1:
+            raise ConfigError(
+                "--jobs is for runs of this process; use --cluster-set parallel=N with --cluster."
+            )
+        table = _sweep_on_cluster(
+            source, axes, out, overrides or [], root, cluster, cluster_set or [], wait, as_json
+        )
+        if table is None:
+            return
+    else:
+        refuse_alone(cluster_set, wait)
+        table = run_sweep(
+            source, axes, out, overrides=overrides or [], root=root, n_jobs=jobs, listener=ConsoleListener()
+        )
     # Runs that failed stand in the table too, so that nobody averages over fewer seeds unawares.
-    failed = table[table["error"] != ""]
     if as_json:
         rows = json.loads(table.to_json(orient="records"))
-        print_json({"run_folder": str(out), "scores": rows, "failed": sorted(set(failed["run"]))})
+        failed = sorted(set(table[table["error"] != ""]["run"]))
+        print_json({"run_folder": str(out), "scores": rows, "failed": failed})
         return
-    shown = summarise(table, list(axes)).drop(columns=["ci_low", "ci_high"], errors="ignore")
+    print_sweep(table, list(axes), out)
+
+
+def _sweep_on_cluster(
+    source: str,
+    axes: dict[str, list[str]],
+    out: Path,
+    overrides: list[str],
+    root: Path | None,
+    executor: str,
+    changes: list[str],
+    wait: bool | None,
+    as_json: bool,
+) -> pd.DataFrame | None:
+    """Send a sweep; return its table, or print what was sent where nobody waits."""
+    from braindecode_vis.cluster.submitting import read_cluster
+    from braindecode_vis.cluster.sweeps import count_states, sweep_as_jobs
+    from braindecode_vis.config import read_config
+
+    # One cluster for all runs, so that the swept keys do not matter here.
+    settings = read_config(source, overrides, root=root).cluster
+    cluster = read_cluster(executor, settings, changes, where=source)
+    refuse_leaving(cluster, math.prod(map(len, axes.values())), wait is not False)
+    done = sweep_as_jobs(
+        source,
+        axes,
+        out,
+        cluster,
+        overrides=overrides,
+        root=root,
+        wait=wait is not False,
+        listener=ConsoleListener(),
+    )
+    if done.table is not None:
+        return done.table
+    if as_json:
+        print_json(
+            {"run_folder": str(out), "scores": [], "jobs": [state.job.job_id for state in done.states]}
+        )
+    else:
+        make_console(stderr=False).print(
+            f"{done.n_there} runs are there, {len(done.sent)} sent, {len(done.known)} sent before: "
+            f"{count_states(done.states)}\nlook after them with braindecode-vis status {out}; the same command sends "
+            "what is missing, and makes the table",
+            markup=False,
+        )
+    return None
+
+
+def print_sweep(table: pd.DataFrame, keys: list[str], out: Path) -> None:
+    """Print the summary of a sweep, and which of its runs failed."""
+    from braindecode_vis.studies.sweep import summarise
+
+    shown = summarise(table, keys).drop(columns=["ci_low", "ci_high"], errors="ignore")
     shown.columns = [str(name).rsplit(".", 1)[-1] for name in shown.columns]
     _print_table(shown, "Mean over seeds of the decoded system")
     console = make_console(stderr=False)
-    for run, message in failed[["run", "error"]].itertuples(index=False):
+    for run, message in table[table["error"] != ""][["run", "error"]].itertuples(index=False):
         console.print(f"{run} failed: {message}", markup=False)
     console.print(f"tables: {out / 'sweep.csv'}, {out / 'summary.csv'}", markup=False)
 
@@ -245,7 +319,6 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Compare runs on the same test items, with paired intervals and corrected p-values."""
-    from braindecode_vis.checks import ConfigError
     from braindecode_vis.store import replace_atomically
     from braindecode_vis.studies.compare import compare_runs
 
@@ -301,7 +374,6 @@ def board(
 
     experiment.json beside it holds the same rows for tables of your own.
     """
-    from braindecode_vis.checks import ConfigError
     from braindecode_vis.studies.board import describe_rows, make_board
 
     page = folders[0] / "board.html" if out is None else out

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.embeddings.text import ConceptTextConfig
 from braindecode_vis.generators.captions_config import CaptionsConfig
 from braindecode_vis.generators.image_fusion import ImageFusionConfig
@@ -270,6 +271,8 @@ class RunConfig(Settings):
         Settings of the steps that have no components.
     analyses
         What the verb ``analyze`` does without ``--analysis``.
+    cluster
+        What jobs ask for, where a verb is given ``--cluster``.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -288,6 +291,10 @@ class RunConfig(Settings):
     retrieval: RetrievalConfig = RetrievalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     analyses: tuple[Annotated[Any, Component("analysis")], ...] = ()
+    # Never written out: what a run folder holds is the same wherever it was computed.
+    cluster: ClusterConfig | None = Field(default=None, exclude=True)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"cluster"})
 
     @model_validator(mode="after")
     def _check_outside(self) -> Self:

@@ -87,7 +87,9 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         # What a run wrote has every default in it, also where an earlier version had fewer settings.
         of_run = path.name == "config.yaml" and (path.parent / "stages").is_dir()
         _refuse_ignored(
-            config, {} if of_run or set(RunConfig.model_fields) <= set(written) else written, overrides
+            config,
+            {} if of_run or set(RunConfig.model_fields) - {"cluster"} <= set(written) else written,
+            overrides,
         )
     except ConsentError:
         raise

@@ -149,6 +149,8 @@ def _identify_code() -> list[list[Any]]:
 def _digest_files(folder: Path) -> dict[str, str]:
     """Return the digest of each file of a run folder, but for hidden ones, and where links lead."""
     names = {os.path.relpath(entry.path, folder): entry for entry in _walk(str(folder))}
+    # Logs of the jobs that work here grow while this is asked.
+    names = {name: entry for name, entry in names.items() if not name.startswith(f"jobs{os.sep}")}
     found = digests.digest_files({name: folder / name for name in names})
     links = {name: f" {(folder / name).readlink()}" for name, entry in names.items() if entry.is_symlink()}
     return {name: digest + links.get(name, "") for name, digest in found.items()}

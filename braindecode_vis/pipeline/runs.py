@@ -262,8 +262,8 @@ def check_run_folder(folder: Path) -> Path:
         raise DataError(f"the run folder {path} cannot be written (it is a file); choose another with --out.")
     there = sorted(entry.name for entry in path.iterdir() if entry.name[0] != ".") if path.is_dir() else []
     ours = "config.yaml" in there or "stages" in there
-    # What `decode` writes first is the data, which may be all there is of a run that was interrupted.
-    if there and not ours and there != ["data"]:
+    # What `decode` writes first is the data, and jobs of a cluster their list: all there is of a run that was stopped.
+    if not ours and set(there) - {"data", "jobs"}:
         raise DataError(
             f"{path} is no run folder and holds other files ({', '.join(there[:3])}{', ...' if len(there) > 3 else ''}"
             "); choose a new folder with --out."

@@ -13,8 +13,9 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from braindecode_vis.pipeline.runs import Listener, SilentListener, read_scores
 
 #: Runs of one sweep: each has a folder and takes seconds, so that more are a slip of the pen.
 MAX_RUNS = 10_000
+#: In the folder of a sweep: the swept keys, and the settings of each run.
+LIST = "sweep.json"
 #: The command without the current folder on the path, where a file named like any module would be run in its place.
 _START = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); import braindecode_vis; del sys.path[0]; "
@@ -160,6 +163,35 @@ def sweep(
     DataError
         If every run failed.
     """
+    combinations, configs = plan_sweep(source, axes, out, overrides=overrides, root=root)
+    show = listener or SilentListener()
+    with hold_sweep(out, configs, show):  # its runs hold their own folders
+        make_folders(combinations, configs, out, list(axes))
+        failures: dict[Path, str] = {}
+        with (
+            show.progress(f"running {len(combinations)} combinations", len(combinations)) as advance,
+            ThreadPoolExecutor(n_jobs) as pool,
+        ):
+            jobs = {
+                pool.submit(_run_one, c.folder, n_jobs, list_consents(config)): c
+                for c, config in zip(combinations, configs, strict=True)
+            }
+            for job in as_completed(jobs):
+                if message := job.result():
+                    failures[jobs[job].folder] = message
+                advance(1)
+        return write_tables(combinations, failures, out, list(axes))
+
+
+def plan_sweep(
+    source: str,
+    axes: Mapping[str, Sequence[str]],
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    root: Path | None = None,
+) -> tuple[list[Combination], list[RunConfig]]:
+    """Return the runs of a sweep and their configurations; parameters and errors are those of `sweep`."""
     if (out / "config.yaml").is_file():
         raise ConfigError(f"{out} is a run folder; give the sweep a folder of its own with --out.")
     if (n_runs := math.prod(map(len, axes.values()))) > MAX_RUNS:
@@ -175,7 +207,12 @@ def sweep(
             raise ConfigError(
                 f"the combination {', '.join(combination.overrides)} cannot run: {error}"
             ) from error
-    show = listener or SilentListener()
+    return combinations, configs
+
+
+@contextmanager
+def hold_sweep(out: Path, configs: Sequence[RunConfig], show: Listener) -> Iterator[None]:
+    """Make the folder of a sweep and hold it while the context lasts."""
 
     def tell(sentence: str) -> None:
         with show.watch("sweep:") as say:
@@ -187,19 +224,14 @@ def sweep(
         raise ConfigError(
             f"the folder {out} cannot be written ({error.strerror}); choose another with --out."
         ) from error
-    asked = store.hash_json([dump_config(config) for config in configs])
-    with hold_folder(out, asked, tell):  # its runs hold their own folders
-        return _run_all(combinations, configs, out, list(axes), n_jobs, show)
+    with hold_folder(out, store.hash_json([dump_config(config) for config in configs]), tell):
+        yield
 
 
-def _run_all(
-    combinations: Sequence[Combination],
-    configs: Sequence[RunConfig],
-    out: Path,
-    keys: Sequence[str],
-    n_jobs: int,
-    show: Listener,
-) -> pd.DataFrame:
+def make_folders(
+    combinations: Sequence[Combination], configs: Sequence[RunConfig], out: Path, keys: Sequence[str]
+) -> None:
+    """Make the folder of every run, with its configuration and the store that all share, and the list of them."""
     stages = out / "stages"
     for combination, config in zip(combinations, configs, strict=True):
         folder = combination.folder
@@ -214,19 +246,29 @@ def _run_all(
             raise ConfigError(
                 f"the folder {combination.folder} cannot be written ({error.strerror}); choose another with --out."
             ) from error
-    failures: dict[Path, str] = {}
-    with (
-        show.progress(f"running {len(combinations)} combinations", len(combinations)) as advance,
-        ThreadPoolExecutor(n_jobs) as pool,
-    ):
-        jobs = {
-            pool.submit(_run_one, c.folder, n_jobs, _list_consents(config)): c
-            for c, config in zip(combinations, configs, strict=True)
-        }
-        for job in as_completed(jobs):
-            if message := job.result():
-                failures[jobs[job].folder] = message
-            advance(1)
+    runs = [{"run": c.folder.name, "settings": dict(c.settings)} for c in combinations]
+    store.write_json(out / LIST, {"keys": list(keys), "runs": runs})
+
+
+def read_list(out: Path) -> tuple[list[str], list[Combination]]:
+    """Return the swept keys and the runs of a sweep that was begun in a folder."""
+    if not (out / LIST).is_file():
+        raise DataError(f"{out} is no folder of a sweep: it holds no {LIST}.")
+    content = store.read_json(out / LIST)
+    try:
+        runs = [
+            Combination({str(k): str(v) for k, v in row["settings"].items()}, out / Path(row["run"]).name)
+            for row in content["runs"]
+        ]
+        return [str(key) for key in content["keys"]], runs
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{out / LIST} is damaged; give the command of the sweep again.") from error
+
+
+def write_tables(
+    combinations: Sequence[Combination], failures: Mapping[Path, str], out: Path, keys: Sequence[str]
+) -> pd.DataFrame:
+    """Write the tables of what is there, and return the one of all rows; `DataError` if every run failed."""
     table = _collect(combinations, failures)
     if len(failures) == len(combinations):
         raise DataError(f"every run of the sweep failed; the first said: {next(iter(failures.values()))}")
@@ -238,7 +280,7 @@ def _run_all(
     return table
 
 
-def _list_consents(config: RunConfig) -> list[str]:
+def list_consents(config: RunConfig) -> list[str]:
     """Return the options that allow to a run what this call allows, since the folder of the run cannot keep that."""
     options: dict[str, None] = {}
     for key, settings in config.walk():
@@ -251,6 +293,11 @@ def _list_consents(config: RunConfig) -> list[str]:
     return list(options)
 
 
+def make_command(words: Sequence[str]) -> list[str]:
+    """Return program and arguments of a command of this package, as a process of its own."""
+    return [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[2]), *words]
+
+
 def _run_one(folder: Path, n_jobs: int, consents: Sequence[str] = ()) -> str:
     """Run one combination in a process of its own; return what went wrong, or an empty text."""
     # Each library would otherwise start as many threads as there are cores, in every process.
@@ -258,7 +305,7 @@ def _run_one(folder: Path, n_jobs: int, consents: Sequence[str] = ()) -> str:
     limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(
-            [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[2]), "run", str(folder), *consents],
+            make_command(["run", str(folder), *consents]),
             stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **limits}, check=False,
         )  # fmt: skip
     if done.returncode == 0:

@@ -1,0 +1,87 @@
+"""What a job of a cluster is given: partition, memory, time and the like; it changes no result and no fingerprint."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from braindecode_vis.settings import Settings
+
+
+class ClusterConfig(Settings):
+    """What each job asks for, once a verb is given ``--cluster``; without that nothing here is looked at.
+
+    Parameters
+    ----------
+    partition
+        Of Slurm; its default one if None.
+    account
+        That Slurm charges; the user's default one if None.
+    gpus
+        Graphics cards of a job; 0 hides those of this machine from local jobs.
+    cpus
+        Processor cores of a job, and threads of its numerical libraries.
+    memory
+        Of a job, in GB; None takes what Slurm gives by default.
+    time
+        Minutes that a job may take. A minute and a half before the end it is stopped, queued again, and goes on.
+    requeues
+        How often a job that ran out of its time is queued again.
+    parallel
+        Jobs of an array that run at once. None leaves it to Slurm (at most 256); on this machine it is the number of
+        cores divided by `cpus`.
+    setup
+        Shell commands before each job, such as ``module load cuda``. Those of a file run with ``--trust-code cluster``
+        alone.
+    extra
+        Further options of sbatch by their long names, such as ``qos: long``; an empty value is an option without one.
+        Those of a file need ``--trust-code cluster`` too.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    gpus: int = Field(default=0, ge=0, le=1024)
+    cpus: int = Field(default=1, ge=1, le=4096)
+    memory: float | None = Field(default=None, gt=0, le=100_000)
+    time: int = Field(default=120, ge=1, le=60 * 24 * 365)
+    requeues: int = Field(default=3, ge=0, le=1000)
+    parallel: int | None = Field(default=None, ge=1, le=10_000)
+    setup: tuple[str, ...] = ()
+    extra: dict[str, str] = Field(default_factory=dict)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset(
+        {"partition", "account", "gpus", "cpus", "memory", "time", "requeues", "parallel", "setup", "extra"}
+    )
+
+    @model_validator(mode="after")
+    def _check_lines(self) -> Self:
+        # A line break would end the comment that sbatch reads, and the rest would run as a command.
+        for name in ("partition", "account"):
+            if (value := getattr(self, name)) is not None and not re.fullmatch(r"[\w.,:@+-]+", value):
+                raise ValueError(f"{name} is {value!r}, which no {name} of Slurm can be called")
+        for key, value in self.extra.items():
+            if not re.fullmatch(r"[a-z][a-z0-9-]*", key) or not value.isprintable():
+                raise ValueError(
+                    f"extra holds {key!r}: {value!r}; write a long option of sbatch without its dashes and a value of "
+                    "one line, such as qos: long"
+                )
+            if key in _OWN:
+                raise ValueError(
+                    f"extra holds {key}, which is {_OWN[key]}; leave it out of extra"
+                    if _OWN[key] != "set"
+                    else f"extra holds {key}, which every job sets itself; leave it out"
+                )
+        if lines := [line for line in self.setup if not line.isprintable() or not line.strip()]:
+            raise ValueError(f"setup holds {lines[0]!r}; write each command as one line of its own")
+        return self
+
+
+#: Options of sbatch that have a setting of their own, or that the jobs need for themselves.
+_OWN = {
+    "partition": "the setting partition", "account": "the setting account", "time": "the setting time",
+    "mem": "the setting memory", "cpus-per-task": "the setting cpus", "gpus-per-node": "the setting gpus",
+    "array": "the setting parallel", "job-name": "set", "output": "set", "error": "set", "open-mode": "set",
+    "signal": "set", "nodes": "set", "ntasks-per-node": "set", "dependency": "set", "wrap": "set", "chdir": "set",
+}  # fmt: skip
