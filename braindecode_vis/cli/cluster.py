@@ -239,7 +239,7 @@ def _print_states(folder: Path, states: Sequence[JobState]) -> None:
 
     order = {"failed": 0, "lost": 1, "stopped": 2, "running": 3, "unknown": 4, "waiting": 5, "done": 6}
     rows = sorted(states, key=lambda state: order[state.state])
-    table = Table(title=f"{folder}: {count_states(states)}", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
     for column in ("job", "name", "state", "time", "left", "node", "stages", "why"):
         table.add_column(column, overflow="fold")
     for state in rows[:_SHOWN]:
@@ -251,6 +251,7 @@ def _print_states(folder: Path, states: Sequence[JobState]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 200)
+    console.print(f"{folder}: {count_states(states)}", markup=False, soft_wrap=True)
     console.print(table)
     if len(rows) > _SHOWN:
         console.print(f"and {len(rows) - _SHOWN} more, which --json lists")

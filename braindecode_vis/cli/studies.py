@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from braindecode_vis.checks import ConfigError
 from braindecode_vis.cli.cluster import ClusterName, ClusterSet, Wait, refuse_alone, refuse_leaving
 from braindecode_vis.cli.show import (
     SOURCE,
@@ -58,6 +57,7 @@ def analyze(
     debug: Debug = False,
 ) -> None:
     """Ask when, where and how the brain is decoded; each analysis writes a table, figures and a report section."""
+    from braindecode_vis.checks import ConfigError
     from braindecode_vis.pipeline.decoding import find_untested
     from braindecode_vis.pipeline.reporting import report
     from braindecode_vis.studies.analyze import analyze as analyze_run
@@ -220,6 +220,7 @@ def sweep(
 
     With --cluster each run that is missing becomes a job.
     """
+    from braindecode_vis.checks import ConfigError
     from braindecode_vis.studies.sweep import parse_axes
     from braindecode_vis.studies.sweep import sweep as run_sweep
 
@@ -319,6 +320,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Compare runs on the same test items, with paired intervals and corrected p-values."""
+    from braindecode_vis.checks import ConfigError
     from braindecode_vis.store import replace_atomically
     from braindecode_vis.studies.compare import compare_runs
 
@@ -374,6 +376,7 @@ def board(
 
     experiment.json beside it holds the same rows for tables of your own.
     """
+    from braindecode_vis.checks import ConfigError
     from braindecode_vis.studies.board import describe_rows, make_board
 
     page = folders[0] / "board.html" if out is None else out

@@ -102,7 +102,7 @@ class CommandJob:
             self._end("failed", sentence, 2)
             return
         self._write("running")
-        code, sentence = 1, ""
+        began = time.monotonic()
         try:
             code = self._run()
         except BaseException as error:  # a signal while it ran: submitit's end of the job, or cancel's
@@ -114,7 +114,7 @@ class CommandJob:
         if code == 0:
             if self.seal:
                 write_note(Path(self.seal[0]), json.loads(self.seal[1]))
-            self._end("done", "", 0)
+            self._write("done", command_seconds=round(time.monotonic() - began, 3))
         elif code in (130, 143) or code in (-signal.SIGTERM, -signal.SIGINT):
             self._end("stopped", "it was cancelled or preempted; what is finished is kept.", code)
         else:
@@ -192,10 +192,9 @@ class CommandJob:
 
     def _end(self, state: str, sentence: str, code: int) -> None:
         self._write(state, sentence=sentence, code=code)
-        if sentence:
-            with contextlib.suppress(OSError), Path(self.log).open("a") as log:
-                log.write(f"job: {sentence}\n")
-        if code and self.executor != "debug":
+        with contextlib.suppress(OSError), Path(self.log).open("a") as log:
+            log.write(f"job: {sentence}\n")
+        if self.executor != "debug":
             sys.exit(
                 code if code > 0 else 128 - code
             )  # Slurm then knows that it failed; no pickle is written

@@ -6,7 +6,9 @@ and when. Only one process at a time sends from a folder, so that two people can
 
 from __future__ import annotations
 
+import atexit
 import getpass
+import io
 import os
 import platform
 import shlex
@@ -17,7 +19,7 @@ import sysconfig
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -363,7 +365,7 @@ def _send_to_slurm(
     )
     executor.update_parameters(**describe_slurm(settings, after))
     try:
-        with executor.batch():
+        with redirect_stderr(io.StringIO()), executor.batch():  # submitit repeats there what the error says
             made = [executor.submit(call) for call in calls]
     except (RuntimeError, subprocess.SubprocessError) as error:
         raise ConfigError(
@@ -374,6 +376,8 @@ def _send_to_slurm(
 
 #: Processes of this one, which are asked for so that none is left as a zombie.
 STARTED: dict[str, Any] = {}
+# While submitit can still answer what such an object asks when it goes.
+atexit.register(STARTED.clear)
 
 
 def _start_here(jobs: Path, call: CommandJob, cluster: Cluster) -> str:

@@ -38,6 +38,7 @@ _WAITING = (
 _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 #: Why Slurm lets a job wait, in words; those at the end never start by themselves.
 _REASONS = {
+    "None": "Slurm has not looked at it yet",
     "Resources": "no node has room for it yet",
     "Priority": "other jobs are before it",
     "Dependency": "other jobs must end first",
@@ -123,7 +124,7 @@ def _find_state(folder: Path, job: SentJob, queue: dict[str, _Queued] | None) ->
         return JobState(job, "unknown", "Slurm does not answer", _describe_seconds(note), "", host)
     found = queue.get(job.job_id)
     if found is not None and found.state in _WAITING:
-        return JobState(job, "waiting", _describe_reason(found.reason), "", found.left, "")
+        return JobState(job, "waiting", _describe_reason(found.reason))
     if said in ("failed", "stopped"):
         return JobState(job, said, sentence, _describe_seconds(note), "", host)
     if found is not None and found.state in _RUNNING:
@@ -209,7 +210,10 @@ def _describe_loss(folder: Path, job: SentJob, note: dict[str, Any]) -> str:
 
 def _is_running_here(job: SentJob, note: dict[str, Any]) -> bool:
     if job.job_id in STARTED:
-        return not STARTED[job.job_id].done()
+        if not STARTED[job.job_id].done():
+            return True
+        del STARTED[job.job_id]
+        return False
     # Numbers of processes are given again, so that the command line must be that of a job.
     return any(_is_submitit(number) for number in (job.job_id, str(note.get("pid", ""))))
 
