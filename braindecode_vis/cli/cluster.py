@@ -85,7 +85,14 @@ def _send_verb(
         raise ConfigError("analyze needs a configuration, a run folder or a data set to be sent as a job.")
     settings = None
     if name == "predict":
+        from braindecode_vis.pipeline.prediction_files import check_out
+
         folder = given["run"]
+        if not (folder / "config.yaml").is_file():
+            raise DataError(
+                f"{folder} is no run folder: it holds no config.yaml; give the folder that run printed."
+            )
+        check_out(given["out"])
     elif name == "train-generator":
         folder = given["out"]
     else:

@@ -109,7 +109,7 @@ class CommandJob:
             if type(error).__name__ == "UncompletedJobError":
                 self._write("failed", sentence=self._describe_time())
             elif not isinstance(error, SystemExit):  # which follows a requeue, noted by `checkpoint`
-                self._write("stopped", sentence=f"stopped by {type(error).__name__}; give the command again.")
+                self._write("stopped", sentence="it was cancelled; give the command again to go on.")
             raise
         if code == 0:
             if self.seal:

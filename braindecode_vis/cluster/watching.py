@@ -101,13 +101,20 @@ class _Queued:
 
 def find_states(folder: Path, jobs: Sequence[SentJob]) -> list[JobState]:
     """Return how jobs of a folder are, in their order."""
-    slurm = [job for job in jobs if job.executor == "slurm"]
-    queue = _read_queue(slurm) if slurm else {}
-    return [_find_state(folder, job, queue) for job in jobs]
+    notes = [_read_note(folder, job) for job in jobs]
+    # Slurm is asked for those alone that may not have ended well.
+    open_ones = [
+        job
+        for job, note in zip(jobs, notes, strict=True)
+        if job.executor == "slurm" and note.get("state") != "done"
+    ]
+    queue = _read_queue(open_ones) if open_ones else {}
+    return [_find_state(folder, job, note, queue) for job, note in zip(jobs, notes, strict=True)]
 
 
-def _find_state(folder: Path, job: SentJob, queue: dict[str, _Queued] | None) -> JobState:
-    note = _read_note(folder, job)
+def _find_state(
+    folder: Path, job: SentJob, note: dict[str, Any], queue: dict[str, _Queued] | None
+) -> JobState:
     said, host = note.get("state", ""), str(note.get("host", ""))
     sentence = str(note.get("sentence", ""))
     if said == "done":
@@ -254,7 +261,7 @@ def wait_for_jobs(
         counts = Counter(state.state for state in states)
         if counts != last:
             tell(states)
-            last, pause = counts, _POLL_S[0]
+            last = counts
         # Seen twice, as a shared disk may show a note some seconds after the queue has dropped the job.
         now_lost = {state.job.ticket for state in states if state.state == "lost"}
         if sum(state.is_active for state in states) <= n_left and now_lost <= lost:
