@@ -72,7 +72,7 @@ class Size:
 SIZES = {
     "tiny": Size(8, 0.2, 2.0, 500, 5, 6, 4, 2, 12.0),
     "quick": Size(200, 1.0, 20.0, 100_000, 50, 40, 20, 8, 6.0),
-    "full": Size(1000, 10.0, 120.0, 1_000_000, 1000, 150, 50, 20, 1.8),
+    "full": Size(1000, 10.0, 120.0, 1_000_000, 1000, 150, 50, 20, 1.75),
 }
 
 
@@ -375,13 +375,24 @@ def measure_image(folder: Path, size: Size) -> list[Row]:
     n = max(3, size.decisions // 25)
     root = make_eeg(folder, size)
     decoder = RunStreamDecoder(open_ridge(folder, size, images=True), reconstruct=True)
+    maker, processor = decoder._reconstructor, []
+    make = maker._make
+
+    def make_watched(*given: Any) -> Any:
+        since = time.process_time()
+        image = make(*given)
+        processor.append(1000 * (time.process_time() - since))
+        return image
+
+    maker._make = make_watched
     source = ReplaySource(open_phantom(root, split="test", soa=2.0), speed=1.0)
     LiveSession(source, decoder, [Clock()], duration=2.0 * n + 5).run()
-    kept = made[2:] or made
+    kept, spent = made[2:] or made, processor[2:] or processor
     return [
         Row("Decision to its image, embedded generator, wall time, p50 / p99 / longest", tell_times(kept), "1000 ms",
             bool(np.percentile(kept, 50) < 1000),
-            f"{len(kept)} images of a stream in real time, two threads; {tell_load()}")
+            f"{len(kept)} images of a stream in real time, two threads; processor time of both threads "
+            f"{tell_times(spent)}; {tell_load()}")
     ]  # fmt: skip
 
 
@@ -447,6 +458,40 @@ def compare_filter(folder: Path, size: Size, name: str) -> list[Row]:
         Row("live, causal filters", tell(own), "", None, f"cost {cost(own)}; {delay}"),
         Row("live, trained on causal responses too", tell(causal), "", None,
             f"cost {cost(causal)}; whitening stays the run's"),
+    ]  # fmt: skip
+
+
+def measure_bridges(folder: Path, size: Size) -> list[Row]:
+    """What gaps cost that are drawn straight: the same trials of the same stream with and without them."""
+    from braindecode_vis.live.replay import Faults, ReplaySource, open_playback
+    from braindecode_vis.live.stream_decoder import RunStreamDecoder
+    from braindecode_vis.metrics.uncertainty import bootstrap_interval
+
+    run, found, lost = open_ridge(folder, size), {}, 0
+    for name, faults in (("whole", None), ("gaps", Faults(drop=0.01, seed=0))):
+        source = ReplaySource(open_playback(run.folder.path, split="test"), faults=faults)
+        watched, summary = decode(RunStreamDecoder(run), source)
+        found[name] = dict(number_shows(watched.decisions))
+        lost = summary["n_lost"]
+    bridged, whole = {}, {}
+    for key, one in found["gaps"].items():
+        if not one.lost and key in found["whole"] and not found["whole"][key].lost:
+            held = any(note.startswith("bridged:") for note in one.notes)
+            (bridged if held else whole)[key] = one
+    n = int(summary["scores"]["top1"]["chance"] ** -1 + 0.5)
+
+    def tell(hits: Mapping[Any, float], sign: str = "") -> str:
+        values, clusters = np.array(list(hits.values())), np.array([key[0] for key in hits])
+        interval = bootstrap_interval(values, clusters=clusters, n_boot=2000)
+        return f"{values.mean():{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+
+    cost = {key: float(one.rank <= 5) - float(found["whole"][key].rank <= 5) for key, one in bridged.items()}
+    return [
+        Row("Top-5 of decisions with a bridged gap", tell({key: float(one.rank <= 5) for key, one in bridged.items()}),
+            "", None, f"{len(bridged)} of {len(found['gaps'])} decisions, {lost} lost; 1 % of the chunks of 20 ms "
+            f"dropped; top-5 of {n}, chance {5 / n:.3f}; against the same trials without gaps {tell(cost, '+')}"),
+        Row("Top-5 of decisions without one", tell({key: float(one.rank <= 5) for key, one in whole.items()}), "", None,
+            f"{len(whole)} decisions of the same stream; intervals resample pictures"),
     ]  # fmt: skip
 
 
@@ -777,6 +822,7 @@ PARTS: dict[str, Callable[[Path, Size], list[Row]]] = {
     "isotropic": measure_isotropic,
     "image": measure_image,
     "filters": measure_filters,
+    "bridges": measure_bridges,
     "volumes": measure_volumes,
     "replay": measure_replay,
     "loopback": measure_loopback,

@@ -83,6 +83,15 @@ def live(
     repetitions: Annotated[
         bool, typer.Option("--repetitions", help="Add up the evidence of markers of the same value.")
     ] = False,
+    bridge: Annotated[
+        float | None,
+        typer.Option(
+            "--bridge",
+            metavar="MS",
+            min=0,
+            help="Longest gap that is drawn straight between its neighbours, and said; 40 by default, 0 for none.",
+        ),
+    ] = None,
     reconstruct: Annotated[
         bool, typer.Option("--reconstruct", help="Make an image of each prediction, as time allows.")
     ] = False,
@@ -218,7 +227,7 @@ def live(
         finished, stream, source=source, source_options=source_options,
         listeners=listeners, duration=duration, decisions=decisions, gallery=gallery, fold=fold, subject=subject,
         channels=channels, interpolate=interpolate, unit=unit, every=every, events=events, n_top=top,
-        repetitions=repetitions, reconstruct=reconstruct,
+        repetitions=repetitions, reconstruct=reconstruct, **({} if bridge is None else {"bridge": bridge}),
     )  # fmt: skip
     if calibrate is not None or calibrated is not None or adapt is not None:
         from braindecode_vis.live.calibration import prepare_calibration

@@ -141,6 +141,8 @@ def describe_summary(summary: Mapping[str, Any]) -> list[str]:
         f"{summary.get('n_decisions', 0)} decisions, {summary.get('n_lost', 0)} lost{reasons} in "
         f"{summary.get('seconds', 0.0):.1f} s; ended: {summary.get('ended', '')}"
     ]
+    if n_bridged := summary.get("n_bridged"):
+        lines.append(f"{n_bridged} of them hold a gap that was bridged")
     if wait := summary.get("latency_ms", {}).get("wait"):
         lines.append(
             f"latency: half within {wait['p50']:.1f} ms, 99 of 100 within {wait['p99']:.1f} ms, longest "

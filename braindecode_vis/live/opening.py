@@ -33,10 +33,11 @@ def open_decoder(run: FinishedRun, **options: Any) -> StreamDecoder:
         from braindecode_vis.live.volume_decoder import VolumeDecoder
 
         # What belongs to channels; at its default it asks for nothing.
-        beside = {
-            key: options.pop(key, None) for key in ("channels", "interpolate", "unit", "every", "forgetting")
-        }
-        if unused := [key for key, value in beside.items() if value]:
+        names = ("channels", "interpolate", "unit", "every", "forgetting", "bridge")
+        beside = {key: options.pop(key, None) for key in names}
+        if unused := [
+            key for key, value in beside.items() if value or (key == "bridge" and value is not None)
+        ]:
             raise ConfigError(
                 f"{unused[0]} is for streams of channels, and {run.folder.path} learnt from {dims[1]}s."
             )

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import DataError
 from braindecode_vis.live.stream_roles import Decision
 from braindecode_vis.pipeline.finished_run import FinishedRun
 from braindecode_vis.pipeline.learning import train
-from braindecode_vis.pipeline.predicting import prepare_images
+from braindecode_vis.pipeline.predicting import find_fits, prepare_images
 
 #: Seconds that the end of a session waits for the last image.
 LAST_IMAGE_S = 60.0
@@ -31,9 +32,21 @@ class Reconstructor:
     ----------
     run, folds
         The run, and the folds that predict.
+
+    Raises
+    ------
+    DataError
+        If the run has made no images, and has no prior and generator that are fitted.
     """
 
     def __init__(self, run: FinishedRun, folds: list[int]) -> None:
+        try:
+            find_fits(run)
+        except DataError as error:
+            raise DataError(
+                f"{run.folder.path} has no fitted prior and generator, of which images are made; run braindecode-vis "
+                f"reconstruct {run.folder.path} first, or leave out --reconstruct."
+            ) from error
         self._run, self._folds = run, folds
         self._asked: queue.Queue[tuple[Decision, Responses, Embeddings] | None] = queue.Queue(1)
         self._made: queue.SimpleQueue[Decision | str] = queue.SimpleQueue()

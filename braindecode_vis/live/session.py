@@ -42,6 +42,7 @@ class Tally:
 
     n: int = 0
     n_images: int = 0
+    n_bridged: int = 0
     lost: Counter[str] = field(default_factory=Counter)
     latencies: dict[str, deque[float]] = field(default_factory=dict)
     ranked: deque[tuple[str, float]] = field(default_factory=lambda: deque(maxlen=MOST_KEPT))
@@ -56,6 +57,7 @@ class Tally:
         if decision.lost:
             self.lost[decision.lost.split(":", 1)[0]] += 1
             return
+        self.n_bridged += any(note.startswith("bridged:") for note in decision.notes)
         for name, value in decision.latency.items():
             self.latencies.setdefault(name, deque(maxlen=MOST_KEPT)).append(value)
         if decision.shown is not None:
@@ -80,7 +82,7 @@ class Tally:
             latency[name] = {"p50": p50, "p99": p99, "max": most}
         found: dict[str, Any] = {
             "n_decisions": self.n, "n_lost": sum(self.lost.values()), "lost": dict(self.lost),
-            "n_images": self.n_images, "latency_ms": latency,
+            "n_bridged": self.n_bridged, "n_images": self.n_images, "latency_ms": latency,
         }  # fmt: skip
         if self.ranked and size:
             ids, ranks = (np.array(part) for part in zip(*self.ranked, strict=True))

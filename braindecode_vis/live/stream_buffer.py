@@ -1,7 +1,7 @@
 """The last seconds of a stream in bounded memory: samples, their times, and where the stream was interrupted.
 
 Samples count from the start of the session. A step in time of more than one and a half samples, or backwards, begins a
-new stretch: no epoch and no filter reaches across.
+new stretch: no epoch and no filter reaches across. Samples that were made up where few were missing are counted.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class SampleBuffer:
         self._base = 0  # number of the sample in the first column
         self._n = 0
         self.breaks: list[Break] = []
+        self._bridges: list[tuple[int, int]] = []
 
     @property
     def start(self) -> int:
@@ -100,7 +101,16 @@ class SampleBuffer:
         self.breaks.append(made)
         return made
 
+    def add_bridge(self, start: int, stop: int) -> None:
+        """Remember that the samples `start` to `stop`, which may be still to come, are made up."""
+        self._bridges.append((start, stop))
+
+    def count_bridged(self, start: int, stop: int) -> int:
+        """Return how many of the samples `start` to `stop` are made up."""
+        return sum(max(0, min(stop, high) - max(start, low)) for low, high in self._bridges)
+
     def _forget(self) -> None:
+        self._bridges = [one for one in self._bridges if one[1] > self._base]
         # The newest break before the buffer says where its first stretch comes from.
         while len(self.breaks) > 1 and self.breaks[1].sample <= self._base:
             del self.breaks[0]

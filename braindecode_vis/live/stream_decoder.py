@@ -8,6 +8,7 @@ the temperature of `evidence`. Knows no source and no listener.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 KEPT_S = 10.0
 #: Seconds by which a marker may be ahead of the samples before its clock is taken for another one.
 AHEAD_S = 10.0
+#: Gaps up to this long are bridged: two chunks of 20 ms, as amplifiers send them.
+BRIDGE_MS = 40.0
 #: Markers that are remembered, so that none is decided twice.
 MOST_MARKERS = 10_000
 
@@ -91,6 +94,9 @@ class RunStreamDecoder:
         Whether the evidence of markers of the same value adds up.
     forgetting
         What is left of the evidence of earlier windows at the next one, from 0 to 1.
+    bridge
+        Longest gap in ms that is drawn straight between its neighbours, which the decisions that hold it say in their
+        notes; a longer one loses them, and with 0 each does.
     reconstruct
         Whether images are made; each comes later, as a second `Decision` of the same number.
 
@@ -117,6 +123,7 @@ class RunStreamDecoder:
         n_top: int = 5,
         repetitions: bool = False,
         forgetting: float = 0.8,
+        bridge: float = BRIDGE_MS,
         reconstruct: bool = False,
     ) -> None:
         if unit and find_factor(unit) is None:
@@ -124,6 +131,7 @@ class RunStreamDecoder:
         for name, value, good, must in (
             ("every", every, every is None or every > 0, "be above 0, in s"),
             ("forgetting", forgetting, 0 <= forgetting <= 1, "lie between 0 and 1"),
+            ("bridge", bridge, 0 <= bridge < np.inf, "be 0 or above, in ms"),
         ):
             if not good:
                 raise ConfigError(f"{name} is {value!r}, but must {must}.")
@@ -138,7 +146,7 @@ class RunStreamDecoder:
         )
         self._events = events if isinstance(events, Mapping | None) else read_pairs(Path(events), "events")
         self._interpolate, self._unit, self._every = interpolate, unit, every
-        self._repetitions, self._forgetting = repetitions, forgetting
+        self._repetitions, self._forgetting, self._bridge_ms = repetitions, forgetting, bridge
         self._own = self.judge.own
         self._reconstructor = Reconstructor(self.run, self.judge.folds) if reconstruct else None
 
@@ -259,6 +267,7 @@ class RunStreamDecoder:
         self._next_window: int | None = None
         self._fresh = True
         self._last_time: float | None = None
+        self._last_sample = np.empty(0)
         self._held_times = np.empty(0)
         self._settled: dict[int, int] = {}
         self.judge.evidence = Evidence(self._forgetting if self._every is not None else 1.0)
@@ -313,16 +322,36 @@ class RunStreamDecoder:
             steps[0] = 1 / self._sfreq
         broken = np.flatnonzero((steps > LONGEST_STEP / self._sfreq) | (steps <= 0))
         mixed = self._mixing @ used
-        for start, stop in zip(np.r_[0, broken], np.r_[broken, len(times)], strict=True):
+        longest = (self._bridge_ms / 1000 + 0.5 / self._sfreq) if self._bridge_ms else 0.0
+        for start, stop in itertools.pairwise(np.unique(np.r_[0, broken, len(times)])):
             if start in broken:
-                before = self._last_time if start == 0 else times[start - 1]
-                made = self.buffer.add_break(float(before or 0.0), float(times[start]))
-                self._held_times = np.empty(0)
-                self.filter.restart()
-                yield from self._settle_break(made)
-            if stop > start:
-                self._append(mixed[:, start:stop], times[start:stop])
+                before = float((self._last_time if start == 0 else times[start - 1]) or 0.0)
+                after = float(times[start])
+                if 0 < after - before - 1 / self._sfreq < longest:
+                    self._draw_bridge(before, after, mixed[:, start])
+                    yield from self._tell_once(
+                        f"Gaps of up to {self._bridge_ms:g} ms are drawn straight between their neighbours, the first "
+                        f"one at {before:.3f} s; each decision that holds one says so.",
+                        "bridge",
+                    )
+                else:
+                    made = self.buffer.add_break(before, after)
+                    self._held_times = np.empty(0)
+                    self.filter.restart()
+                    # A source that watches its stream has said it.
+                    yield from self._settle_break(made, told=bool(chunk.notes) and after > before)
+            self._append(mixed[:, start:stop], times[start:stop])
+            self._last_sample = mixed[:, stop - 1]
         self._last_time = float(times[-1])
+
+    def _draw_bridge(self, before: float, after: float, sample: np.ndarray) -> None:
+        """Take in a straight line from the last sample to the one that came next."""
+        n = round((after - before) * self._sfreq) - 1
+        share = np.arange(1, n + 1) / (n + 1)
+        first = self.buffer.stop + len(self._held_times)
+        self.buffer.add_bridge(first, first + n)
+        line = self._last_sample[:, None] * (1 - share) + sample[:, None] * share
+        self._append(line, before + (after - before) * share)
 
     def _append(self, mixed: np.ndarray, times: np.ndarray) -> None:
         if not self.filter.delay:
@@ -334,7 +363,7 @@ class RunStreamDecoder:
         self.buffer.append(known, waiting[: known.shape[1]])
         self._held_times = waiting[known.shape[1] :]
 
-    def _settle_break(self, made: Break) -> Iterator[Decision | str]:
+    def _settle_break(self, made: Break, told: bool) -> Iterator[Decision | str]:
         """Give up what was waited for and cannot come any more."""
         kept = []
         for one in self._waiting:
@@ -349,7 +378,8 @@ class RunStreamDecoder:
         self._waiting = kept
         self._next_window = None
         kind = made.describe()
-        yield f"{kind[0].upper()}{kind[1:]}."
+        if not told:
+            yield f"{kind[0].upper()}{kind[1:]}."
 
     # --- markers ------------------------------------------------------------------------------------------
 
@@ -528,6 +558,12 @@ class RunStreamDecoder:
             notes.append(f"flat in this epoch: {', '.join(names_flat[:8])}")
         if self.channel_map.interpolated:
             notes.append(f"interpolated: {', '.join(self.channel_map.interpolated[:8])}")
+        # What filters spread of a bridge counts with it.
+        reach = self._half + self.filter.delay
+        if n_bridged := self.buffer.count_bridged(
+            sample + self._first - reach, sample + self._last + reach + 1
+        ):
+            notes.append(f"bridged: {1000 * n_bridged / self._sfreq:.0f} ms of this epoch never came")
         if judge.adaptation:
             notes.append(judge.adaptation)
         low = self.buffer.find_bounds(sample)[0]
@@ -570,7 +606,8 @@ class RunStreamDecoder:
             "ch_pos": None if positions is None else np.asarray(positions, float).tolist(),
             "channel_names": list(self.channel_map.ch_names), "channel_rows": self.channel_map.rows.tolist(),
             "delay_ms": self.delay_ms, "every": self._every, "repetitions": self._repetitions,
-            "reconstructs": self._reconstructor is not None, "interpolated": list(self.channel_map.interpolated),
+            "bridge_ms": self._bridge_ms, "reconstructs": self._reconstructor is not None,
+            "interpolated": list(self.channel_map.interpolated),
         }  # fmt: skip
 
     def find_images(self, ids: Sequence[str]) -> list[Path | np.ndarray | None]:

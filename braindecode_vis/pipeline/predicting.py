@@ -48,6 +48,7 @@ from braindecode_vis.pipeline.scoring import describe_choices
 from braindecode_vis.retrieval import Centre, GallerySearch, Retrieval, compute_ranks
 from braindecode_vis.scores.caption_scores import DECODERS, NEAREST
 from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import Artifact
 
 
 @dataclass(frozen=True)
@@ -671,6 +672,19 @@ def decode_trials(run: Run, number: int, trials: Responses) -> tuple[ImageRows, 
     return prepare_images(run, [number], [chosen], trials, fitted.encoder.predict(chosen))()
 
 
+def find_fits(run: Run) -> Artifact:
+    """Return where prior and generator of a reconstructed run lie; `DataError` where there are none."""
+
+    def find() -> Artifact:
+        fields, fits = name_retrieval(run)
+        retrieval = run.folder.find("retrieve", fields=fields, upstream=fits)
+        upstream = {"retrieve": retrieval.fingerprint, **name_material(run)}
+        return run.folder.find("reconstruct", fields=name_reconstruction(run), upstream=upstream)
+
+    found: Artifact = run.once("fits of generators", find)
+    return found
+
+
 def generate_images(
     run: Run, number: int, for_generator: Embeddings, *, low: DrawnImages | None, texts: Embeddings | None
 ) -> tuple[ImageRows, dict[str, list[list[str]]]]:
@@ -698,10 +712,7 @@ def generate_images(
 
     def read() -> tuple[Any, Any]:
         embeddings = map_for_generator(run, number)[0]
-        fields, fits = name_retrieval(run)
-        retrieval = run.folder.find("retrieve", fields=fields, upstream=fits)
-        upstream = {"retrieve": retrieval.fingerprint, **name_material(run)}
-        artifact = run.folder.find("reconstruct", fields=name_reconstruction(run), upstream=upstream)
+        artifact = find_fits(run)
         data = make_generator_data(run, number, embeddings)
         ids = preprocess(run).responses.stimulus_ids[preprocess(run).folds[number].test]
         tested = embeddings.select(pd.unique(ids))

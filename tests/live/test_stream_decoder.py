@@ -231,7 +231,7 @@ def test_old_windows_are_forgotten():
 def test_a_gap_loses_the_epochs_that_it_cuts_and_no_other(run):
     signal, times, markers = make_stream()
     at = round((markers[3].time - times[0]) * SFREQ) + 50
-    kept = np.r_[0:at, at + 20 : len(times)]
+    kept = np.r_[0:at, at + 22 : len(times)]  # 44 ms
     found = decode(run, cut_chunks(signal[:, kept], times[kept], markers))
     lost = [one for one in found.decisions if one.lost]
     assert [one.marker for one in lost] == [markers[3].value]
@@ -243,6 +243,37 @@ def test_a_gap_loses_the_epochs_that_it_cuts_and_no_other(run):
         if not one.lost:
             same = next(other for other in whole if other.marker == one.marker)
             np.testing.assert_allclose(one.embedding, same.embedding, rtol=1e-3, atol=1e-2)
+
+
+def test_a_short_gap_is_bridged_by_a_straight_line_and_said(run, filtered):
+    signal, times, markers = make_stream()
+    at = round((markers[3].time - times[0]) * SFREQ) + 50
+    kept = np.r_[0:at, at + 20 : len(times)]  # 40 ms
+    drawn = signal.copy()
+    drawn[:, at : at + 20] = np.linspace(signal[:, at - 1], signal[:, at + 20], 22, axis=1)[:, 1:-1]
+    for each in (run, filtered):
+        found = decode(each, cut_chunks(signal[:, kept], times[kept], markers, size=7))
+        same = decode(each, cut_chunks(drawn, times, markers)).decisions
+        for one, other in zip(found.decisions, same, strict=True):
+            np.testing.assert_allclose(one.epoch, other.epoch, atol=1e-5 * np.abs(other.epoch).max())
+        bridged = [one for one in found.decisions if any("bridged: 40 ms" in note for note in one.notes)]
+        assert [one.marker for one in bridged] == [markers[3].value]
+        assert found.summary["n_bridged"] == 1
+        assert sum("are drawn straight between their neighbours" in one for one in found.told) == 1
+
+
+def test_a_gap_is_said_once_by_whoever_noticed_it(run):
+    signal, times, markers = make_stream()
+    parts = [cut_chunks(signal[:, part], times[part], ()) for part in (slice(0, 500), slice(600, None))]
+    first, second = (list(part) for part in parts)
+    ours, theirs = (
+        "Gap: the stream has no samples from 100.998 to 101.200 s.",
+        "100 samples (200 ms) were lost.",
+    )
+    assert decode(run, [*first, *second]).told.count(ours) == 1
+    second[0] = replace(second[0], notes=(theirs,))
+    told = decode(run, [*first, *second]).told
+    assert (told.count(theirs), told.count(ours)) == (1, 0)
 
 
 def test_the_clock_goes_back_and_nothing_is_decided_twice(run):
@@ -311,7 +342,7 @@ def test_samples_that_are_no_numbers_and_an_electrode_that_came_off(run):
     signal[2, round((markers[1].time - times[0]) * SFREQ) + 5] = np.nan
     at = round((markers[6].time - times[0]) * SFREQ)
     signal[4, at - 100 : at + 400] = 0
-    found = decode(run, cut_chunks(signal, times, markers))
+    found = decode(run, cut_chunks(signal, times, markers), bridge=0)
     assert [one.marker for one in found.decisions if one.lost] == [markers[1].value]
     assert any("The channel Pz has samples that are no numbers" in one for one in found.told)
     assert found.decisions[6].notes == ("flat in this epoch: P8",)
@@ -375,11 +406,15 @@ def test_meg_is_not_interpolated_and_options_must_make_sense(run):
     with pytest.raises(DataError, match="tells nothing of its coils"):
         map_channels(["MEG1"], ["MEG1", "MEG2"], Cleaning(), stream="lab", modality="meg", interpolate=True)
     for options, words in (
-        ({"every": 0.0}, "every is 0.0"), ({"forgetting": 2.0}, "forgetting is 2.0"), ({"unit": "mm"}, "the unit 'mm'"),
+        ({"every": 0.0}, "every is 0.0"), ({"forgetting": 2.0}, "forgetting is 2.0"), ({"bridge": -1}, "bridge is -1"), ({"unit": "mm"}, "the unit 'mm'"),
         ({"every": 1.0, "repetitions": True}, "windows need no markers"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=words):
             RunStreamDecoder(run, **options)
+    with pytest.raises(
+        DataError, match="run braindecode-vis reconstruct .* first, or leave out --reconstruct"
+    ):
+        RunStreamDecoder(run, reconstruct=True)
 
 
 # --- the session ------------------------------------------------------------------------------------------
