@@ -263,7 +263,7 @@ def test_a_short_gap_is_bridged_by_a_straight_line_and_said(run, filtered):
 
 
 def test_a_gap_is_said_once_by_whoever_noticed_it(run):
-    signal, times, markers = make_stream()
+    signal, times, _ = make_stream()
     parts = [cut_chunks(signal[:, part], times[part], ()) for part in (slice(0, 500), slice(600, None))]
     first, second = (list(part) for part in parts)
     ours, theirs = (
@@ -406,13 +406,13 @@ def test_meg_is_not_interpolated_and_options_must_make_sense(run):
     with pytest.raises(DataError, match="tells nothing of its coils"):
         map_channels(["MEG1"], ["MEG1", "MEG2"], Cleaning(), stream="lab", modality="meg", interpolate=True)
     for options, words in (
-        ({"every": 0.0}, "every is 0.0"), ({"forgetting": 2.0}, "forgetting is 2.0"), ({"bridge": -1}, "bridge is -1"), ({"unit": "mm"}, "the unit 'mm'"),
-        ({"every": 1.0, "repetitions": True}, "windows need no markers"),
+        ({"every": 0.0}, "every is 0.0"), ({"forgetting": 2.0}, "forgetting is 2.0"), ({"unit": "mm"}, "the unit 'mm'"),
+        ({"every": 1.0, "repetitions": True}, "windows need no markers"), ({"bridge": -1}, "bridge is -1"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=words):
             RunStreamDecoder(run, **options)
     with pytest.raises(
-        DataError, match="run braindecode-vis reconstruct .* first, or leave out --reconstruct"
+        DataError, match=r"run braindecode-vis reconstruct .* first, or leave out --reconstruct"
     ):
         RunStreamDecoder(run, reconstruct=True)
 
