@@ -36,6 +36,8 @@ STIMULUS_COLUMNS = ("stimulus_id", "stim_file", "stimulus", "stimulus_name")
 # A file that is written has another size or time at the next look, this much later (s).
 _SETTLE_S = 0.02
 _GRID_MM = 0.01
+#: Files of another series that are named before the rest is left out in silence.
+MOST_REFUSED = 3
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class FolderSource:
         self._next = 0
         self._n_voxels = 0 if geometry is None else geometry.n_voxels
         self._last = 0.0
-        self._begun = False
+        self._begun = self._connected = False
+        self._n_refused = 0
         self._opened = 0.0
 
     # --- the contract -------------------------------------------------------------------------------------
@@ -152,7 +155,7 @@ class FolderSource:
             )
         if not self._ready:
             self._notes.append(f"{self.folder} holds no volume yet; waiting for the scanner.")
-        self._last = time.monotonic()
+        self._last, self._connected = time.monotonic(), True
         words = "" if self.events is None else f"events table {self.events.path}"
         return StreamInfo(str(self.folder), "fmri", (), 1 / self.t_r, "", words)
 
@@ -254,7 +257,22 @@ class FolderSource:
                 continue
             if self._tried.get(name) == size:
                 continue
-            for volume in self._open(path):
+            try:
+                volumes = list(self._open(path))
+            except DataError as error:
+                if not self._connected:
+                    raise
+                # A localiser or another series that falls into the folder ends no scan.
+                volumes, self._n_refused = [], self._n_refused + 1
+                self._done.add(name)
+                if self._n_refused <= MOST_REFUSED:
+                    more = (
+                        ""
+                        if self._n_refused < MOST_REFUSED
+                        else ", as are further such files, without a word"
+                    )
+                    self._notes.append(f"{name} is left out{more}: {error}")
+            for volume in volumes:
                 self._file_away(volume)
             if name not in self._done:
                 self._tried[name] = size

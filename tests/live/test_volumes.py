@@ -111,6 +111,16 @@ def test_volumes_that_run_the_other_way_are_turned_and_others_refused(tmp_path):
     assert any("turned" in note for note in notes)
     moved = AFFINE.copy()
     moved[0, 3] += 1
+    # A localiser, another sequence and a structural image in the folder end no scan that has begun.
+    write_one(tmp_path, 7, VOLUMES[0][:-1])
+    write_one(tmp_path, 8, t_r=1.5)
+    write_one(tmp_path, 8, name="anat.nii")
+    write_one(tmp_path, 2)
+    samples, _, notes = read_all(source, 1)
+    np.testing.assert_array_equal(samples[:, 0], VOLUMES[1][MASK])
+    assert sum("is left out" in note for note in notes) == 3
+    for path in tmp_path.glob("*.nii"):
+        path.unlink()
     for options, words in (
         ({"affine": moved}, "another grid"),
         ({"values": VOLUMES[0][:-1]}, "another resolution or field of view"),
