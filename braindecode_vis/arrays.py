@@ -276,6 +276,13 @@ class Responses:
         """Return the same data with another trial table of as many rows, without reading the data again."""
         return Responses.from_checked(self.data, self.dims, trials, self.unit, self.coords)
 
+    @property
+    def n_averaged(self) -> np.ndarray:
+        """Repetitions that each trial is the mean of, shape (n_trials,): the column of this name, 1 without one."""
+        if "n_averaged" in self.trials:
+            return self.trials["n_averaged"].to_numpy(dtype=float)
+        return np.ones(len(self.trials))
+
     def as_matrix(self) -> np.ndarray:
         """Return the data as a float32 matrix of shape (n_trials, n_features)."""
         return np.ascontiguousarray(self.data, dtype=np.float32).reshape(len(self.data), -1)
@@ -306,11 +313,14 @@ class Embeddings:
         Stimulus id of each row; predictions of repeated trials repeat it.
     space
         Name of the space. Two sets of embeddings may be compared only if it is equal.
+    n_averaged : array of shape (n_rows,), optional
+        Repetitions behind each prediction, from an encoder that asks for them; not written into files.
     """
 
     vectors: np.ndarray
     ids: Any  # any sequence on creation, an object array from then on
     space: str
+    n_averaged: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         # Frozen, so that the one attribute that is converted is set past the class's own guard.
@@ -395,10 +405,12 @@ def find_largest(values: np.ndarray, k: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageLikelihood:
-    """How likely images are, given what was predicted.
+    """How likely images are, given what was predicted of the mean of some repetitions.
 
-    The log-likelihood of an image with the component scores ``e`` is ``p' evidence e - e' information e / 2``, up to a
-    constant of the trial, where ``p`` are the scores of the prediction.
+    The log-likelihood of an image with the component scores ``e`` is ``p' E e - e' G e / (2 v)``, up to a constant of
+    the trial, where ``p`` are the scores of the prediction, ``v`` the variance of the noise, ``G`` is `gram` and ``E``
+    the precision of the posterior, ``G / v + diag(precision)``. What repetitions say of an image is the sum of what
+    each says, but for what the map misses in all of them.
 
     Parameters
     ----------
@@ -406,21 +418,64 @@ class ImageLikelihood:
         Of the embeddings.
     components : float32 array of shape (n_components, n_features)
         Orthonormal rows; scores are products of an embedding without the mean with them.
-    evidence, information : float64 arrays of shape (n_components, n_components)
-        Precision of the posterior, and that of the response alone.
+    gram : float64 array of shape (n_components, n_components)
+        Products of the responses to the components, in units of the noise of one repetition.
+    precision : float64 array of shape (n_components,)
+        Of the scores over training images.
+    noise : float64 array of shape (2,)
+        Variance that the map misses, however many repetitions are averaged, and that of the noise of one repetition.
     """
 
     mean: np.ndarray
     components: np.ndarray
-    evidence: np.ndarray
-    information: np.ndarray
+    gram: np.ndarray
+    precision: np.ndarray
+    noise: np.ndarray
 
-    def score(self, predicted: np.ndarray, images: np.ndarray) -> np.ndarray:
-        """Return log-likelihoods of shape (n_predicted, n_images), up to a constant of each row."""
+    def find_noise(self, n_averaged: float) -> float:
+        """Return the variance of the noise in the mean of so many repetitions."""
+        return float(self.noise[0] + self.noise[1] / n_averaged)
+
+    def find_evidence(self, n_averaged: float) -> np.ndarray:
+        """Return the precision of the posterior, shape (n_components, n_components)."""
+        return self.gram / self.find_noise(n_averaged) + np.diag(self.precision)
+
+    def combine(self, predicted: np.ndarray, n_trials: int) -> np.ndarray:
+        """Return what is predicted of the mean of single trials.
+
+        Parameters
+        ----------
+        predicted : array of shape (n_features,)
+            Mean of what was predicted of each, as a single trial.
+        n_trials
+            Their number.
+        """
+        scores = self.components @ (predicted - self.mean)
+        # Before it was shrunk for the noise of one trial; what it was shrunk away is seen again in the mean of many.
+        spoken = self.find_noise(1.0) * (self.find_evidence(1.0) @ scores)
+        n = float(n_trials)
+        scores = np.linalg.solve(self.find_noise(n) * self.find_evidence(n), spoken)
+        return np.asarray(self.mean + scores @ self.components)
+
+    def score(self, predicted: np.ndarray, images: np.ndarray, n_averaged: np.ndarray) -> np.ndarray:
+        """Return log-likelihoods of shape (n_predicted, n_images), up to a constant of each row.
+
+        Parameters
+        ----------
+        predicted : array of shape (n_predicted, n_features)
+        images : array of shape (n_images, n_features)
+        n_averaged : array of shape (n_predicted,)
+            Repetitions behind each prediction.
+        """
         rows = (predicted - self.mean) @ self.components.T
         known = ((images - self.mean) @ self.components.T).astype(np.float64)
-        expected = np.einsum("ik,kl,il->i", known, self.information, known, optimize=True)
-        return np.asarray((rows @ self.evidence) @ known.T - expected / 2)
+        expected = np.einsum("ik,kl,il->i", known, self.gram, known, optimize=True)
+        found = np.empty((len(rows), len(known)))
+        for count in np.unique(n_averaged).tolist():
+            own = n_averaged == count
+            explained = rows[own] @ self.find_evidence(count) @ known.T
+            found[own] = explained - expected / (2 * self.find_noise(count))
+        return found
 
 
 def check_same_space(left: Embeddings, right: Embeddings) -> None:

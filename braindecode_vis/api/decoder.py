@@ -626,7 +626,7 @@ class Decoder(BaseEstimator):
     def _sample_prior(self, predicted: Embeddings, embeddings: Embeddings, generator: Any) -> Embeddings:
         settings = self._play_prior()
         prior = roles.build(roles.PRIOR, settings, seed=derive_seed(self.seed, "fit prior", 0))
-        prior.bind(NOTHING_LENT)
+        prior.bind(replace(NOTHING_LENT, encoder=self._fitted))
         known = settings.find_images(embeddings, generator, embeddings)
         if not settings.needs_predictions:
             prior.fit(None, embeddings, images=known)

@@ -4,8 +4,8 @@ Owns a brain encoder that learns the way from images to responses instead of the
 the leading principal components of the embedding, plus Gaussian noise. Noise is measured between repetitions of an
 image, over channels and over time apart, and what the map misses is found by cross-validation over images. Then the
 response says how likely any image is, and the mean of the posterior under the training images' spread is the
-prediction. A decoder that learns the way back is shrunk for the noise of its training trials; this one knows how
-many repetitions are averaged where it decodes. Knows nothing of images or test trials.
+prediction. A decoder that learns the way back is shrunk for the noise of its training trials; this one takes each trial
+for the mean of as many repetitions as it is (`Responses.n_averaged`). Knows nothing of images or test trials.
 
 References
 ----------
@@ -50,9 +50,6 @@ class LinearGaussianConfig(Settings):
         Courses over these stretches that are kept, those in which images differ most.
     penalties
         Candidates of the map's penalty, relative to the mean variance of the components.
-    n_averaged
-        Repetitions that are averaged where responses are decoded, which divide the noise. What is decoded is not
-        looked at, so it must be said.
     n_inner_folds
         Folds of the inner cross-validation, parted by stimulus.
     """
@@ -64,7 +61,6 @@ class LinearGaussianConfig(Settings):
     penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), min_length=1
     )
-    n_averaged: int = Field(default=1, ge=1)
     n_inner_folds: int = Field(default=5, ge=2)
 
     def build(self, *, seed: int) -> LinearGaussianEncoder:
@@ -84,9 +80,9 @@ class LinearGaussianFit:
     ----------
     response_mean : float32 array of shape (n_inputs,)
     weights : float32 array of shape (n_inputs, n_components)
-        From responses without their mean to component scores.
+        From responses without their mean to what speaks for each component, in units of the noise of one repetition.
     likelihood
-        See `ImageLikelihood`; its mean and components also make embeddings of the scores.
+        See `ImageLikelihood`; it also makes embeddings of what speaks for the components.
     target_shape, space
         Of one embedding.
     about
@@ -160,16 +156,14 @@ class LinearGaussianEncoder:
         components = directions[:n_kept]
         scores = (values - centre) @ components.T
         forward, penalty, missed = self._learn_map(scores, shown.astype(np.float64), ids, counts)
-        # White noise of one repetition has unit variance in these features; it is divided where trials are averaged.
-        noise = missed + 1 / self.config.n_averaged
-        information = forward @ forward.T / noise
+        # White noise of a training trial has unit variance in these features, that of one repetition as much more as
+        # training trials are averages.
+        noise = np.array([missed, 1 / (1 / responses.n_averaged).mean()])
         spread = np.maximum((scores**2).mean(axis=0), 1e-12)  # scores are uncorrelated over training images
-        evidence = information + np.diag(1 / spread)
-        inverse = np.linalg.solve(evidence, forward / noise)  # (n_components, n_channels * n_courses)
-        back = inverse.reshape(n_kept, len(whiten), -1) @ (bins @ courses).T  # (n_components, channel, time)
+        back = forward.reshape(n_kept, len(whiten), -1) @ (bins @ courses).T  # (n_components, channel, time)
         weights = np.einsum("kct,cd->dtk", back, whiten, optimize=True).reshape(-1, n_kept)
         likelihood = ImageLikelihood(
-            centre.astype(np.float32), components.astype(np.float32), evidence, information
+            centre.astype(np.float32), components.astype(np.float32), forward @ forward.T, 1 / spread, noise
         )
         about = {"penalty": penalty, "missed": missed, "n_components": float(n_kept)}
         self.fitted = LinearGaussianFit(
@@ -233,7 +227,13 @@ class LinearGaussianEncoder:
         return forward, penalty, max(missed, 1e-3)
 
     def predict(self, responses: Responses) -> Embeddings:
-        """Return the mean of the posterior of each trial, in the target space."""
+        """Return the mean of the posterior of each trial, in the target space.
+
+        Parameters
+        ----------
+        responses
+            Each trial is taken for the mean of `Responses.n_averaged` repetitions.
+        """
         fit = self._require_fit()
         data = responses.as_matrix()
         if data.shape[1] != len(fit.response_mean):
@@ -241,9 +241,19 @@ class LinearGaussianEncoder:
                 f"the encoder was fitted on {len(fit.response_mean)} features, and these responses have "
                 f"{data.shape[1]}."
             )
-        known = fit.likelihood
-        vectors = known.mean + ((data - fit.response_mean) @ fit.weights) @ known.components
-        return Embeddings(vectors.reshape(len(data), *fit.target_shape), responses.stimulus_ids, fit.space)
+        known, counts = fit.likelihood, responses.n_averaged
+        spoken = (data - fit.response_mean) @ fit.weights
+        scores = np.empty_like(spoken)
+        for count in np.unique(counts).tolist():
+            own = counts == count
+            evidence = known.find_evidence(count) * known.find_noise(count)
+            scores[own] = np.linalg.solve(evidence, spoken[own].T.astype(np.float64)).T
+        vectors = (known.mean + scores @ known.components).reshape(len(data), *fit.target_shape)
+        return Embeddings(vectors, responses.stimulus_ids, fit.space, counts)
+
+    def predict_for_generator(self, responses: Responses) -> Embeddings:
+        """Return `predict`, made anew, since files of embeddings do not tell how many repetitions are behind each."""
+        return self.predict(responses)
 
     def describe_likelihood(self) -> ImageLikelihood:
         """Return how likely images are given a prediction, for a prior that weighs images."""
@@ -262,7 +272,7 @@ class LinearGaussianEncoder:
         known = fit.likelihood
         tensors = {
             "response_mean": fit.response_mean, "weights": fit.weights, "mean": known.mean,
-            "components": known.components, "evidence": known.evidence, "information": known.information,
+            "components": known.components, "gram": known.gram, "precision": known.precision, "noise": known.noise,
         }  # fmt: skip
         save_file(
             {name: np.ascontiguousarray(value) for name, value in tensors.items()},
@@ -280,7 +290,9 @@ class LinearGaussianEncoder:
             read_json(folder / "linear_gaussian.json"),
             load_file(folder / "linear_gaussian.safetensors"),
         )
-        likelihood = ImageLikelihood(held["mean"], held["components"], held["evidence"], held["information"])
+        likelihood = ImageLikelihood(
+            held["mean"], held["components"], held["gram"], held["precision"], held["noise"]
+        )
         about = {name: float(meta[name]) for name in ("penalty", "missed", "n_components")}
         fit = LinearGaussianFit(
             held["response_mean"],

@@ -3,7 +3,8 @@
 The probability of a candidate is the softmax over the gallery of its cosine times a number, the inverse temperature,
 that is fitted once on training trials by maximum likelihood. Log-likelihoods of several decisions add. As they are
 linear in the candidate, their sum is the cosine with the sum of the predictions (each of length one): the posterior
-over a gallery of any size needs one more search, and one vector of memory.
+over a gallery of any size needs one more search, and one vector of memory. A single prediction is shrunk for the noise
+of one trial, most where there is little to see; an encoder that knows its noise predicts anew from all repetitions.
 
 What is calibrated: the inverse temperature, for single decisions like the trials that it was fitted on, with training
 images as candidates. What is not: other sizes and kinds of galleries, and sums. Trials are taken to be independent

@@ -7,14 +7,14 @@ stands in for the run's own after an adaptation. Knows no stream.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.arrays import Embeddings, ImageLikelihood, Responses
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.live.evidence import FEWEST_NAMED, Evidence, NamedDecisions, calibrate
 from braindecode_vis.pipeline import new_trials
@@ -210,16 +210,17 @@ class Judge:
         length = float(np.linalg.norm(query))
         return query / length if length else query
 
-    def judge(self, unit: np.ndarray, key: str | None = None) -> Verdict:
-        """Return the best candidates for a prediction of length one.
+    def judge(self, predicted: Embeddings, key: str | None = None) -> Verdict:
+        """Return the best candidates for a prediction.
 
         Parameters
         ----------
-        unit
-            From `find_unit`.
+        predicted
+            Of one trial.
         key
             Whose evidence it adds to; None keeps none.
         """
+        unit = self.find_unit(predicted)
         scale = self.temperature
         best, cosines = self.search.find(unit, self.n_top)
         probability = (
@@ -231,10 +232,16 @@ class Judge:
         found = Verdict(unit, names, cosines, probability, names, probability)
         if key is None:
             return found
-        total, found.n_evidence = self.evidence.add(key, unit)
-        if found.n_evidence > 1:
+        known = self._find_likelihood()
+        added = unit if known is None else np.concatenate([unit, predicted.flat()[0]])
+        total, found.n_evidence = self.evidence.add(key, added)
+        if (n := found.n_evidence) > 1:
             # Log-likelihoods add, and are linear in the candidate: one search with the sum.
+            total, vectors = np.split(total, [len(unit)])
             size = float(np.linalg.norm(total))
+            if known is not None:
+                again = known.combine(vectors / n, n).reshape(predicted.vectors.shape)
+                total = size * self.find_unit(replace(predicted, vectors=again.astype(np.float32)))
             best, near = self.search.find(total, self.n_top)
             found.posterior_top = self._name(best)
             if scale is None:
@@ -245,6 +252,14 @@ class Judge:
     def find_shown(self, named: str | None) -> str | None:
         """Return what a marker names if a decision on it can be scored: it is in the gallery, and taught nothing."""
         return named if named in self.row_of and named not in self.taught else None
+
+    def _find_likelihood(self) -> ImageLikelihood | None:
+        """Return what predicts an image anew from all its repetitions, if the one encoder that predicts has it."""
+        own = self.fitted[0].encoder
+        if len(self.encoders) > 1 or self.encoders[0] is not own or self.evidence.forgetting < 1:
+            return None
+        found: ImageLikelihood | None = own.describe_likelihood()
+        return found
 
     def find_rank(self, unit: np.ndarray, shown: str | None) -> int | None:
         """Return the rank of what was shown, from 1; None where that is not known or the gallery too large."""

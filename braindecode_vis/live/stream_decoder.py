@@ -548,7 +548,7 @@ class RunStreamDecoder:
         unit = judge.find_unit(predicted)
         done = time.perf_counter()
         value = "" if marker is None else str(marker.value).strip()
-        verdict = judge.judge(unit, value if self._repetitions or marker is None else None)
+        verdict = judge.judge(predicted, value if self._repetitions or marker is None else None)
         ended = time.perf_counter()
         shown = None if marker is None else self._find_shown(value)
         rank = judge.find_rank(unit, shown)

@@ -459,7 +459,7 @@ class VolumeDecoder:
         unit = judge.find_unit(predicted)
         done = time.perf_counter()
         value = str(marker.value).strip()
-        verdict = judge.judge(unit, value if self._repetitions else None)
+        verdict = judge.judge(predicted, value if self._repetitions else None)
         ended = time.perf_counter()
         shown = self._find_shown(value)
         number, self._n_decisions = self._n_decisions, self._n_decisions + 1

@@ -472,7 +472,7 @@ def average_folds(predicted: list[Embeddings]) -> Embeddings:
         return predicted[0]
     # (n_folds, n_trials, ...) to (n_trials, ...).
     vectors = np.stack([np.asarray(part.vectors) for part in predicted]).mean(axis=0, dtype=np.float64)
-    return Embeddings(vectors.astype(np.float32), predicted[0].ids, predicted[0].space)
+    return replace(predicted[0], vectors=vectors.astype(np.float32))
 
 
 # --- galleries --------------------------------------------------------------------------------------------

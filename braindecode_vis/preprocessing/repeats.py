@@ -59,7 +59,8 @@ def average_repetitions(responses: Responses, rows: np.ndarray | None = None) ->
     Returns
     -------
     Responses
-        One float32 trial per subject and stimulus (and task); `repetition` becomes the number of trials averaged.
+        One float32 trial per subject and stimulus (and task); `repetition` becomes the number of trials averaged, and
+        the column `n_averaged` tells how many repetitions each is the mean of. Nothing changes where none is repeated.
     """
     rows = np.arange(responses.n_trials) if rows is None else np.asarray(rows)
     trials = responses.trials.iloc[rows]
@@ -75,6 +76,8 @@ def average_repetitions(responses: Responses, rows: np.ndarray | None = None) ->
     counts = np.diff(np.append(starts, len(groups)))
     averaged = trials.iloc[order[starts]].reset_index(drop=True)
     averaged["repetition"] = counts
+    behind = responses.n_averaged[rows][order]
+    averaged["n_averaged"] = np.add.reduceat(behind, starts).astype(int)
     source: Any = responses.data
     if isinstance(source, TrialRows) and source.starts is None:  # one step from the file, not two
         source, rows = source.data, source.rows[rows]

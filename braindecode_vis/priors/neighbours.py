@@ -140,13 +140,16 @@ class NeighboursPrior:
         images, mean = self._require_fit()
         check_same_space(predicted, images)
         own = normalise_rows(predicted.flat() - mean)  # lengths of predictions carry nothing
-        near = self._average_neighbours(predicted.flat(), own) - mean
+        counts = np.ones(len(own)) if predicted.n_averaged is None else predicted.n_averaged
+        near = self._average_neighbours(predicted.flat(), own, counts) - mean
         vectors = mean + self.length * turn_rows(own, near, self.config.pull)
         shaped = vectors.astype(np.float32).reshape(predicted.vectors.shape)
         moved = Embeddings(shaped, predicted.ids, predicted.space)
         return IdentityPrior().sample(moved, n_draws=n_draws, seed=seed)
 
-    def _average_neighbours(self, predicted: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    def _average_neighbours(
+        self, predicted: np.ndarray, directions: np.ndarray, n_averaged: np.ndarray
+    ) -> np.ndarray:
         """Return the mean of the images nearest to each direction, or likeliest, shape (n_rows, n_features)."""
         images, mean = self._require_fit()
         k, n = self.config.n_neighbours, len(directions)
@@ -157,7 +160,7 @@ class NeighboursPrior:
             if self.likelihood is None:
                 scores = directions @ normalise_rows(part - mean).T
             else:
-                scores = self.likelihood.score(predicted, part)
+                scores = self.likelihood.score(predicted, part, n_averaged)
             best = np.concatenate([best, scores], axis=1)
             rows = np.concatenate([rows, numbers], axis=1)
             # Of equal similarities the first image wins on every machine.

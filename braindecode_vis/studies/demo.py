@@ -128,10 +128,10 @@ def run_demo(
 
     # Named after what was asked for, since a folder belongs to one phantom.
     root = out / f"phantom-{size}-snr{snr:g}-seed{seed}"
-    sizes = SIZES[DEMO_FORMAT][size]
-    truth = make_phantom(DEMO_FORMAT, root, size=sizes, snr=snr, seed=seed, listener=listener)
-    settings = [f"seed={seed}", f"encoder.n_averaged={sizes.test_repetitions}"]
-    config = read_config("phantom_eeg_gaussian", settings, root=root)
+    truth = make_phantom(
+        DEMO_FORMAT, root, size=SIZES[DEMO_FORMAT][size], snr=snr, seed=seed, listener=listener
+    )
+    config = read_config("phantom_eeg_gaussian", [f"seed={seed}"], root=root)
     run = open_run(config, out, listener)
     with run.hold():
         run_all(run)

@@ -11,6 +11,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.contracts import NOTHING_LENT
 from braindecode_vis.encoders.linear_gaussian import LinearGaussianConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
+from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.priors.neighbours import NeighboursPriorConfig
 from braindecode_vis.roles import BRAIN_ENCODER, build
 
@@ -38,12 +39,14 @@ def make_trials(n_images, n_repeats, *, seed, noise=3.0, first=0):
 
 def average(responses, targets):
     ids = pd.unique(responses.stimulus_ids)
-    rows = [np.flatnonzero(responses.stimulus_ids == i) for i in ids]
-    first = responses.select(np.array([r[0] for r in rows]))
-    data = np.stack([np.asarray(responses.data)[r].mean(axis=0) for r in rows])
-    return replace(first, data=data), Embeddings(
+    return average_repetitions(responses), Embeddings(
         targets.vectors[[np.flatnonzero(targets.ids == i)[0] for i in ids]], ids, "toy"
     )
+
+
+def forget(responses):
+    """Return trials that do not say how many repetitions they are the mean of."""
+    return responses.with_trials(responses.trials.drop(columns="n_averaged"))
 
 
 def measure_error(encoder, responses, targets):
@@ -56,27 +59,60 @@ def training():
 
 
 def test_averages_are_decoded_better_than_by_a_decoder_shrunk_for_single_trials(training):
-    many = average(*make_trials(40, 20, seed=2, first=100))
-    known = LinearGaussianConfig(n_averaged=20).build(seed=0).fit(*training)
-    single = LinearGaussianConfig().build(seed=0).fit(*training)
+    """Each trial as the mean that it is, which the encoder takes from the table of trials."""
+    single = make_trials(40, 20, seed=2, first=100)
+    many, targets = average(*single)
+    encoder = LinearGaussianConfig().build(seed=0).fit(*training)
     ridge = RidgeConfig().build(seed=0).fit(*training)
-    variance = float(many[1].vectors.var(axis=0).mean())
-    error = measure_error(known, *many)
+    variance = float(targets.vectors.var(axis=0).mean())
+    error = measure_error(encoder, many, targets)
     assert error < 0.5 * variance
-    assert error < measure_error(single, *many)
-    assert error < measure_error(ridge, *many)
-    assert known.fitted.likelihood.components.shape == (N_LATENT, 8)  # the images span no more
+    assert error < measure_error(encoder, forget(many), targets)
+    assert error < measure_error(ridge, many, targets)
+    taken_for_means = single[0].with_trials(single[0].trials.assign(n_averaged=20))
+    assert measure_error(encoder, *single) < measure_error(encoder, taken_for_means, single[1])
+    assert encoder.fitted.likelihood.components.shape == (N_LATENT, 8)  # the images span no more
+
+
+def test_what_repetitions_say_of_an_image_adds_up(training):
+    """The mean of five says of images what the five say together, where the map misses nothing."""
+    encoder = LinearGaussianConfig().build(seed=0).fit(*training)
+    known = encoder.describe_likelihood()
+    exact = replace(known, noise=known.noise * [0, 1])
+    encoder.fitted = replace(encoder.fitted, likelihood=exact)
+    single, targets = make_trials(4, 5, seed=3, first=100)
+    images = average(single, targets)[1].vectors
+
+    def score(responses):
+        predicted = encoder.predict(responses)
+        logs = exact.score(predicted.vectors, images, predicted.n_averaged)
+        return logs - logs.mean(axis=1, keepdims=True)
+
+    together = score(single).reshape(5, 4, 4).sum(axis=0)
+    mean = average_repetitions(single)
+    np.testing.assert_allclose(score(mean), together, atol=1e-3 * np.abs(together).max())
+    # What a session makes of the predictions of single trials, with what the map misses.
+    encoder.fitted = replace(encoder.fitted, likelihood=known)
+    each = encoder.predict(single).vectors.reshape(5, 4, -1).mean(axis=0)
+    combined = np.stack([known.combine(row, 5) for row in each])
+    np.testing.assert_allclose(combined, encoder.predict(mean).vectors, rtol=1e-3, atol=1e-4)
+
+
+def test_training_on_averages_knows_the_noise_of_one_repetition(training):
+    """The map is fitted to means of four, whose noise is a quarter of that of a single test trial."""
+    averages = average(*make_trials(60, 4, seed=1))
+    encoder = LinearGaussianConfig().build(seed=0).fit(*averages)
+    assert encoder.fitted.likelihood.noise[1] == 4
 
 
 def test_the_prediction_is_the_mean_of_the_posterior_that_the_likelihood_gives(training):
     """Of images dense about the training mean, weighed by likelihood and prior, the mean is what is predicted."""
-    encoder = LinearGaussianConfig(n_averaged=5).build(seed=0).fit(*training)
+    encoder = LinearGaussianConfig().build(seed=0).fit(*training)
     known, test = encoder.describe_likelihood(), average(*make_trials(4, 5, seed=3, first=100))[0]
     predicted = encoder.predict(test).vectors
-    spread = np.sqrt(1 / np.diag(known.evidence - known.information))
-    scores = np.random.default_rng(0).normal(size=(200_000, N_LATENT)) * spread
+    scores = np.random.default_rng(0).normal(size=(200_000, N_LATENT)) / np.sqrt(known.precision)
     images = known.mean + scores @ known.components
-    logs = known.score(predicted, images)
+    logs = known.score(predicted, images, np.full(4, 5.0))
     weights = np.exp(logs - logs.max(axis=1, keepdims=True))
     means = weights @ images / weights.sum(axis=1, keepdims=True)
     scale = np.abs(predicted - known.mean).max()
@@ -103,7 +139,7 @@ def test_images_shown_once_and_voxels_will_do(n_repeats, dims, tmp_path):
     encoder.write(tmp_path)
     again = config.read(tmp_path)
     np.testing.assert_array_equal(again.predict(responses).vectors, encoder.predict(responses).vectors)
-    np.testing.assert_array_equal(again.fitted.likelihood.evidence, encoder.fitted.likelihood.evidence)
+    np.testing.assert_array_equal(again.fitted.likelihood.noise, encoder.fitted.likelihood.noise)
 
 
 def test_what_cannot_be_is_refused(training):
@@ -126,7 +162,7 @@ def test_what_cannot_be_is_refused(training):
 def test_the_prior_takes_the_likeliest_images(training, tmp_path):
     known = average(*make_trials(50, 1, seed=4, first=200))[1]
     seen, _ = average(*make_trials(10, 30, seed=4, first=200))  # the same latents as the first ten
-    encoder = build(BRAIN_ENCODER, LinearGaussianConfig(n_averaged=30), seed=0).fit(*training)
+    encoder = build(BRAIN_ENCODER, LinearGaussianConfig(), seed=0).fit(*training)
     config = NeighboursPriorConfig(n_neighbours=5, pull=1, compare="likelihood")
     prior = config.build()
     with pytest.raises(ConfigError, match="cannot say how likely an image is"):
@@ -134,7 +170,7 @@ def test_the_prior_takes_the_likeliest_images(training, tmp_path):
     prior.bind(replace(NOTHING_LENT, encoder=encoder))
     predicted = encoder.predict(seen)
     drawn = prior.fit(None, training[1], images=known).sample(predicted, n_draws=1, seed=0)
-    logs = encoder.describe_likelihood().score(predicted.vectors, known.vectors)
+    logs = encoder.describe_likelihood().score(predicted.vectors, known.vectors, predicted.n_averaged)
     for row, log in enumerate(logs):
         best = np.argsort(-log)[:5]
         near = np.average(known.vectors[best], axis=0, weights=np.exp(log[best] - log.max())) - prior.mean
