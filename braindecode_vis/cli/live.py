@@ -192,6 +192,12 @@ def live(
             token=token,
         )
         make_console().print(f"page: {shown['page'].start()}", markup=False, soft_wrap=True)
+        if host not in ("127.0.0.1", "::1", "localhost"):
+            make_console().print(
+                "warning: the page is open to the network without encryption: whoever listens on the wire reads the "
+                "token and the signal; a tunnel keeps both (ssh -L).",
+                markup=False,
+            )
         if open_page:
             shown["page"].open_browser()
     finished = open_finished(run, ConsoleListener())

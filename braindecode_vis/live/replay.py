@@ -713,9 +713,10 @@ def _find_phantom(root: Path | None, run: Path | None) -> Path:
     config = read_config(run.expanduser())
     folder = getattr(config.dataset, "root", None)
     if folder is None or not (folder / "phantom_truth").is_dir():
+        played = f"; play its recordings with: braindecode-vis stream {run}"
         raise DataError(
-            f"the run {run} is not on a phantom: {folder or config.dataset.kind} has no phantom_truth; play "
-            f"its recordings with: braindecode-vis stream {run}"
+            f"the run {run} is not on a phantom: {folder or config.dataset.kind} has no phantom_truth"
+            + (played if hasattr(config.dataset, "open_epochs") else ", and cuts no trials from recordings.")
         )
     return Path(folder)
 

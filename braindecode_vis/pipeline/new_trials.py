@@ -91,7 +91,8 @@ def read_new(
     if not path.exists():
         raise DataError(f"{path} does not exist; --on takes a folder of new recordings, or a file of trials.")
     # A folder that holds trials is read as arrays even where the run decodes a public data set.
-    if path.is_file() or run.config.dataset.kind == "arrays" or find_trials(path):
+    own = run.config.dataset.kind == "arrays" and not is_live_recording(path)
+    if path.is_file() or own or find_trials(path):
         if overrides:
             raise ConfigError(f"{overrides[0]!r} changes how a data set is read, and {path} holds arrays.")
         responses, stimuli = read_new_trials(path)

@@ -26,8 +26,11 @@ from braindecode_vis.live.calibration import (
 )
 from braindecode_vis.live.judge import Judge
 from braindecode_vis.live.opening import open_session
+from braindecode_vis.live.recording import BidsRecorder
 from braindecode_vis.live.session import ChunkSource, cut_chunks
 from braindecode_vis.live.stream_roles import Chunk, Decision, Listener, Marker, StreamInfo
+from braindecode_vis.pipeline.finished_run import open_finished
+from braindecode_vis.pipeline.new_trials import read_new
 
 FEW = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100, "evaluation.features": None}
 N, C, T = 40, 6, 10
@@ -215,6 +218,18 @@ def test_running_statistics_undo_another_mixing_and_know_the_past_alone(judge):
     changed[100:] *= 100
     np.testing.assert_array_equal(again.apply(changed, judge.subject, "live")[:100], out[:100])
     assert "past trials alone" in running.used["this session"]
+
+
+def test_a_run_of_arrays_says_that_it_cuts_no_trials_from_what_was_recorded(folder, tmp_path):
+    source = ChunkSource(
+        StreamInfo("x", "eeg", ("O1", "O2", "Oz", "Pz", "P3", "P4"), 100.0, "V"),
+        cut_chunks(np.random.default_rng(0).normal(size=(C, 100)), np.arange(100) / 100),
+    )
+    open_session(
+        folder, source, listeners=[BidsRecorder.for_run(open_finished(folder), tmp_path / "rec")]
+    ).run()
+    with pytest.raises(ConfigError, match="cuts no trials from recordings"):
+        read_new(open_finished(folder), tmp_path / "rec", tmp_path / "work")
 
 
 def test_running_statistics_of_voxels():
