@@ -99,7 +99,10 @@ def kill_some(out: Path, slurm: Path, fraction: float, chance: random.Random) ->
                 subprocess.run(["scancel", state.job.job_id], check=False)
                 done["scancel while waiting"] += 1
             elif state.state == "running" and chance.random() < 0.5:
-                pid = json.loads((out / "jobs" / f"{state.job.name}.json").read_text() or "{}").get("pid", 0)
+                note = out / "jobs" / f"{state.job.name}.json"
+                if not note.is_file():  # its process is just beginning
+                    continue
+                pid = json.loads(note.read_text()).get("pid", 0)
                 children = subprocess.run(
                     ["pgrep", "-P", str(pid)], capture_output=True, text=True
                 ).stdout.split()
