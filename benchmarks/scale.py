@@ -193,6 +193,8 @@ def main() -> None:
             found["files_that_differ"] = sum(got.get(name) != value for name, value in expected.items())
             found["files_beside"] = len(set(got) - set(expected))
         finally:
+            subprocess.run(["scancel", "--me"], check=False)
+            time.sleep(2)
             subprocess.run(["bash", asked.tools / "slurm_down.sh", slurm], check=False)
             time.sleep(2)
     print(json.dumps(found, indent=1))

@@ -235,7 +235,7 @@ _TWICE = (
     "p = pathlib.Path('begun')\n"
     "if p.exists(): sys.exit()\n"
     "p.touch()\n"
-    "time.sleep(60)"
+    "time.sleep(250)"
 )
 
 

@@ -51,6 +51,7 @@ def slurm(shared, tmp_path_factory):
             subprocess.run(["bash", tools / "slurm_down.sh", folder], check=False)
             pytest.skip(f"Slurm did not start here: {up.stderr.strip()[-200:]}")
         yield folder
+        subprocess.run(["scancel", "--me"], check=False)
     subprocess.run(["bash", tools / "slurm_down.sh", folder], check=False)
 
 
