@@ -195,7 +195,18 @@ def _describe_ending(state: str, folder: Path, job: SentJob, note: dict[str, Any
         return "failed", f"it needs more memory than {had}; ask for more with --cluster-set memory=GB."
     if state in ("NODE_FAIL", "BOOT_FAIL"):
         return "failed", "its node failed; give the command again."
+    # Slurm forgets a task of an array that was cancelled while it waited; that others left logs says that nodes see the
+    # folder.
+    if not state and not note and not _has_log(folder, job.job_id) and _has_log(folder, "*"):
+        return (
+            "stopped",
+            "it left the queue before it began, most likely cancelled; give the command again to go on.",
+        )
     return "lost", _describe_loss(folder, job, note)
+
+
+def _has_log(folder: Path, number: str) -> bool:
+    return any((folder / JOBS).glob(f"{number}_*_log.*"))
 
 
 def _describe_loss(folder: Path, job: SentJob, note: dict[str, Any]) -> str:
@@ -204,14 +215,14 @@ def _describe_loss(folder: Path, job: SentJob, note: dict[str, Any]) -> str:
             "it was killed, or its machine went down, while it worked; what is finished is kept: give the command "
             "again."
         )
-    if any((folder / JOBS).glob(f"{job.job_id}_*_log.*")):
+    if _has_log(folder, job.job_id):
         return (
             f"it ended before the command began; {folder / JOBS / (job.job_id + '_0_log.err')} says why, and then give "
             "the command again."
         )
     return (
-        f"it ended and left nothing in {folder / JOBS}, so its node most likely does not see that folder: choose "
-        "--out on a disk that all nodes share."
+        f"it ended and left nothing in {folder / JOBS}, so it was cancelled before it began, or its node does not see "
+        "that folder: then choose --out on a disk that all nodes share."
     )
 
 

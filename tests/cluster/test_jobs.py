@@ -182,6 +182,18 @@ def test_what_is_made_of_the_queue_and_of_what_a_job_said(monkeypatch, tmp_path,
     assert words in found.reason
 
 
+def test_a_task_of_an_array_that_was_cancelled_while_it_waited_is_not_blamed_on_the_disk(
+    monkeypatch, tmp_path
+):
+    """Slurm's queue knows nothing of it afterwards, where it knows jobs that ended."""
+    answer(monkeypatch, squeue="7_0|COMPLETED|None|0:07|0:53|n1")
+    (tmp_path / "jobs").mkdir()
+    task = replace(SENT, job_id="7_1")
+    assert find_states(tmp_path, [task])[0].state == "lost"
+    (tmp_path / "jobs" / "7_0_0_log.out").touch()
+    assert find_states(tmp_path, [task])[0].reason.startswith("it left the queue before it began")
+
+
 def test_accounting_is_asked_where_there_is_one(monkeypatch, tmp_path):
     answer(monkeypatch, squeue="", sacct="7|CANCELLED by 0|00:01:00|n1")
     assert find_states(tmp_path, [SENT])[0].state == "stopped"
