@@ -167,6 +167,8 @@ class SampleClock:
 
     settle_s = 2.0
     """Within about this time differences of phase are gone."""
+    looks_back_s = 3.0
+    """Over this time phase does not move by itself as far as a loss that jitter hides moves it."""
 
     def __init__(self, sfreq: float, speed: float = 1.0) -> None:
         self.sfreq, self.speed = sfreq, speed
@@ -178,6 +180,8 @@ class SampleClock:
         self._arrived = 0.0
         self._seen = 0.0
         self._recent: deque[float] = deque(maxlen=_N_RECENT)
+        # What times were moved by since the start, and when, over the last `looks_back_s`.
+        self._moved: deque[tuple[float, float]] = deque([(0.0, 0.0)])
 
     def learn(self, stamps: np.ndarray) -> None:
         """Learn the usual jitter from stamps at the start of the stream."""
@@ -227,11 +231,30 @@ class SampleClock:
                         "which showed only now; times since then are so much too early."
                     )
                 else:
-                    start += self._approach(error, span, n)
+                    step = self._approach(error, span, n)
+                    start += step
+                    notes += self._tell_hidden(step + (self.period - 1 / self.sfreq) * n, span)
             times[first:stop] = start + np.arange(n) * self.period
             self._next = start + n * self.period
             self._arrived = arrived
         return times, notes
+
+    def _tell_hidden(self, step: float, span: float) -> list[str]:
+        """Add a step of the times to those of the last seconds, and tell what they add up to if it is a loss."""
+        at, total = self._moved[-1]
+        self._moved.append((at + span, total + step))
+        while self._moved[0][0] < at + span - self.looks_back_s:
+            self._moved.popleft()
+        hidden = total + step - self._moved[0][1]
+        if self._seen < 2 * self.settle_s + self.looks_back_s or hidden < max(0.5 * span, 2 * self.period):
+            return []
+        self._moved.clear()
+        self._moved.append((at + span, total + step))
+        return [
+            f"{round(hidden * self.sfreq)} samples ({hidden * 1000:.0f} ms) fewer came in the last "
+            f"{self.looks_back_s:g} s than the rate says, lost where jitter hides it; times meanwhile are up to so "
+            "much too early."
+        ]
 
     def _skip(self, error: float, span: float) -> float:
         """Return how long a gap is: whole chunks, where that is what jitter lets one see, since drivers lose those."""

@@ -59,6 +59,13 @@ def test_a_loss_that_jitter_hides_is_told_a_little_later():
     assert abs(told - n_lost) <= 0.1 * n_lost
 
 
+@pytest.mark.parametrize("jitter_s", [0.01, 0.02])
+def test_losses_shorter_than_jitter_are_told_when_the_phase_has_followed(jitter_s):
+    n_lost, told, _ = follow(jitter_s, sfreq=1000.0, n_chunks=4000)
+    assert abs(told - n_lost) <= 0.2 * n_lost
+    assert follow(jitter_s, sfreq=1000.0, drop=0.0, n_chunks=4000)[1] <= 0.1 * n_lost
+
+
 def test_a_clock_that_is_set_makes_no_jump():
     clock, chunk = SampleClock(100.0), np.arange(10) / 100
     notes = []
