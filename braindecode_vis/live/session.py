@@ -17,13 +17,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import BraindecodeVisError
+from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.live.stream_roles import (
     Chunk,
     Decision,
     Listener,
     Marker,
     StreamDecoder,
+    StreamInfo,
     StreamSource,
 )
 from braindecode_vis.metrics.uncertainty import bootstrap_interval
@@ -175,7 +176,9 @@ class LiveSession:
         began = time.perf_counter()
         with self._hear_signals():
             try:
-                info = self.source.connect()
+                info = self._ask_source("connect")
+                if not isinstance(info, StreamInfo):
+                    raise DataError(f"{self._name} gave {type(info).__name__} at connect, not a StreamInfo.")
                 notes = self.decoder.open(info)
                 self._facts = self.decoder.describe()
                 self._tell_all("begin", info, self._facts)
@@ -196,7 +199,10 @@ class LiveSession:
                 error = error or caught
             if isinstance(error, BraindecodeVisError):
                 self.tell(str(error), "error")
-            self.source.close()
+            try:
+                self._ask_source("close")
+            except DataError as caught:  # every listener still hears the end
+                error = error or caught
             if self._facts:  # what was adapted meanwhile belongs to the protocol
                 self._facts = self.decoder.describe()
             self.summary = {
@@ -207,6 +213,21 @@ class LiveSession:
         if error is not None:
             raise error
         return self.summary
+
+    @property
+    def _name(self) -> str:
+        return f"the source {type(self.source).__name__}"
+
+    def _ask_source(self, method: str, *what: Any) -> Any:
+        """Call the source, which may be of others: whatever it raises ends the session as an error of a stream does."""
+        try:
+            return getattr(self.source, method)(*what)
+        except BraindecodeVisError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{self._name} failed at {method} with {type(error).__name__}: {' '.join(str(error).split())}."
+            ) from error
 
     def _loop(self, began: float) -> None:
         last, stalled = time.perf_counter(), False
@@ -219,7 +240,9 @@ class LiveSession:
                 if left <= 0:
                     self.stop(f"{self.duration:g} s were over")
                     return
-            chunk = self.source.read(left)
+            chunk = self._ask_source("read", left)
+            if not isinstance(chunk, Chunk):
+                raise DataError(f"{self._name} gave {type(chunk).__name__} at read, not a Chunk.")
             now = time.perf_counter()
             if not chunk.arrived:
                 chunk = replace(chunk, arrived=now)

@@ -179,7 +179,7 @@ class RunStreamDecoder:
             )
         notes = list(given.notes)
         ratio = info.sfreq / plan.sfreq
-        if ratio < 1 - 1e-3:
+        if not ratio >= 1 - 1e-3:
             raise DataError(
                 f"the stream {info.name} has {info.sfreq:g} Hz, and the run learnt from {plan.sfreq:g} Hz, which "
                 "cannot be made of less; set the amplifier to that rate or a multiple of it."
@@ -268,6 +268,7 @@ class RunStreamDecoder:
         self._fresh = True
         self._last_time: float | None = None
         self._last_sample = np.empty(0)
+        self._heard = -np.inf  # time of the last sample, whether it was a number or not
         self._held_times = np.empty(0)
         self._settled: dict[int, int] = {}
         self.judge.evidence = Evidence(self._forgetting if self._every is not None else 1.0)
@@ -304,6 +305,12 @@ class RunStreamDecoder:
                 f"{len(times)} times, and announced {len(self._info.ch_names)} channels."
             )
         used = samples[self._used].astype(np.float64)
+        if not (timed := np.isfinite(times)).all():
+            yield from self._tell_once("Samples came without a time; they are left out.")
+            used, times = used[:, timed], times[timed]
+            if not len(times):
+                return
+        self._heard = float(times[-1])
         finite = np.isfinite(used).all(axis=0)
         if not finite.all():
             row = int(np.flatnonzero(~np.isfinite(used).all(axis=1))[0])
@@ -411,8 +418,8 @@ class RunStreamDecoder:
                     "decided, as are all such, and counts in no score.",
                     "no picture",
                 )
-            newest = self._last_time
-            if newest is not None and marker.time > newest + AHEAD_S:
+            newest = self._heard
+            if np.isfinite(newest) and marker.time > newest + AHEAD_S:
                 yield self._lose(
                     marker,
                     f"clock: the marker is {marker.time - newest:.0f} s ahead of the samples; both need one clock",
@@ -470,7 +477,14 @@ class RunStreamDecoder:
                 yield self._lose(one.marker, found)
             else:
                 yield from self._decide(one.sample, found, arrived, one.marker)
-        self._waiting = kept
+        self._waiting = []
+        for one in kept:
+            # A channel that has no numbers any more would let markers wait without end.
+            if self._heard > one.time + self._last / self._sfreq + KEPT_S:
+                assert one.marker is not None
+                yield self._lose(one.marker, "gap: the samples of the epoch are no numbers")
+            else:
+                self._waiting.append(one)
         if self._every is not None:
             yield from self._decide_windows(arrived, ended)
 

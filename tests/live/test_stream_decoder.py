@@ -348,6 +348,22 @@ def test_samples_that_are_no_numbers_and_an_electrode_that_came_off(run):
     assert found.decisions[6].notes == ("flat in this epoch: P8",)
 
 
+def test_markers_do_not_wait_for_a_channel_that_has_no_numbers_any_more(run):
+    """They waited for ever, and their number grew; times that are none went by without a word."""
+    signal, times, markers = make_stream(n=40)
+    signal[2, round((markers[1].time - times[0]) * SFREQ) + 5 :] = np.nan
+    decoder = RunStreamDecoder(run, session="02")
+    decoder.open(StreamInfo("lab", "eeg", NAMES, SFREQ, "V"))
+    found = [one for chunk in cut_chunks(signal, times, markers, size=100) for one in decoder.feed(chunk)]
+    lost = [one for one in found if isinstance(one, Decision) and one.lost]
+    assert lost[0].marker == markers[1].value
+    assert {one.lost for one in lost} == {"gap: the samples of the epoch are no numbers"}
+    assert len(lost) + len(decoder._waiting) == 39
+    assert len(lost) > 10
+    (chunk,) = cut_chunks(signal[:, :5], np.full(5, np.nan), size=5)
+    assert list(decoder.feed(chunk)) == ["Samples came without a time; they are left out."]
+
+
 @pytest.mark.parametrize(("said", "told"), [("uV", "The stream is in uV"), ("", "taken for another unit")])
 def test_microvolts_are_converted_and_that_is_said(run, said, told):
     signal, times, markers = make_stream()
@@ -502,6 +518,37 @@ def test_a_session_counts_stalls_is_injected_into_and_ends_as_asked(monkeypatch)
     assert session.run()["ended"] == "the stream ended"
     assert any("has sent no samples" in one for one in notebook.told)
     assert any("is back after" in one for one in notebook.told)
+
+
+class Failing(Paced):
+    """A driver of others that falls over, at any of its methods."""
+
+    def __init__(self, at):
+        super().__init__([Chunk(np.ones((1, 5)), np.arange(5) / 100)])
+        self.at = at
+
+    def connect(self):
+        return None if self.at == "nothing" else self._go("connect", super().connect)
+
+    def read(self, timeout):
+        return self._go("read", lambda: super(Failing, self).read(timeout))
+
+    def close(self):
+        self._go("close", super().close)
+
+    def _go(self, method, call):
+        if method == self.at:
+            raise OSError("no such\ndevice")
+        return call()
+
+
+@pytest.mark.parametrize("at", ["connect", "read", "close", "nothing"])
+def test_a_source_of_others_that_fails_ends_the_session_with_one_sentence(at):
+    notebook = Notebook()
+    words = "gave NoneType" if at == "nothing" else f"Failing failed at {at} with OSError: no such device."
+    with pytest.raises(DataError, match=words):
+        LiveSession(Failing(at), Scripted(), [notebook]).run()
+    assert words in notebook.summary["ended"]
 
 
 def test_python_opens_a_session_by_words(run):
