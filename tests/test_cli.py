@@ -404,6 +404,20 @@ def test_the_demo_decodes_what_it_simulates(call, tmp_path):
     assert "unseen concepts" in again.stdout
 
 
+def test_the_time_left_after_a_resume_is_at_the_pace_of_now(monkeypatch):
+    """Images that an earlier call had kept counted as if they had been made just now, so that 3 minutes were 0."""
+    from braindecode_vis.cli import show
+
+    now = SimpleNamespace(s=0.0)
+    monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: now.s))
+    clock = show._Clock(SimpleNamespace(is_terminal=False))
+    now.s = 30.0  # what is fitted before
+    assert not clock.strikes(900)
+    now.s = 120.0
+    assert clock.strikes(930)
+    assert clock.describe(930, 1000) == "93%, about 4 min left"  # 30 images in 90 s, and 70 to come
+
+
 def test_help_and_pages_name_every_format_of_the_phantom(call):
     """And every format belongs to a data set, of which `datasets` tells how to try it without its files."""
     from braindecode_vis.cli.data import PHANTOM_FORMATS

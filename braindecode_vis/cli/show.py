@@ -134,6 +134,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of
 HELD = ExitStack()
 #: Between lines about progress where there is no terminal, as in the log of a Slurm job.
 _SECONDS_A_LINE = 60.0
+#: From the first that a task tells, in which it tells what it has kept.
+_KEPT_S = 2.0
 
 
 def make_console(*, stderr: bool = True) -> Console:
@@ -149,19 +151,28 @@ class _Clock:
     def __init__(self, console: Console) -> None:
         self.in_terminal = console.is_terminal
         self.started = self.last = time.monotonic()
+        self._first: float | None = None
+        self._since = (self.started, 0)
 
-    def strikes(self) -> bool:
+    def strikes(self, done: int) -> bool:
         """Return whether a minute has passed since the last line."""
-        if self.in_terminal or time.monotonic() - self.last < _SECONDS_A_LINE:
+        now = time.monotonic()
+        self._first = now if self._first is None else self._first
+        if (
+            now - self._first < _KEPT_S
+        ):  # what an earlier call has done is told at once, and says nothing of the pace
+            self._since = (now, done)
+        if self.in_terminal or now - self.last < _SECONDS_A_LINE:
             return False
-        self.last = time.monotonic()
+        self.last = now
         return True
 
     def describe(self, done: int, total: int | None) -> str:
-        """Return how far a task is, and how long it takes yet at the same pace."""
+        """Return how far a task is, and how long it takes yet at the pace since it went on."""
         if not total:
             return f"{done} done"
-        left = (time.monotonic() - self.started) * max(0, total - done) / max(1, done)
+        began, before = self._since if done > self._since[1] else (self.started, 0)
+        left = (time.monotonic() - began) * max(0, total - done) / max(1, done - before)
         return f"{min(done / total, 1):.0%}, about {left / 60:.0f} min left"
 
 
@@ -197,7 +208,7 @@ class ConsoleListener:
                 nonlocal done
                 done += n
                 bar.advance(task, n)
-                if clock.strikes():
+                if clock.strikes(done):
                     self.console.print(f"{description}: {clock.describe(done, total)}", markup=False)
 
             yield advance
@@ -217,7 +228,7 @@ class ConsoleListener:
             def show(done: int, total: int, text: str) -> None:
                 if total:
                     bar.update(task, completed=done, total=total, words=text)
-                    if not clock.strikes():
+                    if not clock.strikes(done):
                         return
                     text = f"{clock.describe(done, total)}, {text}"
                 self.console.print(f"{description} {text}", markup=False)
