@@ -206,10 +206,10 @@ def test_files_of_the_current_folder_are_no_modules(command, tmp_path):
 def test_runs_of_a_sweep_are_told_what_the_call_allows(mark, tmp_path):
     with give_consent(code="payload_tools"):
         config = read_config(write_config(tmp_path / "run", encoder=EVIL))
-    assert sweep._list_consents(config) == ["--trust-code=payload_tools:Evil"]
+    assert sweep.list_consents(config) == ["--trust-code=payload_tools:Evil"]
     config = read_config("things_eeg2_ridge", ["dataset.trust_pickle=true"])
-    assert sweep._list_consents(config) == ["--set=dataset.trust_pickle=true"]
-    assert sweep._list_consents(read_config("synthetic_digits")) == []
+    assert sweep.list_consents(config) == ["--set=dataset.trust_pickle=true"]
+    assert sweep.list_consents(read_config("synthetic_digits")) == []
 
 
 def test_every_verb_that_reads_a_run_can_be_given_consent():
@@ -226,6 +226,9 @@ def test_every_verb_that_reads_a_run_can_be_given_consent():
         "board",
         "phantom",
         "demo",
+        "status",
+        "collect",
+        "cancel",
     }
     for name, verb in _VERBS.items():
         assert ("trust_code" in verb.__annotations__) == (name not in without), name
@@ -258,7 +261,7 @@ def test_a_file_cannot_allow_downloads(tmp_path, monkeypatch):
         config = read_config(folder)
         check_files(config)
     assert config.target.members[1].allow_download
-    assert sweep._list_consents(config) == ["--allow-download"]
+    assert sweep.list_consents(config) == ["--allow-download"]
     folder = write_config(tmp_path / "other", target=asked, generator={"kind": "nearest"})
     assert not read_config(folder).target.allow_download
     assert read_config(folder, ["target.allow_download=true"]).target.allow_download

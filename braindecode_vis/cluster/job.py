@@ -98,6 +98,9 @@ class CommandJob:
         """Run the command and note how it ended; a failed one ends the process with its exit code."""
         global _JOB_STARTED
         _JOB_STARTED = time.time()
+        if self.executor != "debug":
+            # `cancel` sends it, and a command in the background of a shell leaves it ignored to its children.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if sentence := self._find_difference():
             self._end("failed", sentence, 2)
             return
