@@ -129,8 +129,10 @@ SLOW = (
     "digits69_generative",
     "digits69_ridge_10fold",
     "digits69_ridge_5fold",
+    "digits69_ridge_5fold_contrast",
     "nsd_benchetrit_generation",
     "nsd_imagery_wave_generation",
+    "nsd_mindeye2_bigg",
     "nsd_mindeye2_generation",
     "nsd_subj01_37",
     "phantom_eeg",
@@ -145,6 +147,7 @@ SLOW = (
     "things_meg_loso_samga_internvit",
     "things_meg_loso_shallow_internvit",
     "things_meg_samga_internvit",
+    "things_meg_shallow_internvit",
     "things_meg_ubp_rn50",
 )
 

@@ -68,6 +68,7 @@ def test_two_processes_train_what_one_trains(together, tmp_path):
             assert np.linalg.norm(vectors[name] - expected) < 0.02 * np.linalg.norm(expected), name
 
 
+@pytest.mark.slow  # kills of one process are in tests/test_pipeline.py
 def test_a_killed_launch_goes_on_where_it_was(together, tmp_path):
     process = launch("train", "synthetic_digits", "--out", tmp_path, *SMALL, *NETWORK)
     deadline = time.monotonic() + 120

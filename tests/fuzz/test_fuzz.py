@@ -29,6 +29,7 @@ BOUNDED = settings(
 )
 
 
+@pytest.mark.slow  # `make fuzz` draws thousands
 def test_damage_is_told_or_changes_nothing():
     chosen = [word for name in FAST for word in ("--surface", name)]
     done = subprocess.run(
