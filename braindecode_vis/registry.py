@@ -479,13 +479,27 @@ def _is_beside_the_caller(entry: metadata.EntryPoint) -> bool:
     return distribution is not None and Path(str(distribution.locate_file(""))).resolve() == Path.cwd()
 
 
-@cache
-def _load_outside(role: str, reference: str, entry: metadata.EntryPoint | None = None) -> type[Settings]:
-    """Import a component from outside and note where its code comes from."""
-    if role not in GROUPS:
-        raise ConfigError(f"the role {role} takes no components from outside the package")
+def import_reference(reference: str, whose: str) -> tuple[Any, Any]:
+    """Import what ``package.module:Name`` names; whoever calls has made sure that this code may run.
+
+    Parameters
+    ----------
+    reference
+        Module and name.
+    whose
+        What it is, for messages.
+
+    Returns
+    -------
+    module, found
+
+    Raises
+    ------
+    ConfigError
+        If there is no such module or name, or the module fails at import; without a full stop, for the caller's
+        sentence.
+    """
     module_name, _, name = reference.partition(":")
-    whose = reference if entry is None else f"{entry.name!r} of {_describe_package(entry)} ({reference})"
     try:
         module = importlib.import_module(module_name)
     except KeyboardInterrupt:
@@ -503,6 +517,16 @@ def _load_outside(role: str, reference: str, entry: metadata.EntryPoint | None =
         found = getattr(found, part, None)
     if found is None:
         raise ConfigError(f"{whose} is missing: the module {module_name} has no {name!r}")
+    return module, found
+
+
+@cache
+def _load_outside(role: str, reference: str, entry: metadata.EntryPoint | None = None) -> type[Settings]:
+    """Import a component from outside and note where its code comes from."""
+    if role not in GROUPS:
+        raise ConfigError(f"the role {role} takes no components from outside the package")
+    whose = reference if entry is None else f"{entry.name!r} of {_describe_package(entry)} ({reference})"
+    module, found = import_reference(reference, whose)
     if not (isinstance(found, type) and issubclass(found, Settings)):
         raise ConfigError(f"{whose} is no subclass of braindecode_vis.settings.Settings")
     field = found.model_fields.get("kind")
@@ -513,7 +537,9 @@ def _load_outside(role: str, reference: str, entry: metadata.EntryPoint | None =
         raise ConfigError(_describe_clash(kind, whose))
     if entry is not None and kind != entry.name:
         raise ConfigError(f"{whose} leads to settings of the kind {kind!r}; the two names must be one")
-    package, version = _find_distribution(module_name) if entry is None else _read_distribution(entry.dist)
+    package, version = (
+        _find_distribution(module.__name__) if entry is None else _read_distribution(entry.dist)
+    )
     OUTSIDE[found] = OutsideCode(
         role=role, kind=kind, name=reference if entry is None else entry.name, reference=reference, package=package,
         version=version, sha256=_hash_code(module, whose),

@@ -30,6 +30,7 @@ import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError, require, suggest
 from braindecode_vis.live.stream_roles import Chunk, Marker, StreamInfo, StreamSource
+from braindecode_vis.registry import import_reference
 
 if TYPE_CHECKING:
     from braindecode_vis.arrays import Modality
@@ -116,25 +117,10 @@ def _open_replay_of_phantom(name: str, **options: Any) -> StreamSource:
 
 
 def _open_outside(kind: str, name: str, options: Mapping[str, Any]) -> StreamSource:
-    module_name, _, path = kind.partition(":")
     try:
-        found: Any = importlib.import_module(module_name)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # code of others: a module may also call sys.exit
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            raise ConfigError(
-                f"the source {kind} is not on this machine: there is no module {error.name!r}; install its package, or "
-                "put its folder on PYTHONPATH."
-            ) from error
-        text = " ".join(str(error).split())
-        raise ConfigError(
-            f"the source {kind} fails at import with {type(error).__name__}: {text}."
-        ) from error
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    if found is None:
-        raise ConfigError(f"the source {kind} is missing: the module {module_name} has no {path!r}.")
+        _, found = import_reference(kind, f"the source {kind}")
+    except ConfigError as error:
+        raise ConfigError(f"{error}.") from error
     missing = [
         method for method in ("connect", "read", "close") if not callable(getattr(found, method, None))
     ]
