@@ -28,6 +28,7 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.memory import check_memory
 from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.preprocessing.voxel_geometry import check_common_features
+from braindecode_vis.preprocessing.whitening import make_whitener
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, write_json
@@ -196,7 +197,7 @@ class LinearGaussianEncoder:
                 "cd,ndt->nct", np.linalg.inv(over_channels).astype(np.float32), left, optimize=True
             )
             over_time = _shrink(np.einsum("nct,ncs->ts", whitened, left, optimize=True) / (n * n_channels))
-        whiten, root = _invert_root(over_channels), _invert_root(over_time)
+        whiten, root = make_whitener(over_channels).matrix, make_whitener(over_time).matrix
         shown = np.einsum("cd,ndt->nct", whiten, averages, optimize=True) @ root
         # Noise is white there, so that the largest variances over images are those of the signal.
         _, courses = np.linalg.eigh(np.einsum("nct,ncs->ts", shown, shown, optimize=True))
@@ -318,12 +319,6 @@ def _shrink(covariance: np.ndarray) -> np.ndarray:
     covariance = covariance.astype(np.float64)
     floor = max(float(np.trace(covariance)) / size, 1e-30)
     return (1 - _SHRINK) * covariance + _SHRINK * floor * np.eye(size)
-
-
-def _invert_root(covariance: np.ndarray) -> np.ndarray:
-    """Return the symmetric inverse square root."""
-    values, vectors = np.linalg.eigh(covariance)
-    return np.asarray((vectors / np.sqrt(values)) @ vectors.T, np.float32)
 
 
 def _solve(gram: np.ndarray, products: np.ndarray, penalty: float) -> np.ndarray:

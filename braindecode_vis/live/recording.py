@@ -30,18 +30,16 @@ import numpy as np
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.bids.live_recording import GENERATED_BY, is_live_recording
 from braindecode_vis.datasets.sources.betas_source import Geometry
+from braindecode_vis.live.stream_buffer import LONGEST_STEP
+from braindecode_vis.live.stream_channels import find_factor
 from braindecode_vis.live.stream_roles import Chunk, Decision, Listener, Marker, StreamInfo
 from braindecode_vis.phantom.formats.bids_eeg import make_header
 
 if TYPE_CHECKING:
     from braindecode_vis.pipeline.finished_run import FinishedRun
 
-#: Steps in time above which samples are missing, in samples; see `braindecode_vis.live.stream_roles.Chunk`.
-LONGEST_STEP = 1.5
 _KEPT_S = 120.0  # how far back a late marker finds its sample
 _TRIGGERS = re.compile(r"^(trig\w*|trg|sti\d*|status|stim|sti ?\d+)$", re.IGNORECASE)
-_SI = {"v": 1.0, "volt": 1.0, "volts": 1.0, "uv": 1e-6, "µv": 1e-6, "microvolt": 1e-6, "microvolts": 1e-6, "mv": 1e-3,
-       "nv": 1e-9, "t": 1.0, "t/m": 1.0, "ft": 1e-15, "pt": 1e-12, "ft/cm": 1e-13}  # fmt: skip
 
 
 class BidsRecorder(Listener):
@@ -277,7 +275,7 @@ class BidsRecorder(Listener):
 
     def _open(self, stem: str, kind: str, info: StreamInfo, facts: Mapping[str, Any]) -> None:
         unit = info.unit or self.unit or str(facts.get("unit", ""))
-        factor = _SI.get(unit.strip().lower(), 1.0)
+        factor = find_factor(unit) or 1.0
         self._said_unit = unit
         if kind == "func":
             self._stream = _Volumes(self.folder / f"{stem}_bold.nii", self._find_geometry(), 1 / info.sfreq)
@@ -496,36 +494,17 @@ class _Samples(Protocol):
     def finish(self) -> Path: ...
 
 
-class _BrainVision:
-    """Header and markers as text, samples as float32 microvolts that are appended."""
+class _Appended:
+    """Samples of channels as float32 in one file, one time after the other, and marks in another."""
 
-    def __init__(
-        self, data: Path, rows: np.ndarray, channels: Sequence[str], sfreq: float, factor: float
-    ) -> None:
-        self.rows, self.sfreq, self.factor, self.n_marks = rows, sfreq, factor * 1e6, 0
-        self.path = data.with_suffix(".vhdr")
-        lines = [
-            "Brain Vision Data Exchange Marker File, Version 1.0", "", "[Common Infos]", "Codepage=UTF-8",
-            f"DataFile={data.name}", "", "[Marker Infos]", "",
-        ]  # fmt: skip
+    def __init__(self, data: Path, marks: Path, rows: np.ndarray, sfreq: float, factor: float) -> None:
+        self.path, self.rows, self.sfreq, self.factor = data, rows, sfreq, factor
         self._data = data.open("xb", buffering=0)
-        self._marks = data.with_suffix(".vmrk").open("xb", buffering=0)
-        self._marks.write("\n".join(lines).encode())
-        with self.path.open("x", encoding="utf-8") as file:
-            file.write(make_header(data.stem, channels, sfreq))
+        self._marks = marks.open("xb", buffering=0)
 
     def append(self, samples: np.ndarray, times: np.ndarray) -> None:
         packed = (np.asarray(samples, np.float64)[self.rows] * self.factor).T.astype("<f4")
         _write_whole(self._data, packed.tobytes())
-
-    def mark(self, sample: int, value: str) -> None:
-        self.n_marks += 1
-        text = _clean(value).replace(",", "\\1")
-        self._marks.write(f"Mk{self.n_marks}=Stimulus,{text},{sample + 1},1,0\n".encode())
-
-    def mark_segment(self, sample: int) -> None:
-        self.n_marks += 1
-        self._marks.write(f"Mk{self.n_marks}=New Segment,,{sample + 1},1,0\n".encode())
 
     def find_onset(self, sample: int, time: float) -> float:
         return sample / self.sfreq
@@ -534,13 +513,41 @@ class _BrainVision:
         self._data.close()
         self._marks.close()
 
+
+class _BrainVision(_Appended):
+    """Header and markers as text, samples in microvolt."""
+
+    def __init__(
+        self, data: Path, rows: np.ndarray, channels: Sequence[str], sfreq: float, factor: float
+    ) -> None:
+        super().__init__(data, data.with_suffix(".vmrk"), rows, sfreq, factor * 1e6)
+        self.path, self.n_marks = data.with_suffix(".vhdr"), 0
+        lines = [
+            "Brain Vision Data Exchange Marker File, Version 1.0", "", "[Common Infos]", "Codepage=UTF-8",
+            f"DataFile={data.name}", "", "[Marker Infos]", "",
+        ]  # fmt: skip
+        self._marks.write("\n".join(lines).encode())
+        with self.path.open("x", encoding="utf-8") as file:
+            file.write(make_header(data.stem, channels, sfreq))
+
+    def mark(self, sample: int, value: str) -> None:
+        text = _clean(value).replace(",", "\\1")
+        self._write_mark(f"Stimulus,{text}", sample)
+
+    def mark_segment(self, sample: int) -> None:
+        self._write_mark("New Segment,", sample)
+
+    def _write_mark(self, what: str, sample: int) -> None:
+        self.n_marks += 1
+        self._marks.write(f"Mk{self.n_marks}={what},{sample + 1},1,0\n".encode())
+
     def finish(self) -> Path:
         self.close()
         return self.path
 
 
-class _Plain:
-    """Samples of MEG as plain float32, in T or T/m, beside a table of what they are; FIF at the end."""
+class _Plain(_Appended):
+    """Samples of MEG as plain numbers in T or T/m, beside a table of what they are; FIF at the end."""
 
     def __init__(
         self,
@@ -551,17 +558,10 @@ class _Plain:
         sfreq: float,
         factor: float,
     ) -> None:
-        self.rows, self.sfreq, self.factor, self.path = rows, sfreq, factor, data
-        self._data = data.open("xb", buffering=0)
+        super().__init__(data, data.with_suffix(".f32.marks"), rows, sfreq, factor)
         kinds = ["mag" if kind == "MEGMAG" else "stim" if kind == "TRIG" else "misc" for kind in types]
         _write_json(
             data.with_suffix(".f32.json"), {"ch_names": list(channels), "ch_types": kinds, "sfreq": sfreq}
-        )
-        self._marks = data.with_suffix(".f32.marks").open("xb", buffering=0)
-
-    def append(self, samples: np.ndarray, times: np.ndarray) -> None:
-        _write_whole(
-            self._data, (np.asarray(samples, np.float64)[self.rows] * self.factor).T.astype("<f4").tobytes()
         )
 
     def mark(self, sample: int, value: str) -> None:
@@ -570,13 +570,6 @@ class _Plain:
     def mark_segment(self, sample: int) -> None:
         if sample:
             self._marks.write(f"{sample}\tEDGE boundary\n".encode())
-
-    def find_onset(self, sample: int, time: float) -> float:
-        return sample / self.sfreq
-
-    def close(self) -> None:
-        self._data.close()
-        self._marks.close()
 
     def finish(self) -> Path:
         self.close()
