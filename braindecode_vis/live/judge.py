@@ -1,12 +1,14 @@
 """From one trial, in the form in which a run learnt, to ranked pictures: what decoders of every kind of stream share.
 
 Owns the encoders, the statistics and the gallery that a session decides with, the evidence of its decisions, and what
-stands in for the run's own after an adaptation. Knows no stream.
+stands in for the run's own after an adaptation; and what becomes of markers and verdicts in any stream. It knows no
+samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ import pandas as pd
 from braindecode_vis.arrays import Embeddings, ImageLikelihood, Responses
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.live.evidence import FEWEST_NAMED, Evidence, NamedDecisions, calibrate
+from braindecode_vis.live.reconstructing import Reconstructor
+from braindecode_vis.live.stream_channels import read_pairs
+from braindecode_vis.live.stream_roles import Decision, Marker
 from braindecode_vis.pipeline import new_trials
 from braindecode_vis.pipeline.finished_run import FinishedRun, open_finished
 from braindecode_vis.pipeline.learning import train
@@ -29,6 +34,9 @@ from braindecode_vis.pipeline.predicting import (
     open_given_gallery,
     open_search,
 )
+
+#: Sentences that are remembered, so that none is told twice.
+MOST_TOLD = 10_000
 
 
 @dataclass
@@ -304,3 +312,143 @@ class Judge:
             except BraindecodeVisError:  # listed, but its file is elsewhere
                 found.append(None)
         return found
+
+
+class MarkerDecoder:
+    """What decoders of every kind of stream do with markers, verdicts and images; each adds how a trial is had.
+
+    Parameters
+    ----------
+    judge
+        Encoders, statistics and gallery that are decided with; what an adaptation has learnt stands in for the run's
+        there.
+    events
+        Markers that show an image, and its id: a mapping or a file of such pairs. By default every marker does.
+    repetitions
+        Whether the evidence of markers of the same value adds up.
+    reconstruct
+        Whether images are made; each comes later, as a second `Decision` of the same number.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        events: Mapping[str, str] | str | Path | None,
+        *,
+        repetitions: bool,
+        reconstruct: bool,
+    ) -> None:
+        self.judge, self.run = judge, judge.run
+        self._events = events if isinstance(events, Mapping | None) else read_pairs(Path(events), "events")
+        self._repetitions = repetitions
+        self._reconstructor = Reconstructor(judge.run, judge.folds) if reconstruct else None
+
+    def know(self, ids: Sequence[str]) -> None:
+        """Take markers that say these ids for the pictures of a block, whatever else the events say."""
+        self.judge.taught |= {str(name) for name in ids}
+        if self._events is not None:
+            self._events = {**self._events, **{str(name): str(name) for name in ids}}
+
+    def find_images(self, ids: Sequence[str]) -> list[Path | np.ndarray | None]:
+        """Return the pictures of candidates; see `Judge.find_images`."""
+        return self.judge.find_images(ids)
+
+    def _begin(self, evidence: Evidence, *, averages: bool) -> list[str]:
+        """Forget the stream before, and return sentences on statistics, repetitions and probabilities.
+
+        Parameters
+        ----------
+        evidence
+            That adds up from here on.
+        averages
+            Whether repetitions, if the run averages those of its test, are missed.
+        """
+        self._told: set[str] = set()
+        self._n_decisions = 0
+        self.judge.evidence = evidence
+        used = getattr(self.judge.statistics, "used", {})
+        notes = [f"{where}: {words}." for where, words in used.items()]
+        if averages and self.run.config.repeats.test == "averaged":
+            notes.append("Each decision is of a single trial, where the run's own test averages repetitions.")
+        return [*notes, f"Probabilities: fitted on {self.judge.calibrated_on}."]
+
+    def _take_finished(self) -> Iterator[Decision | str]:
+        if self._reconstructor is not None:
+            yield from self._reconstructor.take_finished()
+
+    def _finish_images(self) -> Iterator[Decision | str]:
+        if self._reconstructor is not None:
+            yield from self._reconstructor.finish()
+
+    def _tell_once(self, sentence: str, key: str = "") -> Iterator[str]:
+        if (key or sentence) not in self._told and len(self._told) < MOST_TOLD:
+            self._told.add(key or sentence)
+            yield sentence
+
+    def _find_shown(self, value: str) -> str | None:
+        named = self._events.get(value) if self._events is not None else value
+        return self.judge.find_shown(named)
+
+    def _lose(self, marker: Marker, why: str) -> Decision:
+        self._n_decisions += 1
+        value = str(marker.value).strip()
+        return Decision(self._n_decisions - 1, marker.time, value, self._find_shown(value), lost=why)
+
+    def _decide_trial(
+        self,
+        values: np.ndarray,
+        marker: Marker | None,
+        *,
+        onset: float,
+        notes: Sequence[str],
+        began: float,
+        arrived: float,
+        delay_ms: float = 0.0,
+    ) -> Iterator[Decision | str]:
+        """Yield the decision on a trial, and sentences that follow from it; its image is asked for.
+
+        Parameters
+        ----------
+        values
+            The trial as the run's preprocessing made its own, before statistics are applied.
+        marker
+            None for a window.
+        onset
+            In s.
+        notes
+            Sentences on this decision.
+        began, arrived
+            When work on it began, and its last sample came, by ``time.perf_counter``.
+        delay_ms
+            Of causal filters.
+        """
+        judge = self.judge
+        block = judge.statistics.apply(values, judge.subject, judge.session)
+        cut = time.perf_counter()
+        predicted = judge.predict(block)
+        if len(predicted) > 1:  # a window that keeps its volumes: each is a trial, and all are of one picture
+            mean = np.asarray(predicted.vectors).mean(axis=0, keepdims=True)
+            predicted = Embeddings(mean, predicted.ids[:1], predicted.space)
+        done = time.perf_counter()
+        value = "" if marker is None else str(marker.value).strip()
+        verdict = judge.judge(predicted, value if self._repetitions or marker is None else None)
+        ended = time.perf_counter()
+        shown = None if marker is None else self._find_shown(value)
+        number, self._n_decisions = self._n_decisions, self._n_decisions + 1
+        decision = Decision(
+            number, onset, value, shown, embedding=predicted.vectors[0], **verdict.as_fields(),
+            rank=judge.find_rank(verdict.unit, shown),
+            latency={
+                "wait": 1000 * (ended - arrived), "preprocess": 1000 * (cut - began), "predict": 1000 * (done - cut),
+                "rank": 1000 * (ended - done), "delay": delay_ms,
+            },
+            epoch=block[0] if block.ndim == 3 else block[:1].T,
+            notes=(*notes, judge.adaptation) if judge.adaptation else tuple(notes),
+        )  # fmt: skip
+        yield decision
+        if words := judge.learn_from(verdict.unit, shown):
+            yield words
+        if self._reconstructor is not None and not self._reconstructor.ask(
+            decision, judge.as_trial(block[:1]), predicted
+        ):
+            yield from self._tell_once("Images take longer than decisions: some decisions have none.")

@@ -21,8 +21,7 @@ import numpy as np
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.sources.cleaning_options import Cleaning
 from braindecode_vis.live.evidence import Evidence
-from braindecode_vis.live.judge import Judge
-from braindecode_vis.live.reconstructing import Reconstructor
+from braindecode_vis.live.judge import Judge, MarkerDecoder
 from braindecode_vis.live.signal_watch import SignalWatch, estimate_covariance
 from braindecode_vis.live.stream_buffer import LONGEST_STEP, Break, SampleBuffer
 from braindecode_vis.live.stream_channels import (
@@ -34,11 +33,10 @@ from braindecode_vis.live.stream_channels import (
 from braindecode_vis.live.stream_plan import find_stream_plan
 from braindecode_vis.live.stream_roles import Chunk, Decision, Marker, StreamInfo
 from braindecode_vis.pipeline import new_trials
-from braindecode_vis.pipeline.finished_run import FinishedRun, open_finished
+from braindecode_vis.pipeline.finished_run import FinishedRun
 from braindecode_vis.pipeline.learning import preprocess
 from braindecode_vis.preprocessing.causal import CausalFilter, make_resampling
 from braindecode_vis.preprocessing.epochs import cut_stretch, find_extent, make_antialias_filter
-from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 
 #: Seconds that are kept beyond what one epoch needs: markers may come that much after their samples.
 KEPT_S = 10.0
@@ -52,17 +50,17 @@ MOST_MARKERS = 10_000
 
 @dataclass
 class _Waiting:
-    """A marker or window whose samples are not all there."""
+    """A marker whose samples are not all there."""
 
-    marker: Marker | None
+    marker: Marker
     sample: int | None = None
 
     @property
     def time(self) -> float:
-        return -np.inf if self.marker is None else self.marker.time
+        return self.marker.time
 
 
-class RunStreamDecoder:
+class RunStreamDecoder(MarkerDecoder):
     """Decodes a stream of EEG or MEG with a finished run; a `StreamDecoder`.
 
     Parameters
@@ -99,12 +97,6 @@ class RunStreamDecoder:
         notes; a longer one loses them, and with 0 each does.
     reconstruct
         Whether images are made; each comes later, as a second `Decision` of the same number.
-
-    Attributes
-    ----------
-    judge
-        Encoders, statistics and gallery that are decided with; what an adaptation has learnt stands in for the run's
-        there. See `adopt`.
     """
 
     def __init__(
@@ -137,28 +129,15 @@ class RunStreamDecoder:
                 raise ConfigError(f"{name} is {value!r}, but must {must}.")
         if every is not None and (repetitions or events is not None):
             raise ConfigError("windows need no markers; leave out every, or else events and repetitions.")
-        self.run = run if isinstance(run, FinishedRun) else open_finished(Path(run))
+        judge = Judge(run, gallery, fold, subject, session, n_top)
+        super().__init__(judge, events, repetitions=repetitions, reconstruct=reconstruct)
         self.stream_plan = find_stream_plan(self.run)
-        self.judge = Judge(self.run, gallery, fold, subject, session, n_top)
-        self.session = session
         self._table = (
             channels if isinstance(channels, Mapping | None) else read_pairs(Path(channels), "channels")
         )
-        self._events = events if isinstance(events, Mapping | None) else read_pairs(Path(events), "events")
         self._interpolate, self._unit, self._every = interpolate, unit, every
-        self._repetitions, self._forgetting, self._bridge_ms = repetitions, forgetting, bridge
-        self._own = self.judge.own
-        self._reconstructor = Reconstructor(self.run, self.judge.folds) if reconstruct else None
-
-    def adopt(self, *, encoders: Sequence[Any] | None = None, statistics: Any = None, words: str) -> None:
-        """Decide with other encoders or statistics from now on; see `Judge.adopt`."""
-        self.judge.adopt(encoders=encoders, statistics=statistics, words=words)
-
-    def know(self, ids: Sequence[str]) -> None:
-        """Take markers that say these ids for the pictures of a block, whatever else the events say."""
-        self.judge.taught |= {str(name) for name in ids}
-        if self._events is not None:
-            self._events = {**self._events, **{str(name): str(name) for name in ids}}
+        self._forgetting, self._bridge_ms = forgetting, bridge
+        self._own = judge.own
 
     # --- the stream ---------------------------------------------------------------------------------------
 
@@ -243,15 +222,11 @@ class RunStreamDecoder:
             )
         capacity = self._last - self._first + 2 * self._half + round(KEPT_S * self._sfreq)
         self.buffer = SampleBuffer(len(self._mixing), capacity, self._sfreq)
-        statistics = self.judge.statistics
-        if not isinstance(statistics, LearntStatistics) or not statistics.is_empty:
-            notes += [f"{where}: {words}." for where, words in getattr(statistics, "used", {}).items()]
-        if self.run.config.repeats.test == "averaged" and self._every is None:
-            notes.append("Each decision is of a single trial, where the run's own test averages repetitions.")
-        notes.append(f"Probabilities: fitted on {self.judge.calibrated_on}.")
+        evidence = Evidence(self._forgetting if self._every is not None else 1.0)
+        notes += self._begin(evidence, averages=self._every is None)
         own = estimate_covariance(
             new_trials.find_learnt(self.run), self._own, preprocess(self.run).folds[self.judge.folds[0]].train,
-            (self.judge.subject, self.session),
+            (self.judge.subject, self.judge.session),
         )  # fmt: skip
         self.watch = SignalWatch(
             own,
@@ -262,23 +237,17 @@ class RunStreamDecoder:
         )
         self._waiting: list[_Waiting] = []
         self._known: OrderedDict[tuple[str, int], None] = OrderedDict()
-        self._told: set[str] = set()
-        self._n_decisions = 0
         self._next_window: int | None = None
-        self._fresh = True
         self._last_time: float | None = None
         self._last_sample = np.empty(0)
         self._heard = -np.inf  # time of the last sample, whether it was a number or not
         self._held_times = np.empty(0)
-        self._settled: dict[int, int] = {}
-        self.judge.evidence = Evidence(self._forgetting if self._every is not None else 1.0)
         return notes
 
     def feed(self, chunk: Chunk) -> Iterable[Decision | str]:
         """Take samples in, and yield decisions and sentences; see `StreamDecoder`."""
         arrived = chunk.arrived or time.perf_counter()
-        if self._reconstructor is not None:
-            yield from self._reconstructor.take_finished()
+        yield from self._take_finished()
         yield from self._take_samples(chunk)
         yield from self._take_markers(chunk.markers)
         yield from self._decide_ready(arrived)
@@ -287,11 +256,9 @@ class RunStreamDecoder:
         """Name every epoch that will never be complete; see `StreamDecoder`."""
         yield from self._decide_ready(time.perf_counter(), ended=True)
         for one in self._waiting:
-            if one.marker is not None:
-                yield self._lose(one.marker, "end: the stream ended before the epoch was complete")
+            yield self._lose(one.marker, "end: the stream ended before the epoch was complete")
         self._waiting = []
-        if self._reconstructor is not None:
-            yield from self._reconstructor.finish()
+        yield from self._finish_images()
 
     # --- samples ------------------------------------------------------------------------------------------
 
@@ -315,12 +282,11 @@ class RunStreamDecoder:
         if not finite.all():
             row = int(np.flatnonzero(~np.isfinite(used).all(axis=1))[0])
             name = self._info.ch_names[self._used[row]]
-            if f"nan {name}" not in self._told:
-                self._told.add(f"nan {name}")
-                yield (
-                    f"The channel {name} has samples that are no numbers, first at {times[~finite][0]:.3f} s; they are "
-                    "left out."
-                )
+            yield from self._tell_once(
+                f"The channel {name} has samples that are no numbers, first at {times[~finite][0]:.3f} s; they are "
+                "left out.",
+                f"nan {name}",
+            )
             used, times = used[:, finite], times[finite]
             if not len(times):
                 return
@@ -374,11 +340,11 @@ class RunStreamDecoder:
         """Give up what was waited for and cannot come any more."""
         kept = []
         for one in self._waiting:
-            gone = one.marker is not None and one.sample is None and (
+            gone = one.sample is None and (
                 # Ahead of the old samples, its time means nothing on the new clock; or it fell into the gap.
                 made.after <= made.before or one.time < made.after - 0.5 / self._sfreq
             )  # fmt: skip
-            if gone and one.marker is not None and self.buffer.find_sample(one.time) is None:
+            if gone and self.buffer.find_sample(one.time) is None:
                 yield self._lose(one.marker, made.describe())
             else:
                 kept.append(one)
@@ -428,26 +394,11 @@ class RunStreamDecoder:
             self._waiting.append(_Waiting(marker))
         self._waiting.sort(key=lambda one: one.time)
 
-    def _tell_once(self, sentence: str, key: str = "") -> Iterator[str]:
-        if (key or sentence) not in self._told and len(self._told) < MOST_MARKERS:
-            self._told.add(key or sentence)
-            yield sentence
-
-    def _find_shown(self, value: str) -> str | None:
-        named = self._events.get(value) if self._events is not None else value
-        return self.judge.find_shown(named)
-
-    def _lose(self, marker: Marker, why: str) -> Decision:
-        self._n_decisions += 1
-        value = str(marker.value).strip()
-        return Decision(self._n_decisions - 1, marker.time, value, self._find_shown(value), lost=why)
-
     # --- decisions ----------------------------------------------------------------------------------------
 
     def _decide_ready(self, arrived: float, ended: bool = False) -> Iterator[Decision | str]:
         kept = []
         for one in self._waiting:
-            assert one.marker is not None
             if one.sample is None:
                 one.sample = self.buffer.find_sample(one.time)
             if one.sample is None:
@@ -481,7 +432,6 @@ class RunStreamDecoder:
         for one in kept:
             # A channel that has no numbers any more would let markers wait without end.
             if self._heard > one.time + self._last / self._sfreq + KEPT_S:
-                assert one.marker is not None
                 yield self._lose(one.marker, "gap: the samples of the epoch are no numbers")
             else:
                 self._waiting.append(one)
@@ -555,17 +505,6 @@ class RunStreamDecoder:
             yield from self.watch.look(raw[0])
         if self.watch.gain != 1.0:
             raw = raw * np.float32(self.watch.gain)
-        judge = self.judge
-        block = judge.statistics.apply(raw, judge.subject, self.session)
-        cut = time.perf_counter()
-        predicted = judge.predict(block)
-        unit = judge.find_unit(predicted)
-        done = time.perf_counter()
-        value = "" if marker is None else str(marker.value).strip()
-        verdict = judge.judge(predicted, value if self._repetitions or marker is None else None)
-        ended = time.perf_counter()
-        shown = None if marker is None else self._find_shown(value)
-        rank = judge.find_rank(unit, shown)
         notes = []
         if flat.any():
             names_flat = [n for n, f in zip(self.channel_map.ch_names, flat, strict=True) if f]
@@ -578,8 +517,6 @@ class RunStreamDecoder:
             sample + self._first - reach, sample + self._last + reach + 1
         ):
             notes.append(f"bridged: {1000 * n_bridged / self._sfreq:.0f} ms of this epoch never came")
-        if judge.adaptation:
-            notes.append(judge.adaptation)
         low = self.buffer.find_bounds(sample)[0]
         if (
             self.filter.settles
@@ -588,22 +525,9 @@ class RunStreamDecoder:
         ):
             notes.append("the high-pass had begun anew shortly before")
         onset = float(self.buffer.read_times(sample, sample + 1)[0]) if marker is None else marker.time
-        number, self._n_decisions = self._n_decisions, self._n_decisions + 1
-        decision = Decision(
-            number, onset, value, shown, embedding=predicted.vectors[0], **verdict.as_fields(), rank=rank,
-            latency={
-                "wait": 1000 * (ended - arrived), "preprocess": 1000 * (cut - began), "predict": 1000 * (done - cut),
-                "rank": 1000 * (ended - done), "delay": self.delay_ms,
-            },
-            epoch=block[0], notes=tuple(notes),
-        )  # fmt: skip
-        yield decision
-        if words := judge.learn_from(unit, shown):
-            yield words
-        if self._reconstructor is not None and not self._reconstructor.ask(
-            decision, judge.as_trial(block), predicted
-        ):
-            yield from self._tell_once("Images take longer than decisions: some decisions have none.")
+        yield from self._decide_trial(
+            raw, marker, onset=onset, notes=notes, began=began, arrived=arrived, delay_ms=self.delay_ms
+        )
 
     # --- what listeners show ------------------------------------------------------------------------------
 
@@ -623,7 +547,3 @@ class RunStreamDecoder:
             "bridge_ms": self._bridge_ms, "reconstructs": self._reconstructor is not None,
             "interpolated": list(self.channel_map.interpolated),
         }  # fmt: skip
-
-    def find_images(self, ids: Sequence[str]) -> list[Path | np.ndarray | None]:
-        """Return the pictures of candidates; see `Judge.find_images`."""
-        return self.judge.find_images(ids)

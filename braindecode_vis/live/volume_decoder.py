@@ -19,14 +19,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.bids.fmri_dataset import BoldSettings
 from braindecode_vis.datasets.sources.bold_source import GlmConfig, WindowConfig
 from braindecode_vis.live.evidence import Evidence
-from braindecode_vis.live.judge import Judge
-from braindecode_vis.live.reconstructing import Reconstructor
-from braindecode_vis.live.stream_channels import read_pairs
+from braindecode_vis.live.judge import Judge, MarkerDecoder
 from braindecode_vis.live.stream_roles import Chunk, Decision, Marker, StreamInfo
 from braindecode_vis.pipeline.finished_run import FinishedRun
 from braindecode_vis.pipeline.learning import preprocess
@@ -227,7 +224,7 @@ class _Trial:
     last: int
 
 
-class VolumeDecoder:
+class VolumeDecoder(MarkerDecoder):
     """Decodes a scan while it runs with a finished run of fMRI; a `StreamDecoder`.
 
     A run whose responses are windows averages the same windows. A run of a model of the response estimates each trial
@@ -267,16 +264,15 @@ class VolumeDecoder:
         duration: float | None = None,
         reconstruct: bool = False,
     ) -> None:
-        self.judge = Judge(run, gallery, fold, subject, session, n_top)
-        self.run, own = self.judge.run, self.judge.own
+        judge = Judge(run, gallery, fold, subject, session, n_top)
+        own = judge.own
         if own.dims[1] not in ("voxel", "parcel"):
             raise ConfigError(
-                f"{self.run.folder.path} learnt from trials of {' x '.join(own.dims[1:])}, not from voxels; choose a "
+                f"{judge.run.folder.path} learnt from trials of {' x '.join(own.dims[1:])}, not from voxels; choose a "
                 "run of fMRI."
             )
-        self._events = events if isinstance(events, Mapping | None) else read_pairs(Path(events), "events")
-        self._repetitions, self._settle = repetitions, settle
-        self._reconstructor = Reconstructor(self.run, self.judge.folds) if reconstruct else None
+        super().__init__(judge, events, repetitions=repetitions, reconstruct=reconstruct)
+        self._settle = settle
         several = own.coords.get("subjects")
         self.geometry = read_geometry(own, self.judge.subject if several else None)
         if self.geometry.mask is None:
@@ -294,16 +290,6 @@ class VolumeDecoder:
         )
         shown = float(own.trials["duration"].median()) if "duration" in own.trials else 1.0
         self.duration = shown if duration is None else duration
-
-    def adopt(self, *, encoders: Sequence[Any] | None = None, statistics: Any = None, words: str) -> None:
-        """Decide with other encoders or statistics from now on; see `Judge.adopt`."""
-        self.judge.adopt(encoders=encoders, statistics=statistics, words=words)
-
-    def know(self, ids: Sequence[str]) -> None:
-        """Take markers that say these ids for the pictures of a block, whatever else the events say."""
-        self.judge.taught |= {str(name) for name in ids}
-        if self._events is not None:
-            self._events = {**self._events, **{str(name): str(name) for name in ids}}
 
     def open(self, info: StreamInfo) -> Sequence[str]:
         """Get ready for a scan; see `StreamDecoder`.
@@ -331,9 +317,6 @@ class VolumeDecoder:
         self._trials: list[_Trial] = []
         self._onsets: list[tuple[float, float]] = []
         self._seen: set[tuple[str, int]] = set()
-        self._told: set[str] = set()
-        self._n_decisions = 0
-        self.judge.evidence = Evidence()
         notes = [*self.notes]
         if self.t_r is None:
             notes.append(f"The run does not say its repetition time; that of the scan is {t_r:g} s.")
@@ -341,17 +324,12 @@ class VolumeDecoder:
             notes.append(
                 "No events were given: nothing is decided until markers come; give a table of events with --markers."
             )
-        statistics = self.judge.statistics
-        notes += [f"{where}: {words}." for where, words in getattr(statistics, "used", {}).items()]
-        if self.run.config.repeats.test == "averaged":
-            notes.append("Each decision is of a single trial, where the run's own test averages repetitions.")
-        return [*notes, f"Probabilities: fitted on {self.judge.calibrated_on}."]
+        return [*notes, *self._begin(Evidence(), averages=True)]
 
     def feed(self, chunk: Chunk) -> Iterable[Decision | str]:
         """Take volumes in, and yield decisions and sentences; see `StreamDecoder`."""
         arrived = chunk.arrived or time.perf_counter()
-        if self._reconstructor is not None:
-            yield from self._reconstructor.take_finished()
+        yield from self._take_finished()
         yield from self._take_markers(chunk.markers)
         for column, when in enumerate(chunk.times):
             volume = np.asarray(chunk.samples)[:, column]
@@ -378,8 +356,7 @@ class VolumeDecoder:
                 trial.marker, f"end: the scan ended {trial.last - there} volumes before its last one"
             )
         self._trials = []
-        if self._reconstructor is not None:
-            yield from self._reconstructor.finish()
+        yield from self._finish_images()
 
     def _take_markers(self, markers: Sequence[Marker]) -> Iterator[Decision | str]:
         for marker in markers:
@@ -409,20 +386,6 @@ class VolumeDecoder:
             self._onsets.append((float(marker.time), self.duration))
             self._trials.append(_Trial(marker, last))
 
-    def _tell_once(self, sentence: str, key: str = "") -> Iterator[str]:
-        if (key or sentence) not in self._told:
-            self._told.add(key or sentence)
-            yield sentence
-
-    def _find_shown(self, value: str) -> str | None:
-        named = self._events.get(value) if self._events is not None else value
-        return self.judge.find_shown(named)
-
-    def _lose(self, marker: Marker, why: str) -> Decision:
-        self._n_decisions += 1
-        value = str(marker.value).strip()
-        return Decision(self._n_decisions - 1, marker.time, value, self._find_shown(value), lost=why)
-
     def _decide_ready(self, arrived: float) -> Iterator[Decision | str]:
         there = self.scan.numbers[-1] if self.scan.numbers else -1
         ready = [trial for trial in self._trials if trial.last <= there]
@@ -435,7 +398,10 @@ class VolumeDecoder:
             except DataError as error:
                 yield self._lose(trial.marker, f"volumes: {error}")
                 continue
-            yield from self._decide(trial.marker, rows, notes, began, arrived)
+            yield from self._decide_trial(
+                self.shape_response(rows), trial.marker, onset=trial.marker.time, notes=notes, began=began,
+                arrived=arrived,
+            )  # fmt: skip
 
     def shape_response(self, rows: np.ndarray) -> np.ndarray:
         """Return a response of `ScanSoFar.estimate` as the run stored its own, before it was standardised."""
@@ -445,42 +411,6 @@ class VolumeDecoder:
             block = average_parcels(block, self.geometry.parcels)
         missing = self.judge.own.data.shape[1] - block.shape[1]
         return np.pad(block, [(0, 0), (0, missing), *[(0, 0)] * (block.ndim - 2)]) if missing > 0 else block
-
-    def _decide(
-        self, marker: Marker, rows: np.ndarray, notes: list[str], began: float, arrived: float
-    ) -> Iterator[Decision | str]:
-        judge = self.judge
-        block = judge.statistics.apply(self.shape_response(rows), judge.subject, judge.session)
-        cut = time.perf_counter()
-        predicted = judge.predict(block)
-        if len(predicted) > 1:  # a window that keeps its volumes: each is a trial, and all are of one picture
-            mean = np.asarray(predicted.vectors).mean(axis=0, keepdims=True)
-            predicted = Embeddings(mean, predicted.ids[:1], predicted.space)
-        unit = judge.find_unit(predicted)
-        done = time.perf_counter()
-        value = str(marker.value).strip()
-        verdict = judge.judge(predicted, value if self._repetitions else None)
-        ended = time.perf_counter()
-        shown = self._find_shown(value)
-        number, self._n_decisions = self._n_decisions, self._n_decisions + 1
-        if judge.adaptation:
-            notes = [*notes, judge.adaptation]
-        decision = Decision(
-            number, marker.time, value, shown, embedding=predicted.vectors[0], **verdict.as_fields(),
-            rank=judge.find_rank(unit, shown),
-            latency={
-                "wait": 1000 * (ended - arrived), "preprocess": 1000 * (cut - began), "predict": 1000 * (done - cut),
-                "rank": 1000 * (ended - done), "delay": 0.0,
-            },
-            epoch=block[0] if block.ndim == 3 else block[:1].T, notes=tuple(notes),
-        )  # fmt: skip
-        yield decision
-        if words := judge.learn_from(unit, shown):
-            yield words
-        if self._reconstructor is not None and not self._reconstructor.ask(
-            decision, judge.as_trial(block[:1]), predicted
-        ):
-            yield from self._tell_once("Images take longer than decisions: some decisions have none.")
 
     def describe(self) -> Mapping[str, Any]:
         """Return the facts of this session; see `StreamDecoder`."""
@@ -497,10 +427,6 @@ class VolumeDecoder:
             "n_voxels": self.geometry.n_voxels, "ch_names": [], "ch_pos": None, "delay_ms": 0.0, "every": None,
             "repetitions": self._repetitions, "reconstructs": self._reconstructor is not None, "interpolated": [],
         }  # fmt: skip
-
-    def find_images(self, ids: Sequence[str]) -> list[Path | np.ndarray | None]:
-        """Return the pictures of candidates; see `Judge.find_images`."""
-        return self.judge.find_images(ids)
 
 
 def _describe_differences(dataset: Any, model: GlmConfig | WindowConfig) -> list[str]:
