@@ -603,22 +603,13 @@ def _map(judge: Judge, targets: Embeddings) -> Embeddings:
 
 def _predict(judge: Judge, encoders: Sequence[Any], trials: Responses) -> np.ndarray:
     """Return predictions as they are compared, the mean over folds, shape (n_trials, n_features)."""
-    found = [
-        encoder.predict(_select(fold, trials)) for fold, encoder in zip(judge.fitted, encoders, strict=True)
-    ]
-    mean = np.mean([np.asarray(part.vectors) for part in found], axis=0)
-    return judge.centre.apply(Embeddings(mean, found[0].ids, found[0].space)).vectors
-
-
-def _select(fold: Any, trials: Responses) -> Responses:
-    chosen: Responses = trials if fold.selection is None else fold.selection.apply(trials)
-    return chosen
+    return judge.centre.apply(judge.predict_trials(trials, encoders)).vectors
 
 
 def _fit(judge: Judge, trials: Responses, targets: Embeddings) -> list[Any]:
     made = []
     for fold, encoder in zip(judge.fitted, judge.encoders, strict=True):
-        chosen = _select(fold, trials)
+        chosen = fold.select(trials)
         own = _unwrap(encoder)
         other = (
             shrink_ridge(own, chosen, targets)

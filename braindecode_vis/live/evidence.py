@@ -101,9 +101,9 @@ def calibrate(
     rows = np.flatnonzero(np.isin(named, ids))
     if len(rows) > MOST_FITTED:
         rows = np.sort(draw.choice(rows, MOST_FITTED, replace=False))
-    first = pd.Index(targets.ids.astype(str))
+    shown, first = np.unique(targets.ids.astype(str), return_index=True)
     images = Embeddings(
-        np.asarray(targets.vectors)[[int(np.argmax(first == i)) for i in ids]], ids, targets.space
+        np.asarray(targets.vectors)[first[np.searchsorted(shown, ids.astype(str))]], ids, targets.space
     )
     own = subject if encoder.has_subject_galleries else None
     gallery = centre.apply(encoder.map_targets(images, own))
@@ -211,7 +211,3 @@ class Evidence:
         if len(self._sums) > MOST_KEPT:
             self._sums.popitem(last=False)
         return kept
-
-    def reset(self, key: str) -> None:
-        """Forget what is known of `key`."""
-        self._sums.pop(key, None)

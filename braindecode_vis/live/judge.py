@@ -204,10 +204,14 @@ class Judge:
 
     def predict(self, block: np.ndarray) -> Embeddings:
         """Return what the folds predict of trials of shape (n_trials, ...), which have the axes of the run's."""
-        trial, predicted = self.as_trial(block), []
-        for fitted, encoder in zip(self.fitted, self.encoders, strict=True):
-            chosen = trial if fitted.selection is None else fitted.selection.apply(trial)
-            predicted.append(encoder.predict(chosen))
+        return self.predict_trials(self.as_trial(block), self.encoders)
+
+    def predict_trials(self, trials: Responses, encoders: Sequence[Any]) -> Embeddings:
+        """Return the mean of what encoders predict of trials with every feature, one encoder for each fold."""
+        predicted = [
+            encoder.predict(fitted.select(trials))
+            for fitted, encoder in zip(self.fitted, encoders, strict=True)
+        ]
         if len(predicted) > 1:
             check_one_space(self.run, self.folds, predicted)
         return average_folds(predicted)

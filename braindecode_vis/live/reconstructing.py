@@ -10,7 +10,6 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -89,10 +88,7 @@ class Reconstructor:
                 )
 
     def _make(self, trial: Responses, predicted: Embeddings) -> np.ndarray:
-        chosen: list[Any] = []
-        for number in self._folds:
-            selection = train(self._run)[number].selection
-            chosen.append(trial if selection is None else selection.apply(trial))
+        chosen = [train(self._run)[number].select(trial) for number in self._folds]
         images = prepare_images(self._run, self._folds, chosen, trial, predicted)()[0]
         image = np.asarray(images[0])
         return image[0] if image.ndim == 4 else image  # the first of several draws

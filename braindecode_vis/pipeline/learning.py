@@ -92,6 +92,10 @@ class TrainedFold:
     encoder: WholeBrainEncoder
     selection: Selection | None = None
 
+    def select(self, responses: Responses) -> Responses:
+        """Return trials with the features that the encoder takes."""
+        return responses if self.selection is None else self.selection.apply(responses)
+
 
 @dataclass(frozen=True)
 class OutOfFold:
@@ -370,9 +374,9 @@ def _predict_fold(run: Run, number: int) -> OutOfFold:
 
 def pick_training(run: Run, number: int) -> tuple[Responses, Embeddings]:
     """Return the training trials of a fold and their targets, as its encoder was fitted on them."""
-    prepared, selection = preprocess(run), train(run)[number].selection
+    prepared = preprocess(run)
     responses = pick_labelled_trials(prepared, prepared.folds[number].train, run.config.repeats.train)
-    responses = responses if selection is None else selection.apply(responses)
+    responses = train(run)[number].select(responses)
     return responses, embed(run)[number].embeddings.select(list(responses.stimulus_ids))
 
 
@@ -435,7 +439,6 @@ def pick_labelled_trials(prepared: Prepared, rows: np.ndarray, repeats: str) -> 
 
 def pick_test_trials(run: Run, number: int) -> Responses:
     """Return the test trials of one fold as its encoder takes them."""
-    prepared, selection = preprocess(run), train(run)[number].selection
+    prepared, fitted = preprocess(run), train(run)[number]
     responses = pick_labelled_trials(prepared, prepared.folds[number].test, run.config.repeats.test)
-    responses = order_by_gallery(train(run)[number].encoder, responses)
-    return responses if selection is None else selection.apply(responses)
+    return fitted.select(order_by_gallery(fitted.encoder, responses))

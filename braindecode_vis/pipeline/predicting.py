@@ -398,7 +398,7 @@ def predict(
     fitted = [train(run)[number] for number in folds]
     # Averaging comes before the selection, as in the run's own test.
     trials = order_by_gallery(fitted[0].encoder, trials)
-    chosen = [trials if f.selection is None else f.selection.apply(trials) for f in fitted]
+    chosen = [f.select(trials) for f in fitted]
     predicted = [f.encoder.predict(responses) for f, responses in zip(fitted, chosen, strict=True)]
     notes = list(new.notes)
     # Known only after predict, which is where the alignment happens.
@@ -668,7 +668,7 @@ def decode_trials(run: Run, number: int, trials: Responses) -> tuple[ImageRows, 
         With every feature; repetitions as the images are to be made of them.
     """
     fitted = train(run)[number]
-    chosen = trials if fitted.selection is None else fitted.selection.apply(trials)
+    chosen = fitted.select(trials)
     return prepare_images(run, [number], [chosen], trials, fitted.encoder.predict(chosen))()
 
 
