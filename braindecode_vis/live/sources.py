@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError, require, suggest
+from braindecode_vis.live.stream_channels import UNITS
 from braindecode_vis.live.stream_roles import Chunk, Marker, StreamInfo, StreamSource
 from braindecode_vis.registry import import_reference
 
@@ -382,16 +383,8 @@ class _Inlet:
             self.inlet = None
 
 
-_UNITS: dict[str, tuple[str, float]] = {
-    **dict.fromkeys(("v", "volt", "volts", "0"), ("V", 1.0)),
-    **dict.fromkeys(("mv", "millivolt", "millivolts", "-3"), ("V", 1e-3)),
-    **dict.fromkeys(("uv", "\u00b5v", "\u03bcv", "microvolt", "microvolts", "-6"), ("uV", 1.0)),
-    **dict.fromkeys(("nv", "nanovolt", "nanovolts", "-9"), ("V", 1e-9)),
-    **dict.fromkeys(("t", "tesla"), ("T", 1.0)),
-    **dict.fromkeys(("ft", "femtotesla"), ("T", 1e-15)),
-    **dict.fromkeys(("t/m",), ("T/m", 1.0)),
-}
-_VOLTS = {"V": 1.0, "uV": 1e-6}
+#: How MNE's exponents of ten stand in a description, as text.
+_EXPONENTS = {"0": "v", "-3": "mv", "-6": "uv", "-9": "nv"}
 _SENSORS = ("eeg", "mag", "grad", "meg")
 
 
@@ -545,20 +538,18 @@ class LslSource:
         if (n := full.n_channels - len(self._rows) - (self._trigger is not None)) > 0:
             self._notes.append(f"{n} channels of other types than EEG and MEG are left out.")
         is_meg = stype == "meg" or any(types[row] in ("mag", "grad", "meg") for row in self._rows)
-        scales = [_UNITS.get(units[row]) for row in self._rows]
+        scales = [UNITS.get(_EXPONENTS.get(units[row], units[row])) for row in self._rows]
         given = {each for each in scales if each is not None}
         self._scale = None
         if None in scales or not given:
             unit = ""
-        elif len(given) == 1:
-            unit, factor = given.pop()
-            self._scale = None if factor == 1.0 else np.full((len(scales), 1), factor)
+        elif given in ({("V", 1.0)}, {("V", 1e-6)}, {("T", 1.0)}, {("T/m", 1.0)}):
+            ((unit, factor),) = given
+            unit = "uV" if factor == 1e-6 else unit
         else:
-            # Several units: all are brought to SI.
-            unit = "T" if is_meg else "V"
-            self._scale = np.array(
-                [[_VOLTS.get(each[0], 1.0) * each[1]] for each in scales if each is not None]
-            )
+            # Other units, or several: all are brought to SI.
+            unit = next(iter(given))[0] if len(given) == 1 else "T" if is_meg else "V"
+            self._scale = np.array([[each[1]] for each in scales if each is not None])
         modality: Modality = "meg" if is_meg else "eeg"
         return StreamInfo(
             full.name, modality, tuple(names[row] for row in self._rows), float(full.sfreq), unit

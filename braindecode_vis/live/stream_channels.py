@@ -16,12 +16,18 @@ from braindecode_vis.checks import DataError, suggest
 from braindecode_vis.datasets.sources.cleaning_options import Cleaning
 from braindecode_vis.datasets.sources.meeg_source import Sensors, list_scalp_positions
 
-#: Units in volt, tesla and tesla per meter, as amplifiers and files write them.
-UNITS = {
-    "v": 1.0, "volt": 1.0, "volts": 1.0, "mv": 1e-3, "millivolt": 1e-3, "millivolts": 1e-3, "uv": 1e-6, "µv": 1e-6,
-    "μv": 1e-6, "microvolt": 1e-6, "microvolts": 1e-6, "nv": 1e-9, "nanovolt": 1e-9, "nanovolts": 1e-9, "t": 1.0,
-    "tesla": 1.0, "pt": 1e-12, "ft": 1e-15, "t/m": 1.0, "ft/cm": 1e-13,
-}  # fmt: skip
+#: Units as amplifiers and files write them, each with V, T or T/m, and how much of that it is.
+UNITS: dict[str, tuple[str, float]] = {
+    **dict.fromkeys(("v", "volt", "volts"), ("V", 1.0)),
+    **dict.fromkeys(("mv", "millivolt", "millivolts"), ("V", 1e-3)),
+    **dict.fromkeys(("uv", "\u00b5v", "\u03bcv", "microvolt", "microvolts"), ("V", 1e-6)),
+    **dict.fromkeys(("nv", "nanovolt", "nanovolts"), ("V", 1e-9)),
+    **dict.fromkeys(("t", "tesla"), ("T", 1.0)),
+    "pt": ("T", 1e-12),
+    **dict.fromkeys(("ft", "femtotesla"), ("T", 1e-15)),
+    "t/m": ("T/m", 1.0),
+    "ft/cm": ("T/m", 1e-13),
+}
 #: Names of the 10-20 system that the 10-10 system changed, and labels of one cap.
 _ALIASES = {"t3": "t7", "t4": "t8", "t5": "p7", "t6": "p8", "cb1": "poo7", "cb2": "poo8"}
 
@@ -59,7 +65,8 @@ def find_factor(unit: str) -> float | None:
     >>> find_factor("microvolts")
     1e-06
     """
-    return UNITS.get(unit.strip().lower())
+    found = UNITS.get(unit.strip().lower())
+    return None if found is None else found[1]
 
 
 def simplify(name: str) -> str:
