@@ -34,6 +34,7 @@ import numpy as np
 from braindecode_vis import __version__, digests
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
+from braindecode_vis.leases import LEASE, hold_lease, is_alive, is_leased
 from braindecode_vis.memory import profile_step
 from braindecode_vis.stimuli import StimulusSet
 
@@ -141,8 +142,13 @@ class RunFolder:
         upstream: Mapping[str, str],
         compute: Callable[[Path], Mapping[str, Any] | None],
         unit: str = "",
+        alone: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        tell: Callable[[str], None] = lambda sentence: None,
+        waits: bool = True,
     ) -> Artifact:
         """Reuse the artifact of this fingerprint, or compute it into a temporary folder and rename it.
+
+        Of several processes that ask for it at once, one computes it; see `leases`.
 
         Parameters
         ----------
@@ -152,20 +158,26 @@ class RunFolder:
             Writes its files into the folder it is given; what it returns is kept in the provenance.
         unit
             Part of the stage that is finished on its own, for example a fold.
+        alone
+            Held around the lease and the computing; always in this order, so that no two processes wait for each other.
+        tell
+            Called with a sentence while another process is waited for.
+        waits
+            Whether to wait for another process that computes it.
+
+        Raises
+        ------
+        DataError
+            If it cannot be computed or written.
+        leases.BeingMade
+            If another process computes it and `waits` is false.
         """
         fingerprint = compute_fingerprint(stage, version, fields, upstream)
         parent = self.path / "stages" / stage
         final = parent / "-".join(filter(None, [unit, fingerprint]))
-        # Checked each time it is reused: a changed file would otherwise speak for settings that did not make it.
-        damage = find_damage(final) if final.exists() else ""
-        if added := list_added(final):
-            raise DataError(
-                f"{final / added[0]} is no file that the run wrote; move it elsewhere, then run the same command again."
-            )
-        if final.exists() and not damage:
-            written = read_json(final / PROVENANCE)["created"]
-            self._in_use[final] = None
-            return Artifact(final, fingerprint, True, f"nothing it depends on changed since {written}")
+        artifact, damage = self._reuse(final, fingerprint)
+        if artifact is not None:
+            return artifact
         self.verify()
         reason = damage or self._explain(parent, unit, version, fields, upstream)
         if not self.writable:
@@ -173,7 +185,58 @@ class RunFolder:
                 f"{self.path} cannot be written, and its stage {stage} would have to be computed ({reason}); copy the "
                 "folder to where you may write."
             )
-        parent.mkdir(parents=True, exist_ok=True)
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            broken = bool(damage)
+            with (
+                alone(),
+                hold_lease(
+                    parent / f"{LEASE}{final.name}", lambda: final.exists() and not broken, tell, waits=waits
+                ),
+            ):
+                made, damage = self._reuse(final, fingerprint)
+                if made is not None:
+                    return made
+                about = {
+                    "stage": stage, "unit": unit, "version": version, "fingerprint": fingerprint,
+                    "fields": fields, "upstream": upstream,
+                }  # fmt: skip
+                return self._make(final, about, compute, damage, reason)
+        except Exception as error:
+            if is_disk_full(error, parent):
+                raise DataError(
+                    f"the disk is full: {stage} could not be written below {self.path}; finished stages are kept, so "
+                    "make room or choose another folder with --out, then run the same command again."
+                ) from error
+            raise
+
+    def _reuse(self, final: Path, fingerprint: str) -> tuple[Artifact | None, str]:
+        """Return an artifact that is there and as it was written, or None and what is wrong with it."""
+        # Checked each time it is reused: a changed file would otherwise speak for settings that did not make it.
+        damage = find_damage(final) if final.exists() else ""
+        if added := list_added(final):
+            raise DataError(
+                f"{final / added[0]} is no file that the run wrote; move it elsewhere, then run the same command again."
+            )
+        if not final.exists() or damage:
+            return None, damage
+        written = read_json(final / PROVENANCE)["created"]
+        self._in_use[final] = None
+        return Artifact(final, fingerprint, True, f"nothing it depends on changed since {written}"), ""
+
+    def _make(
+        self,
+        final: Path,
+        about: Mapping[str, Any],
+        compute: Callable[[Path], Mapping[str, Any] | None],
+        damage: str,
+        reason: str,
+    ) -> Artifact:
+        """Compute an artifact into a temporary folder and rename it."""
+        parent, (stage, unit, fingerprint) = (
+            final.parent,
+            (about[name] for name in ("stage", "unit", "fingerprint")),
+        )
         _remove_stale(parent, unit)
         temporary = parent / f"{_TEMPORARY}{unit}-{fingerprint}-{_HOST}-{os.getpid()}"
         temporary.mkdir()
@@ -181,8 +244,7 @@ class RunFolder:
             with profile_step() as taken:
                 extra = compute(temporary) or {}
             record = {
-                "stage": stage, "unit": unit, "version": version, "fingerprint": fingerprint,
-                "fields": fields, "upstream": upstream, **extra,
+                **about, **extra,
                 **collect_provenance(), "seconds": taken.pop("seconds"), "profile": taken,
                 "files": describe_files(temporary, moves=True),
             }  # fmt: skip
@@ -206,13 +268,6 @@ class RunFolder:
                 # Another process finished the same artifact first; its bytes are as good as ours.
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-        except Exception as error:
-            if is_disk_full(error, parent):
-                raise DataError(
-                    f"the disk is full: {stage} could not be written below {self.path}; finished stages are kept, so "
-                    "make room or choose another folder with --out, then run the same command again."
-                ) from error
-            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._in_use[final] = None
@@ -453,6 +508,9 @@ def _diff(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 def _remove_stale(parent: Path, unit: str) -> None:
     """Remove temporary folders whose process is gone; those of other machines on a shared disk are left alone."""
+    for lease in parent.glob(f"{LEASE}*"):
+        if (parent / lease.name.removeprefix(LEASE)).exists():  # killed after the artifact was there
+            is_leased(lease)
     for path in parent.glob(f"{_TEMPORARY}*-{_HOST}-*"):
         pid = path.name.rsplit("-", 1)[-1]
         if not (pid.isdigit() and is_alive(int(pid))):
@@ -460,17 +518,6 @@ def _remove_stale(parent: Path, unit: str) -> None:
         # Of this process, but of an earlier try that did not come to its end, as in a notebook.
         elif int(pid) == os.getpid() and path.name.startswith(f"{_TEMPORARY}{unit}-"):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def is_alive(pid: int) -> bool:
-    """Say whether a process of this machine is running."""
-    try:
-        os.kill(pid, 0)  # signal 0 asks, and does nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def is_disk_full(error: Exception, folder: Path) -> bool:

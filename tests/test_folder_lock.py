@@ -108,7 +108,7 @@ def test_the_note_of_a_process_that_is_gone_refuses_nobody(tmp_path, monkeypatch
     """It lies there until the next holder has written its own."""
     folder_lock._write_holder(tmp_path, "a")
     assert folder_lock._read_holder(tmp_path)["pid"] == os.getpid()
-    monkeypatch.setattr(folder_lock.store, "is_alive", lambda pid: False)
+    monkeypatch.setattr(folder_lock.leases, "is_alive", lambda pid: False)
     assert folder_lock._read_holder(tmp_path) == {}
     (tmp_path / HOLDER).write_text("[")
     assert folder_lock._read_holder(tmp_path) == {}

@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from braindecode_vis import store
+from braindecode_vis import leases, store
 from braindecode_vis.checks import ConfigError, Notice
 
 LOCK = ".lock"
@@ -137,7 +137,7 @@ def _read_holder(folder: Path) -> dict[str, Any]:
     if not isinstance(about, dict) or not all(key in about for key in keys):
         return {}
     gone = about["host"] == platform.node() and not (
-        isinstance(about["pid"], int) and store.is_alive(about["pid"])
+        isinstance(about["pid"], int) and leases.is_alive(about["pid"])
     )
     return {} if gone else about
 

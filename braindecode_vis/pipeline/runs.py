@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -75,8 +76,10 @@ class SilentListener:
 class Run:
     """One run folder, its configuration, and the stages that this process has already looked at.
 
-    `follows` is true in a process that trains together with others of which another one writes. `produced` are the
-    artifacts that were reused or computed, by what the listener was told of them.
+    `follows` is true in a process that trains together with others of which another one writes, `shares` in one that
+    makes some of the artifacts while others make the rest: it does not hold the folder, and leaves artifacts of the
+    stages `passes_by` to whoever makes them (`leases.BeingMade`). `produced` are the artifacts that were reused or
+    computed, by what the listener was told of them.
     """
 
     config: RunConfig
@@ -84,6 +87,8 @@ class Run:
     listener: Listener = field(default_factory=SilentListener)
     seen: dict[str, Any] = field(default_factory=dict)
     follows: bool = False
+    shares: bool = False
+    passes_by: frozenset[str] = frozenset()
     produced: list[tuple[str, store.Artifact]] = field(default_factory=list)
 
     @property
@@ -115,7 +120,7 @@ class Run:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Keep the run folder from other processes while the context lasts; see `folder_lock`."""
-        if self.follows or not self.folder.writable:
+        if self.follows or self.shares or not self.folder.writable:
             yield
             return
         with hold_folder(self.folder.path, _digest_settings(self.config), self.tell):
@@ -138,19 +143,15 @@ class Run:
         unit: str = "",
     ) -> store.Artifact:
         """Reuse or compute one artifact and tell the listener."""
-        started = time.perf_counter()
+        started, name = time.perf_counter(), f"{stage} {unit}".strip()
         with self.share(stage, compute) as shared:
-
-            def compute_alone(folder: Path) -> Mapping[str, Any] | None:
-                with self.hold():
-                    return shared(folder)
-
             artifact = self.folder.produce(
                 stage, version=STAGE_VERSIONS[stage], fields=store.json_plain(fields), upstream=dict(upstream),
-                compute=compute_alone, unit=unit,
+                compute=shared, unit=unit, alone=self.hold, tell=partial(self.tell, about=f"{name}:"),
+                waits=stage not in self.passes_by,
             )  # fmt: skip
-        self.produced.append((f"{stage} {unit}".strip(), artifact))
-        self.listener.finished(f"{stage} {unit}".strip(), artifact, time.perf_counter() - started)
+        self.produced.append((name, artifact))
+        self.listener.finished(name, artifact, time.perf_counter() - started)
         return artifact
 
     @contextmanager
