@@ -440,7 +440,7 @@ class WholeSettings(Protocol):
     decodes_categories: bool
     #: Brain encoder: whether it wants `Context.texts`.
     reads_text: bool
-    #: Brain encoder: whether several processes can share its training.
+    #: Encoder: whether several processes can share its training.
     trains_in_processes: bool
     #: Category decoder: whether the decisions of a trial's volumes are pooled.
     pool: bool

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from braindecode_vis.checks import ConfigError, DataError, check_option
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
+Result = TypeVar("Result")
 #: The first process may embed a data set's images while the others wait.
 _LONGEST_WAIT = timedelta(days=14)
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -176,6 +178,11 @@ def count_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def count_local_processes() -> int:
+    """Return how many of the processes that train together run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if count_processes() > 1 else 1
+
+
 def get_rank() -> int:
     """Return the number of this process among them."""
     from torch import distributed as dist
@@ -228,6 +235,36 @@ def _make_gather() -> Any:
     return GatherRows.apply
 
 
+def take_share(rows: np.ndarray) -> np.ndarray:
+    """Return the rows that this process takes, neighbours; all of them in a single one."""
+    n, rank = count_processes(), get_rank()
+    return rows[len(rows) * rank // n : len(rows) * (rank + 1) // n]
+
+
+def sum_processes(values: np.ndarray | float) -> np.ndarray:
+    """Return the sum over all processes, float64, the same bits in each; the values themselves in a single one."""
+    import numpy as np
+
+    total = np.array(values, dtype=np.float64)
+    if count_processes() > 1:
+        import torch
+        from torch import distributed as dist
+
+        dist.all_reduce(torch.from_numpy(total.reshape(-1)))  # in the same memory
+    return total
+
+
+def compute_once(compute: Callable[[], Result]) -> Result:
+    """Return in every process what the first one computes, while the others wait."""
+    if count_processes() == 1:
+        return compute()
+    from torch import distributed as dist
+
+    found = [compute() if not get_rank() else None]
+    dist.broadcast_object_list(found, src=0)
+    return cast("Result", found[0])
+
+
 def open_accelerator(device: str, precision: str) -> Any:
     """Return an accelerator for a training.
 
@@ -248,13 +285,15 @@ def open_accelerator(device: str, precision: str) -> Any:
 
 
 @contextmanager
-def join_processes(device: str) -> Iterator[None]:
+def join_processes(device: str, *, setting: str) -> Iterator[None]:
     """Hold the group of all launched processes open.
 
     Parameters
     ----------
     device
         What the training runs on: ``auto``, ``cpu`` or ``cuda``. A process takes the GPU of its local rank.
+    setting
+        What the user calls it.
 
     Raises
     ------
@@ -264,7 +303,7 @@ def join_processes(device: str) -> Iterator[None]:
     import torch
     from torch import distributed as dist
 
-    on_gpu = choose_device(device, setting="encoder.device") == "cuda"
+    on_gpu = choose_device(device, setting=setting) == "cuda"
     if on_gpu:
         place, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if place >= found:

@@ -92,7 +92,7 @@ def test_a_killed_launch_goes_on_where_it_was(together, tmp_path):
     ("verb", "sentence"),
     [
         ("train", "encoder.kind=ridge is fitted by one process; start it without torchrun"),
-        ("sweep", "only train, reconstruct and run work with several processes"),
+        ("sweep", "only train, pretrain, reconstruct and run work with several processes"),
     ],
 )
 def test_what_several_processes_cannot_do_is_refused(tmp_path, verb, sentence):

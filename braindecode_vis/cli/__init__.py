@@ -66,9 +66,9 @@ def root_options(
 
     if not {"--help", "-h"} & set(sys.argv):
         check_libraries(computes=context.invoked_subcommand not in _READING_VERBS)
-    if count_launched() > 1 and context.invoked_subcommand not in ("train", "reconstruct", "run"):
+    if count_launched() > 1 and context.invoked_subcommand not in ("train", "pretrain", "reconstruct", "run"):
         raise ConfigError(
-            "only train, reconstruct and run work with several processes; start this verb without torchrun."
+            "only train, pretrain, reconstruct and run work with several processes; start this verb without torchrun."
         )
     if spans_machines() and context.invoked_subcommand == "run":
         raise ConfigError(

@@ -313,8 +313,11 @@ def _tell_earlier(out: Path, config: RunConfig) -> None:
 
 
 @contextmanager
-def training_together(run: Run) -> Iterator[None]:
-    """Train with the other processes that torchrun started, if it did; then only the first one enters the block."""
+def training_together(run: Run, train: Callable[[Run], None] | None = None) -> Iterator[None]:
+    """Train with the other processes that were launched, if they were; then only the first one enters the block.
+
+    `train` is `braindecode_vis.pipeline.together.train_together` if None.
+    """
     from braindecode_vis.devices import count_launched, forget_launch, is_first, leave
 
     # torchrun leaves its variables in the environment even for one process.
@@ -325,7 +328,7 @@ def training_together(run: Run) -> Iterator[None]:
     from braindecode_vis.pipeline.together import train_together
 
     first = is_first()
-    train_together(run)
+    (train or train_together)(run)
     if first:
         yield
     leave()

@@ -27,6 +27,7 @@ from braindecode_vis.cli.show import (
     make_console,
     open_source,
     print_json,
+    training_together,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -136,17 +137,23 @@ def pretrain(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Pretrain the whole-cortex encoder on responses without labels, for encoder.network.pretrained."""
+    """Pretrain the whole-cortex encoder on responses without labels, for encoder.network.pretrained.
+
+    All processes that torchrun started train together.
+    """
     from braindecode_vis.studies.pretrain import pretrain as pretrain_run
+    from braindecode_vis.studies.pretrain import pretrain_together
 
     run = open_source(source, root, out, overrides, subjects)
-    folder = pretrain_run(run)
-    if as_json:
-        print_json({"run_folder": str(run.folder.path), "scores": [], "pretrained": str(folder)})
-        return
-    make_console(stderr=False).print(
-        f"pretrained encoder: {folder}\nuse it with --set encoder.network.pretrained={folder}", markup=False
-    )
+    with training_together(run, pretrain_together):
+        folder = pretrain_run(run)
+        if as_json:
+            print_json({"run_folder": str(run.folder.path), "scores": [], "pretrained": str(folder)})
+            return
+        make_console(stderr=False).print(
+            f"pretrained encoder: {folder}\nuse it with --set encoder.network.pretrained={folder}",
+            markup=False,
+        )
 
 
 def train_generator(

@@ -18,6 +18,7 @@ from braindecode_vis import roles, store
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.contracts import WholeCategoryDecoder
+from braindecode_vis.devices import count_launched
 from braindecode_vis.encoders.category_decoders import find_first_rows
 from braindecode_vis.pipeline.runs import Run, lend_context, publish_scores
 from braindecode_vis.preprocessing.splits import Split
@@ -61,8 +62,9 @@ def train_categories(run: Run, responses: Responses, split: Split, upstream: str
             with lend_context(run, f"train{number:02d}", [fields, upstream]) as context:
                 decoder.bind(context)
                 decoder.fit(picked, picked.trials["concept"].to_numpy(dtype=object))
-                decoder.write(folder)
-            return {"n_trials": picked.n_trials}
+                if not run.follows:
+                    decoder.write(folder)
+            return {"n_trials": picked.n_trials, "n_processes": count_launched()}
 
         artifact = run.produce("train", fields, {"preprocess": upstream}, compute, f"fold{number:02d}")
         decoder = roles.read(roles.CATEGORY_DECODER, run.encoder, artifact.path)

@@ -1,7 +1,8 @@
 """The stages up to training, and the images of a run, by several processes in one run folder.
 
-Training by several processes (torchrun): the first one computes, writes and reports what a single process would. The
-others wait for what only one has to compute, read it from the run folder, and take their part of every batch.
+Training and pretraining by several processes (torchrun, or the tasks of a Slurm job): the first one computes, writes
+and reports what a single process would. The others wait for what only one has to compute, read it from the run folder,
+and take their part of every batch.
 
 Images by several processes: none needs to know of another. Each makes its share of the batches from the same fits,
 without the lock of the run folder, and the one that finds nothing missing finishes the stage, under the lock.
@@ -10,7 +11,7 @@ without the lock of the run folder, and the one that finds nothing missing finis
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,21 +56,50 @@ def train_together(run: Run) -> None:
     Raises
     ------
     ConfigError
-        If the encoder is not a network that finds images.
+        If the encoder is not a network.
     DataError
         If another process has ended, or does not see the same run folder.
     """
+    check_trains_together(run)
     encoder: Any = run.config.encoder
-    if not run.encoder.trains_in_processes:
-        other = "" if run.config.decodes_categories else ", or set encoder.kind=network"
-        raise ConfigError(
-            f"encoder.kind={encoder.kind} is fitted by one process; start it without torchrun{other}."
-        )
-    with join_processes(encoder.device), naming_lost_processes():
-        shared = _SharedRun(run.config, run.folder, run.listener, run.seen, follows=not is_first())
+
+    def work(shared: Run) -> None:
         train(shared)
         if needs_predictions(run):  # refits, which one process alone would wait for later
             predict_out_of_fold(shared)
+
+    work_together(run, work, device=encoder.device, setting="encoder.device")
+
+
+def check_trains_together(run: Run) -> None:
+    """Raise `ConfigError` if the encoder of a run is fitted by one process alone."""
+    if not run.encoder.trains_in_processes:
+        other = "network_categories" if run.config.decodes_categories else "network"
+        raise ConfigError(
+            f"encoder.kind={run.config.encoder.kind} is fitted by one process; start it without torchrun, or set "
+            f"encoder.kind={other}."
+        )
+
+
+def work_together(run: Run, work: Callable[[Run], object], *, device: str, setting: str) -> None:
+    """Let all launched processes do one work, of which the first one writes the artifacts.
+
+    Parameters
+    ----------
+    run
+        The run, of which each process has one.
+    work
+        Called in every process with a run whose `follows` says whether another one writes.
+    device, setting
+        What the work runs on, and what the user calls that.
+
+    Raises
+    ------
+    DataError
+        If another process has ended, or does not see the same run folder.
+    """
+    with join_processes(device, setting=setting), naming_lost_processes():
+        work(_SharedRun(run.config, run.folder, run.listener, run.seen, follows=not is_first()))
 
 
 @dataclass
@@ -79,7 +109,7 @@ class _SharedRun(Run):
     @contextmanager
     def share(self, stage: str, compute: Compute) -> Iterator[Compute]:
         """Let the first process produce the artifact, with the help of the others where it trains."""
-        helped = stage in ("train", "out_of_fold")
+        helped = stage in ("train", "out_of_fold", "pretrain")
         if self.follows:
             if helped and broadcast_flag():
                 compute(Path(os.devnull))  # one that follows writes nothing

@@ -8,12 +8,15 @@ from typing import Any
 
 from braindecode_vis import pipeline, store
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.pipeline.runs import Run
+from braindecode_vis.devices import count_launched
+from braindecode_vis.pipeline.runs import Run, remember
+from braindecode_vis.pipeline.together import work_together
 from braindecode_vis.seeds import derive_seed
 
 FOLDER = "pretrained"
 
 
+@remember
 def pretrain(run: Run) -> Path:
     """Train the masked autoencoder without labels and return the folder for ``encoder.network.pretrained``.
 
@@ -39,18 +42,35 @@ def pretrain(run: Run) -> Path:
         from braindecode_vis.training.pretraining import pretrain as fit
 
         checkpoints = run.folder.path / "work" / "pretrain"
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        if not run.follows:
+            checkpoints.mkdir(parents=True, exist_ok=True)
         found = fit(
             config, prepared.responses, folder=folder, checkpoints=checkpoints, seed=seed,
             progress=run.listener.progress,
         )  # fmt: skip
         # Kept until here, so that an interrupted training goes on.
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        return found
+        if not run.follows:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        return {**found, "n_processes": count_launched()}
 
     fields = {"pretrain": config.hashed_fields(), "seed": run.config.seed}
     artifact = run.produce("pretrain", fields, {"preprocess": prepared.artifact.fingerprint}, compute)
-    return _publish(artifact, run.folder.path / FOLDER)
+    published = run.folder.path / FOLDER
+    return published if run.follows else _publish(artifact, published)
+
+
+def pretrain_together(run: Run) -> None:
+    """Pretrain with all launched processes, which share the run folder.
+
+    Raises
+    ------
+    DataError
+        If another process has ended, or does not see the same run folder.
+    """
+    device = (
+        "cpu" if run.config.pretrain is None else run.config.pretrain.device
+    )  # which is refused in the group
+    work_together(run, pretrain, device=device, setting="pretrain.device")
 
 
 def _publish(artifact: store.Artifact, folder: Path) -> Path:

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.checks import DataError
+from braindecode_vis.contracts import Context
 from braindecode_vis.encoders.category_decoders import read_labels
 from braindecode_vis.optimisation import OptimiserConfig, ScheduleConfig
 from braindecode_vis.registry import Component
@@ -56,6 +57,7 @@ class NetworkCategoriesConfig(Settings):
     kind: Literal["network_categories"] = "network_categories"
 
     decodes_categories: ClassVar[bool] = True
+    trains_in_processes: ClassVar[bool] = True
 
     network: Annotated[Any, Component("network")] = Field(default={"kind": "eegproject"})
     size: int = Field(default=64, ge=1)
@@ -108,6 +110,11 @@ class NetworkCategoryDecoder:
         self.config, self.seed = config, seed
         self.encoder: NetworkEncoder | None = None
         self._classes: tuple[str, ...] = ()
+        self._lent = Context()
+
+    def bind(self, context: Context) -> None:
+        """Take the folder of checkpoints and the progress from what the pipeline lends."""
+        self._lent = context
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -138,6 +145,7 @@ class NetworkCategoryDecoder:
         # A linear map of an indicator is a table of prototypes.
         indicators = np.eye(len(classes), dtype=np.float32)
         encoder = self.config.make_training().build(seed=self.seed)
+        encoder.bind(self._lent)
         self.encoder = encoder.fit(named, Embeddings(indicators[codes], ids, _SPACE))
         self._classes = tuple(str(name) for name in classes)
         return self

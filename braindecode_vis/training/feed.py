@@ -2,6 +2,7 @@
 
 Owns the tables that join trials to images, and the assembly of a `Batch` on the device: from tensors there where the
 data fit, otherwise batch by batch in ascending row order by a thread that reads ahead; both ways give the same numbers.
+Of several processes each reads its share from the disk: of every batch, or once of what then stays on all devices.
 Which trials stand behind the rows of a batch is the business of `units`. Everything about a batch is a function of the
 seed, the epoch and the place in it, so that a resumed run, or a search for the batch that went wrong, sees the same
 numbers.
@@ -22,6 +23,13 @@ from torch import Tensor
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import (
+    compute_once,
+    count_local_processes,
+    count_processes,
+    gather_rows,
+    get_rank,
+)
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.memory import find_memory
 from braindecode_vis.seeds import make_generator, make_torch_generator
@@ -201,8 +209,10 @@ class Feed:
         """Decide what stays on the device: targets first, since every batch reads them at random."""
         left = self.settings.max_device_bytes
         limit = find_memory() if self.device.type == "cpu" else None
-        if limit is not None:  # half of what is free: the rest is for weights, batches and other processes
-            left = min(left, limit.free // 2)
+        if limit is not None:  # half of what is free: the rest is for weights, batches and other programs
+            left = min(left, limit.free // 2 // count_local_processes())
+        # Of one mind on what stays, since they read it together.
+        left = compute_once(lambda: left)
         first = pd.Series(self.stimuli).drop_duplicates().index.to_numpy()  # one trial of each image
         # A stacked target holds every view side by side: (n_views, n_features) flattened.
         n_features = n_stacked = int(np.prod(targets.vectors.shape[1:]))
@@ -516,12 +526,24 @@ class RowSource:
         whole: Tensor | None = None
         for start in range(0, len(self.rows), size):
             # In blocks, so that the copy in host memory stays small beside the data.
-            block = torch.from_numpy(np.ascontiguousarray(self.read(self.rows[start : start + size])))
+            block = self._read_together(self.rows[start : start + size])
             if whole is None:
                 whole = torch.empty((len(self.rows), *block.shape[1:]), dtype=block.dtype, device=self.device)
             whole[start : start + len(block)] = block.to(self.device)
         assert whole is not None
         return whole
+
+    def _read_together(self, rows: np.ndarray) -> Tensor:
+        """Return rows of which every process reads its share from the disk."""
+        n = count_processes()
+        if n == 1:
+            return torch.from_numpy(np.ascontiguousarray(self.read(rows)))
+        size = -(-len(rows) // n)
+        # As many for each, the last row again and again where it does not come out even.
+        wanted = rows[np.minimum(np.arange(size) + get_rank() * size, len(rows) - 1)]
+        needed, places = np.unique(wanted, return_inverse=True)
+        block = torch.from_numpy(np.ascontiguousarray(self.read(needed)))
+        return gather_rows(block[torch.from_numpy(places)].to(self.device))[: len(rows)]
 
     def fetch(self, wanted: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Return a block of rows and the place of each wanted row in it; the block may be in host memory."""

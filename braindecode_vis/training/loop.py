@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from braindecode_vis.checks import ConfigError, DataError, require
-from braindecode_vis.devices import count_processes, gather_rows, get_rank, keep_random_state, seed_device
+from braindecode_vis.devices import (
+    compute_once,
+    count_processes,
+    gather_rows,
+    get_rank,
+    keep_random_state,
+    seed_device,
+)
 from braindecode_vis.optimisation import (
     MovingAverage,
     OptimiserConfig,
@@ -329,11 +336,8 @@ class Trainer:
             "trials_per_second": round(len(feed.train) / max(seconds, 1e-9), 1),
             **self._validate(),
         }
-        if self.n_ranks > 1:
-            # All stop by the loss of the first process: theirs may differ in the last digits.
-            shared = [record["loss"]]
-            torch.distributed.broadcast_object_list(shared, src=0)
-            record["loss"] = shared[0]
+        # All stop by the loss of the first process: theirs may differ in the last digits.
+        record["loss"] = compute_once(lambda: means[0])
         if model.fusion is not None:
             record["layer_weights"] = model.fusion.describe(feed.signal.subjects)
         if feed.views is not None and feed.views.learns:
@@ -349,12 +353,10 @@ class Trainer:
             self._write_checkpoint()
 
     def _validate(self) -> dict[str, Any]:
-        """Return scores of held-out trials, those of the first process in all, so that all stop at the same epoch."""
+        """Return scores of held-out trials, which the first process alone reads, so that all stop at the same epoch."""
         model = self.model if self.average is None else self.average.model
-        found = [score_held_out(model, self.feed, self.batch_size, self.counters.update / self.n_updates)]
-        if self.n_ranks > 1 and self.feed.held is not None:
-            torch.distributed.broadcast_object_list(found, src=0)
-        return found[0]
+        progress = self.counters.update / self.n_updates
+        return compute_once(lambda: score_held_out(model, self.feed, self.batch_size, progress))
 
     def _keep_best(self, record: dict[str, Any]) -> None:
         """Remember the best epoch so far, and its weights if they are to be kept."""

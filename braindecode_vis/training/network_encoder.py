@@ -111,14 +111,16 @@ class NetworkEncoder:
         return self._fit_rows(responses, targets, np.arange(responses.n_trials))
 
     def _fit_rows(self, responses: Responses, targets: Embeddings, rows: np.ndarray) -> NetworkEncoder:
+        from braindecode_vis.devices import compute_once
+
         check_rows(responses, targets)
         train, held, by = self.hold_out(responses, rows)
         names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
         # A refit on fewer trials may lack a subject, for whom no layer must be built.
         signal = keep_subjects(describe_signal(responses), set(names[rows]))
         transform = InputTransform(self.config.input_scaling, self.config.subject_alignment, signal.dims)
-        # Statistics from training trials alone: held-out ones stand for the test.
-        transform.fit(responses.data, train, names)
+        # Statistics from training trials alone: held-out ones stand for the test. One process reads them for all.
+        transform = compute_once(lambda: transform.fit(responses.data, train, names))
 
         def build() -> BrainImageModel:
             return self.build_model(signal, targets, train)
@@ -476,6 +478,7 @@ class NetworkEncoder:
         if self.config.out_of_fold is None:
             rows = np.flatnonzero(np.isin(responses.stimulus_ids.astype(str), fit.held_out))
             return self._predict_rows(responses, rows, "target" if fit.predicts_targets else "comparison")
+        from braindecode_vis.devices import get_rank
         from braindecode_vis.training.batches import code_trials
 
         _, stimuli, concepts = code_trials(responses)
@@ -488,13 +491,14 @@ class NetworkEncoder:
             generator=make_generator(self.seed, "network", "out_of_fold"),
             setting="encoder.out_of_fold",
         )
-        vectors = np.empty((responses.n_trials, *fit.target_shape), dtype=np.float32)
+        vectors = np.zeros((responses.n_trials, *fit.target_shape), dtype=np.float32)
         for number, fold in enumerate(folds):
             folder = None if self.workspace is None else self.workspace / f"out_of_fold{number}"
             other = self.copy_for(derive_seed(self.seed, "out_of_fold", number), folder)
             # In a folder of its own, so that a killed run resumes in the refit where it stopped.
             other._fit_rows(responses, targets, fold.train)
-            vectors[fold.test] = other._predict_rows(responses, fold.test, "target").vectors
+            if not get_rank():  # the first process writes for all
+                vectors[fold.test] = other._predict_rows(responses, fold.test, "target").vectors
         return Embeddings(vectors, responses.stimulus_ids, fit.space)
 
     def score_held_out(

@@ -25,7 +25,17 @@ from torch import Tensor
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.devices import choose_device, seeded
+from braindecode_vis.devices import (
+    choose_device,
+    count_processes,
+    gather_rows,
+    get_rank,
+    open_accelerator,
+    seed_device,
+    seeded,
+    sum_processes,
+    take_share,
+)
 from braindecode_vis.encoders.parcels import DESCRIPTION, MaskedAutoencoder, describe_encoder
 from braindecode_vis.encoders.parcels_config import WEIGHTS
 from braindecode_vis.encoders.signal import Signal, describe_signal
@@ -89,6 +99,12 @@ def pretrain(
         the checkpoint is of another run.
     """
     train, held_out = split_rows(responses, config, seed)
+    n_processes = count_processes()
+    if min(len(train), len(held_out), config.batch_size) < n_processes:
+        raise ConfigError(
+            f"{len(train)} training trials, {len(held_out)} held out, in batches of {config.batch_size}, cannot be "
+            f"shared by {n_processes} processes; start fewer."
+        )
     signal = describe_signal(responses.select(train[:1]))
     run = Pretraining(config, responses.data, signal, train, held_out, checkpoints, seed)
     run.resume()
@@ -100,7 +116,10 @@ def pretrain(
             if run.epoch % config.checkpoint_every == 0 or run.epoch == config.n_epochs:
                 run.write_checkpoint()
             advance(1)
-    return run.write_result(folder)
+    reached = run.describe_result()
+    if not run.rank:
+        run.write_result(folder, reached)
+    return reached
 
 
 def split_rows(responses: Responses, config: PretrainConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +188,8 @@ class Pretraining:
         Of the checkpoint and the log.
 
     A step's order, masks and dropout follow from the seed and the step's number alone, so weights, optimiser and
-    position are all that a checkpoint needs.
+    position are all that a checkpoint needs. Several processes each read and take their share of every batch, of the
+    held-out trials and of the statistics; the first one writes.
     """
 
     def __init__(
@@ -184,6 +204,7 @@ class Pretraining:
     ) -> None:
         self.config, self.data, self.signal = config, data, signal
         self.train, self.held_out, self.folder, self.seed = train, held_out, folder, seed
+        self.rank, self.n_ranks = get_rank(), count_processes()
         self.device = torch.device(choose_device(config.device, setting="pretrain.device"))
         with seeded(derive_seed(seed, "pretrain", "weights"), self.device):
             self.model = self._make_model()
@@ -198,6 +219,9 @@ class Pretraining:
         tables = [m.weight for m in self.model.modules() if isinstance(m, torch.nn.Embedding)]
         groups = split_decayed(self.model.parameters(), config.weight_decay, spared=tables)
         self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+        self.wrapped: Any = self.model
+        if self.n_ranks > 1:
+            self.wrapped = open_accelerator(config.device, "fp32").prepare(self.model)
         self.epoch, self.best_epoch = 0, 0
         self.best: dict[str, Tensor] = {}
         self.best_error = math.inf
@@ -242,7 +266,9 @@ class Pretraining:
 
         def after(step: int, losses: list[Tensor]) -> None:
             nonlocal total
-            total += float(losses[0]) * len(batches[step - first])
+            total += float(losses[0]) * len(
+                batches[step - first]
+            )  # of this process's share, times their number
 
         def describe_failure(step: int, loss: float) -> str:
             rows = batches[step - first]
@@ -271,23 +297,35 @@ class Pretraining:
         line = {
             "epoch": self.epoch,
             "step": self.epoch * len(batches),
-            "loss": total / len(self.train),
+            "loss": float(sum_processes(total)) / self.n_ranks / len(self.train),
             "held_out": error,
             "mean_baseline": self.baseline,
             "explained": 1 - error / self.baseline,
             "learning_rate": self.optimiser.param_groups[0]["lr"],
         }
+        if self.rank:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / LOG).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def compute_loss(self, rows: np.ndarray, step: int) -> Tensor:
-        """Return the error of the hidden tokens of these rows; the step's number decides masks and dropout."""
+        """Return the error of the hidden tokens of these rows; the step's number decides masks and dropout.
+
+        Several processes each return that of their share, so weighed that the mean over processes is the error.
+        """
         with seeded(derive_seed(self.seed, "pretrain", "step", step), self.device):
-            data = self._read(rows)
             # ranks of random numbers: a random order of tokens for each trial, the first ones visible
-            order = torch.rand(len(rows), self.model.encoder.n_tokens).argsort(dim=1).to(self.device)
-            return self.model(data, order, self.n_visible).mean()
+            order = torch.rand(len(rows), self.model.encoder.n_tokens).argsort(dim=1)
+            if self.n_ranks == 1:
+                return self.model(self._read(rows), order.to(self.device), self.n_visible).mean()
+            # Masks are those of one process; dropout is drawn by each for itself.
+            seed_device(self.device, derive_seed(self.seed, "pretrain", "dropout", step, self.rank))
+            mine = take_share(np.arange(len(rows)))
+            # In the last batch there may be none left: then one whose gradient is zero, as all processes must meet.
+            weight, mine = (0.0, np.arange(1)) if not len(mine) else (self.n_ranks / len(rows), mine)
+            errors = self.wrapped(self._read(rows[mine]), order[mine].to(self.device), self.n_visible)
+            return errors.sum() * weight
 
     def _describe_rescue(self) -> str:
         kept = self.folder / CHECKPOINT
@@ -306,24 +344,27 @@ class Pretraining:
         with torch.no_grad():
             for data, order in self._iterate_held_out():
                 total += float(self.model(data, order, self.n_visible).sum())
-        return total / len(self.held_out)
+        return float(sum_processes(total)) / len(self.held_out)
 
     def _measure_baseline(self) -> float:
         """Return the error, on the same tokens, of predicting the mean that a token has over the training trials."""
         size, total = self.config.batch_size, 0.0
         mean: Tensor | None = None
+        mine = take_share(self.train)
         with torch.no_grad():
-            for start in range(0, len(self.train), size):
-                targets = self.model.make_targets(self._read(self.train[start : start + size]))
+            for start in range(0, len(mine), size):
+                targets = self.model.make_targets(self._read(mine[start : start + size]))
                 # a running mean in float64, batch by batch
                 part = targets.double().sum(dim=0) / len(self.train)
                 mean = part if mean is None else mean + part
             assert mean is not None
+            if self.n_ranks > 1:
+                mean = torch.as_tensor(sum_processes(mean.cpu().numpy()), device=self.device)
             for data, order in self._iterate_held_out():
                 errors = (self.model.make_targets(data) - mean.float()).square().mean(dim=-1)
                 # hidden tokens only, as the loss counts
                 total += float(errors.gather(1, order[:, self.n_visible :]).mean(dim=1).sum())
-        return total / len(self.held_out)
+        return float(sum_processes(total)) / len(self.held_out)
 
     def _iterate_held_out(self) -> Iterator[tuple[Tensor, Tensor]]:
         # The same masks at every look, so that epochs are compared on the same tokens.
@@ -331,7 +372,9 @@ class Pretraining:
         for start in range(0, len(self.held_out), self.config.batch_size):
             rows = self.held_out[start : start + self.config.batch_size]
             noise = torch.rand(len(rows), self.model.encoder.n_tokens, generator=generator)
-            yield self._read(rows), noise.argsort(dim=1).to(self.device)
+            mine = take_share(np.arange(len(rows)))
+            if len(mine):
+                yield self._read(rows[mine]), noise[mine].argsort(dim=1).to(self.device)
 
     # --- files --------------------------------------------------------------------------------------------
 
@@ -340,6 +383,7 @@ class Pretraining:
         statistics = [self.model.encoder.mean.tolist(), self.model.encoder.std.tolist()]
         return {
             "config": self.config.hashed_fields(),
+            "n_processes": self.n_ranks,
             "seed": self.seed,
             "signal": self.signal.as_json(),
             "data": hash_json([self.train.tolist(), self.held_out.tolist(), statistics]),
@@ -347,6 +391,8 @@ class Pretraining:
 
     def write_checkpoint(self) -> None:
         """Write weights, optimiser and position into one file that replaces the former at once."""
+        if self.rank:
+            return
         groups = {
             "model": self.model.state_dict(), "best": self.best, "optimiser": pack_optimiser(self.optimiser)
         }  # fmt: skip
@@ -364,19 +410,30 @@ class Pretraining:
         Raises
         ------
         DataError
-            If the checkpoint is damaged or of another run.
+            If the checkpoint is damaged or of another run, or processes find different ones.
         """
         found = read_checkpoint(self.folder / CHECKPOINT, self._identify())
+        if found is not None:
+            self._load(*found)
+        # Waits for all, as the first one may soon replace what the others still read.
+        starts = gather_rows(torch.tensor([float(self.epoch)], device=self.device))
+        if len(set(starts.tolist())) > 1:
+            raise DataError(
+                f"the processes found different checkpoints in {self.folder}; all of them need the same run folder."
+            )
+        if self.rank:
+            return
         if found is None:
             (self.folder / LOG).unlink(missing_ok=True)
-            return
-        tensors, state = found
+        else:
+            self._cut_log()
+
+    def _load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self.model.load_state_dict(take(tensors, "model"))
         self.best = take(tensors, "best")
         unpack_optimiser(self.optimiser, take(tensors, "optimiser"))
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_error = state["best_error"]
-        self._cut_log()
 
     def _cut_log(self) -> None:
         path = self.folder / LOG
@@ -384,14 +441,10 @@ class Pretraining:
         with replace_atomically(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines[: self.epoch]))
 
-    def write_result(self, folder: Path) -> dict[str, Any]:
-        """Write the encoder with its description and the log into `folder`; return what was reached."""
-        from safetensors.torch import save_file
-
-        encoder = self.model.encoder
+    def describe_result(self) -> dict[str, Any]:
+        """Return what was reached, and by what."""
         best = self.config.keep == "best"
-        weights = self.best if best else encoder.state_dict()
-        reached = {
+        return {
             "held_out": self.best_error if best else self.measure_error(),
             "mean_baseline": self.baseline,
             "epoch": self.best_epoch if best else self.epoch,
@@ -399,6 +452,13 @@ class Pretraining:
             "n_train": len(self.train),
             "n_held_out": len(self.held_out),
         }
+
+    def write_result(self, folder: Path, reached: dict[str, Any]) -> None:
+        """Write the encoder with its description and the log into `folder`."""
+        from safetensors.torch import save_file
+
+        encoder = self.model.encoder
+        weights = self.best if self.config.keep == "best" else encoder.state_dict()
         with replace_atomically(folder / WEIGHTS) as temporary:
             save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary)
         write_json(
@@ -412,7 +472,6 @@ class Pretraining:
         )
         if (self.folder / LOG).is_file() and folder.resolve() != self.folder.resolve():
             shutil.copyfile(self.folder / LOG, folder / LOG)
-        return reached
 
 
 def measure_parcels(
@@ -420,19 +479,19 @@ def measure_parcels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of each parcel over trials and times, float32 of shape (n_parcels,).
 
-    Read in blocks; a parcel that does not vary gets the deviation 1. Two passes, since the mean of squares less the
-    square of the mean loses all digits where the mean is large.
+    Read in blocks, by several processes a share each; a parcel that does not vary gets the deviation 1. Two passes,
+    since the mean of squares less the square of the mean loses all digits where the mean is large.
     """
-    total = np.zeros(n_parcels)
-    for start in range(0, len(rows), block):
-        part = np.asarray(data[rows[start : start + block]], dtype=np.float64)
+    mine, total = take_share(rows), np.zeros(n_parcels)
+    for start in range(0, len(mine), block):
+        part = np.asarray(data[mine[start : start + block]], dtype=np.float64)
         total += part.reshape(len(part), n_parcels, -1).mean(axis=2).sum(axis=0)
-    mean = total / len(rows)
+    mean = sum_processes(total) / len(rows)
     total[:] = 0
-    for start in range(0, len(rows), block):
-        part = np.asarray(data[rows[start : start + block]], dtype=np.float64)
+    for start in range(0, len(mine), block):
+        part = np.asarray(data[mine[start : start + block]], dtype=np.float64)
         total += ((part.reshape(len(part), n_parcels, -1) - mean[:, None]) ** 2).mean(axis=2).sum(axis=0)
-    std = np.sqrt(total / len(rows))
+    std = np.sqrt(sum_processes(total) / len(rows))
     # A parcel that never varies would be divided by rounding.
     flat = std <= 1e-12 * np.maximum(np.abs(mean), 1e-300)
     return mean.astype(np.float32), np.where(flat, 1.0, std).astype(np.float32)

@@ -1,19 +1,18 @@
 """Two processes that share a batch do what one process does with all of it."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import accelerate  # noqa: F401 - so that no forked process has to import it
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from braindecode_vis.devices import gather_rows
+from tests.processes import run_together
+from tests.training import test_category_network, test_pretraining
 from tests.training.toy_task import get_weights, make_config, make_task
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
     "objectives": [
         {"kind": "clip"}, {"kind": "mse"}, {"kind": "soft_clip"}, {"kind": "distillation"},
@@ -23,72 +22,81 @@ SETTINGS = {
     "teacher": {"queue": 10}, "ema": 0.9, "hide_subject": 0,
     "optimiser": {"kind": "adam", "lr": 1e-3, "weight_decay": 0}, "selection": {"kind": "last", "hold_out": 0.2},
 }  # fmt: skip
-SCRIPT = """
-import json, sys
-import torch
-import torch.distributed as dist
-dist.init_process_group("gloo")
-from braindecode_vis.devices import gather_rows, get_rank
-from tests.training.toy_task import make_config, make_task
 
-# Loss and gradient of one contrast: rows of this process, candidates of both.
-torch.manual_seed(0)
-brain, image, weight = torch.randn(6, 3), torch.randn(6, 3), torch.randn(3, 3, requires_grad=True)
-mine = slice(3 * get_rank(), 3 * get_rank() + 3)
-logits = gather_rows(brain[mine] @ weight) @ gather_rows(image[mine]).T
-loss = torch.nn.functional.cross_entropy(logits, torch.arange(6))
-loss.backward()
-dist.all_reduce(weight.grad)
-weight.grad /= 2  # what DistributedDataParallel does
 
-responses, targets = make_task(n_images=20, n_repetitions=3)
-encoder = make_config(**json.loads(sys.argv[2])).build(seed=0).fit(responses, targets)
-if get_rank() == 0:
-    from pathlib import Path
-    folder = Path(sys.argv[1])
-    torch.save({"loss": loss.detach(), "gradient": weight.grad}, folder / "one.pt")
-    (folder / "history.json").write_text(json.dumps(encoder.fitted.history))
-    from safetensors.torch import save_file
-    save_file({k: v.clone() for k, v in encoder.fitted.model.state_dict().items()}, folder / "w.safetensors")
-dist.destroy_process_group()
-from braindecode_vis.devices import leave
-leave()
-"""
+def contrast(rank):
+    """Return loss and gradient of one contrast: rows of this process, candidates of both."""
+    import torch
+    import torch.distributed as dist
+
+    torch.manual_seed(0)
+    brain, image, weight = torch.randn(6, 3), torch.randn(6, 3), torch.randn(3, 3, requires_grad=True)
+    mine = slice(3 * rank, 3 * rank + 3)
+    logits = gather_rows(brain[mine] @ weight) @ gather_rows(image[mine]).T
+    loss = torch.nn.functional.cross_entropy(logits, torch.arange(6))
+    loss.backward()
+    dist.all_reduce(weight.grad)
+    return loss.detach(), weight.grad / 2  # what DistributedDataParallel does
+
+
+class CountedRows:
+    """Trials of which it is noted which rows were read."""
+
+    def __init__(self, data):
+        self.data, self.shape, self.dtype, self.nbytes, self.ndim = (
+            data,
+            data.shape,
+            data.dtype,
+            data.nbytes,
+            3,
+        )
+        self.read = []
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, rows):
+        self.read += np.arange(len(self.data))[rows].ravel().tolist()
+        return self.data[rows]
+
+
+def train(settings, **task):
+    """Return history and weights of a small training, and how many rows of trials it read."""
+    responses, targets = make_task(**task)
+    counted = CountedRows(responses.data)
+    object.__setattr__(responses, "data", counted)
+    encoder = make_config(**settings).build(seed=0).fit(responses, targets)
+    return encoder.fitted.history, get_weights(encoder), len(counted.read)
+
+
+TASK = {"n_images": 20, "n_repetitions": 3}
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """Run two gloo processes and return the folder of what the first one found."""
+    """Return what two processes found: of a contrast, and of a training."""
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {
-        **os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-        "LOCAL_WORLD_SIZE": "2", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1",
-    }  # fmt: skip
-    command = [sys.executable, "-c", SCRIPT, str(folder), json.dumps(SETTINGS)]
-    running = [
-        subprocess.Popen(
-            command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True
-        )
-        for r in range(2)
-    ]
-    errors = [process.communicate(timeout=240)[1] for process in running]
-    assert all(process.returncode == 0 for process in running), "\n".join(errors)
-    return folder
+    return run_together(lambda rank: (contrast(rank), train(SETTINGS, **TASK)), folder)
+
+
+def measure_difference(found, expected):
+    """Return the largest difference of weights, relative to the norm of each tensor."""
+    assert found.keys() == expected.keys()
+    return max(
+        float(np.linalg.norm(found[n] - w) / max(1e-3, np.linalg.norm(w))) for n, w in expected.items()
+    )
 
 
 def test_loss_and_gradient_are_those_of_the_whole_batch(together):
     import torch
 
-    found = torch.load(together / "one.pt", weights_only=True)
+    found = together[0][0]
     torch.manual_seed(0)
     brain, image, weight = torch.randn(6, 3), torch.randn(6, 3), torch.randn(3, 3, requires_grad=True)
     loss = torch.nn.functional.cross_entropy(brain @ weight @ image.T, torch.arange(6))
     loss.backward()
-    torch.testing.assert_close(found["loss"], loss.detach())
-    torch.testing.assert_close(found["gradient"], weight.grad)
+    torch.testing.assert_close(found[0], loss.detach())
+    torch.testing.assert_close(found[1], weight.grad)
 
 
 def test_processes_that_read_different_checkpoints_stop(monkeypatch):
@@ -110,17 +118,67 @@ def test_processes_that_read_different_checkpoints_stop(monkeypatch):
 
 def test_training_together_is_training_alone(together):
     """Every part of an update: views, teacher, queue, averages, projectors, and the scores of held-out images."""
-    from safetensors.numpy import load_file
-
-    responses, targets = make_task(n_images=20, n_repetitions=3)
-    alone = make_config(**SETTINGS).build(seed=0).fit(responses, targets)
-    history = json.loads((together / "history.json").read_text())
-    for one, two in zip(alone.fitted.history, history, strict=True):
+    (history, weights, _), other = together[0][1], together[1][1]
+    for name, value in weights.items():
+        np.testing.assert_array_equal(other[1][name], value, err_msg=name)
+    alone, expected, _ = train(SETTINGS, **TASK)
+    for one, two in zip(alone, history, strict=True):
         np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
         np.testing.assert_allclose(one["validation_loss"], two["validation_loss"], rtol=1e-4)
         for name, value in one["objectives"].items():
             np.testing.assert_allclose(value, two["objectives"][name], rtol=1e-4, err_msg=name)
-    weights = load_file(together / "w.safetensors")
-    for name, value in get_weights(alone).items():
+    for name, value in expected.items():
         # Sums in another order, and Adam divides by the size of the gradient, however small.
         np.testing.assert_allclose(weights[name], value, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_each_process_reads_its_share(tmp_path, resident):
+    """Of what stays in memory once, of what does not in every epoch; statistics and held-out trials are read once."""
+    settings = {
+        "network": {"kind": "eegproject", "width": 4}, "epochs": 2, "batch_size": 8,
+        "input_scaling": {"kind": "zscore"}, "selection": {"kind": "last", "hold_out": 0.2},
+        "max_device_bytes": 1 << 20 if resident else 0,
+    }  # fmt: skip
+    both = run_together(lambda rank: train(settings, **TASK)[2], tmp_path)
+    alone = train(settings, **TASK)[2]
+    n_train = 48  # of 60 trials, 12 are held out
+    if resident:
+        assert alone == n_train + 60 + 2
+        assert both == [n_train + 30 + 2, 30 + 2]  # the first process has learnt the scaling, for both
+    else:
+        assert alone == n_train + 2 * 60 + 2
+        assert both == [n_train + n_train + 2 * 12 + 2, n_train + 2]
+
+
+def test_two_processes_learn_the_classes_that_one_learns(tmp_path):
+    responses, labels = test_category_network.make_trials(n_trials=40)
+    network = {"kind": "eegproject", "width": 4, "dropout": 0}
+    config = test_category_network.make_config(epochs=3, network=network, batch_size=8)
+
+    def fit(rank=0):
+        decoder = config.build(seed=0).fit(responses, labels)
+        return get_weights(decoder.encoder), decoder.decision(responses)
+
+    weights, decision = run_together(fit, tmp_path)[0]
+    expected, alone = fit()
+    assert measure_difference(weights, expected) < 1e-3  # as above
+    np.testing.assert_allclose(decision, alone, atol=1e-3)
+
+
+def test_two_processes_pretrain_what_one_pretrains(tmp_path):
+    encoder = test_pretraining.CONFIG.encoder.model_copy(update={"dropout": 0.0})
+    config = test_pretraining.change(encoder=encoder, batch_size=15)  # uneven shares
+    responses = test_pretraining.make_responses(n=62)
+    alone = test_pretraining.run(config, responses, tmp_path / "alone")
+    both = run_together(lambda rank: test_pretraining.run(config, responses, tmp_path / "both"), tmp_path)
+    assert both[0] == both[1]
+    assert both[0]["held_out"] == pytest.approx(alone["held_out"], rel=1e-4)
+    assert both[0]["mean_baseline"] == pytest.approx(alone["mean_baseline"], rel=1e-6)
+    found, expected = (
+        load_file(tmp_path / name / "out" / "encoder.safetensors") for name in ("both", "alone")
+    )
+    assert measure_difference(found, expected) < 1e-3  # sums in another order, which Adam makes larger
+    lines = [(tmp_path / name / "state" / "log.jsonl").read_text().splitlines() for name in ("both", "alone")]
+    for one, other in zip(*lines, strict=True):
+        assert json.loads(one)["loss"] == pytest.approx(json.loads(other)["loss"], rel=1e-4)
