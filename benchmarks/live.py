@@ -294,7 +294,7 @@ def measure_million(folder: Path, size: Size) -> list[Row]:
 
 
 def measure_isotropic(folder: Path, size: Size) -> list[Row]:
-    """The five best of a million random directions, which no bound tells apart."""
+    """The five best of a million random directions."""
     return search_million(folder, size, "isotropic", max(3, size.searches // 100))
 
 
@@ -324,9 +324,7 @@ def search_million(folder: Path, size: Size, kind: str, n_searches: int) -> list
         elif number:
             checks.append(np.array_equal(found[0], find_slowly(gallery.vectors, query)))
     words = "predictions at cosine 0.4 of their picture; " + (
-        "nested clusters, decaying spectrum"
-        if kind == "clustered"
-        else "random directions, the worst there is"
+        "nested clusters, decaying spectrum" if kind == "clustered" else "random directions"
     )
     exact = "the same as by brute force" if all(checks) else "NOT THE SAME as by brute force"
     bar = "150 ms" if kind == "clustered" else ""

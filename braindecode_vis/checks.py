@@ -212,9 +212,9 @@ def check_finite(
 
 def check_columns(columns: Iterable[str], required: Iterable[str], *, what: str) -> None:
     """Raise `DataError` if `columns` lacks one of the `required` names."""
-    missing = [name for name in required if name not in set(columns)]
-    if missing:
-        raise DataError(f"{what} lacks the column(s) {', '.join(missing)}; it has {', '.join(columns)}.")
+    there = dict.fromkeys(columns)
+    if missing := [name for name in required if name not in there]:
+        raise DataError(f"{what} lacks the column(s) {', '.join(missing)}; it has {', '.join(there)}.")
 
 
 def check_file(path: Path, *, what: str, hint: str) -> Path:

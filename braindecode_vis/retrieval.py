@@ -18,10 +18,11 @@ Two tie rules, and every function says which it uses:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -503,25 +504,24 @@ def compute_relative_ranks(
     return (retrieval.ranks - 1) / max(1, retrieval.gallery_size - 1)
 
 
-#: Candidates up to which every one is looked at for every prediction: 65 536 x 1024 take about 10 ms on one core.
+#: Candidates whose rank is counted and whose vectors are kept in memory.
 SCANNED = 1 << 16
-_LEADING, _MIDDLE = (
-    256,
-    512,
-)  # principal axes that are looked at for all candidates, and for those that are left
 _ROUNDING = 1e-5  # of cosines in single precision, with room
-_SAMPLE, _FEW = 8192, 4096
+_FINE = 254  # steps of the second byte in one of the first
+_FEW, _CACHED = 4096, 1 << 20
 
 
 class GallerySearch:
     """One gallery that is searched for one prediction after the other, exactly.
 
-    A gallery of up to `SCANNED` candidates is scanned. A larger one stays where it is, for example in a memory map, and
-    is turned to its principal axes once. The first `_LEADING` coordinates of all candidates bound every cosine, since
-    what the others add is at most the product of both remainders (Cauchy-Schwarz); for those that may still be among
-    the best, the other coordinates are at hand in eight bits, whose rounding is known; and the few that are left are
-    read and compared in double precision. It takes 1 kB for each candidate and one byte for each further coordinate:
-    1.8 GB for a million of 1024 features.
+    Candidates and prediction are rounded to bytes. Their product is a sum of whole numbers, four times faster than in
+    single precision, and off by no more than what rounding took from both (Cauchy-Schwarz), which is known of each
+    candidate. Those that may still be among the best are compared in double precision. How near the bounds are does not
+    depend on the gallery: a random rotation spreads every vector evenly over its coordinates first, so that no large
+    one makes the steps coarse. It takes one byte for each feature of a candidate, 1 GB for a million of 1024.
+
+    A gallery of up to `SCANNED` candidates is kept in memory besides, with a second byte for each feature: enough to
+    count how many candidates are above a given one. A larger one stays where it is, for example in a memory map.
 
     Parameters
     ----------
@@ -530,7 +530,7 @@ class GallerySearch:
     centre
         Applied to each of them; None where that was done.
     scanned
-        Size up to which all are looked at.
+        Size up to which the gallery is kept.
 
     Raises
     ------
@@ -539,7 +539,6 @@ class GallerySearch:
 
     Examples
     --------
-    >>> import numpy as np
     >>> search = GallerySearch(Embeddings(np.eye(3, dtype=np.float32), ["a", "b", "c"], "toy"))
     >>> search.find(np.array([1.0, 2.0, 0.0]), 2)[0]
     array([1, 0])
@@ -554,26 +553,22 @@ class GallerySearch:
         order = np.argsort(np.array([str(i) for i in self.ids]), kind="stable")
         self._place = np.empty_like(order)
         self._place[order] = np.arange(len(order))
+        self.is_exhaustive = len(gallery) <= scanned
+        self._vectors = self._read(slice(None)) if self.is_exhaustive else None
         self._norms = np.empty(len(gallery))
-        self._index: _AxisIndex | None = None
-        self._asked: tuple[np.ndarray, Any] | None = None  # the last query, and what was found of it
-        if len(gallery) <= scanned:
-            self._vectors = self._read(slice(None))
-            self._norms = np.linalg.norm(self._vectors.astype(np.float64), axis=1)
-        else:
-            self._index = self._make_index()
-        if (bad := np.flatnonzero(~(self._norms > 0))).size:
-            raise DataError(
-                f"the candidate {self.ids[bad[0]]!r} has no direction; leave it out of the gallery."
-            )
+        self._asked: tuple[np.ndarray, _Estimate] | None = None  # the last query, and what is known of it
+        self._bytes = _Bytes(*self._raw.shape, fine=self.is_exhaustive)
+        for block in _blocks(len(gallery), BLOCK_GALLERY, self._raw.shape[1]):
+            vectors = self._read(block) if self._vectors is None else self._vectors[block]
+            norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+            if (bad := np.flatnonzero(~(norms > 0))).size:
+                name = self.ids[block.start + bad[0]]
+                raise DataError(f"the candidate {name!r} has no direction; leave it out of the gallery.")
+            self._norms[block] = norms
+            self._bytes.add(block, vectors / norms[:, None].astype(np.float32))
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    @property
-    def is_exhaustive(self) -> bool:
-        """Whether every candidate is looked at, so that sums and counts over all of them are exact."""
-        return self._index is None
 
     def read_units(self, rows: np.ndarray) -> np.ndarray:
         """Return candidates as they are compared, of length one, float32 of shape (n_rows, n_features)."""
@@ -591,68 +586,58 @@ class GallerySearch:
             How many; all where there are fewer.
         """
         unit, n_top = _make_unit(query), min(n_top, len(self))
-        if self._index is None:
-            cosines = self._scan(unit)
-            least = np.partition(cosines, len(cosines) - n_top)[len(cosines) - n_top]
-            near = np.flatnonzero(cosines >= least - 2 * _ROUNDING)
-        else:
-            near = self._prune(unit, n_top)
-        exact = self._compare(near, unit)
+        known = self._estimate(unit)
+        n_first = min(len(self), n_top + 64)
+        first = np.argpartition(known.cosines, len(self) - n_first)[len(self) - n_first :]
+        exact = self._compare(first, unit)
+        least = float(np.partition(exact, n_first - n_top)[n_first - n_top]) - TIE_TOLERANCE
+        others = self._narrow(known, lambda rows: known.cosines[rows] + known.slack[rows] >= least)
+        others = others[~np.isin(others, first)]
+        near = np.concatenate([first, others])
+        exact = np.concatenate([exact, self._compare(others, unit)])
+        # A softmax over the gallery is mostly these.
+        known.cosines[near], known.slack[near], known.n_bytes[near] = exact, _ROUNDING, 3
         order = np.lexsort((self._place[near], -exact.round(10)))[:n_top]
         return near[order], exact[order]
 
     def count_above(self, query: np.ndarray, row: int) -> tuple[int, int]:
         """Return how many candidates are more similar to the query than a row, and how many others are as similar.
 
-        A gallery of more than `SCANNED` candidates is read whole for that.
+        Of more than `SCANNED` candidates those that are about as similar are read, which may be many.
         """
         unit = _make_unit(query)
-        own = self._compare(np.array([row]), unit)[0]
-        above = tied = 0
-        for block in _blocks(len(self), BLOCK_GALLERY * 4, self._raw.shape[1]):
-            if self._index is None:
-                cosines = self._scan(unit)[block]
-            else:
-                cosines = (self._read(block) @ unit.astype(np.float32)) / self._norms[block]
-            above += int((cosines > own + _ROUNDING).sum())
-            unsure = block.start + np.flatnonzero(np.abs(cosines - own) <= _ROUNDING)
-            difference = self._compare(unsure, unit) - own
-            above += int((difference > TIE_TOLERANCE).sum())
-            tied += int((np.abs(difference) <= TIE_TOLERANCE).sum())
-        return above, tied - 1
+        own, known = self._compare(np.array([row]), unit)[0], self._estimate(unit)
+        unsure = self._narrow(known, lambda rows: np.abs(known.cosines[rows] - own) <= known.slack[rows])
+        sure = known.cosines > own
+        sure[unsure] = False
+        difference = self._compare(unsure, unit) - own
+        above = int(sure.sum()) + int((difference > TIE_TOLERANCE).sum())
+        return above, int((np.abs(difference) <= TIE_TOLERANCE).sum()) - 1
 
     def sum_exponentials(self, query: np.ndarray, scale: float) -> float:
         """Return the logarithm of the sum over all candidates of ``exp(scale * cosine)``.
 
-        Above `SCANNED` candidates those that are far from the query are estimated: by their leading coordinates and the
-        variance that the other axes have in the gallery.
+        Cosines of the best candidates are exact once `find` was asked; those of the others are off by what rounding to
+        bytes leaves, some 4e-4 in 1024 features and independent of each other.
         """
-        unit = _make_unit(query)
-        if self._index is None:
-            values = scale * self._scan(unit)
-        else:
-            if self._asked is None or not np.array_equal(self._asked[0], unit):
-                self._prune(unit, 1)
-            assert self._asked is not None
-            rotated, leading = self._index.project(unit)
-            values, power = np.empty(0), rotated**2 * self._index.moments
-            # What was looked at more closely stands in for the estimate by fewer axes.
-            for rows, cosines, n in [(slice(None), leading, _LEADING), *self._asked[1]]:
-                known = scale * cosines + 0.5 * scale**2 * float(power[n:].sum())
-                if isinstance(rows, slice):
-                    values = known
-                else:
-                    values[rows] = known
+        values = scale * self._estimate(_make_unit(query)).cosines
         top = float(values.max())
         return top + float(np.log(np.exp(values - top).sum(dtype=np.float64)))
 
-    def _scan(self, unit: np.ndarray) -> np.ndarray:
-        """Return the cosines of all candidates in single precision; those of the last query are remembered."""
+    def _estimate(self, unit: np.ndarray) -> _Estimate:
+        """Return what is known of the cosines of all candidates; that of the last query is remembered."""
         if self._asked is None or not np.array_equal(self._asked[0], unit):
-            products = self._vectors @ unit.astype(np.float32)
-            self._asked = unit, (products / self._norms).astype(np.float32)
-        found: np.ndarray = self._asked[1]
-        return found
+            self._asked = unit, self._bytes.multiply(unit)
+        return self._asked[1]
+
+    def _narrow(self, known: _Estimate, is_open: Callable[[Any], np.ndarray]) -> np.ndarray:
+        """Return the rows that are open by all that bytes tell, asking for more of them where there are many."""
+        rows = np.flatnonzero(is_open(slice(None)))
+        for n_bytes in (1, 2):
+            if len(rows) > 256:
+                self._bytes.refine(known, rows, n_bytes)
+                rows = rows[is_open(rows)]
+        return rows
 
     def _read(self, rows: Any) -> np.ndarray:
         """Return candidates as they are compared, float32 of shape (n, n_features)."""
@@ -669,96 +654,135 @@ class GallerySearch:
         found = np.empty(len(rows))
         for block in _blocks(len(rows), _FEW, self._raw.shape[1]):
             picked = rows[block]
-            vectors = self._vectors[picked] if self._index is None else self._read(picked)
+            vectors = self._read(picked) if self._vectors is None else self._vectors[picked]
             found[block] = (vectors.astype(np.float64) @ unit) / self._norms[picked]
         return found
 
-    def _make_index(self) -> _AxisIndex:
-        n, n_features = self._raw.shape
-        sample = self._read(np.unique(np.linspace(0, n - 1, min(n, _SAMPLE)).astype(int))).astype(np.float64)
-        sample /= np.maximum(np.linalg.norm(sample, axis=1, keepdims=True), 1e-300)
-        values, axes = np.linalg.eigh(sample.T @ sample / len(sample))
-        # The largest first; moments are the mean squares of candidates along them.
-        index = _AxisIndex(n, np.ascontiguousarray(axes[:, ::-1]), values[::-1].clip(0))
-        for block in _blocks(n, BLOCK_GALLERY, n_features):
-            vectors = self._read(block)
-            norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-            self._norms[block] = norms
-            index.add(block, vectors / np.maximum(norms, 1e-300)[:, None].astype(np.float32))
-        return index
 
-    def _prune(self, unit: np.ndarray, n_top: int) -> np.ndarray:
-        """Return candidates among which the best ones are, as bounds tell."""
-        index = self._index
-        assert index is not None
-        rotated, leading = index.project(unit)
-        n_first = min(len(leading), n_top + 64)
-        first = np.argpartition(leading, len(leading) - n_first)[-n_first:]
-        least = float(np.sort(self._compare(first, unit))[-n_top]) - 2 * _ROUNDING
-        beyond = np.sqrt(
-            np.append(np.cumsum(rotated[::-1] ** 2)[::-1], 0.0)
-        )  # of the query, from each axis on
-        left = float(beyond[min(_LEADING, len(rotated))])
-        near = np.flatnonzero(leading + left * index.rest[0] >= least)
-        cosines, looked = leading[near], []
-        slack = left * index.rounded
-        for rest, start, stop in ((index.rest[1], _LEADING, _MIDDLE), (None, _MIDDLE, len(rotated))):
-            axes = rotated[start:stop].astype(np.float32)
-            for block in _blocks(len(near), _FEW, max(1, len(axes))):
-                rows = near[block]
-                held = index.bytes[rows, start - _LEADING : stop - _LEADING].astype(np.float32)
-                cosines[block] += (held @ axes) * index.scale[rows]
-            looked.append((near, cosines, min(stop, len(rotated))))
-            if rest is None:
-                # The best by what is known now raise the bar for the others.
-                best = np.argpartition(cosines, len(near) - min(len(near), n_top))[-n_top:]
-                if len(best) >= n_top:
-                    least = max(least, float(self._compare(near[best], unit).min()) - 2 * _ROUNDING)
-            reach = (
-                slack[near] if rest is None else slack[near] + beyond[min(stop, len(rotated))] * rest[near]
-            )
-            kept = cosines + reach >= least
-            near, cosines = near[kept], cosines[kept]
-        self._asked = unit, looked
-        return near
+@dataclass
+class _Estimate:
+    """Cosines of a query with all candidates and how far off each may be, float32 of shape (n,)."""
+
+    cosines: np.ndarray
+    slack: np.ndarray
+    n_bytes: np.ndarray  # second bytes that were brought in, int8 of shape (n,); 3 where the cosine is exact
+    query: _Rounded
 
 
-class _AxisIndex:
-    """Coordinates of unit vectors on the principal axes of a gallery; behind the leading ones in a byte each."""
+class _Rounded(NamedTuple):
+    """Vectors of shape (n, n_features) in two bytes for each value, and what rounding to one and to both took."""
 
-    def __init__(self, n: int, axes: np.ndarray, moments: np.ndarray) -> None:
-        self.axes, self.moments = axes, moments  # (n_features, n_features), (n_features,)
-        n_leading = min(_LEADING, len(axes))
-        n_others = len(axes) - n_leading
-        size = (4.0 * n_leading + n_others + 16) * n
-        check_memory(size, what=f"the index of {n} candidates", reduce="the gallery")
-        self.leading, self.bytes = np.empty((n, n_leading), np.float32), np.empty((n, n_others), np.int8)
-        # Of each candidate: the length of what lies beyond the leading and the middle coordinates, what a step of a
-        # byte is, and what rounding leaves.
-        self.rest = np.empty((2, n), np.float32)
-        self.scale, self.rounded = np.empty(n, np.float32), np.empty(n, np.float32)
-        self._turn = axes.astype(np.float32)
-        self._asked: tuple[np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
+    coarse: np.ndarray  # int8 (n, n_features)
+    fine: np.ndarray  # int8 (n, n_features)
+    step: np.ndarray  # float32 (n,)
+    rest: np.ndarray  # float32 (2, n)
+
+
+class _Bytes:
+    """Unit vectors that were rotated and rounded to bytes, with a bound on what that took from each."""
+
+    def __init__(self, n: int, n_features: int, *, fine: bool) -> None:
+        check_memory(
+            (n_features * (1.0 + fine) + 20) * n, what=f"the index of {n} candidates", reduce="the gallery"
+        )
+        self.coarse = np.empty((n, n_features), np.int8)
+        self.fine = np.empty((n, n_features), np.int8) if fine else None
+        self._step, self._rest = np.empty(n, np.float32), np.empty((2, n), np.float32)
+        # A Kronecker product of two orthogonal matrices is one, and takes a fraction of the work and memory.
+        low = max(k for k in range(1, math.isqrt(n_features) + 1) if n_features % k == 0)
+        draw = np.random.default_rng(0)
+        self._turns = [np.linalg.qr(draw.standard_normal((k, k)))[0] for k in (low, n_features // low)]
+        self._is_fast = _can_multiply_bytes(n_features)
 
     def add(self, block: slice, units: np.ndarray) -> None:
         """Take in unit vectors of shape (n, n_features)."""
-        turned = units @ self._turn
-        self.leading[block], others = turned[:, :_LEADING], turned[:, _LEADING:]
-        scale = np.abs(others).max(axis=1, initial=1e-12) / 127
-        whole = np.rint(others / scale[:, None])
-        self.bytes[block], self.scale[block] = whole.astype(np.int8), scale
-        # Rounding of the products must not make a remainder shorter than it is.
-        for row, start in enumerate((0, _MIDDLE - _LEADING)):
-            squares = np.square(others[:, start:], dtype=np.float64).sum(axis=1)
-            self.rest[row, block] = np.sqrt(squares + 4e-6)
-        self.rounded[block] = np.sqrt(np.square(others - whole * scale[:, None]).sum(axis=1) + 1e-10)
+        self.coarse[block], fine, self._step[block], self._rest[:, block] = self._round(units)
+        if self.fine is not None:
+            self.fine[block] = fine
 
-    def project(self, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the query on the axes, and what the leading ones say of its cosine with every candidate."""
-        if self._asked is None or not np.array_equal(self._asked[0], unit):
-            rotated = unit @ self.axes
-            self._asked = unit, (rotated, self.leading @ rotated[:_LEADING].astype(np.float32))
-        return self._asked[1]
+    def multiply(self, unit: np.ndarray) -> _Estimate:
+        """Return cosines with a query by the first byte of each value."""
+        query = self._round(unit[None])
+        cosines = self._multiply(self.coarse, query.coarse[0]) * (self._step * query.step)
+        slack = _find_slack(self._rest[0], query.rest[0])
+        return _Estimate(cosines, slack, np.zeros(len(slack), np.int8), query)
+
+    def refine(self, known: _Estimate, rows: np.ndarray, n_bytes: int) -> None:
+        """Bring in the second byte of the query (1) or that of candidates, where it is kept (2)."""
+        query, kept = known.query, self.coarse if n_bytes == 1 else self.fine
+        if kept is None:
+            return
+        rows = rows[known.n_bytes[rows] == n_bytes - 1]
+        # Blocks that stay in the processor's cache.
+        for block in _blocks(len(rows), max(1, _CACHED // kept.shape[1]), kept.shape[1]):
+            picked = rows[block]
+            values = kept[picked]
+            more = self._multiply(values, query.fine[0])
+            if n_bytes == 2:
+                more = self._multiply(values, query.coarse[0]) + more / _FINE
+            known.cosines[picked] += more * (self._step[picked] * query.step / _FINE)
+        known.slack[rows] = _find_slack(self._rest[n_bytes - 1, rows], query.rest[1])
+        known.n_bytes[rows] = n_bytes
+
+    def _round(self, units: np.ndarray) -> _Rounded:
+        turned = self._turn(units)
+        step = np.maximum(np.abs(turned).max(axis=1, keepdims=True), 1e-30) / 127
+        turned /= step
+        coarse = np.rint(turned)
+        turned -= coarse
+        fine = np.rint(turned * _FINE)
+        rest = (
+            np.stack([np.linalg.norm(left, axis=1) for left in (turned, turned - fine / _FINE)]) * step[:, 0]
+        )
+        return _Rounded(
+            coarse.astype(np.int8),
+            fine.astype(np.int8),
+            step[:, 0].astype(np.float32),
+            rest.astype(np.float32),
+        )
+
+    def _multiply(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Return the products of bytes of shapes (n, n_features) and (n_features,), whole numbers as float32."""
+        import torch
+
+        if self._is_fast:
+            column = torch.from_numpy(values).unsqueeze(1)
+            products: np.ndarray = torch._int_mm(torch.from_numpy(rows), column).squeeze(1).float().numpy()
+            return products
+        found = np.empty(len(rows), np.float32)
+        for block in _blocks(len(rows), BLOCK_GALLERY, len(values)):
+            found[block] = rows[block].astype(np.float64) @ values.astype(np.float64)
+        return found
+
+    def _turn(self, vectors: np.ndarray) -> np.ndarray:
+        left, right = (turn.astype(vectors.dtype) for turn in self._turns)
+        blocks = vectors.reshape(len(vectors), len(left), len(right))
+        turned: np.ndarray = (left @ (blocks @ right)).reshape(len(vectors), -1)
+        return turned
+
+
+def _find_slack(rest: np.ndarray, rest_query: Any) -> np.ndarray:
+    """Return how far off a product of rounded unit vectors may be, by what rounding took from either."""
+    slack: np.ndarray = rest + (1 + rest) * rest_query + np.float32(_ROUNDING)
+    return slack
+
+
+@lru_cache
+def _can_multiply_bytes(n_features: int) -> bool:
+    """Say whether products of bytes are fast here and right: some processors cut off intermediate sums."""
+    import torch
+
+    if not torch.backends.mkldnn.is_available() or n_features * 127**2 >= 2**31:
+        return False
+    signs = np.where(np.arange(n_features) // np.array([[1], [2], [n_features]]) % 2, -127, 127).astype(
+        np.int8
+    )
+    rows = np.concatenate([signs, -signs, signs // 2])
+    try:
+        found = [torch._int_mm(torch.from_numpy(rows), torch.from_numpy(row).unsqueeze(1)) for row in rows]
+    except RuntimeError:
+        return False
+    return bool((torch.cat(found, 1).numpy() == rows.astype(np.int64) @ rows.T.astype(np.int64)).all())
 
 
 def _make_unit(query: np.ndarray) -> np.ndarray:

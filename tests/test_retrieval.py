@@ -264,7 +264,7 @@ def test_what_is_subtracted_and_divides_is_of_the_training_images(name):
 
 
 @pytest.mark.parametrize("power", [1.0, 0.0], ids=["decaying axes", "isotropic"])
-@pytest.mark.parametrize("scanned", [1 << 16, 100], ids=["scanned", "pruned"])
+@pytest.mark.parametrize("scanned", [1 << 16, 100], ids=["kept", "elsewhere"])
 def test_a_search_of_one_prediction_is_exact_and_breaks_ties_by_id(power, scanned):
     draw = np.random.default_rng(0)
     spread = np.arange(1, 321.0) ** (-power / 2)
@@ -282,13 +282,39 @@ def test_a_search_of_one_prediction_is_exact_and_breaks_ties_by_id(power, scanne
         found, similar = search.find(query, 6)
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_allclose(similar, cosines[expected], atol=1e-6)
-        above = (cosines > cosines[expected[5]] + 1e-7).sum()
-        assert search.count_above(query, int(expected[5]))[0] == above
-        # Candidates far away are estimated.
+        # A hundred candidates at 2e-4 each, where the best are exact.
         assert search.sum_exponentials(query, 20.0) == pytest.approx(
-            np.log(np.exp(20 * cosines).sum()), abs=0.02
+            np.log(np.exp(20 * cosines).sum()), abs=1e-3
         )
+        for other in (int(expected[5]), 42):
+            above = (cosines > cosines[other] + 1e-7).sum()
+            assert search.count_above(query, other)[0] == above
     assert search.is_exhaustive == (scanned > 3000)
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["whole numbers", "without them"])
+def test_rounding_to_bytes_takes_no_more_than_it_says(fast, monkeypatch):
+    """Also of vectors with one feature far above the others, as CLIP's have, and of galleries that are all alike."""
+    if not fast:
+        monkeypatch.setattr(rt, "_can_multiply_bytes", lambda n_features: False)
+    draw = np.random.default_rng(0)
+    even = draw.standard_normal((600, 96)).astype(np.float32)
+    outlier = even + 200 * (np.arange(96) == 5).astype(np.float32)
+    alike = (1 + 1e-3 * even).astype(np.float32)
+    for gallery in (even, outlier, alike, even[:, :1], even[:, :7]):
+        search = rt.GallerySearch(Embeddings(gallery, np.arange(600), "toy"))
+        unit = gallery[3].astype(np.float64) + 0.3 * draw.standard_normal(gallery.shape[1])
+        unit /= np.linalg.norm(unit)
+        exact = gallery @ unit / np.linalg.norm(gallery.astype(np.float64), axis=1)
+        known = search._estimate(unit)
+        rough = known.slack.mean()
+        assert (np.abs(known.cosines - exact) <= known.slack).all()
+        for n_bytes in (1, 2, 2):
+            search._bytes.refine(known, np.arange(600), n_bytes)
+            assert (np.abs(known.cosines - exact) <= known.slack).all()
+        assert known.slack.mean() < max(rough / 20, 3e-5)
+        assert rough < 0.04
+    assert search.find(np.zeros(7), 2)[1].tolist() == [0, 0]
 
 
 def test_a_gallery_without_direction_or_with_equal_ids_is_refused():
