@@ -295,13 +295,18 @@ def measure_changes(
     return {key: meter.join(folds) for key, folds in parts.items()}
 
 
+class MadeElsewhere(Exception):
+    """Other processes make what is missing of an analysis."""
+
+
 @contextmanager
 def refit(
     study: Study, meter: Meter, what: str, keys: Collection[Hashable]
 ) -> Iterator[Callable[..., list[FoldValues]]]:
     """Yield ``measure(number, key, train, change, tests, permute=True)``, which fits once and measures every test.
 
-    What an earlier process measured before it was stopped is not fitted again.
+    What an earlier process measured before it was stopped is not fitted again. Where processes share the fits, one that
+    another makes measures nothing, and the block ends with `MadeElsewhere`.
 
     Parameters
     ----------
@@ -317,7 +322,7 @@ def refit(
     call = study.kept.number_group()  # an analysis may ask the same of other trials or of another metric
     names = {(n, key): f"{call}, fold {n}, {key!r}" for n in range(len(study.folds)) for key in keys}
     n_kept = sum(study.kept.holds(name) for name in names.values())
-    n_left = len(names) - n_kept
+    n_left, n_elsewhere = len(names) - n_kept, 0
     with ExitStack() as stack:
         advance: Callable[[int], None] | None = None
 
@@ -345,15 +350,20 @@ def refit(
             *,
             permute: bool = True,
         ) -> list[FoldValues]:
-            kept = study.kept.read(names[number, key])
-            if kept is not None:
-                return [meter.restore(test, kept, row) for row, test in enumerate(tests)]
-            started = time.perf_counter()
-            encoder = fit_picked(study, number, train if change is None else change(train), change)
-            found = [meter.measure_fold(number, test, encoder, permute=permute) for test in tests]
-            columns = ("values", "chance", "table_sum", *(["null"] if found[0].null is not None else []))
-            arrays = {name: np.stack([getattr(each, name) for each in found]) for name in columns}
-            study.kept.write(names[number, key], **arrays)
+            nonlocal n_elsewhere
+            with study.kept.claim(names[number, key]) as mine:
+                kept = study.kept.read(names[number, key])
+                if kept is not None:
+                    return [meter.restore(test, kept, row) for row, test in enumerate(tests)]
+                if not mine:
+                    n_elsewhere += 1
+                    return []
+                started = time.perf_counter()
+                encoder = fit_picked(study, number, train if change is None else change(train), change)
+                found = [meter.measure_fold(number, test, encoder, permute=permute) for test in tests]
+                columns = ("values", "chance", "table_sum", *(["null"] if found[0].null is not None else []))
+                arrays = {name: np.stack([getattr(each, name) for each in found]) for name in columns}
+                study.kept.write(names[number, key], **arrays)
             if advance is None:
                 begin(time.perf_counter() - started)
             assert advance is not None
@@ -361,6 +371,10 @@ def refit(
             return found
 
         yield measure
+        if n_elsewhere:
+            raise MadeElsewhere(
+                f"{n_elsewhere} of {len(names)} fits of {what} are being made by other processes"
+            )
 
 
 def _describe_time(seconds: float) -> str:

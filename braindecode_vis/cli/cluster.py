@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from braindecode_vis.cli.show import Debug, Json, make_console, print_json
 if TYPE_CHECKING:
     from braindecode_vis.cluster.submitting import Cluster, SentJob, Task
     from braindecode_vis.cluster.watching import JobState
+    from braindecode_vis.config import RunConfig
 
 ClusterName = Annotated[
     str | None,
@@ -33,8 +34,17 @@ Wait = Annotated[
     bool | None,
     typer.Option("--wait/--no-wait", help="Return when the jobs have ended (default), or at once."),
 ]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        help="How many jobs share the fits of the folds and the images; with --cluster, one per fold by default.",
+    ),
+]
 Folder = Annotated[Path, typer.Argument(help="Folder of a run or a sweep.")]
 #: Its own options, which the command of a job is given without, and whether a value follows.
+#: Jobs that share the fits where neither the settings nor the call say how many there are.
+_WORKERS = 8
 _OWN = {"--cluster": True, "--cluster-set": True, "--wait": False, "--no-wait": False, "--json": False}
 
 
@@ -42,14 +52,22 @@ def on_cluster(name: str, verb: Callable[..., None]) -> Callable[..., None]:
     """Return a verb with the options that send it as a job."""
     signature = inspect.signature(verb, eval_str=True)
     added = {"cluster": ClusterName, "cluster_set": ClusterSet, "wait": Wait}
+    if name == "run":
+        added["n_workers"] = Jobs
 
     @functools.wraps(verb)
     def call(**given: Any) -> None:
-        executor, changes, wait = (given.pop(key) for key in added)
+        executor, changes, wait, *rest = (given.pop(key) for key in added)
         if executor is not None:
-            _send_verb(name, given, executor, changes or [], wait)
+            _send_verb(
+                name,
+                {**given, **dict(zip(list(added)[3:], rest, strict=True))},
+                executor,
+                changes or [],
+                wait,
+            )
             return
-        refuse_alone(changes, wait)
+        refuse_alone(changes, wait, *rest)
         verb(**given)
 
     parameters = list(signature.parameters.values())
@@ -63,19 +81,21 @@ def on_cluster(name: str, verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def refuse_alone(changes: Sequence[str] | None, wait: bool | None) -> None:
+def refuse_alone(changes: Sequence[str] | None, wait: bool | None, n_workers: int | None = None) -> None:
     """Raise `ConfigError` for options of jobs without ``--cluster``."""
     from braindecode_vis.checks import ConfigError
 
-    if changes or wait is not None:
-        option = "--cluster-set" if changes else "--wait and --no-wait"
+    if changes or wait is not None or n_workers is not None:
+        option = (
+            "--cluster-set" if changes else "--workers" if n_workers is not None else "--wait and --no-wait"
+        )
         raise ConfigError(f"{option} is for jobs; name where they run with --cluster, or leave it out.")
 
 
 def _send_verb(
     name: str, given: dict[str, Any], executor: str, changes: Sequence[str], wait: bool | None
 ) -> None:
-    """Send a verb as one job, or the images of a run as shares and one job that finishes them."""
+    """Send a verb as one job, or as shares of what is independent in it and one job that finishes."""
     from braindecode_vis.checks import ConfigError, DataError
     from braindecode_vis.cluster.submitting import Task, check_cluster, read_cluster
     from braindecode_vis.config import check_files
@@ -106,57 +126,88 @@ def _send_verb(
     check_cluster(cluster)
     if name in ("embed", "train", "reconstruct", "run"):
         check_files(config, "report" if name == "run" else name)
+    given["out"] = folder = Path(folder).absolute()
     words = _strip_words(sys.argv[1:])
-    log = Path(folder) / "jobs" / f"{name}.log"
-    tasks, last = [Task(name, words, log)], None
-    if name == "reconstruct" and given["n_workers"] is not None:
-        tasks, last = _share_images(given, folder, words, tasks[0])
-    states = _send_and_wait(Path(folder).absolute(), tasks, last, cluster, wait=wait is not False)
+    phases = [[Task(name, words, folder / "jobs" / f"{name}.log")]]
+    if name in ("run", "train", "reconstruct", "analyze"):
+        phases = _share(name, given, words, config, cluster)
+    states = _send_and_wait(folder, phases, cluster, wait=wait is not False)
     if given["as_json"]:
-        scores = read_scores(folder) if name == "run" and all(s.state == "done" for s in states) else []
+        scores = read_scores(folder) if name == "run" and states[-1].state == "done" else []
         print_json(
             {"run_folder": str(folder), "scores": scores, "jobs": [_as_row(state) for state in states]}
         )
     else:
         _print_states(Path(folder), states)
     failed = [state for state in states if not state.is_active and state.state != "done"]
-    if failed:
+    if failed and states[-1].state != "done":  # the last one makes what the others left
         raise DataError(f"the job {failed[-1].job.name} {failed[-1].state}: {failed[-1].reason}")
 
 
-def _share_images(
-    given: dict[str, Any], folder: Path, words: list[str], finish: Task
-) -> tuple[list[Task], Task | None]:
+def _share(
+    name: str, given: dict[str, Any], words: list[str], config: RunConfig, cluster: Cluster
+) -> list[list[Task]]:
+    """Return the jobs of a verb in groups, each of which waits for the one before: what all need, shares, the rest."""
+    from braindecode_vis import roles
     from braindecode_vis.checks import ConfigError
     from braindecode_vis.cluster.submitting import Task
+    from braindecode_vis.studies.analyze import choose_analyses
 
-    n_workers = given["n_workers"]
-    if given["worker"] is not None or n_workers < 1:
+    asked, folder = given["n_workers"], given["out"]
+    if given.get("worker") is not None or (asked is not None and asked < 1):
         raise ConfigError(
             "a cluster numbers the shares itself; give --workers N alone, with N of at least 1."
         )
-    if not (Path(folder) / "config.yaml").is_file():
+    if name == "reconstruct" and asked is not None and not (folder / "config.yaml").is_file():
         raise ConfigError(
             f"{folder} is no run folder, so there are no images to share; train a run first, for example by "
             "braindecode-vis retrieve, then name its folder."
         )
-    place = next(n for n, word in enumerate(words) if word.partition("=")[0] == "--workers")
-    alone = words[:place] + words[place + (1 if "=" in words[place] else 2) :]
-    shares = [
-        Task(
-            f"share-{n}",
-            [*alone, "--worker", str(n), "--workers", str(n_workers)],
-            finish.log.with_name(f"share-{n}.log"),
-        )
-        for n in range(n_workers)
-    ]
-    # Whichever share finds nothing missing finishes the stage; this one does where a share was stopped.
-    return shares, Task("reconstruct", alone, finish.log)
+    alone = _strip_words(words, {"--workers": True})
+
+    def make(verb: str, job: str, *more: str, without: dict[str, bool] | None = None) -> Task:
+        rest = _strip_words(alone[1:], without or {})
+        return Task(job, [verb, *rest, *more], folder / "jobs" / f"{job}.log")
+
+    def make_shares(verb: str, job: str, n: int, *more: str) -> list[Task]:
+        return [make(verb, f"{job}-{k}", *more, "--worker", str(k), "--workers", str(n)) for k in range(n)]
+
+    last = Task(name, alone, folder / "jobs" / f"{name}.log")
+    if name == "reconstruct":
+        return [make_shares(name, "share", asked), [last]] if asked else [[last]]
+    if name == "analyze":
+        n = asked or cluster.settings.parallel or len(choose_analyses(config, given["analyses"] or ()))
+    else:
+        n = asked or _count_fits(config) or cluster.settings.parallel or _WORKERS
+    if n == 1:
+        return [[last]]
+    # Images of a target that is not fitted are encoded once, for all folds.
+    target = roles.play(roles.IMAGE_ENCODER_SETTINGS, config.target)
+    embeds = not config.decodes_categories and not target.fitted_on_training_images
+    first = "embed" if embeds else "preprocess"
+    groups = [[make(first, first, without={"--analysis": True})]]
+    if name == "analyze":
+        return [*groups, make_shares(name, "share", n), [last]]
+    groups.append(make_shares("train", "train", n))
+    generator = roles.play(roles.GENERATOR_SETTINGS, config.generator)
+    if name == "run" and asked and not config.decodes_categories and not generator.copies_training_images:
+        where = () if any(word.partition("=")[0] == "--out" for word in alone) else ("--out", str(folder))
+        groups.append(make_shares("reconstruct", "images", n, *where))
+    return [*groups, [last]]
+
+
+def _count_fits(config: RunConfig) -> int | None:
+    """Return how many fits a run has, as far as its settings say; the data say it of other splits."""
+    split: Any = config.split
+    if split.kind == "leave_one_subject_out":
+        return len(getattr(config.dataset, "subjects", None) or ()) or None
+    return 1 if split.is_declared else getattr(split, "n_folds", None)
 
 
 def _send_and_wait(
-    folder: Path, tasks: Sequence[Task], last: Task | None, cluster: Cluster, *, wait: bool
+    folder: Path, groups: Sequence[Sequence[Task]], cluster: Cluster, *, wait: bool
 ) -> list[JobState]:
+    """Send groups of jobs, each after the one before, and return how they are; those at work are not sent again."""
     from braindecode_vis.checks import ConfigError
     from braindecode_vis.cluster.submitting import read_jobs, send, send_alone
     from braindecode_vis.cluster.sweeps import count_states, make_room
@@ -167,28 +218,45 @@ def _send_and_wait(
     def tell(sentence: str) -> None:
         console.print(f"jobs: {sentence}", markup=False)
 
-    refuse_leaving(cluster, len(tasks) + (last is not None), wait, in_order=last is not None)
-    every = [*tasks, *([last] if last else [])]
+    every = [task for group in groups for task in group]
+    refuse_leaving(cluster, len(every), wait, in_order=len(groups) > 1)
     with send_alone(folder, tell):
         names = {task.name: list(task.words) for task in every}
-        jobs = [job for job in read_jobs(folder) if job.name in names]
-        known = [state.job for state in find_states(folder, jobs) if state.is_active]
-        for job in known:
+        earlier = find_states(folder, [job for job in read_jobs(folder) if job.name in names])
+        known = {state.job.name: state.job for state in earlier if state.is_active}
+        ended_well = {s.job.name for s in earlier if s.state == "done" and s.job.words == names[s.job.name]}
+        if every[-1].name in ended_well:  # the same again, perhaps of data that have changed since
+            ended_well = set()
+        for job in known.values():
             if job.words != names[job.name]:
                 raise ConfigError(
                     f"the job {job.job_id} of {job.user} works in {folder} already, by another command "
                     f"({' '.join(job.words)}); wait for it, or end it with braindecode-vis cancel {folder}."
                 )
         if known:
-            tell(f"sent by {known[0].user} already and not sent again: {', '.join(j.job_id for j in known)}")
-        at_work = {job.name for job in known}
-        todo = [task for task in tasks if task.name not in at_work]
-        sent: list[SentJob] = send(folder, todo, cluster, wait_for=make_room(folder)) if todo else []
-        if last is not None and last.name not in at_work:
-            if cluster.executor == "local":
-                wait_for_jobs(folder, [*known, *sent])
-            sent += send(folder, [last], cluster, after=[*known, *sent], wait_for=make_room(folder))
-    jobs = [*known, *sent]
+            first = next(iter(known.values()))
+            tell(
+                f"sent by {first.user} from {first.host} already and not sent again: "
+                f"{', '.join(f'{job.name} ({job.job_id})' for job in known.values())}"
+            )
+        jobs: list[SentJob] = []
+        before: list[SentJob] = []
+        for number, group in enumerate(groups):
+            found = [known[task.name] for task in group if task.name in known]
+            todo = [task for task in group if task.name not in known and task.name not in ended_well]
+            if todo:
+                if before and cluster.executor != "slurm":
+                    states = wait_for_jobs(folder, before)
+                    if number == 1 and len(groups) > 2 and states[0].state != "done":
+                        return find_states(folder, jobs)
+                # What all need must be there; a share that failed leaves its work to the last job.
+                needed = before if number == 1 and len(groups) > 2 else jobs[:1] if len(groups) > 2 else []
+                found += send(
+                    folder, todo, cluster, after=[job for job in before if job not in needed],
+                    after_success=needed, wait_for=make_room(folder),
+                )  # fmt: skip
+            before = found
+            jobs += found
     if not wait:
         return find_states(folder, jobs)
     return wait_for_jobs(folder, jobs, lambda states: tell(count_states(states)))
@@ -209,14 +277,14 @@ def refuse_leaving(cluster: Cluster, n_jobs: int, wait: bool, *, in_order: bool 
         )
 
 
-def _strip_words(words: Sequence[str]) -> list[str]:
-    """Return a command line without the options that send it."""
+def _strip_words(words: Sequence[str], options: Mapping[str, bool] = _OWN) -> list[str]:
+    """Return a command line without some options, which a value follows or not; those that send it by default."""
     kept, skip = [], False
     for word in words:
         if skip:
             skip = False
-        elif (name := word.partition("=")[0]) in _OWN:
-            skip = _OWN[name] and "=" not in word
+        elif (name := word.partition("=")[0]) in options:
+            skip = options[name] and "=" not in word
         else:
             kept.append(word)
     return kept

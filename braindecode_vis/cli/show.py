@@ -127,7 +127,27 @@ Profile = Annotated[
         "--profile", help="Print what each stage took: time, processor time, memory, bytes read and written."
     ),
 ]
+Worker = Annotated[
+    int | None, typer.Option("--worker", help="Make the share of this one of --workers, from 0.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="How many processes, started at once, share the work of one run folder."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+
+
+def refuse_lone_worker(worker: int | None, n_workers: int | None, *, launched: bool = False) -> None:
+    """Raise `ConfigError` where one of --worker and --workers is given alone, or torchrun numbers the processes."""
+    from braindecode_vis.checks import ConfigError
+
+    if launched and (worker is not None or n_workers is not None):
+        raise ConfigError("torchrun numbers its processes itself; leave out --worker and --workers.")
+    if (worker is None) != (n_workers is None):
+        raise ConfigError(
+            "--worker and --workers belong together; give both, such as --worker 0 --workers 4, or --workers alone "
+            "with --cluster."
+        )
 
 
 #: What a verb holds until it has ended.

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from braindecode_vis.cli.show import (
     AllowDownload,
@@ -21,10 +19,13 @@ from braindecode_vis.cli.show import (
     Subject,
     TrustCode,
     Verify,
+    Worker,
+    Workers,
     finish,
     make_console,
     open_source,
     print_scores,
+    refuse_lone_worker,
     training_together,
 )  # fmt: skip
 
@@ -63,21 +64,54 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
     return verb
 
 
+def train_command(
+    source: Source,
+    root: Root = None,
+    out: Out = None,
+    subjects: Subject = None,
+    overrides: Set = None,
+    worker: Worker = None,
+    n_workers: Workers = None,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
+    verify: Verify = False,
+    profile: Profile = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fit the brain encoder on the training trials of every fold, with all processes that torchrun started.
+
+    Processes started with --worker and --workers share the folds.
+    """
+    from braindecode_vis import pipeline
+    from braindecode_vis.config import check_files
+    from braindecode_vis.devices import count_launched
+
+    refuse_lone_worker(worker, n_workers, launched=count_launched() > 1)
+    run = open_source(source, root, out, overrides, subjects, holds=worker is None)
+    check_files(run.config, "train")
+    if worker is None or n_workers is None:
+        with training_together(run):
+            pipeline.train(run)
+            finish(run, as_json, profile=profile)
+        return
+    if n_left := pipeline.fit_share(run, worker, n_workers):
+        run.tell(
+            f"worker {worker} of {n_workers} has made its share, and {n_left} fits are left to the other workers; "
+            "train without --worker makes what is missing in the end",
+            "train:",
+        )
+    finish(run, as_json, profile=profile)
+
+
 def reconstruct_command(
     source: Source,
     root: Root = None,
     out: Out = None,
     subjects: Subject = None,
     overrides: Set = None,
-    worker: Annotated[
-        int | None, typer.Option("--worker", help="Make the share of this one of --workers, from 0.")
-    ] = None,
-    n_workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", help="How many processes, started at once, share the images of one run folder."
-        ),
-    ] = None,
+    worker: Worker = None,
+    n_workers: Workers = None,
     trust_code: TrustCode = None,
     allow_download: AllowDownload = False,
     verify: Verify = False,
@@ -95,12 +129,7 @@ def reconstruct_command(
     from braindecode_vis.devices import count_launched, forget_launch, take_local_gpu
 
     launched = count_launched() > 1
-    if launched and (worker is not None or n_workers is not None):
-        raise ConfigError("torchrun numbers its processes itself; leave out --worker and --workers.")
-    if (worker is None) != (n_workers is None):
-        raise ConfigError(
-            "--worker and --workers belong together; give both, such as --worker 0 --workers 4."
-        )
+    refuse_lone_worker(worker, n_workers, launched=launched)
     if launched:
         worker, n_workers = int(os.environ["RANK"]), count_launched()
         take_local_gpu()
@@ -166,7 +195,6 @@ def run_command(
 _SUMMARIES = {
     "preprocess": "Read a recording and its images into a run folder, and fix the split.",
     "embed": "Encode the images into the target space.",
-    "train": "Fit the brain encoder on the training trials of every fold, with all processes that torchrun started.",
     "retrieve": "Predict the embeddings of the test trials and rank the true images in the gallery.",
     "evaluate": "Score retrieval and reconstructions, with intervals, chance and controls.",
     "report": "Write the self-contained report.html of a run.",
@@ -175,7 +203,9 @@ _STAGES = {name: _make_stage(name, summary) for name, summary in _SUMMARIES.item
 _LATER = {name: _STAGES.pop(name) for name in ("evaluate", "report")}
 #: In the order of the stages, as the help lists them.
 VERBS: dict[str, Callable[..., None]] = {
-    **_STAGES,
+    **{name: _STAGES[name] for name in ("preprocess", "embed")},
+    "train": train_command,
+    "retrieve": _STAGES["retrieve"],
     "reconstruct": reconstruct_command,
     **_LATER,
     "run": run_command,

@@ -23,10 +23,14 @@ from braindecode_vis.cli.show import (
     Subject,
     TrustCode,
     Verify,
+    Worker,
+    Workers,
     complete_analyses,
+    finish,
     make_console,
     open_source,
     print_json,
+    refuse_lone_worker,
     training_together,
 )  # fmt: skip
 
@@ -51,18 +55,23 @@ def analyze(
     out: Out = None,
     subjects: Subject = None,
     overrides: Set = None,
+    worker: Worker = None,
+    n_workers: Workers = None,
     trust_code: TrustCode = None,
     allow_download: AllowDownload = False,
     verify: Verify = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Ask when, where and how the brain is decoded; each analysis writes a table, figures and a report section."""
+    """Ask when, where and how the brain is decoded; each analysis writes a table, figures and a report section.
+
+    Processes started with --worker and --workers share the analyses, and the fits of each.
+    """
     from braindecode_vis.checks import ConfigError
     from braindecode_vis.pipeline.decoding import find_untested
     from braindecode_vis.pipeline.reporting import report
     from braindecode_vis.studies.analyze import analyze as analyze_run
-    from braindecode_vis.studies.analyze import read_findings
+    from braindecode_vis.studies.analyze import analyze_share, read_findings
 
     if list_kinds:
         if source is not None or analyses:
@@ -80,7 +89,17 @@ def analyze(
         raise ConfigError(
             "analyze needs a configuration, a run folder or a data set; --list names the analyses."
         )
-    run = open_source(source, root, out, overrides, subjects)
+    refuse_lone_worker(worker, n_workers)
+    run = open_source(source, root, out, overrides, subjects, holds=worker is None)
+    if worker is not None and n_workers is not None:
+        if n_left := analyze_share(run, analyses or (), worker, n_workers):
+            run.tell(
+                f"worker {worker} of {n_workers} has made its share, and {n_left} analyses are left to the other "
+                "workers; analyze without --worker makes what is missing in the end",
+                "analyze:",
+            )
+        finish(run, as_json)
+        return
     artifacts, refusals = analyze_run(run, analyses or ())
     found = [read_findings(artifact) for artifact in artifacts]
     # The page takes up the sections of the analyses.

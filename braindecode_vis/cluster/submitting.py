@@ -18,9 +18,9 @@ import sys
 import sysconfig
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -93,7 +93,7 @@ class Task:
 
 @dataclass(frozen=True)
 class SentJob:
-    """One line of the list of jobs: what was sent, when and by whom."""
+    """One line of the list of jobs: what was sent, when and by whom; `after` are the names of jobs it waits for."""
 
     name: str
     job_id: str
@@ -106,6 +106,7 @@ class SentJob:
     host: str
     time: int
     memory: float | None
+    after: list[str] = field(default_factory=list)
 
 
 def read_cluster(
@@ -225,6 +226,7 @@ def send(
     cluster: Cluster,
     *,
     after: Sequence[SentJob] = (),
+    after_success: Sequence[SentJob] = (),
     wait_for: Callable[[Sequence[SentJob], int], None] | None = None,
 ) -> list[SentJob]:
     """Send tasks as jobs, those of Slurm as one array, and add them to the list of the folder.
@@ -238,7 +240,9 @@ def send(
     cluster
         Where to, and what each asks for; see `check_cluster`.
     after
-        Jobs of Slurm that must have ended, well or not, before these begin.
+        Jobs that must have ended, well or not, before these begin; Slurm sees to it, and elsewhere whoever calls.
+    after_success
+        Jobs that must have ended well; otherwise Slurm cancels these.
     wait_for
         Called before a local job starts, with those sent before and how many may run meanwhile; returns once they are
         that few. None starts all at once.
@@ -263,12 +267,13 @@ def send(
         for task in tasks
     ]
     sent: list[SentJob] = []
+    waits_for = list(dict.fromkeys(job.name for job in (*after_success, *after)))
 
     def note(numbers: Sequence[int], ids: Sequence[str]) -> None:
         rows = [
             SentJob(
                 calls[n].name, job_id, cluster.executor, calls[n].ticket, list(tasks[n].words), calls[n].log,
-                time.time(), _find_user(), platform.node(), settings.time, settings.memory,
+                time.time(), _find_user(), platform.node(), settings.time, settings.memory, waits_for,
             )
             for n, job_id in zip(numbers, ids, strict=True)
         ]  # fmt: skip
@@ -288,7 +293,8 @@ def send(
             longest = _find_longest_array()
             for start in range(0, len(calls), longest):
                 numbers = range(start, min(start + longest, len(calls)))
-                note(numbers, _send_to_slurm(jobs, [calls[n] for n in numbers], settings, after))
+                asked = describe_slurm(settings, after, after_success)
+                note(numbers, _send_to_slurm(jobs, [calls[n] for n in numbers], settings, asked))
         else:
             for n, call in enumerate(calls):
                 if wait_for is not None:
@@ -326,22 +332,28 @@ def _find_package() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def describe_slurm(settings: ClusterConfig, after: Sequence[SentJob] = ()) -> dict[str, Any]:
+def describe_slurm(
+    settings: ClusterConfig, after: Sequence[SentJob] = (), after_success: Sequence[SentJob] = ()
+) -> dict[str, Any]:
     """Return the parameters of submitit's Slurm executor."""
+    more: dict[str, Any] = {key: value or True for key, value in settings.extra.items()}
+    conditions = [
+        ":".join([word, *dict.fromkeys(job.job_id.partition("_")[0] for job in jobs)])
+        for word, jobs in (("afterok", after_success), ("afterany", after))
+        if jobs
+    ]
+    if after_success:  # else they would wait for ever
+        more["kill-on-invalid-dep"] = "yes"
     asked: dict[str, Any] = {
         "job_name": "braindecode-vis", "time": settings.time, "cpus_per_task": settings.cpus,
         "signal_delay_s": _warn_before(settings), "partition": settings.partition, "account": settings.account,
         "gpus_per_node": settings.gpus or None, "array_parallelism": settings.parallel,
         "mem": None if settings.memory is None else f"{round(settings.memory * 1024)}M",
         "setup": list(settings.setup) or None,
-        "additional_parameters": {key: value or True for key, value in settings.extra.items()} or None,
+        "additional_parameters": more or None, "dependency": ",".join(conditions) or None,
         # srun does not take it from the job any more, and would bind all threads to one core.
         "srun_args": [f"--cpus-per-task={settings.cpus}"],
     }  # fmt: skip
-    if after:
-        asked["dependency"] = "afterany:" + ":".join(
-            dict.fromkeys(job.job_id.partition("_")[0] for job in after)
-        )
     return {key: value for key, value in asked.items() if value is not None}
 
 
@@ -356,14 +368,14 @@ def _find_longest_array() -> int:
 
 
 def _send_to_slurm(
-    jobs: Path, calls: Sequence[CommandJob], settings: ClusterConfig, after: Sequence[SentJob]
+    jobs: Path, calls: Sequence[CommandJob], settings: ClusterConfig, asked: Mapping[str, Any]
 ) -> list[str]:
     submitit = require("submitit", "--cluster slurm")
     # -P: no file of the current folder takes the place of a module
     executor = submitit.SlurmExecutor(
         jobs, max_num_timeout=settings.requeues, python=f"{shlex.quote(sys.executable)} -P"
     )
-    executor.update_parameters(**describe_slurm(settings, after))
+    executor.update_parameters(**asked)
     try:
         with redirect_stderr(io.StringIO()), executor.batch():  # submitit repeats there what the error says
             made = [executor.submit(call) for call in calls]

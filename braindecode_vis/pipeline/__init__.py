@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from braindecode_vis.pipeline.learning import embed, preprocess, train
     from braindecode_vis.pipeline.reporting import check_leaks, report, run_all
     from braindecode_vis.pipeline.scoring import evaluate
-    from braindecode_vis.pipeline.together import reconstruct_share, train_together
+    from braindecode_vis.pipeline.together import fit_share, reconstruct_share, train_together
 
 STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report")
 
 _MODULES = {
     "preprocess": "learning", "embed": "learning", "train": "learning", "train_together": "together",
-    "reconstruct_share": "together",
+    "reconstruct_share": "together", "fit_share": "together",
     "retrieve": "decoding", "reconstruct": "decoding", "evaluate": "scoring", "report": "reporting",
     "check_leaks": "reporting", "finish_run": "ending", "list_hints": "hints", "run_all": "reporting",
 }  # fmt: skip
@@ -37,6 +37,7 @@ __all__ = [
     "embed",
     "evaluate",
     "finish_run",
+    "fit_share",
     "list_hints",
     "preprocess",
     "reconstruct",

@@ -35,8 +35,10 @@ class TrainedDecoder:
     decoder: WholeCategoryDecoder
 
 
-def train_categories(run: Run, responses: Responses, split: Split, upstream: str) -> list[TrainedDecoder]:
-    """Fit one category decoder per fold on its training trials.
+def train_categories(
+    run: Run, responses: Responses, split: Split, upstream: str, number: int
+) -> TrainedDecoder:
+    """Fit the category decoder of one fold on its training trials.
 
     Parameters
     ----------
@@ -46,30 +48,26 @@ def train_categories(run: Run, responses: Responses, split: Split, upstream: str
         Trials with a `concept` column, and folds that part runs.
     upstream
         Fingerprint of the preprocessing.
+    number
+        Number of the fold.
     """
-    seed = run.config.seed
-    trained = []
+    fields = {"encoder": run.encoder.hashed_fields(), "seed": run.config.seed, "fold": number}
     # Before the first fit, which may take minutes.
-    _check_classes(responses.trials["concept"].to_numpy(dtype=object), split)
-    for number, fold in enumerate(split.folds):
-        fields = {"encoder": run.encoder.hashed_fields(), "seed": seed, "fold": number}
+    run.once("classes", lambda: _check_classes(responses.trials["concept"].to_numpy(dtype=object), split))
 
-        def compute(
-            folder: Path, number: int = number, rows: np.ndarray = fold.train, fields: Any = fields
-        ) -> dict[str, Any]:
-            picked = responses.select(rows)
-            decoder = build_decoder(run, number)
-            with lend_context(run, f"train{number:02d}", [fields, upstream]) as context:
-                decoder.bind(context)
-                decoder.fit(picked, picked.trials["concept"].to_numpy(dtype=object))
-                if not run.follows:
-                    decoder.write(folder)
-            return {"n_trials": picked.n_trials, "n_processes": count_launched()}
+    def compute(folder: Path) -> dict[str, Any]:
+        picked = responses.select(split.folds[number].train)
+        decoder = build_decoder(run, number)
+        with lend_context(run, f"train{number:02d}", [fields, upstream]) as context:
+            decoder.bind(context)
+            decoder.fit(picked, picked.trials["concept"].to_numpy(dtype=object))
+            if not run.follows:
+                decoder.write(folder)
+        return {"n_trials": picked.n_trials, "n_processes": count_launched()}
 
-        artifact = run.produce("train", fields, {"preprocess": upstream}, compute, f"fold{number:02d}")
-        decoder = roles.read(roles.CATEGORY_DECODER, run.encoder, artifact.path)
-        trained.append(TrainedDecoder(artifact, decoder))
-    return trained
+    artifact = run.produce("train", fields, {"preprocess": upstream}, compute, f"fold{number:02d}")
+    decoder = roles.read(roles.CATEGORY_DECODER, run.encoder, artifact.path)
+    return TrainedDecoder(artifact, decoder)
 
 
 def _check_classes(labels: np.ndarray, split: Split) -> None:

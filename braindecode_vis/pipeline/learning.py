@@ -223,20 +223,24 @@ def read_dataset(folder: Path) -> tuple[Responses, StimulusSet]:
 def embed(run: Run) -> list[TargetBank]:
     """Encode every image; encoders that are fitted see the training images of their fold only."""
     refuse_categories(run, "embed")
+    return [embed_fold(run, number) for number in range(len(preprocess(run).folds))]
+
+
+def embed_fold(run: Run, number: int) -> TargetBank:
+    """Encode every image for one fold."""
     prepared = preprocess(run)
     if not prepared.stimuli.knows_images:
         raise ConfigError(
             f"the encoder {run.config.encoder.kind} predicts pictures, but the data know the class of each trial only; "
             "set encoder.kind to lda, logistic or network_categories, or give pictures and what each trial showed."
         )
-    folds = prepared.folds
-    if not run.target.fitted_on_training_images:
-        # One artifact serves all folds.
-        return [_embed_fold(run, prepared, None)] * len(folds)
-    return [_embed_fold(run, prepared, number) for number in range(len(folds))]
+    # Where nothing is fitted, one artifact serves all folds.
+    own = number if run.target.fitted_on_training_images else None
+    found: TargetBank = run.once(f"embed {own}", lambda: _embed_images(run, prepared, own))
+    return found
 
 
-def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
+def _embed_images(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
     role, stimuli = roles.find_image_encoder_role(run.target), prepared.stimuli.select_pictured()
     fields = {"target": run.target.hashed_fields(), "fold": number}
 
@@ -280,16 +284,29 @@ def name_fold(number: int | None) -> str:
 @remember
 def train(run: Run) -> list[Any]:
     """Fit the brain encoder, or the category decoder, of every fold on its training trials."""
+    if not run.config.decodes_categories:
+        embed(run)
+    return [train_fold(run, number) for number in range(count_folds(run))]
+
+
+def count_folds(run: Run) -> int:
+    """Return how many fits `train` makes."""
     prepared = preprocess(run)
-    if run.config.decodes_categories:
+    return len(prepared.split.folds if run.config.decodes_categories else prepared.folds)
+
+
+def train_fold(run: Run, number: int) -> Any:
+    """Fit the brain encoder, or the category decoder, of one fold on its training trials."""
+    return run.once(f"train {number}", lambda: _fit_fold(run, number))
+
+
+def _fit_fold(run: Run, number: int) -> TrainedFold | categories.TrainedDecoder:
+    config, prepared = run.config, preprocess(run)
+    if config.decodes_categories:
         return categories.train_categories(
-            run, name_classes(prepared), prepared.split, prepared.artifact.fingerprint
+            run, name_classes(prepared), prepared.split, prepared.artifact.fingerprint, number
         )
-    return [_train_fold(run, number) for number in range(len(prepared.folds))]
-
-
-def _train_fold(run: Run, number: int) -> TrainedFold:
-    config, prepared, bank = run.config, preprocess(run), embed(run)[number]
+    bank = embed_fold(run, number)
     fields = {
         "encoder": config.encoder.hashed_fields(),
         "selection": config.selection.hashed_fields(),
@@ -339,7 +356,7 @@ def predict_out_of_fold(run: Run) -> list[OutOfFold]:
     Priors and generators learn from these: predictions of what an encoder has learnt are too good for that. They can
     cost more than the fit, and are made where something learns from them; see `needs_predictions`.
     """
-    return [_predict_fold(run, number) for number in range(len(preprocess(run).folds))]
+    return [predict_fold(run, number) for number in range(len(preprocess(run).folds))]
 
 
 def needs_predictions(run: Run) -> bool:
@@ -350,8 +367,9 @@ def needs_predictions(run: Run) -> bool:
     return captions or roles.need_predictions(run.prior, run.generator)
 
 
-def _predict_fold(run: Run, number: int) -> OutOfFold:
-    fitted = train(run)[number]
+def predict_fold(run: Run, number: int) -> OutOfFold:
+    """Predict the training trials of one fold; see `predict_out_of_fold`."""
+    fitted = train_fold(run, number)
     kept = fitted.artifact.path / "out_of_fold"
     if kept.is_dir() and store.read_provenance(fitted.artifact.path / store.PROVENANCE).get("version", 0) < 3:
         # Earlier versions made them with the fit.
@@ -376,8 +394,8 @@ def pick_training(run: Run, number: int) -> tuple[Responses, Embeddings]:
     """Return the training trials of a fold and their targets, as its encoder was fitted on them."""
     prepared = preprocess(run)
     responses = pick_labelled_trials(prepared, prepared.folds[number].train, run.config.repeats.train)
-    responses = train(run)[number].select(responses)
-    return responses, embed(run)[number].embeddings.select(list(responses.stimulus_ids))
+    responses = train_fold(run, number).select(responses)
+    return responses, embed_fold(run, number).embeddings.select(list(responses.stimulus_ids))
 
 
 def build_encoder(run: Run, number: int, context: Context | None = None) -> WholeBrainEncoder:

@@ -4,8 +4,9 @@ Training and pretraining by several processes (torchrun, or the tasks of a Slurm
 and reports what a single process would. The others wait for what only one has to compute, read it from the run folder,
 and take their part of every batch.
 
-Images by several processes: none needs to know of another. Each makes its share of the batches from the same fits,
-without the lock of the run folder, and the one that finds nothing missing finishes the stage, under the lock.
+Fits and images by several processes: none needs to know of another. Each fits the folds that no other one works on, and
+makes its share of the batches of images from the same fits, without the lock of the run folder; the one that finds no
+image missing finishes the stage, under the lock.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.contracts import Context
 from braindecode_vis.devices import broadcast_flag, is_first, join_processes, naming_lost_processes
+from braindecode_vis.leases import BeingMade
 from braindecode_vis.pipeline.decoding import (
     ask_images,
     find_shared_fits,
@@ -30,6 +32,7 @@ from braindecode_vis.pipeline.decoding import (
     make_low_level,
     make_texts,
     name_images,
+    open_branches,
     open_writer,
     predict_for_generator,
     reconstruct,
@@ -38,12 +41,15 @@ from braindecode_vis.pipeline.decoding import (
 )
 from braindecode_vis.pipeline.image_files import Share
 from braindecode_vis.pipeline.learning import (
+    count_folds,
     embed,
     needs_predictions,
+    predict_fold,
     predict_out_of_fold,
     preprocess,
     refuse_categories,
     train,
+    train_fold,
 )
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Compute, Run, name_workspace
 
@@ -137,6 +143,63 @@ class _SharedRun(Run):
         )
 
 
+# --- fits -------------------------------------------------------------------------------------------------
+
+
+def check_worker(worker: int, n_workers: int) -> None:
+    """Raise `ConfigError` if there is no such process."""
+    if not 0 <= worker < n_workers:
+        raise ConfigError(
+            f"there is no worker {worker} of {n_workers}; they are counted from 0 to {max(0, n_workers - 1)}."
+        )
+
+
+def fit_share(run: Run, worker: int, n_workers: int) -> int:
+    """Make the fits of a run that no other process makes: of each fold, with what priors and branches need of it.
+
+    No process needs to know of another, nor how many folds there are: each begins with another fold, and goes on with
+    those that nobody works on.
+
+    Parameters
+    ----------
+    run
+        The run; its folder is shared by all processes, and not held.
+    worker
+        Number of this process, from 0.
+    n_workers
+        How many there are.
+
+    Returns
+    -------
+    int
+        Folds that are left to other processes.
+    """
+    check_worker(worker, n_workers)
+    shared = _pass_by(run)
+    n_folds, n_left = count_folds(shared), 0
+    wanted = [(shared, needs_predictions(run))]
+    if not run.config.decodes_categories:
+        branches = open_branches(shared).values()
+        wanted += [(_pass_by(branch), branch.prior.needs_predictions) for branch in branches]
+    first = worker * n_folds // n_workers
+    for number in [*range(first, n_folds), *range(first)]:
+        for each, predicts in wanted:
+            try:
+                train_fold(each, number)
+                if predicts:
+                    predict_fold(each, number)
+            except BeingMade:
+                n_left += 1
+    return n_left
+
+
+def _pass_by(run: Run) -> Run:
+    """Return a run that does not hold its folder, nor wait for fits."""
+    own = not run.config.decodes_categories and run.target.fitted_on_training_images
+    stages = {"train", "out_of_fold", *(["embed"] if own else [])}
+    return replace(run, shares=True, passes_by=frozenset(stages))
+
+
 # --- images -----------------------------------------------------------------------------------------------
 
 
@@ -165,10 +228,7 @@ def reconstruct_share(run: Run, worker: int, n_workers: int) -> bool:
         If there are no images to share, or no such process.
     """
     refuse_categories(run, "reconstruct")
-    if not 0 <= worker < n_workers:
-        raise ConfigError(
-            f"there is no worker {worker} of {n_workers}; they are counted from 0 to {max(0, n_workers - 1)}."
-        )
+    check_worker(worker, n_workers)
     if run.generator.copies_training_images:
         raise ConfigError(
             f"generator.kind={run.config.generator.kind} copies training images, so there is nothing to share; start "

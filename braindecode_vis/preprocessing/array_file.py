@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.contracts import Progress
+from braindecode_vis.leases import LEASE, BeingMade, hold_lease
 from braindecode_vis.store import hash_json, replace_atomically
 
 _FLOAT16_MAX = 65504.0  # larger values would become infinite without a word
@@ -132,10 +134,12 @@ class KeptParts:
     folder
         Named by a digest of what decides the result, and removed once that is finished; made on first use. None keeps
         nothing.
+    shared
+        Whether other processes make parts at the same time; see `claim`.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None = None, *, shared: bool = False) -> None:
+        self.folder, self.shared = folder, shared
         self._n_groups = 0
 
     def number_group(self) -> int:
@@ -164,6 +168,23 @@ class KeptParts:
         self.folder.mkdir(parents=True, exist_ok=True)
         with replace_atomically(self._find(name)) as temporary:
             np.savez(temporary, **arrays)
+
+    @contextmanager
+    def claim(self, name: str) -> Iterator[bool]:
+        """Yield whether this process is to make a part; not where others share them and one makes it."""
+        if self.folder is None or not self.shared:
+            yield True
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._find(name)
+        with ExitStack() as stack:
+            try:
+                lease = path.with_name(f"{LEASE}{path.name}")
+                stack.enter_context(hold_lease(lease, path.is_file, lambda sentence: None, waits=False))
+                mine = True
+            except BeingMade:
+                mine = False
+            yield mine
 
     def clear(self) -> None:
         """Forget all parts, before what they were noted of is changed."""

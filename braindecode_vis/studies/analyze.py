@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis import pipeline, roles, store
+from braindecode_vis.analysis.measure import MadeElsewhere
 from braindecode_vis.analysis.study import (
     Change,
     ChoosingEncoder,
@@ -30,13 +31,15 @@ from braindecode_vis.analysis.study import (
 )
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, suggest
-from braindecode_vis.config import list_analyses, make_analysis
+from braindecode_vis.config import RunConfig, list_analyses, make_analysis
 from braindecode_vis.image_rows import Images
+from braindecode_vis.leases import BeingMade
 from braindecode_vis.pipeline.categories import build_decoder
 from braindecode_vis.pipeline.decoding import find_untested
 from braindecode_vis.pipeline.learning import build_encoder, pick_labelled_trials
-from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, lend_context
+from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, lend_context, name_workspace
 from braindecode_vis.pipeline.scoring import describe_gallery, describe_protocol
+from braindecode_vis.pipeline.together import check_worker
 from braindecode_vis.preprocessing.array_file import KeptParts
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
@@ -67,20 +70,7 @@ def analyze(run: Run, kinds: Sequence[str] = ()) -> tuple[list[store.Artifact], 
     ConfigError
         If no analysis is named anywhere, or a name is unknown.
     """
-    known = list_analyses()
-    for kind in kinds:
-        if kind not in known:
-            raise ConfigError(
-                f"unknown analysis {kind!r}; known are {', '.join(known)}{suggest(kind, known)}."
-            )
-    configured = list(run.config.analyses)
-    chosen = [c for c in configured if not kinds or c.kind in kinds]
-    chosen += [make_analysis(kind) for kind in kinds if kind not in {c.kind for c in configured}]
-    if not chosen:
-        raise ConfigError(
-            f"{run.config.name} sets up no analyses; name some with --analysis, for example "
-            f"--analysis {known[0]}. Known are {', '.join(known)}."
-        )
+    chosen = choose_analyses(run.config, kinds)
     study = make_study(run)
     artifacts: list[store.Artifact] = []
     refusals: dict[str, str] = {}
@@ -91,6 +81,56 @@ def analyze(run: Run, kinds: Sequence[str] = ()) -> tuple[list[store.Artifact], 
         except BraindecodeVisError as error:
             refusals[config.kind] = str(error)
     return artifacts, refusals
+
+
+def choose_analyses(config: RunConfig, kinds: Sequence[str] = ()) -> list[Any]:
+    """Return the settings of the analyses that are asked for; parameters and errors are those of `analyze`."""
+    known = list_analyses()
+    for kind in kinds:
+        if kind not in known:
+            raise ConfigError(
+                f"unknown analysis {kind!r}; known are {', '.join(known)}{suggest(kind, known)}."
+            )
+    configured = list(config.analyses)
+    chosen = [c for c in configured if not kinds or c.kind in kinds]
+    chosen += [make_analysis(kind) for kind in kinds if kind not in {c.kind for c in configured}]
+    if not chosen:
+        raise ConfigError(
+            f"{config.name} sets up no analyses; name some with --analysis, for example "
+            f"--analysis {known[0]}. Known are {', '.join(known)}."
+        )
+    return chosen
+
+
+def analyze_share(run: Run, kinds: Sequence[str], worker: int, n_workers: int) -> int:
+    """Make the fits of analyses that no other process makes, and each analysis of which nothing is missing then.
+
+    Parameters
+    ----------
+    run
+        The run; its folder is shared by all processes, and not held.
+    kinds
+        As for `analyze`.
+    worker, n_workers
+        Number of this process, from 0, and of all; each begins with another analysis.
+
+    Returns
+    -------
+    int
+        Analyses that are left to other processes.
+    """
+    check_worker(worker, n_workers)
+    chosen = choose_analyses(run.config, kinds)
+    shared = replace(run, shares=True, passes_by=frozenset({"analyze"}))
+    study, n_left, first = make_study(shared), 0, worker * len(chosen) // n_workers
+    for number in [*range(first, len(chosen)), *range(first)]:
+        try:
+            _analyze_one(shared, study, chosen[number], number)
+        except (BeingMade, MadeElsewhere):
+            n_left += 1
+        except BraindecodeVisError as error:  # whoever finishes says so too
+            run.tell(f"{chosen[number].kind}: {error}", "analyze:")
+    return n_left
 
 
 def make_study(run: Run) -> Study:
@@ -268,12 +308,25 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
         # Prior, generator and branches decide these images; without them an older strip would be taken for a new one.
         upstream["reconstruct"] = pipeline.reconstruct(run).artifact.fingerprint
 
+    name, asked = f"analyze-{analysis.kind}{number:02d}", [STAGE_VERSIONS["analyze"], fields, upstream]
+    early: Findings | None = None
+    if run.shares and not run.folder.has(
+        "analyze", version=STAGE_VERSIONS["analyze"], fields=store.json_plain(fields), upstream=upstream,
+        unit=f"{analysis.kind}{number:02d}",
+    ):  # fmt: skip
+        # Before the artifact is begun, which others would have to wait for.
+        parts = KeptParts(name_workspace(run, name, asked), shared=True)
+        early = analysis.compute(replace(study, kept=parts))
+
     def compute(folder: Path) -> dict[str, Any]:
         from braindecode_vis.report.figures import render_plot
 
-        asked = [STAGE_VERSIONS["analyze"], fields, upstream]
-        with lend_context(run, f"analyze-{analysis.kind}{number:02d}", asked) as context:
-            findings: Findings = analysis.compute(replace(study, kept=KeptParts(context.checkpoints)))
+        with lend_context(run, name, asked) as context:
+            findings: Findings = (
+                analysis.compute(replace(study, kept=KeptParts(context.checkpoints)))
+                if early is None
+                else early
+            )
         findings.table.to_parquet(folder / "table.parquet", index=False)
         findings.table.to_csv(folder / "table.csv", index=False)
         store.write_json(folder / "scores.json", [score.as_row() for score in findings.scores])

@@ -107,11 +107,12 @@ def test_settings_become_those_of_sbatch():
     settings = ClusterConfig(
         partition="gpu", gpus=2, memory=1.5, time=1, parallel=3, extra={"qos": "long", "exclusive": ""}
     )
-    asked = submitting.describe_slurm(settings, [replace(SENT, job_id="7_0"), replace(SENT, job_id="7_1")])
+    shares = [replace(SENT, job_id="7_0"), replace(SENT, job_id="7_1")]
+    asked = submitting.describe_slurm(settings, shares, [replace(SENT, job_id="6")])
     text = _make_sbatch_string("true", "jobs", map_count=9, **asked)
     for line in (
         "partition=gpu", "gpus-per-node=2", "mem=1536M", "time=1", "signal=USR2@30", "array=0-8%3", "qos=long",
-        "exclusive", "dependency=afterany:7",
+        "exclusive", "dependency=afterok:6,afterany:7", "kill-on-invalid-dep=yes",
     ):  # fmt: skip
         assert f"#SBATCH --{line}\n" in text
 
@@ -332,6 +333,38 @@ def test_shares_of_images_become_jobs_and_one_finishes(tmp_path, scripts, comman
     said = [(tmp_path / "jobs" / f"{name}.log").read_text() for name in names]
     assert said[1].strip() == str(["reconstruct", str(tmp_path), "--worker", "1", "--workers", "2"])
     assert said[2].strip() == str(["reconstruct", str(tmp_path)])
+
+
+# submitit's debug executor leaves its logs open.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_folds_become_jobs_and_one_finishes(tmp_path, command_line, monkeypatch):
+    """Each group of jobs waits for the one before, and what is done is not sent again while the last one is not."""
+    line = "import sys; sys.exit('finish' in sys.argv)"
+    monkeypatch.setattr(
+        submitting,
+        "make_command",
+        lambda words: [sys.executable, "-S", "-c", line, *words, *(["finish"] if words[0] == "run" else [])],
+    )
+    split = "split={kind: kfold, n_folds: 3}"
+    words = ["run", "synthetic_digits", "--out", tmp_path / "out", "--set", split, "--cluster", "debug"]
+    done = command_line(*words)
+    assert done.returncode == 2
+    assert "the job run failed" in done.stderr
+    jobs = read_jobs(tmp_path / "out")
+    assert [(job.name, job.after) for job in jobs] == [
+        ("embed", []), *((f"train-{n}", ["embed"]) for n in range(3)),
+        ("run", ["embed", "train-0", "train-1", "train-2"]),
+    ]  # fmt: skip
+    assert jobs[2].words[-4:] == ["--worker", "1", "--workers", "3"]
+    assert jobs[0].words == ["embed", "synthetic_digits", "--out", str(tmp_path / "out"), "--set", split]
+    command_line(*words)
+    again = {job.name: job.job_id for job in read_jobs(tmp_path / "out")}
+    assert {job.name for job in jobs if again[job.name] != job.job_id} == {"run"}
+    drawn = [*words[:6], "--set", "generator.kind=latents", "--workers", "2", *words[6:]]
+    command_line(*drawn)
+    names = [job.name for job in read_jobs(tmp_path / "out")]
+    assert names[-6:] == ["embed", "train-0", "train-1", "images-0", "images-1", "run"]
+    assert "--workers is for jobs" in command_line("run", "synthetic_digits", "--workers", 2).stderr
 
 
 def test_a_sweep_of_local_jobs_is_sent_once_and_collected(tmp_path, command_line):
