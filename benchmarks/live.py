@@ -72,7 +72,7 @@ class Size:
 SIZES = {
     "tiny": Size(8, 0.2, 2.0, 500, 5, 6, 4, 2, 12.0),
     "quick": Size(200, 1.0, 20.0, 100_000, 50, 40, 20, 8, 6.0),
-    "full": Size(1000, 10.0, 120.0, 1_000_000, 1000, 150, 50, 20, 1.8),
+    "full": Size(1000, 10.0, 120.0, 1_000_000, 1000, 150, 50, 20, 1.7),
 }
 
 
@@ -806,8 +806,8 @@ def measure_volumes(folder: Path, size: Size) -> list[Row]:
     return [
         Row("Last volume of a trial, as a file, to the decision, wall time, p50 / p99 / longest", tell_times(waits),
             "750 ms, half of a repetition time of 1.5 s", bool(max(waits) < 750),
-            f"{len(waits)} decisions and {summary['n_lost']} lost of {len(there)} volumes, {n_voxels} voxels (the "
-            "finest grid of the phantom, 1.8 mm), ridge, one volume a second as NIfTI; processor time of the decision "
+            f"{len(waits)} decisions and {summary['n_lost']} lost of {len(there)} volumes, {n_voxels} voxels of "
+            f"{size.voxel_mm:g} mm, ridge, one volume a second as NIfTI; processor time of the decision "
             f"{tell_times(watched.processor)}; "
             f"{tell_load()}"),
     ]  # fmt: skip

@@ -286,6 +286,8 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
     predicts_targets: bool
     #: Subjects whose alignment was computed from the very trials that were last predicted, a transductive result.
     label_free_subjects: tuple[str, ...]
+    #: Whether `adapt` may be repeated without each picture, where others take minutes.
+    adapts_quickly: bool
 
     def bind(self, context: Context) -> None:
         """Take what the pipeline lends, before the fit and again after reading."""
@@ -313,6 +315,10 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
 
     def describe_likelihood(self) -> ImageLikelihood | None:
         """Return how likely images are, given a prediction of `predict_for_generator`; None if that is not known."""
+        ...
+
+    def adapt(self, responses: Responses, targets: Embeddings) -> BrainEncoder:
+        """Return an encoder that goes on learning from a few trials, for example of a new subject; this one stays."""
         ...
 
     def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:

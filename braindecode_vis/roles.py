@@ -15,7 +15,8 @@ data set            check, hash_inputs, and one of     manifest, standardises, l
 image encoder       space, encode                      bind, fit, embed, write, read, decodes, decode, shape
 brain encoder       fit, predict, write, read          bind, predict_out_of_fold, map_targets, has_subject_galleries,
                                                        predict_for_generator, map_for_generator, predicts_targets,
-                                                       label_free_subjects, as_module
+                                                       label_free_subjects, as_module,
+                                                       describe_likelihood, adapt, adapts_quickly
 category decoder    fit, decision, classes, write,     bind, as_module
                     read
 network             forward                            forward_heads, forward_tokens, parameter_groups
@@ -142,6 +143,13 @@ def _refuse_module(encoder: Any, responses: Responses) -> Any:
     )
 
 
+def _refuse_adaptation(encoder: Any, responses: Responses, targets: Embeddings) -> Any:
+    raise ConfigError(
+        f"{type(encoder.component).__name__} cannot be adapted to a few trials (its method adapt); ridge and networks "
+        "can."
+    )
+
+
 def _know_no_images(generator: Any) -> Embeddings:
     raise ConfigError(f"the generator {type(generator).__name__} brings no images along.")
 
@@ -238,7 +246,7 @@ BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
         "bind": _answer(None), "predict_out_of_fold": predict_by_inner_folds, "map_targets": _keep_targets,
         "has_subject_galleries": False, "predict_for_generator": _predict, "map_for_generator": _keep_targets,
         "predicts_targets": True, "label_free_subjects": (), "as_module": _refuse_module,
-        "describe_likelihood": _answer(None),
+        "describe_likelihood": _answer(None), "adapt": _refuse_adaptation, "adapts_quickly": False,
     },
 )  # fmt: skip
 CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(

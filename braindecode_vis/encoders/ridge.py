@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -42,6 +42,8 @@ Device = Literal["auto", "cpu", "cuda"]
 SMALL_PROBLEM = (
     5_000_000  # values of the response matrix; below, one CPU thread is done before a GPU has woken
 )
+#: Penalties of the change of weights in `RidgeEncoder.adapt`, in units of the mean power of a trial.
+ADAPTED_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 _FEW = 8  # times as many trials as targets: one eigendecomposition for all folds is quicker than one for each
 _BLOCK_BYTES = 128 * 1024**2  # of a matrix in double precision that is held for one product
 
@@ -111,6 +113,9 @@ class RidgeFit:
 
 class RidgeEncoder:
     """The linear brain encoder; see the module for what is chosen and how."""
+
+    #: One fit takes well under a second.
+    adapts_quickly = True
 
     def __init__(self, config: RidgeConfig, *, seed: int = 0, fitted: RidgeFit | None = None) -> None:
         self.config = config
@@ -240,6 +245,51 @@ class RidgeEncoder:
         kept = data if len(fit.kept) == data.shape[1] else data[:, fit.kept]  # all of them without a copy
         values = fit.zscore.apply(kept) @ fit.weights + fit.target_mean
         return Embeddings(values.reshape(len(values), *fit.target_shape), responses.stimulus_ids, fit.space)
+
+    def adapt(
+        self, responses: Responses, targets: Embeddings, *, penalties: Sequence[float] = ADAPTED_PENALTIES
+    ) -> RidgeEncoder:
+        """Return a ridge whose weights moved towards new trials, held back by a penalty on the change.
+
+        The penalty is chosen by the error of pictures that are left out, among `penalties` times the mean power of a
+        trial; what trials and targets have in common is shifted along, as the mean of a new person differs most.
+
+        Parameters
+        ----------
+        responses, targets
+            Of the new person, row by row.
+        penalties
+            To choose from.
+        """
+        fit, data = self._require_fit(), responses.as_matrix()
+        scaled = fit.zscore.apply(data if len(fit.kept) == data.shape[1] else data[:, fit.kept]).astype(
+            np.float64
+        )
+        rest = targets.flat() - (scaled @ fit.weights + fit.target_mean)
+        names = responses.stimulus_ids.astype(str)
+        power = float(np.square(scaled).sum()) / len(scaled)
+
+        def solve(rows: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            """Return dual coefficients, and the means of trials and of what is left to explain."""
+            mean, left = scaled[rows].mean(axis=0), rest[rows].mean(axis=0)
+            centred = scaled[rows] - mean
+            inner = centred @ centred.T + penalty * power * np.eye(len(rows))
+            return np.linalg.solve(inner, rest[rows] - left), mean, left
+
+        errors = np.zeros(len(penalties))
+        for name in np.unique(names):
+            held, rows = np.flatnonzero(names == name), np.flatnonzero(names != name)
+            for n, penalty in enumerate(penalties):
+                dual, mean, left = solve(rows, penalty)
+                predicted = (scaled[held] - mean) @ (scaled[rows] - mean).T @ dual + left
+                errors[n] += float(np.square(rest[held] - predicted).sum())
+        dual, mean, left = solve(np.arange(len(names)), penalties[int(np.argmin(errors))])
+        change = (scaled - mean).T @ dual  # (n_kept, n_targets)
+        weights = (fit.weights + change).astype(np.float32)
+        shift = (fit.target_mean + left - mean @ change).astype(np.float32)
+        return RidgeEncoder(
+            self.config, seed=self.seed, fitted=replace(fit, weights=weights, target_mean=shift)
+        )
 
     def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
         """Return the prediction as a torch module, and these trials as its input."""

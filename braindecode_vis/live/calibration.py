@@ -1,9 +1,9 @@
 """A run brought to the person who sits there: a block of pictures, few-shot adaptation, and statistics that run along.
 
-Owns the order and times of a block, the clock between the page and the stream, the flank of a photodiode, how encoders
-of a run adapt to the recorded trials, the proof of what that gained (pictures that the adaptation has not seen),
-and running whitening and z-score. Knows no browser. A network goes on learning by its own `adapt`; a ridge is refitted
-with weights that are shrunk towards those of the run. Trials of a block train; none of them is a test.
+Owns the order and times of a block, the clock between the page and the stream, the flank of a photodiode, the proof of
+what it gained that encoders of a run adapt to the recorded trials (pictures that the adaptation has not seen), and
+running whitening and z-score. Knows no browser. How an encoder adapts is its own (`adapt`). Trials of a block train;
+none of them is a test.
 
 References
 ----------
@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from braindecode_vis import roles
 from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.contracts import Context
-from braindecode_vis.encoders.ridge import RidgeEncoder
 from braindecode_vis.live.judge import Judge
 from braindecode_vis.live.session import LiveSession
 from braindecode_vis.live.stream_roles import Chunk, Decision, Listener, Marker, StreamInfo
@@ -41,8 +40,6 @@ from braindecode_vis.store import read_json, write_json
 FEWEST_IMAGES, FEWEST_TRIALS = 5, 10
 #: Folds by picture in which a network, whose every fit takes a while, is checked; a ridge leaves out each picture.
 NETWORK_FOLDS = 5
-#: Penalties of the change of a ridge's weights, in units of the mean power of a trial.
-PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 FLANK_S = (-0.05, 0.25)  # around the time that the page tells
 #: How long the last epochs of a block are waited for, in s; responses of fMRI take that long.
 LATE_S, LATE_FMRI_S = 5.0, 45.0
@@ -560,13 +557,8 @@ def adapt_to_person(judge: Judge, block: np.ndarray, ids: Sequence[str], targets
         trials.trials.assign(stimulus_id=names, concept=names, split="train", known=True)
     )
     values = targets.select(list(names))
-    is_network = not all(isinstance(_unwrap(encoder), RidgeEncoder) for encoder in judge.encoders)
     groups = [[image] for image in images]
-    if is_network:
-        if not all(hasattr(encoder, "adapt") for encoder in judge.encoders):
-            raise ConfigError(
-                f"encoders of the kind {judge.run.config.encoder.kind} cannot be adapted; ridge and networks can."
-            )
+    if not all(encoder.adapts_quickly for encoder in judge.encoders):
         order = make_generator(judge.run.config.seed, "calibration folds").permutation(images)
         groups = [list(part) for part in np.array_split(order, min(NETWORK_FOLDS, len(images)))]
     own = _predict(judge, judge.encoders, trials)
@@ -577,16 +569,11 @@ def adapt_to_person(judge: Judge, block: np.ndarray, ids: Sequence[str], targets
         adapted[held] = _predict(judge, encoders, trials.select(held))
     gallery = judge.centre.apply(_map(judge, targets.select([str(i) for i in images]))).vectors
     before, after = (_identify(part, names, images, gallery) for part in (own, adapted))
-    left_out = "each picture" if not is_network else f"a {len(groups)}th of the pictures"
+    left_out = "each picture" if len(groups) == len(images) else f"a {len(groups)}th of the pictures"
     return Adaptation(
         _fit(judge, trials, values), len(names), len(images), _bound(before), _bound(after), _bound(after - before),
         left_out,
     )  # fmt: skip
-
-
-def _unwrap(encoder: Any) -> Any:
-    """Return the encoder itself, without the defaults of its role."""
-    return getattr(encoder, "component", encoder)
 
 
 def _take(embeddings: Embeddings, keep: np.ndarray) -> Embeddings:
@@ -610,64 +597,9 @@ def _fit(judge: Judge, trials: Responses, targets: Embeddings) -> list[Any]:
     made = []
     for fold, encoder in zip(judge.fitted, judge.encoders, strict=True):
         chosen = fold.select(trials)
-        own = _unwrap(encoder)
-        other = (
-            shrink_ridge(own, chosen, targets)
-            if isinstance(own, RidgeEncoder)
-            else own.adapt(chosen, targets)
-        )
         # As whole as the one that it stands in for.
-        made.append(roles.play(roles.BRAIN_ENCODER, other))
+        made.append(roles.play(roles.BRAIN_ENCODER, encoder.adapt(chosen, targets)))
     return made
-
-
-def shrink_ridge(
-    encoder: Any, trials: Responses, targets: Embeddings, penalties: Sequence[float] = PENALTIES
-) -> RidgeEncoder:
-    """Return a ridge whose weights moved towards new trials, held back by a penalty on the change.
-
-    The penalty is chosen by the error of pictures that are left out, among `penalties` times the mean power of a trial;
-    what trials and targets have in common is shifted along, as the mean of a new person differs most.
-
-    Parameters
-    ----------
-    encoder
-        A fitted `RidgeEncoder`; stays as it is.
-    trials, targets
-        Of the new person, row by row.
-    """
-    fit = encoder.fitted
-    data = trials.as_matrix()
-    scaled = fit.zscore.apply(data if len(fit.kept) == data.shape[1] else data[:, fit.kept]).astype(
-        np.float64
-    )
-    rest = targets.flat() - (scaled @ fit.weights + fit.target_mean)
-    names = trials.stimulus_ids.astype(str)
-    gram = scaled @ scaled.T
-    power = float(np.trace(gram)) / len(gram)
-
-    def solve(rows: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return dual coefficients, and the means of trials and of what is left to explain."""
-        mean, left = scaled[rows].mean(axis=0), rest[rows].mean(axis=0)
-        centred = scaled[rows] - mean
-        inner = centred @ centred.T + penalty * power * np.eye(len(rows))
-        return np.linalg.solve(inner, rest[rows] - left), mean, left
-
-    errors = np.zeros(len(penalties))
-    for name in pd.unique(names):
-        held, rows = np.flatnonzero(names == name), np.flatnonzero(names != name)
-        for n, penalty in enumerate(penalties):
-            dual, mean, left = solve(rows, penalty)
-            predicted = (scaled[held] - mean) @ (scaled[rows] - mean).T @ dual + left
-            errors[n] += float(np.square(rest[held] - predicted).sum())
-    everything = np.arange(len(names))
-    dual, mean, left = solve(everything, penalties[int(np.argmin(errors))])
-    change = (scaled - mean).T @ dual  # (n_kept, n_targets)
-    weights = (fit.weights + change).astype(np.float32)
-    shift = (fit.target_mean + left - mean @ change).astype(np.float32)
-    return RidgeEncoder(
-        encoder.config, seed=encoder.seed, fitted=replace(fit, weights=weights, target_mean=shift)
-    )
 
 
 def _identify(

@@ -13,7 +13,7 @@ from typing import Any, Literal, TextIO
 import numpy as np
 
 from braindecode_vis.checks import ConfigError, require
-from braindecode_vis.live.stream_roles import Decision, Listener, StreamInfo
+from braindecode_vis.live.stream_roles import Decision, Listener, StreamInfo, make_plain
 
 #: Decisions that the table of a terminal shows.
 SHOWN = 12
@@ -190,7 +190,8 @@ class JsonLinesListener(Listener):
     def decide(self, decision: Decision) -> None:
         """Write a decision; an image by its size alone."""
         self._write(
-            "image" if decision.image is not None else "decision", pack_decision(decision, self._embeddings)
+            "image" if decision.image is not None else "decision",
+            decision.as_plain(embedding=self._embeddings),
         )
 
     def tell(self, sentence: str, level: Literal["info", "warning", "error"] = "info") -> None:
@@ -204,38 +205,8 @@ class JsonLinesListener(Listener):
             self._file.close()
 
     def _write(self, event: str, content: Mapping[str, Any]) -> None:
-        self._file.write(
-            json.dumps({"event": event, **content}, default=_make_plain, ensure_ascii=False) + "\n"
-        )
+        self._file.write(json.dumps(make_plain({"event": event, **content}), ensure_ascii=False) + "\n")
         self._file.flush()  # whoever follows the file sees it at once, and a crash loses nothing
-
-
-def pack_decision(decision: Decision, embeddings: bool = False) -> dict[str, Any]:
-    """Return a decision as plain values, without its epoch and the pixels of its image."""
-    packed: dict[str, Any] = {
-        "number": decision.number, "onset": decision.onset, "marker": decision.marker, "shown": decision.shown,
-    }  # fmt: skip
-    if decision.lost:
-        return {**packed, "lost": decision.lost}
-    if decision.image is not None:
-        return {**packed, "image": list(decision.image.shape)}
-    packed |= {
-        "top": list(decision.top), "similarity": decision.similarity, "probability": decision.probability,
-        "posterior_top": list(decision.posterior_top), "posterior": decision.posterior,
-        "n_evidence": decision.n_evidence, "rank": decision.rank, "latency": dict(decision.latency),
-        "notes": list(decision.notes),
-    }  # fmt: skip
-    if embeddings and decision.embedding is not None:
-        packed["embedding"] = decision.embedding.ravel()
-    return packed
-
-
-def _make_plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return [float(f"{number:.7g}") for number in value.ravel().tolist()]
-    if isinstance(value, np.generic):
-        return value.item()
-    return str(value)
 
 
 class OutletListener(Listener):
@@ -267,10 +238,10 @@ class OutletListener(Listener):
         """Send a decision."""
         if decision.image is not None:
             return
-        packed = pack_decision(decision)
+        packed = decision.as_plain()
         for name in ("latency", "notes"):
             packed.pop(name, None)
-        self._markers.push_sample([json.dumps(packed, default=_make_plain, ensure_ascii=False)])
+        self._markers.push_sample([json.dumps(packed, ensure_ascii=False)])
         if decision.embedding is None:
             return
         vector = np.ascontiguousarray(decision.embedding, dtype=np.float32).ravel()

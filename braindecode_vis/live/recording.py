@@ -20,7 +20,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
@@ -32,7 +32,7 @@ from braindecode_vis.datasets.bids.live_recording import GENERATED_BY, is_live_r
 from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.live.stream_buffer import LONGEST_STEP
 from braindecode_vis.live.stream_channels import find_factor
-from braindecode_vis.live.stream_roles import Chunk, Decision, Listener, Marker, StreamInfo
+from braindecode_vis.live.stream_roles import Chunk, Decision, Listener, Marker, StreamInfo, make_plain
 from braindecode_vis.phantom.formats.bids_eeg import make_header
 
 if TYPE_CHECKING:
@@ -180,8 +180,8 @@ class BidsRecorder(Listener):
         self._guard(self._append, chunk)
 
     def decide(self, decision: Decision) -> None:
-        """Append what was decided, without epochs, embeddings and images."""
-        self._guard(self._append_line, "decisions", describe_decision(decision))
+        """Append what was decided, without epochs and images."""
+        self._guard(self._append_line, "decisions", decision.as_plain(embedding=True))
 
     def tell(self, sentence: str, level: Literal["info", "warning", "error"] = "info") -> None:
         """Append what happened."""
@@ -319,7 +319,7 @@ class BidsRecorder(Listener):
                     "GeneratedBy": [{"Name": GENERATED_BY}],
                 },
             )  # fmt: skip
-        _write_json(beside / f"{stem}_facts.json", {"stream": asdict(info), "decoder": _make_plain(facts)})
+        _write_json(beside / f"{stem}_facts.json", {"stream": asdict(info), "decoder": make_plain(facts)})
         self._files = {
             "events": events,
             "decisions": (beside / f"{stem}_decisions.jsonl").open("ab", buffering=0),
@@ -414,7 +414,7 @@ class BidsRecorder(Listener):
         self._stream.mark(sample, marker.value)
 
     def _append_line(self, name: str, record: Mapping[str, Any]) -> None:
-        self._files[name].write((json.dumps(_make_plain(record), ensure_ascii=False) + "\n").encode())
+        self._files[name].write((json.dumps(make_plain(record), ensure_ascii=False) + "\n").encode())
 
     def _finish(self, summary: Mapping[str, Any]) -> None:
         assert self._stream is not None
@@ -693,25 +693,6 @@ def recover(root: Path) -> list[Path]:
 
 
 # --- what is written ----------------------------------------------------------------------------------------
-
-
-def describe_decision(decision: Decision) -> dict[str, Any]:
-    """Return a decision as plain values, without epoch and image; the embedding stays, as float32."""
-    record = asdict(replace(decision, epoch=None, image=None))
-    return {key: value for key, value in record.items() if key not in ("epoch", "image")}
-
-
-def _make_plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _make_plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        # Eight digits are what single precision has.
-        return [float(f"{x:.8g}") for x in value.ravel()] if value.dtype.kind == "f" else value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, list | tuple | set):
-        return [_make_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def _clean(text: str) -> str:

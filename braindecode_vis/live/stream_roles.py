@@ -7,6 +7,7 @@ of one's own is a class with `connect`, `read` and `close`; it is named as ``pac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,6 +174,53 @@ class Decision:
     image: np.ndarray | None = None
     epoch: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+
+    def as_plain(self, *, embedding: bool = False) -> dict[str, Any]:
+        """Return it as JSON holds it: without its epoch, and of an image the shape alone."""
+        packed: dict[str, Any] = {
+            "number": self.number, "onset": self.onset, "marker": self.marker, "shown": self.shown,
+        }  # fmt: skip
+        if self.lost:
+            packed["lost"] = self.lost
+        elif self.image is not None:
+            packed["image"] = self.image.shape
+        else:
+            packed |= {
+                "top": self.top, "similarity": self.similarity, "probability": self.probability,
+                "posterior_top": self.posterior_top, "posterior": self.posterior, "n_evidence": self.n_evidence,
+                "rank": self.rank, "latency": self.latency, "notes": self.notes,
+            }  # fmt: skip
+            if embedding and self.embedding is not None:
+                packed["embedding"] = self.embedding
+        plain: dict[str, Any] = make_plain(packed)
+        return plain
+
+
+def make_plain(value: Any) -> Any:
+    """Return what JSON can hold: numbers that are not finite become null, and what it does not know becomes text.
+
+    Arrays keep nine digits, which tell all numbers of single precision apart.
+
+    Examples
+    --------
+    >>> make_plain({"a": np.array([0.1, np.nan], np.float32), 1: (np.int64(2), Path("x"))})
+    {'a': [0.100000001, None], '1': [2, 'x']}
+    """
+    if value is None or isinstance(value, bool | str | np.bool_):
+        return bool(value) if isinstance(value, np.bool_) else value
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim == 1:
+        return [float(f"{number:.9g}") if math.isfinite(number) else None for number in value.tolist()]
+    if isinstance(value, Mapping):
+        return {str(name): make_plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        return make_plain(value.item())
+    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
+        return [make_plain(item) for item in value]
+    return str(value)
 
 
 class StreamDecoder(Protocol):

@@ -33,6 +33,7 @@ ROIS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """Regions of interest: value 1 in a volume stands for the first group of regions, 2 for the second, and so on."""
 GRIDS: dict[float, tuple[tuple[int, int, int], int]] = {
+    1.7: ((117, 138, 112), 109818),
     1.8: ((110, 130, 106), 94209),
     2: ((99, 117, 95), 69946),
     3: ((67, 79, 64), 23841),
@@ -134,7 +135,7 @@ def make_scanner(voxel_mm: float = 4, t_r: float = 1.5) -> Scanner:
     Parameters
     ----------
     voxel_mm
-        Side of a voxel in mm, 1.8 to 12.
+        Side of a voxel in mm, 1.7 to 12.
     t_r
         Repetition time in s.
     """
@@ -142,9 +143,9 @@ def make_scanner(voxel_mm: float = 4, t_r: float = 1.5) -> Scanner:
     from nilearn.image import resample_img
     from scipy.spatial import cKDTree
 
-    if not 1.8 <= voxel_mm <= 12 or t_r <= 0:
+    if not min(GRIDS) <= voxel_mm <= max(GRIDS) or t_r <= 0:
         raise ConfigError(
-            f"voxel_mm must lie between 1.8 and 12 and t_r be positive, not {voxel_mm} and {t_r}."
+            f"voxel_mm must lie between {min(GRIDS)} and {max(GRIDS)} and t_r be positive, not {voxel_mm} and {t_r}."
         )
     whole = float(voxel_mm).is_integer()
     template = load_mni152_gm_template(resolution=int(voxel_mm) if whole else 2)

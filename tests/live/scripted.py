@@ -1,6 +1,7 @@
 """A session that follows a script, for pages: simulated signals, decisions, losses and messages."""
 
 import time
+from collections import deque
 
 import numpy as np
 
@@ -120,3 +121,33 @@ class Block:
     def finish(self, complete):
         self.ended.append(complete)
         return f"The encoder was adapted with {len(self.marks)} trials."
+
+
+class ChunkSource:
+    """Chunks in memory as a source."""
+
+    def __init__(self, info, chunks):
+        self.info, self._chunks = info, iter(chunks)
+
+    def connect(self):
+        return self.info
+
+    def read(self, timeout):
+        for chunk in self._chunks:
+            return chunk
+        n = len(self.info.ch_names)
+        return Chunk(np.empty((n, 0)), np.empty(0), ended=True)
+
+    def close(self):
+        pass
+
+
+def cut_chunks(samples, times, markers=(), *, size=20):
+    """Yield samples of shape (n_channels, n_samples) chunk by chunk, each with the markers up to its last sample."""
+    left = deque(sorted(markers, key=lambda marker: marker.time))
+    for start in range(0, samples.shape[1], size):
+        stop = min(start + size, samples.shape[1])
+        now = []
+        while left and (left[0].time <= times[stop - 1] or stop == samples.shape[1]):
+            now.append(left.popleft())
+        yield Chunk(samples[:, start:stop], times[start:stop], tuple(now))

@@ -27,10 +27,10 @@ from braindecode_vis.live.calibration import (
 from braindecode_vis.live.judge import Judge
 from braindecode_vis.live.opening import open_session
 from braindecode_vis.live.recording import BidsRecorder
-from braindecode_vis.live.session import ChunkSource, cut_chunks
 from braindecode_vis.live.stream_roles import Chunk, Decision, Listener, Marker, StreamInfo
 from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.new_trials import read_new
+from tests.live.scripted import ChunkSource, cut_chunks
 
 FEW = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100, "evaluation.features": None}
 N, C, T = 40, 6, 10

@@ -22,7 +22,6 @@ from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.live import recording
 from braindecode_vis.live.opening import open_session
 from braindecode_vis.live.recording import BidsRecorder, recover
-from braindecode_vis.live.session import ChunkSource, cut_chunks
 from braindecode_vis.live.stream_roles import Chunk, Decision, Listener, Marker, StreamInfo
 from braindecode_vis.phantom.formats import bids_eeg
 from braindecode_vis.pipeline.finished_run import open_finished
@@ -32,6 +31,7 @@ from braindecode_vis.pipeline.predicting import predict
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_responses
+from tests.live.scripted import ChunkSource, cut_chunks
 from tests.live.small_run import CH_NAMES, EXTRA, IDS, draw_pictures, draw_recording
 
 SFREQ, NAMES = 200.0, ("TRIGGER", "O2", "O1", "Pz")

@@ -13,7 +13,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.live.evidence import Evidence, NamedDecisions, fit_temperature
 from braindecode_vis.live.listeners import JsonLinesListener, TerminalListener
 from braindecode_vis.live.opening import open_session
-from braindecode_vis.live.session import ChunkSource, LiveSession, cut_chunks
+from braindecode_vis.live.session import LiveSession
 from braindecode_vis.live.stream_channels import map_channels, read_pairs
 from braindecode_vis.live.stream_decoder import RunStreamDecoder
 from braindecode_vis.live.stream_roles import Chunk, Decision, Listener, Marker, StreamInfo
@@ -21,6 +21,7 @@ from braindecode_vis.pipeline.learning import preprocess, train
 from braindecode_vis.preprocessing.causal import CausalFilter, make_resampling
 from braindecode_vis.preprocessing.epochs import cut_stretch, make_antialias_filter
 from braindecode_vis.retrieval import GallerySearch
+from tests.live.scripted import ChunkSource, cut_chunks
 from tests.live.small_run import CH_NAMES, EXTRA, SFREQ, draw_recording, make_run
 
 NAMES = (*CH_NAMES, EXTRA)

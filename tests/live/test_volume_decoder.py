@@ -9,7 +9,6 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.live.opening import open_session
 from braindecode_vis.live.recording import BidsRecorder
-from braindecode_vis.live.session import ChunkSource
 from braindecode_vis.live.stream_roles import Chunk, Listener, Marker, StreamInfo
 from braindecode_vis.live.volume_decoder import VolumeDecoder
 from braindecode_vis.live.volumes import find_scan, write_volumes
@@ -20,6 +19,7 @@ from braindecode_vis.pipeline.new_trials import read_new
 from braindecode_vis.pipeline.predicting import predict
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.preprocessing.glm import make_regressors
+from tests.live.scripted import ChunkSource
 
 AFFINE = np.array([[-4.0, 0, 0, 20], [0, 4, 0, -30], [0, 0, 4, -10], [0, 0, 0, 1]])
 SHAPE, T_R, SIDE, N_TRAIN, N_TEST, SOA = (6, 6, 5), 2.0, 6, 24, 6, 8.0

@@ -185,7 +185,7 @@ def test_ledger_forgets_files_that_are_gone(tmp_path):
     ("nsd", {"n_imagery": 4}, "multiple of 3"),
     ("god", {"n_imagery": 40}, "0 to 4 imagined"),
     ("god", {"n_sessions": 2}, "must be 1"),
-    ("things-fmri", {"voxel_mm": 1}, "from 1.8 to 12"),
+    ("things-fmri", {"voxel_mm": 1}, "from 1.7 to 12"),
     ("bids-eeg", {"n_runs": None}, "at least 1, not None"),
     ("bids-fmri", {"n_runs": 1000}, "cannot exceed"),
 ])  # fmt: skip

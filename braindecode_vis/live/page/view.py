@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.live.stream_roles import Chunk, Decision, StreamInfo
+from braindecode_vis.live.stream_roles import Chunk, Decision, StreamInfo, make_plain
 from braindecode_vis.metrics.uncertainty import bootstrap_interval, wilson_interval
 
 N_HISTORY = 200  # decisions that a browser gets which comes late
@@ -230,11 +230,9 @@ class PageState:
             "markers": info.markers, "places": place_on_head(names, placed) if info.modality == "eeg" or placed else [],
             "rate": self.traces.rate, "columns": self.traces.n_columns, "judged": not slow,
         }  # fmt: skip
-        self.facts = {
-            str(name): _plain(value)
-            for name, value in facts.items()
-            if name not in ("regions", "ch_names", "ch_pos")
-        }
+        self.facts = make_plain(
+            {name: value for name, value in facts.items() if name not in ("regions", "ch_names", "ch_pos")}
+        )
         self._example = {}
         return {"type": "begin", "stream": self.stream, "facts": self.facts}
 
@@ -276,12 +274,12 @@ class PageState:
             return {"type": "decision", "decision": known, "again": True}
         right = None if decision.rank is None else decision.rank == 1
         row: dict[str, Any] = {
-            "number": decision.number, "onset": _plain(float(decision.onset)), "marker": decision.marker,
+            "number": decision.number, "onset": make_plain(float(decision.onset)), "marker": decision.marker,
             "shown": decision.shown, "lost": decision.lost, "rank": decision.rank, "right": right,
             "top": _pair(decision.top, decision.probability),
             "posterior": _pair(decision.posterior_top, decision.posterior),
             "n_evidence": decision.n_evidence, "image": decision.image is not None,
-            "latency": {name: _plain(round(float(value), 3)) for name, value in decision.latency.items()},
+            "latency": {name: make_plain(round(float(value), 3)) for name, value in decision.latency.items()},
             "epoch": self._average(decision.epoch), "notes": list(decision.notes),
         }  # fmt: skip
         for earlier in list(self.decisions.values())[-1:]:
@@ -335,7 +333,7 @@ class PageState:
 
     def end(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Take in that the session is over."""
-        self.summary = {str(name): _plain(value) for name, value in summary.items()}
+        self.summary = make_plain(summary)
         return {"type": "end", "summary": self.summary}
 
     def count(self) -> dict[str, Any]:
@@ -380,21 +378,4 @@ class PageState:
 
 def _pair(ids: Sequence[str], probabilities: np.ndarray) -> list[list[Any]]:
     values = np.asarray(probabilities, float)
-    return [[str(name), _plain(values[n]) if n < len(values) else None] for n, name in enumerate(ids)]
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON can hold: numbers that are not finite become null, what is unknown becomes text."""
-    if isinstance(value, bool | str | None):
-        return value
-    if isinstance(value, int | np.integer):
-        return int(value)
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    return str(value)
+    return [[str(name), make_plain(values[n]) if n < len(values) else None] for n, name in enumerate(ids)]
