@@ -326,6 +326,11 @@ def prepare_calibration(
         Its channel.
     running
         Whether whitening and z-score run along.
+
+    Raises
+    ------
+    ConfigError
+        If the encoder is of a kind that cannot be adapted.
     """
     decoder: Any = session.decoder
     judge: Judge = decoder.judge
@@ -335,6 +340,11 @@ def prepare_calibration(
         if calibrated is not None:
             read_adaptation(judge, calibrated)
         return None
+    if any(roles.keeps_default(encoder, "adapt") for encoder in judge.encoders):
+        raise ConfigError(
+            f"encoders of the kind {judge.run.config.encoder.kind} cannot be adapted to a block of pictures; ridge and "
+            "networks can."
+        )
     seed = judge.run.config.seed
     targets, images = choose_pictures(judge, pictures, n_pictures, seed)
     decoder.know(list(targets.ids))

@@ -151,10 +151,24 @@ class Judge:
 
     def _forget_scale(self, why: str) -> None:
         self.temperature, self._named = None, NamedDecisions(self.search)
-        self.calibrated_on = (
-            f"nothing yet, since {why}: there are none before {FEWEST_NAMED} decisions whose picture is known, on "
-            "which they are fitted then"
+        self.calibrated_on, self._unscaled = "", why
+
+    def describe_probabilities(self, *, named: bool = True) -> str:
+        """Return what probabilities were fitted on, or why there are none yet, as a sentence.
+
+        Parameters
+        ----------
+        named
+            Whether it can be known which picture a decision is of; never of windows.
+        """
+        if self.calibrated_on:
+            return f"Probabilities are fitted on {self.calibrated_on}."
+        come = (
+            f"They come after {FEWEST_NAMED} decisions whose picture is known."
+            if named
+            else "Windows name no picture, from which they could be fitted: none will come."
         )
+        return f"There are similarities and no probabilities yet, since {self._unscaled}. {come}"
 
     def learn_from(self, unit: np.ndarray, shown: str | None) -> str:
         """Count in a decision that was told, where probabilities are fitted on those; returns what changed, in words.
@@ -175,7 +189,7 @@ class Judge:
         first = self.temperature is None
         self.temperature = scale
         self.calibrated_on = "earlier decisions of this session whose picture is known"
-        return f"Probabilities from here on: fitted on {self.calibrated_on}." if first else ""
+        return f"From here on there are probabilities, fitted on {self.calibrated_on}." if first else ""
 
     def _open_gallery(self) -> None:
         # Fails here, and not at the first epoch, where an encoder cannot take the subject.
@@ -302,6 +316,7 @@ class Judge:
             "n_top": min(self.n_top, len(self.search)), "chance": 1 / len(self.search), "unit": self.own.unit,
             "subject": self.subject, "session": self.session, "folds": self.folds, "temperature": self.temperature,
             "calibrated_on": self.calibrated_on, "adaptation": self.adaptation,
+            "probabilities": self.describe_probabilities(),
         }  # fmt: skip
 
     def find_images(self, ids: Sequence[str]) -> list[Path | np.ndarray | None]:
@@ -365,7 +380,8 @@ class MarkerDecoder:
         evidence
             That adds up from here on.
         averages
-            Whether repetitions, if the run averages those of its test, are missed.
+            Whether decisions are of trials with a marker, where repetitions are missed if the run averages those of its
+            test.
         """
         self._told: set[str] = set()
         self._n_decisions = 0
@@ -374,7 +390,7 @@ class MarkerDecoder:
         notes = [f"{where}: {words}." for where, words in used.items()]
         if averages and self.run.config.repeats.test == "averaged":
             notes.append("Each decision is of a single trial, where the run's own test averages repetitions.")
-        return [*notes, f"Probabilities: fitted on {self.judge.calibrated_on}."]
+        return [*notes, self.judge.describe_probabilities(named=averages)]
 
     def _take_finished(self) -> Iterator[Decision | str]:
         if self._reconstructor is not None:

@@ -239,6 +239,8 @@ class RunStreamDecoder(MarkerDecoder):
         self._known: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._next_window: int | None = None
         self._last_time: float | None = None
+        self._n_back = self._since_back = 0
+        self._back_at = 0.0
         self._last_sample = np.empty(0)
         self._heard = -np.inf  # time of the last sample, whether it was a number or not
         self._held_times = np.empty(0)
@@ -255,6 +257,7 @@ class RunStreamDecoder(MarkerDecoder):
     def flush(self) -> Iterable[Decision | str]:
         """Name every epoch that will never be complete; see `StreamDecoder`."""
         yield from self._decide_ready(time.perf_counter(), ended=True)
+        yield from self._tell_jumps()
         for one in self._waiting:
             yield self._lose(one.marker, "end: the stream ended before the epoch was complete")
         self._waiting = []
@@ -315,7 +318,10 @@ class RunStreamDecoder(MarkerDecoder):
                     yield from self._settle_break(made, told=bool(chunk.notes) and after > before)
             self._append(mixed[:, start:stop], times[start:stop])
             self._last_sample = mixed[:, stop - 1]
+            self._since_back += int(stop - start)
         self._last_time = float(times[-1])
+        if self._n_back and self._since_back > self._sfreq:  # a second without another
+            yield from self._tell_jumps()
 
     def _draw_bridge(self, before: float, after: float, sample: np.ndarray) -> None:
         """Take in a straight line from the last sample to the one that came next."""
@@ -350,9 +356,22 @@ class RunStreamDecoder(MarkerDecoder):
                 kept.append(one)
         self._waiting = kept
         self._next_window = None
-        kind = made.describe()
+        if made.after <= made.before:
+            self._n_back, first = self._n_back + 1, self._n_back == 0
+            self._back_at, self._since_back = made.before, 0
+            told = told or not first
         if not told:
+            kind = made.describe()
             yield f"{kind[0].upper()}{kind[1:]}."
+
+    def _tell_jumps(self) -> Iterator[str]:
+        """Say how often the clock went back more than once, now that it runs on."""
+        if self._n_back > 1:
+            yield (
+                f"Clock jump: the time of the stream went back {self._n_back - 1} times more, last at "
+                f"{self._back_at:.3f} s."
+            )
+        self._n_back = 0
 
     # --- markers ------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ INFO = StreamInfo("phantom", "eeg", tuple(NAMES), SFREQ, "uV", "LSL stream phant
 FACTS = {
     "protocol": "single trials, causal filters", "gallery": "test images of the run", "gallery_size": len(IDS),
     "tmin": -0.2, "tmax": 0.8, "sfreq": 250.0, "delay_ms": 12.0, "temperature": 18.0,
-    "calibrated_on": "predictions of 200 training trials out of fold", "n_top": 5,
+    "probabilities": "Probabilities are fitted on predictions of 200 training trials out of fold.", "n_top": 5,
     "chance": 1 / len(IDS), "interpolated": ("TP9",),
 }  # fmt: skip
 

@@ -206,8 +206,8 @@ def test_an_encoder_that_knows_all_training_trials_has_no_probabilities_before_p
     assert all(not len(one.probability) and len(one.similarity) == 5 for one in found.decisions[:first])
     assert all(0 < one.probability[0] < 1 for one in found.decisions[first:])
     assert all(one.posterior_top for one in found.decisions)
-    assert any(one.startswith("Probabilities: fitted on nothing yet") for one in found.told)
-    assert sum(one.startswith("Probabilities from here on") for one in found.told) == 1
+    assert any(one.startswith("There are similarities and no probabilities yet") for one in found.told)
+    assert sum(one.startswith("From here on there are probabilities") for one in found.told) == 1
     assert "probabilities fitted on its earlier decisions" in found.summary["protocol"]
     line = next(one for one in text.getvalue().splitlines() if one.startswith("0: "))
     assert "%" not in line
@@ -290,6 +290,17 @@ def test_the_clock_goes_back_and_nothing_is_decided_twice(run):
     found = decode(run, chunks)
     assert [one.marker for one in found.decisions if one.lost] == [markers[4].value]
     assert any(one.startswith("Clock jump: the time of the stream went back") for one in found.told)
+
+
+def test_a_clock_that_goes_back_with_every_sample_is_told_once_and_counted(run):
+    signal, times, markers = make_stream()
+    moved = times.copy()
+    moved[1000:1050] = times[1000] - 0.01 * np.arange(50)
+    found = decode(run, cut_chunks(signal, moved, markers))
+    told = [one for one in found.told if "went back" in one]
+    assert len(told) == 2
+    assert told[0].startswith("Clock jump: the time of the stream went back from")
+    assert told[1].startswith("Clock jump: the time of the stream went back 48 times more, last at ")
     assert len(found.decisions) == len({one.number for one in found.decisions}) == 8
 
 

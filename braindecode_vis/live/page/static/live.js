@@ -507,11 +507,11 @@
   const drawFacts = () => {
     const box = $("facts");
     const names = { gallery_size: "images in the gallery", tmin: "epoch from (s)", tmax: "epoch to (s)", delay_ms: "delay of causal filters (ms)", sfreq: "sampling rate of the encoder (Hz)", every: "a window every (s)", reconstructs: "images are painted" };
-    const silent = new Set(["stream", "modality", "stream_sfreq", "n_top", "n_times", "chance", "run", "unit", "temperature", "name", "calibrated_on"]);
+    const silent = new Set(["stream", "modality", "stream_sfreq", "n_top", "n_times", "chance", "run", "unit", "temperature", "name", "calibrated_on", "probabilities"]);
     const rows = stream ? [["stream", stream.name + ", " + stream.modality.toUpperCase().replace("FMRI", "fMRI") + ", " + stream.channels.length + (stream.modality === "fmri" ? " traces" : " channels") + ", " + Number(stream.sfreq.toPrecision(4)) + " Hz"], ["markers", stream.markers || "none: windows slide"]] : [];
     const write = (value) => (Array.isArray(value) ? value.slice(0, 12).map(write).join(", ") + (value.length > 12 ? ", and " + (value.length - 12) + " more" : "") : value && typeof value === "object" ? Object.entries(value).slice(0, 8).map(([k, v]) => k + " " + write(v)).join(", ") : typeof value === "number" ? String(Number(value.toPrecision(5))) : value === true ? "yes" : value === false ? "no" : String(value ?? "–"));
     for (const [name, value] of Object.entries(facts)) if (!silent.has(name) && value !== null && value !== false && value !== "" && value?.length !== 0) rows.push([names[name] || name.replaceAll("_", " "), write(value)]);
-    if (facts.calibrated_on) $("calibrated").textContent = "Fitted on " + facts.calibrated_on + ".";
+    if (facts.probabilities) $("calibrated").textContent = facts.probabilities;
     box.replaceChildren(...rows.map(([name, value]) => {
       const row = make("div");
       row.append(make("dt", "", name), make("dd", "", value));
