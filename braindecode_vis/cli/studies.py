@@ -332,7 +332,9 @@ def print_sweep(table: pd.DataFrame, keys: list[str], out: Path) -> None:
     console = make_console(stderr=False)
     for run, message in table[table["error"] != ""][["run", "error"]].itertuples(index=False):
         console.print(f"{run} failed: {message}", markup=False)
-    console.print(f"tables: {out / 'sweep.csv'}, {out / 'summary.csv'}", markup=False)
+    names = ", ".join(str(out / f"{name}.csv") for name in ("sweep", "summary", "settings"))
+    console.print(f"{table.attrs.get('selection', '')}\ntables: {names}".strip(), markup=False)
+    console.print(f"a page of them: braindecode-vis board {out}", markup=False)
 
 
 def compare(
@@ -395,15 +397,26 @@ def board(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of resamples and sign flips.")] = 0,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log", help="Give settings and scores to tensorboard (HParams) or wandb as well. Repeatable."
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Put many runs on one page, board.html: a table that sorts and filters, paired differences, curves over settings.
+    """Put many runs on one page, board.html: a table that sorts and filters, paired differences, settings over seeds.
 
-    experiment.json beside it holds the same rows for tables of your own.
+    Settings are pooled over subjects and seeds, drawn as parallel coordinates, and the best is chosen by validation
+    scores alone. experiment.json beside it holds the rows of runs, settings.csv those of settings.
     """
-    from braindecode_vis.checks import ConfigError
-    from braindecode_vis.studies.board import describe_rows, make_board
+    from braindecode_vis.checks import ConfigError, check_option, require
+    from braindecode_vis.studies.board import describe_rows, log_board, make_board
+
+    for tracker in log or []:  # before the page is made
+        check_option("--log", tracker, ("tensorboard", "wandb"))
+        require(tracker, f"board --log {tracker}")
 
     page = folders[0] / "board.html" if out is None else out
     if page.is_dir():
@@ -414,14 +427,16 @@ def board(
         raise ConfigError(
             f"{page} cannot be written ({error.strerror}); choose another with --out."
         ) from error
+    logged = {tracker: str(log_board(rows, tracker, page.parent)) for tracker in log or []}
     if as_json:
-        print_json(
-            {"run_folder": None, "scores": [], "board": str(page), "runs": [row.as_json() for row in rows]}
-        )
+        listed = [row.as_json() for row in rows]
+        print_json({"run_folder": None, "scores": [], "board": str(page), "runs": listed, "logged": logged})
         return
     _print_table(describe_rows(rows), f"{len(rows)} runs" if len(rows) != 1 else "1 run")
     make_console(stderr=False).print(
-        f"board: {page}\nrows: {page.with_name('experiment.json')}", markup=False
+        f"board: {page}\nrows: {page.with_name('experiment.json')}, {page.with_name('settings.csv')}"
+        + "".join(f"\n{tracker}: {place}" for tracker, place in logged.items()),
+        markup=False,
     )
 
 

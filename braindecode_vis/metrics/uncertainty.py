@@ -156,6 +156,66 @@ def bootstrap_interval(
     return Interval(low, high, level, method, n_units)
 
 
+def bootstrap_nested(
+    subjects: Sequence[Sequence[np.ndarray]],
+    units: Sequence[Sequence[Labels]],
+    *,
+    n_boot: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Return the percentile interval of a mean over subjects of means over runs (seeds) of means over items.
+
+    Subjects are resampled first, then the runs of each drawn subject, then items. Runs of a subject that test the same
+    units share the draw, since an easy image is easy for all of them; otherwise each run has its own. A level with a
+    single unit is not resampled, so that the interval says nothing about others of its kind.
+
+    Parameters
+    ----------
+    subjects : per subject, per run, array of shape (n_items,)
+        One finite value per item; a single one where only the score of the run is known.
+    units : per subject, per run, sequence of length n_items
+        Stimulus of each item; items of one stimulus are resampled together.
+    n_boot, level, seed
+        As for `bootstrap_interval`.
+
+    Returns
+    -------
+    Interval
+        `n_units` is the number of subjects. Of few subjects or runs it is too narrow: n units spread their mean by
+        sqrt((n - 1) / n) of what it really varies.
+
+    Examples
+    --------
+    >>> one, two = np.array([0.0, 1.0, 1.0]), np.array([1.0, 1.0, 1.0])
+    >>> found = bootstrap_nested([[one, one], [two, two]], [[list("abc")] * 2] * 2, n_boot=500)
+    >>> found.low < 5 / 6 <= found.high == 1.0
+    True
+    """
+    generator = make_generator(seed, "bootstrap", "nested")
+    drawn = generator.integers(0, len(subjects), (n_boot, len(subjects)))  # which subject fills which slot
+    total = np.zeros(n_boot)
+    for subject, (runs, labels) in enumerate(zip(subjects, units, strict=True)):
+        resample, _ = np.nonzero(drawn == subject)
+        values = [_check_values(run) for run in runs]
+        codes = [_encode(names, len(run), "unit") for names, run in zip(labels, values, strict=True)]
+        shared = all([*map(str, names)] == [*map(str, labels[0])] for names in labels)
+        parts = []
+        for n in _chunks(len(resample), max(1, int(max(map(len, codes))))) if len(resample) else ():
+            means, times = np.empty((n, len(values))), None  # (n, n_runs)
+            for place, (run, code) in enumerate(zip(values, codes, strict=True)):
+                if times is None or not shared:
+                    n_units = int(code.max()) + 1
+                    picks = generator.integers(0, n_units, (n, n_units)) + n_units * np.arange(n)[:, None]
+                    times = np.bincount(picks.ravel(), minlength=n * n_units).reshape(n, n_units)
+                means[:, place] = times @ np.bincount(code, run) / (times @ np.bincount(code))
+            weights = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=n)
+            parts.append((means * weights).sum(axis=1) / len(values))
+        np.add.at(total, resample, np.concatenate([np.empty(0), *parts]))
+    low, high = _percentiles(total / len(subjects), level)
+    return Interval(low, high, level, "bootstrap over subjects, runs and items", len(subjects))
+
+
 def wilson_interval(n_hits: int, n: int, *, level: float = 0.95) -> Interval:
     """Return the Wilson interval of a proportion, which holds for small counts and for 0 or n hits.
 

@@ -7,12 +7,11 @@ run folder are compared with their digests; values per item and pictures are tak
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import reprlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +20,33 @@ import pandas as pd
 import yaml
 
 from braindecode_vis import store
-from braindecode_vis.checks import BraindecodeVisError, DataError
+from braindecode_vis.checks import BraindecodeVisError, DataError, check_option, require
 from braindecode_vis.metrics.metric_registry import LAST, find_metric
 from braindecode_vis.pipeline.image_files import INDEX, read_image_rows
 from braindecode_vis.pipeline.runs import read_scores
-from braindecode_vis.report.board_page import Board, BoardRow, write_board
+from braindecode_vis.report.board_page import Board, BoardRow, SettingsTable, write_board
 from braindecode_vis.report.page_scores import find_main_row, judge
 from braindecode_vis.report.words import describe_encoder
 from braindecode_vis.studies.compare import compare_tables, tabulate_items
+from braindecode_vis.studies.settings_table import (
+    FinishedRun,
+    as_frame,
+    is_finite,
+    list_differing,
+    look_up,
+    tabulate_settings,
+)
 
 MAX_METRICS = 4
-MAX_SETTINGS = 8  # a table of all that differ between runs of several data sets would hold every setting
 #: Resamples and sign flips of a pair: a page of 200 runs in seconds; `compare` takes more.
 N_BOOT = 2000
 _LARGEST_CONFIG = 1_000_000  # bytes
-_MAX_ENTRIES = 5000
-#: Settings that change no result, or stand in columns of their own.
-_BESIDE = ("name", "analyses", "pretrain", "dataset.kind", "dataset.root", "encoder.kind", "target.kind")
-
-
-@dataclass
-class _Run:
-    """What was read of one run folder; `trouble` says in words what is missing or damaged."""
-
-    folder: Path
-    config: Mapping[str, Any] = field(default_factory=dict)
-    scores: list[dict[str, Any]] = field(default_factory=list)
-    differences: list[dict[str, Any]] = field(default_factory=list)
-    trouble: str = ""
 
 
 def make_board(
     folders: Sequence[Path], out: Path, *, reference: Path | None = None, seed: int = 0
 ) -> list[BoardRow]:
-    """Write ``board.html`` and, beside it, ``experiment.json`` of all runs below some folders.
+    """Write ``board.html`` and, beside it, ``experiment.json`` and ``settings.csv`` of all runs below some folders.
 
     Parameters
     ----------
@@ -100,20 +92,43 @@ def make_board(
                 path=str(run.folder),
                 link=os.path.relpath(report, out.absolute().parent) if report.is_file() else "",
                 trouble=run.trouble,
-                dataset=str(_look_up(config, "dataset.kind") or ""),
+                dataset=str(look_up(config, "dataset.kind") or ""),
                 configuration=str(config.get("name", "")),
                 encoder=describe_encoder(_as_mapping(config.get("encoder"))),
-                target=str(_look_up(config, "target.kind") or ""),
-                settings={key: _look_up(config, key) for key in settings},
+                target=str(look_up(config, "target.kind") or ""),
+                settings={key: look_up(config, key) for key in settings},
                 scores=_pick_scores(run, metrics),
                 pairs=_compare(run, base, items, metrics, seed),
                 images=_read_images(run, items[run.folder]),
             )
         )
     named = "" if base is None else names[runs.index(base)]
-    write_board(out, Board(rows, metrics, settings, reference=named))
+    pooled = tabulate_settings(runs, names, items, metrics, seed=seed)
+    write_board(out, Board(rows, metrics, settings, reference=named, pooled=pooled))
     store.write_json(out.with_name("experiment.json"), [row.as_json() for row in rows])
+    write_settings(out.with_name("settings.csv"), pooled)
     return rows
+
+
+def pool_runs(folders: Sequence[Path], *, seed: int = 0) -> SettingsTable:
+    """Return the settings of some finished runs with intervals over their subjects and seeds; nothing is computed.
+
+    Parameters
+    ----------
+    folders
+        Run folders.
+    seed
+        Of the resamples.
+    """
+    runs = [_read_run(folder) for folder in folders]
+    items = {run.folder: _read_items(run) for run in runs}
+    return tabulate_settings(runs, [run.folder.name for run in runs], items, _choose_metrics(runs), seed=seed)
+
+
+def write_settings(path: Path, table: SettingsTable) -> None:
+    """Write the pooled settings as CSV."""
+    with store.replace_atomically(path) as temporary:
+        as_frame(table).to_csv(temporary, index=False)
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -133,8 +148,8 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     return sorted(found.values())
 
 
-def _read_run(folder: Path) -> _Run:
-    run = _Run(folder)
+def _read_run(folder: Path) -> FinishedRun:
+    run = FinishedRun(folder)
     try:
         path = folder / "config.yaml"
         if path.stat().st_size > _LARGEST_CONFIG:
@@ -173,16 +188,11 @@ def _holds(row: Any, names: Sequence[str], numbers: Sequence[str]) -> bool:
         isinstance(row, dict)
         and {*names, *numbers, "subject", "split"} <= row.keys()
         and all(isinstance(row[key], str) for key in names)
-        and all(row[key] is None or _is_finite(row[key]) for key in numbers)
+        and all(row[key] is None or is_finite(row[key]) for key in numbers)
     )
 
 
-def _is_finite(value: Any) -> bool:
-    """Return whether a value is a number that floats can hold; whole numbers of files have any length."""
-    return isinstance(value, int | float) and -1e300 < value < 1e300
-
-
-def _choose_metrics(runs: Sequence[_Run]) -> list[str]:
+def _choose_metrics(runs: Sequence[FinishedRun]) -> list[str]:
     """Return the metrics of the columns: well-known ones of most runs first, and of each run at least one."""
     counts: dict[str, int] = {}
     for run in runs:
@@ -202,7 +212,7 @@ def _choose_metrics(runs: Sequence[_Run]) -> list[str]:
     return chosen
 
 
-def _find_reference(runs: Sequence[_Run], wanted: Path | None) -> _Run | None:
+def _find_reference(runs: Sequence[FinishedRun], wanted: Path | None) -> FinishedRun | None:
     finished = [run for run in runs if run.scores]
     if wanted is None:
         return finished[0] if len(finished) > 1 else None
@@ -223,60 +233,6 @@ def _name_runs(paths: Sequence[Path]) -> list[str]:
     return [os.fsencode(name).decode("utf-8", "replace") for name in names]
 
 
-# --- settings -----------------------------------------------------------------------------------------------------
-
-
-def list_differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the settings that differ between runs, by their dotted name; those of most runs first.
-
-    Examples
-    --------
-    >>> list_differing([{"seed": 0, "encoder": {"epochs": 5}}, {"seed": 1, "encoder": {"epochs": 5}}])
-    ['seed']
-    """
-    flat = [dict(_flatten(config)) for config in configs if config]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    differing = {
-        key: sum(key in one for one in flat)
-        for key in keys
-        if key not in _BESIDE
-        and not key.endswith(".device")
-        and len({json.dumps(one.get(key)) for one in flat}) > 1
-    }
-    # Settings of one component alone, which other runs do not have, say less than one that all of them have.
-    return sorted(differing, key=lambda key: -differing[key])[:MAX_SETTINGS]
-
-
-def _flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys with plain values; lists become text."""
-    waiting: list[tuple[str, Any]] = [("", config)]
-    for _ in range(_MAX_ENTRIES):
-        if not waiting:
-            return
-        key, value = waiting.pop(0)
-        if isinstance(value, Mapping):
-            waiting += [(f"{key}.{name}".lstrip("."), below) for name, below in value.items()]
-        else:
-            yield key, _make_plain(value)
-
-
-def _look_up(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return _make_plain(value)
-
-
-def _make_plain(value: Any) -> Any:
-    """Return a number, a text or None; a list of one is that one, so that a swept penalty is a number."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if value is None or isinstance(value, str) or _is_finite(value):
-        return value
-    # Shortened while it is written: a file of a hundred lines can name the same list a billion times.
-    return reprlib.repr(value)[:80]
-
-
 def _as_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
@@ -284,7 +240,7 @@ def _as_mapping(value: Any) -> Mapping[str, Any]:
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
-def _pick_scores(run: _Run, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _pick_scores(run: FinishedRun, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return the main score of each metric with the verdict of the page; nothing where the run lacks it."""
     found = {}
     for metric in metrics:
@@ -299,7 +255,7 @@ def _pick_scores(run: _Run, metrics: Sequence[str]) -> dict[str, dict[str, Any]]
     return found
 
 
-def _read_items(run: _Run) -> pd.DataFrame | None:
+def _read_items(run: FinishedRun) -> pd.DataFrame | None:
     """Return the values of test items as they are compared, in the order of `evaluate`; None where none are there."""
     fingerprint = next((str(row.get("fingerprint") or "") for row in run.scores), "")
     path = run.folder / "stages" / "evaluate" / fingerprint / "items.parquet"
@@ -312,8 +268,8 @@ def _read_items(run: _Run) -> pd.DataFrame | None:
 
 
 def _compare(
-    run: _Run,
-    base: _Run | None,
+    run: FinishedRun,
+    base: FinishedRun | None,
     items: Mapping[Path, pd.DataFrame | None],
     metrics: Sequence[str],
     seed: int,
@@ -337,7 +293,7 @@ def _compare(
     return {row["metric"]: {key: row[key] for key in keys} for row in rows}
 
 
-def _read_images(run: _Run, items: pd.DataFrame | None) -> tuple[np.ndarray, np.ndarray] | None:
+def _read_images(run: FinishedRun, items: pd.DataFrame | None) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the seen and the decoded image of the item of the highest pixel correlation; None without images."""
     if items is None or "pixcorr" not in items or not len(items):
         return None
@@ -384,3 +340,56 @@ def describe_rows(rows: Sequence[BoardRow]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(table)
+
+
+def log_board(rows: Sequence[BoardRow], tracker: str, folder: Path) -> Path:
+    """Give every finished run with its settings and scores to a tracker, which draws its own parallel coordinates.
+
+    Parameters
+    ----------
+    rows
+        What `make_board` returns.
+    tracker
+        ``tensorboard`` writes what its HParams tab shows; ``wandb`` sends one run each to the account that is logged
+        in, or keeps them where ``WANDB_MODE=offline``.
+    folder
+        Gets the files, below the name of the tracker; a former table of TensorBoard there is replaced.
+
+    Returns
+    -------
+    Path
+        Where they lie.
+
+    Raises
+    ------
+    ConfigError
+        If the tracker is not known or not installed.
+    """
+    check_option("--log", tracker, ("tensorboard", "wandb"))
+    module, place = require(tracker, f"board --log {tracker}"), folder / tracker
+    if tracker == "tensorboard":
+        shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        if tracker == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = stack.enter_context(SummaryWriter(str(place)))
+        for row in rows:
+            scores = {
+                metric: float(score["value"])
+                for metric, score in row.scores.items()
+                if score["value"] is not None
+            }
+            about = {"data set": row.dataset, "encoder": row.encoder, "target": row.target}
+            settings = about | {key: "" if value is None else value for key, value in row.settings.items()}
+            if not scores:
+                continue
+            if tracker == "tensorboard":
+                named = {f"score/{metric}": value for metric, value in scores.items()}
+                writer.add_hparams(settings, named, run_name=row.name.replace("/", "_"))
+            else:
+                run = module.init(project="braindecode_vis", dir=str(place), config=settings, name=row.name)
+                run.summary.update(scores)
+                run.finish()
+    return place

@@ -29,6 +29,8 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.pipeline.folder_lock import hold_folder
 from braindecode_vis.pipeline.runs import Listener, SilentListener, read_scores
+from braindecode_vis.studies.board import pool_runs, write_settings
+from braindecode_vis.studies.settings_table import describe_choice
 
 #: Runs of one sweep: each has a folder and takes seconds, so that more are a slip of the pen.
 MAX_RUNS = 10_000
@@ -149,8 +151,8 @@ def sweep(
     axes
         Values of each swept key, as text.
     out
-        Folder of the sweep: one folder per run, a common store, ``sweep.parquet``, ``sweep.csv`` and
-        ``summary.csv``.
+        Folder of the sweep: one folder per run, a common store, ``sweep.parquet``, ``sweep.csv``, ``summary.csv``
+        (subject by subject) and ``settings.csv`` (over subjects and seeds).
     n_jobs
         Runs at the same time; the threads of each are limited so that together they use the machine once.
     listener
@@ -268,7 +270,10 @@ def read_list(out: Path) -> tuple[list[str], list[Combination]]:
 def write_tables(
     combinations: Sequence[Combination], failures: Mapping[Path, str], out: Path, keys: Sequence[str]
 ) -> pd.DataFrame:
-    """Write the tables of what is there, and return the one of all rows; `DataError` if every run failed."""
+    """Write the tables of what is there, and return the one of all rows; `DataError` if every run failed.
+
+    Its attribute ``selection`` says which setting validation chooses, or why none.
+    """
     table = _collect(combinations, failures)
     if len(failures) == len(combinations):
         raise DataError(f"every run of the sweep failed; the first said: {next(iter(failures.values()))}")
@@ -277,6 +282,9 @@ def write_tables(
             frame.to_csv(temporary, index=False)
     with store.replace_atomically(out / "sweep.parquet") as temporary:
         table.to_parquet(temporary, index=False)
+    pooled = pool_runs([c.folder for c in combinations if c.folder not in failures])
+    write_settings(out / "settings.csv", pooled)
+    table.attrs["selection"] = describe_choice(pooled)
     return table
 
 

@@ -62,7 +62,16 @@ def make_board(tmp_path):
         )
         for n in range(3)
     ]  # fmt: skip
-    path = board_page.write_board(tmp_path / "board.html", board_page.Board(rows, ["top1"], ["seed"], "run1"))
+    pooled = score | {"n_subjects": 2, "n_seeds": 1, "n_items": None, "resampled": "2 subjects"}
+    validation = board_page.Validation("top5 among held-out training images", 0.4, 1, "top5", 50)
+    settings = [
+        board_page.PooledSetting({"lr": lr}, ["run1", "run2"], {"top1": pooled}, validation)
+        for lr in (0.1, 0.2)
+    ]
+    table = board_page.SettingsTable(["lr"], settings, 0, "Chosen by validation alone.")
+    path = board_page.write_board(
+        tmp_path / "board.html", board_page.Board(rows, ["top1"], ["seed"], "run1", table)
+    )
     return path.read_text()
 
 

@@ -282,3 +282,15 @@ def test_a_click_opens_an_image_in_full_size_from_the_disk(browser, tmp_path):
     assert browser.ask(sides) > 0
     next((tmp_path / "report_images").iterdir()).unlink()
     assert not page.has_full_images(path)
+
+
+def test_a_box_marks_the_line_of_its_setting(browser, tmp_path):
+    path = tmp_path / "board.html"
+    path.write_text(make_board(tmp_path))
+    browser.open(path, 390, 844)
+    assert browser.ask("document.documentElement.scrollWidth") <= 390
+    lit = "[...document.querySelectorAll('polyline.lit')].map((line) => line.dataset.setting)"
+    assert browser.ask(lit) == []
+    browser.ask("document.querySelector('[data-setting=\"1\"] .mark').click()")
+    assert browser.ask(lit) == ["1"]
+    assert browser.ask("document.querySelectorAll('#lines polyline').length") == 2
