@@ -12,7 +12,8 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, require
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.live.sources import describe_stream, load_lsl
 from braindecode_vis.live.stream_roles import Decision, Listener, StreamInfo, make_plain
 
 #: Decisions that the table of a terminal shows.
@@ -219,11 +220,22 @@ class OutletListener(Listener):
     ----------
     name
         Of the streams.
+
+    Raises
+    ------
+    ConfigError
+        If there is a stream of that name.
     """
 
     def __init__(self, name: str) -> None:
-        self._lsl = require("mne_lsl", "an outgoing stream").lsl
+        self._lsl = load_lsl("an outgoing stream")
         self._name = name
+        for each in (name, f"{name}-embedding"):
+            if there := self._lsl.resolve_streams(timeout=0.5, name=each):
+                raise ConfigError(
+                    f"there is a stream of that name already ({describe_stream(there[0])}), and those who listen could "
+                    "not tell them apart; give --outlet another name."
+                )
         self._markers: Any = None
         self._vectors: Any = None
 

@@ -670,6 +670,9 @@ def write_fif(plain: Path) -> Path:
     n = plain.stat().st_size // (4 * len(names))
     if not n:
         return plain
+    # Of an attempt that was killed: what was written whole leaves no plain samples.
+    for part in (target, *plain.parent.glob(f"{plain.stem.removesuffix('_meg')}_split-*_meg.fif")):
+        part.unlink(missing_ok=True)
     stored = np.memmap(plain, "<f4", "r", shape=(n, len(names)))
     raw = mne.io.RawArray(np.asarray(stored.T, np.float64), info, verbose="error")
     rows = [line.split("\t", 1) for line in (marks.read_text().splitlines() if marks.is_file() else [])]

@@ -179,13 +179,16 @@ class LiveSession:
                 info = self._ask_source("connect")
                 if not isinstance(info, StreamInfo):
                     raise DataError(f"{self._name} gave {type(info).__name__} at connect, not a StreamInfo.")
-                notes = self.decoder.open(info)
-                self._facts = self.decoder.describe()
-                self._tell_all("begin", info, self._facts)
-                for note in notes:
-                    self.tell(note)
-                began = time.perf_counter()
-                self._loop(began)
+                if (
+                    not self._stop.is_set()
+                ):  # a session that was ended before it began leaves no empty recording
+                    notes = self.decoder.open(info)
+                    self._facts = self.decoder.describe()
+                    self._tell_all("begin", info, self._facts)
+                    for note in notes:
+                        self.tell(note)
+                    began = time.perf_counter()
+                    self._loop(began)
             except BaseException as caught:  # told below, once everyone has heard the end
                 error = caught
             try:
@@ -301,16 +304,22 @@ class LiveSession:
 
     @contextmanager
     def _hear_signals(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM end the session after the chunk at hand; a second one ends it at once."""
+        """Let Ctrl-C, SIGTERM and a closed terminal end the session after the chunk at hand; Ctrl-C again, at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        names = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+        if (hangup := getattr(signal, "SIGHUP", None)) is not None:  # Windows has none
+            names[hangup] = "the terminal was closed"
+        # What is ignored stays so, as nohup asks.
+        before = {number: old for number in names if (old := signal.getsignal(number)) != signal.SIG_IGN}
+        heard = set[int]()
 
         def hear(number: int, frame: Any) -> None:
-            if self._stop.is_set() and number == signal.SIGINT:
+            if number in heard and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.stop("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
+            heard.add(number)
+            self.stop(names[signal.Signals(number)])
 
         for number in before:
             signal.signal(number, hear)

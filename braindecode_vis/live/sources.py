@@ -289,6 +289,8 @@ def load_lsl(what: str) -> Any:
 
 
 _QUIET: list[bool] = []
+#: Type of a stream without samples, by which a session says that it decodes another one.
+_DECODER = "braindecode-vis decoder"
 
 
 def describe_stream(info: Any) -> str:
@@ -417,6 +419,7 @@ class LslSource:
         self._code = 0
         self._notes: list[str] = []
         self._held: tuple[Any, np.ndarray] | None = None
+        self._announced: Any = None
         self._silent_since = self._returned = 0.0
         self._told_silence = self._told_rate = False
         self._floor = np.inf
@@ -480,8 +483,10 @@ class LslSource:
                 each.inlet.pull_chunk(
                     timeout=0.0, max_samples=1
                 )  # opens the stream; what comes is kept from now on
-            with ThreadPoolExecutor(len(inlets)) as pool:
+            with ThreadPoolExecutor(len(inlets) + 1) as pool:
+                shared = pool.submit(self._announce)  # takes as long as the clocks do
                 list(pool.map(lambda each: each.inlet.time_correction(timeout=answer), inlets))
+                self._notes += shared.result()
             return self._samples.inlet.get_sinfo(timeout=answer)
         except (RuntimeError, TimeoutError, ConnectionError) as error:
             info = self._samples.info
@@ -490,8 +495,24 @@ class LslSource:
                 f"{answer:g} s; look at the firewall, or start it again."
             ) from error
 
+    def _announce(self) -> list[str]:
+        """Let other sessions know that this stream is decoded, and say whether one does so already."""
+        assert self._samples is not None
+        info = self._samples.info
+        own = f"{info.name} {info.source_id or info.uid} {info.hostname}"
+        there = self._lsl.resolve_streams(timeout=self._patience / 2, stype=_DECODER, source_id=own)
+        self._announced = self._lsl.StreamOutlet(
+            self._lsl.StreamInfo(f"{info.name}-decoder", _DECODER, 1, 0.0, "string", own)
+        )
+        if not there:
+            return []
+        return [
+            f"another session on {there[0].hostname} decodes the stream {info.name}, too: both hear all of it, and "
+            "only one should act on what it decides."
+        ]
+
     def _list_streams(self) -> str:
-        there = self._lsl.resolve_streams(timeout=self._patience)
+        there = [each for each in self._lsl.resolve_streams(timeout=self._patience) if each.stype != _DECODER]
         return "; ".join(sorted(describe_stream(each) for each in there)) or "none at all"
 
     def _find(self, inlet: _Inlet, what: str) -> Any:
@@ -605,7 +626,7 @@ class LslSource:
         for inlet in (self._samples, self._events):
             if inlet is not None:
                 inlet.close()
-        self._samples = self._events = self._held = None
+        self._samples = self._events = self._held = self._announced = None
 
     def _pull(self, timeout: float) -> tuple[Any, np.ndarray]:
         assert self._samples is not None

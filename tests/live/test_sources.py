@@ -13,6 +13,7 @@ import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.live import replay
+from braindecode_vis.live.listeners import OutletListener
 from braindecode_vis.live.sources import FieldTripSource, LslSource, SampleClock, open_source
 from braindecode_vis.live.stream_roles import StreamInfo, StreamSource
 
@@ -422,3 +423,21 @@ def test_two_of_one_name_a_trigger_channel_and_what_is_missing(lsl):
         LslSource(f"{name}-irregular", timeout=0.3).connect()
     for outlet in outlets:
         outlet._del()
+
+
+@pytest.mark.slow
+def test_two_sessions_on_one_stream_are_told_and_two_outlets_of_one_name_refused(lsl):
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    outlet = make_outlet(lsl, name, name)
+    first, second = LslSource(name, timeout=1.0), LslSource(name, timeout=1.0)
+    first.connect()
+    second.connect()
+    for source, expected in ((first, False), (second, True)):
+        notes = [note for chunk in read_until(source, 1, 0.2) for note in chunk.notes]
+        assert any("decodes the stream" in note for note in notes) == expected
+        source.close()
+    with pytest.raises(
+        ConfigError, match=r"there is a stream of that name already.*give --outlet another name"
+    ):
+        OutletListener(name)
+    outlet._del()

@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import re
+import signal as signals
 from dataclasses import replace
 
+import mne
 import numpy as np
 import pytest
 
@@ -13,6 +16,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.live.evidence import Evidence, NamedDecisions, fit_temperature
 from braindecode_vis.live.listeners import JsonLinesListener, TerminalListener
 from braindecode_vis.live.opening import open_session
+from braindecode_vis.live.recording import BidsRecorder
 from braindecode_vis.live.session import LiveSession
 from braindecode_vis.live.stream_channels import map_channels, read_pairs
 from braindecode_vis.live.stream_decoder import RunStreamDecoder
@@ -497,6 +501,34 @@ class Scripted:
 
     def flush(self):
         return []
+
+
+@pytest.mark.parametrize("number", [signals.SIGINT, signals.SIGTERM, signals.SIGHUP])
+@pytest.mark.parametrize("phase", ["connect", "read"])
+def test_a_signal_ends_the_session_and_everyone_hears_it(number, phase, tmp_path):
+    """A closed terminal, too. Before the stream is there nothing is recorded; behind that the recording is whole."""
+    info = StreamInfo("lab", "eeg", ("O1", "Oz"), 100.0, "V")
+
+    class Killed(ChunkSource):
+        def connect(self):
+            if phase == "connect":
+                os.kill(os.getpid(), number)
+            return info
+
+        def read(self, timeout):
+            if phase == "read":
+                os.kill(os.getpid(), number)
+            return super().read(timeout)
+
+    recorder, heard = BidsRecorder(tmp_path), Notebook()
+    chunks = (Chunk(np.ones((2, 10)), (10 * n + np.arange(10)) / 100) for n in range(5))
+    session = LiveSession(Killed(info, chunks), Scripted(), [recorder, heard])
+    assert session.run()["ended"] in ("Ctrl-C", "SIGTERM", "the terminal was closed")
+    assert heard.summary is not None
+    if phase == "connect":
+        assert not list(tmp_path.rglob("*_eeg.*"))
+    else:
+        assert mne.io.read_raw(recorder.path, verbose="error").n_times == 10
 
 
 class Paced:
