@@ -149,6 +149,10 @@ def _read_note(folder: Path, job: SentJob) -> dict[str, Any]:
     return note if isinstance(note, dict) and note.get("ticket") == job.ticket else {}
 
 
+def _has_ended(folder: Path, job: SentJob) -> bool:
+    return _read_note(folder, job).get("state") in ("done", "failed", "stopped")
+
+
 def _describe_seconds(note: dict[str, Any], *, now: bool = False) -> str:
     with suppress(KeyError, TypeError, ValueError):
         seconds = int((time.time() if now else note["written"]) - note["started"])
@@ -279,7 +283,19 @@ def wait_for_jobs(
             return states
         fresh = bool(now_lost - lost)
         lost = now_lost
-        time.sleep(2.0 if fresh and not here else 0.1 if here else pause)
+        if here or fresh:
+            time.sleep(0.1 if here else 2.0)
+            continue
+        # Slurm is asked rarely; the notes of jobs tell in between that nothing is left to wait for.
+        until = time.monotonic() + pause
+        open_ones = [state.job for state in states if state.is_active]
+        while time.monotonic() < until:
+            time.sleep(min(0.5, pause))
+            if (
+                len(open_ones) - n_left <= 50
+                and sum(not _has_ended(folder, job) for job in open_ones) <= n_left
+            ):
+                break
         pause = min(pause * 1.3, _POLL_S[1])
 
 

@@ -348,4 +348,7 @@ def _apply_override(content: dict[str, Any], text: str, parts: Sequence[str], va
 def dump_config(config: RunConfig) -> str:
     """Return the YAML of a configuration with every default written out."""
     content = TypeAdapter(RunConfig).dump_python(config, mode="json")
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    # The one in C, where there is one: a sweep writes hundreds.
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text: str = yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True)
+    return text

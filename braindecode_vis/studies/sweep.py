@@ -226,7 +226,7 @@ def hold_sweep(out: Path, configs: Sequence[RunConfig], show: Listener) -> Itera
         raise ConfigError(
             f"the folder {out} cannot be written ({error.strerror}); choose another with --out."
         ) from error
-    with hold_folder(out, store.hash_json([dump_config(config) for config in configs]), tell):
+    with hold_folder(out, store.hash_json([config.model_dump(mode="json") for config in configs]), tell):
         yield
 
 
@@ -242,8 +242,11 @@ def make_folders(
             stages.mkdir(parents=True, exist_ok=True)
             if not (folder / "stages").exists():  # one store for all: what two runs share is computed once
                 (folder / "stages").symlink_to(Path("..") / stages.name, target_is_directory=True)
-            with store.replace_atomically(folder / "config.yaml") as temporary:
-                temporary.write_text(dump_config(config))
+            text, path = dump_config(config), folder / "config.yaml"
+            if path.is_file() and path.read_bytes() == text.encode():
+                continue  # hundreds of renames take long on a network disk
+            with store.replace_atomically(path) as temporary:
+                temporary.write_text(text)
         except OSError as error:
             raise ConfigError(
                 f"the folder {combination.folder} cannot be written ({error.strerror}); choose another with --out."
@@ -363,7 +366,7 @@ def summarise(table: pd.DataFrame, keys: Sequence[str], *, level: float = 0.95) 
         `sd` is empty, and its interval is that of the run, which speaks of other stimuli. With several subjects, the
         row of subject ``mean`` is the mean over subjects of each seed, and its spread that of these means.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit  # of scipy.stats, which takes a second to load
 
     if "method" not in table:
         return table
@@ -386,7 +389,7 @@ def summarise(table: pd.DataFrame, keys: Sequence[str], *, level: float = 0.95) 
         values, n = group["value"].to_numpy(float), len(group)
         low, high = group["ci_low"].iloc[0], group["ci_high"].iloc[0]
         if n > 1:
-            half = t.ppf(0.5 + level / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
+            half = stdtrit(n - 1, 0.5 + level / 2) * values.std(ddof=1) / np.sqrt(n)
             low, high = values.mean() - half, values.mean() + half
         rows.append(
             {
