@@ -1,6 +1,7 @@
 """Sections of the report on what was recorded and trained: what they say, and that they leave out what is not there."""
 
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import nibabel
@@ -20,6 +21,8 @@ from braindecode_vis.pipeline.recording_figures import (
     _describe_training,
     describe_publication,
 )
+
+NAMES = r"\b[a-z][0-9a-f]{10}\b"  # of parts of a figure: digests of their colours too
 
 
 def make_trials(n):
@@ -99,6 +102,15 @@ def test_sensors_with_positions_get_a_map_of_the_head(tmp_path):
     assert "image/png" in section.figures[0].figure
     assert "No map" not in section.caption
     assert "Noise was normalised" in section.caption
+
+
+def test_dark_figures_are_those_that_dark_colours_draw(tmp_path, monkeypatch):
+    places = np.concatenate([place_on_a_ring(6), 0.5 * place_on_a_ring(2) + [0, 0.01, 0.08]])
+    epochs = make_epochs(ch_pos=places)
+    (figure,) = _describe_evoked(epochs, tmp_path).figures
+    monkeypatch.setattr(recording_figures, "draw", partial(recording_figures.draw, own_colours=True))
+    (drawn,) = _describe_evoked(epochs, tmp_path).figures
+    assert re.sub(NAMES, "", figure.figure_dark) == re.sub(NAMES, "", drawn.figure_dark) != drawn.figure
 
 
 def test_many_channels_and_times_do_not_fill_the_page(tmp_path):

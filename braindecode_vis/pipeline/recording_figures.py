@@ -22,7 +22,7 @@ from braindecode_vis.config.header import read_header
 from braindecode_vis.pipeline.learning import preprocess, train
 from braindecode_vis.pipeline.runs import Run, list_changes
 from braindecode_vis.preprocessing.noise_ceiling import compute_noise_ceilings, read_epochs_ceiling
-from braindecode_vis.report.figures import render_plot
+from braindecode_vis.report.figures import darken_svg, render_plot
 from braindecode_vis.report.page import ExtraSection, SectionFigure
 
 if TYPE_CHECKING:
@@ -52,9 +52,12 @@ def describe_recording(run: Run, *, has_time_course: bool = False) -> list[Extra
     return [section for section in (*sections, _describe_training(run)) if section is not None]
 
 
-def draw(function: Any, size: tuple[float, float], alt: str, caption: str) -> SectionFigure:
-    """Return a figure in both appearances of the page."""
-    light, dark = (render_plot(function, size=size, theme=theme) for theme in ("light", "dark"))
+def draw(
+    function: Any, size: tuple[float, float], alt: str, caption: str, *, own_colours: bool = False
+) -> SectionFigure:
+    """Return a figure in both appearances of the page; one with colours of its own is drawn for each."""
+    light = render_plot(function, size=size)
+    dark = render_plot(function, size=size, theme="dark") if own_colours else darken_svg(light)
     return SectionFigure(light, dark, alt, caption)
 
 
@@ -230,9 +233,9 @@ def _describe_mask(responses: Responses, folder: Path, said: str = "") -> ExtraS
     whose = f" of subject {brain}" if brain else ""
     alt = f"Places of {n:,} voxels{whose} from three sides"
     space = "the glass brain of the MNI template" if in_template else "the space of the data, no template"
-    drawn = draw(
-        draw_glass if in_template else draw_sides, (7.0, 2.6), alt, f"Voxels that were kept, in {space}."
-    )
+    caption = f"Voxels that were kept, in {space}."
+    function = draw_glass if in_template else draw_sides
+    drawn = draw(function, (7.0, 2.6), alt, caption, own_colours=in_template)
     return ExtraSection("Recorded voxels", f"{n:,} voxels{whose}.{said}", figures=[drawn])
 
 

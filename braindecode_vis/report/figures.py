@@ -10,7 +10,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -270,6 +270,14 @@ def render_svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata=plain, transparent=True)
     # The reader's own font: embedded ones would be most of the page.
     return re.sub(r"(font: [^'\";]*?)'[^\";]*", r"\1system-ui, sans-serif", buffer.getvalue())
+
+
+def darken_svg(svg: str) -> str:
+    """Return an SVG that was drawn with the colours of the light theme with those of the dark one."""
+    light, dark = astuple(THEMES["light"]), astuple(THEMES["dark"])
+    # All at once: a colour of one theme may be another's of the other.
+    colours = dict(zip(light, dark, strict=True))
+    return re.sub("|".join(light), lambda found: colours[found[0]], svg)
 
 
 def render_png(figure: Figure, dpi: float = 160) -> bytes:

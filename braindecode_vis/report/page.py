@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -45,6 +45,9 @@ from braindecode_vis.report.words import (
     sort_methods,
 )
 from braindecode_vis.store import replace_atomically
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # Beside the code, so that an installed package finds them.
 TEMPLATES = Path(__file__).parent / "templates"
@@ -301,8 +304,19 @@ def render_report(
 
 def render_template(name: str, script_name: str, **given: Any) -> str:
     """Return a page with its one script, which the policy of the page allows by its digest; all text is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
+
+    env = _make_environment()
+    script = env.get_template(script_name).render()
+    # The policy of the page allows this one script by its digest, and no other.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return env.get_template(name).render(script=Markup(script), script_digest=digest, **given)
+
+
+@functools.cache
+def _make_environment() -> Environment:
+    """Return the templates of all pages, each of which is compiled once."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Everything is escaped, and a name that a template misspells is an error and not an empty place.
     env = Environment(
@@ -310,10 +324,7 @@ def render_template(name: str, script_name: str, **given: Any) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     env.filters.update(number=format_number, p_value=format_p_value)
-    script = env.get_template(script_name).render()
-    # The policy of the page allows this one script by its digest, and no other.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return env.get_template(name).render(script=Markup(script), script_digest=digest, **given)
+    return env
 
 
 def _name_methods(content: ReportContent) -> list[tuple[str, str]]:
@@ -354,14 +365,17 @@ def _view_ranks(content: RankContent) -> dict[str, Any]:
     # A shared first place is above 1 and is no hit.
     first = float((ranks <= 1).mean())
     median = float(np.median(ranks))
-    plots = {"histogram": figures.plot_rank_histogram, "curve": figures.plot_top_k_curve}
-    drawn = {
-        f"{name}_{theme}": _embed(figures.render_svg(plot(ranks, size, theme=theme)))
-        for name, plot in plots.items()
-        for theme in ("light", "dark")
-    }
     facts = {"n": len(ranks), "size": size, "first": first, "median": median, "chance_median": (size + 1) / 2}
-    return {**drawn, **facts, "caption": content.caption}
+    return {**_draw_ranks(tuple(ranks.tolist()), size), **facts, "caption": content.caption}
+
+
+@functools.lru_cache(maxsize=16)  # an audit draws them as the run did
+def _draw_ranks(ranks: tuple[float, ...], size: int) -> dict[str, str]:
+    drawn: dict[str, str] = {}
+    for name, plot in {"histogram": figures.plot_rank_histogram, "curve": figures.plot_top_k_curve}.items():
+        light = figures.render_svg(plot(ranks, size))
+        drawn |= {f"{name}_light": _embed(light), f"{name}_dark": _embed(figures.darken_svg(light))}
+    return drawn
 
 
 def _view_section(section: ExtraSection, number: int) -> dict[str, Any]:

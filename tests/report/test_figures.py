@@ -1,6 +1,7 @@
 """The three plots and their limits."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -25,6 +26,15 @@ def test_rank_plots_draw_at_every_gallery_size(plot, size):
     ranks = np.random.default_rng(0).integers(1, size + 1, 60)
     figure = plot(ranks, size, theme="dark")
     assert "guessing" in figures.render_svg(figure)
+
+
+@pytest.mark.parametrize("plot", [figures.plot_rank_histogram, figures.plot_top_k_curve])
+def test_a_figure_is_darkened_as_it_would_be_drawn(plot):
+    ranks = np.random.default_rng(0).integers(1, 41, 60)
+    light, dark = (figures.render_svg(plot(ranks, 40, theme=theme)) for theme in ("light", "dark"))
+    # Names of parts are digests of their colours too.
+    drawn, expected = (re.sub(r"\b[a-z][0-9a-f]{10}\b", "", svg) for svg in (figures.darken_svg(light), dark))
+    assert drawn == expected
 
 
 def test_rank_histogram_counts_every_query_once():
