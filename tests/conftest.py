@@ -16,6 +16,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Compiled modules are kept even where a container's settings say otherwise: every command that a test starts would
+# compile the package once more, and every worker the tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # Every stage waits until the disk has its files, in case the power is cut, which no test does.
 os.fsync = lambda file: None
 
@@ -36,6 +41,26 @@ install_import_hook(
 )
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+#: Files that take longest, with the longest first. One that comes last keeps a worker alone while the others wait.
+LONGEST = (
+    "test_config_runs.py", "test_together.py", "test_notebooks.py", "api/test_decode.py", "audit/test_plants.py",
+    "test_pipeline.py", "api/test_exports.py", "phantom/test_assemble.py", "api/test_predict.py", "test_outside.py",
+    "cluster/test_slurm.py", "audit/test_results.py", "test_cli.py", "test_ending.py", "test_digests.py",
+    "test_contributing.py", "generators/test_latent_diffusion.py", "datasets/test_things_eeg2.py", "test_install.py",
+    "audit/test_end_of_run.py", "api/test_real_data.py", "cluster/test_jobs.py", "test_hints.py",
+    "report/test_page_browser.py", "test_failures.py", "studies/test_sweep.py", "studies/test_imagery_runs.py",
+)  # fmt: skip
+_RANKS = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # which would sort by the number of tests
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: _RANKS.get(item.path, len(_RANKS)))
 
 
 @pytest.fixture(scope="session")
