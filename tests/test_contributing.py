@@ -1,5 +1,6 @@
 """CONTRIBUTING.md is true: its examples, done to the letter in a copy of the package, run."""
 
+import json
 import os
 import re
 import shutil
@@ -51,6 +52,25 @@ def call(copy, *arguments, code=0):
     return done.stdout
 
 
+# Several commands in one process, which imports for two seconds.
+COMMANDS = """
+import json, sys
+from braindecode_vis.cli import main
+
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["braindecode-vis", *words]
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
+def call_commands(copy, *commands):
+    return call(copy, "-c", COMMANDS, json.dumps([[str(word) for word in words] for words in commands]))
+
+
 def test_files_that_the_tables_name_are_there():
     """Whatever is no example of a new file must exist."""
     new = {name for name, place, _ in BLOCK.findall(TEXT) if not place}
@@ -69,30 +89,23 @@ def test_the_examples_run_together(copy, tmp_path):
     voxels = pictures.reshape(40, -1)[shown] @ rng.normal(size=(64, 60)) / 1000
     np.savez(tmp_path / "gratings.npz", voxels=voxels, pictures=pictures, shown=shown)
     out = tmp_path / "run"
-    command = ["-m", "braindecode_vis"]
     asked = ["--set", "evaluation.metrics=[{kind: brightness_gap}]"]
-    assert "80 trials, 80 declared" in call(copy, *command, "check", "my_lab", "--root", tmp_path)
-    call(copy, *command, "run", "my_lab_ridge", "--root", tmp_path, "--out", out, *asked)
+    network = "{kind: network, network: {kind: my_net}, objectives: [{kind: fourth_power}], epochs: 2, batch_size: 16}"
+    trained = ["--root", tmp_path, "--out", tmp_path / "n", "--set", f"encoder={network}"]
+    told = call_commands(
+        copy,
+        ["check", "my_lab", "--root", tmp_path],
+        ["run", "my_lab_ridge", "--root", tmp_path, "--out", out, *asked],
+        ["analyze", out, "--analysis", "my_question"],
+        ["train", "my_lab_ridge", *trained],
+    )
+    assert "80 trials, 80 declared" in told
     metrics = {row["metric"]: row for row in read_scores(out) if row["method"] == "decoded"}
     assert metrics["top1"]["value"] > 0.5
     assert metrics["brightness_gap"]["p_value"] < 0.05
     page = (out / "report.html").read_text()
     assert "Gratings seen in my lab" in page
     assert "Brightness gap" in page
-    call(copy, *command, "analyze", out, "--analysis", "my_question")
-    network = "{kind: network, network: {kind: my_net}, objectives: [{kind: fourth_power}], epochs: 2, batch_size: 16}"
-    call(
-        copy,
-        *command,
-        "train",
-        "my_lab_ridge",
-        "--root",
-        tmp_path,
-        "--out",
-        tmp_path / "n",
-        "--set",
-        f"encoder={network}",
-    )
 
 
 def test_the_examples_are_typed_and_formatted(copy):

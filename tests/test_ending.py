@@ -48,7 +48,7 @@ def folder(finished, tmp_path):
 @pytest.mark.parametrize("kept", ["out of fold", "categories", ""])
 def test_what_is_kept_is_what_the_stages_say(tmp_path, kept):
     overrides = {
-        "out of fold": ["prior={kind: spread}", "split={kind: kfold}", "encoder.alphas=[10]"],
+        "out of fold": ["prior={kind: spread}", "split={kind: kfold, n_folds: 2}", "encoder.alphas=[10]"],
         "categories": ["encoder={kind: lda}"],
         "": ["encoder.alphas=[1.0e+6, 1.0e+7]"],  # which gets a hint
     }[kept]

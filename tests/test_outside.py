@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -255,7 +256,8 @@ def installed(on_path):
     return write_package(on_path)
 
 
-def call(*arguments, path, code=0):
+def call_anew(*arguments, path, code=0):
+    """Call the command as a process of its own, which knows what lies on its path and nothing else."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
         [sys.executable, "-m", "braindecode_vis", *map(str, arguments)],
@@ -292,15 +294,26 @@ def test_every_role_has_a_component_here():
     assert {role: entry[0] for role, entry in ENTRIES.items()} == registry.GROUPS
 
 
-def test_a_component_of_every_role_goes_through_a_whole_run(installed, tmp_path):
+@pytest.fixture
+def call(command_line):
+    """Call the command in this process, on whose path the package lies."""
+
+    def call(*arguments, code=0):
+        done = command_line(*arguments)
+        assert done.returncode == code, done.stderr
+        return done
+
+    return call
+
+
+def test_a_component_of_every_role_goes_through_a_whole_run(installed, tmp_path, call):
     """Settings, stages, analysis, audit and report; nothing of the package knows these classes."""
     out = tmp_path / "run"
     source = write_config(tmp_path)
-    call("run", source, "--out", out, path=installed)
-    call("analyze", out, path=installed)
-    call("report", out, path=installed)
-    audited = call("audit", out, path=installed)
-    assert "wrong" not in audited.stdout
+    call_anew("run", source, "--out", out, path=installed)
+    call("analyze", out)
+    call("report", out)
+    assert "wrong" not in call("audit", out).stdout
     scores = json.loads((out / "scores.json").read_text())
     assert {"brightness_gap", "top1", "pixcorr"} <= {row["metric"] for row in scores}
     provenance = json.loads((out / "provenance.json").read_text())
@@ -316,25 +329,27 @@ def test_a_component_of_every_role_goes_through_a_whole_run(installed, tmp_path)
     assert "stripes_tools.parts:ThirdsConfig" in page
     assert "stripes-tools" in page
     # a second look recomputes nothing
-    assert "computed" not in call("run", out, path=installed).stderr
+    assert "computed" not in call("run", out).stderr
     # the same folder where the package is not installed
-    refused = call("report", out, path=tmp_path, code=2)
+    shutil.rmtree(installed)
+    forget()
+    refused = call("report", out, code=2)
     sentence = refused.stderr.strip().splitlines()[-1]
     assert "unknown kind 'stripes' in dataset.kind" in sentence
     assert "stripes_tools.parts:StripesConfig of stripes-tools 1.2" in sentence
     assert "must be installed here" in sentence
     # the audit needs no configuration, and says what it could not make once more
-    told = json.loads(call("audit", out, "--json", path=tmp_path).stdout)
+    told = json.loads(call("audit", out, "--json").stdout)
     sentences = [finding["message"] for finding in told["findings"] if finding["level"] == "warning"]
     assert any(
         "config.yaml cannot be read" in text and "must be installed here" in text for text in sentences
     )
 
 
-def test_network_objective_and_augmentation_from_outside(installed, tmp_path):
+def test_network_objective_and_augmentation_from_outside(installed, tmp_path, call):
     out = tmp_path / "run"
-    call("run", write_config(tmp_path, encoder=NETWORK), "--out", out, path=installed)
-    assert "wrong" not in call("audit", out, path=installed).stdout
+    call("run", write_config(tmp_path, encoder=NETWORK), "--out", out)
+    assert "wrong" not in call("audit", out).stdout
     provenance = json.loads((out / "provenance.json").read_text())
     assert {"one_layer", "squares", "flip"} <= {entry["kind"] for entry in provenance["outside"]}
 
@@ -358,12 +373,12 @@ def write_page_package(folder, **changes):
 QUICK = ["--set", "evaluation.n_bootstrap=100", "--set", "evaluation.n_permutations=100"]
 
 
-def test_the_examples_of_the_page_run_as_they_stand(tmp_path):
-    commands = write_page_package(tmp_path)
+def test_the_examples_of_the_page_run_as_they_stand(on_path, tmp_path, call):
+    commands = write_page_package(on_path)
     assert len(commands) == 2
     for number, (command, more) in enumerate(zip(commands, ([], ["--set", "encoder.epochs=2"]), strict=True)):
         out = tmp_path / f"run{number}"
-        call("run", "synthetic_digits", *command.split(), *more, *QUICK, "--out", out, path=tmp_path)
+        call("run", "synthetic_digits", *command.split(), *more, *QUICK, "--out", out)
         assert (out / "report.html").is_file()
         assert not (out / "work").exists()
 
@@ -603,9 +618,8 @@ def test_an_error_inside_is_one_sentence_that_names_whose_it_is(on_path, tmp_pat
     sentence = done.stderr.strip().splitlines()[-1]
     assert "of stripes-tools 1.2 raised ValueError in fit (parts.py, line " in sentence
     assert "not my day" in sentence
-    assert (
-        "Traceback" in call("run", source, "--out", tmp_path / "run", "--debug", path=on_path, code=1).stderr
-    )
+    done = call_anew("run", source, "--out", tmp_path / "run", "--debug", path=on_path, code=1)
+    assert "Traceback" in done.stderr
 
 
 def test_pip_installs_what_is_found(tmp_path, monkeypatch):

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,6 +25,7 @@ from braindecode_vis.pipeline.scoring import describe_choices, make_scoring_task
 from braindecode_vis.pipeline.summary import count_trials, describe_ceilings, describe_result
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.stimuli import hash_pixels
+from tests.killing import Nursery
 
 SMALL = [
     "dataset.n_train=120",
@@ -278,46 +277,54 @@ def test_scores_of_other_settings_are_not_shown(tmp_path):
     assert read_run_scores(make_run(tmp_path, "seed=7")) == []
 
 
-def kill_when_it_appears(folder, stage, command):
-    """Start a run and kill it with SIGKILL as soon as the stage has a temporary folder."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory):
+    """A process that has imported what commands need, and forks."""
+    made = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield made
+    made.close()
+
+
+def kill_when_it_appears(nursery, words, folder, pattern):
+    """Start a command and kill it with SIGKILL as soon as its folder has a certain file; whether it was caught."""
+    pid, code = nursery.start(words, folder.with_name("cache")), None
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if list((folder / "stages" / stage).glob(".tmp-*")):
-            os.kill(process.pid, signal.SIGKILL)
+    while time.monotonic() < deadline and (code := nursery.poll(pid)) is None:
+        if list(folder.glob(pattern)):
+            os.kill(pid, signal.SIGKILL)
+            code = nursery.wait(pid)
             break
         time.sleep(0.0005)
-    process.wait()
-    return process.returncode == -signal.SIGKILL
+    return code == -signal.SIGKILL
 
 
-def test_a_run_killed_in_every_stage_ends_like_an_uninterrupted_one(finished, tmp_path):
+def test_a_run_killed_in_every_stage_ends_like_an_uninterrupted_one(finished, tmp_path, nursery):
     _, rows = finished
-    overrides = [part for text in SMALL for part in ("--set", text)]
-    command = [
-        sys.executable, "-m", "braindecode_vis", "run", "synthetic_digits", "--out", str(tmp_path), *overrides,
-    ]  # fmt: skip
-    killed = [kill_when_it_appears(tmp_path, stage, command) for stage in pipeline.STAGES[:-1]]
+    out = tmp_path / "run"
+    words = ["run", "synthetic_digits", "--out", out, *(part for text in SMALL for part in ("--set", text))]
+    killed = [
+        kill_when_it_appears(nursery, words, out, f"stages/{stage}/.tmp-*") for stage in pipeline.STAGES[:-1]
+    ]
     assert sum(killed) >= 4  # a stage can be too quick to be caught
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
-    resumed = json.loads(done.stdout)["scores"]
-    assert resumed == rows
-    assert not list(tmp_path.rglob(".tmp-*"))
+    assert nursery.run(words, tmp_path / "cache") == 0, nursery.said
+    assert read_scores(out) == rows
+    assert not list(out.rglob(".tmp-*"))
 
 
-def test_a_network_killed_in_its_training_goes_on_where_it_was(tmp_path):
+def test_a_network_killed_in_its_training_goes_on_where_it_was(tmp_path, nursery):
     network = "{kind: network, epochs: 6, batch_size: 16, checkpoint_seconds: 0}"
     overrides = [*SMALL, f"encoder={network}"]
     whole = make_run(tmp_path / "whole", overrides[-1])
     expected = pipeline.retrieve(whole).folds[0].predicted.vectors
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "braindecode_vis", "retrieve", "synthetic_digits", "--out", str(out)]
-    command += [part for text in overrides for part in ("--set", text)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(out.glob("work/*/checkpoint.safetensors")):
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    words = [
+        "retrieve",
+        "synthetic_digits",
+        "--out",
+        out,
+        *(part for text in overrides for part in ("--set", text)),
+    ]
+    assert kill_when_it_appears(nursery, words, out, "work/*/checkpoint.safetensors"), nursery.said
     assert list(out.glob("work/*/checkpoint.safetensors"))
     resumed = make_run(out, overrides[-1])
     np.testing.assert_array_equal(pipeline.retrieve(resumed).folds[0].predicted.vectors, expected)

@@ -50,7 +50,7 @@ def together(tmp_path_factory):
     return out, told, errors
 
 
-def test_two_processes_train_what_one_trains(together, tmp_path):
+def test_two_processes_train_what_one_trains(together, tmp_path, command_line):
     out, told, errors = together
     assert json.loads(told)["scores"] == json.loads((out / "scores.json").read_text())
     assert errors.count("train fold01") == 1
@@ -59,7 +59,7 @@ def test_two_processes_train_what_one_trains(together, tmp_path):
     assert not list(out.rglob(".tmp-*"))
     assert not list((out / "work").glob("*"))
 
-    done = call_anew("reconstruct", "synthetic_digits", "--out", tmp_path, *SMALL, *NETWORK)
+    done = command_line("reconstruct", "synthetic_digits", "--out", tmp_path, *SMALL, *NETWORK)
     assert done.returncode == 0, done.stderr
     alone, vectors = read_vectors(tmp_path), read_vectors(out)
     assert alone.keys() == vectors.keys()
@@ -88,17 +88,11 @@ def test_a_killed_launch_goes_on_where_it_was(together, tmp_path):
         np.testing.assert_array_equal(found[name], vectors, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    ("verb", "sentence"),
-    [
-        ("train", "encoder.kind=ridge is fitted by one process; start it without torchrun"),
-        ("sweep", "only train, pretrain, reconstruct and run work with several processes"),
-    ],
-)
-def test_what_several_processes_cannot_do_is_refused(tmp_path, verb, sentence):
-    process = launch(verb, "synthetic_digits", "--out", tmp_path, *SMALL)
+def test_what_several_processes_cannot_do_is_refused(tmp_path):
+    process = launch("train", "synthetic_digits", "--out", tmp_path, *SMALL)
     errors = process.communicate(timeout=120)[1]
     assert process.returncode
+    sentence = "encoder.kind=ridge is fitted by one process; start it without torchrun"
     assert re.search(f"error: (process 1: )?{sentence}", errors)  # the launcher stops whoever is later
     assert "braindecode_vis/cli" not in errors  # the only traceback is torchrun's
     assert not (tmp_path / "stages").exists()
@@ -115,10 +109,21 @@ def test_processes_that_see_different_folders_end_with_a_sentence(tmp_path):
     assert not (tmp_path / "1" / "config.yaml").exists()
 
 
-def test_a_run_over_several_machines_is_refused(tmp_path):
-    launched = {**os.environ, "RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
-    done = call_anew("run", "synthetic_digits", "--out", tmp_path, *SMALL, env=launched)
-    check_refusal(done, "train on several machines with the verb train")
+@pytest.mark.parametrize(
+    ("verb", "here", "sentence"),
+    [
+        ("run", "2", "train on several machines with the verb train"),
+        ("sweep", "4", "only train, pretrain, reconstruct and run work with several processes"),
+    ],
+)
+def test_verbs_that_several_processes_cannot_do_are_refused(
+    tmp_path, command_line, monkeypatch, verb, here, sentence
+):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": here}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("braindecode_vis.devices.leave", sys.exit)
+    check_refusal(command_line(verb, "synthetic_digits", "--out", tmp_path, *SMALL), sentence)
+    assert not (tmp_path / "stages").exists()
 
 
 def test_images_that_cannot_be_shared_are_refused(tmp_path, command_line):

@@ -1,7 +1,5 @@
 """Every run ends with the checks that are cheap; a leak is the first thing that report, shell and notebook say."""
 
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -51,26 +49,13 @@ def folders(tmp_path_factory):
     return made
 
 
-def run_command(root, out):
+def list_words(root, out):
     options = [f"--set={key}={value}" for key, value in QUICK.items()]
-    command = [
-        sys.executable,
-        "-m",
-        "braindecode_vis",
-        "run",
-        "arrays_ridge",
-        "--root",
-        str(root),
-        "--out",
-        str(out),
-    ]
-    return subprocess.run(
-        [*command, "--set=split={kind: published}", *options], capture_output=True, text=True, timeout=300
-    )
+    return ["run", "arrays_ridge", "--root", root, "--out", out, "--set=split={kind: published}", *options]
 
 
-def test_a_leak_ends_the_command_with_2_after_everything_was_written(folders, tmp_path):
-    done = run_command(folders["copied"], tmp_path / "run")
+def test_a_leak_ends_the_command_with_2_after_everything_was_written(folders, tmp_path, command_line):
+    done = command_line(*list_words(folders["copied"], tmp_path / "run"))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: 1 leak in")
     assert "drop the copies" in done.stderr
@@ -81,8 +66,8 @@ def test_a_leak_ends_the_command_with_2_after_everything_was_written(folders, tm
     assert body.index('class="leaks"') < body.index("10 trial(s) are on both sides") < body.index("<h1>")
 
 
-def test_a_sound_run_ends_with_0_and_says_what_was_checked(folders, tmp_path):
-    done = run_command(folders["sound"], tmp_path / "run")
+def test_a_sound_run_ends_with_0_and_says_what_was_checked(folders, tmp_path, command_line):
+    done = command_line(*list_words(folders["sound"], tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert "checked for leaks in" in done.stdout
     assert "0 leak" in done.stdout
