@@ -68,16 +68,16 @@ def digest_results(folder):
 def test_an_array_of_runs_is_finished_by_the_same_command_and_equals_serial_runs(
     slurm, tmp_path, command_line
 ):
-    out, axes = tmp_path / "out", {"seed": [str(n) for n in range(4)]}
-    cluster = Cluster("slurm", ClusterConfig(time=10, parallel=4))
+    out, axes = tmp_path / "out", {"seed": [str(n) for n in range(3)]}
+    cluster = Cluster("slurm", ClusterConfig(time=10, parallel=3))
     first = sweep_as_jobs("synthetic_digits", axes, out, cluster, overrides=QUICK, wait=False)
-    assert len(first.sent) == 4
-    subprocess.run(["scancel", first.sent[3].job_id], check=True)
+    assert len(first.sent) == 3
+    subprocess.run(["scancel", first.sent[2].job_id], check=True)
     again = sweep_as_jobs("synthetic_digits", axes, out, cluster, overrides=QUICK)
-    assert {job.name for job in again.sent} == {"seed-3"}
-    assert len(again.known) == 3
+    assert {job.name for job in again.sent} == {"seed-2"}
+    assert len(again.known) == 2
     assert {state.state for state in again.states} == {"done"}
-    assert set(again.table["run"]) == {f"seed-{n}" for n in range(4)}
+    assert set(again.table["run"]) == {f"seed-{n}" for n in range(3)}
     assert (again.table["error"] == "").all()
     alone = tmp_path / "alone"
     with threadpool_limits(1):
@@ -88,7 +88,7 @@ def test_an_array_of_runs_is_finished_by_the_same_command_and_equals_serial_runs
             assert found == json.loads((folder / "scores.json").read_text())
     expected = {name: value for folder in alone.iterdir() for name, value in digest_results(folder).items()}
     assert digest_results(out) == expected
-    assert len(expected) > 40
+    assert len(expected) > 30
     status = command_line("status", out, "--json")
     assert {job["state"] for job in json.loads(status.stdout)["jobs"]} == {"done"}
 
