@@ -3,16 +3,16 @@
 The one place that chooses a device, enters reduced or full precision, seeds torch and gives its state back. Knows
 neither networks nor settings: the caller says what its setting is called, so that a message names the right one.
 
-Also the processes of one training, as torchrun starts them: joining, sharing rows of a batch, agreeing, and leaving.
-While their group is open, `gather_rows` and accelerate see them; afterwards each is alone again. Imports torch inside
-functions only.
+Also the processes of one training, as torchrun or a job of Slurm starts them: joining, sharing rows of a batch,
+agreeing, and leaving. While their group is open, `gather_rows` and accelerate see them; afterwards each is alone again.
+Imports torch inside functions only.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -23,11 +23,13 @@ from braindecode_vis.checks import ConfigError, DataError, check_option
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Result = TypeVar("Result")
 #: The first process may embed a data set's images while the others wait.
 _LONGEST_WAIT = timedelta(days=14)
+#: What a process says that was left by another one, in whose own message the reason is.
+LOST_PROCESS = "another process of this training has ended"
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 
@@ -281,7 +283,79 @@ def open_accelerator(device: str, precision: str) -> Any:
         AcceleratorState._reset_state(reset_partial_state=True)
     # A batch may leave out a subject's layer, or a phase an objective.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    return Accelerator(cpu=on_cpu, mixed_precision=_MIXED[precision], kwargs_handlers=handlers)
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=_MIXED[precision], kwargs_handlers=handlers)
+    if count_processes() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        _check_sharding(accelerator, on_cpu)
+    return accelerator
+
+
+def _check_sharding(accelerator: Any, on_cpu: bool) -> None:
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError(
+            "ACCELERATE_USE_FSDP asks for the first version of FSDP; set FSDP_VERSION=2 (accelerate launch "
+            "--fsdp_version 2), which is the one that is used here."
+        )
+    if on_cpu and not accelerator.is_fsdp2:
+        # accelerate shards on GPUs alone and would say nothing; torch does it on CPUs as well.
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+        if accelerator.mixed_precision != "no":
+            accelerator.state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
+        accelerator.state.distributed_type = DistributedType.FSDP
+
+
+def share_network(accelerator: Any, model: nn.Module, optimiser: Any) -> tuple[Any, Any]:
+    """Return a network and its optimiser, spread over the processes of a training as accelerate's settings say.
+
+    Parameters
+    ----------
+    accelerator
+        From `open_accelerator`.
+    model
+        Its gradients are averaged over processes (DDP), or each process keeps a part of it (FSDP), in its own place.
+    optimiser
+        Of its parameters.
+    """
+    if is_sharded(accelerator):
+        from torch import distributed as dist
+        from torch.nn import ParameterList
+
+        def average(parameter: Any) -> None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= count_processes()
+
+        # Numbers by themselves, such as temperatures, cannot be cut: each process keeps all of them.
+        scalars = [parameter for parameter in model.parameters() if not parameter.ndim]
+        for parameter in scalars:
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(average)
+        plugin = accelerator.state.fsdp_plugin
+        plugin.ignored_modules = [ParameterList(scalars)]
+        plugin.cpu_ram_efficient_loading = False  # every process has made the weights
+    wrapped, optimiser = accelerator.prepare(model, optimiser)
+    return wrapped, optimiser
+
+
+def is_sharded(accelerator: Any) -> bool:
+    """Say whether each process keeps a part of a network alone (FSDP)."""
+    return bool(accelerator.is_fsdp2)
+
+
+def join_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return whole tensors of those of which each process keeps a part; all processes must ask together."""
+    from torch.distributed.tensor import DTensor
+
+    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+
+
+def take_part(whole: Tensor, like: Tensor) -> Tensor:
+    """Return what this process keeps of a tensor, which is cut as another one is; all of it where that is whole."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor) or whole.shape != like.shape:
+        return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 @contextmanager
@@ -308,8 +382,8 @@ def join_processes(device: str, *, setting: str) -> Iterator[None]:
         place, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if place >= found:
             raise ConfigError(
-                f"torchrun started a process for GPU {place + 1} of this machine, which has {found}; "
-                "start as many with --nproc-per-node as there are GPUs."
+                f"there is a process for GPU {place + 1} of this machine, which has {found}; start as many with "
+                "--nproc-per-node (torchrun) or --gpus (--cluster) as there are GPUs."
             )
         # Before the group opens: NCCL binds to the current device.
         torch.cuda.set_device(place)
@@ -375,7 +449,7 @@ def naming_lost_processes() -> Iterator[None]:
         if "gloo" not in words and "NCCL" not in words:
             raise
         raise DataError(
-            "another process of this training has ended; its own message, or torchrun's table, says why."
+            f"{LOST_PROCESS}; its own message, or torchrun's table, says why. Give the same command again to go on."
         ) from error
 
 

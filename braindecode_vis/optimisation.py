@@ -28,6 +28,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.devices import take_part
 from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
@@ -509,5 +510,8 @@ def unpack_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor
     for name, value in tensors.items():
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = value
+    for place, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+        if place in state:
+            state[place] = {key: take_part(value, parameter) for key, value in state[place].items()}
     # Its own groups: rates follow from the number of the step.
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

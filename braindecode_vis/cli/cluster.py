@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,17 @@ ClusterSet = Annotated[
     list[str] | None,
     typer.Option("--cluster-set", help="What each job asks for, for example memory=16. Repeatable."),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        min=0,
+        help="Graphics cards of each job, on each of its nodes; training takes one process for each.",
+    ),
+]
+Nodes = Annotated[
+    int | None, typer.Option("--nodes", min=1, help="Machines that train together (--cluster slurm).")
+]
 Wait = Annotated[
     bool | None,
     typer.Option("--wait/--no-wait", help="Return when the jobs have ended (default), or at once."),
@@ -42,30 +54,35 @@ Jobs = Annotated[
     ),
 ]
 Folder = Annotated[Path, typer.Argument(help="Folder of a run or a sweep.")]
-#: Its own options, which the command of a job is given without, and whether a value follows.
 #: Jobs that share the fits where neither the settings nor the call say how many there are.
 _WORKERS = 8
-_OWN = {"--cluster": True, "--cluster-set": True, "--wait": False, "--no-wait": False, "--json": False}
+#: Its own options, which the command of a job is given without, and whether a value follows.
+_OWN = {
+    "--cluster": True, "--cluster-set": True, "--gpus": True, "--nodes": True, "--wait": False, "--no-wait": False,
+    "--json": False,
+}  # fmt: skip
 
 
 def on_cluster(name: str, verb: Callable[..., None]) -> Callable[..., None]:
     """Return a verb with the options that send it as a job."""
     signature = inspect.signature(verb, eval_str=True)
-    added = {"cluster": ClusterName, "cluster_set": ClusterSet, "wait": Wait}
+    added: dict[str, Any] = {"cluster": ClusterName, "cluster_set": ClusterSet, "gpus": Gpus, "wait": Wait}
+    if name in ("run", "train", "pretrain"):
+        added["nodes"] = Nodes
     if name == "run":
         added["n_workers"] = Jobs
 
     @functools.wraps(verb)
     def call(**given: Any) -> None:
-        executor, changes, wait, *rest = (given.pop(key) for key in added)
-        if executor is not None:
-            _send_verb(
-                name,
-                {**given, **dict(zip(list(added)[3:], rest, strict=True))},
-                executor,
-                changes or [],
-                wait,
-            )
+        own = {key: given.pop(key) for key in added}
+        short = [f"{key}={own[key]}" for key in ("gpus", "nodes") if own.get(key) is not None]
+        changes, wait = [*(own["cluster_set"] or []), *short], own["wait"]
+        more = {"n_workers": own["n_workers"]} if "n_workers" in own else {}
+        if own["cluster"] is not None:
+            _send_verb(name, {**given, **more}, own["cluster"], changes, wait)
+            return
+        refuse_alone(changes, wait, **more)
+        verb(**given)
             return
         refuse_alone(changes, wait, *rest)
         verb(**given)
@@ -86,9 +103,8 @@ def refuse_alone(changes: Sequence[str] | None, wait: bool | None, n_workers: in
     from braindecode_vis.checks import ConfigError
 
     if changes or wait is not None or n_workers is not None:
-        option = (
-            "--cluster-set" if changes else "--workers" if n_workers is not None else "--wait and --no-wait"
-        )
+        settings = "--cluster-set (also --gpus and --nodes)"
+        option = settings if changes else "--workers" if n_workers is not None else "--wait and --no-wait"
         raise ConfigError(f"{option} is for jobs; name where they run with --cluster, or leave it out.")
 
 
@@ -97,13 +113,14 @@ def _send_verb(
 ) -> None:
     """Send a verb as one job, or as shares of what is independent in it and one job that finishes."""
     from braindecode_vis.checks import ConfigError, DataError
+    from braindecode_vis.cluster.launching import SINGLE, Launch, choose_launch, refuse_processes
     from braindecode_vis.cluster.submitting import Task, check_cluster, read_cluster
     from braindecode_vis.config import check_files
     from braindecode_vis.pipeline.runs import read_scores
 
     if name == "analyze" and given["source"] is None:
         raise ConfigError("analyze needs a configuration, a run folder or a data set to be sent as a job.")
-    settings = None
+    settings = config = None
     if name == "predict":
         from braindecode_vis.pipeline.prediction_files import check_out
 
@@ -124,14 +141,25 @@ def _send_verb(
         settings = config.cluster
     cluster = read_cluster(executor, settings, changes, where=str(given.get("source") or "the run"))
     check_cluster(cluster)
-    if name in ("embed", "train", "reconstruct", "run"):
+    if config is not None and name in ("embed", "train", "reconstruct", "run"):
         check_files(config, "report" if name == "run" else name)
     given["out"] = folder = Path(folder).absolute()
     words = _strip_words(sys.argv[1:])
-    phases = [[Task(name, words, folder / "jobs" / f"{name}.log")]]
-    if name in ("run", "train", "reconstruct", "analyze"):
+    launch = SINGLE
+    if config is None or given.get("n_workers") is not None:
+        refuse_processes(cluster.settings, f"each job of {name}")
+    else:
+        said = {text.partition("=")[0] for text in changes}
+        launch = choose_launch(name, config, cluster.settings, executor=executor, said=said)
+    phases = [[Task(name, words, folder / "jobs" / f"{name}.log", launch=launch)]]
+    if launch.n_processes > 1 and name == "run":  # all but the training is the work of one process, on one node
+        training = Task("train", ["train", *words[1:]], folder / "jobs" / "train.log", launch=launch)
+        rest = Launch(gpus=min(1, cluster.settings.gpus))
+        phases = [[training], [replace(phases[0][0], launch=rest)]]
+    elif launch.n_processes == 1 and name in ("run", "train", "reconstruct", "analyze"):
         phases = _share(name, given, words, config, cluster)
-    states = _send_and_wait(folder, phases, cluster, wait=wait is not False)
+    together = launch.n_processes > 1
+    states = _send_and_wait(folder, phases, cluster, wait=wait is not False, strict=together)
     if given["as_json"]:
         scores = read_scores(folder) if name == "run" and states[-1].state == "done" else []
         print_json(
@@ -205,9 +233,12 @@ def _count_fits(config: RunConfig) -> int | None:
 
 
 def _send_and_wait(
-    folder: Path, groups: Sequence[Sequence[Task]], cluster: Cluster, *, wait: bool
+    folder: Path, groups: Sequence[Sequence[Task]], cluster: Cluster, *, wait: bool, strict: bool = False
 ) -> list[JobState]:
-    """Send groups of jobs, each after the one before, and return how they are; those at work are not sent again."""
+    """Send groups of jobs, each after the one before, and return how they are; those at work are not sent again.
+
+    `strict` lets none begin unless those before have ended well, as one process would do the work of many.
+    """
     from braindecode_vis.checks import ConfigError
     from braindecode_vis.cluster.submitting import read_jobs, send, send_alone
     from braindecode_vis.cluster.sweeps import count_states, make_room
@@ -245,12 +276,13 @@ def _send_and_wait(
             found = [known[task.name] for task in group if task.name in known]
             todo = [task for task in group if task.name not in known and task.name not in ended_well]
             if todo:
+                # What all need must be there; a share that failed leaves its work to the last job.
+                all_need = strict or (number == 1 and len(groups) > 2)
                 if before and cluster.executor != "slurm":
                     states = wait_for_jobs(folder, before)
-                    if number == 1 and len(groups) > 2 and states[0].state != "done":
+                    if all_need and states[0].state != "done":
                         return find_states(folder, jobs)
-                # What all need must be there; a share that failed leaves its work to the last job.
-                needed = before if number == 1 and len(groups) > 2 else jobs[:1] if len(groups) > 2 else []
+                needed = before if all_need else jobs[:1] if len(groups) > 2 else []
                 found += send(
                     folder, todo, cluster, after=[job for job in before if job not in needed],
                     after_success=needed, wait_for=make_room(folder),

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,16 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.cluster.launching import (
+    describe_place,
+    find_failure,
+    find_rank,
+    name_failure,
+    wait_to_be_ended,
+)
+from braindecode_vis.devices import LOST_PROCESS
 
 #: Libraries whose version may change a number.
 _COMPARED = ("numpy", "scipy", "scikit-learn", "torch", "timm", "mne", "nilearn", "diffusers")
@@ -80,6 +91,8 @@ class CommandJob:
         What `identify_software` returned where the job was sent from; empty asks for no comparison.
     seal
         A file and its text, written when the command has ended well; see `sweeps`.
+    n_processes, distributed
+        Tasks of the job that train together, each of which runs the command, and how; see `launching`.
     """
 
     name: str
@@ -93,6 +106,8 @@ class CommandJob:
     asked: dict[str, Any] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
     seal: list[str] = field(default_factory=list)
+    n_processes: int = 1
+    distributed: str = "ddp"
 
     def __call__(self) -> None:
         """Run the command and note how it ended; a failed one ends the process with its exit code."""
@@ -101,13 +116,20 @@ class CommandJob:
         if self.executor != "debug":
             # `cancel` sends it, and a command in the background of a shell leaves it ignored to its children.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        if sentence := self._find_difference():
+        place: dict[str, str] = {}
+        try:
+            sentence = self._find_difference()
+            if self.n_processes > 1:
+                place = describe_place(self.distributed)
+        except ConfigError as error:
+            sentence = str(error)
+        if sentence:
             self._end("failed", sentence, 2)
             return
         self._write("running")
         began = time.monotonic()
         try:
-            code = self._run()
+            code = self._run(place)
         except BaseException as error:  # a signal while it ran: submitit's end of the job, or cancel's
             if type(error).__name__ == "UncompletedJobError":
                 self._write("failed", sentence=self._describe_time())
@@ -115,7 +137,7 @@ class CommandJob:
                 self._write("stopped", sentence="it was cancelled; give the command again to go on.")
             raise
         if code == 0:
-            if self.seal:
+            if self.seal and not self.rank:
                 write_note(Path(self.seal[0]), json.loads(self.seal[1]))
             self._write("done", command_seconds=round(time.monotonic() - began, 3))
         elif code in (130, 143) or code in (-signal.SIGTERM, -signal.SIGINT):
@@ -131,7 +153,18 @@ class CommandJob:
         self._write("requeued")
         return DelayedSubmission(self)
 
-    def _run(self) -> int:
+    @property
+    def rank(self) -> int:
+        """Which of the tasks of the job this is; the first one speaks for all."""
+        return find_rank() if self.n_processes > 1 else 0
+
+    @property
+    def own_log(self) -> Path:
+        """File of what the command of this task prints."""
+        log = Path(self.log)
+        return log.with_name(f"{log.stem}-process{self.rank}{log.suffix}") if self.rank else log
+
+    def _run(self, place: Mapping[str, str]) -> int:
         global _CHILD, _CODE
         threads = str(self.threads)
         limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
@@ -139,16 +172,22 @@ class CommandJob:
         def leave_signal_to_us() -> None:
             signal.signal(getattr(signal, _TIME_IS_UP), signal.SIG_IGN)
 
-        with Path(self.log).open("a") as log:
+        with self.own_log.open("a") as log:
             _CHILD = subprocess.Popen(
                 self.command, cwd=self.cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env={**os.environ, **limits}, preexec_fn=leave_signal_to_us,
+                env={**os.environ, **limits, **place}, preexec_fn=leave_signal_to_us,
             )  # fmt: skip
             _CODE = None
             threading.Thread(target=_wait_for, args=(_CHILD,), daemon=True).start()
             try:
+                looked = time.monotonic()
                 while _CODE is None:
                     time.sleep(_POLL_S)
+                    # On a GPU a process may wait for ever for one that was killed.
+                    if self.n_processes > 1 and time.monotonic() - looked > _LOOK_S:
+                        looked = time.monotonic()
+                        if find_failure(Path(self.note), self.ticket, _JOB_STARTED):
+                            _stop_child()
                 return _CODE
             finally:
                 _stop_child()
@@ -174,7 +213,7 @@ class CommandJob:
         return ""
 
     def _describe_end(self, code: int) -> str:
-        lines = [line for line in Path(self.log).read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in self.own_log.read_text(errors="replace").splitlines() if line.strip()]
         if code == -signal.SIGKILL:
             had = (
                 f"{self.asked['memory']:g} GB" if self.asked.get("memory") else "what Slurm gives by default"
@@ -184,7 +223,7 @@ class CommandJob:
                 "for more with --cluster-set memory=GB."
             )
         said = lines[-1] if lines and lines[-1].startswith("error: ") else ""
-        return said.removeprefix("error: ") or f"it ended with exit code {code}; its log is {self.log}"
+        return said.removeprefix("error: ") or f"it ended with exit code {code}; its log is {self.own_log}"
 
     def _describe_time(self) -> str:
         minutes, times = self.asked.get("time"), self.asked.get("requeues", 0) + 1
@@ -194,9 +233,14 @@ class CommandJob:
         )
 
     def _end(self, state: str, sentence: str, code: int) -> None:
+        if self.rank:
+            sentence = re.sub(r"^process \d+: ", "", sentence)
+            sentence = f"process {self.rank} of {self.n_processes}, on {platform.node()}: {sentence}"
         self._write(state, sentence=sentence, code=code)
-        with contextlib.suppress(OSError), Path(self.log).open("a") as log:
+        with contextlib.suppress(OSError), self.own_log.open("a") as log:
             log.write(f"job: {sentence}\n")
+        if self.rank and self.executor == "slurm" and (state != "failed" or LOST_PROCESS in sentence):
+            wait_to_be_ended()
         if self.executor != "debug":
             sys.exit(
                 code if code > 0 else 128 - code
@@ -207,8 +251,14 @@ class CommandJob:
             "name": self.name, "ticket": self.ticket, "state": state, "host": platform.node(), "pid": os.getpid(),
             "started": _JOB_STARTED, "written": time.time(), **more,
         }  # fmt: skip
+        note = Path(self.note)
+        if self.rank:
+            # The first one speaks for all, but of an end whose reason another one knows.
+            if state != "failed" or LOST_PROCESS in str(more.get("sentence")):
+                return
+            note = name_failure(note)
         try:
-            write_note(Path(self.note), content)
+            write_note(note, content)
         except OSError as error:
             sys.stderr.write(f"error: {self.note} could not be written ({error.strerror})\n")
 
@@ -219,6 +269,7 @@ _CHILD: subprocess.Popen[bytes] | None = None
 _CODE: int | None = None
 _JOB_STARTED = 0.0
 _POLL_S = 0.05
+_LOOK_S = 2.0
 
 
 def _wait_for(child: subprocess.Popen[bytes]) -> None:

@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError, check_option, require, suggest
 from braindecode_vis.cluster.job import CommandJob, identify_software
+from braindecode_vis.cluster.launching import SINGLE, Launch
 from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.config.source import read_override
 from braindecode_vis.consent import ConsentError, may_run_commands
@@ -41,7 +42,10 @@ Executor = Literal["local", "debug", "slurm"]
 JOBS = "jobs"
 _LIST = "jobs.json"
 #: What is looked at where there is no Slurm.
-_READ_HERE = {"local": ("gpus", "cpus", "time", "requeues", "parallel", "setup"), "debug": ("cpus",)}
+_READ_HERE = {
+    "local": ("gpus", "processes", "distributed", "cpus", "time", "requeues", "parallel", "setup"),
+    "debug": ("cpus",),
+}
 #: Before the end of its time a job is told so; half of the time where that is short.
 _WARNING_S = 90
 
@@ -83,12 +87,15 @@ class Task:
         File for what it prints.
     seal
         A file and its text, written when the command has ended well.
+    launch
+        Processes that the job consists of, the same for all tasks that are sent together.
     """
 
     name: str
     words: Sequence[str]
     log: Path
     seal: tuple[Path, str] | None = None
+    launch: Launch = SINGLE
 
 
 @dataclass(frozen=True)
@@ -263,6 +270,8 @@ def send(
             asked={"memory": settings.memory, "time": settings.time, "requeues": settings.requeues},
             software=software,
             seal=[] if task.seal is None else [str(task.seal[0].absolute()), task.seal[1]],
+            n_processes=task.launch.n_processes,
+            distributed=task.launch.distributed,
         )
         for task in tasks
     ]
@@ -294,12 +303,13 @@ def send(
             for start in range(0, len(calls), longest):
                 numbers = range(start, min(start + longest, len(calls)))
                 asked = describe_slurm(settings, after, after_success)
+                asked |= tasks[0].launch.describe_slurm(asked["srun_args"])
                 note(numbers, _send_to_slurm(jobs, [calls[n] for n in numbers], settings, asked))
         else:
             for n, call in enumerate(calls):
                 if wait_for is not None:
                     wait_for(sent, cluster.n_parallel - 1)
-                note([n], [_start_here(jobs, call, cluster)])
+                note([n], [_start_here(jobs, call, cluster, tasks[n].launch)])
     return sent
 
 
@@ -392,7 +402,7 @@ STARTED: dict[str, Any] = {}
 atexit.register(STARTED.clear)
 
 
-def _start_here(jobs: Path, call: CommandJob, cluster: Cluster) -> str:
+def _start_here(jobs: Path, call: CommandJob, cluster: Cluster, launch: Launch) -> str:
     submitit = require("submitit", f"--cluster {cluster.executor}")
     if cluster.executor == "debug":
         job = submitit.DebugExecutor(jobs).submit(call)
@@ -400,10 +410,11 @@ def _start_here(jobs: Path, call: CommandJob, cluster: Cluster) -> str:
         return str(job.job_id)
     settings = cluster.settings
     executor = submitit.LocalExecutor(jobs, max_num_timeout=settings.requeues)
-    executor.update_parameters(
-        timeout_min=settings.time, signal_delay_s=_warn_before(settings), gpus_per_node=settings.gpus,
-        setup=list(settings.setup),
-    )  # fmt: skip
+    here = {
+        "timeout_min": settings.time, "signal_delay_s": _warn_before(settings), "gpus_per_node": settings.gpus,
+        "setup": list(settings.setup),
+    }  # fmt: skip
+    executor.update_parameters(**{**here, **launch.describe_local()})
     job = executor.submit(call)
     STARTED[str(job.job_id)] = job
     return str(job.job_id)

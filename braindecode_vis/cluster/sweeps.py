@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from braindecode_vis import store
 from braindecode_vis.checks import DataError
+from braindecode_vis.cluster.launching import refuse_processes
 from braindecode_vis.cluster.submitting import (
     Cluster,
     SentJob,
@@ -98,6 +99,7 @@ def sweep_as_jobs(
         If every run failed.
     """
     check_cluster(cluster)
+    refuse_processes(cluster.settings, "each run of a sweep")
     combinations, configs = plan_sweep(source, axes, out, overrides=overrides, root=root)
     show = listener or SilentListener()
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from braindecode_vis.cluster.launching import find_failure
 from braindecode_vis.cluster.submitting import JOBS, STARTED, SentJob, ask_slurm
 
 State = Literal["waiting", "running", "done", "failed", "stopped", "lost", "unknown"]
@@ -57,6 +58,8 @@ _REASONS = {
     "DependencyNeverSatisfied": "it never starts: what it waits for has failed; cancel it",
 }
 _POLL_S = (0.5, 10.0)
+#: Nodes of one job whose clocks differ by more are told the end of an earlier attempt.
+_CLOCKS_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -142,11 +145,17 @@ def _find_state(
 
 def _read_note(folder: Path, job: SentJob) -> dict[str, Any]:
     """Return what a job said of itself; nothing where it said nothing since it was sent."""
+    path = folder / JOBS / f"{job.name}.json"
     try:
-        note = json.loads((folder / JOBS / f"{job.name}.json").read_text())
+        note = json.loads(path.read_text())
     except (OSError, ValueError):
-        return {}
-    return note if isinstance(note, dict) and note.get("ticket") == job.ticket else {}
+        note = {}
+    if not isinstance(note, dict) or note.get("ticket") != job.ticket:
+        note = {}
+    if note.get("state") in ("done", "requeued"):
+        return note
+    # Of several processes, the one that ended first knows why.
+    return find_failure(path, job.ticket, note.get("started", 0.0) - _CLOCKS_S) or note
 
 
 def _has_ended(folder: Path, job: SentJob) -> bool:

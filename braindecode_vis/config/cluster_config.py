@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,11 +20,18 @@ class ClusterConfig(Settings):
     account
         That Slurm charges; the user's default one if None.
     gpus
-        Graphics cards of a job; 0 hides those of this machine from local jobs.
+        Graphics cards of a job, on each of its nodes; 0 hides those of this machine from local jobs.
+    nodes
+        Machines of a training (`train`, `run` and `pretrain` of encoders that train in several processes).
+    processes
+        Of a training, on each node; None takes one for each card of `gpus`, or a single one without cards.
+    distributed
+        How the processes of a training share a network: ``ddp``, each holds all of it, or ``fsdp``, each holds a part
+        of weights, gradients and moments (what ``ACCELERATE_USE_FSDP`` asks for).
     cpus
-        Processor cores of a job, and threads of its numerical libraries.
+        Processor cores of a job, or of each process of a training, and threads of its numerical libraries.
     memory
-        Of a job, in GB; None takes what Slurm gives by default.
+        Of a job, on each of its nodes, in GB; None takes what Slurm gives by default.
     time
         Minutes that a job may take. A minute and a half before the end it is stopped, queued again, and goes on.
     requeues
@@ -43,6 +50,9 @@ class ClusterConfig(Settings):
     partition: str | None = None
     account: str | None = None
     gpus: int = Field(default=0, ge=0, le=1024)
+    nodes: int = Field(default=1, ge=1, le=4096)
+    processes: int | None = Field(default=None, ge=1, le=1024)
+    distributed: Literal["ddp", "fsdp"] = "ddp"
     cpus: int = Field(default=1, ge=1, le=4096)
     memory: float | None = Field(default=None, gt=0, le=100_000)
     time: int = Field(default=120, ge=1, le=60 * 24 * 365)
@@ -52,8 +62,11 @@ class ClusterConfig(Settings):
     extra: dict[str, str] = Field(default_factory=dict)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset(
-        {"partition", "account", "gpus", "cpus", "memory", "time", "requeues", "parallel", "setup", "extra"}
-    )
+        {
+            "partition", "account", "gpus", "nodes", "processes", "distributed", "cpus", "memory", "time", "requeues",
+            "parallel", "setup", "extra",
+        }
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _check_lines(self) -> Self:
@@ -82,6 +95,7 @@ class ClusterConfig(Settings):
 _OWN = {
     "partition": "the setting partition", "account": "the setting account", "time": "the setting time",
     "mem": "the setting memory", "cpus-per-task": "the setting cpus", "gpus-per-node": "the setting gpus",
-    "array": "the setting parallel", "job-name": "set", "output": "set", "error": "set", "open-mode": "set",
-    "signal": "set", "nodes": "set", "ntasks-per-node": "set", "dependency": "set", "wrap": "set", "chdir": "set",
+    "nodes": "the setting nodes", "ntasks-per-node": "the setting processes", "array": "the setting parallel",
+    "job-name": "set", "output": "set", "error": "set", "open-mode": "set", "signal": "set", "dependency": "set",
+    "wrap": "set", "chdir": "set",
 }  # fmt: skip

@@ -10,6 +10,7 @@ A loss that is not finite stops the run: the first such batch is saved and named
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,12 +24,17 @@ from torch import Tensor
 
 from braindecode_vis.checks import ConfigError, DataError, require
 from braindecode_vis.devices import (
+    broadcast_flag,
     compute_once,
     count_processes,
     gather_rows,
     get_rank,
+    is_sharded,
+    join_parts,
     keep_random_state,
     seed_device,
+    share_network,
+    take_part,
 )
 from braindecode_vis.optimisation import (
     MovingAverage,
@@ -150,6 +156,15 @@ class Trainer:
         n_batches = count_batches(len(feed.train), self.batch_size, self.n_ranks, settings.last_batch)
         self.n_epoch_updates = -(-n_batches // settings.accumulation)
         self.n_updates = self.n_epoch_updates * epochs
+        self.sharded = is_sharded(accelerator)
+        if self.sharded and (settings.ema or "teacher" in model.needs):
+            name = "encoder.ema follows" if settings.ema else "a teacher follows"
+            raise ConfigError(
+                f"{name} all weights, of which each process keeps a part alone (FSDP); leave it out, or take "
+                "cluster.distributed=ddp (no ACCELERATE_USE_FSDP)."
+            )
+        #: The network that learns. If each process keeps a part of it, `model` is a whole one to judge and to write.
+        self.learner = copy.deepcopy(model) if self.sharded else model
         self.average = MovingAverage(model, settings.ema, warm_up=True) if settings.ema else None
         self.teacher = None
         if "teacher" in model.needs:
@@ -157,12 +172,12 @@ class Trainer:
             self.teacher = Teacher(model, decay=own.decay, queue=own.queue, n_features=model.n_common)
         if model.tower is not None:
             feed.open_images(model.tower)
-        model.keeps_matches = feed.views is not None and feed.views.learns
-        optimiser = make_optimiser(settings.optimiser, model, frozen_decay=frozen_decay)
+        self.learner.keeps_matches = feed.views is not None and feed.views.learns
+        optimiser = make_optimiser(settings.optimiser, self.learner, frozen_decay=frozen_decay)
         # The network alone: objectives branch on what a batch holds, which would compile anew again and again.
         if settings.compile:
-            model.network.compile()
-        self.wrapped, self.optimiser = accelerator.prepare(model, optimiser)
+            self.learner.network.compile()
+        self.wrapped, self.optimiser = share_network(accelerator, self.learner, optimiser)
         # From the optimiser, so that frozen weights take part in no norm.
         self.trainable = [p for group in optimiser.param_groups for p in group["params"]]
         self.counters = Counters()
@@ -190,6 +205,7 @@ class Trainer:
                     self._run_epoch(log)
             finally:
                 log.close()
+        self._join_parts()
         if self.best:
             self.model.load_state_dict(self.best)
         elif self.average is not None:
@@ -234,7 +250,7 @@ class Trainer:
             due = self.settings.checkpoint_seconds and max(
                 self.settings.checkpoint_seconds, _CHECKPOINT_SHARE * self.checkpoint_cost
             )
-            if self.workspace is not None and not self.rank and waited >= due:
+            if self.workspace is not None and self._agree(waited >= due):
                 # A checkpoint after a loss that is not finite would not be a good one.
                 self._check_losses(force=True)
                 self._write_checkpoint()
@@ -266,7 +282,7 @@ class Trainer:
         start = round(stage.start * self.epochs)
         if self.counters.epoch < start:
             return 1.0
-        shared = self.model.shared_projector
+        shared = self.learner.shared_projector
         if stage.frozen and shared is not None:
             frozen = {id(p) for p in shared.parameters()}
             self.trainable = [p for p in self.trainable if id(p) not in frozen]
@@ -307,8 +323,8 @@ class Trainer:
             with self.accelerator.no_sync(self.wrapped) if part < n_parts - 1 else contextlib.nullcontext():
                 loss, values = self.wrapped(batch)
                 yield loss / n_parts
-            if self.model.matches is not None and feed.views is not None:
-                stimuli, similarities = (x.cpu().numpy() for x in self.model.matches)
+            if self.learner.matches is not None and feed.views is not None:
+                stimuli, similarities = (x.cpu().numpy() for x in self.learner.matches)
                 feed.views.learn(stimuli, similarities)
             # Checked later, since reading a loss makes the CPU wait for the GPU.
             self.unchecked.append((counters.epoch, plan.update, plan.part, loss.detach()))
@@ -324,6 +340,7 @@ class Trainer:
 
     def _end_epoch(self, log: TrainingLog, seconds: float) -> None:
         counters, feed, model = self.counters, self.feed, self.model
+        self._join_parts()
         # the one wait for the device in an epoch
         means = (self.sums / counters.n_sums).tolist()
         record: dict[str, Any] = {
@@ -432,11 +449,18 @@ class Trainer:
 
     def _write_checkpoint(self) -> None:
         """Write a checkpoint, unless a weight is not finite, which stops the run."""
-        if self.workspace is None or self.rank:
+        if self.workspace is None:
+            return
+        self._join_parts()
+        moments = pack_optimiser(self.optimiser.optimizer)
+        if self.sharded:
+            moments = join_parts(moments)
+        if self.rank:
             return
         counters = self.counters
         # The sum of all weights is finite only if each of them is; one number to wait for.
-        total = torch.stack([p.detach().sum() for p in self.trainable]).sum()
+        weights = list(self.model.parameters()) if self.sharded else self.trainable
+        total = torch.stack([p.detach().sum() for p in weights]).sum()
         if not bool(torch.isfinite(total)):
             epoch = counters.epoch if counters.position else counters.epoch - 1
             self._stop_at(epoch, counters.update - 1, 0, "a weight is not finite after the update")
@@ -450,7 +474,7 @@ class Trainer:
         }
         groups: dict[str, dict[str, Tensor]] = {
             "model": self.model.state_dict(),
-            "optimiser": pack_optimiser(self.optimiser.optimizer),
+            "optimiser": moments,
             "best": self.best,
         }
         if self.average is not None:
@@ -465,6 +489,15 @@ class Trainer:
         write_checkpoint(self.workspace / CHECKPOINT, groups, state)
         self.last_checkpoint = time.monotonic()
         self.checkpoint_cost = self.last_checkpoint - started
+
+    def _join_parts(self) -> None:
+        """Bring the whole model to where the parts are that processes keep; all of them together."""
+        if self.sharded:
+            self.model.load_state_dict(join_parts(self.learner.state_dict()))
+
+    def _agree(self, due: bool) -> bool:
+        """Say whether the first process writes a checkpoint now; the others help where each keeps a part."""
+        return broadcast_flag(due) if self.sharded else due and not self.rank
 
     def _resume(self) -> None:
         """Go to where the checkpoint of the workspace stands, if there is one, together with all processes."""
@@ -489,6 +522,11 @@ class Trainer:
                 f"{path} was made with batches of {state['batch_size']}; delete it to train anew."
             )
         load_weights(self.model, take(tensors, "model"), what=str(path))
+        if self.sharded:
+            whole = self.model.state_dict()
+            with torch.no_grad():
+                for name, own in self.learner.state_dict().items():
+                    own.copy_(take_part(whole[name], own))
         unpack_optimiser(self.optimiser.optimizer, take(tensors, "optimiser"))
         self.best = {k: v.to(self.feed.device) for k, v in take(tensors, "best").items()}
         if self.average is not None:

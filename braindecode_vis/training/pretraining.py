@@ -30,6 +30,7 @@ from braindecode_vis.devices import (
     count_processes,
     gather_rows,
     get_rank,
+    is_sharded,
     open_accelerator,
     seed_device,
     seeded,
@@ -221,7 +222,13 @@ class Pretraining:
         self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
         self.wrapped: Any = self.model
         if self.n_ranks > 1:
-            self.wrapped = open_accelerator(config.device, "fp32").prepare(self.model)
+            accelerator = open_accelerator(config.device, "fp32")
+            if is_sharded(accelerator):
+                raise ConfigError(
+                    "pretraining keeps the whole encoder in every process; take cluster.distributed=ddp (no "
+                    "ACCELERATE_USE_FSDP)."
+                )
+            self.wrapped = accelerator.prepare(self.model)
         self.epoch, self.best_epoch = 0, 0
         self.best: dict[str, Tensor] = {}
         self.best_error = math.inf

@@ -4,13 +4,22 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
 
-from braindecode_vis.cluster.submitting import Cluster, read_jobs
+from braindecode_vis.cluster import submitting
+from braindecode_vis.cluster.launching import Launch
+from braindecode_vis.cluster.submitting import Cluster, Task, read_jobs, send, send_alone
 from braindecode_vis.cluster.sweeps import sweep_as_jobs
 from braindecode_vis.cluster.watching import find_states, wait_for_jobs
 from braindecode_vis.config import read_config
@@ -44,7 +53,9 @@ def slurm(shared, tmp_path_factory):
             pytest.skip(f"another Slurm of this machine has port {_PORT}")
     folder = tmp_path_factory.mktemp("slurm")
     tools = shared / "tools"
-    up = subprocess.run(["bash", tools / "slurm_up.sh", folder], capture_output=True, text=True)
+    # nproc, by which the node is described, counts threads where these are bounded
+    free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    up = subprocess.run(["bash", tools / "slurm_up.sh", folder], capture_output=True, text=True, env=free)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         if up.returncode or "idle" not in up.stderr:
@@ -121,3 +132,89 @@ def test_a_job_is_preempted_and_goes_on(slurm, tmp_path, command_line):
         in (out / "jobs" / f"{jobs[0].job_id}_0_log.err").read_text()
         + (out / "jobs" / f"{jobs[0].job_id}_0_log.out").read_text()
     )
+
+
+@pytest.mark.shared
+def test_the_processes_of_a_job_know_their_place_and_the_end_of_one_is_that_of_all(
+    slurm, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(submitting, "make_command", lambda words: [sys.executable, "-S", "-c", words[-1]])
+    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+    script = (
+        f"import os, sys, time\nprint(*[os.environ[name] for name in {names}], flush=True)\ntime.sleep(0.3)\n"
+        "if os.environ['RANK'] == '1': sys.exit('error: process 1: no weights here')\n"
+        "time.sleep(60)"
+    )
+    log, began = tmp_path / "jobs" / "train.log", time.monotonic()
+    with send_alone(tmp_path, print):
+        task = Task("train", ["train", script], log, launch=Launch(1, 2))
+        sent = send(tmp_path, [task], Cluster("slurm", ClusterConfig(time=5)))
+    (state,) = wait_for_jobs(tmp_path, sent)
+    assert time.monotonic() - began < 30
+    first, second = (path.read_text().split() for path in (log, log.with_name("train-process1.log")))
+    assert first[:5] == ["0", "2", "0", "2", "127.0.0.1"]
+    assert second[:6] == ["1", "2", "1", *first[3:6]]
+    assert state.state == "failed"
+    assert state.reason == f"process 1 of 2, on {socket.gethostname()}: no weights here"
+
+
+@pytest.mark.shared
+@pytest.mark.slow  # three trainings by commands, each of which imports torch
+def test_two_processes_of_a_job_train_what_one_trains_also_when_one_is_killed(slurm, tmp_path, command_line):
+    words = [word for text in QUICK[2:4] for word in ("--set", text)]
+    words += [
+        "--set",
+        "encoder={kind: network, epochs: 40, batch_size: 8, checkpoint_seconds: 0, device: cpu}",
+    ]
+    words += ["--set", "encoder.network={kind: eegproject, dropout: 0, width: 8}"]
+
+    def train(name, *more):
+        return command_line("train", "synthetic_digits", "--out", tmp_path / name, *words, *more)
+
+    def read_weights(name):
+        (path,) = (tmp_path / name).glob("stages/train/*/*.safetensors")
+        return load_file(path)
+
+    sent = ("--cluster", "slurm", "--cluster-set", "processes=2")
+    done = train("together", *sent)
+    assert done.returncode == 0, done.stderr
+    (provenance,) = (tmp_path / "together").glob("stages/train/*/provenance.json")
+    assert json.loads(provenance.read_text())["n_processes"] == 2
+    assert len(read_jobs(tmp_path / "together")) == 1
+
+    assert train("killed", *sent, "--no-wait").returncode == 0
+    while not (found := list((tmp_path / "killed").glob("work/*/checkpoint.safetensors"))):
+        time.sleep(0.01)
+    killed = [pid for pid in list_commands(tmp_path / "killed") if read_rank(pid) == "1"]
+    os.kill(killed[0], signal.SIGKILL)
+    (state,) = wait_for_jobs(tmp_path / "killed", read_jobs(tmp_path / "killed"))
+    assert state.state == "failed"
+    assert state.reason.startswith("process 1 of 2, on ")
+    assert "it was killed (signal 9)" in state.reason
+    assert found[0].is_file()
+    assert not list_commands(tmp_path / "killed")
+    assert train("killed", *sent).returncode == 0
+    for name, value in read_weights("together").items():
+        np.testing.assert_array_equal(read_weights("killed")[name], value, err_msg=name)
+
+    assert train("alone").returncode == 0
+    for name, value in read_weights("alone").items():  # sums in another order, which Adam makes larger
+        assert np.linalg.norm(read_weights("together")[name] - value) < 0.02 * max(
+            1e-3, np.linalg.norm(value)
+        ), name
+
+
+def list_commands(folder):
+    """Return the numbers of the processes that train into a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if b"train" in words and str(folder).encode() in words:
+                found.append(int(path.parent.name))
+    return found
+
+
+def read_rank(pid):
+    content = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return dict(entry.decode().split("=", 1) for entry in content if entry)["RANK"]

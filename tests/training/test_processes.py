@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from braindecode_vis.devices import gather_rows
+from braindecode_vis.training import loop
 from tests.processes import run_together
 from tests.training import test_category_network, test_pretraining
 from tests.training.toy_task import get_weights, make_config, make_task
@@ -182,3 +183,55 @@ def test_two_processes_pretrain_what_one_pretrains(tmp_path):
     lines = [(tmp_path / name / "state" / "log.jsonl").read_text().splitlines() for name in ("both", "alone")]
     for one, other in zip(*lines, strict=True):
         assert json.loads(one)["loss"] == pytest.approx(json.loads(other)["loss"], rel=1e-4)
+
+
+SHARDED = {
+    "objectives": [{"kind": "clip"}, {"kind": "mse"}], "projector": {"size": 5}, "batch_size": 8, "epochs": 3,
+    "network": {"kind": "eegproject", "dropout": 0, "width": 7}, "accumulation": 2, "clip_norm": 0.5,
+    "optimiser": {"kind": "adamw", "lr": 1e-3}, "selection": {"kind": "early_stopping", "hold_out": 0.2},
+    "checkpoint_seconds": 0,
+}  # fmt: skip
+
+
+def test_a_network_of_which_each_process_keeps_a_part_learns_the_same(tmp_path, monkeypatch):
+    """FSDP, as accelerate is told to use it; on CPUs torch does what accelerate does on GPUs alone."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    responses, targets = make_task(**TASK)
+
+    def fit(rank=0, stop_at=None):
+        encoder = make_config(**SHARDED).build(seed=0)
+        encoder.workspace = tmp_path / "work"
+        parts, original = {}, loop.Trainer._report
+
+        def report(trainer):
+            own = dict(trainer.learner.named_parameters())
+            parts.update(
+                {name: (p.to_local() if hasattr(p, "to_local") else p).numel() for name, p in own.items()}
+            )
+            if trainer.counters.update == stop_at:
+                raise InterruptedError
+            original(trainer)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.Trainer, "_report", report)
+            encoder.fit(responses, targets)
+        return get_weights(encoder), encoder.fitted.history, parts
+
+    stopped = run_together(lambda rank: fit(rank, stop_at=7), tmp_path)
+    assert all("InterruptedError" in text for text in stopped)
+    again, other = run_together(fit, tmp_path)
+    (tmp_path / "work" / "checkpoint.safetensors").unlink()
+    whole, _ = run_together(fit, tmp_path)
+    for name, value in whole[0].items():
+        np.testing.assert_array_equal(again[0][name], value, err_msg=name)
+        np.testing.assert_array_equal(other[0][name], value, err_msg=name)
+    sizes = {name: value.size for name, value in whole[0].items()}
+    assert sum(whole[2].values()) < 0.6 * sum(sizes[name] for name in whole[2])
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    (tmp_path / "work" / "checkpoint.safetensors").unlink()
+    expected, history, _ = fit()
+    assert measure_difference(whole[0], expected) < 1e-3  # as above
+    for one, two in zip(history, whole[1], strict=True):
+        np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
+        np.testing.assert_allclose(one["validation_loss"], two["validation_loss"], rtol=1e-4)
