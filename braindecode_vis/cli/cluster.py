@@ -83,9 +83,6 @@ def on_cluster(name: str, verb: Callable[..., None]) -> Callable[..., None]:
             return
         refuse_alone(changes, wait, **more)
         verb(**given)
-            return
-        refuse_alone(changes, wait, *rest)
-        verb(**given)
 
     parameters = list(signature.parameters.values())
     before = next((n for n, p in enumerate(parameters) if p.name == "trust_code"), len(parameters))
@@ -152,11 +149,15 @@ def _send_verb(
         said = {text.partition("=")[0] for text in changes}
         launch = choose_launch(name, config, cluster.settings, executor=executor, said=said)
     phases = [[Task(name, words, folder / "jobs" / f"{name}.log", launch=launch)]]
-    if launch.n_processes > 1 and name == "run":  # all but the training is the work of one process, on one node
+    if (
+        launch.n_processes > 1 and name == "run"
+    ):  # all but the training is the work of one process, on one node
         training = Task("train", ["train", *words[1:]], folder / "jobs" / "train.log", launch=launch)
         rest = Launch(gpus=min(1, cluster.settings.gpus))
         phases = [[training], [replace(phases[0][0], launch=rest)]]
-    elif launch.n_processes == 1 and name in ("run", "train", "reconstruct", "analyze"):
+    elif (
+        launch.n_processes == 1 and config is not None and name in ("run", "train", "reconstruct", "analyze")
+    ):
         phases = _share(name, given, words, config, cluster)
     together = launch.n_processes > 1
     states = _send_and_wait(folder, phases, cluster, wait=wait is not False, strict=together)

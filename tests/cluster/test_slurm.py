@@ -164,7 +164,7 @@ def test_two_processes_of_a_job_train_what_one_trains_also_when_one_is_killed(sl
     words = [word for text in QUICK[2:4] for word in ("--set", text)]
     words += [
         "--set",
-        "encoder={kind: network, epochs: 40, batch_size: 8, checkpoint_seconds: 0, device: cpu}",
+        "encoder={kind: network, epochs: 20, batch_size: 8, checkpoint_seconds: 0, device: cpu}",
     ]
     words += ["--set", "encoder.network={kind: eegproject, dropout: 0, width: 8}"]
 
@@ -198,10 +198,12 @@ def test_two_processes_of_a_job_train_what_one_trains_also_when_one_is_killed(sl
         np.testing.assert_array_equal(read_weights("killed")[name], value, err_msg=name)
 
     assert train("alone").returncode == 0
-    for name, value in read_weights("alone").items():  # sums in another order, which Adam makes larger
-        assert np.linalg.norm(read_weights("together")[name] - value) < 0.02 * max(
-            1e-3, np.linalg.norm(value)
-        ), name
+    alone, together = (
+        np.concatenate([value.ravel() for _, value in sorted(read_weights(name).items())]).astype(float)
+        for name in ("alone", "together")
+    )
+    # sums in another order, which Adam makes larger where a gradient is small
+    assert np.linalg.norm(together - alone) < 1e-3 * np.linalg.norm(alone)
 
 
 def list_commands(folder):
