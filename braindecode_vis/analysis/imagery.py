@@ -15,8 +15,9 @@ Horikawa and Kamitani (2017), doi:10.1038/ncomms15037; Kneeland et al. (2025), N
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -36,7 +37,7 @@ from braindecode_vis.generators.captions import retrieve_nearest
 from braindecode_vis.metrics.captions import SentenceEncoder
 from braindecode_vis.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.preprocessing.repeats import average_repetitions
-from braindecode_vis.retrieval import compute_ranks, fit_centre
+from braindecode_vis.retrieval import Centre, compute_ranks, fit_centre
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_file, hash_json
 
@@ -44,6 +45,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIN_SHUFFLES = 10_000
+MOST_TEXTS = 2048  # of training images, whose mean is taken off texts: it lies within 2 % of that of all
+#: What is taken off candidates that are texts.
+_CENTRED = {
+    "none": "", "training": ", after the mean of training texts is taken off",
+    "candidates": ", after their own mean, since no training image has words",
+}  # fmt: skip
 
 
 class ImageryConfig(Settings):
@@ -66,10 +73,12 @@ class ImageryConfig(Settings):
         Permutations of the stimulus labels, at least 10 000.
     candidates
         What predictions are compared with: the ``pictures`` of the stimuli; ``text``, the mean vector of their captions
-        (or names) by the text side of the target's CLIP network; or ``captions``, where the caption of the training
-        image nearest to the prediction meets those of the stimuli in a sentence encoder.
+        (or names) by the text side of the target's CLIP network, after the mean of the texts of training images is
+        taken off (of the candidates, where no training image has words); or ``captions``, where the caption of the
+        training image nearest to the prediction meets those of the stimuli in a sentence encoder.
     bank
-        CSV file with the columns ``id`` and ``caption``, of the stimuli, and for ``captions`` of training images.
+        CSV file with the columns ``id`` and ``caption``, of the stimuli, and of training images (``captions`` needs
+        some).
     sentence_encoder
         Folder of a sentence encoder such as all-MiniLM-L6-v2, for ``captions``.
     images
@@ -147,8 +156,12 @@ class ImageryConfig(Settings):
             )
         # Few stimuli give coarse nulls, so the number of shuffles is not what limits the p-value.
         study = replace(study, n_permutations=max(self.n_shuffles, study.n_permutations))
+        bank = {} if self.bank is None else read_caption_bank(self.bank.expanduser())
+        # Once for each fold: every set of every task is compared after the same centre.
+        find_centre = cache(partial(centre_texts, study, bank))
         rows: list[dict[str, Any]] = []
         images: tuple[Plot, ...] = ()
+        folds: set[int] = set()
         for task in (self.task, *(t for t in self.beside if t != self.task)):
             chosen = list_trials(study, task, strict=task == self.task)
             if not chosen:
@@ -159,16 +172,25 @@ class ImageryConfig(Settings):
                         "imagery (dataset.test or dataset.tasks)."
                     )
                 continue
-            rows += self._identify(study, task, chosen)
+            rows += self._identify(study, task, chosen, bank, find_centre)
+            folds |= chosen.keys()
             images += self._draw_images(study, chosen) if task == self.task else ()
         if not rows:
             raise DataError(
                 "imagery needs at least two stimuli in a set, and a metric that fits their number."
             )
-        found = self._report(study, pd.DataFrame(rows))
+        own_mean = self.candidates == "text" and any(find_centre(number) is None for number in folds)
+        found = self._report(study, pd.DataFrame(rows), own_mean=own_mean)
         return replace(found, plots=(*found.plots, *images))
 
-    def _identify(self, study: Study, task: str, chosen: dict[int, np.ndarray]) -> list[dict[str, Any]]:
+    def _identify(
+        self,
+        study: Study,
+        task: str,
+        chosen: dict[int, np.ndarray],
+        bank: Mapping[str, Sequence[str]],
+        find_centre: Callable[[int], Centre | None],
+    ) -> list[dict[str, Any]]:
         trials = study.responses.trials
         every = np.concatenate(list(chosen.values()))
         sets = pd.Series("all", index=range(len(trials)))
@@ -190,7 +212,7 @@ class ImageryConfig(Settings):
                 test = average_repetitions(test) if self.average else test
                 if len(pd.unique(test.stimulus_ids)) < 2:  # nothing to tell it from
                     continue
-                queries, gallery = self._compare(study, number, test)
+                queries, gallery = self._compare(study, number, test, bank, find_centre)
                 ranked = compute_ranks(queries, gallery, n_top=1, protocol=study.protocol)
                 sizes.append(len(gallery))
                 for metric in self.metrics:
@@ -206,15 +228,21 @@ class ImageryConfig(Settings):
             ]  # fmt: skip
         return rows
 
-    def _compare(self, study: Study, number: int, test: Responses) -> tuple[Embeddings, Embeddings]:
+    def _compare(
+        self,
+        study: Study,
+        number: int,
+        test: Responses,
+        bank: Mapping[str, Sequence[str]],
+        find_centre: Callable[[int], Centre | None],
+    ) -> tuple[Embeddings, Embeddings]:
         """Return what the trials are compared by, and the candidates: a row per distinct stimulus."""
         if self.candidates == "pictures":
             return predict_imagery(study, number, test)
         ids = [str(name) for name in pd.unique(test.stimulus_ids)]
-        bank = {} if self.bank is None else read_caption_bank(self.bank.expanduser())
         texts = name_stimuli(study, ids, bank)
         if self.candidates == "text":
-            return predict_text(study, number, test, texts)
+            return predict_text(study, number, test, texts, find_centre)
         assert self.sentence_encoder is not None
         encoder = SentenceEncoder(self.sentence_encoder)
         told = _caption_trials(study, number, test, bank)
@@ -250,7 +278,7 @@ class ImageryConfig(Settings):
         alt = f"Reconstructions of {len(ids)} imagined stimuli below their pictures."
         return (Plot("imagined_images", caption, alt, draw, (1.1 * max(4, len(ids)), 2.6)),)
 
-    def _report(self, study: Study, table: pd.DataFrame) -> Findings:
+    def _report(self, study: Study, table: pd.DataFrame, *, own_mean: bool) -> Findings:
         metric = table["metric"].iloc[0]
         shown = table[table["metric"] == metric].reset_index(drop=True)
 
@@ -270,8 +298,9 @@ class ImageryConfig(Settings):
             for r in shown.itertuples()
         ]
         found = "; ".join(parts) + "."
+        apart = "none" if study.centre == "none" else "candidates" if own_mean else "training"
         among = {
-            "pictures": "", "text": ", where candidates are texts in the space of the images",
+            "pictures": "", "text": f", where candidates are texts in the space of the images{_CENTRED[apart]}",
             "captions": ", by the caption of the nearest training image in a sentence encoder",
         }[self.candidates]  # fmt: skip
         how = (
@@ -394,13 +423,49 @@ def name_stimuli(study: Study, ids: list[str], bank: Mapping[str, Sequence[str]]
     return texts
 
 
+def centre_texts(study: Study, bank: Mapping[str, Sequence[str]], number: int) -> Centre | None:
+    """Return the mean of the texts of a fold's training images, in the space of the comparison; None without any.
+
+    A text is the first caption of an image, or where the bank has none of any training image, the name of its concept;
+    each text counts once, and of more than `MOST_TEXTS` evenly spaced ones are read.
+    """
+    if study.embed_texts is None:
+        return None
+    ids = [str(name) for name in pd.unique(study.responses.stimulus_ids[study.folds[number].train])]
+    texts = [bank[name][0] for name in ids if name in bank]
+    if not texts:
+        named = zip(ids, study.stimuli.concepts_of(ids).astype(str), strict=True)
+        texts = [f"a photo of {name_concept(concept)}" for name, concept in named if concept != name]
+    if not texts:
+        return None
+    texts = list(dict.fromkeys(texts))
+    texts = texts[:: -(-len(texts) // MOST_TEXTS)]
+    read = _average_texts({text: [text] for text in texts}, study.embed_texts, study.banks[number].space)
+    mapped = play_encoder(study.trained(number)).map_targets(read)
+    return fit_centre(mapped, "none" if study.centre == "none" else "mean")
+
+
 def predict_text(
-    study: Study, number: int, test: Responses, texts: Mapping[str, Sequence[str]]
+    study: Study,
+    number: int,
+    test: Responses,
+    texts: Mapping[str, Sequence[str]],
+    find_centre: Callable[[int], Centre | None],
 ) -> tuple[Embeddings, Embeddings]:
     """Return centred predictions of trials, and the texts of their stimuli in the same space.
 
-    Texts lie apart from images in a CLIP network, all in one direction; with a centre, that of the candidates is taken
-    off them, which says nothing of which is the right one.
+    Texts lie apart from images in a CLIP network, all in one direction; with a centre, the mean of training texts is
+    taken off them. Where there are none, it is that of the candidates, which says nothing of which is the right one but
+    is known only once all candidates are.
+
+    Parameters
+    ----------
+    study, number, test
+        The fold, and trials that it does not learn from.
+    texts
+        Of each stimulus of the trials.
+    find_centre
+        From `centre_texts`.
 
     Raises
     ------
@@ -416,7 +481,10 @@ def predict_text(
     trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])
     centre = fit_centre(encoder.map_targets(bank.select(trained_on)), study.centre)
     gallery = encoder.map_targets(_average_texts(texts, study.embed_texts, bank.space))
-    gallery = fit_centre(gallery, "none" if study.centre == "none" else "mean").apply(gallery)
+    learnt = find_centre(number)
+    if learnt is None:
+        learnt = fit_centre(gallery, "none" if study.centre == "none" else "mean")
+    gallery = learnt.apply(gallery)
     queries = centre.apply(encoder.predict(test))
     return Embeddings(queries.vectors, queries.ids, gallery.space), gallery
 

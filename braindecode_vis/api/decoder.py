@@ -1,4 +1,4 @@
-"""`Decoder`: fit, predict, retrieve and reconstruct as a scikit-learn estimator, without a run folder.
+"""`Decoder`: fit, predict, retrieve, reconstruct and caption as a scikit-learn estimator, without a run folder.
 
 Owns how arrays become what the encoders take, and the estimator's conventions. The parts are those of the pipeline: the
 same image encoders, brain encoders, priors and generators, by the same names.
@@ -13,10 +13,11 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 from sklearn.base import BaseEstimator
 from sklearn.utils import ClassifierTags, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
@@ -46,13 +47,20 @@ from braindecode_vis.api.own import (
 )
 from braindecode_vis.arrays import Embeddings, Responses, find_largest
 from braindecode_vis.checks import ConfigError, DataError, InputError, for_python
+from braindecode_vis.config.models import ReconstructionConfig
 from braindecode_vis.consent import find_code, give_consent
 from braindecode_vis.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
 from braindecode_vis.datasets.own_data import Pictures, index_pictures, make_new_trials
 from braindecode_vis.datasets.trial_values import check_trials
+from braindecode_vis.generators.captions_config import fit_decoders
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import derive_seed
+from braindecode_vis.settings import describe_validation_error
 from braindecode_vis.stimuli import StimulusSet, read_image_file
+
+if TYPE_CHECKING:
+    from braindecode_vis.generators.captions import CaptionDecoder
+    from braindecode_vis.generators.generator_data import GeneratorData
 
 
 def _refuse_input(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,6 +93,9 @@ class Decoder(BaseEstimator):
         What `reconstruct` uses; by default no prior, and the generator that the target allows.
     seed : int
         Root seed.
+    captions : mapping or sequence of mappings, optional
+        What `caption` uses, as ``reconstruction.captions`` of a configuration: ``nearest``, ``git`` or ``coca``, one of
+        each at most; none by default. A bank names the training pictures by their ids.
 
     Attributes
     ----------
@@ -112,6 +123,7 @@ class Decoder(BaseEstimator):
     _bank: Embeddings
     _target: WholeImageEncoder
     _out_of_fold: Embeddings | None
+    _captions: dict[str, CaptionDecoder]  # by kind
     _centre: np.ndarray | None  # of the training pictures, where the pictures themselves are not at hand
     _subjects: tuple[str, ...]
     _typical: tuple[float, float]  # mean and standard deviation of the values of training trials
@@ -124,12 +136,14 @@ class Decoder(BaseEstimator):
         prior: str | Mapping[str, Any] | None = None,
         generator: str | Mapping[str, Any] | None = None,
         seed: int = 0,
+        captions: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self.encoder = encoder
         self.target = target
         self.prior = prior
         self.generator = generator
         self.seed = seed
+        self.captions = captions
 
     @_refuse_input
     def fit(
@@ -186,6 +200,11 @@ class Decoder(BaseEstimator):
             if y.dtype.kind == "f" and not np.isfinite(y).all():
                 raise DataError("y holds NaN or inf (infinity); give the class of every trial.")
             check_classification_targets(y)
+        captions = self._read_captions()
+        if self._settings.decodes_categories and captions:
+            raise ConfigError(
+                f"captions describe pictures, and {self._settings.kind} learns classes; leave captions out."
+            )
         names = {"subject": subject, "session": session, "run": run, "group": group}
         data = self._take(X, y, images, {k: v for k, v in names.items() if v is not None})
         responses, stimuli = data.responses, data.stimuli
@@ -229,8 +248,12 @@ class Decoder(BaseEstimator):
         encoder.fit(labelled, targets)
         self._fitted = encoder
         self._out_of_fold = None
-        if self._play_prior().needs_predictions or self._play_generator().needs_predictions:
+        learners = (self._play_prior(), self._play_generator(), *captions)
+        if any(each.needs_predictions for each in learners):
             self._out_of_fold = encoder.predict_out_of_fold(labelled, targets)
+        self._captions = fit_decoders(
+            captions, self._collect_material("caption"), seed=derive_seed(self.seed, "fit captions", 0)
+        )
         return self
 
     @_refuse_input
@@ -300,28 +323,50 @@ class Decoder(BaseEstimator):
         ----------
         X : array of shape (n_trials, ...), Responses, mne.Epochs or Data
         """
-        from braindecode_vis.generators.generator_data import GeneratorData
-
-        if self._require_fit().decodes_categories:
-            raise ConfigError("a decoder of classes makes no images.")
-        if self._stimuli is None:
-            raise DataError(
-                "this decoder was shared without its training pictures, which reconstruct needs; save it with "
-                "include_pictures=True."
-            )
-        responses = self._take_new(X)
-        predicted = self._fitted.predict_for_generator(responses)
-        embeddings = self._fitted.map_for_generator(self._bank)
-        data = GeneratorData(self._target, embeddings, self._stimuli, self._out_of_fold)
-        generator = roles.build(roles.IMAGE_GENERATOR, self._play_generator(), data)
-        generator.bind(data.context)
+        data = self._collect_material("reconstruct")
+        predicted = self._fitted.predict_for_generator(self._take_new(X))
+        generator = self._build_generator(data)
         if not generator.accepts(predicted.space):
             raise ConfigError(
                 f"the generator cannot turn embeddings of {predicted.space!r} into images; choose nearest."
             )
         if self.prior is not None:
-            predicted = self._sample_prior(predicted, embeddings, generator)
+            predicted = self._sample_prior(predicted, data.embeddings, generator)
         return np.asarray(generator.generate(predicted, seed=derive_seed(self.seed, "generator", 0)))
+
+    @_refuse_input
+    def caption(self, X: Any) -> pd.DataFrame:
+        """Return what the decoders of captions say of each trial.
+
+        Parameters
+        ----------
+        X : array of shape (n_trials, ...), Responses, mne.Epochs or Data
+
+        Returns
+        -------
+        DataFrame
+            Columns `trial`, `source` (``nearest-caption``, ``git-tokens``, ``coca``), `draw` (of the prior; 0) and
+            `caption`, as those of a run.
+        """
+        from braindecode_vis.pipeline.predicting import list_captions
+        from braindecode_vis.scores.caption_scores import DECODERS
+
+        data, settings = self._collect_material("caption"), self._read_captions()
+        if not settings:
+            raise ConfigError(
+                "this decoder has no captions; pass captions={'kind': 'nearest', 'bank': 'captions.csv'} (or coca, "
+                "or git) and fit it."
+            )
+        if missing := [each.kind for each in settings if each.kind not in self._captions]:
+            raise ConfigError(f"the decoder of captions {missing[0]} was named after the fit; fit again.")
+        predicted = drawn = self._fitted.predict_for_generator(self._take_new(X))
+        if self.prior is not None and any(each.reads_draws for each in settings):
+            drawn = self._sample_prior(predicted, data.embeddings, self._build_generator(data))
+        found = {
+            DECODERS[each.kind]: self._captions[each.kind].decode(drawn if each.reads_draws else predicted)
+            for each in settings
+        }
+        return list_captions({source: [[text] for text in texts] for source, texts in found.items()})
 
     @_refuse_input
     def score(self, X: Any, y: Any, *, images: Pictures | None = None) -> float:
@@ -350,8 +395,8 @@ class Decoder(BaseEstimator):
         path
             Made if it does not exist; an earlier decoder there is replaced.
         include_pictures
-            Also write the training pictures and their embeddings. Without them, `retrieve` needs a gallery and
-            `reconstruct` is not possible.
+            Also write the training pictures, their embeddings and the decoders of captions. Without them, `retrieve`
+            needs a gallery, and `reconstruct` and `caption` are not possible.
         """
         self._require_fit()
         return decoder_files.write_decoder(self, Path(path), include_pictures=include_pictures)
@@ -622,6 +667,38 @@ class Decoder(BaseEstimator):
     def _play_generator(self) -> Any:
         named = as_component(self.generator or GENERATORS.get(as_component(self.target)["kind"], "nearest"))
         return roles.play(roles.GENERATOR_SETTINGS, validate_component("generator", named, trusted=True))
+
+    def _read_captions(self) -> tuple[Any, ...]:
+        """Return the settings of the decoders of captions."""
+        given: Any = self.captions or ()
+        named = [given] if isinstance(given, str | Mapping) else list(given)
+        try:
+            read = ReconstructionConfig.model_validate({"captions": [as_component(each) for each in named]})
+        except ValidationError as error:
+            raise ConfigError(f"Decoder: {describe_validation_error(error)}.") from error
+        return read.captions
+
+    def _collect_material(self, verb: str) -> GeneratorData:
+        """Return what prior, generator and captions are made from; `verb` needs it."""
+        from braindecode_vis.generators.generator_data import GeneratorData
+
+        if self._require_fit().decodes_categories:
+            raise ConfigError(
+                f"a decoder of classes makes no images{'' if verb == 'reconstruct' else ' or captions'}."
+            )
+        if self._stimuli is None:
+            raise DataError(
+                f"this decoder was shared without its training pictures, which {verb} needs; save it with "
+                "include_pictures=True."
+            )
+        return GeneratorData(
+            self._target, self._fitted.map_for_generator(self._bank), self._stimuli, self._out_of_fold
+        )
+
+    def _build_generator(self, data: GeneratorData) -> Any:
+        generator = roles.build(roles.IMAGE_GENERATOR, self._play_generator(), data)
+        generator.bind(data.context)
+        return generator
 
     def _sample_prior(self, predicted: Embeddings, embeddings: Embeddings, generator: Any) -> Embeddings:
         settings = self._play_prior()

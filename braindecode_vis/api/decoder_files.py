@@ -25,7 +25,7 @@ from braindecode_vis.registry import validate_component
 _FILE = "decoder.json"
 #: What `Decoder.save` writes, and the card and settings that stand beside it in a shared folder.
 _SAVED = (
-    _FILE, "encoder", "target", "bank", "stimuli", "out_of_fold", "centre.npy", "README.md", "config.json",
+    _FILE, "encoder", "target", "bank", "stimuli", "out_of_fold", "captions", "centre.npy", "README.md", "config.json",
     ".gitattributes",
 )  # fmt: skip
 
@@ -51,6 +51,9 @@ def write_decoder(decoder: Any, path: Path, *, include_pictures: bool = True) ->
             store.write_stimuli(folder / "stimuli", decoder._stimuli)
             if decoder._out_of_fold is not None:
                 store.write_embeddings(folder / "out_of_fold", decoder._out_of_fold)
+            for kind, captions in decoder._captions.items():
+                (folder / "captions" / kind).mkdir(parents=True)
+                captions.write(folder / "captions" / kind)
         else:
             # Embeddings of pixels are the pictures again; their mean is what comparisons need.
             bank = Embeddings(
@@ -140,6 +143,11 @@ def read_decoder(cls: Any, folder: Path) -> Any:
     decoder._out_of_fold = (
         store.read_embeddings(folder / "out_of_fold") if (folder / "out_of_fold").is_dir() else None
     )
+    kept = [each for each in decoder._read_captions() if (folder / "captions" / each.kind).is_dir()]
+    decoder._captions = {
+        each.kind: each.read(folder / "captions" / each.kind, decoder._collect_material("caption"))
+        for each in kept
+    }
     return decoder
 
 

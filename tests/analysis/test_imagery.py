@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom
 
-from braindecode_vis.analysis.imagery import ImageryConfig, find_targets, list_trials
+from braindecode_vis.analysis.imagery import ImageryConfig, centre_texts, find_targets, list_trials
 from braindecode_vis.analysis.study import Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
@@ -114,14 +114,17 @@ def write_bank(study, folder, training=True):
 
 
 def test_imagined_stimuli_are_identified_among_texts(tmp_path):
-    """Texts lie in the space of the images, all of them far off in one direction, which their own mean takes away."""
+    """Texts lie in the space of the images, all of them far off in one direction.
+
+    The mean of training texts takes it away; it used to be that of the candidates, which is known once all of them are.
+    """
     study = make_imagery_study(noise=1.0)
     bank, gap = study.banks[0], 30 * np.ones(study.banks[0].vectors.shape[1])
 
     def embed_texts(texts):
         return bank.select([text.removeprefix("shown was ") for text in texts]).vectors + gap
 
-    config = ImageryConfig(candidates="text", bank=write_bank(study, tmp_path, False), metrics=("two_way",))
+    config = ImageryConfig(candidates="text", bank=write_bank(study, tmp_path), metrics=("two_way",))
     study = replace(study, embed_texts=embed_texts, centre="mean")
     found = config.compute(study)
     row = found.table.set_index(["task", "stimulus_set"]).loc[("imagery", "all")]
@@ -129,11 +132,21 @@ def test_imagined_stimuli_are_identified_among_texts(tmp_path):
     assert row["p_value"] < 0.001
     assert row["n_shuffles"] == 10_000
     assert {score.metric for score in found.scores} >= {"two_way@imagery_all_text"}
-    assert "candidates are texts" in found.summary
+    assert (
+        "candidates are texts in the space of the images, after the mean of training texts" in found.summary
+    )
+    trained = sorted(pd.unique(study.responses.stimulus_ids[study.folds[0].train]))
+    mean = centre_texts(study, {name: [f"shown was {name}"] for name in trained}, 0).mean
+    vectors = bank.select(trained).vectors + gap
+    np.testing.assert_allclose(
+        mean, (vectors / np.linalg.norm(vectors, axis=1)[:, None]).mean(axis=0), atol=1e-6
+    )
     with pytest.raises(DataError, match="the target has no text side"):
         config.compute(replace(study, embed_texts=None))
     same = study.stimuli.table.assign(concept=study.stimuli.table["stimulus_id"])
     unnamed = replace(study, stimuli=StimulusSet(same, pixels=study.stimuli.pixels))
+    wordless = config.model_copy(update={"bank": write_bank(study, tmp_path, False)}).compute(unnamed)
+    assert "after their own mean, since no training image has words" in wordless.summary
     with pytest.raises(DataError, match=r"has no words: .* name captions of the stimuli with imagery\.bank"):
         ImageryConfig(candidates="text").compute(unnamed)
 

@@ -4,6 +4,7 @@ import pickle
 
 import mne
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -51,6 +52,32 @@ def test_fit_predict_retrieve_reconstruct(fitted):
     assert (first["picture"].astype(int).to_numpy() == np.arange(20)).mean() > 0.5
     assert fitted.reconstruct(X[40:]).shape == (20, 6, 6, 3)
     assert set(fitted.retrieve(X[40:], k=1)["place"]) == {1}
+
+
+def test_trials_are_described(tmp_path):
+    """That captions are those of a run is in test_predict."""
+    X, pictures = make_experiment(n=24)
+    shown = [f"p{n}" for n in range(24)]
+    bank = tmp_path / "bank.csv"
+    bank.write_text("\n".join(["id,caption", *(f"{name},picture number {name}" for name in shown)]))
+    coca = {"kind": "coca", "epochs": 1, "width": 8, "depth": 2, "heads": 1, "n_queries": 1, "device": "cpu"}
+    captions = [{**each, "bank": str(bank)} for each in ({"kind": "nearest"}, coca)]
+    decoder = bdv.Decoder(encoder=RIDGE, prior="spread", captions=captions)
+    decoder.fit(X[:16], shown[:16], images=dict(zip(shown[:16], pictures[:16], strict=True)))
+    made = decoder.caption(X[16:])
+    assert made.groupby("source").size().to_dict() == {"nearest-caption": 8, "coca": 8}
+    nearest = decoder.retrieve(X[16:], k=1)["picture"]
+    assert made["caption"].tolist()[:8] == [f"picture number {name}" for name in nearest]
+    pd.testing.assert_frame_equal(bdv.Decoder.load(decoder.save(tmp_path / "d")).caption(X[16:]), made)
+    bdv.Decoder.load(decoder.save(tmp_path / "d", include_pictures=False)).predict(X)
+    assert not (tmp_path / "d/captions").exists()  # they name what the pictures show
+    for wrong, sentence in (
+        (None, "has no captions"), ({"kind": "nearest"}, "bank"), (captions[:1] * 2, "more than once"),
+    ):  # fmt: skip
+        with pytest.raises(bdv.ConfigError, match=sentence):
+            decoder.set_params(captions=wrong).caption(X)
+    with pytest.raises(bdv.ConfigError, match="lda learns classes"):
+        bdv.Decoder(encoder="lda", captions=captions).fit(X, ["a", "b"] * 12)
 
 
 def test_it_is_an_estimator():

@@ -153,6 +153,10 @@ def test_new_trials_are_described_as_those_of_the_run_were(tmp_path):
     assert set(made["source"]) == {"nearest-caption", "coca", "seen"}
     assert made.groupby("source").size().to_dict() == {"coca": 16, "nearest-caption": 8, "seen": 8}
     pd.testing.assert_frame_equal(found.captions, made[made["source"] != "seen"].reset_index(drop=True))
+    means = np.stack([X[shown == name].mean(axis=0) for name in pd.unique(shown)])
+    alone = bdv.Decoder.from_run(own).caption(means)  # one draw
+    first = made[(made["source"] != "seen") & (made["draw"] == 0)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, first)
     folder = found.save(tmp_path / "out")
     assert len(pd.read_csv(folder / "captions.csv")) == 24
     assert "picture number" in (folder / "predict.html").read_text()
