@@ -311,8 +311,9 @@ class LiveSession:
         names = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
         if (hangup := getattr(signal, "SIGHUP", None)) is not None:  # Windows has none
             names[hangup] = "the terminal was closed"
-        # What is ignored stays so, as nohup asks.
-        before = {number: old for number in names if (old := signal.getsignal(number)) != signal.SIG_IGN}
+        before = {number: signal.getsignal(number) for number in names}
+        if hangup is not None and before[hangup] == signal.SIG_IGN:
+            del before[hangup]  # nohup asks for it
         heard = set[int]()
 
         def hear(number: int, frame: Any) -> None:

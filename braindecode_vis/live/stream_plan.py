@@ -76,7 +76,7 @@ def find_stream_plan(run: FinishedRun) -> StreamPlan:
         done: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in (meta.get("cleaning") or {}).items()
         }
-        steps = ("interpolate", "reference", "notch", "l_freq", "h_freq")
+        steps = ("interpolate", "reference", "notch", "l_freq", "h_freq", "causal")
         cleaning = Cleaning(**{k: done[k] for k in steps if k in done})
         values["cleaning"] = cleaning
         plan = EpochPlan(**values)

@@ -27,6 +27,8 @@ class CausalFilter:
         Of the samples, in Hz.
     notch, l_freq, h_freq
         As in `Cleaning`.
+    is_own
+        Whether the run was trained with this very filter, for the words.
 
     Attributes
     ----------
@@ -38,6 +40,7 @@ class CausalFilter:
     notch: Sequence[float] = ()
     l_freq: float | None = None
     h_freq: float | None = None
+    is_own: bool = False
     _sections: np.ndarray | None = field(init=False, default=None)
     _taps: np.ndarray | None = field(init=False, default=None)
     _state: Any = field(init=False, default=None)
@@ -64,7 +67,7 @@ class CausalFilter:
     @classmethod
     def of(cls, cleaning: Cleaning, sfreq: float) -> CausalFilter:
         """Return the causal filter of what a run did."""
-        return cls(sfreq, cleaning.notch, cleaning.l_freq, cleaning.h_freq)
+        return cls(sfreq, cleaning.notch, cleaning.l_freq, cleaning.h_freq, cleaning.causal)
 
     @property
     def delay(self) -> int:
@@ -80,7 +83,8 @@ class CausalFilter:
             done.append(f"a high-pass of {self.l_freq:g} Hz")
         words = ""
         if done:
-            words = f"{' and '.join(done)} that looks back only, in place of the run's without phase shift"
+            how = "as the run's does" if self.is_own else "in place of the run's without phase shift"
+            words = f"{' and '.join(done)} that looks back only, {how}"
         if self.h_freq is not None:
             late = 1000 * self.delay / self.sfreq
             own = f"the run's own low-pass of {self.h_freq:g} Hz, which is waited for ({late:.0f} ms)"
@@ -95,6 +99,14 @@ class CausalFilter:
     def restart(self) -> None:
         """Forget what came before; the next sample begins a new stretch."""
         self._state = None
+
+    def filter_stretch(self, samples: np.ndarray) -> np.ndarray:
+        """Return a whole stretch of shape (n_channels, n_samples), filtered as if it had come sample by sample.
+
+        Where a low-pass would have to wait for samples behind the end, the last one is repeated.
+        """
+        self.restart()
+        return self.push(np.concatenate([samples, np.repeat(samples[:, -1:], self.delay, axis=1)], axis=1))
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         """Return what is known now of a stretch that continues with these samples.

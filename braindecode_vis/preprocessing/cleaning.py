@@ -24,6 +24,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     find_scalp_positions,
 )
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, open_npy
+from braindecode_vis.preprocessing.causal import CausalFilter
 from braindecode_vis.preprocessing.epochs import Piece, find_pause_boundaries
 from braindecode_vis.preprocessing.signal_damage import DamageWatch
 
@@ -65,7 +66,9 @@ def clean_pieces(
         names = part.all_names if cleaning.ica is not None else part.ch_names
         path = scratch / f"cleaned-{number}.npy"
         offset = write_mixed(part, cleaning, names, path, watch)
-        filter_file(path, piece, boundaries, cleaning.notch, cleaning.l_freq, cleaning.h_freq)
+        filter_file(
+            path, piece, boundaries, cleaning.notch, cleaning.l_freq, cleaning.h_freq, causal=cleaning.causal
+        )
         if cleaning.l_freq is not None:
             offset = np.zeros_like(offset)  # no constant passes a high-pass
         reader = CleanedReader(open_npy(path), offset, np.arange(len(names)))
@@ -268,6 +271,7 @@ def filter_file(
     l_freq: float | None,
     h_freq: float | None,
     target: Path | None = None,
+    causal: bool = False,
 ) -> None:
     """Filter a file of shape (n_channels, n_samples) between its joins, in place or into `target`.
 
@@ -283,7 +287,8 @@ def filter_file(
     shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
     edges = np.r_[0, boundaries, shape[1]].astype(int)
     onsets = piece.trials["sample"].to_numpy()
-    longest = _find_longest(part.sfreq, notch, l_freq, h_freq)
+    looking_back = CausalFilter(part.sfreq, notch, l_freq, h_freq) if causal else None
+    longest = _find_longest(part.sfreq, notch, l_freq, h_freq) if not causal else 1
     source = open_npy(path)
     if target is not None:
         np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=shape)
@@ -303,7 +308,11 @@ def filter_file(
             for first in range(0, shape[0], size):
                 rows = np.arange(first, min(first + size, shape[0]))
                 samples = source.read_columns(rows, start, stop).astype(np.float64)
-                filtered = _filter(samples, part.sfreq, notch, l_freq, h_freq).astype("<f4")
+                if looking_back is not None:
+                    samples = looking_back.filter_stretch(samples)
+                else:
+                    samples = _filter(samples, part.sfreq, notch, l_freq, h_freq)
+                filtered = samples.astype("<f4")
                 for row, values in zip(rows.tolist(), filtered, strict=True):
                     file.seek(base + 4 * (row * shape[1] + start))
                     file.write(values.data)

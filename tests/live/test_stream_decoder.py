@@ -108,6 +108,20 @@ def test_chunks_of_any_size_give_what_the_run_stored(run, size):
         assert one.probability.sum() <= 1 + 1e-9
 
 
+@pytest.mark.slow
+def test_a_run_that_was_trained_with_causal_filters_loses_nothing_live(tmp_path):
+    """What it has stored is what a stream gives, filters and all, and it says so."""
+    cleaning = {"reference": "average", "l_freq": 1.0, "h_freq": 40.0, "notch": [50.0], "causal": True}
+    run = make_run(tmp_path / "run", mvnn="none", **cleaning)
+    data, vectors = find_own(run, 8)
+    found = decode(run, cut_chunks(*make_stream(n=8), size=20))
+    assert any("that looks back only, as the run's does" in one for one in found.told)
+    np.testing.assert_allclose([one.epoch for one in found.decisions], data, atol=1e-5 * np.abs(data).max())
+    np.testing.assert_allclose(
+        [one.embedding for one in found.decisions], vectors, atol=1e-5 * np.abs(vectors).max()
+    )
+
+
 @pytest.mark.parametrize("size", [7, 10**6])
 def test_causal_filters_are_the_same_chunk_by_chunk_and_near_those_of_the_run(filtered, size):
     signal, times, markers = make_stream()

@@ -113,6 +113,7 @@ class Cleaning:
     ica: IcaConfig | None = None
     autoreject: AutorejectConfig | None = None
     scaling: ScalingConfig | None = None
+    causal: bool = False
 
     @property
     def changes_samples(self) -> bool:
@@ -145,10 +146,17 @@ class CleaningOptions(Settings):
     notch
         Frequencies in Hz, for example ``[50, 100]``.
     l_freq, h_freq
-        Band in Hz; None leaves an end open. Filters have no phase shift and never cross a join of recordings.
+        Band in Hz; None leaves an end open. Filters have no phase shift (but see `causal`) and never cross a join of
+        recordings.
+    causal
+        Whether notch and high-pass look back only, as they must where a stream is decoded while it runs (``live``): a
+        run that was trained so sees the very same responses there. They are recursive filters of low order, which turn
+        the phase near their frequencies. A low-pass is the same one.
     ica, autoreject, scaling
         Further steps, each with options of its own; off by default. ``true`` takes the defaults of a step.
     """
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"causal"})
 
     bads: tuple[str, ...] = ()
     bad_channels: Literal["keep", "drop", "interpolate"] = "keep"
@@ -156,6 +164,7 @@ class CleaningOptions(Settings):
     notch: tuple[float, ...] = ()
     l_freq: float | None = Field(default=None, gt=0)
     h_freq: float | None = Field(default=None, gt=0)
+    causal: bool = False
     ica: IcaConfig | None = None
     autoreject: AutorejectConfig | None = None
     scaling: ScalingConfig | None = None
@@ -183,6 +192,10 @@ class CleaningOptions(Settings):
             raise ValueError(f"l_freq {self.l_freq:g} Hz must be below h_freq {self.h_freq:g} Hz")
         if any(frequency <= 0 for frequency in self.notch):
             raise ValueError("notch frequencies must be above 0 Hz")
+        if self.causal and self.l_freq is None and not self.notch:
+            raise ValueError(
+                "causal is of a high-pass or a notch, and neither is set; set l_freq or notch, or leave it out"
+            )
         return self
 
     def list_changed(self) -> list[str]:
@@ -201,11 +214,12 @@ class CleaningOptions(Settings):
         if self.l_freq is not None or self.h_freq is not None:
             band = f"{self.l_freq or 0:g} to {'Nyquist' if self.h_freq is None else f'{self.h_freq:g}'} Hz"
         notch = f"notch at {', '.join(f'{f:g}' for f in self.notch)} Hz" if self.notch else None
-        return ", ".join(filter(None, (band, notch))) or "no filter"
+        return ", ".join(filter(None, (band, notch, "causal" if self.causal else None))) or "no filter"
 
     def make_cleaning(self) -> Cleaning:
         """Return the steps in their order."""
         return Cleaning(
             interpolate=self.bad_channels == "interpolate", reference=self.reference, notch=self.notch,
             l_freq=self.l_freq, h_freq=self.h_freq, ica=self.ica, autoreject=self.autoreject, scaling=self.scaling,
+            causal=self.causal,
         )  # fmt: skip

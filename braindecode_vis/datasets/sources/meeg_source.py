@@ -140,7 +140,7 @@ class MeegSettings(CleaningOptions, RecordedSettings):
 
     # Paths and a bound that raises change no number.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "max_dropped"})
-    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"mvnn_channels", "resampling"})
+    hashed_if_set: ClassVar[frozenset[str]] = CleaningOptions.hashed_if_set | {"mvnn_channels", "resampling"}
 
     @model_validator(mode="after")
     def _check_noise(self) -> Self:
