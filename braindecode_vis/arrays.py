@@ -7,7 +7,7 @@ compared only inside one named space. This file knows no file format and no mode
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -166,20 +166,96 @@ def read_rows(data: np.ndarray, rows: np.ndarray) -> np.ndarray:
     row_bytes = data.nbytes // max(1, len(data))
     start = root.offset + data.__array_interface__["data"][0] - root.__array_interface__["data"][0]
     out = np.empty((len(rows), *data.shape[1:]), data.dtype)
+    places = np.asarray(rows) % max(1, len(data))
+    # Neighbours are read together.
+    ends = [*(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
     with path.open("rb", buffering=0) as file:
-        for target, row in zip(out, rows.tolist(), strict=True):
-            file.seek(start + (row % len(data)) * row_bytes)
-            if file.readinto(target.reshape(-1).view(np.uint8).data) != row_bytes:
-                raise DataError(f"{path} ends in the middle of its rows; delete it and run again.")
+        first = 0
+        for end in ends if len(places) else ():
+            file.seek(start + int(places[first]) * row_bytes)
+            target = out[first:end].reshape(-1).view(np.uint8).data
+            while len(target):  # a read may stop short of two gigabytes
+                if not (n := file.readinto(target)):
+                    raise DataError(f"{path} ends in the middle of its rows; delete it and run again.")
+                target = target[n:]
+            first = end
     return out
+
+
+class MappedRows:
+    """Rows that are read and mapped when they are asked for, so that a gallery of any size needs bounded memory.
+
+    Behaves like an array on reading: ``len``, ``shape``, ``ndim``, ``dtype``, indexing along the first axis.
+
+    Parameters
+    ----------
+    data : array of shape (n_all, ...)
+        Usually a memory map.
+    mapping
+        Takes rows of `data` and their numbers there and returns float32 vectors of shape (n, n_features), each from its
+        row alone.
+    rows : int array, optional
+        Rows of `data` that are taken; all by default.
+    first : float32 array of shape (n_first, n_features), optional
+        Vectors that stand before them, mapped already.
+    """
+
+    ndim = 2
+    dtype = np.dtype(np.float32)
+
+    def __init__(
+        self,
+        data: np.ndarray,
+        mapping: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        rows: np.ndarray | None = None,
+        first: np.ndarray | None = None,
+    ) -> None:
+        self.data, self.mapping = data, mapping
+        self.rows = np.arange(len(data)) if rows is None else np.asarray(rows)
+        n_features = mapping(read_rows(data, np.arange(1)), np.arange(1)).shape[1]
+        self.first = np.empty((0, n_features), np.float32) if first is None else first
+        self.shape = (len(self.first) + len(self.rows), n_features)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all rows would take in memory."""
+        return 4 * self.shape[0] * self.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return self.shape[0] * self.shape[1]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if isinstance(index, int | np.integer):
+            one: np.ndarray = self[np.array([index])][0]
+            return one
+        wanted = np.arange(len(self))[index]
+        out = np.empty((len(wanted), self.shape[1]), np.float32)
+        here = wanted < len(self.first)
+        out[here] = self.first[wanted[here]]
+        if not here.all():
+            own = self.rows[wanted[~here] - len(self.first)]
+            out[~here] = self.mapping(read_rows(self.data, own), own)
+        return out
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("rows that are read on demand cannot become an array without a copy")
+        return np.asarray(self[:], dtype=dtype)
 
 
 if TYPE_CHECKING:
     import pandas as pd
 
     TrialData = np.ndarray  # whoever reads `Responses.data` uses what both kinds offer
+    VectorData = Any
 else:
     TrialData = np.ndarray | TrialRows
+    VectorData = np.ndarray | MappedRows
 
 
 @dataclass(frozen=True)
@@ -333,6 +409,16 @@ class Embeddings:
         if len(self.ids) != len(self.vectors):
             raise DataError(f"{len(self.vectors)} embeddings came with {len(self.ids)} stimulus ids.")
         check_finite(self.vectors, what=f"embeddings in space {self.space!r}", row_names=self.ids)
+
+    @classmethod
+    def from_checked(cls, vectors: VectorData, ids: Any, space: str) -> Embeddings:
+        """Build from vectors that were found finite when they were written, without reading them all again."""
+        embeddings = object.__new__(cls)  # past `__post_init__`, which reads every number
+        for name, value in (
+            ("vectors", vectors), ("ids", np.asarray(ids, dtype=object)), ("space", space), ("n_averaged", None),
+        ):  # fmt: skip
+            object.__setattr__(embeddings, name, value)
+        return embeddings
 
     def __len__(self) -> int:
         return len(self.vectors)

@@ -55,6 +55,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "braindecode": ("braindecode", "braindecode"),
     "captum": ("captum", "attribution"),
     "diffusers": ("diffusers", "generate"),
+    "faiss": ("faiss-cpu", "search"),
     "h5netcdf": ("h5netcdf", "export"),
     "mne_lsl": ("mne-lsl", "live"),
     "onnx": ("onnx", "export"),

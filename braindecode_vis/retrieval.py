@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from braindecode_vis.arrays import Embeddings, check_same_space, normalise_rows, read_rows
+from braindecode_vis.arrays import Embeddings, MappedRows, check_same_space, normalise_rows, read_rows
 from braindecode_vis.checks import ConfigError, DataError, check_option, check_unique
 from braindecode_vis.devices import choose_device, full_precision_products
 from braindecode_vis.memory import check_memory
@@ -205,7 +205,8 @@ def compute_ranks(
     protocol
         Text that travels with the result.
     block_queries, block_gallery
-        Rows per block; they change the speed only.
+        Rows per block; they change the speed only. A gallery of `arrays.MappedRows` is visited in the order of its
+        file: of candidates that are equal at the end of the list, others may be listed.
 
     Returns
     -------
@@ -234,6 +235,10 @@ def compute_ranks(
         raise ConfigError(f"n_top must be 0 or more, got {n_top}.")
     n_top = min(n_top, len(gallery))
     order = np.argsort(np.array([str(i) for i in gallery.ids]), kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    if isinstance(gallery.vectors, MappedRows):  # in the order of its file: a disk is slow at random places
+        order = np.arange(len(gallery))
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
 
@@ -253,7 +258,7 @@ def compute_ranks(
                 n_above[q] += above
                 n_close[q] += close
                 best.update(similar, q, g)
-        top, top_similar = best.sort(left, right)
+        top, top_similar = best.sort(left, right, place[order])
     return Retrieval(
         query_ids=queries.ids,
         gallery_ids=gallery.ids,
@@ -955,9 +960,9 @@ class _Best:
         self.similar[rows] = np.take_along_axis(values, keep, axis=1)
         self.items[rows] = np.take_along_axis(items, keep, axis=1)
 
-    def sort(self, left: _Rows, right: _Rows) -> tuple[np.ndarray, np.ndarray]:
-        """Return items and similarities, by double-precision similarity, then by id."""
+    def sort(self, left: _Rows, right: _Rows, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return items and similarities, by double-precision similarity, then by their place among the ids."""
         rows = np.repeat(np.arange(len(self.items)), self.n_top)
         exact = _pair_similarities(left, right, rows, self.items.ravel()).reshape(self.items.shape)
-        order = np.lexsort((self.items, -exact.round(10)), axis=1)
+        order = np.lexsort((place[self.items], -exact.round(10)), axis=1)
         return np.take_along_axis(self.items, order, axis=1), np.take_along_axis(exact, order, axis=1)

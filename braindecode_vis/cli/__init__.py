@@ -149,7 +149,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "new": ("new my_recording",),
     "preprocess": ("preprocess things_eeg2_ridge --root /data/things-eeg2 --subject 8 --out runs/sub-08",),
-    "embed": ("embed runs/sub-08", "embed nsd_ridge --root /data/nsd --allow-download"),
+    "embed": (
+        "embed runs/sub-08", "embed nsd_ridge --root /data/nsd --allow-download",
+        "embed runs/sub-08 --images 'laion/{0000..0099}.tar' --bank laion_bank --workers 2",
+    ),
     "train": (
         "train runs/sub-08", "train things_eeg2_atm_vith --root /data --set encoder.epochs=10 --out runs/atm",
         "train things_eeg2_atm_vith --root /data --out runs/atm --cluster slurm --gpus 8 --nodes 2",

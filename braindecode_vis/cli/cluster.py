@@ -6,14 +6,14 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from braindecode_vis.cli.show import Debug, Json, make_console, print_json
+from braindecode_vis.cli.show import Debug, Json, make_console, print_json, strip_words
 
 if TYPE_CHECKING:
     from braindecode_vis.cluster.submitting import Cluster, SentJob, Task
@@ -129,6 +129,9 @@ def _send_verb(
         check_out(given["out"])
     elif name == "train-generator":
         folder = given["out"]
+    elif name == "embed" and given["images"] is not None:
+        config, folder = _plan_images(given)
+        settings = config.cluster
     else:
         from braindecode_vis.cli.show import find_run
 
@@ -141,7 +144,7 @@ def _send_verb(
     if config is not None and name in ("embed", "train", "reconstruct", "run"):
         check_files(config, "report" if name == "run" else name)
     given["out"] = folder = Path(folder).absolute()
-    words = _strip_words(sys.argv[1:])
+    words = strip_words(sys.argv[1:], _OWN)
     launch = SINGLE
     if config is None or given.get("n_workers") is not None:
         refuse_processes(cluster.settings, f"each job of {name}")
@@ -155,7 +158,7 @@ def _send_verb(
         training = Task("train", ["train", *words[1:]], folder / "jobs" / "train.log", launch=launch)
         rest = Launch(gpus=min(1, cluster.settings.gpus))
         phases = [[training], [replace(phases[0][0], launch=rest)]]
-    elif (
+    elif given.get("images") is not None or (
         launch.n_processes == 1 and config is not None and name in ("run", "train", "reconstruct", "analyze")
     ):
         phases = _share(name, given, words, config, cluster)
@@ -171,6 +174,21 @@ def _send_verb(
     failed = [state for state in states if not state.is_active and state.state != "done"]
     if failed and states[-1].state != "done":  # the last one makes what the others left
         raise DataError(f"the job {failed[-1].job.name} {failed[-1].state}: {failed[-1].reason}")
+
+
+def _plan_images(given: dict[str, Any]) -> tuple[RunConfig, Path]:
+    """Return the configuration of a bank and its folder, and write its plan, so that no job has to list all images."""
+    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.cli.embed import plan_images
+    from braindecode_vis.config import read_config
+
+    if given["bank"] is None:
+        raise ConfigError("--images needs a folder for the embeddings; name one with --bank.")
+    names = ("source", "root", "subjects", "overrides", "images", "bank", "column", "id_column")
+    plan_images(**{name: given[name] for name in names}, dtype=given["dtype"] or "float16", holds=False)
+    return read_config(given["source"], given["overrides"] or [], root=given["root"]), given[
+        "bank"
+    ].expanduser()
 
 
 def _share(
@@ -192,17 +210,17 @@ def _share(
             f"{folder} is no run folder, so there are no images to share; train a run first, for example by "
             "braindecode-vis retrieve, then name its folder."
         )
-    alone = _strip_words(words, {"--workers": True})
+    alone = strip_words(words, {"--workers": True})
 
     def make(verb: str, job: str, *more: str, without: dict[str, bool] | None = None) -> Task:
-        rest = _strip_words(alone[1:], without or {})
+        rest = strip_words(alone[1:], without or {})
         return Task(job, [verb, *rest, *more], folder / "jobs" / f"{job}.log")
 
     def make_shares(verb: str, job: str, n: int, *more: str) -> list[Task]:
         return [make(verb, f"{job}-{k}", *more, "--worker", str(k), "--workers", str(n)) for k in range(n)]
 
     last = Task(name, alone, folder / "jobs" / f"{name}.log")
-    if name == "reconstruct":
+    if name in ("reconstruct", "embed"):
         return [make_shares(name, "share", asked), [last]] if asked else [[last]]
     if name == "analyze":
         n = asked or cluster.settings.parallel or len(choose_analyses(config, given["analyses"] or ()))
@@ -308,19 +326,6 @@ def refuse_leaving(cluster: Cluster, n_jobs: int, wait: bool, *, in_order: bool 
             f"--no-wait would start {n_jobs} jobs on this machine at once, and {cluster.n_parallel} may run; leave it "
             "out, raise parallel with --cluster-set parallel=N, or use --cluster slurm."
         )
-
-
-def _strip_words(words: Sequence[str], options: Mapping[str, bool] = _OWN) -> list[str]:
-    """Return a command line without some options, which a value follows or not; those that send it by default."""
-    kept, skip = [], False
-    for word in words:
-        if skip:
-            skip = False
-        elif (name := word.partition("=")[0]) in options:
-            skip = options[name] and "=" not in word
-        else:
-            kept.append(word)
-    return kept
 
 
 def _as_row(state: JobState) -> dict[str, Any]:

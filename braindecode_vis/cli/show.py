@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -135,6 +135,19 @@ Workers = Annotated[
     typer.Option("--workers", help="How many processes, started at once, share the work of one run folder."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+
+
+def strip_words(words: Sequence[str], options: Mapping[str, bool]) -> list[str]:
+    """Return a command line without some options, which a value follows or not."""
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif (name := word.partition("=")[0]) in options:
+            skip = options[name] and "=" not in word
+        else:
+            kept.append(word)
+    return kept
 
 
 def refuse_lone_worker(worker: int | None, n_workers: int | None, *, launched: bool = False) -> None:
@@ -422,13 +435,19 @@ def print_scores(rows: list[dict[str, Any]]) -> None:
             row["metric"].replace("identification", "ident").replace("efficientnet", "effnet"),
             f"{row['value']:.3f}",
             "" if row["ci_low"] is None else f"{row['ci_low']:.3f}-{row['ci_high']:.3f}",
-            "" if row["chance"] is None else f"{row['chance']:.3f}",
+            _show_chance(row["chance"]),
             "" if row["p_value"] is None else f"{row['p_value']:.4f}",
             str(row["n_queries"]),
             *[_describe_best_control(row, rows)] * wide,
         ]
         table.add_row(*cells)
     console.print(table)
+
+
+def _show_chance(chance: float | None) -> str:
+    if chance is None:
+        return ""
+    return f"{chance:.3f}" if chance >= 0.0005 else f"{chance:.1e}"  # of one in a million
 
 
 def _describe_best_control(decoded: dict[str, Any], rows: list[dict[str, Any]]) -> str:

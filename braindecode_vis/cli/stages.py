@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from braindecode_vis.cli.embed import embed_command
 from braindecode_vis.cli.show import (
     AllowDownload,
     Debug,
@@ -194,7 +195,6 @@ def run_command(
 
 _SUMMARIES = {
     "preprocess": "Read a recording and its images into a run folder, and fix the split.",
-    "embed": "Encode the images into the target space.",
     "retrieve": "Predict the embeddings of the test trials and rank the true images in the gallery.",
     "evaluate": "Score retrieval and reconstructions, with intervals, chance and controls.",
     "report": "Write the self-contained report.html of a run.",
@@ -203,7 +203,8 @@ _STAGES = {name: _make_stage(name, summary) for name, summary in _SUMMARIES.item
 _LATER = {name: _STAGES.pop(name) for name in ("evaluate", "report")}
 #: In the order of the stages, as the help lists them.
 VERBS: dict[str, Callable[..., None]] = {
-    **{name: _STAGES[name] for name in ("preprocess", "embed")},
+    "preprocess": _STAGES["preprocess"],
+    "embed": embed_command,
     "train": train_command,
     "retrieve": _STAGES["retrieve"],
     "reconstruct": reconstruct_command,

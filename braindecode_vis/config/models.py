@@ -28,6 +28,7 @@ from braindecode_vis.roles import (
     play,
 )
 from braindecode_vis.scores.caption_scores import CaptionScoresConfig
+from braindecode_vis.scores.gallery_scores import LargeGalleryConfig
 from braindecode_vis.scores.response_scores import BrainScoresConfig, CeilingMeasure
 from braindecode_vis.scores.units import Resample
 from braindecode_vis.settings import OUTSIDE, Settings
@@ -215,6 +216,8 @@ class EvaluationConfig(Settings):
         Further galleries and tasks: concept templates, draws of 300, names by text and the like. ``transductive`` lets
         the unlabelled test queries of each subject correct their own similarities (centring, standardising, CSLS,
         SATTC, SCORE); its rows have names of their own and are never the result of the run.
+    gallery
+        A bank of many more images (``embed --images``), among which the seen image is searched too.
     conditions
         Columns of the trial table, such as ``task``, whose values are scored apart as well.
     captions
@@ -233,12 +236,13 @@ class EvaluationConfig(Settings):
     resample: Resample = "auto"
     metrics: tuple[Annotated[Any, Component("metric")], ...] = ()
     protocols: tuple[ProtocolName, ...] = ()
+    gallery: LargeGalleryConfig | None = None
     conditions: tuple[str, ...] = ()
     captions: CaptionScoresConfig | None = None
     brain: BrainScoresConfig | None = None
     noise_ceiling: CeilingMeasure | None = None
 
-    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"metrics", "resample"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"gallery", "metrics", "resample"})
 
     @model_validator(mode="after")
     def _check_features(self) -> Self:

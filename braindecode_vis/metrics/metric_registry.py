@@ -422,6 +422,8 @@ _METRICS = (
            tabulate=_without_n(identification.make_reciprocal_rank_table)),
     Metric("mean_average_precision", "Mean average precision",
            "How early the images of the right concept come in the sorted gallery; 1 means all of them first."),
+    Metric("recall{n}", "Recall of the approximate search",
+           "How many of the # nearest candidates a search finds that does not look at all.", chance=_share_of_gallery),
     Metric("image_retrieval", "Image retrieval", "How often the seen image is found among a random subset of images."),
     Metric("brain_retrieval", "Brain retrieval", "How often the response is found that an image belongs to."),
     *_PIXEL_METRICS,

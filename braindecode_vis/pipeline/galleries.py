@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.arrays import Embeddings, MappedRows, Responses
 from braindecode_vis.config import RetrievalConfig
 from braindecode_vis.contracts import WholeBrainEncoder
 from braindecode_vis.devices import choose_device
@@ -71,6 +71,31 @@ class GallerySource:
     def fit_centre(self, subject: str | None) -> Centre:
         """Return the statistics of the training images in the space of the comparison."""
         return fit_centre(self.map_targets(self.bank.select(self.train_ids), subject), self.settings.centre)
+
+
+def map_bank(source: GallerySource, bank: Embeddings, subject: str | None) -> Embeddings:
+    """Return images of a bank as they are compared; each is read, mapped and centred when it is looked at.
+
+    Parameters
+    ----------
+    source
+        What the galleries of the fold are made of.
+    bank
+        In the target space; usually a memory map.
+    subject
+        Whose gallery it is, where every subject has one of its own.
+    """
+    centre = source.fit_centre(subject)
+    spaces: list[str] = []
+
+    def apply(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        given = Embeddings.from_checked(rows.astype(np.float32), bank.ids[numbers], bank.space)
+        mapped = centre.apply(source.map_targets(given, subject))
+        spaces[:] = [mapped.space]
+        return np.asarray(mapped.vectors, dtype=np.float32)
+
+    vectors = MappedRows(bank.vectors, apply)
+    return Embeddings.from_checked(vectors, bank.ids, spaces[0])
 
 
 def order_by_gallery(encoder: WholeBrainEncoder, responses: Responses) -> Responses:

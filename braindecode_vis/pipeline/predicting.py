@@ -25,6 +25,7 @@ from braindecode_vis.datasets.array_folder import load_array
 from braindecode_vis.datasets.own_data import Pictures, make_picture_set
 from braindecode_vis.devices import choose_device
 from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
+from braindecode_vis.embeddings.image_bank import is_image_bank, read_image_bank
 from braindecode_vis.generators.captions import retrieve_nearest
 from braindecode_vis.image_rows import ImageRows
 from braindecode_vis.pipeline.decoding import (
@@ -39,7 +40,7 @@ from braindecode_vis.pipeline.decoding import (
     predict_branch,
 )
 from braindecode_vis.pipeline.finished_run import FinishedRun
-from braindecode_vis.pipeline.galleries import GallerySource, order_by_gallery
+from braindecode_vis.pipeline.galleries import GallerySource, map_bank, order_by_gallery
 from braindecode_vis.pipeline.image_files import DrawnImages
 from braindecode_vis.pipeline.learning import embed, name_fold, pick_trials, preprocess, train
 from braindecode_vis.pipeline.new_trials import NewTrials
@@ -545,7 +546,9 @@ def open_given_gallery(run: FinishedRun, number: int, given: Pictures | Embeddin
             raise DataError(
                 f"the gallery {path} does not exist; give a folder of pictures, or a .npy of them."
             )
-        if (path / "vectors.npy").is_file() and (path / "ids.json").is_file():
+        if is_image_bank(path):
+            given = read_image_bank(path)
+        elif (path / "vectors.npy").is_file() and (path / "ids.json").is_file():
             given = store.read_embeddings(path)
         elif path.is_file():
             given = load_array(path, "an array of pictures")
@@ -638,8 +641,12 @@ def _rank(run: FinishedRun, result: RunPredictions) -> list[RankedPart]:
     parts = []
     source = _open_source(run, result.folds)
     for subject, part in source.list_rows(result.trials["subject"].to_numpy(dtype=object)):
-        centre, mapped = _map_gallery(run, result.folds, candidates, subject)
-        gallery = centre.apply(mapped)
+        if isinstance(candidates.embeddings.vectors, np.memmap) and candidates.stimuli is None:
+            # A bank may be larger than memory: its rows are mapped and centred as they are read.
+            centre, gallery = source.fit_centre(subject), map_bank(source, candidates.embeddings, subject)
+        else:
+            centre, mapped = _map_gallery(run, result.folds, candidates, subject)
+            gallery = centre.apply(mapped)
         queries = Embeddings(
             result.embeddings.vectors[part], np.asarray(own, dtype=object)[part], result.embeddings.space
         )

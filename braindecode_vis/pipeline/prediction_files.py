@@ -141,7 +141,7 @@ def describe_provenance(result: Any) -> dict[str, Any]:
 def _digest(values: np.ndarray) -> str:
     import hashlib
 
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()[:16]
 
 
 def _write_content(result: Any, folder: Path) -> None:

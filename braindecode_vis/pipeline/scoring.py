@@ -22,7 +22,13 @@ from braindecode_vis.pipeline.decoding import (
     reconstruct,
     retrieve,
 )
-from braindecode_vis.pipeline.galleries import GallerySource, order_by_gallery, rank_fold, split_by_gallery
+from braindecode_vis.pipeline.galleries import (
+    GallerySource,
+    map_bank,
+    order_by_gallery,
+    rank_fold,
+    split_by_gallery,
+)
 from braindecode_vis.pipeline.learning import (
     Prepared,
     embed,
@@ -40,6 +46,7 @@ from braindecode_vis.scores.units import Units, find_units
 from braindecode_vis.stimuli import hash_pixels
 
 if TYPE_CHECKING:
+    from braindecode_vis.scores.gallery_scores import LargeGalleryConfig
     from braindecode_vis.scores.scoring_task import ScoringTask
 
 
@@ -66,6 +73,8 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
             scores, items = compute_scores(task, advance=advance, differences=differences)
         if config.evaluation.protocols:
             scores += _score_protocols(run, task.protocol, task.units)
+        if config.evaluation.gallery is not None:
+            scores += _score_large_gallery(run, config.evaluation.gallery, task)
         further, lacking = _score_further(run, task, folder)
         scores += further
         store.write_json(
@@ -325,6 +334,25 @@ def _score_protocols(run: Run, protocol: str, units: Units | None) -> list[Any]:
         units=units,
     )
     return score_protocols(task, wanted)
+
+
+def _score_large_gallery(run: Run, settings: LargeGalleryConfig, task: ScoringTask) -> list[Any]:
+    """Return the scores of retrieval among the images of a bank."""
+    from braindecode_vis.embeddings.image_bank import read_image_bank
+    from braindecode_vis.scores.gallery_scores import GalleryTask, check_bank_space, score_large_gallery
+
+    bank, tasks, subjects = read_image_bank(settings.bank.expanduser()), [], []
+    for source, fold in zip(list_gallery_sources(run), retrieve(run).folds, strict=True):
+        check_bank_space(bank, source.bank.space, source.bank.vectors.shape[1:])
+        for (subject, _), part in zip(source.list_rows(fold.subjects), fold.parts, strict=True):
+            tasks.append(GalleryTask(part.queries, part.gallery, map_bank(source, bank, subject)))
+            subjects.append(fold.subjects[part.rows])
+    config = run.config
+    return score_large_gallery(
+        settings, tasks, np.concatenate(subjects), protocol=task.protocol, split="test", seed=config.seed,
+        n_bootstrap=config.evaluation.n_bootstrap, units=task.units,
+        device=choose_device(config.retrieval.device, setting="retrieval.device"),
+    )  # fmt: skip
 
 
 def find_phantom(config: RunConfig) -> Path | None:

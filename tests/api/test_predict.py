@@ -14,6 +14,8 @@ from braindecode_vis import pipeline, store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63
+from braindecode_vis.embeddings.image_bank import embed_parts, finish_bank, plan_bank
+from braindecode_vis.embeddings.image_sources import open_images
 from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.new_trials import read_new
 from braindecode_vis.pipeline.runs import open_run
@@ -350,6 +352,15 @@ def test_pictures_that_were_in_no_data_set_are_searched(run, tmp_path):
         Image.fromarray(np.uint8(255 * picture)).save(tmp_path / "pictures" / f"{name}.png")
     again = run.predict(X[66:], gallery=tmp_path / "pictures", k=3)
     assert again.retrieved["picture"].tolist() == found.retrieved["picture"].tolist()
+    # A bank of them, which is mapped as it is read.
+    source, encoder = open_images(str(tmp_path / "pictures")), pipeline.embed(run._run)[0].encoder
+    plan = plan_bank(tmp_path / "bank", source, encoder, dtype="float32")
+    embed_parts(plan, source, encoder, plan.parts)
+    finish_bank(plan)
+    banked = run.predict(X[66:], gallery=tmp_path / "bank", k=3)
+    np.testing.assert_allclose(banked.retrieved["similarity"], again.retrieved["similarity"], atol=1e-6)
+    assert banked.retrieved["picture"].tolist() == again.retrieved["picture"].tolist()
+    banked.save(tmp_path / "saved")
 
 
 def test_true_pictures_are_scored_apart_from_those_of_the_training(run):

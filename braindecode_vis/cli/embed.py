@@ -1,0 +1,190 @@
+"""The verb ``embed``: images of a data set into the target space, or any number of others into a bank of their own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from braindecode_vis.cli.show import (
+    AllowDownload,
+    ConsoleListener,
+    Debug,
+    Json,
+    Out,
+    Profile,
+    Root,
+    Set,
+    Source,
+    Subject,
+    TrustCode,
+    Verify,
+    Worker,
+    finish,
+    make_console,
+    open_source,
+    print_json,
+    strip_words,
+    training_together,
+)
+
+
+def embed_command(
+    source: Source,
+    root: Root = None,
+    out: Out = None,
+    subjects: Subject = None,
+    overrides: Set = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            "--images",
+            help="Embed these images instead of those of the data set: a folder, tar, parquet, arrow or HDF5 files "
+            "(also a pattern such as 'shards/{000..099}.tar'), or phantom:N.",
+        ),
+    ] = None,
+    bank: Annotated[
+        Path | None, typer.Option("--bank", help="Folder that gets the embeddings of --images.")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option("--column", help="Column of tables, or data set of HDF5, with the images.")
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option("--id-column", help="Column or data set with their ids.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Numbers that are kept: float16 (default) or float32.")
+    ] = None,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out images that cannot be decoded, and list them.")
+    ] = False,
+    worker: Worker = None,
+    n_workers: Annotated[
+        int | None, typer.Option("--workers", help="How many processes share the images of --images.")
+    ] = None,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
+    verify: Verify = False,
+    profile: Profile = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Encode the images into the target space; with --images, any number of other images into a bank of their own."""
+    from braindecode_vis import pipeline
+    from braindecode_vis.checks import ConfigError, check_option
+    from braindecode_vis.config import check_files
+
+    if images is None:
+        given = {
+            "--bank": bank, "--column": column, "--id-column": id_column, "--dtype": dtype,
+            "--skip-broken": skip_broken or None, "--worker": worker, "--workers": n_workers,
+        }  # fmt: skip
+        if said := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(
+                f"{said[0]} is for images of your own; name them with --images, or leave it out."
+            )
+        run = open_source(source, root, out, overrides, subjects)
+        check_files(run.config, "embed")
+        with training_together(run):
+            pipeline.embed(run)
+            finish(run, as_json, profile=profile)
+        return
+    if bank is None:
+        raise ConfigError("--images needs a folder for the embeddings; name one with --bank.")
+    if profile or out is not None:
+        raise ConfigError(
+            f"{'--profile' if profile else '--out'} is for the stages of a run; with --images leave it out."
+        )
+    if worker is not None and n_workers is None:
+        raise ConfigError("--worker needs the number of all; give both, such as --worker 0 --workers 4.")
+    if n_workers is not None and (n_workers < 1 or not 0 <= (worker or 0) < n_workers):
+        raise ConfigError("--workers must be 1 or more, and --worker one of them, from 0.")
+    check_option("--dtype", dtype or "float16", ("float16", "float32"))
+    _embed_images(
+        source, root, subjects, overrides, images, bank, column, id_column, dtype or "float16", skip_broken, worker,
+        n_workers, as_json,
+    )  # fmt: skip
+
+
+def plan_images(
+    source: str,
+    root: Path | None,
+    subjects: list[str] | None,
+    overrides: list[str] | None,
+    images: str,
+    bank: Path,
+    column: str | None,
+    id_column: str | None,
+    dtype: Any,
+    *,
+    holds: bool = True,
+) -> tuple[Any, Any, Any]:
+    """Return the plan of a bank, the source of its images and their encoder."""
+    from braindecode_vis.config import check_files, read_config
+    from braindecode_vis.embeddings.image_bank import plan_bank
+    from braindecode_vis.embeddings.image_sources import open_images
+    from braindecode_vis.studies.embed_images import open_encoder
+
+    run = None
+    if (Path(source).expanduser() / "config.yaml").is_file():
+        run = open_source(source, root, None, overrides, subjects, holds=holds)
+        config = run.config
+    else:
+        chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
+        config = read_config(source, [*chosen, *(overrides or [])], root=root)
+    check_files(config, "embed")
+    found = open_images(images, column=column, id_column=id_column)
+    encoder = open_encoder(config, run, found)
+    console = make_console()
+    plan = plan_bank(
+        bank.expanduser().absolute(), found, encoder, dtype=dtype,
+        tell=lambda sentence: console.print(f"embed: {sentence}", markup=False),
+    )  # fmt: skip
+    return plan, found, encoder
+
+
+def _embed_images(
+    source: str,
+    root: Path | None,
+    subjects: list[str] | None,
+    overrides: list[str] | None,
+    images: str,
+    bank: Path,
+    column: str | None,
+    id_column: str | None,
+    dtype: str,
+    skip_broken: bool,
+    worker: int | None,
+    n_workers: int | None,
+    as_json: bool,
+) -> None:
+    from braindecode_vis.studies.embed_images import embed_images, embed_in_processes
+
+    plan, found, encoder = plan_images(
+        source, root, subjects, overrides, images, bank, column, id_column, dtype, holds=worker is None
+    )
+    console, listener = make_console(stderr=False), ConsoleListener()
+    with listener.progress("embedding images", plan.n_images) as advance:
+        if worker is None and n_workers is not None and n_workers > 1:
+            embed_in_processes(
+                plan, strip_words(sys.argv[1:], {"--workers": True, "--json": False}), n_workers, advance
+            )
+        share = None if worker is None or n_workers is None else (worker, n_workers)
+        manifest = embed_images(
+            plan, found, encoder, skip_broken=skip_broken, share=share, advance=advance,
+            tell=lambda sentence: console.print(f"embed: {sentence}", markup=False),
+        )  # fmt: skip
+    about = {} if manifest is None else {key: manifest[key] for key in ("space", "n_images", "n_broken")}
+    if as_json:
+        print_json({"run_folder": None, "scores": [], "bank": str(plan.folder), **about})
+        return
+    if manifest is None:
+        console.print(f"the share is done; others of {plan.folder} are not yet", markup=False)
+        return
+    left_out = f", {about['n_broken']} broken ones left out (see manifest.json)" if about["n_broken"] else ""
+    console.print(
+        f"bank: {plan.folder}, {about['n_images']} images in the space {about['space']}{left_out}",
+        markup=False,
+    )
