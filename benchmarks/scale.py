@@ -5,6 +5,11 @@
 The tools start Slurm on loopback (Debian: slurm-wlm, munge; as root). A fifth of the jobs is killed at random, by
 scancel or with kill -9, and the controller is restarted once; then the same command is given again, and every byte that
 the stages wrote is compared with serial runs of this process. Prints one JSON object; docs/SCALE.md quotes it.
+
+    python benchmarks/scale.py --images 10000,100000,1000000 --folder banks
+
+measures time, memory and disk of images instead: phantom images drawn on the fly, embedded as 1024 pixels by one
+process and by two, and 200 queries searched among them, exactly and by faiss. Banks that are there are searched.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import signal
@@ -20,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 SMALL = [
@@ -152,12 +159,27 @@ def run_alone(n_runs: int, folder: Path) -> dict[str, str]:
 def main() -> None:
     """Run all of it."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--tools", type=Path, required=True)
+    parser.add_argument("--tools", type=Path)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--empty", type=int, default=200, help="jobs that do nothing, for the overhead")
     parser.add_argument("--killed", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", help="numbers of images to embed and search, in place of the sweep")
+    parser.add_argument("--at-once", default="1,2", help="with --images: numbers of processes that embed")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("banks"), help="with --images: where banks are kept"
+    )
+    parser.add_argument("--search", choices=["exact", "faiss"], help="search the bank --folder alone")
     asked = parser.parse_args()
+    if asked.search is not None:
+        print(json.dumps(search_bank(asked.folder, asked.search)))
+        return
+    if asked.images is not None:
+        sizes, at_once = ([int(n) for n in text.split(",")] for text in (asked.images, asked.at_once))
+        print(json.dumps(measure_images(sizes, asked.folder, at_once), indent=1))
+        return
+    if asked.tools is None:
+        parser.error("--tools is needed to start Slurm")
     with tempfile.TemporaryDirectory() as made:
         top = Path(made)
         slurm, out = top / "slurm", top / "sweep"
@@ -198,6 +220,103 @@ def main() -> None:
             subprocess.run(["bash", asked.tools / "slurm_down.sh", slurm], check=False)
             time.sleep(2)
     print(json.dumps(found, indent=1))
+
+
+# --- images -----------------------------------------------------------------------------------------------
+
+
+def measure_command(words: Sequence[str], out: Path) -> dict[str, float]:
+    """Run a command, and return its wall and processor time and its peak memory; what it prints goes into a file."""
+    started = time.monotonic()
+    with out.open("w") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=sys.stderr)
+        _, code, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(code)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(words)} ended with {process.returncode}")
+    return {
+        "wall_s": round(time.monotonic() - started, 2), "processor_s": round(used.ru_utime + used.ru_stime, 2),
+        "peak_mb": round(used.ru_maxrss / 1024), "load": round(os.getloadavg()[0], 1),
+    }  # fmt: skip
+
+
+def measure_images(sizes: Sequence[int], folder: Path, n_workers: Sequence[int]) -> dict[str, object]:
+    """Embed banks of several sizes by one process and several, search each, and return figures and exponents."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for n in sizes:
+        rows = found[str(n)] = {}
+        bank = folder / f"p{n}"
+        for workers in n_workers:
+            made = bank if workers == n_workers[0] else folder / f"p{n}-{workers}"
+            if (made / "manifest.json").is_file():
+                continue
+            words = [
+                sys.executable, "-P", "-m", "braindecode_vis", "embed", "synthetic_digits", "--set",
+                "target.kind=pixels", "--set", "target.size=32", "--images", f"phantom:{n},size=32", "--bank",
+                str(made),
+            ]  # fmt: skip
+            rows[f"embed, {workers} at once"] = measure_command(
+                [*words, *(["--workers", str(workers)] if workers > 1 else [])], folder / "embed.txt"
+            )
+            say(json.dumps({str(n): rows}))
+        rows["disk"] = {"mb": round(sum(file.stat().st_size for file in bank.iterdir()) / 1e6, 1)}
+        for search in ("exact", "faiss"):
+            words = [sys.executable, "-P", __file__, "--search", search, "--folder", str(bank)]
+            rows[search] = measure_command(words, folder / "search.txt")
+            rows[search] |= json.loads((folder / "search.txt").read_text())
+            say(json.dumps({str(n): rows}))
+    exponents = {}
+    for what in found[str(sizes[0])] if len(sizes) > 1 else ():
+        for key in ("processor_s", "peak_mb", "mb", "searching_s"):
+            ends = [found[str(n)].get(what, {}).get(key) for n in (sizes[0], sizes[-1])]
+            if all(ends):
+                slope = math.log(ends[1] / ends[0]) / math.log(sizes[-1] / sizes[0])  # type: ignore[operator]
+                exponents[f"{what}: {key}"] = round(slope, 2)
+    return {"images": found, "exponents": exponents}
+
+
+def search_bank(bank: Path, search: str, n_queries: int = 200) -> dict[str, object]:
+    """Search queries near images that the bank does not hold; exact ranks are compared with those of plain NumPy."""
+    import numpy as np
+
+    from braindecode_vis.arrays import Embeddings, MappedRows
+    from braindecode_vis.embeddings.image_bank import read_image_bank
+    from braindecode_vis.scores.gallery_scores import GalleryTask, LargeGalleryConfig, score_large_gallery
+
+    held, chance = read_image_bank(bank), np.random.default_rng(0)
+    mean = held.vectors[np.sort(chance.choice(len(held), 1000, replace=False))].mean(axis=0, dtype=np.float64)
+    mean = mean.astype(np.float32)
+    pairs = held.vectors[np.sort(chance.choice(len(held), 2 * n_queries, replace=False))].astype(np.float32)
+    tested = 0.7 * pairs[::2] + 0.3 * pairs[1::2] - mean
+    near = tested + 6 * tested.std() * chance.standard_normal(tested.shape, dtype=np.float32)
+    names = [f"tested {number}" for number in range(n_queries)]
+    task = GalleryTask(
+        Embeddings(near, names, "x"), Embeddings(tested, names, "x"),
+        Embeddings.from_checked(MappedRows(held.vectors, lambda rows, _: rows - mean), held.ids, "x"),
+    )  # fmt: skip
+    started = time.monotonic()
+    config = LargeGalleryConfig(bank=bank, search=search)  # type: ignore[arg-type]
+    scores = score_large_gallery(
+        config, [task], np.full(n_queries, "01", object), protocol="x", split="test", seed=0, n_bootstrap=100,
+        device="cpu",
+    )  # fmt: skip
+    found: dict[str, object] = {"searching_s": round(time.monotonic() - started, 1)}
+    found |= {score.metric: round(score.value, 4) for score in scores}
+    if search == "exact":
+        above = np.zeros(n_queries, int)
+        left = near.astype(np.float64) / np.linalg.norm(near.astype(np.float64), axis=1, keepdims=True)
+        right = tested.astype(np.float64) / np.linalg.norm(tested.astype(np.float64), axis=1, keepdims=True)
+        own = (left * right).sum(axis=1)
+        for start in (None, *range(0, len(held), 4096)):
+            rows = right
+            if start is not None:
+                rows = (held.vectors[start : start + 4096].astype(np.float32) - mean).astype(np.float64)
+                rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+            above += (left @ rows.T > own[:, None] + 1e-10).sum(axis=1)
+        found["median rank in double precision"] = float(np.median(1 + above))
+        found["top10 in double precision"] = round(float((above < 10).mean()), 4)
+    return found
 
 
 def count(out: Path) -> dict[str, int]:

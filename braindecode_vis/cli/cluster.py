@@ -185,7 +185,7 @@ def _plan_images(given: dict[str, Any]) -> tuple[RunConfig, Path]:
     if given["bank"] is None:
         raise ConfigError("--images needs a folder for the embeddings; name one with --bank.")
     names = ("source", "root", "subjects", "overrides", "images", "bank", "column", "id_column")
-    plan_images(**{name: given[name] for name in names}, dtype=given["dtype"] or "float16", holds=False)
+    plan_images(**{name: given[name] for name in names}, dtype=given["dtype"] or "float16")
     return read_config(given["source"], given["overrides"] or [], root=given["root"]), given[
         "bank"
     ].expanduser()

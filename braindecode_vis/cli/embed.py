@@ -118,8 +118,6 @@ def plan_images(
     column: str | None,
     id_column: str | None,
     dtype: Any,
-    *,
-    holds: bool = True,
 ) -> tuple[Any, Any, Any]:
     """Return the plan of a bank, the source of its images and their encoder."""
     from braindecode_vis.config import check_files, read_config
@@ -129,7 +127,8 @@ def plan_images(
 
     run = None
     if (Path(source).expanduser() / "config.yaml").is_file():
-        run = open_source(source, root, None, overrides, subjects, holds=holds)
+        # Not held: the images may take days, and the run is only read.
+        run = open_source(source, root, None, overrides, subjects, holds=False)
         config = run.config
     else:
         chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
@@ -163,7 +162,7 @@ def _embed_images(
     from braindecode_vis.studies.embed_images import embed_images, embed_in_processes
 
     plan, found, encoder = plan_images(
-        source, root, subjects, overrides, images, bank, column, id_column, dtype, holds=worker is None
+        source, root, subjects, overrides, images, bank, column, id_column, dtype
     )
     console, listener = make_console(stderr=False), ConsoleListener()
     with listener.progress("embedding images", plan.n_images) as advance:

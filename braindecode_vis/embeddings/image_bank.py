@@ -294,7 +294,7 @@ def embed_parts(
         If an image is broken, has no finite embedding, or the disk is full.
     """
     for part in parts:
-        if plan.find(part).is_file():  # by another process
+        if plan.is_finished or plan.find(part).is_file():  # by another process
             advance(part.stop - part.start)
             continue
         content = _embed_part(plan, source, encoder, part, skip_broken)

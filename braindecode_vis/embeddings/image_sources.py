@@ -187,6 +187,14 @@ def _find_files(text: str) -> tuple[Path, list[Path] | None]:
         return path.parent, [path]
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if _find_kind(file) and file.is_file())
+        picture = next(
+            (file for file in path.rglob("*") if found and file.suffix.lower() in IMAGE_SUFFIXES), None
+        )
+        if picture is not None:
+            raise ConfigError(
+                f"{text} holds pictures ({picture.name}) and files of pictures ({found[0].name}); name the ones that "
+                "you mean, for example by a pattern."
+            )
         return path, found or None
     spread = [Path(each).expanduser().absolute() for each in _expand_braces(text)]
     found = []

@@ -41,7 +41,7 @@ RECALLED = 10  # nearest candidates that the approximation should find
 #: takes 1e-6, another compression of a picture more than 1e-4.
 SAME = 1 - 1e-5
 _BLOCK = 4096
-_AXES, _SAMPLE, _AGAIN = 128, 65_536, 1000
+_AXES, _SAMPLE, _AGAIN = 128, 65_536, 500
 
 
 class LargeGalleryConfig(Settings):
@@ -238,7 +238,7 @@ def _rank_by_faiss(
     device: str,
 ) -> dict[str, np.ndarray]:
     search = index_gallery(gallery, n_probe=config.n_probe, chance=chance)
-    tops = [k for k in TOP if k < len(gallery)]
+    tops = [k for k in TOP if k < min(len(gallery), _AGAIN)]
     rows, similar = search(normalise_rows(queries.flat()), max(*tops, RECALLED))
     row_of = {str(name): row for row, name in enumerate(gallery.ids.tolist())}
     own = np.array([row_of[str(i)] for i in queries.ids])

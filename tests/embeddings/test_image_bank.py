@@ -324,6 +324,7 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
         ({"a.tar": b"x" * 2000}, {}, DataError, r"a\.tar is damaged"),
         ({"a.tar": {"a.png": b""}}, {"column": "x"}, ConfigError, "--column is for tables and HDF5 files"),
         ({"a.tar": {"a.png": b""}, "b.h5": {"x": paint(1)}}, {}, ConfigError, "files of several kinds"),
+        ({"a.tar": {"a.png": b""}, "cat.jpg": b""}, {}, ConfigError, r"holds pictures \(cat\.jpg\) and files of"),
         ({"a.txt": b"text"}, {}, DataError, r"holds neither pictures \(\.png"),
     ],
 )  # fmt: skip
