@@ -158,8 +158,10 @@ def _send_verb(
         training = Task("train", ["train", *words[1:]], folder / "jobs" / "train.log", launch=launch)
         rest = Launch(gpus=min(1, cluster.settings.gpus))
         phases = [[training], [replace(phases[0][0], launch=rest)]]
-    elif given.get("images") is not None or (
-        launch.n_processes == 1 and config is not None and name in ("run", "train", "reconstruct", "analyze")
+    elif (
+        launch.n_processes == 1
+        and config is not None
+        and (name in ("run", "train", "reconstruct", "analyze") or given.get("images") is not None)
     ):
         phases = _share(name, given, words, config, cluster)
     together = launch.n_processes > 1
