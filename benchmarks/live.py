@@ -157,15 +157,17 @@ def make_eeg(folder: Path, size: Size) -> Path:
     return root
 
 
-def open_ridge(folder: Path, size: Size, name: str = "no filter", images: bool = False) -> Any:
+def open_ridge(
+    folder: Path, size: Size, name: str = "no filter", *, images: bool = False, causal: bool = False
+) -> Any:
     """Return a finished run of ridge regression on 17 channels, with or without what makes images."""
     from braindecode_vis.pipeline.finished_run import open_finished
 
-    place = folder / ("images" if images else f"ridge-{list(FILTERS).index(name)}")
+    place = folder / ("images" if images else f"ridge-{list(FILTERS).index(name)}{'-causal' * causal}")
     content = {
         "name": "ridge", "seed": 0,
         "dataset": {"kind": "things_eeg2", "root": str(make_eeg(folder, size)), "channels": "posterior17",
-                    "mvnn": "epochs", "dtype": "float32", **FILTERS[name]},
+                    "mvnn": "epochs", "dtype": "float32", **FILTERS[name], **({"causal": True} if causal else {})},
         "split": {"kind": "published"}, "repeats": {"train": "averaged", "test": "averaged" if images else "single"},
         "target": {"kind": "efficientnet-lite0"},
         "encoder": {"kind": "ridge", "alphas": [100, 1000, 10000, 100000, 1000000]},
@@ -409,7 +411,7 @@ def compare_filter(folder: Path, size: Size, name: str) -> list[Row]:
     from braindecode_vis.live.replay import ReplaySource, open_playback
     from braindecode_vis.live.stream_decoder import RunStreamDecoder
     from braindecode_vis.metrics.uncertainty import bootstrap_interval
-    from braindecode_vis.pipeline.learning import pick_test_trials, pick_training
+    from braindecode_vis.pipeline.learning import pick_test_trials
 
     run = open_ridge(folder, size, name)
     test = pick_test_trials(run, 0)
@@ -427,13 +429,6 @@ def compare_filter(folder: Path, size: Size, name: str) -> list[Row]:
     whole = filter_whole(decoder, playback)
     gap = max(float(np.abs(live[key].embedding - whole[key]).max()) for key in keys if key in whole)
     scale = float(np.mean([np.linalg.norm(live[key].embedding) for key in keys]))
-    # Trained on responses that causal filters made of the training recordings.
-    targets = pick_training(run, 0)[1]
-    trained = fit_causally(run, decoder, targets, subject, session)
-    adopted = RunStreamDecoder(run, session=session, subject=subject)
-    adopted.judge.adopt(encoders=[trained], words="trained on causal responses")
-    again, _ = decode(adopted, ReplaySource(open_playback(run.folder.path, split="test")))
-    causal = {key: one.rank for key, one in number_shows(again.decisions) if not one.lost}
     clusters = np.array([key[0] for key in keys])
 
     def tell(ranks: Mapping[Any, int], k: int = 5) -> str:
@@ -449,13 +444,32 @@ def compare_filter(folder: Path, size: Size, name: str) -> list[Row]:
     delay = f"delay {decoder.delay_ms:.0f} ms"
     n = len(decoder.judge.search)
     chance = f"top-5 of {n}, chance {5 / n:.3f}, {len(keys)} single trials"
-    return [
+    rows = [
         Row(f"Live and offline, {name}: largest difference of an embedding", f"{gap:.1e}", "1e-5", gap <= 1e-5,
             f"the same causal filters over the whole recording at once, {len(whole)} trials; mean norm {scale:.2g}"),
         Row(f"Top-5, {name}: zero-phase, as the run", tell(off), "", None, f"{chance}; intervals resample pictures"),
         Row("live, causal filters", tell(own), "", None, f"cost {cost(own)}; {delay}"),
-        Row("live, trained on causal responses too", tell(causal), "", None,
-            f"cost {cost(causal)}; whitening stays the run's"),
+    ]  # fmt: skip
+    if not FILTERS[name]:
+        return rows
+    looking_back = open_ridge(folder, size, name, causal=True)
+    trained = RunStreamDecoder(looking_back, session=session, subject=subject)
+    again, _ = decode(
+        trained, ReplaySource(open_playback(looking_back.folder.path, split="test")), embeddings=True
+    )
+    causal = {key: one for key, one in number_shows(again.decisions) if not one.lost}
+    stored = run_predictions(trained, pick_test_trials(looking_back, 0))
+    # Of the session whose statistics are applied; those of the others are another session's.
+    of_session = [
+        key for key, name in zip(stored, test.trials["session"].astype(str), strict=True) if name == session
+    ]
+    gap = max(float(np.abs(causal[key].embedding - stored[key]).max()) for key in of_session if key in causal)
+    return [
+        *rows,
+        Row("live, trained with dataset.causal", tell({key: causal[key].rank for key in keys}), "", None,
+            f"cost {cost({key: causal[key].rank for key in keys})}"),
+        Row("live and its own offline test, largest difference of an embedding", f"{gap:.1e}", "1e-5", gap <= 1e-5,
+            f"{len(of_session)} trials of the session whose statistics are applied"),
     ]  # fmt: skip
 
 
@@ -547,52 +561,6 @@ def filter_whole(decoder: Any, playback: Any) -> dict[tuple[str, int], np.ndarra
             found_vectors[name, count[name]] = decoder.judge.predict(block[order[at]][None]).vectors[0]
         count[name] += 1
     return found_vectors
-
-
-def fit_causally(run: Any, decoder: Any, targets: Any, subject: str, session: str) -> Any:
-    """Return the encoder of the run, fitted on epochs that a session made of its training recordings."""
-    import pandas as pd
-
-    from braindecode_vis.arrays import Responses
-    from braindecode_vis.live.replay import ReplaySource, open_playback
-    from braindecode_vis.live.session import LiveSession
-    from braindecode_vis.live.stream_decoder import RunStreamDecoder
-    from braindecode_vis.live.stream_roles import Listener
-
-    sums: dict[str, np.ndarray] = {}
-    counts: Counter[str] = Counter()
-
-    class Keep(Listener):
-        def decide(self, decision: Any) -> None:
-            if not decision.lost:
-                sums[decision.marker] = sums.get(decision.marker, 0) + decision.epoch.astype(np.float64)
-                counts[decision.marker] += 1
-
-    source = ReplaySource(open_playback(run.folder.path, split="train"))
-    maker = RunStreamDecoder(run, session=session, subject=subject)
-    LiveSession(source, maker, [Keep()]).run()
-    known = {str(name): row for row, name in enumerate(targets.ids)}
-    ids = [name for name in sums if name in known]
-    data = np.stack([sums[name] / counts[name] for name in ids]).astype(np.float32)
-    trials = pd.DataFrame(
-        {
-            "subject": subject,
-            "session": session,
-            "run": "live",
-            "stimulus_id": ids,
-            "repetition": 0,
-            "split": "train",
-        }
-    )
-    responses = Responses(
-        data, decoder.judge.own.dims, trials, decoder.judge.own.unit, decoder.judge.own.coords
-    )
-    encoder = run.config.encoder.build(seed=0)
-    encoder.fit(
-        responses,
-        replace(targets, vectors=targets.vectors[[known[i] for i in ids]], ids=np.array(ids, object)),
-    )
-    return encoder
 
 
 # --- a long session ---------------------------------------------------------------------------------------------
