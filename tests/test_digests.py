@@ -484,9 +484,10 @@ def test_zeros_in_the_middle_of_a_recording_make_a_new_run_and_a_finding(tmp_pat
     rng = np.random.default_rng(0)
     data = rng.normal(size=(60, 2000)).astype(np.float32)  # 480 kB
     pictures = rng.integers(0, 255, size=(20, 8, 8, 3), dtype=np.uint8)
-    made = bdv.from_arrays(data, images=pictures, shown=np.repeat(np.arange(20), 3))
+    split = ["train"] * 45 + ["test"] * 15
+    made = bdv.from_arrays(data, images=pictures, shown=np.repeat(np.arange(20), 3), split=split)
     out = tmp_path / "run"
-    few = {"evaluation": {"n_bootstrap": 100, "n_permutations": 100}}
+    few = {"evaluation.n_bootstrap": 100, "evaluation.n_permutations": 100, "encoder.alphas": [10.0]}
     bdv.decode(made, out=out, settings=few)
     assert [item.level for item in audit_run(out).findings if item.check == "recordings"] == ["ok"]
     source = max((out / "data").rglob("*.npy"), key=lambda path: path.stat().st_size)

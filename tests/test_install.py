@@ -78,7 +78,8 @@ def test_the_core_alone_decodes_and_reports(tmp_path):
         "shown = np.repeat(np.arange(12), 3)\n"
         "X = pictures[shown].reshape(36, -1)[:, :20] + 0.1 * rng.standard_normal((36, 20))\n"
         "data = bdv.from_arrays(X, images=pictures, shown=shown)\n"
-        f"run = bdv.decode(data, target='pixels', out={str(tmp_path / 'run')!r})\n"
+        "few = {'evaluation.n_bootstrap': 100, 'evaluation.n_permutations': 100, 'encoder.alphas': [1.0, 10.0]}\n"
+        f"run = bdv.decode(data, target='pixels', out={str(tmp_path / 'run')!r}, settings=few)\n"
         "print(len(run.scores))\n"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
