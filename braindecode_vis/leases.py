@@ -188,7 +188,7 @@ def _describe(holder: dict[str, Any]) -> str:
     if not holder:
         return "another process"
     here = " of this machine" if holder["host"] == platform.node() else f" on {holder['host']}"
-    job = f", job {holder['job']}" if holder.get("job") else ""
+    job = f" (job {str(holder['job'])[:80]})" if holder.get("job") else ""
     return f"process {holder['pid']}{here}{job}"
 
 
@@ -203,7 +203,7 @@ def _write_beat(number: int, n: int) -> None:
     about = {
         "host": platform.node(),
         "pid": os.getpid(),
-        "job": os.environ.get("SLURM_JOB_ID", ""),
+        "job": os.environ.get("BRAINDECODE_VIS_JOB", "")[:80],
         "beat": n,
     }
     with suppress(OSError):  # a full disk takes no lease from anyone

@@ -173,7 +173,7 @@ def _send_verb(
         )
     else:
         _print_states(Path(folder), states)
-    failed = [state for state in states if not state.is_active and state.state != "done"]
+    failed = [state for state in states if state.is_stuck or (not state.is_active and state.state != "done")]
     if failed and states[-1].state != "done":  # the last one makes what the others left
         raise DataError(f"the job {failed[-1].job.name} {failed[-1].state}: {failed[-1].reason}")
 
@@ -335,8 +335,8 @@ def _as_row(state: JobState) -> dict[str, Any]:
 
     return {
         "name": state.job.name, "job": state.job.job_id, "executor": state.job.executor, "state": state.state,
-        "reason": state.reason, "elapsed": state.elapsed, "left": state.left, "node": state.host,
-        "stages": list_stages(state.job), "log": state.job.log, "sent_by": state.job.user,
+        "reason": state.reason, "after": state.job.after, "elapsed": state.elapsed, "left": state.left,
+        "node": state.host, "stages": list_stages(state.job), "log": state.job.log, "sent_by": state.job.user,
     }  # fmt: skip
 
 
@@ -350,7 +350,12 @@ def _print_states(folder: Path, states: Sequence[JobState]) -> None:
     from rich.table import Table
 
     from braindecode_vis.cluster.sweeps import count_states
-    from braindecode_vis.cluster.watching import list_stages, read_tail
+    from braindecode_vis.cluster.watching import (
+        estimate_rest,
+        find_clock_differences,
+        list_stages,
+        read_tail,
+    )
 
     order = {"failed": 0, "lost": 1, "stopped": 2, "running": 3, "unknown": 4, "waiting": 5, "done": 6}
     rows = sorted(states, key=lambda state: order[state.state])
@@ -366,10 +371,15 @@ def _print_states(folder: Path, states: Sequence[JobState]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 200)
-    console.print(f"{folder}: {count_states(states)}", markup=False, soft_wrap=True)
+    rest = estimate_rest(states)
+    console.print(
+        f"{folder}: {count_states(states)}{'; ' if rest else ''}{rest}", markup=False, soft_wrap=True
+    )
     console.print(table)
     if len(rows) > _SHOWN:
         console.print(f"and {len(rows) - _SHOWN} more, which --json lists")
+    for sentence in find_clock_differences(folder, [state.job for state in states]):
+        console.print(sentence, markup=False, soft_wrap=True)
     wrong = [state for state in rows if state.state in ("failed", "lost")]
     for state in wrong[:3]:
         lines = "".join(f"\n  {line}" for line in read_tail(folder, state.job))
@@ -412,15 +422,38 @@ def cancel(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
 
 
 def collect(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
-    """Make the tables of a sweep from the runs that are there, and say what the others do; nothing is computed."""
+    """Make tables and a page of what is there of a sweep or a run, and say what the rest does; nothing is computed."""
     from braindecode_vis.cli.studies import print_sweep
+    from braindecode_vis.cluster.submitting import read_jobs
     from braindecode_vis.cluster.sweeps import collect_sweep
-    from braindecode_vis.studies.sweep import read_list
+    from braindecode_vis.cluster.watching import find_states
+    from braindecode_vis.pipeline.runs import read_scores
+    from braindecode_vis.studies.board import make_board
+    from braindecode_vis.studies.sweep import LIST, read_list
 
+    page = folder / "board.html"
+    if (folder / "config.yaml").is_file() and not (folder / LIST).is_file():
+        (row,) = make_board([folder], page)
+        states = find_states(folder, read_jobs(folder))
+        if as_json:
+            print_json(
+                {
+                    "run_folder": str(folder), "scores": read_scores(folder), "board": str(page),
+                    "trouble": row.trouble, "jobs": [_as_row(state) for state in states],
+                }
+            )  # fmt: skip
+            return
+        if states:
+            _print_states(folder, states)
+        console = make_console(stderr=False)
+        console.print(f"{folder}: {row.trouble or 'its scores are there'}\npage: {page}", markup=False)
+        return
     table = collect_sweep(folder)
+    make_board([folder], page)
     if as_json:
         rows = json.loads(table.to_json(orient="records"))
         failed = sorted(set(table[table["error"] != ""]["run"]))
-        print_json({"run_folder": str(folder), "scores": rows, "failed": failed})
+        print_json({"run_folder": str(folder), "scores": rows, "failed": failed, "board": str(page)})
         return
     print_sweep(table, read_list(folder)[0], folder)
+    make_console(stderr=False).print(f"page: {page}", markup=False)

@@ -175,7 +175,8 @@ class CommandJob:
         with self.own_log.open("a") as log:
             _CHILD = subprocess.Popen(
                 self.command, cwd=self.cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env={**os.environ, **limits, **place}, preexec_fn=leave_signal_to_us,
+                env={**os.environ, **limits, **place, "BRAINDECODE_VIS_JOB": self.name},
+                preexec_fn=leave_signal_to_us,
             )  # fmt: skip
             _CODE = None
             threading.Thread(target=_wait_for, args=(_CHILD,), daemon=True).start()
@@ -247,9 +248,10 @@ class CommandJob:
             )  # Slurm then knows that it failed; no pickle is written
 
     def _write(self, state: str, **more: Any) -> None:
+        global _CLOCK_OFF
         content = {
             "name": self.name, "ticket": self.ticket, "state": state, "host": platform.node(), "pid": os.getpid(),
-            "started": _JOB_STARTED, "written": time.time(), **more,
+            "started": _JOB_STARTED, "written": time.time(), "clock_off": _CLOCK_OFF, **more,
         }  # fmt: skip
         note = Path(self.note)
         if self.rank:
@@ -259,6 +261,8 @@ class CommandJob:
             note = name_failure(note)
         try:
             write_note(note, content)
+            if state == "running":  # a shared disk has a clock of its own
+                _CLOCK_OFF = round(time.time() - note.stat().st_mtime, 1)
         except OSError as error:
             sys.stderr.write(f"error: {self.note} could not be written ({error.strerror})\n")
 
@@ -268,6 +272,7 @@ class CommandJob:
 _CHILD: subprocess.Popen[bytes] | None = None
 _CODE: int | None = None
 _JOB_STARTED = 0.0
+_CLOCK_OFF = 0.0
 _POLL_S = 0.05
 _LOOK_S = 2.0
 

@@ -161,7 +161,14 @@ def count_states(states: Sequence[JobState]) -> str:
     """Return how many jobs are in each state, for example ``12 done, 2 running``."""
     order = ("done", "running", "waiting", "failed", "stopped", "lost", "unknown")
     names = [state.state for state in states]
-    return ", ".join(f"{names.count(name)} {name}" for name in order if name in names) or "no jobs"
+    counts = ", ".join(f"{names.count(name)} {name}" for name in order if name in names) or "no jobs"
+    # Why nothing goes on is worth more than a number.
+    waiting = [state for state in states if state.state == "waiting" and state.reason]
+    return (
+        f"{counts} ({waiting[0].job.name}: {waiting[0].reason})"
+        if waiting and "running" not in names
+        else counts
+    )
 
 
 def _describe_known(known: Sequence[SentJob]) -> str:

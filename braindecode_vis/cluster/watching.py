@@ -15,14 +15,14 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from braindecode_vis.cluster.launching import find_failure
-from braindecode_vis.cluster.submitting import JOBS, STARTED, SentJob, ask_slurm
+from braindecode_vis.cluster.submitting import JOBS, STARTED, SentJob, ask_slurm, read_jobs
 
 State = Literal["waiting", "running", "done", "failed", "stopped", "lost", "unknown"]
 #: Something may come of these yet.
@@ -47,8 +47,8 @@ _REASONS = {
     "BeginTime": "it was queued again, and Slurm lets it wait for two minutes",
     "QOSMaxJobsPerUserLimit": "as many of your jobs run as Slurm allows",
     "ReqNodeNotAvail": "its nodes are down or reserved",
-    "JobHeldUser": "it is held; let it go with: scontrol release",
-    "JobHeldAdmin": "it is held by whoever runs Slurm; ask them",
+    "JobHeldUser": "it never starts: it is held; let it go with: scontrol release",
+    "JobHeldAdmin": "it never starts: whoever runs Slurm holds it; ask them",
     "PartitionTimeLimit": "it never starts: it asks for more time than its partition allows; cancel it, and set "
     "cluster.time",
     "PartitionNodeLimit": "it never starts: it asks for more than its partition has; cancel it, and ask for less",
@@ -57,9 +57,12 @@ _REASONS = {
     "BadConstraints": "it never starts: no node has what it asks for; cancel it, and ask for less",
     "DependencyNeverSatisfied": "it never starts: what it waits for has failed; cancel it",
 }
+_NEVER = "it never starts"
 _POLL_S = (0.5, 10.0)
-#: Nodes of one job whose clocks differ by more are told the end of an earlier attempt.
+#: Clocks that differ less are not worth a word; nodes of one job whose clocks differ by more are told the end of an
+#: earlier attempt.
 _CLOCKS_S = 60.0
+_TAIL_BYTES = 16384
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,12 @@ class JobState:
     reason
         Why it waits, or what went wrong; a sentence.
     elapsed, left
-        Time that it has run and that it may take yet, as Slurm writes it; empty where nobody knows.
+        Time that it has run and that it takes yet, as Slurm writes it: an estimate (``~``) where others like it have
+        ended, or else the rest of what it may take (``<``); empty where nobody knows.
     host
         Node that it runs or ran on.
+    seconds
+        That it took; None before its end.
     """
 
     job: SentJob
@@ -86,11 +92,17 @@ class JobState:
     elapsed: str = ""
     left: str = ""
     host: str = ""
+    seconds: float | None = None
 
     @property
     def is_active(self) -> bool:
         """Whether something may come of it yet."""
         return self.state in ACTIVE
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it waits for what does not come by itself."""
+        return self.state == "waiting" and self.reason.startswith(_NEVER)
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,95 @@ def find_states(folder: Path, jobs: Sequence[SentJob]) -> list[JobState]:
         if job.executor == "slurm" and note.get("state") != "done"
     ]
     queue = _read_queue(open_ones) if open_ones else {}
-    return [_find_state(folder, job, note, queue) for job, note in zip(jobs, notes, strict=True)]
+    states = [_find_state(folder, job, note, queue) for job, note in zip(jobs, notes, strict=True)]
+    others = {state.job.name: state for state in states}
+    if any(name not in others for job in jobs for name in job.after):
+        more = [job for job in read_jobs(folder) if job.name not in others]
+        others |= {job.name: _find_state(folder, job, _read_note(folder, job), None) for job in more}
+    usual = _find_usual(states)
+    return [_relate(folder, state, others, usual) for state in states]
+
+
+def _name_kind(job: SentJob) -> tuple[str, bool]:
+    """Return what jobs of one kind share: the verb, and whether it is a share."""
+    return (job.words[0] if job.words else "", "--worker" in job.words)
+
+
+def _find_usual(states: Sequence[JobState]) -> dict[tuple[str, bool], float]:
+    """Return the median of seconds that jobs of each kind took."""
+    taken: dict[tuple[str, bool], list[float]] = {}
+    for state in states:
+        if state.state == "done" and state.seconds is not None:
+            taken.setdefault(_name_kind(state.job), []).append(state.seconds)
+    return {kind: sorted(seconds)[len(seconds) // 2] for kind, seconds in taken.items()}
+
+
+def _relate(
+    folder: Path, state: JobState, others: Mapping[str, JobState], usual: Mapping[tuple[str, bool], float]
+) -> JobState:
+    """Return how a job is, with the names of what it waits for, and the time that others like it took."""
+    before = [others[name] for name in state.job.after if name in others]
+    if state.state == "waiting" and "(Dependency)" in state.reason:
+        named = [f"{each.job.name} ({each.state})" for each in before if each.is_active]
+        return replace(state, reason=f"waits for {_list_some(named)}") if named else state
+    if state.state == "stopped" and not _read_note(folder, state.job):
+        named = [each.job.name for each in before if each.state in ("failed", "lost", "stopped")]
+        if named:
+            return replace(state, reason=f"it was not started, since {_list_some(named)} did not end well.")
+    if state.state != "running":
+        return state
+    waits = next((line for line in read_tail(folder, state.job, 1) if "waiting for" in line), "")
+    left, taken = f"<{state.left}" if state.left else "", usual.get(_name_kind(state.job))
+    if taken is not None:
+        left = f"~{_write_seconds(max(0.0, taken - _read_seconds(state.elapsed)))}"
+    return replace(state, left=left, reason=waits or state.reason)
+
+
+def _list_some(names: Sequence[str], n_shown: int = 4) -> str:
+    more = f" and {len(names) - n_shown} more" if len(names) > n_shown else ""
+    return ", ".join(names[:n_shown]) + more
+
+
+def estimate_rest(states: Sequence[JobState]) -> str:
+    """Return a sentence on how long the jobs take yet, from those of their kind that are done; empty without any."""
+    usual, at_once = _find_usual(states), max(1, sum(state.state == "running" for state in states))
+    rest = [state for state in states if state.state in ("running", "waiting")]
+    known = [state for state in rest if _name_kind(state.job) in usual]
+    if not known:
+        return ""
+    seconds = sum(
+        max(
+            0.0,
+            usual[_name_kind(state.job)] - (_read_seconds(state.elapsed) if state.state == "running" else 0),
+        )
+        for state in known
+    )
+    unknown = {state.job.name for state in rest if state not in known}
+    beside = f", without {_list_some(sorted(unknown))}, of whose kind none is done" if unknown else ""
+    left = _write_seconds(seconds / at_once)
+    return f"about {left} left with {at_once} at once, as others of their kind took{beside}"
+
+
+def find_clock_differences(folder: Path, jobs: Sequence[SentJob]) -> list[str]:
+    """Return a sentence for each node whose clock differs by more than a minute from that of the disk or the sender.
+
+    Nothing computed depends on clocks; times in logs and in records of artifacts do.
+    """
+    found: dict[str, float] = {}
+    for job in jobs:
+        note = _read_note(folder, job)
+        with suppress(KeyError, TypeError, ValueError):
+            off = float(note.get("clock_off", 0.0))
+            early = float(note["started"]) - job.sent  # no job starts before it is sent
+            if abs(off) <= _CLOCKS_S and early < -_CLOCKS_S:
+                off = early
+            if abs(off) > _CLOCKS_S:
+                found.setdefault(str(note["host"]), off)
+    return [
+        f"the clock of {host} is {_write_seconds(abs(off))} {'ahead' if off > 0 else 'behind'}, so that times in logs "
+        "and records of that node are wrong; results do not depend on it."
+        for host, off in found.items()
+    ]
 
 
 def _find_state(
@@ -121,7 +221,7 @@ def _find_state(
     said, host = note.get("state", ""), str(note.get("host", ""))
     sentence = str(note.get("sentence", ""))
     if said == "done":
-        return JobState(job, "done", "", _describe_seconds(note), "", host)
+        return JobState(job, "done", "", _describe_seconds(note), "", host, _count_seconds(note))
     if job.executor != "slurm":
         if said in ("failed", "stopped"):
             return JobState(job, said, sentence, _describe_seconds(note), "", host)
@@ -163,10 +263,29 @@ def _has_ended(folder: Path, job: SentJob) -> bool:
 
 
 def _describe_seconds(note: dict[str, Any], *, now: bool = False) -> str:
+    taken = _count_seconds(note, now=now)
+    return "" if taken is None else _write_seconds(taken)
+
+
+def _count_seconds(note: dict[str, Any], *, now: bool = False) -> float | None:
     with suppress(KeyError, TypeError, ValueError):
-        seconds = int((time.time() if now else note["written"]) - note["started"])
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-    return ""
+        return float((time.time() if now else note["written"]) - note["started"])
+    return None
+
+
+def _write_seconds(taken: float) -> str:
+    seconds = int(taken)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def _read_seconds(text: str) -> float:
+    """Return seconds of a time as Slurm writes it, such as ``1-02:03:04`` or ``3:04``; 0 for none."""
+    days, _, clock = text.rpartition("-")
+    try:
+        parts = [int(part) for part in clock.split(":")]
+    except ValueError:
+        return 0.0
+    return sum(part * 60**n for n, part in enumerate(reversed(parts))) + 86400 * int(days or 0)
 
 
 def _read_queue(jobs: Sequence[SentJob]) -> dict[str, _Queued] | None:
@@ -265,7 +384,7 @@ def wait_for_jobs(
     *,
     n_left: int = 0,
 ) -> list[JobState]:
-    """Wait until at most some jobs may still work, and return how all are.
+    """Wait until at most some jobs may still work, or those left never start, and return how all are.
 
     Parameters
     ----------
@@ -278,11 +397,12 @@ def wait_for_jobs(
     n_left
         Jobs that may go on meanwhile.
     """
-    pause, lost, last = _POLL_S[0], set[str](), Counter[State]()
+    pause, lost, was_stuck, last = _POLL_S[0], set[str](), False, Counter[tuple[State, str]]()
     here = all(job.executor != "slurm" for job in jobs)
     while True:
         states = find_states(folder, jobs)
-        counts = Counter(state.state for state in states)
+        # Slurm's reasons too, so that nobody waits without knowing for what.
+        counts = Counter((state.state, state.reason if state.state == "waiting" else "") for state in states)
         if counts != last:
             tell(states)
             last = counts
@@ -290,6 +410,10 @@ def wait_for_jobs(
         now_lost = {state.job.ticket for state in states if state.state == "lost"}
         if sum(state.is_active for state in states) <= n_left and now_lost <= lost:
             return states
+        stuck = all(state.is_stuck for state in states if state.is_active)
+        if stuck and was_stuck:  # Slurm may look at a job again
+            return states
+        was_stuck = stuck
         fresh = bool(now_lost - lost)
         lost = now_lost
         if here or fresh:
@@ -335,6 +459,9 @@ def read_tail(folder: Path, job: SentJob, n_lines: int = 5) -> list[str]:
     """Return the last lines that a job printed; of submitit's own log where the command did not begin."""
     for path in (Path(job.log), folder / JOBS / f"{job.job_id}_0_log.err"):
         with suppress(OSError):
-            if lines := [line for line in path.read_text(errors="replace").splitlines() if line.strip()]:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+                text = file.read().decode(errors="replace")
+            if lines := [line for line in text.splitlines() if line.strip()]:
                 return lines[-n_lines:]
     return []

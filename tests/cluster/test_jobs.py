@@ -183,6 +183,62 @@ def test_what_is_made_of_the_queue_and_of_what_a_job_said(monkeypatch, tmp_path,
     assert words in found.reason
 
 
+def test_jobs_say_by_name_what_they_wait_for_and_how_long_it_takes(monkeypatch, tmp_path):
+    """From others of their kind that have ended, and from what they print while they wait for an artifact."""
+    queue = "8_0|RUNNING|None|1:00|0:50:00|n1\n8_1|RUNNING|None|0:10|0:59:00|n1\n9|PENDING|Dependency|0:00|1:00:00|"
+    answer(monkeypatch, squeue=queue)
+    (tmp_path / "jobs").mkdir()
+    share = replace(SENT, words=["train", "--worker", "0"])
+    jobs = [
+        replace(share, name=f"train-{n}", job_id=f"8_{n}", log=str(tmp_path / f"{n}.log")) for n in range(3)
+    ]
+    jobs.append(replace(SENT, name="all", job_id="9", after=["train-0", "train-1", "train-2"]))
+    told = {"ticket": "t", "state": "done", "started": 100.0, "written": 400.0, "host": "n1"}
+    (tmp_path / "jobs" / "train-2.json").write_text(json.dumps(told))
+    (tmp_path / "1.log").write_text(
+        "a\ntrain fold01: waiting for process 7 on n1 (job train-0), which makes it\n"
+    )
+    states = find_states(tmp_path, jobs)
+    assert [state.left for state in states] == ["~0:04:00", "~0:04:50", "", ""]
+    assert states[1].reason.endswith("(job train-0), which makes it")
+    assert states[3].reason == "waits for train-0 (running), train-1 (running)"
+    said = watching.estimate_rest(states)
+    assert said.startswith("about 0:04:25 left with 2 at once")
+    assert said.endswith("without all, of whose kind none is done")
+    told |= {"state": "failed", "sentence": "no data."}
+    (tmp_path / "jobs" / "train-0.json").write_text(json.dumps(told))
+    answer(monkeypatch, squeue="9|CANCELLED|None|0:00|1:00:00|")
+    assert find_states(tmp_path, [jobs[0], jobs[3]])[1].reason == (
+        "it was not started, since train-0 did not end well."
+    )
+
+
+def test_jobs_that_never_start_are_not_waited_for(monkeypatch, tmp_path, capsys):
+    answer(monkeypatch, squeue="7|PENDING|PartitionNodeLimit|0:00|1:00:00|")
+    (tmp_path / "jobs").mkdir()
+    monkeypatch.setattr(watching, "_POLL_S", (0.01, 0.01))
+    (state,) = wait_for_jobs(tmp_path, [SENT], lambda states: print(sweeps.count_states(states)))
+    assert state.is_stuck
+    assert capsys.readouterr().out == (
+        "1 waiting (run: it never starts: it asks for more than its partition has; cancel it, and ask for less "
+        "(PartitionNodeLimit))\n"
+    )
+
+
+def test_a_clock_that_differs_is_told_and_nothing_depends_on_it(tmp_path):
+    (tmp_path / "jobs").mkdir()
+    note = tmp_path / "jobs" / "run.json"
+    job = replace(SENT, sent=10_000.0)
+    for told, words in (
+        ({"started": 10_030.0, "clock_off": 0.4}, []),
+        ({"started": 10_030.0, "clock_off": 185.2}, ["the clock of n1 is 0:03:05 ahead"]),
+        ({"started": 6_400.0, "clock_off": 0.0}, ["the clock of n1 is 1:00:00 behind"]),
+    ):
+        note.write_text(json.dumps({"ticket": "t", "state": "done", "host": "n1", "written": 0.0, **told}))
+        found = watching.find_clock_differences(tmp_path, [job])
+        assert [sentence.partition(",")[0] for sentence in found] == words
+
+
 def test_a_task_of_an_array_that_was_cancelled_while_it_waited_is_not_blamed_on_the_disk(
     monkeypatch, tmp_path
 ):
@@ -232,6 +288,7 @@ def test_a_job_says_how_it_ended(tmp_path, changes, state, words):
     make_job(tmp_path, **changes)()
     note = json.loads((tmp_path / "note").read_text())
     assert note["state"] == state
+    assert abs(note["clock_off"]) < 60
     assert words in note.get("sentence", "")
 
 
@@ -380,7 +437,11 @@ def test_a_sweep_of_local_jobs_is_sent_once_and_collected(tmp_path, command_line
     assert again.returncode == 0
     assert read_jobs(out) == first  # nothing was sent
     assert "jobs" not in again.stderr
-    assert json.loads(command_line("collect", out, "--json").stdout)["failed"] == []
+    collected = json.loads(command_line("collect", out, "--json").stdout)
+    assert collected["failed"] == []
+    assert (out / "board.html").is_file()
+    run = command_line("collect", out / "seed-3")
+    assert "its scores are there" in run.stdout
     (stage,) = (out / "stages" / "train").glob("*/")
     stage.rename(out / "elsewhere")
     config = read_config("synthetic_digits", [*QUICK, "seed=3"])
