@@ -116,22 +116,54 @@ def test_slurm_itself_refuses_in_one_sentence(slurm, tmp_path, command_line):
 
 @pytest.mark.shared
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # Slurm lets a job that was queued again wait for two minutes
 def test_a_job_is_preempted_and_goes_on(slurm, tmp_path, command_line):
     """submitit's signal, as at the end of the time: the job is queued again, which Slurm does after two minutes."""
     out = tmp_path / "out"
     words = ["run", "synthetic_digits", "--out", out, "--cluster", "slurm", "--no-wait"]
-    assert command_line(*words).returncode == 0
+    assert command_line(*words, *(word for text in QUICK for word in ("--set", text))).returncode == 0
     jobs = read_jobs(out)
-    while find_states(out, jobs)[0].state != "running" or not (out / "stages").is_dir():
-        pass
+    # Its note says that it listens to signals.
+    while not (out / "jobs" / "run.json").is_file():
+        time.sleep(0.1)
     subprocess.run(["scancel", "--signal=USR2", jobs[0].job_id], check=True)
     states = wait_for_jobs(out, jobs)
     assert [state.state for state in states] == ["done"]
-    assert (
-        "Requeued job"
-        in (out / "jobs" / f"{jobs[0].job_id}_0_log.err").read_text()
-        + (out / "jobs" / f"{jobs[0].job_id}_0_log.out").read_text()
-    )
+    said = "".join(path.read_text() for path in (out / "jobs").glob(f"{jobs[0].job_id}_0_log.*"))
+    assert "Requeued job" in said
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_folds_are_jobs_that_wait_for_each_other(slurm, tmp_path, command_line):
+    """Dependencies of Slurm: what all need, the folds as an array, the rest; and nothing where the first one fails."""
+    settings = [*QUICK, "split={kind: kfold, n_folds: 2}"]
+    out = tmp_path / "out"
+    words = ["run", "synthetic_digits", *(word for text in settings for word in ("--set", text))]
+    done = command_line(*words, "--out", out, "--cluster", "slurm")
+    assert done.returncode == 0, done.stderr
+    jobs = read_jobs(out)
+    assert [job.name for job in jobs] == ["embed", "train-0", "train-1", "run"]
+    assert {state.state for state in find_states(out, jobs)} == {"done"}
+    fits = [
+        line
+        for name in ("train-0", "train-1", "run")
+        for line in (out / "jobs" / f"{name}.log").read_text().splitlines()
+        if line.startswith("train") and "computed" in line
+    ]
+    assert len(fits) == 2
+    assert not [line for line in fits if line in (out / "jobs" / "run.log").read_text()]
+    with threadpool_limits(1):
+        finish_run(open_run(read_config("synthetic_digits", settings), tmp_path / "alone"))
+    assert digest_results(out) == digest_results(tmp_path / "alone")
+    stopped = tmp_path / "stopped"
+    command_line(*words, "--out", stopped, "--cluster", "slurm", "--no-wait")
+    jobs = read_jobs(stopped)
+    subprocess.run(["scancel", jobs[0].job_id], check=True)
+    states = wait_for_jobs(stopped, jobs)
+    assert [state.state for state in states] == ["stopped"] * 4
+    assert states[1].reason == "it was not started, since embed did not end well."
 
 
 @pytest.mark.shared
