@@ -292,6 +292,25 @@ def test_a_job_says_how_it_ended(tmp_path, changes, state, words):
     assert words in note.get("sentence", "")
 
 
+def test_a_full_disk_on_the_node_is_told_in_its_log(tmp_path, monkeypatch, capsys):
+    def refuse(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(on_node, "write_note", refuse)
+    make_job(tmp_path)()
+    assert (
+        f"error: {tmp_path / 'note'} could not be written (No space left on device)"
+        in capsys.readouterr().err
+    )
+
+
+def test_the_second_person_is_told_who_works_on_a_sweep():
+    said = sweeps._describe_known([SENT, SENT])
+    assert (
+        "2 of the runs that are missing are in the queue or at work already, sent by anna from login" in said
+    )
+
+
 def test_threads_are_those_that_were_asked_for(tmp_path):
     line = "import os; print(os.environ['OMP_NUM_THREADS'])"
     make_job(tmp_path, command=[sys.executable, "-S", "-c", line], threads=3)()
