@@ -50,12 +50,14 @@ class LeakWarning(UserWarning):
 
 #: Import name of a package that the core does without -> name to install it by, and the extra of ours that brings it.
 EXTRAS: dict[str, tuple[str, str]] = {
+    "aiohttp": ("aiohttp", "remote"),
     "autoreject": ("autoreject", "eeg"),
     "blosc2": ("tables", "hdf"),
     "braindecode": ("braindecode", "braindecode"),
     "captum": ("captum", "attribution"),
     "diffusers": ("diffusers", "generate"),
     "faiss": ("faiss-cpu", "search"),
+    "fsspec": ("fsspec", "remote"),
     "h5netcdf": ("h5netcdf", "export"),
     "mne_lsl": ("mne-lsl", "live"),
     "onnx": ("onnx", "export"),
@@ -64,6 +66,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "open_clip": ("open_clip_torch", "clip"),
     "picard": ("python-picard", "eeg"),
     "pydicom": ("pydicom", "live"),
+    "s3fs": ("s3fs", "remote"),
     "starlette": ("starlette", "live"),
     "submitit": ("submitit", "cluster"),
     "tables": ("tables", "hdf"),

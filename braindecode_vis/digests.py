@@ -8,6 +8,9 @@ What was hashed once is remembered by path, size, modification time, change time
 files below the user's cache folder. The change time cannot be set back by a copy or ``touch``, so that a file rewritten
 in place is hashed again whatever its modification time says. A cache that is damaged, locked or gone costs time and
 nothing else; any process may write it, and the last one wins.
+
+A file on a server is not brought for its digest: what the server says of it (ETag, or time, and size) stands for the
+bytes, and `VerifiedFiles` says so.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ import xxhash
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.memory import describe_bytes
+from braindecode_vis.remote import Entry, RemotePath, find_cache_folder, forget_listings
 
 #: Read at once: large enough for the read-ahead of network disks, small enough for the cache of a processor.
 _BLOCK_BYTES = 1 << 23
@@ -61,12 +65,16 @@ class _Known:
 
 @dataclass(frozen=True)
 class VerifiedFiles:
-    """How many files and bytes stand behind what a process used, and how many of them it has read for that."""
+    """How many files and bytes stand behind what a process used, and how many of them it has read for that.
+
+    Files on servers (`n_remote`) are counted apart: their bytes were not read, the server was asked for their version.
+    """
 
     n_files: int
     n_bytes: int
     n_files_read: int
     n_bytes_read: int
+    n_remote: int = 0
 
     def describe(self) -> str:
         """Return it in words.
@@ -77,12 +85,21 @@ class VerifiedFiles:
         'verified 3 files, 5 MB: read 1 file, 2 MB; the others have the size, times and inode of when they were read'
         """
         text = f"verified {_count(self.n_files)}, {describe_bytes(self.n_bytes)}"
-        if self.n_files_read == self.n_files:
-            return f"{text}: read them all"
         rest = "have the size, times and inode of when they were read"
-        if not self.n_files_read:
-            return f"{text}: all {rest}"
-        return f"{text}: read {_count(self.n_files_read)}, {describe_bytes(self.n_bytes_read)}; the others {rest}"
+        if self.n_remote and not self.n_files:
+            return f"verified {_count(self.n_remote)} on servers by what they say of them: ETag or time, and size"
+        if self.n_files_read == self.n_files:
+            text = f"{text}: read them all"
+        elif not self.n_files_read:
+            text = f"{text}: all {rest}"
+        else:
+            read = f"{_count(self.n_files_read)}, {describe_bytes(self.n_bytes_read)}"
+            text = f"{text}: read {read}; the others {rest}"
+        if not self.n_remote:
+            return text
+        return (
+            f"{text}; and {_count(self.n_remote)} on servers by what they say of them: ETag or time, and size"
+        )
 
 
 def _count(n: int) -> str:
@@ -93,6 +110,7 @@ def _count(n: int) -> str:
 #: Texts and no `Path`: of tens of thousands of pictures, these take longer to make than the files to look at.
 _KNOWN: dict[str, _Known] = {}
 _USED: dict[str, tuple[int, bool]] = {}
+_REMOTE: set[str] = set()  # addresses whose version was asked for
 #: Shows progress of one long reading: is given words, and returns a context as `Listener.watch` does.
 Watch = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
 _WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
@@ -113,6 +131,8 @@ def hash_anew(anew: bool = True) -> Iterator[None]:
         return
     _KNOWN.clear()
     _USED.clear()
+    _REMOTE.clear()
+    forget_listings()
     token = _ANEW.set(True)
     try:
         yield
@@ -162,9 +182,28 @@ def digest_files(paths: Mapping[str, Path], *, read: bool = False, moves: bool =
         Whether they were just written and will get their final names, see `follow_rename`: known to this process, and
         not yet to the cache.
     """
-    places = {name: _locate(path) for name, path in paths.items()}
+    remote = {name: path for name, path in paths.items() if isinstance(path, RemotePath)}
+    told = dict(zip(remote, _ask_versions(list(remote.values())), strict=True))
+    places = {name: _locate(path) for name, path in paths.items() if name not in remote}
     found = _know(_group(places.values()), read=read, moves=moves)
-    return {name: found[place].digest for name, place in places.items()}
+    return {name: told[name] if name in told else found[places[name]].digest for name in paths}
+
+
+def _ask_versions(paths: Sequence[RemotePath]) -> list[str]:
+    """Return a digest of what the server says of each file; one that tells no size by its list is asked for each."""
+    if not paths:
+        return []
+    with ThreadPoolExecutor(16) as pool:
+        entries = list(pool.map(_find_entry, paths))
+    _REMOTE.update(map(str, paths))
+    return [xxhash.xxh3_128_hexdigest(f"remote, {entry.describe_version()}".encode()) for entry in entries]
+
+
+def _find_entry(path: RemotePath) -> Entry:
+    try:
+        return path.find_entry()
+    except OSError:
+        raise DataError(f"{path} does not exist; correct the setting that names it.") from None
 
 
 def digest_folder(folder: Path, names: Sequence[str]) -> str:
@@ -180,9 +219,14 @@ def digest_folder(folder: Path, names: Sequence[str]) -> str:
         Paths relative to it, in an order that no disk decides. What is no file, such as a link to what was not fetched,
         counts by its name.
     """
+    digest = xxhash.xxh3_128()
+    if isinstance(folder, RemotePath):
+        versions = _ask_versions([folder / name for name in names])
+        for name, version in zip(names, versions, strict=True):
+            digest.update(f"{name}\0{version}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
     top = _locate(folder)
     found = _know({top: [name for name in names if os.path.isfile(f"{top}/{name}")]})  # noqa: PTH113 (speed)
-    digest = xxhash.xxh3_128()
     for name in names:
         known = found.get(f"{top}/{name}")
         digest.update(f"{name}\0{known.digest if known else ''}\n".encode("utf-8", "surrogateescape"))
@@ -313,19 +357,7 @@ def count_verified() -> VerifiedFiles:
     """Return what this process has verified so far, each file once."""
     used = list(_USED.values())
     here = [size for size, read in used if read]
-    return VerifiedFiles(len(used), sum(size for size, _ in used), len(here), sum(here))
-
-
-def find_cache_folder() -> Path:
-    """Return the user's cache folder: ``$BRAINDECODE_VIS_CACHE``, or ``braindecode_vis`` in ``$XDG_CACHE_HOME``.
-
-    Without either, ``~/.cache/braindecode_vis``. It holds image embeddings and digests; all of it can be made again.
-    """
-    chosen = os.environ.get("BRAINDECODE_VIS_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "braindecode_vis"
+    return VerifiedFiles(len(used), sum(size for size, _ in used), len(here), sum(here), len(_REMOTE))
 
 
 # --- reading ------------------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ finds it by its kind. Code from outside the package is part of what enters a fin
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, get_args
+from pathlib import Path
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -24,6 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from braindecode_vis.checks import suggest
+from braindecode_vis.remote import is_address, name_address, take_address
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,35 @@ class Settings(BaseModel):
                 for place, entry in enumerate(value):
                     if isinstance(entry, Settings):
                         yield from entry.walk(f"{inner}.{place}")
+
+    def take_addresses(self, named: Collection[str] | None = None) -> Self:
+        """Return the settings with addresses that are to be read, which before are paths that lead nowhere.
+
+        Parameters
+        ----------
+        named
+            Addresses that the person gave in this call, as `remote.name_address` writes them; all that the settings
+            hold by default.
+        """
+
+        def take(value: Any) -> Any:
+            if isinstance(value, Settings):
+                return value.take_addresses(named)
+            if isinstance(value, list | tuple):
+                taken = [take(entry) for entry in value]
+                return value if all(map(operator.is_, taken, value)) else type(value)(taken)
+            if (
+                isinstance(value, Path)
+                and is_address(value)
+                and (named is None or name_address(value) in named)
+            ):
+                return take_address(value)
+            return value
+
+        taken = {name: take(getattr(self, name)) for name in type(self).model_fields}
+        # Unchanged fields stay out: an update marks its fields as set, and defaults must stay apart from what was said.
+        changed = {name: value for name, value in taken.items() if value is not getattr(self, name)}
+        return self.model_copy(update=changed) if changed else self
 
     def find_outside(self) -> dict[str, OutsideCode]:
         """Return where each component from outside comes from, by the full key of its settings."""

@@ -18,10 +18,12 @@ import numpy as np
 
 from braindecode_vis.arrays import TrialData, TrialRows, read_rows
 from braindecode_vis.checks import DataError, check_columns, check_unique
+from braindecode_vis.remote import RemotePath, bring_all, refuse_address
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_TOGETHER = 256  # images of a server that are brought side by side
 REQUIRED_COLUMNS = ("stimulus_id", "concept", "path", "sha256")
 
 
@@ -181,6 +183,7 @@ class StimulusSet:
                 "pass their folder with --set dataset.images=DIR."
             )
         path = self.root / str(self.table["path"].iloc[row])
+        refuse_address(path, "the folder of the pictures")
         if not path.is_file():
             raise DataError(
                 f"the picture of {stimulus_id!r}, {path}, is missing; check the folder of the pictures."
@@ -189,7 +192,11 @@ class StimulusSet:
 
     def iterate_images(self, ids: Iterable[str] | None = None) -> Iterator[np.ndarray]:
         """Yield the images one by one, in the order of `ids` (all of them by default)."""
-        for stimulus_id in self.ids if ids is None else ids:
+        names = list(self.ids if ids is None else ids)
+        for number, stimulus_id in enumerate(names):
+            if number % _TOGETHER == 0 and isinstance(self.root, RemotePath):
+                rows = self.find_rows(names[number : number + _TOGETHER])
+                bring_all(self.root / str(path) for path in self.table["path"].take(rows))
             yield self.read_image(stimulus_id)
 
 

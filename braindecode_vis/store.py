@@ -36,6 +36,7 @@ from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.leases import LEASE, hold_lease, is_alive, is_leased
 from braindecode_vis.memory import profile_step
+from braindecode_vis.remote import revive
 from braindecode_vis.stimuli import StimulusSet
 
 PROVENANCE = "provenance.json"
@@ -862,7 +863,7 @@ def read_stimuli(folder: Path) -> StimulusSet:
     pixels = folder / "pixels.npy"
     return StimulusSet(
         table=pd.read_parquet(folder / "stimuli.parquet"),
-        root=None if root is None else Path(root),
+        root=None if root is None else revive(root),
         pixels=_open_array(pixels) if pixels.exists() else None,
     )
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,34 @@ def consent_ends():
 def _private_cache(tmp_path_factory, monkeypatch):
     """Keep every test away from the user's cache folder."""
     monkeypatch.setenv("BRAINDECODE_VIS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of one server of S3 on this machine, for all tests that ask for it."""
+    pytest.importorskip("moto", reason="moto is not installed")
+    from tests.loopback_servers import serve_s3
+
+    with serve_s3() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3_server, tmp_path, monkeypatch):
+    """A bucket of its own for a test, which reads it anonymously through a cache of its own."""
+    from braindecode_vis import remote
+    from tests.loopback_servers import Bucket
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("BRAINDECODE_VIS_REMOTE_CACHE", str(tmp_path / "remote"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    yield Bucket(s3_server, f"bucket-{zlib.crc32(str(tmp_path).encode())}")
+    remote.forget_listings()
+    remote.release_files()
+    remote._TAKEN.clear()
+    remote._CHOSEN.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -598,7 +598,7 @@ def decode(
             "categories are decoded trial by trial, and repeats averages the trials of a picture; leave it out."
         )
     with give_consent(code=find_code(content)):  # the person wrote it, for this call
-        config = validate_config(content, where="decode")
+        config = validate_config(content, where="decode").take_addresses()
     # Before the data are written, which would overwrite those of the other run.
     _refuse_another_run(folder, config, data)
     run = open_run_folder(config, folder, listener)

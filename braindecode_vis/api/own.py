@@ -24,6 +24,7 @@ from braindecode_vis.checks import ConfigError, DataError, check_option, for_pyt
 from braindecode_vis.datasets.array_folder import MODALITIES, ArraysConfig, mask_volumes, unpack_epochs
 from braindecode_vis.datasets.own_data import OwnData, Pictures, as_uint8_rgb, assemble_data
 from braindecode_vis.registry import list_kinds
+from braindecode_vis.remote import as_path
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
 
 if TYPE_CHECKING:
@@ -502,8 +503,8 @@ def load(
         validate_component("dataset", given, trusted=True)
         root = _download(name, root, accept_terms, settings.get("subjects"))
     if root is not None:
-        given["root"] = str(Path(root).expanduser().absolute())
-    return Data(None, validate_component("dataset", given, trusted=True))
+        given["root"] = str(as_path(root))
+    return Data(None, validate_component("dataset", given, trusted=True).take_addresses())
 
 
 def _download(name: str, root: str | Path | None, accept_terms: bool, subjects: Any) -> Path:

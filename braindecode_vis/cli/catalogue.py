@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.manifests import CheckFinding, Manifest, read_manifests
+from braindecode_vis.remote import RemotePath
 
 if TYPE_CHECKING:
     from braindecode_vis.config import RunConfig
@@ -117,10 +118,14 @@ def check(config: RunConfig, *, full: bool = False, listener: Listener | None = 
     if root is None or not root.expanduser().is_dir():
         return findings
     root = root.expanduser()
-    paths = list_data_files(root)
-    total = sum(path.stat().st_size for path in paths)
-    with show.progress("reading files (bytes)" if full else "looking at files (bytes)", total) as advance:
-        findings += check_data_files(root, paths=paths, full=full, advance=advance)
+    if isinstance(root, RemotePath):
+        words = "on a server, so that only those were looked at that the data set reads; fetch them to look at all"
+        findings.append(CheckFinding("files", True, words))
+    else:
+        paths = list_data_files(root)
+        total = sum(path.stat().st_size for path in paths)
+        with show.progress("reading files (bytes)" if full else "looking at files (bytes)", total) as advance:
+            findings += check_data_files(root, paths=paths, full=full, advance=advance)
     if full:
         from braindecode_vis.preprocessing.whole_check import check_trials
 

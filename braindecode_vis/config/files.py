@@ -10,6 +10,7 @@ from pathlib import Path
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, check_installed
 from braindecode_vis.config.models import RunConfig
+from braindecode_vis.remote import refuse_address
 from braindecode_vis.roles import (
     ENCODER_SETTINGS,
     IMAGE_ENCODER_SETTINGS,
@@ -49,6 +50,11 @@ def check_files(config: RunConfig, stage: str = "report") -> None:
     _check_outside(config)
     for key, entry in config.dataset.walk("dataset"):
         _check_packages(key, entry)
+        for name in type(entry).model_fields:
+            value = getattr(entry, name)
+            for path in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(path, Path):
+                    refuse_address(path, f"{key}.{name}")
     stages = list(READS)
     for name in stages[: stages.index(stage) + 1]:
         for part in READS[name]:

@@ -6,6 +6,7 @@ Components are found by `braindecode_vis.registry`; a new one is one file and on
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -254,6 +255,25 @@ class EvaluationConfig(Settings):
         return self
 
 
+class RemoteConfig(Settings):
+    """Where files are kept that come from an address such as ``s3://bucket/folder``; it changes no result.
+
+    Parameters
+    ----------
+    cache
+        Folder of the cache, which several runs may share; ``$BRAINDECODE_VIS_REMOTE_CACHE``, or ``remote`` in the
+        user's cache, by default.
+    limit_gib
+        What the cache may hold, in GiB: the files that were used longest ago are removed for new ones.
+        ``$BRAINDECODE_VIS_REMOTE_GIB``, or 50, by default.
+    """
+
+    cache: Path | None = None
+    limit_gib: float | None = Field(default=None, gt=0, le=1e8)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"cache", "limit_gib"})
+
+
 class RunConfig(Settings):
     """Everything that decides the result of a run.
 
@@ -277,6 +297,8 @@ class RunConfig(Settings):
         What the verb ``analyze`` does without ``--analysis``.
     cluster
         What jobs ask for, where a verb is given ``--cluster``.
+    remote
+        How files on servers are kept, where a path is an address.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -297,8 +319,9 @@ class RunConfig(Settings):
     analyses: tuple[Annotated[Any, Component("analysis")], ...] = ()
     # Never written out: what a run folder holds is the same wherever it was computed.
     cluster: ClusterConfig | None = Field(default=None, exclude=True)
+    remote: RemoteConfig | None = Field(default=None, exclude=True)
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"cluster"})
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"cluster", "remote"})
 
     @model_validator(mode="after")
     def _check_outside(self) -> Self:

@@ -21,6 +21,7 @@ from braindecode_vis.config.models import RunConfig
 from braindecode_vis.consent import ConsentError, check_code, find_code, give_consent, may_download
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.registry import INSIDE, check_names, find_component
+from braindecode_vis.remote import as_path, is_address, name_address
 from braindecode_vis.settings import Settings, describe_validation_error
 from braindecode_vis.store import PROVENANCE
 
@@ -41,7 +42,7 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         a data set (its default configuration).
     overrides
         Texts ``a.b=value``; the value is YAML. Consent (`CONSENTS`, and kinds that are ``module:Class``) counts here
-        alone, and not in the file.
+        alone, and not in the file. So do addresses on servers; those of the file are read where downloads are allowed.
     root
         Folder of the data set, as given on the command line.
 
@@ -70,14 +71,17 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
     overrides = list(overrides)
     # A new kind drops the settings of the old one, so kinds are chosen before their settings.
     said: list[str] = []
+    named: set[str] = set()
     for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith("kind")):
         parts, value = read_override(text)
         _apply_override(content, text, parts, value)
         said += find_code({parts[-1]: value})
+        named |= _find_addresses(value)
     if root is not None:
         if not isinstance(content.get("dataset"), dict):
             raise ConfigError(f"{path} names no dataset that --root could apply to.")
-        content["dataset"]["root"] = str(root.expanduser().absolute())
+        content["dataset"]["root"] = str(as_path(root))
+        named.add(name_address(root))
     try:
         with give_consent(code=said):
             check_code(content, where=str(path))
@@ -88,7 +92,7 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         of_run = path.name == "config.yaml" and (path.parent / "stages").is_dir()
         _refuse_ignored(
             config,
-            {} if of_run or set(RunConfig.model_fields) - {"cluster"} <= set(written) else written,
+            {} if of_run or set(RunConfig.model_fields) - {"cluster", "remote"} <= set(written) else written,
             overrides,
         )
     except ConsentError:
@@ -97,8 +101,16 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         if path.name == "config.yaml" and (about := describe_writer(path.parent)) and not _is_valid(written):
             raise ConfigError(f"{str(error).rstrip('.')}; {about}.") from error
         raise
-    config = _anchor_paths(config, path.parent)
+    config = _anchor_paths(config, path.parent).take_addresses(None if may_download() else named)
     return _allow_downloads(config) if may_download() else config
+
+
+def _find_addresses(value: Any) -> set[str]:
+    """Return the addresses of servers in the value of an override, at any depth."""
+    if isinstance(value, dict | list):
+        entries = value.values() if isinstance(value, dict) else value
+        return set[str]().union(*map(_find_addresses, entries))
+    return {name_address(value)} if isinstance(value, str) and is_address(value) else set()
 
 
 def _refuse_root(dataset: Mapping[str, Any]) -> None:
@@ -278,7 +290,7 @@ def _anchor_paths(settings: Settings, base: Path) -> Any:
 
 
 def _anchor(value: Any, base: Path) -> Any:
-    if not isinstance(value, Path) or value.expanduser().is_absolute():
+    if not isinstance(value, Path) or is_address(value) or value.expanduser().is_absolute():
         return value
     here = value.expanduser()
     return (here if here.exists() or not (base / here).exists() else base / here).absolute()

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import yaml
 
-from braindecode_vis import digests, store
+from braindecode_vis import digests, remote, store
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import (
     BraindecodeVisError,
@@ -143,6 +143,7 @@ class ArraysConfig(RecordedSettings):
         wanted = "the folder that holds data.npy and trials.csv"
         if self.root is None:
             raise DataError(f"the data set arrays needs {wanted}; pass it with --root DIR.")
+        remote.refuse_address(self.root, "dataset.root")
         root = self.root.expanduser()
         if not root.is_dir():
             raise DataError(f"the root {root} is not a folder; pass {wanted} with --root.")
@@ -340,7 +341,7 @@ def read_data_file(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
         import mne
 
         with refuse_damage(f"{path} cannot be read as MNE epochs", hint=""):
-            return unpack_epochs(mne.read_epochs(path, preload=True, verbose="error"))
+            return unpack_epochs(mne.read_epochs(remote.bring(path), preload=True, verbose="error"))
     if ".nii" in name:
         mask = next((root / name for name in ("mask.nii.gz", "mask.nii") if is_there(root / name)), None)
         if mask is None:

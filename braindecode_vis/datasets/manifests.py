@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_option
+from braindecode_vis.remote import RemotePath, refuse_address
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_file
 
@@ -334,6 +335,7 @@ def check_root(root: Path | None, manifest: Manifest) -> Path:
             f"the data set {manifest.name} needs the folder it lies in: pass it with --root DIR "
             f"({describe_source(manifest)}{brought})."
         )
+    refuse_address(root, "dataset.root")
     root = root.expanduser()
     if not root.is_dir():
         raise DataError(
@@ -354,7 +356,9 @@ def check_level(root: Path, manifest: Manifest) -> None:
         return
     # What a reader looks for deeper below the root says nothing of the folders above.
     direct = [pattern for pattern in manifest.root_holds if not pattern.startswith("*/")]
-    for levels, parent in enumerate(root.absolute().parents[:_LEVELS_UP], start=1):
+    # Nobody asked to read what lies above an address, and few may.
+    above = () if isinstance(root, RemotePath) else root.absolute().parents[:_LEVELS_UP]
+    for levels, parent in enumerate(above, start=1):
         if sign := _find_sign(parent, direct):
             raise DataError(
                 f"the root {root} of the data set {manifest.name} lies {_count_levels(levels)} too low: {sign.name} is "

@@ -22,6 +22,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.consent import may_download
 from braindecode_vis.datasets.sources.betas_source import AtlasConfig, Geometry, Parcels
 from braindecode_vis.datasets.sources.fmri_volumes import read_label_table
+from braindecode_vis.remote import bring
 
 _SCHAEFER = re.compile(r"^\d+Networks_[LR]H_([A-Za-z]+)")
 _AFFINE_MM = 1e-3  # headers keep float32
@@ -91,7 +92,7 @@ def _read_label_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
     import nibabel
 
     try:
-        image: Any = nibabel.load(path)
+        image: Any = nibabel.load(bring(path))
         values = np.asarray(image.dataobj)
     except Exception as error:  # nibabel raises whatever the bytes lead it to
         raise DataError(f"the atlas {path} cannot be read as NIfTI ({error}).") from error
@@ -109,10 +110,10 @@ def _read_surface_labels(files: list[Path]) -> tuple[np.ndarray, dict[int, str],
     joined, offset = [], 0
     for path in files:
         if path.name.endswith(".annot"):
-            values, _, table = nibabel.freesurfer.read_annot(path)
+            values, _, table = nibabel.freesurfer.read_annot(bring(path))
             named = {number: name.decode() for number, name in enumerate(table)}
         elif path.name.endswith(".gii"):
-            image: Any = nibabel.load(path)
+            image: Any = nibabel.load(bring(path))
             values, named = np.asarray(image.agg_data()), dict(image.labeltable.get_labels_as_dict())
         else:
             raise DataError(

@@ -27,6 +27,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     list_scalp_positions,
 )
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, read_pickled_dict
+from braindecode_vis.remote import bring
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -261,7 +262,7 @@ def open_block(
         )
     with refuse_damage(f"{block.where} cannot be read"):
         raw = mne.io.read_raw_edf(
-            block.path, include=list(electrodes.values()), preload=False, verbose="error"
+            bring(block.path), include=list(electrodes.values()), preload=False, verbose="error"
         )
     every = np.array([raw.ch_names.index(label) for label in electrodes.values()])
     rows = np.array([raw.ch_names.index(electrodes[name]) for name in names])

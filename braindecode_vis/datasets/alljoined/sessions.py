@@ -26,11 +26,12 @@ import numpy as np
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns, is_there, refuse_damage, require
-from braindecode_vis.datasets.bids.meeg_files import RawReader, list_boundaries
+from braindecode_vis.datasets.bids.meeg_files import RawReader, bring_recording, list_boundaries
 from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, name_image
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, read_pickled
 from braindecode_vis.datasets.things_eeg2.parts import check_codes
+from braindecode_vis.remote import bring
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +111,7 @@ def recognise(path: Path) -> Layout:
     import mne
 
     try:
-        kind = mne.what(path)
+        kind = mne.what(bring(path))
     except Exception:  # damaged bytes lead the reader anywhere
         kind = "unknown"
     if kind not in ("raw", "epochs"):
@@ -178,7 +179,7 @@ def open_raw(
     import pandas as pd
 
     with refuse_damage(f"{item.where} cannot be read"):
-        raw = mne.io.read_raw_fif(item.path, preload=False, verbose="error")
+        raw = mne.io.read_raw_fif(bring_recording(item.path), preload=False, verbose="error")
     _check_rate(float(raw.info["sfreq"]), item)
     rows = find_channels(raw.ch_names, channels, item.where)
     reference = None if average is None else find_channels(raw.ch_names, average, item.where)
@@ -229,7 +230,7 @@ def open_epochs(item: Session, channels: Sequence[str], design: NsdDesign, test:
     import mne
 
     with refuse_damage(f"{item.where} cannot be read"):
-        epochs = mne.read_epochs(item.path, preload=False, proj=False, verbose="error")
+        epochs = mne.read_epochs(bring_recording(item.path), preload=False, proj=False, verbose="error")
     _check_rate(float(epochs.info["sfreq"]), item)
     rows = find_channels(epochs.ch_names, channels, item.where)
     codes = epochs.events[:, 2].astype(np.int64)

@@ -34,6 +34,7 @@ from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.datasets.sources.bold_source import BoldRun, ConfoundsConfig, MaskMethod, check_grid
 from braindecode_vis.datasets.sources.fmri_volumes import VolumeHeader, read_volume, read_volume_header
 from braindecode_vis.digests import digest_folder
+from braindecode_vis.remote import RemotePath, borrow_head, bring_all
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
 
@@ -319,7 +320,8 @@ def read_header(path: Path) -> VolumeHeader:
     header = read_volume_header(path)
     if header.n_volumes < 2:
         raise DataError(f"{path} holds one volume of shape {header.shape}; a run of BOLD has many.")
-    image: Any = nibabel.load(path)
+    with borrow_head(path) as head:
+        image: Any = nibabel.load(head)
     unit = image.header.get_xyzt_units()[1] if hasattr(image.header, "get_xyzt_units") else "sec"
     # NIfTI may count in milliseconds, and nibabel does not convert.
     return replace(header, t_r=header.t_r * {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0))
@@ -522,6 +524,7 @@ def make_named_stimuli(
     if not root.is_dir():
         raise DataError(f"{title}: the folder of images {root} does not exist; correct dataset.images.")
     paths = _locate(unique["path"].tolist(), root, title)
+    bring_all(root / path for path in paths if path)
     digests = [
         hash_file(root / path) if path else hash_name(name)
         for name, path in zip(unique["stimulus_id"], paths, strict=True)
@@ -581,6 +584,11 @@ def _index_folder(root: Path) -> dict[str, list[str]]:
 
 def _list_pictures(folder: Path) -> Iterator[str]:
     """Yield the paths of pictures relative to a folder; it may hold tens of thousands, so these are no `Path`."""
+    if isinstance(folder, RemotePath):
+        for path in folder.walk_files():
+            if path.name.lower().endswith(_SUFFIXES):
+                yield "/".join(path.parts[len(folder.parts) :])
+        return
     for place, _, names in os.walk(folder):
         inner = place.removeprefix(str(folder)).strip(os.sep).replace(os.sep, "/")
         start = f"{inner}/" if inner else ""

@@ -27,6 +27,7 @@ from braindecode_vis.datasets.bids.meeg_files import (
     PLACES,
     HeldRecording,
     RawReader,
+    bring_sidecars,
     check_length,
     describe_images,
     find_recordings,
@@ -431,7 +432,11 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
         def read_with_sidecars() -> Any:
             import mne_bids
 
-            return mne_bids.read_raw_bids(item.bids, verbose="error")
+            bids = item.bids
+            if bids is None:
+                local = bring_sidecars(item.path, self.find_root())
+                bids = mne_bids.get_bids_path_from_fname(local, verbose="error")
+            return mne_bids.read_raw_bids(bids, verbose="error")
 
         try:
             return open_recording(item.path, item.where, read_with_sidecars)

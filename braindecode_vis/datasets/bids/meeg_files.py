@@ -20,6 +20,7 @@ import numpy as np
 from braindecode_vis.checks import DataError, refuse_damage
 from braindecode_vis.datasets.bids.fmri_files import find_image_folder, hash_image_folder
 from braindecode_vis.datasets.sources.meeg_source import Sensors, make_template_montage
+from braindecode_vis.remote import RemotePath, bring, bring_all, bring_folder, find_address
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
 
@@ -61,6 +62,8 @@ def find_recordings(root: Path, kinds: tuple[str, ...], task: str | None) -> lis
     """Return every recording of the given data types below `root`, sorted by path."""
     import mne_bids
 
+    if isinstance(root, RemotePath):
+        return _find_remote(root, kinds, task)
     extensions = [ending for kind in kinds for ending in EXTENSIONS[kind]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -88,6 +91,51 @@ def find_recordings(root: Path, kinds: tuple[str, ...], task: str | None) -> lis
                 match,
             )
     return [held[path] for path in sorted(held)]
+
+
+def _find_remote(root: RemotePath, kinds: tuple[str, ...], task: str | None) -> list[HeldRecording]:
+    """Return the recordings of a tree on a server, which mne-bids cannot list."""
+    import mne_bids
+
+    held = []
+    folders = [
+        folder / kind
+        for pattern in ("sub-*", "sub-*/ses-*")
+        for folder in root.glob(pattern)
+        for kind in kinds
+    ]
+    for folder in sorted(folder for folder in folders if folder.is_dir()):
+        for path in folder.iterdir():
+            stem, _, suffix = path.name.rpartition("_")
+            if path.name.startswith(".") or not suffix.startswith(tuple(f"{kind}." for kind in kinds)):
+                continue
+            found = mne_bids.get_entities_from_fname(f"{stem}_{suffix.partition('.')[0]}", on_error="ignore")
+            fits = path.suffix in EXTENSIONS[folder.name] and task in (None, found["task"])
+            if fits and int(found["split"] or 1) == 1 and found["subject"] != "emptyroom":
+                session, run, named = found["session"] or "01", found["run"] or "01", found["task"] or ""
+                held.append(HeldRecording(found["subject"], session, run, named, folder.name, path, None))
+    return sorted(held, key=lambda item: item.path)
+
+
+def bring_recording(path: Path) -> Path:
+    """Return where a recording lies on this machine, once it is there with the files that MNE reads beside it."""
+    if not isinstance(path, RemotePath):
+        return path
+    if not path.is_dir():
+        bring_all(list_recording_files(path, path.parent).values())
+    return bring(path)
+
+
+def bring_sidecars(path: Path, root: Path) -> Path:
+    """Return where a recording of a BIDS tree lies on this machine, once the tables above it are there too."""
+    if isinstance(path, RemotePath):
+        folders = [
+            path.parent,
+            *(folder for folder in path.parents if folder == root or root in folder.parents),
+        ]
+        for folder in dict.fromkeys(folders):
+            bring_folder(folder, (".tsv", ".json"))
+    return bring_recording(path)
 
 
 MISSING = ("n/a", "N/A", "NA", "nan", "NaN", "")
@@ -118,7 +166,7 @@ def open_recording(path: Path, where: str, opener: Callable[[], Any] | None = No
         warnings.simplefilter("ignore")  # of sidecars and headers; what matters is checked here
         if opener is not None:
             return opener()
-        return mne.io.read_raw(path, preload=False, verbose="error")
+        return mne.io.read_raw(bring_recording(path), preload=False, verbose="error")
 
 
 @dataclass(frozen=True)
@@ -164,6 +212,9 @@ class RawReader:
             IndexError,
             hint="the file is cut short, copy or fetch it again",
         ):
+            for name in self.raw.filenames:  # the cache of a server may have made room meanwhile
+                if name is not None:
+                    bring(find_address(Path(name)))
             return self.raw.get_data(picks=self.rows, start=start, stop=stop, verbose="error")
 
 
@@ -350,6 +401,7 @@ def make_stimuli(
                 f"the folder is of another release or incomplete; name the right one with --set {option}=DIR."
             )
         paths = [str(path) for path in found]
+        bring_all(root / path for path in paths)
         hashes = [hash_file(root / path) for path in paths]
         return StimulusSet(shown.assign(path=paths, sha256=hashes)[columns], root)
     # Without files the first place still names each image, for messages and for later.
@@ -358,6 +410,8 @@ def make_stimuli(
 
 
 def _find_one(root: Path, places: Sequence[str]) -> str | None:
+    if isinstance(root, RemotePath):
+        return next((place for place in places if (root / place).is_file()), None)
     return next((place for place in places if os.path.isfile(f"{root}/{place}")), None)  # noqa: PTH113 (speed)
 
 

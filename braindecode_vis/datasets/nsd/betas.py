@@ -26,6 +26,7 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
     read_volume,
     read_volume_header,
 )
+from braindecode_vis.remote import open_hdf5, open_head
 
 Space = Literal["func1pt8mm", "fsaverage"]
 Version = Literal["betas_assumehrf", "betas_fithrf", "betas_fithrf_GLMdenoise_RR"]
@@ -119,7 +120,7 @@ def _find_session(folder: Path, session: int, space: Space) -> SessionFile | Non
 
 def recognise_volume(path: Path, session: int) -> SessionFile:
     """Return a file of betas in the functional volume, with the form that its first bytes tell."""
-    with path.open("rb") as file:
+    with open_head(path) as file:
         form: Literal["nifti", "hdf5"] = "hdf5" if file.read(8) == _HDF5_MAGIC else "nifti"
     return SessionFile(session, (path,), form)
 
@@ -210,8 +211,6 @@ class MaskedHdf5:
     """Reads the HDF5 form, whose chunks hold all trials of a voxel: gathered once, slice by slice, as int16."""
 
     def __init__(self, path: Path, mask: np.ndarray, *, divide_by: float) -> None:
-        import h5py
-
         self.path, self.mask, self.divide_by = path, mask, divide_by
         self.held: np.ndarray | None = None
         with (
@@ -221,7 +220,7 @@ class MaskedHdf5:
                 KeyError,
                 hint="it is truncated, copy or fetch it again",
             ),
-            h5py.File(path, "r") as file,
+            open_hdf5(path) as file,
         ):
             shape = file["betas"].shape
         # (trials, z, y, x) without the trials and turned round is (x, y, z).
@@ -246,9 +245,7 @@ class MaskedHdf5:
         return values
 
     def _gather(self) -> np.ndarray:
-        import h5py
-
-        with h5py.File(self.path, "r") as file:
+        with open_hdf5(self.path) as file:
             betas = file["betas"]
             out = np.empty((self.n_volumes, int(self.mask.sum())), betas.dtype)
             # Number of each voxel among the mask's, in C order.
@@ -266,10 +263,8 @@ class MaskedHdf5:
 
     def peek(self) -> np.ndarray:
         """Return the betas of one column of voxels that the mask crosses, divided."""
-        import h5py
-
         x, y, z = (axis[len(axis) // 2] for axis in np.nonzero(self.mask))
-        with h5py.File(self.path, "r") as file:
+        with open_hdf5(self.path) as file:
             return file["betas"][:, z, y, x].astype(np.float32) / np.float32(self.divide_by)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from braindecode_vis.checks import DataError, check_columns, check_file, is_there, refuse_damage
+from braindecode_vis.remote import open_hdf5
 from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
@@ -271,8 +272,6 @@ class ImageBrick:
     """
 
     def __init__(self, path: Path, rows: np.ndarray, size: int | None = None) -> None:
-        import h5py
-
         self.path, self.rows, self.size = path, rows, size
         self.file: Any = None
         with (
@@ -282,7 +281,7 @@ class ImageBrick:
                 KeyError,
                 hint="it is truncated or another file, fetch it again",
             ),
-            h5py.File(path, "r") as file,
+            open_hdf5(path) as file,
         ):
             brick = file["imgBrick"]
             shape, dtype = brick.shape, brick.dtype
@@ -300,10 +299,8 @@ class ImageBrick:
 
     def read(self, number: int) -> np.ndarray:
         """Return image `number` of the brick, from 0, as it is stored."""
-        import h5py
-
         if self.file is None:
-            self.file = h5py.File(self.path, "r")
+            self.file = open_hdf5(self.path)
         return np.asarray(self.file["imgBrick"][number])
 
     def __call__(self, row: int) -> np.ndarray:

@@ -14,12 +14,14 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 
 from braindecode_vis.checks import DataError, refuse_damage
+from braindecode_vis.remote import RemotePath, borrow_head, open_head
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # A micrometre: what float32 loses of a position in the head.
@@ -71,8 +73,8 @@ def read_volume_header(path: Path) -> VolumeHeader:
 
     if not path.is_file():
         raise DataError(f"{path} does not exist; fetch it, or correct the root.")
-    with refuse_damage(f"{path} cannot be read as NIfTI"):
-        image: Any = nibabel.load(path)
+    with refuse_damage(f"{path} cannot be read as NIfTI"), borrow_head(path) as head:
+        image: Any = nibabel.load(head)
         header = image.header
         slope, inter = image.dataobj.slope, image.dataobj.inter
         offset, dtype = int(image.dataobj.offset), np.dtype(image.dataobj.dtype)
@@ -230,9 +232,9 @@ def open_stream(path: Path, *, open_gzip: Callable[[Path], IO[bytes]] | None = N
     open_gzip
         How compressed files are opened; `find_gunzip` by default.
     """
-    with path.open("rb") as file:
+    with open_head(path) as file:
         compressed = file.read(2) == _GZIP_MAGIC
-    return (open_gzip or find_gunzip()[1])(path) if compressed else path.open("rb")
+    return (open_gzip or find_gunzip()[1])(path) if compressed else open_head(path)
 
 
 def find_gunzip() -> tuple[str, Callable[[Path], IO[bytes]]]:
@@ -242,11 +244,25 @@ def find_gunzip() -> tuple[str, Callable[[Path], IO[bytes]]]:
     except ImportError:
         return "zlib", _open_with_zlib
     # One thread decompresses ahead while this one gathers voxels.
-    return "isal", lambda path: igzip_threaded.open(path, "rb", threads=1)
+    return "isal", partial(_open_gzip, partial(igzip_threaded.open, mode="rb", threads=1))
 
 
 def _open_with_zlib(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb"))
+    return _open_gzip(gzip.open, path)
+
+
+def _open_gzip(open_it: Callable[[Any], Any], path: Path) -> IO[bytes]:
+    """Open a packed file; of a large one on a server, the first volumes do not bring all of it."""
+    if not isinstance(path, RemotePath):
+        return cast(IO[bytes], open_it(path))
+    source = open_head(path)
+    file = open_it(source)
+    # Both libraries leave open what they did not open themselves.
+    if isinstance(file, gzip.GzipFile):
+        file.myfileobj = source  # type: ignore[assignment]
+    else:
+        file.raw.closefd = True
+    return cast(IO[bytes], file)
 
 
 def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:

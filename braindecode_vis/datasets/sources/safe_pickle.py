@@ -25,6 +25,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from braindecode_vis.checks import DataError, refuse_damage
+from braindecode_vis.remote import bring, open_head
 
 # Below a mebibyte an array is cheaper to hold than to look up.
 LARGE_BYTES = 1 << 20
@@ -78,7 +79,7 @@ class FileArray:
 
 def sniff(path: Path) -> str:
     """Say what the first bytes of a file are: ``npy``, ``npy-pickle``, ``pickle``, ``zip`` or ``unknown``."""
-    with path.open("rb") as file:
+    with open_head(path) as file:
         start = file.read(8)
         if start.startswith(_NPY_MAGIC):
             return "npy-pickle" if _read_header(file, path)[2].hasobject else "npy"
@@ -99,7 +100,7 @@ def _read_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np
 
 def open_npy(path: Path) -> FileArray:
     """Return the array of a plain ``.npy`` file without reading it."""
-    with path.open("rb") as file:
+    with open_head(path) as file:
         shape, fortran, dtype = _read_header(file, path)
         offset = file.tell()
     if dtype.hasobject:
@@ -429,7 +430,7 @@ def convert_trusted(script: str, path: Path, folder: Path, *options: Any, where:
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Isolated (-I): no user site and no PYTHON* variables, and whatever the file runs stays out of this process.
-    arguments = [str(path.absolute()), str(folder.absolute()), *map(str, options)]
+    arguments = [str(bring(path.absolute())), str(folder.absolute()), *map(str, options)]
     command = [sys.executable, "-I", "-W", "ignore", "-c", script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

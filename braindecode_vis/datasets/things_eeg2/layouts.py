@@ -19,6 +19,7 @@ import numpy as np
 from braindecode_vis.checks import ConfigError, DataError, check_unique, is_there
 from braindecode_vis.datasets.bids.fmri_files import hash_image_folder
 from braindecode_vis.datasets.sources.safe_pickle import open_npy, read_pickled_dict, sniff
+from braindecode_vis.remote import bring_all
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
 
@@ -299,4 +300,5 @@ def _compare(
 def make_stimuli(table: pd.DataFrame, images: Path) -> StimulusSet:
     """Return the stimulus set of the given rows of the image list; hashes every file."""
     stimuli = table[["stimulus_id", "concept", "path", "split"]].reset_index(drop=True)
+    bring_all(images / path for path in stimuli["path"])
     return StimulusSet(stimuli.assign(sha256=[hash_file(images / path) for path in stimuli["path"]]), images)

@@ -20,7 +20,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
-from braindecode_vis.datasets.bids.meeg_files import RawReader, list_boundaries, list_sensors
+from braindecode_vis.datasets.bids.meeg_files import RawReader, bring_recording, list_boundaries, list_sensors
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
 from braindecode_vis.datasets.sources.safe_pickle import (
     FileArray,
@@ -422,7 +422,7 @@ def open_bids(
 
     where = f"subject {subject:02d}, session {session or 1:02d}, file {path}"
     with refuse_damage(f"{where} cannot be read"):
-        raw = mne.io.read_raw(path, preload=False, verbose="error")
+        raw = mne.io.read_raw(bring_recording(path), preload=False, verbose="error")
     rows = find_channels(raw.ch_names, ch_names, where)
     table = _read_events(path, where)
     stimulus, column = _find_images(table, images, options.event_column, where)

@@ -28,6 +28,7 @@ from braindecode_vis.checks import DataError, check_columns, is_there, refuse_da
 from braindecode_vis.datasets.bids.fmri_files import read_numbers
 from braindecode_vis.datasets.bids.meeg_files import (
     RawReader,
+    bring_recording,
     check_length,
     list_boundaries,
     list_channels,
@@ -259,7 +260,7 @@ def open_epochs(file: EpochFile) -> Any:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        return mne.read_epochs(file.path, proj=False, preload=False, verbose="error")
+        return mne.read_epochs(bring_recording(file.path), proj=False, preload=False, verbose="error")
 
 
 def make_epoch_part(
@@ -459,7 +460,9 @@ def open_run(run: MegRun) -> Any:
     import mne
 
     return open_recording(
-        run.path, run.where, lambda: mne.io.read_raw_ctf(run.path, preload=False, verbose="error")
+        run.path,
+        run.where,
+        lambda: mne.io.read_raw_ctf(bring_recording(run.path), preload=False, verbose="error"),
     )
 
 
