@@ -156,7 +156,7 @@ def _send_verb(
         launch.n_processes > 1 and name == "run"
     ):  # all but the training is the work of one process, on one node
         training = Task("train", ["train", *words[1:]], folder / "jobs" / "train.log", launch=launch)
-        rest = Launch(gpus=min(1, cluster.settings.gpus))
+        rest = Launch(gpus=1) if cluster.settings.gpus else SINGLE
         phases = [[training], [replace(phases[0][0], launch=rest)]]
     elif (
         launch.n_processes == 1

@@ -23,15 +23,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from braindecode_vis.checks import ConfigError
 from braindecode_vis.cluster.launching import (
     describe_place,
     find_failure,
     find_rank,
     name_failure,
     wait_to_be_ended,
+    was_left,
 )
-from braindecode_vis.devices import LOST_PROCESS
 
 #: Libraries whose version may change a number.
 _COMPARED = ("numpy", "scipy", "scikit-learn", "torch", "timm", "mne", "nilearn", "diffusers")
@@ -121,7 +120,7 @@ class CommandJob:
             sentence = self._find_difference()
             if self.n_processes > 1:
                 place = describe_place(self.distributed)
-        except ConfigError as error:
+        except OSError as error:
             sentence = str(error)
         if sentence:
             self._end("failed", sentence, 2)
@@ -240,7 +239,7 @@ class CommandJob:
         self._write(state, sentence=sentence, code=code)
         with contextlib.suppress(OSError), self.own_log.open("a") as log:
             log.write(f"job: {sentence}\n")
-        if self.rank and self.executor == "slurm" and (state != "failed" or LOST_PROCESS in sentence):
+        if self.rank and self.executor == "slurm" and (state != "failed" or was_left(sentence)):
             wait_to_be_ended()
         if self.executor != "debug":
             sys.exit(
@@ -256,7 +255,7 @@ class CommandJob:
         note = Path(self.note)
         if self.rank:
             # The first one speaks for all, but of an end whose reason another one knows.
-            if state != "failed" or LOST_PROCESS in str(more.get("sentence")):
+            if state != "failed" or was_left(str(more.get("sentence"))):
                 return
             note = name_failure(note)
         try:

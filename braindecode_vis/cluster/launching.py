@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from braindecode_vis.checks import ConfigError
-from braindecode_vis.devices import LOST_PROCESS
-
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
@@ -93,6 +90,7 @@ def choose_launch(
         If several processes are asked for, and the verb, its encoder or the executor has one.
     """
     from braindecode_vis import roles
+    from braindecode_vis.checks import ConfigError
 
     asked = settings.nodes > 1 or (settings.processes or 1) > 1
     name = "nodes" if settings.nodes > 1 else "processes"
@@ -132,6 +130,8 @@ def choose_launch(
 
 def refuse_processes(settings: ClusterConfig, what: str) -> None:
     """Raise `ConfigError` where several processes are asked for by what has one."""
+    from braindecode_vis.checks import ConfigError
+
     if settings.nodes > 1 or (settings.processes or 1) > 1:
         name = "nodes" if settings.nodes > 1 else "processes"
         raise ConfigError(f"{what} has one process, and cluster.{name} asks for more; leave it out.")
@@ -151,8 +151,8 @@ def describe_place(distributed: str) -> dict[str, str]:
 
     Raises
     ------
-    ConfigError
-        If the port that the processes meet at is taken on the first node.
+    OSError
+        If the port that the processes meet at is taken on the first node; its text is a sentence.
     """
     from submitit import JobEnvironment
 
@@ -181,7 +181,7 @@ def _check_port(port: int) -> None:
         try:
             probe.bind(("", port))
         except OSError as error:
-            raise ConfigError(
+            raise OSError(
                 f"port {port} of {socket.gethostname()}, where the processes of the job meet, is taken by another "
                 "program; give the command again, and the job meets at another."
             ) from error
@@ -206,9 +206,16 @@ def find_failure(note: Path, ticket: str, since: float) -> dict[str, Any]:
             continue
         if not isinstance(said, dict) or said.get("ticket") != ticket or said.get("state") != "failed":
             continue
-        if said.get("written", 0.0) >= since and LOST_PROCESS not in str(said.get("sentence", "")):
+        if said.get("written", 0.0) >= since and not was_left(str(said.get("sentence", ""))):
             return said
     return {}
+
+
+def was_left(sentence: str) -> bool:
+    """Say whether a process ended since another one had, which knows why."""
+    from braindecode_vis.devices import LOST_PROCESS
+
+    return LOST_PROCESS in sentence
 
 
 def name_failure(note: Path) -> Path:

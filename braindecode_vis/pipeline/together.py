@@ -12,6 +12,8 @@ image missing finishes the stage, under the lock.
 from __future__ import annotations
 
 import os
+import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +25,13 @@ import pandas as pd
 from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.contracts import Context
-from braindecode_vis.devices import broadcast_flag, is_first, join_processes, naming_lost_processes
+from braindecode_vis.devices import (
+    broadcast_flag,
+    is_first,
+    join_processes,
+    naming_lost_processes,
+    spans_machines,
+)
 from braindecode_vis.leases import BeingMade
 from braindecode_vis.pipeline.decoding import (
     ask_images,
@@ -108,9 +116,34 @@ def work_together(run: Run, work: Callable[[Run], object], *, device: str, setti
         work(_SharedRun(run.config, run.folder, run.listener, run.seen, follows=not is_first()))
 
 
+#: A file system that keeps what it knows of folders, as NFS does, asks again after a minute at most.
+_SHOWN_S = 70.0
+
+
 @dataclass
 class _SharedRun(Run):
     """A run whose folder several processes work in."""
+
+    _is_there: Callable[[], bool] = lambda: True
+
+    def produce(
+        self,
+        stage: str,
+        fields: Mapping[str, Any],
+        upstream: Mapping[str, str],
+        compute: Compute,
+        unit: str = "",
+    ) -> store.Artifact:
+        """Reuse or compute one artifact; one that follows waits until it sees what the first process wrote."""
+
+        def is_there() -> bool:
+            plain = store.json_plain(fields)
+            return self.folder.has(
+                stage, version=STAGE_VERSIONS[stage], fields=plain, upstream=dict(upstream), unit=unit
+            )
+
+        self._is_there = is_there
+        return super().produce(stage, fields, upstream, compute, unit)
 
     @contextmanager
     def share(self, stage: str, compute: Compute) -> Iterator[Compute]:
@@ -120,6 +153,10 @@ class _SharedRun(Run):
             if helped and broadcast_flag():
                 compute(Path(os.devnull))  # one that follows writes nothing
             broadcast_flag()  # the first process has written
+            # A disk of several machines shows a new folder to the others some seconds later.
+            last = time.monotonic() + _SHOWN_S
+            while spans_machines() and time.monotonic() < last and not self._is_there():
+                time.sleep(0.5)
             yield self._refuse
             return
         computed = False
@@ -138,8 +175,8 @@ class _SharedRun(Run):
 
     def _refuse(self, folder: Path) -> NoReturn:
         raise DataError(
-            f"what the first process wrote is not in {self.folder.path} here; all processes need the same run folder "
-            "and the same files of the data set."
+            f"what the first process wrote is not in {self.folder.path} here, on {platform.node()}; all processes need "
+            "the same run folder and the same files of the data set."
         )
 
 

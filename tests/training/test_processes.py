@@ -193,6 +193,7 @@ SHARDED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow  # an option that few take, of four trainings
 def test_a_network_of_which_each_process_keeps_a_part_learns_the_same(tmp_path, monkeypatch):
     """FSDP, as accelerate is told to use it; on CPUs torch does what accelerate does on GPUs alone."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
