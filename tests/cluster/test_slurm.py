@@ -66,6 +66,36 @@ def slurm(shared, tmp_path_factory):
     subprocess.run(["bash", tools / "slurm_down.sh", folder], check=False)
 
 
+@pytest.fixture
+def two_nodes(slurm, shared, tmp_path, monkeypatch):
+    """Another Slurm, of two nodes: two daemons of this machine, which Debian's package can start."""
+    node = "NodeName=$h NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$mem State=UNKNOWN"
+    nodes = [
+        f"NodeName=$h{name} NodeHostname=$h NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=$mem State=UNKNOWN"
+        for name, port in (("", 17018), ("-second", 17019))
+    ]
+    changes = {
+        "16817": "17017", "16818": "17018", "/spool\n": "/spool-%n\n", "slurmd.pid\n": "slurmd-%n.pid\n",
+        "slurmd.log\n": "slurmd-%n.log\n", node: "\n".join(nodes), "Nodes=$h ": "Nodes=$h,$h-second ",
+        'slurmd -f "$SLURM_CONF"': 'slurmd -N $h -f "$SLURM_CONF"; slurmd -N $h-second -f "$SLURM_CONF"',
+    }  # fmt: skip
+    text = (shared / "tools" / "slurm_up.sh").read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    script, folder = tmp_path / "up.sh", tmp_path / "two"
+    script.write_text(text)
+    up = subprocess.run(["bash", script, folder], capture_output=True, text=True)
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+    if up.returncode or "idle" not in up.stderr:
+        pytest.skip(f"Slurm did not start twice here: {up.stderr.strip()[-200:]}")
+    yield
+    subprocess.run(["scancel", "--me"], check=False)
+    for path in [*folder.glob("*.pid"), folder / "munge" / "pid"]:
+        with suppress(OSError, ValueError):
+            os.kill(int(path.read_text()), signal.SIGTERM)
+
+
 def digest_results(folder):
     """Return digests of everything that a folder's stages computed; records hold times."""
     return {
@@ -192,7 +222,10 @@ def test_the_processes_of_a_job_know_their_place_and_the_end_of_one_is_that_of_a
 
 @pytest.mark.shared
 @pytest.mark.slow  # three trainings by commands, each of which imports torch
-def test_two_processes_of_a_job_train_what_one_trains_also_when_one_is_killed(slurm, tmp_path, command_line):
+def test_two_processes_of_a_job_train_what_one_trains_also_when_one_is_killed(
+    two_nodes, tmp_path, command_line
+):
+    """On one node, and on two, where a process is killed and the same command goes on."""
     words = [word for text in QUICK[2:4] for word in ("--set", text)]
     words += [
         "--set",
@@ -214,6 +247,7 @@ def test_two_processes_of_a_job_train_what_one_trains_also_when_one_is_killed(sl
     assert json.loads(provenance.read_text())["n_processes"] == 2
     assert len(read_jobs(tmp_path / "together")) == 1
 
+    sent = ("--cluster", "slurm", "--nodes", "2")
     assert train("killed", *sent, "--no-wait").returncode == 0
     while not (found := list((tmp_path / "killed").glob("work/*/checkpoint.safetensors"))):
         time.sleep(0.01)
