@@ -63,7 +63,21 @@ def slurm(shared, tmp_path_factory):
             pytest.skip(f"Slurm did not start here: {up.stderr.strip()[-200:]}")
         yield folder
         subprocess.run(["scancel", "--me"], check=False)
-    subprocess.run(["bash", tools / "slurm_down.sh", folder], check=False)
+    end_daemons(folder)
+
+
+def end_daemons(folder):
+    """End the daemons of a Slurm; slurmd, which may wait for the end of a killed job, would keep its port."""
+    pids = [
+        int(path.read_text()) for path in (*folder.glob("*.pid"), folder / "munge" / "pid") if path.is_file()
+    ]
+    last = time.monotonic() + 1
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        for pid in pids:
+            with suppress(OSError):
+                os.kill(pid, sent)
+        while any(Path(f"/proc/{pid}").is_dir() for pid in pids) and time.monotonic() < last:
+            time.sleep(0.02)
 
 
 @pytest.fixture
@@ -91,9 +105,7 @@ def two_nodes(slurm, shared, tmp_path, monkeypatch):
         pytest.skip(f"Slurm did not start twice here: {up.stderr.strip()[-200:]}")
     yield
     subprocess.run(["scancel", "--me"], check=False)
-    for path in [*folder.glob("*.pid"), folder / "munge" / "pid"]:
-        with suppress(OSError, ValueError):
-            os.kill(int(path.read_text()), signal.SIGTERM)
+    end_daemons(folder)
 
 
 def digest_results(folder):
@@ -201,13 +213,14 @@ def test_the_processes_of_a_job_know_their_place_and_the_end_of_one_is_that_of_a
     slurm, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(submitting, "make_command", lambda words: [sys.executable, "-S", "-c", words[-1]])
+    log = tmp_path / "jobs" / "train.log"
     names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
     script = (
-        f"import os, sys, time\nprint(*[os.environ[name] for name in {names}], flush=True)\ntime.sleep(0.3)\n"
-        "if os.environ['RANK'] == '1': sys.exit('error: process 1: no weights here')\n"
-        "time.sleep(60)"
+        f"import os, sys, time\nprint(*[os.environ[name] for name in {names}], flush=True)\n"
+        f"while os.environ['RANK'] == '0' or not open({str(log)!r}).read(): time.sleep(0.02)\n"
+        "sys.exit('error: process 1: no weights here')"
     )
-    log, began = tmp_path / "jobs" / "train.log", time.monotonic()
+    began = time.monotonic()
     with send_alone(tmp_path, print):
         task = Task("train", ["train", script], log, launch=Launch(1, 2))
         sent = send(tmp_path, [task], Cluster("slurm", ClusterConfig(time=5)))
