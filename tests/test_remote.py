@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from braindecode_vis import remote
 from braindecode_vis.checks import DataError
@@ -223,18 +224,19 @@ def forget_connections():
 def test_a_large_folder_is_listed_once(root, monkeypatch):
     server, _ = remote._find_server(root)
     rows = [
-        {"name": f"{root.parts[1]}/data/{n}", "type": "file", "size": 1, "ETag": "x"} for n in range(20_000)
+        {"name": f"{root.parts[1]}/data/{n}", "type": "file", "size": 1, "ETag": "x"} for n in range(5_000)
     ]
     asked = []
     monkeypatch.setattr(server.fs, "ls", lambda name, detail: (asked.append(name), rows)[1])
     assert root.is_dir()
-    assert all((root / f"{n}").is_file() for n in range(0, 20_000, 10))
-    digest_folder(root, [str(n) for n in range(2000)])
+    assert all((root / f"{n}").is_file() for n in range(0, 5_000, 10))
+    digest_folder(root, [str(n) for n in range(500)])
     assert asked == [f"{root.parts[1]}/data"]
 
 
 def test_many_small_folders_are_listed_together(bucket, monkeypatch):
-    for n in range(40):
+    monkeypatch.setattr(remote, "_MANY_FOLDERS", 4)
+    for n in range(12):
         bucket.put(f"data/{n}/x", b"x")
     root = RemotePath(f"s3://{bucket.name}/data")
     server, _ = remote._find_server(root)
@@ -242,8 +244,8 @@ def test_many_small_folders_are_listed_together(bucket, monkeypatch):
     monkeypatch.setattr(
         server.fs, "ls", lambda name, detail: (asked.append(name), ls(name, detail=detail))[1]
     )
-    assert [path.name for folder in root.iterdir() for path in folder.iterdir()] == ["x"] * 40
-    assert len(asked) < 20
+    assert [path.name for folder in root.iterdir() for path in folder.iterdir()] == ["x"] * 12
+    assert len(asked) < 7
 
 
 def test_hostile_names_stay_outside(root, monkeypatch):
@@ -287,6 +289,7 @@ def test_ranges_of_a_large_file_are_read_alone(bucket, tmp_path, monkeypatch):
 
 def test_an_address_in_a_file_needs_consent(tmp_path):
     from braindecode_vis.config import check_files, read_config
+    from braindecode_vis.studies.sweep import list_consents
 
     there = tmp_path / "decode.yaml"
     there.write_text("name: x\ndataset: {kind: nsd, root: 's3://bucket/nsd', images: 's3://other/x.hdf5'}\n")
@@ -302,6 +305,29 @@ def test_an_address_in_a_file_needs_consent(tmp_path):
     with give_consent(download=True):
         assert isinstance(read_config(there).dataset.images, RemotePath)
     assert said.hashed_fields() == config.hashed_fields()
+    # A run of a sweep is named by its folder, whose file cannot keep what was allowed.
+    assert list_consents(said) == [
+        "--set=dataset.root=s3://bucket/nsd",
+        "--set=dataset.images=s3://other/x.hdf5",
+    ]
+
+
+def test_own_arrays_and_pictures_may_lie_in_a_bucket(bucket, tmp_path):
+    from braindecode_vis.datasets.array_folder import ArraysConfig
+
+    here = tmp_path / "arrays"
+    (here / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    np.save(here / "data.npy", rng.standard_normal((8, 3, 5)))
+    (here / "trials.csv").write_text("stimulus_id\n" + "\n".join(f"p{n % 4}" for n in range(8)))
+    for n in range(4):
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(here / f"images/p{n}.png")
+    there = RemotePath(bucket.fill(here, "arrays"))
+    one, other = (ArraysConfig(root=root).read() for root in (here, there))
+    assert np.array_equal(one.responses.data, other.responses.data)
+    assert other.stimuli.root == RemotePath(f"s3://{bucket.name}")
+    for a, b in zip(one.stimuli.iterate_images(), other.stimuli.iterate_images(), strict=True):
+        assert np.array_equal(a, b)
 
 
 SHARE = """

@@ -44,10 +44,6 @@ def compare(form, bucket, tmp_path):
     return tmp_path / "here", tmp_path / "there"
 
 
-def test_voxels_of_a_bucket_are_those_of_a_folder(bucket, tmp_path):
-    compare("nsd-mindeye1", bucket, tmp_path)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("form", LOADERS)
 def test_every_layout_is_read_from_a_bucket(form, bucket, tmp_path):

@@ -24,6 +24,7 @@ from braindecode_vis.datasets.trial_values import (
     check_values,
     find_copied_trials,
 )
+from braindecode_vis.remote import RemotePath, as_path, refuse_address
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
 
 if TYPE_CHECKING:
@@ -414,16 +415,17 @@ def _join_pictures(
         sorted_in_folders = len({path.parent for path in files}) > 1
         concept_of = {ids[row]: files[row].parent.name if sorted_in_folders else ids[row] for row in kept}
     digests = dict(zip(used, hashes, strict=True))
+    top, places = _name_files(files) if files else (None, [])
     stimulus_table = pd.DataFrame(
         {
             "stimulus_id": [ids[row] for row in kept],
             "concept": [concept_of[ids[row]] for row in kept],
-            "path": [str(files[row]) if files else "array" for row in kept],
+            "path": [places[row] if files else "array" for row in kept],
             "sha256": [digests[row] for row in kept],
         }
     )
     if files:
-        return StimulusSet(stimulus_table, root=Path("/")), table, notes
+        return StimulusSet(stimulus_table, root=top), table, notes
     assert arrays is not None
     shapes = {arrays[row].shape for row in kept}
     if len(shapes) > 1:
@@ -434,10 +436,32 @@ def _join_pictures(
     return StimulusSet(stimulus_table, pixels=np.stack([arrays[row] for row in kept])), table, notes
 
 
+def _find_place(place: str | Path) -> Path:
+    """Return a place that the person named; an address that only a file named is refused."""
+    if isinstance(place, RemotePath):
+        return place
+    if isinstance(place, Path):
+        refuse_address(place, "the place of the pictures")
+    return as_path(place)
+
+
+def _name_files(files: Sequence[Path]) -> tuple[Path, list[str]]:
+    """Return a folder above all files, and their places below it."""
+    tops = {RemotePath(*file.parts[:2]) if isinstance(file, RemotePath) else Path("/") for file in files}
+    if len(tops) > 1:
+        raise DataError(
+            f"the pictures lie in {len(tops)} places ({', '.join(map(str, tops))}); bring them into one."
+        )
+    top = tops.pop()
+    return top, [
+        file.relative_to(top).as_posix() if isinstance(file, RemotePath) else str(file) for file in files
+    ]
+
+
 def index_pictures(pictures: Pictures) -> tuple[list[Path], list[np.ndarray] | None, list[str]]:
     """Return the files or the arrays of the pictures, and the id of each."""
     if isinstance(pictures, str | Path):
-        folder = Path(pictures).expanduser().absolute()
+        folder = _find_place(pictures)
         if not folder.is_dir():
             raise DataError(f"the pictures should lie in a folder, but {folder} is none.")
         found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
@@ -457,7 +481,7 @@ def index_pictures(pictures: Pictures) -> tuple[list[Path], list[np.ndarray] | N
     if not values:
         raise DataError("no picture was given; pass at least two.")
     if all(isinstance(value, str | Path) for value in values):
-        paths = [Path(value).expanduser().absolute() for value in values]
+        paths = [_find_place(value) for value in values]
         missing = [path for path in paths if not path.is_file()]
         if missing:
             hint = "" if missing[0].suffix else "; names of classes go into labels=..."
@@ -537,16 +561,17 @@ def make_picture_set(pictures: Pictures) -> StimulusSet:
         raise DataError(
             "the pictures have different sizes; give them as files in a folder, or resize them to one."
         )
+    top, places = _name_files(files) if files else (None, [])
     table = pd.DataFrame(
         {
             "stimulus_id": ids,
             "concept": ids,
-            "path": [str(file) for file in files] if files else "array",
+            "path": places if files else "array",
             "sha256": [hash_pixels(image) for image in arrays or map(read_image_file, files)],
         }
     )
     if files:
-        return StimulusSet(table, root=Path("/"))
+        return StimulusSet(table, root=top)
     assert arrays is not None
     return StimulusSet(table, pixels=np.stack(arrays))
 

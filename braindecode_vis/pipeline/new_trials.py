@@ -28,6 +28,7 @@ from braindecode_vis.pipeline.learning import preprocess, read_dataset, write_da
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.repeats import pick_rows
 from braindecode_vis.preprocessing.voxel_geometry import read_geometry
+from braindecode_vis.remote import as_path
 from braindecode_vis.stimuli import StimulusSet
 
 #: Units that mean the same, as users and files write them.
@@ -87,7 +88,7 @@ def read_new(
     part
         ``train`` or ``test``: only the trials that the recording itself declares as such.
     """
-    path = on.expanduser().absolute()
+    path = as_path(on)
     if not path.exists():
         raise DataError(f"{path} does not exist; --on takes a folder of new recordings, or a file of trials.")
     # A folder that holds trials is read as arrays even where the run decodes a public data set.

@@ -29,6 +29,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.pipeline.folder_lock import hold_folder
 from braindecode_vis.pipeline.runs import Listener, SilentListener, read_scores
+from braindecode_vis.remote import RemotePath
 from braindecode_vis.studies.board import pool_runs, write_settings
 from braindecode_vis.studies.settings_table import describe_choice
 
@@ -299,6 +300,12 @@ def list_consents(config: RunConfig) -> list[str]:
             options[f"--set={key}.trust_pickle=true"] = None
         if getattr(settings, "allow_download", False):
             options["--allow-download"] = None
+        for name in type(settings).model_fields:
+            value = getattr(settings, name)
+            if isinstance(value, RemotePath):
+                options[f"--set={key}.{name}={value}"] = None
+            elif isinstance(value, list | tuple) and any(isinstance(path, RemotePath) for path in value):
+                options[f"--set={key}.{name}=[{', '.join(map(str, value))}]"] = None
     for code in config.find_outside().values():
         options[f"--trust-code={code.reference}"] = None
     return list(options)
