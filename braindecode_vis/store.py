@@ -223,6 +223,9 @@ class RunFolder:
             return None, damage
         written = read_json(final / PROVENANCE)["created"]
         self._in_use[final] = None
+        lease = final.with_name(f"{LEASE}{final.name}")
+        if self.writable and lease.exists():  # killed after the artifact was there
+            is_leased(lease)
         return Artifact(final, fingerprint, True, f"nothing it depends on changed since {written}"), ""
 
     def _make(
@@ -509,9 +512,6 @@ def _diff(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 def _remove_stale(parent: Path, unit: str) -> None:
     """Remove temporary folders whose process is gone; those of other machines on a shared disk are left alone."""
-    for lease in parent.glob(f"{LEASE}*"):
-        if (parent / lease.name.removeprefix(LEASE)).exists():  # killed after the artifact was there
-            is_leased(lease)
     for path in parent.glob(f"{_TEMPORARY}*-{_HOST}-*"):
         pid = path.name.rsplit("-", 1)[-1]
         if not (pid.isdigit() and is_alive(int(pid))):
