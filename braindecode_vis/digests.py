@@ -193,8 +193,11 @@ def _ask_versions(paths: Sequence[RemotePath]) -> list[str]:
     """Return a digest of what the server says of each file; one that tells no size by its list is asked for each."""
     if not paths:
         return []
-    with ThreadPoolExecutor(16) as pool:
-        entries = list(pool.map(_find_entry, paths))
+    if paths[0].parts[0] == "s3:":  # its lists tell the version
+        entries = list(map(_find_entry, paths))
+    else:
+        with ThreadPoolExecutor(16) as pool:
+            entries = list(pool.map(_find_entry, paths))
     _REMOTE.update(map(str, paths))
     return [xxhash.xxh3_128_hexdigest(f"remote, {entry.describe_version()}".encode()) for entry in entries]
 

@@ -447,6 +447,11 @@ class RemotePath(_Path):
         scheme, *rest = self.parts or (".",)
         return f"{scheme}//{'/'.join(rest)}" if rest else scheme
 
+    @property
+    def parent(self) -> RemotePath:
+        """The folder above; a bucket or server has none but itself, since beside it lie those of others."""
+        return self if len(self.parts) <= 2 else super().parent
+
     def relative_to(self, *other: Any, **kwargs: Any) -> Path:  # type: ignore[override]
         """Return the way from a folder above, which is no address."""
         return Path(*super().relative_to(*other, **kwargs).parts)

@@ -61,6 +61,8 @@ def test_a_bucket_is_read_like_a_folder(root, folder):
     assert look(root) == look(folder)
     assert str(root / "top.json") == f"s3://{root.parts[1]}/data/top.json"
     assert pickle.loads(pickle.dumps(root / "sub-01")) == root / "sub-01"
+    # What is looked for beside a bucket would be looked for in somebody else's.
+    assert RemotePath("s3://a/b").parent == RemotePath("s3://a") == RemotePath("s3://a").parent
     assert root.resolve() == root.absolute() == root.expanduser() == root
     with pytest.raises(FileNotFoundError):
         (root / "none").read_bytes()
