@@ -10,11 +10,12 @@ import braindecode_vis as bdv
 from braindecode_vis import pipeline, store
 from braindecode_vis.checks import DataError, Notice
 from braindecode_vis.config import read_config
+from braindecode_vis.generators.captions import NearestCaptions
 from braindecode_vis.generators.inversion import LatentsGenerator
 from braindecode_vis.image_rows import ImageRows, find_comparison_size
 from braindecode_vis.metrics.image import compute_image_metric, make_image_table, tabulate_image_metric
 from braindecode_vis.pipeline import decoding, reconstruction
-from braindecode_vis.pipeline.image_files import DrawnImages, ImageWriter
+from braindecode_vis.pipeline.image_files import DrawnImages, DrawnTexts, ImageWriter
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.report.gallery import GalleryContent
 from braindecode_vis.report.page import ReportContent, write_report
@@ -159,14 +160,26 @@ def list_files(folder):
 
 
 def test_processes_that_share_the_images_make_what_one_makes(tmp_path, monkeypatch, recwarn):
-    """Three shares, one of which is stopped and given again; the branch's images lead those of every share."""
+    """Three shares, one of which is stopped and given again; the branch's images lead those of every share.
+
+    Captions are shared too: every process used to decode all of them.
+    """
+    bank = tmp_path / "bank.csv"
+    ids = pipeline.preprocess(make_run(tmp_path / "ids")).stimuli.ids
+    bank.write_text("\n".join(["id,caption", *(f"{name},number {name}" for name in ids)]))
     changes = (
+        f"reconstruction.captions=[{{kind: nearest, bank: {bank}}}]",
         "prior={kind: spread}", "reconstruction.n_draws=2",
         "reconstruction.low_level={target: {kind: taesd, weights: random, image_size: 32, device: cpu}}",
     )  # fmt: skip
     monkeypatch.setattr(LatentsGenerator, "rows_at_once", 5)
+    monkeypatch.setattr(DrawnTexts, "step", 5)
     pipeline.reconstruct(make_run(tmp_path / "whole", *changes))
     generate, calls, fits = LatentsGenerator.generate, [], []
+    decode, described = NearestCaptions.decode, []
+    monkeypatch.setattr(
+        NearestCaptions, "decode", lambda self, rows: described.append(len(rows)) or decode(self, rows)
+    )
 
     def count(self, embeddings, **how):
         calls.append(len(embeddings))
@@ -187,6 +200,7 @@ def test_processes_that_share_the_images_make_what_one_makes(tmp_path, monkeypat
     # 3 batches of the branch, 5 of both draws and 3 of each control: no batch but the stopped one twice.
     assert len(calls) == 3 + 5 + 3 + 3 + 1
     assert len(fits) == 1
+    assert sorted(described) == [2, 2, 5, 5, 5, 5]  # of the predictions and of the true embeddings, each once
     assert list_files(run) == list_files(tmp_path / "whole")
     assert not (run / "work").exists()
     assert pipeline.reconstruct_share(make_run(run, *changes), 0, 3)

@@ -7,7 +7,8 @@ ones by their row, a mean image once. ``images.json`` says for each method which
 
 Owns these files, the one loop over the rows that are still to be generated, and what a killed process leaves for the
 next: a picture counts as finished if the digest that was written after it fits. Processes that share the work write
-each batch as a file of its own, by one rename, which whoever writes the result takes instead of making it.
+each batch of images or texts as a file of its own, by one rename, which whoever writes the result takes instead of
+making it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,64 @@ class DrawnImages:
     make: Callable[[range], Mapping[str, np.ndarray]]
 
 
+class DrawnTexts(Sequence[str]):
+    """Texts that are made batch by batch when they are asked for, such as decoded captions.
+
+    Parameters
+    ----------
+    n_texts
+        How many there are.
+    make
+        Returns those of a range of numbers, which is a batch.
+    folder, name
+        Where processes that share the work leave what they made, and under which name. A batch that is there is read.
+    keeps
+        Whether this process leaves what it makes there.
+    """
+
+    step = 64  #: Texts of a batch: at the same places whoever makes them, so that rounding is the same.
+
+    def __init__(
+        self, n_texts: int, make: Callable[[range], Sequence[str]], folder: Path, name: str, *, keeps: bool
+    ) -> None:
+        self._n_texts, self._make, self._folder, self._name, self._keeps = n_texts, make, folder, name, keeps
+        self._batches: dict[int, list[str]] = {}
+
+    def __len__(self) -> int:
+        return self._n_texts
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self[row] for row in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        number, row = divmod(place % len(self), self.step)
+        return self.make_batch(number)[row]
+
+    @property
+    def n_batches(self) -> int:
+        """How many batches the texts are made in."""
+        return -(-self._n_texts // self.step)
+
+    def make_batch(self, number: int) -> list[str]:
+        """Return the texts of a batch: those that are there, or new ones."""
+        if number not in self._batches:
+            rows = range(number * self.step, min((number + 1) * self.step, len(self)))
+            path = self._folder / f"texts-{self._name}-{rows.start:07d}.json"
+            texts = _read_texts(path, len(rows))
+            if texts is None:
+                texts = list(self._make(rows))
+                if self._keeps:
+                    _check_there(self._folder)
+                    store.write_json(path, texts)
+            self._batches[number] = texts
+        return self._batches[number]
+
+
 @dataclass(frozen=True)
 class Share:
     """Which batches a process makes: of all, in the order in which they are drawn, one of every `n_workers`.
@@ -90,7 +149,7 @@ class ImageWriter:
     def __init__(self, folder: Path, share: Share | None = None) -> None:
         self.folder, self.share = folder, share
         self._shown = None if share is None else ImageWriter(share.shown)
-        self._n_batches = self._n_told = 0
+        self._n_batches = self._n_text_batches = self._n_told = 0
         self._told_at = 0.0
         self.sizes: dict[str, int] = {}
         self._files: dict[str, tuple[ArrayFile, ArrayFile]] = {}
@@ -169,11 +228,7 @@ class ImageWriter:
                 images = _read_part(part, drawn.names)
             if images is None and (whole or not all(self._done[name][places].all() for name in drawn.names)):
                 images = made = drawn.make(rows)
-                if not self.folder.is_dir():
-                    raise DataError(
-                        f"{self.folder}, where several processes keep their images, was removed: another command has "
-                        "finished them, or makes others in this run folder; give the same command again."
-                    )
+                _check_there(self.folder)
                 with store.replace_atomically(part) as temporary:
                     np.savez(temporary, allow_pickle=False, **{name: made[name] for name in drawn.names})
             if whole and images is not None:
@@ -184,6 +239,26 @@ class ImageWriter:
                 there = self.count_images()
                 advance(there - self._n_told)
                 self._n_told, self._told_at = there, time.monotonic()
+
+    def draw_texts(self, name: str, n_texts: int, make: Callable[[range], Sequence[str]]) -> DrawnTexts:
+        """Return texts that are made when they are asked for; one of several processes makes its share at once.
+
+        Parameters
+        ----------
+        name
+            Of these texts among all that the writer is asked for.
+        n_texts
+            How many there are.
+        make
+            Returns the texts of a range of numbers.
+        """
+        texts = DrawnTexts(n_texts, make, self.folder, name, keeps=self.share is not None)
+        if self.share is not None:
+            for number in range(texts.n_batches):
+                if (self._n_text_batches + number) % self.share.n_workers == self.share.worker:
+                    texts.make_batch(number)
+            self._n_text_batches += texts.n_batches
+        return texts
 
     def _split(self, drawn: DrawnImages) -> Iterator[range]:
         # At the same places whatever was finished: a row of another batch differs by rounding.
@@ -277,6 +352,24 @@ class ImageWriter:
         for row in np.flatnonzero(marks):
             done[row] = _digest(rows[row]) == marks[row]
         return done
+
+
+def _check_there(folder: Path) -> None:
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}, where several processes keep their images, was removed: another command has finished them, or "
+            "makes others in this run folder; give the same command again."
+        )
+
+
+def _read_texts(path: Path, n_texts: int) -> list[str] | None:
+    """Return a batch of texts that a process has left; None if it is not there or damaged."""
+    try:
+        found = store.read_json(path)
+    except (OSError, DataError):
+        return None
+    whole = isinstance(found, list) and len(found) == n_texts and all(isinstance(text, str) for text in found)
+    return found if whole else None
 
 
 def _read_part(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:

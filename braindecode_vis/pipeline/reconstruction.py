@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,13 +204,24 @@ def draw_images(
     n, training = len(predicted), data.embeddings.ids
 
     concepts = test.concepts_of(predicted.ids)
-    captions: Captions = {}
     told = true.select(predicted.ids)
     sampled = sample_prior(config, prior, predicted, number)  # once, for captions and images
-    if decoders:
+    described: dict[str, dict[str, Embeddings]] = {"decoded": {}, "oracle": {}}
+    for settings in config.reconstruction.captions:
+        described["decoded"][settings.kind] = sampled if settings.reads_draws else predicted
         # The upper bound of captions, as of images: what the decoder says of the true embedding.
-        oracle = {kind: [[text] for text in decoder.decode(told)] for kind, decoder in decoders.items()}
-        captions = {"decoded": decode_captions(config, decoders, sampled, predicted), "oracle": oracle}
+        described["oracle"][settings.kind] = told
+    texts_of = {
+        method: {
+            kind: writer.draw_texts(
+                f"{number}-{method}-{kind}", len(rows), partial(_decode_rows, decoders[kind], rows)
+            )
+            for kind, rows in asked.items()
+        }
+        for method, asked in described.items()
+    }
+    prompt = config.reconstruction.prompt
+    prompts = {method: None if prompt is None else texts_of[method][prompt] for method in described}
     columns: dict[str, Any] = {
         "stimulus_id": predicted.ids, "concept": concepts, "subject": subjects, "fold": number,
         "nearest_id": training[NearestConfig().build(data).find_nearest(predicted)].astype(str),
@@ -217,7 +229,7 @@ def draw_images(
     entries = {"seen": name_stimuli("stimulus_id")}
     decoded = decode_images(
         config, sampled, generator, predicted, number, low=low is not None,
-        prompts=pick_prompts(config, captions.get("decoded", {})), texts=None if texts is None else texts.predicted,
+        prompts=prompts["decoded"], texts=None if texts is None else texts.predicted,
     )  # fmt: skip
     if isinstance(decoded, np.ndarray):
         columns["decoded_id"] = training[decoded].astype(str)
@@ -245,8 +257,10 @@ def draw_images(
     if not generator_settings.copies_training_images:  # the image nearest to the mean would be any image
         same = _take_mean(predicted, data.embeddings)
         more: dict[str, Any] = {}
-        if config.reconstruction.prompt is not None and decoders:
-            more["prompts"] = decoders[config.reconstruction.prompt].decode(same)
+        if prompt is not None:
+            more["prompts"] = writer.draw_texts(
+                f"{number}-mean_embedding-{prompt}", n, partial(_decode_rows, decoders[prompt], same)
+            )
         if texts is not None and data.texts is not None:
             more["texts"] = _take_mean(texts.predicted, data.texts)
         writer.draw(draw_rows("mean_embedding", generator, same, seed, **more), first, advance)
@@ -254,7 +268,7 @@ def draw_images(
     # The upper bound: what the generator makes of the very embedding that was to be predicted.
     copies = generator.find_copies(told)
     if copies is None:
-        more = {"prompts": pick_prompts(config, captions.get("oracle", {}))}
+        more = {"prompts": prompts["oracle"]}
         if texts is not None:
             more = {"texts": texts.true.select(predicted.ids)}
         writer.draw(draw_rows("oracle", generator, told, seed, **more), first, advance)
@@ -263,9 +277,27 @@ def draw_images(
         columns["oracle_id"] = training[copies].astype(str)
         entries["oracle"] = name_stimuli("oracle_id")
         advance(n)
-    described = {"generator": generator.describe(), "prior": prior.describe()}
-    chosen = {name: dict(about) for name, about in described.items() if about}
+    about = {"generator": generator.describe(), "prior": prior.describe()}
+    chosen = {name: dict(content) for name, content in about.items() if content}
+    captions: Captions = {}
+    if decoders and writer.share is None:  # one of several processes leaves its share for the one that writes
+        captions = {
+            method: {kind: _group(texts, n) for kind, texts in kinds.items()}
+            for method, kinds in texts_of.items()
+        }
     return FoldImages(pd.DataFrame(columns), entries, means, chosen, captions)
+
+
+def _decode_rows(decoder: CaptionDecoder, embeddings: Embeddings, rows: range) -> list[str]:
+    """Return the captions of some rows."""
+    taken = slice(rows.start, rows.stop)
+    return decoder.decode(Embeddings(embeddings.vectors[taken], embeddings.ids[taken], embeddings.space))
+
+
+def _group(texts: Sequence[str], n_rows: int) -> list[list[str]]:
+    """Return the texts of each row, which stand one after another."""
+    each = len(texts) // max(n_rows, 1)
+    return [list(texts[row * each : (row + 1) * each]) for row in range(n_rows)]
 
 
 def _take_mean(predicted: Embeddings, training: Embeddings) -> Embeddings:
@@ -432,7 +464,7 @@ def decode_captions(
     Parameters
     ----------
     config
-        Draws are taken from it.
+        Names the decoders.
     decoders
         Fitted, by kind.
     sampled
@@ -440,13 +472,12 @@ def decode_captions(
     predicted
         Predicted embeddings.
     """
-    n_draws = config.reconstruction.n_draws
-    found: dict[str, list[list[str]]] = {}
-    for settings in config.reconstruction.captions:
-        texts = decoders[settings.kind].decode(sampled if settings.reads_draws else predicted)
-        each = n_draws if settings.reads_draws else 1
-        found[settings.kind] = [texts[row * each : (row + 1) * each] for row in range(len(predicted))]
-    return found
+    return {
+        settings.kind: _group(
+            decoders[settings.kind].decode(sampled if settings.reads_draws else predicted), len(predicted)
+        )
+        for settings in config.reconstruction.captions
+    }
 
 
 def pick_prompts(config: RunConfig, captions: Mapping[str, list[list[str]]]) -> list[str] | None:
@@ -558,8 +589,6 @@ def decode_images(
     draws_images = roles.play(roles.PRIOR_SETTINGS, config.prior).draws_images
     decoding = roles.play(roles.IMAGE_GENERATOR, generator if draws_images else generator.for_predictions())
     seed = derive_seed(config.seed, "generator", number)
-    if prompts is not None and len(prompts) == len(predicted):
-        prompts = [text for text in prompts for _ in range(n_draws)]
     if texts is not None:
         texts = IdentityPrior().sample(texts, n_draws=n_draws, seed=0)
     more: dict[str, Any] = {"prompts": prompts, "texts": texts}
@@ -640,7 +669,8 @@ def _take_rows(
         return Embeddings(one.vectors[taken], one.ids[taken], one.space)
 
     if prompts is not None:
-        more["prompts"] = prompts[taken]
+        each = len(embeddings) // max(len(prompts), 1)  # a text leads all draws of its row, or one
+        more["prompts"] = [prompts[row // each] for row in range(len(embeddings))[taken]]
     if texts is not None:
         more["texts"] = take(texts)
     return take(embeddings), more
