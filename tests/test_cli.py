@@ -15,7 +15,10 @@ import typer
 import yaml
 from scipy.io import loadmat, savemat
 
+from braindecode_vis.checks import ConfigError
 from braindecode_vis.cli import EXAMPLES, app, show
+from braindecode_vis.cli.show import _tell_earlier
+from braindecode_vis.config import dump_config, read_config
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.embeddings.efficientnet import EfficientNetEncoder
 
@@ -484,3 +487,13 @@ def test_no_number_is_cut_in_a_narrow_window(capsys, monkeypatch):
     shown = capsys.readouterr().out
     for text in ("0.366", "0.100-0.913", "0.350", "0.4478", "200"):
         assert text in shown
+
+
+def test_a_run_is_gone_on_with_though_weights_of_a_later_stage_are_not_there(tmp_path, capsys):
+    """Pretraining was refused when the same command was given again."""
+    config = read_config("synthetic_digits", ["target={kind: openclip}", "generator={kind: nearest}"])
+    with pytest.raises(ConfigError, match="no weights were given"):
+        config.hashed_fields()
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    _tell_earlier(tmp_path, config.model_copy(update={"seed": 7}))
+    assert "seed (0, now 7)" in " ".join(capsys.readouterr().err.split())

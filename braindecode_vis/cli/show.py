@@ -336,7 +336,10 @@ def _tell_earlier(out: Path, config: RunConfig) -> None:
             f"{out} holds a run of other data ({before or earlier.dataset.kind}); choose another folder with --out, or "
             "delete that one."
         )
-    changes = list_changes(earlier, config)
+    try:
+        changes = list_changes(earlier, config)
+    except ConfigError:  # weights of a later stage are not there
+        changes = list_changes(earlier, config, hashed=False)
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         make_console(stderr=True).print(

@@ -199,7 +199,7 @@ def find_failure(note: Path, ticket: str, since: float) -> dict[str, Any]:
     since
         Time from which on it counts: a job that was queued again has begun anew.
     """
-    for path in (name_failure(note), note):
+    for path in (note, name_failure(note)):
         try:
             said = json.loads(path.read_text())
         except (OSError, ValueError):

@@ -101,10 +101,10 @@ def pretrain(
     """
     train, held_out = split_rows(responses, config, seed)
     n_processes = count_processes()
-    if min(len(train), len(held_out), config.batch_size) < n_processes:
+    if min(len(train), config.batch_size) < n_processes:
         raise ConfigError(
-            f"{len(train)} training trials, {len(held_out)} held out, in batches of {config.batch_size}, cannot be "
-            f"shared by {n_processes} processes; start fewer."
+            f"{len(train)} training trials in batches of {config.batch_size} cannot be shared by {n_processes} "
+            "processes; start fewer."
         )
     signal = describe_signal(responses.select(train[:1]))
     run = Pretraining(config, responses.data, signal, train, held_out, checkpoints, seed)
