@@ -70,7 +70,7 @@ def live(
     gallery: Annotated[
         str | None,
         typer.Option(
-            "--gallery", help="Pictures to rank: a folder or a .npy of them, or a folder of embeddings."
+            "--gallery", help="Pictures to rank: a folder or a .npy of them, a folder of embeddings, or a bank."
         ),
     ] = None,
     fold: Annotated[

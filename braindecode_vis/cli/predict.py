@@ -33,7 +33,7 @@ def predict(
     gallery: Annotated[
         str | None,
         typer.Option(
-            "--gallery", help="Pictures to search: a folder or a .npy of them, or a folder of embeddings."
+            "--gallery", help="Pictures to search: a folder or a .npy of them, a folder of embeddings, or a bank."
         ),
     ] = None,
     fold: Annotated[
