@@ -280,14 +280,15 @@ def search_bank(bank: Path, search: str, n_queries: int = 200) -> dict[str, obje
     """Search queries near images that the bank does not hold; exact ranks are compared with those of plain NumPy."""
     import numpy as np
 
-    from braindecode_vis.arrays import Embeddings, MappedRows
+    from braindecode_vis.arrays import Embeddings, MappedRows, read_rows
     from braindecode_vis.embeddings.image_bank import read_image_bank
     from braindecode_vis.scores.gallery_scores import GalleryTask, LargeGalleryConfig, score_large_gallery
 
     held, chance = read_image_bank(bank), np.random.default_rng(0)
-    mean = held.vectors[np.sort(chance.choice(len(held), 1000, replace=False))].mean(axis=0, dtype=np.float64)
-    mean = mean.astype(np.float32)
-    pairs = held.vectors[np.sort(chance.choice(len(held), 2 * n_queries, replace=False))].astype(np.float32)
+    some = read_rows(held.vectors, np.sort(chance.choice(len(held), 1000, replace=False)))
+    mean = some.mean(axis=0, dtype=np.float64).astype(np.float32)
+    pairs = read_rows(held.vectors, np.sort(chance.choice(len(held), 2 * n_queries, replace=False)))
+    pairs = pairs.astype(np.float32)
     tested = 0.7 * pairs[::2] + 0.3 * pairs[1::2] - mean
     near = tested + 6 * tested.std() * chance.standard_normal(tested.shape, dtype=np.float32)
     names = [f"tested {number}" for number in range(n_queries)]
@@ -311,7 +312,9 @@ def search_bank(bank: Path, search: str, n_queries: int = 200) -> dict[str, obje
         for start in (None, *range(0, len(held), 4096)):
             rows = right
             if start is not None:
-                rows = (held.vectors[start : start + 4096].astype(np.float32) - mean).astype(np.float64)
+                numbers = np.arange(start, min(start + 4096, len(held)))
+                # Not by the pages of the map, which would count as memory.
+                rows = (read_rows(held.vectors, numbers).astype(np.float32) - mean).astype(np.float64)
                 rows /= np.linalg.norm(rows, axis=1, keepdims=True)
             above += (left @ rows.T > own[:, None] + 1e-10).sum(axis=1)
         found["median rank in double precision"] = float(np.median(1 + above))

@@ -233,7 +233,11 @@ class MappedRows:
         if isinstance(index, int | np.integer):
             one: np.ndarray = self[np.array([index])][0]
             return one
-        wanted = np.arange(len(self))[index]
+        if isinstance(index, slice):
+            wanted = np.arange(*index.indices(len(self)))
+        else:  # not by an index of all rows, which would be made anew for every block of a million
+            wanted = np.asarray(index)
+            wanted = np.flatnonzero(wanted) if wanted.dtype == bool else wanted % len(self)
         out = np.empty((len(wanted), self.shape[1]), np.float32)
         here = wanted < len(self.first)
         out[here] = self.first[wanted[here]]

@@ -70,7 +70,8 @@ def live(
     gallery: Annotated[
         str | None,
         typer.Option(
-            "--gallery", help="Pictures to rank: a folder or a .npy of them, a folder of embeddings, or a bank."
+            "--gallery",
+            help="Pictures to rank: a folder or a .npy of them, a folder of embeddings, or a bank.",
         ),
     ] = None,
     fold: Annotated[

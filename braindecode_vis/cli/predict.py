@@ -33,7 +33,8 @@ def predict(
     gallery: Annotated[
         str | None,
         typer.Option(
-            "--gallery", help="Pictures to search: a folder or a .npy of them, a folder of embeddings, or a bank."
+            "--gallery",
+            help="Pictures to search: a folder or a .npy of them, a folder of embeddings, or a bank.",
         ),
     ] = None,
     fold: Annotated[

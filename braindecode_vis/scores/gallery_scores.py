@@ -282,7 +282,7 @@ def index_gallery(
     n_axes = min(_AXES, n_features)
     check_memory((n_axes + 24.0) * n, what=f"the index of {n} candidates", reduce="the gallery")
     sample = normalise_rows(gallery.vectors[np.sort(chance.choice(n, min(n, _SAMPLE), replace=False))])
-    moments = sample.T.astype(np.float64) @ sample / len(sample)
+    moments = (sample.T @ sample).astype(np.float64)
     # The axes with the largest mean square: products on them are nearest to the whole ones.
     axes = np.linalg.eigh(moments)[1][:, ::-1][:, :n_axes].astype(np.float32)
     n_cells = max(1, min(int(np.sqrt(n)), len(sample) // 39))  # fewer than 39 for each, and faiss warns
