@@ -46,6 +46,10 @@ Wait = Annotated[
     bool | None,
     typer.Option("--wait/--no-wait", help="Return when the jobs have ended (default), or at once."),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="With --cluster slurm: print the scripts and the jobs, and send nothing."),
+]
 Jobs = Annotated[
     int | None,
     typer.Option(
@@ -59,7 +63,7 @@ _WORKERS = 8
 #: Its own options, which the command of a job is given without, and whether a value follows.
 _OWN = {
     "--cluster": True, "--cluster-set": True, "--gpus": True, "--nodes": True, "--wait": False, "--no-wait": False,
-    "--json": False,
+    "--dry-run": False, "--json": False,
 }  # fmt: skip
 
 
@@ -67,6 +71,7 @@ def on_cluster(name: str, verb: Callable[..., None]) -> Callable[..., None]:
     """Return a verb with the options that send it as a job."""
     signature = inspect.signature(verb, eval_str=True)
     added: dict[str, Any] = {"cluster": ClusterName, "cluster_set": ClusterSet, "gpus": Gpus, "wait": Wait}
+    added["dry_run"] = DryRun
     if name in ("run", "train", "pretrain"):
         added["nodes"] = Nodes
     if name == "run":
@@ -76,18 +81,23 @@ def on_cluster(name: str, verb: Callable[..., None]) -> Callable[..., None]:
     def call(**given: Any) -> None:
         own = {key: given.pop(key) for key in added}
         short = [f"{key}={own[key]}" for key in ("gpus", "nodes") if own.get(key) is not None]
-        changes, wait = [*(own["cluster_set"] or []), *short], own["wait"]
+        changes, wait, dry_run = [*(own["cluster_set"] or []), *short], own["wait"], own["dry_run"]
         more = {"n_workers": own["n_workers"]} if "n_workers" in own else {}
         if own["cluster"] is not None:
-            _send_verb(name, {**given, **more}, own["cluster"], changes, wait)
+            _send_verb(name, {**given, **more}, own["cluster"], changes, wait, dry_run)
             return
-        refuse_alone(changes, wait, **more)
+        refuse_alone(changes, wait, **more, dry_run=dry_run)
         verb(**given)
 
     parameters = list(signature.parameters.values())
     before = next((n for n, p in enumerate(parameters) if p.name == "trust_code"), len(parameters))
     parameters[before:before] = [
-        inspect.Parameter(key, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
+        inspect.Parameter(
+            key,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            annotation=annotation,
+            default=False if key == "dry_run" else None,
+        )
         for key, annotation in added.items()
     ]
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -95,18 +105,30 @@ def on_cluster(name: str, verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def refuse_alone(changes: Sequence[str] | None, wait: bool | None, n_workers: int | None = None) -> None:
+def refuse_alone(
+    changes: Sequence[str] | None,
+    wait: bool | None,
+    n_workers: int | None = None,
+    *,
+    dry_run: bool = False,
+) -> None:
     """Raise `ConfigError` for options of jobs without ``--cluster``."""
     from braindecode_vis.checks import ConfigError
 
-    if changes or wait is not None or n_workers is not None:
-        settings = "--cluster-set (also --gpus and --nodes)"
-        option = settings if changes else "--workers" if n_workers is not None else "--wait and --no-wait"
+    settings = "--cluster-set (also --gpus and --nodes)"
+    given = {settings: changes, "--dry-run": dry_run, "--workers": n_workers is not None}
+    if any(given.values()) or wait is not None:
+        option = next((name for name, there in given.items() if there), "--wait and --no-wait")
         raise ConfigError(f"{option} is for jobs; name where they run with --cluster, or leave it out.")
 
 
 def _send_verb(
-    name: str, given: dict[str, Any], executor: str, changes: Sequence[str], wait: bool | None
+    name: str,
+    given: dict[str, Any],
+    executor: str,
+    changes: Sequence[str],
+    wait: bool | None,
+    dry_run: bool = False,
 ) -> None:
     """Send a verb as one job, or as shares of what is independent in it and one job that finishes."""
     from braindecode_vis.checks import ConfigError, DataError
@@ -130,7 +152,7 @@ def _send_verb(
     elif name == "train-generator":
         folder = given["out"]
     elif name == "embed" and given["images"] is not None:
-        config, folder = _plan_images(given)
+        config, folder = _plan_images(given, writes=not dry_run)
         settings = config.cluster
     else:
         from braindecode_vis.cli.show import find_run
@@ -140,8 +162,9 @@ def _send_verb(
         )
         settings = config.cluster
     cluster = read_cluster(executor, settings, changes, where=str(given.get("source") or "the run"))
-    check_cluster(cluster)
-    if config is not None and name in ("embed", "train", "reconstruct", "run"):
+    if not dry_run:
+        check_cluster(cluster)
+    if config is not None and not dry_run and name in ("embed", "train", "reconstruct", "run"):
         check_files(config, "report" if name == "run" else name)
     given["out"] = folder = Path(folder).absolute()
     words = strip_words(sys.argv[1:], _OWN)
@@ -164,6 +187,9 @@ def _send_verb(
         and (name in ("run", "train", "reconstruct", "analyze") or given.get("images") is not None)
     ):
         phases = _share(name, given, words, config, cluster)
+    if dry_run:
+        print_preview(folder, phases, cluster, given["as_json"])
+        return
     together = launch.n_processes > 1
     states = _send_and_wait(folder, phases, cluster, wait=wait is not False, strict=together)
     if given["as_json"]:
@@ -178,8 +204,8 @@ def _send_verb(
         raise DataError(f"the job {failed[-1].job.name} {failed[-1].state}: {failed[-1].reason}")
 
 
-def _plan_images(given: dict[str, Any]) -> tuple[RunConfig, Path]:
-    """Return the configuration of a bank and its folder, and write its plan, so that no job has to list all images."""
+def _plan_images(given: dict[str, Any], *, writes: bool) -> tuple[RunConfig, Path]:
+    """Return the configuration of a bank and its folder; write its plan, so that no job has to list all images."""
     from braindecode_vis.checks import ConfigError
     from braindecode_vis.cli.embed import plan_images
     from braindecode_vis.config import read_config
@@ -187,10 +213,28 @@ def _plan_images(given: dict[str, Any]) -> tuple[RunConfig, Path]:
     if given["bank"] is None:
         raise ConfigError("--images needs a folder for the embeddings; name one with --bank.")
     names = ("source", "root", "subjects", "overrides", "images", "bank", "column", "id_column")
-    plan_images(**{name: given[name] for name in names}, dtype=given["dtype"] or "float16")
+    if writes:
+        plan_images(**{name: given[name] for name in names}, dtype=given["dtype"] or "float16")
     return read_config(given["source"], given["overrides"] or [], root=given["root"]), given[
         "bank"
     ].expanduser()
+
+
+def print_preview(folder: Path, groups: Sequence[Sequence[Task]], cluster: Cluster, as_json: bool) -> None:
+    """Print what would be sent."""
+    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.cluster.submitting import preview
+
+    if cluster.executor != "slurm":
+        raise ConfigError(
+            f"--dry-run shows scripts of sbatch, and --cluster {cluster.executor} makes none; give --cluster slurm."
+        )
+    text = preview(folder, groups, cluster)
+    if as_json:
+        jobs = [{"name": task.name, "words": list(task.words)} for group in groups for task in group]
+        print_json({"run_folder": str(folder), "scores": [], "jobs": jobs, "script": text})
+        return
+    sys.stdout.write(f"{text}\n\nnothing was sent\n")
 
 
 def _share(

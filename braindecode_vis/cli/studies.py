@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from braindecode_vis.cli.cluster import ClusterName, ClusterSet, Wait, refuse_alone, refuse_leaving
+from braindecode_vis.cli.cluster import (
+    ClusterName,
+    ClusterSet,
+    DryRun,
+    Wait,
+    print_preview,
+    refuse_alone,
+    refuse_leaving,
+)
 from braindecode_vis.cli.show import (
     SOURCE,
     AllowDownload,
@@ -237,6 +245,7 @@ def sweep(
     cluster: ClusterName = None,
     cluster_set: ClusterSet = None,
     wait: Wait = None,
+    dry_run: DryRun = False,
     trust_code: TrustCode = None,
     allow_download: AllowDownload = False,
     as_json: Json = False,
@@ -258,12 +267,12 @@ def sweep(
                 "--jobs is for runs of this process; use --cluster-set parallel=N with --cluster."
             )
         table = _sweep_on_cluster(
-            source, axes, out, overrides or [], root, cluster, cluster_set or [], wait, as_json
+            source, axes, out, overrides or [], root, cluster, cluster_set or [], wait, as_json, dry_run
         )
         if table is None:
             return
     else:
-        refuse_alone(cluster_set, wait)
+        refuse_alone(cluster_set, wait, dry_run=dry_run)
         table = run_sweep(
             source, axes, out, overrides=overrides or [], root=root, n_jobs=jobs, listener=ConsoleListener()
         )
@@ -286,6 +295,7 @@ def _sweep_on_cluster(
     changes: list[str],
     wait: bool | None,
     as_json: bool,
+    dry_run: bool,
 ) -> pd.DataFrame | None:
     """Send a sweep; return its table, or print what was sent where nobody waits."""
     from braindecode_vis.cluster.submitting import read_cluster
@@ -295,6 +305,13 @@ def _sweep_on_cluster(
     # One cluster for all runs, so that the swept keys do not matter here.
     settings = read_config(source, overrides, root=root).cluster
     cluster = read_cluster(executor, settings, changes, where=source)
+    if dry_run:
+        from braindecode_vis.cluster.sweeps import list_tasks
+        from braindecode_vis.studies.sweep import plan_sweep
+
+        combinations, configs = plan_sweep(source, axes, out, overrides=overrides, root=root)
+        print_preview(out, [list_tasks(combinations, configs)], cluster, as_json)
+        return None
     refuse_leaving(cluster, math.prod(map(len, axes.values())), wait is not False)
     done = sweep_as_jobs(
         source,

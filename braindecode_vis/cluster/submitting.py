@@ -367,6 +367,49 @@ def describe_slurm(
     return {key: value for key, value in asked.items() if value is not None}
 
 
+def preview(folder: Path, groups: Sequence[Sequence[Task]], cluster: Cluster) -> str:
+    """Return the scripts that sbatch would get, by submitit's own maker, and the jobs of each; nothing is sent.
+
+    Parameters
+    ----------
+    folder
+        Of the run or sweep.
+    groups
+        Tasks, each group waiting for the one before.
+    cluster
+        Slurm, which need not be on this machine.
+    """
+    require("submitit", "--dry-run")
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    jobs, longest = (folder / JOBS).absolute(), _find_longest_array()
+    command = f"{shlex.quote(sys.executable)} -P -u -m submitit.core._submit {shlex.quote(str(jobs))}"
+    told, number = [], len(groups)
+    for place, group in enumerate(groups):
+        asked = describe_slurm(cluster.settings)
+        asked |= group[0].launch.describe_slurm(asked["srun_args"])
+        for start in range(0, len(group), longest):
+            part = group[start : start + longest]
+            after = "" if place == 0 else f", after those of submission {place}"
+            more: dict[str, Any] = {} if place == 0 else {"dependency": f"afterany:JOB_OF_SUBMISSION_{place}"}
+            script = _make_sbatch_string(
+                command=command, folder=jobs, map_count=len(part) if len(part) > 1 else None, **asked, **more
+            )
+            shown = part if len(part) <= _SHOWN else [*part[: _SHOWN - 1], part[-1]]
+            lines = [f"  {task.name}: braindecode-vis {shlex.join(task.words)}" for task in shown]
+            if len(shown) < len(part):
+                lines.insert(-1, f"  ... {len(part) - len(shown)} more")
+            jobs_of = "1 job" if len(part) == 1 else f"{len(part)} jobs as an array"
+            told.append(
+                f"# submission {place + 1} of {number}: {jobs_of}{after}\n{script}\n" + "\n".join(lines)
+            )
+    return "\n\n".join(told)
+
+
+#: Jobs of an array that a preview names.
+_SHOWN = 20
+
+
 def _warn_before(settings: ClusterConfig) -> int:
     return min(_WARNING_S, settings.time * 30)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,15 +123,12 @@ def sweep_as_jobs(
         if known:
             tell(_describe_known(known))
         named = {job.name for job in known}
+        todo = [row for row in missing if row[0].folder.name not in named]
         tasks = [
-            Task(
-                combination.folder.name,
-                ["run", str(combination.folder.absolute()), *list_consents(config)],
-                combination.folder / "log.txt",
-                (combination.folder / SEAL, json.dumps({"asked": digest})),
+            replace(task, seal=(row[0].folder / SEAL, json.dumps({"asked": row[2]})))
+            for task, row in zip(
+                list_tasks([row[0] for row in todo], [row[1] for row in todo]), todo, strict=True
             )
-            for combination, config, digest in missing
-            if combination.folder.name not in named
         ]
         for combination, config, _ in missing:
             if combination.folder.name not in named:
@@ -146,6 +143,18 @@ def sweep_as_jobs(
         return SweepJobs(sent, known, n_there, find_states(out, jobs), None)
     states = wait_for_jobs(out, jobs, lambda states: tell(count_states(states))) if jobs else []
     return SweepJobs(sent, known, n_there, states, _collect_runs(combinations, configs, out, list(axes)))
+
+
+def list_tasks(combinations: Sequence[Combination], configs: Sequence[RunConfig]) -> list[Task]:
+    """Return the job of each run of a sweep, in the folder of which its configuration lies."""
+    return [
+        Task(
+            combination.folder.name,
+            ["run", str(combination.folder.absolute()), *list_consents(config)],
+            combination.folder / "log.txt",
+        )
+        for combination, config in zip(combinations, configs, strict=True)
+    ]
 
 
 def make_room(folder: Path) -> Callable[[Sequence[SentJob], int], None]:

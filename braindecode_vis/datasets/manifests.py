@@ -133,14 +133,50 @@ class Part(Settings):
         return self.size if self.patterns or None in sizes or not sizes else sum(filter(None, sizes))
 
 
+class PublishedSize(Settings):
+    """How much a data set holds as published, so that a run can be planned before it is here.
+
+    Parameters
+    ----------
+    n_train_images, n_test_images
+        Pictures of the declared split that one subject sees.
+    train_repetitions, test_repetitions
+        How often.
+    n_channels, sfreq
+        Of EEG and MEG: brain channels, and the sampling rate in Hz that trials have where settings name none.
+    n_voxels
+        Of fMRI, in `mask`; another mask is not planned.
+    mask
+        Value of ``dataset.mask``.
+    image_px
+        Side of a picture.
+    images_are_shared
+        Whether all subjects see the same training pictures.
+    gigabytes
+        Of the files of one subject that are read, about.
+    """
+
+    n_train_images: int
+    n_test_images: int
+    train_repetitions: int = 1
+    test_repetitions: int = 1
+    n_channels: int | None = None
+    sfreq: float | None = None
+    n_voxels: int | None = None
+    mask: str | None = None
+    image_px: int
+    images_are_shared: bool = True
+    gigabytes: float | None = None
+
+
 class Manifest(Settings):
     """What is known about a data set before any of it is read.
 
-    `needs_files` is false where the data set is made in memory. `root_holds` are patterns, any of which a right root
-    matches; by them a root that is too high or too low is noticed. `phantoms` are the formats in which simulated
-    subjects can be written for its loader, the usual one first. `recordings` are the sessions of each subject (``*``:
-    of all others) with the number of their runs, ``null`` where runs are not counted. `files` are looked for on disk,
-    `parts` say what can be fetched.
+    `needs_files` is false where the data set is made in memory. `root_holds` are patterns, any of which a right
+    root matches; by them a root that is too high or too low is noticed. `phantoms` are the formats in which
+    simulated subjects can be written for its loader, the usual one first. `recordings` are the sessions of each
+    subject (``*``: of all others) with the number of their runs, ``null`` where runs are not counted. `size` is
+    what `plan` goes by. `files` are looked for on disk, `parts` say what can be fetched.
     """
 
     name: str
@@ -156,6 +192,7 @@ class Manifest(Settings):
     files: tuple[ManifestFile, ...] = ()
     parts: tuple[Part, ...] = ()
     facts: dict[str, Any] = Field(default_factory=dict)
+    size: PublishedSize | None = None
     notes: tuple[str, ...] = ()
     root_holds: tuple[str, ...] = ()
     phantoms: tuple[str, ...] = ()
