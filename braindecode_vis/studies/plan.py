@@ -329,7 +329,7 @@ def extrapolate(pieces: Sequence[Piece], name: str, size: float, *, power: float
     size
         Of the real one.
     power
-        Largest power that is believed; None grows in proportion.
+        Largest power that is believed, and one less the smallest; None grows in proportion.
 
     Examples
     --------
@@ -348,7 +348,8 @@ def extrapolate(pieces: Sequence[Piece], name: str, size: float, *, power: float
         found = power
         if value > 0 and earlier > 0:
             found = math.log(value / earlier) / math.log(last.size / before.size)
-        return value * (size / last.size) ** min(power, max(1.0, found))
+        # Small copies are mostly fixed costs, which would foretell too little of a large one.
+        return value * (size / last.size) ** min(power, max(power - 1, found))
     slope = max(0.0, (value - earlier) / (last.size - before.size))
     return max(value if size > last.size else 0.0, value + slope * (size - last.size))
 
@@ -366,8 +367,13 @@ def _make_step(
     ratio = seconds / pieces[-1].seconds if pieces[-1].seconds > 0 else size / last * times
     factor = SURE * EACH_DOUBLING ** max(0.0, math.log2(max(ratio, 1e-9)))
     told = "as large as the real one" if times * size <= last else f"its time extrapolated {ratio:.3g} times"
+    low, high = seconds / factor, seconds * factor
+    if power is not None and size > last:
+        # Which of the two powers a fit of the real size grows by is not known from smaller ones.
+        bounds = [times * pieces[-1].seconds * (size / last) ** each for each in (power - 1, power)]
+        low, high = bounds[0] / SURE, bounds[1] * SURE
     return Step(
-        name, seconds, seconds / factor, seconds * factor,
+        name, seconds, low, high,
         times * extrapolate(pieces, "cpu_seconds", size, power=power),
         more + (
             pieces[-1].memory if in_batches
@@ -759,11 +765,21 @@ class SweepPlan:
         Those that were measured, with the number of runs that each stands for.
     counts
         By stage, how often it is computed: runs that need the same artifact share it.
+    n_encoded
+        How often pictures are encoded, which the cache of embeddings spares the other runs; None without such a cache.
     """
 
     n_runs: int
     plans: Sequence[tuple[RunPlan, int]]
     counts: Mapping[str, int] = field(default_factory=dict)
+    n_encoded: int | None = None
+
+    def _share(self, step: Step, name: str) -> float:
+        """Return the part of the runs that computes a step; a file of embeddings lies in every folder that needs it."""
+        n = self.counts.get(step.name, self.n_runs)
+        if step.name == "embed" and name != "disk" and self.n_encoded is not None:
+            n = self.n_encoded
+        return n / self.n_runs
 
     def total(self, name: str) -> float | None:
         """Return the sum of a number over all runs, what they share counted once; of `memory` the largest."""
@@ -774,14 +790,14 @@ class SweepPlan:
             for step in plan.steps:
                 value = getattr(step, name)
                 if value is not None:
-                    total += value * n * self.counts.get(step.name, self.n_runs) / self.n_runs
+                    total += value * n * self._share(step, name)
                     found = True
         return total if found else None
 
     def count_gpu_hours(self) -> float | None:
         """Return hours on a GPU, None where nothing was measured on one."""
         hours = [
-            step.seconds * n * self.counts.get(step.name, self.n_runs) / self.n_runs / 3600
+            step.seconds * n * self._share(step, "seconds") / 3600
             for plan, n in self.plans for step in plan.steps if step.on_gpu and step.seconds is not None
         ]  # fmt: skip
         return sum(hours) if hours else None
@@ -821,7 +837,23 @@ def plan_runs(
     fields = [(_describe(c.dataset), c.split.hashed_fields(), c.seed) for c in configs]
     data = [store.hash_json(store.json_plain(one)) for one in fields]
     targets = [data[n] + store.hash_json(_describe(c.target)) for n, c in enumerate(configs)]
-    return SweepPlan(len(configs), plans, {"preprocess": len(set(data)), "embed": len(set(targets))})
+    counts = {"preprocess": len(set(data)), "embed": len(set(targets))}
+    return SweepPlan(len(configs), plans, counts, _count_encoded(configs))
+
+
+def _count_encoded(configs: Sequence[RunConfig]) -> int | None:
+    """Return how often the pictures of all runs are encoded, if those are files and the encoder learns nothing here."""
+    for config in configs:
+        target = roles.play(roles.IMAGE_ENCODER_SETTINGS, config.target)
+        if target.fitted_on_training_images or roles.find_source(config.dataset) == "write":
+            return None
+    found = set()
+    for config in configs:
+        size, data = find_manifest(config.dataset.kind).size, _describe(config.dataset)
+        if size is not None and size.images_are_shared:
+            data = data | {"subjects": None}
+        found.add(store.hash_json([data, _describe(config.target)]))
+    return len(found)
 
 
 def _describe(settings: Any) -> Any:

@@ -89,6 +89,17 @@ def test_runs_that_share_an_artifact_compute_it_once(monkeypatch):
     assert found.count_gpu_hours() == pytest.approx(6 / 3600)
     assert sum(n for _, n in found.plans) == 6
     assert found.plans[0][0].unknown == ["evaluate"]
+    # The same pictures of all subjects and seeds are encoded once, and lie in every folder.
+    shared = plan_runs(
+        [
+            read_config("things_eeg2_ridge", [f"seed={s}", f"dataset.subjects=[{n}]"])
+            for s in (0, 1)
+            for n in (1, 2)
+        ]
+    )
+    assert (shared.counts["embed"], shared.n_encoded) == (4, 1)
+    assert shared.total("seconds") == pytest.approx(4 * 10 + 1 * 4 + 4 * 1)
+    assert shared.total("disk") == pytest.approx(4 * 111)
 
 
 def call(capsys, *words, monkeypatch):
