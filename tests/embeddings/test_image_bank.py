@@ -206,6 +206,18 @@ def test_kills_double_and_lose_nothing(tmp_path):
     assert not list((tmp_path / "bank").glob("part-*"))
 
 
+@pytest.mark.slow
+def test_shares_are_jobs_of_a_cluster(tmp_path):
+    words = ["embed", "synthetic_digits", "--set", "target.kind=pixels", "--images", "phantom:2000,size=16"]
+    subprocess.run(
+        [sys.executable, "-P", "-m", "braindecode_vis", *words, "--bank", str(tmp_path / "bank"), "--workers", "2",
+         "--cluster", "local"], check=True,
+    )  # fmt: skip
+    assert len(set(read_image_bank(tmp_path / "bank").ids)) == 2000
+    jobs = json.loads((tmp_path / "bank" / "jobs" / "jobs.json").read_text())
+    assert sorted(job["name"] for job in jobs) == ["embed", "share-0", "share-1"]
+
+
 def test_broken_images_are_named_or_left_out_and_listed(tmp_path):
     images = paint(5)
     members = {f"{n}.png": pack(image) for n, image in enumerate(images)} | {
