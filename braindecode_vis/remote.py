@@ -43,7 +43,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import xxhash
 
-from braindecode_vis.checks import BraindecodeVisError, DataError, require
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, require
 from braindecode_vis.consent import ConsentError, may_download
 from braindecode_vis.memory import describe_bytes
 
@@ -96,9 +96,36 @@ _TAKEN: set[str] = set()  # addresses that the person has named in this process,
 
 
 def take_address(path: Path | str) -> RemotePath:
-    """Return an address that the person named, or allowed, as a path; what a run wrote of it is then read too."""
+    """Return an address that the person named, or allowed, as a path; what a run wrote of it is then read too.
+
+    Raises
+    ------
+    ConfigError
+        If it holds a password or the like.
+    """
+    _refuse_secrets(path)
     _TAKEN.add(name_address(path))
     return RemotePath(path)
+
+
+def _refuse_secrets(path: Path | str) -> None:
+    """Raise `ConfigError`, which does not repeat them, for an address with a password or a signature in it.
+
+    Addresses stand in run folders, records, logs and names of the cache.
+    """
+    scheme, _, rest = name_address(path).partition("://")
+    if "@" in rest.partition("/")[0]:
+        where = "the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID)" if scheme == "s3" else "~/.netrc"
+        raise ConfigError(
+            f"an address of {scheme} holds a name or password before its @, which would be written into run folders "
+            f"and logs; leave them out of the address, and keep them in {where}."
+        )
+    if scheme != "s3" and "?" in rest:
+        raise ConfigError(
+            f"the address {scheme}://{rest.partition('?')[0]} goes on with '?' and a query, which names no folder and "
+            "may hold a signature that would be written into run folders and logs; fetch the data set first, or name "
+            "an address without a query."
+        )
 
 
 def revive(text: str) -> Path:
@@ -114,6 +141,7 @@ def revive(text: str) -> Path:
 def refuse_address(path: Path | None, key: str) -> None:
     """Raise `ConsentError` if a path is an address that nobody but a file named."""
     if path is not None and is_address(path) and not isinstance(path, RemotePath):
+        _refuse_secrets(path)
         place = name_address(path)
         named = f", or name it yourself with --set {key}={place}" if "." in key else ""
         raise ConsentError(
@@ -204,7 +232,7 @@ class _Server:
         attempts = 1 if self.scheme == "s3" else _ATTEMPTS  # that library tries again by itself
         for attempt in range(1, attempts + 1):
             try:
-                return call()
+                return _name_cause(call)
             except FileNotFoundError as error:
                 if _classify(error)[0] == "bucket":
                     raise DataError(f"{what} {self._describe('bucket', '')}.") from error
@@ -349,6 +377,20 @@ class _Server:
         return found
 
 
+def _name_cause(call: Callable[[], Result]) -> Result:
+    """Return what a call gives; a web server that is busy or denies a file is not taken for one that has none."""
+    try:
+        return call()
+    except (
+        FileNotFoundError
+    ) as error:  # which fsspec makes of everything that goes wrong when it asks for a size
+        cause = error.__cause__
+        of_web = type(cause).__module__.startswith("aiohttp") or isinstance(cause, TimeoutError)
+        if cause is not None and of_web and getattr(cause, "status", None) not in (404, 410):
+            raise cause from None
+        raise
+
+
 def _is_name(name: str) -> bool:
     """Say whether a server names a file that may lie in a folder of ours."""
     return name not in ("", ".", "..", "?") and "/" not in name and "\\" not in name and "\0" not in name
@@ -416,6 +458,11 @@ def forget_listings() -> None:
 
 def _find_server(path: PurePath) -> tuple[_Server, tuple[str, ...]]:
     scheme, place, *key = path.parts
+    if scheme.rstrip(":") not in SCHEMES:  # an absolute path was joined to an address
+        raise DataError(
+            f"a data set on a server names the file {Path(*path.parts)} of another machine; correct the table that "
+            "names it."
+        )
     known = (os.getpid(), scheme.rstrip(":"), place)
     with _SERVERS_LOCK:
         if known not in _SERVERS:
@@ -517,6 +564,11 @@ class RemotePath(_Path):
         if found is None or found.is_folder:
             number = errno.ENOENT if found is None else errno.EISDIR
             raise OSError(number, os.strerror(number), str(self))
+        if not found.etag and not found.mtime:
+            raise DataError(
+                f"{self} cannot be used, since the server tells neither its ETag nor its time, so that nobody would "
+                "see it change; fetch the data set first."
+            )
         return found
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
@@ -524,7 +576,7 @@ class RemotePath(_Path):
         if self.is_dir():
             return os.stat_result((stat.S_IFDIR | 0o555, 0, 0, 1, 0, 0, 0, 0, 0, 0))
         found = self.find_entry()
-        size = Path(self).stat().st_size if found.size is None else found.size
+        size = bring(self).stat().st_size if found.size is None else found.size
         when = int(found.mtime)
         return os.stat_result((stat.S_IFREG | 0o444, 0, 0, 1, 0, 0, size, when, when, when))
 
@@ -813,12 +865,14 @@ def _download(path: RemotePath, entry: Entry, local: Path, version: Path) -> Non
     )
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
+        _check_folder(folder)
         with _open_part(part) as file:
             if _is_current(local, version, entry):  # another process has brought it
                 part.unlink(missing_ok=True)
                 return
             _make_room(size, part)
             _receive(path, entry, file, part)
+            os.fsync(file.fileno())  # after a power cut, a file with its final name must hold what it says
             local.parent.mkdir(parents=True, exist_ok=True)
             version.parent.mkdir(parents=True, exist_ok=True)
             # In this order: whatever is stopped in between, no version is told of other bytes.
@@ -841,7 +895,24 @@ def _download(path: RemotePath, entry: Entry, local: Path, version: Path) -> Non
                 f"the cache {folder} cannot be written ({error.strerror}); name another folder with remote.cache or "
                 "BRAINDECODE_VIS_REMOTE_CACHE."
             ) from error
-        raise
+        # Such as a name that is longer than the disk takes, or a file where another address has a folder.
+        raise DataError(
+            f"{path} cannot be kept in the cache {folder} ({error.strerror or error}); fetch the data set first."
+        ) from error
+
+
+#: All that the cache has at its top.
+_OWN_NAMES = frozenset({"parts", "usage.json", "usage.tmp", *SCHEMES})
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise `DataError` if a folder holds what is not of the cache, which removes files to make room."""
+    others = sorted(name for name in os.listdir(folder) if name not in _OWN_NAMES and name[0] != ".")  # noqa: PTH208
+    if others:
+        raise DataError(
+            f"the cache {folder} holds {others[0]}, which is no file of the cache; name a folder of its own with "
+            "remote.cache or BRAINDECODE_VIS_REMOTE_CACHE."
+        )
 
 
 @contextmanager
@@ -944,8 +1015,8 @@ def _make_room(size: int, part: Path) -> None:
             )
         release_files()
         time.sleep(0.1)
-    free = shutil.disk_usage(folder).free
-    if free < size:
+    # A part of it may be there already.
+    if shutil.disk_usage(folder).free < size - part.stat().st_size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
@@ -953,18 +1024,20 @@ def _remove_oldest(folder: Path, limit: int, size: int, part: Path) -> int:
     """Return the bytes that the cache holds once there is room for a file, as far as room can be made."""
     kept: list[tuple[float, int, str]] = []
     used = 0
-    for name, about in _scan(folder):
-        if name == str(part):
+    for name, about in _scan(folder / "parts"):
+        # Of a download that goes on, all is counted that it will bring; the others were killed.
+        found = re.fullmatch(r"[0-9a-f]{32}\.(\d+)\.(part|version)", Path(name).name)
+        if name == str(part) or found is None:
             continue
-        if f"{os.sep}parts{os.sep}" in name:
-            # Of a download that goes on, all is counted that it will bring; the others were killed.
-            if _is_at_work(name):
-                used += int(re.sub(r".*\.(\d+)\.part$", r"\1", name)) if name.endswith(".part") else 0
-            elif time.time() - about.st_mtime > _TOUCH_S:
-                Path(name).unlink(missing_ok=True)
-        elif f"{os.sep}files{os.sep}" in name:
-            kept.append((about.st_atime, about.st_size, name))
-            used += about.st_size
+        if _is_at_work(name):
+            used += int(found[1]) if found[2] == "part" else 0
+        elif time.time() - about.st_mtime > _TOUCH_S:
+            Path(name).unlink(missing_ok=True)
+    for scheme in SCHEMES:
+        for files in (folder / scheme).glob("*/files"):
+            for name, about in _scan(files):
+                kept.append((about.st_atime, about.st_size, name))
+                used += about.st_size
     if used + size <= limit:
         return used
     for _, n_bytes, name in sorted(kept):
@@ -998,8 +1071,9 @@ def _remove(name: str) -> bool:
         with open(name, "r+b") as file:  # noqa: PTH123
             if not _lock(file.fileno(), "alone"):
                 return False
-            head, _, tail = name.rpartition(f"{os.sep}files{os.sep}")
-            Path(f"{head}{os.sep}versions{os.sep}{tail}").unlink(missing_ok=True)
+            folder = find_remote_cache()[0]
+            scheme, server, _, *key = Path(name).relative_to(folder).parts
+            folder.joinpath(scheme, server, "versions", *key).unlink(missing_ok=True)
             Path(name).unlink()
     except OSError:
         return False

@@ -76,7 +76,7 @@ class _Pages(BaseHTTPRequestHandler):
                 f'<a href="{urllib.parse.quote(n)}">{html.escape(n)}</a>\n' for n in ["../", *names]
             )
             return self.send(200, f'<a href="?C=N">Name</a>\n{links}'.encode(), body, kind="text/html")
-        if not path.is_file():
+        if not path.is_file() or self.path.endswith("/"):
             return self.send(404, b"", body)
         content, tag = path.read_bytes(), f'"{path.stat().st_mtime_ns:x}"'
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from braindecode_vis import remote
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.consent import ConsentError, give_consent
 from braindecode_vis.digests import digest_files, digest_folder
 from braindecode_vis.remote import RemotePath, bring, bring_all
@@ -83,13 +83,23 @@ def test_a_web_server_is_read_like_a_folder(bucket, folder, monkeypatch):
         n_pages = sum(path.endswith("/") for _, path, _ in pages.requests)
         assert n_pages == len({path for _, path, _ in pages.requests if path.endswith("/")})
         remote.forget_listings()
-        pages.ranges = pages.tags = False
+        pages.ranges = False
         assert (root / "top.json").read_bytes() == b"{}"
         pages.refuse["/local/sub-02/eeg/x.eeg"] = 403
         with pytest.raises(DataError, match=r"x\.eeg may not be read: the server denies it"):
             (root / "sub-02/eeg/x.eeg").read_bytes()
+        # Of a list without sizes each file is asked for, and a busy server has it none the less.
+        pages.refuse["/local/sub-01/eeg/x.eeg"] = 503
+        with pytest.raises(DataError, match=r"x\.eeg cannot be read \(503"):
+            (root / "sub-01/eeg/x.eeg").stat()
         with pytest.raises(DataError, match="the server does not answer; check the network"):
             RemotePath("http://127.0.0.1:9/x").is_dir()
+        remote.forget_listings()
+        pages.tags = False
+        with pytest.raises(DataError, match="neither its ETag nor its time"):
+            (root / "top.json").read_bytes()
+        with pytest.raises(DataError, match="names the file /etc/hostname of another machine"):
+            (root / "/etc/hostname").exists()
 
 
 def test_digests_bring_nothing_and_notice_what_changed(root, bucket, tmp_path):
@@ -152,6 +162,55 @@ def test_the_cache_keeps_its_bound_and_what_is_in_use(bucket, tmp_path, monkeypa
         assert Path(file.name).exists()
         file.close()
     assert bring(root / "06").exists()
+
+
+def test_room_is_made_among_files_of_the_cache_alone(bucket, tmp_path):
+    """A cache that was set to a folder of other things removed their files in folders called files or parts."""
+    for name in ("0", "1", "parts/x.part", "files/y"):
+        bucket.put(f"data/{name}", b"x" * 1000)
+    root, home = RemotePath(f"s3://{bucket.name}/data"), tmp_path / "files/parts"
+    precious = [home / "study/files/a", home / "parts/b"]
+    for path in precious:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"p" * 5000)
+        os.utime(path, (1, 1))
+    remote.choose_cache(home, 2500 / 2**30)
+    with pytest.raises(
+        DataError, match="holds study, which is no file of the cache; name a folder of its own"
+    ):
+        bring(root / "0")
+    shutil.rmtree(home / "study")
+    for n in range(8):
+        bring(root / ("0", "parts/x.part", "1", "files/y")[n % 4])
+        remote.release_files()
+        assert count_bytes(home) <= 2500
+        left = {p.relative_to(home).as_posix() for p in home.rglob("versions/**/*") if p.is_file()}
+        assert {name.replace("/versions/", "/files/", 1) for name in left} == {
+            p.relative_to(home).as_posix() for p in home.glob("s3/*/files/**/*") if p.is_file()
+        }
+    assert precious[1].exists()
+    bucket.put("data/" + "n" * 300, b"x")
+    remote.forget_listings()
+    with pytest.raises(DataError, match=r"cannot be kept in the cache .* \(File name too long\)"):
+        bring(root / ("n" * 300))
+
+
+def test_addresses_hold_no_passwords(tmp_path):
+    """What is read from an address stands in run folders, logs and names of the cache."""
+    from braindecode_vis.config import check_files, read_config
+
+    there = tmp_path / "x.yaml"
+    for address in ("https://me:geheim@host/data", "s3://me:geheim@bucket/data", "https://host/d?sig=geheim"):
+        there.write_text(f"name: x\ndataset: {{kind: nsd, root: '{address}'}}\n")
+        for ask in (
+            lambda address=address: remote.as_path(address),
+            lambda: check_files(read_config(there)),
+            lambda address=address: read_config(there, [f"dataset.root={address}"]),
+        ):
+            with pytest.raises(ConfigError, match="written into run folders and logs") as caught:
+                ask()
+            assert "geheim" not in str(caught.value)
+    assert remote.as_path("s3://bucket/a@b?c").name == "a@b?c"
 
 
 def test_a_stopped_download_leaves_nothing_half_visible_and_goes_on(bucket, tmp_path, monkeypatch):
@@ -291,6 +350,7 @@ def test_ranges_of_a_large_file_are_read_alone(bucket, tmp_path, monkeypatch):
 
 def test_an_address_in_a_file_needs_consent(tmp_path):
     from braindecode_vis.config import check_files, read_config
+    from braindecode_vis.config.models import RemoteConfig
     from braindecode_vis.studies.sweep import list_consents
 
     there = tmp_path / "decode.yaml"
@@ -307,8 +367,11 @@ def test_an_address_in_a_file_needs_consent(tmp_path):
     with give_consent(download=True):
         assert isinstance(read_config(there).dataset.images, RemotePath)
     assert said.hashed_fields() == config.hashed_fields()
-    # A run of a sweep is named by its folder, whose file cannot keep what was allowed.
+    # A run of a sweep is named by its folder, whose file cannot keep what was allowed, nor where the cache is.
+    said = said.model_copy(update={"remote": RemoteConfig(cache=tmp_path / "c", limit_gib=2)})
     assert list_consents(said) == [
+        f"--set=remote.cache={tmp_path}/c",
+        "--set=remote.limit_gib=2.0",
         "--set=dataset.root=s3://bucket/nsd",
         "--set=dataset.images=s3://other/x.hdf5",
     ]

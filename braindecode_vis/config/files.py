@@ -47,6 +47,7 @@ def check_files(config: RunConfig, stage: str = "report") -> None:
     stage
         The last stage that is asked for.
     """
+    config.choose_cache()
     _check_outside(config)
     for key, entry in config.dataset.walk("dataset"):
         _check_packages(key, entry)

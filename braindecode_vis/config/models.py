@@ -20,6 +20,7 @@ from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.suite import MetricSuiteConfig
 from braindecode_vis.preprocessing.selection import SelectionConfig
 from braindecode_vis.registry import INSIDE, Component, list_kinds, validate_component
+from braindecode_vis.remote import choose_cache
 from braindecode_vis.roles import (
     DATASET,
     ENCODER_SETTINGS,
@@ -322,6 +323,11 @@ class RunConfig(Settings):
     remote: RemoteConfig | None = Field(default=None, exclude=True)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"cluster", "remote"})
+
+    def choose_cache(self) -> None:
+        """Let this process keep files of servers where these settings say, or else the environment."""
+        chosen = self.remote or RemoteConfig()
+        choose_cache(chosen.cache, chosen.limit_gib)
 
     @model_validator(mode="after")
     def _check_outside(self) -> Self:

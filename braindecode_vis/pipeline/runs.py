@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from braindecode_vis import digests, remote, roles, store
+from braindecode_vis import digests, roles, store
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, Notice
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.consent import ConsentError
@@ -185,8 +185,7 @@ def open_run(
     reading
         Whether a folder that cannot be written is opened too; what it lacks is then an error.
     """
-    if config.remote is not None:
-        remote.choose_cache(config.remote.cache, config.remote.limit_gib)
+    config.choose_cache()
     path = out if out is not None else Path("runs") / config.name
     folder = store.RunFolder(path, writable=not (reading and path.is_dir() and not os.access(path, os.W_OK)))
     return Run(config, folder, listener or SilentListener())

@@ -293,8 +293,14 @@ def write_tables(
 
 
 def list_consents(config: RunConfig) -> list[str]:
-    """Return the options that allow to a run what this call allows, since the folder of the run cannot keep that."""
+    """Return the options that allow to a run what this call allows, since the folder of the run cannot keep that.
+
+    Nor does it keep where files of servers go, which changes no result.
+    """
     options: dict[str, None] = {}
+    for name, value in () if config.remote is None else config.remote:
+        if value is not None:
+            options[f"--set=remote.{name}={value}"] = None
     for key, settings in config.walk():
         if getattr(settings, "trust_pickle", False):
             options[f"--set={key}.trust_pickle=true"] = None
