@@ -415,6 +415,10 @@ class WholeNetwork(Protocol):
         """
         ...
 
+    def enter_epoch(self, progress: float) -> Sequence[Any]:
+        """Return the parameters that rest in an epoch, which begins at this share of the training."""
+        ...
+
 
 class Analysis(Protocol):
     """An analysis, which is its own settings, with its defaults."""

@@ -107,6 +107,8 @@ INSIDE: dict[str, dict[str, str]] = {
         "shared_space": "encoders.mindeye_config:SharedSpaceConfig",
         "parcels": "encoders.parcels_config:ParcelsConfig",
         "latent_decoder": "encoders.latent_decoder_config:LatentDecoderConfig",
+        "labram": "encoders.foundation_config:LabramConfig",
+        "cbramod": "encoders.foundation_config:CBraModConfig",
     },
     "objective": {
         "clip": "training.objectives.objectives_config:ClipObjectiveConfig",

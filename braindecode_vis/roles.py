@@ -258,7 +258,12 @@ CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(
 NETWORK: Role[WholeNetwork] = Role(
     "network",
     ("forward",),
-    {"forward_heads": None, "forward_tokens": None, "parameter_groups": _answer(())},
+    {
+        "forward_heads": None,
+        "forward_tokens": None,
+        "parameter_groups": _answer(()),
+        "enter_epoch": _answer(()),
+    },
 )
 PRIOR: Role[WholePrior] = Role(
     "prior",

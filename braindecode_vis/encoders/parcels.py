@@ -518,18 +518,37 @@ def check_description(found: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def read_content(file: Path, *, allowed: Sequence[type] = ()) -> Any:
+    """Return what a file of tensors holds, without running code that it may hold.
+
+    Parameters
+    ----------
+    file
+        Safetensors, or a torch file.
+    allowed
+        Classes that may stand in a torch file beside tensors and plain values.
+
+    Raises
+    ------
+    DataError
+        If it is neither, or holds anything else.
+    """
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise DataError(
             f"{file} cannot be read as a file of tensors ({str(error).splitlines()[0][:200]}); give a .safetensors "
             "file, or a torch file that holds nothing but tensors."
         ) from error
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    content = read_content(file)
     for _ in range(3):  # checkpoints of trainers wrap a state dict up to three times
         inner = next(
             (key for key in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)),

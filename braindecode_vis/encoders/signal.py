@@ -44,6 +44,8 @@ class Signal:
         Network of each parcel (Yeo names), if there are parcels.
     n_voxels
         Number of voxels of each subject where subjects have different ones; their rows are padded with zeros.
+    unit
+        Unit of the values that reach the network, such as ``V``; empty if nobody knows, ``scaled`` after a scaling.
     """
 
     dims: tuple[str, ...]
@@ -55,6 +57,7 @@ class Signal:
     sfreq: float | None = None
     networks: tuple[str, ...] = ()
     n_voxels: tuple[int, ...] = ()
+    unit: str = ""
 
     @property
     def unknown_subject(self) -> int:
@@ -88,6 +91,7 @@ class Signal:
             "sfreq": self.sfreq,
             "networks": list(self.networks),
             "n_voxels": list(self.n_voxels),
+            "unit": self.unit,
         }
 
     @classmethod
@@ -100,7 +104,8 @@ class Signal:
         # JSON knows lists only; the networks were built from tuples.
         names = ("dims", "shape", "subjects", "ch_names", "networks", "n_voxels")
         axes: dict[str, Any] = {key: tuple(content[key]) for key in names}
-        return cls(**axes, **arrays, sfreq=content["sfreq"])
+        # Fits that were written before networks knew a unit have none.
+        return cls(**axes, **arrays, sfreq=content["sfreq"], unit=content.get("unit", ""))
 
 
 def describe_signal(responses: Responses) -> Signal:
@@ -124,6 +129,7 @@ def describe_signal(responses: Responses) -> Signal:
         sfreq=None if coords.get("sfreq") is None else float(coords["sfreq"]),
         networks=tuple(str(name) for name in coords.get("parcel_networks", ())),
         n_voxels=tuple(counts[s] for s in subjects) if counts else (),
+        unit=responses.unit,
     )
 
 

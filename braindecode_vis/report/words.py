@@ -182,7 +182,7 @@ _NAMES: Mapping[str, str] = {
     "simpleconv": "SimpleConv", "simpleconv_time_agg": "SimpleConv (time aggregated)",
     "simpleconv_image": "SimpleConv (image)", "residual_mlp": "residual MLP", "lda": "LDA",
     "logistic": "logistic regression", "latent_decoder": "latent decoder", "shared_space": "shared space",
-    "parcels": "parcel transformer", "pls": "PLS",
+    "parcels": "parcel transformer", "pls": "PLS", "labram": "LaBraM", "cbramod": "CBraMod",
 }  # fmt: skip
 
 

@@ -275,22 +275,23 @@ class Trainer:
         self._end_epoch(log, time.monotonic() - started)
 
     def _enter_stage(self) -> float:
-        """Freeze maps and forget the moments where the second stage begins; return the factor of its learning rate."""
-        stage = self.settings.second_stage
-        if stage is None:
-            return 1.0
-        start = round(stage.start * self.epochs)
-        if self.counters.epoch < start:
-            return 1.0
+        """Let weights rest or learn as network and second stage say; return the factor of the learning rate."""
+        stage, epoch = self.settings.second_stage, self.counters.epoch
+        resting = {id(p) for p in self.learner.whole_network.enter_epoch(epoch / self.epochs)}
+        start = self.epochs if stage is None else round(stage.start * self.epochs)
         shared = self.learner.shared_projector
-        if stage.frozen and shared is not None:
-            frozen = {id(p) for p in shared.parameters()}
-            self.trainable = [p for p in self.trainable if id(p) not in frozen]
-            for group in self.optimiser.param_groups:
-                if any(id(p) in frozen for p in group["params"]):
-                    # A rate of zero moves nothing and decays nothing; several processes still share all gradients.
-                    group["peak_lr"] = 0.0
-        if self.counters.epoch == start and self.counters.position == 0:
+        if stage is not None and epoch >= start and stage.frozen and shared is not None:
+            resting |= {id(p) for p in shared.parameters()}
+        groups = self.optimiser.param_groups
+        self.trainable = [p for group in groups for p in group["params"] if id(p) not in resting]
+        for group in groups:
+            group.setdefault("awake_lr", group["peak_lr"])
+            # A rate of zero moves nothing and decays nothing; several processes still share all gradients.
+            rests = any(id(p) in resting for p in group["params"])
+            group["peak_lr"] = 0.0 if rests else group["awake_lr"]
+        if stage is None or epoch < start:
+            return 1.0
+        if epoch == start and self.counters.position == 0:
             self.optimiser.optimizer.state.clear()  # a new optimiser has no moments
         return stage.lr_scale
 

@@ -121,6 +121,8 @@ class NetworkEncoder:
         transform = InputTransform(self.config.input_scaling, self.config.subject_alignment, signal.dims)
         # Statistics from training trials alone: held-out ones stand for the test. One process reads them for all.
         transform = compute_once(lambda: transform.fit(responses.data, train, names))
+        if not transform.is_identity:
+            signal = replace(signal, unit="scaled")
 
         def build() -> BrainImageModel:
             return self.build_model(signal, targets, train)

@@ -14,6 +14,7 @@ from torch.nn import functional
 import braindecode_vis.encoders as encoders
 from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
 from braindecode_vis.encoders.eegnet_config import EEGNetConfig
+from braindecode_vis.encoders.foundation_config import CBraModConfig, LabramConfig
 from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
 from braindecode_vis.encoders.mindeye_config import ResidualMlpConfig, SharedSpaceConfig
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
@@ -25,6 +26,7 @@ from braindecode_vis.encoders.simpleconv_config import (
 )
 from braindecode_vis.encoders.tsconv_config import EEGProjectConfig, TSConvConfig
 from braindecode_vis.settings import Settings
+from tests.encoders.fingerprints import N19
 
 N_OUTPUTS = 16  # 4 maps of 2 x 2 for the network that gives latent images
 # `braindecode` needs an extra; its bridge has its own tests.
@@ -58,7 +60,7 @@ class Network:
             self.dims,
             shape,
             tuple(f"{3 * i + 1:02d}" for i in range(n_subjects)),
-            ch_names=tuple(f"E{i}" for i in range(n_first)) if has_channels else (),
+            ch_names=N19[:n_first] if has_channels else (),
             ch_pos=places if has_channels else None,
             times=np.arange(n_times) / 100 if with_times else None,
             sfreq=100.0 if with_times else None,
@@ -99,6 +101,9 @@ NETWORKS = [
     Network("shared_space", SharedSpaceConfig(shared=16, n_blocks=2), ("voxel",), unknown_subject=False),
     Network("parcels", ParcelsConfig(width=16, depth=2, n_heads=4, projector_hidden=9), ("parcel",)),
     Network("parcels and times", ParcelsConfig(width=16, depth=1, n_heads=4), ("parcel", "time")),
+    Network("labram", LabramConfig(depth=1, width=100, scale=1, projector_hidden=9)),
+    Network("labram, cls", LabramConfig(depth=1, width=100, scale=1, projector_hidden=9, pooling="cls")),
+    Network("cbramod", CBraModConfig(depth=1, scale=1, montage="own", projector_hidden=9, pooling="flatten")),
 ]
 
 every_network = pytest.mark.parametrize("network", NETWORKS, ids=str)

@@ -1,0 +1,462 @@
+"""Settings of published brain foundation models: what is read from their file, what learns, how trials reach them.
+
+`FoundationConfig` is common to all kinds, `EegModelConfig` to those that read channels x times; each model adds a class
+with the facts of its input. Imports no torch: the networks are in a file each, what surrounds them in `foundation`.
+
+References
+----------
+Jiang et al. (2024), LaBraM, arXiv:2405.18765. Wang et al. (2025), CBraMod, arXiv:2412.07236.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from braindecode_vis.checks import ConfigError, DataError, check_file, suggest
+from braindecode_vis.digests import hash_once
+from braindecode_vis.encoders.signal import Signal, read_axes
+from braindecode_vis.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from braindecode_vis.encoders.foundation import Front
+
+Tuning = Literal["full", "freeze", "linear_probe", "attentive_probe", "probe_then_full", "lora"]
+#: Presets in which the pretrained weights never change.
+FROZEN = ("freeze", "linear_probe", "attentive_probe")
+#: Volts of a unit.
+_VOLTS = {"V": 1.0, "mV": 1e-3, "uV": 1e-6, "µV": 1e-6}
+#: Names of the same place in the older and the newer 10-20 system.
+_SYNONYMS = {"T3": "T7", "T4": "T8", "T5": "P7", "T6": "P8"}
+_SYNONYMS |= {new: old for old, new in _SYNONYMS.items()}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the public file of a model names its tensors.
+
+    Parameters
+    ----------
+    title
+        Name of the model, as its authors write it.
+    wrappers
+        Keys under which the table of tensors may lie; the first that is there is taken.
+    prefix
+        Start of the names that belong to the network; removed. Names without it are left out.
+    ignored
+        Starts of names (after the prefix) of parts that decoding does not use.
+    absent
+        Starts of names that the network has and the file has not; they keep their first values.
+    """
+
+    title: str
+    wrappers: tuple[str, ...] = ()
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+
+
+#: Parts of names that give a model's file away, and the title of its layout; the first that fits counts.
+MARKS = {
+    "quantize.embedding": "LaBraM's tokenizer (vqnsp)",
+    "patch_embed.conv1.weight": "LaBraM",
+    "patch_embedding.mask_encoding": "CBraMod",
+    "summary_token": "EEGPT",
+    "Encoder_0.0.weight": "BENDR",
+    "mask_replacement": "BENDR",
+    "to_patch_embedding.0.weight": "REVE",
+    "vit.embeddings.": "BrainLM",
+    "pos_embed_proj.emb_h": "Brain-JEPA",
+    "mamba.A_log": "NeuroSTORM",
+    "temparature": "LUNA",
+    "pos_embed.weight_spatial": "CortexMAE",
+}
+
+
+class FoundationConfig(Settings):
+    """What published foundation models share.
+
+    Parameters
+    ----------
+    pretrained
+        File of the published weights, as it was released: safetensors, or a torch file, which is read without running
+        code. None starts from random weights.
+    pretrained_digest
+        Digest of that file. It is filled in by itself and kept with a run, so that a fitted run is read without the
+        file; a file that changed since is refused.
+    tuning
+        What learns. ``full``: everything. ``freeze``: the projector behind the network. ``linear_probe``: one linear
+        map behind it. ``attentive_probe``: a query that attends to the tokens, and a linear map. ``probe_then_full``:
+        the projector for the first `probe_share` of the training, then everything. ``lora``: the projector and
+        low-rank changes of the attention's weights.
+    probe_share
+        Share of the epochs in which ``probe_then_full`` leaves the network as it is.
+    lora_rank
+        Rank of the changes of ``lora``; 16 in REVE.
+    backbone_lr_scale
+        Learning rate of the pretrained weights as a part of the projector's; 0.1 in CBraMod.
+    layer_decay
+        Factor of the learning rate from each layer to the one below it; 0.65 in LaBraM, 1 is the same rate for all.
+    pooling
+        What the projector gets of the tokens: their ``mean``, or all of them side by side (``flatten``).
+    projector_hidden
+        Hidden units of the projector.
+    dropout
+        In the projector.
+    """
+
+    pretrained: Path | None = None
+    pretrained_digest: str | None = None
+    tuning: Tuning = "full"
+    probe_share: float = Field(default=0.3, gt=0, lt=1)
+    lora_rank: int = Field(default=16, ge=1)
+    backbone_lr_scale: float = Field(default=0.1, gt=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    pooling: Literal["mean", "flatten"] = "mean"
+    projector_hidden: int = Field(default=1024, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"pretrained"})
+    layout: ClassVar[Layout]
+
+    @model_validator(mode="after")
+    def _check_tuning(self) -> FoundationConfig:
+        if self.pretrained is None and self.tuning != "full":
+            raise ValueError(
+                f"tuning is {self.tuning}, but there is no file in pretrained, so that random weights would stay as "
+                "they are; name the file, or take full"
+            )
+        if self.tuning != "probe_then_full":
+            self.refuse_unused("probe_share", because="tuning is not probe_then_full")
+        if self.tuning != "lora":
+            self.refuse_unused("lora_rank", because="tuning is not lora")
+        if self.tuning in (*FROZEN, "lora"):
+            because = f"with tuning {self.tuning} the pretrained weights do not learn"
+            self.refuse_unused("backbone_lr_scale", "layer_decay", because=because)
+        if self.tuning in ("linear_probe", "attentive_probe"):
+            because = f"a {self.tuning} has no hidden units"
+            self.refuse_unused("projector_hidden", "dropout", because=because)
+        if self.tuning == "attentive_probe":
+            self.refuse_unused("pooling", because="an attentive_probe learns how tokens are pooled")
+        return self
+
+    @model_validator(mode="after")
+    def _remember_file(self) -> FoundationConfig:
+        if self.pretrained is None:
+            if self.pretrained_digest is not None:
+                raise ValueError("pretrained_digest is that of the file in pretrained, but none is given")
+            return self
+        if (path := self.pretrained.expanduser()).is_file():
+            digest = hash_once(path)
+            if self.pretrained_digest not in (None, digest):
+                raise ValueError(
+                    f"the content of {path} has the digest {digest}, but pretrained_digest is "
+                    f"{self.pretrained_digest}: another file, or it changed since; bring the file back, or leave "
+                    "pretrained_digest out"
+                )
+            self.__dict__["pretrained_digest"] = digest  # the model is frozen for everybody else
+        return self
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields; the file counts by its content.
+
+        Raises
+        ------
+        DataError
+            If the file is not there and was never seen.
+        """
+        if self.pretrained is not None and self.pretrained_digest is None:
+            self.find_weights()
+        return super().hashed_fields()
+
+    def find_weights(self) -> Path | None:
+        """Return the file of weights; None without one.
+
+        Raises
+        ------
+        DataError
+            If there is no such file.
+        """
+        if self.pretrained is None:
+            return None
+        what = f"the file of {self.layout.title}"
+        return check_file(self.pretrained.expanduser(), what=what, hint="correct encoder.network.pretrained")
+
+    def make_parts(self, signal: Signal) -> tuple[Front, torch.nn.Module]:
+        """Return what brings trials to the form that the model reads, and the model with random weights."""
+        raise NotImplementedError
+
+    def build(self, signal: Signal, n_outputs: int) -> torch.nn.Module:
+        """Return the network, with the published weights in it if a file is named.
+
+        Without the file, which a fitted network does not need, it answers only after its weights were loaded.
+
+        Parameters
+        ----------
+        signal
+            Axes, channels, rate and unit of the trials.
+        n_outputs
+            Size of the output.
+
+        Raises
+        ------
+        ConfigError, DataError
+            If the trials do not fit the model, or the file is not its file.
+        """
+        from braindecode_vis.encoders import foundation
+
+        front, backbone = self.make_parts(signal)
+        there = self.pretrained is not None and self.pretrained.expanduser().is_file()
+        unfilled = self.pretrained is not None and not there
+        if there or (unfilled and self.pretrained_digest is None):
+            path = self.find_weights()
+            assert path is not None
+            foundation.load_backbone(backbone, foundation.read_weights(path, self.layout), path, self.layout)
+        return foundation.FoundationNetwork(
+            front, backbone, signal, n_outputs, self, missing=str(self.pretrained) if unfilled else ""
+        )
+
+
+class EegModelConfig(FoundationConfig):
+    """What models of EEG share: channels by name, a rate and a unit of their own.
+
+    Trials are resampled, cut into patches from their start (samples that fill no patch are left out), and divided so
+    that a value means to the model what it meant in its pretraining. That needs a unit: set
+    ``encoder.input_scaling.kind`` to ``none``, so that the network sees volts, or say `scale`.
+
+    Parameters
+    ----------
+    channels
+        Own name of a channel to the model's name, where they differ; null leaves the channel out. Case does not
+        matter, and T3, T4, T5, T6 stand for T7, T8, P7, P8 where a model knows one of the two.
+    scale
+        What the values are divided by; None derives it from the unit of the responses.
+    rate
+        Rate in Hz to which trials are resampled; None is the model's own. Another one stretches the time that a patch
+        covers, which the model was not pretrained for.
+    """
+
+    channels: dict[str, str | None] = Field(default_factory=dict)
+    scale: float | None = Field(default=None, gt=0)
+    rate: float | None = Field(default=None, gt=0)
+
+    model_rate: ClassVar[float]
+    #: Samples of a patch, and how many patches the model can take; None for any number.
+    patch: ClassVar[int]
+    max_patches: ClassVar[int | None] = None
+    #: Volts that are 1 to the model; None where the model scales each trial by itself.
+    volts: ClassVar[float | None]
+
+    def find_rows(self, signal: Signal, table: tuple[str, ...], *, others: bool = False) -> dict[str, int]:
+        """Return the own channel of each name of the model's table that the responses have, in their order.
+
+        Parameters
+        ----------
+        signal
+            Names its channels.
+        table
+            The model's names.
+        others
+            Whether channels without a row are left out, and not refused.
+
+        Raises
+        ------
+        ConfigError, DataError
+            If channels have no names, a channel has no row or two have the same, or `channels` names one that is not
+            there.
+        """
+        read_axes(signal, self.layout.title)
+        own = signal.ch_names
+        if len(own) != signal.size_of("channel"):
+            raise DataError(f"{self.layout.title} reads channels by name, but the responses name none.")
+        for name in self.channels:
+            if name not in own:
+                raise ConfigError(
+                    f"encoder.network.channels names {name}, but the responses have no such channel"
+                    f"{suggest(name, own)}; they have {', '.join(own[:8])}{', ...' if len(own) > 8 else ''}."
+                )
+        known = {name.upper(): name for name in table}
+        rows: dict[str, int] = {}
+        for index, name in enumerate(own):
+            if (wanted := self.channels.get(name, name)) is None:
+                continue
+            key = wanted.upper()
+            row = known.get(key) or known.get(_SYNONYMS.get(key, key))
+            if row is None and others:
+                continue
+            if row is None:
+                raise DataError(
+                    f"{self.layout.title} has no row for the channel {wanted}; name the row that it shall take in "
+                    f"encoder.network.channels, as {{{name}: {table[0]}}}, or leave it out there with "
+                    f"{{{name}: null}}."
+                )
+            if row in rows:
+                raise DataError(
+                    f"the channels {own[rows[row]]} and {name} have the same row of {self.layout.title}, {row}; give "
+                    f"one of them another row in encoder.network.channels, or leave it out there with {{{name}: null}}."
+                )
+            rows[row] = index
+        if not rows:
+            raise DataError(
+                f"{self.layout.title} finds none of its channels ({', '.join(table[:5])}, ...) in the responses; name "
+                "the row of each in encoder.network.channels."
+            )
+        return rows
+
+    def find_divisor(self, signal: Signal) -> float:
+        """Return what the values are divided by.
+
+        Raises
+        ------
+        ConfigError
+            If the unit is unknown, and `scale` does not replace it.
+        """
+        if self.scale is not None:
+            return self.scale
+        if self.volts is None:
+            return 1.0
+        if signal.unit not in _VOLTS:
+            raise ConfigError(
+                f"{self.layout.title} was pretrained on values in units of {self.volts * 1e6:g} µV, but the network "
+                f"sees {signal.unit or 'an unknown unit'!r}; set encoder.input_scaling.kind and "
+                "encoder.subject_alignment to none where the responses are in volts, or encoder.network.scale to the "
+                f"value that stands for {self.volts * 1e6:g} µV."
+            )
+        return self.volts / _VOLTS[signal.unit]
+
+    def make_front(self, signal: Signal, mixing: Any) -> Front:
+        """Return what selects or mixes channels, resamples and scales.
+
+        Parameters
+        ----------
+        signal
+            Of the trials.
+        mixing : array of shape (n_model_channels, n_channels), or list of int
+            Weights of the own channels in those of the model, or which own channels they are.
+        """
+        from braindecode_vis.encoders.foundation import Front
+
+        title, rate = self.layout.title, self.rate or self.model_rate
+        if signal.sfreq is None:
+            raise DataError(f"{title} reads {rate:g} Hz, but the responses name no sampling rate.")
+        front = Front(signal, mixing, rate=rate, divisor=self.find_divisor(signal))
+        n_patches, seconds = front.n_times // self.patch, self.patch / rate
+        if n_patches < 1:
+            raise DataError(
+                f"{title} needs trials of at least {seconds:g} s ({self.patch} samples at {rate:g} Hz), but these "
+                f"have {signal.size_of('time') / signal.sfreq:.3g} s; preprocess longer epochs, or raise "
+                "encoder.network.rate."
+            )
+        if self.max_patches is not None and n_patches > self.max_patches:
+            raise DataError(
+                f"{title} has places for {self.max_patches} patches of {seconds:g} s, but these trials have "
+                f"{n_patches}; preprocess shorter epochs, or lower encoder.network.rate."
+            )
+        return front
+
+
+class LabramConfig(EegModelConfig):
+    """LaBraM (Jiang et al. 2024): a transformer over patches of one channel and one second.
+
+    The network that fine-tuning uses: tokens are normed by ``fc_norm``, which the released file does not have and
+    which starts at 1 and 0; its ``norm`` and its head are not used. Other sizes than the base model's are given by
+    `width`, `depth` and `n_heads` (large: 400, 24, 16).
+
+    Parameters
+    ----------
+    width
+        Features of a token, a multiple of 25: the stem makes 25 steps of width / 25 maps.
+    depth, n_heads
+        Blocks, and heads of each.
+    pooling
+        ``mean`` over patches (as published), ``cls`` for the extra token, ``flatten`` for all patches side by side.
+    """
+
+    kind: Literal["labram"] = "labram"
+    width: int = Field(default=200, ge=100, multiple_of=100)
+    depth: int = Field(default=12, ge=1)
+    n_heads: int = Field(default=10, ge=1)
+    pooling: Literal["mean", "cls", "flatten"] = "mean"  # type: ignore[assignment]
+
+    model_rate: ClassVar[float] = 200.0
+    patch: ClassVar[int] = 200
+    max_patches: ClassVar[int | None] = 16
+    volts: ClassVar[float | None] = 1e-4
+    layout: ClassVar[Layout] = Layout(
+        "LaBraM",
+        wrappers=("model",),
+        prefix="student.",
+        ignored=("mask_token", "norm.", "lm_head.", "logit_scale"),
+        absent=("fc_norm.",),
+    )
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> LabramConfig:
+        if self.width % self.n_heads:
+            raise ValueError(
+                f"width must be a multiple of n_heads, but {self.width} is none of {self.n_heads}"
+            )
+        return self
+
+    def make_parts(self, signal: Signal) -> tuple[Front, torch.nn.Module]:
+        """Return the front and the transformer; see `FoundationConfig.make_parts`."""
+        from braindecode_vis.encoders.labram import CH_NAMES, Labram
+
+        rows = self.find_rows(signal, CH_NAMES)
+        front = self.make_front(signal, list(rows.values()))
+        numbers = [CH_NAMES.index(name) + 1 for name in rows]  # row 0 is the extra token's
+        return front, Labram(numbers, width=self.width, depth=self.depth, n_heads=self.n_heads)
+
+
+class CBraModConfig(EegModelConfig):
+    """CBraMod (Wang et al. 2025): attention over channels and over time side by side.
+
+    Its code of places is a convolution over neighbouring rows, so that the order of channels matters.
+
+    Parameters
+    ----------
+    depth
+        Layers; 12 as published.
+    montage
+        ``tueg`` takes the 19 channels of the pretraining in their order, ``own`` all channels of the data in theirs,
+        as published fine-tunings do.
+    missing
+        What becomes of channels that ``tueg`` wants and the data do not have: they are refused, or interpolated from
+        the others by spherical splines (``interpolate``).
+    """
+
+    kind: Literal["cbramod"] = "cbramod"
+    depth: int = Field(default=12, ge=1)
+    montage: Literal["tueg", "own"] = "tueg"
+    missing: Literal["refuse", "interpolate"] = "refuse"
+
+    model_rate: ClassVar[float] = 200.0
+    patch: ClassVar[int] = 200
+    volts: ClassVar[float | None] = 1e-4
+    layout: ClassVar[Layout] = Layout("CBraMod", ignored=("proj_out.",))
+
+    @model_validator(mode="after")
+    def _check_montage(self) -> CBraModConfig:
+        if self.montage == "own":
+            self.refuse_unused("missing", "channels", because="montage own takes the channels as they are")
+        return self
+
+    def make_parts(self, signal: Signal) -> tuple[Front, torch.nn.Module]:
+        """Return the front and the transformer; see `FoundationConfig.make_parts`."""
+        from braindecode_vis.encoders.cbramod import CH_NAMES, CBraMod
+
+        mixing: Any
+        if self.montage == "own":
+            n_channels, _ = read_axes(signal, self.layout.title)
+            mixing = list(range(n_channels))
+        else:
+            from braindecode_vis.encoders.foundation import mix_channels
+
+            rows = self.find_rows(signal, CH_NAMES, others=True)
+            mixing = mix_channels(signal, rows, CH_NAMES, self.layout.title, missing=self.missing)
+        return self.make_front(signal, mixing), CBraMod(depth=self.depth)
