@@ -241,7 +241,7 @@ class EegModelConfig(FoundationConfig):
         covers, which the model was not pretrained for.
     """
 
-    channels: dict[str, str | None] = Field(default_factory=dict)
+    channels: dict[str, str | None] = Field(default={})
     scale: float | None = Field(default=None, gt=0)
     rate: float | None = Field(default=None, gt=0)
 
