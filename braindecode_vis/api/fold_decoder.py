@@ -11,7 +11,7 @@ import pandas as pd
 from braindecode_vis.api.exports import check_fold, check_request, describe_data, read_only, read_score_table
 from braindecode_vis.api.model_export import CHECKED_TRIALS, FEWEST_CHECKED, CardFacts, export_decoder
 from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError
 from braindecode_vis.pipeline.learning import (
     embed,
     name_fold,
@@ -57,9 +57,7 @@ def take_decoder(cls: Any, run: Run, fold: int | None) -> Any:
     if not categories and config.prior.kind == "identity":
         dumped["prior"] = None
     asked = config.reconstruction.captions
-    # They are fitted with the images: a run that stopped before has none.
-    made = _find_images(run) if asked else None
-    captions = [each.model_dump(mode="json") for each in asked] if made is not None else None
+    captions = [each.model_dump(mode="json") for each in asked] or None
     decoder = cls(**dumped, seed=config.seed, captions=captions)
     decoder._settings = run.encoder
     decoder._dims, decoder._shape = trials.dims, tuple(int(n) for n in trials.data.shape[1:])
@@ -78,18 +76,10 @@ def take_decoder(cls: Any, run: Run, fold: int | None) -> Any:
     decoder._stimuli, decoder._bank = prepared.stimuli.select(ids), bank.embeddings.select(ids)
     decoder._out_of_fold = predict_out_of_fold(run)[number].predicted if needs_predictions(run) else None
     decoder._captions = {}
-    if made is not None:
-        fits = made / "fits" / name_fold(number)
+    if asked:  # they were fitted with the images
+        fits = find_fits(run).path / "fits" / name_fold(number)
         decoder._captions = read_decoders(fits, config, decoder._collect_material("caption"))
     return decoder
-
-
-def _find_images(run: Run) -> Path | None:
-    """Return the folder of the stage `reconstruct`; None if it is not done."""
-    try:
-        return find_fits(run).path
-    except DataError:
-        return None
 
 
 def _choose_fold(run: Run, fold: int | None) -> int:
