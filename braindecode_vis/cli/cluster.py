@@ -453,16 +453,25 @@ def status(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
 
 def cancel(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
     """End the jobs of a run or a sweep that wait or work; what they have finished is kept."""
+    from braindecode_vis.checks import DataError
     from braindecode_vis.cluster.watching import cancel_jobs
 
-    ended = cancel_jobs(folder, _read_states(folder))
+    states = _read_states(folder)
+    ended = cancel_jobs(folder, states)
+    left = [state.job for state in states if state.is_active and state not in ended]
     if as_json:
         ids = [state.job.job_id for state in ended]
         print_json({"run_folder": str(folder), "scores": [], "cancelled": ids})
-        return
-    make_console(stderr=False).print(
-        f"{len(ended)} jobs of {folder} are asked to end; the same command as before goes on from what is finished"
-    )
+    else:
+        make_console(stderr=False).print(
+            f"{len(ended)} jobs of {folder} are asked to end; the same command as before goes on from what is finished",
+            markup=False,
+        )
+    if left:
+        raise DataError(
+            f"{len(left)} jobs could not be ended, such as {left[0].name} ({left[0].job_id}), sent by {left[0].user} "
+            f"from {left[0].host}; whoever sent it may, there."
+        )
 
 
 def collect(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:

@@ -11,6 +11,7 @@ import getpass
 import io
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -206,7 +207,12 @@ def read_jobs(folder: Path) -> list[SentJob]:
     if not path.is_file():
         return []
     try:
-        return [SentJob(**row) for row in store.read_json(path)]
+        jobs = [SentJob(**row) for row in store.read_json(path)]
+        if strange := [job.job_id for job in jobs if not re.fullmatch(r"\w+", job.job_id)]:
+            raise TypeError(
+                f"{strange[0]!r} is no number of a job"
+            )  # commands of Slurm would take it for an option
+        return jobs
     except TypeError as error:
         raise DataError(f"{path} is damaged ({error}); delete it, and give the command again.") from error
 

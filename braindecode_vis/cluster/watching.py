@@ -123,7 +123,7 @@ def find_states(folder: Path, jobs: Sequence[SentJob]) -> list[JobState]:
         for job, note in zip(jobs, notes, strict=True)
         if job.executor == "slurm" and note.get("state") != "done"
     ]
-    queue = _read_queue(open_ones) if open_ones else {}
+    queue = _read_queue(folder, open_ones) if open_ones else {}
     states = [_find_state(folder, job, note, queue) for job, note in zip(jobs, notes, strict=True)]
     others = {state.job.name: state for state in states}
     if any(name not in others for job in jobs for name in job.after):
@@ -227,7 +227,7 @@ def _find_state(
             return JobState(job, said, sentence, _describe_seconds(note), "", host)
         if job.host != platform.node():
             return JobState(job, "unknown", f"it is a process of {job.host}; ask there")
-        if _is_running_here(job, note):
+        if _is_running_here(folder, job, note):
             return JobState(job, "running", "", _describe_seconds(note, now=True), "", host)
         return JobState(job, "lost", _describe_loss(folder, job, note), "", "", host)
     if queue is None:
@@ -288,16 +288,17 @@ def _read_seconds(text: str) -> float:
     return sum(part * 60**n for n, part in enumerate(reversed(parts))) + 86400 * int(days or 0)
 
 
-def _read_queue(jobs: Sequence[SentJob]) -> dict[str, _Queued] | None:
+def _read_queue(folder: Path, jobs: Sequence[SentJob]) -> dict[str, _Queued] | None:
     """Return what Slurm's queue and, where there is one, its accounting know of jobs; None if Slurm does not answer."""
     numbers = ",".join(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs))
-    done = ask_slurm("squeue", "-r", "-t", "all", "-h", "-o", "%i|%T|%r|%M|%L|%N", "-j", numbers)
+    done = ask_slurm("squeue", "-r", "-t", "all", "-h", "-o", "%i|%T|%r|%M|%L|%N|%o", "-j", numbers)
     if done.returncode and "Invalid job id" not in done.stderr:
         return None
     found = {}
     for line in done.stdout.splitlines():
-        if len(parts := line.strip().split("|")) == 6:
-            found[parts[0]] = _Queued(*parts[1:])
+        # Numbers begin anew, and a folder may come from another cluster: then the job of that number is another one's.
+        if len(parts := line.strip().split("|", 6)) == 7 and _is_of(folder, Path(parts[6]).parent):
+            found[parts[0]] = _Queued(*parts[1:6])
     if any(job.job_id not in found for job in jobs) and shutil.which("sacct") is not None:
         # What the controller has forgotten; without accounting this fails, and nothing is added.
         known = ask_slurm("sacct", "-n", "-X", "-P", "-o", "JobID,State,Elapsed,NodeList", "-j", numbers)
@@ -358,23 +359,35 @@ def _describe_loss(folder: Path, job: SentJob, note: dict[str, Any]) -> str:
     )
 
 
-def _is_running_here(job: SentJob, note: dict[str, Any]) -> bool:
+def _is_running_here(folder: Path, job: SentJob, note: dict[str, Any]) -> bool:
     if job.job_id in STARTED:
         if not STARTED[job.job_id].done():
             return True
         del STARTED[job.job_id]
         return False
     # Numbers of processes are given again, so that the command line must be that of a job.
-    return any(_is_submitit(number) for number in (job.job_id, str(note.get("pid", ""))))
+    return any(_is_job(folder, number) for number in (job.job_id, str(note.get("pid", ""))))
 
 
-def _is_submitit(number: str) -> bool:
+def _is_of(folder: Path, jobs: Path) -> bool:
+    """Say whether a folder of submitit's files is that of a run or sweep; one that is gone may be."""
+    try:
+        return jobs.samefile(folder / JOBS)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
+def _is_job(folder: Path, number: str) -> bool:
+    """Say whether a process of this machine is a job that was sent from a folder."""
     if not number.isdigit():
         return False
     shown = subprocess.run(
-        ["ps", "-o", "stat=,args=", "-p", number], capture_output=True, text=True, check=False
+        ["ps", "-ww", "-o", "stat=,args=", "-p", number], capture_output=True, text=True, check=False
     )
-    return "submitit" in shown.stdout and not shown.stdout.startswith("Z")
+    found = re.search(r"submitit\.(?:core\._submit|local\._local) (.+)$", shown.stdout.strip())
+    return found is not None and not shown.stdout.startswith("Z") and _is_of(folder, Path(found[1]))
 
 
 def wait_for_jobs(
@@ -433,18 +446,31 @@ def wait_for_jobs(
 
 
 def cancel_jobs(folder: Path, states: Iterable[JobState]) -> list[JobState]:
-    """End the jobs that may still work, and return those."""
-    ended = [state for state in states if state.is_active]
-    numbers = [state.job.job_id for state in ended if state.job.executor == "slurm"]
+    """End the jobs that may still work, and return those; others are of another person or machine."""
+    active = [state for state in states if state.is_active]
+    refused: set[str] = set()
+    numbers = [state.job.job_id for state in active if state.job.executor == "slurm"]
     for start in range(0, len(numbers), 500):
-        ask_slurm("scancel", *numbers[start : start + 500])
-    for state in ended:
-        if state.job.executor == "local" and state.job.host == platform.node():
-            number = str(_read_note(folder, state.job).get("pid") or state.job.job_id)
-            if _is_submitit(number):
-                with suppress(OSError):
-                    os.kill(int(number), signal.SIGINT)
-    return ended
+        some = numbers[start : start + 500]
+        done = ask_slurm("scancel", *some)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if not re.search(_GONE, line)]
+            named = {number for number in some if any(re.search(rf"\b{number}\b", line) for line in lines)}
+            refused |= named if named or not lines else set(some)
+    for state in active:
+        if state.job.executor == "slurm":
+            continue
+        number = str(_read_note(folder, state.job).get("pid") or state.job.job_id)
+        refused.add(state.job.job_id)
+        if state.job.host == platform.node() and _is_job(folder, number):
+            with suppress(PermissionError):
+                os.kill(int(number), signal.SIGINT)
+                refused.discard(state.job.job_id)
+    return [state for state in active if state.job.job_id not in refused]
+
+
+#: What ``scancel`` says of jobs that need no end.
+_GONE = "Invalid job id|already complet"
 
 
 def list_stages(job: SentJob) -> list[str]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -134,6 +134,8 @@ def answer(monkeypatch, **answers):
 
     def ask(command, *words):
         said = answers.get(command, "!unknown")
+        if command == "squeue" and said[:1] != "!":
+            said = "\n".join(f"{line}|/gone/submission.sh" for line in said.splitlines())
         return subprocess.CompletedProcess(words, int(said[:1] == "!"), said, said[1:])
 
     monkeypatch.setattr(submitting, "ask_slurm", ask)
@@ -211,6 +213,42 @@ def test_jobs_say_by_name_what_they_wait_for_and_how_long_it_takes(monkeypatch, 
     assert find_states(tmp_path, [jobs[0], jobs[3]])[1].reason == (
         "it was not started, since train-0 did not end well."
     )
+
+
+def test_jobs_of_others_that_have_the_same_numbers_are_left_alone(monkeypatch, tmp_path, command_line):
+    """A folder that came from another cluster or machine holds numbers that name something else here."""
+    out, others = tmp_path / "out", tmp_path / "others"
+    for folder in (out, others):
+        (folder / "jobs").mkdir(parents=True)
+    asked, theirs = [], f"7|RUNNING|None|0:07|0:53|n1|{others}/jobs/submission_file_1.sh"
+
+    def ask(command, *words):
+        asked.append((command, *words))
+        answers = {
+            "squeue": (0, theirs, ""),
+            "scancel": (1, "", "scancel: error: Kill job error on job id 7: Access"),
+        }
+        return subprocess.CompletedProcess(words, *answers.get(command, (1, "", "")))
+
+    monkeypatch.setattr(watching, "ask_slurm", ask)
+    assert find_states(out, [SENT])[0].state == "lost"
+    (state,) = find_states(others, [SENT])
+    assert state.state == "running"
+    assert cancel_jobs(others, [state, replace(state, job=replace(SENT, job_id="8"))])[0].job.job_id == "8"
+    assert asked[-1] == ("scancel", "7", "8")
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", "import time; time.sleep(60)", f"-m submitit.core._submit {others}/jobs"]
+    ) as other:
+        local = replace(SENT, executor="local", job_id=str(other.pid), host=on_node.platform.node())
+        assert [find_states(folder, [local])[0].state for folder in (out, others)] == ["lost", "running"]
+        other.kill()
+    far = {**asdict(SENT), "executor": "local", "host": "elsewhere"}
+    (out / "jobs" / "jobs.json").write_text(json.dumps([far]))
+    done = command_line("cancel", out)
+    assert (done.returncode, done.stdout[:6]) == (2, "0 jobs")
+    assert "1 jobs could not be ended, such as run (7), sent by anna from elsewhere" in done.stderr
+    (out / "jobs" / "jobs.json").write_text(json.dumps([{**far, "job_id": "--user=anna"}]))
+    assert "'--user=anna' is no number of a job" in command_line("cancel", out).stderr
 
 
 def test_jobs_that_never_start_are_not_waited_for(monkeypatch, tmp_path, capsys):
