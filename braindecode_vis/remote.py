@@ -150,6 +150,14 @@ def refuse_address(path: Path | None, key: str) -> None:
         )
 
 
+def refuse_address_to_write(path: Path, option: str = "--out") -> None:
+    """Raise `ConfigError` for an address where results are to be written."""
+    if is_address(path):
+        raise ConfigError(
+            f"{option} is an address of a server, which is only read; name a folder of this machine."
+        )
+
+
 def name_address(path: Path | str) -> str:
     """Return an address as it is written, with both slashes that paths make one of."""
     scheme, _, rest = str(path).partition(":")

@@ -19,6 +19,7 @@ from braindecode_vis import remote
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.consent import ConsentError, give_consent
 from braindecode_vis.digests import digest_files, digest_folder
+from braindecode_vis.pipeline.runs import check_run_folder
 from braindecode_vis.remote import RemotePath, bring, bring_all
 from tests.loopback_servers import serve_pages
 
@@ -211,6 +212,9 @@ def test_addresses_hold_no_passwords(tmp_path):
                 ask()
             assert "geheim" not in str(caught.value)
     assert remote.as_path("s3://bucket/a@b?c").name == "a@b?c"
+    for out in ("s3://bucket/run", "https:/host/run"):
+        with pytest.raises(ConfigError, match="--out is an address of a server, which is only read"):
+            check_run_folder(Path(out))
 
 
 def test_a_stopped_download_leaves_nothing_half_visible_and_goes_on(bucket, tmp_path, monkeypatch):

@@ -337,6 +337,7 @@ def _send_and_wait(
             )
         jobs: list[SentJob] = []
         before: list[SentJob] = []
+        first_of_all: list[SentJob] = []  # empty where it ended well before this call
         for number, group in enumerate(groups):
             found = [known[task.name] for task in group if task.name in known]
             todo = [task for task in group if task.name not in known and task.name not in ended_well]
@@ -347,11 +348,13 @@ def _send_and_wait(
                     states = wait_for_jobs(folder, before)
                     if all_need and states[0].state != "done":
                         return find_states(folder, jobs)
-                needed = before if all_need else jobs[:1] if len(groups) > 2 else []
+                needed = before if all_need else first_of_all
                 found += send(
                     folder, todo, cluster, after=[job for job in before if job not in needed],
                     after_success=needed, wait_for=make_room(folder),
                 )  # fmt: skip
+            if not number and len(groups) > 2:
+                first_of_all = found
             before = found
             jobs += found
     if not wait:

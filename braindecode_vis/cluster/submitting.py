@@ -221,6 +221,11 @@ def read_jobs(folder: Path) -> list[SentJob]:
 def send_alone(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Let no other process send jobs for a folder while the context lasts."""
     jobs = folder / JOBS
+    if "%" in (place := str(folder.absolute())) or not place.isprintable():
+        raise ConfigError(
+            f"the folder {place!r} has a % or a line break in its name, which Slurm takes for something else; choose "
+            "another with --out."
+        )
     try:
         jobs.mkdir(parents=True, exist_ok=True)
         with hold_folder(jobs, "jobs", tell):

@@ -25,6 +25,7 @@ from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.consent import ConsentError
 from braindecode_vis.contracts import Context, WholeSettings
 from braindecode_vis.pipeline.folder_lock import hold_folder
+from braindecode_vis.remote import refuse_address_to_write
 
 #: Raise a number when the code of that stage changes its result.
 STAGE_VERSIONS = {
@@ -259,6 +260,7 @@ def check_run_folder(folder: Path) -> Path:
     folder
         May be missing or empty, or hold a run, also one that was interrupted.
     """
+    refuse_address_to_write(folder)
     path = folder.expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise DataError(f"the run folder {path} cannot be written (it is a file); choose another with --out.")

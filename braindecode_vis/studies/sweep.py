@@ -29,7 +29,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.pipeline.folder_lock import hold_folder
 from braindecode_vis.pipeline.runs import Listener, SilentListener, read_scores
-from braindecode_vis.remote import RemotePath
+from braindecode_vis.remote import RemotePath, refuse_address_to_write
 from braindecode_vis.studies.board import pool_runs, write_settings
 from braindecode_vis.studies.settings_table import describe_choice
 
@@ -195,6 +195,7 @@ def plan_sweep(
     root: Path | None = None,
 ) -> tuple[list[Combination], list[RunConfig]]:
     """Return the runs of a sweep and their configurations; parameters and errors are those of `sweep`."""
+    refuse_address_to_write(out)
     if (out / "config.yaml").is_file():
         raise ConfigError(f"{out} is a run folder; give the sweep a folder of its own with --out.")
     if (n_runs := math.prod(map(len, axes.values()))) > MAX_RUNS:

@@ -251,6 +251,39 @@ def test_jobs_of_others_that_have_the_same_numbers_are_left_alone(monkeypatch, t
     assert "'--user=anna' is no number of a job" in command_line("cancel", out).stderr
 
 
+def test_what_all_need_may_have_ended_before_and_shares_may_fail(monkeypatch, tmp_path):
+    """The first share was then taken for what all need, so that the last job was cancelled where a share failed."""
+    from braindecode_vis.cli import cluster as verbs
+
+    asked = {}
+
+    def note_only(folder, tasks, cluster, *, after, after_success, wait_for):
+        asked[tasks[0].name] = [[job.name for job in jobs] for jobs in (after_success, after)]
+        return [replace(SENT, name=task.name) for task in tasks]
+
+    groups = [
+        [Task(name, ["run"], tmp_path / name) for name in names] for names in (["embed"], ["a", "b"], ["run"])
+    ]
+    monkeypatch.setattr(submitting, "send", note_only)
+    monkeypatch.setattr(watching, "find_states", lambda folder, jobs: list(jobs))
+    verbs._send_and_wait(tmp_path, groups, Cluster("slurm", ClusterConfig()), wait=False)
+    assert asked == {"embed": [[], []], "a": [["embed"], []], "run": [["embed"], ["a", "b"]]}
+    done = watching.JobState(replace(SENT, name="embed"), "done")
+    monkeypatch.setattr(watching, "find_states", lambda folder, jobs: [] if jobs else [done])
+    verbs._send_and_wait(tmp_path, groups, Cluster("slurm", ClusterConfig()), wait=False)
+    assert asked == {"embed": [[], []], "a": [[], []], "run": [[], ["a", "b"]]}
+
+
+@pytest.mark.parametrize("name", ["50%j", "two\nlines"])
+def test_a_folder_whose_name_slurm_would_change_is_refused(tmp_path, name):
+    with (
+        pytest.raises(ConfigError, match="a % or a line break in its name"),
+        send_alone(tmp_path / name, print),
+    ):
+        pass
+    assert not (tmp_path / name).exists()
+
+
 def test_jobs_that_never_start_are_not_waited_for(monkeypatch, tmp_path, capsys):
     answer(monkeypatch, squeue="7|PENDING|PartitionNodeLimit|0:00|1:00:00|")
     (tmp_path / "jobs").mkdir()
