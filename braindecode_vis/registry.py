@@ -109,6 +109,10 @@ INSIDE: dict[str, dict[str, str]] = {
         "latent_decoder": "encoders.latent_decoder_config:LatentDecoderConfig",
         "labram": "encoders.foundation_config:LabramConfig",
         "cbramod": "encoders.foundation_config:CBraModConfig",
+        "brainlm": "encoders.foundation_fmri_config:BrainLMConfig",
+        "brain_jepa": "encoders.foundation_fmri_config:BrainJepaConfig",
+        "cortex_mae": "encoders.foundation_fmri_config:CortexMaeConfig",
+        "neurostorm": "encoders.foundation_fmri_config:NeuroStormConfig",
     },
     "objective": {
         "clip": "training.objectives.objectives_config:ClipObjectiveConfig",

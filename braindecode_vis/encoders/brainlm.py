@@ -229,7 +229,7 @@ class BrainLM(nn.Module):
             tokens = tokens[:, visible]
         extra = start.cls_token + start.position_embeddings[:, :1]
         tokens = torch.cat([extra.expand(len(tokens), -1, -1), tokens], dim=1)
-        for layer in self.vit["encoder"]["layer"]:  # type: ignore[index,union-attr]
+        for layer in self.vit["encoder"]["layer"]:  # type: ignore[index]
             tokens = layer(tokens)
         return self.vit["layernorm"](tokens)
 
@@ -367,8 +367,8 @@ class OldBrainLM(nn.Module):
         tokens = start.signal_embedding_projection(patches)  # type: ignore[operator]
         tokens = tokens + start.xyz_embedding_projection(self.places)[:, None]  # type: ignore[operator]
         tokens = tokens + start.pos_embedding.pe[: patches.shape[2]]  # type: ignore[union-attr,index]
-        extra = start.cls_token.expand(len(series), -1, -1)  # type: ignore[operator,union-attr]
+        extra = start.cls_token.expand(len(series), -1, -1)  # type: ignore[operator]
         tokens = torch.cat([extra, tokens.flatten(1, 2)], dim=1)
-        for layer in self.vit["encoder"]["layer"]:  # type: ignore[index,union-attr]
+        for layer in self.vit["encoder"]["layer"]:  # type: ignore[index]
             tokens = layer(tokens)
         return self.vit["layernorm"](tokens)

@@ -10,6 +10,7 @@ Jiang et al. (2024), LaBraM, arXiv:2405.18765. Wang et al. (2025), CBraMod, arXi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -187,6 +188,9 @@ class FoundationConfig(Settings):
         what = f"the file of {self.layout.title}"
         return check_file(self.pretrained.expanduser(), what=what, hint="correct encoder.network.pretrained")
 
+    def check_tensors(self, tensors: Mapping[str, Any], path: Path) -> None:
+        """Raise `DataError` if a file is the model's, but for other data than it is asked to read."""
+
     def make_parts(self, signal: Signal) -> tuple[Front, torch.nn.Module]:
         """Return what brings trials to the form that the model reads, and the model with random weights."""
         raise NotImplementedError
@@ -216,7 +220,9 @@ class FoundationConfig(Settings):
         if there or (unfilled and self.pretrained_digest is None):
             path = self.find_weights()
             assert path is not None
-            foundation.load_backbone(backbone, foundation.read_weights(path, self.layout), path, self.layout)
+            tensors = foundation.read_weights(path, self.layout)
+            self.check_tensors(tensors, path)
+            foundation.load_backbone(backbone, tensors, path, self.layout)
         return foundation.FoundationNetwork(
             front, backbone, signal, n_outputs, self, missing=str(self.pretrained) if unfilled else ""
         )

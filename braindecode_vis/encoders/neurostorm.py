@@ -57,7 +57,9 @@ class Mamba(nn.Module):
         state = x.new_zeros(len(x), *decay.shape)  # (batch, inner, n_states)
         outputs = []
         # Taken apart at once: a slice per step would make its gradient as long as the sequence.
-        parts = (part.unbind(1) for part in (step[..., None], x[..., None], enter[:, :, None], leave[:, :, None]))
+        parts = (
+            part.unbind(1) for part in (step[..., None], x[..., None], enter[:, :, None], leave[:, :, None])
+        )
         for now, value, into, out in zip(*parts, strict=True):
             state = (now * decay).exp() * state + now * value * into
             outputs.append((state * out).sum(dim=-1))

@@ -42,10 +42,16 @@ class Signal:
         Sampling rate in Hz.
     networks
         Network of each parcel (Yeo names), if there are parcels.
+    parcels
+        Name of each parcel, if there are parcels.
+    voxel_ids, grid, affine
+        Place of each voxel in its flattened grid, shape of the grid, and the map of its indices to mm, if all subjects
+        share one and trials have a time axis.
     n_voxels
         Number of voxels of each subject where subjects have different ones; their rows are padded with zeros.
     unit
-        Unit of the values that reach the network, such as ``V``; empty if nobody knows, ``scaled`` after a scaling.
+        Unit of the values that reach the network, such as ``V``; empty if nobody knows; ``robust``
+        after a scaling by median and interquartile range, ``scaled`` after another one.
     """
 
     dims: tuple[str, ...]
@@ -58,6 +64,10 @@ class Signal:
     networks: tuple[str, ...] = ()
     n_voxels: tuple[int, ...] = ()
     unit: str = ""
+    parcels: tuple[str, ...] = ()
+    voxel_ids: np.ndarray | None = None
+    grid: tuple[int, ...] = ()
+    affine: np.ndarray | None = None
 
     @property
     def unknown_subject(self) -> int:
@@ -92,6 +102,10 @@ class Signal:
             "networks": list(self.networks),
             "n_voxels": list(self.n_voxels),
             "unit": self.unit,
+            "parcels": list(self.parcels),
+            "voxel_ids": None if self.voxel_ids is None else np.asarray(self.voxel_ids, int).tolist(),
+            "grid": list(self.grid),
+            "affine": None if self.affine is None else np.asarray(self.affine, float).tolist(),
         }
 
     @classmethod
@@ -104,7 +118,10 @@ class Signal:
         # JSON knows lists only; the networks were built from tuples.
         names = ("dims", "shape", "subjects", "ch_names", "networks", "n_voxels")
         axes: dict[str, Any] = {key: tuple(content[key]) for key in names}
-        # Fits that were written before networks knew a unit have none.
+        # Fits that were written before networks knew these have none.
+        axes |= {key: tuple(content.get(key, ())) for key in ("parcels", "grid")}
+        for key, kind in (("voxel_ids", int), ("affine", float)):
+            arrays[key] = None if content.get(key) is None else np.asarray(content[key], kind)
         return cls(**axes, **arrays, sfreq=content["sfreq"], unit=content.get("unit", ""))
 
 
@@ -130,7 +147,19 @@ def describe_signal(responses: Responses) -> Signal:
         networks=tuple(str(name) for name in coords.get("parcel_networks", ())),
         n_voxels=tuple(counts[s] for s in subjects) if counts else (),
         unit=responses.unit,
+        parcels=tuple(str(name) for name in coords.get("parcel_names", ())),
+        **_find_grid(responses),
     )
+
+
+def _find_grid(responses: Responses) -> dict[str, Any]:
+    """Return where voxels lie, for time series of whole brains; single values need no place."""
+    coords = responses.coords
+    if responses.dims[1:] != ("voxel", "time") or not {"voxel_id", "mask", "affine"} <= set(coords):
+        return {}
+    grid = tuple(int(n) for n in np.shape(coords["mask"]))
+    affine = np.asarray(coords["affine"], float)
+    return {"voxel_ids": np.asarray(coords["voxel_id"], int), "grid": grid, "affine": affine}
 
 
 def check_signal(expected: Signal, responses: Responses) -> None:

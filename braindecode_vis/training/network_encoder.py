@@ -122,7 +122,8 @@ class NetworkEncoder:
         # Statistics from training trials alone: held-out ones stand for the test. One process reads them for all.
         transform = compute_once(lambda: transform.fit(responses.data, train, names))
         if not transform.is_identity:
-            signal = replace(signal, unit="scaled")
+            # Values by median and interquartile range, whatever was done to them before, are a unit of their own.
+            signal = replace(signal, unit="robust" if transform.scaling.kind == "robust" else "scaled")
 
         def build() -> BrainImageModel:
             return self.build_model(signal, targets, train)

@@ -29,8 +29,8 @@ from braindecode_vis.settings import Settings
 from tests.encoders.fingerprints import N19
 
 N_OUTPUTS = 16  # 4 maps of 2 x 2 for the network that gives latent images
-# `braindecode` needs an extra; its bridge has its own tests.
-ELSEWHERE = {"braindecode"}
+# `braindecode` needs an extra, models of fMRI the parcels or the grid of their pretraining: they have their own tests.
+ELSEWHERE = {"braindecode", "brainlm", "brain_jepa", "cortex_mae", "neurostorm"}
 # A constant added to all keys moves all scores of a query alike, which the softmax does not see.
 WITHOUT_EFFECT = ("key.bias",)
 

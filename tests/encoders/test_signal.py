@@ -82,15 +82,19 @@ def test_a_signal_has_what_the_responses_say():
     coords = {
         "ch_names": list(EEG.ch_names), "ch_pos": EEG.ch_pos, "times": EEG.times, "sfreq": 100, "modality": "eeg",
         "n_voxels_of": {"01": 90, "02": 80, "03": 70}, "parcel_networks": ["Vis", "Default"],
+        "parcel_names": ["a", "b"],
     }  # fmt: skip
     found = describe_signal(
         Responses(np.zeros((2, 2, 50), np.float32), ("trial", "channel", "time"), trials, "V", coords)
     )
-    expected = dataclasses.replace(EEG, n_voxels=(90, 80), networks=("Vis", "Default"))
+    expected = dataclasses.replace(
+        EEG, n_voxels=(90, 80), networks=("Vis", "Default"), unit="V", parcels=("a", "b")
+    )
     for field in dataclasses.fields(Signal):
         np.testing.assert_array_equal(
             getattr(found, field.name), getattr(expected, field.name), err_msg=field.name
         )
+    assert found.voxel_ids is None
     bare = Responses(np.zeros((2, 2, 50), np.float32), ("trial", "channel", "time"), trials, "V", {})
     found = describe_signal(bare)
     assert (found.times, found.sfreq, found.ch_pos, found.ch_names, found.n_voxels) == (
@@ -100,3 +104,29 @@ def test_a_signal_has_what_the_responses_say():
         (),
         (),
     )
+
+
+def test_time_series_of_voxels_say_where_they_lie():
+    trials = pd.DataFrame(
+        {
+            "subject": ["01"],
+            "session": "01",
+            "run": "01",
+            "stimulus_id": ["a"],
+            "repetition": 0,
+            "split": "train",
+        }
+    )
+    mask = np.ones((2, 1, 1), bool)
+    coords = {
+        "voxel_id": np.arange(2),
+        "mask": mask,
+        "affine": np.eye(4),
+        "times": np.arange(3.0),
+        "modality": "fmri",
+    }
+    series = Responses(np.zeros((1, 2, 3), np.float32), ("trial", "voxel", "time"), trials, "z", coords)
+    signal = Signal.from_json(describe_signal(series).as_json())
+    np.testing.assert_array_equal(signal.voxel_ids, [0, 1])
+    np.testing.assert_array_equal(signal.affine, np.eye(4))
+    assert signal.grid == (2, 1, 1)
