@@ -93,6 +93,8 @@ def _check_packages(key: str, settings: Settings) -> None:
 def _check_settings(key: str, settings: Settings) -> None:
     for name in type(settings).model_fields:
         value = getattr(settings, name)
+        if getattr(settings, f"{name}_digest", None) is not None:
+            continue  # seen before: what was fitted from it needs it no more, and a training says that it is gone
         named = value if isinstance(value, dict) else {"": value}
         for entry, path in named.items():
             if isinstance(path, Path) and not path.expanduser().exists():

@@ -330,8 +330,8 @@ class EegModelConfig(FoundationConfig):
             raise ConfigError(
                 f"{self.layout.title} was pretrained on values in units of {self.volts * 1e6:g} µV, but the network "
                 f"sees {signal.unit or 'an unknown unit'!r}; set encoder.input_scaling.kind and "
-                "encoder.subject_alignment to none where the responses are in volts, or encoder.network.scale to the "
-                f"value that stands for {self.volts * 1e6:g} µV."
+                "encoder.subject_alignment to none and preprocess without whitening, or set encoder.network.scale to "
+                f"the value that stands for {self.volts * 1e6:g} µV."
             )
         return self.volts / _VOLTS[signal.unit]
 

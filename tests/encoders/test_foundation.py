@@ -374,3 +374,28 @@ def test_scaled_responses_need_a_scale(tmp_path):
     with pytest.raises(ConfigError, match="sees 'scaled'"):
         NetworkEncoder(make_config(network=network)).fit(responses, targets)
     NetworkEncoder(make_config(network={**network, "scale": 10}, epochs=1)).fit(responses, targets)
+
+
+@pytest.mark.slow
+def test_a_run_on_simulated_eeg_trains_and_goes_on_without_the_file(tmp_path, command_line):
+    """The 63 electrodes of the cap meet their rows, volts their unit, and retrieval needs the file no more."""
+    path = write_labram(tmp_path / "file.pth", n_heads=5)
+    network = (
+        f"{{kind: labram, pretrained: {path}, depth: 1, width: 100, n_heads: 5, tuning: probe_then_full}}"
+    )
+    run, data = tmp_path / "run", tmp_path / "data"
+    words = (
+        "dataset.mvnn=none", "dataset.channels=all63", "dataset.subjects=[1]", f"encoder.network={network}",
+        "encoder.input_scaling.kind=none", "encoder.epochs=3", "target.kind=pixels", "generator.kind=nearest",
+        "prior.images=training",
+    )  # fmt: skip
+    changes = [part for word in words for part in ("--set", word)]
+    assert command_line("phantom", "things-eeg2", "--size", "tiny", "--out", data).returncode == 0
+    done = command_line("train", "phantom_eeg_network", "--root", data, "--out", run, *changes)
+    assert done.returncode == 0, done.stderr
+    path.unlink()
+    done = command_line("retrieve", run)
+    assert done.returncode == 0, done.stderr
+    done = command_line("train", run, "--out", tmp_path / "other", "--set", "seed=1")
+    assert done.returncode == 2
+    assert "the pretrained weights were not found at" in done.stderr
