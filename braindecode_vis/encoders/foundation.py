@@ -258,11 +258,11 @@ def make_resampling(n_times: int, sfreq: float, rate: float) -> np.ndarray | Non
     >>> make_resampling(250, 250.0, 200.0).shape
     (250, 200)
     """
-    from scipy.signal import resample_poly
-
     ratio = Fraction(rate / sfreq).limit_denominator(1000)
     if ratio == 1:
         return None
+    from scipy.signal import resample_poly
+
     return resample_poly(np.eye(n_times), ratio.numerator, ratio.denominator, axis=0, padtype="line").T
 
 

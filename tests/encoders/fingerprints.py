@@ -20,12 +20,12 @@ TOLERANCE = 1e-4
 
 def make_units(key: str, count: int) -> np.ndarray:
     """Return numbers from -0.5 to 0.5 that the name of a tensor decides."""
-    k = np.arange(count, dtype=np.uint64)
-    low = np.uint64(0xFFFFFFFF)
-    h = (k * np.uint64(2654435761) + np.uint64(zlib.crc32(key.encode()))) & low
-    h ^= h >> np.uint64(16)
-    h = (h * np.uint64(2246822519)) & low
-    h ^= h >> np.uint64(13)
+    h = np.arange(count, dtype=np.uint32)  # products and sums wrap at 2^32, as the rule wants
+    h *= np.uint32(2654435761)
+    h += np.uint32(zlib.crc32(key.encode()))
+    h ^= h >> np.uint32(16)
+    h *= np.uint32(2246822519)
+    h ^= h >> np.uint32(13)
     return h / 2.0**32 - 0.5
 
 
