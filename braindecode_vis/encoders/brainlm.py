@@ -222,11 +222,14 @@ class BrainLM(nn.Module):
         tensor of shape (batch, 1 + n_visible, width)
         """
         start: _Embeddings = self.vit["embeddings"]  # type: ignore[assignment]
-        colours = self.pad(picture)[:, None].expand(-1, 3, -1, -1)
-        tokens = start.patch_embeddings["projection"](colours).flatten(2).transpose(1, 2)
-        tokens = tokens + start.position_embeddings[:, 1:]
+        size = self.patch
+        patches = self.pad(picture).unfold(1, size, size).unfold(2, size, size).flatten(1, 2)
+        places = start.position_embeddings[:, 1:]
         if visible is not None:
-            tokens = tokens[:, visible]
+            patches, places = patches[:, visible], places[:, visible]
+        embed = start.patch_embeddings["projection"]
+        # Three equal colours through a convolution are one through the sum of its weights.
+        tokens = F.linear(patches.flatten(2), embed.weight.sum(dim=1).flatten(1), embed.bias) + places  # type: ignore[operator,arg-type]
         extra = start.cls_token + start.position_embeddings[:, :1]
         tokens = torch.cat([extra.expand(len(tokens), -1, -1), tokens], dim=1)
         for layer in self.vit["encoder"]["layer"]:  # type: ignore[index]

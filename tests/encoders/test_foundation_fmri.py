@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.encoders.brain_jepa import BrainJEPA, GradientPlaces, JepaPredictor
 from braindecode_vis.encoders.brainlm import BrainLM, OldBrainLM
@@ -25,7 +26,10 @@ from braindecode_vis.encoders.foundation_fmri_config import (
 )
 from braindecode_vis.encoders.neurostorm import NeuroSTORM
 from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.training.network_encoder import NetworkEncoder
 from tests.encoders.fingerprints import check_fingerprint, count, fill, make_input, make_tensor
+from tests.training.toy_task import make_config as make_training
+from tests.training.toy_task import make_task
 
 TABLES = ("emb_h", "position_embeddings", "decoder_pos_embed", ".pe")  # fixed, as the models make them
 SCHAEFER = [f"17Networks_{side}H_VisCent_{n + 1}" for side in "LR" for n in range(200)]
@@ -171,11 +175,12 @@ def test_small_sizes_answer_as_before(name):
 # --- sizes and files ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_public_files():
-    with torch.device("meta"):
+    with torch.device("meta"):  # which takes two seconds to wake
         large = BrainLM(width=1280, depth=32, n_heads=16, hidden=5120, patch=14, decoder=True)
-        assert count(BrainLM(decoder=True)) == (112_590_080, 334)
         assert count(large) == (658_337_868, 654)
+        assert count(BrainLM(decoder=True)) == (112_590_080, 334)
         assert count(NeuroSTORM()) == (5_173_020, 223)
         assert count(BrainJEPA(torch.zeros(450, 30))) == (86_808_960, 151)
         assert count(JepaPredictor(torch.zeros(450, 30))) == (12_108_864, 82)
@@ -274,7 +279,7 @@ SIGNALS = {
     "brainlm, series": make_signal(A424),
     "brain_jepa": make_signal(TIAN + SCHAEFER, n_times=17, t_r=2.205),
     "cortex_mae": make_signal(SCHAEFER, n_times=10, t_r=1.0),
-    "neurostorm": make_volume_signal(),
+    "neurostorm": make_volume_signal(step=2),
 }
 EVERY = pytest.mark.parametrize("name", SIGNALS)
 
@@ -314,7 +319,8 @@ def write_public_file(name, backbone, path):
 
 
 @EVERY
-def test_a_file_in_the_public_layout_is_read(name, make_config, tmp_path):
+def test_a_file_in_the_public_layout_is_read(name, make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(NeuroStormConfig, "side", 24)
     signal = SIGNALS[name]
     fresh = make_config(name).build(signal, 6)
     state = write_public_file(name, fresh.backbone, tmp_path / "public.pth")
@@ -328,7 +334,8 @@ def test_a_file_in_the_public_layout_is_read(name, make_config, tmp_path):
 
 
 @EVERY
-def test_every_weight_that_the_trial_needs_learns(name, make_config):
+def test_every_weight_that_the_trial_needs_learns(name, make_config, monkeypatch):
+    monkeypatch.setattr(NeuroStormConfig, "side", 24)
     signal = SIGNALS[name]
     network = make_config(name).build(signal, 6)
     network(torch.randn(2, *signal.shape), torch.zeros(2, dtype=torch.long)).square().mean().backward()
@@ -478,3 +485,27 @@ def test_a_checkpoint_of_another_atlas_is_refused(name, key, shape, make_config,
     torch.save(content, path)
     with pytest.raises(DataError, match="was trained on another atlas"):
         make_config(name, pretrained=path).build(SIGNALS[name], 6)
+
+
+@pytest.mark.parametrize("name", ["brainlm", "cortex_mae"])
+def test_a_training_starts_from_a_public_file_and_is_read_again(name, make_config, tmp_path):
+    """Only `robust` tells BrainLM that values are in its unit; the fit brings parcels and their order along."""
+    path, signal = tmp_path / "public.pth", SIGNALS[name]
+    write_public_file(name, make_config(name).build(signal, 6).backbone, path)
+    toy, targets = make_task(n_images=12, n_repetitions=1)
+    data = np.random.default_rng(0).standard_normal((12, *signal.shape)).astype(np.float32)
+    data += targets.vectors[:, :1, None]
+    coords = {"times": signal.times, "parcel_names": list(signal.parcels), "modality": "fmri"}
+    responses = Responses(data, ("trial", *signal.dims), toy.trials, "z", coords)
+    network = make_config(name, pretrained=path, tuning="freeze").model_dump(mode="json")
+    plain = NetworkEncoder(make_training(network=network, epochs=1))
+    if name == "brainlm":
+        with pytest.raises(ConfigError, match="sees 'scaled'"):
+            plain.fit(responses, targets)
+    encoder = NetworkEncoder(make_training(network=network, epochs=1, input_scaling={"kind": "robust"}))
+    encoder.fit(responses, targets)
+    (tmp_path / "fit").mkdir()
+    encoder.write(tmp_path / "fit")
+    path.unlink()
+    again = NetworkEncoder.read(encoder.config, tmp_path / "fit")
+    np.testing.assert_array_equal(again.predict(responses).vectors, encoder.predict(responses).vectors)
