@@ -1,0 +1,220 @@
+"""EEGPT: four summaries of each quarter of a second, written after its description and the names of its file.
+
+Not the autoregressive model of the same name.
+
+References
+----------
+Wang et al. (2024), EEGPT: pretrained transformer for universal and reliable representation of EEG signals, NeurIPS.
+Su et al. (2021), RoFormer, arXiv:2104.09864: the code of time in the predictor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from braindecode_vis.encoders.foundation import attend
+
+PATCH, N_SUMMARIES, EPS, THETA = 64, 4, 1e-6, 10_000.0
+_NAMES = """
+    FP1 FPZ FP2 AF7 AF3 AF4 AF8 F7 F5 F3 F1 FZ F2 F4 F6 F8 FT7 FC5 FC3 FC1 FCZ FC2 FC4 FC6 FT8
+    T7 C5 C3 C1 CZ C2 C4 C6 T8 TP7 CP5 CP3 CP1 CPZ CP2 CP4 CP6 TP8 P7 P5 P3 P1 PZ P2 P4 P6 P8
+    PO7 PO5 PO3 POZ PO4 PO6 PO8 O1 OZ O2
+    """
+CH_NAMES = tuple(_NAMES.split())
+
+
+class EEGPT(nn.Module):
+    """The encoder, and behind it the predictor if patches shall see each other.
+
+    Parameters
+    ----------
+    rows
+        Row of each channel in `CH_NAMES`.
+    size, depth, n_heads
+        Features of a summary, blocks, heads of each.
+    context
+        Whether there is a predictor.
+    """
+
+    n_extra: ClassVar[int] = 0
+    attention: ClassVar[tuple[str, ...]] = (".attn.",)
+    rows: Tensor
+
+    def __init__(
+        self,
+        rows: Sequence[int],
+        *,
+        size: int = 512,
+        depth: int = 8,
+        n_heads: int = 8,
+        context: bool = False,
+    ) -> None:
+        super().__init__()
+        self.width = N_SUMMARIES * size  # a token holds the summaries of a patch side by side
+        self.register_buffer("rows", torch.tensor(list(rows), dtype=torch.long), persistent=False)
+        self.summary_token = nn.Parameter(torch.zeros(1, N_SUMMARIES, size))
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(1, size, (1, PATCH), stride=(1, PATCH))})
+        self.chan_embed = nn.Embedding(len(CH_NAMES), size)
+        self.blocks = nn.ModuleList(Block(size, n_heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(size, eps=EPS)
+        for table in (self.summary_token, self.chan_embed.weight):
+            nn.init.trunc_normal_(table, std=0.02)
+        self.predictor = Predictor(size, depth, n_heads) if context else None
+        self.top = ("predictor." if context else "norm.",)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks of the encoder, from the first to the last."""
+        return self.blocks
+
+    def forward(self, data: Tensor) -> Tensor:
+        """Return one token a patch: its summaries side by side.
+
+        Parameters
+        ----------
+        data : tensor of shape (batch, n_channels, n_times)
+            In mV at 256 Hz, without the mean of the channels; samples that fill no patch are left out.
+
+        Returns
+        -------
+        tensor of shape (batch, n_patches, 4 * size)
+        """
+        summaries = self.encode(data)
+        if self.predictor is not None:
+            summaries = self.predictor(summaries)
+        return summaries.flatten(2)
+
+    def encode(self, data: Tensor, patches: Tensor | None = None, channels: Tensor | None = None) -> Tensor:
+        """Return the summaries of each patch, shape (batch, n_patches, 4, size).
+
+        Parameters
+        ----------
+        data : tensor of shape (batch, n_channels, n_times)
+        patches, channels : integer tensors, optional
+            Which patches and channels are seen; None for all.
+        """
+        grid = self.patch_embed["proj"](data.unsqueeze(1))  # batch, size, channels, patches
+        grid = grid.permute(0, 3, 2, 1) + self.chan_embed(self.rows)  # batch, patches, channels, size
+        grid = grid if patches is None else grid[:, patches]
+        grid = grid if channels is None else grid[:, :, channels]
+        # Each patch by itself, its summaries behind its channels: the encoder knows no time.
+        tokens = grid.flatten(0, 1)
+        tokens = torch.cat([tokens, self.summary_token.expand(len(tokens), -1, -1)], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens[:, -N_SUMMARIES:]).unflatten(0, grid.shape[:2])
+
+    def finish(self, features: Tensor) -> Tensor:
+        """Return pooled tokens as they are: summaries were normed before."""
+        return features
+
+
+class Predictor(nn.Module):
+    """Attention over the summaries of all patches, which know their time.
+
+    Parameters
+    ----------
+    size, depth, n_heads
+        As in the encoder.
+    """
+
+    def __init__(self, size: int = 512, depth: int = 8, n_heads: int = 8) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, N_SUMMARIES, size))
+        self.mask_token.requires_grad_(False)  # decoding hides nothing
+        self.predictor_embed = nn.Linear(size, size)
+        rotated = size // n_heads // 2  # features of a head that turn with time; the others stay
+        rates = THETA ** -(torch.arange(0, rotated, 2) / rotated)
+        self.time_embed = nn.ParameterDict({"freqs": nn.Parameter(rates, requires_grad=False)})
+        self.predictor_blocks = nn.ModuleList(Block(size, n_heads) for _ in range(depth))
+        self.predictor_norm = nn.LayerNorm(size, eps=EPS)
+        self.predictor_proj = nn.Linear(size, size)
+
+    def forward(self, summaries: Tensor, patches: Tensor | None = None, n_patches: int = 0) -> Tensor:
+        """Return summaries of all patches, shape (batch, n_patches, 4, size).
+
+        Parameters
+        ----------
+        summaries : tensor of shape (batch, n_seen, 4, size)
+        patches : integer tensor of shape (n_seen,), optional
+            Place of each patch that is seen, where others are hidden.
+        n_patches
+            Of all, where some are hidden.
+        """
+        tokens = self.predictor_embed(summaries)
+        if patches is not None:
+            grid = self.mask_token.expand(len(tokens), n_patches, -1, -1).to(tokens.dtype).clone()
+            grid[:, patches] = tokens
+            tokens = grid
+        shape = tokens.shape[1:3]
+        times = torch.arange(shape[0], device=tokens.device) / 2
+        angles = (times[:, None] * self.time_embed["freqs"]).repeat_interleave(N_SUMMARIES, dim=0)
+        tokens = tokens.flatten(1, 2)  # batch, patches * summaries, size
+        for block in self.predictor_blocks:
+            tokens = block(tokens, angles)
+        return self.predictor_proj(self.predictor_norm(tokens)).unflatten(1, shape)
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward part, each behind a norm."""
+
+    def __init__(self, size: int, n_heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(size, eps=EPS), nn.LayerNorm(size, eps=EPS)
+        self.attn = Attention(size, n_heads)
+        self.mlp = Mlp(size, 4 * size)
+
+    def forward(self, tokens: Tensor, angles: Tensor | None = None) -> Tensor:
+        """Map (batch, n_tokens, size) to the same shape."""
+        tokens = tokens + self.attn(self.norm1(tokens), angles)
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class Attention(nn.Module):
+    """Self-attention, of queries and keys that turn with time if angles are given."""
+
+    def __init__(self, size: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.qkv, self.proj = nn.Linear(size, 3 * size), nn.Linear(size, size)
+
+    def forward(self, tokens: Tensor, angles: Tensor | None) -> Tensor:
+        """Map (batch, n_tokens, size) to the same shape."""
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.n_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, n_heads, n_tokens, size per head)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        return self.proj(attend(q, k, v))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, size: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(size, hidden), nn.Linear(hidden, size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (batch, n_tokens, size) to the same shape."""
+        return self.fc2(functional.gelu(self.fc1(tokens)))
+
+
+def rotate(heads: Tensor, angles: Tensor) -> Tensor:
+    """Return heads whose first features are turned, pair by pair, by the angles of their token.
+
+    Parameters
+    ----------
+    heads : tensor of shape (batch, n_heads, n_tokens, size)
+    angles : tensor of shape (n_tokens, n_pairs)
+    """
+    n_turned = 2 * angles.shape[1]
+    pairs = heads[..., :n_turned].unflatten(-1, (-1, 2))
+    even, odd = pairs[..., 0], pairs[..., 1]
+    cos, sin = angles.cos(), angles.sin()
+    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+    return torch.cat([turned.to(heads.dtype), heads[..., n_turned:]], dim=-1)
