@@ -113,6 +113,9 @@ INSIDE: dict[str, dict[str, str]] = {
         "brain_jepa": "encoders.foundation_fmri_config:BrainJepaConfig",
         "cortex_mae": "encoders.foundation_fmri_config:CortexMaeConfig",
         "neurostorm": "encoders.foundation_fmri_config:NeuroStormConfig",
+        "eegpt": "encoders.foundation_config:EegptConfig",
+        "bendr": "encoders.foundation_config:BendrConfig",
+        "reve": "encoders.foundation_config:ReveConfig",
     },
     "objective": {
         "clip": "training.objectives.objectives_config:ClipObjectiveConfig",

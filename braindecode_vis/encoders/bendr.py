@@ -33,7 +33,7 @@ class Bendr(nn.Module):
     used
         Rows of `CH_NAMES` that carry a channel; the others are zero.
     value_range
-        Largest minus smallest value of the data set, in the unit of the trials; None writes 0 into the row of the scale.
+        Largest minus smallest value of the data set, in the unit of the trials; None writes 0 into the scale's row.
     size, hidden, depth, n_heads, feedforward
         Maps of the convolutions; features, layers, heads and feed-forward width of the transformer.
     context

@@ -126,8 +126,10 @@ class FoundationNetwork(nn.Module):
         patches = tokens[:, self.backbone.n_extra :]
         if self.pooling == "mean":
             return self.backbone.finish(patches.mean(dim=1))
-        if self.pooling == "cls":
-            return self.backbone.finish(tokens[:, 0])
+        if self.pooling in ("cls", "last"):
+            return self.backbone.finish(tokens[:, 0 if self.pooling == "cls" else -1])
+        if self.pooling == "attention":
+            return self.backbone.finish(self.backbone.pool(patches))
         if self.query is not None:
             return self.query(self.backbone.finish(patches))
         return self.backbone.finish(patches).flatten(1)  # (batch, n_tokens * width)
@@ -397,6 +399,9 @@ def read_weights(path: Path, layout: Layout) -> dict[str, Tensor]:
         for name, value in (content.items() if isinstance(content, dict) else ())
         if isinstance(value, Tensor) and str(name).startswith(layout.prefix)
     }
+    for name, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, Tensor) and str(name).startswith(layout.beside):
+            tensors[str(name)] = value
     return {name: value for name, value in tensors.items() if not name.startswith(layout.ignored)}
 
 
@@ -409,8 +414,8 @@ def _name_tensors(content: Any, prefix: str = "") -> Iterator[str]:
             yield from _name_tensors(value, f"{prefix}{name}.")
 
 
-def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], path: Path, layout: Layout) -> None:
-    """Put the tensors of a file into a model; every one must find its place, and every place be filled.
+def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], source: str, layout: Layout) -> None:
+    """Put the tensors of its file into a model; every one must find its place, and every place be filled.
 
     Parameters
     ----------
@@ -418,10 +423,10 @@ def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], path: Path
         The model.
     tensors
         From `read_weights`.
-    path
-        Of the file, in messages.
+    source
+        Path of the file, in messages.
     layout
-        What may be absent.
+        What may be absent, or stand beside.
 
     Raises
     ------
@@ -429,22 +434,24 @@ def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], path: Path
         If names or shapes differ, or values are not finite.
     """
     own = backbone.state_dict()
+    unused = tuple(start for start in layout.beside if not any(name.startswith(start) for name in own))
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}
     missing = [name for name in own if name not in tensors and not name.startswith(layout.absent)]
     unexpected = [name for name in tensors if name not in own]
     if missing or unexpected:
         raise DataError(
-            f"{path} is no file of {layout.title} of these sizes: it {_count(missing, 'lacks')} and "
+            f"{source} is no file of {layout.title} of these sizes: it {_count(missing, 'lacks')} and "
             f"{_count(unexpected, 'has')} that the network does not know; set the sizes of encoder.network to those of "
             "the file, or correct encoder.network.pretrained."
         )
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise DataError(
-                f"{name} in {path} has the shape {tuple(tensor.shape)}, but that of the network is "
+                f"{name} in {source} has the shape {tuple(tensor.shape)}, but that of the network is "
                 f"{tuple(own[name].shape)}; set the sizes of encoder.network to those of the file."
             )
         if not bool(tensor.isfinite().all()):
-            raise DataError(f"{name} in {path} holds values that are not finite; fetch the file again.")
+            raise DataError(f"{name} in {source} holds values that are not finite; fetch the file again.")
     backbone.load_state_dict(tensors, strict=False)
 
 

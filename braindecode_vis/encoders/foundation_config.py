@@ -5,7 +5,8 @@ with the facts of its input. Imports no torch: the networks are in a file each, 
 
 References
 ----------
-Jiang et al. (2024), LaBraM, arXiv:2405.18765. Wang et al. (2025), CBraMod, arXiv:2412.07236.
+Jiang et al. (2024), LaBraM, arXiv:2405.18765. Wang et al. (2025), CBraMod, arXiv:2412.07236. Wang et al. (2024), EEGPT,
+NeurIPS. Kostas et al. (2021), BENDR, doi:10.3389/fnhum.2021.653659. El Ouahidi et al. (2025), REVE, arXiv:2510.21585.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError, check_file, suggest
@@ -49,6 +51,8 @@ class Layout:
         Keys under which the table of tensors may lie; the first that is there is taken.
     prefix
         Start of the names that belong to the network; removed. Names without it are left out.
+    beside
+        Starts of names of parts that stand beside it and keep their names; they are read if the network has them.
     ignored
         Starts of names (after the prefix) of parts that decoding does not use.
     absent
@@ -58,6 +62,7 @@ class Layout:
     title: str
     wrappers: tuple[str, ...] = ()
     prefix: str = ""
+    beside: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
 
@@ -123,6 +128,8 @@ class FoundationConfig(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"pretrained"})
+    #: Settings that name a file of weights; each has another one for its digest.
+    weight_files: ClassVar[tuple[str, ...]] = ("pretrained",)
     layout: ClassVar[Layout]
 
     @model_validator(mode="after")
@@ -147,46 +154,55 @@ class FoundationConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _remember_file(self) -> FoundationConfig:
-        if self.pretrained is None:
-            if self.pretrained_digest is not None:
-                raise ValueError("pretrained_digest is that of the file in pretrained, but none is given")
-            return self
-        if (path := self.pretrained.expanduser()).is_file():
+    def _remember_files(self) -> FoundationConfig:
+        for name in self.weight_files:
+            path, key = getattr(self, name), f"{name}_digest"
+            known = getattr(self, key)
+            if path is None and known is not None:
+                raise ValueError(f"{key} is that of the file in {name}, but none is given")
+            if path is None or not (path := path.expanduser()).is_file():
+                continue
             digest = hash_once(path)
-            if self.pretrained_digest not in (None, digest):
+            if known not in (None, digest):
                 raise ValueError(
-                    f"the content of {path} has the digest {digest}, but pretrained_digest is "
-                    f"{self.pretrained_digest}: another file, or it changed since; bring the file back, or leave "
-                    "pretrained_digest out"
+                    f"the content of {path} has the digest {digest}, but {key} is {known}: another file, or it "
+                    f"changed since; bring the file back, or leave {key} out"
                 )
-            self.__dict__["pretrained_digest"] = digest  # the model is frozen for everybody else
+            self.__dict__[key] = digest  # the model is frozen for everybody else
         return self
 
     def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain fields; the file counts by its content.
+        """Return the plain fields; a file counts by its content.
 
         Raises
         ------
         DataError
-            If the file is not there and was never seen.
+            If a file is not there and was never seen.
         """
-        if self.pretrained is not None and self.pretrained_digest is None:
-            self.find_weights()
+        self.find_weights()
         return super().hashed_fields()
 
-    def find_weights(self) -> Path | None:
-        """Return the file of weights; None without one.
+    def find_weights(self) -> tuple[list[Path], list[Path]]:
+        """Return the files of weights that are there, and those that were seen once and are gone.
 
         Raises
         ------
         DataError
-            If there is no such file.
+            If a file is not there and was never seen.
         """
-        if self.pretrained is None:
-            return None
-        what = f"the file of {self.layout.title}"
-        return check_file(self.pretrained.expanduser(), what=what, hint="correct encoder.network.pretrained")
+        found: list[Path] = []
+        gone: list[Path] = []
+        for name in self.weight_files:
+            path = getattr(self, name)
+            if path is None:
+                continue
+            path = path.expanduser()
+            if getattr(self, f"{name}_digest") is None:
+                check_file(
+                    path, what=f"the file of {self.layout.title}", hint=f"correct encoder.network.{name}"
+                )
+            (found if path.is_file() else gone).append(path)
+        return found, gone
 
     def check_tensors(self, tensors: Mapping[str, Any], path: Path) -> None:
         """Raise `DataError` if a file is the model's, but for other data than it is asked to read."""
@@ -215,16 +231,16 @@ class FoundationConfig(Settings):
         from braindecode_vis.encoders import foundation
 
         front, backbone = self.make_parts(signal)
-        there = self.pretrained is not None and self.pretrained.expanduser().is_file()
-        unfilled = self.pretrained is not None and not there
-        if there or (unfilled and self.pretrained_digest is None):
-            path = self.find_weights()
-            assert path is not None
-            tensors = foundation.read_weights(path, self.layout)
-            self.check_tensors(tensors, path)
-            foundation.load_backbone(backbone, tensors, path, self.layout)
+        found, gone = self.find_weights()
+        if found and not gone:
+            tensors: dict[str, torch.Tensor] = {}
+            for path in found:
+                part = foundation.read_weights(path, self.layout)
+                self.check_tensors(part, path)
+                tensors |= part
+            foundation.load_backbone(backbone, tensors, " and ".join(map(str, found)), self.layout)
         return foundation.FoundationNetwork(
-            front, backbone, signal, n_outputs, self, missing=str(self.pretrained) if unfilled else ""
+            front, backbone, signal, n_outputs, self, missing=str(gone[0]) if gone else ""
         )
 
 
@@ -466,3 +482,256 @@ class CBraModConfig(EegModelConfig):
             rows = self.find_rows(signal, CH_NAMES, others=True)
             mixing = mix_channels(signal, rows, CH_NAMES, self.layout.title, missing=self.missing)
         return self.make_front(signal, mixing), CBraMod(depth=self.depth)
+
+
+class EegptConfig(EegModelConfig):
+    """EEGPT (Wang et al. 2024): four summaries of each quarter of a second over any of 62 channels.
+
+    Its encoder sees each patch by itself and knows no time, so that the mean over patches forgets when something
+    happened. A token is a patch, its four summaries side by side.
+
+    Parameters
+    ----------
+    size, depth, n_heads
+        Features of a summary, blocks, heads of each.
+    context
+        Whether summaries pass through the predictor of the pretraining, in which the patches see each other and their
+        times; it is in the same file.
+    reference
+        ``average`` takes the mean of the channels that the model reads off each of them, as published; ``own`` leaves
+        them as they are.
+    pooling
+        ``flatten`` for all patches side by side (as published), or their ``mean``.
+    """
+
+    kind: Literal["eegpt"] = "eegpt"
+    size: int = Field(default=512, ge=1)
+    depth: int = Field(default=8, ge=1)
+    n_heads: int = Field(default=8, ge=1)
+    context: bool = False
+    reference: Literal["average", "own"] = "average"
+    pooling: Literal["mean", "flatten"] = "flatten"
+
+    model_rate: ClassVar[float] = 256.0
+    patch: ClassVar[int] = 64
+    volts: ClassVar[float | None] = 1e-3
+    layout: ClassVar[Layout] = Layout(
+        "EEGPT", wrappers=("state_dict",), prefix="target_encoder.", beside=("predictor.",)
+    )
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> EegptConfig:
+        if self.size % (4 * self.n_heads):
+            raise ValueError(
+                f"size must be a multiple of 4 n_heads, but {self.size} is none of {4 * self.n_heads}"
+            )
+        return self
+
+    def make_parts(self, signal: Signal) -> tuple[Front, torch.nn.Module]:
+        """Return the front and the transformer; see `FoundationConfig.make_parts`."""
+        from braindecode_vis.encoders.eegpt import CH_NAMES, EEGPT
+
+        rows = self.find_rows(signal, CH_NAMES)
+        mixing: Any = list(rows.values())
+        if self.reference == "average":
+            if len(rows) < 2:
+                raise DataError(
+                    "EEGPT takes the mean of its channels off each of them, which leaves nothing of "
+                    f"{next(iter(rows))} alone; set encoder.network.reference to own."
+                )
+            mixing = np.zeros((len(rows), signal.size_of("channel")))
+            mixing[:, list(rows.values())] = np.eye(len(rows)) - 1 / len(rows)
+        numbers = [CH_NAMES.index(name) for name in rows]
+        backbone = EEGPT(
+            numbers, size=self.size, depth=self.depth, n_heads=self.n_heads, context=self.context
+        )
+        return self.make_front(signal, mixing), backbone
+
+
+class BendrConfig(EegModelConfig):
+    """BENDR (Kostas et al. 2021): convolutions, and a transformer over what they find.
+
+    Reads the 19 channels of its pretraining and leaves others out. It scales each trial by itself, all channels
+    together, from -1 to 1, so that no unit is needed; channels that were scaled one by one before have lost their
+    proportions. The last norm in its file is not applied, as in the published code.
+
+    Parameters
+    ----------
+    pretrained
+        Its first file, ``encoder.pt``.
+    context
+        Whether there is a transformer; otherwise tokens are what the convolutions find.
+    contextualizer
+        Its second file, ``contextualizer.pt``: the transformer.
+    contextualizer_digest
+        Digest of that file, as `pretrained_digest` is of the first.
+    value_range
+        Largest minus smallest value of the data set, in the unit of the responses: a row of its input tells how much of
+        that a trial spans. None writes 0, a middle, into that row.
+    missing
+        What becomes of channels that the data do not have: they are zero (``zero``, as published), interpolated from
+        the others by spherical splines (``interpolate``) or refused (``refuse``).
+    size, hidden, depth, n_heads, feedforward
+        Maps of the convolutions; features, layers, heads and feed-forward width of the transformer.
+    pooling
+        ``last`` for the last token (as published), ``cls`` for the token of the start, ``mean`` over the others, or
+        these side by side (``flatten``).
+    """
+
+    kind: Literal["bendr"] = "bendr"
+    context: bool = True
+    contextualizer: Path | None = None
+    contextualizer_digest: str | None = None
+    value_range: float | None = Field(default=None, gt=0)
+    missing: Literal["zero", "interpolate", "refuse"] = "zero"
+    size: int = Field(default=512, ge=32, multiple_of=32)
+    hidden: int = Field(default=1536, ge=1)
+    depth: int = Field(default=8, ge=1)
+    n_heads: int = Field(default=8, ge=1)
+    feedforward: int = Field(default=3076, ge=1)
+    pooling: Literal["last", "cls", "mean", "flatten"] = "last"  # type: ignore[assignment]
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"pretrained", "contextualizer"})
+    weight_files: ClassVar[tuple[str, ...]] = ("pretrained", "contextualizer")
+    model_rate: ClassVar[float] = 256.0
+    patch: ClassVar[int] = 96
+    volts: ClassVar[float | None] = None
+    layout: ClassVar[Layout] = Layout("BENDR", ignored=("mask_replacement", "norm."))
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> BendrConfig:
+        self.refuse_unused("scale", because="BENDR scales each trial by itself")
+        if not self.context:
+            names = ("contextualizer", "hidden", "depth", "n_heads", "feedforward")
+            self.refuse_unused(*names, because="without context there is no transformer")
+            if self.pooling == "cls":
+                raise ValueError(
+                    "pooling cls is the token that the transformer starts with; set context to true"
+                )
+        elif (self.pretrained is None) != (self.contextualizer is None):
+            raise ValueError(
+                "BENDR's weights are two files: name encoder.pt in pretrained and contextualizer.pt in "
+                "contextualizer, or set context to false to leave the transformer out"
+            )
+        if self.hidden % self.n_heads:
+            raise ValueError(
+                f"hidden must be a multiple of n_heads, but {self.hidden} is none of {self.n_heads}"
+            )
+        return self
+
+    def make_parts(self, signal: Signal) -> tuple[Front, torch.nn.Module]:
+        """Return the front and the network; see `FoundationConfig.make_parts`."""
+        from braindecode_vis.encoders.bendr import CH_NAMES, Bendr
+        from braindecode_vis.encoders.foundation import mix_channels
+
+        rows = self.find_rows(signal, CH_NAMES, others=True)
+        mixing = mix_channels(signal, rows, CH_NAMES, self.layout.title, missing=self.missing)
+        there = rows if self.missing == "zero" else CH_NAMES
+        backbone = Bendr(
+            sorted(CH_NAMES.index(name) for name in there),
+            value_range=self.value_range,
+            size=self.size,
+            hidden=self.hidden,
+            depth=self.depth,
+            n_heads=self.n_heads,
+            feedforward=self.feedforward,
+            context=self.context,
+        )
+        return self.make_front(signal, mixing), backbone
+
+
+class ReveConfig(EegModelConfig):
+    """REVE (El Ouahidi et al. 2025): patches of one channel with a code of its place in space, for any montage.
+
+    The large model has width 1216 and 5 frequencies.
+
+    Parameters
+    ----------
+    channels
+        Own name of a channel to its name in `positions`, where they differ; null leaves the channel out.
+    scale
+        What the values are divided by; None derives it from the unit of the responses, 100 µV being 1. Take 1 for
+        responses that are standardised already, as those of the pretraining were.
+    positions
+        JSON table of names to x, y, z in m, as the authors publish it. None takes the positions of the responses. A
+        pair such as F3-C3 lies in the middle. Mind that A1 is an ear in their table: the vertex of a BioSemi cap is
+        ``biosemi128_A1``.
+    width, depth
+        Features of a token, a multiple of 64, and layers.
+    n_frequencies
+        Of the code of places along each axis.
+    pooling
+        ``mean`` over the tokens, ``attention`` of the file's own query, or all side by side (``flatten``).
+    """
+
+    kind: Literal["reve"] = "reve"
+    positions: Path | None = None
+    width: int = Field(default=512, ge=64, multiple_of=64)
+    depth: int = Field(default=22, ge=1)
+    n_frequencies: int = Field(default=4, ge=1)
+    pooling: Literal["mean", "attention", "flatten"] = "mean"  # type: ignore[assignment]
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"pretrained", "positions"})
+    model_rate: ClassVar[float] = 200.0
+    patch: ClassVar[int] = 200
+    volts: ClassVar[float | None] = 1e-4
+    layout: ClassVar[Layout] = Layout("REVE")
+
+    @model_validator(mode="after")
+    def _check_waves(self) -> ReveConfig:
+        if self.width > 2 * self.n_frequencies**4:
+            raise ValueError(
+                f"{self.n_frequencies} frequencies make {2 * self.n_frequencies**4} waves, too few for width "
+                f"{self.width}; raise n_frequencies"
+            )
+        return self
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the table of positions."""
+        fields = super().hashed_fields()
+        if self.positions is not None:
+            fields["positions_digest"] = hash_once(self._find_positions(self.positions))
+        return fields
+
+    def _find_positions(self, path: Path) -> Path:
+        what = "the table of positions"
+        return check_file(path.expanduser(), what=what, hint="correct encoder.network.positions")
+
+    def make_parts(self, signal: Signal) -> tuple[Front, torch.nn.Module]:
+        """Return the front and the transformer; see `FoundationConfig.make_parts`."""
+        import torch
+
+        from braindecode_vis.encoders.reve import Reve, read_positions
+
+        if self.positions is not None:
+            names = [self.channels.get(name, name) for name in signal.ch_names]
+            table = read_positions(self._find_positions(self.positions), [name for name in names if name])
+            rows = self.find_rows(signal, tuple(table))
+            places = np.array([table[name] for name in rows])
+        else:
+            if signal.ch_pos is None:
+                raise DataError(
+                    "REVE reads channels by their places, but the responses have no positions; name a table of them in "
+                    "encoder.network.positions."
+                )
+            for name, wanted in self.channels.items():
+                if wanted is not None:
+                    raise ConfigError(
+                        f"encoder.network.channels names {name} {wanted}, but REVE takes the place of {name} from the "
+                        "responses, where another name changes nothing; leave it out, or set encoder.network.positions."
+                    )
+            rows = self.find_rows(signal, signal.ch_names)
+            places = signal.ch_pos[list(rows.values())]
+        if not (np.abs(places) < 1).all():
+            raise DataError(
+                f"REVE reads positions in m, but the largest coordinate is {np.abs(places).max():.3g}; correct "
+                f"{self.positions or 'the montage of the responses'}."
+            )
+        backbone = Reve(
+            torch.as_tensor(places, dtype=torch.float32),
+            width=self.width,
+            depth=self.depth,
+            n_frequencies=self.n_frequencies,
+        )
+        backbone.cls_query_token.requires_grad_(self.pooling == "attention")  # otherwise nobody reads it
+        return self.make_front(signal, list(rows.values())), backbone

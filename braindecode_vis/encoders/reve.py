@@ -8,13 +8,17 @@ subjects, arXiv:2510.21585.
 
 from __future__ import annotations
 
+import json
 import math
-from typing import ClassVar
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.foundation import attend
 
 PATCH, STEP, HEAD = 200, 180, 64
@@ -51,12 +55,13 @@ class Reve(nn.Module):
         self.mlp4d = nn.Sequential(nn.Linear(4, width, bias=False), nn.GELU(), nn.LayerNorm(width))
         self.ln = nn.LayerNorm(width)
         layers = (nn.ModuleList([Attention(width), FeedForward(width)]) for _ in range(depth))
-        self.transformer = nn.ModuleDict({"layers": nn.ModuleList(layers)})
+        self.transformer = nn.Module()  # only to give the layers their names
+        self.transformer.layers = nn.ModuleList(layers)
 
     @property
-    def layers(self) -> nn.Module:
+    def layers(self) -> Any:
         """The layers, from the first to the last."""
-        return self.transformer["layers"]
+        return self.transformer.layers
 
     def forward(self, data: Tensor) -> Tensor:
         """Return the tokens, those of the first channel first.
@@ -73,7 +78,7 @@ class Reve(nn.Module):
         """
         patches = data.unfold(2, PATCH, STEP)  # batch, channels, patches, samples
         tokens = (self.to_patch_embedding(patches) + self.locate(patches.shape[2])).flatten(1, 2)
-        for attention, feedforward in self.transformer["layers"]:
+        for attention, feedforward in self.layers:
             tokens = tokens + attention(tokens)
             tokens = tokens + feedforward(tokens)
         return tokens
@@ -137,3 +142,43 @@ class FeedForward(nn.Module):
         """Map (batch, n_tokens, width) to the same shape."""
         value, gate = self.net["1"](self.net["0"](tokens)).chunk(2, dim=-1)
         return self.net["3"](value * functional.gelu(gate))
+
+
+def read_positions(path: Path, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Return the places of a table in m, with the middle of each pair, such as F3-C3, that is among these names.
+
+    Parameters
+    ----------
+    path
+        JSON, names to x, y, z.
+    names
+        Of channels.
+
+    Raises
+    ------
+    DataError
+        If it is no such table.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} is no JSON ({str(error)[:100]}); give a table of names to x, y, z."
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise DataError(
+            f"{path} must be a JSON table of names to x, y, z, but is a {type(content).__name__}."
+        )
+    for name, place in content.items():
+        numbers = place if isinstance(place, list) else []
+        if len(numbers) != 3 or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+            raise DataError(
+                f"{path} must give {name} three finite numbers, x, y, z in m, but has {place!r:.60}."
+            )
+    table = {name: tuple(map(float, place)) for name, place in content.items()}
+    known = {name.upper(): place for name, place in table.items()}
+    for name in names:
+        first, _, second = name.upper().partition("-")
+        if name.upper() not in known and first in known and second in known:
+            table[name] = tuple((a + b) / 2 for a, b in zip(known[first], known[second], strict=True))
+    return table

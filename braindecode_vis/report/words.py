@@ -183,6 +183,7 @@ _NAMES: Mapping[str, str] = {
     "simpleconv_image": "SimpleConv (image)", "residual_mlp": "residual MLP", "lda": "LDA",
     "logistic": "logistic regression", "latent_decoder": "latent decoder", "shared_space": "shared space",
     "parcels": "parcel transformer", "pls": "PLS", "labram": "LaBraM", "cbramod": "CBraMod",
+    "eegpt": "EEGPT", "bendr": "BENDR", "reve": "REVE",
 }  # fmt: skip
 
 
