@@ -123,14 +123,17 @@ class Predictor(nn.Module):
         As in the encoder.
     """
 
+    mask_token: Tensor
+
     def __init__(self, size: int = 512, depth: int = 8, n_heads: int = 8) -> None:
         super().__init__()
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, N_SUMMARIES, size))
-        self.mask_token.requires_grad_(False)  # decoding hides nothing
+        # Decoding hides nothing, so that the mask stays as the file has it.
+        self.register_buffer("mask_token", torch.zeros(1, 1, N_SUMMARIES, size))
         self.predictor_embed = nn.Linear(size, size)
         rotated = size // n_heads // 2  # features of a head that turn with time; the others stay
         rates = THETA ** -(torch.arange(0, rotated, 2) / rotated)
-        self.time_embed = nn.ParameterDict({"freqs": nn.Parameter(rates, requires_grad=False)})
+        self.time_embed = nn.Module()  # only to give the rates their name
+        self.time_embed.register_buffer("freqs", rates)
         self.predictor_blocks = nn.ModuleList(Block(size, n_heads) for _ in range(depth))
         self.predictor_norm = nn.LayerNorm(size, eps=EPS)
         self.predictor_proj = nn.Linear(size, size)
@@ -153,7 +156,7 @@ class Predictor(nn.Module):
             tokens = grid
         shape = tokens.shape[1:3]
         times = torch.arange(shape[0], device=tokens.device) / 2
-        angles = (times[:, None] * self.time_embed["freqs"]).repeat_interleave(N_SUMMARIES, dim=0)
+        angles = (times[:, None] * self.time_embed.freqs).repeat_interleave(N_SUMMARIES, dim=0)
         tokens = tokens.flatten(1, 2)  # batch, patches * summaries, size
         for block in self.predictor_blocks:
             tokens = block(tokens, angles)

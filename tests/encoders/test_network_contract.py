@@ -14,7 +14,13 @@ from torch.nn import functional
 import braindecode_vis.encoders as encoders
 from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
 from braindecode_vis.encoders.eegnet_config import EEGNetConfig
-from braindecode_vis.encoders.foundation_config import CBraModConfig, LabramConfig
+from braindecode_vis.encoders.foundation_config import (
+    BendrConfig,
+    CBraModConfig,
+    EegptConfig,
+    LabramConfig,
+    ReveConfig,
+)
 from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
 from braindecode_vis.encoders.mindeye_config import ResidualMlpConfig, SharedSpaceConfig
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
@@ -71,6 +77,8 @@ class Network:
 
 
 SMALL_CONV = {"n_virtual_channels": 9, "initial_channels": 9, "hidden": 10}
+EEGPT = {"size": 32, "depth": 1, "n_heads": 2, "projector_hidden": 9}
+BENDR = {"size": 32, "hidden": 32, "depth": 1, "n_heads": 2, "feedforward": 10, "projector_hidden": 9}
 NETWORKS = [
     Network("eegproject", EEGProjectConfig()),
     Network("eegproject, width", EEGProjectConfig(width=20)),
@@ -104,6 +112,11 @@ NETWORKS = [
     Network("labram", LabramConfig(depth=1, width=100, scale=1, projector_hidden=9)),
     Network("labram, cls", LabramConfig(depth=1, width=100, scale=1, projector_hidden=9, pooling="cls")),
     Network("cbramod", CBraModConfig(depth=1, scale=1, montage="own", projector_hidden=9, pooling="flatten")),
+    # The mean of a single channel is itself, which would be taken off.
+    Network("eegpt", EegptConfig(**EEGPT, scale=1, context=True), one_channel=False),
+    Network("bendr", BendrConfig(**BENDR, pooling="mean")),
+    Network("bendr, convolutions", BendrConfig(size=32, context=False, pooling="last", projector_hidden=9)),
+    Network("reve", ReveConfig(width=64, depth=1, scale=1, projector_hidden=9, pooling="attention")),
 ]
 
 every_network = pytest.mark.parametrize("network", NETWORKS, ids=str)
