@@ -156,7 +156,7 @@ class Predictor(nn.Module):
             tokens = grid
         shape = tokens.shape[1:3]
         times = torch.arange(shape[0], device=tokens.device) / 2
-        angles = (times[:, None] * self.time_embed.freqs).repeat_interleave(N_SUMMARIES, dim=0)
+        angles = (times[:, None] * self.time_embed.get_buffer("freqs")).repeat_interleave(N_SUMMARIES, dim=0)
         tokens = tokens.flatten(1, 2)  # batch, patches * summaries, size
         for block in self.predictor_blocks:
             tokens = block(tokens, angles)
