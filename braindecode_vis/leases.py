@@ -40,6 +40,7 @@ _POLL_S = 0.2
 _SECONDS_A_LINE = 60.0
 _REFUSED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _BYTES = 400
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _HELD = threading.local()
 
 
@@ -120,9 +121,13 @@ def _acquire(path: Path, is_made: Callable[[], bool], tell: Callable[[str], None
     seen, since, last = b"", time.monotonic(), None
     while True:
         try:
-            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except PermissionError:  # of another user, who lets nobody write: then both may make it
+            number = os.open(path, _FLAGS, 0o666)
+        except (PermissionError, IsADirectoryError):  # of another user, who lets nobody write: both may make it
             return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a link, in a folder that came from elsewhere, may lead to any file
+                return None
+            raise
         try:
             locked = _lock(number)
             with suppress(FileNotFoundError):

@@ -86,6 +86,20 @@ def test_a_holder_that_was_killed_is_followed_at_once(tmp_path):
         assert time.monotonic() - began < 1
 
 
+def test_a_link_in_the_place_of_a_lease_is_not_followed(tmp_path):
+    """A run folder that came from somebody else had its links written to."""
+    own, path = tmp_path / "own.txt", tmp_path / ".lease-a"
+    own.write_text("mine")
+    path.symlink_to(own)
+    with take(path):
+        pass
+    (tmp_path / ".lease-b").mkdir()
+    with take(tmp_path / ".lease-b"):
+        pass
+    assert own.read_text() == "mine"
+    assert path.is_symlink()
+
+
 def test_where_locks_stay_on_their_node_the_number_counts(tmp_path, monkeypatch):
     """No lock is held here, and nothing is compared with a clock: whether the number changes is all that counts."""
     monkeypatch.setattr(leases, "_STILL_S", 0.5)
