@@ -122,10 +122,15 @@ def _acquire(path: Path, is_made: Callable[[], bool], tell: Callable[[str], None
     while True:
         try:
             number = os.open(path, _FLAGS, 0o666)
-        except (PermissionError, IsADirectoryError):  # of another user, who lets nobody write: both may make it
+        except (
+            PermissionError,
+            IsADirectoryError,
+        ):  # of another user, who lets nobody write: both may make it
             return None
         except OSError as error:
-            if error.errno == errno.ELOOP:  # a link, in a folder that came from elsewhere, may lead to any file
+            if (
+                error.errno == errno.ELOOP
+            ):  # a link, in a folder that came from elsewhere, may lead to any file
                 return None
             raise
         try:

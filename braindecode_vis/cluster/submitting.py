@@ -456,6 +456,24 @@ STARTED: dict[str, Any] = {}
 atexit.register(STARTED.clear)
 
 
+@contextmanager
+def _without_output() -> Iterator[None]:
+    """Let a process that is started meanwhile inherit no output: whoever reads that of a command waits for its end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {number: os.dup(number) for number in (1, 2)}
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in kept:
+            os.dup2(nothing, number)
+        yield
+    finally:
+        for number, before in kept.items():
+            os.dup2(before, number)
+            os.close(before)
+        os.close(nothing)
+
+
 def _start_here(jobs: Path, call: CommandJob, cluster: Cluster, launch: Launch) -> str:
     submitit = require("submitit", f"--cluster {cluster.executor}")
     if cluster.executor == "debug":
@@ -469,6 +487,7 @@ def _start_here(jobs: Path, call: CommandJob, cluster: Cluster, launch: Launch) 
         "setup": list(settings.setup),
     }  # fmt: skip
     executor.update_parameters(**{**here, **launch.describe_local()})
-    job = executor.submit(call)
+    with _without_output():
+        job = executor.submit(call)
     STARTED[str(job.job_id)] = job
     return str(job.job_id)

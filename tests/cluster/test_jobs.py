@@ -436,6 +436,25 @@ def test_work_is_sent_once_and_cancelled_by_name(tmp_path, scripts, monkeypatch,
     assert not cancel_jobs(out, find_states(out, jobs))
 
 
+def test_who_reads_what_a_command_prints_waits_for_no_job(tmp_path, scripts, capfd):
+    """A pipe behind --no-wait stayed open until all local jobs had ended."""
+    ends = os.pipe()
+    kept = os.dup(1)
+    os.dup2(ends[1], 1)
+    try:
+        jobs = send_script(tmp_path, "import time; time.sleep(60)")
+    finally:
+        os.dup2(kept, 1)
+        for number in (kept, ends[1]):
+            os.close(number)
+    os.set_blocking(ends[0], False)
+    assert os.read(ends[0], 10) == b""  # its end, and not nothing yet
+    os.close(ends[0])
+    wait_until((tmp_path / "jobs" / "run.json").exists)
+    assert len(cancel_jobs(tmp_path, find_states(tmp_path, jobs))) == 1
+    wait_for_jobs(tmp_path, jobs)
+
+
 def test_more_local_jobs_than_run_at_once_are_not_left_alone(tmp_path, command_line):
     words = ("sweep", "synthetic_digits", "--over", "seed=0..4", "--out", tmp_path / "out", "--no-wait")
     done = command_line(*words, "--cluster", "local", "--cluster-set", "parallel=2")
