@@ -540,7 +540,7 @@ class GallerySearch:
     Raises
     ------
     DataError
-        If an id repeats, or a candidate is zero.
+        If there is no candidate, an id repeats, or a candidate is zero.
 
     Examples
     --------
@@ -550,6 +550,8 @@ class GallerySearch:
     """
 
     def __init__(self, gallery: Embeddings, centre: Centre | None = None, *, scanned: int = SCANNED) -> None:
+        if not len(gallery):
+            raise DataError("the gallery is empty; give one with at least one candidate.")
         check_unique([str(i) for i in gallery.ids], what="stimulus ids of the gallery")
         self.ids, self.space = np.asarray(gallery.ids, dtype=object), gallery.space
         self._centre = centre
@@ -589,8 +591,17 @@ class GallerySearch:
             Of any length.
         n_top
             How many; all where there are fewer.
+
+        Raises
+        ------
+        ConfigError
+            If `n_top` is below 1.
+        DataError
+            If the query holds a number that is not finite, or another number of features than the candidates.
         """
-        unit, n_top = _make_unit(query), min(n_top, len(self))
+        if n_top < 1:
+            raise ConfigError(f"n_top must be 1 or more, got {n_top}.")
+        unit, n_top = self._make_unit(query), min(n_top, len(self))
         known = self._estimate(unit)
         n_first = min(len(self), n_top + 64)
         first = np.argpartition(known.cosines, len(self) - n_first)[len(self) - n_first :]
@@ -610,7 +621,7 @@ class GallerySearch:
 
         Of more than `SCANNED` candidates those that are about as similar are read, which may be many.
         """
-        unit = _make_unit(query)
+        unit = self._make_unit(query)
         own, known = self._compare(np.array([row]), unit)[0], self._estimate(unit)
         unsure = self._narrow(known, lambda rows: np.abs(known.cosines[rows] - own) <= known.slack[rows])
         sure = known.cosines > own
@@ -625,9 +636,20 @@ class GallerySearch:
         Cosines of the best candidates are exact once `find` was asked; those of the others are off by what rounding to
         bytes leaves, some 4e-4 in 1024 features and independent of each other.
         """
-        values = scale * self._estimate(_make_unit(query)).cosines
+        values = scale * self._estimate(self._make_unit(query)).cosines
         top = float(values.max())
         return top + float(np.log(np.exp(values - top).sum(dtype=np.float64)))
+
+    def _make_unit(self, query: np.ndarray) -> np.ndarray:
+        """Return a query of length one in double precision; one that is zero stays so."""
+        unit = np.asarray(query, dtype=np.float64).ravel()
+        if len(unit) != self._raw.shape[1] or not np.isfinite(unit).all():
+            raise DataError(
+                f"a query of {self._raw.shape[1]} finite features was expected, got {len(unit)}, "
+                f"{int(np.isfinite(unit).sum())} of them finite."
+            )
+        length = float(np.linalg.norm(unit))
+        return unit / length if length else unit
 
     def _estimate(self, unit: np.ndarray) -> _Estimate:
         """Return what is known of the cosines of all candidates; that of the last query is remembered."""
@@ -785,15 +807,9 @@ def _can_multiply_bytes(n_features: int) -> bool:
     rows = np.concatenate([signs, -signs, signs // 2])
     try:
         found = [torch._int_mm(torch.from_numpy(rows), torch.from_numpy(row).unsqueeze(1)) for row in rows]
-    except RuntimeError:
+    except (AttributeError, RuntimeError):  # no public function: another torch may lack it
         return False
     return bool((torch.cat(found, 1).numpy() == rows.astype(np.int64) @ rows.T.astype(np.int64)).all())
-
-
-def _make_unit(query: np.ndarray) -> np.ndarray:
-    unit = np.asarray(query, dtype=np.float64).ravel()
-    length = float(np.linalg.norm(unit))
-    return unit / length if length else unit
 
 
 def _find_targets(query_ids: Any, gallery_ids: Any) -> np.ndarray:

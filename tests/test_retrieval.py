@@ -317,6 +317,32 @@ def test_rounding_to_bytes_takes_no_more_than_it_says(fast, monkeypatch):
     assert search.find(np.zeros(7), 2)[1].tolist() == [0, 0]
 
 
+def test_a_torch_without_products_of_bytes_is_searched_all_the_same(monkeypatch):
+    """The product is no public function of torch, and the search asked for it by name alone."""
+    import torch
+
+    monkeypatch.delattr(torch, "_int_mm")
+    rt._can_multiply_bytes.cache_clear()
+    try:
+        search = rt.GallerySearch(Embeddings(np.eye(11, dtype=np.float32), np.arange(11), "toy"))
+        assert search.find(np.arange(11.0), 2)[0].tolist() == [10, 9]
+    finally:
+        rt._can_multiply_bytes.cache_clear()
+
+
+def test_a_search_refuses_what_it_cannot_answer():
+    """A query with NaN once gave candidates with NaN as their similarity, and rank -1."""
+    search = rt.GallerySearch(Embeddings(np.eye(3, dtype=np.float32), list("abc"), "toy"))
+    for query in (np.array([np.nan, 1, 0]), np.array([np.inf, 1, 0]), np.ones(4)):
+        for ask in (lambda q: search.find(q, 2), lambda q: search.count_above(q, 0)):
+            with pytest.raises(DataError, match="3 finite features"):
+                ask(query)
+    with pytest.raises(ConfigError, match="n_top must be 1"):
+        search.find(np.ones(3), 0)
+    with pytest.raises(DataError, match="gallery is empty"):
+        rt.GallerySearch(Embeddings(np.zeros((0, 3), np.float32), [], "toy"))
+
+
 def test_a_gallery_without_direction_or_with_equal_ids_is_refused():
     with pytest.raises(DataError, match="'b' has no direction"):
         rt.GallerySearch(Embeddings(np.array([[1.0, 0], [0, 0]], np.float32), ["a", "b"], "toy"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,27 +206,10 @@ def _view_row(row: BoardRow, board: Board) -> dict[str, Any]:
         if score is None:
             cells.append(None)
             continue
-        marks = [other[key] for other in known for key in ("value", "ci_low", "ci_high", "chance")]
-        show = functools.partial(format_number, decimals=count_decimals(marks))
-        interval = (
-            ""
-            if is_missing(score["ci_low"])
-            else f"{show(float(score['ci_low']))} to {show(float(score['ci_high']))}"
-        )
-        chance = "" if is_missing(score["chance"]) else show(float(score["chance"]))
+        show = _choose_format(known)
         cells.append(
-            {
-                "value": DASH if is_missing(score["value"]) else show(float(score["value"])),
-                "sort": "" if is_missing(score["value"]) else float(score["value"]),
-                "interval": interval,
-                "chance": chance,
-                "kind": score["kind"],
-                "verdict": score["verdict"],
-                "bar": view_bar({**score, "noise_ceiling": None}, marks),
-                "words": f"{show(float(score['value'])) if not is_missing(score['value']) else DASH}"
-                + (f", 95 % interval {interval}" if interval else "") + (f", chance {chance}" if chance else ""),
-                "pair": _describe_pair(row.pairs, metric, show),
-            }
+            _view_score(score, known)
+            | {"kind": score["kind"], "verdict": score["verdict"], "pair": _describe_pair(row.pairs, metric, show)}
         )  # fmt: skip
     return {
         "row": row,
@@ -375,17 +358,25 @@ def _view_pooled(table: SettingsTable, metrics: Sequence[str]) -> dict[str, Any]
     }
 
 
+def _choose_format(known: Sequence[Mapping[str, Any]]) -> Callable[[float], str]:
+    """Return how numbers of one column are written: all with as many decimals."""
+    marks = [score[key] for score in known for key in ("value", "ci_low", "ci_high", "chance")]
+    return functools.partial(format_number, decimals=count_decimals(marks))
+
+
 def _view_score(score: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a cell; `known` are the scores of its column."""
+    show = _choose_format(known)
     marks = [other[key] for other in known for key in ("value", "ci_low", "ci_high", "chance")]
-    show = functools.partial(format_number, decimals=count_decimals(marks))
     interval = (
         "" if is_missing(score["ci_low"]) else f"{show(float(score['ci_low']))} to {show(float(score['ci_high']))}"
     )  # fmt: skip
-    value = show(float(score["value"]))
+    value = DASH if is_missing(score["value"]) else show(float(score["value"]))
     chance = "" if is_missing(score["chance"]) else show(float(score["chance"]))
     return {
-        "value": value, "sort": float(score["value"]), "interval": interval, "chance": chance,
-        "resampled": score["resampled"], "bar": view_bar({**score, "noise_ceiling": None}, marks),
+        "value": value, "sort": "" if is_missing(score["value"]) else float(score["value"]), "interval": interval,
+        "chance": chance, "resampled": score.get("resampled", ""),
+        "bar": view_bar({**score, "noise_ceiling": None}, marks),
         "words": value + (f", 95 % interval {interval}" if interval else "") + (f", chance {chance}" if chance else ""),
     }  # fmt: skip
 

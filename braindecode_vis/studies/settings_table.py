@@ -158,9 +158,10 @@ def tabulate_settings(
     keys = [key for key in kinds if len({look_up(run.config, key) for run, _ in finished}) > 1] + keys
     if any("dataset.subjects" in beside for _, beside in groups):
         keys = [*keys, "dataset.subjects"]
-    rows = []
+    rows, subjects = [], []
     for places, _ in groups:
         chosen = [finished[place][0] for place in places]
+        subjects.append({subject for run in chosen for subject in _list_subjects(run)})
         found = [read_validation(run.folder, run.config) for run in chosen]
         rows.append(
             PooledSetting(
@@ -173,7 +174,7 @@ def tabulate_settings(
                 _average_validation(found),
             )
         )  # fmt: skip
-    return SettingsTable(keys, rows, *_choose(rows))
+    return SettingsTable(keys, rows, *_choose(rows, subjects))
 
 
 def _group_runs(runs: Sequence[FinishedRun]) -> list[tuple[list[int], tuple[str, ...]]]:
@@ -327,7 +328,8 @@ def _read_fit(folder: Path, fingerprint: str, config: Mapping[str, Any]) -> Vali
             errors = [float(choice[name]) for choice in record.get("choices") or () if name in choice]
             if errors:
                 # Squared errors are in units of the target.
-                basis = [name, *(config.get(key) for key in ("target", "split", "repeats"))]
+                basis = [name, look_up(config, "dataset.kind")]
+                basis += [config.get(key) for key in ("target", "split", "repeats")]
                 return Validation(words, min(errors), -1, _digest_setting({"basis": basis}, ()))
     return None
 
@@ -345,7 +347,7 @@ def _read_history(history: Sequence[Mapping[str, Any]], config: Mapping[str, Any
         kept = max(history, key=lambda one: -one["validation_loss"] if by_loss else one[name])
     return Validation(
         f"{name.removeprefix('validation_')} among held-out training images", float(kept[name]), 1,
-        name, int(kept["n_validation_images"]),
+        f"{name} of {look_up(config, 'dataset.kind')}", int(kept["n_validation_images"]),
     )  # fmt: skip
 
 
@@ -362,7 +364,7 @@ def _average_validation(found: Sequence[Validation | None]) -> Validation | None
     return Validation(there[0].name, value, there[0].direction, there[0].basis, size)
 
 
-def _choose(rows: Sequence[PooledSetting]) -> tuple[int | None, str]:
+def _choose(rows: Sequence[PooledSetting], subjects: Sequence[set[str]]) -> tuple[int | None, str]:
     """Return the place of the setting with the best validation score, and how or why not in a sentence."""
     if len(rows) < 2:
         return None, ""
@@ -377,8 +379,14 @@ def _choose(rows: Sequence[PooledSetting]) -> tuple[int | None, str]:
     if len({one.basis for one in known}) > 1:
         return None, (
             "No setting is called best: their validation scores measure different things "
-            f"({', '.join(sorted({one.name for one in known}))}, or errors of different targets), and test scores must "
-            "not choose. Sweep settings of one kind of encoder and one target to compare them."
+            f"({', '.join(sorted({one.name for one in known}))}, or the same of different data or targets), and test "
+            "scores must not choose. Sweep settings of one encoder, data set and target to compare them."
+        )
+    # An easy subject would lift the settings that have it, for example while a sweep is not finished.
+    if lacking := [row for row, own in zip(rows, subjects, strict=True) if own != set.union(*subjects)]:
+        return None, (
+            f"No setting is called best: {len(lacking)} of {len(rows)} have runs of some subjects only, and subjects "
+            "differ in how well they can be decoded. Finish the runs of the others to compare all settings."
         )
     sizes = [one.n_images for one in known if one.n_images is not None]
     if sizes and max(sizes) > _SAME_GALLERY * min(sizes):

@@ -142,6 +142,24 @@ def test_nothing_is_called_best_without_validation_scores_of_one_kind(swept):
     assert "encoder.selection.hold_out" in found.reason
 
 
+def test_settings_of_other_subjects_or_data_are_not_compared(tmp_path):
+    """Of a sweep that was half done, the setting that had the easy subject alone was called best."""
+    made = []
+    for lr, subject in ((0.01, "01"), (0.01, "02"), (0.02, "01"), (0.02, "02")):
+        folder = tmp_path / f"{lr}-{subject}"
+        folder.mkdir()
+        (folder / store.PROVENANCE).write_text("{}")
+        add_fits(folder, [lr * 10])
+        made.append(make_run(folder, subject=subject, lr=lr))
+    assert tabulate(*made).best == 1
+    half = tabulate(*made[:3])
+    assert half.best is None
+    assert "1 of 2 have runs of some subjects only" in half.reason
+    for run, _ in made[2:]:
+        run.config["dataset"]["kind"] = "god"
+    assert "of different data or targets" in tabulate(*made).reason
+
+
 def test_a_nested_interval_is_that_of_a_plain_loop():
     rng = np.random.default_rng(0)
     subjects = [[rng.normal(0.2 * s + 0.05 * r, 0.3, 12) for r in range(3)] for s in range(4)]
