@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -163,28 +164,24 @@ class JsonLinesListener(Listener):
     Parameters
     ----------
     path
-        A file that does not exist yet, or ``-`` for the standard output.
+        A file that does not exist yet, made once the stream is there, or ``-`` for the standard output.
     embeddings
         Whether predicted embeddings are written, too.
     """
 
     def __init__(self, path: str | Path, *, embeddings: bool = False) -> None:
         self._embeddings = embeddings
-        if str(path) == "-":
-            self._file: TextIO = sys.stdout
-            return
-        place = Path(path).expanduser()
-        try:
-            self._file = place.open("x", encoding="utf-8")
-        except FileExistsError:
-            raise ConfigError(f"{place} is there already; give --jsonl a new file.") from None
-        except OSError as error:
-            raise ConfigError(
-                f"{place} cannot be written ({error.strerror}); give --jsonl another."
-            ) from None
+        self._path = Path(path).expanduser()
+        self._file: TextIO | None = sys.stdout if str(path) == "-" else None
+        if self._file is None and self._path.exists():
+            raise ConfigError(f"{self._path} is there already; give --jsonl a new file.")
+        if self._file is None and not os.access(self._path.parent, os.W_OK):
+            raise ConfigError(f"{self._path} cannot be written; give --jsonl a file in a folder that can.")
 
     def begin(self, info: StreamInfo, facts: Mapping[str, Any]) -> None:
         """Write what is decoded."""
+        # Not before: a command that finds no stream may be given again.
+        self._file = self._file or self._path.open("x", encoding="utf-8")
         stream = {"name": info.name, "modality": info.modality, "sfreq": info.sfreq, "unit": info.unit}
         self._write("begin", {"info": {**stream, "ch_names": list(info.ch_names)}, "facts": dict(facts)})
 
@@ -202,10 +199,12 @@ class JsonLinesListener(Listener):
     def end(self, summary: Mapping[str, Any]) -> None:
         """Write the summary and close the file."""
         self._write("end", {"summary": dict(summary)})
-        if self._file is not sys.stdout:
+        if self._file is not None and self._file is not sys.stdout:
             self._file.close()
 
     def _write(self, event: str, content: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
         self._file.write(json.dumps(make_plain({"event": event, **content}), ensure_ascii=False) + "\n")
         self._file.flush()  # whoever follows the file sees it at once, and a crash loses nothing
 

@@ -627,6 +627,8 @@ def _plan_fit(
     tell: Callable[[str], None],
 ) -> Step:
     """Measure fits of the encoder on random trials: fewer of them for a network, a smaller copy for anything else."""
+    from braindecode_vis.training.network_encoder import choose_batch_size
+
     settings: Any = config.encoder
     held, gpu = _read_memory("VmRSS"), False
     shape = target or (1,)
@@ -635,7 +637,9 @@ def _plan_fit(
         if by_epochs:
             gpu = _uses_gpu() and settings.device != "cpu"
             batch = (
-                settings.batch_size if isinstance(settings.batch_size, int) else _find_batch(sizes.n_train)
+                settings.batch_size
+                if isinstance(settings.batch_size, int)
+                else choose_batch_size(sizes.n_train)
             )
             batch = min(batch, sizes.n_train)
             quick = settings.model_copy(update={"epochs": 1, "batch_size": batch})
@@ -685,13 +689,6 @@ def _plan_fit(
         return _make_step("train", pieces, 1.0, what, times=sizes.n_folds, power=3.0, more=held)
     except BraindecodeVisError as error:
         return Step("train", None, how=f"not measured: {' '.join(str(error).split())[:200]}")
-
-
-def _find_batch(n: int) -> int:
-    """Return the batch that ``auto`` takes of so many trials."""
-    from braindecode_vis.training.network_encoder import LARGEST_AUTO, SMALLEST_AUTO
-
-    return max(SMALLEST_AUTO, min(LARGEST_AUTO, 2 ** int(math.log2(max(1, n / 8)))))
 
 
 def _fit_scaled(config: RunConfig, sizes: RunSizes, scale: float, target: tuple[int, ...]) -> Piece:

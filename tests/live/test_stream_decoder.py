@@ -486,6 +486,13 @@ def test_a_listener_that_fails_is_dropped_and_the_others_hear_everything(run, tm
     assert "\x1b" not in out.getvalue()
     with pytest.raises(ConfigError, match="is there already"):
         JsonLinesListener(lines)
+    # A command that finds no stream leaves no file that the next one would refuse.
+    unheard = JsonLinesListener(tmp_path / "unheard.jsonl")
+    unheard.tell("there is no stream", "error")
+    unheard.end({})
+    assert not (tmp_path / "unheard.jsonl").exists()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        JsonLinesListener(tmp_path / "nowhere" / "decisions.jsonl")
 
 
 class Scripted:
