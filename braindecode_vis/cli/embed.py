@@ -182,7 +182,7 @@ def _embed_images(
     if manifest is None:
         console.print(f"the share is done; others of {plan.folder} are not yet", markup=False)
         return
-    left_out = f", {about['n_broken']} broken ones left out (see manifest.json)" if about["n_broken"] else ""
+    left_out = f"; broken and left out: {about['n_broken']} (see manifest.json)" if about["n_broken"] else ""
     console.print(
         f"bank: {plan.folder}, {about['n_images']} images in the space {about['space']}{left_out}",
         markup=False,

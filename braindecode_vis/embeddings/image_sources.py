@@ -155,6 +155,8 @@ def open_images(text: str, *, column: str | None = None, id_column: str | None =
         _refuse_columns(column, id_column, "a folder of pictures")
         return FolderImages(top)
     kinds = {_find_kind(file) for file in files}
+    if any(file.suffix.lower() in IMAGE_SUFFIXES for file in files):
+        raise ConfigError(f"{text} names pictures one by one; name the folder that holds them.")
     if len(kinds) > 1 or None in kinds:
         known = ", ".join(ending for endings in _ENDINGS.values() for ending in endings)
         raise ConfigError(

@@ -183,7 +183,8 @@ def bootstrap_nested(
     -------
     Interval
         `n_units` is the number of subjects. Of few subjects or runs it is too narrow: n units spread their mean by
-        sqrt((n - 1) / n) of what it really varies.
+        sqrt((n - 1) / n) of what it really varies. So it is where subjects share their items and some are easy for all,
+        since each drawn subject has its own draw.
 
     Examples
     --------

@@ -447,3 +447,10 @@ def test_the_verb_shares_images_between_processes(tmp_path, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=match):
             call(less)
+
+
+def test_a_pattern_of_pictures_is_told_to_be_a_folder(tmp_path):
+    """It was answered that they hold no images."""
+    (tmp_path / "owl.png").write_bytes(b"")
+    with pytest.raises(ConfigError, match="names pictures one by one; name the folder that holds them"):
+        open_images(str(tmp_path / "*.png"))
