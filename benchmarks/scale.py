@@ -1,6 +1,6 @@
 """A sweep of tiny runs as an array on a real Slurm of one node: what a job costs, and what is left after kills.
 
-    python benchmarks/scale.py --tools ../shared/tools --runs 200
+    python benchmarks/scale.py --tools TOOLS --runs 200
 
 The tools start Slurm on loopback (Debian: slurm-wlm, munge; as root). A fifth of the jobs is killed at random, by
 scancel or with kill -9, and the controller is restarted once; then the same command is given again, and every byte that
@@ -88,6 +88,9 @@ def kill_some(out: Path, slurm: Path, fraction: float, chance: random.Random) ->
 
     jobs = read_jobs(out)
     victims = set(chance.sample([job.name for job in jobs], round(fraction * len(jobs))))
+    before = {
+        name for name in victims if chance.random() < 0.3
+    }  # these end while they wait, the others at work
     done: Counter[str] = Counter()
     restart_at = len(jobs) // 2
     while True:
@@ -102,10 +105,10 @@ def kill_some(out: Path, slurm: Path, fraction: float, chance: random.Random) ->
         for state in states:
             if state.job.name not in victims or not state.is_active:
                 continue
-            if state.state == "waiting" and chance.random() < 0.02:
+            if state.state == "waiting" and state.job.name in before and chance.random() < 0.05:
                 subprocess.run(["scancel", state.job.job_id], check=False)
                 done["scancel while waiting"] += 1
-            elif state.state == "running" and chance.random() < 0.5:
+            elif state.state == "running" and chance.random() < 0.3:
                 note = out / "jobs" / f"{state.job.name}.json"
                 if not note.is_file():  # its process is just beginning
                     continue

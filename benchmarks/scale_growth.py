@@ -2,10 +2,11 @@
 
     python benchmarks/scale_growth.py subjects folds
     python benchmarks/scale_growth.py plan
+    python benchmarks/scale_growth.py shares
 
 Each run is a process of its own: processor time of its stages, most resident memory, bytes of its folder. An exponent
 is the slope of logarithms over all sizes. `plan` measures its pieces and then runs the very thing; prints JSON, which
-docs/SCALE.md quotes.
+docs/SCALE.md quotes. `shares` trains the folds of a run by one process and by two.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,35 @@ def measure_growth(what: str, sizes: Sequence[int]) -> dict[str, Any]:
     return {"rows": rows, "exponents": exponents}
 
 
+def measure_shares(folder: Path, n_folds: int = 8) -> dict[str, dict[str, float]]:
+    """Train the folds of one run by one process, and by two that share them; starting Python is part of it."""
+    data = [
+        "dataset.n_train=1200", "dataset.n_voxels=1000", "split.kind=kfold", f"split.n_folds={n_folds}",
+        "encoder.kind=network", "encoder.network.kind=residual_mlp", "encoder.network.hidden=512",
+        "encoder.epochs=100",
+    ]  # fmt: skip
+    settings = [word for text in data for word in ("--set", text)]
+    found: dict[str, dict[str, float]] = {}
+    for n in (1, 2):
+        words = ["synthetic_digits", *settings, "--out", str(folder / f"run-{n}")]
+        command = [sys.executable, "-m", "braindecode_vis"]
+        subprocess.run([*command, "embed", *words], check=True, stdout=subprocess.DEVNULL)
+        before, began = sum(os.times()[2:4]), time.monotonic()
+        shares = [["--worker", str(i), "--workers", str(n)] if n > 1 else [] for i in range(n)]
+        started = [
+            subprocess.Popen([*command, "train", *words, *share], stdout=subprocess.DEVNULL)
+            for share in shares
+        ]
+        codes = [process.wait() for process in started]
+        if any(codes):
+            raise SystemExit("a training of folds failed")
+        found[str(n)] = {
+            "wall_s": round(time.monotonic() - began, 1), "processor_s": round(sum(os.times()[2:4]) - before, 1),
+            "load": round(os.getloadavg()[0], 1),
+        }  # fmt: skip
+    return found
+
+
 def compare_plan(words: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """Return estimated and true numbers of each step of a run."""
     from braindecode_vis import store
@@ -128,7 +159,7 @@ def compare_plan(words: Sequence[str], folder: Path) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", nargs="*", choices=("subjects", "folds", "plan", []))
+    parser.add_argument("what", nargs="*", choices=("subjects", "folds", "plan", "shares", []))
     parser.add_argument("--once", nargs=2)
     parser.add_argument("--compare", nargs="+")
     asked = parser.parse_args()
@@ -154,6 +185,8 @@ def main() -> None:
         for what, sizes in (("subjects", SUBJECTS), ("folds", FOLDS)):
             if what in asked.what:
                 found[what] = measure_growth(what, sizes)
+        if "shares" in asked.what:
+            found["shares"] = measure_shares(Path(made))
         found["load"] = os.getloadavg()[0]
     print(json.dumps(found, indent=1))
 

@@ -239,7 +239,7 @@ def _rank_by_faiss(
 ) -> dict[str, np.ndarray]:
     search = index_gallery(gallery, n_probe=config.n_probe, chance=chance)
     tops = [k for k in TOP if k < min(len(gallery), _AGAIN)]
-    rows, similar = search(normalise_rows(queries.flat()), max(*tops, RECALLED))
+    rows, similar = search(normalise_rows(queries.flat()), max((*tops, RECALLED)))
     row_of = {str(name): row for row, name in enumerate(gallery.ids.tolist())}
     own = np.array([row_of[str(i)] for i in queries.ids])
     mine = rows == own[:, None]
