@@ -316,7 +316,7 @@ def find_moved(encoder):
         ({"tuning": "probe_then_full", "probe_share": 0.9}, False, {"backbone", "projector"}),
         ({"tuning": "lora", "lora_rank": 2}, False, {"changes", "projector"}),
     ],
-    ids=str,
+    ids=["full", "freeze", "linear_probe", "attentive_probe", "probe_then_full", "probe_only_so_far", "lora"],
 )
 def test_presets_decide_what_learns(tmp_path, settings, moves, learning):
     encoder = make_encoder(write_labram(tmp_path / "file.pth", n_heads=5), **settings)
