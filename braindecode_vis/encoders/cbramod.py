@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from braindecode_vis.devices import autocast
+
 WIDTH = PATCH = 200
 #: Channels of the pretraining, in its order.
 _NAMES = "FP1 FP2 F3 F4 C3 C4 P3 P4 O1 O2 F7 F8 T3 T4 T5 T6 FZ CZ PZ"
@@ -114,7 +116,7 @@ class PatchEmbedding(nn.Module):
         maps = self.proj_in(patches.flatten(1, 2).unsqueeze(1))  # batch, 25 maps, channels * patches, 8 steps
         # A map's steps side by side, map after map; LaBraM has it the other way round.
         samples = maps.transpose(1, 2).flatten(2).unflatten(1, patches.shape[1:3])
-        with torch.autocast(patches.device.type, enabled=False):  # no Fourier transform in half precision
+        with autocast(patches.device):  # no Fourier transform in half precision
             spectrum = torch.fft.rfft(patches.float(), dim=-1, norm="forward").abs()
         tokens = samples + self.spectral_proj(spectrum)
         place = self.positional_encoding(tokens.permute(0, 3, 1, 2))  # batch, width, channels, patches

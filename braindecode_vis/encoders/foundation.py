@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import autocast
 from braindecode_vis.encoders.foundation_config import FROZEN, MARKS, FoundationConfig, Layout
 from braindecode_vis.encoders.parcels import read_content
 from braindecode_vis.encoders.signal import Signal
@@ -243,7 +244,7 @@ class Front(nn.Module):
 
     def forward(self, data: Tensor) -> Tensor:
         """Map (batch, n_channels, n_times) to (batch, n_model_channels, n_model_times)."""
-        with torch.autocast(data.device.type, enabled=False):  # volts are small, and half precision is coarse
+        with autocast(data.device):  # volts are small, and half precision is coarse
             data = data.float() / self.divisor
             data = data[:, self.mixing] if self.selects else self.mixing @ data
             return data if self.resampling is None else data @ self.resampling

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from braindecode_vis.devices import autocast
+
 
 class ParcelFront(nn.Module):
     """Parcels in a model's order at its repetition time, scaled as it was pretrained.
@@ -39,7 +41,7 @@ class ParcelFront(nn.Module):
 
     def forward(self, data: Tensor) -> Tensor:
         """Map (batch, n_parcels, n_times) to (batch, n_model_parcels, n_frames)."""
-        with torch.autocast(data.device.type, enabled=False):
+        with autocast(data.device):
             data = data.float()[:, self.rows] @ self.frames / self.divisor
             if self.scaling == "none":
                 return data
@@ -70,7 +72,7 @@ class VolumeFront(nn.Module):
 
     def forward(self, data: Tensor) -> Tensor:
         """Map (batch, n_voxels, n_times) to (batch, 1, x, y, z, n_frames)."""
-        with torch.autocast(data.device.type, enabled=False):
+        with autocast(data.device):
             inside = self.voxels >= 0
             brain = data.float()[:, self.voxels[inside]] @ self.frames  # (batch, n_inside, n_frames)
             centre, spread = brain.mean(dim=(1, 2), keepdim=True), brain.std(dim=(1, 2), keepdim=True)

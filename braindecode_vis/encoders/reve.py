@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.devices import autocast
 from braindecode_vis.encoders.foundation import attend
 
 PATCH, STEP, HEAD = 200, 180, 64
@@ -93,7 +94,7 @@ class Reve(nn.Module):
         scaled = grid * torch.tensor([1.0, 1.0, 1.0, TIME_SCALE], device=grid.device)
         rates = torch.arange(self.n_frequencies, device=grid.device, dtype=grid.dtype)
         rates = torch.cartesian_prod(rates, rates, rates, rates)  # waves, 4: x slowest, time fastest
-        with torch.autocast(grid.device.type, enabled=False):  # angles lose their meaning in half precision
+        with autocast(grid.device):  # angles lose their meaning in half precision
             angles = 2 * math.pi / PERIOD * (scaled + MARGIN) @ rates.T
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)[..., : self.width]
         return self.ln(waves + self.mlp4d(grid))

@@ -614,9 +614,9 @@ def _use_cache(folder: Path) -> Iterator[None]:
 
 
 def _uses_gpu() -> bool:
-    import torch
+    from braindecode_vis.devices import choose_device
 
-    return bool(torch.cuda.is_available())
+    return choose_device("auto", setting="device") == "cuda"
 
 
 def _plan_fit(
