@@ -297,8 +297,16 @@ class Judge:
     def _name(self, rows: np.ndarray) -> tuple[str, ...]:
         return tuple(str(name) for name in self.search.ids[rows])
 
-    def describe(self, *averaging: str) -> dict[str, Any]:
-        """Return the facts that all decoders tell; `averaging` says what a decision rests on."""
+    def describe(self, *averaging: str, named: bool = True) -> dict[str, Any]:
+        """Return the facts that all decoders tell.
+
+        Parameters
+        ----------
+        *averaging
+            What a decision rests on.
+        named
+            As for `describe_probabilities`.
+        """
         config = self.run.config
         protocol = [
             f"finished run {config.name} ({config.dataset.kind}) on a stream",
@@ -316,7 +324,7 @@ class Judge:
             "n_top": min(self.n_top, len(self.search)), "chance": 1 / len(self.search), "unit": self.own.unit,
             "subject": self.subject, "session": self.session, "folds": self.folds, "temperature": self.temperature,
             "calibrated_on": self.calibrated_on, "adaptation": self.adaptation,
-            "probabilities": self.describe_probabilities(),
+            "probabilities": self.describe_probabilities(named=named),
         }  # fmt: skip
 
     def find_images(self, ids: Sequence[str]) -> list[Path | np.ndarray | None]:

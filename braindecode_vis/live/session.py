@@ -179,9 +179,8 @@ class LiveSession:
                 info = self._ask_source("connect")
                 if not isinstance(info, StreamInfo):
                     raise DataError(f"{self._name} gave {type(info).__name__} at connect, not a StreamInfo.")
-                if (
-                    not self._stop.is_set()
-                ):  # a session that was ended before it began leaves no empty recording
+                # A session that was ended before it began leaves no empty recording.
+                if not self._stop.is_set():
                     notes = self.decoder.open(info)
                     self._facts = self.decoder.describe()
                     self._tell_all("begin", info, self._facts)

@@ -556,7 +556,8 @@ class RunStreamDecoder(MarkerDecoder):
         averaging = "single trials" if self._every is None else f"windows every {self._every:g} s"
         positions = self._own.coords.get("ch_pos")
         return {
-            **self.judge.describe(averaging), "stream": self._info.name, "modality": self._info.modality,
+            **self.judge.describe(averaging, named=self._every is None),
+            "stream": self._info.name, "modality": self._info.modality,
             "sfreq": plan.sfreq, "stream_sfreq": self._info.sfreq,
             "tmin": plan.window[0], "tmax": plan.window[1], "n_times": self._own.data.shape[2],
             "ch_names": list(map(str, self._own.coords["ch_names"])),

@@ -229,6 +229,11 @@ def test_an_encoder_that_knows_all_training_trials_has_no_probabilities_before_p
     assert "probabilities fitted on its earlier decisions" in found.summary["protocol"]
     line = next(one for one in text.getvalue().splitlines() if one.startswith("0: "))
     assert "%" not in line
+    # Page and terminal say the same of windows, which never name a picture.
+    sliding = RunStreamDecoder(run, session="02", every=0.2)
+    notes = sliding.open(StreamInfo("lab", "eeg", NAMES, SFREQ, "V"))
+    assert sliding.describe()["probabilities"] in notes
+    assert "none will come" in sliding.describe()["probabilities"]
     # Always right so far is no proof for ever: four of four are not beyond five of six.
     search = GallerySearch(Embeddings(np.eye(3, dtype=np.float32), np.array(["a", "b", "c"]), "toy"))
     count = NamedDecisions(search)
@@ -308,6 +313,7 @@ def test_the_clock_goes_back_and_nothing_is_decided_twice(run):
     found = decode(run, chunks)
     assert [one.marker for one in found.decisions if one.lost] == [markers[4].value]
     assert any(one.startswith("Clock jump: the time of the stream went back") for one in found.told)
+    assert len(found.decisions) == len({one.number for one in found.decisions}) == 8
 
 
 def test_a_clock_that_goes_back_with_every_sample_is_told_once_and_counted(run):
