@@ -189,7 +189,7 @@ class JsonLinesListener(Listener):
         """Write a decision; an image by its size alone."""
         self._write(
             "image" if decision.image is not None else "decision",
-            decision.as_plain(embedding=self._embeddings),
+            decision.as_record(embedding=self._embeddings),
         )
 
     def tell(self, sentence: str, level: Literal["info", "warning", "error"] = "info") -> None:
@@ -249,10 +249,10 @@ class OutletListener(Listener):
         """Send a decision."""
         if decision.image is not None:
             return
-        packed = decision.as_plain()
+        record = decision.as_record()
         for name in ("latency", "notes"):
-            packed.pop(name, None)
-        self._markers.push_sample([json.dumps(packed, ensure_ascii=False)])
+            record.pop(name, None)
+        self._markers.push_sample([json.dumps(make_plain(record), ensure_ascii=False)])
         if decision.embedding is None:
             return
         vector = np.ascontiguousarray(decision.embedding, dtype=np.float32).ravel()

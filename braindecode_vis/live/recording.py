@@ -181,7 +181,7 @@ class BidsRecorder(Listener):
 
     def decide(self, decision: Decision) -> None:
         """Append what was decided, without epochs and images."""
-        self._guard(self._append_line, "decisions", decision.as_plain(embedding=True))
+        self._guard(self._append_line, "decisions", decision.as_record(embedding=True))
 
     def tell(self, sentence: str, level: Literal["info", "warning", "error"] = "info") -> None:
         """Append what happened."""

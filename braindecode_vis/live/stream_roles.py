@@ -175,25 +175,24 @@ class Decision:
     epoch: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
-    def as_plain(self, *, embedding: bool = False) -> dict[str, Any]:
-        """Return it as JSON holds it: without its epoch, and of an image the shape alone."""
-        packed: dict[str, Any] = {
+    def as_record(self, *, embedding: bool = False) -> dict[str, Any]:
+        """Return what is written of it: all but its epoch, and of an image the shape alone; `make_plain` as JSON."""
+        record: dict[str, Any] = {
             "number": self.number, "onset": self.onset, "marker": self.marker, "shown": self.shown,
         }  # fmt: skip
         if self.lost:
-            packed["lost"] = self.lost
+            record["lost"] = self.lost
         elif self.image is not None:
-            packed["image"] = self.image.shape
+            record["image"] = self.image.shape
         else:
-            packed |= {
+            record |= {
                 "top": self.top, "similarity": self.similarity, "probability": self.probability,
                 "posterior_top": self.posterior_top, "posterior": self.posterior, "n_evidence": self.n_evidence,
                 "rank": self.rank, "latency": self.latency, "notes": self.notes,
             }  # fmt: skip
             if embedding and self.embedding is not None:
-                packed["embedding"] = self.embedding
-        plain: dict[str, Any] = make_plain(packed)
-        return plain
+                record["embedding"] = self.embedding.ravel()
+        return record
 
 
 def make_plain(value: Any) -> Any:
