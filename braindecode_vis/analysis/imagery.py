@@ -414,7 +414,7 @@ def name_stimuli(study: Study, ids: list[str], bank: Mapping[str, Sequence[str]]
         if name in bank:
             texts[name] = list(bank[name])
         elif str(concept) != name:
-            texts[name] = [f"a photo of {name_concept(str(concept))}"]
+            texts[name] = [_word(str(concept))]
         else:
             raise DataError(
                 f"the imagined stimulus {name!r} has no words: the bank has no caption of it, and its concept is its "
@@ -424,25 +424,30 @@ def name_stimuli(study: Study, ids: list[str], bank: Mapping[str, Sequence[str]]
 
 
 def centre_texts(study: Study, bank: Mapping[str, Sequence[str]], number: int) -> Centre | None:
-    """Return the mean of the texts of a fold's training images, in the space of the comparison; None without any.
+    """Return the mean of the texts of a fold's training images, in the space of the comparison; None without any, or
+    where the run takes no mean off.
 
     A text is the first caption of an image, or where the bank has none of any training image, the name of its concept;
     each text counts once, and of more than `MOST_TEXTS` evenly spaced ones are read.
     """
-    if study.embed_texts is None:
+    if study.embed_texts is None or study.centre == "none":
         return None
     ids = [str(name) for name in pd.unique(study.responses.stimulus_ids[study.folds[number].train])]
     texts = [bank[name][0] for name in ids if name in bank]
     if not texts:
         named = zip(ids, study.stimuli.concepts_of(ids).astype(str), strict=True)
-        texts = [f"a photo of {name_concept(concept)}" for name, concept in named if concept != name]
+        texts = [_word(concept) for name, concept in named if concept != name]
     if not texts:
         return None
     texts = list(dict.fromkeys(texts))
     texts = texts[:: -(-len(texts) // MOST_TEXTS)]
     read = _average_texts({text: [text] for text in texts}, study.embed_texts, study.banks[number].space)
-    mapped = play_encoder(study.trained(number)).map_targets(read)
-    return fit_centre(mapped, "none" if study.centre == "none" else "mean")
+    return fit_centre(play_encoder(study.trained(number)).map_targets(read), "mean")
+
+
+def _word(concept: str) -> str:
+    """Return the text that stands for a concept."""
+    return f"a photo of {name_concept(concept)}"
 
 
 def predict_text(
