@@ -21,6 +21,7 @@ from pydantic import Field
 from braindecode_vis.analysis.study import Change, Study, fit_picked, rank_trials
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
+from braindecode_vis.leases import BeingMade
 from braindecode_vis.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.metrics.score_row import name_units
 from braindecode_vis.metrics.uncertainty import (
@@ -295,10 +296,6 @@ def measure_changes(
     return {key: meter.join(folds) for key, folds in parts.items()}
 
 
-class MadeElsewhere(Exception):
-    """Other processes make what is missing of an analysis."""
-
-
 @contextmanager
 def refit(
     study: Study, meter: Meter, what: str, keys: Collection[Hashable]
@@ -306,7 +303,7 @@ def refit(
     """Yield ``measure(number, key, train, change, tests, permute=True)``, which fits once and measures every test.
 
     What an earlier process measured before it was stopped is not fitted again. Where processes share the fits, one that
-    another makes measures nothing, and the block ends with `MadeElsewhere`.
+    another makes measures nothing, and the block ends with `leases.BeingMade`.
 
     Parameters
     ----------
@@ -372,9 +369,7 @@ def refit(
 
         yield measure
         if n_elsewhere:
-            raise MadeElsewhere(
-                f"{n_elsewhere} of {len(names)} fits of {what} are being made by other processes"
-            )
+            raise BeingMade(f"{n_elsewhere} of {len(names)} fits of {what} are being made by other processes")
 
 
 def _describe_time(seconds: float) -> str:

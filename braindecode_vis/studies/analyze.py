@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis import pipeline, roles, store
-from braindecode_vis.analysis.measure import MadeElsewhere
 from braindecode_vis.analysis.study import (
     Change,
     ChoosingEncoder,
@@ -126,7 +125,7 @@ def analyze_share(run: Run, kinds: Sequence[str], worker: int, n_workers: int) -
     for number in [*range(first, len(chosen)), *range(first)]:
         try:
             _analyze_one(shared, study, chosen[number], number)
-        except (BeingMade, MadeElsewhere):
+        except BeingMade:
             n_left += 1
         except BraindecodeVisError as error:  # whoever finishes says so too
             run.tell(f"{chosen[number].kind}: {error}", "analyze:")

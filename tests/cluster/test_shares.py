@@ -7,11 +7,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from braindecode_vis.analysis.measure import MadeElsewhere
 from braindecode_vis.analysis.windows import SlidingWindowConfig
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import read_config
-from braindecode_vis.leases import LEASE, hold_lease
+from braindecode_vis.leases import LEASE, BeingMade, hold_lease
 from braindecode_vis.pipeline import fit_share, train
 from braindecode_vis.pipeline.learning import predict_out_of_fold, train_fold
 from braindecode_vis.pipeline.runs import open_run
@@ -78,7 +77,7 @@ def test_cuts_are_fitted_once_by_processes_that_share_them(tmp_path):
     left = []
 
     def share():
-        with pytest.raises(MadeElsewhere) as error:
+        with pytest.raises(BeingMade) as error:
             windows.compute(shared)
         left.append(str(error.value))
 
