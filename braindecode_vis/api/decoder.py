@@ -251,9 +251,10 @@ class Decoder(BaseEstimator):
         learners = (self._play_prior(), self._play_generator(), *captions)
         if any(each.needs_predictions for each in learners):
             self._out_of_fold = encoder.predict_out_of_fold(labelled, targets)
-        self._captions = fit_decoders(
-            captions, self._collect_material("caption"), seed=derive_seed(self.seed, "fit captions", 0)
-        )
+        self._captions = {}
+        if captions:  # what they learn from maps the whole bank
+            seed = derive_seed(self.seed, "fit captions", 0)
+            self._captions = fit_decoders(captions, self._collect_material("caption"), seed=seed)
         return self
 
     @_refuse_input
@@ -349,6 +350,7 @@ class Decoder(BaseEstimator):
             `caption`, as those of a run.
         """
         from braindecode_vis.pipeline.predicting import list_captions
+        from braindecode_vis.pipeline.reconstruction import decode_captions
         from braindecode_vis.scores.caption_scores import DECODERS
 
         data, settings = self._collect_material("caption"), self._read_captions()
@@ -362,11 +364,8 @@ class Decoder(BaseEstimator):
         predicted = drawn = self._fitted.predict_for_generator(self._take_new(X))
         if self.prior is not None and any(each.reads_draws for each in settings):
             drawn = self._sample_prior(predicted, data.embeddings, self._build_generator(data))
-        found = {
-            DECODERS[each.kind]: self._captions[each.kind].decode(drawn if each.reads_draws else predicted)
-            for each in settings
-        }
-        return list_captions({source: [[text] for text in texts] for source, texts in found.items()})
+        found = decode_captions(settings, self._captions, drawn, predicted)
+        return list_captions({DECODERS[kind]: texts for kind, texts in found.items()})
 
     @_refuse_input
     def score(self, X: Any, y: Any, *, images: Pictures | None = None) -> float:

@@ -20,6 +20,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.consent import check_code, may_download
 from braindecode_vis.contracts import Context
+from braindecode_vis.generators.captions_config import read_decoders, write_decoders
 from braindecode_vis.registry import validate_component
 
 _FILE = "decoder.json"
@@ -51,9 +52,7 @@ def write_decoder(decoder: Any, path: Path, *, include_pictures: bool = True) ->
             store.write_stimuli(folder / "stimuli", decoder._stimuli)
             if decoder._out_of_fold is not None:
                 store.write_embeddings(folder / "out_of_fold", decoder._out_of_fold)
-            for kind, captions in decoder._captions.items():
-                (folder / "captions" / kind).mkdir(parents=True)
-                captions.write(folder / "captions" / kind)
+            write_decoders(folder, decoder._captions)
         else:
             # Embeddings of pixels are the pictures again; their mean is what comparisons need.
             bank = Embeddings(
@@ -144,10 +143,7 @@ def read_decoder(cls: Any, folder: Path) -> Any:
         store.read_embeddings(folder / "out_of_fold") if (folder / "out_of_fold").is_dir() else None
     )
     kept = [each for each in decoder._read_captions() if (folder / "captions" / each.kind).is_dir()]
-    decoder._captions = {
-        each.kind: each.read(folder / "captions" / each.kind, decoder._collect_material("caption"))
-        for each in kept
-    }
+    decoder._captions = read_decoders(folder, kept, decoder._collect_material("caption")) if kept else {}
     return decoder
 
 

@@ -12,6 +12,7 @@ from braindecode_vis.api.exports import check_fold, check_request, describe_data
 from braindecode_vis.api.model_export import CHECKED_TRIALS, FEWEST_CHECKED, CardFacts, export_decoder
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.generators.captions_config import read_decoders
 from braindecode_vis.pipeline.learning import (
     embed,
     name_fold,
@@ -22,7 +23,6 @@ from braindecode_vis.pipeline.learning import (
     train,
 )
 from braindecode_vis.pipeline.predicting import find_fits
-from braindecode_vis.pipeline.reconstruction import read_decoders
 from braindecode_vis.pipeline.runs import Run
 
 
@@ -78,7 +78,7 @@ def take_decoder(cls: Any, run: Run, fold: int | None) -> Any:
     decoder._captions = {}
     if asked:  # they were fitted with the images
         fits = find_fits(run).path / "fits" / name_fold(number)
-        decoder._captions = read_decoders(fits, config, decoder._collect_material("caption"))
+        decoder._captions = read_decoders(fits, asked, decoder._collect_material("caption"))
     return decoder
 
 

@@ -13,6 +13,7 @@ arXiv:2211.09778 (noise on embeddings while a decoder learns).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -279,6 +280,28 @@ CaptionsConfig = Annotated[NearestCaptionsConfig | GitCaptionsConfig | CocaCapti
 def fit_decoders(settings: tuple[Any, ...], data: GeneratorData, *, seed: int) -> dict[str, CaptionDecoder]:
     """Return every decoder of a run, by its kind, fitted on the training split."""
     return {each.kind: each.fit(data, seed=seed) for each in settings}
+
+
+def write_decoders(folder: Path, decoders: Mapping[str, CaptionDecoder]) -> None:
+    """Write fitted decoders below `folder`, each under its kind; see `read_decoders`."""
+    for kind, decoder in decoders.items():
+        (folder / "captions" / kind).mkdir(parents=True)
+        decoder.write(folder / "captions" / kind)
+
+
+def read_decoders(folder: Path, settings: Sequence[Any], data: GeneratorData) -> dict[str, CaptionDecoder]:
+    """Return the decoders that `write_decoders` wrote, by their kinds.
+
+    Parameters
+    ----------
+    folder
+        That they lie below.
+    settings
+        Name them.
+    data
+        Of the training split.
+    """
+    return {each.kind: each.read(folder / "captions" / each.kind, data) for each in settings}
 
 
 def find_device(settings: Any) -> str:

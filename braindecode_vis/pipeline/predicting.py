@@ -729,7 +729,7 @@ def generate_images(
     data, fitted = run.once(f"fitted generator {number}", read)
     prior, generator, decoders = fitted.prior, fitted.generator, fitted.decoders
     sampled = sample_prior(run.config, prior, for_generator, number)
-    captions = decode_captions(run.config, decoders, sampled, for_generator)
+    captions = decode_captions(run.config.reconstruction.captions, decoders, sampled, for_generator)
     decoded = decode_images(
         run.config, sampled, generator, for_generator, number, low=low is not None,
         prompts=pick_prompts(run.config, captions), texts=texts,

@@ -22,7 +22,7 @@ from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.contracts import WholeImageGenerator, WholePrior
-from braindecode_vis.generators.captions_config import fit_decoders
+from braindecode_vis.generators.captions_config import fit_decoders, read_decoders, write_decoders
 from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator, NearestConfig
 from braindecode_vis.generators.generator_data import GeneratorData, RepetitionNoise
 from braindecode_vis.generators.image_fusion import fuse_branches
@@ -145,7 +145,7 @@ def open_fits(
     if prior is None:
         settings = roles.play(roles.PRIOR_SETTINGS, config.prior)
         prior = refit_prior(config, settings, data, generator, tested, number)
-    return FittedFold(prior, generator, read_decoders(folder, config, data))
+    return FittedFold(prior, generator, read_decoders(folder, config.reconstruction.captions, data))
 
 
 def draw_images(
@@ -431,30 +431,15 @@ def write_fits(
     """Write the fitted prior, what the generator has trained, and decoders of captions below `folder`; see `read_fits`
     and `read_decoders`.
     """
-    captions = {f"captions/{kind}": decoder for kind, decoder in (decoders or {}).items()}
-    fitted: dict[str, Any] = {"prior": prior, "generator": generator, **captions}
+    fitted: dict[str, Any] = {"prior": prior, "generator": generator}
     for name, component in fitted.items():
         (folder / name).mkdir(parents=True)
         component.write(folder / name)
-
-
-def read_decoders(folder: Path, config: RunConfig, data: GeneratorData) -> dict[str, CaptionDecoder]:
-    """Return the decoders of captions that `write_fits` wrote, by their kinds.
-
-    Parameters
-    ----------
-    folder
-        The fits of a fold.
-    config
-        Names them.
-    data
-        Of the training split.
-    """
-    return {c.kind: c.read(folder / "captions" / c.kind, data) for c in config.reconstruction.captions}
+    write_decoders(folder, decoders or {})
 
 
 def decode_captions(
-    config: RunConfig,
+    captions: Sequence[Any],
     decoders: Mapping[str, CaptionDecoder],
     sampled: Embeddings,
     predicted: Embeddings,
@@ -463,8 +448,8 @@ def decode_captions(
 
     Parameters
     ----------
-    config
-        Names the decoders.
+    captions
+        Settings of the decoders.
     decoders
         Fitted, by kind.
     sampled
@@ -476,7 +461,7 @@ def decode_captions(
         settings.kind: _group(
             decoders[settings.kind].decode(sampled if settings.reads_draws else predicted), len(predicted)
         )
-        for settings in config.reconstruction.captions
+        for settings in captions
     }
 
 
