@@ -15,7 +15,7 @@ import itertools
 import lzma
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
@@ -150,10 +150,10 @@ def open_images(text: str, *, column: str | None = None, id_column: str | None =
     if text.startswith(PHANTOM):
         _refuse_columns(column, id_column, "phantom images")
         return _read_phantom_text(text)
-    top, files = _find_files(text)
-    if files is None:
+    top, files, pictures = _find_files(text)
+    if not files:
         _refuse_columns(column, id_column, "a folder of pictures")
-        return FolderImages(top)
+        return FolderImages(top, pictures)
     kinds = {_find_kind(file) for file in files}
     if any(file.suffix.lower() in IMAGE_SUFFIXES for file in files):
         raise ConfigError(f"{text} names pictures one by one; name the folder that holds them.")
@@ -163,12 +163,13 @@ def open_images(text: str, *, column: str | None = None, id_column: str | None =
             f"{text} holds {'files of several kinds' if None not in kinds else 'what holds no images'}; give files of "
             f"one kind ({known}), a folder of them, or a folder of pictures."
         )
+    named = {file.relative_to(top).as_posix(): file for file in files}
     if kinds == {"tar"}:
         _refuse_columns(column, id_column, "tars, whose members have names,")
-        return TarImages(top, files)
+        return TarImages(named)
     if kinds == {"table"}:
-        return TableImages(top, files, column, id_column)
-    return Hdf5Images(top, files, column, id_column)
+        return TableImages(named, column, id_column)
+    return Hdf5Images(named, column, id_column)
 
 
 def _refuse_columns(column: str | None, id_column: str | None, what: str) -> None:
@@ -182,24 +183,27 @@ def _find_kind(path: Path) -> str | None:
     return next((kind for kind, endings in _ENDINGS.items() if name.endswith(endings)), None)
 
 
-def _find_files(text: str) -> tuple[Path, list[Path] | None]:
-    """Return the folder that names start from, and the files; None of a folder of pictures."""
+def _find_files(text: str) -> tuple[Path, list[Path], list[Path]]:
+    """Return the folder that names start from, the files, and what is named like a picture of a folder without any."""
     path = Path(text).expanduser().absolute()
     if path.is_file():
-        return path.parent, [path]
+        return path.parent, [path], []
+    found: list[Path] = []
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if _find_kind(file) and file.is_file())
-        picture = next(
-            (file for file in path.rglob("*") if found and file.suffix.lower() in IMAGE_SUFFIXES), None
-        )
-        if picture is not None:
+        pictures = []
+        for file in path.rglob("*"):  # once: a million pictures take seconds
+            if _find_kind(file) and file.is_file():
+                found.append(file)
+            elif file.suffix.lower() in IMAGE_SUFFIXES:
+                pictures.append(file)
+        found.sort()
+        if found and pictures:
             raise ConfigError(
-                f"{text} holds pictures ({picture.name}) and files of pictures ({found[0].name}); name the ones that "
-                "you mean, for example by a pattern."
+                f"{text} holds pictures ({pictures[0].name}) and files of pictures ({found[0].name}); name the ones "
+                "that you mean, for example by a pattern."
             )
-        return path, found or None
+        return path, found, pictures
     spread = [Path(each).expanduser().absolute() for each in _expand_braces(text)]
-    found = []
     for each in spread:
         if any(sign in str(each) for sign in "*?["):
             first = next(n for n, part in enumerate(each.parts) if any(sign in part for sign in "*?["))
@@ -212,7 +216,8 @@ def _find_files(text: str) -> tuple[Path, list[Path] | None]:
     if not found:
         raise DataError(f"{text} does not exist; give a folder or files of images, or phantom:N.")
     parents = [set(file.parents) for file in found]
-    return max(set.intersection(*parents), key=lambda parent: len(parent.parts)), list(dict.fromkeys(found))
+    top = max(set.intersection(*parents), key=lambda parent: len(parent.parts))
+    return top, list(dict.fromkeys(found)), []
 
 
 def _expand_braces(text: str) -> list[str]:
@@ -246,8 +251,8 @@ def _stamp(path: Path) -> str:
     return f"{about.st_size}:{about.st_mtime_ns}"
 
 
-def _name_file(path: Path, top: Path) -> str:
-    return path.relative_to(top).as_posix()
+def _list_shards(files: Mapping[str, Path]) -> list[Shard]:
+    return [Shard(name, _stamp(path)) for name, path in files.items()]
 
 
 def _strip(name: str) -> str:
@@ -263,13 +268,9 @@ def _strip(name: str) -> str:
 class FolderImages:
     """Pictures below a folder, by name; a shard is a block of them."""
 
-    def __init__(self, top: Path) -> None:
+    def __init__(self, top: Path, pictures: Sequence[Path]) -> None:
         self.top = top
-        self._files = sorted(
-            file.relative_to(top).as_posix()
-            for file in top.rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-        )
+        self._files = sorted(file.relative_to(top).as_posix() for file in pictures if file.is_file())
         if not self._files:
             raise DataError(
                 f"{top} holds neither pictures ({', '.join(IMAGE_SUFFIXES)}) nor files of them "
@@ -309,8 +310,8 @@ class FolderImages:
 class TarImages:
     """Pictures in tars; every member whose name ends like an image is one."""
 
-    def __init__(self, top: Path, files: Sequence[Path]) -> None:
-        self.top, self._files = top, {_name_file(file, top): file for file in files}
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = files
         # Of one tar: its parts are read one after the other.
         self._index = lru_cache(maxsize=1)(self._read_index)
 
@@ -320,7 +321,7 @@ class TarImages:
 
     def list_shards(self) -> list[Shard]:
         """Return the tars."""
-        return [Shard(name, _stamp(path)) for name, path in self._files.items()]
+        return _list_shards(self._files)
 
     def name_images(self, shard: str) -> Sequence[str]:
         """Return the names of the members without their suffix."""
@@ -372,9 +373,8 @@ def _open_raw(path: Path) -> Any:
 class TableImages:
     """Image bytes in parquet or arrow files: a binary column, or a struct with a field ``bytes``."""
 
-    def __init__(self, top: Path, files: Sequence[Path], column: str | None, id_column: str | None) -> None:
-        self.top, self._files = top, {_name_file(file, top): file for file in files}
-        first = files[0]
+    def __init__(self, files: Mapping[str, Path], column: str | None, id_column: str | None) -> None:
+        self._files, first = files, next(iter(files.values()))
         schema = self._read_schema(first)
         images = [field.name for field in schema if _holds_images(field.type)]
         if column is None and len(images) != 1:
@@ -390,7 +390,7 @@ class TableImages:
 
     def list_shards(self) -> list[Shard]:
         """Return the files."""
-        return [Shard(name, _stamp(path)) for name, path in self._files.items()]
+        return _list_shards(self._files)
 
     def _read_schema(self, path: Path) -> Any:
         import pyarrow as pa
@@ -453,6 +453,7 @@ class TableImages:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        columns = list(dict.fromkeys(columns))  # images and ids may be one
         try:
             if path.suffix.lower() == ".parquet":
                 with pq.ParquetFile(path) as file:
@@ -461,10 +462,8 @@ class TableImages:
                     first = next((n for n, end in enumerate(ends) if end > start), len(ends))
                     row = ends[first - 1] if first else 0
                     groups = list(range(first, len(ends)))
-                    for batch in file.iter_batches(
-                        _ROWS, row_groups=groups, columns=list(dict.fromkeys(columns))
-                    ):
-                        yield row, _order(batch, columns)
+                    for batch in file.iter_batches(_ROWS, row_groups=groups, columns=columns):
+                        yield row, batch.select(columns)
                         row += batch.num_rows
                 return
             with pa.memory_map(str(path)) as mapped:
@@ -473,14 +472,10 @@ class TableImages:
                     for place in range(0, batch.num_rows, _ROWS):
                         part = batch.slice(place, _ROWS)
                         if row + part.num_rows > start:
-                            yield row, _order(part, columns)
+                            yield row, part.select(columns)
                         row += part.num_rows
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path} is damaged ({_shorten(error)}); fetch it again.") from error
-
-
-def _order(batch: Any, columns: Sequence[str]) -> Any:
-    return batch.select(list(dict.fromkeys(columns)))
 
 
 def _open_arrow(file: Any) -> Any:
@@ -528,9 +523,8 @@ class Hdf5Images:
     In the way of NSD, whose 73 000 images are one data set ``imgBrick``.
     """
 
-    def __init__(self, top: Path, files: Sequence[Path], column: str | None, id_column: str | None) -> None:
-        self.top, self._files = top, {_name_file(file, top): file for file in files}
-        first = files[0]
+    def __init__(self, files: Mapping[str, Path], column: str | None, id_column: str | None) -> None:
+        self._files, first = files, next(iter(files.values()))
         with _open_hdf5(first) as file:
             known = _list_datasets(file)
             images = [name for name, data in known.items() if _is_image_data(data)]
@@ -550,7 +544,7 @@ class Hdf5Images:
 
     def list_shards(self) -> list[Shard]:
         """Return the files."""
-        return [Shard(name, _stamp(path)) for name, path in self._files.items()]
+        return _list_shards(self._files)
 
     def name_images(self, shard: str) -> Sequence[str]:
         """Return the ids of the data set of ids, or file and row."""
@@ -578,7 +572,7 @@ class Hdf5Images:
                     "set of one id an image with --id-column."
                 )
             values = ids[:]
-        return [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
+        return _as_texts(values)
 
     def read(self, shard: str, start: int, stop: int) -> Iterator[SourceImage]:
         """Yield rows; a few are read at a time."""
@@ -586,18 +580,19 @@ class Hdf5Images:
         with _open_hdf5(path) as file:
             data = file[self.column]
             if self.id_column is not None:
-                names = file[self.id_column][start:stop].tolist()
+                names = _as_texts(file[self.id_column][start:stop])
             # No more than 16 MB at a time, of images of any size.
             step = max(1, min(_ROWS, (16 << 20) // max(1, int(np.prod(data.shape[1:])))))
             for first in range(start, stop, step):
                 block = data[first : min(first + step, stop)]
                 for row, value in enumerate(block, first):
-                    name = f"{_strip(shard)}/{row}"
-                    if names is not None:
-                        own = names[row - start]
-                        name = own.decode() if isinstance(own, bytes) else str(own)
+                    name = f"{_strip(shard)}/{row}" if names is None else names[row - start]
                     content = value if data.ndim == 4 else bytes(value)
                     yield SourceImage(name, f"in row {row} of {path}", partial(_give, content))
+
+
+def _as_texts(values: np.ndarray) -> list[str]:
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
 
 
 def _open_hdf5(path: Path) -> Any:
