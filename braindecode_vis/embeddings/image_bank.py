@@ -20,6 +20,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -221,40 +222,50 @@ def _continue(
         raise DataError(
             f"the shard {new[0]} was not there when {folder} was begun; begin another bank with --bank."
         )
-    changed = [(name, n) for name, stamp, n in shards if stamp != now[name]]
-    for name, n in changed:
-        _compare_images(plan, source, name, n)
-    if changed and not plan.is_finished:
-        # Other times, the same bytes: a copy.
-        plan = BankPlan(folder, request, tuple((name, now[name], n) for name, _, n in shards))
-        _write_plan(plan)
+    if changed := [(name, n) for name, stamp, n in shards if stamp != now[name]]:
+        _compare_images(plan, source, changed)
+        if not plan.is_finished:
+            # Other times, the same bytes: a copy.
+            plan = BankPlan(folder, request, tuple((name, now[name], n) for name, _, n in shards))
+            _write_plan(plan)
     return plan
 
 
-def _compare_images(plan: BankPlan, source: ImageSource, shard: str, n: int) -> None:
-    """Raise `DataError` unless the images of a shard that were embedded are still the same, byte for byte."""
+def _compare_images(plan: BankPlan, source: ImageSource, shards: Sequence[tuple[str, int]]) -> None:
+    """Raise `DataError` unless the images of some shards that were embedded are still the same, byte for byte."""
     otherwise = "bring back the file that it was, or begin another bank with --bank"
-    found = len(source.name_images(shard))
-    if found != n:
-        raise DataError(f"{shard} has {found} images, and had {n} when {plan.folder} was begun; {otherwise}.")
-    known: dict[str, int] = {}
-    if plan.is_finished:
-        first = 0
-        for name, count in read_json(plan.folder / MANIFEST)["rows"]:
-            if name == shard:
-                ids = read_json(plan.folder / "ids.json")["ids"][first : first + count]
-                digests = np.load(plan.folder / "images.npy", mmap_mode="r")[first : first + count]
-                known = dict(zip(ids, digests.tolist(), strict=True))
-            first += count
-    else:
-        for part in plan.parts:
-            if part.shard == shard and plan.find(part).is_file():
-                content = _read_part(plan, part)
-                known |= dict(zip(_list_ids(content), content["digests"].tolist(), strict=True))
-    for item in source.read(shard, 0, n) if known else ():
-        if item.id in known:
-            if digest_image(item.read()) != known[item.id]:
+    digests = _read_digests(plan, [shard for shard, _ in shards])
+    for (shard, n), known in zip(shards, digests, strict=True):
+        found = len(source.name_images(shard))
+        if found != n:
+            raise DataError(
+                f"{shard} has {found} images, and had {n} when {plan.folder} was begun; {otherwise}."
+            )
+        for item in source.read(shard, 0, n) if known else ():
+            if item.id in known and digest_image(item.read()) != known[item.id]:
                 raise DataError(f"the image {item.where} has changed since it was embedded; {otherwise}.")
+
+
+def _read_digests(plan: BankPlan, shards: Sequence[str]) -> Iterator[dict[str, int]]:
+    """Yield for each shard the digests of its images that were embedded, by id."""
+    if not plan.is_finished:
+        for shard in shards:
+            known: dict[str, int] = {}
+            for part in plan.parts:
+                if part.shard == shard and plan.find(part).is_file():
+                    content = _read_part(plan, part, "ids", "digests")
+                    known |= dict(zip(_list_ids(content), content["digests"].tolist(), strict=True))
+            yield known
+        return
+    # Once for all shards: there may be millions of ids.
+    ids = read_json(plan.folder / "ids.json")["ids"]
+    digests = np.load(plan.folder / "images.npy", mmap_mode="r")
+    rows, first = {}, 0
+    for name, count in read_json(plan.folder / MANIFEST)["rows"]:
+        rows[name] = slice(first, first + count)
+        first += count
+    for shard in shards:
+        yield dict(zip(ids[rows[shard]], digests[rows[shard]].tolist(), strict=True))
 
 
 # --- parts ------------------------------------------------------------------------------------------------
@@ -354,22 +365,19 @@ def _embed_part(
     }  # fmt: skip
 
 
-class _name_full_disk:
-    """Turns the error of a full disk into a sentence that says what is kept."""
-
-    def __init__(self, plan: BankPlan) -> None:
-        self.plan = plan
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, OSError) and store.is_disk_full(error, self.plan.folder):
-            n, left = len(self.plan.parts), len(self.plan.list_missing())
-            raise DataError(
-                f"the disk of {self.plan.folder} is full; {n - left} of {n} parts are kept: make room, then give the "
-                "same command again."
-            ) from error
+@contextmanager
+def _name_full_disk(plan: BankPlan) -> Iterator[None]:
+    """Turn the error of a full disk into a sentence that says what is kept."""
+    try:
+        yield
+    except OSError as error:
+        if not store.is_disk_full(error, plan.folder):
+            raise
+        n, left = len(plan.parts), len(plan.list_missing())
+        raise DataError(
+            f"the disk of {plan.folder} is full; {n - left} of {n} parts are kept: make room, then give the "
+            "same command again."
+        ) from error
 
 
 def _read_part(plan: BankPlan, part: Part, *names: str) -> dict[str, np.ndarray]:
