@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from braindecode_vis.embeddings.image_bank import (
 from braindecode_vis.embeddings.image_sources import BrokenImageError, ImageSource, load_image
 from braindecode_vis.pipeline.folder_lock import hold_folder
 from braindecode_vis.pipeline.runs import Run
-from braindecode_vis.studies.sweep import make_command
+from braindecode_vis.studies.sweep import limit_threads, make_command, read_last_line
 
 _POLL_S = 0.2
 
@@ -134,9 +133,6 @@ def embed_in_processes(
     """
     if plan.is_finished or not plan.list_missing():
         return
-    # Each library would otherwise start as many threads as there are cores, in every process.
-    threads = str(max(1, (os.cpu_count() or 1) // n_workers))
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
     logs = [plan.folder / f".worker-{number}.log" for number in range(n_workers)]
     workers: list[subprocess.Popen[bytes]] = []
     done = 0
@@ -147,7 +143,7 @@ def embed_in_processes(
                 workers.append(
                     subprocess.Popen(
                         make_command([*words, *share]), stdout=file, stderr=subprocess.STDOUT,
-                        env={**os.environ, **limits},
+                        env=limit_threads(n_workers),
                     )
                 )  # fmt: skip
         while any(worker.poll() is None for worker in workers) and not any(w.poll() for w in workers):
@@ -161,12 +157,11 @@ def embed_in_processes(
                 worker.terminate()
         for worker in workers:
             worker.wait()
-    for worker, log in zip(workers, logs, strict=True):
+    for number, (worker, log) in enumerate(zip(workers, logs, strict=True)):
         if worker.returncode:
-            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            said = lines[-1].removeprefix("error: ") if lines else f"it ended with {worker.returncode}"
+            said = read_last_line(log) or f"it ended with {worker.returncode}"
             if worker.returncode < 0 and not said.startswith("stopped"):
                 said = f"it was killed by signal {-worker.returncode}; give the same command again, which goes on"
-            raise DataError(f"process {workers.index(worker)} of {n_workers}: {said}")
+            raise DataError(f"process {number} of {n_workers}: {said}")
     for log in logs:
         log.unlink(missing_ok=True)

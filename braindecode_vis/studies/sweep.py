@@ -323,21 +323,30 @@ def make_command(words: Sequence[str]) -> list[str]:
     return [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[2]), *words]
 
 
+def limit_threads(n_processes: int) -> dict[str, str]:
+    """Return the environment of one of several processes that use the machine once together."""
+    # Each library would otherwise start as many threads as there are cores, in every process.
+    threads = str(max(1, (os.cpu_count() or 1) // n_processes))
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+    return {**os.environ, **limits}
+
+
+def read_last_line(log: Path) -> str:
+    """Return what a command that failed said, the one sentence that it prints last; empty if it said nothing."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ") if lines else ""
+
+
 def _run_one(folder: Path, n_jobs: int, consents: Sequence[str] = ()) -> str:
     """Run one combination in a process of its own; return what went wrong, or an empty text."""
-    # Each library would otherwise start as many threads as there are cores, in every process.
-    threads = str(max(1, (os.cpu_count() or 1) // n_jobs))
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(
             make_command(["run", str(folder), *consents]),
-            stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **limits}, check=False,
+            stdout=log, stderr=subprocess.STDOUT, env=limit_threads(n_jobs), check=False,
         )  # fmt: skip
     if done.returncode == 0:
         return ""
-    # The command line prints its one sentence last.
-    lines = [line for line in (folder / "log.txt").read_text().splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ") if lines else f"the run ended with exit code {done.returncode}"
+    return read_last_line(folder / "log.txt") or f"the run ended with exit code {done.returncode}"
 
 
 def _collect(combinations: Sequence[Combination], failures: Mapping[Path, str]) -> pd.DataFrame:
