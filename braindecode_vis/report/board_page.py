@@ -19,7 +19,7 @@ import numpy as np
 
 from braindecode_vis.report.figures import compute_axis_limits
 from braindecode_vis.report.page_gallery import encode_thumbnail
-from braindecode_vis.report.page_scores import view_bar
+from braindecode_vis.report.page_scores import make_scale, view_bar
 from braindecode_vis.report.words import (
     DASH,
     count_decimals,
@@ -172,10 +172,11 @@ def write_board(path: Path, board: Board) -> Path:
     """Write the page; readers see the old file or the new one, never a part."""
     from braindecode_vis.report.page import render_template
 
+    columns = _make_columns(board.metrics, board.rows)
     page = render_template(
         "board.html.j2",
         "_board_script.html.j2",
-        rows=[_view_row(row, board) for row in board.rows],
+        rows=[_view_row(row, board, columns) for row in board.rows],
         metrics=[describe_metric(metric) for metric in board.metrics],
         settings=[_name_setting(key, board.settings) for key in board.settings],
         reference=board.reference,
@@ -199,18 +200,37 @@ def _name_setting(key: str, keys: Sequence[str]) -> str:
     return key if sum(other.rsplit(".", 1)[-1] == short for other in keys) > 1 else short.replace("_", " ")
 
 
-def _view_row(row: BoardRow, board: Board) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Column:
+    """How all scores of one metric are written, with as many decimals, and where they lie on one axis."""
+
+    show: Callable[[float], str]
+    place: Callable[[Any], float | None]
+
+
+def _make_columns(
+    metrics: Sequence[str], rows: Sequence[BoardRow] | Sequence[PooledSetting]
+) -> dict[str, _Column]:
+    columns = {}
+    for metric in metrics:
+        known = [row.scores[metric] for row in rows if metric in row.scores]
+        marks = [score[key] for score in known for key in ("value", "ci_low", "ci_high", "chance")]
+        show = functools.partial(format_number, decimals=count_decimals(marks))
+        columns[metric] = _Column(show, make_scale(marks))
+    return columns
+
+
+def _view_row(row: BoardRow, board: Board, columns: Mapping[str, _Column]) -> dict[str, Any]:
     cells: list[dict[str, Any] | None] = []
-    for metric in board.metrics:
-        score, known = row.scores.get(metric), [r.scores[metric] for r in board.rows if metric in r.scores]
+    for metric, column in columns.items():
+        score = row.scores.get(metric)
         if score is None:
             cells.append(None)
             continue
-        show = _choose_format(known)
+        pair = _describe_pair(row.pairs, metric, column.show)
         cells.append(
-            _view_score(score, known)
-            | {"kind": score["kind"], "verdict": score["verdict"], "pair": _describe_pair(row.pairs, metric, show)}
-        )  # fmt: skip
+            _view_score(score, column) | {"kind": score["kind"], "verdict": score["verdict"], "pair": pair}
+        )
     return {
         "row": row,
         "href": quote(os.fsencode(row.link)),
@@ -257,16 +277,29 @@ def _view_curves(board: Board) -> list[dict[str, Any]]:
     return curves[:MAX_CURVES]
 
 
+@dataclass(frozen=True)
+class _Spread:
+    """Values along an axis, numbers by their size or its logarithm where that spans much, and others by their name."""
+
+    names: Sequence[Any]
+    numeric: bool
+    logarithmic: bool
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> _Spread:
+        numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        names: list[Any] = sorted({value if numeric else _show(value) for value in values})
+        return cls(names, numeric, numeric and names[0] > 0 and names[-1] / names[0] >= 50)
+
+    def place(self, value: Any) -> float:
+        if not self.numeric:
+            return float(self.names.index(_show(value)))
+        return math.log10(value) if self.logarithmic else float(value)
+
+
 def _view_curve(key: str, metric: str, found: Sequence[tuple[Any, Mapping[str, Any]]]) -> dict[str, Any]:
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value, _ in found)
-    names: list[Any] = sorted({value if numeric else _show(value) for value, _ in found})
-    logarithmic = numeric and names[0] > 0 and names[-1] / names[0] >= 50
-
-    def place(value: Any) -> float:
-        if not numeric:
-            return float(names.index(_show(value)))
-        return math.log10(value) if logarithmic else float(value)
-
+    spread = _Spread.of([value for value, _ in found])
+    names, place = spread.names, spread.place
     at = [place(value) for value, _ in found]
     low, high = min(at), max(at)
     bottom, top = compute_axis_limits(
@@ -297,7 +330,9 @@ def _view_curve(key: str, metric: str, found: Sequence[tuple[Any, Mapping[str, A
         "title": f"{label} by {setting}",
         "words": f"{label} by {setting}, mean over runs of each value: {told}",
         "dots": dots,
-        "line": " ".join(f"{x(where)},{y(value)}" for where, value in means.items()) if numeric else "",
+        "line": " ".join(f"{x(where)},{y(value)}" for where, value in means.items())
+        if spread.numeric
+        else "",
         "chance": y(chances.pop()) if len(chances) == 1 else None,
         "ticks": [
             {
@@ -312,7 +347,7 @@ def _view_curve(key: str, metric: str, found: Sequence[tuple[Any, Mapping[str, A
             for level in (bottom, (bottom + top) / 2, top)
         ],
         "size": (WIDTH, HEIGHT, LEFT, BOTTOM),
-        "logarithmic": logarithmic,
+        "logarithmic": spread.logarithmic,
     }
 
 
@@ -330,12 +365,13 @@ def _view_pooled(table: SettingsTable, metrics: Sequence[str]) -> dict[str, Any]
     shown = [metric for metric in metrics if any(metric in row.scores for row in table.rows)]
     validated = [row.validation for row in table.rows if row.validation is not None]
     decimals = count_decimals([one.value for one in validated])
+    columns = _make_columns(shown, table.rows)
     rows = []
     for place, row in enumerate(table.rows):
-        cells = []
-        for metric in shown:
-            known = [other.scores[metric] for other in table.rows if metric in other.scores]
-            cells.append(_view_score(row.scores[metric], known) if metric in row.scores else None)
+        cells = [
+            _view_score(row.scores[metric], column) if metric in row.scores else None
+            for metric, column in columns.items()
+        ]
         rows.append(
             {
                 "place": place, "n_runs": len(row.runs), "best": place == table.best, "cells": cells,
@@ -349,6 +385,7 @@ def _view_pooled(table: SettingsTable, metrics: Sequence[str]) -> dict[str, Any]
         )  # fmt: skip
     return {
         "rows": rows,
+        "is_chosen": table.best is not None,
         "reason": table.reason,
         "few": describe_few(table),
         "settings": [_name_setting(key, table.keys) for key in table.keys],
@@ -358,16 +395,9 @@ def _view_pooled(table: SettingsTable, metrics: Sequence[str]) -> dict[str, Any]
     }
 
 
-def _choose_format(known: Sequence[Mapping[str, Any]]) -> Callable[[float], str]:
-    """Return how numbers of one column are written: all with as many decimals."""
-    marks = [score[key] for score in known for key in ("value", "ci_low", "ci_high", "chance")]
-    return functools.partial(format_number, decimals=count_decimals(marks))
-
-
-def _view_score(score: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a cell; `known` are the scores of its column."""
-    show = _choose_format(known)
-    marks = [other[key] for other in known for key in ("value", "ci_low", "ci_high", "chance")]
+def _view_score(score: Mapping[str, Any], column: _Column) -> dict[str, Any]:
+    """Return a cell."""
+    show = column.show
     interval = (
         "" if is_missing(score["ci_low"]) else f"{show(float(score['ci_low']))} to {show(float(score['ci_high']))}"
     )  # fmt: skip
@@ -376,7 +406,7 @@ def _view_score(score: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) ->
     return {
         "value": value, "sort": "" if is_missing(score["value"]) else float(score["value"]), "interval": interval,
         "chance": chance, "resampled": score.get("resampled", ""),
-        "bar": view_bar({**score, "noise_ceiling": None}, marks),
+        "bar": view_bar({**score, "noise_ceiling": None}, column.place),
         "words": value + (f", 95 % interval {interval}" if interval else "") + (f", chance {chance}" if chance else ""),
     }  # fmt: skip
 
@@ -436,20 +466,14 @@ def _view_parallel(table: SettingsTable, metrics: Sequence[str]) -> dict[str, An
 
 def _place_on_axis(title: str, values: Sequence[Any], direction: int = 1) -> dict[str, Any]:
     """Return where values stand on an axis, in percent, and its ticks; better scores stand to the right."""
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    names: list[Any] = sorted({value if numeric else _show(value) for value in values})
-    if numeric:
-        logarithmic = names[0] > 0 and names[-1] / names[0] >= 50
-        at = {name: math.log10(name) if logarithmic else float(name) for name in names}
-    else:
-        at = {name: float(place) for place, name in enumerate(names)}
-    low, high = min(at.values()), max(at.values())
+    spread = _Spread.of(values)
+    names, low, high = spread.names, spread.place(spread.names[0]), spread.place(spread.names[-1])
 
-    def place(name: Any) -> float:
-        share = 50.0 if high == low else 100 * (at[name] - low) / (high - low)
+    def place(value: Any) -> float:
+        share = 50.0 if high == low else 100 * (spread.place(value) - low) / (high - low)
         return share if direction >= 0 else 100 - share
 
-    inner = names[1:-1] if len(names) <= 6 else [] if numeric else [names[len(names) // 2]]
+    inner = names[1:-1] if len(names) <= 6 else [] if spread.numeric else [names[len(names) // 2]]
     ticks = [names[0]]
     for name in [*inner, *names[-1:]] if len(names) > 1 else []:
         # Those that would run into a neighbour or the end are left out; the line crosses there all the same.
@@ -460,7 +484,7 @@ def _place_on_axis(title: str, values: Sequence[Any], direction: int = 1) -> dic
     texts = [format_number(name) if isinstance(name, float) else str(name) for name in ticks]
     return {
         "title": title + (", lower is better" if direction < 0 else ""),
-        "at": [place(value if numeric else _show(value)) for value in values],
+        "at": [place(value) for value in values],
         "ticks": [
             {
                 "x": place(name),

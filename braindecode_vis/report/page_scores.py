@@ -42,7 +42,7 @@ def view_groups(scores: Sequence[ScoreRow], notes: Mapping[str, MetricNote]) -> 
         rows = [row for row in scores if (row["metric"], row["protocol"]) == (metric, protocol)]
         marks = ("value", "ci_low", "ci_high", "chance", "noise_ceiling")
         values = [row[key] for row in rows for key in marks]  # everything that is drawn shares one axis
-        place, decimals = _make_scale(values), count_decimals(values)
+        place, decimals = make_scale(values), count_decimals(values)
         # Subject, split and seed are named where they differ, and not where they would repeat themselves.
         tags = {key: len({row[key] for row in rows}) > 1 for key in ("subject", "split", "seed")}
         groups.append(
@@ -57,7 +57,8 @@ def view_groups(scores: Sequence[ScoreRow], notes: Mapping[str, MetricNote]) -> 
     return groups
 
 
-def _make_scale(values: Sequence[Any]) -> Callable[[Any], float | None]:
+def make_scale(values: Sequence[Any]) -> Callable[[Any], float | None]:
+    """Return what places numbers on an axis that holds all of `values`."""
     low, high = compute_axis_limits(values)
 
     def place(value: Any) -> float | None:
@@ -85,17 +86,13 @@ def _view_row(
         "n": format_number(row["n_queries"]),
         "gallery_size": format_number(row["gallery_size"]),
         "p": format_p_value(row.get("p_value")),
-        "bar": _view_bar(row, place),
+        "bar": view_bar(row, place),
         "words": _describe_bar(row, show, interval),
     }
 
 
-def view_bar(row: ScoreRow, marks: Sequence[Any]) -> dict[str, float | None]:
-    """Return where the marks of a score lie on an axis that holds all of `marks`, in percent of its width."""
-    return _view_bar(row, _make_scale(marks))
-
-
-def _view_bar(row: ScoreRow, place: Callable[[Any], float | None]) -> dict[str, float | None]:
+def view_bar(row: ScoreRow, place: Callable[[Any], float | None]) -> dict[str, float | None]:
+    """Return where the marks of a score lie on an axis of `make_scale`."""
     keys = {
         "value": "value",
         "low": "ci_low",
@@ -189,7 +186,7 @@ def _view_card(
         "verdict": (verdict.kind, verdict.words),
         "control": _find_best_control(rivals, note.direction, show),
         "n": format_number(main["n_queries"]),
-        "bar": _view_bar(main, _make_scale(scale)),
+        "bar": view_bar(main, make_scale(scale)),
         "words": _describe_bar(main, show, interval),
     }
 
