@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import types
 
 import h5py
 import numpy as np
@@ -427,7 +428,9 @@ def test_the_verb_shares_images_between_processes(tmp_path, monkeypatch):
     ]  # fmt: skip
     monkeypatch.setattr(image_bank, "PART", 2)
     monkeypatch.setattr(embed_images, "make_command", lambda given: list(given))
-    monkeypatch.setattr(embed_images.subprocess, "Popen", Here)
+    # Of this module alone: git is asked for the revision by a process that is one.
+    own = types.SimpleNamespace(Popen=Here, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(embed_images, "subprocess", own)
     monkeypatch.setattr(sys, "argv", ["braindecode-vis", *words, "--workers", "2", "--json"])
     done = call([*words, "--workers", "2", "--json"])
     assert json.loads(done.stdout.splitlines()[-1])["n_images"] == 9
