@@ -77,10 +77,10 @@ class SilentListener:
 class Run:
     """One run folder, its configuration, and the stages that this process has already looked at.
 
-    `follows` is true in a process that trains together with others of which another one writes, `shares` in one that
-    makes some of the artifacts while others make the rest: it does not hold the folder, and leaves artifacts of the
-    stages `passes_by` to whoever makes them (`leases.BeingMade`). `produced` are the artifacts that were reused or
-    computed, by what the listener was told of them.
+    `follows` is true in a process that trains together with others of which another one writes. `passes_by` are stages
+    of which a process makes some artifacts while others make the rest: it does not hold the folder, and leaves an
+    artifact to whoever makes it (`leases.BeingMade`). `produced` are the artifacts that were reused or computed, by
+    what the listener was told of them.
     """
 
     config: RunConfig
@@ -88,7 +88,6 @@ class Run:
     listener: Listener = field(default_factory=SilentListener)
     seen: dict[str, Any] = field(default_factory=dict)
     follows: bool = False
-    shares: bool = False
     passes_by: frozenset[str] = frozenset()
     produced: list[tuple[str, store.Artifact]] = field(default_factory=list)
 
@@ -118,6 +117,11 @@ class Run:
             self.seen[key] = make()
         return self.seen[key]
 
+    @property
+    def shares(self) -> bool:
+        """Whether other processes make artifacts of this run at the same time, each without holding the folder."""
+        return bool(self.passes_by)
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Keep the run folder from other processes while the context lasts; see `folder_lock`."""
@@ -145,7 +149,8 @@ class Run:
     ) -> store.Artifact:
         """Reuse or compute one artifact and tell the listener."""
         started, name = time.perf_counter(), f"{stage} {unit}".strip()
-        with self.share(stage, compute) as shared:
+        is_there = partial(self.has, stage, fields, upstream, unit)
+        with self.share(stage, compute, is_there) as shared:
             artifact = self.folder.produce(
                 stage, version=STAGE_VERSIONS[stage], fields=store.json_plain(fields), upstream=dict(upstream),
                 compute=shared, unit=unit, alone=self.hold, tell=partial(self.tell, about=f"{name}:"),
@@ -155,8 +160,15 @@ class Run:
         self.listener.finished(name, artifact, time.perf_counter() - started)
         return artifact
 
+    def has(self, stage: str, fields: Mapping[str, Any], upstream: Mapping[str, str], unit: str = "") -> bool:
+        """Say whether `produce`, asked for the same, would reuse what is there."""
+        plain = store.json_plain(fields)
+        return self.folder.has(
+            stage, version=STAGE_VERSIONS[stage], fields=plain, upstream=dict(upstream), unit=unit
+        )
+
     @contextmanager
-    def share(self, stage: str, compute: Compute) -> Iterator[Compute]:
+    def share(self, stage: str, compute: Compute, is_there: Callable[[], bool]) -> Iterator[Compute]:
         """Yield what computes an artifact, while this process may be the one that does; see `together`."""
         yield compute
 

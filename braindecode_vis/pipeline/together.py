@@ -59,7 +59,7 @@ from braindecode_vis.pipeline.learning import (
     train,
     train_fold,
 )
-from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Compute, Run, name_workspace
+from braindecode_vis.pipeline.runs import Compute, Run, name_workspace
 
 
 def train_together(run: Run) -> None:
@@ -124,29 +124,8 @@ _SHOWN_S = 70.0
 class _SharedRun(Run):
     """A run whose folder several processes work in."""
 
-    _is_there: Callable[[], bool] = lambda: True
-
-    def produce(
-        self,
-        stage: str,
-        fields: Mapping[str, Any],
-        upstream: Mapping[str, str],
-        compute: Compute,
-        unit: str = "",
-    ) -> store.Artifact:
-        """Reuse or compute one artifact; one that follows waits until it sees what the first process wrote."""
-
-        def is_there() -> bool:
-            plain = store.json_plain(fields)
-            return self.folder.has(
-                stage, version=STAGE_VERSIONS[stage], fields=plain, upstream=dict(upstream), unit=unit
-            )
-
-        self._is_there = is_there
-        return super().produce(stage, fields, upstream, compute, unit)
-
     @contextmanager
-    def share(self, stage: str, compute: Compute) -> Iterator[Compute]:
+    def share(self, stage: str, compute: Compute, is_there: Callable[[], bool]) -> Iterator[Compute]:
         """Let the first process produce the artifact, with the help of the others where it trains."""
         helped = stage in ("train", "out_of_fold", "pretrain")
         if self.follows:
@@ -155,7 +134,7 @@ class _SharedRun(Run):
             broadcast_flag()  # the first process has written
             # A disk of several machines shows a new folder to the others some seconds later.
             last = time.monotonic() + _SHOWN_S
-            while spans_machines() and time.monotonic() < last and not self._is_there():
+            while spans_machines() and time.monotonic() < last and not is_there():
                 time.sleep(0.5)
             yield self._refuse
             return
@@ -234,7 +213,7 @@ def _pass_by(run: Run) -> Run:
     """Return a run that does not hold its folder, nor wait for fits."""
     own = not run.config.decodes_categories and run.target.fitted_on_training_images
     stages = {"train", "out_of_fold", *(["embed"] if own else [])}
-    return replace(run, shares=True, passes_by=frozenset(stages))
+    return replace(run, passes_by=frozenset(stages))
 
 
 # --- images -----------------------------------------------------------------------------------------------
@@ -274,7 +253,7 @@ def reconstruct_share(run: Run, worker: int, n_workers: int) -> bool:
     with run.hold():  # one process makes what all need, the others wait and read it
         fields, upstream = name_images(run)
         folder = name_workspace(run, "images", ask_images(fields, upstream))
-        if made := _has_images(run, fields, upstream):
+        if made := run.has("reconstruct", fields, upstream):
             reconstruct(run)
         else:
             share_fits(run, folder)
@@ -283,7 +262,7 @@ def reconstruct_share(run: Run, worker: int, n_workers: int) -> bool:
     n_images = _draw_share(run, folder, worker, n_workers)
     with run.hold():  # another one may be finishing the stage
         n_rows = sum(len(fold.predicted) for fold in retrieve(run).folds)
-        made = _has_images(run, fields, upstream)
+        made = run.has("reconstruct", fields, upstream)
         with open_writer(run, folder, n_rows) as writer:
             n_missing = 0 if made else n_images - writer.n_kept
         if not n_missing:
@@ -296,11 +275,6 @@ def reconstruct_share(run: Run, worker: int, n_workers: int) -> bool:
         "reconstruct:",
     )
     return False
-
-
-def _has_images(run: Run, fields: Mapping[str, Any], upstream: Mapping[str, str]) -> bool:
-    version, plain = STAGE_VERSIONS["reconstruct"], store.json_plain(fields)
-    return run.folder.has("reconstruct", version=version, fields=plain, upstream=upstream)
 
 
 def _draw_share(run: Run, folder: Path, worker: int, n_workers: int) -> int:

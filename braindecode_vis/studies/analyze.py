@@ -120,7 +120,7 @@ def analyze_share(run: Run, kinds: Sequence[str], worker: int, n_workers: int) -
     """
     check_worker(worker, n_workers)
     chosen = choose_analyses(run.config, kinds)
-    shared = replace(run, shares=True, passes_by=frozenset({"analyze"}))
+    shared = replace(run, passes_by=frozenset({"analyze"}))
     study, n_left, first = make_study(shared), 0, worker * len(chosen) // n_workers
     for number in [*range(first, len(chosen)), *range(first)]:
         try:
@@ -307,12 +307,10 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
         # Prior, generator and branches decide these images; without them an older strip would be taken for a new one.
         upstream["reconstruct"] = pipeline.reconstruct(run).artifact.fingerprint
 
-    name, asked = f"analyze-{analysis.kind}{number:02d}", [STAGE_VERSIONS["analyze"], fields, upstream]
+    unit = f"{analysis.kind}{number:02d}"
+    name, asked = f"analyze-{unit}", [STAGE_VERSIONS["analyze"], fields, upstream]
     early: Findings | None = None
-    if run.shares and not run.folder.has(
-        "analyze", version=STAGE_VERSIONS["analyze"], fields=store.json_plain(fields), upstream=upstream,
-        unit=f"{analysis.kind}{number:02d}",
-    ):  # fmt: skip
+    if run.shares and not run.has("analyze", fields, upstream, unit):
         # Before the artifact is begun, which others would have to wait for.
         parts = KeptParts(name_workspace(run, name, asked), shared=True)
         early = analysis.compute(replace(study, kept=parts))
@@ -342,7 +340,7 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
             "protocol": study.protocol,
         }  # fmt: skip
 
-    return run.produce("analyze", fields, upstream, compute, f"{analysis.kind}{number:02d}")
+    return run.produce("analyze", fields, upstream, compute, unit)
 
 
 def read_findings(artifact: store.Artifact) -> dict[str, Any]:
