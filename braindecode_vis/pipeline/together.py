@@ -170,6 +170,12 @@ def check_worker(worker: int, n_workers: int) -> None:
         )
 
 
+def order_work(n: int, worker: int, n_workers: int) -> list[int]:
+    """Return the numbers of `n` pieces of work as one of several processes takes them: each begins with another."""
+    first = worker * n // n_workers
+    return [*range(first, n), *range(first)]
+
+
 def fit_share(run: Run, worker: int, n_workers: int) -> int:
     """Make the fits of a run that no other process makes: of each fold, with what priors and branches need of it.
 
@@ -197,8 +203,7 @@ def fit_share(run: Run, worker: int, n_workers: int) -> int:
     if not run.config.decodes_categories:
         branches = open_branches(shared).values()
         wanted += [(_pass_by(branch), branch.prior.needs_predictions) for branch in branches]
-    first = worker * n_folds // n_workers
-    for number in [*range(first, n_folds), *range(first)]:
+    for number in order_work(n_folds, worker, n_workers):
         for each, predicts in wanted:
             try:
                 train_fold(each, number)
@@ -226,12 +231,8 @@ def reconstruct_share(run: Run, worker: int, n_workers: int) -> bool:
 
     Parameters
     ----------
-    run
-        The run; its folder is shared by all processes, and not held.
-    worker
-        Number of this process, from 0.
-    n_workers
-        How many there are.
+    run, worker, n_workers
+        As for `fit_share`.
 
     Returns
     -------

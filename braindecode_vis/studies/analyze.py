@@ -38,7 +38,7 @@ from braindecode_vis.pipeline.decoding import find_untested
 from braindecode_vis.pipeline.learning import build_encoder, pick_labelled_trials
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, lend_context, name_workspace
 from braindecode_vis.pipeline.scoring import describe_gallery, describe_protocol
-from braindecode_vis.pipeline.together import check_worker
+from braindecode_vis.pipeline.together import check_worker, order_work
 from braindecode_vis.preprocessing.array_file import KeptParts
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
@@ -121,8 +121,8 @@ def analyze_share(run: Run, kinds: Sequence[str], worker: int, n_workers: int) -
     check_worker(worker, n_workers)
     chosen = choose_analyses(run.config, kinds)
     shared = replace(run, passes_by=frozenset({"analyze"}))
-    study, n_left, first = make_study(shared), 0, worker * len(chosen) // n_workers
-    for number in [*range(first, len(chosen)), *range(first)]:
+    study, n_left = make_study(shared), 0
+    for number in order_work(len(chosen), worker, n_workers):
         try:
             _analyze_one(shared, study, chosen[number], number)
         except BeingMade:
