@@ -193,21 +193,20 @@ def run_command(
             raise DataError(ending.leaks)
 
 
-_SUMMARIES = {
-    "preprocess": "Read a recording and its images into a run folder, and fix the split.",
-    "retrieve": "Predict the embeddings of the test trials and rank the true images in the gallery.",
-    "evaluate": "Score retrieval and reconstructions, with intervals, chance and controls.",
-    "report": "Write the self-contained report.html of a run.",
-}
-_STAGES = {name: _make_stage(name, summary) for name, summary in _SUMMARIES.items()}
-_LATER = {name: _STAGES.pop(name) for name in ("evaluate", "report")}
 #: In the order of the stages, as the help lists them.
 VERBS: dict[str, Callable[..., None]] = {
-    "preprocess": _STAGES["preprocess"],
+    "preprocess": _make_stage(
+        "preprocess", "Read a recording and its images into a run folder, and fix the split."
+    ),
     "embed": embed_command,
     "train": train_command,
-    "retrieve": _STAGES["retrieve"],
+    "retrieve": _make_stage(
+        "retrieve", "Predict the embeddings of the test trials and rank the true images in the gallery."
+    ),
     "reconstruct": reconstruct_command,
-    **_LATER,
+    "evaluate": _make_stage(
+        "evaluate", "Score retrieval and reconstructions, with intervals, chance and controls."
+    ),
+    "report": _make_stage("report", "Write the self-contained report.html of a run."),
     "run": run_command,
 }
