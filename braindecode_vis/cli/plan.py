@@ -19,13 +19,15 @@ from braindecode_vis.cli.show import (
     Source,
     Subject,
     TrustCode,
+    list_overrides,
     make_console,
+    make_table_console,
     print_json,
 )
 
 if TYPE_CHECKING:
     from braindecode_vis.config import RunConfig
-    from braindecode_vis.studies.plan import RunPlan, SweepPlan
+    from braindecode_vis.studies.plan import SweepPlan
 
 
 def plan(
@@ -56,8 +58,7 @@ def plan(
     from braindecode_vis.studies.plan import plan_runs
     from braindecode_vis.studies.sweep import parse_axes, plan_sweep
 
-    chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
-    changes = [*chosen, *(overrides or [])]
+    changes = list_overrides(overrides, subjects)
     config = read_config(source, changes, root=root)
     cluster = read_cluster("slurm", config.cluster, cluster_set or [], where=source)
     configs = [config]
@@ -69,7 +70,7 @@ def plan(
         configs, tell=lambda words: console.print(f"plan: {words}", markup=False), budget=budget
     )
     # Jobs of a cluster are asked for with room, as an estimate is not a bound.
-    longest = max((_find_high(p) or 0.0 for p, _ in found.plans), default=0.0)
+    longest = max((plan.total("high") or 0.0 for plan, _ in found.plans), default=0.0)
     memory = found.total("memory")
     asks = {
         "time": max(10, math.ceil(1.5 * longest / 60)),
@@ -80,10 +81,6 @@ def plan(
         print_json(_as_json(found, asks, notes))
         return
     _print_plan(found, cluster.settings.parallel, asks, notes, swept=bool(over))
-
-
-def _find_high(plan: RunPlan) -> float | None:
-    return plan.total("high")
 
 
 def _list_notes(
@@ -146,14 +143,11 @@ def _print_plan(
     found: SweepPlan, parallel: int | None, asks: dict[str, Any], notes: list[str], *, swept: bool
 ) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from braindecode_vis.memory import describe_bytes
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 200)
+    console = make_table_console()
     for number, (plan, n) in enumerate(found.plans):
         sizes = plan.sizes
         shape = " x ".join(map(str, sizes.shape))

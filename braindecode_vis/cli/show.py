@@ -178,6 +178,16 @@ def make_console(*, stderr: bool = True) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
+def make_table_console() -> Console:
+    """Return a console on standard output for tables; a file has no edge that numbers would have to be cut at."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 200)
+    return console
+
+
 class _Clock:
     """When a line is due where there is no terminal to show a bar, and how far a task is by then."""
 
@@ -308,9 +318,7 @@ def find_run(
 
     if out is not None:
         check_run_folder(out)
-    # Before the overrides, so that --set dataset.subjects has the last word.
-    chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
-    config = read_config(source, [*chosen, *(overrides or [])], root=root)
+    config = read_config(source, list_overrides(overrides, subjects), root=root)
     folder = Path(source).expanduser()
     # A run folder that is named as the source is continued where it is.
     if out is None:
@@ -318,6 +326,13 @@ def find_run(
     if not (folder.is_dir() and out.expanduser().absolute() == folder.absolute()):
         _tell_earlier(out.expanduser().absolute(), config)
     return config, out
+
+
+def list_overrides(overrides: list[str] | None, subjects: list[str] | None) -> list[str]:
+    """Return --subject and --set as changes of a configuration."""
+    # Subjects first, so that --set dataset.subjects has the last word.
+    chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
+    return [*chosen, *(overrides or [])]
 
 
 def _tell_earlier(out: Path, config: RunConfig) -> None:

@@ -36,6 +36,7 @@ from braindecode_vis.cli.show import (
     complete_analyses,
     finish,
     make_console,
+    make_table_console,
     open_source,
     print_json,
     refuse_lone_worker,
@@ -459,7 +460,6 @@ def board(
 
 def _print_table(frame: pd.DataFrame, title: str) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
@@ -470,7 +470,4 @@ def _print_table(frame: pd.DataFrame, title: str) -> None:
         table.add_row(
             *[cell.replace("identification", "ident").replace("efficientnet", "effnet") for cell in cells]
         )
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file has no edge that numbers would have to be cut at
-        console.width = max(console.width, 200)
-    console.print(table)
+    make_table_console().print(table)
