@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from braindecode_vis.cli.show import Debug, Json, make_console, print_json, strip_words
+from braindecode_vis.cli.show import (
+    Debug,
+    Json,
+    list_overrides,
+    make_console,
+    make_table_console,
+    print_json,
+    strip_words,
+)
 
 if TYPE_CHECKING:
     from braindecode_vis.cluster.submitting import Cluster, SentJob, Task
@@ -212,12 +220,11 @@ def _plan_images(given: dict[str, Any], *, writes: bool) -> tuple[RunConfig, Pat
 
     if given["bank"] is None:
         raise ConfigError("--images needs a folder for the embeddings; name one with --bank.")
-    names = ("source", "root", "subjects", "overrides", "images", "bank", "column", "id_column")
+    names = ("source", "root", "subjects", "overrides", "images", "bank", "column", "id_column", "dtype")
     if writes:
-        plan_images(**{name: given[name] for name in names}, dtype=given["dtype"] or "float16")
-    return read_config(given["source"], given["overrides"] or [], root=given["root"]), given[
-        "bank"
-    ].expanduser()
+        plan_images(**{name: given[name] for name in names})
+    overrides = list_overrides(given["overrides"], given["subjects"])
+    return read_config(given["source"], overrides, root=given["root"]), given["bank"].expanduser()
 
 
 def print_preview(folder: Path, groups: Sequence[Sequence[Task]], cluster: Cluster, as_json: bool) -> None:
@@ -393,7 +400,6 @@ _SHOWN = 40
 def _print_states(folder: Path, states: Sequence[JobState]) -> None:
     """Print jobs as a table, those that are done last and not all of many, and the tail of what went wrong."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from braindecode_vis.cluster.sweeps import count_states
@@ -415,9 +421,7 @@ def _print_states(folder: Path, states: Sequence[JobState]) -> None:
             state.job.job_id, state.job.name, state.state, state.elapsed, state.left, state.host,
             f"{len(stages)}, {stages[-1]}" if stages else "", state.reason,
         )  # fmt: skip
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 200)
+    console = make_table_console()
     rest = estimate_rest(states)
     console.print(
         f"{folder}: {count_states(states)}{'; ' if rest else ''}{rest}", markup=False, soft_wrap=True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,12 +23,17 @@ from braindecode_vis.cli.show import (
     Verify,
     Worker,
     finish,
+    list_overrides,
     make_console,
     open_source,
     print_json,
     strip_words,
     training_together,
 )
+
+if TYPE_CHECKING:
+    from braindecode_vis.embeddings.image_bank import BankPlan
+    from braindecode_vis.embeddings.image_sources import ImageSource
 
 
 def embed_command(
@@ -73,7 +78,7 @@ def embed_command(
 ) -> None:
     """Encode the images into the target space; with --images, any number of other images into a bank of their own."""
     from braindecode_vis import pipeline
-    from braindecode_vis.checks import ConfigError, check_option
+    from braindecode_vis.checks import ConfigError
     from braindecode_vis.config import check_files
 
     if images is None:
@@ -101,11 +106,10 @@ def embed_command(
         raise ConfigError("--worker needs the number of all; give both, such as --worker 0 --workers 4.")
     if n_workers is not None and (n_workers < 1 or not 0 <= (worker or 0) < n_workers):
         raise ConfigError("--workers must be 1 or more, and --worker one of them, from 0.")
-    check_option("--dtype", dtype or "float16", ("float16", "float32"))
-    _embed_images(
-        source, root, subjects, overrides, images, bank, column, id_column, dtype or "float16", skip_broken, worker,
-        n_workers, as_json,
-    )  # fmt: skip
+    plan, found, encoder = plan_images(
+        source, root, subjects, overrides, images, bank, column, id_column, dtype
+    )
+    _embed_images(plan, found, encoder, skip_broken, worker, n_workers, as_json)
 
 
 def plan_images(
@@ -117,53 +121,47 @@ def plan_images(
     bank: Path,
     column: str | None,
     id_column: str | None,
-    dtype: Any,
-) -> tuple[Any, Any, Any]:
+    dtype: str | None,
+) -> tuple[BankPlan, ImageSource, Any]:
     """Return the plan of a bank, the source of its images and their encoder."""
+    from braindecode_vis.checks import check_option
     from braindecode_vis.config import check_files, read_config
     from braindecode_vis.embeddings.image_bank import plan_bank
     from braindecode_vis.embeddings.image_sources import open_images
     from braindecode_vis.studies.embed_images import open_encoder
 
+    kept: Any = dtype or "float16"
+    check_option("--dtype", kept, ("float16", "float32"))
     run = None
     if (Path(source).expanduser() / "config.yaml").is_file():
         # Not held: the images may take days, and the run is only read.
         run = open_source(source, root, None, overrides, subjects, holds=False)
         config = run.config
     else:
-        chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
-        config = read_config(source, [*chosen, *(overrides or [])], root=root)
+        config = read_config(source, list_overrides(overrides, subjects), root=root)
     check_files(config, "embed")
     found = open_images(images, column=column, id_column=id_column)
     encoder = open_encoder(config, run, found)
     console = make_console()
     plan = plan_bank(
-        bank.expanduser().absolute(), found, encoder, dtype=dtype,
+        bank.expanduser().absolute(), found, encoder, dtype=kept,
         tell=lambda sentence: console.print(f"embed: {sentence}", markup=False),
     )  # fmt: skip
     return plan, found, encoder
 
 
 def _embed_images(
-    source: str,
-    root: Path | None,
-    subjects: list[str] | None,
-    overrides: list[str] | None,
-    images: str,
-    bank: Path,
-    column: str | None,
-    id_column: str | None,
-    dtype: str,
+    plan: BankPlan,
+    found: ImageSource,
+    encoder: Any,
     skip_broken: bool,
     worker: int | None,
     n_workers: int | None,
     as_json: bool,
 ) -> None:
+    """Embed what is missing of a bank, in this process or several, or a share of it, and say what is there."""
     from braindecode_vis.studies.embed_images import embed_images, embed_in_processes
 
-    plan, found, encoder = plan_images(
-        source, root, subjects, overrides, images, bank, column, id_column, dtype
-    )
     console, listener = make_console(stderr=False), ConsoleListener()
     with listener.progress("embedding images", plan.n_images) as advance:
         if worker is None and n_workers is not None and n_workers > 1:
