@@ -92,20 +92,19 @@ def choose_launch(
     from braindecode_vis import roles
     from braindecode_vis.checks import ConfigError
 
-    asked = settings.nodes > 1 or (settings.processes or 1) > 1
-    name = "nodes" if settings.nodes > 1 else "processes"
+    asked = _find_asked(settings)
     if verb not in TRAINING:
         # The settings of a file are for the training of the run, whichever verb comes first.
         if asked and {"nodes", "processes"} & set(said):
             raise ConfigError(
-                f"{verb} works in one process, and {name} is for train, run and pretrain; leave it out."
+                f"{verb} works in one process, and {asked} is for train, run and pretrain; leave it out."
             )
         return SINGLE
     kind = config.encoder.kind
     if verb != "pretrain" and not roles.play(roles.ENCODER_SETTINGS, config.encoder).trains_in_processes:
         if asked:
             raise ConfigError(
-                f"cluster.{name} is for encoders that train in several processes, and {kind} is fitted by one; leave "
+                f"cluster.{asked} is for encoders that train in several processes, and {kind} is fitted by one; leave "
                 "it out."
             )
         return SINGLE
@@ -113,7 +112,7 @@ def choose_launch(
     if executor == "debug":
         if asked:
             raise ConfigError(
-                f"--cluster debug starts one process, and cluster.{name} asks for more; use --cluster local or slurm."
+                f"--cluster debug starts one process, and cluster.{asked} asks for more; use --cluster local or slurm."
             )
         return SINGLE
     if executor == "local" and settings.nodes > 1:
@@ -132,9 +131,15 @@ def refuse_processes(settings: ClusterConfig, what: str) -> None:
     """Raise `ConfigError` where several processes are asked for by what has one."""
     from braindecode_vis.checks import ConfigError
 
-    if settings.nodes > 1 or (settings.processes or 1) > 1:
-        name = "nodes" if settings.nodes > 1 else "processes"
-        raise ConfigError(f"{what} has one process, and cluster.{name} asks for more; leave it out.")
+    if asked := _find_asked(settings):
+        raise ConfigError(f"{what} has one process, and cluster.{asked} asks for more; leave it out.")
+
+
+def _find_asked(settings: ClusterConfig) -> str:
+    """Return the setting that asks for several processes; an empty text where none does."""
+    if settings.nodes > 1:
+        return "nodes"
+    return "processes" if (settings.processes or 1) > 1 else ""
 
 
 # --- in a task of the job -------------------------------------------------------------------------------
