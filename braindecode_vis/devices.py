@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from braindecode_vis.checks import ConfigError, DataError, check_option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import torch
     from torch import Tensor, nn
@@ -265,6 +267,32 @@ def compute_once(compute: Callable[[], Result]) -> Result:
     found = [compute() if not get_rank() else None]
     dist.broadcast_object_list(found, src=0)
     return cast("Result", found[0])
+
+
+def check_same_start(position: int, folder: Path | None, device: str | torch.device) -> None:
+    """Wait for all processes, as the first may soon replace the checkpoint that the others still read, and compare.
+
+    Parameters
+    ----------
+    position
+        Where this process goes on: an epoch or an update.
+    folder
+        Of the checkpoint, for the message.
+    device
+        What the processes train on.
+
+    Raises
+    ------
+    DataError
+        If one goes on from elsewhere.
+    """
+    import torch
+
+    starts = gather_rows(torch.tensor([float(position)], device=device)).tolist()
+    if len(set(starts)) > 1:
+        raise DataError(
+            f"the processes found different checkpoints in {folder}; all of them need the same run folder."
+        )
 
 
 def open_accelerator(device: str, precision: str) -> Any:

@@ -25,9 +25,9 @@ from torch import Tensor
 from braindecode_vis.checks import ConfigError, DataError, require
 from braindecode_vis.devices import (
     broadcast_flag,
+    check_same_start,
     compute_once,
     count_processes,
-    gather_rows,
     get_rank,
     is_sharded,
     join_parts,
@@ -506,16 +506,7 @@ class Trainer:
         found = None if path is None else read_checkpoint(path, self.identity)
         if found is not None:
             self._load(*found, path=path)
-        if self.n_ranks > 1:
-            self._check_same_start()
-
-    def _check_same_start(self) -> None:
-        """Wait for all processes, as the first may soon replace what the others still read, and compare."""
-        starts = gather_rows(torch.tensor([float(self.counters.update)], device=self.feed.device)).tolist()
-        if len(set(starts)) > 1:
-            raise DataError(
-                f"the processes found different checkpoints in {self.workspace}; all of them need the same run folder."
-            )
+        check_same_start(self.counters.update, self.workspace, self.feed.device)
 
     def _load(self, tensors: dict[str, Tensor], state: dict[str, Any], *, path: Path | None) -> None:
         if state["batch_size"] != self.batch_size:

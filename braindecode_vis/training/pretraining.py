@@ -26,9 +26,9 @@ from torch import Tensor
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import (
+    check_same_start,
     choose_device,
     count_processes,
-    gather_rows,
     get_rank,
     is_sharded,
     open_accelerator,
@@ -422,12 +422,7 @@ class Pretraining:
         found = read_checkpoint(self.folder / CHECKPOINT, self._identify())
         if found is not None:
             self._load(*found)
-        # Waits for all, as the first one may soon replace what the others still read.
-        starts = gather_rows(torch.tensor([float(self.epoch)], device=self.device))
-        if len(set(starts.tolist())) > 1:
-            raise DataError(
-                f"the processes found different checkpoints in {self.folder}; all of them need the same run folder."
-            )
+        check_same_start(self.epoch, self.folder, self.device)
         if self.rank:
             return
         if found is None:

@@ -1,7 +1,7 @@
 """Two processes that share a batch do what one process does with all of it."""
 
 import json
-from types import SimpleNamespace
+from pathlib import Path
 
 import accelerate  # noqa: F401 - so that no forked process has to import it
 import numpy as np
@@ -104,17 +104,14 @@ def test_processes_that_read_different_checkpoints_stop(monkeypatch):
     """A folder of its own on each machine: one would train on from where the other begins."""
     import torch
 
+    from braindecode_vis import devices
     from braindecode_vis.checks import DataError
-    from braindecode_vis.training import loop
 
-    trainer = loop.Trainer.__new__(loop.Trainer)
-    trainer.n_ranks, trainer.counters, trainer.workspace = 2, loop.Counters(update=3), "runs/work"
-    trainer.feed = SimpleNamespace(device="cpu")
-    monkeypatch.setattr(loop, "gather_rows", lambda mine: torch.cat([mine, mine]))
-    trainer._check_same_start()
-    monkeypatch.setattr(loop, "gather_rows", lambda mine: torch.cat([mine, mine + 2]))
+    monkeypatch.setattr(devices, "gather_rows", lambda mine: torch.cat([mine, mine]))
+    devices.check_same_start(3, Path("runs/work"), "cpu")
+    monkeypatch.setattr(devices, "gather_rows", lambda mine: torch.cat([mine, mine + 2]))
     with pytest.raises(DataError, match="different checkpoints in runs/work"):
-        trainer._check_same_start()
+        devices.check_same_start(3, Path("runs/work"), "cpu")
 
 
 def test_training_together_is_training_alone(together):
