@@ -205,7 +205,6 @@ class Trainer:
                     self._run_epoch(log)
             finally:
                 log.close()
-        self._join_parts()
         if self.best:
             self.model.load_state_dict(self.best)
         elif self.average is not None:
@@ -253,6 +252,7 @@ class Trainer:
             if self.workspace is not None and self._agree(waited >= due):
                 # A checkpoint after a loss that is not finite would not be a good one.
                 self._check_losses(force=True)
+                self._join_parts()
                 self._write_checkpoint()
             self._report()
 
@@ -449,10 +449,9 @@ class Trainer:
     # --- checkpoints --------------------------------------------------------------------------------------
 
     def _write_checkpoint(self) -> None:
-        """Write a checkpoint, unless a weight is not finite, which stops the run."""
+        """Write a checkpoint of joined parts, unless a weight is not finite, which stops the run."""
         if self.workspace is None:
             return
-        self._join_parts()
         moments = pack_optimiser(self.optimiser.optimizer)
         if self.sharded:
             moments = join_parts(moments)
