@@ -1,6 +1,5 @@
 """Fits of one run made by several processes: each fold once, and the bits of a serial run."""
 
-import hashlib
 import threading
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.preprocessing.array_file import KeptParts
 from braindecode_vis.studies.analyze import analyze, analyze_share
 from tests.analysis.planted import make_epochs_study
+from tests.cluster.test_slurm import digest_results
 
 TINY = [
     "evaluation.n_bootstrap=100",
@@ -28,15 +28,6 @@ TINY = [
     "prior={kind: spread}",
     "encoder.alphas=[1.0]",
 ]
-
-
-def digest_results(folder):
-    """Return digests of everything that a folder's stages computed; records hold times."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.glob("stages/*/[!.]*/**/*")
-        if path.is_file() and path.name != "provenance.json"
-    }
 
 
 def find_lease(run, number):
