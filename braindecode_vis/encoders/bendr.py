@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from braindecode_vis.encoders.foundation import Backbone
 
 STRIDES, START = (3, 2, 2, 2, 2, 2), -5.0
 PATCH = 96  # samples of a position: the product of the strides
@@ -22,7 +23,7 @@ _NAMES = "FP1 FP2 F7 F3 FZ F4 F8 T7 C3 CZ C4 T8 T5 P3 PZ P4 T6 O1 O2"
 CH_NAMES = tuple(_NAMES.split())
 
 
-class Bendr(nn.Module):
+class Bendr(Backbone):
     """The convolutions (the "encoder") and the transformer (the "contextualizer").
 
     Its own file has a token for hidden positions and a last norm as well; the norm was trained with nothing and is
@@ -40,8 +41,8 @@ class Bendr(nn.Module):
         Whether there is a transformer.
     """
 
-    attention: ClassVar[tuple[str, ...]] = ("self_attn",)
-    top: ClassVar[tuple[str, ...]] = ("output_layer.",)
+    attention = ("self_attn",)
+    top = ("output_layer.",)
     used: Tensor
 
     def __init__(
@@ -58,6 +59,7 @@ class Bendr(nn.Module):
     ) -> None:
         super().__init__()
         self.width, self.value_range, self.n_extra = size, value_range, int(context)
+        self.stack = "transformer_layers" if context else "encoder"
         self.register_buffer("used", torch.tensor(list(used), dtype=torch.long), persistent=False)
         stages: OrderedDict[str, nn.Module] = OrderedDict()
         n_in = len(CH_NAMES) + 1
@@ -76,11 +78,6 @@ class Bendr(nn.Module):
             )
             self.transformer_layers.extend(Layer(hidden, n_heads, feedforward) for _ in range(depth))
             self.output_layer = nn.Conv1d(hidden, size, 1)
-
-    @property
-    def layers(self) -> nn.Module:
-        """The layers of the transformer, or the convolutions if there is none."""
-        return self.transformer_layers if self.n_extra else self.encoder
 
     def forward(self, data: Tensor) -> Tensor:
         """Return one token every 96 samples, behind that of the start if there is a transformer.
@@ -123,10 +120,6 @@ class Bendr(nn.Module):
         for layer in self.transformer_layers:
             tokens = layer(tokens)
         return self.output_layer(tokens.transpose(1, 2))
-
-    def finish(self, features: Tensor) -> Tensor:
-        """Return pooled tokens as they are: the published network applies no last norm."""
-        return features
 
 
 class NormedConvolution(nn.Module):

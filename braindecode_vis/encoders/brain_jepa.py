@@ -14,14 +14,13 @@ NeurIPS. Assran et al. (2023), arXiv:2301.08243 (joint-embedding prediction).
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from braindecode_vis.encoders.brainlm import make_sine_table
+from braindecode_vis.encoders.foundation import Backbone
 
 EPS = 1e-6
 
@@ -77,7 +76,7 @@ class GradientPlaces(nn.Module):
         return torch.cat([self.emb_h, parcels.repeat_interleave(self.n_patches, dim=0)], dim=1)
 
 
-class BrainJEPA(nn.Module):
+class BrainJEPA(Backbone):
     """The encoder.
 
     Parameters
@@ -90,9 +89,8 @@ class BrainJEPA(nn.Module):
         Those of ViT-B by default.
     """
 
-    n_extra: ClassVar[int] = 0
-    attention: ClassVar[tuple[str, ...]] = (".attn.",)
-    top: ClassVar[tuple[str, ...]] = ("norm.",)
+    attention = (".attn.",)
+    top = ("norm.",)
 
     def __init__(
         self,
@@ -112,15 +110,6 @@ class BrainJEPA(nn.Module):
         self.pos_embed_proj = GradientPlaces(gradients, self.n_patches, width)
         self.blocks = nn.ModuleList(VitBlock(width, n_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
-
-    @property
-    def layers(self) -> nn.Module:
-        """The layers, from the first to the last."""
-        return self.blocks
-
-    def finish(self, features: Tensor) -> Tensor:
-        """Return pooled tokens as they are: they were normed before."""
-        return features
 
     def forward(self, series: Tensor, visible: Tensor | None = None) -> Tensor:
         """Return the normed tokens, parcel by parcel.

@@ -14,12 +14,12 @@ arXiv:2111.06377 (masked autoencoders). Xiong et al. (2021), arXiv:2102.03902 (l
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from braindecode_vis.encoders.foundation import Backbone
 
 N_PARCELS = 424
 N_FRAMES = 200
@@ -116,7 +116,7 @@ class _Decoder(nn.Module):
         self.decoder_pred = nn.Linear(inner, 3 * patch * patch)
 
 
-class BrainLM(nn.Module):
+class BrainLM(Backbone):
     """The vision transformer of BrainLM.
 
     Parameters
@@ -131,9 +131,10 @@ class BrainLM(nn.Module):
         Whether the decoder, which only reconstruction needs, is there: 512 wide, 8 layers, 16 heads, 2048 hidden.
     """
 
-    n_extra: ClassVar[int] = 1
-    attention: ClassVar[tuple[str, ...]] = ("attention.",)
-    top: ClassVar[tuple[str, ...]] = ("vit.layernorm.",)
+    n_extra = 1
+    stack = "vit.encoder.layer"
+    attention = ("attention.",)
+    top = ("vit.layernorm.",)
 
     def __init__(
         self,
@@ -159,15 +160,6 @@ class BrainLM(nn.Module):
             }
         )
         self.decoder = _Decoder(width, 512, 8, 16, 2048, patch, self.grid) if decoder else None
-
-    @property
-    def layers(self) -> nn.Module:
-        """The layers, from the first to the last."""
-        return self.vit["encoder"]["layer"]  # type: ignore[index]
-
-    def finish(self, features: Tensor) -> Tensor:
-        """Return pooled tokens as they are: they were normed before."""
-        return features
 
     @property
     def margin(self) -> int:
@@ -299,7 +291,7 @@ class _TimeTable(nn.Module):
         self.register_buffer("pe", table.unflatten(1, (2, -1)).transpose(1, 2).flatten(1).contiguous())
 
 
-class OldBrainLM(nn.Module):
+class OldBrainLM(Backbone):
     """The encoder of the older BrainLM of 13 M parameters: tokens of one parcel's 20 frames, placed by coordinates.
 
     Parameters
@@ -312,9 +304,10 @@ class OldBrainLM(nn.Module):
         Frames of a token.
     """
 
-    n_extra: ClassVar[int] = 1
-    attention: ClassVar[tuple[str, ...]] = ("attention.",)
-    top: ClassVar[tuple[str, ...]] = ("vit.layernorm.",)
+    n_extra = 1
+    stack = "vit.encoder.layer"
+    attention = ("attention.",)
+    top = ("vit.layernorm.",)
     places: Tensor
 
     def __init__(
@@ -343,15 +336,6 @@ class OldBrainLM(nn.Module):
                 "layernorm": nn.LayerNorm(width, eps=EPS),
             }
         )
-
-    @property
-    def layers(self) -> nn.Module:
-        """The layers, from the first to the last."""
-        return self.vit["encoder"]["layer"]  # type: ignore[index]
-
-    def finish(self, features: Tensor) -> Tensor:
-        """Return pooled tokens as they are: they were normed before."""
-        return features
 
     def forward(self, series: Tensor) -> Tensor:
         """Return the normed tokens, the extra one first, parcel by parcel.

@@ -7,13 +7,14 @@ Wang et al. (2025), CBraMod: a criss-cross brain foundation model for EEG decodi
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.devices import autocast
+from braindecode_vis.encoders.foundation import Backbone
 
 WIDTH = PATCH = 200
 #: Channels of the pretraining, in its order.
@@ -21,7 +22,7 @@ _NAMES = "FP1 FP2 F3 F4 C3 C4 P3 P4 O1 O2 F7 F8 T3 T4 T5 T6 FZ CZ PZ"
 CH_NAMES = tuple(_NAMES.split())
 
 
-class CBraMod(nn.Module):
+class CBraMod(Backbone):
     """The transformer.
 
     Parameters
@@ -32,10 +33,10 @@ class CBraMod(nn.Module):
         Whether it has the last linear map of its pretraining, from features to samples.
     """
 
-    n_extra: ClassVar[int] = 0
-    width: ClassVar[int] = WIDTH
-    attention: ClassVar[tuple[str, ...]] = ("self_attn",)
-    top: ClassVar[tuple[str, ...]] = ("proj_out.",)
+    width = WIDTH
+    stack = "encoder.layers"
+    attention = ("self_attn",)
+    top = ("proj_out.",)
 
     def __init__(self, *, depth: int = 12, reconstructs: bool = False) -> None:
         super().__init__()
@@ -43,13 +44,6 @@ class CBraMod(nn.Module):
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Layer() for _ in range(depth))})
         if reconstructs:
             self.proj_out = nn.Sequential(nn.Linear(WIDTH, PATCH))
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The layers, from the first to the last."""
-        layers = self.encoder["layers"]
-        assert isinstance(layers, nn.ModuleList)
-        return layers
 
     def forward(self, data: Tensor) -> Tensor:
         """Return the tokens, those of the first channel first.
@@ -77,13 +71,10 @@ class CBraMod(nn.Module):
         if hidden is not None:
             patches = torch.where(hidden[..., None], self.patch_embedding.mask_encoding, patches)
         grid = self.patch_embedding(patches)
-        for layer in self.layers:
+        layers: Any = self.encoder["layers"]
+        for layer in layers:
             grid = layer(grid)
         return grid
-
-    def finish(self, features: Tensor) -> Tensor:
-        """Return pooled tokens as they are: the published network has no last norm."""
-        return features
 
 
 def cut_patches(data: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ Lane et al. (2025), arXiv:2510.13768.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from braindecode_vis.encoders.foundation import Backbone
 
 EPS = 1e-6
 
@@ -59,7 +59,7 @@ class _Encoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=EPS)
 
 
-class CortexMAE(nn.Module):
+class CortexMAE(Backbone):
     """The encoder.
 
     Parameters
@@ -70,9 +70,10 @@ class CortexMAE(nn.Module):
         Those of ViT-B by default.
     """
 
-    n_extra: ClassVar[int] = 1
-    attention: ClassVar[tuple[str, ...]] = (".attn.",)
-    top: ClassVar[tuple[str, ...]] = ("encoder.norm.",)
+    n_extra = 1
+    stack = "encoder.blocks"
+    attention = (".attn.",)
+    top = ("encoder.norm.",)
 
     def __init__(
         self,
@@ -87,15 +88,6 @@ class CortexMAE(nn.Module):
         super().__init__()
         self.patch, self.width = patch, width
         self.encoder = _Encoder(n_parcels, n_frames // patch, patch, width, depth, n_heads)
-
-    @property
-    def layers(self) -> nn.Module:
-        """The layers, from the first to the last."""
-        return self.encoder.blocks
-
-    def finish(self, features: Tensor) -> Tensor:
-        """Return pooled tokens as they are: they were normed before."""
-        return features
 
     def forward(self, series: Tensor) -> Tensor:
         """Return the normed tokens, the extra one first, then patch of time by patch of time.

@@ -11,13 +11,12 @@ Su et al. (2021), RoFormer, arXiv:2104.09864: the code of time in the predictor.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.encoders.foundation import attend
+from braindecode_vis.encoders.foundation import Backbone, attend
 
 PATCH, N_SUMMARIES, EPS, THETA = 64, 4, 1e-6, 10_000.0
 _NAMES = """
@@ -28,7 +27,7 @@ _NAMES = """
 CH_NAMES = tuple(_NAMES.split())
 
 
-class EEGPT(nn.Module):
+class EEGPT(Backbone):
     """The encoder, and behind it the predictor if patches shall see each other.
 
     Parameters
@@ -41,8 +40,7 @@ class EEGPT(nn.Module):
         Whether there is a predictor.
     """
 
-    n_extra: ClassVar[int] = 0
-    attention: ClassVar[tuple[str, ...]] = (".attn.",)
+    attention = (".attn.",)
     rows: Tensor
 
     def __init__(
@@ -66,11 +64,6 @@ class EEGPT(nn.Module):
             nn.init.trunc_normal_(table, std=0.02)
         self.predictor = Predictor(size, depth, n_heads) if context else None
         self.top = ("predictor." if context else "norm.",)
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The blocks of the encoder, from the first to the last."""
-        return self.blocks
 
     def forward(self, data: Tensor) -> Tensor:
         """Return one token a patch: its summaries side by side.
@@ -108,10 +101,6 @@ class EEGPT(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens[:, -N_SUMMARIES:]).unflatten(0, grid.shape[:2])
-
-    def finish(self, features: Tensor) -> Tensor:
-        """Return pooled tokens as they are: summaries were normed before."""
-        return features
 
 
 class Predictor(nn.Module):

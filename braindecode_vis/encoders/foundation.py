@@ -1,10 +1,6 @@
 """What surrounds a published foundation model: its front, the reading of its file, its tuning and its projector.
 
-A model ("backbone") is a module whose ``forward(data)`` maps trials (batch, n_channels, n_times), in its own channels,
-rate and unit, to tokens (batch, n_tokens, width). It has `width`; `layers`, its blocks from the first to the last;
-`n_extra`, how many tokens stand before those of patches; `attention`, parts of the names of the weights that ``lora``
-changes; `top`, starts of the names of what comes behind the last block; and `finish`, which is applied to pooled tokens
-(its last norm, where that comes after the pooling). Knows nothing of training.
+Each model is a `Backbone` in a file of its own. Knows nothing of training.
 
 References
 ----------
@@ -31,6 +27,33 @@ from braindecode_vis.encoders.parcels import read_content
 from braindecode_vis.encoders.signal import Signal
 
 
+class Backbone(nn.Module):
+    """A foundation model, with what most of them have by default.
+
+    Its ``forward(data)`` maps trials (batch, n_channels, n_times), in its own channels, rate and unit, to tokens
+    (batch, n_tokens, width).
+    """
+
+    #: Features of a token.
+    width: int
+    #: How many tokens stand before those of patches.
+    n_extra: int = 0
+    #: Name of the list of its blocks.
+    stack: str = "blocks"
+    #: Parts of the names of the weights that ``lora`` changes.
+    attention: tuple[str, ...]
+    #: Starts of the names of what comes behind the last block.
+    top: tuple[str, ...] = ()
+
+    def finish(self, features: Tensor) -> Tensor:
+        """Return pooled tokens after the last norm, or as they are: normed before, or by no last norm at all."""
+        return features
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Return the tokens of patches as the model's own query weights them, shape (batch, width)."""
+        raise NotImplementedError
+
+
 class FoundationNetwork(nn.Module):
     """Front, foundation model, pooling and projector.
 
@@ -53,7 +76,7 @@ class FoundationNetwork(nn.Module):
     def __init__(
         self,
         front: nn.Module,
-        backbone: Any,
+        backbone: Backbone,
         signal: Signal,
         n_outputs: int,
         settings: FoundationConfig,
@@ -144,7 +167,7 @@ class FoundationNetwork(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the model's learning weights by layer, each with its part of the learning rate."""
-        layers, settings = list(self.backbone.layers), self.settings
+        layers, settings = self.backbone.get_submodule(self.backbone.stack).children(), self.settings
         top = [p for name, p in self.backbone.named_parameters() if name.startswith(self.backbone.top)]
         inner = [list(layer.parameters()) for layer in layers]
         taken = {id(p) for part in (*inner, top) for p in part}
@@ -190,7 +213,7 @@ class LowRankChanges(nn.Module):
         Rows of A.
     """
 
-    def __init__(self, backbone: Any, rank: int) -> None:
+    def __init__(self, backbone: Backbone, rank: int) -> None:
         super().__init__()
         self.names = [
             name

@@ -27,7 +27,7 @@ from braindecode_vis.settings import Settings
 if TYPE_CHECKING:
     import torch
 
-    from braindecode_vis.encoders.foundation import Front
+    from braindecode_vis.encoders.foundation import Backbone, Front
 
 Tuning = Literal["full", "freeze", "linear_probe", "attentive_probe", "probe_then_full", "lora"]
 #: Presets in which the pretrained weights never change.
@@ -207,7 +207,7 @@ class FoundationConfig(Settings):
     def check_tensors(self, tensors: Mapping[str, Any], path: Path) -> None:
         """Raise `DataError` if a file is the model's, but for other data than it is asked to read."""
 
-    def make_parts(self, signal: Signal) -> tuple[Front, torch.nn.Module]:
+    def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
         """Return what brings trials to the form that the model reads, and the model with random weights."""
         raise NotImplementedError
 
@@ -425,7 +425,7 @@ class LabramConfig(EegModelConfig):
             )
         return self
 
-    def make_parts(self, signal: Signal) -> tuple[Front, torch.nn.Module]:
+    def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
         from braindecode_vis.encoders.labram import CH_NAMES, Labram
 
@@ -468,7 +468,7 @@ class CBraModConfig(EegModelConfig):
             self.refuse_unused("missing", "channels", because="montage own takes the channels as they are")
         return self
 
-    def make_parts(self, signal: Signal) -> tuple[Front, torch.nn.Module]:
+    def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
         from braindecode_vis.encoders.cbramod import CH_NAMES, CBraMod
 
@@ -527,7 +527,7 @@ class EegptConfig(EegModelConfig):
             )
         return self
 
-    def make_parts(self, signal: Signal) -> tuple[Front, torch.nn.Module]:
+    def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
         from braindecode_vis.encoders.eegpt import CH_NAMES, EEGPT
 
@@ -619,7 +619,7 @@ class BendrConfig(EegModelConfig):
             )
         return self
 
-    def make_parts(self, signal: Signal) -> tuple[Front, torch.nn.Module]:
+    def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
         """Return the front and the network; see `FoundationConfig.make_parts`."""
         from braindecode_vis.encoders.bendr import CH_NAMES, Bendr
         from braindecode_vis.encoders.foundation import mix_channels
@@ -697,7 +697,7 @@ class ReveConfig(EegModelConfig):
         what = "the table of positions"
         return check_file(path.expanduser(), what=what, hint="correct encoder.network.positions")
 
-    def make_parts(self, signal: Signal) -> tuple[Front, torch.nn.Module]:
+    def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
         import torch
 

@@ -25,7 +25,7 @@ from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.store import hash_file
 
 if TYPE_CHECKING:
-    from torch import nn
+    from braindecode_vis.encoders.foundation import Backbone
 
 Scaling = Literal["none", "trial", "frame"]
 #: Unit of values that were scaled by median and interquartile range.
@@ -350,7 +350,7 @@ class BrainLMConfig(ParcelModelConfig):
             )
         return 5.6430855 if self.form == "picture" else 1.0
 
-    def make_parts(self, signal: Signal) -> tuple[Any, nn.Module]:
+    def make_parts(self, signal: Signal) -> tuple[Any, Backbone]:
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
         import torch
 
@@ -428,7 +428,7 @@ class BrainJepaConfig(ParcelModelConfig):
         """Return the table of times, a row per token."""
         return "pos_embed_proj.emb_h", 0, self.n_parcels * self.max_frames // self.patch_frames
 
-    def make_parts(self, signal: Signal) -> tuple[Any, nn.Module]:
+    def make_parts(self, signal: Signal) -> tuple[Any, Backbone]:
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
         import torch
 
@@ -479,7 +479,7 @@ class CortexMaeConfig(ParcelModelConfig):
         """Return the places of parcels."""
         return "encoder.pos_embed.weight_spatial", 1, self.n_parcels
 
-    def make_parts(self, signal: Signal) -> tuple[Any, nn.Module]:
+    def make_parts(self, signal: Signal) -> tuple[Any, Backbone]:
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
         from braindecode_vis.encoders.cortex_mae import CortexMAE
 
@@ -530,7 +530,7 @@ class NeuroStormConfig(FoundationConfig):
         ),
     )  # fmt: skip
 
-    def make_parts(self, signal: Signal) -> tuple[Any, nn.Module]:
+    def make_parts(self, signal: Signal) -> tuple[Any, Backbone]:
         """Return the front and the network; see `FoundationConfig.make_parts`."""
         from braindecode_vis.encoders.foundation_fmri import VolumeFront, find_voxels
         from braindecode_vis.encoders.neurostorm import NeuroSTORM

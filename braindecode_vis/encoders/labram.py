@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.encoders.foundation import attend
+from braindecode_vis.encoders.foundation import Backbone, attend
 
 PATCH, N_TIMES, N_CODES, EPS = 200, 16, 8192, 1e-6
 #: Rows 1 to 128 of the table of channels; row 0 is that of the extra token.
@@ -31,7 +31,7 @@ _NAMES = """
 CH_NAMES = tuple(_NAMES.split())
 
 
-class Labram(nn.Module):
+class Labram(Backbone):
     """The transformer, in the form of fine-tuning or as the student of its pretraining.
 
     Parameters
@@ -45,9 +45,9 @@ class Labram(nn.Module):
         head that names codes, and the first channel's row for the extra token.
     """
 
-    n_extra: ClassVar[int] = 1
-    attention: ClassVar[tuple[str, ...]] = (".attn.",)
-    top: ClassVar[tuple[str, ...]] = ("fc_norm.",)
+    n_extra = 1
+    attention = (".attn.",)
+    top = ("fc_norm.",)
     rows: Tensor
 
     def __init__(
@@ -75,11 +75,6 @@ class Labram(nn.Module):
             self.fc_norm = nn.LayerNorm(width, eps=EPS)
         for table in (self.cls_token, self.pos_embed, self.time_embed):
             nn.init.trunc_normal_(table, std=0.02)
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The blocks, from the first to the last."""
-        return self.blocks
 
     def forward(self, data: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Return the tokens, the extra one first, then those of the first channel, and so on.

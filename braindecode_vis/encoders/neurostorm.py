@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from braindecode_vis.encoders.foundation import Backbone
 
 
 class Mamba(nn.Module):
@@ -140,7 +141,7 @@ class _Places(nn.Module):
         self.time_embed = nn.Parameter(torch.randn(1, width, 1, 1, 1, n_frames) * 0.02)
 
 
-class NeuroSTORM(nn.Module):
+class NeuroSTORM(Backbone):
     """The encoder.
 
     Parameters
@@ -151,9 +152,8 @@ class NeuroSTORM(nn.Module):
         Size of a token in the first stage (36), blocks of each stage, places and frames of a window.
     """
 
-    n_extra: ClassVar[int] = 0
-    attention: ClassVar[tuple[str, ...]] = ("mamba.in_proj", "mamba.out_proj")
-    top: ClassVar[tuple[str, ...]] = ()
+    stack = "layers"
+    attention = ("mamba.in_proj", "mamba.out_proj")
 
     def __init__(
         self,
@@ -177,10 +177,6 @@ class NeuroSTORM(nn.Module):
             for stage, depth in enumerate(depths)
         )
         self.width = width * 2 ** (n_stages - 1)
-
-    def finish(self, features: Tensor) -> Tensor:
-        """Return pooled tokens as they are: the published network has no last norm."""
-        return features
 
     def forward(self, data: Tensor) -> Tensor:
         """Return the features of the last stage as tokens, shape (batch, n_places * n_frames, width).

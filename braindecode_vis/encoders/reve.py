@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,14 @@ from torch.nn import functional
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.devices import autocast
-from braindecode_vis.encoders.foundation import attend
+from braindecode_vis.encoders.foundation import Backbone, attend
 
 PATCH, STEP, HEAD = 200, 180, 64
 #: The code of places: shift and period of coordinates, and what a patch counts beside a metre.
 MARGIN, PERIOD, TIME_SCALE = 0.4, 1.8, 0.1
 
 
-class Reve(nn.Module):
+class Reve(Backbone):
     """The transformer.
 
     Parameters
@@ -40,9 +40,9 @@ class Reve(nn.Module):
         Of the code of places along each axis; 4 (base) or 5 (large).
     """
 
-    n_extra: ClassVar[int] = 0
-    attention: ClassVar[tuple[str, ...]] = (".to_qkv.", ".to_out.")
-    top: ClassVar[tuple[str, ...]] = ("cls_query_token",)
+    stack = "transformer.layers"
+    attention = (".to_qkv.", ".to_out.")
+    top = ("cls_query_token",)
     positions: Tensor
 
     def __init__(
@@ -59,11 +59,6 @@ class Reve(nn.Module):
         self.transformer = nn.Module()  # only to give the layers their names
         self.transformer.layers = nn.ModuleList(layers)
 
-    @property
-    def layers(self) -> Any:
-        """The layers, from the first to the last."""
-        return self.transformer.layers
-
     def forward(self, data: Tensor) -> Tensor:
         """Return the tokens, those of the first channel first.
 
@@ -79,7 +74,8 @@ class Reve(nn.Module):
         """
         patches = data.unfold(2, PATCH, STEP)  # batch, channels, patches, samples
         tokens = (self.to_patch_embedding(patches) + self.locate(patches.shape[2])).flatten(1, 2)
-        for attention, feedforward in self.layers:
+        layers: Any = self.transformer.layers
+        for attention, feedforward in layers:
             tokens = tokens + attention(tokens)
             tokens = tokens + feedforward(tokens)
         return tokens
@@ -103,10 +99,6 @@ class Reve(nn.Module):
         """Return the tokens weighted by how they fit the published query, shape (batch, width)."""
         scores = self.cls_query_token @ tokens.transpose(1, 2) / self.width**0.5  # batch, 1, tokens
         return (scores.softmax(dim=-1) @ tokens)[:, 0]
-
-    def finish(self, features: Tensor) -> Tensor:
-        """Return pooled tokens as they are: the published network has no last norm."""
-        return features
 
 
 class Attention(nn.Module):
