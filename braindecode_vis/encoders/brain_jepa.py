@@ -17,32 +17,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from braindecode_vis.encoders.brainlm import make_sine_table
-from braindecode_vis.encoders.foundation import Backbone
-
-EPS = 1e-6
-
-
-class VitBlock(nn.Module):
-    """Pre-norm attention with joint query, key and value, and feed-forward."""
-
-    def __init__(self, width: int, n_heads: int, mlp_ratio: int = 4) -> None:
-        super().__init__()
-        self.n_heads = n_heads
-        self.norm1, self.norm2 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width, eps=EPS)
-        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
-        hidden = mlp_ratio * width
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return tokens of the same shape (batch, n_tokens, width)."""
-        joint = self.attn["qkv"](self.norm1(tokens)).unflatten(-1, (3, self.n_heads, -1))
-        query, key, value = joint.permute(2, 0, 3, 1, 4)  # each (batch, n_heads, n_tokens, size)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        tokens = tokens + self.attn["proj"](attended.transpose(1, 2).flatten(2))
-        return tokens + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(tokens))))
+from braindecode_vis.encoders.foundation import EPS, Backbone, Block, JointAttention
 
 
 class GradientPlaces(nn.Module):
@@ -108,7 +85,7 @@ class BrainJEPA(Backbone):
             {"proj": nn.Conv2d(1, width, kernel_size=(1, patch), stride=(1, patch))}
         )
         self.pos_embed_proj = GradientPlaces(gradients, self.n_patches, width)
-        self.blocks = nn.ModuleList(VitBlock(width, n_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, JointAttention(width, n_heads)) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
 
     def forward(self, series: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -161,7 +138,9 @@ class JepaPredictor(nn.Module):
         self.mask_token = nn.Parameter(torch.randn(1, 1, inner) * 0.02)
         self.predictor_embed = nn.Linear(width, inner)
         self.predictor_2dpe_proj = GradientPlaces(gradients, n_frames // patch, inner)
-        self.predictor_blocks = nn.ModuleList(VitBlock(inner, n_heads) for _ in range(depth))
+        self.predictor_blocks = nn.ModuleList(
+            Block(inner, JointAttention(inner, n_heads)) for _ in range(depth)
+        )
         self.predictor_norm = nn.LayerNorm(inner, eps=EPS)
         self.predictor_proj = nn.Linear(inner, width)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from braindecode_vis.encoders.foundation import Backbone
+from braindecode_vis.encoders.foundation import Backbone, attend
 
 N_PARCELS = 424
 N_FRAMES = 200
@@ -60,13 +60,10 @@ def _make_grid_table(side: int, width: int) -> Tensor:
     return torch.cat([table.new_zeros(1, width), table])[None]
 
 
-def _attend(layers: nn.ModuleDict, tokens: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
-    """Return attended values and the values, both of shape (batch, n_heads, n_tokens, width / n_heads)."""
-    query, key, value = (
-        layers[name](tokens).unflatten(-1, (n_heads, -1)).transpose(1, 2)
-        for name in ("query", "key", "value")
-    )
-    return F.scaled_dot_product_attention(query, key, value), value
+def _split(layers: nn.ModuleDict, tokens: Tensor, n_heads: int) -> list[Tensor]:
+    """Return queries, keys and values, each of shape (batch, n_heads, n_tokens, width / n_heads)."""
+    names = ("query", "key", "value")
+    return [layers[name](tokens).unflatten(-1, (n_heads, -1)).transpose(1, 2) for name in names]
 
 
 def _projections(width: int) -> nn.ModuleDict:
@@ -88,8 +85,8 @@ class _Layer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         part: dict[str, nn.ModuleDict] = dict(self.attention.items())  # type: ignore[arg-type]
-        attended, _ = _attend(part["attention"], self.layernorm_before(tokens), self.n_heads)
-        tokens = tokens + part["output"]["dense"](attended.transpose(1, 2).flatten(2))
+        q, k, v = _split(part["attention"], self.layernorm_before(tokens), self.n_heads)
+        tokens = tokens + part["output"]["dense"](attend(q, k, v))
         hidden = F.gelu(self.intermediate["dense"](self.layernorm_after(tokens)))
         return tokens + self.output["dense"](hidden)
 
@@ -272,8 +269,8 @@ class _OldLayer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         part: dict[str, nn.ModuleDict] = dict(self.attention.items())  # type: ignore[arg-type]
-        attended, value = _attend(part["self"], tokens, self.n_heads)
-        mixed = (attended + part["self"]["conv"](value)).transpose(1, 2).flatten(2)
+        q, k, v = _split(part["self"], tokens, self.n_heads)
+        mixed = attend(q, k, v) + part["self"]["conv"](v).transpose(1, 2).flatten(2)
         tokens = part["output"]["LayerNorm"](part["output"]["dense"](mixed) + tokens)
         hidden = F.gelu(self.intermediate["dense"](tokens))
         return self.output["LayerNorm"](self.output["dense"](hidden) + tokens)

@@ -13,31 +13,22 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from braindecode_vis.encoders.foundation import Backbone
-
-EPS = 1e-6
+from braindecode_vis.encoders.foundation import EPS, Backbone, Block, attend
 
 
-class _Block(nn.Module):
-    """Pre-norm attention with query, key and value of their own, and feed-forward."""
+class _Attention(nn.Module):
+    """Self-attention with maps to query, key and value of their own."""
 
     def __init__(self, width: int, n_heads: int) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.norm1, self.norm2 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width, eps=EPS)
-        self.attn = nn.ModuleDict({name: nn.Linear(width, width) for name in ("q", "k", "v", "proj")})
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
+        self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        normed = self.norm1(tokens)
-        query, key, value = (
-            self.attn[name](normed).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for name in "qkv"
-        )
-        attended = F.scaled_dot_product_attention(query, key, value)
-        tokens = tokens + self.attn["proj"](attended.transpose(1, 2).flatten(2))
-        return tokens + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(tokens))))
+        maps = (self.q, self.k, self.v)
+        q, k, v = (part(tokens).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in maps)
+        return self.proj(attend(q, k, v))
 
 
 class _Places(nn.Module):
@@ -55,7 +46,7 @@ class _Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.patch_embed = nn.Linear(patch, width)
         self.pos_embed = _Places(n_parcels, n_patches, width)
-        self.blocks = nn.ModuleList(_Block(width, n_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, _Attention(width, n_heads)) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
 
 

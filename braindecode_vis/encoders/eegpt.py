@@ -14,11 +14,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from braindecode_vis.encoders.foundation import Backbone, attend
+from braindecode_vis.encoders.foundation import EPS, Backbone, Block, JointAttention, attend
 
-PATCH, N_SUMMARIES, EPS, THETA = 64, 4, 1e-6, 10_000.0
+PATCH, N_SUMMARIES, THETA = 64, 4, 10_000.0
 _NAMES = """
     FP1 FPZ FP2 AF7 AF3 AF4 AF8 F7 F5 F3 F1 FZ F2 F4 F6 F8 FT7 FC5 FC3 FC1 FCZ FC2 FC4 FC6 FT8
     T7 C5 C3 C1 CZ C2 C4 C6 T8 TP7 CP5 CP3 CP1 CPZ CP2 CP4 CP6 TP8 P7 P5 P3 P1 PZ P2 P4 P6 P8
@@ -58,7 +57,7 @@ class EEGPT(Backbone):
         self.summary_token = nn.Parameter(torch.zeros(1, N_SUMMARIES, size))
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(1, size, (1, PATCH), stride=(1, PATCH))})
         self.chan_embed = nn.Embedding(len(CH_NAMES), size)
-        self.blocks = nn.ModuleList(Block(size, n_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(size, Attention(size, n_heads)) for _ in range(depth))
         self.norm = nn.LayerNorm(size, eps=EPS)
         for table in (self.summary_token, self.chan_embed.weight):
             nn.init.trunc_normal_(table, std=0.02)
@@ -123,7 +122,7 @@ class Predictor(nn.Module):
         rates = THETA ** -(torch.arange(0, rotated, 2) / rotated)
         self.time_embed = nn.Module()  # only to give the rates their name
         self.time_embed.register_buffer("freqs", rates)
-        self.predictor_blocks = nn.ModuleList(Block(size, n_heads) for _ in range(depth))
+        self.predictor_blocks = nn.ModuleList(Block(size, Attention(size, n_heads)) for _ in range(depth))
         self.predictor_norm = nn.LayerNorm(size, eps=EPS)
         self.predictor_proj = nn.Linear(size, size)
 
@@ -152,48 +151,15 @@ class Predictor(nn.Module):
         return self.predictor_proj(self.predictor_norm(tokens)).unflatten(1, shape)
 
 
-class Block(nn.Module):
-    """Attention and a feed-forward part, each behind a norm."""
-
-    def __init__(self, size: int, n_heads: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(size, eps=EPS), nn.LayerNorm(size, eps=EPS)
-        self.attn = Attention(size, n_heads)
-        self.mlp = Mlp(size, 4 * size)
+class Attention(JointAttention):
+    """Self-attention, of queries and keys that turn with time if angles are given."""
 
     def forward(self, tokens: Tensor, angles: Tensor | None = None) -> Tensor:
         """Map (batch, n_tokens, size) to the same shape."""
-        tokens = tokens + self.attn(self.norm1(tokens), angles)
-        return tokens + self.mlp(self.norm2(tokens))
-
-
-class Attention(nn.Module):
-    """Self-attention, of queries and keys that turn with time if angles are given."""
-
-    def __init__(self, size: int, n_heads: int) -> None:
-        super().__init__()
-        self.n_heads = n_heads
-        self.qkv, self.proj = nn.Linear(size, 3 * size), nn.Linear(size, size)
-
-    def forward(self, tokens: Tensor, angles: Tensor | None) -> Tensor:
-        """Map (batch, n_tokens, size) to the same shape."""
-        qkv = self.qkv(tokens).unflatten(-1, (3, self.n_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, n_heads, n_tokens, size per head)
+        q, k, v = self.split(tokens)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         return self.proj(attend(q, k, v))
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, size: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(size, hidden), nn.Linear(hidden, size)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map (batch, n_tokens, size) to the same shape."""
-        return self.fc2(functional.gelu(self.fc1(tokens)))
 
 
 def rotate(heads: Tensor, angles: Tensor) -> Tensor:

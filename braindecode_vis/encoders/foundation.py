@@ -1,6 +1,6 @@
 """What surrounds a published foundation model: its front, the reading of its file, its tuning and its projector.
 
-Each model is a `Backbone` in a file of its own. Knows nothing of training.
+Each model is a `Backbone` in a file of its own; parts that several have are here. Knows nothing of training.
 
 References
 ----------
@@ -25,6 +25,9 @@ from braindecode_vis.devices import autocast
 from braindecode_vis.encoders.foundation_config import FROZEN, MARKS, FoundationConfig, Layout
 from braindecode_vis.encoders.parcels import read_content
 from braindecode_vis.encoders.signal import Signal
+
+#: Of the norms of vision transformers.
+EPS = 1e-6
 
 
 class Backbone(nn.Module):
@@ -487,3 +490,66 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Map queries, keys and values of heads, (batch, n_heads, n, size), to (batch, n, n_heads * size)."""
     mixed = nn.functional.scaled_dot_product_attention(q, k, v)
     return mixed.transpose(1, 2).flatten(2)
+
+
+class JointAttention(nn.Module):
+    """Self-attention whose queries, keys and values come from one linear map.
+
+    Parameters
+    ----------
+    width, n_heads
+        Features of a token, and heads.
+    """
+
+    def __init__(self, width: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def split(self, tokens: Tensor) -> Tensor:
+        """Return queries, keys and values, shape (3, batch, n_heads, n_tokens, width / n_heads)."""
+        return self.qkv(tokens).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (batch, n_tokens, width) to the same shape."""
+        return self.proj(attend(*self.split(tokens)))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them, four times as wide there.
+
+    Parameters
+    ----------
+    width
+        Features of a token.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (batch, n_tokens, width) to the same shape."""
+        return self.fc2(nn.functional.gelu(self.fc1(tokens)))
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward part, each behind a norm and around a skip connection.
+
+    Parameters
+    ----------
+    width
+        Features of a token.
+    attention
+        Maps tokens, and what else `forward` is given, to tokens.
+    """
+
+    def __init__(self, width: int, attention: nn.Module) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width, eps=EPS)
+        self.attn, self.mlp = attention, Mlp(width)
+
+    def forward(self, tokens: Tensor, *others: Tensor) -> Tensor:
+        """Map (batch, n_tokens, width) to the same shape."""
+        tokens = tokens + self.attn(self.norm1(tokens), *others)
+        return tokens + self.mlp(self.norm2(tokens))

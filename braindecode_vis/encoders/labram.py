@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.encoders.foundation import Backbone, attend
+from braindecode_vis.encoders.foundation import EPS, Backbone, Mlp, attend
 
-PATCH, N_TIMES, N_CODES, EPS = 200, 16, 8192, 1e-6
+PATCH, N_TIMES, N_CODES = 200, 16, 8192
 #: Rows 1 to 128 of the table of channels; row 0 is that of the extra token.
 _NAMES = """
     FP1 FPZ FP2 AF9 AF7 AF5 AF3 AF1 AFZ AF2 AF4 AF6 AF8 AF10 F9 F7 F5 F3 F1 FZ F2 F4 F6 F8 F10
@@ -148,7 +148,7 @@ class Block(nn.Module):
         self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((width,), 0.1)) for _ in range(2))
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width, eps=EPS)
         self.attn = Attention(width, n_heads)
-        self.mlp = Mlp(width, 4 * width)
+        self.mlp = Mlp(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (batch, n_tokens, width) to the same shape."""
@@ -172,15 +172,3 @@ class Attention(nn.Module):
         qkv = self.qkv(tokens).unflatten(-1, (3, self.n_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, n_heads, n_tokens, width per head)
         return self.proj(attend(self.q_norm(q), self.k_norm(k), v))
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map (batch, n_tokens, width) to the same shape."""
-        return self.fc2(functional.gelu(self.fc1(tokens)))
