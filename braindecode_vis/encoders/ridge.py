@@ -269,21 +269,21 @@ class RidgeEncoder:
         names = responses.stimulus_ids.astype(str)
         power = float(np.square(scaled).sum()) / len(scaled)
 
-        def solve(rows: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            """Return dual coefficients, and the means of trials and of what is left to explain."""
+        def solve(rows: np.ndarray, some: Sequence[float]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+            """Return dual coefficients for each penalty, and the means of trials and of what is left to explain."""
             mean, left = scaled[rows].mean(axis=0), rest[rows].mean(axis=0)
             centred = scaled[rows] - mean
-            inner = centred @ centred.T + penalty * power * np.eye(len(rows))
-            return np.linalg.solve(inner, rest[rows] - left), mean, left
+            gram, wanted = centred @ centred.T, rest[rows] - left
+            unit = power * np.eye(len(rows))
+            return [np.linalg.solve(gram + penalty * unit, wanted) for penalty in some], mean, left
 
         errors = np.zeros(len(penalties))
         for name in np.unique(names):
             held, rows = np.flatnonzero(names == name), np.flatnonzero(names != name)
-            for n, penalty in enumerate(penalties):
-                dual, mean, left = solve(rows, penalty)
-                predicted = (scaled[held] - mean) @ (scaled[rows] - mean).T @ dual + left
-                errors[n] += float(np.square(rest[held] - predicted).sum())
-        dual, mean, left = solve(np.arange(len(names)), penalties[int(np.argmin(errors))])
+            duals, mean, left = solve(rows, penalties)
+            across = (scaled[held] - mean) @ (scaled[rows] - mean).T  # (n_held, n_rows)
+            errors += [float(np.square(rest[held] - (across @ dual + left)).sum()) for dual in duals]
+        (dual,), mean, left = solve(np.arange(len(names)), [penalties[int(np.argmin(errors))]])
         change = (scaled - mean).T @ dual  # (n_kept, n_targets)
         weights = (fit.weights + change).astype(np.float32)
         shift = (fit.target_mean + left - mean @ change).astype(np.float32)
