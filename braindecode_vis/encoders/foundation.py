@@ -421,14 +421,11 @@ def read_weights(path: Path, layout: Layout) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
             break
-    tensors = {
-        str(name).removeprefix(layout.prefix): value
-        for name, value in (content.items() if isinstance(content, dict) else ())
-        if isinstance(value, Tensor) and str(name).startswith(layout.prefix)
-    }
-    for name, value in content.items() if isinstance(content, dict) else ():
-        if isinstance(value, Tensor) and str(name).startswith(layout.beside):
-            tensors[str(name)] = value
+    items = content.items() if isinstance(content, dict) else ()
+    found = {str(name): value for name, value in items if isinstance(value, Tensor)}
+    start = layout.prefix
+    tensors = {name.removeprefix(start): value for name, value in found.items() if name.startswith(start)}
+    tensors |= {name: value for name, value in found.items() if name.startswith(layout.beside)}
     return {name: value for name, value in tensors.items() if not name.startswith(layout.ignored)}
 
 
