@@ -170,12 +170,6 @@ class BrainLM(Backbone):
         behind, below = side - before - picture.shape[2], side - above - picture.shape[1]
         return F.pad(picture, (before, behind, above, below), value=PAD)
 
-    def count_frames(self, n_frames: int) -> int:
-        """Return how many of the frames fill patches: those at the picture's ends hold fewer than `patch`."""
-        if n_frames >= self.n_frames:
-            return self.n_frames
-        return max(0, (self.margin + n_frames) // self.patch * self.patch - self.margin)
-
     def find_tokens(self, n_frames: int) -> Tensor:
         """Return the tokens, counted row by row, whose patches hold one of the first `n_frames` frames."""
         columns = torch.arange(self.margin // self.patch, (self.margin + n_frames - 1) // self.patch + 1)

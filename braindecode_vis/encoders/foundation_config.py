@@ -244,6 +244,12 @@ class FoundationConfig(Settings):
         )
 
 
+def check_heads(width: int, n_heads: int, *, setting: str = "width") -> None:
+    """Raise `ValueError` unless the width parts into heads."""
+    if width % n_heads:
+        raise ValueError(f"{setting} must be a multiple of n_heads, but {width} is none of {n_heads}")
+
+
 class EegModelConfig(FoundationConfig):
     """What models of EEG share: channels by name, a rate and a unit of their own.
 
@@ -419,10 +425,7 @@ class LabramConfig(EegModelConfig):
 
     @model_validator(mode="after")
     def _check_heads(self) -> LabramConfig:
-        if self.width % self.n_heads:
-            raise ValueError(
-                f"width must be a multiple of n_heads, but {self.width} is none of {self.n_heads}"
-            )
+        check_heads(self.width, self.n_heads)
         return self
 
     def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
@@ -613,10 +616,7 @@ class BendrConfig(EegModelConfig):
                 "BENDR's weights are two files: name encoder.pt in pretrained and contextualizer.pt in "
                 "contextualizer, or set context to false to leave the transformer out"
             )
-        if self.hidden % self.n_heads:
-            raise ValueError(
-                f"hidden must be a multiple of n_heads, but {self.hidden} is none of {self.n_heads}"
-            )
+        check_heads(self.hidden, self.n_heads, setting="hidden")
         return self
 
     def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:

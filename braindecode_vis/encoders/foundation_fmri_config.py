@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError, check_file
-from braindecode_vis.encoders.foundation_config import FoundationConfig, Layout
+from braindecode_vis.encoders.foundation_config import FoundationConfig, Layout, check_heads
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.store import hash_file
 
@@ -107,18 +107,18 @@ class ParcelModelConfig(FoundationConfig):
         """
         from braindecode_vis.encoders.foundation_fmri import ParcelFront
 
-        title = self.layout.title
-        frames = find_frames(signal, self.t_r or self.model_t_r, title)
+        title, t_r = self.layout.title, self.t_r or self.model_t_r
+        frames = find_frames(signal, t_r, title)
         n_frames = min(self.count_frames(frames.shape[1]), self.max_frames)
         if n_frames < 1:
             needed = next(n for n in range(frames.shape[1] + 1, self.max_frames + 1) if self.count_frames(n))
             raise DataError(
-                f"{title} needs trials of at least {needed} frames of {self.t_r or self.model_t_r:g} s, but these "
+                f"{title} needs trials of at least {needed} frames of {t_r:g} s, but these "
                 f"have {frames.shape[1]}; take a longer window (dataset.model), or set encoder.network.t_r."
             )
         if frames.shape[1] > self.max_frames:
             raise DataError(
-                f"{title} has places for {self.max_frames} frames of {self.t_r or self.model_t_r:g} s, but these "
+                f"{title} has places for {self.max_frames} frames of {t_r:g} s, but these "
                 f"trials have {frames.shape[1]}; take a shorter window (dataset.model)."
             )
         rows = self.find_rows(signal) if order is None else order
@@ -317,7 +317,7 @@ class BrainLMConfig(ParcelModelConfig):
         return list(range(len(names)))
 
     def count_frames(self, n_frames: int) -> int:
-        """Return how many of the frames fill patches."""
+        """Return how many of the frames fill patches; those at the picture's ends hold fewer than `patch`."""
         patch = self.sizes["patch"]
         if self.form == "series":
             return n_frames // patch * patch
@@ -485,12 +485,6 @@ class CortexMaeConfig(ParcelModelConfig):
 
         front = self.make_parcel_front(signal, None, scaling="frame")
         return front, CortexMAE(width=self.width, depth=self.depth, n_heads=self.n_heads)
-
-
-def check_heads(width: int, n_heads: int) -> None:
-    """Raise `ValueError` unless the width parts into heads."""
-    if width % n_heads:
-        raise ValueError(f"width must be a multiple of n_heads, but {width} is none of {n_heads}")
 
 
 #: From indices of the model's volume to mm of MNI: 2-mm voxels from right to left; of FSL's 91 x 109 x 91, with three

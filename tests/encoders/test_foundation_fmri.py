@@ -363,14 +363,15 @@ def test_low_rank_changes_and_probes_leave_the_model_alone(make_config, tmp_path
 
 
 def test_rows_of_brainlm_stand_from_back_to_front(make_config):
-    front, backbone = make_config("brainlm").make_parts(SIGNALS["brainlm"])
+    config = make_config("brainlm")
+    front, backbone = config.make_parts(SIGNALS["brainlm"])
     assert front.rows.tolist() == make_permutation(424, 18_750_276).tolist()
     data = torch.arange(424.0)[:, None].expand(1, 424, 24) * 5.6430855
     np.testing.assert_allclose(front(data)[0, :, 0], front.rows, atol=1e-4)
     # 24 frames: 12 in the patch that begins with four columns of padding; the next twelve fill no patch.
     assert front(data).shape == (1, 424, 12)
     assert backbone.find_tokens(12).tolist() == [27 * row + 7 for row in range(27)]
-    assert [backbone.count_frames(n) for n in (11, 12, 27, 28, 199, 200, 300)] == [
+    assert [config.count_frames(n) for n in (11, 12, 27, 28, 199, 200, 300)] == [
         0,
         12,
         12,
