@@ -21,7 +21,7 @@ from braindecode_vis.consent import ConsentError, give_consent
 from braindecode_vis.digests import digest_files, digest_folder
 from braindecode_vis.pipeline.runs import check_run_folder
 from braindecode_vis.remote import RemotePath, bring, bring_all
-from tests.loopback_servers import serve_pages
+from tests.datasets.loopback import list_pages, serve
 
 FILES = {
     "sub-01/eeg/a b.tsv": b"onset\n1\n", "sub-01/eeg/x.eeg": bytes(range(256)) * 40, "sub-02/eeg/x.eeg": b"\1" * 5000,
@@ -77,12 +77,12 @@ def test_a_bucket_is_read_like_a_folder(root, folder):
 
 def test_a_web_server_is_read_like_a_folder(bucket, folder, monkeypatch):
     monkeypatch.setattr(remote, "_ATTEMPTS", 1)
-    with serve_pages(folder.parent) as pages:
+    with serve(list_pages(folder.parent)) as pages:
         root = RemotePath(f"{pages.url}/local")
         assert look(root) == look(folder)
         assert digest_folder(root, sorted(FILES)) == digest_folder(root, sorted(FILES))
-        n_pages = sum(path.endswith("/") for _, path, _ in pages.requests)
-        assert n_pages == len({path for _, path, _ in pages.requests if path.endswith("/")})
+        listed = [path for path in (*pages.heads, *(path for path, *_ in pages.requests)) if path[-1] == "/"]
+        assert len(listed) == len(set(listed))
         remote.forget_listings()
         pages.ranges = False
         assert (root / "top.json").read_bytes() == b"{}"
@@ -96,7 +96,7 @@ def test_a_web_server_is_read_like_a_folder(bucket, folder, monkeypatch):
         with pytest.raises(DataError, match="the server does not answer; check the network"):
             RemotePath("http://127.0.0.1:9/x").is_dir()
         remote.forget_listings()
-        pages.tags = False
+        pages.tag = ""
         with pytest.raises(DataError, match="neither its ETag nor its time"):
             (root / "top.json").read_bytes()
         with pytest.raises(DataError, match="names the file /etc/hostname of another machine"):

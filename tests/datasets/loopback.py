@@ -1,10 +1,13 @@
 """A server on this machine that stands in for the hosts of published files, and can be told to misbehave."""
 
+import html
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 
@@ -36,8 +39,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        if self.path not in state.files:
-            self.send_error(state.status)
+        if self.path not in state.files or self.path in state.refuse:
+            self.send_error(state.refuse.get(self.path, state.status))
             return
         content, start, stop = state.files[self.path], 0, None
         wanted = self.headers.get("Range")
@@ -91,6 +94,7 @@ def serve(files: dict[str, bytes] | None = None) -> Iterator[SimpleNamespace]:
         tags={},
         headers={},
         status=404,
+        refuse={},
     )
     httpd.state.url = f"http://127.0.0.1:{httpd.server_address[1]}"
     thread = threading.Thread(target=partial(httpd.serve_forever, poll_interval=0.01), daemon=True)
@@ -101,3 +105,17 @@ def serve(files: dict[str, bytes] | None = None) -> Iterator[SimpleNamespace]:
         httpd.shutdown()
         httpd.server_close()
         thread.join()
+
+
+def list_pages(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder by their addresses, and for each folder the page on which a web server lists it."""
+    pages = {}
+    for path in [folder, *folder.rglob("*")]:
+        address = "/".join(["", *map(urllib.parse.quote, path.relative_to(folder).parts)])
+        if path.is_file():
+            pages[address] = path.read_bytes()
+            continue
+        names = ["../", *(f"{p.name}/" if p.is_dir() else p.name for p in sorted(path.iterdir()))]
+        links = (f'<a href="{urllib.parse.quote(name)}">{html.escape(name)}</a>\n' for name in names)
+        pages[f"{address}/"] = f'<a href="?C=N">Name</a>\n{"".join(links)}'.encode()
+    return pages
