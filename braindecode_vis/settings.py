@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -176,6 +176,22 @@ class Settings(BaseModel):
                     if isinstance(entry, Settings):
                         yield from entry.walk(f"{inner}.{place}")
 
+    def replace_paths(self, replace: Callable[[Path], Path]) -> Self:
+        """Return the settings with what a function makes of each path, nested settings and lists included."""
+
+        def visit(value: Any) -> Any:
+            if isinstance(value, Settings):
+                return value.replace_paths(replace)
+            if isinstance(value, list | tuple):
+                visited = [visit(entry) for entry in value]
+                return value if all(map(operator.is_, visited, value)) else type(value)(visited)
+            return replace(value) if isinstance(value, Path) else value
+
+        visited = {name: visit(getattr(self, name)) for name in type(self).model_fields}
+        # Unchanged fields stay out: an update marks its fields as set, and defaults must stay apart from what was said.
+        changed = {name: value for name, value in visited.items() if value is not getattr(self, name)}
+        return self.model_copy(update=changed) if changed else self
+
     def take_addresses(self, named: Collection[str] | None = None) -> Self:
         """Return the settings with addresses that are to be read, which before are paths that lead nowhere.
 
@@ -186,24 +202,11 @@ class Settings(BaseModel):
             hold by default.
         """
 
-        def take(value: Any) -> Any:
-            if isinstance(value, Settings):
-                return value.take_addresses(named)
-            if isinstance(value, list | tuple):
-                taken = [take(entry) for entry in value]
-                return value if all(map(operator.is_, taken, value)) else type(value)(taken)
-            if (
-                isinstance(value, Path)
-                and is_address(value)
-                and (named is None or name_address(value) in named)
-            ):
-                return take_address(value)
-            return value
+        def take(path: Path) -> Path:
+            asked = is_address(path) and (named is None or name_address(path) in named)
+            return take_address(path) if asked else path
 
-        taken = {name: take(getattr(self, name)) for name in type(self).model_fields}
-        # Unchanged fields stay out: an update marks its fields as set, and defaults must stay apart from what was said.
-        changed = {name: value for name, value in taken.items() if value is not getattr(self, name)}
-        return self.model_copy(update=changed) if changed else self
+        return self.replace_paths(take)
 
     def find_outside(self) -> dict[str, OutsideCode]:
         """Return where each component from outside comes from, by the full key of its settings."""

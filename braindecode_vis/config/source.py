@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,8 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         if path.name == "config.yaml" and (about := describe_writer(path.parent)) and not _is_valid(written):
             raise ConfigError(f"{str(error).rstrip('.')}; {about}.") from error
         raise
-    config = _anchor_paths(config, path.parent).take_addresses(None if may_download() else named)
+    config = config.replace_paths(partial(_anchor, base=path.parent))
+    config = config.take_addresses(None if may_download() else named)
     return _allow_downloads(config) if may_download() else config
 
 
@@ -271,28 +273,11 @@ def _find_packages(fields: Any) -> Iterator[str]:
             yield from _find_packages(value)
 
 
-def _anchor_paths(settings: Settings, base: Path) -> Any:
-    """Make every relative path absolute, from here or from beside the YAML file: a run may be taken up elsewhere."""
-    changes: dict[str, Any] = {}
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, Settings):
-            changes[name] = _anchor_paths(value, base)
-        elif isinstance(value, tuple | list):
-            changes[name] = type(value)(
-                _anchor_paths(v, base) if isinstance(v, Settings) else _anchor(v, base) for v in value
-            )
-        else:
-            changes[name] = _anchor(value, base)
-    # Unchanged fields stay out: an update marks its fields as set, and defaults must stay apart from what was said.
-    changed = {name: value for name, value in changes.items() if value is not getattr(settings, name)}
-    return settings.model_copy(update=changed) if changed else settings
-
-
-def _anchor(value: Any, base: Path) -> Any:
-    if not isinstance(value, Path) or is_address(value) or value.expanduser().is_absolute():
-        return value
-    here = value.expanduser()
+def _anchor(path: Path, base: Path) -> Path:
+    """Make a relative path absolute, from here or from beside the YAML file: a run may be taken up elsewhere."""
+    if is_address(path) or path.expanduser().is_absolute():
+        return path
+    here = path.expanduser()
     return (here if here.exists() or not (base / here).exists() else base / here).absolute()
 
 
