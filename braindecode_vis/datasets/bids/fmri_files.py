@@ -34,7 +34,7 @@ from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.datasets.sources.bold_source import BoldRun, ConfoundsConfig, MaskMethod, check_grid
 from braindecode_vis.datasets.sources.fmri_volumes import VolumeHeader, read_volume, read_volume_header
 from braindecode_vis.digests import digest_folder
-from braindecode_vis.remote import RemotePath, borrow_head, bring_all
+from braindecode_vis.remote import RemotePath, bring_all
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
 
@@ -315,16 +315,11 @@ def read_header(path: Path) -> VolumeHeader:
     DataError
         If the file is damaged or holds one volume only.
     """
-    import nibabel
-
     header = read_volume_header(path)
     if header.n_volumes < 2:
         raise DataError(f"{path} holds one volume of shape {header.shape}; a run of BOLD has many.")
-    with borrow_head(path) as head:
-        image: Any = nibabel.load(head)
-    unit = image.header.get_xyzt_units()[1] if hasattr(image.header, "get_xyzt_units") else "sec"
     # NIfTI may count in milliseconds, and nibabel does not convert.
-    return replace(header, t_r=header.t_r * {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0))
+    return replace(header, t_r=header.t_r * {"msec": 1e-3, "usec": 1e-6}.get(header.time_unit, 1.0))
 
 
 def find_t_r(run: RunFiles, header: float, given: float | None) -> float:

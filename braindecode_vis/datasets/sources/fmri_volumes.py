@@ -47,7 +47,9 @@ class VolumeHeader:
     offset
         First byte of the data, after decompression.
     t_r
-        Step of the fourth axis as the header gives it (s), 0 if unknown.
+        Step of the fourth axis as the header gives it, 0 if unknown.
+    time_unit
+        Of it, as nibabel names units: ``sec``, ``msec``, ``usec``, or ``unknown``.
     """
 
     path: Path
@@ -59,6 +61,7 @@ class VolumeHeader:
     inter: float
     offset: int
     t_r: float
+    time_unit: str
 
 
 def read_volume_header(path: Path) -> VolumeHeader:
@@ -86,10 +89,12 @@ def read_volume_header(path: Path) -> VolumeHeader:
         raise DataError(
             f"{path} has the shape {shape}; three axes, or four with the trials last, are expected."
         )
-    zooms = header.get_zooms()
+    zooms, unit = header.get_zooms(), "unknown"
+    with suppress(AttributeError, KeyError):  # of other formats, and a number that names no unit
+        unit = header.get_xyzt_units()[1]
     return VolumeHeader(
         path, (shape[0], shape[1], shape[2]), shape[3] if len(shape) == 4 else 1, np.asarray(image.affine, float),
-        dtype, float(slope), float(inter), offset, float(zooms[3]) if len(zooms) > 3 else 0.0,
+        dtype, float(slope), float(inter), offset, float(zooms[3]) if len(zooms) > 3 else 0.0, unit,
     )  # fmt: skip
 
 
