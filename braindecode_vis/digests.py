@@ -84,22 +84,19 @@ class VerifiedFiles:
         >>> VerifiedFiles(3, 5_000_000, 1, 2_000_000).describe()
         'verified 3 files, 5 MB: read 1 file, 2 MB; the others have the size, times and inode of when they were read'
         """
-        text = f"verified {_count(self.n_files)}, {describe_bytes(self.n_bytes)}"
+        here = f"{_count(self.n_files)}, {describe_bytes(self.n_bytes)}"
         rest = "have the size, times and inode of when they were read"
-        if self.n_remote and not self.n_files:
-            return f"verified {_count(self.n_remote)} on servers by what they say of them: ETag or time, and size"
         if self.n_files_read == self.n_files:
-            text = f"{text}: read them all"
+            here = f"{here}: read them all"
         elif not self.n_files_read:
-            text = f"{text}: all {rest}"
+            here = f"{here}: all {rest}"
         else:
             read = f"{_count(self.n_files_read)}, {describe_bytes(self.n_bytes_read)}"
-            text = f"{text}: read {read}; the others {rest}"
+            here = f"{here}: read {read}; the others {rest}"
+        there = f"{_count(self.n_remote)} on servers by what they say of them: ETag or time, and size"
         if not self.n_remote:
-            return text
-        return (
-            f"{text}; and {_count(self.n_remote)} on servers by what they say of them: ETag or time, and size"
-        )
+            return f"verified {here}"
+        return f"verified {here}; and {there}" if self.n_files else f"verified {there}"
 
 
 def _count(n: int) -> str:

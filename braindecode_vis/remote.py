@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path, PurePath
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import xxhash
 
@@ -59,21 +59,18 @@ LIMIT_GIB = 50.0
 RANGES_BYTES, HEADS_BYTES = 64 << 20, 4 << 20
 #: Who reads further than this into a file that was opened for its head is given all of it.
 _HEAD_BYTES = 16 << 20
-_BLOCK_BYTES = (
-    1 << 20
-)  # small reads of ranges are served from blocks; larger ones go to the server as they are
-_N_BLOCKS = 64
+#: Small reads of ranges are served from blocks; larger ones go to the server as they are.
+_BLOCK_BYTES, _N_BLOCKS = 1 << 20, 64
 _WINDOW_BYTES, _WINDOWS = 8 << 20, 4  # pieces of one object that are asked for at once
 _AT_ONCE = 16  # small files that are asked for at once
 _ATTEMPTS = 3
 _KEPT = 0.9  # share of the limit that is left when room is made, so that it is not made for every file
-_HELD, _HELD_SHARE = (
-    256,
-    8,
-)  # files that this process opened last, and the part of the limit that they may have
+#: Files that this process opened last, and the part of the limit that they may have.
+_HELD, _HELD_SHARE = 256, 8
 _MANY_FOLDERS = 16  # siblings that were listed one by one, after which one listing brings all below
 _TOUCH_S = 60.0
 _WAIT_S = 20.0  # for others to release files where no room can be made
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_address(path: Path | str) -> bool:
@@ -150,11 +147,11 @@ def refuse_address(path: Path | None, key: str) -> None:
         )
 
 
-def refuse_address_to_write(path: Path, option: str = "--out") -> None:
+def refuse_address_to_write(path: Path) -> None:
     """Raise `ConfigError` for an address where results are to be written."""
     if is_address(path):
         raise ConfigError(
-            f"{option} is an address of a server, which is only read; name a folder of this machine."
+            "--out is an address of a server, which is only read; name a folder of this machine."
         )
 
 
@@ -389,9 +386,8 @@ def _name_cause(call: Callable[[], Result]) -> Result:
     """Return what a call gives; a web server that is busy or denies a file is not taken for one that has none."""
     try:
         return call()
-    except (
-        FileNotFoundError
-    ) as error:  # which fsspec makes of everything that goes wrong when it asks for a size
+    except FileNotFoundError as error:
+        # Which fsspec makes of everything that goes wrong when it asks for a size.
         cause = error.__cause__
         of_web = type(cause).__module__.startswith("aiohttp") or isinstance(cause, TimeoutError)
         if cause is not None and of_web and getattr(cause, "status", None) not in (404, 410):
@@ -414,7 +410,7 @@ def _classify(error: BaseException) -> tuple[str, str]:
         return "bucket", text
     if isinstance(error, PermissionError) or status in (401, 403):
         return "denied", text
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in _FULL:
         return "full", text
     return "busy", text
 
@@ -627,7 +623,7 @@ class RemotePath(_Path):
             return
         first, rest = patterns[0], patterns[1:]
         if first == "**":
-            for path in [self, *(folder for folder in self._walk_folders())]:
+            for path in [self, *self._walk_folders()]:
                 if rest or path != self:
                     yield from path._match(rest)
             return
@@ -664,12 +660,6 @@ class RemotePath(_Path):
 
 
 # --- the cache -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Cache:
-    folder: Path
-    limit: int  # bytes
 
 
 _CHOSEN: dict[str, Any] = {}
@@ -726,15 +716,16 @@ def bring(path: Path) -> Path:
         return path
     if path.is_dir():
         bring_folder(path)
-        for folder in [each for each in path.iterdir() if each.is_dir()]:
-            bring(folder)
+        for inner in path.iterdir():
+            if inner.is_dir():
+                bring(inner)
         return _place(path)[0]
     entry = path.find_entry()
     local, version = _place(path)
-    if not _is_current(local, version, entry) or not _use(local):
+    if not _is_current(local, version, entry):
         _download(path, entry, local, version)
-        while not _use(local):  # another process made room meanwhile
-            _download(path, entry, local, version)
+    while not _use(local):  # another process made room meanwhile
+        _download(path, entry, local, version)
     return local
 
 
@@ -761,8 +752,9 @@ def bring_all(paths: Iterable[Path]) -> None:
 
 def bring_folder(folder: RemotePath, suffixes: tuple[str, ...] = ("",)) -> None:
     """Bring the files of one folder whose names end so, and take away what the server has no more."""
-    files = [path for path in folder.iterdir() if path.name.endswith(suffixes) and path.is_file()]
-    local, names = _place(folder)[0], {path.name for path in folder.iterdir()}
+    listed = list(folder.iterdir())
+    files = [path for path in listed if path.name.endswith(suffixes) and path.is_file()]
+    local, names = _place(folder)[0], {path.name for path in listed}
     for path in list(local.iterdir()) if local.is_dir() else ():
         if path.name not in names:
             _remove(str(path)) if path.is_file() else shutil.rmtree(path, ignore_errors=True)
@@ -774,14 +766,10 @@ def bring_folder(folder: RemotePath, suffixes: tuple[str, ...] = ("",)) -> None:
 def find_address(local: Path) -> Path:
     """Return the address of a file of the cache, which may be gone from there; any other path as it is."""
     with suppress(ValueError):
-        scheme, _, kind, *key = local.relative_to(find_remote_cache()[0]).parts
-        if kind == "files":
-            for server in list(_SERVERS.values()):
-                if (server.scheme, server.folder_name) == (
-                    scheme,
-                    local.relative_to(find_remote_cache()[0]).parts[1],
-                ):
-                    return RemotePath(f"{scheme}:", server.place, *key)
+        scheme, name, kind, *key = local.relative_to(find_remote_cache()[0]).parts
+        for server in list(_SERVERS.values()) if kind == "files" else ():
+            if (server.scheme, server.folder_name) == (scheme, name):
+                return RemotePath(f"{scheme}:", server.place, *key)
     return local
 
 
@@ -892,7 +880,7 @@ def _download(path: RemotePath, entry: Entry, local: Path, version: Path) -> Non
             temporary.write_text(entry.describe_version())
             temporary.replace(version)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in _FULL:
             part.unlink(missing_ok=True)
             raise DataError(
                 f"{path} found no room, since the disk of the cache {folder} is full; make room, or name another "
@@ -944,9 +932,6 @@ def _open_part(part: Path) -> Iterator[IO[bytes]]:
 def _receive(path: RemotePath, entry: Entry, file: IO[bytes], part: Path) -> None:
     server, key = _find_server(path)
     name, size = server.name(key), entry.size
-    gone = DataError(
-        f"{path} was listed by the server and is gone now; run the same command again, which lists anew."
-    )
     try:
         if server.scheme != "s3" or size is None:
             file.truncate(0)
@@ -979,20 +964,31 @@ def _receive(path: RemotePath, entry: Entry, file: IO[bytes], part: Path) -> Non
     except FileNotFoundError:
         part.unlink(missing_ok=True)
         server.listings.pop(key[:-1], None)
-        raise gone from None
+        raise _describe_gone(path) from None
     now = server.complete(key, anew=True)
     if now is None:
         part.unlink(missing_ok=True)
-        raise gone
+        raise _describe_gone(path)
     if now.describe_version() != entry.describe_version() or (
         size is not None and part.stat().st_size != size
     ):
         found = part.stat().st_size
         part.unlink(missing_ok=True)
-        raise DataError(
-            f"{path} changed on the server while it was read (then {entry.describe_version()}, now "
-            f"{now.describe_version()}, {found} bytes came); run the same command again, which lists anew."
+        raise _describe_change(
+            path, f" (then {entry.describe_version()}, now {now.describe_version()}, {found} bytes came)"
         )
+
+
+def _describe_gone(path: RemotePath) -> DataError:
+    return DataError(
+        f"{path} was listed by the server and is gone now; run the same command again, which lists anew."
+    )
+
+
+def _describe_change(path: RemotePath, how: str = "") -> DataError:
+    return DataError(
+        f"{path} changed on the server while it was read{how}; run the same command again, which lists anew."
+    )
 
 
 def _make_room(size: int, part: Path) -> None:
@@ -1096,8 +1092,8 @@ class _Ranges(io.RawIOBase):
 
     def __init__(self, path: RemotePath, entry: Entry, *, until: int | None) -> None:
         self.path, self.entry, self.until = path, entry, until
-        self.server, key = _find_server(path)
-        self.name = self.server.name(key)
+        self.server, self.key = _find_server(path)
+        self.name = self.server.name(self.key)
         self.size = int(entry.size or 0)
         self.position, self.read_bytes = 0, 0
         self.blocks: OrderedDict[int, bytes] = OrderedDict()
@@ -1152,15 +1148,11 @@ class _Ranges(io.RawIOBase):
                 str(self.path), lambda: self.server.fs.cat_file(self.name, start=start, end=stop)
             )
         except FileNotFoundError:
-            raise DataError(
-                f"{self.path} was listed by the server and is gone now; run the same command again, which lists anew."
-            ) from None
+            raise _describe_gone(self.path) from None
         if len(data) == self.size and stop - start < self.size:  # a server that knows no ranges sends all
             data = data[start:stop]
         if len(data) != stop - start:
-            raise DataError(
-                f"{self.path} changed on the server while it was read; run the same command again, which lists anew."
-            )
+            raise _describe_change(self.path)
         self.read_bytes += len(data)
         return data
 
@@ -1178,15 +1170,12 @@ class _Ranges(io.RawIOBase):
         self.close()
 
     def _check_version(self) -> None:
-        _, key = _find_server(self.path)
-        now = self.server.complete(key, anew=True)
+        now = self.server.complete(self.key, anew=True)
         if now is None or now.describe_version() != self.entry.describe_version():
-            raise DataError(
-                f"{self.path} changed on the server while it was read; run the same command again, which lists anew."
-            )
+            raise _describe_change(self.path)
 
 
-def _is_worth_ranges(path: Path, least: int) -> bool:
+def _is_worth_ranges(path: Path, least: int) -> TypeGuard[RemotePath]:
     """Say whether parts of a file are asked for: it is large, and not in the cache."""
     if not isinstance(path, RemotePath):
         return False
@@ -1199,7 +1188,7 @@ def open_head(path: Path) -> IO[bytes]:
 
     Who reads on, beyond 16 MiB, is given the whole file through the cache.
     """
-    if not isinstance(path, RemotePath) or not _is_worth_ranges(path, HEADS_BYTES):
+    if not _is_worth_ranges(path, HEADS_BYTES):
         return path.open("rb")
     return io.BufferedReader(_Ranges(path, path.find_entry(), until=_HEAD_BYTES), 1 << 16)
 
@@ -1207,7 +1196,7 @@ def open_head(path: Path) -> IO[bytes]:
 @contextmanager
 def borrow_head(path: Path) -> Iterator[Path]:
     """Yield a file of this machine that begins like a path and may be cut off, for readers of heads that want names."""
-    if not isinstance(path, RemotePath) or not _is_worth_ranges(path, HEADS_BYTES):
+    if not _is_worth_ranges(path, HEADS_BYTES):
         yield bring(path)
         return
     with tempfile.TemporaryDirectory(prefix="braindecode-vis-") as folder:
@@ -1221,7 +1210,7 @@ def open_hdf5(path: Path) -> Any:
     """Open an HDF5 file for reading; of a large one on a server, the ranges are read that are asked for."""
     import h5py
 
-    if not isinstance(path, RemotePath) or not _is_worth_ranges(path, RANGES_BYTES):
+    if not _is_worth_ranges(path, RANGES_BYTES):
         return h5py.File(bring(path), "r")
 
     class RangedFile(h5py.File):

@@ -237,10 +237,8 @@ class RunFolder:
         reason: str,
     ) -> Artifact:
         """Compute an artifact into a temporary folder and rename it."""
-        parent, (stage, unit, fingerprint) = (
-            final.parent,
-            (about[name] for name in ("stage", "unit", "fingerprint")),
-        )
+        parent = final.parent
+        stage, unit, fingerprint = (about[name] for name in ("stage", "unit", "fingerprint"))
         _remove_stale(parent, unit)
         temporary = parent / f"{_TEMPORARY}{unit}-{fingerprint}-{_HOST}-{os.getpid()}"
         temporary.mkdir()
