@@ -59,6 +59,34 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+def lock_file(number: int, *, shared: bool = False) -> bool | None:
+    """Take the system's lock on an open file without waiting.
+
+    Parameters
+    ----------
+    number
+        Descriptor of the file.
+    shared
+        Whether others may hold it so at the same time.
+
+    Returns
+    -------
+    locked
+        False if others hold it; None where there are no locks.
+    """
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(number, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _REFUSED:
+            return None
+        raise
+    return True
+
+
 @contextmanager
 def hold_lease(
     path: Path, is_made: Callable[[], bool], tell: Callable[[str], None], *, waits: bool = True
@@ -122,19 +150,14 @@ def _acquire(path: Path, is_made: Callable[[], bool], tell: Callable[[str], None
     while True:
         try:
             number = os.open(path, _FLAGS, 0o666)
-        except (
-            PermissionError,
-            IsADirectoryError,
-        ):  # of another user, who lets nobody write: both may make it
-            return None
         except OSError as error:
-            if (
-                error.errno == errno.ELOOP
-            ):  # a link, in a folder that came from elsewhere, may lead to any file
+            # Of another user, who lets nobody write: both may make it. A link, in a folder that came from elsewhere,
+            # may lead to any file.
+            if isinstance(error, PermissionError | IsADirectoryError) or error.errno == errno.ELOOP:
                 return None
             raise
         try:
-            locked = _lock(number)
+            locked = lock_file(number)
             with suppress(FileNotFoundError):
                 if os.fstat(number).st_ino != path.stat().st_ino:
                     raise FileNotFoundError
@@ -153,7 +176,8 @@ def _acquire(path: Path, is_made: Callable[[], bool], tell: Callable[[str], None
                     raise BeingMade
                 if last is None or time.monotonic() - last >= _SECONDS_A_LINE:
                     last = time.monotonic()
-                    tell(f"waiting for {_describe(holder)}, which makes it")
+                    job = f" (job {str(holder['job'])[:80]})" if holder.get("job") else ""
+                    tell(f"waiting for {describe_holder(holder)}{job}, which makes it")
         finally:
             if number >= 0:
                 os.close(number)
@@ -161,21 +185,6 @@ def _acquire(path: Path, is_made: Callable[[], bool], tell: Callable[[str], None
             if is_made():
                 return None
             time.sleep(_POLL_S)
-
-
-def _lock(number: int) -> bool | None:
-    """Take the system's lock; None where there is none."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in _REFUSED:
-            return None
-        raise
-    return True
 
 
 def _has_ended(holder: dict[str, Any], locked: bool | None) -> bool:
@@ -194,12 +203,12 @@ def _read(said: bytes) -> dict[str, Any]:
     return holder if right else {}
 
 
-def _describe(holder: dict[str, Any]) -> str:
+def describe_holder(holder: dict[str, Any]) -> str:
+    """Return who holds a lease or a lock, in words; nothing may be known of it."""
     if not holder:
         return "another process"
     here = " of this machine" if holder["host"] == platform.node() else f" on {holder['host']}"
-    job = f" (job {str(holder['job'])[:80]})" if holder.get("job") else ""
-    return f"process {holder['pid']}{here}{job}"
+    return f"process {holder['pid']}{here}"
 
 
 def _beat(number: int, ended: threading.Event) -> None:

@@ -39,18 +39,14 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path, PurePath
-from typing import IO, TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 import xxhash
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, require
 from braindecode_vis.consent import ConsentError, may_download
+from braindecode_vis.leases import lock_file
 from braindecode_vis.memory import describe_bytes
-
-try:
-    import fcntl
-except ImportError:  # Windows, which keeps open files anyway
-    fcntl = None  # type: ignore[assignment]
 
 SCHEMES = ("s3", "https", "http")
 #: Defaults of the settings `remote`; a folder of many users' projects has room for more.
@@ -788,17 +784,12 @@ def _is_current(local: Path, version: Path, entry: Entry) -> bool:
     return held == entry.describe_version() and entry.size in (None, about.st_size)
 
 
-def _lock(number: int, how: str) -> bool:
+def _lock(number: int, how: Literal["shared", "alone"]) -> bool:
     """Lock an open file: shared by those who read it, alone for who writes or removes it; False if others hold it."""
-    if fcntl is None:
-        return True
     try:
-        fcntl.flock(number, (fcntl.LOCK_SH if how == "shared" else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
+        return lock_file(number, shared=how == "shared") is not False
+    except OSError:  # a file system whose locks fail has none
         return True
-    return True
 
 
 def _use(local: Path) -> bool:

@@ -143,7 +143,5 @@ def _read_holder(folder: Path) -> dict[str, Any]:
 
 
 def _describe(holder: dict[str, Any]) -> str:
-    if not holder:
-        return "another process"
-    here = " of this machine" if holder["host"] == platform.node() else f" on {holder['host']}"
-    return f"process {holder['pid']}{here} (since {holder['since']}: {holder['command']})"
+    since = f" (since {holder['since']}: {holder['command']})" if holder else ""
+    return f"{leases.describe_holder(holder)}{since}"
