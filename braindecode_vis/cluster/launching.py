@@ -230,6 +230,4 @@ def name_failure(note: Path) -> Path:
 
 def wait_to_be_ended(seconds: float = 20.0) -> None:
     """Leave the end of the job to the process that knows why, since Slurm takes that of any for the job's."""
-    last = time.monotonic() + seconds
-    while time.monotonic() < last:
-        time.sleep(0.1)
+    time.sleep(seconds)

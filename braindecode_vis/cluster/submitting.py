@@ -313,8 +313,7 @@ def send(
             longest = _find_longest_array()
             for start in range(0, len(calls), longest):
                 numbers = range(start, min(start + longest, len(calls)))
-                asked = describe_slurm(settings, after, after_success)
-                asked |= tasks[0].launch.describe_slurm(asked["srun_args"])
+                asked = describe_slurm(settings, after, after_success, launch=tasks[start].launch)
                 note(numbers, _send_to_slurm(jobs, [calls[n] for n in numbers], settings, asked))
         else:
             for n, call in enumerate(calls):
@@ -354,7 +353,11 @@ def _find_package() -> Iterator[None]:
 
 
 def describe_slurm(
-    settings: ClusterConfig, after: Sequence[SentJob] = (), after_success: Sequence[SentJob] = ()
+    settings: ClusterConfig,
+    after: Sequence[SentJob] = (),
+    after_success: Sequence[SentJob] = (),
+    *,
+    launch: Launch = SINGLE,
 ) -> dict[str, Any]:
     """Return the parameters of submitit's Slurm executor."""
     more: dict[str, Any] = {key: value or True for key, value in settings.extra.items()}
@@ -375,7 +378,8 @@ def describe_slurm(
         # srun does not take it from the job any more, and would bind all threads to one core.
         "srun_args": [f"--cpus-per-task={settings.cpus}"],
     }  # fmt: skip
-    return {key: value for key, value in asked.items() if value is not None}
+    given = {key: value for key, value in asked.items() if value is not None}
+    return given | launch.describe_slurm(given["srun_args"])
 
 
 def preview(folder: Path, groups: Sequence[Sequence[Task]], cluster: Cluster) -> str:
@@ -397,8 +401,7 @@ def preview(folder: Path, groups: Sequence[Sequence[Task]], cluster: Cluster) ->
     command = f"{shlex.quote(sys.executable)} -P -u -m submitit.core._submit {shlex.quote(str(jobs))}"
     told, number = [], len(groups)
     for place, group in enumerate(groups):
-        asked = describe_slurm(cluster.settings)
-        asked |= group[0].launch.describe_slurm(asked["srun_args"])
+        asked = describe_slurm(cluster.settings, launch=group[0].launch)
         for start in range(0, len(group), longest):
             part = group[start : start + longest]
             after = "" if place == 0 else f", after those of submission {place}"
