@@ -113,7 +113,33 @@ class _Decoder(nn.Module):
         self.decoder_pred = nn.Linear(inner, 3 * patch * patch)
 
 
-class BrainLM(Backbone):
+class _Transformer(Backbone):
+    """What both forms have under the same names: what makes tokens, the layers, and a norm behind them."""
+
+    n_extra = 1
+    stack = "vit.encoder.layer"
+    attention = ("attention.",)
+    top = ("vit.layernorm.",)
+
+    def __init__(self, start: nn.Module, layers: nn.ModuleList, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.vit = nn.ModuleDict(
+            {
+                "embeddings": start,
+                "encoder": nn.ModuleDict({"layer": layers}),
+                "layernorm": nn.LayerNorm(width, eps=EPS),
+            }
+        )
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Return the normed tokens that the layers make of tokens."""
+        for layer in self.vit["encoder"]["layer"]:  # type: ignore[index]
+            tokens = layer(tokens)
+        return self.vit["layernorm"](tokens)
+
+
+class BrainLM(_Transformer):
     """The vision transformer of BrainLM.
 
     Parameters
@@ -128,11 +154,6 @@ class BrainLM(Backbone):
         Whether the decoder, which only reconstruction needs, is there: 512 wide, 8 layers, 16 heads, 2048 hidden.
     """
 
-    n_extra = 1
-    stack = "vit.encoder.layer"
-    attention = ("attention.",)
-    top = ("vit.layernorm.",)
-
     def __init__(
         self,
         *,
@@ -145,18 +166,11 @@ class BrainLM(Backbone):
         n_frames: int = N_FRAMES,
         decoder: bool = False,
     ) -> None:
-        super().__init__()
-        self.patch, self.n_parcels, self.n_frames, self.width = patch, n_parcels, n_frames, width
-        self.grid = -(-max(n_parcels, n_frames) // patch)  # patches along a side
+        grid = -(-max(n_parcels, n_frames) // patch)  # patches along a side
         layers = nn.ModuleList(_Layer(width, n_heads, hidden) for _ in range(depth))
-        self.vit = nn.ModuleDict(
-            {
-                "embeddings": _Embeddings(width, patch, self.grid),
-                "encoder": nn.ModuleDict({"layer": layers}),
-                "layernorm": nn.LayerNorm(width, eps=EPS),
-            }
-        )
-        self.decoder = _Decoder(width, 512, 8, 16, 2048, patch, self.grid) if decoder else None
+        super().__init__(_Embeddings(width, patch, grid), layers, width)
+        self.patch, self.n_parcels, self.n_frames, self.grid = patch, n_parcels, n_frames, grid
+        self.decoder = _Decoder(width, 512, 8, 16, 2048, patch, grid) if decoder else None
 
     @property
     def margin(self) -> int:
@@ -214,10 +228,7 @@ class BrainLM(Backbone):
         # Three equal colours through a convolution are one through the sum of its weights.
         tokens = F.linear(patches.flatten(2), embed.weight.sum(dim=1).flatten(1), embed.bias) + places  # type: ignore[operator,arg-type]
         extra = start.cls_token + start.position_embeddings[:, :1]
-        tokens = torch.cat([extra.expand(len(tokens), -1, -1), tokens], dim=1)
-        for layer in self.vit["encoder"]["layer"]:  # type: ignore[index]
-            tokens = layer(tokens)
-        return self.vit["layernorm"](tokens)
+        return self.read(torch.cat([extra.expand(len(tokens), -1, -1), tokens], dim=1))
 
     def reconstruct(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
         """Return the pixels of every patch, (batch, grid², 3 * patch²), from the tokens that `encode` gave.
@@ -282,7 +293,7 @@ class _TimeTable(nn.Module):
         self.register_buffer("pe", table.unflatten(1, (2, -1)).transpose(1, 2).flatten(1).contiguous())
 
 
-class OldBrainLM(Backbone):
+class OldBrainLM(_Transformer):
     """The encoder of the older BrainLM of 13 M parameters: tokens of one parcel's 20 frames, placed by coordinates.
 
     Parameters
@@ -295,10 +306,6 @@ class OldBrainLM(Backbone):
         Frames of a token.
     """
 
-    n_extra = 1
-    stack = "vit.encoder.layer"
-    attention = ("attention.",)
-    top = ("vit.layernorm.",)
     places: Tensor
 
     def __init__(
@@ -311,22 +318,14 @@ class OldBrainLM(Backbone):
         hidden: int = 1024,
         patch: int = 20,
     ) -> None:
-        super().__init__()
-        self.patch, self.width = patch, width
-        self.register_buffer("places", places.float(), persistent=False)
         start = nn.Module()
         start.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         start.signal_embedding_projection = nn.Linear(patch, width)
         start.xyz_embedding_projection = nn.Linear(3, width)
         start.pos_embedding = _TimeTable(width)
-        layers = nn.ModuleList(_OldLayer(width, n_heads, hidden) for _ in range(depth))
-        self.vit = nn.ModuleDict(
-            {
-                "embeddings": start,
-                "encoder": nn.ModuleDict({"layer": layers}),
-                "layernorm": nn.LayerNorm(width, eps=EPS),
-            }
-        )
+        super().__init__(start, nn.ModuleList(_OldLayer(width, n_heads, hidden) for _ in range(depth)), width)
+        self.patch = patch
+        self.register_buffer("places", places.float(), persistent=False)
 
     def forward(self, series: Tensor) -> Tensor:
         """Return the normed tokens, the extra one first, parcel by parcel.
@@ -346,7 +345,4 @@ class OldBrainLM(Backbone):
         tokens = tokens + start.xyz_embedding_projection(self.places)[:, None]  # type: ignore[operator]
         tokens = tokens + start.pos_embedding.pe[: patches.shape[2]]  # type: ignore[union-attr,index]
         extra = start.cls_token.expand(len(series), -1, -1)  # type: ignore[operator]
-        tokens = torch.cat([extra, tokens.flatten(1, 2)], dim=1)
-        for layer in self.vit["encoder"]["layer"]:  # type: ignore[index]
-            tokens = layer(tokens)
-        return self.vit["layernorm"](tokens)
+        return self.read(torch.cat([extra, tokens.flatten(1, 2)], dim=1))
