@@ -37,7 +37,7 @@ _WAITING = (
     "RESV_DEL_HOLD",
 )
 _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
-#: Why Slurm lets a job wait, in words; those at the end never start by themselves.
+#: Why Slurm lets a job wait, in words.
 _REASONS = {
     "None": "Slurm has not looked at it yet",
     "Resources": "no node has room for it yet",
@@ -47,17 +47,18 @@ _REASONS = {
     "BeginTime": "it was queued again, and Slurm lets it wait for two minutes",
     "QOSMaxJobsPerUserLimit": "as many of your jobs run as Slurm allows",
     "ReqNodeNotAvail": "its nodes are down or reserved",
-    "JobHeldUser": "it never starts: it is held; let it go with: scontrol release",
-    "JobHeldAdmin": "it never starts: whoever runs Slurm holds it; ask them",
-    "PartitionTimeLimit": "it never starts: it asks for more time than its partition allows; cancel it, and set "
-    "cluster.time",
-    "PartitionNodeLimit": "it never starts: it asks for more than its partition has; cancel it, and ask for less",
     "PartitionDown": "it does not start while its partition is down",
     "PartitionInactive": "it does not start while its partition is inactive",
-    "BadConstraints": "it never starts: no node has what it asks for; cancel it, and ask for less",
-    "DependencyNeverSatisfied": "it never starts: what it waits for has failed; cancel it",
 }
-_NEVER = "it never starts"
+#: Why a job never starts by itself.
+_NEVER = {
+    "JobHeldUser": "it is held; let it go with: scontrol release",
+    "JobHeldAdmin": "whoever runs Slurm holds it; ask them",
+    "PartitionTimeLimit": "it asks for more time than its partition allows; cancel it, and set cluster.time",
+    "PartitionNodeLimit": "it asks for more than its partition has; cancel it, and ask for less",
+    "BadConstraints": "no node has what it asks for; cancel it, and ask for less",
+    "DependencyNeverSatisfied": "what it waits for has failed; cancel it",
+}
 _POLL_S = (0.5, 10.0)
 #: Clocks that differ less are not worth a word; nodes of one job whose clocks differ by more are told the end of an
 #: earlier attempt.
@@ -84,6 +85,8 @@ class JobState:
         Node that it runs or ran on.
     seconds
         That it took; None before its end.
+    cause
+        Slurm's own word for why it waits.
     """
 
     job: SentJob
@@ -93,6 +96,7 @@ class JobState:
     left: str = ""
     host: str = ""
     seconds: float | None = None
+    cause: str = ""
 
     @property
     def is_active(self) -> bool:
@@ -102,7 +106,7 @@ class JobState:
     @property
     def is_stuck(self) -> bool:
         """Whether it waits for what does not come by itself."""
-        return self.state == "waiting" and self.reason.startswith(_NEVER)
+        return self.cause in _NEVER
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ def _relate(
 ) -> JobState:
     """Return how a job is, with the names of what it waits for, and the time that others like it took."""
     before = [others[name] for name in state.job.after if name in others]
-    if state.state == "waiting" and "(Dependency)" in state.reason:
+    if state.cause == "Dependency":
         named = [f"{each.job.name} ({each.state})" for each in before if each.is_active]
         return replace(state, reason=f"waits for {_list_some(named)}") if named else state
     if state.state == "stopped" and not _read_note(folder, state.job):
@@ -234,7 +238,7 @@ def _find_state(
         return JobState(job, "unknown", "Slurm does not answer", _describe_seconds(note), "", host)
     found = queue.get(job.job_id)
     if found is not None and found.state in _WAITING:
-        return JobState(job, "waiting", _describe_reason(found.reason))
+        return JobState(job, "waiting", _describe_reason(found.reason), cause=found.reason)
     if said in ("failed", "stopped"):
         return JobState(job, said, sentence, _describe_seconds(note), "", host)
     if found is not None and found.state in _RUNNING:
@@ -309,7 +313,7 @@ def _read_queue(folder: Path, jobs: Sequence[SentJob]) -> dict[str, _Queued] | N
 
 
 def _describe_reason(reason: str) -> str:
-    words = _REASONS.get(reason)
+    words = f"it never starts: {_NEVER[reason]}" if reason in _NEVER else _REASONS.get(reason)
     return f"{words} ({reason})" if words else f"Slurm says: {reason}"
 
 
