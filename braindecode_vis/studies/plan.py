@@ -168,19 +168,14 @@ def _open_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
             responses, stimuli = read_dataset(Path(made))
             shape, itemsize = responses.data.shape[1:], responses.data.dtype.itemsize
             trials, source, read = responses.trials, None, sum(_measure_folder(Path(made)).values())
-            px = _find_picture_size(stimuli)
         else:
-            source = getattr(config.dataset, kind)(
-                *([Path(made) / "scratch"] if kind == "open_epochs" else [])
-            )
-            trials = pd.concat(_list_trials(source), ignore_index=True)
-            shape, itemsize = _find_shape(source), np.dtype(source.plan.dtype).itemsize
+            source = _open_source(config.dataset, kind, Path(made))
+            several, shape = _list_trials(source)
+            trials, itemsize = pd.concat(several, ignore_index=True), np.dtype(source.plan.dtype).itemsize
             stimuli = source.stimuli
-            files = {path for part in _list_parts(source) for path in part.files}
-            read, px = (
-                sum(path.stat().st_size for path in files if path.is_file()),
-                _find_picture_size(stimuli),
-            )
+            files = {path for part in source.parts for path in part.files}
+            read = sum(path.stat().st_size for path in files if path.is_file())
+        px = _find_picture_size(stimuli)
         concepts = stimuli.concepts_of(trials["stimulus_id"].to_numpy(dtype=object))
         split = config.split.make(trials, concepts, seed=config.seed, knows_images=stimuli.knows_images)
         n_images = len(stimuli)
@@ -198,30 +193,27 @@ def _open_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
     ), source  # fmt: skip
 
 
-def _list_parts(source: Any) -> Sequence[Any]:
-    return source.parts if hasattr(source, "parts") else source.runs
+def _open_source(dataset: Any, kind: str, made: Path) -> Any:
+    """Return a recording in parts; those of time series are the responses that preprocessing will compute."""
+    if kind == "open_epochs":
+        return dataset.open_epochs(made / "scratch")
+    if kind == "open_betas":
+        return dataset.open_betas()
+    from braindecode_vis.preprocessing.bold import make_betas
+
+    return make_betas(dataset.open_bold())
 
 
-def _list_trials(source: Any) -> list[pd.DataFrame]:
-    """Return the trials of each part, of continuous recordings those that their events give."""
+def _list_trials(source: Any) -> tuple[list[pd.DataFrame], tuple[int, ...]]:
+    """Return the trials of each part, of continuous recordings those that their events give, and the shape of one."""
     if source.modality in ("eeg", "meg"):
         from braindecode_vis.preprocessing.meeg import plan_part
 
-        return [plan_part(part, source.plan).trials for part in source.parts]
-    return [part.trials for part in _list_parts(source)]
-
-
-def _find_shape(source: Any) -> tuple[int, ...]:
-    if source.modality in ("eeg", "meg"):
-        from braindecode_vis.preprocessing.meeg import plan_part
-
-        return len(source.ch_names), len(plan_part(source.parts[0], source.plan).times)
-    if hasattr(source, "runs"):
-        from braindecode_vis.preprocessing.bold import make_betas
-
-        source = make_betas(source)
+        planned = [plan_part(part, source.plan) for part in source.parts]
+        return [part.trials for part in planned], (len(source.ch_names), len(planned[0].times))
     shape: tuple[int, ...] = (max(part.n_voxels for part in source.parts),)
-    return shape if source.times is None else (*shape, len(source.times))
+    shape = shape if source.times is None else (*shape, len(source.times))
+    return [part.trials for part in source.parts], shape
 
 
 def _find_picture_size(stimuli: Any) -> int:
@@ -473,10 +465,6 @@ def _preprocess_start(source: Any, n: int) -> Piece:
             return piece
         from braindecode_vis.preprocessing.betas import write_fmri_source
 
-        if hasattr(source, "runs"):
-            from braindecode_vis.preprocessing.bold import make_betas
-
-            source = make_betas(source)
         part = source.parts[0]
         n = len(part.trials) if part.is_computed else min(n, len(part.trials))  # a series is read as a whole
         part = replace(part, trials=part.trials.iloc[:n].assign(split="train"))

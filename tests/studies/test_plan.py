@@ -12,6 +12,7 @@ from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.studies import plan
 from braindecode_vis.studies.plan import Piece, RunPlan, RunSizes, Step, extrapolate, find_sizes, plan_runs
+from tests.datasets.test_bids_fmri import write_run
 
 QUICK = [
     "evaluation.n_bootstrap=100",
@@ -31,6 +32,20 @@ def test_sizes_come_from_the_data_where_they_are_there():
         20,
         1,
     )
+
+
+def test_sizes_of_time_series_are_those_of_the_responses_that_will_be_computed(tmp_path):
+    """A plan of time series ended in a traceback, as those have runs and no parts until they are modelled."""
+    for run in ("01", "02"):
+        write_run(tmp_path, f"sub-01_task-look_run-{run}")
+    options = ["dataset.mask=varying", "dataset.concept_pattern='^(\\w+)/'", "dataset.zscore=none"]
+    split = ["split.kind=kfold", "split.n_folds=2"]
+    config = read_config("bids_fmri_ridge", [*options, *split], root=tmp_path)
+    sizes, source = find_sizes(config)
+    assert (sizes.n_stored, sizes.shape, sizes.n_images, sizes.n_folds) == (8, (18,), 4, 2)
+    step = plan._plan_preprocess(config, sizes, source, lambda words: None)
+    assert "measured 4 trials" in step.how
+    assert step.disk == 8 * 18 * 4
 
 
 def test_sizes_come_from_what_was_published_without_data(tmp_path):
