@@ -167,7 +167,7 @@ def _open_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
             write_dataset(config.dataset, Path(made), seed=config.seed, listener=SilentListener())
             responses, stimuli = read_dataset(Path(made))
             shape, itemsize = responses.data.shape[1:], responses.data.dtype.itemsize
-            trials, source, read = responses.trials, None, sum(_measure_folder(Path(made)).values())
+            trials, source, read = responses.trials, None, _measure_folder(Path(made))
         else:
             source = _open_source(config.dataset, kind, Path(made))
             several, shape = _list_trials(source)
@@ -346,6 +346,11 @@ def extrapolate(pieces: Sequence[Piece], name: str, size: float, *, power: float
     return max(value if size > last.size else 0.0, value + slope * (size - last.size))
 
 
+def _find_factor(ratio: float) -> float:
+    """Return by how much a time may be off that was extrapolated so many times."""
+    return SURE * EACH_DOUBLING ** math.log2(max(1.0, ratio))
+
+
 def _make_step(
     name: str, pieces: Sequence[Piece], size: float, what: str, *, times: float = 1.0, power: float | None = None,
     more: float = 0.0, in_batches: bool = False, on_gpu: bool = False,
@@ -357,7 +362,7 @@ def _make_step(
     last = pieces[-1].size
     seconds = times * extrapolate(pieces, "seconds", size, power=power)
     ratio = seconds / pieces[-1].seconds if pieces[-1].seconds > 0 else size / last * times
-    factor = SURE * EACH_DOUBLING ** max(0.0, math.log2(max(ratio, 1e-9)))
+    factor = _find_factor(ratio)
     told = "as large as the real one" if times * size <= last else f"its time extrapolated {ratio:.3g} times"
     low, high = seconds / factor, seconds * factor
     if power is not None and size > last:
@@ -376,8 +381,8 @@ def _make_step(
     )  # fmt: skip
 
 
-def _measure_folder(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+def _measure_folder(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 # --- a run --------------------------------------------------------------------------------------------------------
@@ -496,11 +501,11 @@ def _plan_pictures(config: RunConfig, sizes: RunSizes) -> tuple[list[Step], tupl
     gpu = _uses_gpu()
     steps = []
     for name, size in names.items():
-        pieces = []
-        for n_train, n_test, found in records:
-            piece = found.get(name)
-            if piece is not None:
-                pieces.append(replace(piece, size=n_train + n_test if name == "embed" else n_test))
+        pieces = [
+            replace(found[name], size=n_train + n_test if name == "embed" else n_test)
+            for n_train, n_test, found in records
+            if name in found
+        ]
         if pieces:
             what = (
                 f"{pieces[-1].size:.0f} pictures of {sizes.image_px} px"
@@ -580,7 +585,7 @@ def _run_pictures(
             piece.seconds += float(record["seconds"])
             piece.cpu_seconds += float(profile.get("cpu_seconds", 0))
             piece.memory = max(piece.memory, whole.memory)
-            piece.disk += sum(_measure_folder(artifact.path).values())
+            piece.disk += _measure_folder(artifact.path)
         paged.disk = (Path(made) / "run" / "report.html").stat().st_size
         shape = embed(run)[0].embeddings.vectors.shape[1:]
     return found, shape
@@ -615,68 +620,78 @@ def _plan_fit(
     tell: Callable[[str], None],
 ) -> Step:
     """Measure fits of the encoder on random trials: fewer of them for a network, a smaller copy for anything else."""
+    plan = _plan_epochs if "epochs" in type(config.encoder).model_fields else _plan_whole_fit
+    try:
+        return plan(config, sizes, target or (1,), budget, tell)
+    except BraindecodeVisError as error:
+        return Step("train", None, how=f"not measured: {' '.join(str(error).split())[:200]}")
+
+
+def _plan_epochs(
+    config: RunConfig,
+    sizes: RunSizes,
+    target: tuple[int, ...],
+    budget: float,
+    tell: Callable[[str], None],
+) -> Step:
     from braindecode_vis.training.network_encoder import choose_batch_size
 
     settings: Any = config.encoder
-    held, gpu = _read_memory("VmRSS"), False
-    shape = target or (1,)
-    by_epochs = "epochs" in type(settings).model_fields
-    try:
-        if by_epochs:
-            gpu = _uses_gpu() and settings.device != "cpu"
-            batch = (
-                settings.batch_size
-                if isinstance(settings.batch_size, int)
-                else choose_batch_size(sizes.n_train)
-            )
-            batch = min(batch, sizes.n_train)
-            quick = settings.model_copy(update={"epochs": 1, "batch_size": batch})
-            most = max(2 * batch, sizes.n_train)
-            numbers = [n for n in (2 * batch, 4 * batch, 8 * batch, 16 * batch, 32 * batch) if n <= most] or [
-                batch,
-                sizes.n_train,
-            ]
-            tell(f"measuring batches of {batch} trials through the network")
-            _fit_random(config, quick, sizes, numbers[0], sizes.shape, shape)  # loads libraries
-            pieces = _grow(
-                numbers, lambda n: _fit_random(config, quick, sizes, int(n), sizes.shape, shape), budget
-            )
-            if len(pieces) == 1:
-                pieces = [replace(pieces[0], size=0.0, seconds=0.0, cpu_seconds=0.0), pieces[0]]
-            once, slope = pieces[-1], pieces[-2:]
-            per_trial = max(0.0, (slope[1].seconds - slope[0].seconds) / (slope[1].size - slope[0].size))
-            per_cpu = max(
-                0.0, (slope[1].cpu_seconds - slope[0].cpu_seconds) / (slope[1].size - slope[0].size)
-            )
-            per_trial = per_trial or once.seconds / once.size
-            start = max(0.0, once.seconds - per_trial * once.size)
-            seen = sizes.n_train * settings.epochs
-            seconds = sizes.n_folds * (start + per_trial * seen)
-            ratio = seen * sizes.n_folds / once.size
-            factor = SURE * EACH_DOUBLING ** max(0.0, math.log2(max(1.0, ratio)))
-            stops = getattr(getattr(settings, "selection", None), "kind", "last") != "last"
-            return Step(
-                "train", seconds, seconds / factor / (4 if stops else 1), seconds * factor,
-                sizes.n_folds * (start + (per_cpu or once.cpu_seconds / once.size) * seen),
-                held + extrapolate(pieces, "memory", sizes.n_train),
-                sizes.n_folds * once.disk,
-                f"measured one epoch of {once.size:.0f} trials in batches of {batch}, extrapolated {ratio:.3g} times "
-                f"({settings.epochs} epochs of {sizes.n_train} trials{', or fewer' if stops else ''})",
-                gpu,
-            )  # fmt: skip
-        scales = [s for s in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0) if s * sizes.n_train >= 50] or [1.0]
-        tell("measuring smaller copies of the fit")
-        _fit_scaled(config, sizes, scales[0], shape)
-        pieces = _grow(scales, lambda s: _fit_scaled(config, sizes, s, shape), budget, 3.0)
-        what = (
-            f"a fit of 1/{1 / pieces[-1].size:.0f} of the trials and features"
-            if pieces[-1].size < 1
-            else "a whole fit"
-        )
-        # Grams of trials and features together grow by the third power.
-        return _make_step("train", pieces, 1.0, what, times=sizes.n_folds, power=3.0, more=held)
-    except BraindecodeVisError as error:
-        return Step("train", None, how=f"not measured: {' '.join(str(error).split())[:200]}")
+    held, gpu = _read_memory("VmRSS"), _uses_gpu() and settings.device != "cpu"
+    automatic = not isinstance(settings.batch_size, int)
+    batch = min(choose_batch_size(sizes.n_train) if automatic else settings.batch_size, sizes.n_train)
+    quick = settings.model_copy(update={"epochs": 1, "batch_size": batch})
+    numbers = [2 * batch, *(n * batch for n in (4, 8, 16, 32) if n * batch <= sizes.n_train)]
+
+    def fit(n: float) -> Piece:
+        return _fit_random(config, quick, sizes, int(n), sizes.shape, target)
+
+    tell(f"measuring batches of {batch} trials through the network")
+    fit(numbers[0])  # loads libraries
+    pieces = _grow(numbers, fit, budget)
+    if len(pieces) == 1:
+        pieces = [replace(pieces[0], size=0.0, seconds=0.0, cpu_seconds=0.0), pieces[0]]
+    before, once = pieces[-2:]
+
+    def slope(name: str) -> float:
+        """Return a number of one more trial, beside what the start takes."""
+        more = (getattr(once, name) - getattr(before, name)) / (once.size - before.size)
+        return more if more > 0 else getattr(once, name) / once.size
+
+    per_trial = slope("seconds")
+    start = max(0.0, once.seconds - per_trial * once.size)
+    seen = sizes.n_train * settings.epochs
+    seconds = sizes.n_folds * (start + per_trial * seen)
+    ratio = seen * sizes.n_folds / once.size
+    factor = _find_factor(ratio)
+    stops = getattr(getattr(settings, "selection", None), "kind", "last") != "last"
+    return Step(
+        "train", seconds, seconds / factor / (4 if stops else 1), seconds * factor,
+        sizes.n_folds * (start + slope("cpu_seconds") * seen),
+        held + extrapolate(pieces, "memory", sizes.n_train),
+        sizes.n_folds * once.disk,
+        f"measured one epoch of {once.size:.0f} trials in batches of {batch}, extrapolated {ratio:.3g} times "
+        f"({settings.epochs} epochs of {sizes.n_train} trials{', or fewer' if stops else ''})",
+        gpu,
+    )  # fmt: skip
+
+
+def _plan_whole_fit(
+    config: RunConfig,
+    sizes: RunSizes,
+    target: tuple[int, ...],
+    budget: float,
+    tell: Callable[[str], None],
+) -> Step:
+    held = _read_memory("VmRSS")
+    scales = [s for s in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0) if s * sizes.n_train >= 50] or [1.0]
+    tell("measuring smaller copies of the fit")
+    _fit_scaled(config, sizes, scales[0], target)
+    pieces = _grow(scales, lambda s: _fit_scaled(config, sizes, s, target), budget, 3.0)
+    part = pieces[-1].size
+    what = f"a fit of 1/{1 / part:.0f} of the trials and features" if part < 1 else "a whole fit"
+    # Grams of trials and features together grow by the third power.
+    return _make_step("train", pieces, 1.0, what, times=sizes.n_folds, power=3.0, more=held)
 
 
 def _fit_scaled(config: RunConfig, sizes: RunSizes, scale: float, target: tuple[int, ...]) -> Piece:
@@ -731,7 +746,7 @@ def _fit_random(
             with _measure(n) as piece:
                 decoder.fit(responses, targets)
         decoder.write(Path(made))
-        piece.disk = sum(_measure_folder(Path(made)).values())
+        piece.disk = _measure_folder(Path(made))
     return piece
 
 
