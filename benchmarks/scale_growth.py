@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import fit_exponent
 
 SUBJECTS, FOLDS = (1, 2, 4, 8), (2, 4, 8, 16)
 N_TRIALS, N_FEATURES, SIDE = 640, 850, 64  # of a subject: 17 channels x 50 samples; pixels of a picture
@@ -87,9 +88,8 @@ def measure_growth(what: str, sizes: Sequence[int]) -> dict[str, Any]:
             subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
         )
         print(what, n, rows[n], file=sys.stderr, flush=True)
-    logs = np.log(list(rows))
     exponents = {
-        name: round(float(np.polyfit(logs, np.log([max(row[name], 1e-3) for row in rows.values()]), 1)[0]), 2)
+        name: round(fit_exponent(list(rows), [max(row[name], 1e-3) for row in rows.values()])[0], 2)
         for name in rows[sizes[0]]
     }
     return {"rows": rows, "exponents": exponents}

@@ -569,7 +569,6 @@ def _run_pictures(
             "encoder": {"kind": "ridge", "alphas": [1000.0]}, "selection": {}, "analyses": [], "pretrain": None,
             "evaluation": evaluation,
         }  # fmt: skip
-        content.pop("cluster", None)
         small = validate_config(content, where="the small run of plan")
         run = open_run(small, Path(made) / "run")
         with _measure(1.0) as whole:

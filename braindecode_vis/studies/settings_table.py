@@ -28,8 +28,10 @@ MAX_SETTINGS = 8  # a table of all that differ between runs of several data sets
 #: Resamples of an interval over subjects and seeds; the table of 200 runs takes seconds.
 N_BOOT = 1000
 _MAX_ENTRIES = 5000
-#: Settings that change no result, or stand in columns of their own.
-_BESIDE = ("name", "analyses", "pretrain", "dataset.kind", "dataset.root", "encoder.kind", "target.kind")
+#: Settings that change no result.
+_BESIDE_RESULT = ("name", "analyses", "pretrain", "dataset.root")
+#: Those, and what stands in columns of its own.
+_BESIDE = (*_BESIDE_RESULT, "dataset.kind", "encoder.kind", "target.kind")
 #: Runs that differ in these alone repeat one setting.
 REPEATED = ("seed", "dataset.subjects")
 #: Galleries of held-out images that differ by more have another chance level.
@@ -188,9 +190,6 @@ def _group_runs(runs: Sequence[FinishedRun]) -> list[tuple[list[int], tuple[str,
         if all(_is_repeated_once([runs[place] for place in places]) for places in groups.values()):
             break
     return [(places, parting) for places in groups.values()]
-
-
-_BESIDE_RESULT = ("name", "analyses", "pretrain", "dataset.root", "cluster")
 
 
 def _is_repeated_once(runs: Sequence[FinishedRun]) -> bool:
