@@ -28,7 +28,6 @@ from measuring import fit_exponent
 
 SUBJECTS, FOLDS = (1, 2, 4, 8), (2, 4, 8, 16)
 N_TRIALS, N_FEATURES, SIDE = 640, 850, 64  # of a subject: 17 channels x 50 samples; pixels of a picture
-STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report")
 #: Small runs of each kind of encoder and data that `plan` foretells.
 PLANNED = {
     "ridge, synthetic digits": ["synthetic_digits", "dataset.n_train=1400", "dataset.n_test=200"],
@@ -69,7 +68,7 @@ def run_once(what: str, n: int, folder: Path) -> dict[str, float]:
     }  # fmt: skip
     run = open_run(validate_config(config, where="growth"), folder / "run")
     found: dict[str, float] = {}
-    for stage in STAGES:
+    for stage in pipeline.STAGES:
         before = sum(os.times()[:4])
         getattr(pipeline, stage)(run)
         found[stage] = sum(os.times()[:4]) - before

@@ -30,6 +30,7 @@ from braindecode_vis.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.config import RunConfig, validate_config
 from braindecode_vis.contracts import Context
 from braindecode_vis.datasets.manifests import find_manifest
+from braindecode_vis.pipeline import STAGES
 from braindecode_vis.pipeline.runs import SilentListener
 from braindecode_vis.stimuli import StimulusSet
 
@@ -415,8 +416,7 @@ def plan_run(
     tell("measuring pictures through embed, reconstruct, evaluate and report")
     later, dims = _plan_pictures(config, sizes)
     fit = _plan_fit(config, sizes, dims, budget, tell)
-    order = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report")
-    return RunPlan(sizes, sorted([*steps, *later, fit], key=lambda step: order.index(step.name)))
+    return RunPlan(sizes, sorted([*steps, *later, fit], key=lambda step: STAGES.index(step.name)))
 
 
 def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Callable[[str], None]) -> Step:
