@@ -1,0 +1,106 @@
+"""What a finder of recordings hands to a corpus: runs whose samples are not read yet, and what was left out.
+
+Owns the lazy description of a run and of the channels of a corpus. Knows no file format and computes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+Modality = Literal["fmri", "eeg", "meg"]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The parcels or sensors of a corpus, in its order: what every run of it is mapped to.
+
+    `fmri_sources.read_fmri_channels` and `meeg_sources.read_meeg_channels` return them for the settings of a corpus,
+    whose names are fixed when its first source is added.
+
+    Parameters
+    ----------
+    names
+        Of each channel; none twice.
+    networks
+        Network or region of each channel, empty text where it has none.
+    coordinates : array of shape (n_channels, 3), optional
+        Centre of each parcel (mm, space of the atlas) or position of each sensor (m, head coordinates).
+    digest
+        Of the files that define them, such as an atlas; empty where names say everything.
+    """
+
+    names: tuple[str, ...]
+    networks: tuple[str, ...]
+    coordinates: np.ndarray | None = None
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class SeriesRun:
+    """One continuous recording of one subject; its samples are read when they are needed.
+
+    Parameters
+    ----------
+    source
+        Name of the data set (``Name`` in dataset_description.json, else that of the folder).
+    subject, session, run, task
+        Labels as BIDS has them, without ``sub-`` and the like; empty text where there is none.
+    site
+        Where it was recorded: column `site` of participants.tsv, else `source`.
+    files
+        All that is read for it. The first one names it in messages; digests are of these.
+    channels
+        All channels of the corpus, in its order.
+    missing
+        Those of them that this run does not have.
+    n_times
+        Samples after cleaning, before resampling to the interval of the corpus.
+    interval_s
+        Time between two samples (s): the repetition time, or one over the sampling rate.
+    motion_mm
+        Mean framewise displacement (mm), if known.
+    licence
+        Of the data set, empty text if unknown.
+    read
+        Returns float32 of shape (n_times, n_channels), cleaned; missing channels are NaN, all others finite.
+    scrubbed
+        Share of the samples that were replaced or cut for motion.
+    """
+
+    source: str
+    subject: str
+    session: str
+    run: str
+    task: str
+    site: str
+    files: tuple[Path, ...]
+    modality: Modality
+    channels: tuple[str, ...]
+    missing: tuple[str, ...]
+    n_times: int
+    interval_s: float
+    motion_mm: float | None
+    licence: str
+    read: Callable[[], np.ndarray] = field(repr=False)
+    scrubbed: float = 0.0
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A recording that was found and left out.
+
+    Parameters
+    ----------
+    path
+        Its file.
+    reason
+        Why, in words that follow "left out: ".
+    """
+
+    path: Path
+    reason: str
