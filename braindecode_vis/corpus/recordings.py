@@ -1,16 +1,21 @@
 """What a finder of recordings hands to a corpus: runs whose samples are not read yet, and what was left out.
 
-Owns the lazy description of a run and of the channels of a corpus. Knows no file format and computes nothing.
+Owns the lazy description of a run and of the channels of a corpus, and what the tables of a BIDS root say of all its
+runs. Knows no format of samples and computes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
+from braindecode_vis.checks import DataError, is_there, refuse_damage
+from braindecode_vis.datasets.bids.fmri_files import read_table
 
 Modality = Literal["fmri", "eeg", "meg"]
 
@@ -104,3 +109,65 @@ class Excluded:
 
     path: Path
     reason: str
+
+
+@dataclass(frozen=True)
+class SourceCard:
+    """What the root folder of a source says of all its runs.
+
+    Parameters
+    ----------
+    name
+        ``Name`` in dataset_description.json, else that of the folder.
+    licence
+        ``License`` there, empty text if it says none.
+    sites
+        Subject, without ``sub-``, to site; of the subjects whose site participants.tsv tells.
+    """
+
+    name: str
+    licence: str
+    sites: Mapping[str, str]
+
+    def find_site(self, subject: str) -> str:
+        """Return where a subject was recorded: the source itself unless its table says more."""
+        return self.sites.get(subject) or self.name
+
+
+_SITE_COLUMNS = ("site", "site_id", "scan_site", "institution")
+
+
+def read_source_card(root: Path) -> SourceCard:
+    """Read dataset_description.json and participants.tsv of a source; neither has to be there.
+
+    Derivatives seldom repeat the table, so that it is looked for in the folder they were made of, too.
+
+    Raises
+    ------
+    DataError
+        If the root is no folder, or one of the files is damaged.
+    """
+    if not root.is_dir():
+        raise DataError(f"the source {root} is no folder; correct its path.")
+    folders = [root]
+    if "derivatives" in root.parts[-2:]:
+        folders.append(root.parent if root.name == "derivatives" else root.parent.parent)
+    described: dict[str, object] = {}
+    path = root / "dataset_description.json"
+    if is_there(path):
+        with refuse_damage(f"{path} is not valid JSON", json.JSONDecodeError, UnicodeDecodeError):
+            content = json.loads(path.read_text())
+        described = content if isinstance(content, dict) else {}
+    sites: dict[str, str] = {}
+    table = next((f / "participants.tsv" for f in folders if is_there(f / "participants.tsv")), None)
+    if table is not None:
+        rows = read_table(table)
+        column = next((c for c in rows.columns if c.lower() in _SITE_COLUMNS), None)
+        if column is not None and "participant_id" in rows.columns:
+            names = rows["participant_id"].str.removeprefix("sub-")
+            sites = dict(zip(names, rows[column].str.strip(), strict=True))
+    return SourceCard(
+        str(described.get("Name") or "").strip() or root.resolve().name,
+        str(described.get("License") or "").strip(),
+        sites,
+    )
