@@ -64,6 +64,8 @@ class Context:
         ``auto``, ``cpu`` or ``cuda``, for components without a setting of their own.
     encoder
         The fitted brain encoder, for a prior that asks it how likely images are.
+    pretrained
+        Folder of the encoder that the run has pretrained, for a brain encoder whose settings say ``uses_pretraining``.
     """
 
     images: StimulusSet | None = None
@@ -72,6 +74,7 @@ class Context:
     progress: Progress | None = None
     device: str = "auto"
     encoder: Any = None
+    pretrained: Path | None = None
 
     def take_part(self, name: str) -> Context:
         """Return the context of one of several trainings, for example of a fold: a folder and a name of its own."""
@@ -450,6 +453,8 @@ class WholeSettings(Protocol):
     decodes_categories: bool
     #: Brain encoder: whether it wants `Context.texts`.
     reads_text: bool
+    #: Brain encoder: whether it wants `Context.pretrained`.
+    uses_pretraining: bool
     #: Encoder: whether several processes can share its training.
     trains_in_processes: bool
     #: Category decoder: whether the decisions of a trial's volumes are pooled.

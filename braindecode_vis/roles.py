@@ -295,8 +295,8 @@ ENCODER_SETTINGS: Role[WholeSettings] = Role(
     "settings of an encoder",
     _SETTINGS,
     {
-        "decodes_categories": False, "reads_text": False, "trains_in_processes": False, "pool": False,
-        "read": _read_seeded, "check_low_level": _answer(None),
+        "decodes_categories": False, "reads_text": False, "uses_pretraining": False, "trains_in_processes": False,
+        "pool": False, "read": _read_seeded, "check_low_level": _answer(None),
     },
 )  # fmt: skip
 PRIOR_SETTINGS: Role[WholeSettings] = Role(

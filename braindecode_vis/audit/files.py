@@ -85,6 +85,8 @@ class AuditedRun:
         `trained` and `embedded` of each branch of the reconstructions, by its name; see `branches`.
     out_of_fold
         Predictions of the training trials of each fold; empty where none were made.
+    pretrained
+        What the run itself pretrained for its encoders; empty where they start anew, or from files.
     thorough
         Whether fits are made again whatever they cost.
     seed
@@ -110,6 +112,7 @@ class AuditedRun:
     folds: tuple[Fold, ...]
     branch_fits: Mapping[str, tuple[tuple[Record, ...], tuple[Record, ...]]] = field(default_factory=dict)
     out_of_fold: tuple[Record, ...] = ()
+    pretrained: tuple[Record, ...] = ()
     thorough: bool = False
     seed: int = 0
     reads: bool = True
@@ -133,7 +136,7 @@ class AuditedRun:
         return {
             name: replace(
                 self, trained=trained, embedded=embedded, branch_fits={}, chain=(*embedded, *trained), missing=(),
-                retrieved=None, evaluated=None, out_of_fold=(),
+                retrieved=None, evaluated=None, out_of_fold=(), pretrained=(),
             )
             for name, (trained, embedded) in self.branch_fits.items()
         }  # fmt: skip
@@ -232,7 +235,16 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
         If the folder holds no preprocessed data, or a file that every check needs is damaged.
     """
     folder = folder.expanduser().absolute()
-    stages = ("preprocess", "embed", "train", "out_of_fold", "retrieve", "reconstruct", "evaluate")
+    stages = (
+        "preprocess",
+        "embed",
+        "pretrain",
+        "train",
+        "out_of_fold",
+        "retrieve",
+        "reconstruct",
+        "evaluate",
+    )
     records = {stage: _read_records(folder, stage) for stage in stages}
     if not records["preprocess"]:
         raise DataError(
@@ -269,12 +281,16 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
     embedded = follow_banks(trained)
     prepared = _follow(trained[0] if trained else None, "preprocess", records["preprocess"], missing)
     assert prepared is not None
+    fits = (*trained, *(fold for fits, _ in branch_fits.values() for fold in fits))
+    found = [_follow(fold, "pretrain", records["pretrain"], missing) for fold in fits]
+    pretrained = tuple({record.path: record for record in found if record is not None}.values())
     last = [record for record in (retrieved, reconstructed, evaluated) if record is not None]
     chain = {
         record.path: record
         for record in (
             prepared,
             *embedded,
+            *pretrained,
             *trained,
             *(record for fits, banks in branch_fits.values() for record in (*banks, *fits)),
             *out_of_fold,
@@ -297,7 +313,7 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
     return AuditedRun(
         folder, prepared, trained, embedded, retrieved, evaluated, tuple(chain.values()),
         tuple(dict.fromkeys(missing)), responses, stimuli, concepts, split, folds,
-        branch_fits, out_of_fold, thorough, seed, reads,
+        branch_fits, out_of_fold, pretrained, thorough, seed, reads,
     )  # fmt: skip
 
 

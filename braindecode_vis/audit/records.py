@@ -382,6 +382,26 @@ def check_options(run: AuditedRun) -> list[AuditFinding]:
     return findings or [AuditFinding("transductive", "ok", text)]
 
 
+def check_pretraining(run: AuditedRun) -> list[AuditFinding]:
+    """Compare the number of trials that an encoder was pretrained on with those that its fold does not test."""
+    findings: list[AuditFinding] = []
+    declared = run.responses.trials["split"].to_numpy(dtype=object) == "test"
+    for record in run.pretrained:
+        number = record.fields.get("fold")
+        tested = run.is_tested if number is None else np.zeros(run.responses.n_trials, bool)
+        if number is not None:
+            tested[run.folds[number].test] = True
+        free = int((~tested & ~declared).sum())
+        seen = int(record.content.get("n_train", 0)) + int(record.content.get("n_held_out", 0))
+        if seen != free:
+            text = f"it was pretrained on {seen} trials, but {free} are neither tested nor declared as test trials."
+            findings.append(AuditFinding("pretraining", "leak", text, record.name))
+    if run.pretrained and not findings:
+        text = f"the encoder was pretrained without labels on {free} trials, none of them tested."
+        findings.append(AuditFinding("pretraining", "ok", text))
+    return findings
+
+
 def _walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():

@@ -33,6 +33,7 @@ from braindecode_vis.audit.records import (
     check_logs,
     check_options,
     check_penalties,
+    check_pretraining,
     check_recordings,
 )
 from braindecode_vis.audit.results import (
@@ -69,7 +70,7 @@ STATISTICS = (
 )  # fmt: skip
 FITS = (check_inputs, check_features, check_targets, check_target_means)
 CHOICES = (check_penalties, check_logs, check_held_out)
-SETTINGS = (check_design, check_options, check_recordings)
+SETTINGS = (check_design, check_options, check_pretraining, check_recordings)
 #: What is computed again in the order of the stages, and the part of the run that it verifies.
 STEPS: tuple[tuple[Part, Callable[..., list[AuditFinding]]], ...] = (
     ("fit", check_embedded),

@@ -231,6 +231,15 @@ def phantom(
         int | None, typer.Option(min=1, help="Times a training image is seen.")
     ] = None,
     test_repetitions: Annotated[int | None, typer.Option(min=1, help="Times a test image is seen.")] = None,
+    imagery: Annotated[
+        int | None,
+        typer.Option(
+            "--imagery", min=0, help="Test images that are imagined too, where the format has imagery."
+        ),
+    ] = None,
+    imagery_repetitions: Annotated[
+        int | None, typer.Option(min=0, help="Times each of them is imagined.")
+    ] = None,
     voxel_mm: Annotated[
         float | None,
         typer.Option("--voxel-mm", help="Side of a voxel (fMRI); 1.8 gives the volumes of NSD's own files."),
@@ -260,7 +269,8 @@ def phantom(
     changes = {
         "n_subjects": subjects, "n_train_concepts": concepts, "n_train_exemplars": exemplars,
         "n_test_concepts": test_concepts, "n_sessions": sessions, "train_repetitions": train_repetitions,
-        "test_repetitions": test_repetitions, "beta_form": beta_form,
+        "test_repetitions": test_repetitions, "n_imagery": imagery, "imagery_repetitions": imagery_repetitions,
+        "beta_form": beta_form,
         # 8.0 becomes 8: the ledger compares requests as they are written.
         "voxel_mm": int(voxel_mm) if voxel_mm is not None and voxel_mm.is_integer() else voxel_mm,
         "beta_versions": simulated.BETA_VERSIONS if betas == "all" else tuple(betas.split(",")) if betas else None,

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.embeddings.text import ConceptTextConfig
+from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
 from braindecode_vis.generators.captions_config import CaptionsConfig
 from braindecode_vis.generators.image_fusion import ImageFusionConfig
 from braindecode_vis.metrics.protocols import ProtocolName
@@ -287,7 +288,8 @@ class RunConfig(Settings):
     dataset, split, target, encoder, prior, generator
         The component of each role, by its ``kind``.
     pretrain
-        How the whole-cortex encoder is pretrained without labels; only the verb ``pretrain`` looks at it.
+        How the whole-cortex encoder is pretrained without labels: by the verb ``pretrain``, and where
+        ``encoder.network.pretrained`` is the word ``pretrain``, by the run itself before it trains.
     text
         How names of concepts become vectors, for objectives and scores that compare with text.
     selection
@@ -344,6 +346,43 @@ class RunConfig(Settings):
     def decodes_categories(self) -> bool:
         """Whether the encoder names a class instead of predicting an embedding."""
         return play(ENCODER_SETTINGS, self.encoder).decodes_categories
+
+    @property
+    def uses_pretraining(self) -> bool:
+        """Whether an encoder of the run starts from what the section ``pretrain`` makes."""
+        return bool(self._list_pretrained())
+
+    def _list_pretrained(self) -> dict[str, Any]:
+        """Return the encoders that start from the run's own pretraining, by their keys."""
+        branches = {
+            f"reconstruction.{name}.encoder": getattr(self.reconstruction, name).encoder
+            for name in ("low_level", "text")
+            if getattr(self.reconstruction, name) is not None
+        }
+        found = {"encoder": self.encoder, **branches}
+        return {key: one for key, one in found.items() if play(ENCODER_SETTINGS, one).uses_pretraining}
+
+    @model_validator(mode="after")
+    def _check_pretraining(self) -> Self:
+        if self.decodes_categories and getattr(
+            getattr(self.encoder, "network", None), "pretrained", None
+        ) == (OWN_PRETRAINING):
+            raise ValueError(
+                "encoder.network.pretrained is pretrain, which encoders of images can start from; pretrain first "
+                "(braindecode-vis pretrain), and name its folder"
+            )
+        for key, encoder in self._list_pretrained().items():
+            if self.pretrain is None:
+                raise ValueError(
+                    f"{key}.network.pretrained is pretrain, but there is no section pretrain that says how; add one, "
+                    "for example pretrain: {n_epochs: 100}"
+                )
+            if differs := self.pretrain.encoder.list_differences(encoder.network):
+                raise ValueError(
+                    f"{key}.network starts from the encoder of pretrain.encoder, but differs from it in "
+                    f"{', '.join(differs)}; set them alike"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_split_fits_encoder(self) -> Self:

@@ -328,6 +328,7 @@ def _open_rois(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], Geo
     return [BetasPart(trials, found.betas, sum(sizes), read)], geometry
 
 
+IMAGERY_TASK = "imagery"
 _KINDS = ("imagenet", "coco", "scenes")
 _LIST_PLACES = ("", "stimuli", "BOLD5000_Stimuli", "BOLD5000_Stimuli/Scene_Stimuli", "code")
 
@@ -339,9 +340,19 @@ class Bold5000Config(BoldSettings):
     is found below the root, it must agree. Subjects are called ``CSI1`` to ``CSI4``. Concepts: the synset of an
     ImageNet picture, the name of a scene without its number; a COCO picture has no single concept and stands for
     itself.
+
+    Parameters
+    ----------
+    tasks
+        What is read: the pictures that were seen (``5000scenes``), and a lab's own runs of ``imagery`` in the same
+        subjects, of which the published data set has none. Their event tables name in `ImgName` which picture was
+        imagined, with `ImgType` ``imagery``; such trials are tested alone, under the id ``imagery_NAME``.
     """
 
     kind: Literal["bold5000"] = "bold5000"
+    tasks: tuple[Literal["5000scenes", "imagery"], ...] = ("5000scenes",)
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"tasks"})
 
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of every file that is read."""
@@ -351,7 +362,7 @@ class Bold5000Config(BoldSettings):
     def make_recipe(self) -> FmriRecipe:
         """Return the task that is read, and what its tables mean."""
         notes = {"protocol": "test: the 113 repeated pictures"}
-        task = {"task": ("5000scenes",)}
+        task = {"task": self.tasks}
         return FmriRecipe("bold5000", task, read_scene_events, self._finish, notes, _IMAGE_FOLDERS)
 
     def _find_list(self) -> Path | None:
@@ -361,7 +372,8 @@ class Bold5000Config(BoldSettings):
     def _finish(self, trials: pd.DataFrame) -> pd.DataFrame:
         """Make a picture a test picture throughout if it is one anywhere."""
         # A repeated picture trains nowhere, also where the mark is missing.
-        tested = set(trials.loc[trials["split"] == "test", "stimulus_id"])
+        imagined = trials["task"] == IMAGERY_TASK
+        tested = set(trials.loc[(trials["split"] == "test") & ~imagined, "stimulus_id"])
         listed = self._find_list()
         if listed is not None:
             names = {make_stimulus_id(line) for line in listed.read_text().splitlines() if line.strip()}
@@ -372,7 +384,9 @@ class Bold5000Config(BoldSettings):
                     "list and events are of different releases."
                 )
             tested |= names
-        trials = trials.assign(split=np.where(trials["stimulus_id"].isin(tested), "test", "train"))
+        trials = trials.assign(split=np.where(imagined | trials["stimulus_id"].isin(tested), "test", "train"))
+        if len(self.tasks) == 1:  # as it was before there was another
+            trials = trials.drop(columns="task")
         check_no_overlap(trials, title="BOLD5000")
         return trials
 
@@ -383,6 +397,8 @@ def read_scene_events(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
 
     assert run.events is not None
     check_columns(table.columns, ("ImgName", "ImgType"), what=f"the events table {run.events}")
+    if run.entities.get("task") == IMAGERY_TASK:
+        return _read_imagery(table, run)
     kinds = table["ImgType"].str.lower().str.removeprefix("rep_")
     unknown = sorted(set(kinds) - set(_KINDS))
     if unknown:
@@ -410,8 +426,30 @@ def read_scene_events(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
             "split": np.where(table["ImgType"].str.lower().str.startswith("rep_"), "test", "train"),
             "trial_type": kinds,
             "image_type": kinds,
+            "task": "5000scenes",
         }
     )
+
+
+def _read_imagery(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
+    """Return the trials of a run of imagery, which have no picture of their own."""
+    import pandas as pd
+
+    other = table[table["ImgType"].str.lower() != IMAGERY_TASK]
+    if len(other):
+        raise DataError(
+            f"{run.events} is of the task imagery, but row {other.index[0] + 2} has the ImgType "
+            f"{other['ImgType'].iloc[0]!r}; imagined pictures have {IMAGERY_TASK!r}."
+        )
+    names = [_name(name) for name in table["ImgName"]]
+    kinds = [find_kind(name) for name in names]
+    return pd.DataFrame(
+        {
+            "stimulus_id": [f"imagery_{name}" for name in names],
+            "concept": [find_concept(name, kind) for name, kind in zip(names, kinds, strict=True)],
+            "path": "", "split": "test", "trial_type": IMAGERY_TASK, "image_type": IMAGERY_TASK, "task": IMAGERY_TASK,
+        }
+    )  # fmt: skip
 
 
 def find_concept(name: str, kind: str) -> str:

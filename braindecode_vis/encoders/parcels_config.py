@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 WEIGHTS = "encoder.safetensors"
 
 
+#: Word for `ParcelsConfig.pretrained`: the encoder that the same run pretrains.
+OWN_PRETRAINING = "pretrain"
+_ARCHITECTURE = (
+    "patch_times", "width", "depth", "n_heads", "mlp_ratio", "network_embedding", "parcel_position", "coordinates",
+)  # fmt: skip
+
+
 class ParcelsConfig(Settings):
     """Transformer over tokens of one parcel and one stretch of time each, pooled and projected.
 
@@ -58,7 +65,9 @@ class ParcelsConfig(Settings):
     projector_hidden
         Hidden units between the pooled token and the outputs.
     pretrained
-        Folder that ``pretrain`` wrote, or a file of weights (safetensors, or a torch file that holds tensors only).
+        Folder that ``pretrain`` wrote, or a file of weights (safetensors, or a torch file that holds tensors only); or
+        the word ``pretrain``, with which the run pretrains the encoder itself, by its section ``pretrain``, before it
+        trains (a folder of that name is ``./pretrain``).
     key_map
         For a foreign file, prefixes to replace in its names: ``{"backbone.": ""}`` takes ``backbone.norm.weight`` as
         ``norm.weight``. Applied in order, the first that fits.
@@ -80,7 +89,7 @@ class ParcelsConfig(Settings):
     coordinates: Path | None = None
     pooling: Literal["cls", "mean"] = "mean"
     projector_hidden: int = Field(default=1024, ge=1)
-    pretrained: Path | None = None
+    pretrained: Literal["pretrain"] | Path | None = None
     key_map: dict[str, str] = Field(default_factory=dict)
     ignore_keys: tuple[str, ...] = ()
     freeze_depth: int = Field(default=0, ge=0)
@@ -97,9 +106,23 @@ class ParcelsConfig(Settings):
             raise ValueError(f"freeze_depth is {self.freeze_depth}, but there are only {self.depth} blocks")
         if (self.parcel_position == "coordinates") != (self.coordinates is not None):
             raise ValueError("parcel_position: coordinates and a table in coordinates belong together")
-        if self.pretrained is None and (self.key_map or self.ignore_keys):
+        if not isinstance(self.pretrained, Path) and (self.key_map or self.ignore_keys):
             raise ValueError("key_map and ignore_keys are for the file in pretrained, but none is given")
         return self
+
+    def list_differences(self, other: ParcelsConfig) -> list[str]:
+        """Return the settings of the architecture in which another encoder differs, with both values.
+
+        Examples
+        --------
+        >>> ParcelsConfig(depth=4).list_differences(ParcelsConfig())
+        ['depth (4 and 6)']
+        """
+        return [
+            f"{name} ({getattr(self, name)} and {getattr(other, name)})"
+            for name in _ARCHITECTURE
+            if getattr(self, name) != getattr(other, name)
+        ]
 
     @property
     def weights_file(self) -> Path | None:
@@ -110,7 +133,7 @@ class ParcelsConfig(Settings):
         DataError
             If there is no such file.
         """
-        if self.pretrained is None:
+        if not isinstance(self.pretrained, Path):
             return None
         path = self.pretrained.expanduser()
         if path.is_dir():
@@ -120,6 +143,8 @@ class ParcelsConfig(Settings):
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digests of the files, which count by their content."""
         fields = super().hashed_fields()
+        if self.pretrained == OWN_PRETRAINING:  # what is pretrained counts as a stage of the run
+            fields["pretrained"] = OWN_PRETRAINING
         if (weights := self.weights_file) is not None:
             fields["pretrained_digest"] = hash_once(weights)
         if self.coordinates is not None:
@@ -145,9 +170,9 @@ class ParcelsConfig(Settings):
         )
 
     def build(self, signal: Signal, n_outputs: int) -> torch.nn.Module:
-        """Return the network, with the pretrained weights in its encoder if any are given.
+        """Return the network, with the pretrained weights in its encoder if a file of them is given.
 
-        What was read, under which name, is in its `load_report`.
+        What was read, under which name, is in its `load_report`. Those of the run itself are named by who trains.
 
         Parameters
         ----------

@@ -132,8 +132,8 @@ def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
             if value is not None:
                 raise ConfigError(f"{key} is {value}, but a phantom in the format {name} has no such number.")
             continue
-        # What came later may be left out.
-        if key in WORDS or (key in LATER and value is None):
+        # What came later may be left out, in some formats imagery too.
+        if key in WORDS or (key in (*LATER, "n_imagery", "imagery_repetitions") and value is None):
             continue
         # True is an int in Python, and is refused below.
         whole = isinstance(value, int) or (key in ("pause_s", "voxel_mm") and isinstance(value, float))

@@ -1,6 +1,6 @@
 """The stages of a run, one function each, in order.
 
-    preprocess -> embed -> train -> retrieve -> reconstruct -> evaluate -> report
+    preprocess -> embed -> [pretrain ->] train -> retrieve -> reconstruct -> evaluate -> report
 
 Owns the order of the stages, what each of them reads and writes in the run folder, and which settings enter its
 fingerprint. Each function asks for what it needs from the stage before, which is reused when nothing it depends on
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from braindecode_vis.pipeline.decoding import reconstruct, retrieve
     from braindecode_vis.pipeline.ending import finish_run
     from braindecode_vis.pipeline.hints import list_hints
-    from braindecode_vis.pipeline.learning import embed, preprocess, train
+    from braindecode_vis.pipeline.learning import embed, preprocess, pretrain, train
     from braindecode_vis.pipeline.reporting import check_leaks, report, run_all
     from braindecode_vis.pipeline.scoring import evaluate
     from braindecode_vis.pipeline.together import fit_share, reconstruct_share, train_together
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report")
 
 _MODULES = {
-    "preprocess": "learning", "embed": "learning", "train": "learning", "train_together": "together",
-    "reconstruct_share": "together", "fit_share": "together",
+    "preprocess": "learning", "embed": "learning", "pretrain": "learning", "train": "learning",
+    "train_together": "together", "reconstruct_share": "together", "fit_share": "together",
     "retrieve": "decoding", "reconstruct": "decoding", "evaluate": "scoring", "report": "reporting",
     "check_leaks": "reporting", "finish_run": "ending", "list_hints": "hints", "run_all": "reporting",
 }  # fmt: skip
@@ -40,6 +40,7 @@ __all__ = [
     "fit_share",
     "list_hints",
     "preprocess",
+    "pretrain",
     "reconstruct",
     "reconstruct_share",
     "report",

@@ -16,7 +16,7 @@ import pandas as pd
 
 from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.contracts import Context, WholeBrainEncoder, WholeImageEncoder
 from braindecode_vis.devices import count_launched
@@ -282,6 +282,79 @@ def name_fold(number: int | None) -> str:
 
 
 @remember
+def pretrain(run: Run) -> store.Artifact:
+    """Pretrain the encoder of the section ``pretrain`` on trials that no fold tests, without labels.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration has no such section.
+    DataError
+        If every trial is tested by some fold.
+    """
+    return _pretrain(run, None)
+
+
+def pretrain_fold(run: Run, number: int) -> store.Artifact | None:
+    """Pretrain the encoder that a fold starts from, on trials that this fold does not test; None where it starts anew.
+
+    With one fold, it is what `pretrain` gives.
+    """
+    if not run.encoder.uses_pretraining:
+        return None
+    own = number if len(preprocess(run).split.folds) > 1 else None
+    found: store.Artifact = run.once(f"pretrain {own}", lambda: _pretrain(run, own))
+    return found
+
+
+def name_pretraining(run: Run) -> dict[str, str]:
+    """Return the fingerprint of what the encoder of each fold starts from; nothing where they start anew."""
+    if not run.encoder.uses_pretraining:
+        return {}
+    found = [pretrain_fold(run, number) for number in range(len(preprocess(run).split.folds))]
+    return {f"pretrain{n}": artifact.fingerprint for n, artifact in enumerate(found) if artifact is not None}
+
+
+def _pretrain(run: Run, number: int | None) -> store.Artifact:
+    config, prepared = run.config.pretrain, preprocess(run)
+    if config is None:
+        raise ConfigError(
+            f"{run.config.name} has no section pretrain; add one, for example --set pretrain.n_epochs=100."
+        )
+    tested = np.zeros(prepared.responses.n_trials, bool)
+    for fold in prepared.split.folds if number is None else [prepared.split.folds[number]]:
+        tested[fold.test] = True
+    if tested.all():
+        raise DataError(
+            "every trial is tested by some fold, so that none is left to pretrain on; with "
+            "encoder.network.pretrained=pretrain each fold pretrains on what it does not test."
+        )
+    # Told by the column: pretraining reads no row of the split "test".
+    declared = prepared.responses.trials["split"].to_numpy(dtype=object)
+    trials = prepared.responses.trials.assign(split=np.where(tested, "test", declared))
+    responses = prepared.responses.with_trials(trials)
+    seed = derive_seed(run.config.seed, "pretrain", *([] if number is None else [number]))
+    fields = {"pretrain": config.hashed_fields(), "seed": run.config.seed}
+    fields |= {} if number is None else {"fold": number}
+    upstream = {"preprocess": prepared.artifact.fingerprint}
+
+    def compute(folder: Path) -> dict[str, Any]:
+        from braindecode_vis.training.pretraining import pretrain as fit
+
+        with lend_context(run, f"pretrain{number or 0:02d}", [fields, upstream]) as context:
+            assert context.checkpoints is not None
+            if not run.follows:
+                context.checkpoints.mkdir(parents=True, exist_ok=True)
+            found = fit(
+                config, responses, folder=folder, checkpoints=context.checkpoints, seed=seed,
+                progress=run.listener.progress,
+            )  # fmt: skip
+        return {**found, "n_processes": count_launched()}
+
+    return run.produce("pretrain", fields, upstream, compute, name_fold(number))
+
+
+@remember
 def train(run: Run) -> list[Any]:
     """Fit the brain encoder, or the category decoder, of every fold on its training trials."""
     if not run.config.decodes_categories:
@@ -317,6 +390,8 @@ def _fit_fold(run: Run, number: int) -> TrainedFold | categories.TrainedDecoder:
         "fold": number,
     }
     upstream = {"preprocess": prepared.artifact.fingerprint, "embed": bank.artifact.fingerprint}
+    if (pretrained := pretrain_fold(run, number)) is not None:
+        upstream["pretrain"] = pretrained.fingerprint
 
     def compute(folder: Path) -> dict[str, Any]:
         rows = prepared.folds[number].train
@@ -381,7 +456,7 @@ def predict_fold(run: Run, number: int) -> OutOfFold:
         with lend_context(run, f"out_of_fold{number:02d}", upstream) as context:
             # Not the encoder of `train`, which others ask meanwhile.
             encoder = roles.read(roles.BRAIN_ENCODER, run.encoder, fitted.artifact.path)
-            encoder.bind(lend_stimuli(run, context))
+            encoder.bind(lend_stimuli(run, number, context))
             predicted = encoder.predict_out_of_fold(responses, targets)
             if not run.follows:
                 store.write_embeddings(folder, predicted)
@@ -414,14 +489,14 @@ def build_encoder(run: Run, number: int, context: Context | None = None) -> Whol
         roles.BRAIN_ENCODER, run.encoder, seed=derive_seed(run.config.seed, "train", number)
     )
     lent = Context(device=run.config.retrieval.device) if context is None else context
-    encoder.bind(lend_stimuli(run, lent))
+    encoder.bind(lend_stimuli(run, number, lent))
     return encoder
 
 
-def lend_stimuli(run: Run, context: Context) -> Context:
-    """Return the context with the images of every stimulus, and their texts for an encoder that reads them.
+def lend_stimuli(run: Run, number: int, context: Context) -> Context:
+    """Return the context with the images of every stimulus, and what the settings of the encoder ask for beside.
 
-    Training looks at those of its own trials.
+    That is their texts, and the encoder that was pretrained for the fold. Training looks at those of its own trials.
     """
     config, stimuli = run.config, preprocess(run).stimuli
     texts = None
@@ -431,7 +506,9 @@ def lend_stimuli(run: Run, context: Context) -> Context:
         texts = run.once(
             "texts", lambda: spread_over_images(embed_concepts(config.text, config.target, stimuli), stimuli)
         )
-    return replace(context, images=stimuli, texts=texts)
+    pretrained = pretrain_fold(run, number)
+    folder = None if pretrained is None else pretrained.path
+    return replace(context, images=stimuli, texts=texts, pretrained=folder)
 
 
 def pick_trials(responses: Responses, rows: np.ndarray, repeats: str) -> Responses:

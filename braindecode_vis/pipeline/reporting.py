@@ -13,7 +13,15 @@ from braindecode_vis.config import check_files
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.pipeline.decoding import open_branches, reconstruct, retrieve
 from braindecode_vis.pipeline.hints import list_hints
-from braindecode_vis.pipeline.learning import embed, needs_predictions, predict_out_of_fold, preprocess, train
+from braindecode_vis.pipeline.learning import (
+    embed,
+    name_pretraining,
+    needs_predictions,
+    predict_out_of_fold,
+    preprocess,
+    pretrain_fold,
+    train,
+)
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
 from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.pipeline.scoring import evaluate, find_phantom
@@ -134,6 +142,7 @@ def describe_question(run: Run) -> dict[str, Any]:
             "text": config.text.hashed_fields() if run.encoder.reads_text else None,
             "seed": config.seed,
             "preprocess": preprocess(run).artifact.fingerprint,
+            **name_pretraining(run),
         }
     )
 
@@ -143,8 +152,10 @@ def collect_stages(run: Run) -> dict[str, Any]:
     artifacts: list[store.Artifact] = [preprocess(run).artifact, *[fold.artifact for fold in train(run)]]
     if not run.config.decodes_categories:
         banks = {bank.artifact.path: bank.artifact for bank in embed(run)}
+        begun = [pretrain_fold(run, number) for number in range(len(train(run)))]
+        starts = {artifact.path: artifact for artifact in begun if artifact is not None}
         # In the order of the stages; folds that share a bank name it once.
-        artifacts[1:1] = banks.values()
+        artifacts[1:1] = [*banks.values(), *starts.values()]
         made = [part.artifact for part in predict_out_of_fold(run)] if needs_predictions(run) else []
         artifacts += [*made, retrieve(run).artifact, reconstruct(run).artifact]
     stages = _describe_stages(artifacts)

@@ -179,7 +179,8 @@ def _digest_settings(config: RunConfig) -> str:
         fields = config.hashed_fields()
     except BraindecodeVisError:  # weights of a later stage are not there
         fields = config.model_dump(mode="json")
-    return store.hash_json(store.json_plain({k: v for k, v in fields.items() if k not in _BESIDE_THE_RESULT}))
+    beside = _list_beside(config)
+    return store.hash_json(store.json_plain({k: v for k, v in fields.items() if k not in beside}))
 
 
 def open_run(
@@ -287,8 +288,9 @@ def check_run_folder(folder: Path) -> Path:
     return path
 
 
-#: Entries of a configuration that change no stage of a run.
-_BESIDE_THE_RESULT = ("name", "analyses", "pretrain")
+def _list_beside(config: RunConfig) -> tuple[str, ...]:
+    """Return the entries of a configuration that change no stage of its run."""
+    return ("name", "analyses", *(() if config.uses_pretraining else ("pretrain",)))
 
 
 def list_changes(earlier: RunConfig, config: RunConfig, *, hashed: bool = True) -> list[str]:
@@ -310,6 +312,9 @@ def list_changes(earlier: RunConfig, config: RunConfig, *, hashed: bool = True) 
     before, now = (
         one.hashed_fields() if hashed else one.model_dump(mode="json") for one in (earlier, config)
     )
+    # Pretraining is a stage of the one that uses it; what the other has is another encoder then.
+    beside = set(_list_beside(earlier)) & set(_list_beside(config))
+    before, now = ({k: v for k, v in fields.items() if k not in beside} for fields in (before, now))
     _compare_fields("", before, now, changes)
     # Where data lie and on what a network is computed are no settings that a reader of numbers asks for.
     return [text for text in changes if hashed or not re.match(r"dataset\.root |\S*\bdevice ", text)]
@@ -318,8 +323,7 @@ def list_changes(earlier: RunConfig, config: RunConfig, *, hashed: bool = True) 
 def _compare_fields(key: str, before: Any, now: Any, changes: list[str]) -> None:
     if isinstance(before, dict) and isinstance(now, dict) and before.get("kind") == now.get("kind"):
         for name in [*before, *(name for name in now if name not in before)]:
-            if key or name not in _BESIDE_THE_RESULT:
-                _compare_fields(f"{key}.{name}".lstrip("."), before.get(name), now.get(name), changes)
+            _compare_fields(f"{key}.{name}".lstrip("."), before.get(name), now.get(name), changes)
     elif store.json_plain(before) != store.json_plain(now):
         values = [
             value["kind"] if isinstance(value, dict) and "kind" in value else value for value in (before, now)

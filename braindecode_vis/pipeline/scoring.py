@@ -387,6 +387,8 @@ def describe_choices(config: RunConfig) -> list[str]:
         *roles.play(roles.PRIOR_SETTINGS, config.prior).describe_choices(),
         *roles.play(roles.GENERATOR_SETTINGS, config.generator).describe_choices(),
     ]
+    if config.uses_pretraining:
+        words.append("encoder pretrained without labels on training trials")
     if low is not None:
         words.append(f"images fused with {low.target.kind} by {low.encoder.kind} ({low.fusion.describe()})")
     if config.reconstruction.prompt is not None:

@@ -35,7 +35,7 @@ from braindecode_vis.image_rows import Images
 from braindecode_vis.leases import BeingMade
 from braindecode_vis.pipeline.categories import build_decoder
 from braindecode_vis.pipeline.decoding import find_untested
-from braindecode_vis.pipeline.learning import build_encoder, pick_labelled_trials
+from braindecode_vis.pipeline.learning import build_encoder, name_pretraining, pick_labelled_trials
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, lend_context, name_workspace
 from braindecode_vis.pipeline.scoring import describe_gallery, describe_protocol
 from braindecode_vis.pipeline.together import check_worker, order_work
@@ -289,6 +289,7 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
     }
     upstream = {"preprocess": prepared.artifact.fingerprint}
     upstream |= {f"embed{n}": bank.artifact.fingerprint for n, bank in enumerate(banks)}
+    upstream |= name_pretraining(run)
 
     if ranks_features(config.selection) and not roles.play(roles.ANALYSIS, analysis).uses_encoder:
         raise ConfigError(

@@ -1,24 +1,21 @@
-"""Pretrain the parcel encoder of a configuration on its responses, and leave the result where it can be named."""
+"""Leave the encoder that a run has pretrained where it can be named, and let several processes pretrain it together."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-from braindecode_vis import pipeline, store
-from braindecode_vis.checks import ConfigError
-from braindecode_vis.devices import count_launched
+from braindecode_vis import store
+from braindecode_vis.pipeline import learning
 from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.pipeline.together import work_together
-from braindecode_vis.seeds import derive_seed
 
 FOLDER = "pretrained"
 
 
 @remember
 def pretrain(run: Run) -> Path:
-    """Train the masked autoencoder without labels and return the folder for ``encoder.network.pretrained``.
+    """Pretrain by `learning.pretrain` and return the folder for ``encoder.network.pretrained``.
 
     Parameters
     ----------
@@ -29,33 +26,10 @@ def pretrain(run: Run) -> Path:
     ------
     ConfigError
         If the configuration has no such section.
+    DataError
+        If every trial is tested by some fold.
     """
-    config = run.config.pretrain
-    if config is None:
-        raise ConfigError(
-            f"{run.config.name} has no section pretrain; add one, for example --set pretrain.n_epochs=100."
-        )
-    prepared = pipeline.preprocess(run)
-    seed = derive_seed(run.config.seed, "pretrain")
-
-    def compute(folder: Path) -> dict[str, Any]:
-        from braindecode_vis.training.pretraining import pretrain as fit
-
-        checkpoints = run.folder.path / "work" / "pretrain"
-        if not run.follows:
-            checkpoints.mkdir(parents=True, exist_ok=True)
-        found = fit(
-            config, prepared.responses, folder=folder, checkpoints=checkpoints, seed=seed,
-            progress=run.listener.progress,
-        )  # fmt: skip
-        # Kept until here, so that an interrupted training goes on.
-        if not run.follows:
-            shutil.rmtree(checkpoints, ignore_errors=True)
-        return {**found, "n_processes": count_launched()}
-
-    fields = {"pretrain": config.hashed_fields(), "seed": run.config.seed}
-    artifact = run.produce("pretrain", fields, {"preprocess": prepared.artifact.fingerprint}, compute)
-    published = run.folder.path / FOLDER
+    artifact, published = learning.pretrain(run), run.folder.path / FOLDER
     return published if run.follows else _publish(artifact, published)
 
 

@@ -21,6 +21,7 @@ import pandas as pd
 
 from braindecode_vis import store
 from braindecode_vis.checks import BraindecodeVisError
+from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
 from braindecode_vis.metrics.uncertainty import bootstrap_nested
 from braindecode_vis.report.board_page import PooledSetting, SettingsTable, Validation
 
@@ -29,7 +30,7 @@ MAX_SETTINGS = 8  # a table of all that differ between runs of several data sets
 N_BOOT = 1000
 _MAX_ENTRIES = 5000
 #: Settings that change no result.
-_BESIDE_RESULT = ("name", "analyses", "pretrain", "dataset.root")
+_BESIDE_RESULT = ("name", "analyses", "dataset.root")
 #: Those, and what stands in columns of its own.
 _BESIDE = (*_BESIDE_RESULT, "dataset.kind", "encoder.kind", "target.kind")
 #: Runs that differ in these alone repeat one setting.
@@ -60,7 +61,7 @@ def list_differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     >>> list_differing([{"seed": 0, "encoder": {"epochs": 5}}, {"seed": 1, "encoder": {"epochs": 5}}])
     ['seed']
     """
-    flat = [dict(_flatten(config)) for config in configs if config]
+    flat = [dict(_flatten(_drop_unused(config))) for config in configs if config]
     keys = dict.fromkeys(key for one in flat for key in one)
     differing = {
         key: sum(key in one for one in flat)
@@ -71,6 +72,14 @@ def list_differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     }
     # Settings of one component alone, which other runs do not have, say less than one that all of them have.
     return sorted(differing, key=lambda key: -differing[key])[:MAX_SETTINGS]
+
+
+def _drop_unused(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a configuration without its section ``pretrain`` where no encoder starts from it."""
+    keys = ("encoder", "reconstruction.low_level.encoder", "reconstruction.text.encoder")
+    if any(look_up(config, f"{key}.network.pretrained") == OWN_PRETRAINING for key in keys):
+        return config
+    return {key: value for key, value in config.items() if key != "pretrain"}
 
 
 def _flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -185,7 +194,7 @@ def _group_runs(runs: Sequence[FinishedRun]) -> list[tuple[list[int], tuple[str,
         beside = [*_BESIDE_RESULT, *(key for key in REPEATED if key not in parting)]
         groups: dict[str, list[int]] = {}
         for place, run in enumerate(runs):
-            groups.setdefault(_digest_setting(run.config, beside), []).append(place)
+            groups.setdefault(_digest_setting(_drop_unused(run.config), beside), []).append(place)
         # A subject decoded alone and once more together with others is two settings.
         if all(_is_repeated_once([runs[place] for place in places]) for places in groups.values()):
             break

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
 from braindecode_vis.optimisation import OptimiserConfig, ScheduleConfig
 from braindecode_vis.registry import ByKind, Component
 from braindecode_vis.settings import Settings
@@ -291,6 +292,11 @@ class NetworkEncoderConfig(Settings):
     def reads_text(self) -> bool:
         """Whether an objective compares with embeddings of text."""
         return "text" in self.needs
+
+    @property
+    def uses_pretraining(self) -> bool:
+        """Whether the network starts from what the run itself pretrains."""
+        return getattr(self.network, "pretrained", None) == OWN_PRETRAINING
 
     @property
     def needs(self) -> frozenset[str]:

@@ -66,6 +66,8 @@ class NetworkEncoder:
     images : StimulusSet, callable or None
         The images, for a network that is tuned; set it before `fit` and `map_targets`. A callable takes stimulus ids
         and returns uint8 arrays of shape (height, width, 3).
+    pretrained : Path or None
+        Folder that the run has pretrained, for settings that say so; set it before `fit`.
     clusters : dict or None
         Cluster of each training image from an earlier stage; k-means of the targets without it.
     label_free_subjects : tuple of str
@@ -81,6 +83,7 @@ class NetworkEncoder:
         self.text_targets: Embeddings | None = None
         self.image_views: Sequence[Embeddings] = ()
         self.images: ImageSource | None = None
+        self.pretrained: Path | None = None
         self.clusters: dict[str, int] | None = None
         self.label_free_subjects: tuple[str, ...] = ()
         self.messages: list[str] = []
@@ -89,6 +92,7 @@ class NetworkEncoder:
         """Take images, texts, the folder of checkpoints and the progress from what the pipeline lends."""
         self.images, self.text_targets = context.images, context.texts
         self.workspace, self.progress = context.checkpoints, context.progress
+        self.pretrained = context.pretrained
 
     # --- training -----------------------------------------------------------------------------------------
 
@@ -114,6 +118,11 @@ class NetworkEncoder:
         from braindecode_vis.devices import compute_once
 
         check_rows(responses, targets)
+        if self.config.uses_pretraining and self.pretrained is None:
+            raise ConfigError(
+                "encoder.network.pretrained is pretrain, which a run computes before it trains; outside of a run, name "
+                "the folder that braindecode-vis pretrain wrote."
+            )
         train, held, by = self.hold_out(responses, rows)
         names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
         # A refit on fewer trials may lack a subject, for whom no layer must be built.
@@ -177,7 +186,14 @@ class NetworkEncoder:
         shape = reduced.vectors.shape[1:]
         n_tokens = shape[0] if self.config.fusion is not None and len(shape) == 2 else 1
         scales = make_scales(self.config.normalise_targets, reduced.flat(), text, n_tokens=n_tokens)
-        return build_model(self.config, signal, shape, seed=self.seed, scales=scales)
+        return build_model(self._name_weights(), signal, shape, seed=self.seed, scales=scales)
+
+    def _name_weights(self) -> Any:
+        """Return the settings, with the folder that the run has pretrained in the place of the word for it."""
+        if not self.config.uses_pretraining or self.pretrained is None:
+            return self.config
+        network = self.config.network.model_copy(update={"pretrained": self.pretrained})
+        return self.config.model_copy(update={"network": network})
 
     def train(
         self,
@@ -372,6 +388,7 @@ class NetworkEncoder:
         other.workspace = workspace or self.workspace
         other.progress, other.text_targets = self.progress, self.text_targets
         other.image_views, other.clusters, other.images = self.image_views, self.clusters, self.images
+        other.pretrained = self.pretrained
         return other
 
     # --- prediction ---------------------------------------------------------------------------------------

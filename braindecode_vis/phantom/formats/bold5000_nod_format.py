@@ -4,7 +4,8 @@ BOLD5000: owns the names of its subjects (``CSI1``) and pictures (ImageNet, COCO
 ``repeated_stimuli_113_list.txt``, the event tables, whose kinds (`ImgType`) begin with ``rep_`` for the repeated
 pictures, and the files of the betas: a volume a session, tables of regions over all sessions, and
 ``CSI1_imgnames.txt`` with the picture of every trial. The repeated pictures are tested. One of their presentations
-lacks the mark ``rep_``, as in the published tables.
+lacks the mark ``rep_``, as in the published tables. A further task, ``imagery``, which the published data set does not
+have, lets subjects imagine test pictures from their description in words; its form is ours.
 
 NOD: owns its two experiments. Sessions ``imagenet01``... show the training images once each; one session ``coco`` shows
 the test images again and again, with blanks (1000) and changes of the fixation point (2000) between them. Their tables
@@ -54,7 +55,7 @@ from braindecode_vis.phantom.scanner import (
     iterate_volumes,
     make_scanner,
 )
-from braindecode_vis.phantom.sizes import PhantomSize, check_numbers
+from braindecode_vis.phantom.sizes import PhantomSize, check_imagery, check_numbers
 from braindecode_vis.phantom.stimuli.images import list_split, name_imagenet
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.store import replace_atomically
@@ -63,6 +64,8 @@ T_R = 2.0  # of both data sets [1]_ [3]_
 # A second of picture, nine of fixation [1]_.
 TIMING = TrialTiming(mean=10.0, jitter=0.05, stimulus=1.0, first=6.0, tail=14.0)
 TASK = "5000scenes"
+IMAGERY_TASK, IMAGERY_TYPE = "imagery", "imagery"
+_USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions")
 LIST = "repeated_stimuli_113_list.txt"
 STIMULI = "BOLD5000_Stimuli"
 _PRESENTED = f"{STIMULI}/Scene_Stimuli/Presented_Stimuli"
@@ -86,6 +89,9 @@ def list_bold5000_images(size: PhantomSize, seed: int) -> pd.DataFrame:
         ],
     }
     files = [names[kind][row] for row, kind in enumerate(kinds)]
+    if size.n_imagery:
+        imagined = np.flatnonzero(table["split"] == "test")[: size.n_imagery]
+        table = table.assign(imagined=np.isin(np.arange(len(table)), imagined))
     return table.assign(
         kind=kinds,
         stimulus_id=[name.rpartition(".")[0] for name in files],
@@ -128,7 +134,13 @@ def count_bold5000_raw(size: PhantomSize) -> Counts:
         + 130 * size.n_subjects * size.n_trials
     )
     seconds = 1 + n_runs * estimate_seconds(size.voxel_mm, n_volumes)
-    return Counts(n_bytes, 0, n_runs * n_volumes * T_R, seconds, 2 + n_runs * max(1, round(n_volumes)))
+    n_steps = 2 + n_runs * max(1, round(n_volumes))
+    # A run of imagery for each time that all are imagined.
+    n_times = size.n_subjects * (size.imagery_repetitions or 0)
+    n_more = n_times * _count_imagery_volumes(size)
+    n_bytes += n_more * estimate_raw_volume(size.voxel_mm) + 130 * n_times * (size.n_imagery or 0)
+    seconds += n_times * estimate_seconds(size.voxel_mm, n_more / max(1, n_times))
+    return Counts(n_bytes, 0, (n_runs * n_volumes + n_more) * T_R, seconds, n_steps + round(n_more))
 
 
 def plan_bold5000_raw(job: PhantomJob) -> list[Unit]:
@@ -138,7 +150,40 @@ def plan_bold5000_raw(job: PhantomJob) -> list[Unit]:
         Unit("the files of the data set", 1, partial(_write_description, job, "BOLD5000", "1.0.2", names)),
         Unit("the list of repeated pictures", 1, partial(_write_repeated_list, job)),
         *list_run_units(job, TIMING, _write_bold5000_run, step_s=T_R, name=name_subject),
-    ]
+        *[
+            Unit(
+                f"subject {name_subject(person)}, imagery run {run:02d}", round(_count_imagery_volumes(job.size)),
+                partial(_write_imagery_run, job, person, run),
+            )
+            for person in job.subjects
+            for run in range(1, (job.size.imagery_repetitions or 0) + 1)
+        ],
+    ]  # fmt: skip
+
+
+def _count_imagery_volumes(size: PhantomSize) -> float:
+    n_imagery = size.n_imagery or 0
+    return (TIMING.first + (n_imagery - 1) * TIMING.mean + TIMING.tail) / T_R if n_imagery else 0.0
+
+
+def _write_imagery_run(job: PhantomJob, person: Person, run: int, progress: Progress) -> list[Path]:
+    """Write a run in which every imagined picture is imagined once, in a session after the others."""
+    generator = make_generator(job.config.seed, "bold5000 imagery", person.index, run)
+    rows = generator.permutation(np.flatnonzero(job.table["imagined"]))
+    onset = TIMING.first + TIMING.mean * np.arange(len(rows))
+    trials = pd.DataFrame({"onset": onset, "row": rows})
+    subject, session = name_subject(person), job.size.n_sessions + 1
+    folder = job.root / f"sub-{subject}" / f"ses-{session:02d}" / "func"
+    stem = f"sub-{subject}_ses-{session:02d}_task-{IMAGERY_TASK}_run-{run:02d}"
+    events = pd.DataFrame(
+        {
+            "onset": onset, "duration": TIMING.stimulus, "ImgName": job.table["file_name"].to_numpy()[rows],
+            "ImgType": IMAGERY_TYPE,
+        }
+    )  # fmt: skip
+    return write_raw_run(
+        folder, stem, job, person, trials, events, TIMING.stimulus, TIMING.tail, progress, imagery=True
+    )
 
 
 def _write_bold5000_run(
@@ -270,6 +315,7 @@ def write_region(root: Path, subject: str, region: str, table: np.ndarray) -> Pa
 
 def _check_bold5000(name: str, uses: tuple[str, ...], size: PhantomSize) -> None:
     check_size(size, name, uses, whole=False)
+    check_imagery(size, name)
     if size.n_subjects > 4 or size.test_repetitions < 2:
         raise ConfigError(
             f"BOLD5000 has the subjects CSI1 to CSI4 and shows its test pictures several times: n_subjects "
@@ -281,9 +327,9 @@ BOLD5000_RAW = Format(
     name="bold5000",
     description="BOLD5000: raw BIDS runs of whole heads, event tables, the list of repeated pictures",
     modality="fmri",
-    uses=("n_runs", "voxel_mm"),
+    uses=_USES,
     duration_s=TIMING.stimulus,
-    check=partial(_check_bold5000, "bold5000", ("n_runs", "voxel_mm")),
+    check=partial(_check_bold5000, "bold5000", _USES),
     count=count_bold5000_raw,
     list_images=list_bold5000_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),

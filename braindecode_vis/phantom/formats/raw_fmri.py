@@ -31,6 +31,8 @@ def iterate_head(
     stimulus_s: float,
     n_volumes: int,
     name: str,
+    *,
+    imagery: bool = False,
 ) -> Iterator[np.ndarray]:
     """Yield the volumes of a run, float (n_x, n_y, n_z), in scanner units.
 
@@ -42,11 +44,15 @@ def iterate_head(
         How long an image stays, s.
     name
         Name of the run; another name gives other noise.
+    imagery
+        True for imagined instead of seen images.
     """
     scanner = job.scanner
     around = scanner.find_head() & ~scanner.mask
     generator = make_generator(job.config.seed, "head", person.index, name)
-    for block in simulate_bold(person, scanner, onsets_s, rows, stimulus_s, n_volumes, name=name):
+    for block in simulate_bold(
+        person, scanner, onsets_s, rows, stimulus_s, n_volumes, name=name, imagery=imagery
+    ):
         for percent in block:
             volume = scanner.fill_volume(scanner.baseline * (1 + percent / 100))
             volume[around] = _INSIDE + _INSIDE_NOISE * generator.standard_normal(int(around.sum()))
@@ -62,9 +68,11 @@ def write_series(
     stimulus_s: float,
     n_volumes: int,
     progress: Progress,
+    *,
+    imagery: bool = False,
 ) -> Path:
     """Write the int16 volumes of a run, whose noise goes by the name of the file; see `iterate_head`."""
-    volumes = iterate_head(job, person, onsets_s, rows, stimulus_s, n_volumes, path.name)
+    volumes = iterate_head(job, person, onsets_s, rows, stimulus_s, n_volumes, path.name, imagery=imagery)
     return write_volumes(
         path,
         (np.rint(volume) for volume in progress.watch(volumes, lambda volume: 1)),
@@ -86,6 +94,8 @@ def write_raw_run(
     stimulus_s: float,
     tail_s: float,
     progress: Progress,
+    *,
+    imagery: bool = False,
 ) -> list[Path]:
     """Write ``STEM_bold.nii.gz``, ``STEM_bold.json`` and ``STEM_events.tsv``, and return their paths.
 
@@ -97,6 +107,8 @@ def write_raw_run(
         The table as the data set spells it.
     tail_s
         How long the run goes on after the last onset.
+    imagery
+        True for imagined instead of seen images.
     """
     onsets = trials["onset"].to_numpy()
     n_volumes = int(np.ceil((onsets.max() + tail_s) / job.scanner.t_r))
@@ -107,7 +119,8 @@ def write_raw_run(
     # The image comes last: a reader that finds it finds the rest.
     image = folder / f"{stem}_bold.nii.gz"
     rows = trials["row"].to_numpy()
-    return [table, sidecar, write_series(image, job, person, onsets, rows, stimulus_s, n_volumes, progress)]
+    series = write_series(image, job, person, onsets, rows, stimulus_s, n_volumes, progress, imagery=imagery)
+    return [table, sidecar, series]
 
 
 def estimate_raw_volume(voxel_mm: float | None) -> float:

@@ -317,7 +317,7 @@ def make_captions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     -------
     DataFrame
         Columns `id` and `caption`, two captions an image. Images of NSD stand under their names there (``nsd02951``),
-        test images under those of its imagery session too.
+        test images under those of its imagery session too; so do images that the column `imagined` marks.
 
     Examples
     --------
@@ -327,6 +327,7 @@ def make_captions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     """
     concepts = make_concepts(int(table["concept_index"].max()) + 1, seed=seed)
     numbers = table["nsd_id"].astype(int).tolist() if "nsd_id" in table else None
+    imagined = table["imagined"].tolist() if "imagined" in table else [False] * len(table)
     columns = (table["stimulus_id"].astype(str), table["concept_index"].astype(int), table["split"])
     rows: list[tuple[str, str]] = []
     for place, (name, concept, split) in enumerate(zip(*columns, strict=True)):
@@ -337,7 +338,7 @@ def make_captions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
             f"{_choose_article(str(known['colour']))} {known['colour']} {surface} {thing}",
             f"{_choose_article(thing)} {thing} in {known['colour']}, {patterned}",
         ]
-        names = [name]
+        names = [name, *([f"imagery_{name}"] if imagined[place] else [])]
         if numbers is not None:
             names = [f"nsd{numbers[place] + 1:05d}", *([f"imagery_{name}"] if split == "test" else [])]
         rows += [(each, caption) for each in names for caption in captions]

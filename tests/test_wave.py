@@ -1,0 +1,189 @@
+"""A run that pretrains its own encoder: the stage, its place in fingerprints, and what audit and tables know of it."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from braindecode_vis import pipeline, store
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.audit.run import audit_run
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config import validate_config
+from braindecode_vis.pipeline.runs import list_changes, open_run
+from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.studies.analyze import analyze
+from braindecode_vis.studies.pretrain import pretrain
+from braindecode_vis.studies.settings_table import list_differing
+
+SIZES = {"width": 16, "depth": 1, "n_heads": 2, "mlp_ratio": 2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """36 images seen twice; the four parcels of one network follow the image, those of two others are noise."""
+    folder, rng = tmp_path_factory.mktemp("parcels"), np.random.default_rng(0)
+    n, shown = 36, np.arange(72) // 2
+    pixels = rng.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    seen = (pixels[:, ::4, ::4].reshape(n, -1) - 128.0) / 74
+    data = 0.5 * rng.standard_normal((72, 12, 4))
+    data[:, :4] += (seen @ rng.standard_normal((48, 16)) / 7)[shown].reshape(72, 4, 4)
+    names = [f"image{number:02d}" for number in range(n)]
+    trials = pd.DataFrame(
+        {
+            "subject": "01", "session": "1", "run": "1", "stimulus_id": np.array(names)[shown],
+            "repetition": np.arange(72) % 2, "split": np.where(shown < 28, "train", "test"),
+        }
+    )  # fmt: skip
+    networks = ["Vis"] * 4 + ["Default"] * 4 + ["Limbic"] * 4
+    responses = Responses(
+        data.astype(np.float32), ("trial", "parcel", "time"), trials, "z", {"parcel_networks": networks}
+    )
+    store.write_responses(folder / "responses", responses)
+    store.write_stimuli(folder / "stimuli", StimulusSet.from_pixels(pixels, names, names))
+    return folder
+
+
+def make_config(root, **changes):
+    content = {
+        "name": "own", "dataset": {"kind": "arrays", "root": str(root)}, "target": {"kind": "pixels", "size": 4},
+        "pretrain": {"encoder": SIZES, "decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2, "n_epochs": 2},
+        "encoder": {
+            "kind": "network", "epochs": 2, "batch_size": 16, "selection": {"kind": "last", "hold_out": 0},
+            "network": {"kind": "parcels", "pretrained": "pretrain", "projector_hidden": 16, **SIZES},
+        },
+        "generator": {"kind": "nearest"}, "evaluation": {"n_bootstrap": 100, "n_permutations": 100},
+    }  # fmt: skip
+    for key, value in changes.items():
+        *parts, last = key.split("__")
+        inner = content
+        for part in parts:
+            inner = inner[part]
+        inner[last] = value
+    return validate_config(content, where="the test")
+
+
+@pytest.fixture(scope="module")
+def done(root, tmp_path_factory):
+    run = open_run(make_config(root), tmp_path_factory.mktemp("done"))
+    pipeline.run_all(run)
+    return run
+
+
+def list_made(run):
+    return [name for name, artifact in run.produced if not artifact.reused]
+
+
+def test_pretraining_is_a_stage_that_training_hangs_on(done, root):
+    assert list_made(done)[:4] == ["preprocess", "embed", "pretrain", "train fold00"]
+    (fold,) = pipeline.train(done)
+    pretrained = pipeline.learning.pretrain_fold(done, 0)
+    upstream = store.read_provenance(fold.artifact.path / store.PROVENANCE)["upstream"]
+    assert upstream["pretrain"] == pretrained.fingerprint
+    # The weights that training started from are those that were pretrained.
+    encoder = pipeline.learning.build_encoder(done, 0)
+    assert encoder.pretrained == pretrained.path
+    rows = json.loads((done.folder.path / "scores.json").read_text())
+    assert "encoder pretrained without labels on training trials" in rows[0]["protocol"]
+    stages = json.loads((done.folder.path / "provenance.json").read_text())["stages"]
+    assert list(stages)[:4] == ["preprocess", "embed", "pretrain", "train fold00"]
+    again = open_run(make_config(root), done.folder.path)
+    pipeline.run_all(again)
+    assert not list_made(again)
+
+
+def test_other_pretraining_is_another_encoder_of_the_same_images(done, root):
+    config = make_config(root, pretrain__n_epochs=1)
+    assert list_changes(done.config, config) == ["pretrain.n_epochs (2, now 1)"]
+    assert list_differing([done.config.model_dump(mode="json"), config.model_dump(mode="json")]) == [
+        "pretrain.n_epochs"
+    ]
+    run = open_run(config, done.folder.path)
+    pipeline.train(run)
+    assert list_made(run) == ["pretrain", "train fold00"]
+    # What nothing starts from changes nothing.
+    idle = [make_config(root, encoder__network__pretrained=None, pretrain__n_epochs=n) for n in (1, 2)]
+    assert list_changes(*idle) == []
+    assert list_differing([each.model_dump(mode="json") for each in idle]) == []
+
+
+def test_the_verb_and_the_stage_share_what_they_compute(done, root):
+    run = open_run(make_config(root), done.folder.path)
+    folder = pretrain(run)
+    assert not list_made(run)
+    kept = pipeline.learning.pretrain_fold(done, 0).path
+    assert (folder / "encoder.safetensors").read_bytes() == (kept / "encoder.safetensors").read_bytes()
+
+
+def test_analyses_refit_from_the_pretrained_encoder(done, root):
+    kinds = [{"kind": "network_ablation", "outside": "zero", "n_random": 0}]
+    run = open_run(make_config(root, analyses=kinds), done.folder.path)
+    (artifact,), refusals = analyze(run)
+    assert not refusals
+    upstream = store.read_provenance(artifact.path / store.PROVENANCE)["upstream"]
+    assert upstream["pretrain0"] == pipeline.learning.pretrain_fold(run, 0).fingerprint
+
+
+def test_the_audit_knows_what_was_pretrained(done):
+    audit = audit_run(done.folder.path)
+    assert not audit.leaks
+    (found,) = [item for item in audit.findings if item.check == "pretraining"]
+    assert found.level == "ok"
+    assert "56 trials, none of them tested" in found.message
+    path = pipeline.learning.pretrain_fold(done, 0).path / "encoder.json"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b'"depth": 1', b'"depth": 2'))
+    try:
+        assert any("tampered: pretrain" in item.message for item in audit_run(done.folder.path).leaks)
+    finally:
+        path.write_bytes(before)
+
+
+def test_each_fold_pretrains_on_what_it_does_not_test(root, tmp_path):
+    run = open_run(make_config(root, split={"kind": "kfold", "n_folds": 2}), tmp_path)
+    with pytest.raises(DataError, match="every trial is tested by some fold"):
+        pretrain(run)
+    pipeline.train(run)
+    made = [
+        store.read_provenance(a.path / store.PROVENANCE) for name, a in run.produced if "pretrain" in name
+    ]
+    assert [record["fields"]["fold"] for record in made] == [0, 1]
+    # Of 72 trials, 16 are declared as test trials and half of all are tested by each fold.
+    tested = [fold.test for fold in pipeline.preprocess(run).folds]
+    declared = (pipeline.preprocess(run).responses.trials["split"] == "test").to_numpy()
+    assert [record["n_train"] + record["n_held_out"] for record in made] == [
+        int((~declared & ~np.isin(np.arange(72), rows)).sum()) for rows in tested
+    ]
+    (found,) = [item for item in audit_run(tmp_path).findings if item.check == "pretraining"]
+    assert found.level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretrain": None}, "no section pretrain"),
+        ({"pretrain__encoder": {**SIZES, "width": 32}}, r"differs from it in width \(32 and 16\)"),
+        ({"encoder__network__key_map": {"a": "b"}}, "key_map and ignore_keys are for the file"),
+        (
+            {
+                "encoder": {
+                    "kind": "network_categories",
+                    "network": {"kind": "parcels", "pretrained": "pretrain"},
+                }
+            },
+            "encoders of images can start from",
+        ),
+    ],
+)
+def test_what_cannot_start_from_its_own_pretraining_is_refused(root, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(root, **changes)
+
+
+def test_outside_of_a_run_there_is_nothing_to_start_from(root):
+    responses = store.read_responses(root / "responses")
+    encoder = make_config(root).encoder.build(seed=0)
+    targets = Embeddings(np.zeros((72, 3), np.float32), responses.stimulus_ids, "none")
+    with pytest.raises(ConfigError, match="which a run computes before it trains"):
+        encoder.fit(responses, targets)
