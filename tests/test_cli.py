@@ -425,12 +425,14 @@ def test_help_and_pages_name_every_format_of_the_phantom(call):
     """And every format belongs to a data set, of which `datasets` tells how to try it without its files."""
     from braindecode_vis.cli.data import PHANTOM_FORMATS
     from braindecode_vis.datasets.manifests import read_manifests
-    from braindecode_vis.phantom import FORMATS
+    from braindecode_vis.phantom import FORMATS, UNLABELLED
 
     assert set(PHANTOM_FORMATS) == set(FORMATS)
     page = (Path(__file__).parents[1] / "docs" / "PHANTOM.md").read_text()
     assert [name for name in FORMATS if f"`{name}`" not in page] == []
-    assert {name for manifest in read_manifests().values() for name in manifest.phantoms} == set(FORMATS)
+    assert {name for manifest in read_manifests().values() for name in manifest.phantoms} == set(
+        FORMATS
+    ) - set(UNLABELLED)
     assert "braindecode-vis phantom eeg-imagenet --out DIR" in call("datasets", "eeg_imagenet").stdout
 
 

@@ -26,7 +26,7 @@ PHANTOM_FORMATS = (
     "things-eeg2", "things-eeg2-official", "things-eeg2-250hz", "things-eeg2-ubp", "things-eeg2-neurobridge",
     "things-eeg1", "things-meg", "alljoined1", "alljoined16m", "eeg-imagenet", "bids-eeg", "nsd", "nsd-timeseries",
     "nsd-mindeye1", "nsd-mindeye2", "nsd-brain-diffuser", "things-fmri", "cneuromod-things", "vim-1", "bold5000",
-    "bold5000-betas", "nod", "god", "deeprecon", "bids-fmri",
+    "bold5000-betas", "nod", "god", "deeprecon", "bids-fmri", "corpus",
 )  # fmt: skip
 """What `phantom` can write, for its help; the simulation takes a second to import."""
 
@@ -250,6 +250,21 @@ def phantom(
     beta_form: Annotated[
         str | None, typer.Option("--beta-form", help="Files of NSD's betas: nii.gz or hdf5.")
     ] = None,
+    parcels: Annotated[
+        int | None, typer.Option("--parcels", min=14, help="Parcels of the atlas beside fMRI; up to 28 else.")
+    ] = None,
+    sites: Annotated[int | None, typer.Option("--sites", min=1, help="Sites of a corpus.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=1, help="Minutes of a corpus recorded of each subject.")
+    ] = None,
+    ongoing: Annotated[
+        float | None,
+        typer.Option(
+            "--ongoing",
+            min=0.0,
+            help="Ongoing activity in time series of fMRI, % signal change; 0.7 in a corpus, else none.",
+        ),
+    ] = None,
     snr: Annotated[
         float,
         typer.Option("--snr", min=0.0, max=1000.0, help="Signal power over noise power, single trials."),
@@ -271,6 +286,8 @@ def phantom(
         "n_test_concepts": test_concepts, "n_sessions": sessions, "train_repetitions": train_repetitions,
         "test_repetitions": test_repetitions, "n_imagery": imagery, "imagery_repetitions": imagery_repetitions,
         "beta_form": beta_form,
+        "n_parcels": parcels, "n_sites": sites,
+        "minutes": int(minutes) if minutes is not None and minutes.is_integer() else minutes,
         # 8.0 becomes 8: the ledger compares requests as they are written.
         "voxel_mm": int(voxel_mm) if voxel_mm is not None and voxel_mm.is_integer() else voxel_mm,
         "beta_versions": simulated.BETA_VERSIONS if betas == "all" else tuple(betas.split(",")) if betas else None,
@@ -287,7 +304,9 @@ def phantom(
         if as_json:
             print_json({"run_folder": None, "scores": [], "estimate": vars(estimate)})
         return
-    truth = simulation.make_phantom(form, out, size=chosen, snr=snr, seed=seed, listener=ConsoleListener())
+    truth = simulation.make_phantom(
+        form, out, size=chosen, snr=snr, seed=seed, ongoing=ongoing, listener=ConsoleListener()
+    )
     if as_json:
         listed = [dict(subject) for subject in truth.subjects]
         print_json({"run_folder": None, "scores": [], "root": str(truth.root), "subjects": listed})
@@ -295,6 +314,11 @@ def phantom(
     console = make_console(stderr=False)
     console.print(f"data set: {truth.root}", markup=False)
     console.print(f"truth: {truth.folder}", markup=False)
+    if form in simulated.UNLABELLED:
+        table = truth.read_people()
+        for (site, layout), people in table.groupby(["site", "layout"]):
+            console.print(f"{truth.root / site}: {layout}, {len(people)} subjects", markup=False)
+        return
     for subject in truth.subjects:
         bounds = ", ".join(f"{float(top):.3f} from {n} trials" for n, top in subject["ideal_top1"].items())
         console.print(f"subject {subject['subject']}: top-1 of an ideal observer {bounds}", markup=False)

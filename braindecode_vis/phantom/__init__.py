@@ -10,6 +10,7 @@ from braindecode_vis.phantom.bold_signal import compute_betas, simulate_betas, s
 from braindecode_vis.phantom.brain import Person, make_person
 from braindecode_vis.phantom.build import (
     FORMATS,
+    UNLABELLED,
     Estimate,
     change_size,
     check_space,
@@ -20,7 +21,7 @@ from braindecode_vis.phantom.build import (
 from braindecode_vis.phantom.drive import StimulusDrive, make_drive
 from braindecode_vis.phantom.formats.nsd_files import BETA_VERSIONS
 from braindecode_vis.phantom.forward import SensorSystem, make_sensor_system
-from braindecode_vis.phantom.phantom_config import PhantomConfig
+from braindecode_vis.phantom.phantom_config import FmriConfig, PhantomConfig
 from braindecode_vis.phantom.recordings import compute_evoked, simulate_continuous, simulate_endless
 from braindecode_vis.phantom.scanner import Scanner, make_scanner
 from braindecode_vis.phantom.sizes import SIZE_NAMES, SIZES, PhantomSize
@@ -31,7 +32,9 @@ __all__ = [
     "FORMATS",
     "SIZES",
     "SIZE_NAMES",
+    "UNLABELLED",
     "Estimate",
+    "FmriConfig",
     "Person",
     "PhantomConfig",
     "PhantomSize",

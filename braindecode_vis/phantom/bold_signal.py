@@ -21,12 +21,15 @@ from braindecode_vis.phantom.brain import (
     get_features,
 )
 from braindecode_vis.phantom.forward import pick_training_rows
+from braindecode_vis.phantom.phantom_config import NETWORKS
 from braindecode_vis.phantom.scanner import Scanner
 from braindecode_vis.seeds import make_generator
 
 BLOCK_VOLUMES = 32
 HRF_S = 32.0  # the canonical response of SPM has died out by then
 N_NOISE_MODES = 8  # spatial patterns of shared noise: our assumption
+N_ONGOING_MODES = 4  # patterns of ongoing activity within a network, besides that of the whole network
+ONGOING_TAU_S = 3.0  # two leaky integrators with this time constant: most power lies below 0.1 Hz, as at rest
 TRIALS_PER_BLOCK = 16
 
 
@@ -177,12 +180,16 @@ def _stream_bold(
     if imagery:
         for number in range(len(rows)):
             _blur_features(features, number, person.config.fmri.imagery_jitter, generator)
-    response = _make_response(duration_s)
+    response = get_response(duration_s)
     noise = _simulate_series_noise(person, scanner, n_volumes, name)
+    size = person.config.fmri.ongoing_percent or 0.0
+    ongoing = size * simulate_ongoing(person, n_volumes, scanner.t_r, name) if size else None
     for first in range(0, n_volumes, BLOCK_VOLUMES):
         times = np.arange(first, min(first + BLOCK_VOLUMES, n_volumes)) * scanner.t_r
         low, high = np.searchsorted(onsets_s, (times[0] - HRF_S - duration_s, times[-1] + 1e-9))
         block = next(noise)[: len(times)]
+        if ongoing is not None:
+            block = block + ongoing[first : first + len(block)] @ make_ongoing_modes(person, scanner)
         if high > low:
             # (n_volumes, n_events): the response of each event at the time of each volume
             lag = times[:, None] - onsets_s[None, low:high]
@@ -223,7 +230,7 @@ def _simulate_series_noise(
 
 
 @lru_cache(maxsize=16)
-def _make_response(duration_s: float) -> np.ndarray:
+def get_response(duration_s: float) -> np.ndarray:
     """Return the canonical response to a presentation at 0.1 s steps, with a peak of one."""
     from nilearn.glm.first_level import spm_hrf
 
@@ -279,6 +286,44 @@ def make_noise_modes(person: Person, scanner: Scanner) -> np.ndarray:
         scanner.positions, N_NOISE_MODES, person.config.seed, "noise modes", person.index, length_mm=35.0
     )
     return (fields.T / np.sqrt((fields**2).sum(axis=1))).astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def make_ongoing_modes(person: Person, scanner: Scanner) -> np.ndarray:
+    """Return spatial patterns of ongoing activity of unit total variance per voxel, float32 (n_modes, n_voxels).
+
+    Every network fluctuates as a whole, coupled to the others, and in patterns of its own. Couplings and patterns are
+    partly everybody's and partly the person's, by `PhantomConfig.shared`: the person's functional connectivity.
+    """
+    config = person.config
+    owners = ((np.sqrt(config.shared), "everyone"), (np.sqrt(1 - config.shared), f"person-{person.index}"))
+    n_networks = len(NETWORKS)
+    coupling = 1.5 * np.eye(n_networks)
+    fields = np.zeros((scanner.n_voxels, 1 + N_ONGOING_MODES))
+    for share, owner in owners:
+        generator = make_generator(config.seed, "coupling", owner)
+        coupling += 0.5 * share * generator.standard_normal((n_networks, n_networks))
+        names = (config.seed, "ongoing", owner)
+        fields += share * draw_fields(scanner.positions, fields.shape[1], *names, length_mm=20.0)
+    modes = np.zeros((n_networks * (1 + N_ONGOING_MODES), scanner.n_voxels))
+    for number, network in enumerate(NETWORKS):
+        members = np.flatnonzero(scanner.networks == network)
+        modes[:n_networks, members] = coupling[number][:, None] * (1 + 0.5 * fields[members, 0])
+        own = n_networks + number * N_ONGOING_MODES
+        modes[own : own + N_ONGOING_MODES, members] = fields[members, 1:].T
+    return (modes / np.sqrt((modes**2).sum(axis=0))).astype(np.float32)
+
+
+def simulate_ongoing(person: Person, n_volumes: int, t_r: float, name: str) -> np.ndarray:
+    """Return the time courses of the modes of `make_ongoing_modes` in a run, float32 (n_volumes, n_modes), variance 1."""
+    from scipy import signal
+
+    generator = make_generator(person.config.seed, "ongoing", person.index, name)
+    kept = np.exp(-t_r / ONGOING_TAU_S)
+    before = int(np.ceil(10 * ONGOING_TAU_S / t_r))  # until the process has forgotten that it began
+    white = generator.standard_normal((before + n_volumes, len(NETWORKS) * (1 + N_ONGOING_MODES)))
+    smooth = signal.lfilter([1.0], [1.0, -2 * kept, kept**2], white, axis=0)[before:]
+    return (smooth * np.sqrt((1 - kept**2) ** 3 / (1 + kept**2))).astype(np.float32)
 
 
 def _combine(

@@ -29,6 +29,7 @@ from braindecode_vis.phantom.formats import (
     bids_fmri,
     bold5000_nod_format,
     cneuromod_things_format,
+    corpus_format,
     eeg_imagenet_format,
     kamitani_format,
     nsd_format,
@@ -73,10 +74,13 @@ _ALL = (
     bold5000_nod_format.BOLD5000_BETAS,
     cneuromod_things_format.FORMAT,
     vim1_format.FORMAT,
+    corpus_format.CORPUS,
 )
 _BY_NAME = {form.name: form for form in _ALL}
 FORMATS: dict[str, str] = {form.name: form.description for form in _ALL}
 """Every format that a phantom can be written in, and what it is."""
+UNLABELLED = tuple(form.name for form in _ALL if form.plan_truth is not None)
+"""Formats that do not say what was shown when: recordings for a corpus."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ def estimate_phantom(format: str, size: PhantomSize) -> Estimate:
         scratch_bytes=round(counts.scratch_bytes),
         seconds=float(counts.seconds + n_images * expect_image_seconds(size.image_size) + size.n_subjects),
         n_images=n_images,
-        n_trials=size.n_subjects * size.n_trials,
+        n_trials=size.n_subjects * size.n_trials if counts.n_trials is None else counts.n_trials,
         recording_s=float(counts.recording_s),
         n_steps=n_images + counts.n_steps + size.n_subjects,
     )
@@ -264,6 +268,10 @@ def make_phantom(
     form = get_format(format)
     estimate = estimate_phantom(format, size)
     out = out.expanduser()
+    if config.fmri.ongoing_percent is not None and form.ongoing_percent is None:
+        raise ConfigError(
+            f"a phantom in the format {format} has no time series of fMRI, so ongoing_percent has no meaning; leave it out."
+        )
     # The size says how many subjects there are, so that the request has one number for it.
     config = config.model_copy(update={"n_subjects": size.n_subjects})
     request = {
@@ -305,7 +313,11 @@ def _make(
     table = write_image_files(table, ledger.root, size=size.image_size, seed=config.seed, advance=advance)
     describe("computing what the images do to the simulated brains")
     drive = compute_drive(table, ledger.root, ledger.root / TRUTH, embed=embed, n_semantic=config.n_semantic)
-    subjects = tuple(make_person(config, index, drive) for index in range(size.n_subjects))
+    people = range(form.first_person, form.first_person + size.n_subjects)
+    changes: dict[str, Any] = {"n_subjects": people.stop}
+    if config.fmri.ongoing_percent is None and form.ongoing_percent:
+        changes["fmri"] = config.fmri.model_copy(update={"ongoing_percent": form.ongoing_percent})
+    subjects = tuple(make_person(config.model_copy(update=changes), index, drive) for index in people)
     job = PhantomJob(ledger.root, size, config, table, drive, subjects, form.make_recorder(size))
     for unit in (*form.plan(job), *plan_truth(form, job)):
         _finish(unit, ledger, advance, describe)

@@ -41,6 +41,8 @@ class Counts:
         Computing time on one core, in s.
     n_steps
         Sum of the steps of all units.
+    n_trials
+        Presentations to all subjects, where they do not follow from the size.
     """
 
     n_bytes: float
@@ -48,6 +50,7 @@ class Counts:
     recording_s: float
     seconds: float
     n_steps: int
+    n_trials: int | None = None
 
 
 class Progress:
@@ -182,6 +185,13 @@ class Format:
         Imagined images come in so many sets of equal size.
     n_channels
         Of the recording system, for the estimate.
+    plan_truth
+        Units of the ground truth of each person; None for the responses to pictures and what an ideal observer makes of
+        them, which only data with labels have.
+    first_person
+        Number of the first person: people of two formats with other numbers are other people.
+    ongoing_percent
+        Ongoing activity unless the configuration says otherwise; None for formats without time series.
     version
         Raised when the same request gives other files than before.
     """
@@ -199,4 +209,7 @@ class Format:
     count_images: Callable[[PhantomSize], int] = count_images
     n_imagery_sets: int = 1
     n_channels: int = 64
+    plan_truth: Callable[[PhantomJob], list[Unit]] | None = None
+    first_person: int = 0
+    ongoing_percent: float | None = None
     version: int = 1

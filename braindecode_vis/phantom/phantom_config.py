@@ -5,7 +5,7 @@ Owns the configuration models and their defaults. Knows nothing of sensors, surf
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -206,6 +206,10 @@ class FmriConfig(Settings):
         Standard deviation of the autocorrelated time-series noise.
     drift_percent, motion_percent
         Rms of slow drift and of motion-locked signal.
+    ongoing_percent
+        Rms of ongoing activity in the time series: slow fluctuations that parts of a network share, with a pattern that
+        is partly the person's own and the same in all of that person's runs. None is what a format has by itself: 0.7 in
+        a corpus, none elsewhere (our assumption).
     imagery_gain
         Size of imagined relative to seen responses (Breedlove et al. 2020,
         doi:10.1016/j.cub.2020.04.014, report weaker and less precise imagery signals; the factor is ours).
@@ -222,9 +226,12 @@ class FmriConfig(Settings):
     series_noise_percent: float = Field(default=1.0, ge=0)
     drift_percent: float = Field(default=0.8, ge=0)
     motion_percent: float = Field(default=0.5, ge=0)
+    ongoing_percent: float | None = Field(default=None, ge=0)
     imagery_gain: float = Field(default=0.4, ge=0)
     imagery_early: float = Field(default=0.3, ge=0)
     imagery_jitter: float = Field(default=0.7, ge=0)
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"ongoing_percent"})
 
 
 class PhantomConfig(Settings):

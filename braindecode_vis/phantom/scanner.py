@@ -237,12 +237,16 @@ def label_visual_quadrants(scanner: Scanner) -> tuple[np.ndarray, dict[int, str]
     return labels, {**names, 7: "hV4"}
 
 
-def make_parcels(scanner: Scanner) -> tuple[np.ndarray, dict[int, str]]:
+def make_parcels(scanner: Scanner, n_parcels: int | None = None) -> tuple[np.ndarray, dict[int, str]]:
     """Return the parcel of each voxel, from 1, and their names as Schaefer's atlas spells them.
 
-    Each network has a front and a back parcel in each hemisphere: shape (n_voxels,), and up to 28 names such as
-    ``7Networks_LH_Vis_1``.
+    Without a number each network has a front and a back parcel in each hemisphere: shape (n_voxels,), and up to 28 names
+    such as ``7Networks_LH_Vis_1``. With one the cortical surface is divided into so many patches of about equal size,
+    each within a network of a hemisphere; a name means the same place whatever the size of voxels, and a patch that
+    holds no voxel of a coarse grid has none.
     """
+    if n_parcels is not None:
+        return _place_in_patches(scanner, n_parcels)
     left, y = scanner.positions[:, 0] < 0, scanner.positions[:, 1]
     labels = np.zeros(scanner.n_voxels, np.int16)
     names: dict[int, str] = {}
@@ -254,6 +258,51 @@ def make_parcels(scanner: Scanner) -> tuple[np.ndarray, dict[int, str]]:
                 names[len(names) + 1] = f"7Networks_{side}_{_SCHAEFER[network]}_{place}"
                 labels[half] = len(names)
     return labels, names
+
+
+def _place_in_patches(scanner: Scanner, n_parcels: int) -> tuple[np.ndarray, dict[int, str]]:
+    from scipy.spatial import cKDTree
+
+    left = scanner.positions[:, 0] < 0
+    labels = np.zeros(scanner.n_voxels, np.int16)
+    names: dict[int, str] = {}
+    for (side, network), centres in _divide_surface(n_parcels).items():
+        members = np.flatnonzero((left == (side == "LH")) & (scanner.networks == network))
+        if not len(members):
+            continue
+        nearest = cKDTree(centres).query(scanner.positions[members])[1]
+        for place in np.unique(nearest):
+            names[len(names) + 1] = f"7Networks_{side}_{_SCHAEFER[network]}_{place + 1}"
+            labels[members[nearest == place]] = len(names)
+    return labels, names
+
+
+@lru_cache(maxsize=4)
+def _divide_surface(n_parcels: int) -> dict[tuple[str, str], np.ndarray]:
+    """Return the centres of the patches (n, 3), mm, of each hemisphere and network, from back to front."""
+    from scipy.cluster.vq import kmeans2
+
+    points = make_cortex().positions
+    networks, left = label_networks(points), points[:, 0] < 0
+    groups = {
+        (side, network): points[within & (networks == network)]
+        for side, within in (("LH", left), ("RH", ~left))
+        for network in NETWORKS
+    }
+    # One each, and the rest by area, largest remainders first: vertices are evenly spread over the surface.
+    shares = np.array([len(group) for group in groups.values()]) / len(points) * (n_parcels - len(groups))
+    counts = 1 + shares.astype(int)
+    counts[np.argsort(counts - 1 - shares, kind="stable")[: n_parcels - counts.sum()]] += 1
+    centres = {}
+    for (name, group), count in zip(groups.items(), counts, strict=True):
+        start = [group[:, 1].argmin()]
+        # Each next start lies farthest from those before, so that nothing is left to chance.
+        while len(start) < count:
+            distance = np.linalg.norm(group[:, None] - group[start][None], axis=2).min(axis=1)
+            start.append(int(distance.argmax()))
+        found, _ = kmeans2(group, group[start], iter=20, minit="matrix")
+        centres[name] = found[np.argsort(found[:, 1], kind="stable")]
+    return centres
 
 
 def describe_voxels(scanner: Scanner) -> pd.DataFrame:

@@ -53,6 +53,10 @@ class PhantomSize:
     beta_versions, beta_form
         Single-trial models that NSD's betas are written for, and their files (``nii.gz``, ``hdf5``); by default
         ``betas_fithrf_GLMdenoise_RR`` as ``nii.gz``.
+    n_parcels
+        Parcels of the atlas beside fMRI, from 14; by default up to 28, see `make_parcels`.
+    n_sites, minutes
+        Sites of a corpus, and minutes that are recorded of each person, over all sessions and runs.
     """
 
     n_subjects: int
@@ -73,6 +77,9 @@ class PhantomSize:
     n_synthetic: int | None = None
     beta_versions: tuple[str, ...] | None = None
     beta_form: str | None = None
+    n_parcels: int | None = None
+    n_sites: int | None = None
+    minutes: float | None = None
 
     def replace(self, **changes: Any) -> PhantomSize:
         """Return a copy with other numbers.
@@ -102,9 +109,12 @@ OPTIONAL = tuple(field.name for field in dataclasses.fields(PhantomSize) if fiel
 # Checked by the format; None leaves the choice to it.
 WORDS = ("beta_versions", "beta_form")
 # What formats got later; a request without them reads as it did before.
-LATER = ("n_synthetic", *WORDS)
+LATER = ("n_synthetic", *WORDS, "n_parcels", "n_sites", "minutes")
 # None is no number at all; zero is a number that the format has, here.
 _MAY_BE_ZERO = ("n_catch", "n_raw_sessions", "n_imagery", "imagery_repetitions", "n_synthetic")
+
+# An atlas has a parcel of each network in each hemisphere.
+_LEAST = {"pause_s": 0.3, "image_size": 16, "n_parcels": 14}
 
 
 def count_images(size: PhantomSize) -> int:
@@ -127,8 +137,10 @@ def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
     used
         Optional fields that the format uses.
     """
+    # Whatever has voxels has an atlas.
+    known = (*used, "n_parcels") if "voxel_mm" in used else tuple(used)
     for key, value in dataclasses.asdict(size).items():
-        if key in OPTIONAL and key not in used:
+        if key in OPTIONAL and key not in known:
             if value is not None:
                 raise ConfigError(f"{key} is {value}, but a phantom in the format {name} has no such number.")
             continue
@@ -136,9 +148,11 @@ def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
         if key in WORDS or (key in (*LATER, "n_imagery", "imagery_repetitions") and value is None):
             continue
         # True is an int in Python, and is refused below.
-        whole = isinstance(value, int) or (key in ("pause_s", "voxel_mm") and isinstance(value, float))
+        whole = isinstance(value, int) or (
+            key in ("pause_s", "voxel_mm", "minutes") and isinstance(value, float)
+        )
         # Images below 16 pixels show no object; sequences without a pause would run into each other.
-        least = 0 if key in _MAY_BE_ZERO else 0.3 if key == "pause_s" else 16 if key == "image_size" else 1
+        least = 0 if key in _MAY_BE_ZERO else _LEAST.get(key, 1)
         if not whole or isinstance(value, bool) or value < least:
             raise ConfigError(
                 f"{key} of a phantom in the format {name} must be at least {least}, not {value}."
@@ -321,6 +335,12 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
         "small": PhantomSize(1, 40, 4, 12, 4, 1, 4, 64, n_runs=2, voxel_mm=6),
         "demo": PhantomSize(2, 120, 5, 40, 4, 1, 4, 112, n_runs=5, voxel_mm=5),
         "full": PhantomSize(4, 966, 5, 113, 15, 1, 4, 375, n_runs=10, voxel_mm=2),
+    },
+    "corpus": {
+        "tiny": PhantomSize(6, 6, 2, 3, 1, 1, 1, 32, n_runs=2, voxel_mm=8, n_sites=3, minutes=4),
+        "small": PhantomSize(24, 40, 4, 12, 1, 1, 1, 64, n_runs=2, voxel_mm=6, n_sites=3, minutes=10),
+        "demo": PhantomSize(60, 120, 5, 40, 1, 1, 1, 112, n_runs=2, voxel_mm=5, n_sites=3, minutes=20),
+        "full": PhantomSize(1000, 966, 5, 113, 2, 1, 1, 375, n_runs=4, voxel_mm=4, n_sites=12, minutes=60),
     },
     "bold5000-betas": {
         "tiny": PhantomSize(1, 6, 3, 4, 2, 1, 4, 32, voxel_mm=8),

@@ -55,7 +55,7 @@ class PhantomTruth:
         Size of the gallery of test images, and the accuracy of guessing.
     subjects
         Of each person: `subject`, `onset_s` (earliest latency), `stages` (latencies and sizes as planted),
-        `ideal_top1` (accuracy of the ideal observer by number of averaged trials; an upper bound).
+        `ideal_top1` (accuracy of the ideal observer by number of averaged trials; an upper bound; empty without labels).
     networks
         Size of the semantic drive of each network beyond the visual hierarchy, as planted.
     """
@@ -78,6 +78,10 @@ class PhantomTruth:
             known = ", ".join(self.subjects[0]["ideal_top1"])
             raise DataError(f"the ideal observer of this phantom was computed for {known} trials, not {key}.")
         return float(np.mean([person["ideal_top1"][key] for person in self.subjects]))
+
+    def read_people(self) -> pd.DataFrame:
+        """Return who was scanned where, one row per person and site of a phantom without labels."""
+        return pd.read_csv(self.folder / "people.tsv", sep="\t", dtype={"person": str, "subject": str})
 
     def read_stimuli(self) -> pd.DataFrame:
         """Return the table of images; `truth_row` is the row of the noiseless responses, or -1."""
@@ -111,6 +115,16 @@ def read_truth(root: Path) -> PhantomTruth:
 
 def count_bytes(form: Format, size: PhantomSize, n_images: int) -> float:
     """Return the size of the ground truth."""
+    if form.plan_truth is not None:
+        # Drive, tables of pictures and people, and of each person the patterns of some 35 modes and a table of parcels.
+        own = size.n_subjects * (size.n_parcels or 28) * 190.0
+        return (
+            4.0 * n_images * (N_EARLY + N_MID + 32)
+            + 330 * n_images
+            + own
+            + 47.0 * count_voxels(size.voxel_mm)
+            + 6000
+        )
     if form.modality == "fmri":
         one = 4.0 * count_voxels(size.voxel_mm)
         extra = 45.0 * count_voxels(size.voxel_mm) + 8.0 * count_voxels(size.voxel_mm) * size.n_subjects
@@ -130,6 +144,8 @@ def choose_rows(form: Format, job: PhantomJob) -> np.ndarray:
 
 def plan_truth(form: Format, job: PhantomJob) -> list[Unit]:
     """Return one unit per person."""
+    if form.plan_truth is not None:
+        return form.plan_truth(job)
     write = _write_betas if form.modality == "fmri" else _write_evoked
     units = []
     for person in job.subjects:
@@ -145,16 +161,17 @@ def write_summary(form: Format, job: PhantomJob) -> PhantomTruth:
     """Write what subjects share, and ``phantom.json``, which marks the phantom as complete."""
     folder = job.root / TRUTH
     truth_row = np.full(len(job.table), -1)
-    rows = choose_rows(form, job)
-    # -1 where the noiseless response is not kept.
-    truth_row[rows] = np.arange(len(rows))
+    if form.plan_truth is None:
+        rows = choose_rows(form, job)
+        # -1 where the noiseless response is not kept.
+        truth_row[rows] = np.arange(len(rows))
     write_tsv(folder / "stimuli.tsv", job.table.assign(truth_row=truth_row))
     make_captions(job.table, job.config.seed).to_csv(folder / "captions.csv", index=False)
     if form.modality == "fmri":
         write_tsv(folder / "voxels.tsv", describe_voxels(job.scanner))
         networks = job.scanner.make_roi_volume("networks")
         write_volume(folder / "networks.nii.gz", networks, job.scanner.affine)
-        labels, names = make_parcels(job.scanner)
+        labels, names = make_parcels(job.scanner, job.size.n_parcels)
         write_volume(folder / "parcels.nii.gz", job.scanner.fill_volume(labels), job.scanner.affine)
         write_text(folder / "parcels.txt", "".join(f"{n} {name}\n" for n, name in names.items()))
     n_test = len(job.test_rows)
@@ -167,7 +184,7 @@ def write_summary(form: Format, job: PhantomJob) -> PhantomTruth:
             "versions": collect_versions(),
             "n_test": n_test,
             "chance": 1 / n_test,
-            "people": [read_json(folder / f"sub-{person.name}_truth.json") for person in job.subjects],
+            "people": [_describe_person(form, job, person) for person in job.subjects],
             "networks": {
                 name: value
                 for name, value in job.config.networks.model_dump().items()
@@ -236,15 +253,22 @@ def _score(job: PhantomJob, gram: np.ndarray, n_repetitions: int) -> float:
 
 def _write_person(job: PhantomJob, person: Person, score: Callable[[int], float]) -> Path:
     path = job.root / TRUTH / f"sub-{person.name}_truth.json"
-    content = {
-        "subject": person.name,
-        "onset_s": person.onset_s,
-        "stages": [dataclasses.asdict(stage) for stage in person.stages],
-        # Single trials, and the mean of all repetitions of a test image.
-        "ideal_top1": {str(n): score(n) for n in sorted({1, job.size.test_repetitions})},
-    }
-    write_json(path, content)
+    # Single trials, and the mean of all repetitions of a test image.
+    ideal = {str(n): score(n) for n in sorted({1, job.size.test_repetitions})}
+    write_json(path, {**_plant(person), "ideal_top1": ideal})
     return path
+
+
+def _plant(person: Person) -> dict[str, Any]:
+    stages = [dataclasses.asdict(stage) for stage in person.stages]
+    return {"subject": person.name, "onset_s": person.onset_s, "stages": stages}
+
+
+def _describe_person(form: Format, job: PhantomJob, person: Person) -> dict[str, Any]:
+    if form.plan_truth is None:
+        return dict(read_json(job.root / TRUTH / f"sub-{person.name}_truth.json"))
+    # Without labels there is nothing to observe.
+    return {**_plant(person), "ideal_top1": {}}
 
 
 def _write_array(path: Path, shape: tuple[int, ...], blocks: Iterator[np.ndarray]) -> None:

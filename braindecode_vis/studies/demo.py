@@ -62,7 +62,14 @@ def estimate_phantom(form: str, size: Any) -> Estimate:
 
 
 def make_phantom(
-    form: str, out: Path, *, size: Any, snr: float, seed: int, listener: Listener | None = None
+    form: str,
+    out: Path,
+    *,
+    size: Any,
+    snr: float,
+    seed: int,
+    ongoing: float | None = None,
+    listener: Listener | None = None,
 ) -> PhantomTruth:
     """Simulate subjects who look at generated images, and write them in the files of a public data set.
 
@@ -78,6 +85,8 @@ def make_phantom(
         Signal power over noise power, as `PhantomConfig` defines it.
     seed
         Root seed of subjects, images and noise.
+    ongoing
+        Ongoing activity in time series of fMRI, percent signal change; None leaves it to the format.
     listener
         Shows progress.
     """
@@ -101,7 +110,9 @@ def make_phantom(
             form,
             out,
             size=size,
-            config=phantom.PhantomConfig(snr=snr, seed=seed),
+            config=phantom.PhantomConfig(
+                snr=snr, seed=seed, fmri=phantom.FmriConfig(ongoing_percent=ongoing)
+            ),
             embed=encode,
             advance=advance,
         )

@@ -243,7 +243,7 @@ def write_run(
     root: Path,
     subject: str,
     volumes: Iterable[np.ndarray],
-    events: pd.DataFrame,
+    events: pd.DataFrame | None,
     confounds: pd.DataFrame,
     mask: np.ndarray,
     *,
@@ -264,7 +264,8 @@ def write_run(
     volumes : iterable of arrays of shape (x, y, z)
         Scanner units, written as float32.
     events : DataFrame
-        `onset` and `duration` (s), `trial_type`, `stimulus_id` and `stim_file`; further columns are kept.
+        `onset` and `duration` (s), `trial_type`, `stimulus_id` and `stim_file`; further columns are kept. None
+        writes no table of events.
     confounds : DataFrame of n_volumes rows
         From `make_confounds`.
     mask : bool array of shape (x, y, z)
@@ -277,13 +278,15 @@ def write_run(
         When, after the start of a volume, its samples count as taken.
     """
     needed = ("onset", "duration", "trial_type", "stimulus_id", "stim_file")
-    check_columns(events.columns, needed, what="the events of a BIDS run")
+    if events is not None:
+        check_columns(events.columns, needed, what="the events of a BIDS run")
     check_count(len(confounds), n_volumes, what="The confounds table", unit="rows")
     parts = [f"sub-{subject}", *([f"ses-{session}"] if session is not None else [])]
     stem = "_".join([*parts, f"task-{task}", f"run-{run}"])
     raw = root.joinpath(*parts, "func")
     derived = (root / "derivatives" / "fmriprep").joinpath(*parts, "func")
-    write_tsv(raw / f"{stem}_events.tsv", events)
+    if events is not None:
+        write_tsv(raw / f"{stem}_events.tsv", events)
     sidecar = {"TaskName": task, "RepetitionTime": float(t_r)}
     write_json_file(raw / f"{stem}_bold.json", sidecar)
     write_tsv(derived / f"{stem}_desc-confounds_timeseries.tsv", confounds)
@@ -317,4 +320,5 @@ FMRI = Format(
     list_images=list_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
     plan=plan_fmri,
+    ongoing_percent=0.0,
 )

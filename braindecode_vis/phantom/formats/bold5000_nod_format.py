@@ -334,6 +334,7 @@ BOLD5000_RAW = Format(
     list_images=list_bold5000_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
     plan=plan_bold5000_raw,
+    ongoing_percent=0.0,
 )
 BOLD5000_BETAS = Format(
     name="bold5000-betas",
@@ -513,4 +514,5 @@ NOD = Format(
     list_images=list_nod_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
     plan=plan_nod,
+    ongoing_percent=0.0,
 )

@@ -131,4 +131,5 @@ FORMAT = replace(
     check=check,
     count=count,
     plan=plan,
+    ongoing_percent=0.0,
 )
