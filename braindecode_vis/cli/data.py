@@ -317,7 +317,7 @@ def phantom(
     if form in simulated.UNLABELLED:
         table = truth.read_people()
         for (site, layout), people in table.groupby(["site", "layout"]):
-            console.print(f"{truth.root / site}: {layout}, {len(people)} subjects", markup=False)
+            console.print(f"{truth.root / str(site)}: {layout}, {len(people)} subjects", markup=False)
         return
     for subject in truth.subjects:
         bounds = ", ".join(f"{float(top):.3f} from {n} trials" for n, top in subject["ideal_top1"].items())

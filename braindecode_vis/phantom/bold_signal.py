@@ -315,7 +315,7 @@ def make_ongoing_modes(person: Person, scanner: Scanner) -> np.ndarray:
 
 
 def simulate_ongoing(person: Person, n_volumes: int, t_r: float, name: str) -> np.ndarray:
-    """Return the time courses of the modes of `make_ongoing_modes` in a run, float32 (n_volumes, n_modes), variance 1."""
+    """Return the time courses of the modes of `make_ongoing_modes` of a run, (n_volumes, n_modes), variance 1."""
     from scipy import signal
 
     generator = make_generator(person.config.seed, "ongoing", person.index, name)

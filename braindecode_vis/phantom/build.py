@@ -270,7 +270,7 @@ def make_phantom(
     out = out.expanduser()
     if config.fmri.ongoing_percent is not None and form.ongoing_percent is None:
         raise ConfigError(
-            f"a phantom in the format {format} has no time series of fMRI, so ongoing_percent has no meaning; leave it out."
+            f"a phantom in the format {format} has no time series of fMRI, so ongoing_percent must be left out."
         )
     # The size says how many subjects there are, so that the request has one number for it.
     config = config.model_copy(update={"n_subjects": size.n_subjects})

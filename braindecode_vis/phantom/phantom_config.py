@@ -207,9 +207,9 @@ class FmriConfig(Settings):
     drift_percent, motion_percent
         Rms of slow drift and of motion-locked signal.
     ongoing_percent
-        Rms of ongoing activity in the time series: slow fluctuations that parts of a network share, with a pattern that
-        is partly the person's own and the same in all of that person's runs. None is what a format has by itself: 0.7 in
-        a corpus, none elsewhere (our assumption).
+        Rms of ongoing activity in the time series: slow fluctuations that parts of a network share, with a
+        pattern that is partly the person's own and the same in all of that person's runs. None is what a format has by
+        itself: 0.7 in a corpus, none elsewhere (our assumption).
     imagery_gain
         Size of imagined relative to seen responses (Breedlove et al. 2020,
         doi:10.1016/j.cub.2020.04.014, report weaker and less precise imagery signals; the factor is ours).

@@ -240,10 +240,10 @@ def label_visual_quadrants(scanner: Scanner) -> tuple[np.ndarray, dict[int, str]
 def make_parcels(scanner: Scanner, n_parcels: int | None = None) -> tuple[np.ndarray, dict[int, str]]:
     """Return the parcel of each voxel, from 1, and their names as Schaefer's atlas spells them.
 
-    Without a number each network has a front and a back parcel in each hemisphere: shape (n_voxels,), and up to 28 names
-    such as ``7Networks_LH_Vis_1``. With one the cortical surface is divided into so many patches of about equal size,
-    each within a network of a hemisphere; a name means the same place whatever the size of voxels, and a patch that
-    holds no voxel of a coarse grid has none.
+    Without a number each network has a front and a back parcel in each hemisphere: shape (n_voxels,), and up to 28
+    names such as ``7Networks_LH_Vis_1``. With one the cortical surface is divided into so many patches of about equal
+    size, each within a network of a hemisphere; a name means the same place whatever the size of voxels, and a patch
+    that holds no voxel of a coarse grid has none.
     """
     if n_parcels is not None:
         return _place_in_patches(scanner, n_parcels)
@@ -293,7 +293,7 @@ def _divide_surface(n_parcels: int) -> dict[tuple[str, str], np.ndarray]:
     shares = np.array([len(group) for group in groups.values()]) / len(points) * (n_parcels - len(groups))
     counts = 1 + shares.astype(int)
     counts[np.argsort(counts - 1 - shares, kind="stable")[: n_parcels - counts.sum()]] += 1
-    centres = {}
+    centres: dict[tuple[str, str], np.ndarray] = {}
     for (name, group), count in zip(groups.items(), counts, strict=True):
         start = [group[:, 1].argmin()]
         # Each next start lies farthest from those before, so that nothing is left to chance.

@@ -55,7 +55,8 @@ class PhantomTruth:
         Size of the gallery of test images, and the accuracy of guessing.
     subjects
         Of each person: `subject`, `onset_s` (earliest latency), `stages` (latencies and sizes as planted),
-        `ideal_top1` (accuracy of the ideal observer by number of averaged trials; an upper bound; empty without labels).
+        `ideal_top1` (accuracy of the ideal observer by number of averaged trials, an upper bound; empty without
+        labels).
     networks
         Size of the semantic drive of each network beyond the visual hierarchy, as planted.
     """

@@ -1,16 +1,16 @@
 """Recordings without labels of many people at several sites: what a corpus for pretraining is made of.
 
-People rest, or watch a film of the training pictures that a phantom of BOLD5000 of the same size and seed shows to other
-people, so that brains, parcels and drive are those of the labelled data set. Sites differ in layout, repetition time and
-noise: fMRIPrep's derivatives, the Human Connectome Project's parcellated CIFTI files, and tables of parcels, some of
-which the site did not cover. One person was scanned at two sites, another one moves too much. Nothing says what was shown
-when, except the ground truth: ``people.tsv`` (who is who), ``runs.tsv``, the table of pictures of each film, and, of each
-person, the patterns of ongoing activity and how strongly pictures drive each parcel.
+People rest, or watch a film of the training pictures that a phantom of BOLD5000 of the same size and seed shows to
+other people, so that brains, parcels and drive are those of the labelled data set. Sites differ in layout, repetition
+time and noise: fMRIPrep's derivatives, the Human Connectome Project's parcellated CIFTI files [1]_, and tables of
+parcels [2]_, some of which the site did not cover. One person was scanned at two sites, another one moves too much.
+Nothing says what was shown when, except the ground truth: ``people.tsv`` (who is who), ``runs.tsv``, the pictures of
+each film, and, of each person, the patterns of ongoing activity and how strongly pictures drive each parcel.
 
 References
 ----------
-.. [1] Glasser, M. F. et al. (2013). The minimal preprocessing pipelines for the Human Connectome Project. NeuroImage 80,
-   105-124. https://doi.org/10.1016/j.neuroimage.2013.04.127
+.. [1] Glasser, M. F. et al. (2013). The minimal preprocessing pipelines for the Human Connectome Project. NeuroImage
+   80, 105-124. https://doi.org/10.1016/j.neuroimage.2013.04.127
 .. [2] Mehta, K. et al. (2024). XCP-D: a robust pipeline for the post-processing of fMRI data. Imaging Neuroscience 2,
    1-26. https://doi.org/10.1162/imag_a_00257
 """
