@@ -7,10 +7,11 @@ Power et al. (2014), doi:10.1016/j.neuroimage.2013.08.048: scrubbing by framewis
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.datasets.sources.bold_source import ConfoundsConfig
 from braindecode_vis.registry import ByKind
@@ -23,8 +24,9 @@ class FmriCleaningConfig(Settings):
     Parameters
     ----------
     confounds
-        Nuisance time courses that are regressed out where fMRIPrep's table is there; tables of parcels and CIFTI files
-        without one are taken as cleaned.
+        Nuisance time courses that are regressed out. Volumes and surfaces of fMRIPrep need its table beside them; what
+        has none and comes parcellated or as CIFTI is taken as cleaned, and ``desc-denoised`` and ``_clean`` files are
+        cleaned in any case. Runs of the HCP that are not have their motion alone.
     l_freq, h_freq
         Band in Hz; None leaves an end open.
     detrend
@@ -34,6 +36,10 @@ class FmriCleaningConfig(Settings):
         ``none`` leaves them.
     scrub_mm
         Framewise displacement (mm) above which a volume is scrubbed.
+    scrub_dvars
+        Standardised DVARS of fMRIPrep above which one is, too; None looks at motion alone.
+    scrub_segment
+        Stretches of fewer volumes between scrubbed ones are scrubbed, too.
     max_scrubbed
         Largest share of the volumes of a run that may be scrubbed before the run is left out.
     max_motion_mm
@@ -47,6 +53,8 @@ class FmriCleaningConfig(Settings):
     scrubbing: Literal["interpolate", "cut", "none"] = "interpolate"
     # Power et al. (2014): 0.5 mm in runs that are kept as a whole, 0.2 mm where little motion may stay.
     scrub_mm: float = Field(default=0.5, gt=0)
+    scrub_dvars: float | None = Field(default=None, gt=0)
+    scrub_segment: int = Field(default=0, ge=0)
     max_scrubbed: float = Field(default=0.3, ge=0, le=1)
     max_motion_mm: float | None = Field(default=0.5, gt=0)
 
@@ -55,7 +63,8 @@ class FmriCleaningConfig(Settings):
         if self.l_freq is not None and self.h_freq is not None and self.l_freq >= self.h_freq:
             raise ValueError(f"l_freq {self.l_freq:g} Hz must be below h_freq {self.h_freq:g} Hz")
         if self.scrubbing == "none":
-            self.refuse_unused("scrub_mm", "max_scrubbed", because="scrubbing is none")
+            unused = ("scrub_mm", "scrub_dvars", "scrub_segment", "max_scrubbed")
+            self.refuse_unused(*unused, because="scrubbing is none")
         return self
 
 
@@ -70,12 +79,18 @@ class FmriChannels(Settings):
     networks
         Networks of Yeo et al. that the parcels of Schaefer are named after: 7 or 17.
     files
-        One label volume (NIfTI), a CIFTI dlabel file, or the left and the right ``.annot`` or ``.label.gii``; by
-        default what nilearn has fetched. Data that are parcellated need a table of names alone.
+        The atlas in every form that the sources need: label volumes (NIfTI; one for each grid), a CIFTI dlabel file,
+        and pairs of a left and a right ``.annot`` or ``.label.gii``. By default what nilearn has fetched. Data that are
+        parcellated need a table of names alone.
     labels
-        Table of the names, as for `dataset.atlas`.
+        Table of the names: a number and a name per line, in the order of the channels. With a head, columns `network`
+        and `x`, `y`, `z` (mm) are read, too.
     resample
-        Accept a volume of the same space on another grid.
+        Accept a volume in the same space on another grid.
+    space
+        Space of the preprocessed images, as their names have it; None takes the one that the atlas fits.
+    min_coverage
+        Smallest share of the voxels or vertices of a parcel that a run must hold; a parcel with less is missing there.
     cleaning
         How time series are cleaned.
     """
@@ -86,10 +101,29 @@ class FmriChannels(Settings):
     files: tuple[Path, ...] = ()
     labels: Path | None = None
     resample: bool = False
+    space: str | None = None
+    # The bound of XCP-D.
+    min_coverage: float = Field(default=0.5, gt=0, le=1)
     cleaning: FmriCleaningConfig = FmriCleaningConfig()
 
     # Files are known by their digest, which the corpus keeps.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"files", "labels"})
+
+    @field_validator("atlas")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        if not re.fullmatch(r"schaefer(10|[1-9])00|glasser|a424|aal|own", value):
+            raise ValueError(
+                f"the atlas {value!r} is not known: name schaefer100 to schaefer1000 in hundreds, glasser, a424, aal, "
+                "or own with files"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _check_atlas(self) -> Self:
+        if not self.atlas.startswith("schaefer"):
+            self.refuse_unused("networks", because=f"the parcels of {self.atlas} are named after no networks")
+        return self
 
 
 class MeegChannels(Settings):

@@ -11,7 +11,7 @@ Schaefer et al. (2018), doi:10.1093/cercor/bhx179: parcels, named after the netw
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,14 +65,14 @@ def read_atlas(config: AtlasConfig) -> Atlas:
             "dataset.atlas.fetch=schaefer400 and --allow-download."
         )
     if config.fetch is not None:
-        return _fetch_atlas(config.fetch, config.allow_download or may_download())
+        return fetch_atlas(config.fetch, config.allow_download or may_download())
     files = [path.expanduser() for path in config.files]
     given = None if config.labels is None else read_label_table(config.labels.expanduser())
     if len(files) == 1:
-        labels, affine = _read_label_volume(files[0])
+        labels, affine = read_label_volume(files[0])
         found: dict[int, str] = {}
     elif len(files) == 2:
-        labels, found, vertices = _read_surface_labels(files)
+        labels, found, vertices = read_surface_labels(files)
         affine = None
     else:
         raise ConfigError(
@@ -88,7 +88,8 @@ def read_atlas(config: AtlasConfig) -> Atlas:
     return Atlas(labels, affine, names, str(files[0]), vertices if len(files) == 2 else None)
 
 
-def _read_label_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_label_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels of a volume, int32 of shape (x, y, z), and its affine; `DataError` if it is no label volume."""
     import nibabel
 
     try:
@@ -102,8 +103,17 @@ def _read_label_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(values).astype(np.int32), np.asarray(image.affine, float)
 
 
-def _read_surface_labels(files: list[Path]) -> tuple[np.ndarray, dict[int, str], tuple[int, int]]:
-    """Join the hemispheres; labels of the right one are numbered on after those of the left one."""
+def read_surface_labels(files: Sequence[Path]) -> tuple[np.ndarray, dict[int, str], tuple[int, int]]:
+    """Join the hemispheres; labels of the right one are numbered on after those of the left one.
+
+    Returns
+    -------
+    labels : int32 array of shape (n_left + n_right,)
+    names
+        Label to name.
+    n_vertices
+        Of the left and the right hemisphere.
+    """
     import nibabel
 
     names: dict[int, str] = {}
@@ -120,7 +130,7 @@ def _read_surface_labels(files: list[Path]) -> tuple[np.ndarray, dict[int, str],
                 f"{path} is no .annot and no .label.gii; give the two hemispheres of a surface atlas."
             )
         # What lies on the medial wall or is unknown is the background of every surface atlas.
-        blank = [k for k, v in named.items() if re.search(r"medial.?wall|unknown|^\?\?\?$", v, re.IGNORECASE)]
+        blank = [k for k, v in named.items() if is_background(v)]
         values = np.where(np.isin(values, [-1, *blank]), -1, values)
         kept = [k for k in sorted(named) if k not in blank]
         number = {label: offset + i for i, label in enumerate(kept, start=1)}
@@ -131,31 +141,54 @@ def _read_surface_labels(files: list[Path]) -> tuple[np.ndarray, dict[int, str],
     return np.concatenate(joined), names, (len(joined[0]), len(joined[1]))
 
 
-def _fetch_atlas(name: str, may_fetch: bool) -> Atlas:
+def is_background(name: str) -> bool:
+    """Return whether a label of a surface atlas names no region."""
+    return bool(re.search(r"medial.?wall|unknown|^\?\?\?$", name, re.IGNORECASE))
+
+
+def fetch_atlas(name: str, may_fetch: bool, *, key: str = "dataset.atlas") -> Atlas:
+    """Return an atlas from the folder of nilearn, which brings it there if it may.
+
+    Parameters
+    ----------
+    name
+        ``aal``, or ``schaefer`` and the number of parcels, followed by ``_17`` for the names of 17 networks.
+    may_fetch
+        Whether it may be downloaded.
+    key
+        Settings that name it, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If it is not there and may not be downloaded.
+    """
     from nilearn import datasets
 
+    found = re.fullmatch(r"schaefer(\d+)(?:_(17))?", name)
+    n_rois, networks = (found[1], found[2] or "7") if found else ("", "")
     # Where nilearn keeps it; what was fetched before needs no consent.
     kept = (
-        "aal_*/aal/atlas/AAL.nii"
-        if name == "aal"
-        else f"schaefer_2018/*_{name[8:]}Parcels_7Networks_*2mm.nii.gz"
+        f"schaefer_2018/*_{n_rois}Parcels_{networks}Networks_*2mm.nii.gz"
+        if found
+        else "aal_*/aal/atlas/AAL.nii"
     )
     if not may_fetch and not any(next(Path(f).glob(kept), None) for f in datasets.get_data_dirs()):
         raise ConfigError(
-            f"the atlas {name} is not on this machine: name its files with --set dataset.atlas.files=[FILE], or let "
+            f"the atlas {name} is not on this machine: name its files with --set {key}.files=[FILE], or let "
             "nilearn download it for this call with --allow-download (a configuration file or a run folder cannot "
             "allow it)."
         )
-    if name == "aal":
+    if not found:
         bunch = datasets.fetch_atlas_aal(verbose=0)
         names = {int(k): v for k, v in zip(bunch.indices, bunch.labels, strict=False) if int(k) > 0}
     else:
         bunch = datasets.fetch_atlas_schaefer_2018(
-            n_rois=int(name.removeprefix("schaefer")), yeo_networks=7, resolution_mm=2, verbose=0
+            n_rois=int(n_rois), yeo_networks=int(networks), resolution_mm=2, verbose=0
         )
         texts = [label.decode() if isinstance(label, bytes) else str(label) for label in bunch.labels]
         names = dict(enumerate([text for text in texts if text != "Background"], start=1))
-    labels, affine = _read_label_volume(Path(bunch.maps))
+    labels, affine = read_label_volume(Path(bunch.maps))
     return Atlas(labels, affine, names, str(bunch.maps))
 
 

@@ -165,7 +165,7 @@ def find_runs(
         confounds, mask = (None, None) if derivatives is None else _find_products(path, found)
         runs.append(
             RunFiles(
-                path, found, find_events(root, found), _merge_sidecars(root, path, found), confounds, mask
+                path, found, find_events(root, found), merge_sidecars(root, path, found), confounds, mask
             )
         )
     seen: dict[tuple[str, ...], Path] = {}
@@ -250,12 +250,23 @@ def _inherited(root: Path, entities: Mapping[str, str], suffix: str, extension: 
     return found
 
 
-def _merge_sidecars(root: Path, image: Path, entities: Mapping[str, str]) -> dict[str, Any]:
-    beside = image.with_name(re.sub(r"\.nii(\.gz)?$", ".json", image.name))
-    paths = [beside] if is_there(beside) else []
+def merge_sidecars(
+    root: Path, image: Path, entities: Mapping[str, str], suffix: str = "bold"
+) -> dict[str, Any]:
+    """Return what the sidecars of an image say: that beside it and those inherited below `root`, the nearest winning.
+
+    Parameters
+    ----------
+    suffix
+        Of the inherited ones, as in ``task-rest_bold.json``.
+    """
+    # Sidecars of CIFTI files carry the second ending with some writers, and do not with others.
+    bare = re.sub(r"\.(nii(\.gz)?|gii|tsv|csv|npy)$", "", image.name)
+    names = dict.fromkeys((f"{bare}.json", f"{re.sub(r'[.](dtseries|ptseries|func)$', '', bare)}.json"))
+    paths = [image.with_name(name) for name in names if is_there(image.with_name(name))]
     merged: dict[str, Any] = {}
     # A later one overwrites, so that the nearest comes last.
-    for path in reversed([*paths, *_inherited(root, entities, "bold", ".json")]):
+    for path in reversed([*paths, *_inherited(root, entities, suffix, ".json")]):
         with refuse_damage(f"the sidecar {path} is not valid JSON", json.JSONDecodeError, UnicodeDecodeError):
             merged |= json.loads(path.read_text())
     return merged
@@ -322,22 +333,21 @@ def read_header(path: Path) -> VolumeHeader:
     return replace(header, t_r=header.t_r * {"msec": 1e-3, "usec": 1e-6}.get(header.time_unit, 1.0))
 
 
-def find_t_r(run: RunFiles, header: float, given: float | None) -> float:
+def find_t_r(
+    run: RunFiles, header: float, given: float | None, *, hint: str = "set dataset.t_r to the right one"
+) -> float:
     """Return the repetition time in s: the given one, or that of the sidecar, which the header must not contradict."""
     if given is not None:
         return given
-    sidecar = read_seconds(run, "RepetitionTime", hint="set dataset.t_r")
+    sidecar = read_seconds(run, "RepetitionTime", hint=hint)
     if sidecar is None and header <= 0:
-        raise DataError(
-            f"neither the sidecar nor the header of {run.where} gives a repetition time; set dataset.t_r."
-        )
+        raise DataError(f"neither the sidecar nor the header of {run.where} gives a repetition time; {hint}.")
     if sidecar is None:
         return header
     # Headers that were never filled in say 0 or 1.
     if header not in (0.0, 1.0) and abs(sidecar - header) > 0.005 * sidecar:
         raise DataError(
-            f"{run.where} has a repetition time of {sidecar} s in its sidecar, but {header:g} s in its header; "
-            "set dataset.t_r to the right one."
+            f"{run.where} has a repetition time of {sidecar} s in its sidecar, but {header:g} s in its header; {hint}."
         )
     return sidecar
 
@@ -385,11 +395,16 @@ def read_confounds(run: RunFiles, config: ConfoundsConfig) -> tuple[np.ndarray |
         return filled.to_numpy(float), (run.confounds,)
     from nilearn.interfaces.fmriprep import load_confounds
 
+    # nilearn finds the table by the name of an image, of which the table may have none beside it.
+    name = re.sub(
+        r"_desc-confounds_(timeseries|regressors)\.tsv$", "_desc-preproc_bold.nii.gz", run.confounds.name
+    )
+    image = run.image if name == run.confounds.name else run.confounds.with_name(name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             table, _ = load_confounds(
-                str(run.image), strategy=config.strategy, motion=config.motion, wm_csf=config.wm_csf,
+                str(image), strategy=config.strategy, motion=config.motion, wm_csf=config.wm_csf,
                 # The constant is among the nuisance regressors already.
                 global_signal=config.global_signal, demean=False,
                 n_compcor="all" if config.n_compcor is None else config.n_compcor,

@@ -8,13 +8,14 @@ maps), and the plan of what is done on the way. A loader fills these in and read
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from braindecode_vis.arrays import TRIAL_COLUMNS
 from braindecode_vis.checks import ConfigError, DataError, check_columns
@@ -212,6 +213,8 @@ class AtlasConfig(Settings):
         tables that come with Schaefer's atlas are of this kind), or nothing if the files hold them.
     fetch
         Take the atlas that nilearn fetches instead: from its folder, or downloaded where that is allowed.
+        ``schaefer100`` to ``schaefer1000`` in hundreds, followed by ``_17`` for parcels that are named after 17
+        networks, or ``aal``.
     allow_download
         Let nilearn download it. Given with the call, never by a file.
     resample
@@ -224,13 +227,23 @@ class AtlasConfig(Settings):
 
     files: tuple[Path, ...] = ()
     labels: Path | None = None
-    fetch: Literal["schaefer400", "schaefer1000", "aal"] | None = None
+    fetch: str | None = None
     allow_download: bool = False
     resample: bool = False
     # Our choice: small regions may miss a coarse mask; many missing mean another space.
     max_missing: float = Field(default=0.05, ge=0, le=1)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"files", "labels", "max_missing", "allow_download"})
+
+    @field_validator("fetch")
+    @classmethod
+    def _check_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"aal|schaefer(10|[1-9])00(_17)?", value):
+            raise ValueError(
+                f"nilearn fetches no atlas {value!r}: name schaefer100 to schaefer1000 in hundreds, with _17 for 17 "
+                "networks, or aal; others are given as files"
+            )
+        return value
 
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of each file; the configuration of a data set adds them to its own."""
