@@ -81,3 +81,33 @@ def frechet(left, right):
     c1, c2 = (np.atleast_2d(np.cov(rows.T)) for rows in (x, y))
     root = np.real(sqrtm(c1 @ c2 + 1e-12 * np.eye(len(c1))))
     return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * np.trace(root))
+
+
+def _nearest_rotation(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    left, _, right = np.linalg.svd(source.T @ target, full_matrices=False)
+    return left @ right
+
+
+def align_by_hand(brains: dict[str, np.ndarray], n_components: int, n_iterations: int) -> np.ndarray:
+    """Generalised Procrustes over principal components, subject after subject, shape (n_images, n_components)."""
+    scores = {}
+    for name in sorted(brains):
+        _, _, axes = np.linalg.svd(brains[name], full_matrices=False)
+        scores[name] = brains[name] @ axes[:n_components].T
+    aligned: list[np.ndarray] = []
+    for name in sorted(scores):
+        mean = sum(aligned) / len(aligned) if aligned else scores[name]
+        aligned.append(scores[name] @ _nearest_rotation(scores[name], mean) if aligned else scores[name])
+    for _ in range(n_iterations):
+        mean = sum(aligned) / len(aligned)
+        aligned = [scores[name] @ _nearest_rotation(scores[name], mean) for name in sorted(scores)]
+    return sum(aligned) / len(aligned)
+
+
+def share_by_hand(brains: dict[str, np.ndarray], n_components: int, n_iterations: int) -> np.ndarray:
+    """Shared response of orthonormal bases, renewed in turn from the start of `align_by_hand`."""
+    shared = align_by_hand(brains, n_components, 0)
+    for _ in range(n_iterations):
+        bases = {name: _nearest_rotation(brains[name], shared) for name in brains}
+        shared = sum(brains[name] @ bases[name] for name in brains) / len(brains)
+    return shared

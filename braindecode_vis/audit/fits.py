@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.audit.files import AuditedRun, Record, drop_digests, name_fold
@@ -24,13 +25,15 @@ from braindecode_vis.audit.split_overlap import count_units
 from braindecode_vis.audit.statistics import compute_moments
 from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.encoders.category_decoders import find_window
+from braindecode_vis.preprocessing.alignment import InputScalingConfig, InputTransform
+from braindecode_vis.preprocessing.common_space import SubjectAlignment
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
+from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.registry import validate_component
 from braindecode_vis.roles import ENCODER_SETTINGS, IMAGE_ENCODER_SETTINGS, build, find_encoder_role, play
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.store import read_embeddings, read_json, read_responses
-from braindecode_vis.training.alignment import InputScalingConfig, InputTransform
 
 #: Bytes of training responses, or of targets, up to which a fit is made again without ``--refit``.
 LARGEST_REFIT = 512 << 20
@@ -89,6 +92,13 @@ def _measure_inputs(run: AuditedRun, record: Record, rows: np.ndarray) -> float 
             continue
         stored = load_file(path)
         responses = _pick_inputs(run, record, rows)
+        aligned = {k.removeprefix("transform."): v for k, v in stored.items() if k.startswith("transform.")}
+        if aligned:
+            scaling = InputScalingConfig(kind="none")
+            transform = _fit_transform(record, responses, np.arange(responses.n_trials), scaling)
+            if (off := _compare_transforms(transform, aligned)) > TOLERANCE:
+                return off
+            responses = transform.apply(responses)
         kept = stored["kept"] if "kept" in stored else slice(None)
         picked = np.arange(responses.n_trials)
         if (window := read_json(record.path / f"{name}.json").get("window")) is not None:
@@ -119,17 +129,35 @@ def _measure_network(run: AuditedRun, record: Record, rows: np.ndarray) -> float
     }
     if not stored:
         return None
-    settings = record.fields["encoder"]
-    scaling = InputScalingConfig.model_validate(settings["input_scaling"])
+    scaling = InputScalingConfig.model_validate(record.fields["encoder"]["input_scaling"])
     responses = _pick_inputs(run, record, rows)
     held = read_json(record.path / "network.json")["held_out"]
     learns = np.flatnonzero(~np.isin(responses.stimulus_ids.astype(str), held))
+    return _compare_transforms(_fit_transform(record, responses, learns, scaling), stored)
+
+
+def _fit_transform(
+    record: Record, responses: Responses, rows: np.ndarray, scaling: InputScalingConfig
+) -> InputTransform:
+    """Learn alignment and scaling from these rows, as the encoder of a record does."""
+    alignment: Any = TypeAdapter(SubjectAlignment).validate_python(
+        record.fields["encoder"].get("subject_alignment", "none")
+    )
+    transform = InputTransform(scaling, alignment, responses.dims[1:])
     subjects = responses.trials["subject"].astype(str).to_numpy(dtype=object)
-    transform = InputTransform(scaling, settings.get("subject_alignment", "none"), responses.dims[1:])
-    fitted = transform.fit(responses.data, learns, subjects).as_tensors()
-    if fitted.keys() != stored.keys():
+    return transform.fit(
+        responses.data, rows, subjects, stimuli=responses.stimulus_ids, n_own=count_own_voxels(responses)
+    )
+
+
+def _compare_transforms(made: InputTransform, stored: dict[str, np.ndarray]) -> float:
+    """Return the largest difference between statistics, as a share of the largest value of each array."""
+    fitted = made.as_tensors()
+    if {k: v.shape for k, v in fitted.items()} != {k: v.shape for k, v in stored.items()}:
         return np.inf
-    return max(float(np.abs(fitted[k] - v).max() / (np.abs(v).max() or 1.0)) for k, v in stored.items())
+    return max(
+        float(np.abs(fitted[k].astype(float) - v).max() / (np.abs(v).max() or 1.0)) for k, v in stored.items()
+    )
 
 
 # --- features ----------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from braindecode_vis.audit.findings import AuditFinding, Level
 from braindecode_vis.checks import BraindecodeVisError
 from braindecode_vis.config import read_config
 from braindecode_vis.consent import ConsentError
+from braindecode_vis.preprocessing.common_space import name_alignment
 from braindecode_vis.store import read_embeddings, read_json
 
 #: A word of its own: ``test_top1`` and ``tested``, but neither ``latest`` nor ``testimony``.
@@ -337,10 +338,10 @@ def check_options(run: AuditedRun) -> list[AuditFinding]:
     findings = []
     subjects = run.responses.trials["subject"].astype(str).to_numpy(dtype=object)
     for number, (fold, record) in enumerate(zip(run.folds, run.trained, strict=False)):
-        kind = record.fields.get("encoder", {}).get("subject_alignment", "none")
+        kind = name_alignment(record.fields.get("encoder", {}).get("subject_alignment", "none"))
         new = set(subjects[fold.test].tolist()) - set(subjects[fold.train].tolist())
         # A subject outside the training set can only be aligned by the trials that are predicted.
-        if kind != "none" and new:
+        if kind in ("euclidean", "zscore") and new:
             text = (
                 f"{kind} alignment of subject(s) {list_first(new)} uses the test trials that are predicted."
             )

@@ -19,6 +19,7 @@ from braindecode_vis.generators.captions_config import CaptionsConfig
 from braindecode_vis.generators.image_fusion import ImageFusionConfig
 from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.suite import MetricSuiteConfig
+from braindecode_vis.preprocessing.common_space import COMMON_SPACES, name_alignment
 from braindecode_vis.preprocessing.selection import SelectionConfig
 from braindecode_vis.registry import INSIDE, Component, list_kinds, validate_component
 from braindecode_vis.remote import choose_cache
@@ -408,6 +409,19 @@ class RunConfig(Settings):
             raise ValueError(
                 f"evaluation.metrics compare images or embeddings, and the encoder {self.encoder.kind!r} decodes "
                 "categories; leave them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_alignment_fits_split(self) -> Self:
+        kind = name_alignment(getattr(self.encoder, "subject_alignment", "none"))
+        split: Any = self.split
+        new = split.kind == "leave_one_subject_out" and not split.own_trials
+        if kind in COMMON_SPACES and (new or getattr(split, "by", None) == "subject"):
+            raise ValueError(
+                f"encoder.subject_alignment {kind} needs training trials of every subject, and the split "
+                f"{split.kind!r} has none of the tested one; set split to leave_one_subject_out with own_trials (100, "
+                "for example), or compare brains by an atlas (dataset.atlas) with encoder.subject_alignment none"
             )
         return self
 

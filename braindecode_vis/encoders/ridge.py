@@ -3,7 +3,8 @@
 Owns the linear brain encoder: z-scored features, centred targets, one penalty for all targets. The penalty and,
 if several are offered, the number of features are chosen together by cross-validation inside the training
 trials; means and feature scores are recomputed inside every inner fold, while the scale of a feature is that of all
-training trials, as in the final fit. Knows nothing of images or test trials.
+training trials, as in the final fit. Knows nothing of images or test trials. Where subjects are aligned by what they
+were shown (`subject_alignment`), the alignment is learnt anew in every inner fold.
 
 All of it comes from one Gram matrix, trials by trials or features by features, whichever is smaller: that of an inner
 fold is a part of it or what a subtraction leaves, one eigendecomposition of it serves all penalties and all targets,
@@ -27,13 +28,15 @@ import numpy as np
 from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.contracts import NOTHING_LENT, Context
 from braindecode_vis.devices import choose_device
 from braindecode_vis.memory import check_memory
+from braindecode_vis.preprocessing.alignment import InputScalingConfig, InputTransform
+from braindecode_vis.preprocessing.common_space import SubjectAlignment
 from braindecode_vis.preprocessing.scaling import ZScore, fit_zscore
 from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
-from braindecode_vis.preprocessing.voxel_geometry import check_common_features
+from braindecode_vis.preprocessing.voxel_geometry import check_common_features, count_own_voxels
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, replace_atomically, write_json
@@ -59,6 +62,8 @@ class RidgeConfig(Settings):
         Numbers of features to keep, best first by `score_features`; None keeps all. One entry is a fixed choice.
     n_inner_folds
         Folds of the inner cross-validation, parted by stimulus.
+    subject_alignment
+        As in `NetworkEncoderConfig`.
     device
         Where the linear algebra runs; ``auto`` takes a GPU, if there is one, for large problems. Does
         not change the result beyond rounding, so it stays out of the fingerprint.
@@ -70,9 +75,11 @@ class RidgeConfig(Settings):
     )
     n_features: tuple[Annotated[int, Field(ge=1)] | None, ...] = Field(default=(None,), min_length=1)
     n_inner_folds: int = Field(default=5, ge=2)
+    subject_alignment: SubjectAlignment = "none"
     device: Device = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"subject_alignment"})
 
     def build(self, *, seed: int) -> RidgeEncoder:
         """Return the unfitted encoder."""
@@ -99,6 +106,8 @@ class RidgeFit:
         Mean of the training targets.
     alpha, choices
         The chosen penalty, and the inner cross-validation error of every candidate.
+    transform
+        Alignment of the subjects; None without one.
     """
 
     zscore: ZScore
@@ -109,6 +118,7 @@ class RidgeFit:
     space: str
     alpha: float
     choices: list[dict[str, Any]]
+    transform: InputTransform | None = None
 
 
 class RidgeEncoder:
@@ -122,6 +132,8 @@ class RidgeEncoder:
         self.seed = seed
         self.fitted = fitted
         self.context = NOTHING_LENT
+        #: Subjects whose alignment came from the trials that were predicted: a transductive result.
+        self.label_free_subjects: tuple[str, ...] = ()
 
     def bind(self, context: Context) -> None:
         """Take whom to tell how far the fit is, and the folder that keeps the inner folds of a killed one."""
@@ -137,7 +149,8 @@ class RidgeEncoder:
         targets
             One row per trial, in the order of `responses`.
         """
-        check_common_features(responses, what="ridge")
+        if not self._uses_images():
+            check_common_features(responses, what="ridge")
         if len(targets) != responses.n_trials or (targets.ids != responses.stimulus_ids).any():
             raise DataError("ridge needs one target per trial, in the order of the trials.")
         n_features = int(np.prod(responses.data.shape[1:]))
@@ -147,22 +160,49 @@ class RidgeEncoder:
             what=f"ridge on {responses.n_trials} trials of {n_features} features and {n_targets} targets",
             reduce="the subjects (--subject), choose features (selection.*), or set repeats.train=averaged",
         )
-        data, values = responses.as_matrix(), targets.flat()
+        transform = self._align(responses)
+        aligned = responses if transform is None else transform.apply(responses)
+        data, values = aligned.as_matrix(), targets.flat()
         with _use_backend(self.config.device, data.size) as backend:
             zscore = fit_zscore(data)
             scaled = zscore.apply(data)
             # Single precision drifts over many trials.
             mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
             whole = make_gram(scaled, values - mean, backend)
-            n_kept, alpha, choices = self._choose(whole, responses.stimulus_ids)
+            n_kept, alpha, choices = self._choose(whole, responses)
             kept = _select_features(scaled, values, n_kept)
             self._tell(self.config.n_inner_folds, "weights")
             weights = (whole if len(kept) == data.shape[1] else whole.keep(kept)).solve(alpha)
         self.fitted = RidgeFit(
             ZScore(zscore.mean[kept], zscore.std[kept]), kept, weights, mean, targets.vectors.shape[1:],
-            targets.space, alpha, choices,
+            targets.space, alpha, choices, transform,
         )  # fmt: skip
         return self
+
+    def _uses_images(self) -> bool:
+        return InputTransform(InputScalingConfig(kind="none"), self.config.subject_alignment, ()).uses_images
+
+    def _align(self, responses: Responses, rows: np.ndarray | None = None) -> InputTransform | None:
+        """Return the alignment that these training trials, or some of them, give; None without one."""
+        if self.config.subject_alignment == "none":
+            return None
+        transform = InputTransform(
+            InputScalingConfig(kind="none"), self.config.subject_alignment, responses.dims[1:]
+        )
+        names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
+        return transform.fit(
+            responses.data, np.arange(responses.n_trials) if rows is None else rows, names,
+            stimuli=responses.stimulus_ids, n_own=count_own_voxels(responses),
+        )  # fmt: skip
+
+    def _make_fold_gram(self, whole: Gram, responses: Responses, fold: Fold) -> Gram:
+        """Return the trials for an inner fold: anew where the alignment would otherwise know what is left out."""
+        if not self._uses_images():
+            return whole
+        transform = self._align(responses, fold.train)
+        assert transform is not None
+        data = transform.apply(responses).as_matrix()
+        return make_gram(fit_zscore(data[fold.train]).apply(data), whole.values, whole.backend)
 
     def predict_out_of_fold(self, responses: Responses, targets: Embeddings) -> Embeddings:
         """Predict every training trial by a fit that has not seen its stimulus.
@@ -172,7 +212,8 @@ class RidgeEncoder:
         of features are those already chosen, and the scale of a feature is that of all training trials.
         """
         fit = self._require_fit()
-        data, values = responses.as_matrix(), targets.flat()
+        aligned = responses if fit.transform is None else fit.transform.apply(responses)
+        data, values = aligned.as_matrix(), targets.flat()
         folds = make_inner_folds(
             responses.stimulus_ids,
             n_folds=self.config.n_inner_folds,
@@ -185,26 +226,28 @@ class RidgeEncoder:
             whole = make_gram(scaled, values, backend)
             for number, fold in enumerate(folds):
                 self._tell(number, f"out of fold, {number + 1} of {len(folds)}")
-                gram = whole
+                gram = self._make_fold_gram(whole, responses, fold)
                 if len(fit.kept) < data.shape[1]:
-                    gram = whole.keep(_select_features(scaled[fold.train], values[fold.train], len(fit.kept)))
+                    chosen = _select_features(gram.data[fold.train], values[fold.train], len(fit.kept))
+                    gram = gram.keep(chosen)
                 predicted[fold.test] = gram.predict_fold(fold, fit.alpha)
         return Embeddings(predicted.reshape(targets.vectors.shape), responses.stimulus_ids, fit.space)
 
-    def _choose(self, whole: Gram, ids: np.ndarray) -> tuple[int | None, float, list[dict[str, Any]]]:
+    def _choose(self, whole: Gram, responses: Responses) -> tuple[int | None, float, list[dict[str, Any]]]:
         n_features = whole.data.shape[1]
         sizes = [n for n in self.config.n_features if n is None or n < n_features] or [None]
         if len(sizes) == 1 and len(self.config.alphas) == 1:
             return sizes[0], self.config.alphas[0], []
         folds = make_inner_folds(
-            ids,
+            responses.stimulus_ids,
             n_folds=self.config.n_inner_folds,
             generator=make_generator(self.seed, "ridge", "inner_folds"),
             setting="encoder.n_inner_folds",
         )
         # Folds weigh alike, whatever the number of their trials.
         errors = np.mean(
-            [self._look_at_fold(whole, number, fold, sizes) for number, fold in enumerate(folds)], axis=0
+            [self._look_at_fold(whole, responses, number, fold, sizes) for number, fold in enumerate(folds)],
+            axis=0,
         )
         best = np.unravel_index(int(np.argmin(errors)), errors.shape)
         choices = [
@@ -214,17 +257,21 @@ class RidgeEncoder:
         ]
         return sizes[best[0]], self.config.alphas[best[1]], choices
 
-    def _look_at_fold(self, whole: Gram, number: int, fold: Fold, sizes: Sequence[int | None]) -> np.ndarray:
+    def _look_at_fold(
+        self, whole: Gram, responses: Responses, number: int, fold: Fold, sizes: Sequence[int | None]
+    ) -> np.ndarray:
         """Return the errors of an inner fold; a fit that was killed finds those that it had."""
         self._tell(number, f"inner fold {number + 1} of {self.config.n_inner_folds}")
         folder = self.context.checkpoints
         if folder is None:
-            return compute_fold_errors(whole, fold, sizes, self.config.alphas)
+            gram = self._make_fold_gram(whole, responses, fold)
+            return compute_fold_errors(gram, fold, sizes, self.config.alphas)
         path = folder / f"inner_fold{number}.npy"
         with suppress(OSError, ValueError, EOFError):  # none yet, or cut short
             if (found := np.load(path)).shape == (len(sizes), len(self.config.alphas)):
                 return np.asarray(found)
-        errors = compute_fold_errors(whole, fold, sizes, self.config.alphas)
+        gram = self._make_fold_gram(whole, responses, fold)
+        errors = compute_fold_errors(gram, fold, sizes, self.config.alphas)
         folder.mkdir(parents=True, exist_ok=True)
         with replace_atomically(path) as temporary:
             np.save(temporary, errors)
@@ -237,6 +284,11 @@ class RidgeEncoder:
     def predict(self, responses: Responses) -> Embeddings:
         """Return one predicted embedding per trial, in the target space."""
         fit = self._require_fit()
+        if fit.transform is not None:
+            names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
+            transform = fit.transform.with_subjects_of(responses.data, names)
+            self.label_free_subjects = transform.label_free_subjects
+            responses = transform.apply(responses)
         data = responses.as_matrix()
         if len(fit.kept) and data.shape[1] <= int(fit.kept[-1]):
             raise DataError(
@@ -257,11 +309,12 @@ class RidgeEncoder:
         Parameters
         ----------
         responses, targets
-            Of the new person, row by row.
+            Of the new person, row by row. Where subjects are aligned, they give the alignment of a new one too.
         penalties
             To choose from.
         """
-        fit, data = self._require_fit(), responses.as_matrix()
+        fit = self.align_subjects(responses)._require_fit()
+        data = (responses if fit.transform is None else fit.transform.apply(responses)).as_matrix()
         scaled = fit.zscore.apply(data if len(fit.kept) == data.shape[1] else data[:, fit.kept]).astype(
             np.float64
         )
@@ -291,6 +344,25 @@ class RidgeEncoder:
             self.config, seed=self.seed, fitted=replace(fit, weights=weights, target_mean=shift)
         )
 
+    def align_subjects(self, responses: Responses) -> RidgeEncoder:
+        """Return a ridge of the same weights that also knows the alignment of new subjects, by training trials.
+
+        Parameters
+        ----------
+        responses
+            Training trials; those of known subjects are not looked at.
+
+        Raises
+        ------
+        DataError
+            If a new subject has seen none of the images that the common space was made of.
+        """
+        fit = self._require_fit()
+        if fit.transform is None:
+            return self
+        grown = fit.transform.extend(responses)
+        return RidgeEncoder(self.config, seed=self.seed, fitted=replace(fit, transform=grown))
+
     def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
         """Return the prediction as a torch module, and these trials as its input."""
         import torch
@@ -298,6 +370,11 @@ class RidgeEncoder:
         from braindecode_vis.encoders.linear_prediction import LinearPrediction
 
         fit = self._require_fit()
+        if fit.transform is not None:
+            raise ConfigError(
+                "a ridge with encoder.subject_alignment needs to know whose trials it sees, which its exported program "
+                "does not; choose safetensors, or set encoder.subject_alignment to none."
+            )
         module = LinearPrediction(
             fit.kept, fit.zscore.mean, fit.zscore.std, fit.weights, fit.target_mean, shape=fit.target_shape
         )
@@ -317,12 +394,16 @@ class RidgeEncoder:
             "kept": fit.kept.astype(np.int64), "weights": fit.weights, "target_mean": fit.target_mean,
             "feature_mean": fit.zscore.mean, "feature_std": fit.zscore.std,
         }  # fmt: skip
+        if fit.transform is not None:
+            named = {f"transform.{name}": array for name, array in fit.transform.as_tensors().items()}
+            tensors |= {name: np.ascontiguousarray(array) for name, array in named.items()}
         save_file(tensors, folder / "ridge.safetensors")
         write_json(
             folder / "ridge.json",
             {
                 "space": fit.space, "target_shape": list(fit.target_shape), "alpha": fit.alpha,
                 "n_kept": len(fit.kept), "choices": fit.choices, "seed": self.seed,
+                **({} if fit.transform is None else {"dims": list(fit.transform.dims)}),
             },
         )  # fmt: skip
 
@@ -335,8 +416,22 @@ class RidgeEncoder:
         fit = RidgeFit(
             ZScore(tensors["feature_mean"], tensors["feature_std"]), tensors["kept"], tensors["weights"],
             tensors["target_mean"], tuple(meta["target_shape"]), meta["space"], meta["alpha"], meta["choices"],
+            _read_transform(config, tensors, meta),
         )  # fmt: skip
         return cls(config, seed=meta.get("seed", 0), fitted=fit)  # earlier versions did not keep it
+
+
+def _read_transform(
+    config: RidgeConfig, tensors: dict[str, np.ndarray], meta: dict[str, Any]
+) -> InputTransform | None:
+    if config.subject_alignment == "none":
+        return None
+    start = "transform."
+    named = {key.removeprefix(start): array for key, array in tensors.items() if key.startswith(start)}
+    return InputTransform.from_tensors(
+        named, scaling=InputScalingConfig(kind="none"), alignment=config.subject_alignment,
+        dims=tuple(meta["dims"]),
+    )  # fmt: skip
 
 
 def estimate_ridge_bytes(n_trials: int, n_features: int, n_targets: int) -> int:

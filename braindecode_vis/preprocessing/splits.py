@@ -504,17 +504,24 @@ class LeaveOneSubjectOutConfig(SplitSettings):
     """One fold per subject: its test trials are decoded by an encoder that has seen other subjects only.
 
     Training and test images are those that the data set declares, so that neither the subject nor the image was seen.
+    With `own_trials` the subject is a new one that gives a few training trials, and the protocol says how many.
 
     Parameters
     ----------
     require
         As in `PublishedSplitConfig`.
+    own_trials
+        How many training trials of the tested subject the encoder sees beside those of the others, drawn by the seed
+        of the run; a larger number keeps those of a smaller one. 0 is zero-shot. What aligns subjects by images needs
+        some (``encoder.subject_alignment`` hyperalignment and its like).
     """
 
     kind: Literal["leave_one_subject_out"] = "leave_one_subject_out"
     require: tuple[Side, ...] = ()
+    own_trials: int = Field(default=0, ge=0)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"require"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"own_trials"})
 
     def make(
         self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
@@ -528,6 +535,10 @@ class LeaveOneSubjectOutConfig(SplitSettings):
             raise ConfigError(
                 f"leave-one-subject-out needs two subjects, but only subject {names[0]} was read; see dataset.subjects."
             )
+        if self.own_trials and not knows_images:
+            raise ConfigError(
+                "split.own_trials needs training and test images, and here every subject saw every class; leave it out."
+            )
         if not knows_images:  # every subject saw every class; nothing but the subject can be held out
             return LeaveOneGroupOutConfig(by="subject").make(trials, concepts, seed=seed)
         if not (column == "test").any():
@@ -535,17 +546,23 @@ class LeaveOneSubjectOutConfig(SplitSettings):
                 "the data set declares no test trials, so that leave-one-subject-out cannot test images that "
                 "nobody was trained on; set split to {kind: leave_one_group_out, by: subject, images: true}."
             )
-        folds = tuple(
-            Fold(
-                np.flatnonzero((subjects != name) & (column == "train")),
-                np.flatnonzero((subjects == name) & (column == "test")),
-            )
-            for name in names
-        )
+        folds = []
+        for name in names:
+            own = np.flatnonzero((subjects == name) & (column == "train"))
+            if len(own) < self.own_trials:
+                raise ConfigError(
+                    f"split.own_trials is {self.own_trials}, but subject {name} has {len(own)} training trials; set it "
+                    "to fewer."
+                )
+            others = np.flatnonzero((subjects != name) & (column == "train"))
+            drawn = make_generator(seed, "split", "own_trials", str(name)).permutation(own)[: self.own_trials]
+            train = np.sort(np.r_[others, drawn])
+            folds.append(Fold(train, np.flatnonzero((subjects == name) & (column == "test"))))
         protocol = f"leave one subject out ({len(names)} subjects), published images"
-        return make_split(
-            protocol, folds, trials, concepts, needs=("image", "subject"), requires=self.require
-        )
+        if self.own_trials:
+            protocol += f", few-shot: {self.own_trials} training trials of the tested subject"
+        needs: tuple[Side, ...] = ("image",) if self.own_trials else ("image", "subject")
+        return make_split(protocol, tuple(folds), trials, concepts, needs=needs, requires=self.require)
 
 
 SplitConfig = Annotated[

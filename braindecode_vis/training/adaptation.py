@@ -9,37 +9,23 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.encoders.signal import Signal, check_signal
+from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.training.fitted import reduce_views
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from braindecode_vis.training.alignment import InputTransform
     from braindecode_vis.training.fitted import NetworkFit
 
 
 def check_adaptation(fit: NetworkFit, responses: Responses, targets: Embeddings) -> None:
     """Raise `DataError` if axes or target space differ from those of the first training."""
-    check_signal(fit.signal, responses)
+    fit.check_input(responses)
     reduced = reduce_views(Embeddings(targets.vectors[:1], targets.ids[:1], targets.space), fit.view_choice)
     if reduced.space != fit.space or tuple(reduced.vectors.shape[1:]) != fit.target_shape:
         raise DataError(f"this encoder predicts {fit.space!r}, so it cannot be adapted to {targets.space!r}.")
-
-
-def extend_transform(fit: NetworkFit, responses: Responses, train: np.ndarray) -> InputTransform:
-    """Return the transform with the alignment of new subjects, from their training trials."""
-    names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
-    known = fit.transform
-    # Copies: the first encoder stays as it is.
-    grown = replace(known, matrices=dict(known.matrices), scales=dict(known.scales))
-    for name in sorted(set(names[train]) - set(fit.signal.subjects)):
-        grown.add_subject(responses.data, train[names[train] == name], name)
-    return grown
 
 
 def extend_signal(known: Signal, found: Signal) -> Signal:

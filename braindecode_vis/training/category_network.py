@@ -23,10 +23,10 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.contracts import Context
 from braindecode_vis.encoders.category_decoders import read_labels
 from braindecode_vis.optimisation import OptimiserConfig, ScheduleConfig
+from braindecode_vis.preprocessing.alignment import InputScalingConfig
 from braindecode_vis.registry import Component
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, write_json
-from braindecode_vis.training.alignment import InputScalingConfig
 from braindecode_vis.training.network_config import (
     BatchSize,
     NetworkEncoderConfig,

@@ -32,8 +32,8 @@ from braindecode_vis.devices import (
 )
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.memory import find_memory
+from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.seeds import make_generator, make_torch_generator
-from braindecode_vis.training.alignment import InputTransform
 from braindecode_vis.training.augment import (
     RepetitionAveragingConfig,
     SubjectMixingConfig,
@@ -252,7 +252,7 @@ class Feed:
                 self.sources[f"view{number}"] = keep(*self._read_by_id(view, "an image view"), n_features)
         self.clusters = self._find_clusters(targets, first, extras) if "clusters" in self.needs else None
         # Responses last: they are the largest and, read in order, cost least to leave on disk.
-        size = int(np.prod(responses.data.shape[1:]))
+        size = int(np.prod(self.signal.shape))  # as the network sees them
         smoothing = [a for a in self.settings.augmentations if a.kind == "smoothing" and a.once]
         units = self.train
         learnt = units.trials[np.arange(units.trials.shape[1]) < units.counts[:, None]]  # without the padding

@@ -18,8 +18,8 @@ from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device
 from braindecode_vis.encoders.signal import Signal, check_signal
+from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.store import json_plain, read_json, write_json
-from braindecode_vis.training.alignment import InputTransform
 
 if TYPE_CHECKING:
     from braindecode_vis.training.feed import Feed
@@ -172,7 +172,7 @@ class NetworkFit:
         label_free_subjects
             Subjects that were aligned by these very trials.
         """
-        check_signal(self.signal, responses)
+        self.check_input(responses)
         names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
         index = self.signal.index_subjects(names)
         self._check_subjects(names[rows], index[rows])
@@ -195,6 +195,13 @@ class NetworkFit:
         name = self.space if in_targets else self.comparison_space
         predicted = Embeddings(vectors.reshape(len(rows), *shape), responses.stimulus_ids[rows], name)
         return predicted, transform.label_free_subjects
+
+    def check_input(self, responses: Responses) -> None:
+        """Raise `DataError` unless trials have the axes of those of the training."""
+        if self.transform.space is None:
+            check_signal(self.signal, responses)
+        else:
+            self.transform.space.check(responses)
 
     def _forward(self, data: Any, subject: Any, space: str) -> Any:
         model = self.model

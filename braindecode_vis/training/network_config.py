@@ -19,9 +19,10 @@ from pydantic import Field, model_validator
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
 from braindecode_vis.optimisation import OptimiserConfig, ScheduleConfig
+from braindecode_vis.preprocessing.alignment import InputScalingConfig
+from braindecode_vis.preprocessing.common_space import SubjectAlignment
 from braindecode_vis.registry import ByKind, Component
 from braindecode_vis.settings import Settings
-from braindecode_vis.training.alignment import InputScalingConfig, SubjectAlignment
 from braindecode_vis.training.image_config import ImageTowerConfig, LayerFusionConfig, ViewChoice
 
 if TYPE_CHECKING:
@@ -226,7 +227,10 @@ class NetworkEncoderConfig(Settings):
     subject_alignment
         ``euclidean`` (R^(-1/2) of each subject) or ``zscore`` per subject, without labels. A subject outside the
         training set is aligned by the trials that are predicted, which makes that result transductive; the fitted
-        encoder lists such subjects in `label_free_subjects`.
+        encoder lists such subjects in `label_free_subjects`. ``procrustes``, ``hyperalignment``, ``shared_response``
+        and ``functional_pca`` (by name, or with the settings of that kind) map the voxels, parcels or channels of every
+        subject into one space of components, by training images that two subjects have seen; a subject outside the
+        training set is refused. See SUBJECTS.md.
     out_of_fold
         Number of refits on concept-disjoint folds for `predict_out_of_fold`, which are made where a prior or generator
         learns from predictions; None takes the held-out trials.

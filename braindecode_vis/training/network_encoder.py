@@ -26,9 +26,10 @@ from braindecode_vis.contracts import Context
 from braindecode_vis.encoders.signal import Signal, describe_signal
 from braindecode_vis.memory import TooLargeError, check_memory, is_out_of_memory
 from braindecode_vis.optimisation import load_weights, read_checkpoint
+from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.preprocessing.splits import make_inner_folds
+from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.seeds import derive_seed, make_generator
-from braindecode_vis.training.alignment import InputTransform
 from braindecode_vis.training.fitted import NetworkFit, read_fit, write_fit
 
 LARGEST_AUTO, SMALLEST_AUTO = 1024, 16
@@ -129,7 +130,16 @@ class NetworkEncoder:
         signal = keep_subjects(describe_signal(responses), set(names[rows]))
         transform = InputTransform(self.config.input_scaling, self.config.subject_alignment, signal.dims)
         # Statistics from training trials alone: held-out ones stand for the test. One process reads them for all.
-        transform = compute_once(lambda: transform.fit(responses.data, train, names))
+        transform = compute_once(
+            lambda: transform.fit(
+                responses.data,
+                train,
+                names,
+                stimuli=responses.stimulus_ids,
+                n_own=count_own_voxels(responses),
+            )
+        )
+        signal = describe_aligned(signal, transform)
         if not transform.is_identity:
             # Values by median and interquartile range, whatever was done to them before, are a unit of their own.
             signal = replace(signal, unit="robust" if transform.scaling.kind == "robust" else "scaled")
@@ -343,7 +353,6 @@ class NetworkEncoder:
             check_adaptation,
             digest_weights,
             extend_signal,
-            extend_transform,
             grow_state,
             imagine_subject,
         )
@@ -353,7 +362,8 @@ class NetworkEncoder:
         check_adaptation(fit, responses, targets)
         other = self.copy_for(derive_seed(self.seed, "adapt"))
         train, held, by = other.hold_out(responses, np.arange(responses.n_trials))
-        signal = extend_signal(fit.signal, describe_signal(responses))
+        transform = fit.transform.extend(responses, train)
+        signal = extend_signal(fit.signal, describe_aligned(describe_signal(responses), transform))
         old = {k: v.cpu() for k, v in fit.model.state_dict().items()}
         n_known = len(fit.signal.subjects)
         n_new = len(signal.subjects) - n_known
@@ -375,11 +385,29 @@ class NetworkEncoder:
 
         other.train(
             responses, targets, rows=(train, held, by), signal=signal,
-            transform=extend_transform(fit, responses, train), build=build, epochs=epochs or self.config.epochs,
+            transform=transform, build=build, epochs=epochs or self.config.epochs,
             identity={"adaptation": [trainable, epochs, lr_scale, digest_weights(old)]}, hide_subject=0.0,
             lr_scale=lr_scale, frozen_decay=trainable == "subject",
         )  # fmt: skip
         other.require_fit().model.requires_grad_(True)
+        return other
+
+    def align_subjects(self, responses: Responses) -> NetworkEncoder:
+        """Return an encoder of the same weights that also knows the alignment of new subjects, by training trials.
+
+        Parameters
+        ----------
+        responses
+            Training trials; those of known subjects are not looked at.
+
+        Raises
+        ------
+        DataError
+            If a new subject has seen none of the images that the common space was made of.
+        """
+        fit = self.require_fit()
+        other = self.copy_for(self.seed)
+        other.fitted = replace(fit, transform=fit.transform.extend(responses))
         return other
 
     def copy_for(self, seed: int, workspace: Path | None = None) -> NetworkEncoder:
@@ -718,6 +746,14 @@ def keep_subjects(signal: Signal, names: set[str]) -> Signal:
     kept = [i for i, name in enumerate(signal.subjects) if name in names]
     voxels = tuple(signal.n_voxels[i] for i in kept) if signal.n_voxels else ()
     return replace(signal, subjects=tuple(signal.subjects[i] for i in kept), n_voxels=voxels)
+
+
+def describe_aligned(signal: Signal, transform: InputTransform) -> Signal:
+    """Return what a network sees of aligned trials: components of a common space have no names and no places."""
+    if transform.space is None:
+        return signal
+    shape = (transform.space.n_components, *signal.shape[1:])
+    return Signal(signal.dims, shape, signal.subjects, times=signal.times, sfreq=signal.sfreq)
 
 
 def take_rows(targets: Embeddings, rows: np.ndarray) -> Embeddings:

@@ -41,6 +41,16 @@ class NetworkPrediction(nn.Module):
         elif transform.alignment == "zscore":
             named["own_centre"] = np.stack([transform.scales[name].centre for name in subjects])
             named["own_spread"] = np.stack([transform.scales[name].spread for name in subjects])
+        elif transform.space is not None:
+            fitted = [transform.space.maps[name] for name in subjects]
+            widest = max(len(one.centre) for one in fitted)
+
+            def pad(array: np.ndarray) -> np.ndarray:
+                return np.concatenate([array, np.zeros((widest - len(array), *array.shape[1:]), np.float32)])
+
+            named["map_centre"] = np.stack([pad(one.centre) for one in fitted])
+            named["map_matrix"] = np.stack([pad(one.matrix).T for one in fitted])
+            named["map_offset"] = np.stack([one.offset for one in fitted])
         named["centre"] = None if transform.scale is None else transform.scale.centre
         named["spread"] = None if transform.scale is None else transform.scale.spread
         for name, array in named.items():
@@ -59,6 +69,16 @@ class NetworkPrediction(nn.Module):
         if "matrices" in parts:
             # (n_trials, n_channels, n_channels) @ (n_trials, n_channels, n_times)
             data = torch.matmul(parts["matrices"][subject], data)
+        if "map_matrix" in parts:
+            wide = data if data.ndim > 2 else data.unsqueeze(2)
+            centre, matrix, offset = (
+                parts[f"map_{name}"][subject] for name in ("centre", "matrix", "offset")
+            )
+            # (n_trials, n_components, n_features) @ (n_trials, n_features, n_times or 1)
+            wide = torch.matmul(matrix, wide[:, : centre.shape[1]] - centre.unsqueeze(2)) + offset.unsqueeze(
+                2
+            )
+            data = wide if data.ndim > 2 else wide.squeeze(2)
         if "own_centre" in parts:
             data = (data - parts["own_centre"][subject]) / parts["own_spread"][subject]
         if "centre" in parts:

@@ -1,8 +1,9 @@
-"""What is done to trials before a network sees them: alignment of subjects, then scaling, by training statistics.
+"""What is done to trials before an encoder sees them: alignment of subjects, then scaling, by training statistics.
 
-Owns the two settings, the statistics (read in blocks, so that a memory map of any size is never held whole) and their
-application to a block of trials. Labels are never used. A subject who was not trained on has no statistics; for the
-alignment they are then computed from that subject's own trials, without labels, and the subject is named in
+Owns the statistics (read in blocks, so that a memory map of any size is never held whole) and their application to a
+block of trials. A common space of several subjects (`common_space`) is learnt from images that two of them have seen;
+the other alignments never use labels. A subject who was not trained on has no statistics; for these others they are
+then computed from that subject's own trials, without labels, and the subject is named in
 `InputTransform.label_free_subjects`, since such a result belongs in a column of its own.
 
 References
@@ -12,17 +13,26 @@ He, Wu (2020), Euclidean Alignment, doi:10.1109/TBME.2019.2913914, arXiv:1808.05
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
+from braindecode_vis.preprocessing.common_space import (
+    COMMON_SPACES,
+    CommonSpace,
+    SubjectAlignment,
+    fit_common_space,
+    name_alignment,
+)
+from braindecode_vis.preprocessing.scaling import iterate_blocks
+from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.settings import Settings
 
-BLOCK_BYTES = 64 << 20
 MEDIAN_BYTES = 512 << 20  # trials that medians are taken from; more than this are thinned evenly
 
 
@@ -40,9 +50,6 @@ class InputScalingConfig(Settings):
 
     kind: Literal["none", "zscore", "robust"] = "zscore"
     clamp: float | None = Field(default=None, gt=0)
-
-
-SubjectAlignment = Literal["none", "euclidean", "zscore"]
 
 
 @dataclass
@@ -73,6 +80,8 @@ class InputTransform:
         Centre and spread of each subject (``zscore`` alignment).
     scale
         Centre and spread of all training trials after alignment (`scaling`).
+    space
+        Common space of the subjects (``hyperalignment`` and its like).
     label_free_subjects
         Subjects whose alignment came from trials outside the training set, without labels.
     """
@@ -83,6 +92,7 @@ class InputTransform:
     matrices: dict[str, np.ndarray] = field(default_factory=dict)
     scales: dict[str, InputScale] = field(default_factory=dict)
     scale: InputScale | None = None
+    space: CommonSpace | None = None
     label_free_subjects: tuple[str, ...] = ()
 
     @property
@@ -90,7 +100,20 @@ class InputTransform:
         """Whether trials are seen as they are."""
         return self.alignment == "none" and self.scale is None and self.scaling.clamp is None
 
-    def fit(self, data: Any, rows: np.ndarray, subjects: np.ndarray) -> InputTransform:
+    @property
+    def uses_images(self) -> bool:
+        """Whether the alignment is learnt from what was shown; where an image is left out, it must be learnt anew."""
+        return name_alignment(self.alignment) in COMMON_SPACES
+
+    def fit(
+        self,
+        data: Any,
+        rows: np.ndarray,
+        subjects: np.ndarray,
+        *,
+        stimuli: np.ndarray | None = None,
+        n_own: Mapping[str, int] | None = None,
+    ) -> InputTransform:
         """Learn from training trials.
 
         Parameters
@@ -99,20 +122,38 @@ class InputTransform:
             Read by ascending row numbers only.
         rows
             The training trials.
-        subjects : array of shape (n_trials,)
-            Subject of each trial of `data`.
+        subjects, stimuli : arrays of shape (n_trials,)
+            Subject and image of each trial of `data`; the images are needed for a common space alone.
+        n_own
+            How many features each subject has, where rows are padded.
         """
-        for subject in sorted(set(subjects[rows])):
-            self.add_subject(data, rows[subjects[rows] == subject], subject)
+        if self.uses_images:
+            assert stimuli is not None
+            self.space = fit_common_space(self.alignment, data, rows, subjects, stimuli, n_own)  # type: ignore[arg-type]
+        else:
+            for subject in sorted(set(subjects[rows])):
+                self.add_subject(data, rows[subjects[rows] == subject], subject)
         if self.scaling.kind == "zscore":
             self.scale = self._fit_moments(self._iterate_aligned(data, rows, subjects))
         elif self.scaling.kind == "robust":
             self.scale = self._fit_quartiles(data, rows, subjects)
         return self
 
-    def add_subject(self, data: Any, rows: np.ndarray, subject: str) -> None:
-        """Learn the alignment of one subject from these trials."""
+    def add_subject(
+        self,
+        data: Any,
+        rows: np.ndarray,
+        subject: str,
+        *,
+        stimuli: np.ndarray | None = None,
+        n_features: int | None = None,
+    ) -> None:
+        """Learn the alignment of one subject from these trials; `stimuli` and `n_features` are as for `CommonSpace`."""
         if self.alignment == "none":
+            return
+        if self.space is not None:
+            assert stimuli is not None
+            self.space.add_subject(data, rows, subject, stimuli, n_features=n_features)
             return
         if len(rows) < 2:
             raise DataError(
@@ -128,16 +169,30 @@ class InputTransform:
     def with_subjects_of(self, data: Any, subjects: np.ndarray) -> InputTransform:
         """Return a transform that also knows the subjects of these trials, by their unlabelled trials if new."""
         known = self.matrices if self.alignment == "euclidean" else self.scales
-        new = [] if self.alignment == "none" else sorted(set(subjects) - set(known))
+        new = [] if self.alignment == "none" or self.uses_images else sorted(set(subjects) - set(known))
         if not new:
             return self
-        grown = InputTransform(
-            self.scaling, self.alignment, self.dims, dict(self.matrices), dict(self.scales), self.scale,
-            tuple(sorted({*self.label_free_subjects, *new})),
-        )  # fmt: skip
+        grown = replace(self.copy(), label_free_subjects=tuple(sorted({*self.label_free_subjects, *new})))
         for subject in new:
             grown.add_subject(data, np.flatnonzero(subjects == subject), subject)
         return grown
+
+    def extend(self, responses: Responses, rows: np.ndarray | None = None) -> InputTransform:
+        """Return a transform that also knows the subjects of these training trials; this one stays as it is."""
+        grown, names = self.copy(), responses.trials["subject"].astype(str).to_numpy(dtype=object)
+        rows = np.arange(responses.n_trials) if rows is None else rows
+        known = {*self.matrices, *self.scales, *(self.space.maps if self.space is not None else ())}
+        for name in sorted(set(names[rows]) - known):
+            grown.add_subject(
+                responses.data, rows[names[rows] == name], name, stimuli=responses.stimulus_ids,
+                n_features=count_own_voxels(responses).get(name),
+            )  # fmt: skip
+        return grown
+
+    def copy(self) -> InputTransform:
+        """Return a transform that can learn further subjects while this one stays as it is."""
+        space = self.space and replace(self.space, maps=dict(self.space.maps))
+        return replace(self, matrices=dict(self.matrices), scales=dict(self.scales), space=space)
 
     def read(self, data: Any, rows: np.ndarray, subjects: np.ndarray) -> np.ndarray:
         """Return these trials (ascending row numbers) as a network sees them, float32.
@@ -147,9 +202,31 @@ class InputTransform:
         block = np.ascontiguousarray(data[rows], dtype=np.float32)
         return self._finish(self._align(block, subjects[rows]))
 
+    def apply(self, responses: Responses) -> Responses:
+        """Return trials as `read` gives them; components of a common space have no names and no places.
+
+        Raises
+        ------
+        DataError
+            If a subject has no map into the common space, or other features than its map.
+        """
+        if self.space is not None:
+            self.space.check(responses)
+        rows = np.arange(responses.n_trials)
+        blocks = self._iterate_aligned(
+            responses.data, rows, responses.trials["subject"].astype(str).to_numpy(object)
+        )
+        data = np.concatenate([self._finish(block) for block in blocks])
+        coords = dict(responses.coords)
+        if self.space is not None:
+            coords = {key: value for key, value in coords.items() if key in ("times", "sfreq")}
+        return Responses.from_checked(data, responses.dims, responses.trials, responses.unit, coords)
+
     def _align(self, block: np.ndarray, subjects: np.ndarray) -> np.ndarray:
         if self.alignment == "none":
             return block
+        if self.space is not None:
+            return self.space.apply(block, subjects)
         aligned = np.empty_like(block)
         for subject in set(subjects):
             chosen = subjects == subject
@@ -189,7 +266,8 @@ class InputTransform:
         return self._make_scale(mean, np.sqrt(squares / count))
 
     def _fit_quartiles(self, data: Any, rows: np.ndarray, subjects: np.ndarray) -> InputScale:
-        trial_bytes = 4 * max(1, int(np.prod(data.shape[1:])))
+        n_aligned = data.shape[1] if self.space is None else self.space.n_components
+        trial_bytes = 4 * max(1, n_aligned * int(np.prod(data.shape[2:])))
         # Quartiles need all values at once; every step-th trial keeps them within the bound.
         step = -(-len(rows) * trial_bytes // MEDIAN_BYTES)
         blocks = list(self._iterate_aligned(data, rows[::step], subjects))
@@ -216,6 +294,8 @@ class InputTransform:
         named = {f"align/{subject}": matrix for subject, matrix in self.matrices.items()}
         for subject, scale in self.scales.items():
             named[f"align_centre/{subject}"], named[f"align_spread/{subject}"] = scale.centre, scale.spread
+        if self.space is not None:
+            named |= self.space.as_tensors()
         if self.scale is not None:
             named["scale_centre"], named["scale_spread"] = self.scale.centre, self.scale.spread
         return named
@@ -237,6 +317,8 @@ class InputTransform:
                 transform.matrices[subject] = array
             elif part == "align_centre":
                 transform.scales[subject] = InputScale(array, named[f"align_spread/{subject}"])
+        if "space_ids" in named:
+            transform.space = CommonSpace.from_tensors(named, alignment)  # type: ignore[arg-type]
         if "scale_centre" in named:
             transform.scale = InputScale(named["scale_centre"], named["scale_spread"])
         return transform
@@ -273,14 +355,3 @@ def fit_euclidean_alignment(blocks: Iterator[np.ndarray], dims: tuple[str, ...])
         raise DataError("Euclidean alignment found trials that are all zero; drop that subject.")
     # V diag(1 / sqrt(w)) V^T: the symmetric root, which changes the channels least
     return ((vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T).astype(np.float32)
-
-
-def iterate_blocks(data: Any, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield row numbers and trials in bounded memory; rows are read in ascending order."""
-    trial_bytes = 8 * max(1, int(np.prod(data.shape[1:])))
-    size = max(1, BLOCK_BYTES // trial_bytes)
-    # Ascending, as a memory map is read fastest.
-    rows = np.sort(rows)
-    for start in range(0, len(rows), size):
-        chunk = rows[start : start + size]
-        yield chunk, np.asarray(data[chunk])
