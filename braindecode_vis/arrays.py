@@ -363,6 +363,13 @@ class Responses:
             return self.trials["n_averaged"].to_numpy(dtype=float)
         return np.ones(len(self.trials))
 
+    @property
+    def is_synthetic(self) -> np.ndarray:
+        """Which trials a model made, bool of shape (n_trials,): the column `synthetic`; none without one."""
+        if "synthetic" in self.trials:
+            return self.trials["synthetic"].to_numpy(dtype=bool)
+        return np.zeros(len(self.trials), dtype=bool)
+
     def as_matrix(self) -> np.ndarray:
         """Return the data as a float32 matrix of shape (n_trials, n_features)."""
         return np.ascontiguousarray(self.data, dtype=np.float32).reshape(len(self.data), -1)

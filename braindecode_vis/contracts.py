@@ -304,6 +304,10 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
         """
         ...
 
+    def list_held_out(self, responses: Responses) -> Sequence[str]:
+        """Return the training images that `fit` would hold out of these trials to validate; none by default."""
+        ...
+
     def map_targets(self, targets: Embeddings, subject: str | None = None) -> Embeddings:
         """Return image embeddings in the space of `predict`."""
         ...

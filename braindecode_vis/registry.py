@@ -188,6 +188,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "repetitions": "analysis.repetitions:RepetitionsConfig",
         "rsa": "analysis.rsa:RsaConfig",
         "imagery": "analysis.imagery:ImageryConfig",
+        "encoding": "analysis.encoding:EncodingConfig",
     },
     # only those that are scored where a configuration names them; all others need no settings
     "metric": {

@@ -247,6 +247,7 @@ BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
         "has_subject_galleries": False, "predict_for_generator": _predict, "map_for_generator": _keep_targets,
         "predicts_targets": True, "label_free_subjects": (), "as_module": _refuse_module,
         "describe_likelihood": _answer(None), "adapt": _refuse_adaptation, "adapts_quickly": False,
+        "list_held_out": _answer(()),
     },
 )  # fmt: skip
 CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(

@@ -12,6 +12,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.learning import preprocess
 from braindecode_vis.pipeline.runs import Listener, Run, check_run_folder, list_changes, read_earlier
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
+from braindecode_vis.registry import validate_component
 from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
@@ -220,6 +222,61 @@ class DecodingRun:
         table = pd.DataFrame(found["findings"])
         table.attrs["verified"] = found["verified"]
         return table
+
+    def encode(self, settings: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Predict this run's responses from images, on its own split; maps and files go into its folder.
+
+        Parameters
+        ----------
+        settings
+            As the section ``encode`` of a configuration has them, for example ``{"model": {"combine": "banded"}}``;
+            those of the run by default.
+
+        Returns
+        -------
+        DataFrame
+            One row per subject and response (voxel, parcel, or channel and time): correlation on test images with
+            interval, p, q, explained variance, noise ceiling and normalised value. ``attrs`` hold ``summary``,
+            ``scores`` (rows by network or region) and ``files``.
+
+        Raises
+        ------
+        ConfigError, DataError
+            If the run decodes categories, or a subject has too few test images.
+        """
+        from braindecode_vis.studies.encode import encode
+
+        run = self._run
+        if settings is not None:
+            asked = validate_component("analysis", {"kind": "encoding", **settings})
+            run = replace(run, config=run.config.model_copy(update={"encode": asked}))
+        found = encode(run)
+        table: pd.DataFrame = found["table"]
+        table.attrs.update({name: found[name] for name in ("summary", "scores", "files")})
+        return table
+
+    def synthesise(
+        self, images: str | Path, out: str | Path, *, noise: str = "residual", fold: int | None = None
+    ) -> Responses:
+        """Write the response that an encoding model expects to images that nobody was shown, and return the trials.
+
+        Parameters
+        ----------
+        images
+            A folder of pictures, tars, tables or HDF5 files, ``phantom:N``, a bank of embeddings, or ``unseen`` for the
+            data set's own.
+        out
+            A folder that does not exist.
+        noise
+            ``residual`` adds noise with the covariance of what the model leaves of the training trials, ``none``
+            nothing.
+        fold
+            Whose training trials the model is fitted on; may be left out where there is one.
+        """
+        from braindecode_vis.pipeline.synthetic import read_synthetic, synthesise_into
+
+        folder, _ = synthesise_into(self._run, str(images), Path(out), noise=noise, fold=fold)
+        return read_synthetic(folder)[0]
 
     def compare(self, *others: DecodingRun | str | Path) -> pd.DataFrame:
         """Return paired differences of other runs to this one on the same test items, with corrected p-values.

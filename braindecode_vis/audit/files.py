@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis import store
-from braindecode_vis.arrays import Responses
+from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.audit.findings import How, Part, Verified
 from braindecode_vis.checks import DataError
+from braindecode_vis.pipeline.synthetic import read_synthetic
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.stimuli import StimulusSet
 
@@ -87,6 +88,8 @@ class AuditedRun:
         Predictions of the training trials of each fold; empty where none were made.
     pretrained
         What the run itself pretrained for its encoders; empty where they start anew, or from files.
+    synthetic
+        Synthetic trials that the training of a fold was given, by the fingerprint that its record names.
     thorough
         Whether fits are made again whatever they cost.
     seed
@@ -113,6 +116,7 @@ class AuditedRun:
     branch_fits: Mapping[str, tuple[tuple[Record, ...], tuple[Record, ...]]] = field(default_factory=dict)
     out_of_fold: tuple[Record, ...] = ()
     pretrained: tuple[Record, ...] = ()
+    synthetic: Mapping[str, Record] = field(default_factory=dict)
     thorough: bool = False
     seed: int = 0
     reads: bool = True
@@ -129,6 +133,11 @@ class AuditedRun:
         said = Verified(part, how, what, reason)
         if said not in self.verified:
             self.verified.append(said)
+
+    def read_synthetic(self, trained: Record) -> tuple[Responses, Embeddings] | None:
+        """Return the synthetic trials that a fit learnt from beside the real ones, and their targets."""
+        record = self.synthetic.get(trained.upstream.get("synthesise", ""))
+        return None if record is None else read_synthetic(record.path)
 
     @property
     def branches(self) -> dict[str, AuditedRun]:
@@ -239,6 +248,7 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
         "preprocess",
         "embed",
         "pretrain",
+        "synthesise",
         "train",
         "out_of_fold",
         "retrieve",
@@ -279,6 +289,12 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
     if not out_of_fold and all(fold.fingerprint in made for fold in trained):
         out_of_fold = tuple(made[fold.fingerprint] for fold in trained)
     embedded = follow_banks(trained)
+    synthetic = {
+        str(fold.upstream["synthesise"]): added
+        for fold in trained
+        if "synthesise" in fold.upstream
+        and (added := _follow(fold, "synthesise", records["synthesise"], missing)) is not None
+    }
     prepared = _follow(trained[0] if trained else None, "preprocess", records["preprocess"], missing)
     assert prepared is not None
     fits = (*trained, *(fold for fits, _ in branch_fits.values() for fold in fits))
@@ -291,6 +307,7 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
             prepared,
             *embedded,
             *pretrained,
+            *synthetic.values(),
             *trained,
             *(record for fits, banks in branch_fits.values() for record in (*banks, *fits)),
             *out_of_fold,
@@ -313,7 +330,7 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
     return AuditedRun(
         folder, prepared, trained, embedded, retrieved, evaluated, tuple(chain.values()),
         tuple(dict.fromkeys(missing)), responses, stimuli, concepts, split, folds,
-        branch_fits, out_of_fold, pretrained, thorough, seed, reads,
+        branch_fits, out_of_fold, pretrained, synthetic, thorough, seed, reads,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from braindecode_vis.audit.split_overlap import count_units
 from braindecode_vis.audit.statistics import compute_moments
 from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.encoders.category_decoders import find_window
+from braindecode_vis.pipeline.synthetic import add_synthetic, join_embeddings
 from braindecode_vis.preprocessing.alignment import InputScalingConfig, InputTransform
 from braindecode_vis.preprocessing.common_space import SubjectAlignment
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
@@ -57,6 +58,8 @@ def _pick_inputs(run: AuditedRun, record: Record, rows: np.ndarray) -> Responses
         responses = responses.select(rows)
     concepts = run.stimuli.concepts_of(responses.stimulus_ids)
     responses = responses.with_trials(responses.trials.assign(concept=concepts))
+    if (made := run.read_synthetic(record)) is not None:
+        responses = add_synthetic(responses, made[0])
     folder = record.path / "selection"
     return Selection.read(folder).apply(responses) if (folder / "selection.json").is_file() else responses
 
@@ -131,8 +134,12 @@ def _measure_network(run: AuditedRun, record: Record, rows: np.ndarray) -> float
         return None
     scaling = InputScalingConfig.model_validate(record.fields["encoder"]["input_scaling"])
     responses = _pick_inputs(run, record, rows)
-    held = read_json(record.path / "network.json")["held_out"]
-    learns = np.flatnonzero(~np.isin(responses.stimulus_ids.astype(str), held))
+    content = read_json(record.path / "network.json")
+    is_held = np.isin(responses.stimulus_ids.astype(str), content["held_out"])
+    if content["held_out_by"] == "concept":  # synthetic trials of a held-out concept are not learnt from
+        concepts = responses.trials["concept"].astype(str).to_numpy(dtype=object)
+        is_held |= responses.is_synthetic & np.isin(concepts, concepts[is_held])
+    learns = np.flatnonzero(~is_held)
     return _compare_transforms(_fit_transform(record, responses, learns, scaling), stored)
 
 
@@ -323,7 +330,18 @@ def _measure_targets(
         units = count_units(run.trials, rows, str(record.fields.get("repeats", "single")))
         ids = units["stimulus_id"].astype(str).to_numpy()
     places = pd.Index(bank.ids.astype(str)).get_indexer(pd.Index(ids))
-    mean, std = compute_moments(bank.vectors.reshape(len(bank), 1, -1), places[places >= 0])
+    places, vectors = places[places >= 0], bank.vectors.reshape(len(bank), 1, -1)
+    if (made := run.read_synthetic(record)) is not None:
+        own = np.arange(len(made[1]))
+        if (record.path / "network.json").is_file():
+            _, own = np.unique(made[1].ids.astype(str), return_index=True)
+            concepts = made[0].trials["concept"].astype(str).to_numpy()[own]
+            by_concept = read_json(record.path / "network.json")["held_out_by"] == "concept"
+            gone = set(map(str, run.stimuli.concepts_of(held))) if by_concept else set()
+            own = own[[concept not in gone for concept in concepts]]
+        vectors = np.concatenate([vectors[places], made[1].vectors[own].reshape(len(own), 1, -1)])
+        places = np.arange(len(vectors))
+    mean, std = compute_moments(vectors, places)
     if centre.shape != mean.shape:
         return np.inf
     varies = std > 1e-6 * np.maximum(1e-30, np.abs(mean))
@@ -412,6 +430,9 @@ def _fit_encoder(
     averaged = fields["repeats"] == "averaged"
     picked = average_repetitions(responses, rows) if averaged else pick_rows(responses, rows)
     picked = picked.with_trials(picked.trials.assign(concept=run.stimuli.concepts_of(picked.stimulus_ids)))
+    learnt = bank.select(list(picked.stimulus_ids))
+    if (made := run.read_synthetic(record)) is not None:
+        picked, learnt = add_synthetic(picked, made[0]), join_embeddings(learnt, made[1])
     if not choice.is_empty:
         single = responses.select(rows)
         targets = None
@@ -420,7 +441,7 @@ def _fit_encoder(
         selection = fit_selection(choice, single, targets, seed=derive_seed(seed, "selection"))
         selection.write(folder / "selection")
         picked = selection.apply(picked)
-    encoder.fit(picked, bank.select(list(picked.stimulus_ids)))
+    encoder.fit(picked, learnt)
     encoder.write(folder)
 
 

@@ -61,6 +61,7 @@ from braindecode_vis.audit.statistics import (
     check_standardised,
     check_whitened,
 )
+from braindecode_vis.audit.synthetic import check_synthetic, check_synthetic_again
 from braindecode_vis.checks import BraindecodeVisError
 from braindecode_vis.consent import ConsentError
 
@@ -68,12 +69,13 @@ SPLIT = (check_sides, check_pixels, check_likeness, check_near_copies, check_spl
 STATISTICS = (
     check_standardised, check_whitened, check_scaling, check_components, check_codes, check_record,
 )  # fmt: skip
-FITS = (check_inputs, check_features, check_targets, check_target_means)
+FITS = (check_synthetic, check_inputs, check_features, check_targets, check_target_means)
 CHOICES = (check_penalties, check_logs, check_held_out)
 SETTINGS = (check_design, check_options, check_pretraining, check_recordings)
 #: What is computed again in the order of the stages, and the part of the run that it verifies.
 STEPS: tuple[tuple[Part, Callable[..., list[AuditFinding]]], ...] = (
     ("fit", check_embedded),
+    ("fit", check_synthetic_again),
     ("choice", check_fits),
     ("choice", check_epochs),
     ("prediction", check_out_of_fold),

@@ -404,6 +404,8 @@ def check_used(run: AuditedRun) -> list[AuditFinding]:
     for number, (fold, record) in enumerate(zip(run.folds, run.trained, strict=False)):
         where = name_fold(number)
         expected = len(count_units(run.trials, fold.train, str(record.fields.get("repeats", "single"))))
+        if (added := run.read_synthetic(record)) is not None:
+            expected += added[0].n_trials
         # Where it is missing, nothing can be compared.
         found = record.content.get("n_trials")
         if found is not None and int(found) != expected:

@@ -21,6 +21,7 @@ from braindecode_vis.cli import (
     cluster,
     data,
     discover,
+    encode,
     export,
     live,
     plan,
@@ -91,6 +92,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "pretrain": studies.pretrain,
     "train-generator": studies.train_generator,
     "analyze": studies.analyze,
+    "encode": encode.encode,
     "sweep": studies.sweep,
     "plan": plan.plan,
     "status": cluster.status,
@@ -177,6 +179,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "pretrain": ("pretrain bold5000_wave_vith --root /data/bold5000 --out runs/wave",),
     "train-generator": ("train-generator --out generator",),
     "analyze": ("analyze --list", "analyze runs/sub-08 --analysis growing_window --analysis sensor_regions"),
+    "encode": (
+        "encode runs/sub-01", "encode nsd_ridge --root /data/nsd --subject 1 --set encode.model.combine=banded",
+        "encode runs/sub-01 --synthesise pictures --to synthetic_responses",
+    ),
     "sweep": (
         "sweep synthetic_digits --over seed=0..2 --out runs/seeds",
         "sweep synthetic_digits --over seed=0..199 --out runs/seeds --cluster slurm --cluster-set memory=4 --no-wait",

@@ -6,14 +6,16 @@ Components are found by `braindecode_vis.registry`; a new one is one file and on
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.embeddings.text import ConceptTextConfig
+from braindecode_vis.encoders.encoding_model import EncodingModelConfig
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
 from braindecode_vis.generators.captions_config import CaptionsConfig
 from braindecode_vis.generators.image_fusion import ImageFusionConfig
@@ -78,6 +80,79 @@ class RepeatsConfig(Settings):
     test: Literal["averaged", "single"] = "averaged"
 
 
+class SyntheticConfig(Settings):
+    """Synthetic responses beside the real training trials: what an encoding model expects to images nobody was shown.
+
+    The model is fitted on the training trials of the fold, without the images that a network holds out. Images that
+    were shown are left out, and with them, where no tested concept is trained on, those of tested concepts.
+
+    Parameters
+    ----------
+    images
+        ``unseen`` for the data set's own images that no trial shows; a folder of pictures, tars, tables or HDF5 files;
+        ``phantom:N`` (see ``embed --images``); or a finished bank of embeddings in the space of the target, where
+        `features` is empty.
+    share
+        Share of synthetic trials in the training.
+    noise
+        ``residual`` adds noise with the covariance of what the model leaves of the training trials, ``none`` nothing.
+    features
+        Image encoders whose spaces the model regresses on; empty takes the target.
+    model
+        How spaces are put together, and penalties.
+    """
+
+    images: str = Field(min_length=1)
+    share: float = Field(default=0.5, gt=0, lt=1)
+    noise: Literal["residual", "none"] = "residual"
+    features: tuple[
+        Annotated[
+            Any,
+            Component(
+                "target",
+                only=(
+                    "pixels",
+                    "engineered",
+                    "efficientnet-lite0",
+                    "openclip",
+                    "timm",
+                    "torchvision",
+                    "transformers",
+                ),
+            ),
+        ],
+        ...,
+    ] = ()
+    model: EncodingModelConfig = EncodingModelConfig()
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"images"})
+
+    @field_validator("images")
+    @classmethod
+    def _make_absolute(cls, text: str) -> str:
+        # A run folder is gone on with from anywhere.
+        return (
+            text if text == UNSEEN or text.startswith("phantom:") else str(Path(text).expanduser().absolute())
+        )
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and a digest of the images."""
+        from braindecode_vis.embeddings.image_sources import digest_images
+
+        digest = self.images if self.images == UNSEEN else digest_images(self.images)
+        return {**super().hashed_fields(), "images_digest": digest}
+
+    def describe(self) -> str:
+        """Return in one clause what is added to the training, for the protocol."""
+        source = self.images if self.images.startswith((UNSEEN, "phantom:")) else Path(self.images).name
+        return (
+            f"trained with {self.share:.0%} synthetic responses to images that were not shown ({source}; noise "
+            f"{self.noise})"
+        )
+
+
+#: Word for the images of a data set that no trial shows.
+UNSEEN = "unseen"
 #: Of branches: what is fitted again from the same pairs in a moment.
 BRANCH_PRIORS = ("identity", "spread", "moments")
 
@@ -297,8 +372,12 @@ class RunConfig(Settings):
         Which channels, times or voxels of the responses the encoder sees; chosen by training trials.
     repeats, retrieval, reconstruction, evaluation
         Settings of the steps that have no components.
+    synthetic
+        Synthetic responses that are added to the training; none by default.
     analyses
         What the verb ``analyze`` does without ``--analysis``.
+    encode
+        How the verb ``encode`` predicts responses from images; only that verb looks at it.
     cluster
         What jobs ask for, where a verb is given ``--cluster``.
     remote
@@ -320,12 +399,20 @@ class RunConfig(Settings):
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    synthetic: SyntheticConfig | None = None
+    encode: Annotated[Any, Component("analysis", only=("encoding",), outside=False)] | None = None
     analyses: tuple[Annotated[Any, Component("analysis")], ...] = ()
     # Never written out: what a run folder holds is the same wherever it was computed.
     cluster: ClusterConfig | None = Field(default=None, exclude=True)
     remote: RemoteConfig | None = Field(default=None, exclude=True)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"cluster", "remote"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"synthetic", "encode"})
+
+    @field_validator("encode", mode="before")
+    @classmethod
+    def _name_encode(cls, content: Any) -> Any:
+        return {"kind": "encoding", **content} if isinstance(content, Mapping) else content
 
     def choose_cache(self) -> None:
         """Let this process keep files of servers where these settings say, or else the environment."""
@@ -528,6 +615,33 @@ class RunConfig(Settings):
             raise ValueError(
                 f"reconstruction.text predicts tokens of a text, which the generator {self.generator.kind!r} does not "
                 "take; choose sd_ip_adapter or versatile_diffusion, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_synthetic(self) -> Self:
+        if self.synthetic is None:
+            return self
+        encoder = play(ENCODER_SETTINGS, self.encoder)
+        if encoder.decodes_categories:
+            raise ValueError(
+                f"synthetic adds responses to images, and the encoder {self.encoder.kind!r} decodes categories; leave "
+                "it out"
+            )
+        if self.encoder.kind == "linear_gaussian":
+            raise ValueError(
+                "synthetic responses are drawn from a linear model, and the encoder linear_gaussian is that model "
+                "itself, which would take their noise for that of the recording; leave synthetic out"
+            )
+        if getattr(self.encoder, "subject_alignment", "none") not in ("none", "euclidean", "zscore"):
+            raise ValueError(
+                "synthetic trials would take part in the alignment of subjects by images, which is of what was "
+                "measured; leave synthetic or encoder.subject_alignment out"
+            )
+        if encoder.reads_text or getattr(self.encoder, "image_tower", None) is not None:
+            raise ValueError(
+                "synthetic trials bring an image embedding and neither names nor pixels, and this encoder learns from "
+                "texts or tunes an image network (objectives, encoder.image_tower); leave one of the two out"
             )
         return self
 

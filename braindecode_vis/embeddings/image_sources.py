@@ -26,6 +26,7 @@ import xxhash
 
 from braindecode_vis.checks import ConfigError, DataError, suggest
 from braindecode_vis.datasets.own_data import IMAGE_SUFFIXES
+from braindecode_vis.digests import digest_file, digest_files
 from braindecode_vis.phantom.stimuli.images import N_MAX_CONCEPTS, make_concepts, render_scene
 
 PHANTOM = "phantom:"
@@ -170,6 +171,27 @@ def open_images(text: str, *, column: str | None = None, id_column: str | None =
     if kinds == {"table"}:
         return TableImages(named, column, id_column)
     return Hdf5Images(named, column, id_column)
+
+
+def digest_images(text: str) -> str:
+    """Return a digest of the images that a text names, for fingerprints: of the bytes of their files.
+
+    Parameters
+    ----------
+    text
+        As for `open_images`; drawn images are known by their text, a finished bank of ``embed --images`` by the digests
+        in its manifest.
+    """
+    if text.startswith(PHANTOM):
+        _read_phantom_text(text)  # refuses what is none
+        return text
+    manifest = Path(text).expanduser() / "manifest.json"
+    if manifest.is_file():
+        return digest_file(manifest)
+    top, files, pictures = _find_files(text)
+    there = {file.relative_to(top).as_posix(): file for file in files or pictures if file.is_file()}
+    lines = "\n".join(f"{name}\0{digest}" for name, digest in sorted(digest_files(there).items()))
+    return xxhash.xxh3_128_hexdigest(lines.encode("utf-8", "surrogateescape"))
 
 
 def _refuse_columns(column: str | None, id_column: str | None, what: str) -> None:

@@ -163,7 +163,7 @@ class RidgeEncoder:
         transform = self._align(responses)
         aligned = responses if transform is None else transform.apply(responses)
         data, values = aligned.as_matrix(), targets.flat()
-        with _use_backend(self.config.device, data.size) as backend:
+        with use_backend(self.config.device, data.size) as backend:
             zscore = fit_zscore(data)
             scaled = zscore.apply(data)
             # Single precision drifts over many trials.
@@ -221,7 +221,7 @@ class RidgeEncoder:
             setting="encoder.n_inner_folds",
         )
         predicted = np.empty_like(values)
-        with _use_backend(self.config.device, data.size) as backend:
+        with use_backend(self.config.device, data.size) as backend:
             scaled = fit_zscore(data).apply(data)
             whole = make_gram(scaled, values, backend)
             for number, fold in enumerate(folds):
@@ -243,6 +243,7 @@ class RidgeEncoder:
             n_folds=self.config.n_inner_folds,
             generator=make_generator(self.seed, "ridge", "inner_folds"),
             setting="encoder.n_inner_folds",
+            always=responses.is_synthetic,
         )
         # Folds weigh alike, whatever the number of their trials.
         errors = np.mean(
@@ -754,7 +755,7 @@ def _invert(eigenvalues: Any, alpha: float) -> Any:
 
 
 @contextmanager
-def _use_backend(device: Device, n_values: int) -> Iterator[Backend]:
+def use_backend(device: Device, n_values: int) -> Iterator[Backend]:
     """Yield where to compute; a response matrix of few values on the CPU by one thread.
 
     Its products take less time than waking a second thread or a GPU does.

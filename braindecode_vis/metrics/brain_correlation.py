@@ -11,7 +11,7 @@ Scotti et al. (2024), MindEye2, arXiv:2403.11207 (with the network GNet in place
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,12 @@ import numpy as np
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.ridge import RidgeConfig, RidgeEncoder
-from braindecode_vis.metrics.uncertainty import Interval, permutation_test
+from braindecode_vis.metrics.uncertainty import (
+    Interval,
+    compute_p_value,
+    correct_fdr,
+    permutation_test,
+)
 from braindecode_vis.seeds import make_generator
 
 WHOLE = "all"
@@ -128,13 +133,9 @@ def correlate_responses(
                 f"region {name!r} must be a boolean array of {measured.shape[1]} voxels with some in it."
             )
     n = len(measured)
-    codes = np.arange(n) if clusters is None else np.unique(clusters.astype(str), return_inverse=True)[1]
-    n_units = int(codes.max()) + 1
-    drawn = make_generator(seed, "brain-correlation").multinomial(
-        n_units, np.full(n_units, 1 / n_units), size=n_boot
-    )
-    counts = drawn[:, codes]  # (n_boot, n_images)
-    weights = np.concatenate([np.ones((1, n)), counts])  # the first row is the sample itself
+    n_units = n if clusters is None else len(np.unique(clusters.astype(str)))
+    # The first row is the sample itself.
+    weights = np.concatenate([np.ones((1, n)), _draw_counts(n, clusters, n_boot, seed)])
     sums = {name: np.zeros(len(weights)) for name in masks}
     by_voxel = np.empty(measured.shape[1])
     tables = {name: np.zeros((n, n)) for name in masks}
@@ -162,6 +163,103 @@ def correlate_responses(
             float(sums[name][0]), interval, null.null_mean, null.p_value, int(mask.sum())
         )
     return BrainCorrelation(by_voxel, found, n)
+
+
+@dataclass(frozen=True)
+class ResponseMaps:
+    """How well each response (voxel, parcel, channel at a time) is predicted, arrays of shape (n_responses,).
+
+    Parameters
+    ----------
+    correlation
+        Of prediction and measurement over images; 0 where either does not vary.
+    ci_low, ci_high
+        95 % bootstrap interval of it over images.
+    p_value
+        One-sided, from images that were exchanged.
+    q_value
+        The same, corrected by the false discovery rate over all responses.
+    explained
+        Share of the measured variance that the prediction leaves no error of; below 0 where the mean does better.
+    """
+
+    correlation: np.ndarray
+    ci_low: np.ndarray
+    ci_high: np.ndarray
+    p_value: np.ndarray
+    q_value: np.ndarray
+    explained: np.ndarray
+
+
+def map_responses(
+    predicted: np.ndarray,
+    measured: np.ndarray,
+    *,
+    n_boot: int = 1000,
+    n_permutations: int = 1000,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> ResponseMaps:
+    """Return how well every single response is predicted.
+
+    Parameters
+    ----------
+    predicted, measured : arrays of shape (n_images, n_responses)
+        Rows pair.
+    n_boot, n_permutations, seed
+        Resamples and shuffles of the images, and their root seed.
+    clusters : array of shape (n_images,), optional
+        Images of one label are drawn together.
+    advance
+        Called with the number of responses done.
+
+    Raises
+    ------
+    DataError
+        If shapes differ, or there are fewer than three images.
+
+    Examples
+    --------
+    >>> measured = np.random.default_rng(0).normal(size=(40, 3))
+    >>> map_responses(measured, measured, n_boot=99, n_permutations=99).q_value.tolist()
+    [0.01, 0.01, 0.01]
+    """
+    if measured.ndim != 2 or predicted.shape != measured.shape or len(measured) < 3:
+        raise DataError(
+            f"measured responses of shape {measured.shape} do not fit predictions of {predicted.shape}; a "
+            "correlation needs at least three images."
+        )
+    n, n_responses = measured.shape
+    weights = np.concatenate([np.ones((1, n)), _draw_counts(n, clusters, n_boot, seed)])
+    generator = make_generator(seed, "response-maps")
+    shuffles = [generator.permutation(n) for _ in range(n_permutations)]
+    found, p_value = np.empty((4, n_responses)), np.empty(n_responses)
+    # The resamples of a block are one table, so that more responses at once take more memory than time is saved.
+    for start in range(0, n_responses, BLOCK_VOXELS):
+        block = slice(start, start + BLOCK_VOXELS)
+        left, right = (np.asarray(part[:, block], dtype=np.float64) for part in (predicted, measured))
+        drawn = _correlate_weighted(left, right, weights)  # (1 + n_boot, n_block)
+        found[:3, block] = drawn[0], *np.quantile(drawn[1:], [0.025, 0.975], axis=0)
+        spread = ((right - right.mean(axis=0)) ** 2).sum(axis=0)
+        error = ((right - left) ** 2).sum(axis=0)
+        found[3, block] = np.where(spread > 0, 1 - error / np.where(spread > 0, spread, 1), 0.0)
+        x, y = (_standardise(part).astype(np.float32) for part in (left, right))
+        null = np.stack([np.einsum("nf,nf->f", x[shuffle], y) for shuffle in shuffles])
+        # Less the rounding of single precision, so that equal values count as extreme.
+        p_value[block] = compute_p_value(np.einsum("nf,nf->f", x, y) - 1e-6, null)
+        advance(left.shape[1])
+    return ResponseMaps(found[0], found[1], found[2], p_value, correct_fdr(p_value), found[3])
+
+
+def _draw_counts(n: int, clusters: np.ndarray | None, n_boot: int, seed: int) -> np.ndarray:
+    """Return how often each image is drawn in each resample, shape (n_boot, n_images)."""
+    codes = np.arange(n) if clusters is None else np.unique(clusters.astype(str), return_inverse=True)[1]
+    n_units = int(codes.max()) + 1
+    drawn = make_generator(seed, "brain-correlation").multinomial(
+        n_units, np.full(n_units, 1 / n_units), size=n_boot
+    )
+    return np.asarray(drawn[:, codes])
 
 
 def _as_features(embeddings: Embeddings) -> Responses:

@@ -436,6 +436,8 @@ _METRICS = (
            compare=embedding.cosine_to_target),
     Metric("brain_correlation", "Brain correlation",
            "Correlation between the response predicted from the reconstruction and the measured response."),
+    Metric("encoding_correlation", "Encoding correlation",
+           "Correlation between the response predicted from the image that was seen and the measured response."),
     Metric("accuracy", "Accuracy", "How often the decoded class is the one that was seen.", counts_hits=True),
     Metric("balanced_accuracy", "Balanced accuracy", "How often a class is decoded rightly, averaged over classes."),
     Metric("auc", "AUC",

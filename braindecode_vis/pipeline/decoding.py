@@ -640,6 +640,7 @@ def open_branch(run: Run, name: str) -> Run | None:
         "encoder": branch.encoder,
         "prior": branch.prior,
         "reconstruction": type(run.config.reconstruction)(),
+        "synthetic": None,  # a branch learns from real trials alone
     }
     words = name.replace("_", " ")
     opened = run.once(words, lambda: replace(run, config=run.config.model_copy(update=changes), seen={}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,9 @@ from braindecode_vis.preprocessing.selection import Selection, fit_selection
 from braindecode_vis.preprocessing.splits import Fold, Split, split_imagined_trials
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    from braindecode_vis.pipeline.synthetic import SyntheticTrials
 
 
 @dataclass(frozen=True)
@@ -392,6 +395,13 @@ def _fit_fold(run: Run, number: int) -> TrainedFold | categories.TrainedDecoder:
     upstream = {"preprocess": prepared.artifact.fingerprint, "embed": bank.artifact.fingerprint}
     if (pretrained := pretrain_fold(run, number)) is not None:
         upstream["pretrain"] = pretrained.fingerprint
+    made: SyntheticTrials | None = None
+    if config.synthetic is not None:
+        from braindecode_vis.pipeline.synthetic import synthesise_fold
+
+        made = synthesise_fold(run, number)
+        fields["synthetic"] = config.synthetic.hashed_fields()
+        upstream["synthesise"] = made.artifact.fingerprint
 
     def compute(folder: Path) -> dict[str, Any]:
         rows = prepared.folds[number].train
@@ -404,9 +414,16 @@ def _fit_fold(run: Run, number: int) -> TrainedFold | categories.TrainedDecoder:
             seed = derive_seed(config.seed, "selection")
             selection = fit_selection(config.selection, single, encoded, seed=seed)
         responses = pick_labelled_trials(prepared, rows, config.repeats.train)
+        targets = bank.embeddings.select(list(responses.stimulus_ids))
+        if made is not None:
+            from braindecode_vis.pipeline.synthetic import add_synthetic, join_embeddings
+
+            responses, targets = (
+                add_synthetic(responses, made.responses),
+                join_embeddings(targets, made.targets),
+            )
         if selection is not None:
             responses = selection.apply(responses)
-        targets = bank.embeddings.select(list(responses.stimulus_ids))
         with lend_context(run, f"train{number:02d}", [fields, upstream]) as context:
             encoder = build_encoder(run, number, context)
             encoder.fit(responses, targets)

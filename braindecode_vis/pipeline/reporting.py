@@ -140,6 +140,7 @@ def describe_question(run: Run) -> dict[str, Any]:
             "centre": config.retrieval.centre,
             "selection": None if config.selection.is_empty else config.selection.hashed_fields(),
             "text": config.text.hashed_fields() if run.encoder.reads_text else None,
+            "synthetic": None if config.synthetic is None else config.synthetic.hashed_fields(),
             "seed": config.seed,
             "preprocess": preprocess(run).artifact.fingerprint,
             **name_pretraining(run),
@@ -157,6 +158,10 @@ def collect_stages(run: Run) -> dict[str, Any]:
         # In the order of the stages; folds that share a bank name it once.
         artifacts[1:1] = [*banks.values(), *starts.values()]
         made = [part.artifact for part in predict_out_of_fold(run)] if needs_predictions(run) else []
+        if run.config.synthetic is not None:
+            from braindecode_vis.pipeline.synthetic import synthesise
+
+            made += [part.artifact for part in synthesise(run)]
         artifacts += [*made, retrieve(run).artifact, reconstruct(run).artifact]
     stages = _describe_stages(artifacts)
     for name, branch in open_branches(run).items():

@@ -29,8 +29,8 @@ from braindecode_vis.remote import refuse_address_to_write
 
 #: Raise a number when the code of that stage changes its result.
 STAGE_VERSIONS = {
-    "preprocess": 2, "pretrain": 1, "embed": 1, "train": 3, "out_of_fold": 1, "retrieve": 2, "reconstruct": 6,
-    "evaluate": 6, "analyze": 2,
+    "preprocess": 2, "pretrain": 1, "embed": 1, "synthesise": 1, "train": 3, "out_of_fold": 1, "retrieve": 2,
+    "reconstruct": 6, "evaluate": 6, "analyze": 2,
 }  # fmt: skip
 
 
@@ -290,7 +290,7 @@ def check_run_folder(folder: Path) -> Path:
 
 def _list_beside(config: RunConfig) -> tuple[str, ...]:
     """Return the entries of a configuration that change no stage of its run."""
-    return ("name", "analyses", *(() if config.uses_pretraining else ("pretrain",)))
+    return ("name", "analyses", "encode", *(() if config.uses_pretraining else ("pretrain",)))
 
 
 def list_changes(earlier: RunConfig, config: RunConfig, *, hashed: bool = True) -> list[str]:

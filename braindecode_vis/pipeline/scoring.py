@@ -395,6 +395,8 @@ def describe_choices(config: RunConfig) -> list[str]:
         words.append(f"images led by decoded captions ({config.reconstruction.prompt})")
     if (text := config.reconstruction.text) is not None:
         words.append(f"led by {text.target.kind} by {text.encoder.kind} too")
+    if config.synthetic is not None:
+        words.append(config.synthetic.describe())
     return words
 
 

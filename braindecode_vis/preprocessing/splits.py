@@ -572,8 +572,9 @@ SplitConfig = Annotated[
 
 
 def make_inner_folds(
-    groups: np.ndarray, *, n_folds: int, generator: np.random.Generator, setting: str = ""
-) -> list[Fold]:
+    groups: np.ndarray, *, n_folds: int, generator: np.random.Generator, setting: str = "",
+    always: np.ndarray | None = None,
+) -> list[Fold]:  # fmt: skip
     """Return folds over training rows that never separate two rows of one group.
 
     Parameters
@@ -586,8 +587,12 @@ def make_inner_folds(
         Shuffles the groups.
     setting
         Where `n_folds` was set, for the message.
+    always : bool array of shape (n_rows,), optional
+        Rows that every fold learns from and none tests, such as synthetic trials; the others are parted as without
+        them.
     """
-    _, codes = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    tested = np.ones(len(groups), bool) if always is None else ~always
+    _, codes = np.unique(np.asarray(groups, dtype=str)[tested], return_inverse=True)
     n_groups = int(codes.max()) + 1
     if n_groups < n_folds:
         lower = f"set {setting} to {n_groups}, or " if setting and n_groups > 1 else ""
@@ -596,7 +601,8 @@ def make_inner_folds(
             f"image{'s' if n_groups > 1 else ''}; {lower}give more pictures, or fewer outer folds."
         )
     # A permutation modulo the number of folds: sizes differ by one group at most.
-    number = (generator.permutation(n_groups) % n_folds)[codes]
+    number = np.full(len(groups), -1)
+    number[tested] = (generator.permutation(n_groups) % n_folds)[codes]
     return [Fold(np.flatnonzero(number != fold), np.flatnonzero(number == fold)) for fold in range(n_folds)]
 
 

@@ -75,7 +75,7 @@ def analyze(run: Run, kinds: Sequence[str] = ()) -> tuple[list[store.Artifact], 
     refusals: dict[str, str] = {}
     for number, config in enumerate(chosen):
         try:
-            artifacts.append(_analyze_one(run, study, config, number))
+            artifacts.append(analyze_one(run, study, config, number))
         # Only what was foreseen: any other exception is an error of the program and is shown.
         except BraindecodeVisError as error:
             refusals[config.kind] = str(error)
@@ -124,7 +124,7 @@ def analyze_share(run: Run, kinds: Sequence[str], worker: int, n_workers: int) -
     study, n_left = make_study(shared), 0
     for number in order_work(len(chosen), worker, n_workers):
         try:
-            _analyze_one(shared, study, chosen[number], number)
+            analyze_one(shared, study, chosen[number], number)
         except BeingMade:
             n_left += 1
         except BraindecodeVisError as error:  # whoever finishes says so too
@@ -270,7 +270,8 @@ def _find_fit_seconds(run: Run) -> float | None:
     return None
 
 
-def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Artifact:
+def analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Artifact:
+    """Run one analysis with these settings, the `number`-th of those that are asked for."""
     config, prepared = run.config, pipeline.preprocess(run)
     banks = [] if config.decodes_categories else pipeline.embed(run)
     fields = {
@@ -280,6 +281,7 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
         "centre": config.retrieval.centre,
         **({} if config.selection.is_empty else {"selection": config.selection.hashed_fields()}),
         **({"text": config.text.hashed_fields()} if run.encoder.reads_text or _reads_text(analysis) else {}),
+        **({} if config.synthetic is None else {"synthetic": config.synthetic.hashed_fields()}),
         "evaluation": {
             "n_bootstrap": study.n_bootstrap,
             "n_permutations": study.n_permutations,

@@ -30,7 +30,7 @@ MAX_SETTINGS = 8  # a table of all that differ between runs of several data sets
 N_BOOT = 1000
 _MAX_ENTRIES = 5000
 #: Settings that change no result.
-_BESIDE_RESULT = ("name", "analyses", "dataset.root")
+_BESIDE_RESULT = ("name", "analyses", "encode", "dataset.root")
 #: Those, and what stands in columns of its own.
 _BESIDE = (*_BESIDE_RESULT, "dataset.kind", "encoder.kind", "target.kind")
 #: Runs that differ in these alone repeat one setting.

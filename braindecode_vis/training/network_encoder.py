@@ -153,11 +153,18 @@ class NetworkEncoder:
         )  # fmt: skip
         return self
 
+    def list_held_out(self, responses: Responses) -> tuple[str, ...]:
+        """Return the images that `fit` would hold out of these trials."""
+        _, held, _ = self.hold_out(responses, np.arange(responses.n_trials))
+        return tuple(sorted(set(responses.stimulus_ids[held].astype(str).tolist())))
+
     def hold_out(self, responses: Responses, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
-        """Return rows to learn from, rows held out, and what is held out whole."""
+        """Return rows to learn from, rows held out, and what is held out whole; synthetic trials never are."""
         from braindecode_vis.training.batches import code_trials
 
         _, stimuli, concepts = code_trials(responses)
+        made = rows[responses.is_synthetic[rows]]
+        rows = rows[~responses.is_synthetic[rows]]
         selection = self.config.selection
         # A stream of its own, so that who is held out depends on no other draw.
         seed = derive_seed(self.seed, "validation")
@@ -171,6 +178,10 @@ class NetworkEncoder:
             self.messages.append("too few training images to hold any out; there is no validation curve")
         train = rows[~held.mask]
         check_enough_images(stimuli[train], where="the encoder learns from")
+        if len(made):
+            # A synthetic trial of a concept that is held out whole would teach it.
+            known = np.isin(concepts[made], concepts[rows[held.mask]]) & (held.by == "concept")
+            train = np.sort(np.concatenate([train, made[~known]]))
         return train, rows[held.mask], held.by
 
     def build_model(self, signal: Signal, targets: Embeddings, train: np.ndarray) -> BrainImageModel:

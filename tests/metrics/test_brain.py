@@ -113,3 +113,32 @@ def test_what_does_not_fit_is_refused(world):
         correlate(model, [true], measured, regions={"empty": np.zeros(25, dtype=bool)})
     with pytest.raises(DataError, match="one response vector per embedding"):
         brain.fit_encoding_model(true, measured[:3])
+
+
+def test_maps_of_responses_are_those_of_a_loop():
+    rng = np.random.default_rng(0)
+    measured = rng.normal(size=(30, 6))
+    predicted = measured * [1, 1, 1, 0, 0, 1] + rng.normal(size=(30, 6)) * [0.2, 1, 3, 1, 1, 0]
+    predicted[:, 4] = 2.0  # says nothing
+    found = brain.map_responses(predicted, measured, n_boot=300, n_permutations=400, seed=1)
+    for n in range(6):
+        expected = 0 if n == 4 else np.corrcoef(predicted[:, n], measured[:, n])[0, 1]
+        assert found.correlation[n] == pytest.approx(expected)
+        error = ((measured[:, n] - predicted[:, n]) ** 2).sum()
+        assert found.explained[n] == pytest.approx(
+            1 - error / ((measured[:, n] - measured[:, n].mean()) ** 2).sum()
+        )
+    assert found.p_value[[0, 5]].tolist() == [pytest.approx(1 / 401)] * 2
+    assert found.p_value[4] == 1
+    assert (found.ci_low[:4] < found.correlation[:4]).all()
+    from scipy.stats import false_discovery_control
+
+    np.testing.assert_allclose(found.q_value, false_discovery_control(found.p_value))
+    # Whole groups are drawn together, and blocks change nothing.
+    grouped = brain.map_responses(
+        predicted, measured, n_boot=300, n_permutations=400, seed=1, clusters=np.arange(30) // 10
+    )
+    np.testing.assert_array_equal(grouped.correlation, found.correlation)
+    assert (grouped.ci_low != found.ci_low).any()
+    with pytest.raises(DataError, match="at least three images"):
+        brain.map_responses(predicted[:2], measured[:2])

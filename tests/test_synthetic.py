@@ -1,0 +1,224 @@
+"""Synthetic responses: no test trial, test image or held-out image behind them, and the audit knows where one is."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from braindecode_vis import pipeline, store
+from braindecode_vis.audit.run import audit_run
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config import read_config
+from braindecode_vis.config.models import SyntheticConfig
+from braindecode_vis.pipeline import learning
+from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.pipeline.scoring import describe_choices
+from braindecode_vis.pipeline.synthetic import PREFIX, synthesise_fold, synthesise_into
+from braindecode_vis.preprocessing.splits import make_inner_folds
+from braindecode_vis.seeds import make_generator
+from braindecode_vis.stimuli import StimulusSet
+
+SMALL = [
+    "dataset.n_train=60", "dataset.n_test=12", "dataset.n_voxels=20", "target={kind: pixels, size: 8}",
+    "evaluation.n_bootstrap=100", "evaluation.n_permutations=100", "synthetic.model={alphas: [0.1, 1.0]}",
+    "synthetic.images=phantom:40,size=16", "synthetic.share=0.25",
+]  # fmt: skip
+
+
+def open_small(folder, *changes):
+    return open_run(read_config("synthetic_digits", [*SMALL, *changes]), folder)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = open_small(tmp_path_factory.mktemp("synthetic"))
+    pipeline.train(run)
+    return run
+
+
+def poison(run):
+    """Give every trial and every image of the test absurd values, after everything was read."""
+    prepared = learning.preprocess(run)
+    test = prepared.folds[0].test
+    data, pixels = np.array(prepared.responses.data), np.array(prepared.stimuli.pixels)
+    data[test] = 1e6
+    shown = prepared.stimuli.find_rows(prepared.responses.stimulus_ids[test])
+    pixels[shown] = np.random.default_rng(0).integers(0, 255, pixels[shown].shape)
+    run.seen["preprocess"] = replace(
+        prepared, responses=replace(prepared.responses, data=data),
+        stimuli=StimulusSet(prepared.stimuli.table, pixels=pixels),
+    )  # fmt: skip
+
+
+def test_training_takes_the_share_and_says_so(trained):
+    made = synthesise_fold(trained, 0)
+    assert made.responses.n_trials == 20  # a quarter of 80
+    assert made.responses.is_synthetic.all()
+    assert all(name.startswith(PREFIX) for name in made.responses.stimulus_ids)
+    record = store.read_provenance(pipeline.train(trained)[0].artifact.path / store.PROVENANCE)
+    assert record["n_trials"] == 80
+    assert record["upstream"]["synthesise"] == made.artifact.fingerprint
+    (words,) = describe_choices(trained.config)[-1:]
+    assert words.startswith("trained with 25% synthetic responses")
+    assert "phantom:40,size=16" in words
+    plain = open_small(trained.folder.path, "synthetic=null")
+    assert not any("synthetic" in word for word in describe_choices(plain.config))
+    # Predictions out of fold are those of real trials, and so are all that is tested.
+    assert not learning.pick_training(trained, 0)[0].is_synthetic.any()
+
+
+def test_neither_test_trials_nor_test_images_move_a_synthetic_trial(trained, tmp_path):
+    other = open_small(tmp_path / "other")
+    learning.preprocess(other)
+    poison(other)
+    first, second = synthesise_fold(trained, 0), synthesise_fold(other, 0)
+    np.testing.assert_array_equal(first.responses.data, second.responses.data)
+    np.testing.assert_array_equal(first.targets.vectors, second.targets.vectors)
+
+
+def test_noise_is_that_of_the_residuals_or_none(trained, tmp_path):
+    def draw(noise, **changes):
+        folder = tmp_path / f"{noise}{len(changes)}"
+        synthesise_into(trained, "phantom:40,size=16", folder, noise=noise)
+        return store.read_responses(folder / "responses"), store.read_json(folder / "record.json")
+
+    (noisy, record), (clean, _) = draw("residual"), draw("none")
+    assert noisy.n_trials == clean.n_trials == 40
+    spread = (np.asarray(noisy.data) - np.asarray(clean.data)).std()
+    real = learning.pick_training(trained, 0)[0]
+    explained = record["inner_explained"]["01"]
+    assert spread == pytest.approx(np.asarray(real.data).std() * np.sqrt(1 - explained), rel=0.15)
+    assert record["fitted_on"] == "training trials of the fold alone"
+    with pytest.raises(ConfigError, match="exists; choose another"):
+        draw("none")
+    with pytest.raises(ConfigError, match="residual, none"):
+        synthesise_into(trained, "phantom:4", tmp_path / "x", noise="white")
+    asked = SyntheticConfig(images="phantom:5,size=16", noise="none", share=0.5)
+    config = trained.config.model_copy(update={"synthetic": asked})
+    other = replace(trained, config=config, seen={"preprocess": learning.preprocess(trained)})
+    with pytest.raises(DataError, match="which without noise would repeat"):
+        synthesise_fold(other, 0)
+
+
+def test_images_that_were_shown_are_left_out(trained, tmp_path):
+    from PIL import Image
+
+    stimuli = learning.preprocess(trained).stimuli
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for place, name in enumerate(stimuli.ids[[0, 70]]):  # one of training, one of the test
+        Image.fromarray(stimuli.read_image(name)).save(pictures / f"copy{place}.png")
+    large = Image.fromarray(stimuli.read_image(stimuli.ids[71])).resize((64, 64), Image.Resampling.BICUBIC)
+    large.save(pictures / "larger.png")
+    for place in range(3):
+        noise = np.random.default_rng(place).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(pictures / f"new{place}.png")
+    folder, sentences = synthesise_into(trained, str(pictures), tmp_path / "made", noise="none")
+    assert sorted(store.read_responses(folder / "responses").stimulus_ids) == [
+        f"{PREFIX}new{n}" for n in range(3)
+    ]
+    assert "3 images were left out" in sentences[1]
+    for path in pictures.glob("new*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match="no image that was not shown"):
+        synthesise_into(trained, str(pictures), tmp_path / "none")
+    with pytest.raises(DataError, match="every image of the data set that is at hand was shown"):
+        synthesise_into(trained, "unseen", tmp_path / "none")
+
+
+def test_inner_folds_test_real_trials_alone():
+    ids = np.array([f"i{n}" for n in range(20)] + ["synthetic/a", "synthetic/b"], dtype=object)
+    always = np.arange(22) >= 20
+    folds = make_inner_folds(ids, n_folds=4, generator=make_generator(0, "x"), always=always)
+    without = make_inner_folds(ids[:20], n_folds=4, generator=make_generator(0, "x"))
+    for fold, plain in zip(folds, without, strict=True):
+        np.testing.assert_array_equal(fold.test, plain.test)
+        np.testing.assert_array_equal(fold.train, np.r_[plain.train, 20, 21])
+
+
+def test_a_network_validates_on_real_trials_that_the_model_has_not_seen(tmp_path):
+    network = "encoder={kind: network, network: {kind: residual_mlp, hidden: 8, n_blocks: 1}, epochs: 1, device: cpu}"
+    run = open_small(tmp_path, network, "dataset.n_train=40")
+    (fold,) = pipeline.train(run)
+    held = store.read_json(fold.artifact.path / "network.json")["held_out"]
+    assert held
+    assert not any(name.startswith(PREFIX) for name in held)
+    made = synthesise_fold(run, 0)
+    record = store.read_provenance(made.artifact.path / store.PROVENANCE)
+    learnt = sorted(set(learning.pick_training(run, 0)[0].stimulus_ids) - set(held))
+    assert record["n_held_out"] == len(held)
+    assert record["n_real"] == len(learnt)
+    assert record["trained_on"] == store.hash_json(learnt)
+    audit = audit_run(run.folder.path)
+    assert not [finding for finding in audit.findings if finding.level == "leak"]
+
+
+def test_the_audit_proves_it_and_finds_what_was_planted(trained, tmp_path):
+    audit = audit_run(trained.folder.path, refit=True)
+    assert not [finding for finding in audit.findings if finding.level == "leak"]
+    assert [finding.level for finding in audit.findings if finding.check == "synthetic"] == ["ok"]
+    fits = {item.what: item.how for item in audit.verified if item.part == "fit"}
+    assert fits["synthetic trials"] == "recomputed"
+    folder = tmp_path / "planted"
+    shutil.copytree(trained.folder.path, folder)
+    (made,) = (folder / "stages" / "synthesise").iterdir()
+    data = np.load(made / "responses" / "data.npy")
+    np.save(made / "responses" / "data.npy", data + 0.5)  # as if other trials had taken part
+    content = json.loads((made / "images.json").read_text())
+    tested = learning.preprocess(trained).stimuli.table["sha256"].iloc[-1]
+    content["images"][0][1] = tested
+    (made / "images.json").write_text(json.dumps(content))
+    found = [
+        item.message
+        for item in audit_run(folder).findings
+        if item.check == "synthetic" and item.level == "leak"
+    ]
+    assert any("shown by their pixels" in text for text in found)
+    assert any("of what an encoding model of the training trials alone expects" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("encoder.kind=linear_gaussian", "synthetic responses are drawn from a linear model"),
+        ("synthetic.share=1", "synthetic.share"),
+        ("synthetic.noise=white", "synthetic.noise"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, words):
+    with pytest.raises(ConfigError, match=words):
+        read_config("synthetic_digits", [*SMALL, change])
+
+
+def test_the_verb_maps_and_synthesises(command_line, tmp_path):
+    out = tmp_path / "run"
+    few = [word for change in SMALL[:6] for word in ("--set", change)]
+    done = command_line(
+        "encode", "synthetic_digits", "--out", out, *few, "--set", "encode.n_resamples=100", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert content["scores"][0]["metric"] == "encoding_correlation@all"
+    assert content["scores"][0]["value"] > 0.3
+    assert any(name.endswith("encoding_sub-01.npz") for name in content["files"])
+    told = command_line("encode", out).stdout
+    assert "report: none" in told
+    assert "subject 01, all: " in told
+    done = command_line("encode", out, "--synthesise", "phantom:5,size=16", "--to", tmp_path / "made")
+    assert "5 synthetic responses to 5 images" in done.stdout
+    assert store.read_responses(tmp_path / "made" / "responses").data.shape == (5, 20)
+    for words, given in (
+        ("--to is for --synthesise", ("--to", tmp_path / "other")),
+        ("needs a folder to write to", ("--synthesise", "phantom:5")),
+        ("does not exist", ("--synthesise", tmp_path / "absent", "--to", tmp_path / "other")),
+        (
+            "the run has the folds 0 to 0",
+            ("--synthesise", "phantom:5", "--to", tmp_path / "o", "--fold", "1"),
+        ),
+    ):
+        done = command_line("encode", out, *given)
+        assert done.returncode == 2
+        assert words in done.stderr
+    assert not (tmp_path / "other").exists()
