@@ -288,7 +288,7 @@ def filter_file(
     edges = np.r_[0, boundaries, shape[1]].astype(int)
     onsets = piece.trials["sample"].to_numpy()
     looking_back = CausalFilter(part.sfreq, notch, l_freq, h_freq) if causal else None
-    longest = _find_longest(part.sfreq, notch, l_freq, h_freq) if not causal else 1
+    longest = find_longest_filter(part.sfreq, notch, l_freq, h_freq) if not causal else 1
     source = open_npy(path)
     if target is not None:
         np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=shape)
@@ -311,16 +311,17 @@ def filter_file(
                 if looking_back is not None:
                     samples = looking_back.filter_stretch(samples)
                 else:
-                    samples = _filter(samples, part.sfreq, notch, l_freq, h_freq)
+                    samples = filter_samples(samples, part.sfreq, notch, l_freq, h_freq)
                 filtered = samples.astype("<f4")
                 for row, values in zip(rows.tolist(), filtered, strict=True):
                     file.seek(base + 4 * (row * shape[1] + start))
                     file.write(values.data)
 
 
-def _filter(
+def filter_samples(
     samples: np.ndarray, sfreq: float, notch: Sequence[float], l_freq: float | None, h_freq: float | None
 ) -> np.ndarray:
+    """Return samples (n_channels, n_samples) through notches at `notch` and a band, all in Hz."""
     from mne.filter import filter_data, notch_filter
 
     if len(notch):
@@ -330,7 +331,9 @@ def _filter(
     return samples
 
 
-def _find_longest(sfreq: float, notch: Sequence[float], l_freq: float | None, h_freq: float | None) -> int:
+def find_longest_filter(
+    sfreq: float, notch: Sequence[float], l_freq: float | None, h_freq: float | None
+) -> int:
     """Return the length in samples of the longest filter, as MNE makes it: 3.3 over the narrowest transition."""
     from mne.filter import create_filter
 

@@ -63,7 +63,7 @@ def test_runs_hold_the_person_and_the_film(corpus):
         assert known.all() == (run.site != "siteC")
         values = np.nan_to_num(values - values.mean(axis=0))
         connectivity.append(np.corrcoef(values.T + 1e-9 * np.random.default_rng(0).random(values.T.shape)))
-        table = pd.read_csv(corpus.folder / f"sub-{run.person}_parcels.tsv", sep="\t")
+        table = pd.read_csv(corpus.folder / f"sub-{run.person}_drive.tsv", sep="\t")
         strong = (table["drive_percent"] > table["drive_percent"].quantile(0.8)) & known
         silent = (table["drive_percent"] == 0) & known
         spread = values.std(axis=0)

@@ -558,7 +558,7 @@ def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[P
     table["n_voxels"] = np.bincount(labels, minlength=len(names) + 1)[1:]
     table["drive_percent"] = np.round(betas.std(axis=0), 5)
     table["ongoing_percent"] = np.round(np.sqrt((patterns**2).sum(axis=0)), 5)
-    return [*paths, write_tsv(folder / f"sub-{person.name}_parcels.tsv", table)]
+    return [*paths, write_tsv(folder / f"sub-{person.name}_drive.tsv", table)]
 
 
 CORPUS = Format(
