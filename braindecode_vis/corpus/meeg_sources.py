@@ -69,7 +69,7 @@ _KINDS = {"eeg": ("eeg",), "meg": ("mag", "grad")}
 # Microvolt, femtotesla and femtotesla per centimetre: numbers that half precision holds.
 _UNITS = {"eeg": 1e6, "mag": 1e15, "grad": 1e13}
 _PROBES, _PROBE_S = 5, 2.0
-_IN_MEMORY = 256 << 20
+_IN_MEMORY, _FILTERED_BYTES = 256 << 20, 64 << 20
 
 
 def read_meeg_channels(config: MeegChannels, roots: Sequence[Path]) -> Channels:
@@ -259,7 +259,14 @@ def _open(held: HeldRecording, root: Path) -> Any:
             bids = mne_bids.get_bids_path_from_fname(bring_sidecars(held.path, root), verbose="error")
         return mne_bids.read_raw_bids(bids, verbose="error")
 
-    return open_recording(held.path, held.where, read_with_sidecars)
+    raw = open_recording(held.path, held.where, read_with_sidecars)
+    kinds = _KINDS[held.datatype]
+    if not set(kinds) & set(raw.get_channel_types()):
+        # Published tables call sensors OTHER, as those of THINGS-MEG do; then the recording itself is believed.
+        bare = open_recording(held.path, held.where)
+        bare.info["bads"] = [name for name in raw.info["bads"] if name in bare.ch_names]
+        return bare
+    return raw
 
 
 def _match_names(sensors: Sequence[str], config: MeegChannels) -> dict[str, str]:
@@ -387,8 +394,10 @@ class _Reader:
                 # Amplifiers have offsets of millivolts, of which single precision would leave few digits.
                 first = samples[:, :1] if first is None else first
                 mixed[:, start : start + samples.shape[1]] = samples - first
-            for row, channel in enumerate(channels):
-                out[:, channel] = _filter_channel(mixed[row], plan, config)
+            # A filter needs the whole stretch of a channel, and is made once for as many as fit in memory.
+            size = max(1, _FILTERED_BYTES // (8 * n))
+            for row in range(0, len(channels), size):
+                out[:, channels[row : row + size]] = _filter_channels(mixed[row : row + size], plan, config).T
             del mixed
         return out
 
@@ -460,17 +469,17 @@ def _place(
     return Sensors(tuple(names), sensors.read, np.stack([known[name] for name in names]))
 
 
-def _filter_channel(samples: np.ndarray, plan: _Plan, config: MeegChannels) -> np.ndarray:
-    """Return a channel at the rate of the corpus, each stretch between joins filtered for itself."""
+def _filter_channels(samples: np.ndarray, plan: _Plan, config: MeegChannels) -> np.ndarray:
+    """Return channels (n_channels, n_times) at the rate of the corpus, stretches between joins filtered apart."""
     from scipy.signal import resample_poly
 
     notch, l_freq, h_freq = _limit_filter(config, plan.sfreq)
     ratio = _find_ratio(plan.sfreq, config.sfreq)
     pieces = []
     for start, stop in plan.stretches:
-        piece = np.array(samples[start:stop], dtype=float)[None]
-        piece = filter_samples(piece, plan.sfreq, notch, l_freq, h_freq)[0]
+        piece = np.array(samples[:, start:stop], dtype=float)
+        piece = filter_samples(piece, plan.sfreq, notch, l_freq, h_freq)
         if ratio != 1:
-            piece = resample_poly(piece, ratio.numerator, ratio.denominator, padtype="line")
+            piece = resample_poly(piece, ratio.numerator, ratio.denominator, axis=1, padtype="line")
         pieces.append(piece.astype(np.float32))
-    return np.concatenate(pieces)
+    return np.concatenate(pieces, axis=1)

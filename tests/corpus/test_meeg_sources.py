@@ -187,16 +187,20 @@ def test_sensors_of_meg_are_those_of_the_first_recording(tmp_path):
     folder.mkdir(parents=True)
     raw = mne.io.RawArray(data, info, verbose="error")
     raw.save(folder / "sub-01_task-rest_meg.fif", verbose="error")
+    # The published table of THINGS-MEG says this of all sensors, and then no MEG was found.
+    table = pd.DataFrame({"name": names, "type": "OTHER", "units": "T", "status": "good"})
+    table.loc[0, "status"] = "bad"
+    table.to_csv(folder / "sub-01_task-rest_channels.tsv", sep="\t", index=False)
     config = configure(modality="meg", bad_channels="mask")
     channels = read_meeg_channels(config.channels, [tmp_path])
     assert channels.names == tuple(name.split("-")[0] for name in names)
     assert channels.coordinates.shape == (len(names), 3)
     assert "frontal" in channels.networks
-    picked = channels.names[::-1][:5]
+    picked = (*channels.names[::-1][:4], channels.names[0])
     (run,), _ = find_meeg_runs(
         tmp_path, configure(modality="meg", bad_channels="mask", names=(*picked, "MZZ99"))
     )
-    assert run.missing == ("MZZ99",)
+    assert run.missing == (channels.names[0], "MZZ99")
     values = run.read()
-    assert np.isnan(values[:, 5]).all()
-    np.testing.assert_allclose(measure(values[:, :5]), 1e15 * size[::-1][:5], rtol=0.01)
+    assert np.isnan(values[:, 4:]).all()
+    np.testing.assert_allclose(measure(values[:, :4]), 1e15 * size[::-1][:4], rtol=0.01)
