@@ -295,18 +295,19 @@ def check_same_start(position: int, folder: Path | None, device: str | torch.dev
         )
 
 
-def open_accelerator(device: str, precision: str) -> Any:
+def open_accelerator(device: str, precision: str, *, role: str = "encoder") -> Any:
     """Return an accelerator for a training.
 
     accelerate keeps one state per process and refuses a second precision or device; a process that trains several
-    encoders one after the other, alone, starts from a clean state each time.
+    encoders one after the other, alone, starts from a clean state each time. `role` begins the names of the settings in
+    messages.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
-    on_cpu = choose_device(device, setting="encoder.device") == "cpu"
+    on_cpu = choose_device(device, setting=f"{role}.device") == "cpu"
     if precision == "fp16" and on_cpu:
-        raise ConfigError("encoder.precision is fp16, which a CPU does not train in; use bf16 or fp32.")
+        raise ConfigError(f"{role}.precision is fp16, which a CPU does not train in; use bf16 or fp32.")
     if count_processes() == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
     # A batch may leave out a subject's layer, or a phase an objective.

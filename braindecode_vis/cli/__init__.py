@@ -176,7 +176,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "predict": ("predict runs/sub-08 --on new_recording --out predicted",),
     "score": ("score predicted.npy --targets true.npy", "score decoded_images --targets seen_images --kind images"),
-    "pretrain": ("pretrain bold5000_wave_vith --root /data/bold5000 --out runs/wave",),
+    "pretrain": (
+        "pretrain bold5000_wave_vith --root /data/bold5000 --out runs/wave",
+        "pretrain --corpus corpora/rest --out encoders/rest --set n_epochs=50 --set encoder.patch_times=8",
+    ),
     "train-generator": ("train-generator --out generator",),
     "analyze": ("analyze --list", "analyze runs/sub-08 --analysis growing_window --analysis sensor_regions"),
     "encode": (

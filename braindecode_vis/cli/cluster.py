@@ -157,6 +157,12 @@ def _send_verb(
                 f"{folder} is no run folder: it holds no config.yaml; give the folder that run printed."
             )
         check_out(given["out"])
+    elif name == "pretrain" and given["source"] is None:
+        if not given["corpus"] or given["out"] is None:
+            raise ConfigError(
+                "pretrain needs a configuration, a run folder or a data set, or --corpus DIR and --out FOLDER."
+            )
+        folder = given["out"]
     elif name == "train-generator":
         folder = given["out"]
     elif name == "embed" and given["images"] is not None:
@@ -177,7 +183,7 @@ def _send_verb(
     given["out"] = folder = Path(folder).absolute()
     words = strip_words(sys.argv[1:], _OWN)
     launch = SINGLE
-    if config is None or given.get("n_workers") is not None:
+    if (config is None and name != "pretrain") or given.get("n_workers") is not None:
         refuse_processes(cluster.settings, f"each job of {name}")
     else:
         said = {text.partition("=")[0] for text in changes}

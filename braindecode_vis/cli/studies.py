@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -154,7 +154,13 @@ def analyze(
 
 
 def pretrain(
-    source: Source,
+    source: Annotated[str | None, SOURCE] = None,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--corpus", help="Folder of a corpus to learn from, made by the verb corpus. Repeatable."
+        ),
+    ] = None,
     root: Root = None,
     out: Out = None,
     subjects: Subject = None,
@@ -165,13 +171,19 @@ def pretrain(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Pretrain the whole-cortex encoder on responses without labels, for encoder.network.pretrained.
+    """Pretrain the whole-cortex encoder without labels, for encoder.network.pretrained.
 
-    All processes that torchrun started train together.
+    On the responses of a configuration, or on corpora; without a configuration, --set names settings of pretrain
+    (--set n_epochs=50) and seed. All processes that torchrun started train together.
     """
     from braindecode_vis.studies.pretrain import pretrain as pretrain_run
     from braindecode_vis.studies.pretrain import pretrain_together
 
+    if source is None:
+        _pretrain_alone(corpus, root, out, subjects, overrides, as_json)
+        return
+    if corpus:
+        overrides = [*(overrides or []), f"pretrain.corpus={json.dumps([str(path) for path in corpus])}"]
     run = open_source(source, root, out, overrides, subjects)
     with training_together(run, pretrain_together):
         folder = pretrain_run(run)
@@ -182,6 +194,69 @@ def pretrain(
             f"pretrained encoder: {folder}\nuse it with --set encoder.network.pretrained={folder}",
             markup=False,
         )
+
+
+def _pretrain_alone(
+    corpus: list[Path] | None,
+    root: Path | None,
+    out: Path | None,
+    subjects: list[str] | None,
+    overrides: list[str] | None,
+    as_json: bool,
+) -> None:
+    """Pretrain on corpora without a configuration."""
+    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.config.source import apply_override, read_override
+    from braindecode_vis.devices import count_launched, forget_launch, is_first, leave
+    from braindecode_vis.pipeline.runs import SilentListener
+    from braindecode_vis.studies.pretrain import pretrain_on_corpora
+
+    if not corpus or out is None:
+        raise ConfigError(
+            "pretrain needs a configuration, a run folder or a data set, or --corpus DIR and --out FOLDER."
+        )
+    if root is not None or subjects:
+        raise ConfigError("--root and --subject are for a data set; a corpus says itself what it holds.")
+    changes: dict[str, object] = {}
+    for text in overrides or []:
+        parts, value = read_override(text)
+        # as in a configuration, too
+        apply_override(
+            changes, text, parts[1:] if parts[0] == "pretrain" and len(parts) > 1 else parts, value
+        )
+    seed = changes.pop("seed", 0)
+    if not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f"seed is {seed!r}, but should be a whole number from 0.")
+    if count_launched() == 1:
+        forget_launch()
+    first = is_first()
+    reached = pretrain_on_corpora(
+        changes, corpus, out, seed=seed, listener=ConsoleListener() if first else SilentListener()
+    )
+    if first and as_json:
+        print_json({"run_folder": None, "scores": [], "pretrained": str(out), "reached": reached})
+    elif first:
+        make_console(stderr=False).print(
+            f"{_describe_reached(reached)}\npretrained encoder: {out}\n"
+            f"use it with --set encoder.network.pretrained={out}",
+            markup=False,
+        )
+    if count_launched() > 1:
+        leave()
+
+
+def _describe_reached(reached: dict[str, Any]) -> str:
+    """Return a line on the held-out error, and one on the last probes."""
+    text = f"held-out error {reached['held_out']:.4f} in epoch {reached['epoch']}"
+    if reached["mean_baseline"] is not None:
+        text += f" (predicting the mean: {reached['mean_baseline']:.4f})"
+    probes = reached.get("probes", {})
+    parts = [
+        f"{name} {probes[name]:.3f} (chance {probes[name + '_chance']:.3f})"
+        for name in probes
+        if probes.get(name) is not None and f"{name}_chance" in probes
+    ]
+    return text + (f"\nprobes: {', '.join(parts)}" if parts else "")
 
 
 def train_generator(

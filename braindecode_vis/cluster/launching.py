@@ -67,7 +67,12 @@ SINGLE = Launch()
 
 
 def choose_launch(
-    verb: str, config: RunConfig, settings: ClusterConfig, *, executor: str, said: Collection[str] = ()
+    verb: str,
+    config: RunConfig | None,
+    settings: ClusterConfig,
+    *,
+    executor: str,
+    said: Collection[str] = (),
 ) -> Launch:
     """Return the processes that a verb is started with.
 
@@ -76,7 +81,7 @@ def choose_launch(
     verb
         Of the command line.
     config
-        Of the run.
+        Of the run; None for a pretraining on corpora alone.
     settings
         What each job asks for.
     executor
@@ -100,12 +105,15 @@ def choose_launch(
                 f"{verb} works in one process, and {asked} is for train, run and pretrain; leave it out."
             )
         return SINGLE
-    kind = config.encoder.kind
-    if verb != "pretrain" and not roles.play(roles.ENCODER_SETTINGS, config.encoder).trains_in_processes:
+    if (
+        verb != "pretrain"
+        and config is not None
+        and not roles.play(roles.ENCODER_SETTINGS, config.encoder).trains_in_processes
+    ):
         if asked:
             raise ConfigError(
-                f"cluster.{asked} is for encoders that train in several processes, and {kind} is fitted by one; leave "
-                "it out."
+                f"cluster.{asked} is for encoders that train in several processes, and {config.encoder.kind} is fitted "
+                "by one; leave it out."
             )
         return SINGLE
     processes = settings.processes or settings.gpus or 1

@@ -75,7 +75,7 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
     named: set[str] = set()
     for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith("kind")):
         parts, value = read_override(text)
-        _apply_override(content, text, parts, value)
+        apply_override(content, text, parts, value)
         said += find_code({parts[-1]: value})
         named |= _find_addresses(value)
     if root is not None:
@@ -325,7 +325,8 @@ def read_override(text: str) -> tuple[list[str], Any]:
         raise ConfigError(f"the value of the override {text!r} is not valid YAML.") from error
 
 
-def _apply_override(content: dict[str, Any], text: str, parts: Sequence[str], value: Any) -> None:
+def apply_override(content: dict[str, Any], text: str, parts: Sequence[str], value: Any) -> None:
+    """Set one value of nested settings in place; `text` is what the person gave, for messages."""
     node = content
     for depth, part in enumerate(parts[:-1]):
         # A part that is off by default (None) is switched on by setting something in it.

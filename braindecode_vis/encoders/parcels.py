@@ -1,7 +1,7 @@
-"""The parcel encoder, its masked autoencoder, and the weights that it starts from.
+"""The parcel encoder and the weights that it starts from.
 
 `ParcelEncoder` turns trials into tokens, all of them or the visible ones only; `ParcelNetwork` pools and projects
-them; `MaskedAutoencoder` reconstructs the hidden ones from the visible ones. Weights are read from pretraining or from
+them. What predicts hidden tokens stands in `training.pretraining_model`. Weights are read from pretraining or from
 a foreign file, never unpickled: safetensors, or torch files through ``weights_only``. Every tensor of the encoder must
 be found and every tensor of the file used, or named as ignored. Knows nothing of training.
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,11 +26,11 @@ from braindecode_vis.checks import DataError, check_file
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.store import read_json
 
-Normalisation = Literal["patch", "parcel"]
-PATCH_EPS = 1e-6  # as in the released code of He et al.
 # About the size of the fixed sinusoids that He et al. add (0.7); at 0.02 places drown in the values.
 PLACE_STD = 0.5
 DESCRIPTION = "encoder.json"
+#: Longest and shortest period in s of the waves that tell times: from milliseconds of EEG to minutes of fMRI.
+PERIODS_S, N_PERIODS = (0.02, 2000.0), 32
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "encoder")
 _OPTIONAL = {"mean", "std"}  # foreign encoders bring no statistics of the parcels; 0 and 1 stay
 
@@ -71,7 +71,7 @@ class ParcelNetwork(nn.Module):
         )  # fmt: skip
         self.load_report: LoadReport | None = None
         names = list(dict.fromkeys(signal.networks))
-        membership = torch.zeros(len(names), signal.size_of("parcel"))
+        membership = torch.zeros(len(names), encoder.n_parcels)
         for column, name in enumerate(signal.networks):
             membership[names.index(name), column] = 1  # networks x parcels, one 1 in each column
         self.register_buffer("membership", membership, persistent=False)
@@ -106,7 +106,8 @@ class ParcelNetwork(nn.Module):
                 "local outputs of the parcel encoder are per network, but the responses name no networks."
             )
         tokens = self.encoder(data)[:, 1:]
-        grid = tokens.reshape(tokens.shape[0], self.encoder.n_parcels, self.encoder.n_patches, -1).mean(dim=2)
+        # batch, parcels, patches, width: a mean over the patches
+        grid = tokens.unflatten(1, (self.encoder.n_parcels, -1)).mean(dim=2)
         share = self.membership / self.membership.sum(
             dim=1, keepdim=True
         )  # rows sum to one: a mean over parcels
@@ -131,8 +132,8 @@ class ParcelEncoder(nn.Module):
     Parameters
     ----------
     signal
-        Trials of parcels, or of parcels x times.
-    patch_times, width, depth, n_heads, mlp_ratio, dropout, network_embedding
+        Trials of parcels, of parcels x times, or of channels x times, whose channels are taken as parcels are.
+    patch_times, width, depth, n_heads, mlp_ratio, dropout, network_embedding, parcel_position, time_position
         See `ParcelsConfig`.
     coordinates
         Table of centroids that replaces the learned vector of each parcel, or None.
@@ -153,12 +154,15 @@ class ParcelEncoder(nn.Module):
         dropout: float,
         network_embedding: bool,
         coordinates: Path | None,
+        parcel_position: str = "learned",
+        time_position: str = "learned",
     ) -> None:
         super().__init__()
-        if signal.dims not in (("parcel",), ("parcel", "time")):
+        if signal.dims not in (("parcel",), ("parcel", "time"), ("channel", "time")):
             raise DataError(
-                f"the parcel encoder reads parcels, or parcels x times, not {' x '.join(signal.dims)}; average the "
-                "voxels over an atlas (dataset.atlas) or choose another encoder.network.kind."
+                f"the parcel encoder reads parcels, parcels x times or channels x times, not "
+                f"{' x '.join(signal.dims)}; average the voxels over an atlas (dataset.atlas) or choose another "
+                "encoder.network.kind."
             )
         self.n_parcels = signal.shape[0]
         n_times = signal.shape[1] if len(signal.shape) == 2 else 1
@@ -170,6 +174,7 @@ class ParcelEncoder(nn.Module):
             )
         self.n_patches = n_times // self.patch_times
         self.signal, self.coordinates, self.network_embedding = signal, coordinates, network_embedding
+        self.parcel_position, self.time_position = parcel_position, time_position
         self.n_heads, self.mlp_ratio, self.dropout = n_heads, mlp_ratio, dropout
         self.register_buffer("mean", torch.zeros(self.n_parcels, 1))
         self.register_buffer("std", torch.ones(self.n_parcels, 1))
@@ -183,9 +188,11 @@ class ParcelEncoder(nn.Module):
 
     def make_places(self, width: int) -> PlaceEmbedding:
         """Return new embeddings of this encoder's places, also for a decoder of another width."""
+        seconds = self.patch_times if self.time_position == "seconds" else None
         return PlaceEmbedding(
-            self.signal, width, self.n_patches, networks=self.network_embedding, coordinates=self.coordinates
-        )
+            self.signal, width, self.n_patches, networks=self.network_embedding, coordinates=self.coordinates,
+            own_places=self.parcel_position == "data", patch_times=seconds,
+        )  # fmt: skip
 
     @property
     def n_tokens(self) -> int:
@@ -197,30 +204,45 @@ class ParcelEncoder(nn.Module):
         series = data.reshape(
             data.shape[0], self.n_parcels, -1
         )  # batch, parcels, times (1 without a time axis)
-        return ((series - self.mean) / self.std).reshape(data.shape[0], self.n_tokens, self.patch_times)
+        return ((series - self.mean) / self.std).reshape(data.shape[0], -1, self.patch_times)
 
-    def forward(self, data: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        data: Tensor,
+        visible: Tensor | None = None,
+        *,
+        interval: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
         """Return the tokens, the extra one first.
 
         Parameters
         ----------
         data : tensor of shape (batch, n_parcels) or (batch, n_parcels, n_times)
+            Where times are told in seconds, their number may differ from that of the signal.
         visible : integer tensor of shape (batch, n_visible), optional
             Which tokens the transformer gets to see; all by default.
+        interval : tensor of shape (batch,), optional
+            Seconds between samples, where times are told in seconds; that of the signal by default.
+        kept : boolean tensor of shape (batch, n_visible), optional
+            Tokens without data (False) are attended to by none; what comes out in their place means nothing.
 
         Returns
         -------
         tensor of shape (batch, 1 + n_visible, width)
         """
-        tokens = self.embed(self.cut_patches(data)) + self.place()
+        patches = self.cut_patches(data)
+        tokens = self.embed(patches) + self.place(patches.shape[1] // self.n_parcels, interval)
         if visible is not None:
             # Places were added before: a token that is left out takes its place with it.
             tokens = tokens.gather(1, visible[..., None].expand(-1, -1, tokens.shape[-1]))
         tokens = torch.cat(
             [self.cls.expand(tokens.shape[0], 1, -1), tokens], dim=1
         )  # batch, 1 + n_visible, width
+        if kept is not None:
+            kept = nn.functional.pad(kept, (1, 0), value=True)  # the extra token is never missing
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, kept)
         return self.norm(tokens)
 
 
@@ -237,25 +259,51 @@ class PlaceEmbedding(nn.Module):
         Whether the parcel's network adds a vector of its own.
     coordinates
         Table of centroids, or None for a learned vector per parcel.
+    own_places
+        Take the places that came with the signal.
+    patch_times
+        Samples of a patch where times are told in seconds, by waves of their own periods; None for a learned vector
+        per patch.
     """
 
     centroids: Tensor | None
     network_of: Tensor
+    periods: Tensor
 
     def __init__(
-        self, signal: Signal, width: int, n_patches: int, *, networks: bool, coordinates: Path | None
+        self,
+        signal: Signal,
+        width: int,
+        n_patches: int,
+        *,
+        networks: bool,
+        coordinates: Path | None,
+        own_places: bool = False,
+        patch_times: int | None = None,
     ) -> None:
         super().__init__()
         n_parcels = signal.shape[0]
         self.parcel: nn.Linear | nn.Embedding
-        if coordinates is not None:
-            places = read_centroids(coordinates, n_parcels)
+        if coordinates is not None or own_places:
+            places = (
+                read_centroids(coordinates, n_parcels) if coordinates is not None else _find_places(signal)
+            )
             self.register_buffer("centroids", torch.as_tensor(places, dtype=torch.float32), persistent=False)
             self.parcel = nn.Linear(3, width)
         else:
             self.centroids = None
             self.parcel = _make_table(n_parcels, width)
-        self.time = _make_table(n_patches, width)
+        self.patch_times, self.interval_s = patch_times, find_interval(signal)
+        self.time: nn.Linear | nn.Embedding
+        if patch_times is None:
+            self.time = _make_table(n_patches, width)
+        else:
+            if "time" not in signal.dims:
+                raise DataError(
+                    "encoder.network.time_position=seconds needs responses with a time axis; take learned."
+                )
+            self.register_buffer("periods", torch.logspace(*np.log10(PERIODS_S), N_PERIODS), persistent=False)
+            self.time = nn.Linear(2 * N_PERIODS + 1, width)
         self.network: nn.Embedding | None = None
         if networks:
             if len(signal.networks) != n_parcels:
@@ -270,13 +318,38 @@ class PlaceEmbedding(nn.Module):
             )
             self.network = _make_table(len(names), width)
 
-    def forward(self) -> Tensor:
-        """Return one vector per token, shape (n_parcels * n_patches, width)."""
+    def forward(self, n_patches: int | None = None, interval: Tensor | None = None) -> Tensor:
+        """Return one vector per token, shape (n_parcels * n_patches, width).
+
+        Parameters
+        ----------
+        n_patches
+            Where times are told in seconds: how many there are now.
+        interval : tensor of shape (batch,), optional
+            Seconds between samples of each trial; the result then has the shape (batch, n_tokens, width).
+        """
         place = self.parcel(self.centroids) if self.centroids is not None else self.parcel.weight
         if self.network is not None:
             place = place + self.network(self.network_of)
-        grid = place[:, None] + self.time.weight[None]  # (n_parcels, n_patches, width)
-        return grid.flatten(0, 1)
+        time = self.time.weight if self.patch_times is None else self._tell_times(n_patches, interval)
+        grid = place[:, None] + time[..., None, :, :]  # ([batch,] n_parcels, n_patches, width)
+        return grid.flatten(-3, -2)
+
+    def _tell_times(self, n_patches: int | None, interval: Tensor | None) -> Tensor:
+        """Return a vector per patch from the middle of the patch, in s from the first sample, and its length."""
+        assert self.patch_times is not None
+        if interval is None:
+            if self.interval_s is None:
+                raise DataError(
+                    "encoder.network.time_position=seconds needs the time between samples, which these responses do "
+                    "not name; take learned, or name times or a rate."
+                )
+            interval = self.periods.new_full((), self.interval_s)
+        length = (interval * self.patch_times)[..., None, None].to(self.periods.dtype)  # s of a patch
+        middle = (torch.arange(n_patches or 1, device=length.device)[:, None] + 0.5) * length
+        angle = 2 * torch.pi * middle / self.periods  # ([batch,] n_patches, n_periods)
+        span = length.log10().expand(*middle.shape[:-1], 1)
+        return self.time(torch.cat([angle.sin(), angle.cos(), span], dim=-1))
 
 
 class TransformerBlock(nn.Module):
@@ -294,95 +367,21 @@ class TransformerBlock(nn.Module):
         )
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return tokens of the same shape (batch, n_tokens, width)."""
-        tokens = tokens + self.drop(self._attend(self.norm1(tokens)))
+    def forward(self, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Return tokens of the same shape (batch, n_tokens, width); those not `kept` are attended to by none."""
+        tokens = tokens + self.drop(self._attend(self.norm1(tokens), kept))
         return tokens + self.drop(self.mlp(self.norm2(tokens)))
 
-    def _attend(self, tokens: Tensor) -> Tensor:
+    def _attend(self, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
         n, length, width = tokens.shape
         # One product for queries, keys and values of all heads.
         qkv = self.qkv(tokens).reshape(n, length, 3, self.n_heads, width // self.n_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, n_heads, n_tokens, width per head)
         mixed = nn.functional.scaled_dot_product_attention(
-            q, k, v, dropout_p=self.dropout if self.training else 0.0
-        )
+            q, k, v, attn_mask=None if kept is None else kept[:, None, None],
+            dropout_p=self.dropout if self.training else 0.0,
+        )  # fmt: skip
         return self.out(mixed.transpose(1, 2).reshape(n, length, width))  # heads side by side again
-
-
-class MaskedAutoencoder(nn.Module):
-    """The encoder on visible tokens, and a light decoder that reconstructs the hidden ones.
-
-    Parameters
-    ----------
-    encoder
-        Learns with the decoder.
-    decoder_width, decoder_depth, decoder_heads
-        Size of the decoder.
-    normalisation
-        What the decoder predicts: ``patch``, the patch with its own mean and variance removed, or ``parcel``, the
-        patch standardised by the parcel's training statistics (for patches of few samples, whose own variance says
-        nothing).
-    """
-
-    def __init__(
-        self,
-        encoder: ParcelEncoder,
-        *,
-        decoder_width: int,
-        decoder_depth: int,
-        decoder_heads: int,
-        normalisation: Normalisation,
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.normalisation = normalisation
-        self.reduce = nn.Linear(encoder.cls.shape[0], decoder_width)
-        self.hidden_token = nn.Parameter(torch.randn(decoder_width) * 0.02)
-        self.place = encoder.make_places(decoder_width)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(decoder_width, decoder_heads, encoder.mlp_ratio, encoder.dropout)
-            for _ in range(decoder_depth)
-        )
-        self.norm = nn.LayerNorm(decoder_width)
-        self.predict = nn.Linear(decoder_width, self.encoder.patch_times)
-
-    def forward(self, data: Tensor, order: Tensor, n_visible: int) -> Tensor:
-        """Return the mean squared error over the hidden tokens of each trial, shape (batch,).
-
-        Parameters
-        ----------
-        data : tensor of shape (batch, n_parcels) or (batch, n_parcels, n_times)
-        order : integer tensor of shape (batch, n_tokens)
-            A permutation of each trial's tokens; the first `n_visible` are seen, the others hidden.
-        n_visible
-            Number of tokens that the encoder sees.
-        """
-        hidden = order[:, n_visible:]
-        predicted = self.reconstruct(data, order, n_visible)
-        target = self.make_targets(data).gather(1, hidden[..., None].expand(-1, -1, self.encoder.patch_times))
-        return (predicted - target).square().mean(dim=(1, 2))  # visible tokens carry no loss, as in He et al.
-
-    def reconstruct(self, data: Tensor, order: Tensor, n_visible: int) -> Tensor:
-        """Return the predicted patch of each hidden token, shape (batch, n_hidden, patch_times)."""
-        seen = self.reduce(self.encoder(data, order[:, :n_visible]))  # (batch, 1 + n_visible, width)
-        n, n_tokens = order.shape
-        blank = self.hidden_token.expand(n, n_tokens - n_visible, -1)
-        place = self.place()[order]  # (batch, n_tokens, width), in the order of the permutation
-        # The extra token has no place in cortex or time, so that it joins after places were added.
-        tokens = torch.cat([seen[:, 1:], blank], dim=1) + place
-        tokens = torch.cat([seen[:, :1], tokens], dim=1)  # batch, 1 + n_tokens, width
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.predict(self.norm(tokens[:, 1 + n_visible :]))
-
-    def make_targets(self, data: Tensor) -> Tensor:
-        """Return what the decoder has to predict, shape (batch, n_tokens, patch_times)."""
-        patches = self.encoder.cut_patches(data)
-        if self.normalisation == "parcel":
-            return patches
-        centred = patches - patches.mean(dim=-1, keepdim=True)
-        return centred / (patches.var(dim=-1, keepdim=True, unbiased=False) + PATCH_EPS).sqrt()
 
 
 def read_centroids(path: Path, n_parcels: int) -> np.ndarray:
@@ -407,8 +406,30 @@ def read_centroids(path: Path, n_parcels: int) -> np.ndarray:
             f"{path} must give a finite centroid for each of the {n_parcels} parcels, but has {len(places)} rows"
             f"{'' if np.isfinite(places).all() else ', some not finite'}; it is of another parcellation."
         )
+    return _standardise(places)
+
+
+def _standardise(places: np.ndarray) -> np.ndarray:
     spread = places.std()  # one for all axes: distances keep their proportions
     return (places - places.mean(axis=0)) / (spread if spread > 0 else 1.0)
+
+
+def _find_places(signal: Signal) -> np.ndarray:
+    if signal.ch_pos is None or not np.isfinite(signal.ch_pos).all():
+        raise DataError(
+            "encoder.network.parcel_position=data takes the places that come with the data, of which some or all are "
+            "missing here; take learned, or coordinates with a table."
+        )
+    return _standardise(np.asarray(signal.ch_pos, float))
+
+
+def find_interval(signal: Signal) -> float | None:
+    """Return the seconds between samples, or None where the signal names neither a rate nor times."""
+    if signal.sfreq:
+        return 1 / signal.sfreq
+    if signal.times is None or len(signal.times) < 2:
+        return None
+    return float(np.median(np.diff(signal.times)))
 
 
 def _make_table(n: int, width: int) -> nn.Embedding:
@@ -451,11 +472,14 @@ def describe_encoder(encoder: ParcelEncoder) -> dict[str, Any]:
         "n_heads": encoder.n_heads,
         "mlp_ratio": encoder.mlp_ratio,
         "patch_times": encoder.patch_times,
-        "n_patches": encoder.n_patches,
+        # Times in seconds are told for any number of patches.
+        "n_patches": encoder.n_patches if encoder.time_position == "learned" else None,
         "n_parcels": encoder.n_parcels,
         "network_embedding": encoder.network_embedding,
-        "parcel_position": "learned" if encoder.coordinates is None else "coordinates",
+        "parcel_position": encoder.parcel_position,
+        "time_position": encoder.time_position,
         "networks": list(encoder.signal.networks),
+        "parcels": list(encoder.signal.parcels or encoder.signal.ch_names),
     }
 
 
@@ -506,7 +530,18 @@ def check_description(found: Mapping[str, Any], folder: Path) -> None:
     for key, value in wanted.items():
         if key not in found or found[key] == value:  # a folder of another version may name more
             continue
+        if key == "parcels":
+            # Arrays of one's own name no parcels; their number and networks are compared all the same.
+            if value and found[key] and len(value) == len(found[key]):
+                place = next(i for i, (a, b) in enumerate(zip(value, found[key], strict=True)) if a != b)
+                raise DataError(
+                    f"the encoder in {folder} was pretrained on other parcels or channels, or in another order: number "
+                    f"{place} was {value[place]} and is {found[key][place]}; it belongs to another atlas or montage."
+                )
+            continue
         if key == "networks":
+            if not (value and found[key]) and not found["network_embedding"]:
+                continue  # of no meaning to this encoder, and unknown to one of the two
             where = next((i for i, (a, b) in enumerate(zip(value, found[key], strict=False)) if a != b), None)
             raise DataError(
                 f"the encoder in {folder} was pretrained on parcels of other networks (first difference at parcel "

@@ -56,10 +56,15 @@ class ParcelsConfig(Settings):
         Add a learned vector of the parcel's Yeo network; needs the names of the networks.
     parcel_position
         ``learned``: one vector per parcel. ``coordinates``: a linear map of the standardised centroid, so that parcels
-        start out alike where they lie close.
+        start out alike where they lie close. ``data``: the same of the places that come with the data, sensors of EEG
+        and MEG or centroids of a corpus.
     coordinates
         For ``coordinates``, a table (comma or tab between columns) with a row per parcel, in order, and columns
         x, y, z or R, A, S in mm, as Schaefer's centroid tables have.
+    time_position
+        ``learned``: one vector per patch, so that the number of patches is fixed. ``seconds``: a linear map of waves of
+        the patch's middle in s from the first sample and of its length, so that windows of any number of patches and
+        of other sampling intervals are read by the same weights.
     pooling
         ``cls`` takes the extra token, ``mean`` averages the others.
     projector_hidden
@@ -85,8 +90,9 @@ class ParcelsConfig(Settings):
     mlp_ratio: float = Field(default=4.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     network_embedding: bool = True
-    parcel_position: Literal["learned", "coordinates"] = "learned"
+    parcel_position: Literal["learned", "coordinates", "data"] = "learned"
     coordinates: Path | None = None
+    time_position: Literal["learned", "seconds"] = "learned"
     pooling: Literal["cls", "mean"] = "mean"
     projector_hidden: int = Field(default=1024, ge=1)
     pretrained: Literal["pretrain"] | Path | None = None
@@ -95,6 +101,7 @@ class ParcelsConfig(Settings):
     freeze_depth: int = Field(default=0, ge=0)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"coordinates", "pretrained"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"time_position"})
 
     @model_validator(mode="after")
     def _check_fit(self) -> ParcelsConfig:
@@ -167,6 +174,8 @@ class ParcelsConfig(Settings):
             dropout=self.dropout,
             network_embedding=self.network_embedding,
             coordinates=self.coordinates,
+            parcel_position=self.parcel_position,
+            time_position=self.time_position,
         )
 
     def build(self, signal: Signal, n_outputs: int) -> torch.nn.Module:

@@ -17,9 +17,9 @@ import pandas as pd
 from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.config import RunConfig
+from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.contracts import Context, WholeBrainEncoder, WholeImageEncoder
-from braindecode_vis.devices import count_launched
+from braindecode_vis.devices import count_launched, is_first
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.folder_lock import is_locked
 from braindecode_vis.pipeline.galleries import order_by_gallery
@@ -29,6 +29,7 @@ from braindecode_vis.pipeline.runs import (
     Run,
     keep_config,
     lend_context,
+    open_run,
     remember,
 )
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
@@ -37,6 +38,10 @@ from braindecode_vis.preprocessing.selection import Selection, fit_selection
 from braindecode_vis.preprocessing.splits import Fold, Split, split_imagined_trials
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.training.pretraining_config import PretrainConfig
+
+if TYPE_CHECKING:
+    from braindecode_vis.training.pretraining_probes import LabelledSet
 
 if TYPE_CHECKING:
     from braindecode_vis.pipeline.synthetic import SyntheticTrials
@@ -305,7 +310,10 @@ def pretrain_fold(run: Run, number: int) -> store.Artifact | None:
     """
     if not run.encoder.uses_pretraining:
         return None
-    own = number if len(preprocess(run).split.folds) > 1 else None
+    config = run.config.pretrain
+    # What is learnt from corpora is the same for all folds.
+    of_run = config is None or not config.corpus
+    own = number if of_run and len(preprocess(run).split.folds) > 1 else None
     found: store.Artifact = run.once(f"pretrain {own}", lambda: _pretrain(run, own))
     return found
 
@@ -319,11 +327,36 @@ def name_pretraining(run: Run) -> dict[str, str]:
 
 
 def _pretrain(run: Run, number: int | None) -> store.Artifact:
-    config, prepared = run.config.pretrain, preprocess(run)
+    config = run.config.pretrain
     if config is None:
         raise ConfigError(
             f"{run.config.name} has no section pretrain; add one, for example --set pretrain.n_epochs=100."
         )
+    seed = derive_seed(run.config.seed, "pretrain", *([] if number is None else [number]))
+    fields = {"pretrain": config.hashed_fields(), "seed": run.config.seed}
+    fields |= {} if number is None else {"fold": number}
+    # Corpora are all that is learnt from where they are named.
+    responses = None if config.corpus else _hide_tested(preprocess(run), number)
+    upstream = {} if config.corpus else {"preprocess": preprocess(run).artifact.fingerprint}
+
+    def compute(folder: Path) -> dict[str, Any]:
+        from braindecode_vis.training.pretraining import pretrain as fit
+
+        with lend_context(run, f"pretrain{number or 0:02d}", [fields, upstream]) as context:
+            assert context.checkpoints is not None
+            if not run.follows:
+                context.checkpoints.mkdir(parents=True, exist_ok=True)
+            found = fit(
+                config, responses, folder=folder, checkpoints=context.checkpoints, seed=seed,
+                progress=run.listener.progress, labelled=read_labelled(config, seed, context.checkpoints),
+            )  # fmt: skip
+        return {**found, "n_processes": count_launched()}
+
+    return run.produce("pretrain", fields, upstream, compute, name_fold(number))
+
+
+def _hide_tested(prepared: Prepared, number: int | None) -> Responses:
+    """Return the responses with every trial that a fold tests, or any of them, declared as a test trial."""
     tested = np.zeros(prepared.responses.n_trials, bool)
     for fold in prepared.split.folds if number is None else [prepared.split.folds[number]]:
         tested[fold.test] = True
@@ -335,26 +368,32 @@ def _pretrain(run: Run, number: int | None) -> store.Artifact:
     # Told by the column: pretraining reads no row of the split "test".
     declared = prepared.responses.trials["split"].to_numpy(dtype=object)
     trials = prepared.responses.trials.assign(split=np.where(tested, "test", declared))
-    responses = prepared.responses.with_trials(trials)
-    seed = derive_seed(run.config.seed, "pretrain", *([] if number is None else [number]))
-    fields = {"pretrain": config.hashed_fields(), "seed": run.config.seed}
-    fields |= {} if number is None else {"fold": number}
-    upstream = {"preprocess": prepared.artifact.fingerprint}
+    return prepared.responses.with_trials(trials)
 
-    def compute(folder: Path) -> dict[str, Any]:
-        from braindecode_vis.training.pretraining import pretrain as fit
 
-        with lend_context(run, f"pretrain{number or 0:02d}", [fields, upstream]) as context:
-            assert context.checkpoints is not None
-            if not run.follows:
-                context.checkpoints.mkdir(parents=True, exist_ok=True)
-            found = fit(
-                config, responses, folder=folder, checkpoints=context.checkpoints, seed=seed,
-                progress=run.listener.progress,
-            )  # fmt: skip
-        return {**found, "n_processes": count_launched()}
+def read_labelled(config: PretrainConfig, seed: int, folder: Path) -> LabelledSet | None:
+    """Return the labelled set of the probes, if they ask for one; its test trials are never read.
 
-    return run.produce("pretrain", fields, upstream, compute, name_fold(number))
+    Parameters
+    ----------
+    config
+        Names a run folder or a configuration file.
+    seed
+        Decides which training images test the probe.
+    folder
+        Where a configuration file's responses and embeddings are computed.
+    """
+    if config.probes is None or config.probes.labelled is None or not is_first():
+        return None
+    from braindecode_vis.training.pretraining_probes import make_labelled
+
+    source = config.probes.labelled.expanduser()
+    if not source.exists():
+        raise DataError(f"pretrain.probes.labelled: there is no run folder or configuration file {source}.")
+    run = open_run(read_config(str(source)), source if source.is_dir() else folder / "labelled")
+    with run.hold():
+        prepared, bank = preprocess(run), embed_fold(run, 0)
+    return make_labelled(prepared.responses.select(prepared.split.folds[0].train), bank.embeddings, seed)
 
 
 @remember

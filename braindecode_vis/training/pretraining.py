@@ -1,12 +1,12 @@
-"""Self-supervised pretraining of the parcel encoder: reconstruct hidden tokens from visible ones, no labels.
+"""Self-supervised pretraining of the parcel encoder, no labels: one loop for all objectives and all kinds of data.
 
-Owns which rows are allowed in, statistics, mini-batches from a memory map, the held-out error against predicting the
-mean, and the files that `encoders.parcels` starts from. Stimuli and categories are never read but to keep repetitions
-of an image on one side of the hold-out; test trials are never read.
+Owns statistics, steps, the held-out error, the log with its probes, and the files that `encoders.parcels` starts from.
+What is learnt stands in `pretraining_model`, what is read in `pretraining_data`.
 
 References
 ----------
-He et al. (2022), arXiv:2111.06377 (masked autoencoders). Wang et al. (2024), arXiv:2411.07121 (WAVE).
+He et al. (2022), arXiv:2111.06377 (masked autoencoders). Wang et al. (2024), arXiv:2411.07121 (WAVE). Assran et al.
+(2023), arXiv:2301.08243 (I-JEPA).
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from braindecode_vis.devices import (
     open_accelerator,
     seed_device,
     seeded,
+    share_network,
     sum_processes,
     take_share,
 )
-from braindecode_vis.encoders.parcels import DESCRIPTION, MaskedAutoencoder, describe_encoder
+from braindecode_vis.encoders.parcels import DESCRIPTION, check_description, describe_encoder, read_encoder
 from braindecode_vis.encoders.parcels_config import WEIGHTS
-from braindecode_vis.encoders.signal import Signal, describe_signal
 from braindecode_vis.optimisation import (
     compute_warm_cosine,
     optimise,
@@ -53,32 +53,52 @@ from braindecode_vis.optimisation import (
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.store import hash_json, replace_atomically, write_json
 from braindecode_vis.training.pretraining_config import PretrainConfig
+from braindecode_vis.training.pretraining_data import Material, Partners, Rows, open_material
+from braindecode_vis.training.pretraining_model import (
+    Batch,
+    Mask,
+    SelfSupervised,
+    count_visible,
+    draw_ranks,
+    make_mask,
+)
+from braindecode_vis.training.pretraining_probes import LabelledSet, check_labelled, measure_probes
 
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 CHECKPOINT = "pretrain.safetensors"
 LOG = "log.jsonl"
 SHORT_PATCH = 8  # samples; the own variance of a shorter patch says too little to divide by
-NEVER_READ = ("test",)
+#: Parts of a checkpoint that are not the encoder's.
+_BESIDE_ENCODER = (
+    "best.",
+    "optimiser.",
+    "model.decoder.",
+    "model.predictor.",
+    "model.teacher.",
+    "model.head.",
+)
 
 
 def pretrain(
     config: PretrainConfig,
-    responses: Responses,
+    responses: Responses | None,
     *,
     folder: Path,
     checkpoints: Path,
     seed: int,
     progress: Progress | None = None,
+    labelled: LabelledSet | None = None,
+    fingerprint: str = "",
 ) -> dict[str, Any]:
     """Pretrain and write ``encoder.safetensors``, ``encoder.json`` and ``log.jsonl`` into `folder`.
 
     Parameters
     ----------
     config
-        Encoder and training.
+        Encoder, training, and the corpora if there are any.
     responses
         Trials or windows of unlabelled runs, parcels x times or parcels; possibly a memory map. Rows whose split is
-        ``test`` are never read.
+        ``test`` are never read. None where `config` names corpora.
     folder
         Where the result goes; it exists.
     checkpoints
@@ -87,6 +107,10 @@ def pretrain(
         Root of weights, order, masks and hold-out.
     progress
         Called with a description and the number of epochs; a context manager that gives the function that advances.
+    labelled
+        What the probe of decoding is asked about.
+    fingerprint
+        Written into ``encoder.json``, for whoever looks whether the result is there.
 
     Returns
     -------
@@ -96,18 +120,17 @@ def pretrain(
     Raises
     ------
     ConfigError, DataError
-        If there are too few groups to hold some out, a mask hides nothing or everything, the loss is not finite, or
-        the checkpoint is of another run.
+        If there are too few groups to hold some out, a mask hides nothing or everything, the loss is not finite, a
+        corpus changed meanwhile, or the checkpoint is of another run.
     """
-    train, held_out = split_rows(responses, config, seed)
+    material = open_material(config, responses, seed)
     n_processes = count_processes()
-    if min(len(train), config.batch_size) < n_processes:
+    if min(len(material.train), config.batch_size) < n_processes:
         raise ConfigError(
-            f"{len(train)} training trials in batches of {config.batch_size} cannot be shared by {n_processes} "
-            "processes; start fewer."
+            f"{len(material.train)} training trials in batches of {config.batch_size} cannot be shared by "
+            f"{n_processes} processes; start fewer."
         )
-    signal = describe_signal(responses.select(train[:1]))
-    run = Pretraining(config, responses.data, signal, train, held_out, checkpoints, seed)
+    run = Pretraining(config, material, checkpoints, seed, labelled)
     run.resume()
     shown = nullcontext(lambda n: None) if progress is None else progress("pretraining", config.n_epochs)
     with shown as advance:
@@ -119,59 +142,8 @@ def pretrain(
             advance(1)
     reached = run.describe_result()
     if not run.rank:
-        run.write_result(folder, reached)
+        run.write_result(folder, reached, fingerprint)
     return reached
-
-
-def split_rows(responses: Responses, config: PretrainConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that train and those that are held out, ascending; a group is never on both sides.
-
-    Raises
-    ------
-    DataError
-        If there are no rows outside the test split, or fewer than two groups.
-    """
-    trials = responses.trials
-    # By the column, before anything of these rows is read.
-    allowed = np.flatnonzero(~trials["split"].isin(NEVER_READ).to_numpy())
-    if not len(allowed):
-        raise DataError(
-            "every trial belongs to the test split; pretraining needs training trials or unlabelled runs."
-        )
-    # Neighbouring windows of a run resemble each other, as repetitions of an image do: groups stay whole.
-    columns = {"stimulus": ["stimulus_id"], "run": ["subject", "session", "run"]}.get(config.hold_out_by)
-    group: np.ndarray
-    if columns is None:
-        group = np.arange(len(allowed))
-    else:
-        group = trials.iloc[allowed].groupby(columns, sort=True, dropna=False).ngroup().to_numpy()
-    n_groups = int(group.max()) + 1
-    n_held_out = max(1, round(config.held_out * n_groups))
-    if n_held_out >= n_groups:
-        raise DataError(
-            f"the training trials fall into {n_groups} group(s) by {config.hold_out_by}, of which none would be left "
-            "to learn from; lower pretrain.held_out or set pretrain.hold_out_by=trial."
-        )
-    chosen = make_generator(seed, "pretrain", "held_out").permutation(n_groups)[:n_held_out]
-    is_out = np.isin(group, chosen)
-    return allowed[~is_out], allowed[is_out]
-
-
-def count_visible(n_tokens: int, mask_ratio: float) -> int:
-    """Return the number of visible tokens.
-
-    Raises
-    ------
-    ConfigError
-        If the ratio hides all tokens or none.
-    """
-    n_visible = round(n_tokens * (1 - mask_ratio))
-    if not 0 < n_visible < n_tokens:
-        raise ConfigError(
-            f"pretrain.mask_ratio = {mask_ratio} leaves {n_visible} of {n_tokens} tokens visible; at least one must be "
-            "visible and one hidden."
-        )
-    return n_visible
 
 
 class Pretraining:
@@ -179,12 +151,10 @@ class Pretraining:
 
     Parameters
     ----------
-    config, signal, seed
+    config, seed, labelled
         As in `pretrain`.
-    data : array of shape (n_rows, ...)
-        Possibly a memory map, of which only the rows of a batch are read.
-    train, held_out : integer arrays
-        Rows.
+    material
+        What is read.
     folder
         Of the checkpoint and the log.
 
@@ -196,49 +166,59 @@ class Pretraining:
     def __init__(
         self,
         config: PretrainConfig,
-        data: np.ndarray,
-        signal: Signal,
-        train: np.ndarray,
-        held_out: np.ndarray,
+        material: Material,
         folder: Path,
         seed: int,
+        labelled: LabelledSet | None = None,
     ) -> None:
-        self.config, self.data, self.signal = config, data, signal
-        self.train, self.held_out, self.folder, self.seed = train, held_out, folder, seed
+        self.config, self.material, self.signal = config, material, material.signal
+        self.folder, self.seed, self.labelled = folder, seed, labelled
         self.rank, self.n_ranks = get_rank(), count_processes()
         self.device = torch.device(choose_device(config.device, setting="pretrain.device"))
         with seeded(derive_seed(seed, "pretrain", "weights"), self.device):
             self.model = self._make_model()
         encoder = self.model.encoder
-        self.n_visible = count_visible(encoder.n_tokens, config.mask_ratio)
-        mean, std = measure_parcels(data, train, encoder.n_parcels, config.batch_size)
+        count_visible(encoder.n_tokens, config.mask_ratio)  # before anything is read
+        if labelled is not None:
+            check_labelled(labelled, encoder)
+        self._start_from_earlier()
+        mean, std = measure_parcels(material.read, material.measured, encoder.n_parcels, config.batch_size)
         # Of training rows; the encoder that is tuned later standardises by the same numbers.
         encoder.mean.copy_(torch.as_tensor(mean)[:, None])
         encoder.std.copy_(torch.as_tensor(std)[:, None])
+        self.model.meet_teacher()
         self.model.to(self.device)
+        self.partners = self._make_partners()
         # He et al. decay neither biases nor norms; tables of positions and parcels are spared as well.
         tables = [m.weight for m in self.model.modules() if isinstance(m, torch.nn.Embedding)]
-        groups = split_decayed(self.model.parameters(), config.weight_decay, spared=tables)
-        self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        groups = split_decayed(learning, config.weight_decay, spared=tables)
+        self.optimiser: Any = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
         self.wrapped: Any = self.model
-        if self.n_ranks > 1:
-            accelerator = open_accelerator(config.device, "fp32")
-            if is_sharded(accelerator):
+        self.accelerator: Any = None
+        if self.n_ranks > 1 or config.precision != "fp32":
+            self.accelerator = open_accelerator(config.device, config.precision, role="pretrain")
+            if is_sharded(self.accelerator):
                 raise ConfigError(
                     "pretraining keeps the whole encoder in every process; take cluster.distributed=ddp (no "
                     "ACCELERATE_USE_FSDP)."
                 )
-            self.wrapped = accelerator.prepare(self.model)
+            self.wrapped, self.optimiser = share_network(self.accelerator, self.model, self.optimiser)
         self.epoch, self.best_epoch = 0, 0
+        # Where an epoch was left, and the sums of its losses until there.
+        self.n_done, self.totals = 0, dict.fromkeys(("loss", *config.objectives), 0.0)
         self.best: dict[str, Tensor] = {}
         self.best_error = math.inf
-        self.baseline = self._measure_baseline()
-        if not self.baseline > 0:
-            raise DataError(
-                "the held-out trials do not differ from the mean of the others: there is nothing to learn."
-            )
+        self.probed: dict[str, Any] = {}
+        self.baseline: float | None = None
+        if "masked" in config.objectives:
+            self.baseline = self._measure_baseline()
+            if not self.baseline > 0:
+                raise DataError(
+                    "the held-out trials do not differ from the mean of the others: there is nothing to learn."
+                )
 
-    def _make_model(self) -> MaskedAutoencoder:
+    def _make_model(self) -> SelfSupervised:
         config = self.config
         n_times = self.signal.shape[1] if len(self.signal.shape) == 2 else 1
         length = config.encoder.patch_times or n_times
@@ -248,34 +228,65 @@ class Pretraining:
             kind = "patch" if length >= SHORT_PATCH else "parcel"
         if kind == "patch" and length < 2:
             raise DataError("a patch of one sample has no variance; set pretrain.normalisation=parcel.")
-        return MaskedAutoencoder(
+        return SelfSupervised(
             config.encoder.build_encoder(self.signal),
+            objectives=tuple(config.objectives),
             decoder_width=config.decoder_width,
             decoder_depth=config.decoder_depth,
             decoder_heads=config.decoder_heads,
             normalisation=kind,
+            contrast_width=config.contrast_width,
+            temperature=config.temperature,
         )
+
+    def _start_from_earlier(self) -> None:
+        file = self.config.start_file
+        if file is None:
+            return
+        encoder = self.model.encoder
+        if file.name == WEIGHTS:
+            check_description(describe_encoder(encoder), file.parent)
+        prefix = {"model.encoder.": ""} if file.name == CHECKPOINT else {}
+        read_encoder(encoder, file, key_map=prefix, ignore=_BESIDE_ENCODER if prefix else ())
+
+    def _make_partners(self) -> dict[str, Partners]:
+        if "run_contrast" not in self.config.objectives:
+            return {}
+        material, found = self.material, {}
+        for part, rows in (("train", material.train), ("held_out", material.held_out)):
+            if len(np.unique(material.person[rows])) < 2 and part == "train":
+                raise DataError(
+                    "run_contrast tells the windows of a person from those of others, but there is one person to learn "
+                    "from; leave it out of pretrain.objectives, or add persons."
+                )
+            found[part] = Partners(rows, material.person, material.run)
+        return found
 
     # --- one epoch ----------------------------------------------------------------------------------------
 
     def train_epoch(self) -> None:
         """Take every training trial once, then measure the held-out error and add a line to the log."""
-        order = make_generator(self.seed, "pretrain", "order", self.epoch).permutation(self.train)
-        # Ascending within a batch, as a memory map is read fastest.
-        batches = [
-            np.sort(order[i : i + self.config.batch_size])
-            for i in range(0, len(order), self.config.batch_size)
-        ]
-        first, total = self.epoch * len(batches), 0.0
+        config = self.config
+        self._verify()
+        batches = self.material.make_batches(config.batch_size, self.seed, self.epoch)
+        first = self.epoch * len(batches)
 
         def compute_losses(step: int) -> Iterator[Tensor]:
             yield self.compute_loss(batches[step - first], step)
 
         def after(step: int, losses: list[Tensor]) -> None:
-            nonlocal total
-            total += float(losses[0]) * len(
-                batches[step - first]
-            )  # of this process's share, times their number
+            n = len(batches[step - first])
+            # of this process's share, times their number
+            self.totals["loss"] += float(losses[0]) * n
+            if len(config.objectives) > 1:
+                for name, value in self.parts.items():
+                    self.totals[name] += value * n
+            # the teacher's share rises to 1 over the training, as in I-JEPA
+            self.model.follow(1 - (1 - config.ema) * (1 - step / n_steps))
+            self.n_done = step - first + 1
+            every = config.checkpoint_steps
+            if every is not None and self.n_done % every == 0 and self.n_done < len(batches):
+                self.write_checkpoint()
 
         def describe_failure(step: int, loss: float) -> str:
             rows = batches[step - first]
@@ -284,104 +295,231 @@ class Pretraining:
                 f"and {max(0, len(rows) - 3)} more); {self._describe_rescue()}"
             )
 
-        n_steps = self.config.n_epochs * len(batches)
-        n_warm = round(self.config.warmup * n_steps)
+        n_steps = config.n_epochs * len(batches)
+        n_warm = round(config.warmup * n_steps)
         self.model.train()
+        scaled = self.accelerator is not None and self.accelerator.scaler is not None
         optimise(
-            self.optimiser, self.model.parameters(), range(first, first + len(batches)), compute_losses,
-            after=after, rate=lambda step: compute_warm_cosine(step, n_steps, n_warm), clip_norm=self.config.clip,
-            describe_failure=describe_failure,
+            self.optimiser if scaled else getattr(self.optimiser, "optimizer", self.optimiser),
+            [p for p in self.model.parameters() if p.requires_grad],
+            range(first + self.n_done, first + len(batches)), compute_losses,
+            after=after, rate=lambda step: compute_warm_cosine(step, n_steps, n_warm), clip_norm=config.clip,
+            describe_failure=None if scaled else describe_failure, accelerator=self.accelerator,
         )  # fmt: skip
         self.epoch += 1
-        error = self.measure_error()
+        self._judge(len(batches))
+        self.n_done, self.totals = 0, dict.fromkeys(self.totals, 0.0)
+
+    def _judge(self, n_batches: int) -> None:
+        """Measure the held-out error, keep the weights if they are the best so far, and add a line to the log."""
+        errors = self.measure_errors()
+        judged = next((n for n in ("masked", "run_contrast") if n in errors), "jepa")
+        error = errors[judged]
         if not math.isfinite(error):
             raise DataError(
                 f"the held-out error is {error} after epoch {self.epoch}; {self._describe_rescue()}"
             )
         if error < self.best_error:
             self.best_error, self.best_epoch = error, self.epoch
-            self.best = {k: v.detach().cpu().clone() for k, v in self.model.encoder.state_dict().items()}
+            self.best = {k: v.detach().cpu().clone() for k, v in self.model.written.state_dict().items()}
+        n = self.n_ranks * len(self.material.train)
         line = {
             "epoch": self.epoch,
-            "step": self.epoch * len(batches),
-            "loss": float(sum_processes(total)) / self.n_ranks / len(self.train),
+            "step": self.epoch * n_batches,
+            "loss": float(sum_processes(self.totals["loss"])) / self.n_ranks / len(self.material.train),
             "held_out": error,
             "mean_baseline": self.baseline,
-            "explained": 1 - error / self.baseline,
+            "explained": None if self.baseline is None else 1 - error / self.baseline,
             "learning_rate": self.optimiser.param_groups[0]["lr"],
         }
+        if list(self.config.objectives) != ["masked"]:
+            line["held_out_parts"] = errors
+            parts = {name: self.totals[name] for name in self.config.objectives}
+            if len(parts) > 1:
+                line["loss_parts"] = {name: float(sum_processes(v)) / n for name, v in parts.items()}
+        probes = self.config.probes
+        if probes is not None and (self.epoch % probes.every == 0 or self.epoch == self.config.n_epochs):
+            if not self.rank:
+                self.probed = measure_probes(
+                    self.model.written, self.material, probes, seed=self.seed,
+                    batch_size=self.config.batch_size, labelled=self.labelled,
+                )  # fmt: skip
+            line["probes"] = self.probed
         if self.rank:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / LOG).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
+    def _verify(self) -> None:
+        try:
+            self.material.verify()
+        except DataError as error:
+            kept = self.folder / CHECKPOINT
+            rescue = f"pretrain.start_from={kept}" if kept.is_file() else "pretrain.start_from"
+            raise DataError(
+                f"{str(error).rstrip('.')}; what was learnt so far belongs to the former corpus: give that back, or "
+                f"train on from it on the new one with {rescue} and another folder."
+            ) from error
+
     def compute_loss(self, rows: np.ndarray, step: int) -> Tensor:
-        """Return the error of the hidden tokens of these rows; the step's number decides masks and dropout.
+        """Return the weighted error of these rows; the step's number decides masks, partners and dropout.
 
         Several processes each return that of their share, so weighed that the mean over processes is the error.
         """
+        config = self.config
         with seeded(derive_seed(self.seed, "pretrain", "step", step), self.device):
-            # ranks of random numbers: a random order of tokens for each trial, the first ones visible
-            order = torch.rand(len(rows), self.model.encoder.n_tokens).argsort(dim=1)
-            if self.n_ranks == 1:
-                return self.model(self._read(rows), order.to(self.device), self.n_visible).mean()
-            # Masks are those of one process; dropout is drawn by each for itself.
-            seed_device(self.device, derive_seed(self.seed, "pretrain", "dropout", step, self.rank))
-            mine = take_share(np.arange(len(rows)))
-            # In the last batch there may be none left: then one whose gradient is zero, as all processes must meet.
-            weight, mine = (0.0, np.arange(1)) if not len(mine) else (self.n_ranks / len(rows), mine)
-            errors = self.wrapped(self._read(rows[mine]), order[mine].to(self.device), self.n_visible)
-            return errors.sum() * weight
+            ranks = self._draw_ranks(len(rows))
+            partner_rows, partner_ranks = None, None
+            if self.partners:
+                generator = make_generator(self.seed, "pretrain", "partner", step)
+                partner_rows = self.partners["train"].draw(rows, generator)
+                partner_ranks = self._draw_ranks(len(rows))
+            counts = None
+            if self.n_ranks > 1:
+                # Masks are those of one process; dropout is drawn by each for itself.
+                seed_device(self.device, derive_seed(self.seed, "pretrain", "dropout", step, self.rank))
+                # All processes must meet with as many rows: the last batch is filled up with rows that do not count.
+                n_filled = -len(rows) % self.n_ranks
+                places = take_share(np.arange(len(rows) + n_filled))
+                counts = torch.as_tensor(places < len(rows), dtype=torch.float32, device=self.device)
+                places = places % len(rows)
+                rows, ranks = rows[places], ranks[places]
+                if partner_rows is not None and partner_ranks is not None:
+                    partner_rows, partner_ranks = partner_rows[places], partner_ranks[places]
+            errors = self._compute_errors(self.wrapped, rows, ranks, partner_rows, partner_ranks, counts)
+            n_rows = len(rows) * self.n_ranks if counts is None else float(sum_processes(float(counts.sum())))
+            total: Tensor | None = None
+            self.parts: dict[str, float] = {}
+            for name, weight in config.objectives.items():
+                error = errors[name]
+                if error.dim() and counts is None:
+                    error = error.mean()
+                elif error.dim():
+                    error = (error * counts).sum() * (self.n_ranks / n_rows)
+                if len(config.objectives) > 1:
+                    self.parts[name] = float(error.detach())
+                part = error if weight == 1 else weight * error
+                total = part if total is None else total + part
+            assert total is not None
+            return total
+
+    def _draw_ranks(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        encoder = self.model.encoder
+        return draw_ranks(n, encoder.n_parcels, encoder.n_patches, self.config.mask, generator)
+
+    def _compute_errors(
+        self,
+        model: Any,
+        rows: np.ndarray,
+        ranks: Tensor,
+        partner_rows: np.ndarray | None = None,
+        partner_ranks: Tensor | None = None,
+        counts: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        batch, mask = self._make_view(rows, ranks)
+        partner, person = None, None
+        if partner_rows is not None and partner_ranks is not None:
+            partner = self._make_view(partner_rows, partner_ranks)
+            person = torch.from_numpy(self.material.person[rows]).to(self.device)
+        errors: dict[str, Tensor] = model(batch, mask, partner, person, counts)
+        return errors
+
+    def _make_view(self, rows: np.ndarray, ranks: Tensor) -> tuple[Batch, Mask]:
+        read = self._read(rows)
+        observed = None if read.observed is None else torch.from_numpy(read.observed)
+        mask = make_mask(ranks, self.config.mask_ratio, observed)
+        return self._to_device(read), _move(mask, self.device)
+
+    def _to_device(self, read: Rows) -> Batch:
+        moved = [
+            None if part is None else torch.from_numpy(part).to(self.device)
+            for part in (np.asarray(read.data, dtype=np.float32), read.interval, read.observed)
+        ]
+        assert moved[0] is not None
+        return Batch(moved[0], moved[1], moved[2])
 
     def _describe_rescue(self) -> str:
         kept = self.folder / CHECKPOINT
         where = f"the last good state is in {kept}" if kept.is_file() else "no state was kept yet"
         return f"{where}; lower pretrain.learning_rate and check those trials."
 
-    def _read(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.asarray(self.data[rows], dtype=np.float32)).to(self.device)
+    def _read(self, rows: np.ndarray) -> Rows:
+        return self.material.read(rows)
 
     # --- held-out error -----------------------------------------------------------------------------------
 
-    def measure_error(self) -> float:
-        """Return the mean squared error of the hidden tokens of the held-out trials, under fixed masks."""
+    def measure_errors(self) -> dict[str, float]:
+        """Return the mean error of the held-out trials by objective, under fixed masks and partners."""
         self.model.eval()
-        total = 0.0
+        totals = dict.fromkeys(self.config.objectives, 0.0)
+        if "jepa" in totals:
+            totals["jepa_of_mean"] = 0.0
         with torch.no_grad():
-            for data, order in self._iterate_held_out():
-                total += float(self.model(data, order, self.n_visible).sum())
-        return float(sum_processes(total)) / len(self.held_out)
+            for rows, ranks, partner in self._iterate_held_out():
+                errors = self._compute_errors(self.model, rows, ranks, *partner)
+                for name, error in errors.items():
+                    totals[name] += float(error.sum() if error.dim() else error * len(rows))
+        n = len(self.material.held_out)
+        return {name: float(sum_processes(total)) / n for name, total in totals.items()}
 
     def _measure_baseline(self) -> float:
         """Return the error, on the same tokens, of predicting the mean that a token has over the training trials."""
         size, total = self.config.batch_size, 0.0
         mean: Tensor | None = None
-        mine = take_share(self.train)
+        measured = self.material.measured
+        mine = take_share(measured)
+        n_parcels = self.model.encoder.n_parcels
+        counted = np.zeros(n_parcels)
         with torch.no_grad():
             for start in range(0, len(mine), size):
-                targets = self.model.make_targets(self._read(mine[start : start + size]))
+                batch = self._to_device(self._read(mine[start : start + size]))
+                targets = self.model.make_targets(batch.data)
+                if batch.observed is not None:
+                    targets = targets * _spread(batch.observed, targets)
+                counted += len(targets) if batch.observed is None else batch.observed.sum(dim=0).cpu().numpy()
                 # a running mean in float64, batch by batch
-                part = targets.double().sum(dim=0) / len(self.train)
+                part = targets.double().sum(dim=0) / len(measured)
                 mean = part if mean is None else mean + part
             assert mean is not None
             if self.n_ranks > 1:
                 mean = torch.as_tensor(sum_processes(mean.cpu().numpy()), device=self.device)
-            for data, order in self._iterate_held_out():
-                errors = (self.model.make_targets(data) - mean.float()).square().mean(dim=-1)
+            counted = sum_processes(counted)
+            if (counted < len(measured)).any():  # of those windows alone that have the parcel
+                share = torch.as_tensor(np.maximum(counted, 1) / len(measured), device=self.device)
+                mean = mean / share.repeat_interleave(len(mean) // n_parcels)[:, None]
+            for rows, ranks, _ in self._iterate_held_out(alone=True):
+                batch, mask = self._make_view(rows, ranks)
+                errors = (self.model.make_targets(batch.data) - mean.float()).square().mean(dim=-1)
                 # hidden tokens only, as the loss counts
-                total += float(errors.gather(1, order[:, self.n_visible :]).mean(dim=1).sum())
-        return float(sum_processes(total)) / len(self.held_out)
+                errors = errors.gather(1, mask.order[:, mask.first :])
+                if mask.hidden is None:
+                    total += float(errors.mean(dim=1).sum())
+                else:
+                    total += float(
+                        ((errors * mask.hidden).sum(dim=1) / mask.hidden.sum(dim=1).clamp(min=1)).sum()
+                    )
+        return float(sum_processes(total)) / len(self.material.held_out)
 
-    def _iterate_held_out(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _iterate_held_out(
+        self, *, alone: bool = False
+    ) -> Iterator[tuple[np.ndarray, Tensor, tuple[np.ndarray, Tensor] | tuple[()]]]:
+        """Yield rows of this process with ranks of their tokens, and partners with theirs where those are needed."""
         # The same masks at every look, so that epochs are compared on the same tokens.
         generator = make_torch_generator(self.seed, "pretrain", "held_out_masks")
-        for start in range(0, len(self.held_out), self.config.batch_size):
-            rows = self.held_out[start : start + self.config.batch_size]
-            noise = torch.rand(len(rows), self.model.encoder.n_tokens, generator=generator)
+        held_out, size = self.material.held_out, self.config.batch_size
+        for start in range(0, len(held_out), size):
+            rows = held_out[start : start + size]
+            ranks = self._draw_ranks(len(rows), generator)
+            partner: tuple[np.ndarray, Tensor] | tuple[()] = ()
             mine = take_share(np.arange(len(rows)))
+            if self.partners and not alone:
+                own = make_generator(self.seed, "pretrain", "held_out_partner", start)
+                partner = (
+                    self.partners["held_out"].draw(rows, own)[mine], self._draw_ranks(len(rows), generator)[mine]
+                )  # fmt: skip
             if len(mine):
-                yield self._read(rows[mine]), noise[mine].argsort(dim=1).to(self.device)
+                yield rows[mine], ranks[mine], partner
 
     # --- files --------------------------------------------------------------------------------------------
 
@@ -389,15 +527,17 @@ class Pretraining:
         """Return all that makes one run another: what was computed so far would not fit it."""
         statistics = [self.model.encoder.mean.tolist(), self.model.encoder.std.tolist()]
         return {
+            "layout": 2,
             "config": self.config.hashed_fields(),
             "n_processes": self.n_ranks,
             "seed": self.seed,
             "signal": self.signal.as_json(),
-            "data": hash_json([self.train.tolist(), self.held_out.tolist(), statistics]),
+            "data": hash_json([self.material.identify(), statistics]),
         }
 
     def write_checkpoint(self) -> None:
         """Write weights, optimiser and position into one file that replaces the former at once."""
+        totals = {name: float(sum_processes(total)) for name, total in self.totals.items()}
         if self.rank:
             return
         groups = {
@@ -406,9 +546,14 @@ class Pretraining:
         state = {
             "identity": self._identify(),
             "epoch": self.epoch,
+            "n_done": self.n_done,
+            "totals": totals,
             "best_epoch": self.best_epoch,
-            "best_error": self.best_error,
+            "best_error": self.best_error if self.best else None,  # no number of JSON before the first epoch
+            "probed": self.probed,
         }
+        if self.accelerator is not None and self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
         write_checkpoint(self.folder / CHECKPOINT, groups, state)
 
     def resume(self) -> None:
@@ -435,7 +580,12 @@ class Pretraining:
         self.best = take(tensors, "best")
         unpack_optimiser(self.optimiser, take(tensors, "optimiser"))
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
-        self.best_error = state["best_error"]
+        self.best_error = math.inf if state["best_error"] is None else state["best_error"]
+        self.n_done, self.probed = state["n_done"], state["probed"]
+        # The sum of all processes, which the first one alone goes on from.
+        self.totals = {name: 0.0 if self.rank else total for name, total in state["totals"].items()}
+        if self.accelerator is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def _cut_log(self) -> None:
         path = self.folder / LOG
@@ -446,54 +596,93 @@ class Pretraining:
     def describe_result(self) -> dict[str, Any]:
         """Return what was reached, and by what."""
         best = self.config.keep == "best"
-        return {
-            "held_out": self.best_error if best else self.measure_error(),
+        reached: dict[str, Any] = {
+            "held_out": self.best_error,
             "mean_baseline": self.baseline,
             "epoch": self.best_epoch if best else self.epoch,
             "normalisation": self.model.normalisation,
-            "n_train": len(self.train),
-            "n_held_out": len(self.held_out),
+            "n_train": len(self.material.train),
+            "n_held_out": len(self.material.held_out),
         }
+        if not best:
+            errors = self.measure_errors()
+            reached["held_out"] = errors.get("masked", next(iter(errors.values())))
+        if self.probed:
+            reached["probes"] = self.probed  # of the last epoch
+        return reached
 
-    def write_result(self, folder: Path, reached: dict[str, Any]) -> None:
+    def write_result(self, folder: Path, reached: dict[str, Any], fingerprint: str) -> None:
         """Write the encoder with its description and the log into `folder`."""
         from safetensors.torch import save_file
 
-        encoder = self.model.encoder
+        encoder = self.model.written
         weights = self.best if self.config.keep == "best" else encoder.state_dict()
         with replace_atomically(folder / WEIGHTS) as temporary:
             save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary)
-        write_json(
-            folder / DESCRIPTION,
-            {
-                "architecture": describe_encoder(encoder),
-                "config": self.config.model_dump(mode="json"),
-                "seed": self.seed,
-                "reached": reached,
-            },
-        )
+        description: dict[str, Any] = {
+            "architecture": describe_encoder(encoder),
+            "config": self.config.model_dump(mode="json"),
+            "seed": self.seed,
+            "reached": reached,
+        }
+        if corpora := self.material.describe():
+            description["corpora"] = corpora
+        if fingerprint:
+            description["fingerprint"] = fingerprint
         if (self.folder / LOG).is_file() and folder.resolve() != self.folder.resolve():
             shutil.copyfile(self.folder / LOG, folder / LOG)
+        # Last: where it lies, all is there.
+        write_json(folder / DESCRIPTION, description)
+
+
+def _move(mask: Mask, device: torch.device) -> Mask:
+    def move(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part.to(device)
+
+    return Mask(
+        mask.order.to(device),
+        mask.n_visible,
+        mask.first,
+        move(mask.seen),
+        move(mask.hidden),
+        move(mask.present),
+    )
+
+
+def _spread(observed: Tensor, targets: Tensor) -> Tensor:
+    """Return 1 for each token that has data, 0 for others: (batch, n_tokens, 1)."""
+    return observed.repeat_interleave(targets.shape[1] // observed.shape[1], dim=1)[..., None].to(
+        targets.dtype
+    )
 
 
 def measure_parcels(
-    data: np.ndarray, rows: np.ndarray, n_parcels: int, block: int
+    read: Callable[[np.ndarray], Rows], rows: np.ndarray, n_parcels: int, block: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of each parcel over trials and times, float32 of shape (n_parcels,).
 
-    Read in blocks, by several processes a share each; a parcel that does not vary gets the deviation 1. Two passes,
-    since the mean of squares less the square of the mean loses all digits where the mean is large.
+    Read in blocks, by several processes a share each; trials that lack a parcel do not count for it, and a parcel that
+    does not vary gets the deviation 1. Two passes, since the mean of squares less the square of the mean loses all
+    digits where the mean is large.
     """
-    mine, total = take_share(rows), np.zeros(n_parcels)
-    for start in range(0, len(mine), block):
-        part = np.asarray(data[mine[start : start + block]], dtype=np.float64)
-        total += part.reshape(len(part), n_parcels, -1).mean(axis=2).sum(axis=0)
-    mean = sum_processes(total) / len(rows)
-    total[:] = 0
-    for start in range(0, len(mine), block):
-        part = np.asarray(data[mine[start : start + block]], dtype=np.float64)
-        total += ((part.reshape(len(part), n_parcels, -1) - mean[:, None]) ** 2).mean(axis=2).sum(axis=0)
-    std = np.sqrt(sum_processes(total) / len(rows))
+    mine = take_share(rows)
+
+    def average(center: np.ndarray | None) -> np.ndarray:
+        total, count = np.zeros(n_parcels), np.zeros(n_parcels)
+        for start in range(0, len(mine), block):
+            found = read(mine[start : start + block])
+            series = np.asarray(found.data, dtype=np.float64)
+            series = series.reshape(len(series), n_parcels, -1)
+            part = (series if center is None else (series - center[:, None]) ** 2).mean(axis=2)
+            if found.observed is not None:
+                part = part * found.observed
+            total += part.sum(axis=0)
+            count += len(part) if found.observed is None else found.observed.sum(axis=0)
+        mean: np.ndarray = sum_processes(total) / np.maximum(sum_processes(count), 1)
+        return mean
+
+    mean = average(None)
+    std = np.sqrt(average(mean))
     # A parcel that never varies would be divided by rounding.
     flat = std <= 1e-12 * np.maximum(np.abs(mean), 1e-300)
     return mean.astype(np.float32), np.where(flat, 1.0, std).astype(np.float32)

@@ -2,17 +2,55 @@
 
 References
 ----------
-He et al. (2022), arXiv:2111.06377 (masked autoencoders). Wang et al. (2024), arXiv:2411.07121 (WAVE).
+He et al. (2022), arXiv:2111.06377 (masked autoencoders). Wang et al. (2024), arXiv:2411.07121 (WAVE). Assran et al.
+(2023), arXiv:2301.08243 (I-JEPA). Bardes et al. (2024), arXiv:2404.08471 (V-JEPA). Dong et al. (2024),
+arXiv:2409.19407 (Brain-JEPA). van den Oord et al. (2018), arXiv:1807.03748 (InfoNCE).
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.encoders.parcels_config import ParcelsConfig
+from braindecode_vis.checks import check_file
+from braindecode_vis.digests import hash_once
+from braindecode_vis.encoders.parcels_config import WEIGHTS, ParcelsConfig
 from braindecode_vis.settings import Settings
+
+Objective = Literal["masked", "jepa", "run_contrast"]
+
+
+class ProbesConfig(Settings):
+    """What is asked of the frozen encoder while it is pretrained; no probe changes a weight.
+
+    Parameters
+    ----------
+    every
+        Epochs between two looks; the last epoch is always looked at.
+    n_windows
+        Windows that are encoded for the first two probes, at most.
+    identity
+        Which person a window is of: a linear classifier that is fitted on some runs of each person and tested on the
+        others. Of held-out persons where at least two have two runs, of the training persons otherwise.
+    network
+        Which network a parcel belongs to, from its mean token: a linear classifier, tested on parcels it was not fitted
+        on. Left out where the encoder is told the networks (`encoder.network_embedding`).
+    labelled
+        A run folder or a configuration file with a small labelled set: ridge from the frozen features of its training
+        trials to the target of its configuration, and how often a training image that was left out is among the `top`
+        nearest of those. Its test trials are never read.
+    top
+        Number of nearest images.
+    """
+
+    every: int = Field(default=5, ge=1)
+    n_windows: int = Field(default=1024, ge=16)
+    identity: bool = True
+    network: bool = True
+    labelled: Path | None = None
+    top: int = Field(default=5, ge=1)
 
 
 class PretrainConfig(Settings):
@@ -22,6 +60,20 @@ class PretrainConfig(Settings):
     ----------
     encoder
         The encoder to pretrain; the projector and `freeze_depth` play no part here.
+    corpus
+        Folders of corpora, made by the verb ``corpus``, whose windows are learnt from; without, the trials of the run.
+        All must have the same channels. The persons that a corpus holds out only measure.
+    window_times, window_step
+        Samples of a window of a corpus, and from one window to the next (`window_times` by default).
+    start_from
+        Folder of an earlier pretraining (or a file of its weights or its checkpoint) whose encoder is trained on.
+    objectives
+        What is learnt, with the weight of each: ``masked`` reconstructs hidden patches from visible ones (He et al.),
+        ``jepa`` predicts what a slowly following copy of the encoder, which sees all, makes of the hidden ones (Assran
+        et al.), ``run_contrast`` tells two windows of one person, of different runs if there are, from those of others.
+    mask
+        What is hidden together: single ``tokens``, whole ``parcels``, whole ``times``, or one of the three by lot for
+        each trial (``mixed``).
     mask_ratio
         Share of the tokens that are hidden (0.75).
     normalisation
@@ -29,7 +81,11 @@ class PretrainConfig(Settings):
         values standardised per parcel by the training trials; ``auto`` takes ``patch`` for patches of at least 8
         samples.
     decoder_width, decoder_depth, decoder_heads
-        Size of the light decoder, which is not kept.
+        Size of the light decoder, which is not kept, and of the predictor of ``jepa``.
+    ema
+        Of ``jepa``: share of the copy that stays at the first step; it rises to 1 over the training, as in I-JEPA.
+    temperature, contrast_width
+        Of ``run_contrast``: what similarities are divided by, and size of the space that they are taken in.
     n_epochs, batch_size
         Passes over the data, and trials per step.
     learning_rate, warmup, betas, weight_decay, clip
@@ -42,19 +98,35 @@ class PretrainConfig(Settings):
         What a group is: all trials of a ``stimulus``, of a ``run`` (right for unlabelled series, whose windows
         resemble their neighbours), or each ``trial``.
     keep
-        Which weights are written: those with the lowest held-out error (``best``) or the ``last`` ones.
+        Which weights are written: those with the lowest held-out error of ``masked``, or where that is no objective of
+        ``run_contrast`` (``best``), or the ``last`` ones. With ``jepa`` the copy that follows is written.
+    probes
+        What is asked of the encoder as it learns.
+    precision
+        ``fp32``, or mixed precision in ``bf16`` (GPU, and processors with AVX512-BF16 or AMX) or ``fp16`` (GPU).
     device
         Where it runs; ``auto`` takes a GPU if there is one.
-    checkpoint_every
-        Epochs between checkpoints; the interrupted and the uninterrupted run give the same weights.
+    checkpoint_every, checkpoint_steps
+        Epochs, and steps within an epoch, between checkpoints; the interrupted and the uninterrupted run give the same
+        weights.
     """
 
     encoder: ParcelsConfig = ParcelsConfig()
+    corpus: tuple[Path, ...] = ()
+    window_times: int = Field(default=64, ge=1)
+    window_step: int | None = Field(default=None, ge=1)
+    start_from: Path | None = None
+    objectives: dict[Objective, float] = Field(default={"masked": 1.0})
+    mask: Literal["tokens", "parcels", "times", "mixed"] = "tokens"
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     normalisation: Literal["auto", "patch", "parcel"] = "auto"
     decoder_width: int = Field(default=128, ge=1)
     decoder_depth: int = Field(default=2, ge=1)
     decoder_heads: int = Field(default=4, ge=1)
+    # Assran et al. start at 0.996.
+    ema: float = Field(default=0.996, ge=0, lt=1)
+    temperature: float = Field(default=0.1, gt=0)
+    contrast_width: int = Field(default=128, ge=1)
     n_epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=128, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -65,15 +137,77 @@ class PretrainConfig(Settings):
     held_out: float = Field(default=0.1, gt=0, lt=1)
     hold_out_by: Literal["stimulus", "run", "trial"] = "stimulus"
     keep: Literal["best", "last"] = "best"
+    probes: ProbesConfig | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every: int = Field(default=1, ge=1)
+    checkpoint_steps: int | None = Field(default=None, ge=1)
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"device", "checkpoint_every"})
+    not_hashed: ClassVar[frozenset[str]] = frozenset(
+        {"device", "checkpoint_every", "checkpoint_steps", "corpus", "start_from"}
+    )
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset(
+        {
+            "window_times", "window_step", "objectives", "mask", "ema", "temperature", "contrast_width", "probes",
+            "precision",
+        }
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _check_fit(self) -> PretrainConfig:
         if self.decoder_width % self.decoder_heads:
             raise ValueError("decoder_width must be a multiple of decoder_heads")
         if self.encoder.pretrained is not None or self.encoder.freeze_depth:
-            raise ValueError("encoder.pretrained and encoder.freeze_depth are for the training that follows")
+            raise ValueError(
+                "encoder.pretrained and encoder.freeze_depth are for the training that follows; pretrain.start_from "
+                "goes on from an earlier pretraining"
+            )
+        if not self.objectives or min(self.objectives.values()) <= 0:
+            raise ValueError("objectives names at least one of masked, jepa, run_contrast, each above 0")
+        if self.corpus:
+            self.refuse_unused("held_out", "hold_out_by", because="a corpus says which persons it holds out")
+        else:
+            self.refuse_unused("window_times", "window_step", because="there is no corpus")
+        if "masked" not in self.objectives:
+            self.refuse_unused("normalisation", because="masked is no objective")
+        if set(self.objectives) == {"run_contrast"}:
+            self.refuse_unused(
+                "decoder_width", "decoder_depth", "decoder_heads", because="nothing hidden is predicted"
+            )
+        if "jepa" not in self.objectives:
+            self.refuse_unused("ema", because="jepa is no objective")
+        if "run_contrast" not in self.objectives:
+            self.refuse_unused("temperature", "contrast_width", because="run_contrast is no objective")
+        if set(self.objectives) == {"jepa"} and self.keep == "best":
+            raise ValueError(
+                "the error of jepa is measured against targets that move with the training, so that no epoch can be "
+                "called best by it; set keep to last, or add masked to the objectives"
+            )
         return self
+
+    @property
+    def start_file(self) -> Path | None:
+        """File of the weights that are trained on, that of the encoder if a folder is given.
+
+        Raises
+        ------
+        DataError
+            If there is no such file.
+        """
+        if self.start_from is None:
+            return None
+        path = self.start_from.expanduser()
+        if path.is_dir():
+            path = path / WEIGHTS
+        return check_file(path, what="the earlier encoder", hint="correct pretrain.start_from")
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digests of corpora and weights, which count by their content."""
+        fields = super().hashed_fields()
+        if self.corpus:
+            from braindecode_vis.corpus.reader import open_corpus
+
+            fields["corpus_digests"] = [open_corpus(folder).digest for folder in self.corpus]
+        if (file := self.start_file) is not None:
+            fields["start_digest"] = hash_once(file)
+        return fields

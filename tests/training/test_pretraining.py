@@ -10,14 +10,10 @@ from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import describe_signal
-from braindecode_vis.training.pretraining import (
-    Pretraining,
-    count_visible,
-    measure_parcels,
-    pretrain,
-    split_rows,
-)
+from braindecode_vis.training.pretraining import Pretraining, measure_parcels, pretrain
 from braindecode_vis.training.pretraining_config import PretrainConfig
+from braindecode_vis.training.pretraining_data import Rows, split_rows
+from braindecode_vis.training.pretraining_model import count_visible
 
 ENCODER = ParcelsConfig(width=16, depth=1, n_heads=2, mlp_ratio=2, projector_hidden=8, dropout=0.1)
 CONFIG = PretrainConfig(
@@ -181,7 +177,7 @@ def test_statistics_equal_numpy():
     data = 1e4 + np.random.default_rng(0).normal(size=(50, 6, 3))
     data[:, 2] = 7.0
     rows = np.arange(5, 45)
-    mean, std = measure_parcels(data, rows, 6, 16)
+    mean, std = measure_parcels(lambda some: Rows(data[some]), rows, 6, 16)
     np.testing.assert_allclose(mean, data[rows].mean(axis=(0, 2)), rtol=1e-6)
     expected = data[rows].std(axis=(0, 2))
     expected[2] = 1
@@ -204,8 +200,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path):
     original = Pretraining._read
 
     def spoil(self, rows):
-        data = original(self, rows)
-        return data * torch.nan if self.model.training and self.epoch == 1 else data
+        found = original(self, rows)
+        return Rows(found.data * np.nan) if self.model.training and self.epoch == 1 else found
 
     config = change(n_epochs=2)
     fresh = tmp_path / "two"
