@@ -115,7 +115,8 @@ def pretrain_on_corpora(
             return reached
         reached = fit(
             config, None, folder=out, checkpoints=out / WORK, seed=derive_seed(seed, "pretrain"),
-            progress=listener.progress, labelled=learning.read_labelled(config, seed, out / WORK), fingerprint=fingerprint,
+            progress=listener.progress, labelled=learning.read_labelled(config, seed, out / WORK),
+            fingerprint=fingerprint,
         )  # fmt: skip
         if first:
             shutil.rmtree(out / WORK, ignore_errors=True)

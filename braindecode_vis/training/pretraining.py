@@ -58,9 +58,11 @@ from braindecode_vis.training.pretraining_model import (
     Batch,
     Mask,
     SelfSupervised,
+    average_hidden,
     count_visible,
     draw_ranks,
     make_mask,
+    take_hidden,
 )
 from braindecode_vis.training.pretraining_probes import LabelledSet, check_labelled, measure_probes
 
@@ -375,20 +377,15 @@ class Pretraining:
                 generator = make_generator(self.seed, "pretrain", "partner", step)
                 partner_rows = self.partners["train"].draw(rows, generator)
                 partner_ranks = self._draw_ranks(len(rows))
-            counts = None
+            counts, n_rows = None, len(rows)
             if self.n_ranks > 1:
                 # Masks are those of one process; dropout is drawn by each for itself.
                 seed_device(self.device, derive_seed(self.seed, "pretrain", "dropout", step, self.rank))
-                # All processes must meet with as many rows: the last batch is filled up with rows that do not count.
-                n_filled = -len(rows) % self.n_ranks
-                places = take_share(np.arange(len(rows) + n_filled))
-                counts = torch.as_tensor(places < len(rows), dtype=torch.float32, device=self.device)
-                places = places % len(rows)
+                places, counts = self._share(n_rows)
                 rows, ranks = rows[places], ranks[places]
                 if partner_rows is not None and partner_ranks is not None:
                     partner_rows, partner_ranks = partner_rows[places], partner_ranks[places]
             errors = self._compute_errors(self.wrapped, rows, ranks, partner_rows, partner_ranks, counts)
-            n_rows = len(rows) * self.n_ranks if counts is None else float(sum_processes(float(counts.sum())))
             total: Tensor | None = None
             self.parts: dict[str, float] = {}
             for name, weight in config.objectives.items():
@@ -403,6 +400,15 @@ class Pretraining:
                 total = part if total is None else total + part
             assert total is not None
             return total
+
+    def _share(self, n: int) -> tuple[np.ndarray, Tensor]:
+        """Return which of the rows of a batch this process takes, and which of those count.
+
+        All processes must meet with as many rows: the last batch is filled up with rows that do not count.
+        """
+        places = take_share(np.arange(n + -n % self.n_ranks))
+        counts = torch.as_tensor(places < n, dtype=torch.float32, device=self.device)
+        return places % n, counts
 
     def _draw_ranks(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         encoder = self.model.encoder
@@ -456,10 +462,15 @@ class Pretraining:
         if "jepa" in totals:
             totals["jepa_of_mean"] = 0.0
         with torch.no_grad():
-            for rows, ranks, partner in self._iterate_held_out():
-                errors = self._compute_errors(self.model, rows, ranks, *partner)
+            for rows, ranks, partner, counts in self._iterate_held_out():
+                errors = self._compute_errors(self.model, rows, ranks, *(partner or (None, None)), counts)
+                n_rows = (
+                    len(rows) if counts is None else float(sum_processes(float(counts.sum()))) / self.n_ranks
+                )
                 for name, error in errors.items():
-                    totals[name] += float(error.sum() if error.dim() else error * len(rows))
+                    each = error if counts is None or not error.dim() else error * counts
+                    # a contrast is one number for the rows of all processes
+                    totals[name] += float(each.sum() if error.dim() else error * n_rows)
         n = len(self.material.held_out)
         return {name: float(sum_processes(total)) / n for name, total in totals.items()}
 
@@ -488,38 +499,36 @@ class Pretraining:
             if (counted < len(measured)).any():  # of those windows alone that have the parcel
                 share = torch.as_tensor(np.maximum(counted, 1) / len(measured), device=self.device)
                 mean = mean / share.repeat_interleave(len(mean) // n_parcels)[:, None]
-            for rows, ranks, _ in self._iterate_held_out(alone=True):
+            for rows, ranks, _, counts in self._iterate_held_out(alone=True):
                 batch, mask = self._make_view(rows, ranks)
-                errors = (self.model.make_targets(batch.data) - mean.float()).square().mean(dim=-1)
+                errors = (self.model.make_targets(batch.data) - mean.float()).square()
                 # hidden tokens only, as the loss counts
-                errors = errors.gather(1, mask.order[:, mask.first :])
-                if mask.hidden is None:
-                    total += float(errors.mean(dim=1).sum())
-                else:
-                    total += float(
-                        ((errors * mask.hidden).sum(dim=1) / mask.hidden.sum(dim=1).clamp(min=1)).sum()
-                    )
+                each = average_hidden(take_hidden(errors.mean(dim=-1, keepdim=True), mask), mask)
+                total += float((each if counts is None else each * counts).sum())
         return float(sum_processes(total)) / len(self.material.held_out)
 
     def _iterate_held_out(
         self, *, alone: bool = False
-    ) -> Iterator[tuple[np.ndarray, Tensor, tuple[np.ndarray, Tensor] | tuple[()]]]:
-        """Yield rows of this process with ranks of their tokens, and partners with theirs where those are needed."""
+    ) -> Iterator[tuple[np.ndarray, Tensor, tuple[np.ndarray, Tensor] | None, Tensor | None]]:
+        """Yield rows of this process, ranks of their tokens, their partners where asked for, and which rows count."""
         # The same masks at every look, so that epochs are compared on the same tokens.
         generator = make_torch_generator(self.seed, "pretrain", "held_out_masks")
         held_out, size = self.material.held_out, self.config.batch_size
         for start in range(0, len(held_out), size):
             rows = held_out[start : start + size]
             ranks = self._draw_ranks(len(rows), generator)
-            partner: tuple[np.ndarray, Tensor] | tuple[()] = ()
-            mine = take_share(np.arange(len(rows)))
+            partner: tuple[np.ndarray, Tensor] | None = None
             if self.partners and not alone:
                 own = make_generator(self.seed, "pretrain", "held_out_partner", start)
-                partner = (
-                    self.partners["held_out"].draw(rows, own)[mine], self._draw_ranks(len(rows), generator)[mine]
-                )  # fmt: skip
-            if len(mine):
-                yield rows[mine], ranks[mine], partner
+                # with a generator of its own: the masks of the rows stay those that the baseline is measured under
+                masks = make_torch_generator(self.seed, "pretrain", "held_out_partner_masks", start)
+                partner = self.partners["held_out"].draw(rows, own), self._draw_ranks(len(rows), masks)
+            counts = None
+            if self.n_ranks > 1:
+                places, counts = self._share(len(rows))
+                rows, ranks = rows[places], ranks[places]
+                partner = None if partner is None else (partner[0][places], partner[1][places])
+            yield rows, ranks, partner, counts
 
     # --- files --------------------------------------------------------------------------------------------
 

@@ -310,18 +310,24 @@ class SelfSupervised(nn.Module):
         errors: dict[str, Tensor] = {}
         if self.decoder is not None:
             predicted = self.decoder(context, mask, n_patches, batch.interval)
-            wanted = _take_hidden(self.make_targets(batch.data), mask)
+            wanted = take_hidden(self.make_targets(batch.data), mask)
             # visible tokens carry no loss, as in He et al.
-            errors["masked"] = _average((predicted - wanted).square(), mask)
+            errors["masked"] = average_hidden((predicted - wanted).square(), mask)
         if self.predictor is not None:
             predicted = self.predictor(context, mask, n_patches, batch.interval)
-            wanted = _take_hidden(self.make_latents(batch), mask)
-            errors["jepa"] = _average(functional.smooth_l1_loss(predicted, wanted, reduction="none"), mask)
+            wanted = take_hidden(self.make_latents(batch), mask)
+            errors["jepa"] = average_hidden(
+                functional.smooth_l1_loss(predicted, wanted, reduction="none"), mask
+            )
             if not self.training:
-                # What the mean latent of the batch would get: where the teacher collapses, this falls to zero too.
-                mean = wanted.mean(dim=(0, 1)).expand_as(wanted)
-                plain = functional.smooth_l1_loss(mean, wanted, reduction="none")
-                errors["jepa_of_mean"] = _average(plain, mask)
+                # What the mean of a window's hidden latents would get: where the teacher collapses, it falls to zero too.
+                weight = 1.0 if mask.hidden is None else mask.hidden[..., None].to(wanted.dtype)
+                share = (wanted * weight).sum(dim=1, keepdim=True)
+                n_hidden = wanted.shape[1] if mask.hidden is None else mask.hidden.sum(dim=1)[:, None, None]
+                plain = functional.smooth_l1_loss(
+                    (share / n_hidden).expand_as(wanted), wanted, reduction="none"
+                )
+                errors["jepa_of_mean"] = average_hidden(plain, mask)
         if self.head is not None and partner is not None:
             assert person is not None
             other, other_mask = partner
@@ -393,12 +399,13 @@ def contrast(
     return ((losses[0] + losses[1]) / 2 * counts).sum() / counts.sum()
 
 
-def _take_hidden(tokens: Tensor, mask: Mask) -> Tensor:
+def take_hidden(tokens: Tensor, mask: Mask) -> Tensor:
+    """Return the predicted ones of all tokens, (batch, n_tokens - mask.first, n), in the order of the mask."""
     places = mask.order[:, mask.first :]
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def _average(errors: Tensor, mask: Mask) -> Tensor:
+def average_hidden(errors: Tensor, mask: Mask) -> Tensor:
     """Return the mean over the hidden tokens of each trial, shape (batch,)."""
     if mask.hidden is None:
         return errors.mean(dim=(1, 2))

@@ -368,3 +368,32 @@ def test_half_precision_learns_too(corpora, tmp_path):
     assert load_file(tmp_path / "out" / "encoder.safetensors")["norm.bias"].dtype == torch.float32
     with pytest.raises(ConfigError, match=r"pretrain\.precision is fp16"):
         run(tmp_path / "half", precision="fp16")
+
+
+def test_the_verb_pretrains_without_a_configuration(corpora, tmp_path, command_line):
+    settings = {
+        "encoder": ENCODER, "window_times": 16, "decoder_width": 8, "decoder_heads": 2, "mask_ratio": 0.5,
+        "pretrain.n_epochs": 1, "probes.every": 1, "seed": 3,
+    }  # fmt: skip
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    out = tmp_path / "encoder"
+    call = ["pretrain", "--corpus", "one", "--out", str(out), *words]
+    done = command_line(*call, "--json")
+    assert done.returncode == 0, done.stderr
+    first = json.loads(done.stdout)
+    assert first["reached"]["probes"]["network_n"] == 12
+    assert sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) == [
+        "encoder.json", "encoder.safetensors", "log.jsonl",
+    ]  # fmt: skip
+    before = (out / "encoder.json").stat().st_mtime_ns
+    assert "predicting the mean" in command_line(*call).stdout  # it is there
+    assert (out / "encoder.json").stat().st_mtime_ns == before
+    for wrong, text in (
+        ([*call, "--set", "n_epochs=2"], "other settings"),
+        (["pretrain", "--corpus", "one"], "--out FOLDER"), ([*call, "--root", "x"], "--root and --subject"),
+        ([*call, "--set", "n_epoch=2"], "unknown key pretrain.n_epoch"), ([*call, "--set", "seed=-1"], "seed is -1"),
+        (["pretrain", "--corpus", "one", "--out", str(tmp_path)], "holds other things"),
+    ):  # fmt: skip
+        done = command_line(*wrong)
+        assert done.returncode == 2
+        assert text in done.stderr

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from braindecode_vis.corpus import reader
 from braindecode_vis.devices import gather_rows
 from braindecode_vis.training import loop
+from braindecode_vis.training.pretraining import pretrain
+from braindecode_vis.training.pretraining_config import PretrainConfig
 from tests.processes import run_together
-from tests.training import test_category_network, test_pretraining
+from tests.training import test_category_network, test_pretraining, test_pretraining_corpus
+from tests.training.toy_corpus import ToyCorpus
 from tests.training.toy_task import get_weights, make_config, make_task
 
 SETTINGS = {
@@ -180,6 +184,35 @@ def test_two_processes_pretrain_what_one_pretrains(tmp_path):
     lines = [(tmp_path / name / "state" / "log.jsonl").read_text().splitlines() for name in ("both", "alone")]
     for one, other in zip(*lines, strict=True):
         assert json.loads(one)["loss"] == pytest.approx(json.loads(other)["loss"], rel=1e-4)
+
+
+def test_two_processes_pretrain_on_a_corpus_what_one_pretrains(tmp_path, monkeypatch):
+    """All objectives, with parcels missing and a last batch that is filled up; only one looks with probes."""
+    toy = ToyCorpus(n_persons=5, missing=3)
+    monkeypatch.setattr(reader, "open_corpus", lambda folder: toy)
+    settings = test_pretraining_corpus.SETTINGS | {
+        "objectives": test_pretraining_corpus.ALL, "batch_size": 7, "probes": {"every": 1}
+    }  # fmt: skip
+
+    def fit(name):
+        folder = tmp_path / name
+        (folder / "out").mkdir(parents=True, exist_ok=True)
+        config = PretrainConfig(**settings)
+        return pretrain(config, None, folder=folder / "out", checkpoints=folder / "state", seed=0)
+
+    alone, both = fit("alone"), run_together(lambda rank: fit("both"), tmp_path)
+    assert both[0]["held_out"] == both[1]["held_out"] == pytest.approx(alone["held_out"], rel=1e-4)
+    assert both[0]["mean_baseline"] == pytest.approx(alone["mean_baseline"], rel=1e-6)
+    found, expected = (
+        load_file(tmp_path / name / "out" / "encoder.safetensors") for name in ("both", "alone")
+    )
+    assert measure_difference(found, expected) < 1e-3  # as above
+    lines = [
+        json.loads((tmp_path / n / "state" / "log.jsonl").read_text().splitlines()[-1])
+        for n in ("both", "alone")
+    ]
+    for part in ("loss_parts", "held_out_parts"):
+        assert lines[0][part] == pytest.approx(lines[1][part], rel=1e-3)
 
 
 SHARDED = {
