@@ -12,6 +12,7 @@ He et al. (2022), arXiv:2111.06377.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -302,7 +303,11 @@ class PlaceEmbedding(nn.Module):
                 raise DataError(
                     "encoder.network.time_position=seconds needs responses with a time axis; take learned."
                 )
-            self.register_buffer("periods", torch.logspace(*np.log10(PERIODS_S), N_PERIODS), persistent=False)
+            self.register_buffer(
+                "periods",
+                torch.logspace(math.log10(PERIODS_S[0]), math.log10(PERIODS_S[1]), N_PERIODS),
+                persistent=False,
+            )
             self.time = nn.Linear(2 * N_PERIODS + 1, width)
         self.network: nn.Embedding | None = None
         if networks:

@@ -392,7 +392,7 @@ class Pretraining:
                 error = errors[name]
                 if error.dim() and counts is None:
                     error = error.mean()
-                elif error.dim():
+                elif counts is not None and error.dim():
                     error = (error * counts).sum() * (self.n_ranks / n_rows)
                 if len(config.objectives) > 1:
                     self.parts[name] = float(error.detach())
@@ -458,12 +458,14 @@ class Pretraining:
     def measure_errors(self) -> dict[str, float]:
         """Return the mean error of the held-out trials by objective, under fixed masks and partners."""
         self.model.eval()
-        totals = dict.fromkeys(self.config.objectives, 0.0)
+        totals: dict[str, float] = {}
+        totals |= dict.fromkeys(self.config.objectives, 0.0)
         if "jepa" in totals:
             totals["jepa_of_mean"] = 0.0
         with torch.no_grad():
             for rows, ranks, partner, counts in self._iterate_held_out():
-                errors = self._compute_errors(self.model, rows, ranks, *(partner or (None, None)), counts)
+                other_rows, other_ranks = partner or (None, None)
+                errors = self._compute_errors(self.model, rows, ranks, other_rows, other_ranks, counts)
                 n_rows = (
                     len(rows) if counts is None else float(sum_processes(float(counts.sum()))) / self.n_ranks
                 )

@@ -320,7 +320,7 @@ class SelfSupervised(nn.Module):
                 functional.smooth_l1_loss(predicted, wanted, reduction="none"), mask
             )
             if not self.training:
-                # What the mean of a window's hidden latents would get: where the teacher collapses, it falls to zero too.
+                # What the mean of a window's hidden latents would get; it falls to zero where the teacher collapses.
                 weight = 1.0 if mask.hidden is None else mask.hidden[..., None].to(wanted.dtype)
                 share = (wanted * weight).sum(dim=1, keepdim=True)
                 n_hidden = wanted.shape[1] if mask.hidden is None else mask.hidden.sum(dim=1)[:, None, None]
