@@ -39,6 +39,12 @@ class RecomputedRun(Run):
     computing: str = ""
     made: dict[str, Path] = field(default_factory=dict)
 
+    @property
+    def records(self) -> Path:
+        """The audited run folder."""
+        assert self.audited is not None
+        return self.audited.folder
+
     def produce(
         self,
         stage: str,

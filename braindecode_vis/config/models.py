@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.embeddings.text import ConceptTextConfig
 from braindecode_vis.encoders.encoding_model import EncodingModelConfig
@@ -136,11 +136,21 @@ class SyntheticConfig(Settings):
         )
 
     def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain fields and a digest of the images."""
+        """Return the plain fields and a digest of the images, or the word that they are not at hand."""
         from braindecode_vis.embeddings.image_sources import digest_images
 
-        digest = self.images if self.images == UNSEEN else digest_images(self.images)
+        try:
+            digest = self.images if self.images == UNSEEN else digest_images(self.images)
+        except DataError:  # a finished run is read without them
+            digest = NOT_AT_HAND
         return {**super().hashed_fields(), "images_digest": digest}
+
+    def check_files(self) -> None:
+        """Raise `DataError` unless the images are there."""
+        from braindecode_vis.embeddings.image_sources import digest_images
+
+        if self.images != UNSEEN:
+            digest_images(self.images)
 
     def describe(self) -> str:
         """Return in one clause what is added to the training, for the protocol."""
@@ -151,8 +161,8 @@ class SyntheticConfig(Settings):
         )
 
 
-#: Word for the images of a data set that no trial shows.
-UNSEEN = "unseen"
+#: Word for the images of a data set that no trial shows, and the digest of images that are gone.
+UNSEEN, NOT_AT_HAND = "unseen", "not at hand"
 #: Of branches: what is fitted again from the same pairs in a moment.
 BRANCH_PRIORS = ("identity", "spread", "moments")
 

@@ -436,10 +436,10 @@ def _fit_fold(run: Run, number: int) -> TrainedFold | categories.TrainedDecoder:
         upstream["pretrain"] = pretrained.fingerprint
     made: SyntheticTrials | None = None
     if config.synthetic is not None:
-        from braindecode_vis.pipeline.synthetic import synthesise_fold
+        from braindecode_vis.pipeline.synthetic import hash_settings, synthesise_fold
 
         made = synthesise_fold(run, number)
-        fields["synthetic"] = config.synthetic.hashed_fields()
+        fields["synthetic"] = hash_settings(run)
         upstream["synthesise"] = made.artifact.fingerprint
 
     def compute(folder: Path) -> dict[str, Any]:

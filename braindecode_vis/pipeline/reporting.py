@@ -132,6 +132,8 @@ def report(run: Run) -> Path:
 
 def describe_question(run: Run) -> dict[str, Any]:
     """Return what an analysis must have been asked of to belong into the report of this run."""
+    from braindecode_vis.pipeline.synthetic import hash_settings
+
     config = run.config
     return store.json_plain(
         {
@@ -140,7 +142,7 @@ def describe_question(run: Run) -> dict[str, Any]:
             "centre": config.retrieval.centre,
             "selection": None if config.selection.is_empty else config.selection.hashed_fields(),
             "text": config.text.hashed_fields() if run.encoder.reads_text else None,
-            "synthetic": None if config.synthetic is None else config.synthetic.hashed_fields(),
+            "synthetic": None if config.synthetic is None else hash_settings(run),
             "seed": config.seed,
             "preprocess": preprocess(run).artifact.fingerprint,
             **name_pretraining(run),

@@ -111,6 +111,11 @@ class Run:
         """Settings of the image generator, with the defaults of their role."""
         return roles.play(roles.GENERATOR_SETTINGS, self.config.generator)
 
+    @property
+    def records(self) -> Path:
+        """The run folder whose records say what was made before."""
+        return self.folder.path
+
     def once(self, key: str, make: Callable[[], Any]) -> Any:
         """Return what `make` gave the first time it was asked for `key`."""
         if key not in self.seen:

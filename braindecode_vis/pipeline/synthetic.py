@@ -26,7 +26,7 @@ import pandas as pd
 from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, check_option
-from braindecode_vis.config.models import UNSEEN, SyntheticConfig
+from braindecode_vis.config.models import NOT_AT_HAND, UNSEEN, SyntheticConfig
 from braindecode_vis.encoders.encoding_model import draw_residuals, fit_encoding
 from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
@@ -114,6 +114,26 @@ def synthesise(run: Run) -> list[SyntheticTrials]:
     return [synthesise_fold(run, number) for number in range(count_folds(run))]
 
 
+def hash_settings(run: Run) -> dict[str, Any]:
+    """Return what of the section ``synthetic`` enters fingerprints; of images that are gone, the digest on record.
+
+    Raises
+    ------
+    DataError
+        If the images are not at hand, and the run folder holds no trials that were made with them.
+    """
+    assert run.config.synthetic is not None
+    fields: dict[str, Any] = store.json_plain(run.config.synthetic.hashed_fields())
+    if fields["images_digest"] != NOT_AT_HAND:
+        return fields
+    for path in sorted((run.records / "stages" / "synthesise").glob(f"*/{store.PROVENANCE}")):
+        told = store.read_provenance(path)["fields"]["synthetic"]
+        if {**told, "images_digest": NOT_AT_HAND} == fields:
+            return dict(told)
+    run.config.synthetic.check_files()  # which says what is missing
+    raise DataError(f"{run.config.synthetic.images} is not at hand; bring it back.")
+
+
 def synthesise_fold(run: Run, number: int) -> SyntheticTrials:
     """Return the synthetic trials that the training of a fold is given; made once."""
     return run.once(f"synthesise {number}", lambda: _synthesise_fold(run, number))
@@ -129,7 +149,7 @@ def _synthesise_fold(run: Run, number: int) -> SyntheticTrials:
     real = learning.pick_labelled_trials(prepared, prepared.folds[number].train, config.repeats.train)
     held = sorted(map(str, learning.build_encoder(run, number).list_held_out(real)))
     fields = {
-        "synthetic": settings.hashed_fields(), "repeats": config.repeats.train, "seed": config.seed, "fold": number,
+        "synthetic": hash_settings(run), "repeats": config.repeats.train, "seed": config.seed, "fold": number,
         "held_out": store.hash_json(held) if held else "",
     }  # fmt: skip
     upstream = {"preprocess": prepared.artifact.fingerprint, "embed": bank.artifact.fingerprint}
@@ -450,7 +470,9 @@ def _read_bank(
         rows = np.sort(make_generator(seed, "images").permutation(len(bank))[:n_wanted])
     ids = bank.ids[rows].astype(str).tolist()
     tested = _list_tested_concepts(run, number)
-    fits = np.array([name_concept(settings.images, name) not in tested for name in ids])
+    known = store.read_json(Path(settings.images) / "manifest.json")["request"]["source"]["kind"]
+    source = "phantom:" if known == "phantom" else settings.images
+    fits = np.array([name_concept(source, name) not in tested for name in ids])
     vectors = np.asarray(bank.vectors[rows], np.float32)
     shown = np.unique(learning.preprocess(run).responses.stimulus_ids)
     seen = own.select(list(shown)).flat()

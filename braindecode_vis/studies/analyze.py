@@ -38,6 +38,7 @@ from braindecode_vis.pipeline.decoding import find_untested
 from braindecode_vis.pipeline.learning import build_encoder, name_pretraining, pick_labelled_trials
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, lend_context, name_workspace
 from braindecode_vis.pipeline.scoring import describe_gallery, describe_protocol
+from braindecode_vis.pipeline.synthetic import hash_settings
 from braindecode_vis.pipeline.together import check_worker, order_work
 from braindecode_vis.preprocessing.array_file import KeptParts
 from braindecode_vis.preprocessing.repeats import average_repetitions
@@ -281,7 +282,7 @@ def analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Art
         "centre": config.retrieval.centre,
         **({} if config.selection.is_empty else {"selection": config.selection.hashed_fields()}),
         **({"text": config.text.hashed_fields()} if run.encoder.reads_text or _reads_text(analysis) else {}),
-        **({} if config.synthetic is None else {"synthetic": config.synthetic.hashed_fields()}),
+        **({} if config.synthetic is None else {"synthetic": hash_settings(run)}),
         "evaluation": {
             "n_bootstrap": study.n_bootstrap,
             "n_permutations": study.n_permutations,
