@@ -13,6 +13,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.config.models import SyntheticConfig
 from braindecode_vis.pipeline import learning
+from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.pipeline.scoring import describe_choices
 from braindecode_vis.pipeline.synthetic import PREFIX, synthesise_fold, synthesise_into
@@ -138,6 +139,7 @@ def test_inner_folds_test_real_trials_alone():
         np.testing.assert_array_equal(fold.train, np.r_[plain.train, 20, 21])
 
 
+@pytest.mark.slow
 def test_a_network_validates_on_real_trials_that_the_model_has_not_seen(tmp_path):
     network = "encoder={kind: network, network: {kind: residual_mlp, hidden: 8, n_blocks: 1}, epochs: 1, device: cpu}"
     run = open_small(tmp_path, network, "dataset.n_train=40")
@@ -222,3 +224,25 @@ def test_the_verb_maps_and_synthesises(command_line, tmp_path):
         assert done.returncode == 2
         assert words in done.stderr
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_a_run_is_read_and_audited_after_its_pictures_are_gone(tmp_path):
+    from PIL import Image
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for place in range(8):
+        noise = np.random.default_rng(place).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(pictures / f"{place}.png")
+    run = open_small(tmp_path / "run", f"synthetic.images={pictures}")
+    (before,) = pipeline.train(run)
+    shutil.rmtree(pictures)
+    (after,) = pipeline.train(open_finished(run.folder.path))
+    assert after.artifact.path == before.artifact.path
+    audit = audit_run(run.folder.path)
+    assert not [finding for finding in audit.findings if finding.level == "leak"]
+    reasons = [item.reason for item in audit.verified if item.what == "synthetic trials"]
+    assert any("does not exist" in reason for reason in reasons)
+    with pytest.raises(DataError, match="does not exist"):
+        pipeline.train(open_small(tmp_path / "run", f"synthetic.images={pictures}", "synthetic.share=0.3"))

@@ -14,6 +14,7 @@ from braindecode_vis.audit.files import AuditedRun, list_first, name_fold
 from braindecode_vis.audit.findings import AuditFinding
 from braindecode_vis.audit.recompute import RecomputedRun
 from braindecode_vis.audit.split_overlap import count_units, hash_images
+from braindecode_vis.checks import BraindecodeVisError
 from braindecode_vis.pipeline.synthetic import PREFIX, count_synthetic, synthesise
 from braindecode_vis.store import read_json
 
@@ -78,6 +79,12 @@ def check_synthetic_again(run: AuditedRun, again: RecomputedRun) -> list[AuditFi
         return []
     for record in run.synthetic.values():
         again.require_current(record)
+    assert again.config.synthetic is not None
+    try:
+        again.config.synthetic.check_files()
+    except BraindecodeVisError as error:
+        run.state("fit", "by record", "synthetic trials", str(error).rstrip("."))
+        return []
     made, findings = again.compute("synthesise", synthesise), []
     for record in run.synthetic.values():
         text = compare_files(record.path, made[record.path.as_posix()], TOLERANCE)
