@@ -108,7 +108,7 @@ class CorpusAtlas:
                 )
             grid = Geometry.from_mask(np.ones(tuple(shape), bool), affine)
             labels = _try_all(
-                lambda atlas, again: find_labels(atlas, grid, resample=again),
+                lambda atlas, again: find_labels(atlas, grid, resample=again, key="channels"),
                 self.volumes,
                 (False, True) if resample else (False,),
             )

@@ -26,7 +26,7 @@ class FmriCleaningConfig(Settings):
     confounds
         Nuisance time courses that are regressed out. Volumes and surfaces of fMRIPrep need its table beside them; what
         has none and comes parcellated or as CIFTI is taken as cleaned, and ``desc-denoised`` and ``_clean`` files are
-        cleaned in any case. Runs of the HCP that are not have their motion alone.
+        cleaned in any case. Runs of the HCP that are not have motion and drifts alone.
     l_freq, h_freq
         Band in Hz; None leaves an end open.
     detrend

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from braindecode_vis.checks import is_there
 from braindecode_vis.corpus.recordings import Excluded
-from braindecode_vis.datasets.bids.fmri_files import RunFiles, merge_sidecars, parse_entities
+from braindecode_vis.datasets.bids.fmri_files import Finder, RunFiles, merge_sidecars, parse_entities
 from braindecode_vis.remote import RemotePath
 
 Kind = Literal["ptseries", "table", "dtseries", "volume", "surface"]
@@ -34,7 +34,7 @@ _PATTERNS: dict[Kind, str] = {
     "volume": r"_bold(_space-[a-zA-Z0-9]+_preproc)?\.nii(\.gz)?$|_bold_preproc\.nii(\.gz)?$",
     "surface": r"[_.](hemi-)?L[_.].*\.func\.gii$",
 }
-_ENDS = (".nii", ".nii.gz", ".gii", ".tsv", ".csv", ".npy")
+_ENDS = (".nii", ".nii.gz", ".gii", ".tsv", ".csv", ".npy", ".json")
 _NO_SERIES = re.compile(r"desc-confounds|desc-(ICA|MELODIC)|_echo-|_part-phase")
 # What a name says of an image beside the run that it is of.
 _OF_IMAGE = re.compile(r"_(space|res|den|cohort|hemi|desc|seg|atlas|stat|label|model)-[a-zA-Z0-9+]+")
@@ -83,16 +83,26 @@ def find_fmri_images(root: Path) -> tuple[list[list[SeriesImage]], list[Excluded
     """
     groups: dict[tuple[str, ...], list[SeriesImage]] = {}
     strange = []
-    for path in sorted(_walk(root)):
-        kind = _find_kind(path)
-        if kind is None:
-            continue
+    paths: list[tuple[Path, Kind]] = []
+    sidecars: dict[Path, list[Path]] = {}
+    for path in _walk(root):
+        if path.suffix == ".json":
+            sidecars.setdefault(path.parent, []).append(path)
+        elif (kind := _find_kind(path)) is not None:
+            paths.append((path, kind))
+
+    def list_sidecars(folder: Path, pattern: str) -> list[Path]:
+        if folder not in sidecars and not folder.is_relative_to(root):
+            return [*folder.glob(pattern)]  # the root is one subject of a larger tree
+        return [path for path in sidecars.get(folder, []) if path.name.endswith(pattern.removeprefix("*"))]
+
+    for path, kind in sorted(paths):
         if _MNINONLINEAR in path.parts:
             image = _describe_hcp(path, kind)
             if image is None:
                 continue
         elif "sub" in (entities := parse_entities(path.name)):
-            image = _describe_bids(root, path, kind, entities)
+            image = _describe_bids(root, path, kind, entities, list_sidecars)
         else:
             # BIDS tables of averages, stimuli or physiology have no subject, so these alone are told.
             if kind in ("ptseries", "dtseries"):
@@ -150,10 +160,10 @@ def _describe_hcp(path: Path, kind: Kind) -> SeriesImage | None:
         return None
     found = re.match(r"[a-z]*fMRI_([a-zA-Z]+)", inner[1])
     entities = {"sub": path.parts[place - 1].removeprefix("sub-"), "run": inner[1]}
-    entities |= {"task": found[1]} if found else {}
+    entities |= {"task": found[1].lower()} if found else {}
     mask = path.with_name("brainmask_fs.2.nii.gz")
     motion = path.with_name("Movement_Regressors.txt")
-    sidecar = merge_sidecars(path.parent, path, entities)
+    sidecar = merge_sidecars(path.parent, path, entities, find=lambda folder, pattern: [])
     files = _find_hemispheres(path) if kind == "surface" else (path,)
     run = RunFiles(
         path, {**entities, "space": "MNI152NLin6Asym"}, None, sidecar, None, mask if is_there(mask) else None
@@ -161,13 +171,15 @@ def _describe_hcp(path: Path, kind: Kind) -> SeriesImage | None:
     return SeriesImage(kind, files, run, motion if is_there(motion) else None, "_clean" in path.name)
 
 
-def _describe_bids(root: Path, path: Path, kind: Kind, entities: Mapping[str, str]) -> SeriesImage:
+def _describe_bids(
+    root: Path, path: Path, kind: Kind, entities: Mapping[str, str], find: Finder
+) -> SeriesImage:
     base = next((p.parent for p in path.parents if p.name == f"sub-{entities['sub']}"), root)
     sidecar: dict[str, Any] = {}
     # Those of the raw data, then of the derivatives; a table inherits what the scanner did, too.
     for folder in dict.fromkeys((root, base)):
         for suffix in dict.fromkeys(("bold", path.name.rpartition("_")[2].partition(".")[0])):
-            sidecar |= merge_sidecars(folder, path, entities, suffix)
+            sidecar |= merge_sidecars(folder, path, entities, suffix, find)
     stem = re.sub(
         r"(_bold)?(_space-[a-zA-Z0-9]+)?(_preproc)?(_(bold|timeseries|parcels))?\.[a-z.]+$", "", path.name
     )

@@ -14,7 +14,7 @@ confounds and filter, as in nilearn.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,15 @@ from braindecode_vis.datasets.bids.fmri_files import (
     read_numbers,
     read_table,
 )
-from braindecode_vis.datasets.sources.betas_source import Parcels
 from braindecode_vis.datasets.sources.bold_source import ConfoundsConfig, check_grid
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, VolumeHeader, read_volume
-from braindecode_vis.preprocessing.parcellation import average_parcels
+from braindecode_vis.preprocessing.glm import make_drifts
 from braindecode_vis.remote import bring
 
-_BLOCK = 64  # volumes in memory at once
+_BLOCK, _PLACES = 64, 4096  # volumes, or grayordinates of all volumes, in memory at once
 # Nobody has sampled a whole brain faster, and slower series do not hold what is learnt; milliseconds lie above.
 _T_R_S = (0.1, 20.0)
+_CUTOFF_S = 128.0  # of fMRIPrep's cosines
 _HINT = "correct the sidecar, or repair the header"
 _INDEX_COLUMNS = ("", "index", "time", "frame", "volume", "unnamed: 0")
 _NAME_KEYS = ("Parcels", "ParcelNames", "Columns", "Labels")
@@ -240,49 +240,57 @@ def _open_volume(image: SeriesImage, atlas: CorpusAtlas, config: FmriChannels) -
         inside = np.isfinite(first) & (first != 0)
     missing = place.find_missing(config.min_coverage, inside)
     labels = _leave_out(np.where(inside, place.labels, 0), missing)
-    return _Opened(header.n_volumes, header.t_r, missing, _VolumeReader(header, labels, len(missing)))
+    return _Opened(
+        header.n_volumes,
+        header.t_r,
+        missing,
+        _VolumeReader(header, labels, config.min_coverage * place.sizes),
+    )
 
 
 @dataclass(frozen=True)
 class _VolumeReader:
     header: VolumeHeader
     labels: np.ndarray
-    n_channels: int
+    least: np.ndarray
 
     def __call__(self) -> np.ndarray:
         mask = self.labels > 0
         reader = MaskedVolumes(self.header, mask)
         n = self.header.n_volumes
         blocks = (reader(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK))
-        return _average(blocks, self.labels[mask], self.n_channels)
+        return _average(blocks, self.labels[mask], self.least)
 
 
 def _open_dtseries(image: SeriesImage, atlas: CorpusAtlas, config: FmriChannels) -> _Opened:
     path = image.files[0]
-    cifti, series, axis = _open_cifti(path, "BrainModelAxis")
+    _, series, axis = _open_cifti(path, "BrainModelAxis")
     place = atlas.place_grayordinates(axis)
-    with refuse_damage(f"{path} cannot be read"):
-        first = np.asarray(cifti.dataobj[0])
-    inside = np.isfinite(first) & (first != 0)
-    missing = place.find_missing(config.min_coverage, inside)
-    labels = _leave_out(np.where(inside, place.labels, 0), missing)
-    return _Opened(len(series), float(series.step), missing, _CiftiReader(path, labels, len(missing)))
+    missing = place.find_missing(config.min_coverage)
+    reader = _CiftiReader(path, _leave_out(place.labels, missing), config.min_coverage * place.sizes)
+    return _Opened(len(series), float(series.step), missing, reader)
 
 
 @dataclass(frozen=True)
 class _CiftiReader:
     path: Path
     labels: np.ndarray
-    n_channels: int
+    least: np.ndarray
 
     def __call__(self) -> np.ndarray:
         import nibabel
 
         with refuse_damage(f"{self.path} cannot be read"):
             data = nibabel.load(bring(self.path)).dataobj  # type: ignore[attr-defined]
-            columns = self.labels > 0
-            blocks = (np.asarray(data[s : s + _BLOCK])[:, columns] for s in range(0, data.shape[0], _BLOCK))
-            return _average(blocks, self.labels[columns], self.n_channels)
+            total, changing = np.zeros((len(self.least), data.shape[0])), np.zeros_like(self.labels)
+            # All volumes of a grayordinate follow each other in the file.
+            for start in range(0, data.shape[1], _PLACES):
+                here = slice(start, start + _PLACES)
+                block = np.asarray(data[:, here]).T.astype(np.float64)
+                # Not equal, so that what is no number is kept and told.
+                changing[here] = np.where(block.max(axis=1) != block.min(axis=1), self.labels[here], 0)
+                total += _make_sums(changing[here], len(self.least)) @ block
+        return _divide(total, self.labels, changing, self.least)
 
 
 def _open_ptseries(image: SeriesImage, atlas: CorpusAtlas, config: FmriChannels) -> _Opened:
@@ -334,7 +342,7 @@ class _ParcelReader:
             else:
                 used = [self.names[i] for i in self.columns if i >= 0]
                 table = pd.read_csv(
-                    path, sep="\t" if path.suffix == ".tsv" else ",", header=0 if self.header else None,
+                    bring(path), sep="\t" if path.suffix == ".tsv" else ",", header=0 if self.header else None,
                     names=list(self.names), usecols=used, na_values=["n/a"], dtype=np.float32,
                 )  # fmt: skip
                 values = table.reindex(columns=list(self.names)).to_numpy(np.float32)
@@ -355,7 +363,7 @@ def _open_table(image: SeriesImage, atlas: CorpusAtlas, config: FmriChannels) ->
         n_volumes, names = shape[0], tuple(str(number) for number in range(1, shape[1] + 1))
     else:
         separator = "\t" if path.suffix == ".tsv" else ","
-        with refuse_damage(f"{path} cannot be read", OSError, UnicodeDecodeError), path.open() as file:
+        with refuse_damage(f"{path} cannot be read", OSError, UnicodeDecodeError), bring(path).open() as file:
             cells = file.readline().strip("\r\n").split(separator)
             first = file.readline().strip("\r\n").split(separator)
             n_volumes = 2 + sum(1 for line in file if line.strip())
@@ -421,7 +429,7 @@ def _open_surface(image: SeriesImage, atlas: CorpusAtlas, config: FmriChannels) 
         raise DataError(
             f"{left.name} and its right hemisphere have the time steps {sorted(steps)} s; {_HINT}"
         )
-    reader = _SurfaceReader((left, right), labels, len(missing))
+    reader = _SurfaceReader((left, right), labels, config.min_coverage * place.sizes)
     return _Opened(len(hemispheres[0][0]), steps.pop(), missing, reader)
 
 
@@ -429,12 +437,11 @@ def _open_surface(image: SeriesImage, atlas: CorpusAtlas, config: FmriChannels) 
 class _SurfaceReader:
     files: tuple[Path, Path]
     labels: np.ndarray
-    n_channels: int
+    least: np.ndarray
 
     def __call__(self) -> np.ndarray:
         both = np.concatenate([_read_gifti(path)[0] for path in self.files], axis=1)
-        columns = self.labels > 0
-        return _average([both[:, columns]], self.labels[columns], self.n_channels)
+        return _average([both], self.labels, self.least)
 
 
 def _read_gifti(path: Path) -> tuple[np.ndarray, float]:
@@ -460,23 +467,46 @@ def _leave_out(labels: np.ndarray, missing: np.ndarray) -> np.ndarray:
     return np.where(kept[labels], labels, 0).astype(np.int32)
 
 
-def _average(blocks: Any, labels: np.ndarray, n_channels: int) -> np.ndarray:
+def _average(blocks: Iterable[np.ndarray], labels: np.ndarray, least: np.ndarray) -> np.ndarray:
     """Return the mean of each parcel over its places, shape (n_volumes, n_channels), NaN where there are none.
+
+    A place that never changes was not covered by the scanner.
 
     Parameters
     ----------
     blocks
         Arrays of shape (n_block, n_places) that follow each other in time.
     labels : array of shape (n_places,)
-        Above 0.
+        As in `Placement`.
+    least : array of shape (n_channels,)
+        How many places each parcel needs; one with fewer that change is 0, as what never changes.
     """
-    present = np.unique(labels)
-    parcels = Parcels(np.searchsorted(present, labels) + 1, tuple(map(str, present)), ("",) * len(present))
-    rows = [average_parcels(block, parcels) for block in blocks]
-    values = np.concatenate(rows)
-    out = np.full((len(values), n_channels), np.nan, np.float32)
-    out[:, present - 1] = values
+    sums, parts = _make_sums(labels, len(least)), []
+    low, high = np.full(len(labels), np.inf, np.float32), np.full(len(labels), -np.inf, np.float32)
+    for block in blocks:
+        low, high = np.minimum(low, block.min(axis=0)), np.maximum(high, block.max(axis=0))
+        # Places first: a sparse product runs through its right side by rows. (n_channels, n_block)
+        parts.append(sums @ np.ascontiguousarray(block.T, np.float64))
+    return _divide(np.concatenate(parts, axis=1), labels, np.where(low != high, labels, 0), least)
+
+
+def _divide(total: np.ndarray, labels: np.ndarray, changing: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """Return means of sums, (n_channels, n_volumes) to float32 of shape (n_volumes, n_channels)."""
+    n = len(least)
+    counts = np.bincount(changing, minlength=n + 1)[1:]
+    out = (total / np.maximum(counts, 1)[:, None]).T.astype(np.float32)
+    out[:, counts < least] = 0
+    out[:, np.bincount(labels, minlength=n + 1)[1:] == 0] = np.nan
     return out
+
+
+def _make_sums(labels: np.ndarray, n_channels: int) -> Any:
+    """Return the matrix of shape (n_channels, n_places) that adds up the places of each parcel."""
+    from scipy.sparse import csr_array
+
+    places = np.flatnonzero(labels)
+    ones = np.ones(len(places))
+    return csr_array((ones, (labels[places] - 1, places)), shape=(n_channels, len(labels)))
 
 
 # --- cleaning ---------------------------------------------------------------------------------------------
@@ -527,7 +557,7 @@ def _plan_cleaning(image: SeriesImage, n_volumes: int, t_r: float, config: FmriC
             raise DataError(
                 f"{share:.0%} of its volumes moved, above channels.cleaning.max_scrubbed ({config.max_scrubbed:.0%})"
             )
-    confounds = _find_confounds(image, n_volumes, config.confounds)
+    confounds = _find_confounds(image, n_volumes, t_r, config.confounds)
     kept = ~moved[start:]
     n_free = int(kept.sum()) - confounds.shape[1] - config.detrend
     if n_free < 0.2 * kept.sum():
@@ -584,7 +614,7 @@ def _check_rows(path: Path, n_rows: int, n_volumes: int) -> None:
 def _read_movement(path: Path) -> np.ndarray:
     """Return the six parameters in ``Movement_Regressors.txt``: mm, and rad in place of its degrees."""
     with refuse_damage(f"{path} is no table of numbers", ValueError, OSError):
-        values = np.loadtxt(path, ndmin=2)
+        values = np.loadtxt(bring(path), ndmin=2)
     if values.shape[1] not in (6, 12) or not np.isfinite(values).all():
         raise DataError(f"{path} has {values.shape[1]} columns; 6 or 12 finite ones are expected of the HCP")
     return np.concatenate([values[:, :3], np.deg2rad(values[:, 3:6])], axis=1)
@@ -625,7 +655,7 @@ def close_gaps(moved: np.ndarray, shortest: int) -> np.ndarray:
     return out
 
 
-def _find_confounds(image: SeriesImage, n_volumes: int, config: ConfoundsConfig) -> np.ndarray:
+def _find_confounds(image: SeriesImage, n_volumes: int, t_r: float, config: ConfoundsConfig) -> np.ndarray:
     """Return what is regressed out of a run, shape (n_volumes, n_confounds)."""
     none = np.zeros((n_volumes, 0))
     if image.cleaned or not (config.strategy or config.columns):
@@ -633,12 +663,14 @@ def _find_confounds(image: SeriesImage, n_volumes: int, config: ConfoundsConfig)
     if image.run.confounds is not None:
         values, _ = read_confounds(image.run, config)
         return none if values is None else values
+    # The HCP has no table of confounds, but motion, and drifts follow from the length of the run.
     if image.motion is not None and image.motion.suffix == ".txt":
-        return (
-            expand_motion(_read_movement(image.motion), config.motion)
-            if "motion" in config.strategy
-            else none
-        )
+        pieces = [none]
+        if "motion" in config.strategy:
+            pieces.append(expand_motion(_read_movement(image.motion), config.motion))
+        if "high_pass" in config.strategy:
+            pieces.append(make_drifts(t_r * np.arange(n_volumes), drift="cosine", cutoff=_CUTOFF_S)[:, 1:])
+        return np.concatenate(pieces, axis=1)
     if image.kind in ("volume", "surface"):
         raise DataError(
             "there is no table of confounds beside it; fetch it, or set channels.cleaning.confounds.strategy=[]"

@@ -192,13 +192,17 @@ def fetch_atlas(name: str, may_fetch: bool, *, key: str = "dataset.atlas") -> At
     return Atlas(labels, affine, names, str(bunch.maps))
 
 
-def find_labels(atlas: Atlas, geometry: Geometry, *, resample: bool = False) -> np.ndarray:
+def find_labels(
+    atlas: Atlas, geometry: Geometry, *, resample: bool = False, key: str = "dataset.atlas"
+) -> np.ndarray:
     """Return the label of each voxel, shape (n_voxels,).
 
     Parameters
     ----------
     resample
         Take the label at the millimetre position of each voxel, for an atlas of the same space on another grid.
+    key
+        Settings that name the atlas, for messages.
 
     Raises
     ------
@@ -218,7 +222,7 @@ def find_labels(atlas: Atlas, geometry: Geometry, *, resample: bool = False) -> 
         raise DataError(
             f"the atlas {atlas.where} lies in another space than the data: shape {atlas.labels.shape} and "
             f"{_describe_affine(atlas.affine)} against {geometry.mask.shape} and {_describe_affine(geometry.affine)}. "
-            "Bring it into the space of the data; if only the grid differs, set dataset.atlas.resample=true."
+            f"Bring it into the space of the data; if only the grid differs, set {key}.resample=true."
         )
     index = np.stack(np.unravel_index(geometry.voxel_ids, geometry.mask.shape))
     # Voxel -> millimetres -> voxel of the atlas: nearest label, as labels cannot be interpolated. Shapes (3, n_voxels).

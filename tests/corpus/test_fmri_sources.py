@@ -10,9 +10,11 @@ import pytest
 from nibabel import cifti2
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.consent import give_consent
 from braindecode_vis.corpus.atlases import read_corpus_atlas
 from braindecode_vis.corpus.corpus_config import CorpusConfig, FmriChannels
 from braindecode_vis.corpus.fmri_sources import close_gaps, expand_motion, find_fmri_runs, read_fmri_channels
+from braindecode_vis.datasets.sources.betas_source import AtlasConfig
 
 NAMES = [f"7Networks_{side}H_{network}_1" for side in "LR" for network in ("Vis", "Default", "SomMot")]
 AFFINE = np.diag([2.0, 2, 2, 1]) + np.array([[0, 0, 0, -6], [0, 0, 0, -8], [0, 0, 0, -4], [0, 0, 0, 0.0]])
@@ -86,7 +88,7 @@ def courses(n=40, seed=0):
 
 
 def write_volume(
-    root, stem, series, t_r=2.0, sidecar=2.0, space="MNI152NLin2009cAsym", affine=AFFINE, drop=()
+    root, stem, series, t_r=2.0, sidecar=2.0, space="MNI152NLin2009cAsym", affine=AFFINE, drop=(), flat=None
 ):
     folder = root.joinpath(*[p for p in stem.split("_") if p.startswith(("sub-", "ses-"))], "func")
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +98,9 @@ def write_volume(
         # Places differ around the course of their parcel, whose mean it is.
         spread = RNG.standard_normal(inside.sum())
         data[inside] = series[:, number] + (spread - spread.mean())[:, None]
+    if flat is not None:
+        # Four of its twelve voxels are left, a third.
+        data[np.nonzero(label_volume() == flat + 1)[0][0], 3:7] = 0
     mask = np.ones(SHAPE, np.uint8)
     for number in drop:
         mask[label_volume() == number + 1] = 0
@@ -193,7 +198,7 @@ def test_every_layout_gives_the_same_parcels(tmp_path, atlas):
         ("03", "a", "rest", "", 2.0, "data"),
         ("04", "", "rest", "", 1.5, "data"),
         ("04", "", "rest", "2", 1.5, "data"),
-        ("100307", "", "REST", "rfMRI_REST1_LR", 0.72, "data"),
+        ("100307", "", "rest", "rfMRI_REST1_LR", 0.72, "data"),
     ]
     for run in runs:
         values = pickle.loads(pickle.dumps(run.read))()
@@ -286,11 +291,13 @@ def test_motion_of_the_hcp_is_regressed_out_where_its_files_are_not_cleaned(tmp_
         np.savetxt(place / "Movement_Regressors.txt", np.c_[moves[:, :3], np.rad2deg(moves[:, 3:]), moves])
     config = make_config(atlas, cleaning={"detrend": False})
     cleaned, task = find_fmri_runs(tmp_path / "hcp", config)[0]
-    assert (cleaned.task, task.task) == ("REST", "WM")
+    assert (cleaned.task, task.task) == ("rest", "wm")
     steps = np.abs(np.diff(moves, axis=0))
     assert task.motion_mm == pytest.approx((steps[:, :3].sum() + 50 * steps[:, 3:].sum()) / 40)
     assert np.corrcoef(cleaned.read()[:, 0], moves[:, 0])[0, 1] > 0.9
     assert abs(np.corrcoef(task.read()[:, 0], moves[:, 0])[0, 1]) < 1e-5
+    # Twice the length over 128 s: no cosine of 40 volumes, three of 300.
+    assert task.read.plan.confounds.shape == (40, 6)
 
 
 def test_motion_is_expanded_and_gaps_closed_as_nilearn_does(tmp_path):
@@ -370,6 +377,10 @@ def test_a_parcel_without_voxels_is_missing(tmp_path, atlas):
     run = find_fmri_runs(tmp_path / "data", config)[0][0]
     assert run.missing == (NAMES[2],)
     assert np.isnan(run.read()).all(axis=0).tolist() == [False, False, True, False, False, False]
+    # Inside of the mask, but outside of what was scanned: nothing changes there.
+    write_volume(tmp_path / "flat", "sub-01_task-rest", courses(), flat=3)
+    run = find_fmri_runs(tmp_path / "flat", config)[0][0]
+    assert (run.missing, np.ptp(run.read(), axis=0)[3]) == ((), 0)
     write_volume(tmp_path / "data", "sub-01_task-rest", courses(), drop=range(6))
     with pytest.raises(DataError, match="no parcel of the atlas holds a voxel of it"):
         find_fmri_runs(tmp_path / "data", config)
@@ -431,6 +442,78 @@ def test_runs_that_moved_or_whose_tables_are_of_other_runs_are_left_out(tmp_path
     write_confounds(stem)
     with pytest.raises(DataError, match=r"h_freq 0.25 Hz is not below half of its rate, 0.25 Hz"):
         find_fmri_runs(root, config)
+
+
+def test_voxels_of_grayordinates_are_parcels_where_no_surface_has_them(tmp_path, atlas):
+    """A dlabel file of cortex and one subcortical region, over a file whose voxels touch the cortex of a volume."""
+    volume = np.zeros(SHAPE, bool)
+    volume[5, 1:4, 1:3] = True
+    axis = models() + cifti2.BrainModelAxis.from_mask(volume, name="THALAMUS_LEFT", affine=AFFINE)
+    names = [*NAMES[:5], "Thalamus"]
+    table = {0: ("???", (0, 0, 0, 0))} | {n: (name, (1, 0, 0, 1)) for n, name in enumerate(names, 1)}
+    labels = np.r_[np.repeat(np.arange(1, 6), 6), np.zeros(6), np.full(6, 6)][None].astype(np.int32)
+    path = tmp_path / "cortex_and_more.dlabel.nii"
+    cifti2.save(cifti2.Cifti2Image(labels, (cifti2.LabelAxis(["a"], [table]), axis)), path)
+    channels = {"kind": "fmri", "atlas": "own", "files": [path], "cleaning": PLAIN}
+    series = courses()
+    values = np.concatenate([np.repeat(series, 6, axis=1), np.repeat(series[:, :1] * 2, 6, axis=1)], axis=1)
+    write_cifti(tmp_path / "data" / "sub-01" / "sub-01_task-rest_bold.dtseries.nii", values, axis)
+    run = find_fmri_runs(tmp_path / "data", CorpusConfig(channels=channels))[0][0]
+    np.testing.assert_allclose(run.read(), np.c_[series[:, :5], series[:, 0] * 2], rtol=1e-5)
+    # The volume of the other atlas has its sixth parcel there, but its surface comes first.
+    run = find_fmri_runs(tmp_path / "data", make_config(atlas, "atlas.dlabel.nii", "atlas.nii.gz"))[0][0]
+    np.testing.assert_allclose(run.read(), series, rtol=1e-5)
+
+
+def test_of_several_forms_the_cleaned_one_is_taken_and_a_space_can_be_chosen(tmp_path, atlas):
+    series, root = courses(), tmp_path / "data"
+    for space, factor in (("MNI152NLin2009cAsym", 1), ("MNI152NLin6Asym", 2)):
+        stem = write_volume(root, "sub-01_task-rest", series * factor, space=space)
+    write_confounds(stem)
+
+    def read(**options):
+        return find_fmri_runs(root, make_config(atlas, "atlas.nii.gz", **options))[0][0].read()
+
+    np.testing.assert_allclose(read(), series, rtol=1e-5)
+    np.testing.assert_allclose(read(space="MNI152NLin6Asym"), 2 * series, rtol=1e-5)
+    with pytest.raises(
+        DataError, match="there in the space MNI152NLin2009cAsym, MNI152NLin6Asym, not in T1w"
+    ):
+        read(space="T1w")
+    # XCP-D: denoised, so that the confounds beside it are not taken out again.
+    name = "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+    source = stem.with_name(name)
+    source.rename(stem.with_name(name.replace("preproc", "denoised")))
+    stem.with_name(name.replace(".nii.gz", ".json")).rename(
+        stem.with_name(name.replace("preproc_bold.nii.gz", "denoised_bold.json"))
+    )
+    found = read(cleaning={"detrend": False})
+    np.testing.assert_allclose(found, 2 * series, rtol=1e-5)
+
+
+def test_atlases_that_nilearn_fetches(tmp_path, atlas, monkeypatch):
+    import nilearn.datasets
+
+    asked = {}
+
+    def fetch(**options):
+        asked.update(options)
+        names = ["Background", *(f"17Networks_LH_VisCent_{k}" for k in range(1, 101))]
+        labels = np.arange(120).clip(max=100).reshape(6, 5, 4).astype(np.int16)
+        nib.save(nib.Nifti1Image(labels, AFFINE), tmp_path / "schaefer.nii.gz")
+        return type("Bunch", (), {"labels": names, "maps": tmp_path / "schaefer.nii.gz"})
+
+    monkeypatch.setattr(nilearn.datasets, "fetch_atlas_schaefer_2018", fetch)
+    monkeypatch.setattr(nilearn.datasets, "get_data_dirs", lambda: [str(tmp_path)])
+    config = FmriChannels(atlas="schaefer100", networks=17)
+    with pytest.raises(ConfigError, match=r"schaefer100_17 is not on this machine: .*--set channels.files"):
+        read_corpus_atlas(config)
+    with give_consent(download=True):
+        found = read_corpus_atlas(config)
+    assert (asked["n_rois"], asked["yeo_networks"]) == (100, 17)
+    assert set(found.channels.networks) == {"VisCent"}
+    with pytest.raises(ValueError, match="nilearn fetches no atlas 'glasser'"):
+        AtlasConfig(fetch="glasser")
 
 
 def test_nothing_to_find(tmp_path, atlas):

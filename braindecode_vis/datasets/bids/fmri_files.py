@@ -21,7 +21,7 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,6 +46,8 @@ _RAW = re.compile(r"_bold\.nii(\.gz)?$")
 _NEW = re.compile(r"_desc-preproc_bold\.nii(\.gz)?$")
 # fMRIPrep before 1.2, which the release of BOLD5000 was made with.
 _OLD = re.compile(r"_bold(_space-[a-zA-Z0-9]+)?_preproc\.nii(\.gz)?$")
+#: Lists the files of a folder whose names match a pattern.
+Finder = Callable[[Path, str], Iterable[Path]]
 _RUN_KEYS = ("sub", "ses", "task", "acq", "dir", "run")
 
 
@@ -231,7 +233,9 @@ def find_events(root: Path, entities: Mapping[str, str]) -> Path | None:
     return next(iter(_inherited(root, entities, "events", ".tsv")), None)
 
 
-def _inherited(root: Path, entities: Mapping[str, str], suffix: str, extension: str) -> list[Path]:
+def _inherited(
+    root: Path, entities: Mapping[str, str], suffix: str, extension: str, find: Finder | None = None
+) -> list[Path]:
     """Return files whose entities all agree with the run's, the nearest and most specific first."""
     subject = root / f"sub-{entities['sub']}"
     folders = [subject / "func", subject, root]
@@ -241,7 +245,8 @@ def _inherited(root: Path, entities: Mapping[str, str], suffix: str, extension: 
     found: list[Path] = []
     for folder in folders:
         level = []
-        for path in sorted(folder.glob(f"*_{suffix}{extension}")):
+        pattern = f"*_{suffix}{extension}"
+        for path in sorted(folder.glob(pattern) if find is None else find(folder, pattern)):
             tags = parse_entities(path.name)
             if all(entities.get(key) == value for key, value in tags.items()):
                 # BIDS' inheritance: within a folder, the file with more entities is nearer to the run.
@@ -251,7 +256,11 @@ def _inherited(root: Path, entities: Mapping[str, str], suffix: str, extension: 
 
 
 def merge_sidecars(
-    root: Path, image: Path, entities: Mapping[str, str], suffix: str = "bold"
+    root: Path,
+    image: Path,
+    entities: Mapping[str, str],
+    suffix: str = "bold",
+    find: Finder | None = None,
 ) -> dict[str, Any]:
     """Return what the sidecars of an image say: that beside it and those inherited below `root`, the nearest winning.
 
@@ -259,6 +268,8 @@ def merge_sidecars(
     ----------
     suffix
         Of the inherited ones, as in ``task-rest_bold.json``.
+    find
+        Lists what is called so in a folder; for trees of many thousand runs, from a listing made before.
     """
     # Sidecars of CIFTI files carry the second ending with some writers, and do not with others.
     bare = re.sub(r"\.(nii(\.gz)?|gii|tsv|csv|npy)$", "", image.name)
@@ -266,7 +277,7 @@ def merge_sidecars(
     paths = [image.with_name(name) for name in names if is_there(image.with_name(name))]
     merged: dict[str, Any] = {}
     # A later one overwrites, so that the nearest comes last.
-    for path in reversed([*paths, *_inherited(root, entities, suffix, ".json")]):
+    for path in reversed([*paths, *_inherited(root, entities, suffix, ".json", find)]):
         with refuse_damage(f"the sidecar {path} is not valid JSON", json.JSONDecodeError, UnicodeDecodeError):
             merged |= json.loads(path.read_text())
     return merged
