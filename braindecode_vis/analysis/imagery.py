@@ -4,8 +4,8 @@ Owns identification of imagined (and, beside it, seen) stimuli within a task and
 the stimulus labels as WAVE reports. No imagery trial is trained on; where a split trains on some of the task, its
 encoder is refused. What was imagined without a picture (a category, a word) is represented by the mean embedding of the
 images of its concept, as Horikawa and Kamitani do. Candidates may be texts as well, as in WAVE's test: the text side of
-a CLIP network reads a caption or a name of each stimulus, or a sentence encoder compares the caption that is decoded
-from a trial with those of the stimuli. Few stimuli are imagined, so repetitions in other subjects matter more than the
+a CLIP network reads a caption or a name of each stimulus, a regression on words stands in for one, or a sentence
+encoder compares the caption that is decoded from a trial with those of the stimuli. Few stimuli are imagined, so repetitions in other subjects matter more than the
 size of a p-value.
 
 References
@@ -15,6 +15,7 @@ Horikawa and Kamitani (2017), doi:10.1038/ncomms15037; Kneeland et al. (2025), N
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -50,6 +51,7 @@ MOST_TEXTS = 2048  # of training images, whose mean is taken off texts: it lies 
 _CENTRED = {
     "none": "", "training": ", after the mean of training texts is taken off",
     "candidates": ", after their own mean, since no training image has words",
+    "words": ", by a ridge regression from the words of training captions to the embeddings of their images",
 }  # fmt: skip
 
 
@@ -74,11 +76,13 @@ class ImageryConfig(Settings):
     candidates
         What predictions are compared with: the ``pictures`` of the stimuli; ``text``, the mean vector of their captions
         (or names) by the text side of the target's CLIP network, after the mean of the texts of training images is
-        taken off (of the candidates, where no training image has words); or ``captions``, where the caption of the
-        training image nearest to the prediction meets those of the stimuli in a sentence encoder.
+        taken off (of the candidates, where no training image has words); ``words``, where a ridge regression from the
+        words of training captions to the embeddings of their images takes the place of a text side, for targets
+        without one; or ``captions``, where the caption of the training image nearest to the prediction meets those of
+        the stimuli in a sentence encoder.
     bank
-        CSV file with the columns ``id`` and ``caption``, of the stimuli, and of training images (``captions`` needs
-        some).
+        CSV file with the columns ``id`` and ``caption``, of the stimuli, and of training images (``words`` and
+        ``captions`` need some).
     sentence_encoder
         Folder of a sentence encoder such as all-MiniLM-L6-v2, for ``captions``.
     images
@@ -95,7 +99,7 @@ class ImageryConfig(Settings):
     metrics: tuple[RetrievalMetric, ...] = Field(default=("two_way", "top1", "5_way"), min_length=1)
     average: bool = True
     n_shuffles: int = Field(default=MIN_SHUFFLES, ge=MIN_SHUFFLES)
-    candidates: Literal["pictures", "text", "captions"] = "pictures"
+    candidates: Literal["pictures", "text", "words", "captions"] = "pictures"
     bank: Path | None = None
     sentence_encoder: Path | None = None
     images: int = Field(default=0, ge=0)
@@ -111,7 +115,12 @@ class ImageryConfig(Settings):
             self.refuse_unused(
                 "sentence_encoder", because=f"candidates {self.candidates} compare no sentences"
             )
-        elif self.bank is None or self.sentence_encoder is None:
+        if self.candidates == "words" and self.bank is None:
+            raise ValueError(
+                "candidates are words, which need a bank: a CSV file with id and caption, of training images and of "
+                "the stimuli"
+            )
+        if self.candidates == "captions" and (self.bank is None or self.sentence_encoder is None):
             raise ValueError(
                 "candidates are captions, which need a bank (CSV with id and caption) and a sentence_encoder (folder "
                 "of all-MiniLM-L6-v2); name both"
@@ -243,6 +252,8 @@ class ImageryConfig(Settings):
         texts = name_stimuli(study, ids, bank)
         if self.candidates == "text":
             return predict_text(study, number, test, texts, find_centre)
+        if self.candidates == "words":
+            return predict_words(study, number, test, texts, bank)
         assert self.sentence_encoder is not None
         encoder = SentenceEncoder(self.sentence_encoder)
         told = _caption_trials(study, number, test, bank)
@@ -299,8 +310,12 @@ class ImageryConfig(Settings):
         ]
         found = "; ".join(parts) + "."
         apart = "none" if study.centre == "none" else "candidates" if own_mean else "training"
+        apart = "words" if self.candidates == "words" else apart
         among = {
-            "pictures": "", "text": f", where candidates are texts in the space of the images{_CENTRED[apart]}",
+            "pictures": "",
+            **dict.fromkeys(
+                ("text", "words"), f", where candidates are texts in the space of the images{_CENTRED[apart]}"
+            ),
             "captions": ", by the caption of the nearest training image in a sentence encoder",
         }[self.candidates]  # fmt: skip
         how = (
@@ -492,6 +507,93 @@ def predict_text(
     gallery = learnt.apply(gallery)
     queries = centre.apply(encoder.predict(test))
     return Embeddings(queries.vectors, queries.ids, gallery.space), gallery
+
+
+def predict_words(
+    study: Study,
+    number: int,
+    test: Responses,
+    texts: Mapping[str, Sequence[str]],
+    bank: Mapping[str, Sequence[str]],
+) -> tuple[Embeddings, Embeddings]:
+    """Return centred predictions of trials, and the texts of their stimuli by a regression on words in the same space.
+
+    Raises
+    ------
+    DataError
+        If fewer than two training images have a caption.
+    """
+    encoder, targets = play_encoder(study.trained(number)), study.banks[number]
+    trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])
+    learning = encoder.map_targets(targets.select(trained_on))
+    centre = fit_centre(learning, study.centre)
+    named = [name for name in trained_on if str(name) in bank]
+    if len(named) < 2:
+        raise DataError(
+            f"candidates are words, but imagery.bank has captions of {len(named)} training image(s); add captions of "
+            "training images, from which the meaning of words is learnt."
+        )
+    known = centre.apply(learning.select(named))
+    encode = regress_on_words([bank[str(name)] for name in named], known.flat())
+    queries = centre.apply(encoder.predict(test))
+    gallery = Embeddings(encode(list(texts.values())), list(texts), queries.space)
+    return queries, gallery
+
+
+def regress_on_words(
+    texts: Sequence[Sequence[str]], vectors: np.ndarray
+) -> Callable[[Sequence[Sequence[str]]], np.ndarray]:
+    """Learn by ridge regression what the words of images say of their vectors.
+
+    An image is described by the share of its texts that hold each word; the penalty has the lowest error of leaving out
+    one image after the other, which has a closed form.
+
+    Parameters
+    ----------
+    texts
+        Texts of each of n images.
+    vectors : array of shape (n, n_features)
+
+    Returns
+    -------
+    callable
+        Takes the texts of each of m images, and returns float32 of shape (m, n_features). Unknown words say nothing.
+
+    Examples
+    --------
+    >>> encode = regress_on_words([["a red cat"], ["a blue cat"], ["a red dog"]], np.array([[1.0], [0.0], [1.0]]))
+    >>> red, blue = encode([["some red thing"], ["blue"]])
+    >>> bool(red[0] > blue[0])
+    True
+    """
+    read = [[set(re.findall(r"[^\W\d_]+", text.lower())) for text in several] for several in texts]
+    place = {word: n for n, word in enumerate(sorted({w for several in read for own in several for w in own}))}
+
+    def count(several: Sequence[set[str]]) -> np.ndarray:
+        row = np.zeros(len(place))
+        for own in several:
+            row[[place[word] for word in own if word in place]] += 1 / len(several)
+        return row
+
+    features = np.stack([count(several) for several in read])
+    middle, mean = features.mean(axis=0), vectors.mean(axis=0, dtype=np.float64)
+    left, sizes, right = np.linalg.svd(features - middle, full_matrices=False)
+    turned = left.T @ (vectors - mean)  # (n_components, n_features)
+
+    def measure(alpha: float) -> float:
+        shrink = sizes**2 / (sizes**2 + alpha)
+        leverage = 1 / len(vectors) + (left**2) @ shrink  # of each image on its own prediction
+        residual = vectors - mean - left @ (shrink[:, None] * turned)
+        return float(((residual / np.maximum(1 - leverage, 1e-9)[:, None]) ** 2).mean())
+
+    alpha = min(np.geomspace(0.01, 1000, 16), key=measure)
+    weights = right.T @ ((sizes / (sizes**2 + alpha))[:, None] * turned)
+
+    def encode(asked: Sequence[Sequence[str]]) -> np.ndarray:
+        rows = [[set(re.findall(r"[^\W\d_]+", text.lower())) for text in several] for several in asked]
+        return (mean + (np.stack([count(several) for several in rows]) - middle) @ weights).astype(np.float32)
+
+    return encode
 
 
 def _caption_trials(

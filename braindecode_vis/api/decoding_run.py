@@ -656,6 +656,8 @@ def decode(
         )
     with give_consent(code=find_code(content)):  # the person wrote it, for this call
         config = validate_config(content, where="decode").take_addresses()
+    from braindecode_vis.studies.analyze import analyze_in_run
+
     # Before the data are written, which would overwrite those of the other run.
     _refuse_another_run(folder, config, data)
     run = open_run_folder(config, folder, listener)
@@ -663,6 +665,7 @@ def decode(
         if out is not None:  # another process may have been waited for, which left a run of other data
             _refuse_another_run(folder, config, data)
         data.write_for_run(folder / "data")
+        analyze_in_run(run)
         reporting.run_all(run)
     decoded = DecodingRun(run)
     if out is None:

@@ -171,11 +171,12 @@ def run_command(
     from braindecode_vis.checks import DataError
     from braindecode_vis.config import check_files
     from braindecode_vis.digests import count_verified
+    from braindecode_vis.studies.analyze import analyze_in_run
 
     run = open_source(source, root, out, overrides, subjects)
     check_files(run.config)
     with training_together(run):
-        ending = pipeline.finish_run(run)
+        ending = pipeline.finish_run(run, analyze_in_run)
         if not as_json:
             print_scores(ending.rows)
         finish(run, as_json, f"report: {run.folder.path / 'report.html'}", profile=profile)

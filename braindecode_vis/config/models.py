@@ -388,6 +388,8 @@ class RunConfig(Settings):
         What the verb ``analyze`` does without ``--analysis``.
     encode
         How the verb ``encode`` predicts responses from images; only that verb looks at it.
+    run_analyses
+        Make the analyses with the run too, before its report.
     cluster
         What jobs ask for, where a verb is given ``--cluster``.
     remote
@@ -412,11 +414,12 @@ class RunConfig(Settings):
     synthetic: SyntheticConfig | None = None
     encode: Annotated[Any, Component("analysis", only=("encoding",), outside=False)] | None = None
     analyses: tuple[Annotated[Any, Component("analysis")], ...] = ()
+    run_analyses: bool = False
     # Never written out: what a run folder holds is the same wherever it was computed.
     cluster: ClusterConfig | None = Field(default=None, exclude=True)
     remote: RemoteConfig | None = Field(default=None, exclude=True)
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"cluster", "remote"})
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"run_analyses", "cluster", "remote"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"synthetic", "encode"})
 
     @field_validator("encode", mode="before")
@@ -444,6 +447,14 @@ class RunConfig(Settings):
     def decodes_categories(self) -> bool:
         """Whether the encoder names a class instead of predicting an embedding."""
         return play(ENCODER_SETTINGS, self.encoder).decodes_categories
+
+    @model_validator(mode="after")
+    def _check_analyses(self) -> Self:
+        if self.run_analyses and not self.analyses:
+            raise ValueError(
+                "run_analyses is true, but analyses lists none; list some, or leave run_analyses out"
+            )
+        return self
 
     @property
     def uses_pretraining(self) -> bool:

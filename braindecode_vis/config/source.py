@@ -102,7 +102,9 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         if path.name == "config.yaml" and (about := describe_writer(path.parent)) and not _is_valid(written):
             raise ConfigError(f"{str(error).rstrip('.')}; {about}.") from error
         raise
-    config = config.replace_paths(partial(_anchor, base=path.parent))
+    config = config.replace_paths(
+        partial(_anchor, base=path.parent, data=getattr(config.dataset, "root", None))
+    )
     config = config.take_addresses(None if may_download() else named)
     return _allow_downloads(config) if may_download() else config
 
@@ -273,12 +275,18 @@ def _find_packages(fields: Any) -> Iterator[str]:
             yield from _find_packages(value)
 
 
-def _anchor(path: Path, base: Path) -> Path:
-    """Make a relative path absolute, from here or from beside the YAML file: a run may be taken up elsewhere."""
-    if is_address(path) or path.expanduser().is_absolute():
-        return path
+def _anchor(path: Path, base: Path, data: Path | None) -> Path:
+    """Make a relative path absolute, since a run may be taken up elsewhere.
+
+    It lies here, beside the YAML file or below the folder of the data set: where something of this name is first.
+    """
     here = path.expanduser()
-    return (here if here.exists() or not (base / here).exists() else base / here).absolute()
+    if is_address(path) or here.is_absolute():
+        return path
+    places = [here, base / here]
+    if isinstance(data, Path) and data != path and not is_address(data):
+        places.append(data.expanduser() / here)
+    return next((place for place in places if place.exists()), here).absolute()
 
 
 def list_shipped() -> dict[str, Path]:

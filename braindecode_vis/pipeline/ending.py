@@ -9,7 +9,7 @@ command through the stages again, which say what it was.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,8 +46,16 @@ class Ending:
     leaks: str
 
 
-def finish_run(run: Run) -> Ending:
-    """Run every stage, reuse what is there, and return what is said of it; for nothing but that if nothing changed."""
+def finish_run(run: Run, analyze: Callable[[Run], None] = lambda run: None) -> Ending:
+    """Run every stage, reuse what is there, and return what is said of it; for nothing but that if nothing changed.
+
+    Parameters
+    ----------
+    run
+        The run.
+    analyze
+        Makes the analyses that the report takes up.
+    """
     try:
         with digests.show_hashing(run.listener.watch):
             asked = _describe_asked(run)
@@ -58,6 +66,7 @@ def finish_run(run: Run) -> Ending:
     from braindecode_vis.pipeline.hints import list_hints
     from braindecode_vis.pipeline.reporting import check_leaks, run_all
 
+    analyze(run)
     rows, hints, found = run_all(run), list_hints(run), check_leaks(run)
     if found is None:
         return Ending(rows, hints, "", "")

@@ -83,6 +83,16 @@ def analyze(run: Run, kinds: Sequence[str] = ()) -> tuple[list[store.Artifact], 
     return artifacts, refusals
 
 
+def analyze_in_run(run: Run) -> None:
+    """Make the analyses of a configuration that asks for them with the run; one that does not fit is told, and no more.
+
+    The report takes up what they found.
+    """
+    if run.config.run_analyses:
+        for kind, text in analyze(run)[1].items():
+            run.tell(f"the analysis {kind} does not fit this run: {text}", "analyze:")
+
+
 def choose_analyses(config: RunConfig, kinds: Sequence[str] = ()) -> list[Any]:
     """Return the settings of the analyses that are asked for; parameters and errors are those of `analyze`."""
     known = list_analyses()
