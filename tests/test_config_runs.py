@@ -25,7 +25,6 @@ from braindecode_vis.phantom import SIZES, PhantomConfig, make_phantom
 from braindecode_vis.phantom.formats.file_writers import write_tsv, write_volumes
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.studies.analyze import analyze
-from braindecode_vis.studies.pretrain import pretrain
 from tests.datasets.test_digits69 import make_phantom_file as make_digits
 from tests.datasets.test_muse_n170 import make_runs as make_muse
 from tests.embeddings.test_captions import write_git
@@ -36,6 +35,7 @@ SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
 # Data set -> changes of the tiny size of its phantom, and settings of the data set.
 PHANTOMS = {
     "alljoined1": ({}, {"image_size": 32}),
+    "bold5000": ({"n_imagery": 3, "imagery_repetitions": 2}, {}),
     "nsd": ({"n_subjects": 2, "n_imagery": 0, "imagery_repetitions": 0, "n_synthetic": 0}, {}),
     "nsd_imagery": ({"n_synthetic": 0}, {}),
     "nsd_synthetic": ({"n_imagery": 0, "imagery_repetitions": 0}, {}),
@@ -125,7 +125,8 @@ TINY = {
 }  # fmt: skip
 # Twins of a configuration that stays: of another number of folds or sessions, another subject's or another modality's.
 SLOW = (
-    "bold5000_ridge",  # bold5000_wave_vith reads the same files
+    "bold5000_ridge",  # phantom_bold_wave reads the same files
+    "bold5000_wave_vith",  # as phantom_bold_wave, with networks of the hub
     "digits69_generative",
     "digits69_ridge_10fold",
     "digits69_ridge_5fold",
@@ -205,7 +206,7 @@ def shrink(path, root):
             "labels": str(truth / "parcels.txt"),
         }
     for analysis in content["analyses"]:
-        if analysis.get("candidates") == "text":
+        if analysis.get("candidates") in ("text", "words"):
             analysis["bank"] = str(root / "phantom_truth" / "captions.csv")
     return RunConfig.model_validate(content)
 
@@ -289,11 +290,6 @@ def test_a_shipped_configuration_runs_from_raw_files_to_report(path, files, tmp_
     config = shrink(path, root)
     run = open_run(config, tmp_path / "run")
     link(shared, run.folder.path / "stages")
-    if config.pretrain is not None:
-        folder = pretrain(run)
-        content = yaml.safe_load(dump_config(config))
-        content["encoder"]["network"]["pretrained"] = str(folder)
-        run = open_run(RunConfig.model_validate(content), tmp_path / "run")
     rows = pipeline.run_all(run)
     link(run.folder.path / "stages", shared)
     assert rows

@@ -5,8 +5,8 @@ the stimulus labels as WAVE reports. No imagery trial is trained on; where a spl
 encoder is refused. What was imagined without a picture (a category, a word) is represented by the mean embedding of the
 images of its concept, as Horikawa and Kamitani do. Candidates may be texts as well, as in WAVE's test: the text side of
 a CLIP network reads a caption or a name of each stimulus, a regression on words stands in for one, or a sentence
-encoder compares the caption that is decoded from a trial with those of the stimuli. Few stimuli are imagined, so repetitions in other subjects matter more than the
-size of a p-value.
+encoder compares the caption that is decoded from a trial with those of the stimuli. Few stimuli are imagined, so
+repetitions in other subjects matter more than the size of a p-value.
 
 References
 ----------
@@ -567,7 +567,9 @@ def regress_on_words(
     True
     """
     read = [[set(re.findall(r"[^\W\d_]+", text.lower())) for text in several] for several in texts]
-    place = {word: n for n, word in enumerate(sorted({w for several in read for own in several for w in own}))}
+    place = {
+        word: n for n, word in enumerate(sorted({w for several in read for own in several for w in own}))
+    }
 
     def count(several: Sequence[set[str]]) -> np.ndarray:
         row = np.zeros(len(place))

@@ -65,7 +65,7 @@ class ParcelNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.pooling = encoder, pooling
-        width = encoder.cls.shape[0]
+        width = encoder.cls.shape[0] * (encoder.n_tokens if pooling == "flatten" else 1)
         self.projector = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, projector_hidden), nn.GELU(),
             nn.Dropout(dropout), nn.Linear(projector_hidden, n_outputs),
@@ -91,8 +91,9 @@ class ParcelNetwork(nn.Module):
         tensor of shape (batch, n_outputs)
         """
         tokens = self.encoder(data)  # (batch, 1 + n_tokens, width)
-        pooled = tokens[:, 0] if self.pooling == "cls" else tokens[:, 1:].mean(dim=1)
-        return self.projector(pooled)
+        if self.pooling == "flatten":
+            return self.projector(tokens[:, 1:].flatten(1))
+        return self.projector(tokens[:, 0] if self.pooling == "cls" else tokens[:, 1:].mean(dim=1))
 
     def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the output for the mean token of each Yeo network, (batch, n_networks, n_outputs).
@@ -102,6 +103,11 @@ class ParcelNetwork(nn.Module):
         DataError
             If the networks of the parcels are unknown.
         """
+        if self.pooling == "flatten":
+            raise DataError(
+                "local outputs of the parcel encoder come from the mean token of each network, and pooling flatten has "
+                "a projector for all tokens together; set encoder.network.pooling to mean."
+            )
         if not len(self.membership):
             raise DataError(
                 "local outputs of the parcel encoder are per network, but the responses name no networks."

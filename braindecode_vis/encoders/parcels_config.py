@@ -66,7 +66,8 @@ class ParcelsConfig(Settings):
         the patch's middle in s from the first sample and of its length, so that windows of any number of patches and
         of other sampling intervals are read by the same weights.
     pooling
-        ``cls`` takes the extra token, ``mean`` averages the others.
+        What the projector gets: ``cls``, the extra token; ``mean``, the average of the others; or ``flatten``, all of
+        them side by side, so that it can weigh each place by itself.
     projector_hidden
         Hidden units between the pooled token and the outputs.
     pretrained
@@ -93,7 +94,7 @@ class ParcelsConfig(Settings):
     parcel_position: Literal["learned", "coordinates", "data"] = "learned"
     coordinates: Path | None = None
     time_position: Literal["learned", "seconds"] = "learned"
-    pooling: Literal["cls", "mean"] = "mean"
+    pooling: Literal["cls", "mean", "flatten"] = "mean"
     projector_hidden: int = Field(default=1024, ge=1)
     pretrained: Literal["pretrain"] | Path | None = None
     key_map: dict[str, str] = Field(default_factory=dict)

@@ -151,6 +151,37 @@ def test_imagined_stimuli_are_identified_among_texts(tmp_path):
         ImageryConfig(candidates="text").compute(unnamed)
 
 
+def test_words_of_training_captions_stand_in_for_a_text_side(tmp_path):
+    """Captions say of each feature whether it is high or low; what the words mean is learnt from training images."""
+    study = make_imagery_study(noise=1.0)
+    bank = study.banks[0]
+    said = [
+        " ".join(
+            f"{chr(97 + n // 26)}{chr(97 + n % 26)}{'up' if v > 0 else 'down'}" for n, v in enumerate(row)
+        )
+        for row in bank.vectors
+    ]
+    table = pd.DataFrame({"id": bank.ids, "caption": said})
+    table.to_csv(tmp_path / "bank.csv", index=False)
+    config = ImageryConfig(candidates="words", bank=tmp_path / "bank.csv", metrics=("two_way",))
+    found = config.compute(study)
+    row = found.table.set_index(["task", "stimulus_set"]).loc[("imagery", "all")]
+    assert row["value"] > 0.7
+    assert row["p_value"] < 0.001
+    assert "by a ridge regression from the words of training captions" in found.summary
+    assert {score.metric for score in found.scores} >= {"two_way@imagery_all_words"}
+    # Words that no training caption has say nothing: all stimuli tie.
+    tested = set(study.responses.stimulus_ids[study.folds[0].test])
+    strange = table.assign(caption=np.where(table["id"].isin(tested), "zzz", table["caption"]))
+    strange.to_csv(tmp_path / "bank.csv", index=False)
+    assert set(config.compute(study).table["value"].round(6)) == {0.5}
+    table[table["id"].isin(tested)].to_csv(tmp_path / "bank.csv", index=False)
+    with pytest.raises(DataError, match="captions of 0 training image"):
+        config.compute(study)
+    with pytest.raises(ValueError, match="candidates are words, which need a bank"):
+        ImageryConfig(candidates="words")
+
+
 def test_imagined_stimuli_are_identified_by_decoded_captions(tmp_path, monkeypatch):
     """The nearest training image is described; its sentence is nearer to that of a stimulus that looks like it."""
     study = make_imagery_study(noise=0.5, strength=0.8)
