@@ -37,6 +37,7 @@ WEIGHTS = "encoder.safetensors"
 OWN_PRETRAINING = "pretrain"
 _ARCHITECTURE = (
     "patch_times", "width", "depth", "n_heads", "mlp_ratio", "network_embedding", "parcel_position", "coordinates",
+    "time_position",
 )  # fmt: skip
 
 
