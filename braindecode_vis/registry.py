@@ -186,6 +186,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "hubness": "analysis.hubness:HubnessConfig",
         "failures": "analysis.failures:FailuresConfig",
         "repetitions": "analysis.repetitions:RepetitionsConfig",
+        "few_shot": "analysis.few_shot:FewShotConfig",
         "rsa": "analysis.rsa:RsaConfig",
         "imagery": "analysis.imagery:ImageryConfig",
         "encoding": "analysis.encoding:EncodingConfig",

@@ -348,19 +348,17 @@ def refit(
             permute: bool = True,
         ) -> list[FoldValues]:
             nonlocal n_elsewhere
-            with study.kept.claim(names[number, key]) as mine:
-                kept = study.kept.read(names[number, key])
-                if kept is not None:
-                    return [meter.restore(test, kept, row) for row, test in enumerate(tests)]
-                if not mine:
-                    n_elsewhere += 1
-                    return []
-                started = time.perf_counter()
-                encoder = fit_picked(study, number, train if change is None else change(train), change)
-                found = [meter.measure_fold(number, test, encoder, permute=permute) for test in tests]
-                columns = ("values", "chance", "table_sum", *(["null"] if found[0].null is not None else []))
-                arrays = {name: np.stack([getattr(each, name) for each in found]) for name in columns}
-                study.kept.write(names[number, key], **arrays)
+            started, is_kept = time.perf_counter(), study.kept.holds(names[number, key])
+            found = measure_once(
+                study, meter, names[number, key], number, tests,
+                lambda: fit_picked(study, number, train if change is None else change(train), change),
+                permute=permute,
+            )  # fmt: skip
+            if found is None:
+                n_elsewhere += 1
+                return []
+            if is_kept:
+                return found
             if advance is None:
                 begin(time.perf_counter() - started)
             assert advance is not None
@@ -370,6 +368,57 @@ def refit(
         yield measure
         if n_elsewhere:
             raise BeingMade(f"{n_elsewhere} of {len(names)} fits of {what} are being made by other processes")
+
+
+def measure_once(
+    study: Study,
+    meter: Meter,
+    name: str,
+    number: int,
+    tests: Sequence[Responses],
+    fit: Callable[[], Any],
+    *,
+    permute: bool = True,
+) -> list[FoldValues] | None:
+    """Fit and measure every test, unless an earlier process has; None where another process is at it.
+
+    Parameters
+    ----------
+    study, meter
+        As for `refit`.
+    name
+        Of the fit, among those of the analysis.
+    number
+        Of the fold.
+    tests
+        Test trials.
+    fit
+        Returns the fitted encoder.
+    permute
+        Whether a null is made.
+    """
+    with study.kept.claim(name) as mine:
+        kept = study.kept.read(name)
+        if kept is not None:
+            return [meter.restore(test, kept, row) for row, test in enumerate(tests)]
+        if not mine:
+            return None
+        encoder = fit()
+        found = [meter.measure_fold(number, test, encoder, permute=permute) for test in tests]
+        columns = ("values", "chance", "table_sum", *(["null"] if found[0].null is not None else []))
+        study.kept.write(name, **{key: np.stack([getattr(each, key) for each in found]) for key in columns})
+    return found
+
+
+def average_draws(measured: Sequence[Measured]) -> Measured:
+    """Return the mean over draws, row by row and permutation by permutation."""
+    nulls = [m.null for m in measured if m.null is not None]
+    first = measured[0]
+    return Measured(
+        np.mean([m.values for m in measured], axis=0), first.ids, first.subjects, first.clusters, first.chance,
+        float(np.mean([m.observed for m in measured])),
+        np.mean(nulls, axis=0) if len(nulls) == len(measured) else None,
+    )  # fmt: skip
 
 
 def _describe_time(seconds: float) -> str:

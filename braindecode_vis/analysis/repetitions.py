@@ -18,6 +18,7 @@ from braindecode_vis.analysis.measure import (
     Measured,
     Meter,
     RetrievalMetric,
+    average_draws,
     check_retrieval,
     describe_result,
 )
@@ -69,7 +70,7 @@ class RepetitionsConfig(Settings):
                 # All repetitions of every image can be drawn in one way only.
                 draws = 1 if n == most == max(sizes) else self.n_draws
                 measured = [self._measure(study, meter, n, draw) for draw in range(draws)]
-                mean = _average(measured)
+                mean = average_draws(measured)
                 trials = len(mean.values)
                 rows.append({"repetitions": n, "n_draws": draws, **mean.as_row(study)})
                 advance(1)
@@ -120,14 +121,3 @@ def _list_groups(study: Study, rows: np.ndarray) -> list[np.ndarray]:
 
 def _draw_rows(study: Study, rows: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
     return np.concatenate([generator.choice(g, n, replace=False) for g in _list_groups(study, rows)])
-
-
-def _average(measured: list[Measured]) -> Measured:
-    """Return the mean over draws, row by row and permutation by permutation."""
-    nulls = [m.null for m in measured if m.null is not None]
-    first = measured[0]
-    return Measured(
-        np.mean([m.values for m in measured], axis=0), first.ids, first.subjects, first.clusters, first.chance,
-        float(np.mean([m.observed for m in measured])),
-        np.mean(nulls, axis=0) if len(nulls) == len(measured) else None,
-    )  # fmt: skip

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
@@ -106,11 +107,15 @@ class FunctionalPcaConfig(Settings):
 
 
 CommonSpaceConfig = ProcrustesConfig | HyperalignmentConfig | SharedResponseConfig | FunctionalPcaConfig
+_WORDS = ("none", "euclidean", "zscore")  # alignments without settings
 COMMON_SPACES: tuple[str, ...] = tuple(c.model_fields["kind"].default for c in get_args(CommonSpaceConfig))
 
 
 def _name_kind(value: Any) -> Any:
     """Let the name of a kind stand for its settings with their defaults."""
+    if isinstance(value, str) and value not in (*_WORDS, *COMMON_SPACES):
+        known = [*_WORDS, *COMMON_SPACES]
+        raise PydanticCustomError("unknown_kind", "unknown kind {given}", {"given": value, "known": known})
     return {"kind": value} if isinstance(value, str) and value in COMMON_SPACES else value
 
 
