@@ -98,7 +98,8 @@ class FewShotConfig(Settings):
         if study.choose(0, None) is not None:
             raise ConfigError(
                 "few_shot fits on parts of the training trials, and selection.reliability and selection.encoding "
-                "choose by all of them; run it without (--set selection.reliability=null --set selection.encoding=null)."
+                "choose by all of them; run it without (--set selection.reliability=null --set "
+                "selection.encoding=null)."
             )
         newcomers = list(_list_newcomers(study))
         most = min(len(one.own) for one in newcomers)
