@@ -110,6 +110,18 @@ def find_fmri_images(root: Path) -> tuple[list[list[SeriesImage]], list[Excluded
             continue
         key = tuple(image.run.entities.get(name, "") for name in _RUN_KEYS)
         groups.setdefault(key, []).append(image)
+    # ICA-FIX of several runs leaves them joined beside themselves: rfMRI_REST beside rfMRI_REST1_LR.
+    named = {
+        (images[0].run.entities["sub"], run) for images in groups.values() if (run := _get_hcp_run(images))
+    }
+    for key, images in list(groups.items()):
+        joined = _get_hcp_run(images)
+        parts = [run for sub, run in named if sub == key[0] and run != joined and run.startswith(joined)]
+        if joined and parts:
+            strange.append(
+                Excluded(images[0].files[0], f"it joins runs that are there, such as {min(parts)}")
+            )
+            del groups[key]
     order = sorted(groups, key=lambda key: [_order_naturally(part) for part in key])
     return [sorted(groups[key], key=_rank) for key in order], strange
 
@@ -200,6 +212,11 @@ def _describe_bids(
     files = _find_hemispheres(path) if kind == "surface" else (path,)
     run = RunFiles(path, entities, None, sidecar, picks[0], picks[2])
     return SeriesImage(kind, files, run, picks[1], "desc-denoised" in path.name)
+
+
+def _get_hcp_run(images: list[SeriesImage]) -> str:
+    path = images[0].files[0]
+    return path.parent.name if _MNINONLINEAR in path.parts else ""
 
 
 def _find_hemispheres(left: Path) -> tuple[Path, ...]:

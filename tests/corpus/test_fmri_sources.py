@@ -292,12 +292,21 @@ def test_motion_of_the_hcp_is_regressed_out_where_its_files_are_not_cleaned(tmp_
     config = make_config(atlas, cleaning={"detrend": False})
     cleaned, task = find_fmri_runs(tmp_path / "hcp", config)[0]
     assert (cleaned.task, task.task) == ("rest", "wm")
+    joined = tmp_path / "hcp" / "1" / "MNINonLinear" / "Results" / "rfMRI_REST"
+    write_cifti(joined / "rfMRI_REST_Atlas_hp0_clean.ptseries.nii", series, parcels_axis(NAMES))
+    runs, excluded = find_fmri_runs(tmp_path / "hcp", config)
+    assert [run.run for run in runs] == ["rfMRI_REST1_RL", "tfMRI_WM_LR"]
+    assert excluded[0].reason == "it joins runs that are there, such as rfMRI_REST1_RL"
     steps = np.abs(np.diff(moves, axis=0))
     assert task.motion_mm == pytest.approx((steps[:, :3].sum() + 50 * steps[:, 3:].sum()) / 40)
     assert np.corrcoef(cleaned.read()[:, 0], moves[:, 0])[0, 1] > 0.9
     assert abs(np.corrcoef(task.read()[:, 0], moves[:, 0])[0, 1]) < 1e-5
-    # Twice the length over 128 s: no cosine of 40 volumes, three of 300.
-    assert task.read.plan.confounds.shape == (40, 6)
+    config = make_config(atlas, cleaning={"confounds": {"strategy": ["high_pass"]}})
+    slow = 9 * np.cos(np.pi / 300 * (np.arange(300) + 0.5) * 2)[:, None]
+    place = tmp_path / "long" / "1" / "MNINonLinear" / "Results" / "tfMRI_WM_LR"
+    write_cifti(place / "tfMRI_WM_LR_Atlas.ptseries.nii", 100 + np.tile(slow, 6), parcels_axis(NAMES))
+    np.savetxt(place / "Movement_Regressors.txt", np.zeros((300, 12)))
+    assert np.abs(find_fmri_runs(tmp_path / "long", config)[0][0].read()).max() < 1e-3
 
 
 def test_motion_is_expanded_and_gaps_closed_as_nilearn_does(tmp_path):
