@@ -17,13 +17,14 @@ import pytest
 from typer.testing import CliRunner
 
 import braindecode_vis as bdv
+from braindecode_vis import folder_lock
 from braindecode_vis.audit.run import audit_run
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.cli import app
 from braindecode_vis.config import read_config
-from braindecode_vis.pipeline import folder_lock, run_all, train
+from braindecode_vis.folder_lock import HOLDER, hold_folder
+from braindecode_vis.pipeline import run_all, train
 from braindecode_vis.pipeline.finished_run import open_finished
-from braindecode_vis.pipeline.folder_lock import HOLDER, hold_folder
 from braindecode_vis.pipeline.runs import SilentListener, open_run, read_scores
 from braindecode_vis.studies.compare import compare_runs, read_items
 
@@ -31,7 +32,7 @@ from braindecode_vis.studies.compare import compare_runs, read_items
 HOLD = """
 import sys
 from pathlib import Path
-from braindecode_vis.pipeline.folder_lock import hold_folder
+from braindecode_vis.folder_lock import hold_folder
 
 sys.argv[0] = "braindecode-vis"
 with hold_folder(Path(sys.argv[1]), sys.argv[2], print):

@@ -34,7 +34,7 @@ from braindecode_vis.cluster.launching import SINGLE, Launch
 from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.config.source import read_override
 from braindecode_vis.consent import ConsentError, may_run_commands
-from braindecode_vis.pipeline.folder_lock import hold_folder
+from braindecode_vis.folder_lock import hold_folder
 from braindecode_vis.settings import describe_validation_error
 from braindecode_vis.studies.sweep import make_command
 

@@ -1,5 +1,679 @@
 """Making a corpus of sources, and growing it.
 
-Owns the shards and the manifest: what was added, who is who, and who is held out. A kill loses the shard that was being
-written and nothing else; what was added before is never read again.
+Owns which of the runs that were found are new, how their samples are brought to the form of the corpus, and the order
+of the work. Runs are mixed and packed into shards, each of which appears by one rename: a kill loses the shard that was
+being written and nothing else, and what was added before is not read again. One run is in memory at a time.
 """
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import xxhash
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.contracts import Progress, count_steps
+from braindecode_vis.corpus.corpus_config import CorpusConfig, FmriChannels
+from braindecode_vis.corpus.manifest import (
+    MANIFEST,
+    RUNS,
+    VALUES,
+    Manifest,
+    Source,
+    forget_states,
+    list_states,
+    name_subject,
+    read_manifest,
+    read_rows,
+    take_up_shards,
+    write_manifest,
+)
+from braindecode_vis.corpus.recordings import Channels, Excluded, SeriesRun
+from braindecode_vis.digests import digest_files
+from braindecode_vis.folder_lock import hold_folder
+from braindecode_vis.memory import check_memory
+from braindecode_vis.preprocessing.array_file import ArrayFile
+from braindecode_vis.store import RunFolder, hash_json, write_json
+
+_VERSION = 1
+#: Of the windowed sinc, in samples of the slower of both rates, on each side.
+_REACH = 8
+#: Kaiser's window: 80 dB.
+_BETA = 8.0
+#: Largest share of the runs of an addition that may turn out unreadable; a single one always may.
+_MAX_UNREADABLE = 0.05
+
+
+class Sources(Protocol):
+    """What finds recordings; a module of the package for each modality, and a stand-in in tests."""
+
+    def read_channels(self, config: CorpusConfig, roots: Sequence[Path]) -> Channels:
+        """Return the channels of a corpus that is begun with these roots."""
+        ...
+
+    def find_runs(self, root: Path, config: CorpusConfig) -> tuple[list[SeriesRun], list[Excluded]]:
+        """Return the runs below a root, and what was left out."""
+        ...
+
+
+class PackageSources:
+    """The finders of this package."""
+
+    def read_channels(self, config: CorpusConfig, roots: Sequence[Path]) -> Channels:
+        """Return the channels of a corpus that is begun with these roots."""
+        if isinstance(config.channels, FmriChannels):
+            from braindecode_vis.corpus.fmri_sources import read_fmri_channels
+
+            return read_fmri_channels(config.channels)
+        from braindecode_vis.corpus.meeg_sources import read_meeg_channels
+
+        return read_meeg_channels(config, roots)
+
+    def find_runs(self, root: Path, config: CorpusConfig) -> tuple[list[SeriesRun], list[Excluded]]:
+        """Return the runs below a root, and what was left out."""
+        if isinstance(config.channels, FmriChannels):
+            from braindecode_vis.corpus.fmri_sources import find_fmri_runs
+
+            return find_fmri_runs(root, config)
+        from braindecode_vis.corpus.meeg_sources import find_meeg_runs
+
+        return find_meeg_runs(root, config)
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """A run that is to be stored: its id, the digest of its files and the size it will have."""
+
+    run: SeriesRun
+    run_id: str
+    files: str
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What an addition did, or would do.
+
+    Parameters
+    ----------
+    n_found, n_known, n_copies, n_changed
+        Runs that were found; that were there before; that are of the same files as another one; whose files have
+        changed, and which were read again.
+    n_new, n_people, hours, n_bytes
+        What came to the corpus: runs, persons, hours, and bytes on disk.
+    excluded
+        What was left out.
+    seconds
+        How long it took.
+    digest
+        Of the corpus afterwards.
+    """
+
+    n_found: int
+    n_known: int
+    n_copies: int
+    n_changed: int
+    n_new: int
+    n_people: int
+    hours: float
+    n_bytes: int
+    excluded: tuple[Excluded, ...]
+    seconds: float
+    digest: str = ""
+
+
+def add_sources(
+    folder: Path,
+    roots: Sequence[Path],
+    config: CorpusConfig,
+    *,
+    people: Mapping[str, str] | None = None,
+    hold_out: Sequence[str] = (),
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda sentence: None,
+    sources: Sources | None = None,
+) -> Addition:
+    """Add the runs of some roots to a corpus, which is made if there is none.
+
+    Parameters
+    ----------
+    folder
+        Of the corpus.
+    roots
+        Folders of data sets; none only brings persons and the hold-out up to date.
+    config
+        Settings; those of a corpus that is there, or the same with another size of shards or share to hold out.
+    people
+        Person of each subject, as `manifest.name_subject` names them.
+    hold_out
+        Persons or subjects to hold out beside those that are drawn.
+    progress
+        Called with the number of runs done, of all and words.
+    tell
+        Called with sentences on what should be known.
+    sources
+        What finds the runs.
+
+    Raises
+    ------
+    ConfigError
+        If the settings are not those of the corpus, or a person to hold out is unknown.
+    DataError
+        If a run is not of this corpus, or too many cannot be read.
+    """
+    started = time.monotonic()
+    folder = folder.expanduser().absolute()
+    sources = sources or PackageSources()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"the corpus {folder} cannot be made ({error.strerror}).") from error
+    with hold_folder(folder, hash_json(config.hashed_fields()), tell):
+        manifest, kept = _begin(folder, roots, config, sources), list_states(folder)
+        found = _find_all(roots, manifest, sources, progress)
+        before = _Before.read(folder, manifest)
+        sorted_out = _sort_out(found, manifest, before)
+        manifest = replace(
+            sorted_out.manifest, given={**manifest.given, **(people or {})}, config=manifest.config
+        )
+        manifest = _hold_out(manifest, before, hold_out, tell)
+        manifest = replace(manifest, n_unwritten=len(sorted_out.new))
+        write_manifest(folder, manifest)
+        if sorted_out.n_changed:
+            tell(
+                f"{sorted_out.n_changed} recordings have changed since they were added; they are read again and take "
+                "the place of what was stored"
+            )
+        n_stored = len(before.rows)
+        advance = count_steps(progress, len(sorted_out.new))
+        failed: list[Excluded] = []
+        for group in pack(sorted_out.new, config.shard_mb):
+            number = 1 + max((int(shard.name.partition("-")[0]) for shard in manifest.shards), default=-1)
+            failed += write_shard(folder, f"{number:05d}", group, manifest, advance)
+            manifest = take_up_shards(folder, manifest)
+            manifest = replace(manifest, n_unwritten=manifest.n_unwritten - len(group))
+            write_manifest(folder, manifest)
+            if len(failed) > max(1, _MAX_UNREADABLE * len(sorted_out.new)):
+                raise DataError(
+                    f"{len(failed)} of {len(sorted_out.new)} new runs cannot be read, first {failed[0].path}: "
+                    f"{failed[0].reason}; what was written is kept, so mend or remove them and give the same command "
+                    "again."
+                )
+        manifest = _note_sources(manifest, roots, found, [*sorted_out.excluded, *failed])
+        manifest = _tell_merged(manifest, before, tell)
+        digest = write_manifest(folder, manifest)
+        forget_states(folder, kept | {digest})
+    rows = read_rows(folder, manifest.shards)[n_stored:]
+    names = manifest.name_people()
+    return Addition(
+        n_found=sum(len(runs) for _, runs, _ in found), n_known=sorted_out.n_known, n_copies=sorted_out.n_copies,
+        n_changed=sorted_out.n_changed, n_new=len(rows),
+        n_people=len(set(names.values()) - before.people),
+        hours=sum(row["n_times"] * row["interval_s"] for row in rows) / 3600,
+        n_bytes=sum(shard.n_bytes for shard in manifest.shards) - before.n_bytes,
+        excluded=(*sorted_out.excluded, *failed), seconds=time.monotonic() - started, digest=digest,
+    )  # fmt: skip
+
+
+# --- what is new -------------------------------------------------------------------------------------------
+
+_Found = list[tuple[Path, list[SeriesRun], list[Excluded]]]
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What a corpus held when an addition began."""
+
+    rows: list[dict[str, Any]]
+    people: set[str]
+    trained: set[str]  # subjects with runs whose person was not held out
+    n_bytes: int
+
+    @classmethod
+    def read(cls, folder: Path, manifest: Manifest) -> _Before:
+        rows = read_rows(folder, manifest.shards)
+        names, held = manifest.name_people(), manifest.find_held_out()
+        stored = {name_subject(row["source"], row["subject"]) for row in rows}
+        return cls(
+            rows, set(names.values()), {subject for subject in stored if names[subject] not in held},
+            sum(shard.n_bytes for shard in manifest.shards),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _SortedOut:
+    manifest: Manifest
+    new: list[NewRun]
+    excluded: list[Excluded]
+    n_known: int
+    n_copies: int
+    n_changed: int
+
+
+def _begin(folder: Path, roots: Sequence[Path], config: CorpusConfig, sources: Sources) -> Manifest:
+    """Return the manifest of a corpus that is there, with what a killed call had finished, or of a new one."""
+    if (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder)
+        known, asked = manifest.config.hashed_fields(), config.hashed_fields()
+        if known != asked:
+            key, old, new = next(iter(_diff(known, asked)))
+            raise ConfigError(
+                f"the corpus {folder} was made with {key} {old!r}, not {new!r}, which holds for all of it; leave that "
+                "setting out, or make another corpus."
+            )
+        return take_up_shards(folder, replace(manifest, config=config))
+    if not roots:
+        read_manifest(folder)  # says that there is none
+    config = config.replace_paths(lambda path: path.expanduser().absolute())
+    channels = sources.read_channels(config, roots)
+    if len(set(channels.names)) != len(channels.names) or not channels.names:
+        raise DataError("the channels of a corpus must be some, and none of them there twice.")
+    modality: Any = "fmri"
+    if not isinstance(config.channels, FmriChannels):
+        modality = config.channels.modality
+        named = config.channels.model_copy(update={"names": channels.names})
+        config = config.model_copy(update={"channels": named})
+    return Manifest(config, channels, modality)
+
+
+def _diff(known: Any, asked: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(known, dict) and isinstance(asked, dict):
+        for name in [*known, *(name for name in asked if name not in known)]:
+            yield from _diff(known.get(name), asked.get(name), f"{key}.{name}".lstrip("."))
+    elif known != asked:
+        yield key, known, asked
+
+
+def _find_all(
+    roots: Sequence[Path], manifest: Manifest, sources: Sources, progress: Progress | None
+) -> _Found:
+    found: _Found = []
+    for number, root in enumerate(roots):
+        root = root.expanduser().absolute()
+        if not root.is_dir():
+            raise DataError(f"the source {root} is no folder; correct --add.")
+        if progress is not None:
+            progress(number, len(roots), f"looking through {root}")
+        found.append((root, *sources.find_runs(root, manifest.config)))
+    return found
+
+
+def name_run(run: SeriesRun) -> str:
+    """Return the id of a run: its data set, subject, session and first file."""
+    return "/".join(filter(None, [run.source, run.subject, run.session, run.files[0].name]))
+
+
+def check_run(run: SeriesRun, manifest: Manifest) -> str:
+    """Return why a run is left out, or an empty text.
+
+    Raises
+    ------
+    DataError
+        If it is of another modality or other channels, or lacks some that it must have.
+    """
+    where, config = run.files[0], manifest.config
+    if run.modality != manifest.modality:
+        raise DataError(
+            f"{where} is {run.modality}, but the corpus is of {manifest.modality}; make another for it."
+        )
+    if run.channels != manifest.channels.names:
+        raise DataError(
+            f"{where} is mapped to {len(run.channels)} channels, but the corpus has "
+            f"{len(manifest.channels.names)} by other names; give the atlas or the names that it was made with."
+        )
+    if run.missing and config.missing == "refuse":
+        raise DataError(
+            f"{where} lacks {len(run.missing)} of {len(run.channels)} channels, first {run.missing[0]}; set "
+            "missing=mask to take it with these marked as missing."
+        )
+    if len(run.missing) > config.max_missing * len(run.channels):
+        return (
+            f"it lacks {len(run.missing)} of {len(run.channels)} channels, more than max_missing="
+            f"{config.max_missing:g} allows"
+        )
+    duration = run.n_times * run.interval_s
+    if duration < config.min_duration_s:
+        return f"it lasts {duration:g} s, less than min_duration_s={config.min_duration_s:g}"
+    return ""
+
+
+def _sort_out(found: _Found, manifest: Manifest, before: _Before) -> _SortedOut:
+    """Say which runs are new, by the digests of their files."""
+    excluded = [entry for _, _, left_out in found for entry in left_out]
+    runs: list[SeriesRun] = []
+    for _, found_runs, _ in found:
+        for run in found_runs:
+            if reason := check_run(run, manifest):
+                excluded.append(Excluded(run.files[0], reason))
+            else:
+                runs.append(run)
+    paths = {str(path): path for run in runs for path in run.files}
+    digests = digest_files(paths)
+    stored = {(row["run_id"], row["files"]) for row in before.rows}
+    named = {run_id for run_id, _ in stored}
+    owners = {row["files"]: name_subject(row["source"], row["subject"]) for row in before.rows}
+    links = dict.fromkeys(manifest.links)
+    subjects = dict.fromkeys(manifest.subjects)
+    new: dict[str, NewRun] = {}
+    n_copies = n_changed = n_known = 0
+    for run in runs:
+        files = hash_json([digests[str(path)] for path in run.files])
+        subject, run_id = name_subject(run.source, run.subject), name_run(run)
+        subjects[subject] = None
+        if (run_id, files) in stored:
+            n_known += 1
+        elif files in owners:
+            n_copies += 1
+            if owners[files] != subject:
+                links[owners[files], subject] = None
+        elif run_id in new:
+            raise DataError(
+                f"{run.files[0]} and {new[run_id].run.files[0]} are different recordings by one name ({run_id}); "
+                "give their data sets different names in dataset_description.json, or add one of them."
+            )
+        else:
+            n_changed += run_id in named
+            owners[files] = subject
+            new[run_id] = NewRun(run, run_id, files, _count_bytes(run, manifest.config))
+    # Mixed, so that a few shards at a time hold many persons and sites.
+    order = sorted(new.values(), key=lambda entry: xxhash.xxh3_128_hexdigest(entry.run_id.encode()))
+    manifest = replace(manifest, subjects=tuple(subjects), links=tuple(links))
+    return _SortedOut(manifest, order, excluded, n_known, n_copies, n_changed)
+
+
+def _count_bytes(run: SeriesRun, config: CorpusConfig) -> int:
+    n_times = count_resampled(run.n_times, run.interval_s, find_interval(run, config))
+    return n_times * (len(run.channels) - len(run.missing)) * np.dtype(config.dtype).itemsize
+
+
+def pack(runs: Sequence[NewRun], shard_mb: float) -> Iterator[list[NewRun]]:
+    """Yield neighbours that fill a shard; a longer run is one by itself."""
+    group: list[NewRun] = []
+    n_bytes = 0
+    for run in runs:
+        if group and n_bytes + run.n_bytes > shard_mb * 1e6:
+            yield group
+            group, n_bytes = [], 0
+        group.append(run)
+        n_bytes += run.n_bytes
+    if group:
+        yield group
+
+
+# --- who is held out ---------------------------------------------------------------------------------------
+
+
+def _hold_out(
+    manifest: Manifest, before: _Before, named: Sequence[str], tell: Callable[[str], None]
+) -> Manifest:
+    """Return the manifest with persons held out among those who came new, and those who are named.
+
+    Of each data set its share is held out, and of all of them at least one person; who was trained on before is never
+    drawn. The draw is by a hash of the person, so that corpora of the same sources hold out the same persons.
+    """
+    names = manifest.name_people()
+    held = set(manifest.held_out)
+    members: dict[str, list[str]] = {}
+    for subject, person in names.items():
+        members.setdefault(person, []).append(subject)
+    for word in named:
+        chosen = members.get(word) or [s for s in names if s == word or s.rpartition("/")[2] == word]
+        if not chosen:
+            raise ConfigError(
+                f"no person and no subject of the corpus is called {word!r}; name one as the table of the corpus does, "
+                "SOURCE/SUBJECT."
+            )
+        if len({names[subject] for subject in chosen}) > 1:
+            raise ConfigError(
+                f"{len(chosen)} persons are called {word!r}, first {chosen[0]}; name one as SOURCE/SUBJECT."
+            )
+        held.update(members[names[chosen[0]]])
+    share = manifest.config.held_out
+    trained = {names[subject] for subject in before.trained}
+    by_source: dict[str, list[str]] = {}
+    for person, subjects in members.items():
+        by_source.setdefault(subjects[0].rpartition("/")[0], []).append(person)
+    is_held = {person for person, subjects in members.items() if held & set(subjects)}
+
+    def draw(persons: Sequence[str], n: int) -> None:
+        free = [p for p in persons if p not in is_held and p not in trained]
+        n_missing = n - sum(p in is_held for p in persons)
+        for person in sorted(free, key=lambda p: xxhash.xxh3_64_hexdigest(p.encode()))[: max(0, n_missing)]:
+            is_held.add(person)
+            held.update(members[person])
+
+    for persons in by_source.values():
+        # a half rounds up, as half of the data sets of five people should hold out one at a tenth
+        draw(persons, math.floor(share * len(persons) + 0.5))
+    if share > 0 and len(members) > 1 and not is_held:
+        draw(list(members), 1)
+    return replace(manifest, held_out=frozenset(held))
+
+
+def _tell_merged(manifest: Manifest, before: _Before, tell: Callable[[str], None]) -> Manifest:
+    """Tell of persons who were trained on and are held out from now on; return the manifest with all their names."""
+    names, held = manifest.name_people(), manifest.find_held_out()
+    seen = sorted({names[subject] for subject in before.trained if names[subject] in held})
+    if seen:
+        tell(
+            f"{', '.join(seen[:3])}{f' and {len(seen) - 3} more' if len(seen) > 3 else ''} "
+            f"{'was' if len(seen) == 1 else 'were'} trained on and held out from now on, by name or as the same person "
+            "as one held out: a network that was pretrained on the corpus as it was has seen them"
+        )
+    return replace(manifest, held_out=frozenset(s for s in manifest.subjects if names[s] in held))
+
+
+def _note_sources(
+    manifest: Manifest, roots: Sequence[Path], found: _Found, excluded: Sequence[Excluded]
+) -> Manifest:
+    """Return the manifest with the roots of this addition, each once."""
+    sources = {source.root: source for source in manifest.sources}
+    for root, runs, _ in found:
+        mine = [(str(e.path), e.reason) for e in excluded if e.path.is_relative_to(root)]
+        known = sources.get(str(root))
+        sources[str(root)] = Source(
+            names=tuple(sorted({run.source for run in runs})), root=str(root),
+            added=known.added if known else datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+            n_runs=len(runs), excluded=tuple(mine),
+        )  # fmt: skip
+    return replace(manifest, sources=tuple(sources.values()))
+
+
+# --- samples -----------------------------------------------------------------------------------------------
+
+
+def find_interval(run: SeriesRun, config: CorpusConfig) -> float:
+    """Return the interval that a run is stored with (s)."""
+    is_resampled = isinstance(config.channels, FmriChannels) and config.time == "resample"
+    return config.interval_s if is_resampled else run.interval_s
+
+
+def prepare_run(run: SeriesRun, config: CorpusConfig) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the samples of a run as they are stored, and its missing channels.
+
+    Returns
+    -------
+    values : array of shape (n_times, n_present)
+        At the interval of the corpus, scaled.
+    missing
+        Channels that the run does not have, and those that never change.
+
+    Raises
+    ------
+    DataError
+        If the samples are not what the run was said to have, or not finite.
+    """
+    where = run.files[0]
+    check_memory(
+        3 * 4 * run.n_times * len(run.channels), what=f"the run {where}", reduce="cut it into shorter files"
+    )
+    data = np.asarray(run.read(), dtype=np.float32)
+    if data.shape != (run.n_times, len(run.channels)):
+        raise DataError(
+            f"{where} gave {data.shape[0]} samples of {data.shape[-1]} channels in place of {run.n_times} of "
+            f"{len(run.channels)}."
+        )
+    present = np.array([name not in set(run.missing) for name in run.channels])
+    data = data[:, present]
+    bad = ~np.isfinite(data).all(axis=0)
+    if bad.any():
+        raise DataError(
+            f"{where} has values that are no numbers in {bad.sum()} channels, first "
+            f"{np.array(run.channels)[present][bad][0]}."
+        )
+    # A share of its size, so that rounding is no change.
+    span, size = np.ptp(data, axis=0), np.abs(data).max(axis=0, initial=0)
+    varies = span > 1e-6 * size
+    present[present] = varies
+    missing = tuple(name for name, there in zip(run.channels, present, strict=True) if not there)
+    if len(missing) > config.max_missing * len(run.channels):
+        raise DataError(
+            f"it lacks {len(missing)} of {len(run.channels)} channels, of which {len(missing) - len(run.missing)} "
+            "never change"
+        )
+    if missing and config.missing == "refuse":
+        raise DataError(f"its channel {missing[0]} never changes")
+    data = resample_series(data[:, varies], run.interval_s, find_interval(run, config))
+    if config.scaling == "zscore":
+        data = data - data.mean(axis=0, dtype=np.float64)
+        data = data / data.std(axis=0, dtype=np.float64)
+    # A spike of more than 65504 standard deviations would need four billion samples.
+    return data.astype(config.dtype), missing
+
+
+def count_resampled(n_times: int, interval_s: float, new_interval_s: float) -> int:
+    """Return the number of samples after resampling: those that lie within the recording.
+
+    Examples
+    --------
+    >>> count_resampled(100, 0.72, 2.0), count_resampled(100, 2.0, 2.0)
+    (36, 100)
+    """
+    if math.isclose(interval_s, new_interval_s, rel_tol=1e-6):
+        return n_times
+    return math.floor((n_times - 1) * interval_s / new_interval_s + 1e-6) + 1
+
+
+def resample_series(data: np.ndarray, interval_s: float, new_interval_s: float) -> np.ndarray:
+    """Bring time series to another interval: a windowed sinc, which takes out what the new rate cannot hold.
+
+    Any ratio of the intervals is exact, unlike that of a polyphase filter. At both ends the weights that are left are
+    scaled to a sum of one.
+
+    Parameters
+    ----------
+    data : array of shape (n_times, n_channels)
+    interval_s, new_interval_s
+        Time between two samples before and after (s); the first sample stays where it is.
+
+    Returns
+    -------
+    array of shape (n_new_times, n_channels), float32
+
+    Examples
+    --------
+    >>> t = np.arange(200) * 0.72
+    >>> slow = resample_series(np.sin(2 * np.pi * 0.05 * t)[:, None], 0.72, 2.0)[:, 0]
+    >>> bool(np.abs(slow - np.sin(2 * np.pi * 0.05 * 2.0 * np.arange(len(slow))))[8:-8].max() < 1e-3)
+    True
+    """
+    if math.isclose(interval_s, new_interval_s, rel_tol=1e-6):
+        return np.asarray(data, np.float32)
+    n_new = count_resampled(len(data), interval_s, new_interval_s)
+    ratio = new_interval_s / interval_s
+    centres = np.arange(n_new) * ratio  # of the new samples, counted in old ones
+    slower = max(1.0, ratio)
+    reach = math.ceil(_REACH * slower)
+    first = np.floor(centres).astype(int) - reach
+    out = np.zeros((n_new, data.shape[1]))
+    total = np.zeros((n_new, 1))
+    for offset in range(2 * reach + 2):
+        index = first + offset
+        distance = (index - centres) / slower
+        weights = np.sinc(distance) * _kaiser(distance / (reach / slower))
+        weights[(index < 0) | (index >= len(data))] = 0
+        out += weights[:, None] * data[np.clip(index, 0, len(data) - 1)]
+        total += weights[:, None]
+    return (out / total).astype(np.float32)
+
+
+def _kaiser(place: np.ndarray) -> np.ndarray:
+    inside = np.clip(1 - place**2, 0, None)
+    return np.where(np.abs(place) <= 1, np.i0(_BETA * np.sqrt(inside)) / np.i0(_BETA), 0.0)
+
+
+# --- shards ------------------------------------------------------------------------------------------------
+
+
+class _NothingToWriteError(Exception):
+    """No run of a shard could be read."""
+
+
+def write_shard(
+    folder: Path,
+    number: str,
+    group: Sequence[NewRun],
+    manifest: Manifest,
+    advance: Callable[[int, str], None] = lambda n, text: None,
+    *,
+    waits: bool = True,
+) -> list[Excluded]:
+    """Write a shard, unless it is there, and return the runs that cannot be read.
+
+    Raises
+    ------
+    leases.BeingMade
+        If another process writes it and `waits` is false.
+    """
+    config = manifest.config
+    failed: list[Excluded] = []
+
+    def compute(scratch: Path) -> None:
+        rows: list[dict[str, Any]] = []
+        n_values, dtype = 0, np.dtype(config.dtype)
+        shape = (sum(entry.n_bytes for entry in group) // dtype.itemsize,)
+        with ArrayFile(scratch / VALUES, shape, dtype) as file:
+            for entry in group:
+                run = entry.run
+                try:
+                    values, missing = prepare_run(run, config)
+                except DataError as error:
+                    failed.append(Excluded(run.files[0], str(error)))
+                    advance(1, f"left out {entry.run_id}")
+                    continue
+                digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(values).data)
+                rows.append(_describe_run(entry, values, missing, n_values, digest, config))
+                file.write(n_values, values)
+                n_values += values.size
+                advance(1, entry.run_id)
+            file.shrink(n_values)
+        if not rows:
+            raise _NothingToWriteError
+        write_json(scratch / RUNS, rows)
+
+    with suppress(_NothingToWriteError):
+        RunFolder(folder).produce(
+            "shard", version=_VERSION, fields={"config": config.hashed_fields(), "channels": manifest.channels.digest},
+            upstream={entry.run_id: entry.files for entry in group}, compute=compute, unit=number, waits=waits,
+        )  # fmt: skip
+    return failed
+
+
+def _describe_run(
+    entry: NewRun, values: np.ndarray, missing: tuple[str, ...], start: int, digest: str, config: CorpusConfig
+) -> dict[str, Any]:
+    run = entry.run
+    return {
+        "run_id": entry.run_id, "source": run.source, "subject": run.subject, "session": run.session, "run": run.run,
+        "task": run.task, "site": run.site, "licence": run.licence, "n_times": len(values),
+        "interval_s": find_interval(run, config), "motion_mm": run.motion_mm, "scrubbed": run.scrubbed,
+        "start": start, "missing": missing, "files": entry.files, "digest": digest,
+    }  # fmt: skip

@@ -196,7 +196,7 @@ class CorpusConfig(Settings):
     scaling
         ``zscore``: each channel of a run minus its mean, over its standard deviation; ``none``.
     dtype
-        Numbers as they are stored.
+        Numbers as they are stored; ``float16`` needs ``zscore``.
     shard_mb
         Size of a shard (MB); a run is never divided.
     held_out
@@ -220,6 +220,8 @@ class CorpusConfig(Settings):
 
     @model_validator(mode="after")
     def _check_time(self) -> Self:
+        if self.scaling == "none" and self.dtype == "float16":
+            raise ValueError("float16 holds scaled values alone; set dtype to float32, or scaling to zscore")
         if self.time == "encode":
             self.refuse_unused("interval_s", because="time is encode")
         if isinstance(self.channels, MeegChannels):

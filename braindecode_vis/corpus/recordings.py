@@ -24,8 +24,8 @@ Modality = Literal["fmri", "eeg", "meg"]
 class Channels:
     """The parcels or sensors of a corpus, in its order: what every run of it is mapped to.
 
-    `fmri_sources.read_fmri_channels` and `meeg_sources.read_meeg_channels` return them for the settings of a corpus,
-    whose names are fixed when its first source is added.
+    ``fmri_sources.read_fmri_channels(channels)`` and ``meeg_sources.read_meeg_channels(config, roots)`` return
+    them when the first source is added. Sensors that were found in recordings are kept in the settings of the corpus.
 
     Parameters
     ----------

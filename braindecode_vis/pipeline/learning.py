@@ -20,8 +20,8 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.contracts import Context, WholeBrainEncoder, WholeImageEncoder
 from braindecode_vis.devices import count_launched, is_first
+from braindecode_vis.folder_lock import is_locked
 from braindecode_vis.pipeline import categories
-from braindecode_vis.pipeline.folder_lock import is_locked
 from braindecode_vis.pipeline.galleries import order_by_gallery
 from braindecode_vis.pipeline.runs import (
     STAGE_VERSIONS,

@@ -24,7 +24,7 @@ from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, 
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.consent import ConsentError
 from braindecode_vis.contracts import Context, WholeSettings
-from braindecode_vis.pipeline.folder_lock import hold_folder
+from braindecode_vis.folder_lock import hold_folder
 from braindecode_vis.remote import refuse_address_to_write
 
 #: Raise a number when the code of that stage changes its result.

@@ -19,7 +19,7 @@ from braindecode_vis.embeddings.image_bank import (
     take_share,
 )
 from braindecode_vis.embeddings.image_sources import BrokenImageError, ImageSource, load_image
-from braindecode_vis.pipeline.folder_lock import hold_folder
+from braindecode_vis.folder_lock import hold_folder
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.studies.sweep import limit_threads, make_command, read_last_line
 

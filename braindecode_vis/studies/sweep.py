@@ -27,7 +27,7 @@ import yaml
 from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig, dump_config, read_config
-from braindecode_vis.pipeline.folder_lock import hold_folder
+from braindecode_vis.folder_lock import hold_folder
 from braindecode_vis.pipeline.runs import Listener, SilentListener, read_scores
 from braindecode_vis.remote import RemotePath, refuse_address_to_write
 from braindecode_vis.studies.board import pool_runs, write_settings
