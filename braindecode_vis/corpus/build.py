@@ -203,18 +203,20 @@ def add_sources(
             write_manifest(folder, manifest)
             if len(failed) > max(1, _MAX_UNREADABLE * len(sorted_out.new)):
                 raise DataError(
-                    f"{len(failed)} of {len(sorted_out.new)} new runs cannot be read, first {failed[0].path}: "
+                    f"{len(failed)} of {len(sorted_out.new)} new runs cannot be read; of {failed[0].path}: "
                     f"{failed[0].reason}; what was written is kept, so mend or remove them and give the same command "
                     "again."
                 )
+        rows = read_rows(folder, manifest.shards)
+        manifest = link_copies(manifest, rows, sorted_out.copies)
         manifest = _note_sources(manifest, roots, found, [*sorted_out.excluded, *failed])
         manifest = _tell_merged(manifest, before, tell)
         digest = write_manifest(folder, manifest)
         forget_states(folder, kept | {digest})
-    rows = read_rows(folder, manifest.shards)[n_stored:]
+    rows = rows[n_stored:]
     names = manifest.name_people()
     return Addition(
-        n_found=sum(len(runs) for _, runs, _ in found), n_known=sorted_out.n_known, n_copies=sorted_out.n_copies,
+        n_found=sum(len(runs) for _, runs, _ in found), n_known=sorted_out.n_known, n_copies=len(sorted_out.copies),
         n_changed=sorted_out.n_changed, n_new=len(rows),
         n_people=len(set(names.values()) - before.people),
         hours=sum(row["n_times"] * row["interval_s"] for row in rows) / 3600,
@@ -253,8 +255,8 @@ class _SortedOut:
     manifest: Manifest
     new: list[NewRun]
     excluded: list[Excluded]
+    copies: list[tuple[str, str]]  # digest of the files, and the subject who has them too
     n_known: int
-    n_copies: int
     n_changed: int
 
 
@@ -360,10 +362,10 @@ def _sort_out(found: _Found, manifest: Manifest, before: _Before) -> _SortedOut:
     stored = {(row["run_id"], row["files"]) for row in before.rows}
     named = {run_id for run_id, _ in stored}
     owners = {row["files"]: name_subject(row["source"], row["subject"]) for row in before.rows}
-    links = dict.fromkeys(manifest.links)
+    copies: list[tuple[str, str]] = []
     subjects = dict.fromkeys(manifest.subjects)
     new: dict[str, NewRun] = {}
-    n_copies = n_changed = n_known = 0
+    n_changed = n_known = 0
     for run in runs:
         files = hash_json([digests[str(path)] for path in run.files])
         subject, run_id = name_subject(run.source, run.subject), name_run(run)
@@ -371,9 +373,7 @@ def _sort_out(found: _Found, manifest: Manifest, before: _Before) -> _SortedOut:
         if (run_id, files) in stored:
             n_known += 1
         elif files in owners:
-            n_copies += 1
-            if owners[files] != subject:
-                links[owners[files], subject] = None
+            copies.append((files, subject))
         elif run_id in new:
             raise DataError(
                 f"{run.files[0]} and {new[run_id].run.files[0]} are different recordings by one name ({run_id}); "
@@ -385,8 +385,23 @@ def _sort_out(found: _Found, manifest: Manifest, before: _Before) -> _SortedOut:
             new[run_id] = NewRun(run, run_id, files, _count_bytes(run, manifest.config))
     # Mixed, so that a few shards at a time hold many persons and sites.
     order = sorted(new.values(), key=lambda entry: xxhash.xxh3_128_hexdigest(entry.run_id.encode()))
-    manifest = replace(manifest, subjects=tuple(subjects), links=tuple(links))
-    return _SortedOut(manifest, order, excluded, n_known, n_copies, n_changed)
+    manifest = link_copies(replace(manifest, subjects=tuple(subjects)), before.rows, copies)
+    return _SortedOut(manifest, order, excluded, copies, n_known, n_changed)
+
+
+def link_copies(
+    manifest: Manifest, rows: Sequence[Mapping[str, Any]], copies: Sequence[tuple[str, str]]
+) -> Manifest:
+    """Return the manifest with subjects joined who have files of a run that is stored.
+
+    Files that could not be read join nobody: many persons may have the same empty one.
+    """
+    owners = {row["files"]: name_subject(row["source"], row["subject"]) for row in rows}
+    links = dict.fromkeys(manifest.links)
+    for files, subject in copies:
+        if owners.get(files, subject) != subject:
+            links[owners[files], subject] = None
+    return replace(manifest, links=tuple(links))
 
 
 def _count_bytes(run: SeriesRun, config: CorpusConfig) -> int:
@@ -511,23 +526,21 @@ def prepare_run(run: SeriesRun, config: CorpusConfig) -> tuple[np.ndarray, tuple
     DataError
         If the samples are not what the run was said to have, or not finite.
     """
-    where = run.files[0]
-    check_memory(
-        3 * 4 * run.n_times * len(run.channels), what=f"the run {where}", reduce="cut it into shorter files"
-    )
+    n_bytes = 3 * 4 * run.n_times * len(run.channels)
+    check_memory(n_bytes, what=f"the run {run.files[0]}", reduce="cut it into shorter files")
     data = np.asarray(run.read(), dtype=np.float32)
     if data.shape != (run.n_times, len(run.channels)):
         raise DataError(
-            f"{where} gave {data.shape[0]} samples of {data.shape[-1]} channels in place of {run.n_times} of "
-            f"{len(run.channels)}."
+            f"it gave {data.shape[0]} samples of {data.shape[-1]} channels in place of {run.n_times} of "
+            f"{len(run.channels)}"
         )
     present = np.array([name not in set(run.missing) for name in run.channels])
     data = data[:, present]
     bad = ~np.isfinite(data).all(axis=0)
     if bad.any():
         raise DataError(
-            f"{where} has values that are no numbers in {bad.sum()} channels, first "
-            f"{np.array(run.channels)[present][bad][0]}."
+            f"it has values that are no numbers in {bad.sum()} channels, first "
+            f"{np.array(run.channels)[present][bad][0]}"
         )
     # A share of its size, so that rounding is no change.
     span, size = np.ptp(data, axis=0), np.abs(data).max(axis=0, initial=0)
@@ -646,7 +659,7 @@ def write_shard(
                 try:
                     values, missing = prepare_run(run, config)
                 except DataError as error:
-                    failed.append(Excluded(run.files[0], str(error)))
+                    failed.append(Excluded(run.files[0], str(error).rstrip(".")))
                     advance(1, f"left out {entry.run_id}")
                     continue
                 digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(values).data)
