@@ -355,7 +355,7 @@ def test_a_channel_that_never_changes_is_missing_and_a_value_that_is_no_number_l
     assert add(tmp_path, root).n_new == 1
     for number, path in enumerate(sorted(root.glob("*.npy"))[:3]):
         np.save(path, np.full((40 + number, 6), np.nan))
-    with pytest.raises(DataError, match="3 of 3 new runs cannot be read; of .*npy: it has values"):
+    with pytest.raises(DataError, match=r"3 of 3 new runs cannot be read; of .*npy: it has values"):
         add(tmp_path, root)
 
 
