@@ -220,6 +220,7 @@ def test_every_verb_that_reads_a_run_can_be_given_consent():
         "check",
         "fetch",
         "new",
+        "corpus",
         "score",
         "banks",
         "weights",

@@ -19,6 +19,7 @@ from braindecode_vis import __version__
 from braindecode_vis.cli import (
     audit,
     cluster,
+    corpus,
     data,
     discover,
     encode,
@@ -89,6 +90,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     **stages.VERBS,
     "predict": predict.predict,
     "score": score.score,
+    "corpus": corpus.corpus,
     "pretrain": studies.pretrain,
     "train-generator": studies.train_generator,
     "analyze": studies.analyze,
@@ -176,6 +178,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "predict": ("predict runs/sub-08 --on new_recording --out predicted",),
     "score": ("score predicted.npy --targets true.npy", "score decoded_images --targets seen_images --kind images"),
+    "corpus": (
+        "corpus rest --add /data/hcp --add /data/ds002 --set interval_s=1", "corpus rest --add /data/ds003 --dry-run",
+        "corpus rest", "corpus rest --check", "corpus caps --add /data/eeg --set channels.kind=meeg",
+    ),
     "pretrain": (
         "pretrain bold5000_wave_vith --root /data/bold5000 --out runs/wave",
         "pretrain --corpus corpora/rest --out encoders/rest --set n_epochs=50 --set encoder.patch_times=8",

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -25,6 +25,8 @@ from braindecode_vis.registry import INSIDE, check_names, find_component
 from braindecode_vis.remote import as_path, is_address, name_address
 from braindecode_vis.settings import Settings, describe_validation_error
 from braindecode_vis.store import PROVENANCE
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 #: Settings that let a file of data run code, or weights be fetched; a file that states them is read as if it did not.
 CONSENTS = ("trust_pickle", "allow_download")
@@ -331,6 +333,32 @@ def read_override(text: str) -> tuple[list[str], Any]:
         return parts, yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"the value of the override {text!r} is not valid YAML.") from error
+
+
+def override_settings(settings: AnySettings, overrides: Iterable[str], *, where: str) -> AnySettings:
+    """Return settings that are no run's with some changed by texts ``a.b=value``.
+
+    Parameters
+    ----------
+    settings
+        As they are without.
+    overrides
+        The later one counts.
+    where
+        What they are settings of, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If one is unknown or wrong.
+    """
+    content = settings.model_dump(mode="json")
+    for text in overrides:
+        apply_override(content, text, *read_override(text))
+    try:
+        return type(settings).model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {describe_validation_error(error)}.") from error
 
 
 def apply_override(content: dict[str, Any], text: str, parts: Sequence[str], value: Any) -> None:

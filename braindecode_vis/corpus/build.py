@@ -8,8 +8,12 @@ being written and nothing else, and what was added before is not read again. One
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, check_columns, check_file, refuse_damage
 from braindecode_vis.contracts import Progress, count_steps
 from braindecode_vis.corpus.corpus_config import CorpusConfig, FmriChannels
 from braindecode_vis.corpus.manifest import (
@@ -75,7 +79,7 @@ class PackageSources:
             return read_fmri_channels(config.channels)
         from braindecode_vis.corpus.meeg_sources import read_meeg_channels
 
-        return read_meeg_channels(config, roots)
+        return read_meeg_channels(config.channels, roots)
 
     def find_runs(self, root: Path, config: CorpusConfig) -> tuple[list[SeriesRun], list[Excluded]]:
         """Return the runs below a root, and what was left out."""
@@ -137,6 +141,7 @@ def add_sources(
     *,
     people: Mapping[str, str] | None = None,
     hold_out: Sequence[str] = (),
+    jobs: int = 1,
     progress: Progress | None = None,
     tell: Callable[[str], None] = lambda sentence: None,
     sources: Sources | None = None,
@@ -155,6 +160,8 @@ def add_sources(
         Person of each subject, as `manifest.name_subject` names them.
     hold_out
         Persons or subjects to hold out beside those that are drawn.
+    jobs
+        Processes that prepare shards side by side.
     progress
         Called with the number of runs done, of all and words.
     tell
@@ -195,9 +202,10 @@ def add_sources(
         n_stored = len(before.rows)
         advance = count_steps(progress, len(sorted_out.new))
         failed: list[Excluded] = []
-        for group in pack(sorted_out.new, config.shard_mb):
-            number = 1 + max((int(shard.name.partition("-")[0]) for shard in manifest.shards), default=-1)
-            failed += write_shard(folder, f"{number:05d}", group, manifest, advance)
+        first = 1 + max((int(shard.name.partition("-")[0]) for shard in manifest.shards), default=-1)
+        groups = {f"{first + n:05d}": group for n, group in enumerate(pack(sorted_out.new, config.shard_mb))}
+        for group, unreadable in _write_shards(folder, roots, groups, manifest, sources, jobs, advance):
+            failed += unreadable
             manifest = take_up_shards(folder, manifest)
             manifest = replace(manifest, n_unwritten=manifest.n_unwritten - len(group))
             write_manifest(folder, manifest)
@@ -223,6 +231,157 @@ def add_sources(
         n_bytes=sum(shard.n_bytes for shard in manifest.shards) - before.n_bytes,
         excluded=(*sorted_out.excluded, *failed), seconds=time.monotonic() - started, digest=digest,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an addition would take, by a few runs that were prepared and not kept.
+
+    Parameters
+    ----------
+    n_found, n_new, n_subjects, hours
+        Runs that were found; of these, those by a name that the corpus does not have; their subjects and hours.
+    n_bytes
+        On disk.
+    seconds
+        With one process.
+    n_measured, measured_hours
+        Runs that were prepared, and their hours.
+    excluded
+        What would be left out.
+    """
+
+    n_found: int
+    n_new: int
+    n_subjects: int
+    hours: float
+    n_bytes: float
+    seconds: float
+    n_measured: int
+    measured_hours: float
+    excluded: tuple[Excluded, ...]
+
+    def scale(self, value: float, hours: float) -> float:
+        """Return what `value`, which is of all hours, is of some hours."""
+        return value / self.hours * hours if self.hours else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            **{name: value for name, value in vars(self).items() if name != "excluded"},
+            "bytes_of_10000_hours": self.scale(self.n_bytes, 10_000),
+            "seconds_of_10000_hours": self.scale(self.seconds, 10_000),
+            "excluded": [{"path": str(entry.path), "reason": entry.reason} for entry in self.excluded],
+        }
+
+
+def estimate_addition(
+    folder: Path,
+    roots: Sequence[Path],
+    config: CorpusConfig,
+    *,
+    budget_s: float = 20.0,
+    progress: Progress | None = None,
+    sources: Sources | None = None,
+) -> Estimate:
+    """Say what `add_sources` would do, and how long it would take; nothing is written.
+
+    Runs of each source are prepared in turn, evenly spaced ones first, until the time is up; each source counts by its
+    own hours. Reading from a disk that does not hold the files in memory may take longer than here.
+
+    Parameters
+    ----------
+    folder, roots, config, sources
+        As for `add_sources`.
+    budget_s
+        Seconds that may be measured, about; one run of each source at least.
+    """
+    folder = folder.expanduser().absolute()
+    manifest = _begin(folder, roots, config, sources := sources or PackageSources())
+    found = _find_all(roots, manifest, sources, progress)
+    stored = {row["run_id"] for row in read_rows(folder, manifest.shards)}
+    excluded = [entry for _, _, left_out in found for entry in left_out]
+    by_source: dict[str, list[SeriesRun]] = {}
+    for _, runs, _ in found:
+        for run in runs:
+            if reason := check_run(run, manifest):
+                excluded.append(Excluded(run.files[0], reason))
+            elif name_run(run) not in stored:
+                by_source.setdefault(run.source, []).append(run)
+    # From both ends to the middle: the first, the last, the one between, and so on.
+    waiting = {name: _spread(runs) for name, runs in by_source.items()}
+    spent = {name: [0.0, 0.0, 0.0] for name in by_source}  # seconds, hours, bytes
+    n_measured, started = 0, time.monotonic()
+    while any(waiting.values()):
+        for name, runs in waiting.items():
+            if not runs or (spent[name][1] and time.monotonic() - started > budget_s):
+                waiting[name] = []
+                continue
+            run, begun = runs.pop(0), time.monotonic()
+            digest_files({str(path): path for path in run.files}, read=True)
+            try:
+                values, _ = prepare_run(run, manifest.config)
+            except DataError as error:
+                excluded.append(Excluded(run.files[0], str(error).rstrip(".")))
+                by_source[name] = [other for other in by_source[name] if other is not run]
+                continue
+            n_measured += 1
+            taken = (time.monotonic() - begun, _count_hours([run]), float(values.nbytes))
+            spent[name] = [old + new for old, new in zip(spent[name], taken, strict=True)]
+            if progress is not None:
+                progress(n_measured, n_measured + sum(map(len, waiting.values())), name_run(run))
+    hours = {name: _count_hours(runs) for name, runs in by_source.items()}
+    per_hour = {name: (s / h, b / h) for name, (s, h, b) in spent.items() if h}
+    new = [run for runs in by_source.values() for run in runs]
+    return Estimate(
+        n_found=sum(len(runs) for _, runs, _ in found), n_new=len(new),
+        n_subjects=len({name_subject(run.source, run.subject) for run in new}), hours=sum(hours.values()),
+        n_bytes=sum(per_hour[name][1] * hours[name] for name in per_hour),
+        seconds=sum(per_hour[name][0] * hours[name] for name in per_hour), n_measured=n_measured,
+        measured_hours=sum(h for _, h, _ in spent.values()), excluded=tuple(excluded),
+    )  # fmt: skip
+
+
+def _count_hours(runs: Sequence[SeriesRun]) -> float:
+    return sum(run.n_times * run.interval_s for run in runs) / 3600
+
+
+def _spread(runs: Sequence[SeriesRun]) -> list[SeriesRun]:
+    """Return runs so that any number of the first ones is spread over all."""
+    n = len(runs)
+    # numbers in the order of their reversed bits
+    bits = max(1, (n - 1).bit_length())
+    order = sorted(range(1 << bits), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
+    return [runs[i] for i in order if i < n]
+
+
+def read_people(path: Path) -> dict[str, str]:
+    """Read a table of who is the same person: columns source, subject and person, separated by tabs or commas.
+
+    Raises
+    ------
+    DataError
+        If it is not such a table, or gives a subject two persons.
+    """
+    import pandas as pd
+
+    check_file(path, what="the table of people", hint="correct --people")
+    with refuse_damage(f"the table of people {path} cannot be read", ValueError):
+        separator = "," if path.suffix == ".csv" else "\t"
+        rows = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    check_columns(rows.columns, ("source", "subject", "person"), what=f"the table of people {path}")
+    people: dict[str, str] = {}
+    for source, subject, person in zip(rows["source"], rows["subject"], rows["person"], strict=True):
+        name = name_subject(source.strip(), subject.strip().removeprefix("sub-"))
+        if not person.strip():
+            raise DataError(
+                f"the table of people {path} gives {name} no person; fill it in, or leave the row out."
+            )
+        if people.setdefault(name, person.strip()) != person.strip():
+            raise DataError(
+                f"the table of people {path} calls {name} both {people[name]!r} and {person.strip()!r}; leave one."
+            )
+    return people
 
 
 # --- what is new -------------------------------------------------------------------------------------------
@@ -626,6 +785,67 @@ def _kaiser(place: np.ndarray) -> np.ndarray:
 # --- shards ------------------------------------------------------------------------------------------------
 
 
+def _write_shards(
+    folder: Path,
+    roots: Sequence[Path],
+    groups: Mapping[str, Sequence[NewRun]],
+    manifest: Manifest,
+    sources: Sources,
+    jobs: int,
+    advance: Callable[[int, str], None],
+) -> Iterator[tuple[Sequence[NewRun], list[Excluded]]]:
+    """Write shards, in this process or in several, and yield the runs of each once it is there, and the unreadable."""
+    if jobs == 1 or len(groups) < 2:
+        for number, group in groups.items():
+            yield group, write_shard(folder, number, group, manifest, advance)
+        return
+    # What reads a run cannot be sent to another process, so that each finds the runs for itself.
+    about = (folder, [root.expanduser().absolute() for root in roots], manifest, sources, os.getpid(), jobs)
+    n = min(jobs, len(groups))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n, context, _start_process, about) as pool:
+        tasks = {
+            pool.submit(_write_in_process, number, [(e.run_id, e.files, e.n_bytes) for e in group]): group
+            for number, group in groups.items()
+        }
+        try:
+            for task in as_completed(tasks):
+                advance(len(tasks[task]), f"{len(tasks[task])} runs of a shard")
+                yield tasks[task], task.result()
+        except BrokenExecutor as error:
+            raise DataError(
+                "a process that prepares runs was killed, perhaps as memory ran out; finished shards are kept, so give "
+                "the same command again, with fewer --jobs."
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+#: Of a process that writes shards: the corpus, its manifest and the runs by their ids.
+_OURS: dict[str, Any] = {}
+
+
+def _start_process(
+    folder: Path, roots: Sequence[Path], manifest: Manifest, sources: Sources, parent: int, jobs: int
+) -> None:
+    from threadpoolctl import threadpool_limits
+
+    def leave_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)  # it was killed, and nobody would take what is made here
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    threadpool_limits(max(1, (os.cpu_count() or 1) // jobs))
+    runs = [run for _, found, _ in _find_all(roots, manifest, sources, None) for run in found]
+    _OURS.update(folder=folder, manifest=manifest, runs={name_run(run): run for run in runs})
+
+
+def _write_in_process(number: str, group: Sequence[tuple[str, str, int]]) -> list[Excluded]:
+    runs = [NewRun(_OURS["runs"][run_id], run_id, files, n_bytes) for run_id, files, n_bytes in group]
+    return write_shard(_OURS["folder"], number, runs, _OURS["manifest"])
+
+
 class _NothingToWriteError(Exception):
     """No run of a shard could be read."""
 
@@ -636,16 +856,8 @@ def write_shard(
     group: Sequence[NewRun],
     manifest: Manifest,
     advance: Callable[[int, str], None] = lambda n, text: None,
-    *,
-    waits: bool = True,
 ) -> list[Excluded]:
-    """Write a shard, unless it is there, and return the runs that cannot be read.
-
-    Raises
-    ------
-    leases.BeingMade
-        If another process writes it and `waits` is false.
-    """
+    """Write a shard, unless it is there, and return the runs that cannot be read."""
     config = manifest.config
     failed: list[Excluded] = []
 
@@ -675,7 +887,7 @@ def write_shard(
     with suppress(_NothingToWriteError):
         RunFolder(folder).produce(
             "shard", version=_VERSION, fields={"config": config.hashed_fields(), "channels": manifest.channels.digest},
-            upstream={entry.run_id: entry.files for entry in group}, compute=compute, unit=number, waits=waits,
+            upstream={entry.run_id: entry.files for entry in group}, compute=compute, unit=number,
         )  # fmt: skip
     return failed
 

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from braindecode_vis import store
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.devices import count_launched, is_first, join_processes, naming_lost_processes
+from braindecode_vis.folder_lock import hold_folder
 from braindecode_vis.pipeline import learning
-from braindecode_vis.pipeline.folder_lock import hold_folder
 from braindecode_vis.pipeline.runs import Listener, Run, SilentListener, remember
 from braindecode_vis.pipeline.together import work_together
 from braindecode_vis.seeds import derive_seed
