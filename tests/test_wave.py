@@ -1,6 +1,7 @@
 """A run that pretrains its own encoder: the stage, its place in fingerprints, and what audit and tables know of it."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,12 @@ from braindecode_vis.audit.run import audit_run
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import validate_config
 from braindecode_vis.pipeline.runs import list_changes, open_run
+from braindecode_vis.pipeline.shared_subjects import find_shared_subjects
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.studies.analyze import analyze
 from braindecode_vis.studies.pretrain import pretrain
 from braindecode_vis.studies.settings_table import list_differing
+from braindecode_vis.training.pretraining_config import PretrainConfig
 
 SIZES = {"width": 16, "depth": 1, "n_heads": 2, "mlp_ratio": 2}
 
@@ -187,3 +190,48 @@ def test_outside_of_a_run_there_is_nothing_to_start_from(root):
     targets = Embeddings(np.zeros((72, 3), np.float32), responses.stimulus_ids, "none")
     with pytest.raises(ConfigError, match="which a run computes before it trains"):
         encoder.fit(responses, targets)
+
+
+def test_a_tested_subject_who_was_pretrained_on_is_refused_or_named(done, root, tmp_path):
+    folder = tmp_path / "pretrained"
+    shutil.copytree(pipeline.learning.pretrain_fold(done, 0).path, folder)
+    record = store.read_json(folder / "encoder.json")
+    rows = [{"source": root.name, "subject": "sub-01", "person": "p7"}]
+    corpus = {"name": "many", "n_persons": 40, "hours": 12.5, "subjects": rows}
+    store.write_json(folder / "encoder.json", {**record, "corpora": [corpus]})
+    config = make_config(root, encoder__network__pretrained=str(folder))
+    with pytest.raises(
+        ConfigError, match=r"subject\(s\) 01 are tested here.* --hold-out .*/01\), or set pretrain"
+    ):
+        pipeline.train(open_run(config, tmp_path / "run"))
+    named = make_config(root, encoder__network__pretrained=str(folder), pretrain__shared_subjects="named")
+    words = pipeline.learning.describe_start(open_run(named, tmp_path / "run"))
+    assert words.startswith("encoder pretrained without labels on corpora of 40 persons, 12.5 h, ")
+    assert words.endswith("recordings of tested subject(s) 01 among them")
+    # The same label in another data set is another person, unless the corpus says who it is.
+    others = {"source": "elsewhere", "subject": "01", "person": "elsewhere/01"}
+    assert find_shared_subjects([{"subjects": [others]}], ["own"], ["01", "02"]) == []
+    known = {"source": "elsewhere", "subject": "77", "person": "own/2"}
+    assert find_shared_subjects([{"subjects": [others, known]}], ["own"], ["01", "02"]) == ["02"]
+
+
+def test_a_finished_run_knows_its_corpora_by_their_digests(monkeypatch, tmp_path):
+    class Known:
+        digest = "ab"
+
+    monkeypatch.setattr("braindecode_vis.corpus.reader.open_corpus", lambda folder: Known)
+    config = PretrainConfig(corpus=(tmp_path,))
+    assert config.corpus_digests == ("ab",)
+    assert config.hashed_fields()["corpus_digests"] == ["ab"]
+    kept = config.model_dump(mode="json")
+    Known.digest = "cd"
+    with pytest.raises(ValueError, match="grown or changed since"):
+        PretrainConfig.model_validate(kept)
+
+    def gone(folder):
+        raise DataError("no corpus")
+
+    monkeypatch.setattr("braindecode_vis.corpus.reader.open_corpus", gone)
+    assert PretrainConfig.model_validate(kept).hashed_fields()["corpus_digests"] == ["ab"]
+    with pytest.raises(DataError, match="no corpus"):
+        PretrainConfig(corpus=(tmp_path,)).hashed_fields()

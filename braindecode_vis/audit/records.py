@@ -22,6 +22,7 @@ from braindecode_vis.audit.findings import AuditFinding, Level
 from braindecode_vis.checks import BraindecodeVisError
 from braindecode_vis.config import read_config
 from braindecode_vis.consent import ConsentError
+from braindecode_vis.pipeline.shared_subjects import find_shared_subjects, name_sources
 from braindecode_vis.preprocessing.common_space import name_alignment
 from braindecode_vis.store import read_embeddings, read_json
 
@@ -387,7 +388,11 @@ def check_pretraining(run: AuditedRun) -> list[AuditFinding]:
     """Compare the number of trials that an encoder was pretrained on with those that its fold does not test."""
     findings: list[AuditFinding] = []
     declared = run.responses.trials["split"].to_numpy(dtype=object) == "test"
-    for record in run.pretrained:
+    findings += _check_corpora(run)
+    trials = [
+        record for record in run.pretrained if not record.fields.get("pretrain", {}).get("corpus_digests")
+    ]
+    for record in trials:
         number = record.fields.get("fold")
         tested = run.is_tested if number is None else np.zeros(run.responses.n_trials, bool)
         if number is not None:
@@ -397,10 +402,29 @@ def check_pretraining(run: AuditedRun) -> list[AuditFinding]:
         if seen != free:
             text = f"it was pretrained on {seen} trials, but {free} are neither tested nor declared as test trials."
             findings.append(AuditFinding("pretraining", "leak", text, record.name))
-    if run.pretrained and not findings:
+    if trials and not findings:
         text = f"the encoder was pretrained without labels on {free} trials, none of them tested."
         findings.append(AuditFinding("pretraining", "ok", text))
     return findings
+
+
+def _check_corpora(run: AuditedRun) -> list[AuditFinding]:
+    """Look for tested subjects among the persons of the corpora that an encoder was pretrained on."""
+    found = [
+        corpus
+        for record in run.pretrained
+        for corpus in read_json(record.path / "encoder.json").get("corpora", [])
+    ]
+    if not found:
+        return []
+    subjects = run.responses.trials["subject"].astype(str).to_numpy(dtype=object)
+    sources = name_sources(read_config(run.folder))
+    if shared := find_shared_subjects(found, sources, set(subjects[run.is_tested].tolist())):
+        text = f"the encoder was pretrained, without labels, on recordings of tested subject(s) {list_first(shared)}."
+        return [AuditFinding("pretraining", "transductive", text)]
+    n = sum(int(corpus["n_persons"]) for corpus in found)
+    text = f"none of the {n} persons of the corpora that the encoder was pretrained on is tested under the same name."
+    return [AuditFinding("pretraining", "ok", text)]
 
 
 def _walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

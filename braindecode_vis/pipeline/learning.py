@@ -32,6 +32,7 @@ from braindecode_vis.pipeline.runs import (
     open_run,
     remember,
 )
+from braindecode_vis.pipeline.shared_subjects import describe_pretraining
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, fit_selection
@@ -326,12 +327,27 @@ def name_pretraining(run: Run) -> dict[str, str]:
     return {f"pretrain{n}": artifact.fingerprint for n, artifact in enumerate(found) if artifact is not None}
 
 
+def describe_start(run: Run) -> str:
+    """Return what the encoder of a run was pretrained on, in words; see `shared_subjects.describe_pretraining`."""
+    prepared = preprocess(run)
+    tested = {
+        str(s) for fold in prepared.split.folds for s in prepared.responses.trials["subject"].iloc[fold.test]
+    }
+    # Asked before anything is pretrained, which may take days, and once more of what was made where corpora are gone.
+    made = run.seen.get("pretrain None")
+    key = f"start in words {made is not None}"
+    folder = None if made is None else made.path
+    return str(run.once(key, lambda: describe_pretraining(run.config, tested, folder)))
+
+
 def _pretrain(run: Run, number: int | None) -> store.Artifact:
     config = run.config.pretrain
     if config is None:
         raise ConfigError(
             f"{run.config.name} has no section pretrain; add one, for example --set pretrain.n_epochs=100."
         )
+    if config.corpus:
+        describe_start(run)
     seed = derive_seed(run.config.seed, "pretrain", *([] if number is None else [number]))
     fields = {"pretrain": config.hashed_fields(), "seed": run.config.seed}
     fields |= {} if number is None else {"fold": number}
@@ -421,6 +437,7 @@ def _fit_fold(run: Run, number: int) -> TrainedFold | categories.TrainedDecoder:
         return categories.train_categories(
             run, name_classes(prepared), prepared.split, prepared.artifact.fingerprint, number
         )
+    describe_start(run)  # who may not be shared is told before a training
     bank = embed_fold(run, number)
     fields = {
         "encoder": config.encoder.hashed_fields(),

@@ -31,6 +31,7 @@ from braindecode_vis.pipeline.galleries import (
 )
 from braindecode_vis.pipeline.learning import (
     Prepared,
+    describe_start,
     embed,
     name_classes,
     pick_test_trials,
@@ -387,8 +388,6 @@ def describe_choices(config: RunConfig) -> list[str]:
         *roles.play(roles.PRIOR_SETTINGS, config.prior).describe_choices(),
         *roles.play(roles.GENERATOR_SETTINGS, config.generator).describe_choices(),
     ]
-    if config.uses_pretraining:
-        words.append("encoder pretrained without labels on training trials")
     if low is not None:
         words.append(f"images fused with {low.target.kind} by {low.encoder.kind} ({low.fusion.describe()})")
     if config.reconstruction.prompt is not None:
@@ -421,6 +420,7 @@ def describe_protocol(run: Run, prepared: Prepared, gallery: str) -> str:
                 "mean": "cosine after the training mean",
                 "zscore": "cosine of training z-scores",
             }[config.retrieval.centre],
+            *filter(None, [describe_start(run)]),
             *describe_choices(config),
         ]
     )

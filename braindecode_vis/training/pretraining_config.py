@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import check_file
+from braindecode_vis.checks import DataError, check_file
 from braindecode_vis.digests import hash_once
 from braindecode_vis.encoders.parcels_config import WEIGHTS, ParcelsConfig
 from braindecode_vis.settings import Settings
@@ -63,8 +63,14 @@ class PretrainConfig(Settings):
     corpus
         Folders of corpora, made by the verb ``corpus``, whose windows are learnt from; without, the trials of the run.
         All must have the same channels. The persons that a corpus holds out only measure.
+    corpus_digests
+        Digests of their content. They are filled in by themselves and kept with a run, so that a finished run is read
+        without its corpora; one that changed since is refused.
     window_times, window_step
         Samples of a window of a corpus, and from one window to the next (`window_times` by default).
+    shared_subjects
+        What becomes of a run that tests a subject whose recordings a corpus learns from: ``refuse``, or ``named`` in
+        its protocol. Who is the same person is told by data set and label, and by the corpus (``corpus --people``).
     start_from
         Folder of an earlier pretraining (or a file of its weights or its checkpoint) whose encoder is trained on.
     objectives
@@ -113,8 +119,10 @@ class PretrainConfig(Settings):
 
     encoder: ParcelsConfig = ParcelsConfig()
     corpus: tuple[Path, ...] = ()
+    corpus_digests: tuple[str, ...] = ()
     window_times: int = Field(default=64, ge=1)
     window_step: int | None = Field(default=None, ge=1)
+    shared_subjects: Literal["refuse", "named"] = "refuse"
     start_from: Path | None = None
     objectives: dict[Objective, float] = Field(default={"masked": 1.0})
     mask: Literal["tokens", "parcels", "times", "mixed"] = "tokens"
@@ -144,12 +152,12 @@ class PretrainConfig(Settings):
     checkpoint_steps: int | None = Field(default=None, ge=1)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset(
-        {"device", "checkpoint_every", "checkpoint_steps", "corpus", "start_from"}
+        {"device", "checkpoint_every", "checkpoint_steps", "corpus", "shared_subjects", "start_from"}
     )
     hashed_if_set: ClassVar[frozenset[str]] = frozenset(
         {
-            "window_times", "window_step", "objectives", "mask", "ema", "temperature", "contrast_width", "probes",
-            "precision",
+            "corpus_digests", "window_times", "window_step", "objectives", "mask", "ema", "temperature",
+            "contrast_width", "probes", "precision",
         }
     )  # fmt: skip
 
@@ -185,6 +193,25 @@ class PretrainConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _remember_corpora(self) -> PretrainConfig:
+        if not self.corpus:
+            self.refuse_unused("corpus_digests", because="there is no corpus")
+            return self
+        from braindecode_vis.corpus.reader import open_corpus
+
+        try:
+            found = tuple(open_corpus(folder.expanduser()).digest for folder in self.corpus)
+        except DataError:  # gone, or never there: who reads them says so
+            return self
+        if self.corpus_digests not in ((), found):
+            raise ValueError(
+                f"the corpora {', '.join(map(str, self.corpus))} are not those that corpus_digests names: they have "
+                "grown or changed since; leave corpus_digests out to pretrain on what is there now"
+            )
+        self.__dict__["corpus_digests"] = found  # the model is frozen for everybody else
+        return self
+
     @property
     def start_file(self) -> Path | None:
         """File of the weights that are trained on, that of the encoder if a folder is given.
@@ -204,10 +231,12 @@ class PretrainConfig(Settings):
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digests of corpora and weights, which count by their content."""
         fields = super().hashed_fields()
-        if self.corpus:
+        if self.corpus and not self.corpus_digests:
             from braindecode_vis.corpus.reader import open_corpus
 
-            fields["corpus_digests"] = [open_corpus(folder).digest for folder in self.corpus]
+            fields["corpus_digests"] = [
+                open_corpus(folder).digest for folder in self.corpus
+            ]  # says what is wrong
         if (file := self.start_file) is not None:
             fields["start_digest"] = hash_once(file)
         return fields

@@ -1,0 +1,169 @@
+"""WAVE on simulated brains: what is planted in networks is found, noise is not, and what pretraining is worth.
+
+    python benchmarks/studies/wave.py --out FOLDER --stage ablation        # five brains, and three without signal
+    python benchmarks/studies/wave.py --out FOLDER --stage pretraining     # from pretrained weights and from scratch
+
+Each brain is a phantom of BOLD5000 of its own seed, decoded by `phantom_bold_wave`. ``ablation`` asks whether the
+network of the visual hierarchy decodes best alone, and the default mode network next, as planted; without signal, how
+many p-values lie below 0.05. ``pretraining`` pretrains the same network without labels and compares fine-tuning from
+it with the same training from random weights, with all and with a tenth of the training images, over seeds of the
+network; differences are paired by test image. With ``--corpus FOLDER`` (``phantom corpus`` of the same size and seed,
+made into a corpus) it learns from other people's recordings, without from the training trials alone. What is done is
+kept in FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import pipeline
+from braindecode_vis.analysis.regions import NetworkAblationConfig
+from braindecode_vis.config import read_config
+from braindecode_vis.metrics.uncertainty import bootstrap_interval
+from braindecode_vis.phantom import SIZES
+from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.seeds import make_generator
+from braindecode_vis.studies.analyze import make_study
+from braindecode_vis.studies.demo import make_phantom
+
+SIZE = SIZES["bold5000"]["tiny"].replace(
+    n_train_concepts=80, n_train_exemplars=3, n_test_concepts=40, n_sessions=2, n_parcels=60
+)
+#: As the atlas of the phantom spells them, from the strongest drive by images to none.
+PLANTED = ("Vis", "Default", "DorsAttn", "Cont", "SalVentAttn", "SomMot", "Limbic")
+QUICK = ("generator.kind=nearest", "evaluation.n_bootstrap=1000", "evaluation.n_permutations=1000")
+
+
+def make_brain(out: Path, snr: float, seed: int) -> Path:
+    """Return the folder of a phantom, which is simulated if it is not there."""
+    folder = out / f"brain_snr{snr:g}_seed{seed}"
+    make_phantom("bold5000", folder, size=SIZE, snr=snr, seed=seed)
+    return folder
+
+
+def read_wave(root: Path, *more: str) -> Any:
+    """Return the shipped configuration for a phantom, without imagery and images."""
+    changes = ["dataset.tasks=[5000scenes]", "analyses=[]", "run_analyses=false", *QUICK, *more]
+    return read_config("phantom_bold_wave", changes, root=root)
+
+
+def ablate(out: Path, snr: float, seed: int) -> pd.DataFrame:
+    """Return the table of the ablation of one brain, without random sets."""
+    kept = out / f"ablation_snr{snr:g}_seed{seed}.csv"
+    if not kept.is_file():
+        root = make_brain(out, snr, seed)
+        run = open_run(read_wave(root, f"seed={seed}"), root.with_name(f"run_{root.name}"))
+        found = NetworkAblationConfig(outside="zero", n_random=0).compute(make_study(run))
+        found.table.to_csv(kept, index=False)
+    return pd.read_csv(kept)
+
+
+def compare_networks(out: Path, snr: float, n_seeds: int, n_silent: int) -> None:
+    """Print how the networks of each brain rank, and what is found where nothing was planted."""
+    n_right = 0
+    for seed in range(n_seeds):
+        table = ablate(out, snr, seed)
+        only = table[table["mode"] == "only"].set_index("group")
+        without = table[table["mode"] == "without"].set_index("group")
+        order = list(only["value"].sort_values(ascending=False).index)
+        n_right += order[:2] == list(PLANTED[:2])
+        losses = ", ".join(f"{name} {without.loc[name, 'difference']:+.3f}" for name in PLANTED[:3])
+        whole = table.iloc[0]
+        print(
+            f"| {seed} | {whole['value']:.3f} ({whole['ci_low']:.3f} to {whole['ci_high']:.3f}) | "
+            + " | ".join(f"{only.loc[name, 'value']:.3f}" for name in PLANTED)
+            + f" | {losses} |",
+            flush=True,
+        )
+    print(f"visual first and default mode next: {n_right} of {n_seeds}")
+    p_values: list[float] = []
+    for seed in range(n_silent):
+        table = ablate(out, 0.0, seed)
+        p_values += table.loc[table["mode"] != "without", "p_value"].tolist()
+        print(f"without signal, seed {seed}: with all {table.iloc[0]['value']:.3f}", flush=True)
+    if p_values:
+        n_low = int((np.array(p_values) < 0.05).sum())
+        print(
+            f"without signal: p < 0.05 in {n_low} of {len(p_values)} comparisons (with all, and each network alone)"
+        )
+
+
+def train_share(root: Path, folder: Path, share: float, *more: str) -> pd.Series:
+    """Return whether the image of each test trial is among the five nearest, after training on a share of images."""
+    run = open_run(read_wave(root, *more), folder)
+    prepared, bank = pipeline.preprocess(run), pipeline.embed(run)[0].embeddings
+    from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
+    from braindecode_vis.pipeline.learning import build_encoder, pick_labelled_trials
+
+    fold = prepared.folds[0]
+    ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
+    # The same images for every network seed and start.
+    kept = make_generator(0, "share").permutation(ids)[: round(share * len(ids))]
+    rows = fold.train[np.isin(prepared.responses.stimulus_ids[fold.train], kept)]
+    responses = pick_labelled_trials(prepared, rows, "averaged")
+    encoder = build_encoder(run, 0)
+    encoder.fit(responses, bank.select(list(responses.stimulus_ids)))
+    test = pick_labelled_trials(prepared, fold.test, "averaged")
+    predicted = encoder.predict(test)
+    source = GallerySource(encoder, bank, list(kept), run.config.retrieval)
+    ranked = rank_fold(
+        source, predicted, np.array(["1"] * len(predicted)), list(test.stimulus_ids), protocol="test"
+    )
+    return pd.Series((ranked.ranks <= 5).astype(float), index=test.stimulus_ids)
+
+
+def compare_starts(out: Path, snr: float, n_seeds: int, corpus: Path | None, more: list[str]) -> None:
+    """Print top-5 from pretrained weights and from scratch, and the paired differences."""
+    root = make_brain(out, snr, 0)
+    word = "own" if corpus is None else corpus.name
+    named = [] if corpus is None else [f"pretrain.corpus=[{corpus}]"]
+    for share in (0.1, 0.25, 1.0):
+        hits: dict[str, list[pd.Series]] = {"pretrained": [], "scratch": []}
+        for seed in range(n_seeds):
+            for start, found in hits.items():
+                kept = out / f"top5_{word if start == 'pretrained' else 'none'}_{share:g}_{seed}.json"
+                if not kept.is_file():
+                    change = [] if start == "pretrained" else ["encoder.network.pretrained=null"]
+                    extra = named if start == "pretrained" else []
+                    folder = out / f"run_starts_{word}"
+                    row = train_share(root, folder, share, f"seed={seed}", *change, *extra, *more)
+                    kept.write_text(row.to_json())
+                found.append(pd.Series(json.loads(kept.read_text())))
+        mean = {start: pd.concat(found, axis=1).mean(axis=1) for start, found in hits.items()}
+        difference = (mean["pretrained"] - mean["scratch"]).to_numpy()
+        interval = bootstrap_interval(difference, seed=0)
+        print(
+            f"| {share:.0%} | {mean['scratch'].mean():.3f} | {mean['pretrained'].mean():.3f} | "
+            f"{difference.mean():+.3f} ({interval.low:+.3f} to {interval.high:+.3f}) |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Run one stage."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stage", choices=("ablation", "pretraining"), default="ablation")
+    parser.add_argument("--snr", type=float, default=0.1)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--silent", type=int, default=3)
+    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if asked.stage == "ablation":
+        compare_networks(asked.out, asked.snr, asked.seeds, asked.silent)
+    else:
+        compare_starts(asked.out, asked.snr, asked.seeds, asked.corpus, asked.settings)
+
+
+if __name__ == "__main__":
+    main()
