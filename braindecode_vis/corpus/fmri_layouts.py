@@ -111,12 +111,13 @@ def find_fmri_images(root: Path) -> tuple[list[list[SeriesImage]], list[Excluded
         key = tuple(image.run.entities.get(name, "") for name in _RUN_KEYS)
         groups.setdefault(key, []).append(image)
     # ICA-FIX of several runs leaves them joined beside themselves: rfMRI_REST beside rfMRI_REST1_LR.
-    named = {
-        (images[0].run.entities["sub"], run) for images in groups.values() if (run := _get_hcp_run(images))
-    }
+    named: dict[str, list[str]] = {}
+    for key, images in groups.items():
+        if run := _get_hcp_run(images):
+            named.setdefault(key[0], []).append(run)
     for key, images in list(groups.items()):
         joined = _get_hcp_run(images)
-        parts = [run for sub, run in named if sub == key[0] and run != joined and run.startswith(joined)]
+        parts = [run for run in named.get(key[0], []) if run != joined and run.startswith(joined)]
         if joined and parts:
             strange.append(
                 Excluded(images[0].files[0], f"it joins runs that are there, such as {min(parts)}")
