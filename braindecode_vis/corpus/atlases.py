@@ -91,6 +91,7 @@ class CorpusAtlas:
     surfaces: tuple[Atlas, ...] = ()
     where: str = ""
     _placed: dict[Any, Placement] = field(default_factory=dict, repr=False, compare=False)
+    _shared: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def place_volume(self, shape: Sequence[int], affine: np.ndarray, *, resample: bool) -> Placement:
         """Return the parcel of each voxel of a grid.
@@ -213,6 +214,10 @@ class CorpusAtlas:
             f"none of its {len(names)} parcels (first {names[0]!r}) is one of the {len(own)} of {self._describe()} "
             f"(first {own[0]!r}); it has another atlas"
         )
+
+    def share(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the same object for the same names: thousands of tables have one head."""
+        return self._shared.setdefault(names, names)
 
     def _place(self, labels: np.ndarray, flat: np.ndarray) -> Placement:
         n = len(self.channels.names)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,9 @@ _ENDS = (".nii", ".nii.gz", ".gii", ".tsv", ".csv", ".npy", ".json")
 _NO_SERIES = re.compile(r"desc-confounds|desc-(ICA|MELODIC)|_echo-|_part-phase")
 # What a name says of an image beside the run that it is of.
 _OF_IMAGE = re.compile(r"_(space|res|den|cohort|hemi|desc|seg|atlas|stat|label|model)-[a-zA-Z0-9+]+")
+#: What the sidecar of a table may call the list of its parcels.
+NAME_KEYS = ("Parcels", "ParcelNames", "Columns", "Labels")
+_SIDECAR_KEYS = ("RepetitionTime", "SamplingFrequency", *NAME_KEYS)
 _MNINONLINEAR, _RESULTS = "MNINonLinear", "Results"
 
 
@@ -64,6 +67,10 @@ class SeriesImage:
     run: RunFiles
     motion: Path | None
     cleaned: bool
+
+    def without_sidecar(self) -> SeriesImage:
+        """Return the image without what its sidecars say, once it was read."""
+        return replace(self, run=replace(self.run, sidecar={}))
 
     @property
     def space(self) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 from braindecode_vis.checks import DataError, refuse_damage
 from braindecode_vis.corpus.atlases import CorpusAtlas, Placement, read_corpus_atlas
 from braindecode_vis.corpus.corpus_config import CorpusConfig, FmriChannels, FmriCleaningConfig
-from braindecode_vis.corpus.fmri_layouts import SeriesImage, find_fmri_images
+from braindecode_vis.corpus.fmri_layouts import NAME_KEYS, SeriesImage, find_fmri_images
 from braindecode_vis.corpus.recordings import Channels, Excluded, SeriesRun, SourceCard, read_source_card
 from braindecode_vis.datasets.bids.fmri_files import (
     find_t_r,
@@ -44,7 +44,6 @@ _T_R_S = (0.1, 20.0)
 _CUTOFF_S = 128.0  # of fMRIPrep's cosines
 _HINT = "correct the sidecar, or repair the header"
 _INDEX_COLUMNS = ("", "index", "time", "frame", "volume", "unnamed: 0")
-_NAME_KEYS = ("Parcels", "ParcelNames", "Columns", "Labels")
 
 
 def read_fmri_channels(config: FmriChannels) -> Channels:
@@ -129,16 +128,19 @@ def _open_run(
         interval_s=t_r,
         motion_mm=plan.motion_mm,
         licence=card.licence,
-        read=_Reader(run.where, names, opened, plan, t_r, config.cleaning),
+        read=_Reader(image.without_sidecar(), names, opened, plan, t_r, config.cleaning),
         scrubbed=plan.scrubbed,
     )
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads and cleans one run; a plain value, so that it may go to another process."""
+    """Reads and cleans one run.
 
-    where: str
+    There is one for each of many thousand runs, so that it holds what tells how, and tables are read again.
+    """
+
+    image: SeriesImage
     names: tuple[str, ...]
     opened: _Opened
     plan: _Plan
@@ -147,16 +149,18 @@ class _Reader:
 
     def __call__(self) -> np.ndarray:
         series = self.opened.read()
+        where = self.image.run.where
         out = np.full((self.plan.n_times, series.shape[1]), np.nan, np.float32)
         there = ~self.opened.missing
         block = series[:, there].astype(np.float64)
         if not np.isfinite(block).all():
             volume, column = np.argwhere(~np.isfinite(block))[0]
             raise DataError(
-                f"{self.where} is not finite in the parcel {np.array(self.names)[there][column]}, volume {volume + 1}; "
+                f"{where} is not finite in the parcel {np.array(self.names)[there][column]}, volume {volume + 1}; "
                 "fetch it again, or mend its mask."
             )
-        cleaned = clean_series(block, self.plan, self.t_r, self.config, where=self.where)
+        confounds = _find_confounds(self.image, len(series), self.t_r, self.config.confounds)
+        cleaned = clean_series(block, confounds, self.plan, self.t_r, self.config, where=where)
         # What never changes is left at rounding noise by a regression, which a scaling would blow up.
         cleaned[:, block.max(axis=0) == block.min(axis=0)] = 0
         out[:, there] = cleaned
@@ -186,6 +190,25 @@ class _Opened:
     t_r: float
     missing: np.ndarray
     read: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The placement of an atlas, which many runs share, and what of it one run has."""
+
+    place: Placement
+    missing: np.ndarray
+    min_coverage: float
+
+    @property
+    def least(self) -> np.ndarray:
+        """How many places each parcel needs, shape (n_channels,)."""
+        return self.min_coverage * self.place.sizes
+
+    def find_labels(self, inside: np.ndarray | None = None) -> np.ndarray:
+        """Return the labels without those of missing parcels and those that are not `inside`."""
+        labels = np.where(np.concatenate([[False], ~self.missing])[self.place.labels], self.place.labels, 0)
+        return labels if inside is None else np.where(inside, labels, 0)
 
 
 def _choose_form(
@@ -227,39 +250,38 @@ def _open_volume(image: SeriesImage, atlas: CorpusAtlas, config: FmriChannels) -
         what = f"in the space {image.space}" if image.space != "native" else "in the space of the scanner"
         lost = "" if in_template or not config.resample else "; only images in MNI space are resampled"
         raise DataError(f"{image.files[0].name} is {what}: {str(error).removesuffix('.')}{lost}") from error
-    if image.run.mask is not None:
-        values, affine = read_volume(image.run.mask)
-        check_grid(
-            header.shape, header.affine, values.shape, affine, what=image.run.where, than="its brain mask"
-        )
-        inside = values > 0
-    else:
-        reader = MaskedVolumes(header, np.ones(header.shape, bool))
-        first = reader(0, 1).reshape(header.shape)
-        reader.close()
-        inside = np.isfinite(first) & (first != 0)
+    inside = _find_inside(header, image.run.mask)
     missing = place.find_missing(config.min_coverage, inside)
-    labels = _leave_out(np.where(inside, place.labels, 0), missing)
-    return _Opened(
-        header.n_volumes,
-        header.t_r,
-        missing,
-        _VolumeReader(header, labels, config.min_coverage * place.sizes),
-    )
+    reader = _VolumeReader(header, image.run.mask, _Places(place, missing, config.min_coverage))
+    return _Opened(header.n_volumes, header.t_r, missing, reader)
+
+
+def _find_inside(header: VolumeHeader, mask: Path | None) -> np.ndarray:
+    """Return the voxels that the mask of a run holds, or its first volume."""
+    if mask is not None:
+        values, affine = read_volume(mask)
+        check_grid(
+            header.shape, header.affine, values.shape, affine, what=str(header.path), than="its brain mask"
+        )
+        return np.asarray(values > 0)
+    reader = MaskedVolumes(header, np.ones(header.shape, bool))
+    first = reader(0, 1).reshape(header.shape)
+    reader.close()
+    return np.asarray(np.isfinite(first) & (first != 0))
 
 
 @dataclass(frozen=True)
 class _VolumeReader:
     header: VolumeHeader
-    labels: np.ndarray
-    least: np.ndarray
+    mask: Path | None
+    places: _Places
 
     def __call__(self) -> np.ndarray:
-        mask = self.labels > 0
-        reader = MaskedVolumes(self.header, mask)
+        labels = self.places.find_labels(_find_inside(self.header, self.mask))
+        reader = MaskedVolumes(self.header, labels > 0)
         n = self.header.n_volumes
         blocks = (reader(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK))
-        return _average(blocks, self.labels[mask], self.least)
+        return _average(blocks, labels[labels > 0], self.places.least)
 
 
 def _open_dtseries(image: SeriesImage, atlas: CorpusAtlas, config: FmriChannels) -> _Opened:
@@ -267,30 +289,30 @@ def _open_dtseries(image: SeriesImage, atlas: CorpusAtlas, config: FmriChannels)
     _, series, axis = _open_cifti(path, "BrainModelAxis")
     place = atlas.place_grayordinates(axis)
     missing = place.find_missing(config.min_coverage)
-    reader = _CiftiReader(path, _leave_out(place.labels, missing), config.min_coverage * place.sizes)
+    reader = _CiftiReader(path, _Places(place, missing, config.min_coverage))
     return _Opened(len(series), float(series.step), missing, reader)
 
 
 @dataclass(frozen=True)
 class _CiftiReader:
     path: Path
-    labels: np.ndarray
-    least: np.ndarray
+    places: _Places
 
     def __call__(self) -> np.ndarray:
         import nibabel
 
+        labels, least = self.places.find_labels(), self.places.least
         with refuse_damage(f"{self.path} cannot be read"):
             data = nibabel.load(bring(self.path)).dataobj  # type: ignore[attr-defined]
-            total, changing = np.zeros((len(self.least), data.shape[0])), np.zeros_like(self.labels)
+            total, changing = np.zeros((len(least), data.shape[0])), np.zeros_like(labels)
             # All volumes of a grayordinate follow each other in the file.
             for start in range(0, data.shape[1], _PLACES):
                 here = slice(start, start + _PLACES)
                 block = np.asarray(data[:, here]).T.astype(np.float64)
                 # Not equal, so that what is no number is kept and told.
-                changing[here] = np.where(block.max(axis=1) != block.min(axis=1), self.labels[here], 0)
-                total += _make_sums(changing[here], len(self.least)) @ block
-        return _divide(total, self.labels, changing, self.least)
+                changing[here] = np.where(block.max(axis=1) != block.min(axis=1), labels[here], 0)
+                total += _make_sums(changing[here], len(least)) @ block
+        return _divide(total, labels, changing, least)
 
 
 def _open_ptseries(image: SeriesImage, atlas: CorpusAtlas, config: FmriChannels) -> _Opened:
@@ -353,7 +375,7 @@ class _ParcelReader:
 
 def _open_table(image: SeriesImage, atlas: CorpusAtlas, config: FmriChannels) -> _Opened:
     path, sidecar = image.files[0], image.run.sidecar
-    told = next((sidecar[key] for key in _NAME_KEYS if isinstance(sidecar.get(key), list)), None)
+    told = next((sidecar[key] for key in NAME_KEYS if isinstance(sidecar.get(key), list)), None)
     header, gone = True, np.zeros(0, bool)
     if path.suffix == ".npy":
         with refuse_damage(f"{path} cannot be read as an array"):
@@ -394,7 +416,7 @@ def _open_table(image: SeriesImage, atlas: CorpusAtlas, config: FmriChannels) ->
     columns = np.where(found >= 0, np.array(used)[np.maximum(found, 0)], -1)
     if gone.any():
         columns = np.where((columns >= 0) & ~gone[np.maximum(columns, 0)], columns, -1)
-    return _Opened(n_volumes, 0.0, columns < 0, _ParcelReader(path, columns, names, header))
+    return _Opened(n_volumes, 0.0, columns < 0, _ParcelReader(path, columns, atlas.share(names), header))
 
 
 def _is_number(cell: str) -> bool:
@@ -420,28 +442,30 @@ def _open_surface(image: SeriesImage, atlas: CorpusAtlas, config: FmriChannels) 
         )
     sizes = (hemispheres[0][0].shape[1], hemispheres[1][0].shape[1])
     place: Placement = atlas.place_surface(sizes)
-    first = np.concatenate([values[0] for values, _ in hemispheres])
-    inside = np.isfinite(first) & (first != 0)
-    missing = place.find_missing(config.min_coverage, inside)
-    labels = _leave_out(np.where(inside, place.labels, 0), missing)
+    missing = place.find_missing(config.min_coverage, _covers(hemispheres))
     steps = {step for _, step in hemispheres}
     if len(steps) > 1:
         raise DataError(
             f"{left.name} and its right hemisphere have the time steps {sorted(steps)} s; {_HINT}"
         )
-    reader = _SurfaceReader((left, right), labels, config.min_coverage * place.sizes)
+    reader = _SurfaceReader((left, right), _Places(place, missing, config.min_coverage))
     return _Opened(len(hemispheres[0][0]), steps.pop(), missing, reader)
+
+
+def _covers(hemispheres: list[tuple[np.ndarray, float]]) -> np.ndarray:
+    first = np.concatenate([values[0] for values, _ in hemispheres])
+    return np.asarray(np.isfinite(first) & (first != 0))
 
 
 @dataclass(frozen=True)
 class _SurfaceReader:
     files: tuple[Path, Path]
-    labels: np.ndarray
-    least: np.ndarray
+    places: _Places
 
     def __call__(self) -> np.ndarray:
-        both = np.concatenate([_read_gifti(path)[0] for path in self.files], axis=1)
-        return _average([both], self.labels, self.least)
+        hemispheres = [_read_gifti(path) for path in self.files]
+        both = np.concatenate([values for values, _ in hemispheres], axis=1)
+        return _average([both], self.places.find_labels(_covers(hemispheres)), self.places.least)
 
 
 def _read_gifti(path: Path) -> tuple[np.ndarray, float]:
@@ -459,12 +483,6 @@ def _read_gifti(path: Path) -> tuple[np.ndarray, float]:
         raise DataError(f"{path} holds no time series: its arrays give the shape {values.shape}")
     # FreeSurfer writes milliseconds, nibabel and Workbench seconds.
     return values, step / 1000 if step > 50 else step
-
-
-def _leave_out(labels: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    """Return labels without those of missing parcels, int32."""
-    kept = np.concatenate([[False], ~missing])
-    return np.where(kept[labels], labels, 0).astype(np.int32)
 
 
 def _average(blocks: Iterable[np.ndarray], labels: np.ndarray, least: np.ndarray) -> np.ndarray:
@@ -520,7 +538,6 @@ class _Plan:
     ----------
     start
         Volumes before the steady state, which are cut.
-    confounds : array of shape (n_volumes, n_confounds)
     moved : bool array of shape (n_volumes,)
         Volumes that are scrubbed.
     n_times, motion_mm, scrubbed
@@ -528,7 +545,6 @@ class _Plan:
     """
 
     start: int
-    confounds: np.ndarray
     moved: np.ndarray
     n_times: int
     motion_mm: float | None
@@ -571,7 +587,7 @@ def _plan_cleaning(image: SeriesImage, n_volumes: int, t_r: float, config: FmriC
             f"({run.where})"
         )
     n_times = int(kept.sum()) if config.scrubbing == "cut" else len(kept)
-    return _Plan(start, confounds, moved, n_times, mean, float((~kept).mean()))
+    return _Plan(start, moved, n_times, mean, float((~kept).mean()))
 
 
 def _read_motion(image: SeriesImage, n_volumes: int) -> tuple[np.ndarray | None, np.ndarray | None, int]:
@@ -583,10 +599,14 @@ def _read_motion(image: SeriesImage, n_volumes: int) -> tuple[np.ndarray | None,
         moves = _read_movement(path)
         _check_rows(path, len(moves), n_volumes)
         return compute_displacement(moves), None, 0
-    table = read_table(path)
+    series = (("framewise_displacement", "FramewiseDisplacement"), ("std_dvars", "stdDVARS"))
+    used = ("non_steady_state_outlier", "NonSteadyStateOutlier", *series[0], *series[1])
+    table = read_table(path, lambda column: column.startswith(used))
+    if not len(table.columns):
+        table = read_table(path)
     _check_rows(path, len(table), n_volumes)
     found: list[np.ndarray | None] = []
-    for names in (("framewise_displacement", "FramewiseDisplacement"), ("std_dvars", "stdDVARS")):
+    for names in series:
         name = next((name for name in names if name in table.columns), None)
         if name is None:
             found.append(None)
@@ -594,7 +614,7 @@ def _read_motion(image: SeriesImage, n_volumes: int) -> tuple[np.ndarray | None,
         # The first volume has nothing before it.
         column = table.assign(**{name: [table[name].iloc[0] or "0", *table[name].iloc[1:]]})
         found.append(read_numbers(column, name, path))
-    early = [c for c in table.columns if c.startswith(("non_steady_state_outlier", "NonSteadyStateOutlier"))]
+    early = [c for c in table.columns if c.startswith(used[:2])]
     flagged = [int(np.flatnonzero(read_numbers(table, column, path) > 0).max(initial=-1)) for column in early]
     start = max(flagged, default=-1) + 1
     if start > n_volumes // 2:
@@ -698,7 +718,13 @@ def expand_motion(moves: np.ndarray, how: str) -> np.ndarray:
 
 
 def clean_series(
-    series: np.ndarray, plan: _Plan, t_r: float, config: FmriCleaningConfig, *, where: str
+    series: np.ndarray,
+    confounds: np.ndarray,
+    plan: _Plan,
+    t_r: float,
+    config: FmriCleaningConfig,
+    *,
+    where: str,
 ) -> np.ndarray:
     """Return a run without drift, confounds and volumes that moved.
 
@@ -707,6 +733,7 @@ def clean_series(
     Parameters
     ----------
     series : float64 array of shape (n_volumes, n_parcels)
+    confounds : array of shape (n_volumes, n_confounds)
 
     Returns
     -------
@@ -714,7 +741,7 @@ def clean_series(
     """
     from nilearn import signal
 
-    series, confounds = series[plan.start :], plan.confounds[plan.start :]
+    series, confounds = series[plan.start :], confounds[plan.start :]
     kept = np.flatnonzero(~plan.moved[plan.start :])
     filtered = config.l_freq is not None or config.h_freq is not None
     with refuse_damage(f"nilearn cannot clean {where}", hint=""), warnings.catch_warnings():

@@ -304,13 +304,19 @@ def _find_products(image: Path, entities: Mapping[str, str]) -> tuple[Path | Non
 Mask = Literal["auto", "brain", "varying", "epi"] | Path
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a BIDS table as text; nothing that looks like a number loses digits."""
+def read_table(path: Path, wanted: Callable[[str], bool] | None = None) -> pd.DataFrame:
+    """Read a BIDS table as text; nothing that looks like a number loses digits.
+
+    Parameters
+    ----------
+    wanted
+        Which columns are read; by default all, which of a table of confounds may be hundreds.
+    """
     import pandas as pd
 
     with refuse_damage(f"the table {path} cannot be read", OSError, ValueError):
         # Text: a picture called 021.50 is not 21.5.
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, usecols=wanted)
     return table.replace(dict.fromkeys(("n/a", "N/A", "nan", "NaN"), ""))
 
 
