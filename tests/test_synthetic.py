@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis import pipeline, store
+from braindecode_vis.api.decoding_run import DecodingRun
 from braindecode_vis.audit.run import audit_run
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
@@ -101,6 +102,19 @@ def test_noise_is_that_of_the_residuals_or_none(trained, tmp_path):
     other = replace(trained, config=config, seen={"preprocess": learning.preprocess(trained)})
     with pytest.raises(DataError, match="which without noise would repeat"):
         synthesise_fold(other, 0)
+
+
+def test_a_run_in_python_encodes_and_synthesises(trained, tmp_path):
+    run = DecodingRun(trained)
+    table = run.encode({"n_resamples": 100, "noise_ceiling": None})
+    assert len(table) == 20
+    assert table["value"].mean() > 0.3
+    assert table.attrs["scores"][0]["metric"] == "encoding_correlation@all"
+    assert all(path.is_file() for path in table.attrs["files"])
+    with pytest.raises(ConfigError, match="widht"):
+        run.encode({"widht": 1})
+    made = run.synthesise("phantom:5,size=16", tmp_path / "made", noise="none")
+    assert made.data.shape == (5, 20)
 
 
 def test_images_that_were_shown_are_left_out(trained, tmp_path):
@@ -197,17 +211,15 @@ def test_what_does_not_fit_is_refused(change, words):
 def test_the_verb_maps_and_synthesises(command_line, tmp_path):
     out = tmp_path / "run"
     few = [word for change in SMALL[:6] for word in ("--set", change)]
-    done = command_line(
-        "encode", "synthetic_digits", "--out", out, *few, "--set", "encode.n_resamples=100", "--json"
-    )
+    asked = ("encode", "synthetic_digits", "--out", out, *few, "--set", "encode.n_resamples=100")
+    done = command_line(*asked)
     assert done.returncode == 0, done.stderr
-    content = json.loads(done.stdout)
+    assert "report: none" in done.stdout
+    assert "subject 01, all: " in done.stdout
+    content = json.loads(command_line(*asked, "--json").stdout)
     assert content["scores"][0]["metric"] == "encoding_correlation@all"
     assert content["scores"][0]["value"] > 0.3
     assert any(name.endswith("encoding_sub-01.npz") for name in content["files"])
-    told = command_line("encode", out).stdout
-    assert "report: none" in told
-    assert "subject 01, all: " in told
     done = command_line("encode", out, "--synthesise", "phantom:5,size=16", "--to", tmp_path / "made")
     assert "5 synthetic responses to 5 images" in done.stdout
     assert store.read_responses(tmp_path / "made" / "responses").data.shape == (5, 20)
