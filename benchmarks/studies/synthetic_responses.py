@@ -1,12 +1,12 @@
 """Whether synthetic responses help a decoder: phantoms of few and of more images, several seeds, with and without.
 
-Run with ``python benchmarks/studies/synthetic_responses.py --out DIR [--seeds 3] [--concepts 12,60] [--network]``. For
-each seed and number of training concepts (five images each, averaged over three repetitions) it simulates a subject of
-NSD at 6 mm and a signal-to-noise ratio of 0.1, embeds 1500 phantom images once, and fits the decoder of the embedded
-network's space with real trials alone and with shares of synthetic ones. The 60 test concepts, none of which is trained
-on, are the same for all settings of a seed. Prints top-5 and two-way identification, the paired difference to real
-trials alone over all test images of all seeds with a bootstrap interval over images, and the variance that the encoding
-models explain in their inner folds.
+Run with ``python benchmarks/studies/synthetic_responses.py --out DIR [--seeds 3] [--concepts 12,60] [--snr 0.1]
+[--network]``. For each seed and number of training concepts (five images each, averaged over three repetitions) it
+simulates a subject of NSD at 6 mm, embeds 1500 phantom images once, and fits the decoder of the embedded network's
+space with real trials alone and with shares of synthetic ones. The 60 test concepts, none of which is trained on, are
+the same for all settings of a seed. Prints top-5 and two-way identification, the paired difference to real trials alone
+over all test images of all seeds with a bootstrap interval over images, and the variance that the encoding models
+explain in their inner folds.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--concepts", default="12,60")
+    parser.add_argument("--snr", type=float, default=0.1)
     parser.add_argument("--network", action="store_true", help="a network in place of ridge")
     arguments = parser.parse_args()
     rows = []
     for n_concepts in map(int, arguments.concepts.split(",")):
         for seed in range(arguments.seeds):
-            rows += measure(arguments.out, n_concepts, seed, NETWORK if arguments.network else RIDGE)
+            encoder = NETWORK if arguments.network else RIDGE
+            rows += measure(arguments.out, n_concepts, seed, arguments.snr, encoder)
             print(rows[-1]["n_concepts"], seed, "done", file=sys.stderr)
     table = pd.DataFrame(rows)
     print(
@@ -69,9 +71,9 @@ def main() -> None:
         print(f"{5 * n_concepts:6}  {name:16}  {top:6.3f}  {first.mean():7.3f}  {told}  {explained:.3f}")
 
 
-def measure(out: Path, n_concepts: int, seed: int, encoder: tuple[str, ...]) -> list[dict]:
+def measure(out: Path, n_concepts: int, seed: int, snr: float, encoder: tuple[str, ...]) -> list[dict]:
     """Return hits and identification of each test image under each condition."""
-    data, bank = out / f"nsd-{n_concepts}-{seed}", out / f"bank-{seed}"
+    data, bank = out / f"nsd-{n_concepts}-{seed}-{snr:g}", out / f"bank-{seed}"
     call = [sys.executable, "-P", "-m", "braindecode_vis"]
     if not (data / "phantom_truth").is_dir():
         asked = [
@@ -85,12 +87,14 @@ def measure(out: Path, n_concepts: int, seed: int, encoder: tuple[str, ...]) -> 
             60,
             "--seed",
             seed,
+            "--snr",
+            snr,
         ]
         subprocess.run(
             [*call, "phantom", "nsd", "--out", data, *map(str, asked)], check=True, stdout=subprocess.DEVNULL
         )
     base = [*encoder, f"seed={seed}", "dataset.subjects=[1]"]
-    run_folder = out / f"run-{n_concepts}-{seed}"
+    run_folder = out / f"run-{n_concepts}-{seed}-{snr:g}"
     if not (bank / "manifest.json").is_file():
         config = read_config("nsd_ridge", base, root=data)
         pipeline.preprocess(open_run(config, run_folder))

@@ -613,13 +613,15 @@ def _draw_glass(figure: Figure, *, image: Any) -> None:
 
 
 def _draw_slices(figure: Figure, *, image: Any) -> None:
-    """Draw seven axial slices between the lowest and the highest voxel."""
+    """Draw up to seven axial slices, as many voxels between each and the next."""
     import matplotlib
     from nilearn.plotting import plot_img
 
     array = np.asarray(image.dataobj)
-    there = np.flatnonzero((array != 0).any(axis=(0, 1)))
-    heights = np.unique(np.linspace(there[0], there[-1], 7).round().astype(int)) if len(there) else [0]
+    there = np.nonzero(array)[2]  # (n_voxels,): the height of each
+    heights = (
+        np.unique(np.quantile(there, np.linspace(0.05, 0.95, 7)).round().astype(int)) if len(there) else [0]
+    )
     cuts = [float((image.affine @ [0, 0, z, 1])[2]) for z in heights]
     figure.set_layout_engine("none")  # nilearn places its axes itself
     reach = _limit(array)
