@@ -175,6 +175,13 @@ class MeanResponses:
     values: np.ndarray
     centre: np.ndarray
     spread: np.ndarray
+    _axes: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def find_axes(self, n_components: int) -> np.ndarray:
+        """Return the leading principal axes, found once; see `find_axes`."""
+        if n_components not in self._axes:
+            self._axes[n_components] = find_axes(self.flat(), n_components)
+        return self._axes[n_components]
 
     def flat(self, picked: np.ndarray | None = None) -> np.ndarray:
         """Return the values, or those of some images, as a matrix of shape (n_images * n_times, n_features)."""
@@ -280,7 +287,7 @@ class CommonSpace:
                 f"that the common space was made of, and {self.config.kind} needs {FEWEST_IMAGES}; give it trials of "
                 "images that they have seen, or set encoder.subject_alignment to none."
             )
-        self.maps[name] = fit_map(self.config.kind, means, self.template)
+        self.maps[name] = fit_map(self.config, means, self.template)
 
     def as_tensors(self) -> dict[str, np.ndarray]:
         """Return named arrays that `from_tensors` reads."""
@@ -373,7 +380,10 @@ def fit_common_space(
     template, known = make_template(config, founders, len(chosen))
     space = CommonSpace(config, chosen[known], template[known].astype(np.float32))
     for name in names:
-        space.add_subject(data, own_rows[name], name, stimuli, n_features=widths[name])
+        if known.all():
+            space.maps[name] = fit_map(config, means[name], space.template)
+        else:  # without the images that only subjects with few images have seen
+            space.add_subject(data, own_rows[name], name, stimuli, n_features=widths[name])
     return space
 
 
@@ -450,7 +460,7 @@ def make_template(
     """
     if config.kind == "functional_pca":
         return _make_pca_template(config, founders, n_images)
-    axes = {name: find_axes(one.flat(), config.n_components) for name, one in founders.items()}
+    axes = {name: one.find_axes(config.n_components) for name, one in founders.items()}
     n_components = max(len(found) for found in axes.values())
     n_times = next(iter(founders.values())).values.shape[1]
     scores = {}
@@ -577,40 +587,48 @@ def find_axes(values: np.ndarray, n_components: int) -> np.ndarray:
     n_components
         How many at most; directions without variance are left out.
     """
-    from sklearn.decomposition import PCA
+    from scipy.linalg import eigh
 
+    tall = len(values) > values.shape[1]
+    wide = values.astype(np.float64)
+    # The smaller of the two matrices of products: features by features, or samples by samples.
+    gram = wide.T @ wide if tall else wide @ wide.T
     most = min(n_components, len(values) - 1, values.shape[1])
-    # A seed, as large matrices are taken apart by random projections.
-    fitted = PCA(n_components=most, random_state=0).fit(values)
-    kept = fitted.explained_variance_ > 1e-7 * max(float(fitted.explained_variance_[0]), 1e-300)
-    return np.asarray(fitted.components_[kept], np.float64)
+    power, vectors = eigh(gram, subset_by_index=(len(gram) - most, len(gram) - 1), check_finite=False)
+    kept = np.flatnonzero(power > 1e-7 * max(float(power[-1]), 1e-300))[
+        ::-1
+    ]  # ascending, so the last is first
+    axes = vectors[:, kept].T if tall else (vectors[:, kept] / np.sqrt(power[kept])).T @ wide
+    # The sign of an axis means nothing, but must not depend on the machine.
+    largest = np.abs(axes).argmax(axis=1)
+    return np.asarray(axes * np.sign(axes[np.arange(len(axes)), largest])[:, None])
 
 
-def fit_map(kind: str, means: MeanResponses, template: np.ndarray) -> SubjectMap:
+def fit_map(config: CommonSpaceConfig, means: MeanResponses, template: np.ndarray) -> SubjectMap:
     """Map one subject to a finished template.
 
     Parameters
     ----------
-    kind
-        A kind of `CommonSpaceConfig`.
+    config
+        How.
     means
         Mean responses of the subject.
     template : array of shape (n_images, n_times, n_components)
     """
     n_components = template.shape[2]
     source, target = means.flat(), template[means.rows].reshape(-1, n_components).astype(np.float64)
-    if kind == "functional_pca":
+    if config.kind == "functional_pca":
         from sklearn.linear_model import RidgeCV
 
         # As many dimensions as samples or features share the power of all features.
         unit = max(source.shape)
         ridge = RidgeCV(alphas=[unit * penalty for penalty in _PENALTIES]).fit(source, target)
         matrix, offset = ridge.coef_.reshape(n_components, -1).T, np.ravel(ridge.intercept_)
-    elif kind == "shared_response":
+    elif config.kind == "shared_response":
         offset = target.mean(axis=0)
         matrix = find_basis(source, target - offset)
     else:
-        axes = find_axes(source, n_components)
+        axes = means.find_axes(config.n_components)[:n_components]
         scores = np.zeros((len(source), n_components))
         scores[:, : len(axes)] = source @ axes.T
         rotation, centre, offset = find_rotation(scores, target)

@@ -59,7 +59,8 @@ def check_common_features(responses: Responses, *, what: str) -> None:
         raise DataError(
             f"{what} needs features that mean the same in every subject, but these are voxels of several brains "
             f"({words}, padded with zeros): read one subject, average over the regions of an atlas with dataset.atlas, "
-            "or choose an encoder with a layer for each subject."
+            "or choose an encoder that aligns subjects (encoder.subject_alignment=hyperalignment) or has a layer for "
+            "each (encoder.network.kind=shared_space)."
         )
 
 
