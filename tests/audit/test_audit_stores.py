@@ -13,8 +13,10 @@ from braindecode_vis.audit.split_overlap import find_copies
 from braindecode_vis.audit.statistics import fit_standardised
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.sources.cleaning_options import ScalingConfig
+from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.preprocessing.scaling import fit_robust_scaler
+from braindecode_vis.preprocessing.splits import LeaveOneSubjectOutConfig
 from braindecode_vis.preprocessing.whitening import fit_mvnn
 from braindecode_vis.stimuli import StimulusSet
 
@@ -376,3 +378,33 @@ def test_moments_tell_who_taught_in_half_precision():
         scaled = ((data - data[taught].mean(axis=0)) / data[taught].std(axis=0)).astype(np.float16)
         assert fit_standardised(scaled, groups, is_train, "everything").verdict == verdict
     assert fit_standardised(data, groups, is_train, "everything").verdict == "none"
+
+
+@pytest.mark.parametrize("leaks", [False, True])
+def test_a_common_space_of_subjects_must_be_that_of_training_trials(tmp_path, leaks):
+    trials = make_trials(("01", "02"))
+    responses = make_responses(make_epochs(trials), trials)
+    split = {"kind": "leave_one_subject_out", "own_trials": 10}
+    prepared = write_prepared(tmp_path, responses, split=split)
+    config = RidgeConfig(subject_alignment={"kind": "hyperalignment", "n_components": 3}, alphas=(1.0,))
+    concepts = trials["stimulus_id"].to_numpy(dtype=object)
+    folds = LeaveOneSubjectOutConfig(own_trials=10).make(trials, concepts, seed=0).folds
+    for number, fold in enumerate(folds):
+        seen = responses.select(np.sort(np.r_[fold.train, fold.test]) if leaks else fold.train)
+        targets = Embeddings(
+            np.random.default_rng(0).standard_normal((seen.n_trials, 2)), seen.stimulus_ids, "x"
+        )
+        encoder = config.build(seed=0).fit(seen, targets)
+        fields = {
+            "encoder": config.hashed_fields(), "selection": {}, "repeats": "single", "seed": 0, "fold": number,
+        }  # fmt: skip
+        store.RunFolder(tmp_path).produce(
+            "train", version=1, fields=fields, upstream={"preprocess": prepared.fingerprint}, compute=encoder.write,
+            unit=f"fold{number:02d}",
+        )  # fmt: skip
+    audit = audit_run(tmp_path)
+    found = find(audit, "encoder-inputs", "leak")
+    assert ["those of training and test trials" in item.message for item in found] == [True, True][
+        : 2 * leaks
+    ]
+    assert not find(audit, "transductive", "transductive")
