@@ -403,9 +403,8 @@ def read_labelled(config: PretrainConfig, seed: int, folder: Path) -> LabelledSe
         return None
     from braindecode_vis.training.pretraining_probes import make_labelled
 
-    source = config.probes.labelled.expanduser()
-    if not source.exists():
-        raise DataError(f"pretrain.probes.labelled: there is no run folder or configuration file {source}.")
+    source = config.probes.labelled_source
+    assert source is not None
     run = open_run(read_config(str(source)), source if source.is_dir() else folder / "labelled")
     with run.hold():
         prepared, bank = preprocess(run), embed_fold(run, 0)

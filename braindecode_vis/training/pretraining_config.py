@@ -52,6 +52,31 @@ class ProbesConfig(Settings):
     labelled: Path | None = None
     top: int = Field(default=5, ge=1)
 
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"labelled"})
+
+    @property
+    def labelled_source(self) -> Path | None:
+        """Run folder or configuration file of the labelled set.
+
+        Raises
+        ------
+        DataError
+            If there is none.
+        """
+        if self.labelled is None:
+            return None
+        path = self.labelled.expanduser()
+        config = path / "config.yaml" if path.is_dir() else path
+        check_file(config, what="the labelled set of the probes", hint="correct pretrain.probes.labelled")
+        return path
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the labelled set's configuration."""
+        fields = super().hashed_fields()
+        if (source := self.labelled_source) is not None:
+            fields["labelled_digest"] = hash_once(source / "config.yaml" if source.is_dir() else source)
+        return fields
+
 
 class PretrainConfig(Settings):
     """How the encoder is pretrained; the defaults follow He et al. where they say something.
