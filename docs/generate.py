@@ -359,7 +359,7 @@ def make_settings() -> Iterator[tuple[str, str]]:
 
     from braindecode_vis.config.explain import ROLES, find_classes
 
-    roles, others = find_classes(settings.GeneratorTrainingConfig)
+    roles, others = find_classes(*settings.VERBS.values())
     places = {_slug(ROLES[role].replace(".", "")): f"{role}.md" for role in roles}
     places |= {cls.__name__.lower(): f"inside.md#{cls.__name__.lower()}" for cls in others}
     named = [
@@ -385,9 +385,12 @@ def make_settings() -> Iterator[tuple[str, str]]:
         "settings/inside.md",
         lead(text + "\n".join(settings.write_class(c, c.__name__, "##") for c in others)),
     )
-    generator = settings.write_class(settings.GeneratorTrainingConfig, "The verb train-generator", "#")
-    yield "settings/train_generator.md", lead(generator)
-    names = ["run", *roles, "inside", "train_generator"]
+    for verb, cls in settings.VERBS.items():
+        yield (
+            f"settings/{verb.replace('-', '_')}.md",
+            lead(settings.write_class(cls, f"The verb {verb}", "#")),
+        )
+    names = ["run", *roles, "inside", *(verb.replace("-", "_") for verb in settings.VERBS)]
     header = settings.HEADER.replace("see OUTSIDE.md", "see [Components of your own](../../OUTSIDE.md)")
     header = header.replace(
         "This page is written by `python docs/write_settings.py` from the\ndocstrings of the settings classes; a test "

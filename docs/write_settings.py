@@ -19,11 +19,14 @@ from braindecode_vis.config.explain import (
     describe_type,
     find_classes,
 )
+from braindecode_vis.corpus.corpus_config import CorpusConfig
 from braindecode_vis.registry import GROUPS
 from braindecode_vis.settings import Settings
 from braindecode_vis.studies.train_generator import GeneratorTrainingConfig
 
 PAGE = Path(__file__).resolve().parent / "SETTINGS.md"
+#: Verbs whose settings are no part of a run.
+VERBS: dict[str, type[Settings]] = {"train-generator": GeneratorTrainingConfig, "corpus": CorpusConfig}
 HEADER = """# Settings
 
 Every option of a run's YAML file, and of `--set`. This page is written by `python docs/write_settings.py` from the
@@ -56,7 +59,7 @@ def write_class(cls: type[Settings], title: str, level: str) -> str:
 
 def write_page() -> str:
     """Return the whole page."""
-    roles, others = find_classes(GeneratorTrainingConfig)
+    roles, others = find_classes(*VERBS.values())
     parts = [HEADER, write_class(RunConfig, "A run", "##")]
     for role, kinds in roles.items():
         parts.append(f"## {ROLES[role]}\n")
@@ -65,7 +68,7 @@ def write_page() -> str:
         parts += [write_class(cls, f"`{kind}`", "###") for kind, cls in kinds.items()]
     parts.append("## Settings inside other settings\n")
     parts += [write_class(cls, cls.__name__, "###") for cls in others]
-    parts.append(write_class(GeneratorTrainingConfig, "The verb `train-generator`", "##"))
+    parts += [write_class(cls, f"The verb `{verb}`", "##") for verb, cls in VERBS.items()]
     page = "\n".join(parts)
     for role, kinds in roles.items():  # a class that is a kind has no heading by its own name
         for cls in kinds.values():

@@ -35,7 +35,9 @@ def corpus(
     ] = None,
     people: Annotated[
         Path | None,
-        typer.Option("--people", help="Table of columns source, subject, person: who is the same person."),
+        typer.Option(
+            "--people", help="Table of columns source (or site), subject, person: who is the same person."
+        ),
     ] = None,
     hold_out: Annotated[
         list[str] | None,

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -157,7 +157,7 @@ def add_sources(
     config
         Settings; those of a corpus that is there, or the same with another size of shards or share to hold out.
     people
-        Person of each subject, as `manifest.name_subject` names them.
+        Person of each subject, as `read_people` returns them.
     hold_out
         Persons or subjects to hold out beside those that are drawn.
     jobs
@@ -179,17 +179,23 @@ def add_sources(
     started = time.monotonic()
     folder = folder.expanduser().absolute()
     sources = sources or PackageSources()
+    if not roots:
+        read_manifest(folder)  # says that there is none
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"the corpus {folder} cannot be made ({error.strerror}).") from error
     with hold_folder(folder, hash_json(config.hashed_fields()), tell):
         manifest, kept = _begin(folder, roots, config, sources), list_states(folder)
+        if manifest.shards and roots:
+            _compare_atlas(manifest, sources.read_channels(manifest.config, roots), tell)
         found = _find_all(roots, manifest, sources, progress)
         before = _Before.read(folder, manifest)
         sorted_out = _sort_out(found, manifest, before)
+        everyone = {(row["source"], row["site"], row["subject"]) for row in before.rows}
+        everyone |= {(run.source, run.site, run.subject) for _, runs, _ in found for run in runs}
         manifest = replace(
-            sorted_out.manifest, given={**manifest.given, **(people or {})}, config=manifest.config
+            sorted_out.manifest, given={**manifest.given, **match_people(people or {}, everyone)}
         )
         manifest = _hold_out(manifest, before, hold_out, tell)
         manifest = replace(manifest, n_unwritten=len(sorted_out.new))
@@ -310,11 +316,13 @@ def estimate_addition(
                 by_source.setdefault(run.source, []).append(run)
     # From both ends to the middle: the first, the last, the one between, and so on.
     waiting = {name: _spread(runs) for name, runs in by_source.items()}
-    spent = {name: [0.0, 0.0, 0.0] for name in by_source}  # seconds, hours, bytes
-    n_measured, started = 0, time.monotonic()
+    spent: dict[str, list[tuple[float, float, float]]] = {
+        name: [] for name in by_source
+    }  # seconds, hours, bytes
+    started = time.monotonic()
     while any(waiting.values()):
         for name, runs in waiting.items():
-            if not runs or (spent[name][1] and time.monotonic() - started > budget_s):
+            if not runs or (spent[name] and time.monotonic() - started > budget_s):
                 waiting[name] = []
                 continue
             run, begun = runs.pop(0), time.monotonic()
@@ -325,20 +333,28 @@ def estimate_addition(
                 excluded.append(Excluded(run.files[0], str(error).rstrip(".")))
                 by_source[name] = [other for other in by_source[name] if other is not run]
                 continue
-            n_measured += 1
-            taken = (time.monotonic() - begun, _count_hours([run]), float(values.nbytes))
-            spent[name] = [old + new for old, new in zip(spent[name], taken, strict=True)]
+            spent[name].append((time.monotonic() - begun, _count_hours([run]), float(values.nbytes)))
             if progress is not None:
-                progress(n_measured, n_measured + sum(map(len, waiting.values())), name_run(run))
+                n = sum(map(len, spent.values()))
+                progress(n, n + sum(map(len, waiting.values())), name_run(run))
+    n_measured = sum(map(len, spent.values()))
     hours = {name: _count_hours(runs) for name, runs in by_source.items()}
-    per_hour = {name: (s / h, b / h) for name, (s, h, b) in spent.items() if h}
+    # The first run of a source loads libraries, so that it tells nothing of time where there are others.
+    per_hour = {
+        name: (
+            sum(s for s, _, _ in taken[1:] or taken) / sum(h for _, h, _ in taken[1:] or taken),
+            sum(b for _, _, b in taken) / sum(h for _, h, _ in taken),
+        )
+        for name, taken in spent.items()
+        if taken
+    }
     new = [run for runs in by_source.values() for run in runs]
     return Estimate(
         n_found=sum(len(runs) for _, runs, _ in found), n_new=len(new),
         n_subjects=len({name_subject(run.source, run.subject) for run in new}), hours=sum(hours.values()),
         n_bytes=sum(per_hour[name][1] * hours[name] for name in per_hour),
         seconds=sum(per_hour[name][0] * hours[name] for name in per_hour), n_measured=n_measured,
-        measured_hours=sum(h for _, h, _ in spent.values()), excluded=tuple(excluded),
+        measured_hours=sum(h for taken in spent.values() for _, h, _ in taken), excluded=tuple(excluded),
     )  # fmt: skip
 
 
@@ -355,8 +371,26 @@ def _spread(runs: Sequence[SeriesRun]) -> list[SeriesRun]:
     return [runs[i] for i in order if i < n]
 
 
+def match_people(people: Mapping[str, str], everyone: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+    """Return the person of each subject, of whom a table may say the source or the site; the others are kept for later.
+
+    Parameters
+    ----------
+    people
+        As `read_people` returns them.
+    everyone
+        Source, site and subject of those who are known.
+    """
+    found = dict(people)
+    for source, site, subject in everyone:
+        person = people.get(name_subject(source, subject), people.get(name_subject(site, subject)))
+        if person is not None:
+            found[name_subject(source, subject)] = person
+    return found
+
+
 def read_people(path: Path) -> dict[str, str]:
-    """Read a table of who is the same person: columns source, subject and person, separated by tabs or commas.
+    """Read a table of who is the same person: columns subject, person, and source or site; tabs or commas between them.
 
     Raises
     ------
@@ -369,9 +403,10 @@ def read_people(path: Path) -> dict[str, str]:
     with refuse_damage(f"the table of people {path} cannot be read", ValueError):
         separator = "," if path.suffix == ".csv" else "\t"
         rows = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    check_columns(rows.columns, ("source", "subject", "person"), what=f"the table of people {path}")
+    place = "site" if "site" in rows.columns and "source" not in rows.columns else "source"
+    check_columns(rows.columns, (place, "subject", "person"), what=f"the table of people {path}")
     people: dict[str, str] = {}
-    for source, subject, person in zip(rows["source"], rows["subject"], rows["person"], strict=True):
+    for source, subject, person in zip(rows[place], rows["subject"], rows["person"], strict=True):
         name = name_subject(source.strip(), subject.strip().removeprefix("sub-"))
         if not person.strip():
             raise DataError(
@@ -431,8 +466,6 @@ def _begin(folder: Path, roots: Sequence[Path], config: CorpusConfig, sources: S
                 "setting out, or make another corpus."
             )
         return take_up_shards(folder, replace(manifest, config=config))
-    if not roots:
-        read_manifest(folder)  # says that there is none
     config = config.replace_paths(lambda path: path.expanduser().absolute())
     channels = sources.read_channels(config, roots)
     if len(set(channels.names)) != len(channels.names) or not channels.names:
@@ -443,6 +476,21 @@ def _begin(folder: Path, roots: Sequence[Path], config: CorpusConfig, sources: S
         named = config.channels.model_copy(update={"names": channels.names})
         config = config.model_copy(update={"channels": named})
     return Manifest(config, channels, modality)
+
+
+def _compare_atlas(manifest: Manifest, now: Channels, tell: Callable[[str], None]) -> None:
+    """Raise `ConfigError` if the files that define the channels are of others by now; tell of other files of them."""
+    if now.names != manifest.channels.names:
+        raise ConfigError(
+            f"the corpus has {len(manifest.channels.names)} channels, first {manifest.channels.names[0]}, but its "
+            f"settings now give {len(now.names)}, first {now.names[0]}: give the atlas that it was made with, or make "
+            "another corpus."
+        )
+    if now.digest != manifest.channels.digest:
+        tell(
+            "the files of the atlas are others than those that the corpus was begun with, by the same names; they must "
+            "be the same regions in another form"
+        )
 
 
 def _diff(known: Any, asked: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -457,12 +505,12 @@ def _find_all(
     roots: Sequence[Path], manifest: Manifest, sources: Sources, progress: Progress | None
 ) -> _Found:
     found: _Found = []
-    for number, root in enumerate(roots):
+    for root in roots:
         root = root.expanduser().absolute()
         if not root.is_dir():
             raise DataError(f"the source {root} is no folder; correct --add.")
         if progress is not None:
-            progress(number, len(roots), f"looking through {root}")
+            progress(0, 0, f"looking through {root}")
         found.append((root, *sources.find_runs(root, manifest.config)))
     return found
 

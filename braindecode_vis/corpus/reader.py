@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -180,17 +181,17 @@ class Windows:
     def __len__(self) -> int:
         return len(self._run)
 
-    @property
+    @cached_property
     def person(self) -> np.ndarray:
         """Person of each window."""
         return self._look_up("person")
 
-    @property
+    @cached_property
     def site(self) -> np.ndarray:
         """Site of each window."""
         return self._look_up("site")
 
-    @property
+    @cached_property
     def run_id(self) -> np.ndarray:
         """Run of each window."""
         return self._look_up("run_id")

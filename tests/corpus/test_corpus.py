@@ -302,6 +302,24 @@ def test_settings_of_a_corpus_hold_for_all_of_it(tmp_path, root, change, words):
     add(tmp_path, root, config=CONFIG.model_copy(update={"shard_mb": 1.0, "held_out": 0.5}))
 
 
+class OtherAtlas(ToySources):
+    names, digest = NAMES, "other"
+
+    def read_channels(self, config, roots):
+        return Channels(self.names, ("",) * len(self.names), digest=self.digest)
+
+
+def test_an_atlas_that_changed_is_told_and_one_of_other_names_refused(tmp_path, root):
+    heard = []
+    add(tmp_path, root)
+    other = OtherAtlas()
+    add(tmp_path, root, sources=other, tell=heard.append)
+    assert "files of the atlas are others" in heard[0]
+    other.names = NAMES[:5]
+    with pytest.raises(ConfigError, match="has 6 channels, first P0, but its settings now give 5"):
+        add(tmp_path, root, sources=other)
+
+
 class OtherChannels(ToySources):
     def find_runs(self, root, config):
         runs, excluded = super().find_runs(root, config)
