@@ -170,6 +170,15 @@ def check_signal(expected: Signal, responses: Responses) -> None:
             f"the network was trained on trials of {_describe(expected.dims, expected.shape)}, "
             f"but these have {_describe(responses.dims[1:], found)}; train it again on this data set."
         )
+    parcels = [str(name) for name in responses.coords.get("parcel_names", ())]
+    if expected.parcels and parcels and tuple(parcels) != expected.parcels:
+        other = next(
+            n for n, pair in enumerate(zip(expected.parcels, parcels, strict=True)) if pair[0] != pair[1]
+        )
+        raise DataError(
+            f"the network was trained on other parcels: number {other + 1} was {expected.parcels[other]!r} and is "
+            f"{parcels[other]!r} here; average over the regions of the same atlas (dataset.atlas)."
+        )
 
 
 def _describe(dims: tuple[str, ...], shape: tuple[int, ...]) -> str:

@@ -130,3 +130,18 @@ def test_time_series_of_voxels_say_where_they_lie():
     np.testing.assert_array_equal(signal.voxel_ids, [0, 1])
     np.testing.assert_array_equal(signal.affine, np.eye(4))
     assert signal.grid == (2, 1, 1)
+
+
+def test_parcels_of_another_atlas_are_refused_by_name():
+    expected = dataclasses.replace(BOLD, parcels=("a", "b", "c"))
+    trials = pd.DataFrame(
+        {"subject": ["01"], "session": "", "run": "", "stimulus_id": "i", "repetition": 0, "split": "test"}
+    )
+    data = np.zeros((1, 3), np.float32)
+    check_signal(
+        expected, Responses(data, ("trial", "parcel"), trials, "z", {"parcel_names": ["a", "b", "c"]})
+    )
+    check_signal(expected, Responses(data, ("trial", "parcel"), trials, "z"))
+    other = Responses(data, ("trial", "parcel"), trials, "z", {"parcel_names": ["a", "v", "c"]})
+    with pytest.raises(DataError, match="number 2 was 'b' and is 'v' here"):
+        check_signal(expected, other)
