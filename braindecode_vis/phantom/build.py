@@ -29,6 +29,7 @@ from braindecode_vis.phantom.formats import (
     bids_fmri,
     bold5000_nod_format,
     cneuromod_things_format,
+    corpus_eeg_format,
     corpus_format,
     eeg_imagenet_format,
     kamitani_format,
@@ -75,6 +76,7 @@ _ALL = (
     cneuromod_things_format.FORMAT,
     vim1_format.FORMAT,
     corpus_format.CORPUS,
+    corpus_eeg_format.CORPUS_EEG,
 )
 _BY_NAME = {form.name: form for form in _ALL}
 FORMATS: dict[str, str] = {form.name: form.description for form in _ALL}

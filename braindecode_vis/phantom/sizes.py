@@ -342,6 +342,12 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
         "demo": PhantomSize(60, 120, 5, 40, 1, 1, 1, 112, n_runs=2, voxel_mm=5, n_sites=3, minutes=20),
         "full": PhantomSize(1000, 966, 5, 113, 2, 1, 1, 375, n_runs=4, voxel_mm=4, n_sites=12, minutes=60),
     },
+    "corpus-eeg": {
+        "tiny": PhantomSize(5, 6, 2, 3, 1, 1, 1, 32, n_runs=2, n_sites=3, minutes=1),
+        "small": PhantomSize(12, 30, 4, 10, 1, 1, 1, 64, n_runs=2, n_sites=3, minutes=2),
+        "demo": PhantomSize(30, 100, 5, 30, 1, 1, 1, 112, n_runs=2, n_sites=3, minutes=8),
+        "full": PhantomSize(1000, 1000, 8, 100, 2, 1, 1, 500, n_runs=4, n_sites=12, minutes=60),
+    },
     "bold5000-betas": {
         "tiny": PhantomSize(1, 6, 3, 4, 2, 1, 4, 32, voxel_mm=8),
         "small": PhantomSize(1, 40, 5, 12, 4, 1, 4, 64, voxel_mm=6),

@@ -117,15 +117,11 @@ def read_truth(root: Path) -> PhantomTruth:
 def count_bytes(form: Format, size: PhantomSize, n_images: int) -> float:
     """Return the size of the ground truth."""
     if form.plan_truth is not None:
-        # Drive, tables of pictures and people, and of each person the patterns of some 35 modes and a table of parcels.
-        own = size.n_subjects * (size.n_parcels or 28) * 190.0
-        return (
-            4.0 * n_images * (N_EARLY + N_MID + 32)
-            + 330 * n_images
-            + own
-            + 47.0 * count_voxels(size.voxel_mm)
-            + 6000
-        )
+        shared = 4.0 * n_images * (N_EARLY + N_MID + 32) + 330 * n_images + 1300 * size.n_subjects + 6000
+        if form.modality != "fmri":
+            return shared
+        # Of each person the patterns of some 35 modes and a table of parcels.
+        return shared + size.n_subjects * (size.n_parcels or 28) * 190.0 + 47.0 * count_voxels(size.voxel_mm)
     if form.modality == "fmri":
         one = 4.0 * count_voxels(size.voxel_mm)
         extra = 45.0 * count_voxels(size.voxel_mm) + 8.0 * count_voxels(size.voxel_mm) * size.n_subjects

@@ -204,3 +204,33 @@ def test_sensors_of_meg_are_those_of_the_first_recording(tmp_path):
     values = run.read()
     assert np.isnan(values[:, 4:]).all()
     np.testing.assert_allclose(measure(values[:, :4]), 1e15 * size[::-1][:4], rtol=0.01)
+
+
+@pytest.mark.slow
+def test_three_caps_of_a_phantom_become_one_list_of_channels(tmp_path):
+    """What each site marks as bad, and what nobody marked, is what was planted; nobody's events are read."""
+    from braindecode_vis.phantom import SIZES, PhantomConfig, make_phantom
+
+    truth = make_phantom(
+        "corpus-eeg", tmp_path / "eeg", size=SIZES["corpus-eeg"]["tiny"], config=PhantomConfig(snr=1.0),
+        embed=lambda stimuli: np.random.default_rng(0).standard_normal((len(stimuli), 8)),
+    )  # fmt: skip
+    people = truth.read_people().fillna({"bads": ""})
+    assert people["person"].duplicated().sum() == 1
+    config = configure(bad_channels="mask")
+    for site, table in people.groupby("site"):
+        runs, excluded = find_meeg_runs(truth.root / str(site), config)
+        assert excluded == []
+        assert {run.subject for run in runs} == set(table["subject"])
+        assert {run.task for run in runs} == {"movie", "rest"}
+        for run in runs:
+            bads = set(table.set_index("subject")["bads"][run.subject].split(","))
+            absent = {"Fz", "C3", "C4", "T7", "T8"} if site == "siteB" else set()
+            gone = (bads & set(TEN_TWENTY)) | absent
+            # At one site an electrode is dead, and no table says so.
+            assert len(set(run.missing) ^ gone) <= (site == "siteC")
+            values = run.read()
+            known = np.array([name not in run.missing for name in TEN_TWENTY])
+            assert values.shape == (3000, 19)
+            assert np.isfinite(values[:, known]).all()
+            assert 1 < values[:, known].std() < 100  # µV, as of an EEG

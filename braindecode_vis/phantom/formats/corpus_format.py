@@ -86,7 +86,12 @@ class Site:
     @property
     def name(self) -> str:
         """Folder of the site, ``siteA``."""
-        return f"site{chr(ord('A') + self.index)}"
+        return name_site(self.index)
+
+
+def name_site(index: int) -> str:
+    """Return the folder of a site, ``siteA`` of number 0."""
+    return f"site{chr(ord('A') + index)}"
 
 
 def list_sites(size: PhantomSize) -> list[Site]:
@@ -99,11 +104,16 @@ def list_sites(size: PhantomSize) -> list[Site]:
     return sites
 
 
-def list_visits(size: PhantomSize) -> list[tuple[int, Site]]:
-    """Return who was scanned where, as the place of the person in the job and the site; the first one went to two."""
+def list_visits(size: PhantomSize) -> list[tuple[int, int]]:
+    """Return who was recorded where, as places of person and site in the job; the first person went to two sites."""
+    n_sites = size.n_sites or 1
+    visits = [(person, person % n_sites) for person in range(size.n_subjects)]
+    return [*visits, (0, 1)] if n_sites > 1 else visits
+
+
+def _list_scans(size: PhantomSize) -> list[tuple[int, Site]]:
     sites = list_sites(size)
-    visits = [(person, sites[person % len(sites)]) for person in range(size.n_subjects)]
-    return [*visits, (0, sites[1])] if len(sites) > 1 else visits
+    return [(person, sites[index]) for person, index in list_visits(size)]
 
 
 def find_restless(size: PhantomSize) -> int | None:
@@ -126,9 +136,9 @@ def get_run_s(size: PhantomSize) -> float:
     return 60.0 * (size.minutes or 0) / (size.n_sessions * (size.n_runs or 1))
 
 
-def check_corpus(size: PhantomSize) -> None:
+def check_sites(size: PhantomSize, name: str, uses: tuple[str, ...]) -> None:
     """Raise `ConfigError` if a corpus cannot have this size."""
-    check_numbers(size, "corpus", ("n_runs", "voxel_mm", "n_sites", "minutes"))
+    check_numbers(size, name, uses)
     if size.train_repetitions != 1 or size.test_repetitions != 1:
         raise ConfigError(
             "a corpus has no trials: train_repetitions and test_repetitions must be 1; pictures are shown as often as "
@@ -150,7 +160,7 @@ def count_corpus(size: PhantomSize) -> Counts:
     n_runs = size.n_sessions * (size.n_runs or 1)
     n_parcels, n_voxels = size.n_parcels or 28, count_voxels(size.voxel_mm)
     n_bytes = seconds = recording_s = 0.0
-    visits = list_visits(size)
+    visits = _list_scans(size)
     for _, site in visits:
         n_volumes = get_run_s(size) / site.t_r
         if site.layout == "fmriprep":
@@ -179,7 +189,7 @@ def plan_corpus(job: PhantomJob) -> list[Unit]:
     units = [
         Unit(f"the files of {site.name}", 1, partial(_write_site, job, site)) for site in list_sites(job.size)
     ]
-    for place, site in list_visits(job.size):
+    for place, site in _list_scans(job.size):
         for number in range(job.size.n_sessions * (job.size.n_runs or 1)):
             write = partial(_write_run, job, place, site, number)
             units.append(Unit(f"{site.name}, person {job.subjects[place].name}, run {number + 1}", 1, write))
@@ -316,7 +326,7 @@ def _respond(person: Person, film: pd.DataFrame, times: np.ndarray) -> np.ndarra
 
 def _write_site(job: PhantomJob, site: Site, progress: Progress) -> list[Path]:
     root = job.root / site.name
-    people = [job.subjects[place] for place, where in list_visits(job.size) if where == site]
+    people = [job.subjects[place] for place, where in _list_scans(job.size) if where == site]
     table = pd.DataFrame(
         {
             "participant_id": [f"sub-{label_subject(person, site)}" for person in people],
@@ -514,7 +524,7 @@ def list_uncovered(job: PhantomJob, site: Site, person: Person) -> tuple[list[st
 
 def _write_people(job: PhantomJob, progress: Progress) -> list[Path]:
     people, runs = [], []
-    for place, site in list_visits(job.size):
+    for place, site in _list_scans(job.size):
         person = job.subjects[place]
         absent, empty = list_uncovered(job, site, person)
         people.append(
@@ -567,7 +577,7 @@ CORPUS = Format(
     modality="fmri",
     uses=("n_runs", "voxel_mm", "n_sites", "minutes"),
     duration_s=SHOT_S,
-    check=check_corpus,
+    check=lambda size: check_sites(size, "corpus", ("n_runs", "voxel_mm", "n_sites", "minutes")),
     count=count_corpus,
     list_images=list_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, 2.0),
