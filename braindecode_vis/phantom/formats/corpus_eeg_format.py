@@ -28,6 +28,7 @@ from braindecode_vis.phantom.formats.corpus_format import (
     get_run_s,
     list_visits,
     name_site,
+    name_source,
 )
 from braindecode_vis.phantom.formats.file_writers import write_json_file, write_tsv
 from braindecode_vis.phantom.forward import SensorSystem, make_sensor_system
@@ -162,7 +163,7 @@ def _write_site(job: PhantomJob, index: int, progress: Progress) -> list[Path]:
     people = [job.subjects[place] for place, where in list_visits(job.size) if where == index]
     labels = [f"sub-{label_subject(person, index)}" for person in people]
     table = pd.DataFrame({"participant_id": labels, "site": name_site(index)})
-    bids_eeg.write_dataset(root, table, name=f"phantom corpus {name_site(index)}")
+    bids_eeg.write_dataset(root, table, name=name_source(job, index))
     names = ("dataset_description.json", "participants.tsv", "participants.json", "README")
     return [root / name for name in names]
 
@@ -255,7 +256,8 @@ def _write_people(job: PhantomJob, progress: Progress) -> list[Path]:
         own = {"person": person.name, "site": name_site(index), "subject": label_subject(person, index)}
         people.append(
             {
-                **own, "layout": site.layout, "sfreq": site.sfreq, "restless": place == find_restless(job.size),
+                **own, "source": name_source(job, index),
+                "layout": site.layout, "sfreq": site.sfreq, "restless": place == find_restless(job.size),
                 "bads": ",".join(draw_bads(job, place, index)),
             }
         )  # fmt: skip

@@ -94,6 +94,11 @@ def name_site(index: int) -> str:
     return f"site{chr(ord('A') + index)}"
 
 
+def name_source(job: PhantomJob, index: int) -> str:
+    """Return the name of the data set of a site: another seed makes other people, whom nobody should take for these."""
+    return f"phantom {name_site(index)} of seed {job.config.seed}"
+
+
 def list_sites(size: PhantomSize) -> list[Site]:
     """Return the sites; layouts take turns."""
     sites = []
@@ -333,14 +338,18 @@ def _write_site(job: PhantomJob, site: Site, progress: Progress) -> list[Path]:
             "site": site.name,
         }
     )
-    name = f"phantom corpus {site.name}"
+    name = name_source(job, site.index)
     if site.layout == "fmriprep":
         bids_fmri.write_dataset(root, table, name=name)
         derived = root / "derivatives" / "fmriprep" / "dataset_description.json"
         return [root / "dataset_description.json", derived, root / "participants.tsv", root / "README"]
     if site.layout == "hcp":
-        # No description: the layout of the project has none, and is known by its folders.
-        return [write_text(root / "README.txt", f"{name}: simulated people, MNINonLinear/Results of each.\n")]
+        # The project itself has neither of these; whoever shares a copy would write them.
+        described = {"Name": name, "License": "CC0"}
+        return [
+            write_json_file(root / "dataset_description.json", described),
+            write_tsv(root / "participants.tsv", table),
+        ]
     content = {
         "Name": name,
         "BIDSVersion": "1.8.0",
@@ -529,7 +538,8 @@ def _write_people(job: PhantomJob, progress: Progress) -> list[Path]:
         absent, empty = list_uncovered(job, site, person)
         people.append(
             {
-                "person": person.name, "site": site.name, "layout": site.layout, "t_r": site.t_r,
+                "person": person.name, "source": name_source(job, site.index),
+                "site": site.name, "layout": site.layout, "t_r": site.t_r,
                 "subject": label_subject(person, site), "restless": place == find_restless(job.size),
                 "mobility": round(get_mobility(job, place), 4), "uncovered": ",".join([*absent, *empty]),
             }
@@ -584,5 +594,6 @@ CORPUS = Format(
     plan=plan_corpus,
     plan_truth=plan_truth,
     first_person=FIRST_PERSON,
+    version=2,
     ongoing_percent=_ONGOING_PERCENT,
 )
