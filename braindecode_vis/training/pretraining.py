@@ -16,6 +16,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -534,8 +535,12 @@ class Pretraining:
 
     # --- files --------------------------------------------------------------------------------------------
 
-    def _identify(self) -> dict[str, Any]:
-        """Return all that makes one run another: what was computed so far would not fit it."""
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """All that makes one run another: what was computed so far would not fit it.
+
+        Taken once: a corpus that changes later must not pass for the one that was learnt from.
+        """
         statistics = [self.model.encoder.mean.tolist(), self.model.encoder.std.tolist()]
         return {
             "layout": 2,
@@ -555,7 +560,7 @@ class Pretraining:
             "model": self.model.state_dict(), "best": self.best, "optimiser": pack_optimiser(self.optimiser)
         }  # fmt: skip
         state = {
-            "identity": self._identify(),
+            "identity": self._identity,
             "epoch": self.epoch,
             "n_done": self.n_done,
             "totals": totals,
@@ -575,7 +580,7 @@ class Pretraining:
         DataError
             If the checkpoint is damaged or of another run, or processes find different ones.
         """
-        found = read_checkpoint(self.folder / CHECKPOINT, self._identify())
+        found = read_checkpoint(self.folder / CHECKPOINT, self._identity)
         if found is not None:
             self._load(*found)
         check_same_start(self.epoch, self.folder, self.device)

@@ -285,12 +285,18 @@ def test_a_corpus_that_changes_meanwhile_stops_the_training(corpora, tmp_path, m
 
     def change(self, n_batches):
         original(self, n_batches)
-        corpora["one"].changed = True
+        corpora["one"].changed, corpora["one"].digest = True, "grown"
 
     monkeypatch.setattr(Pretraining, "_judge", change)
     with pytest.raises(DataError, match=r"was changed.*start_from=.*pretrain\.safetensors"):
         run(tmp_path)
-    assert (tmp_path / "state" / "pretrain.safetensors").is_file()
+    monkeypatch.setattr(Pretraining, "_judge", original)
+    corpora["one"].changed = False
+    with pytest.raises(DataError, match=r"corpus_digests.*digest0.*now.*grown"):
+        run(tmp_path)
+    corpora["one"].digest = "digest0"  # given back
+    run(tmp_path)
+    assert [line["epoch"] for line in read_log(tmp_path)] == [1, 2]
 
 
 def test_settings_count_by_content_and_old_fingerprints_stay(corpora):

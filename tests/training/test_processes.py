@@ -186,6 +186,7 @@ def test_two_processes_pretrain_what_one_pretrains(tmp_path):
         assert json.loads(one)["loss"] == pytest.approx(json.loads(other)["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_pretrain_on_a_corpus_what_one_pretrains(tmp_path, monkeypatch):
     """All objectives, with parcels missing and a last batch that is filled up; only one looks with probes."""
     toy = ToyCorpus(n_persons=5, missing=3)
