@@ -16,6 +16,7 @@ from braindecode_vis.pipeline.runs import list_changes, open_run
 from braindecode_vis.pipeline.shared_subjects import find_shared_subjects
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.studies.analyze import analyze
+from braindecode_vis.studies.plan import plan_run
 from braindecode_vis.studies.pretrain import pretrain
 from braindecode_vis.studies.settings_table import list_differing
 from braindecode_vis.training.pretraining_config import PretrainConfig
@@ -235,3 +236,13 @@ def test_a_finished_run_knows_its_corpora_by_their_digests(monkeypatch, tmp_path
     assert PretrainConfig.model_validate(kept).hashed_fields()["corpus_digests"] == ["ab"]
     with pytest.raises(DataError, match="no corpus"):
         PretrainConfig(corpus=(tmp_path,)).hashed_fields()
+
+
+def test_a_plan_measures_the_pretraining(root):
+    steps = plan_run(make_config(root), budget=0.1).steps
+    names = [step.name for step in steps]
+    assert names.index("pretrain") == names.index("train") - 1
+    pretrain, train = (next(step for step in steps if step.name == name) for name in ("pretrain", "train"))
+    assert "epochs of 28" in pretrain.how
+    assert pretrain.seconds > 0
+    assert train.seconds > 0

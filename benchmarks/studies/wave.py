@@ -1,15 +1,15 @@
 """WAVE on simulated brains: what is planted in networks is found, noise is not, and what pretraining is worth.
 
     python benchmarks/studies/wave.py --out FOLDER --stage ablation        # five brains, and three without signal
-    python benchmarks/studies/wave.py --out FOLDER --stage pretraining     # from pretrained weights and from scratch
+    python benchmarks/studies/wave.py --out FOLDER --stage pretraining --seeds 3
 
 Each brain is a phantom of BOLD5000 of its own seed, decoded by `phantom_bold_wave`. ``ablation`` asks whether the
 network of the visual hierarchy decodes best alone, and the default mode network next, as planted; without signal, how
-many p-values lie below 0.05. ``pretraining`` pretrains the same network without labels and compares fine-tuning from
-it with the same training from random weights, with all and with a tenth of the training images, over seeds of the
-network; differences are paired by test image. With ``--corpus FOLDER`` (``phantom corpus`` of the same size and seed,
-made into a corpus) it learns from other people's recordings, without from the training trials alone. What is done is
-kept in FOLDER.
+many p-values lie below 0.05. ``pretraining`` pretrains the network on a phantom corpus, recordings without labels of
+18 other people, and compares contrastive training from it with the same training from random weights, on a tenth of
+the training images and on all, over seeds of the pretraining and the training; with ``head`` only the projector
+learns, in both. Differences are paired by test image, intervals bootstraps over images of the mean over seeds. What
+is done is kept in FOLDER.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ import pandas as pd
 from braindecode_vis import pipeline
 from braindecode_vis.analysis.regions import NetworkAblationConfig
 from braindecode_vis.config import read_config
+from braindecode_vis.corpus.build import add_sources
+from braindecode_vis.corpus.corpus_config import CorpusConfig
 from braindecode_vis.metrics.uncertainty import bootstrap_interval
 from braindecode_vis.phantom import SIZES
+from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
+from braindecode_vis.pipeline.learning import build_encoder, pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.studies.analyze import make_study
@@ -35,6 +39,8 @@ from braindecode_vis.studies.demo import make_phantom
 SIZE = SIZES["bold5000"]["tiny"].replace(
     n_train_concepts=80, n_train_exemplars=3, n_test_concepts=40, n_sessions=2, n_parcels=60
 )
+#: Brain of the comparison of starts: more images, so that a paired difference is told from none.
+MANY = SIZE.replace(n_test_concepts=120, test_repetitions=2)
 #: As the atlas of the phantom spells them, from the strongest drive by images to none.
 PLANTED = ("Vis", "Default", "DorsAttn", "Cont", "SalVentAttn", "SomMot", "Limbic")
 QUICK = ("generator.kind=nearest", "evaluation.n_bootstrap=1000", "evaluation.n_permutations=1000")
@@ -98,9 +104,6 @@ def train_share(root: Path, folder: Path, share: float, *more: str) -> pd.Series
     """Return whether the image of each test trial is among the five nearest, after training on a share of images."""
     run = open_run(read_wave(root, *more), folder)
     prepared, bank = pipeline.preprocess(run), pipeline.embed(run)[0].embeddings
-    from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
-    from braindecode_vis.pipeline.learning import build_encoder, pick_labelled_trials
-
     fold = prepared.folds[0]
     ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
     # The same images for every network seed and start.
@@ -118,28 +121,58 @@ def train_share(root: Path, folder: Path, share: float, *more: str) -> pd.Series
     return pd.Series((ranked.ranks <= 5).astype(float), index=test.stimulus_ids)
 
 
-def compare_starts(out: Path, snr: float, n_seeds: int, corpus: Path | None, more: list[str]) -> None:
+def make_corpus(out: Path, snr: float) -> Path:
+    """Return a corpus of 18 simulated people of three sites, ten minutes each, made by the same rules."""
+    people, folder = out / "people", out / "corpus"
+    if (folder / "corpus.json").is_file():
+        return folder
+    size = SIZES["corpus"]["tiny"].replace(
+        n_subjects=18, n_train_concepts=MANY.n_train_concepts, n_train_exemplars=MANY.n_train_exemplars,
+        n_test_concepts=MANY.n_test_concepts, n_parcels=MANY.n_parcels, minutes=10,
+    )  # fmt: skip
+    make_phantom("corpus", people, size=size, snr=snr, seed=0)
+    truth = people / "phantom_truth"
+    channels = {
+        "kind": "fmri",
+        "atlas": "own",
+        "files": [truth / "parcels.nii.gz"],
+        "labels": truth / "parcels.txt",
+    }
+    config = CorpusConfig.model_validate({"channels": channels, "held_out": 0.1})
+    add_sources(folder, sorted(people.glob("site*")), config)
+    return folder
+
+
+def compare_starts(out: Path, snr: float, n_seeds: int, more: list[str]) -> None:
     """Print top-5 from pretrained weights and from scratch, and the paired differences."""
-    root = make_brain(out, snr, 0)
-    word = "own" if corpus is None else corpus.name
-    named = [] if corpus is None else [f"pretrain.corpus=[{corpus}]"]
-    for share in (0.1, 0.25, 1.0):
-        hits: dict[str, list[pd.Series]] = {"pretrained": [], "scratch": []}
+    root, corpus = out / f"labelled_snr{snr:g}", make_corpus(out, snr)
+    make_phantom("bold5000", root, size=MANY, snr=snr, seed=0)
+    # A patch of four volumes fits a trial and a window; both are told where it lies in seconds.
+    both = [
+        f"{part}.{text}"
+        for part in ("encoder.network", "pretrain.encoder")
+        for text in ("patch_times=4", "time_position=seconds")
+    ]
+    learning = ["pretrain.window_times=16", "pretrain.n_epochs=40", "pretrain.batch_size=64"]
+    starts = {
+        "scratch": ["encoder.network.pretrained=null"],
+        "pretrained": [f"pretrain.corpus=[{corpus}]", *learning],
+    }
+    for share, epochs, tuned in ((0.1, 60, "all"), (0.1, 60, "head"), (1.0, 15, "all")):
+        frozen = ["encoder.network.freeze_depth=1"] if tuned == "head" else []
+        hits: dict[str, list[pd.Series]] = {start: [] for start in starts}
         for seed in range(n_seeds):
-            for start, found in hits.items():
-                kept = out / f"top5_{word if start == 'pretrained' else 'none'}_{share:g}_{seed}.json"
+            for start, changes in starts.items():
+                kept = out / f"top5_{start}_{share:g}_{tuned}_{seed}.json"
                 if not kept.is_file():
-                    change = [] if start == "pretrained" else ["encoder.network.pretrained=null"]
-                    extra = named if start == "pretrained" else []
-                    folder = out / f"run_starts_{word}"
-                    row = train_share(root, folder, share, f"seed={seed}", *change, *extra, *more)
-                    kept.write_text(row.to_json())
-                found.append(pd.Series(json.loads(kept.read_text())))
+                    changed = [*both, *changes, *frozen, f"seed={seed}", f"encoder.epochs={epochs}", *more]
+                    kept.write_text(train_share(root, out / "run_starts", share, *changed).to_json())
+                hits[start].append(pd.Series(json.loads(kept.read_text())))
         mean = {start: pd.concat(found, axis=1).mean(axis=1) for start, found in hits.items()}
         difference = (mean["pretrained"] - mean["scratch"]).to_numpy()
         interval = bootstrap_interval(difference, seed=0)
         print(
-            f"| {share:.0%} | {mean['scratch'].mean():.3f} | {mean['pretrained'].mean():.3f} | "
+            f"| {share:.0%} | {tuned} | {mean['scratch'].mean():.3f} | {mean['pretrained'].mean():.3f} | "
             f"{difference.mean():+.3f} ({interval.low:+.3f} to {interval.high:+.3f}) |",
             flush=True,
         )
@@ -155,14 +188,13 @@ def main() -> None:
     parser.add_argument("--snr", type=float, default=0.1)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--silent", type=int, default=3)
-    parser.add_argument("--corpus", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="settings")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     if asked.stage == "ablation":
         compare_networks(asked.out, asked.snr, asked.seeds, asked.silent)
     else:
-        compare_starts(asked.out, asked.snr, asked.seeds, asked.corpus, asked.settings)
+        compare_starts(asked.out, asked.snr, asked.seeds, asked.settings)
 
 
 if __name__ == "__main__":

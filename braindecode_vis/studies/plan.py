@@ -172,6 +172,7 @@ def _open_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
         else:
             source = _open_source(config.dataset, kind, Path(made))
             several, shape = _list_trials(source)
+            shape = (_count_parcels(config.dataset) or shape[0], *shape[1:])
             trials, itemsize = pd.concat(several, ignore_index=True), np.dtype(source.plan.dtype).itemsize
             stimuli = source.stimuli
             files = {path for part in source.parts for path in part.files}
@@ -217,6 +218,19 @@ def _list_trials(source: Any) -> tuple[list[pd.DataFrame], tuple[int, ...]]:
     return [part.trials for part in source.parts], shape
 
 
+def _count_parcels(dataset: Any) -> int | None:
+    """Return the regions of the atlas that voxels are averaged over; None without one, or where it is not here."""
+    atlas = getattr(dataset, "atlas", None)
+    if atlas is None:
+        return None
+    from braindecode_vis.preprocessing.parcellation import read_atlas
+
+    with suppress(BraindecodeVisError, OSError):
+        return len(read_atlas(atlas).names)
+    named = re.match(r"schaefer(\d+)", atlas.fetch or "")
+    return None if named is None else int(named[1])
+
+
 def _find_picture_size(stimuli: Any) -> int:
     pictured = stimuli.select_pictured()
     if not len(pictured) or not pictured.has_pixels:
@@ -245,7 +259,7 @@ def _read_published(config: RunConfig) -> RunSizes | None:
         start, stop = data.window
         shape: tuple[int, ...] = (n_channels, round((stop - start) * (data.sfreq or size.sfreq)))
     else:
-        shape = (size.n_voxels or 0,)
+        shape = (_count_parcels(data) or size.n_voxels or 0,)
     train = size.n_train_images * (1 if config.repeats.train == "averaged" else size.train_repetitions)
     test = size.n_test_images * (1 if config.repeats.test == "averaged" else size.test_repetitions)
     stored = size.n_train_images * size.train_repetitions + size.n_test_images * size.test_repetitions
@@ -415,8 +429,16 @@ def plan_run(
         return RunPlan(sizes, [*steps, _plan_fit(config, sizes, None, budget, tell)])
     tell("measuring pictures through embed, reconstruct, evaluate and report")
     later, dims = _plan_pictures(config, sizes)
-    fit = _plan_fit(config, sizes, dims, budget, tell)
-    return RunPlan(sizes, sorted([*steps, *later, fit], key=lambda step: STAGES.index(step.name)))
+    fits = [_plan_fit(config, sizes, dims, budget, tell)]
+    if config.uses_pretraining:
+        fits.insert(0, _plan_pretraining(config, sizes, budget, tell))
+    ordered = sorted([*steps, *later, fits[-1]], key=lambda step: STAGES.index(step.name))
+    place = next(n for n, step in enumerate(ordered) if step.name == "train")
+    if config.run_analyses:
+        ordered.append(
+            Step("analyze", None, how="analyses are not measured: each fits anew, as `analyze` tells")
+        )
+    return RunPlan(sizes, [*ordered[:place], *fits[:-1], *ordered[place:]])
 
 
 def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Callable[[str], None]) -> Step:
@@ -626,6 +648,61 @@ def _plan_fit(
         return Step("train", None, how=f"not measured: {' '.join(str(error).split())[:200]}")
 
 
+def _plan_pretraining(config: RunConfig, sizes: RunSizes, budget: float, tell: Callable[[str], None]) -> Step:
+    """Measure epochs of the pretraining on random trials, or on random windows as long as those of its corpora."""
+    settings = config.pretrain
+    assert settings is not None
+    n_folds, n, shape = sizes.n_folds, sizes.n_train, sizes.shape
+    try:
+        if settings.corpus:
+            from braindecode_vis.corpus.reader import open_corpus
+
+            found = [open_corpus(folder.expanduser()) for folder in settings.corpus]
+            n = sum(len(one.windows(settings.window_times, settings.window_step)) for one in found)
+            n_folds, shape = 1, (len(found[0].channels), settings.window_times)
+    except BraindecodeVisError as error:
+        return Step("pretrain", None, how=f"not measured: {' '.join(str(error).split())[:200]}")
+    from braindecode_vis.training.pretraining import pretrain
+
+    # Windows of a corpus are read as trials are; probes and checkpoints are left out.
+    changes = {
+        "corpus": (),
+        "corpus_digests": (),
+        "n_epochs": 1,
+        "probes": None,
+        "start_from": None,
+        "hold_out_by": "trial",
+    }
+    quick, held = settings.model_copy(update=changes), _read_memory("VmRSS")
+
+    def fit(number: float) -> Piece:
+        responses = _make_random(config, sizes, int(number), shape)[0]
+        with tempfile.TemporaryDirectory() as made, _measure(number) as piece:
+            pretrain(quick, responses, folder=Path(made), checkpoints=Path(made) / "state", seed=0)
+            piece.disk = _measure_folder(Path(made))
+        return piece
+
+    tell(f"measuring batches of {settings.batch_size} through the pretraining")
+    numbers = [
+        2 * settings.batch_size,
+        *(k * settings.batch_size for k in (4, 8, 16) if k * settings.batch_size <= n),
+    ]
+    try:
+        fit(numbers[0])  # loads libraries
+        pieces = _grow(numbers, fit, budget)
+    except BraindecodeVisError as error:
+        return Step("pretrain", None, how=f"not measured: {' '.join(str(error).split())[:200]}")
+    once, seen = pieces[-1], n * settings.n_epochs
+    ratio = seen * n_folds / once.size
+    seconds, factor = ratio * once.seconds, _find_factor(ratio)
+    return Step(
+        "pretrain", seconds, seconds / factor, seconds * factor, ratio * once.cpu_seconds,
+        held + extrapolate(pieces, "memory", n) if len(pieces) > 1 else held + once.memory, n_folds * once.disk,
+        f"measured one epoch of {once.size:.0f}, extrapolated {ratio:.3g} times ({settings.n_epochs} epochs of {n})",
+        _uses_gpu() and settings.device != "cpu",
+    )  # fmt: skip
+
+
 def _plan_epochs(
     config: RunConfig,
     sizes: RunSizes,
@@ -639,7 +716,10 @@ def _plan_epochs(
     held, gpu = _read_memory("VmRSS"), _uses_gpu() and settings.device != "cpu"
     automatic = not isinstance(settings.batch_size, int)
     batch = min(choose_batch_size(sizes.n_train) if automatic else settings.batch_size, sizes.n_train)
-    quick = settings.model_copy(update={"epochs": 1, "batch_size": batch})
+    changes: dict[str, Any] = {"epochs": 1, "batch_size": batch}
+    if config.uses_pretraining:  # weights of any values take the same time
+        changes["network"] = settings.network.model_copy(update={"pretrained": None})
+    quick = settings.model_copy(update=changes)
     numbers = [2 * batch, *(n * batch for n in (4, 8, 16, 32) if n * batch <= sizes.n_train)]
 
     def fit(n: float) -> Piece:
@@ -703,10 +783,10 @@ def _fit_scaled(config: RunConfig, sizes: RunSizes, scale: float, target: tuple[
     return replace(piece, size=scale)
 
 
-def _fit_random(
-    config: RunConfig, settings: Any, sizes: RunSizes, n: int, shape: tuple[int, ...], target: tuple[int, ...]
-) -> Piece:
-    """Fit an encoder on `n` random trials, and return what the fit took."""
+def _make_random(
+    config: RunConfig, sizes: RunSizes, n: int, shape: tuple[int, ...]
+) -> tuple[Responses, np.ndarray, int]:
+    """Return `n` random trials, the image that each shows, and how many images there are."""
     rng = np.random.default_rng(0)
     n_images = max(2, round(n * min(1.0, sizes.n_train_images / max(1, sizes.n_train))))
     shown = np.arange(n) % n_images
@@ -729,7 +809,19 @@ def _fit_random(
             "sfreq": shape[1] / (stop - start),
             "times": start + np.arange(shape[1]) * (stop - start) / shape[1],
         }
-    responses = Responses(data, dims, trials, "z", coords)
+    of_parcels = getattr(getattr(config.encoder, "network", None), "kind", "") == "parcels"
+    if of_parcels or getattr(config.dataset, "atlas", None) is not None:
+        dims = ("trial", "parcel", "time")[: len(dims)]
+        coords["parcel_networks"] = [f"network{number % 7}" for number in range(shape[0])]
+    return Responses(data, dims, trials, "z", coords), shown, n_images
+
+
+def _fit_random(
+    config: RunConfig, settings: Any, sizes: RunSizes, n: int, shape: tuple[int, ...], target: tuple[int, ...]
+) -> Piece:
+    """Fit an encoder on `n` random trials, and return what the fit took."""
+    responses, shown, n_images = _make_random(config, sizes, n, shape)
+    trials, ids, rng = responses.trials, responses.stimulus_ids, np.random.default_rng(1)
     vectors = rng.standard_normal((n_images, *target), dtype=np.float32)
     with tempfile.TemporaryDirectory() as made:
         if config.decodes_categories:
