@@ -37,10 +37,13 @@ from braindecode_vis.studies.analyze import make_study
 from braindecode_vis.studies.demo import make_phantom
 
 SIZE = SIZES["bold5000"]["tiny"].replace(
-    n_train_concepts=80, n_train_exemplars=3, n_test_concepts=40, n_sessions=2, n_parcels=60
+    n_train_concepts=80,
+    n_train_exemplars=3,
+    n_test_concepts=120,
+    n_sessions=2,
+    test_repetitions=2,
+    n_parcels=60,
 )
-#: Brain of the comparison of starts: more images, so that a paired difference is told from none.
-MANY = SIZE.replace(n_test_concepts=120, test_repetitions=2)
 #: As the atlas of the phantom spells them, from the strongest drive by images to none.
 PLANTED = ("Vis", "Default", "DorsAttn", "Cont", "SalVentAttn", "SomMot", "Limbic")
 QUICK = ("generator.kind=nearest", "evaluation.n_bootstrap=1000", "evaluation.n_permutations=1000")
@@ -127,8 +130,8 @@ def make_corpus(out: Path, snr: float) -> Path:
     if (folder / "corpus.json").is_file():
         return folder
     size = SIZES["corpus"]["tiny"].replace(
-        n_subjects=18, n_train_concepts=MANY.n_train_concepts, n_train_exemplars=MANY.n_train_exemplars,
-        n_test_concepts=MANY.n_test_concepts, n_parcels=MANY.n_parcels, minutes=10,
+        n_subjects=18, n_train_concepts=SIZE.n_train_concepts, n_train_exemplars=SIZE.n_train_exemplars,
+        n_test_concepts=SIZE.n_test_concepts, n_parcels=SIZE.n_parcels, minutes=10,
     )  # fmt: skip
     make_phantom("corpus", people, size=size, snr=snr, seed=0)
     truth = people / "phantom_truth"
@@ -146,7 +149,7 @@ def make_corpus(out: Path, snr: float) -> Path:
 def compare_starts(out: Path, snr: float, n_seeds: int, more: list[str]) -> None:
     """Print top-5 from pretrained weights and from scratch, and the paired differences."""
     root, corpus = out / f"labelled_snr{snr:g}", make_corpus(out, snr)
-    make_phantom("bold5000", root, size=MANY, snr=snr, seed=0)
+    make_phantom("bold5000", root, size=SIZE, snr=snr, seed=0)
     # A patch of four volumes fits a trial and a window; both are told where it lies in seconds.
     both = [
         f"{part}.{text}"
@@ -185,16 +188,16 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stage", choices=("ablation", "pretraining"), default="ablation")
-    parser.add_argument("--snr", type=float, default=0.1)
+    parser.add_argument("--snr", type=float, help="0.05, and 0.1 with pretraining")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--silent", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], dest="settings")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     if asked.stage == "ablation":
-        compare_networks(asked.out, asked.snr, asked.seeds, asked.silent)
+        compare_networks(asked.out, 0.05 if asked.snr is None else asked.snr, asked.seeds, asked.silent)
     else:
-        compare_starts(asked.out, asked.snr, asked.seeds, asked.settings)
+        compare_starts(asked.out, asked.snr or 0.1, asked.seeds, asked.settings)
 
 
 if __name__ == "__main__":
