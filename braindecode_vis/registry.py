@@ -116,6 +116,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "eegpt": "encoders.foundation_config:EegptConfig",
         "bendr": "encoders.foundation_config:BendrConfig",
         "reve": "encoders.foundation_config:ReveConfig",
+        "luna": "encoders.foundation_config:LunaConfig",
     },
     "objective": {
         "clip": "training.objectives.objectives_config:ClipObjectiveConfig",

@@ -118,10 +118,7 @@ class Predictor(nn.Module):
         # Decoding hides nothing, so that the mask stays as the file has it.
         self.register_buffer("mask_token", torch.zeros(1, 1, N_SUMMARIES, size))
         self.predictor_embed = nn.Linear(size, size)
-        rotated = size // n_heads // 2  # features of a head that turn with time; the others stay
-        rates = THETA ** -(torch.arange(0, rotated, 2) / rotated)
-        self.time_embed = nn.Module()  # only to give the rates their name
-        self.time_embed.register_buffer("freqs", rates)
+        self.time_embed = Rates(size // n_heads)
         self.predictor_blocks = nn.ModuleList(Block(size, Attention(size, n_heads)) for _ in range(depth))
         self.predictor_norm = nn.LayerNorm(size, eps=EPS)
         self.predictor_proj = nn.Linear(size, size)
@@ -143,12 +140,79 @@ class Predictor(nn.Module):
             grid[:, patches] = tokens
             tokens = grid
         shape = tokens.shape[1:3]
-        times = torch.arange(shape[0], device=tokens.device) / 2
-        angles = (times[:, None] * self.time_embed.get_buffer("freqs")).repeat_interleave(N_SUMMARIES, dim=0)
+        angles = self.time_embed(torch.arange(shape[0], device=tokens.device).repeat_interleave(N_SUMMARIES))
         tokens = tokens.flatten(1, 2)  # batch, patches * summaries, size
         for block in self.predictor_blocks:
             tokens = block(tokens, angles)
         return self.predictor_proj(self.predictor_norm(tokens)).unflatten(1, shape)
+
+
+class Reconstructor(nn.Module):
+    """Attention of channels that are asked for over the summaries of all patches; decoding does not need it.
+
+    Parameters
+    ----------
+    rows
+        Row of each channel in `CH_NAMES`.
+    size, depth, n_heads
+        As in the encoder.
+    """
+
+    rows: Tensor
+    mask_token: Tensor
+
+    def __init__(self, rows: Sequence[int], size: int = 512, depth: int = 8, n_heads: int = 8) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.tensor(list(rows), dtype=torch.long), persistent=False)
+        self.register_buffer("mask_token", torch.zeros(1, 1, size))
+        self.reconstructor_embed = nn.Linear(size, size)
+        self.time_embed = Rates(size // n_heads)
+        self.chan_embed = nn.Embedding(len(CH_NAMES), size)
+        self.reconstructor_blocks = nn.ModuleList(Block(size, Attention(size, n_heads)) for _ in range(depth))
+        self.reconstructor_norm = nn.LayerNorm(size, eps=EPS)
+        self.reconstructor_proj = nn.Linear(size, PATCH)
+
+    def forward(self, summaries: Tensor, patches: Tensor) -> Tensor:
+        """Return the samples of all channels in some patches, shape (batch, n_asked, n_channels, 64).
+
+        Parameters
+        ----------
+        summaries : tensor of shape (batch, n_patches, 4, size)
+            Of all patches, those that were hidden as the predictor fills them.
+        patches : integer tensor of shape (n_asked,)
+            Which patches are asked for.
+        """
+        tokens = self.reconstructor_embed(summaries)
+        asked = self.mask_token[0] + self.chan_embed(self.rows)  # channels, size
+        asked = asked.expand(len(tokens), len(patches), -1, -1).flatten(1, 2)
+        own = torch.arange(tokens.shape[1], device=tokens.device).repeat_interleave(N_SUMMARIES)
+        angles = self.time_embed(torch.cat([own, patches.repeat_interleave(len(self.rows))]))
+        tokens = torch.cat([tokens.flatten(1, 2), asked], dim=1)
+        for block in self.reconstructor_blocks:
+            tokens = block(tokens, angles)
+        found = self.reconstructor_proj(self.reconstructor_norm(tokens[:, -asked.shape[1] :]))
+        return found.unflatten(1, (len(patches), len(self.rows)))
+
+
+class Rates(nn.Module):
+    """By what angles half of the features of a head turn with time; the other half stays.
+
+    Parameters
+    ----------
+    size
+        Features of a head.
+    """
+
+    freqs: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        rotated = size // 2
+        self.register_buffer("freqs", THETA ** -(torch.arange(0, rotated, 2) / rotated))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return the angles of the patches of tokens, shape (n_tokens, n_pairs); two patches are one unit of time."""
+        return (patches / 2)[:, None] * self.freqs
 
 
 class Attention(JointAttention):

@@ -424,6 +424,8 @@ def read_weights(path: Path, layout: Layout) -> dict[str, Tensor]:
     items = content.items() if isinstance(content, dict) else ()
     found = {str(name): value for name, value in items if isinstance(value, Tensor)}
     start = layout.prefix
+    if layout.prefix_may_lack and not any(name.startswith(start) for name in found):
+        start = ""
     tensors = {name.removeprefix(start): value for name, value in found.items() if name.startswith(start)}
     tensors |= {name: value for name, value in found.items() if name.startswith(layout.beside)}
     return {name: value for name, value in tensors.items() if not name.startswith(layout.ignored)}

@@ -7,11 +7,12 @@ References
 ----------
 Jiang et al. (2024), LaBraM, arXiv:2405.18765. Wang et al. (2025), CBraMod, arXiv:2412.07236. Wang et al. (2024), EEGPT,
 NeurIPS. Kostas et al. (2021), BENDR, doi:10.3389/fnhum.2021.653659. El Ouahidi et al. (2025), REVE, arXiv:2510.21585.
+Döner et al. (2025), LUNA, arXiv:2510.22257.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -51,6 +52,8 @@ class Layout:
         Keys under which the table of tensors may lie; the first that is there is taken.
     prefix
         Start of the names that belong to the network; removed. Names without it are left out.
+    prefix_may_lack
+        Whether a file in which no name has the prefix is read as it is.
     beside
         Starts of names of parts that stand beside it and keep their names; they are read if the network has them.
     ignored
@@ -62,6 +65,7 @@ class Layout:
     title: str
     wrappers: tuple[str, ...] = ()
     prefix: str = ""
+    prefix_may_lack: bool = False
     beside: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
@@ -335,6 +339,35 @@ class EegModelConfig(FoundationConfig):
                 "the row of each in encoder.network.channels."
             )
         return rows
+
+    def find_own_places(self, signal: Signal, hint: str) -> tuple[dict[str, int], np.ndarray]:
+        """Return the own channels by name, and their places in the responses, shape (n_channels, 3).
+
+        Parameters
+        ----------
+        signal
+            Brings the places.
+        hint
+            What to do without them, in messages.
+
+        Raises
+        ------
+        ConfigError, DataError
+            If there are none, or `channels` gives a channel another name, which has no effect on its place.
+        """
+        title = self.layout.title
+        if signal.ch_pos is None:
+            raise DataError(
+                f"{title} reads channels by their places, but the responses have no positions; {hint}."
+            )
+        for name, wanted in self.channels.items():
+            if wanted is not None:
+                raise ConfigError(
+                    f"encoder.network.channels names {name} {wanted}, but {title} takes the place of {name} from the "
+                    f"responses, where another name changes nothing; leave it out, or {hint}."
+                )
+        rows = self.find_rows(signal, signal.ch_names)
+        return rows, signal.ch_pos[list(rows.values())]
 
     def find_divisor(self, signal: Signal) -> float:
         """Return what the values are divided by.
@@ -709,19 +742,8 @@ class ReveConfig(EegModelConfig):
             rows = self.find_rows(signal, tuple(table))
             places = np.array([table[name] for name in rows])
         else:
-            if signal.ch_pos is None:
-                raise DataError(
-                    "REVE reads channels by their places, but the responses have no positions; name a table of them in "
-                    "encoder.network.positions."
-                )
-            for name, wanted in self.channels.items():
-                if wanted is not None:
-                    raise ConfigError(
-                        f"encoder.network.channels names {name} {wanted}, but REVE takes the place of {name} from the "
-                        "responses, where another name changes nothing; leave it out, or set encoder.network.positions."
-                    )
-            rows = self.find_rows(signal, signal.ch_names)
-            places = signal.ch_pos[list(rows.values())]
+            hint = "name a table of them in encoder.network.positions"
+            rows, places = self.find_own_places(signal, hint)
         if not (np.abs(places) < 1).all():
             raise DataError(
                 f"REVE reads positions in m, but the largest coordinate is {np.abs(places).max():.3g}; correct "
@@ -735,3 +757,85 @@ class ReveConfig(EegModelConfig):
         )
         backbone.cls_query_token.requires_grad_(self.pooling == "attention")  # otherwise nobody reads it
         return self.make_front(signal, list(rows.values())), backbone
+
+
+class LunaConfig(EegModelConfig):
+    """LUNA (Döner et al. 2025): a few queries ask the channels of each patch of 40 samples, whatever their number.
+
+    It standardises each channel of a trial by itself, so that no unit is needed, and knows channels by their places, of
+    which only the proportions along each axis count. The large model has size 96, 6 queries and depth 10, the huge one
+    128, 8 and 24.
+
+    Parameters
+    ----------
+    channels
+        Own name of a channel to a name of the 10-05 system, where `places` come from there; null leaves a channel out.
+    places
+        ``names`` for the places of the names in the 10-05 system, as published; a pair such as F3-C3 lies in the
+        middle. ``responses`` for those that the responses bring.
+    size, n_queries, depth, n_heads
+        Features of a query, a multiple of 4 and of 2 n_heads, and how many there are; blocks over the patches, and
+        heads of a query.
+    """
+
+    kind: Literal["luna"] = "luna"
+    places: Literal["names", "responses"] = "names"
+    size: int = Field(default=64, ge=16, multiple_of=16)
+    n_queries: int = Field(default=4, ge=1)
+    depth: int = Field(default=8, ge=1)
+    n_heads: int = Field(default=2, ge=1)
+
+    model_rate: ClassVar[float] = 256.0
+    patch: ClassVar[int] = 40
+    volts: ClassVar[float | None] = None
+    layout: ClassVar[Layout] = Layout(
+        "LUNA",
+        wrappers=("state_dict",),
+        prefix="model.",
+        prefix_may_lack=True,  # Lightning's checkpoints have it; the released files were not seen
+        ignored=("decoder_head.", "channel_emb.", "classifier."),
+    )
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> LunaConfig:
+        self.refuse_unused("scale", because="LUNA standardises each channel of a trial by itself")
+        if self.size % (2 * self.n_heads):
+            raise ValueError(
+                f"size must be a multiple of 2 n_heads, but {self.size} is none of {2 * self.n_heads}"
+            )
+        return self
+
+    def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
+        """Return the front and the network; see `FoundationConfig.make_parts`."""
+        import torch
+
+        from braindecode_vis.encoders.luna import Luna
+
+        if self.places == "responses":
+            rows, found = self.find_own_places(signal, "set encoder.network.places to names")
+        else:
+            names = [self.channels.get(name, name) for name in signal.ch_names]
+            table = find_known_places([name for name in names if name])
+            rows = self.find_rows(signal, tuple(table))
+            found = np.array([table[name] for name in rows])
+        backbone = Luna(
+            torch.as_tensor(found, dtype=torch.float32),
+            size=self.size,
+            n_queries=self.n_queries,
+            depth=self.depth,
+            n_heads=self.n_heads,
+        )
+        return self.make_front(signal, list(rows.values())), backbone
+
+
+def find_known_places(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the places of electrodes, and of pairs of them, that the 10-05 system has, in m, by upper-case name."""
+    from braindecode_vis.datasets.sources.meeg_source import list_scalp_positions
+
+    known = {name.upper(): place for name, place in list_scalp_positions().items()}
+    table = dict(known)
+    for name in names:
+        first, _, second = name.upper().partition("-")
+        if first in known and second in known:
+            table[name.upper()] = (known[first] + known[second]) / 2
+    return table

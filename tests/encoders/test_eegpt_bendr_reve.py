@@ -1,4 +1,4 @@
-"""EEGPT, BENDR and REVE: figures of the public code, small models, their files and the trials they refuse."""
+"""EEGPT, BENDR, REVE and LUNA: figures of the public code, small models, their files and the trials they refuse."""
 
 import json
 from dataclasses import replace
@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.encoders import bendr, eegpt, reve
-from braindecode_vis.encoders.foundation_config import BendrConfig, EegptConfig, ReveConfig
+from braindecode_vis.datasets.sources.meeg_source import list_scalp_positions
+from braindecode_vis.encoders import bendr, eegpt, luna, reve
+from braindecode_vis.encoders.foundation_config import BendrConfig, EegptConfig, LunaConfig, ReveConfig
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.settings import Settings
 from tests.encoders.fingerprints import (
@@ -27,6 +28,7 @@ ROWS = [eegpt.CH_NAMES.index(name) for name in N19]
 EEGPT = {"size": 32, "depth": 1, "n_heads": 2}
 BENDR = {"size": 32, "hidden": 48, "depth": 1, "n_heads": 2, "feedforward": 20}
 REVE = {"width": 64, "depth": 1}
+LUNA = {"size": 16, "n_queries": 2, "depth": 1}
 # Mean, deviation and first values of small models, from the code that the slow tests compare with the public one.
 EXPECTED_EEGPT = (-0.03214, 0.975155, [-1.62292, -0.48624, 0.39223])
 EXPECTED_BENDR = (0.144916, 0.958896, [1.5555, 1.18293, -2.64223])
@@ -55,7 +57,7 @@ def make_eegpt(**settings):
 
 @pytest.mark.slow
 def test_eegpt_answers_as_the_public_code():
-    """The encoder sees all or half of patches and channels; the predictor goes on from both."""
+    """The encoder sees all or half of patches and channels; predictor and reconstructor go on from both."""
     encoder = fill(eegpt.EEGPT(ROWS))
     predictor = fill(eegpt.Predictor(), keep=("freqs",))
     assert (count(encoder), count(predictor)) == ((25_287_168, 102), (25_747_472, 104))
@@ -69,6 +71,13 @@ def test_eegpt_answers_as_the_public_code():
     first = [-0.78612, -0.74664, 0.40102, 0.95991, 0.21526]
     check_fingerprint(half, (2, 8, 4, 512), 0.003726, 1.006274, first)
     check_fingerprint(filled, shape, 0.030088, 0.965979, [-0.15595, -1.56011, 1.48586, 0.49895, -0.99275])
+    reconstructor, odd = fill(eegpt.Reconstructor(ROWS), keep=("freqs",)), torch.arange(1, 16, 2)
+    assert count(reconstructor) == (25_547_856, 105)
+    filled[:, even] = half
+    with torch.no_grad():
+        signals = reconstructor(filled, odd)
+    first = [-0.06091, 0.87829, -0.87152, 1.58494, -0.32338]
+    check_fingerprint(signals.flatten(1, 2), (2, 152, 64), -0.072889, 0.987201, first)
 
 
 @pytest.mark.slow
@@ -110,6 +119,45 @@ def test_large_reve_has_its_size():
     with torch.device("meta"):
         network = reve.Reve(torch.zeros(1, 3), width=1216, n_frequencies=5)
     assert count(network) == (389_978_496, 140)
+
+
+@pytest.mark.slow
+def test_luna_answers_as_the_public_code():
+    """Tokens, signals, and the published head of two classes behind the tokens."""
+    network = fill(luna.Luna(make_positions(20), decoder=True), keep=("freqs", "temparature"))
+    assert count(network) == (6_672_417, 224)
+    with torch.no_grad():
+        tokens = network.encode(make_input(2, 20, 1280, 0.03))
+        signals = network.reconstruct(tokens, torch.arange(20))
+        head = torch.nn.Module()
+        head.decoder_attn = torch.nn.MultiheadAttention(256, 2, batch_first=True)
+        head.decoder_ffn = torch.nn.ModuleDict(
+            {"fc1": torch.nn.Linear(256, 1024), "fc2": torch.nn.Linear(1024, 2)}
+        )
+        head.learned_agg = torch.nn.Parameter(torch.zeros(1, 1, 256))
+        part = torch.nn.ModuleDict({"classifier": head})  # for the names of its weights
+        fill(part)
+        pooled = head.decoder_attn(head.learned_agg.expand(2, -1, -1), tokens, tokens)[0][:, 0]
+        classes = head.decoder_ffn["fc2"](torch.nn.functional.gelu(head.decoder_ffn["fc1"](pooled)))
+    first = [-1.05997, -0.94514, -1.26336, 0.36538, 0.08581]
+    check_fingerprint(tokens, (2, 32, 256), 0.004954, 1.009134, first)
+    first = [1.02625, -0.61665, -0.36993, 0.31229, 0.13157]
+    check_fingerprint(signals, (2, 20, 1280), -0.030264, 0.668855, first)
+    check_fingerprint(classes, (2, 2), 0.658492, 0.148886, [0.50009, 0.80253, 0.51951, 0.81184])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes, expected",
+    [
+        ({"size": 96, "n_queries": 6, "depth": 10}, (40_660_337, 254)),
+        ({"size": 128, "n_queries": 8, "depth": 24}, (303_769_569, 464)),
+    ],
+)
+def test_larger_luna_have_their_sizes(sizes, expected):
+    with torch.device("meta"):
+        network = luna.Luna(torch.zeros(2, 3), decoder=True, **sizes)
+    assert count(network) == expected
 
 
 # --- small models -----------------------------------------------------------------------------------------
@@ -179,6 +227,25 @@ def test_reve_knows_places_and_times():
     weights = torch.softmax(tokens @ network.cls_query_token[0, 0] / 8, dim=1)
     torch.testing.assert_close(pooled, (weights[..., None] * tokens).sum(dim=1))
     check_fingerprint(tokens, (2, 12, 64), *EXPECTED_REVE)
+
+
+def test_luna_knows_places_and_no_scale():
+    """Tokens do not change with the unit or offset of a channel, and change with its place."""
+    network = fill(luna.Luna(make_positions(4), **LUNA), keep=("freqs", "temparature"))
+    data = make_input(2, 4, 100, 0.03)  # two patches; the rest is left out
+    other = fill(luna.Luna(make_positions(5)[1:], **LUNA), keep=("freqs", "temparature"))
+    with torch.no_grad():
+        tokens = network(data)
+        scaled = network(data * torch.tensor([1e-6, 1, 2, 30])[:, None] + 5e-7)
+        order = torch.tensor([2, 0, 3, 1])
+        sorted_places = fill(luna.Luna(make_positions(4)[order], **LUNA), keep=("freqs", "temparature"))
+        flat = network(data * torch.tensor([0.0, 1, 1, 1])[:, None])
+        assert (network(data) - other(data)).abs().max() > 1e-3
+        # The norms of the stem do not know the order of the channels either.
+        torch.testing.assert_close(sorted_places(data[:, order]), tokens, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(scaled, tokens, atol=1e-3, rtol=1e-3)
+    assert flat.isfinite().all()
+    assert tokens.shape == (2, 2, 32)
 
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -290,9 +357,37 @@ def test_a_file_of_reve_fills_the_network(tmp_path):
     assert not mean.backbone.cls_query_token.requires_grad  # several processes wait for each gradient
 
 
+def write_luna(path, prefix="model.", **sizes):
+    """Write the network of the pretraining, decoder and all."""
+    network = luna.Luna(torch.zeros(2, 3), decoder=True, **{**LUNA, **sizes})
+    state = make_state(network, keep=("freqs", "temparature"))
+    save_file({f"{prefix}{name}": value for name, value in state.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_a_file_of_luna_fills_the_network(tmp_path, prefix):
+    """Places come from the names, of pairs too, or from the responses; the decoder is left out."""
+    path = write_luna(tmp_path / "LUNA_base.safetensors", prefix)
+    signal = make_signal(("FP1-F7", "Cz", "E7", "EOG"))
+    config = LunaConfig(**LUNA, pretrained=path, channels={"E7": "Oz", "EOG": None})
+    network = config.build(signal, 6).eval()
+    known = list_scalp_positions()
+    places = torch.tensor(np.array([(known["Fp1"] + known["F7"]) / 2, known["Cz"], known["Oz"]])).float()
+    expected = fill(luna.Luna(places, **LUNA), keep=("freqs", "temparature"))
+    data = make_input(2, 4, 512, 0.03)
+    with torch.no_grad():
+        torch.testing.assert_close(network.encode(data * 1e-6), expected(data[:, :3]), atol=1e-4, rtol=1e-4)
+        assert network(data, torch.zeros(2, dtype=torch.long)).shape == (2, 6)
+    own = LunaConfig(**LUNA, places="responses").build(signal, 6)
+    torch.testing.assert_close(own.backbone.places, luna.encode_places(make_positions(4), 16))
+
+
 @pytest.mark.parametrize(
     "build, words",
     [
+        (lambda p: LunaConfig(**LUNA, pretrained=write_luna(p / "f.safetensors", depth=2)), "has 15 tensors .blocks.1"),
+        (lambda p: EegptConfig(**EEGPT, pretrained=write_luna(p / "f.safetensors")), "file of LUNA, not that of EEGPT"),
         (lambda p: EegptConfig(**EEGPT, pretrained=write_reve(p / "f.safetensors")), "file of REVE, not that of EEGPT"),
         (lambda p: ReveConfig(**REVE, pretrained=write_bendr(p)["contextualizer"]), "file of BENDR, not that of REVE"),
         (lambda p: BendrConfig(**BENDR, **dict.fromkeys(write_bendr(p), p / "encoder.pt")), "lacks 17 tensors"),
@@ -394,6 +489,9 @@ def test_tables_of_places_that_do_not_fit_are_refused(tmp_path, content, words):
         (BendrConfig(**BENDR), make_signal(("AFZ",)), DataError, "finds none of its channels"),
         (BendrConfig(**BENDR), make_signal(n_times=95), DataError, "at least 0.375 s"),
         (ReveConfig(**REVE), make_signal(places=False), DataError, "responses have no positions"),
+        (LunaConfig(**LUNA), make_signal(("CZ", "Q7")), DataError, "LUNA has no row for the channel Q7"),
+        (LunaConfig(**LUNA), make_signal(n_times=39), DataError, "at least 0.15625 s"),
+        (LunaConfig(**LUNA, places="responses"), make_signal(places=False), DataError, "network.places to names"),
         (ReveConfig(**REVE, channels={"FP1": "FP3"}), make_signal(), ConfigError, "another name changes nothing"),
         (ReveConfig(**REVE), make_signal(n_times=254), DataError, "at least 1 s"),
         (ReveConfig(**REVE), replace(make_signal(), ch_pos=np.full((19, 3), 90.0)), DataError, "coordinate is 90"),
@@ -415,6 +513,8 @@ def test_trials_that_do_not_fit_are_refused(config, signal, error, words):
         (lambda: BendrConfig(contextualizer="contextualizer.pt"), "weights are two files"),
         (lambda: BendrConfig(hidden=9), "multiple of n_heads"),
         (lambda: BendrConfig(contextualizer_digest="0"), "none is given"),
+        (lambda: LunaConfig(scale=2), "standardises each channel of a trial by itself"),
+        (lambda: LunaConfig(size=16, n_heads=3), "multiple of 2 n_heads"),
         (lambda: ReveConfig(width=576), "4 frequencies make 512 waves"),
     ],
 )  # fmt: skip

@@ -19,6 +19,7 @@ from braindecode_vis.encoders.foundation_config import (
     CBraModConfig,
     EegptConfig,
     LabramConfig,
+    LunaConfig,
     ReveConfig,
 )
 from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
@@ -117,6 +118,7 @@ NETWORKS = [
     Network("bendr", BendrConfig(**BENDR, pooling="mean")),
     Network("bendr, convolutions", BendrConfig(size=32, context=False, pooling="last", projector_hidden=9)),
     Network("reve", ReveConfig(width=64, depth=1, scale=1, projector_hidden=9, pooling="attention")),
+    Network("luna", LunaConfig(size=16, depth=1, places="responses", projector_hidden=9)),
 ]
 
 every_network = pytest.mark.parametrize("network", NETWORKS, ids=str)
