@@ -376,8 +376,11 @@ class WholeImageGenerator(ImageGenerator, Protocol):
         """Return what was chosen on the training split, for the provenance of the images; empty where nothing was."""
         ...
 
-    def for_predictions(self) -> WholeImageGenerator:
-        """Return the generator of embeddings that a brain encoder predicted, which are less certain than images'."""
+    def for_predictions(self, drawn: bool = False) -> WholeImageGenerator:
+        """Return the generator of embeddings that a brain encoder predicted, which are less certain than images'.
+
+        Those that a prior has `drawn` from them pretend to be embeddings of images.
+        """
         ...
 
     #: Whether `generate` also takes ``initial`` images and the ``strength`` with which it leaves them.

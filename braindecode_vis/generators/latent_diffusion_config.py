@@ -39,6 +39,11 @@ class LatentDiffusionConfig(Settings):
     candidates
         Images sampled per embedding. The one whose own embedding is most like the one that was asked for is kept, so
         that scores in the target's space are better than those in others; 1 keeps the only one.
+    repaint
+        Steps in which the image that was kept is drawn again from under noise, so that two networks, of which one
+        reads images and one embeddings, find the same shape, colours and texture; 0 for none. None is 6 for embeddings
+        of images with weights that bring these networks, as the packaged ones do, and 0 for predictions of a brain
+        encoder, in which the names are mostly wrong.
     batch_size, device
         How it runs, not what it computes.
     """
@@ -51,10 +56,12 @@ class LatentDiffusionConfig(Settings):
     steps: int = Field(default=12, ge=1, le=1000)
     guidance: float = Field(default=3.0, ge=0)
     candidates: int = Field(default=8, ge=1, le=256)
+    repaint: int | None = Field(default=None, ge=0, le=100)
     batch_size: int = Field(default=64, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"repaint"})
     #: Asks the pipeline for the noise of single repetitions.
     weighs_predictions: ClassVar[bool] = True
     #: A prior may ask for images with ``prior.images: generator``.
@@ -92,7 +99,7 @@ class LatentDiffusionConfig(Settings):
 
         generator = LatentDiffusionGenerator(
             self.find_weights(), data=data, sampler=self.sampler, n_steps=self.steps, guidance=self.guidance,
-            candidates=self.candidates, batch_size=self.batch_size, device=self.device,
+            candidates=self.candidates, repaint=self.repaint, batch_size=self.batch_size, device=self.device,
         )  # fmt: skip
         if data is not None:
             generator.check_space(data.image_encoder.space)

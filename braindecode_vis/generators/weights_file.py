@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,8 @@ class WeightsHeader:
         Source of the images, seed, steps and settings.
     digest
         Of the tensors of the file; empty in files of earlier versions.
+    readers
+        How many names each property has that two further networks read in images and embeddings; empty without them.
     """
 
     space: str
@@ -59,6 +61,7 @@ class WeightsHeader:
     denoiser: dict[str, int]
     training: dict[str, Any]
     digest: str = ""
+    readers: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Model:
     components: PrincipalComponents
     latent_shape: tuple[int, int, int]
     device: str
+    image_reader: Any = None
+    embedding_reader: Any = None
 
 
 def build_networks(header: WeightsHeader) -> tuple[Any, Any]:
@@ -82,6 +87,19 @@ def build_networks(header: WeightsHeader) -> tuple[Any, Any]:
         **header.denoiser,
     )
     return Autoencoder(**header.autoencoder), denoiser
+
+
+def build_readers(header: WeightsHeader) -> dict[str, Any]:
+    """Return the readers of images and embeddings with fresh weights, by the first part of their tensors' names."""
+    if not header.readers:
+        return {}
+    from braindecode_vis.generators.repainting import EmbeddingReader, ImageReader
+
+    n = header.denoiser["n_components"]
+    return {
+        "image_reader": ImageReader(header.readers),
+        "embedding_reader": EmbeddingReader(n, header.readers),
+    }
 
 
 def encode_known_images(components: PrincipalComponents, vectors: np.ndarray) -> dict[str, np.ndarray]:
@@ -106,6 +124,17 @@ def read_known_components(path: Path) -> np.ndarray:
 
     Raises
     ------
+    ConfigError, DataError
+        As `read_known_codes`.
+    """
+    return read_known_codes(path)[_IMAGES].astype(np.float32) / CODE
+
+
+def read_known_codes(path: Path) -> dict[str, np.ndarray]:
+    """Return the tensor of `encode_known_images` as a weights file has it.
+
+    Raises
+    ------
     ConfigError
         If the weights were made before they brought any.
     DataError
@@ -124,7 +153,7 @@ def read_known_components(path: Path) -> np.ndarray:
         raise DataError(
             f"{path} holds images in another form than this version reads; train the weights again."
         )
-    return codes.astype(np.float32) / CODE
+    return {_IMAGES: codes}
 
 
 def write_weights(
@@ -142,7 +171,8 @@ def write_weights(
     Parameters
     ----------
     networks
-        By the first part of their tensors' names: ``autoencoder`` and ``denoiser``.
+        By the first part of their tensors' names: ``autoencoder`` and ``denoiser``, ``image_reader`` and
+        ``embedding_reader``.
     components
         Of the embeddings.
     known
@@ -275,7 +305,8 @@ def load_model(path: Path, device: str) -> Model:
         if not all(part.isfinite().all() for part in (mean, basis, std)):
             raise ValueError("the components of the embeddings are not finite")
         components = PrincipalComponents(mean.numpy(), basis.numpy().T, std.numpy())
-        for name, network in (("autoencoder", autoencoder), ("denoiser", denoiser)):
+        readers = build_readers(header)
+        for name, network in {"autoencoder": autoencoder, "denoiser": denoiser, **readers}.items():
             network.load_state_dict(_unpack(tensors, name))
             network.eval().requires_grad_(False).to(device)
     except SafetensorError as error:
@@ -286,7 +317,7 @@ def load_model(path: Path, device: str) -> Model:
         ) from error
     side = header.image_size // DOWNSAMPLING
     shape = (header.autoencoder["n_latent_channels"], side, side)
-    return Model(autoencoder, denoiser, components, shape, device)
+    return Model(autoencoder, denoiser, components, shape, device, **readers)
 
 
 def hash_weights(path: Path) -> str:

@@ -572,7 +572,7 @@ def decode_images(
     n_draws, branch = config.reconstruction.n_draws, config.reconstruction.low_level
     # A prior's draws pretend to be embeddings of images; without one, predictions are what they are.
     draws_images = roles.play(roles.PRIOR_SETTINGS, config.prior).draws_images
-    decoding = roles.play(roles.IMAGE_GENERATOR, generator if draws_images else generator.for_predictions())
+    decoding = roles.play(roles.IMAGE_GENERATOR, generator.for_predictions(draws_images))
     seed = derive_seed(config.seed, "generator", number)
     if texts is not None:
         texts = IdentityPrior().sample(texts, n_draws=n_draws, seed=0)

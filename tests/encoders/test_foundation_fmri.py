@@ -9,10 +9,14 @@ from math import isqrt
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from braindecode_vis import pipeline
 from braindecode_vis.arrays import Responses
+from braindecode_vis.audit.run import audit_run
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config import RunConfig, dump_config
 from braindecode_vis.encoders.brain_jepa import BrainJEPA, GradientPlaces, JepaPredictor
 from braindecode_vis.encoders.brainlm import BrainLM, OldBrainLM
 from braindecode_vis.encoders.cortex_mae import CortexMAE
@@ -26,8 +30,12 @@ from braindecode_vis.encoders.foundation_fmri_config import (
 )
 from braindecode_vis.encoders.neurostorm import NeuroSTORM
 from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.phantom import SIZES as PHANTOM_SIZES
+from braindecode_vis.phantom import PhantomConfig, make_phantom
+from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.training.network_encoder import NetworkEncoder
 from tests.encoders.fingerprints import check_fingerprint, count, fill, make_input, make_tensor
+from tests.test_config_runs import SHIPPED, embed, shrink
 from tests.training.toy_task import make_config as make_training
 from tests.training.toy_task import make_task
 
@@ -510,3 +518,46 @@ def test_a_training_starts_from_a_public_file_and_is_read_again(name, make_confi
     path.unlink()
     again = NetworkEncoder.read(encoder.config, tmp_path / "fit")
     np.testing.assert_array_equal(again.predict(responses).vectors, encoder.predict(responses).vectors)
+
+
+def write_atlas(truth, names):
+    """Share the voxels of a phantom's brain among as many regions as there are names, each all over the brain."""
+    import nibabel
+
+    image = nibabel.load(truth / "parcels.nii.gz")
+    brain = np.argwhere(np.asarray(image.dataobj) > 0)
+    labels = np.zeros(image.shape, np.int16)
+    labels[tuple(brain.T)] = 1 + np.arange(len(brain)) % len(names)  # so that none falls out of the mask
+    nibabel.Nifti1Image(labels, image.affine).to_filename(truth / "model.nii.gz")
+    (truth / "model.txt").write_text("".join(f"{n + 1} {name}\n" for n, name in enumerate(names)))
+    return {"files": [str(truth / "model.nii.gz")], "labels": str(truth / "model.txt"), "resample": True}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["brainlm", "brainlm, series", "brain_jepa", "cortex_mae"])
+def test_a_whole_run_starts_from_a_public_file(name, make_config, tmp_path):
+    """Raw files of a phantom in the model's own atlas, the released layout, one epoch, report and audit."""
+    parcels = SIGNALS[name].parcels
+    size = PHANTOM_SIZES["bold5000"]["tiny"]
+    make_phantom("bold5000", tmp_path / "data", size=size, config=PhantomConfig(snr=0.3), embed=embed)
+    network = make_config(name, depth=1)
+    write_public_file(name, network.build(SIGNALS[name], 6).backbone, tmp_path / "public.pth")
+    content = yaml.safe_load(
+        dump_config(
+            shrink(next(path for path in SHIPPED if path.stem == "bold5000_wave_vith"), tmp_path / "data")
+        )
+    )
+    content["dataset"]["atlas"] = write_atlas(tmp_path / "data" / "phantom_truth", parcels)
+    if name == "brain_jepa":  # 16 frames of a patch are 35 s
+        content["dataset"]["model"]["stop"] = 38
+    scaling = {"brainlm": "robust", "brainlm, series": "robust", "cortex_mae": "zscore"}.get(name, "none")
+    content |= {"pretrain": None, "analyses": []}
+    content["encoder"] |= {
+        "network": {**network.model_dump(mode="json"), "pretrained": str(tmp_path / "public.pth")},
+        "input_scaling": {"kind": scaling},
+    }
+    run = open_run(RunConfig.model_validate(content), tmp_path / "run")
+    rows = pipeline.run_all(run)
+    assert all(np.isfinite(row["value"]) for row in rows if row["method"] == "decoded")
+    assert pipeline.preprocess(run).responses.coords["parcel_names"] == list(parcels)
+    assert audit_run(tmp_path / "run").leaks == ()

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from braindecode_vis.generators.latent_diffusion_networks import (
     SCHEDULE,
     compute_autoencoder_loss,
     reconstruct_images,
+    scale_images,
 )
 from braindecode_vis.generators.latent_diffusion_training import (
     PhantomSource,
@@ -26,6 +28,7 @@ from braindecode_vis.generators.latent_diffusion_training import (
     train_generator,
     train_network,
 )
+from braindecode_vis.generators.repainting import EmbeddingReader, ImageReader, repaint
 from braindecode_vis.generators.training_pairs import (
     N_RESERVED_PAIRS,
     choose_concepts,
@@ -39,10 +42,12 @@ from braindecode_vis.generators.weights_file import (
     build_networks,
     load_model,
     read_header,
+    read_known_codes,
     write_weights,
 )
 from braindecode_vis.metrics.identification import two_way_identification
 from braindecode_vis.phantom.stimuli.images import N_MAX_CONCEPTS, make_concepts, render_batch
+from braindecode_vis.phantom.stimuli.render import TEXTURES
 from braindecode_vis.priors.sampling import draw_samples, draw_times, guide
 from braindecode_vis.priors.scales import PrincipalComponents
 from braindecode_vis.stimuli import StimulusSet, resize_image
@@ -232,8 +237,8 @@ def test_times_reach_both_ends_and_lean_toward_noise():
     assert (draw[0] > 900).double().mean() < 0.1  # evenly drawn alone, they would be a tenth
 
 
-def test_the_packaged_weights_stay_within_eight_megabytes_and_know_no_reserved_image():
-    assert PACKAGED_WEIGHTS.stat().st_size < 8_000_000
+def test_the_packaged_weights_stay_within_nine_megabytes_and_know_no_reserved_image():
+    assert PACKAGED_WEIGHTS.stat().st_size < 9_000_000
     known = LatentDiffusionConfig(candidates=1, device="cpu").build().read_known_images()
     assert known.vectors.shape == (4096, 1280)
     assert known.space == EfficientNetConfig().build().space
@@ -753,12 +758,64 @@ def test_weights_that_are_cut_short_are_one_sentence(trained, tmp_path):
         config.build().read_known_images()
 
 
+@pytest.fixture(scope="module")
+def reading(coloured):
+    """The weights of mean colours with two readers that have learnt nothing."""
+    names = {"shape": 3, "texture": 4}
+    model, path = load_model(coloured, "cpu"), coloured.with_name("reading.safetensors")
+    torch.manual_seed(0)
+    readers = {"image_reader": ImageReader(names), "embedding_reader": EmbeddingReader(3, names)}
+    networks = {"autoencoder": model.autoencoder, "denoiser": model.denoiser, **readers}
+    header = replace(read_header(coloured), readers=names)
+    write_weights(path, header, networks, model.components, read_known_codes(coloured))
+    return path
+
+
+def test_images_are_repainted_row_by_row(reading):
+    """Alone or in a batch alike; predictions are spared unless it is asked for."""
+    bank, data = make_data()
+    few = Embeddings(bank.vectors[:2], bank.ids[:2], bank.space)
+    config = LatentDiffusionConfig(weights=reading, steps=3, device="cpu", candidates=1)
+    plain, once, usual = (config.model_copy(update={"repaint": n}).build(data) for n in (0, 1, None))
+    assert (usual.repaint, usual.for_predictions().repaint, once.for_predictions(True).repaint) == (6, 0, 1)
+    before, after = (each.generate(few, seed=0) for each in (plain, once))
+    assert (before != after).any()
+    np.testing.assert_array_equal(usual.for_predictions().generate(few, seed=0), before)
+    alone = Embeddings(few.vectors[1:], few.ids[1:], few.space)
+    np.testing.assert_array_equal(once.generate(alone, seed=0, first_row=1), after[1:])
+
+
+def test_repainting_goes_where_both_readers_find_the_same(coloured):
+    """Here the readers of images and embeddings know the three colours, and the latter tells the first of them."""
+    names = {"colour": torch.tensor([9.0, 0, 0])}
+    model = replace(
+        load_model(coloured, "cpu"),
+        image_reader=lambda images: {"colour": 20 * images.mean((2, 3))},
+        embedding_reader=lambda components: {"colour": names["colour"].expand(len(components), -1)},
+    )
+    start, components = torch.zeros(2, 3, 16, 16), torch.zeros(2, 3)
+    made = repaint(
+        model, start, components, lambda latents, time: 0 * latents, n_steps=2, seed=0, rows=[0, 1]
+    )
+    with torch.no_grad():
+        usual = model.autoencoder.decode(model.autoencoder.encode(start))
+    moved = (made - usual).mean(dim=(2, 3))
+    assert (moved[:, 0] > moved[:, 1:].amax(dim=1)).all()
+
+
+def test_weights_that_cannot_read_are_not_asked_to_repaint(config):
+    assert config.build().repaint == 0
+    with pytest.raises(ConfigError, match=r"generator\.repaint is 2, but .* holds no networks that read"):
+        config.model_copy(update={"repaint": 2}).build()
+    assert config.model_copy(update={"repaint": 0}).hashed_fields() != config.hashed_fields()
+
+
 # --- the packaged weights ---------------------------------------------------------------------------------
 
 
 def test_packaged_weights_are_small_and_the_ones_that_their_note_names():
     note = json.loads(PACKAGED_WEIGHTS.with_suffix(".json").read_text())
-    assert sum(path.stat().st_size for path in PACKAGED_WEIGHTS.parent.glob("*.safetensors")) <= 8_000_000
+    assert sum(path.stat().st_size for path in PACKAGED_WEIGHTS.parent.glob("*.safetensors")) <= 9_000_000
     assert hash_file(PACKAGED_WEIGHTS) == note["sha256"]
     header = read_header(PACKAGED_WEIGHTS)
     assert header.space == EfficientNetConfig().build().space
@@ -777,3 +834,9 @@ def test_packaged_weights_show_what_an_unseen_embedding_says():
     shifted = [two_way_identification(truth.vectors, np.roll(made, k, axis=0)).mean() for k in range(1, 12)]
     assert right > 0.75
     assert np.mean(shifted) < 0.55
+    # What the embedding says of the surface is painted: half of it is missing in images that were not repainted.
+    textures = make_concepts(52, seed=0)["texture"].iloc[40:]
+    wanted = torch.tensor([sorted(TEXTURES).index(name) for name in textures])
+    with torch.no_grad():
+        found = load_model(PACKAGED_WEIGHTS, "cpu").image_reader(scale_images(torch.from_numpy(images)))
+    assert (found["texture"].argmax(dim=1) == wanted).double().mean() > 0.4
