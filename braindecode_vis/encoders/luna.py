@@ -177,7 +177,8 @@ class _Queries(nn.Module):
         keys, values = self.keys_norm(channels), self.values_norm(channels)
         found = self.cross_attention(queries, keys, values, need_weights=False)[0]
         found = found + self.ffn(found)
-        for layer in self.query_self_attn["layers"]:  # type: ignore[union-attr]
+        layers: Any = self.query_self_attn["layers"]
+        for layer in layers:
             found = layer(found)
         return found
 
@@ -194,7 +195,8 @@ class _Decoder(nn.Module):
 
     def forward(self, asked: Tensor, found: Tensor) -> Tensor:
         """Map (n, n_channels, size) and (n, n_queries, size) to (n, n_channels, 40)."""
-        for layer in self.decoder_pred["layers"]:  # type: ignore[union-attr]
+        layers: Any = self.decoder_pred["layers"]
+        for layer in layers:
             asked = layer(asked, found)
         return self.decoder_linear(self.norm(asked))
 
