@@ -66,15 +66,15 @@ class EncodingConfig(Settings):
     model
         How spaces are put together, and penalties.
     noise_ceiling
-        How the ceiling is estimated from repeated test images, as for ``evaluation.noise_ceiling``; EEG and MEG have
-        that of split halves. None leaves it out.
+        How the ceiling is estimated from repeated test images, as for ``evaluation.noise_ceiling``; trials with a
+        time axis have that of split halves. None leaves it out.
     least_ceiling
         Values are divided by the ceiling where it is at least this (a choice of ours); below, they would be noise over
         noise.
     width
-        EEG and MEG: samples are averaged over windows of this many seconds; None keeps every sample.
+        Trials with a time axis: samples are averaged over windows of this many seconds; None keeps every sample.
     tmin, tmax
-        EEG and MEG: between these times, s.
+        Trials with a time axis: between these times, s.
     n_resamples
         Resamples of the images behind the intervals of maps, and shuffles behind their p-values.
     fdr
@@ -120,10 +120,10 @@ class EncodingConfig(Settings):
     def _find_windows(self, responses: Responses) -> list[Window] | None:
         """Return windows of time to average over; None for data without time."""
         if "time" in responses.dims:
-            if responses.dims != ("trial", "channel", "time"):
+            if len(responses.dims) != 3 or responses.dims[2] != "time":
                 raise DataError(
-                    f"encoding takes trials of channels and times or of voxels, not {responses.dims}; set "
-                    "dataset.glm, or another form of trials."
+                    "encoding takes trials of channels, parcels or voxels, with or without times behind, not "
+                    f"{responses.dims}."
                 )
             times = np.asarray(responses.coords["times"], float)
             interval = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
@@ -205,6 +205,8 @@ class EncodingConfig(Settings):
                 return found.per_feature, found.source
             responses = study.responses.select(np.sort(rows))
             cut = average_windows(responses, windows)
+            if (n_own := count_own_voxels(responses).get(who)) is not None:
+                cut = Responses.from_checked(cut.data[:, :n_own], cut.dims, cut.trials, cut.unit, {})
             return compute_epochs_ceiling(cut, seed=study.seed).ravel(), "random halves of the repetitions"
         except DataError as error:
             return None, f"no noise ceiling: {error}"
@@ -288,7 +290,7 @@ class EncodingConfig(Settings):
         caption = f"Correlation of predicted and measured responses of subject {one.subject} over {one.n_images} images"
         alt = f"largest correlation {values[best]:.3f}, mean {values.mean():.3f}"
         name = f"map_sub-{one.subject}"
-        if windows is not None:
+        if windows is not None and study.responses.dims[1] == "channel":
             grid = values.reshape(-1, len(windows))
             places = find_flat_positions(study.responses)
             if places is not None:
@@ -296,6 +298,9 @@ class EncodingConfig(Settings):
                 return Plot(name, f"{caption}, on the head from above.", alt, draw, (7.4, 2.0))
             draw = partial(_draw_grid, grid=grid, windows=windows)
             return Plot(name, f"{caption}; rows are channels.", alt, draw, (7.0, 3.4))
+        if windows is not None:
+            values = values.reshape(-1, len(windows)).mean(axis=1)
+            caption += ", mean over times"
         image = place_pattern(
             study.responses, _fill(study.responses, values), subject=_name_brain(study, one)
         )
@@ -333,8 +338,8 @@ class EncodingConfig(Settings):
                 partial(_write_arrays, arrays=arrays, spaces=names),
             )
         ]  # fmt: skip
-        if windows is not None:
-            if "ch_names" in study.responses.coords:
+        if study.responses.dims[1] == "channel":
+            if windows is not None and "ch_names" in study.responses.coords:
                 files.append(
                     Attachment(
                         f"encoding_{end}-ave.fif", f"Correlation of subject {one.subject} as evoked response for MNE.",
@@ -343,16 +348,16 @@ class EncodingConfig(Settings):
                 )  # fmt: skip
             return files
         shown = {
-            "correlation": (maps.correlation, "Correlation of predicted and measured responses"),
+            "correlation": (arrays["correlation"], "Correlation of predicted and measured responses"),
             "significant": (
-                np.where(maps.q_value <= self.fdr, maps.correlation, 0.0),
+                np.where(arrays["q_value"] <= self.fdr, arrays["correlation"], 0.0),
                 f"The same, 0 where q is above {self.fdr:g}",
             ),
-            "explained": (maps.explained, "Share of variance explained"),
+            "explained": (arrays["explained"], "Share of variance explained"),
         }
         if one.ceiling is not None:
             shown |= {
-                "ceiling": (one.ceiling, "Noise ceiling of the correlation"),
+                "ceiling": (arrays["ceiling"], "Noise ceiling of the correlation"),
                 "normalised": (
                     np.nan_to_num(arrays["normalised"]),
                     f"Correlation over its ceiling, 0 where that is below {self.least_ceiling:g}",
@@ -362,9 +367,9 @@ class EncodingConfig(Settings):
             listed = ", ".join(f"{n + 1} {name}" for n, name in enumerate(names))
             shown["space"] = (arrays["space"] + 1.0, f"Space with the largest share: {listed}")
         for kind, (values, words) in shown.items():
-            files += _make_images(
-                study, one, values, f"encoding_{kind}_{end}", f"{words}, subject {one.subject}."
-            )
+            times = "" if windows is None else ", times along the last axis"
+            caption = f"{words}, subject {one.subject}{times}."
+            files += _make_images(study, one, values, f"encoding_{kind}_{end}", caption)
         return files
 
 
@@ -387,14 +392,14 @@ class _Subject:
 def as_columns(
     responses: Responses, windows: Sequence[Window] | None = None, n_own: int | None = None
 ) -> np.ndarray:
-    """Return trials as float32 of shape (n_trials, n_responses): a subject's own voxels, or channels times windows."""
+    """Return trials as float32 of shape (n_trials, n_responses): own voxels of a subject, at all windows of time."""
     if windows is not None:
         responses = average_windows(responses, windows)
-    return responses.as_matrix() if n_own is None else np.asarray(responses.data[:, :n_own], np.float32)
+    return np.asarray(responses.data[:, :n_own], np.float32).reshape(len(responses.data), -1)
 
 
 def average_windows(responses: Responses, windows: Sequence[Window]) -> Responses:
-    """Return trials of channels and times with the mean over each window in place of its samples."""
+    """Return trials with the mean over each window of time in place of its samples."""
     data = np.asarray(responses.data, np.float32)
     if any(window.last - window.first > 1 for window in windows):
         data = np.stack([data[..., w.first : w.last].mean(axis=-1) for w in windows], axis=-1)
@@ -416,11 +421,17 @@ def list_groups(
     subject
         Whose voxels.
     windows
-        Of time, which every channel has.
+        Of time, which every channel (parcel, voxel) has.
     """
-    if windows is not None:
+    groups = _list_groups(responses, subject)
+    n_times = 1 if windows is None else len(windows)
+    return {name: np.repeat(mask, n_times) for name, mask in groups.items()}
+
+
+def _list_groups(responses: Responses, subject: str) -> dict[str, np.ndarray]:
+    if responses.dims[1] == "channel":
         try:
-            assigned = np.repeat(assign_regions(responses), len(windows))
+            assigned = np.asarray(assign_regions(responses))
         except DataError:
             return {}
         return {str(name): assigned == name for name in dict.fromkeys(assigned.tolist())}
@@ -640,10 +651,10 @@ def _name_brain(study: Study, one: _Subject) -> str | None:
 
 
 def _fill(responses: Responses, values: np.ndarray) -> np.ndarray:
-    """Return values of a subject's own voxels in the width of padded rows."""
-    filled = np.zeros(responses.data.shape[1], np.float32)
+    """Return values of a subject's own voxels in the width of padded rows; times, if any, become rows."""
+    filled = np.zeros((responses.data.shape[1], *values.shape[1:]), np.float32)
     filled[: len(values)] = values
-    return filled
+    return filled.T
 
 
 def _make_images(
@@ -673,11 +684,14 @@ def _make_images(
 def _write_gifti(path: Path, *, values: np.ndarray, side: str) -> None:
     import nibabel
 
-    array = nibabel.gifti.GiftiDataArray(
-        np.asarray(values, np.float32), intent="NIFTI_INTENT_NONE", datatype="NIFTI_TYPE_FLOAT32"
-    )
+    arrays = [
+        nibabel.gifti.GiftiDataArray(
+            np.asarray(row, np.float32), intent="NIFTI_INTENT_NONE", datatype="NIFTI_TYPE_FLOAT32"
+        )
+        for row in np.atleast_2d(values)
+    ]
     meta = nibabel.gifti.GiftiMetaData({"AnatomicalStructurePrimary": f"Cortex{side.capitalize()}"})
-    path.write_bytes(nibabel.gifti.GiftiImage(darrays=[array], meta=meta).to_bytes())
+    path.write_bytes(nibabel.gifti.GiftiImage(darrays=arrays, meta=meta).to_bytes())
 
 
 def _write_arrays(path: Path, *, arrays: Mapping[str, np.ndarray], spaces: Sequence[str]) -> None:

@@ -217,7 +217,7 @@ def draw_synthetic(
             rows = np.flatnonzero(subjects == who)
             n_own = owned.get(who)
             own = np.asarray(real.data[rows], np.float32)
-            measured = own.reshape(len(rows), -1) if n_own is None else own[:, :n_own]
+            measured = own[:, :n_own].reshape(len(rows), -1)  # all of them where there is no such number
             model = fit_encoding(
                 {name: Embeddings(one.vectors[rows], one.ids[rows], name) for name, one in learnt.items()}, measured,
                 config=settings.model, seed=derive_seed(seed, "model", place),
@@ -239,10 +239,7 @@ def draw_synthetic(
             if settings.noise == "residual":
                 made += draw_residuals(model, measured, n, generator)
             whole = np.zeros((n, *shape), np.float32)
-            if n_own is None:
-                whole[:] = made.reshape(n, *shape)
-            else:
-                whole[:, :n_own] = made
+            whole[:, :n_own] = made.reshape(n, -1, *shape[1:])
             parts.append((who, order, whole))
             advance(1)
     data = np.concatenate([part[2] for part in parts])

@@ -139,3 +139,32 @@ def test_what_has_no_meaning_is_refused():
     few = make_parcel_study({"Vis": 1.0}, n_test=2)
     with pytest.raises(DataError, match="a correlation needs three"):
         EncodingConfig().compute(few)
+
+
+def test_parcels_over_time_are_mapped_as_series(tmp_path):
+    networks = ["Vis", "Vis", "Default", "Default"]
+
+    def respond(vectors, generator):
+        out = np.zeros((len(vectors), 4, 3))
+        out[:, :2, 1:] = (vectors @ generator.normal(size=(4, 4))).reshape(-1, 2, 2)
+        return out
+
+    labels = np.repeat([1, 2, 3, 4], 2).astype(np.int32)
+    mask = np.zeros((2, 2, 2), bool) | True
+    coords = {
+        "parcel_names": ["a", "b", "c", "d"], "parcel_networks": networks, "times": [1.0, 3.0, 5.0],
+        "voxel_id": np.arange(8), "voxel_parcel": labels, "mask": mask, "affine": np.eye(4),
+    }  # fmt: skip
+    study = make_study(respond, ("trial", "parcel", "time"), coords, n_test=30, n_repetitions=4, noise=0.3)
+    findings = EncodingConfig(**QUICK).compute(study)
+    table = findings.table.set_index(["column", "start"])["value"]
+    assert (table[["a", "b"]].drop(1.0, level="start") > 0.8).all()
+    assert (table["c"].abs() < 0.6).all()
+    assert {score.metric.partition("@")[2] for score in findings.scores} == {"all", "Vis", "Default"}
+    assert {"map_sub-01", "times", "groups"} == {plot.name for plot in findings.plots}
+    draw_all(findings)
+    files = {file.name: file for file in findings.files}
+    files["encoding_correlation_sub-01.nii.gz"].write(tmp_path / "map.nii.gz")
+    image = nibabel.load(tmp_path / "map.nii.gz")
+    assert image.shape == (2, 2, 2, 3)
+    np.testing.assert_allclose(np.asarray(image.dataobj)[0, 0, 0], table["a"], atol=1e-6)
