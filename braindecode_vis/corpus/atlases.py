@@ -39,6 +39,9 @@ from braindecode_vis.remote import bring
 
 # Regions of each atlas as it was published; another number is another atlas under its name.
 _COUNTS = {"glasser": 360, "a424": 424, "aal": 116}
+_SCHAEFER = re.compile(
+    r"(\d+Networks_)?[LR]H[_-](Vis|SomMot|DorsAttn|SalVentAttn|Limbic|Cont|Default|TempPar)"
+)
 _CORTEX = ("CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT")
 _SURFACE_ENDS = (".annot", ".gii")
 
@@ -181,7 +184,7 @@ class CorpusAtlas:
         """Return where each channel stands among the `names` of parcellated data, -1 where it does not.
 
         Names agree if they do without the prefix of their networks, ``_ROI`` behind them, case, and the kind of dash.
-        Numbers alone, from 0 or 1 on, name the parcels in their order if they are as many.
+        Numbers alone, from 0 or 1 on, name the parcels in their order and have to be as many.
 
         Raises
         ------
@@ -190,15 +193,20 @@ class CorpusAtlas:
         """
         own = self.channels.names
         if all(re.fullmatch(r"(parcel|roi|region)?[ _-]?\d+", name, re.IGNORECASE) for name in names):
+            if len(names) != len(own):
+                raise DataError(
+                    f"it has {len(names)} parcels without names, but {self._describe()} has {len(own)}; name them in "
+                    "the head of the table or its sidecar"
+                )
             numbers = [int(re.sub(r"\D", "", name)) for name in names]
-            shared = set(map(canonical_name, own)) & set(map(canonical_name, names))
-            if not shared or numbers[0] == 0:
-                if len(names) != len(own) or numbers not in ([*range(len(own))], [*range(1, len(own) + 1)]):
-                    raise DataError(
-                        f"it has {len(names)} parcels without names, but {self._describe()} has {len(own)}; name "
-                        "them in the head of the table or its sidecar"
-                    )
+            if numbers in ([*range(len(own))], [*range(1, len(own) + 1)]):
                 return np.arange(len(own))
+        # Schaefer's atlases have names in common: the first visual parcel is another one among 100 than among 400.
+        theirs, ours = ({canonical_name(n) for n in group if _SCHAEFER.match(n)} for group in (names, own))
+        if ours and theirs and (theirs - ours or (len(theirs) != len(ours) and len(theirs) % 100 == 0)):
+            raise DataError(
+                f"it has {len(theirs)} parcels of Schaefer, which are not the {len(ours)} of {self._describe()}"
+            )
         for key in (str, canonical_name):
             places: dict[str, int] = {}
             twice = ""
@@ -297,6 +305,7 @@ def read_corpus_atlas(config: FmriChannels) -> CorpusAtlas:
     where = str(files[0] if files else labels or forms[0].where)
     _check_names(config, names, where)
     numbered = [_number(atlas, forms[0] if not named else None, names, where) for atlas in forms]
+    _check_present(numbered, names, where)
     told = {} if labels is None else _read_columns(labels)
     volumes = tuple(atlas for atlas in numbered if atlas.affine is not None)
     channels = Channels(
@@ -389,6 +398,20 @@ def _check_names(config: FmriChannels, names: tuple[str, ...], where: str) -> No
             f"the parcels of {where} are named after {prefix[1]} networks; set channels.networks={prefix[1]}."
         )
     check_unique([canonical_name(name) for name in names], what=f"the names of the regions of {where}")
+
+
+def _check_present(forms: Sequence[Atlas], names: tuple[str, ...], where: str) -> None:
+    """Raise `DataError` if the files hold few of the regions that the table names: it is of a finer atlas."""
+    if not forms:
+        return
+    there = np.unique(np.concatenate([np.unique(atlas.labels) for atlas in forms]))
+    n_absent = len(names) - int((there > 0).sum())
+    # A region may be lost where an atlas was brought to a coarser grid.
+    if n_absent > 0.05 * len(names):
+        raise DataError(
+            f"{n_absent} of the {len(names)} regions that are named label no place of {where}; the table is of another "
+            "atlas, or a file is missing in channels.files."
+        )
 
 
 def _number(atlas: Atlas, first: Atlas | None, names: tuple[str, ...], where: str) -> Atlas:

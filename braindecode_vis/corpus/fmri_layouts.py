@@ -29,7 +29,7 @@ _KINDS: tuple[Kind, ...] = ("ptseries", "table", "dtseries", "volume", "surface"
 _RUN_KEYS = ("sub", "ses", "task", "acq", "dir", "run")
 _PATTERNS: dict[Kind, str] = {
     "ptseries": r"\.ptseries\.nii$",
-    "table": r"_(timeseries|bold|parcels)\.(tsv|csv|npy)$",
+    "table": r"_(timeseries|parcels)\.(tsv|csv|npy)$",
     "dtseries": r"\.dtseries\.nii$",
     "volume": r"_bold(_space-[a-zA-Z0-9]+_preproc)?\.nii(\.gz)?$|_bold_preproc\.nii(\.gz)?$",
     "surface": r"[_.](hemi-)?L[_.].*\.func\.gii$",
@@ -58,6 +58,8 @@ class SeriesImage:
         Names, sidecars, confounds and mask.
     motion
         Table of the motion alone: ``Movement_Regressors.txt`` of the HCP or ``_motion.tsv`` of XCP-D.
+    outliers
+        Table of the volumes that XCP-D found to have moved, which it cuts from what it cleaned in one of its modes.
     cleaned
         Whether its name says that confounds were regressed out.
     """
@@ -66,6 +68,7 @@ class SeriesImage:
     files: tuple[Path, ...]
     run: RunFiles
     motion: Path | None
+    outliers: Path | None
     cleaned: bool
 
     def without_sidecar(self) -> SeriesImage:
@@ -188,7 +191,7 @@ def _describe_hcp(path: Path, kind: Kind) -> SeriesImage | None:
     run = RunFiles(
         path, {**entities, "space": "MNI152NLin6Asym"}, None, sidecar, None, mask if is_there(mask) else None
     )
-    return SeriesImage(kind, files, run, motion if is_there(motion) else None, "_clean" in path.name)
+    return SeriesImage(kind, files, run, motion if is_there(motion) else None, None, "_clean" in path.name)
 
 
 def _describe_bids(
@@ -216,10 +219,10 @@ def _describe_bids(
         old = re.sub(r"_preproc\.nii(\.gz)?$", "_brainmask.nii", path.name)
         masks = [f"{ends}_desc-brain_mask.nii", *([old] if old != path.name else [])]
         masks = [name + end for name in masks for end in (".gz", "")]
-    picks = [_pick(path, names) for names in (tables, motions, masks)]
+    picks = [_pick(path, names) for names in (tables, motions, masks, [f"{bare}_outliers.tsv"])]
     files = _find_hemispheres(path) if kind == "surface" else (path,)
     run = RunFiles(path, entities, None, sidecar, picks[0], picks[2])
-    return SeriesImage(kind, files, run, picks[1], "desc-denoised" in path.name)
+    return SeriesImage(kind, files, run, picks[1], picks[3], "desc-denoised" in path.name)
 
 
 def _get_hcp_run(images: list[SeriesImage]) -> str:

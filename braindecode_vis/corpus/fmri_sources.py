@@ -109,10 +109,14 @@ def _open_run(
         raise DataError(
             f"{run.where} has a repetition time of {t_r:g} s, which no scanner has; BIDS counts in s, so {_HINT}."
         )
-    plan = _plan_cleaning(image, opened.n_volumes, t_r, config.cleaning)
+    censored = _find_censored(image, opened.n_volumes)
+    plan = _plan_cleaning(image, censored, t_r, config.cleaning)
     entities = run.entities
     names = atlas.channels.names
-    files = (*image.files, *(p for p in (run.confounds, image.motion, run.mask) if p is not None))
+    files = (
+        *image.files,
+        *(p for p in (run.confounds, image.motion, image.outliers, run.mask) if p is not None),
+    )
     return SeriesRun(
         source=card.name,
         subject=entities["sub"],
@@ -148,8 +152,8 @@ class _Reader:
     config: FmriCleaningConfig
 
     def __call__(self) -> np.ndarray:
-        series = self.opened.read()
         where = self.image.run.where
+        series = self.plan.expand(self.opened.read())
         out = np.full((self.plan.n_times, series.shape[1]), np.nan, np.float32)
         there = ~self.opened.missing
         block = series[:, there].astype(np.float64)
@@ -227,7 +231,10 @@ def _choose_form(
         there = ", ".join(sorted({image.space for image in images}))
         raise DataError(f"it is there in the space {there}, not in {config.space}; set channels.space")
     reasons = []
+    best: tuple[SeriesImage, _Opened] | None = None
     for image in wanted:
+        if best is not None and image.kind != best[0].kind:
+            break
         try:
             opened = openers[image.kind](image, atlas, config)
         except DataError as error:
@@ -236,7 +243,13 @@ def _choose_form(
         if opened.missing.all():
             reasons.append("no parcel of the atlas holds a voxel of it: the atlas lies in another space")
             continue
-        return image, opened
+        # There may be a table for each of many atlases, some of which share names.
+        if best is None or opened.missing.sum() < best[1].missing.sum():
+            best = image, opened
+        if image.kind not in ("ptseries", "table") or not best[1].missing.any():
+            break
+    if best is not None:
+        return best
     raise DataError(reasons[0] if len(set(reasons)) == 1 else "; ".join(dict.fromkeys(reasons)))
 
 
@@ -538,22 +551,49 @@ class _Plan:
     ----------
     start
         Volumes before the steady state, which are cut.
-    moved : bool array of shape (n_volumes,)
-        Volumes that are scrubbed.
+    censored, moved : bool array of shape (n_volumes,)
+        Volumes that the file no longer holds, and those that are scrubbed, the former included.
     n_times, motion_mm, scrubbed
         As in `SeriesRun`.
     """
 
     start: int
+    censored: np.ndarray
     moved: np.ndarray
     n_times: int
     motion_mm: float | None
     scrubbed: float
 
+    def expand(self, series: np.ndarray) -> np.ndarray:
+        """Return the volumes of a file at their times, zero where it has none: (n_volumes, n_channels)."""
+        out = np.zeros((len(self.censored), series.shape[1]), series.dtype)
+        out[~self.censored] = series
+        return out
 
-def _plan_cleaning(image: SeriesImage, n_volumes: int, t_r: float, config: FmriCleaningConfig) -> _Plan:
+
+def _find_censored(image: SeriesImage, n_volumes: int) -> np.ndarray:
+    """Return which volumes of a run were cut from its file before, bool of shape (n_volumes of the run,).
+
+    In one of its modes XCP-D leaves out the volumes that moved, and its tables of motion keep them.
+    """
+    none = np.zeros(n_volumes, bool)
+    if image.outliers is None or image.run.confounds is not None:
+        return none
+    table = read_table(image.outliers)
+    if "framewise_displacement" not in table.columns or len(table) == n_volumes:
+        return none
+    found = read_numbers(table, "framewise_displacement", image.outliers) > 0
+    return found if int((~found).sum()) == n_volumes else none
+
+
+def _plan_cleaning(image: SeriesImage, censored: np.ndarray, t_r: float, config: FmriCleaningConfig) -> _Plan:
     """Read the tables of a run; `DataError` if they do not belong to it, or it moved too much."""
-    run = image.run
+    run, n_volumes = image.run, len(censored)
+    if censored.any() and config.scrubbing == "none":
+        raise DataError(
+            f"{int(censored.sum())} volumes that moved were cut from it before, so that its volumes are not evenly "
+            "spaced; set channels.cleaning.scrubbing to interpolate or cut"
+        )
     displacement, dvars, start = _read_motion(image, n_volumes)
     mean = None if displacement is None else float(displacement[start:].mean())
     if mean is not None and config.max_motion_mm is not None and mean > config.max_motion_mm:
@@ -561,7 +601,7 @@ def _plan_cleaning(image: SeriesImage, n_volumes: int, t_r: float, config: FmriC
             f"its mean framewise displacement is {mean:.2f} mm, above channels.cleaning.max_motion_mm "
             f"({config.max_motion_mm:g})"
         )
-    moved = np.zeros(n_volumes, bool)
+    moved = censored.copy()
     if config.scrubbing != "none":
         if displacement is not None:
             moved |= displacement > config.scrub_mm
@@ -587,7 +627,7 @@ def _plan_cleaning(image: SeriesImage, n_volumes: int, t_r: float, config: FmriC
             f"({run.where})"
         )
     n_times = int(kept.sum()) if config.scrubbing == "cut" else len(kept)
-    return _Plan(start, moved, n_times, mean, float((~kept).mean()))
+    return _Plan(start, censored, moved, n_times, mean, float((~kept).mean()))
 
 
 def _read_motion(image: SeriesImage, n_volumes: int) -> tuple[np.ndarray | None, np.ndarray | None, int]:

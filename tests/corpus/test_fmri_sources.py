@@ -218,6 +218,7 @@ def test_forms_of_an_atlas_agree_in_names_whatever_their_numbers(tmp_path, atlas
     dlabel = FmriChannels(atlas="own", files=(atlas / "atlas.dlabel.nii", atlas / "atlas.nii.gz"))
     first, second = read_corpus_atlas(surface), read_corpus_atlas(dlabel)
     assert first.channels.names == second.channels.names == tuple(NAMES)
+    first_labels = first.place_surface((20, 20)).labels
     np.testing.assert_array_equal(first.place_surface((20, 20)).labels, second.place_surface((20, 20)).labels)
     assert first.channels.digest != second.channels.digest
     with pytest.raises(ConfigError, match=r"has 6 regions, but the atlas glasser has 360"):
@@ -232,6 +233,21 @@ def test_forms_of_an_atlas_agree_in_names_whatever_their_numbers(tmp_path, atlas
     other.write_text("".join(f"{n} Area_{n}\n" for n in range(1, 7)))
     with pytest.raises(DataError, match=r"'7Networks_LH_Vis_1' of .*dlabel.nii is none of"):
         read_corpus_atlas(FmriChannels(atlas="own", files=(atlas / "atlas.dlabel.nii",), labels=other))
+    other.write_text("".join(f"{n}\t{name}\n" for n, name in enumerate([*NAMES, "One", "Two"], 1)))
+    with pytest.raises(
+        DataError, match=r"2 of the 8 regions that are named label no place of .*atlas.nii.gz"
+    ):
+        read_corpus_atlas(FmriChannels(atlas="own", files=(atlas / "atlas.nii.gz",), labels=other))
+    for side, first in (("lh", 0), ("rh", 3)):
+        words = ["Background+FreeSurfer_Defined_Medial_Wall", *NAMES[first : first + 3]]
+        colours = np.c_[np.arange(4), np.zeros((4, 3), int), np.arange(4)]
+        labels = np.maximum(label_surface("L"), 0)
+        nib.freesurfer.write_annot(tmp_path / f"{side}.own.annot", labels, colours, words, fill_ctab=True)
+    annot = read_corpus_atlas(
+        FmriChannels(atlas="own", files=(tmp_path / "rh.own.annot", tmp_path / "lh.own.annot"))
+    )
+    assert annot.channels.names == tuple(NAMES)
+    np.testing.assert_array_equal(annot.place_surface((20, 20)).labels, first_labels)
     with pytest.raises(ValueError, match="'schaefer450' is not known"):
         FmriChannels(atlas="schaefer450")
 
@@ -425,6 +441,70 @@ def test_sites_with_other_parcels(tmp_path, atlas):
     table.to_csv(path, sep="\t", index=False, na_rep="n/a")
     with pytest.raises(DataError, match=r"not finite in the parcel 7Networks_RH_Vis_1, volume 4"):
         find().read()
+
+
+def test_tables_of_several_atlases_beside_each_other(tmp_path):
+    """XCP-D writes one for each atlas; those of Schaefer share names of parcels that are not the same places."""
+    root = tmp_path / "data"
+    (root / "sub-01").mkdir(parents=True)
+    (root / "task-rest_bold.json").write_text('{"RepetitionTime": 2.0}')
+    label = "index\tname\n"
+    (tmp_path / "names.tsv").write_text(
+        label + "".join(f"{k}\t7Networks_LH_Vis_{k}\n" for k in range(1, 201))
+    )
+    config = CorpusConfig(
+        channels={"kind": "fmri", "atlas": "schaefer200", "labels": tmp_path / "names.tsv", "cleaning": PLAIN}
+    )
+
+    def write(name, names):
+        table = pd.DataFrame(RNG.standard_normal((12, len(names))), columns=names)
+        table.to_csv(
+            root / "sub-01" / f"sub-01_task-rest_{name}_stat-mean_timeseries.tsv", sep="\t", index=False
+        )
+        return table.to_numpy(np.float32)
+
+    write("atlas-4S156Parcels", [*(f"LH_Vis_{k}" for k in range(1, 101)), "LH-Thalamus"])
+    write("atlas-4S1056Parcels", [*(f"LH_Vis_{k}" for k in range(1, 301)), "LH-Thalamus"])
+    with pytest.raises(
+        DataError, match=r"has 300 parcels of Schaefer, which are not the 200 .* has 100 parcels of"
+    ):
+        find_fmri_runs(root, config)
+    # A table that lost two of them is taken, unless there is a whole one.
+    write("atlas-4S255Parcels", [f"LH_Vis_{k}" for k in range(1, 199)])
+    assert len(find_fmri_runs(root, config)[0][0].missing) == 2
+    values = write("atlas-4S256Parcels", [*(f"LH_Vis_{k}" for k in range(1, 201)), "LH-Thalamus"])
+    (root / "sub-01" / "sub-01_task-rest_atlas-4S256Parcels_stat-coverage_bold.tsv").write_text(
+        "LH_Vis_1\n1\n"
+    )
+    run = find_fmri_runs(root, config)[0][0]
+    np.testing.assert_allclose(run.read(), values[:, :200], rtol=1e-5)
+
+
+def test_volumes_that_were_cut_before_come_back_to_their_times(tmp_path, atlas):
+    root, series = tmp_path / "data", courses()
+    moved = np.isin(np.arange(40), (4, 5, 20))
+    (root / "sub-01").mkdir(parents=True)
+    stem = str(root / "sub-01" / "sub-01_task-rest")
+    pd.DataFrame(series[~moved], columns=NAMES).to_csv(
+        f"{stem}_seg-own_timeseries.tsv", sep="\t", index=False
+    )
+    (root / "task-rest_bold.json").write_text('{"RepetitionTime": 2.0}')
+    pd.DataFrame({"framewise_displacement": moved.astype(int)}).to_csv(
+        f"{stem}_outliers.tsv", sep="\t", index=False
+    )
+    motion = pd.DataFrame({"framewise_displacement": np.where(moved, 0.4, 0.1)})
+    motion.to_csv(f"{stem}_motion.tsv", sep="\t", index=False)
+    config = make_config(atlas, cleaning={"detrend": False})
+    run = find_fmri_runs(root, config)[0][0]
+    found = run.read()
+    assert (run.n_times, run.scrubbed) == (40, pytest.approx(3 / 40))
+    np.testing.assert_allclose(found[~moved], series[~moved], rtol=1e-5)
+    np.testing.assert_allclose(found[20], (series[19] + series[21]) / 2, rtol=1e-5)
+    with pytest.raises(DataError, match="3 volumes that moved were cut from it before"):
+        find_fmri_runs(root, make_config(atlas))
+    motion[:-1].to_csv(f"{stem}_motion.tsv", sep="\t", index=False)
+    with pytest.raises(DataError, match="has 39 rows, but the run 40 volumes"):
+        find_fmri_runs(root, config)
 
 
 def test_runs_that_moved_or_whose_tables_are_of_other_runs_are_left_out(tmp_path, atlas):
