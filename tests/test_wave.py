@@ -6,16 +6,22 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from braindecode_vis import pipeline, store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.audit.run import audit_run
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.cli import app
+from braindecode_vis.cli.cluster import _share
+from braindecode_vis.cluster.submitting import read_cluster
 from braindecode_vis.config import validate_config
+from braindecode_vis.phantom import SIZES as SIZES_OF
 from braindecode_vis.pipeline.runs import list_changes, open_run
 from braindecode_vis.pipeline.shared_subjects import find_shared_subjects
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.studies.analyze import analyze
+from braindecode_vis.studies.demo import make_phantom
 from braindecode_vis.studies.plan import plan_run
 from braindecode_vis.studies.pretrain import pretrain
 from braindecode_vis.studies.settings_table import list_differing
@@ -246,3 +252,51 @@ def test_a_plan_measures_the_pretraining(root):
     assert "epochs of 28" in pretrain.how
     assert pretrain.seconds > 0
     assert train.seconds > 0
+
+
+def test_jobs_pretrain_on_corpora_before_the_fits_that_share_it(root, tmp_path, monkeypatch):
+    class Known:
+        digest = "ab"
+
+    monkeypatch.setattr("braindecode_vis.corpus.reader.open_corpus", lambda folder: Known)
+    for corpus in ((), (str(tmp_path),)):
+        section = {"encoder": SIZES, "n_epochs": 2, **({"corpus": corpus} if corpus else {})}
+        config = make_config(root, split={"kind": "kfold", "n_folds": 3}, pretrain=section)
+        given = {"n_workers": None, "worker": None, "out": tmp_path}
+        groups = _share(
+            "train", given, ["train", "own"], config, read_cluster("slurm", None, [], where="the test")
+        )
+        names = [[task.name for task in group] for group in groups]
+        fits = ["train-0", "train-1", "train-2"]
+        assert names == [["embed"], *([["pretrain"]] if corpus else []), fits, ["train"]]
+
+
+@pytest.mark.slow
+def test_one_command_tells_the_story_of_the_phantom(tmp_path):
+    """Visual cortex first and the default mode network next, as planted; imagined pictures are told by their texts."""
+    size = SIZES_OF["bold5000"]["tiny"].replace(
+        n_train_concepts=80, n_train_exemplars=3, n_test_concepts=40, n_sessions=2, n_parcels=60, n_imagery=12,
+        imagery_repetitions=6,
+    )  # fmt: skip
+    make_phantom("bold5000", tmp_path / "data", size=size, snr=0.15, seed=0)
+    out = tmp_path / "run"
+    answer = CliRunner().invoke(
+        app, ["run", "phantom_bold_wave", "--root", str(tmp_path / "data"), "--out", str(out)]
+    )
+    assert answer.exit_code == 0, answer.output
+    rows = {
+        row["metric"]: row
+        for row in json.loads((out / "scores.json").read_text())
+        if row["method"] == "decoded"
+    }
+    assert rows["top5"]["ci_low"] > rows["top5"]["chance"]
+    assert "50_way_top1_semantic_accuracy@efficientnet-lite0" in rows
+    tables = {}
+    for path in (out / "stages" / "analyze").glob("*/table.csv"):
+        record = store.read_provenance(path.with_name(store.PROVENANCE))
+        tables[record["fields"]["analysis"].get("candidates", record["kind"])] = pd.read_csv(path)
+    networks = tables["network_ablation"].set_index(["mode", "group"])["value"]
+    assert list(networks["only"].sort_values(ascending=False).index[:2]) == ["Vis", "Default"]
+    words = tables["words"].set_index(["task", "stimulus_set", "metric"]).loc[("imagery", "all", "two_way")]
+    assert words["value"] > 0.5
+    assert "Networks of the brain" in (out / "report.html").read_text()

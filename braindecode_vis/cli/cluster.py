@@ -292,6 +292,9 @@ def _share(
     embeds = not config.decodes_categories and not target.fitted_on_training_images
     first = "embed" if embeds else "preprocess"
     groups = [[make(first, first, without={"--analysis": True})]]
+    if config.uses_pretraining and config.pretrain is not None and config.pretrain.corpus:
+        # Of corpora, what is pretrained serves all fits; of trials, each fit pretrains for itself.
+        groups.append([make("pretrain", "pretrain", without={"--analysis": True})])
     if name == "analyze":
         return [*groups, make_shares(name, "share", n), [last]]
     groups.append(make_shares("train", "train", n))
