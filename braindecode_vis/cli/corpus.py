@@ -87,7 +87,7 @@ def corpus(
                 hold_out=hold_out or [], jobs=jobs, progress=show,
                 tell=lambda sentence: make_console().print(f"corpus: {sentence}", markup=False),
             )  # fmt: skip
-        if not as_json:
+        if add and not as_json:
             for line in _describe_addition(done):
                 console.print(line, markup=False)
         if not read_manifest(folder).shards:
@@ -146,7 +146,7 @@ def describe_corpus(corpus: Corpus) -> dict[str, Any]:
         },
         "copies": len(corpus.manifest.unused), "sources": sources,
         "excluded": [{"path": path, "reason": reason} for path, reason in excluded],
-        "unwritten": corpus.manifest.n_unwritten,
+        "stopped": [source.root for source in corpus.manifest.sources if not source.is_whole],
     }  # fmt: skip
 
 

@@ -198,7 +198,7 @@ def add_sources(
             sorted_out.manifest, given={**manifest.given, **match_people(people or {}, everyone)}
         )
         manifest = _hold_out(manifest, before, hold_out, tell)
-        manifest = replace(manifest, n_unwritten=len(sorted_out.new))
+        manifest = _note_sources(manifest, roots, found, sorted_out.excluded, is_whole=not sorted_out.new)
         write_manifest(folder, manifest)
         if sorted_out.n_changed:
             tell(
@@ -210,10 +210,9 @@ def add_sources(
         failed: list[Excluded] = []
         first = 1 + max((int(shard.name.partition("-")[0]) for shard in manifest.shards), default=-1)
         groups = {f"{first + n:05d}": group for n, group in enumerate(pack(sorted_out.new, config.shard_mb))}
-        for group, unreadable in _write_shards(folder, roots, groups, manifest, sources, jobs, advance):
+        for unreadable in _write_shards(folder, roots, groups, manifest, sources, jobs, advance):
             failed += unreadable
             manifest = take_up_shards(folder, manifest)
-            manifest = replace(manifest, n_unwritten=manifest.n_unwritten - len(group))
             write_manifest(folder, manifest)
             if len(failed) > max(1, _MAX_UNREADABLE * len(sorted_out.new)):
                 raise DataError(
@@ -223,16 +222,20 @@ def add_sources(
                 )
         rows = read_rows(folder, manifest.shards)
         manifest = link_copies(manifest, rows, sorted_out.copies)
-        manifest = _note_sources(manifest, roots, found, [*sorted_out.excluded, *failed])
+        manifest = _note_sources(manifest, roots, found, [*sorted_out.excluded, *failed], is_whole=True)
         manifest = _tell_merged(manifest, before, tell)
         digest = write_manifest(folder, manifest)
         forget_states(folder, kept | {digest})
-    rows = rows[n_stored:]
     names = manifest.name_people()
+    counts = [
+        len({names[name_subject(row["source"], row["subject"])] for row in part})
+        for part in (rows, before.rows)
+    ]
+    rows = rows[n_stored:]
     return Addition(
         n_found=sum(len(runs) for _, runs, _ in found), n_known=sorted_out.n_known, n_copies=len(sorted_out.copies),
         n_changed=sorted_out.n_changed, n_new=len(rows),
-        n_people=len(set(names.values()) - before.people),
+        n_people=counts[0] - counts[1],
         hours=sum(row["n_times"] * row["interval_s"] for row in rows) / 3600,
         n_bytes=sum(shard.n_bytes for shard in manifest.shards) - before.n_bytes,
         excluded=(*sorted_out.excluded, *failed), seconds=time.monotonic() - started, digest=digest,
@@ -429,7 +432,6 @@ class _Before:
     """What a corpus held when an addition began."""
 
     rows: list[dict[str, Any]]
-    people: set[str]
     trained: set[str]  # subjects with runs whose person was not held out
     n_bytes: int
 
@@ -439,7 +441,7 @@ class _Before:
         names, held = manifest.name_people(), manifest.find_held_out()
         stored = {name_subject(row["source"], row["subject"]) for row in rows}
         return cls(
-            rows, set(names.values()), {subject for subject in stored if names[subject] not in held},
+            rows, {subject for subject in stored if names[subject] not in held},
             sum(shard.n_bytes for shard in manifest.shards),
         )  # fmt: skip
 
@@ -694,7 +696,7 @@ def _tell_merged(manifest: Manifest, before: _Before, tell: Callable[[str], None
 
 
 def _note_sources(
-    manifest: Manifest, roots: Sequence[Path], found: _Found, excluded: Sequence[Excluded]
+    manifest: Manifest, roots: Sequence[Path], found: _Found, excluded: Sequence[Excluded], *, is_whole: bool
 ) -> Manifest:
     """Return the manifest with the roots of this addition, each once."""
     sources = {source.root: source for source in manifest.sources}
@@ -704,7 +706,7 @@ def _note_sources(
         sources[str(root)] = Source(
             names=tuple(sorted({run.source for run in runs})), root=str(root),
             added=known.added if known else datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-            n_runs=len(runs), excluded=tuple(mine),
+            n_runs=len(runs), excluded=tuple(mine), is_whole=is_whole,
         )  # fmt: skip
     return replace(manifest, sources=tuple(sources.values()))
 
@@ -841,11 +843,11 @@ def _write_shards(
     sources: Sources,
     jobs: int,
     advance: Callable[[int, str], None],
-) -> Iterator[tuple[Sequence[NewRun], list[Excluded]]]:
-    """Write shards, in this process or in several, and yield the runs of each once it is there, and the unreadable."""
+) -> Iterator[list[Excluded]]:
+    """Write shards, in this process or in several, and yield what could not be read of each once it is there."""
     if jobs == 1 or len(groups) < 2:
         for number, group in groups.items():
-            yield group, write_shard(folder, number, group, manifest, advance)
+            yield write_shard(folder, number, group, manifest, advance)
         return
     # What reads a run cannot be sent to another process, so that each finds the runs for itself.
     about = (folder, [root.expanduser().absolute() for root in roots], manifest, sources, os.getpid(), jobs)
@@ -859,7 +861,7 @@ def _write_shards(
         try:
             for task in as_completed(tasks):
                 advance(len(tasks[task]), f"{len(tasks[task])} runs of a shard")
-                yield tasks[task], task.result()
+                yield task.result()
         except BrokenExecutor as error:
             raise DataError(
                 "a process that prepares runs was killed, perhaps as memory ran out; finished shards are kept, so give "

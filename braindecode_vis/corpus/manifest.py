@@ -38,13 +38,17 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """A root that was added: name of its data sets, where it lay, and what was left out (file and reason)."""
+    """A root that was added: name of its data sets, where it lay, and what was left out (file and reason).
+
+    `is_whole` is false while its runs are written, and stays so where that was stopped.
+    """
 
     names: tuple[str, ...]
     root: str
     added: str
     n_runs: int
     excluded: tuple[tuple[str, str], ...] = ()
+    is_whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,6 @@ class Manifest:
         Runs that are stored and not read, as ``SHARD/RUN_ID``, and why.
     shards
         In the order of their names.
-    n_unwritten
-        Runs that an addition has yet to write; above 0 where it was stopped.
     """
 
     config: CorpusConfig
@@ -83,7 +85,6 @@ class Manifest:
     held_out: frozenset[str] = frozenset()
     unused: Mapping[str, str] = field(default_factory=dict)
     shards: tuple[Shard, ...] = ()
-    n_unwritten: int = 0
 
     def compute_digest(self) -> str:
         """Return what names the samples, the persons and who is held out, whatever sources gave nothing."""
@@ -154,7 +155,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> str:
         "sources": [vars(source) for source in manifest.sources],
         "subjects": manifest.subjects, "given": dict(manifest.given), "links": manifest.links,
         "held_out": sorted(manifest.held_out), "unused": dict(manifest.unused),
-        "shards": [vars(shard) for shard in manifest.shards], "n_unwritten": manifest.n_unwritten,
+        "shards": [vars(shard) for shard in manifest.shards],
     }  # fmt: skip
     # The copy first: whoever opened the corpus by its digest finds it from then on.
     (folder / _EARLIER).mkdir(exist_ok=True)
@@ -227,7 +228,7 @@ def _parse(record: Mapping[str, Any]) -> Manifest:
         subjects=tuple(record["subjects"]), given=dict(record["given"]),
         links=tuple((one, other) for one, other in record["links"]),
         held_out=frozenset(record["held_out"]), unused=dict(record["unused"]),
-        shards=tuple(Shard(**shard) for shard in record["shards"]), n_unwritten=record["n_unwritten"],
+        shards=tuple(Shard(**shard) for shard in record["shards"]),
     )  # fmt: skip
 
 

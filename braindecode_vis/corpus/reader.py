@@ -308,10 +308,10 @@ def open_corpus(folder: Path, digest: str | None = None) -> Corpus:
         raise DataError(
             f"the corpus {folder} holds no run; add a source with braindecode-vis corpus {folder} --add ROOT."
         )
-    if manifest.n_unwritten:
+    if stopped := [source.root for source in manifest.sources if not source.is_whole]:
         warnings.warn(
-            f"the corpus {folder} is not complete: {manifest.n_unwritten} runs are left to be written; give the "
-            "command that adds them again.",
+            f"the corpus {folder} is not complete: the addition of {stopped[0]} was stopped, or is at work; give the "
+            "command that adds it again.",
             Notice,
             stacklevel=2,
         )
