@@ -188,7 +188,8 @@ def read_manifest(folder: Path, digest: str | None = None) -> Manifest:
     if not path.is_file():
         if digest is not None:
             raise DataError(
-                f"the corpus {folder} never was {digest}, or it was made anew; begin with it as it is."
+                f"the corpus {folder} has no state {digest}: it was made anew, or opened before an addition had ended; "
+                "begin again with it as it is."
             )
         raise DataError(
             f"{folder} is no corpus (no {MANIFEST}); make one with braindecode-vis corpus {folder} --add ROOT."
