@@ -110,8 +110,8 @@ def measure_scaling(args):
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         labelled = read_labelled(config, 0, Path(folder)) if args.labelled else None
-        for hours in args.hours:
-            for seed in range(args.seeds):
+        for seed in range(args.seeds):
+            for hours in args.hours:
                 found = train(args, hours, seed, Path(folder) / f"{hours}-{seed}", labelled)
                 rows.append({"hours": hours, "seed": seed, **found})
                 print(json.dumps(rows[-1]), flush=True)
