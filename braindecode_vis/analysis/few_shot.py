@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, TypeAdapter, model_validator
 
-from braindecode_vis.analysis.drawing import draw_curve, mark_chance
+from braindecode_vis.analysis.drawing import mark_chance
 from braindecode_vis.analysis.measure import (
     FoldValues,
     Measured,
@@ -251,21 +251,30 @@ class FewShotConfig(Settings):
             axes = figure.subplots()
             mark_chance(axes, float(table["chance"].iloc[0]))
             colours = ["C0", "C1", "C3", "C4", "C5", "C6", "C7"]
-            for colour, (method, rows) in zip(colours, table.groupby("method", sort=False), strict=False):
+            for number, (method, rows) in enumerate(table.groupby("method", sort=False)):
+                colour = colours[number]
                 zero = rows[rows["trials"] == 0]
                 for value in zero["value"]:
                     axes.axhline(float(value), color=colour, lw=1, ls=":", label=f"{method}, zero-shot")
                 rows = rows[rows["trials"] > 0].sort_values("trials")
                 if len(rows):
-                    draw_curve(axes, rows[x], rows, colour=colour, label=str(method))
-                    axes.plot(rows[x], rows["value"], "o", ms=4, color=colour)
-            if (table["trials"] > 0).any():
-                axes.set_xscale("log")
+                    value = rows["value"].to_numpy(float)
+                    low, high = (np.abs(rows[name].to_numpy(float) - value) for name in ("ci_low", "ci_high"))
+                    # Bars side by side and not bands: those of several methods would cover each other.
+                    axes.errorbar(
+                        rows[x] * 1.02**number, value, yerr=(low, high), color=colour, label=str(method),
+                        marker="o", ms=4, lw=1.6, elinewidth=0.8,
+                    )  # fmt: skip
             axes.set_xlabel(
                 "minutes of data of the new subject" if has_minutes else "training trials of the new subject"
             )
+            if (table["trials"] > 0).any():
+                axes.set_xscale("log")
+                places = sorted(set(table.loc[table["trials"] > 0, x]))
+                axes.set_xticks(places, [f"{place:.3g}" for place in places])
+                axes.minorticks_off()
             axes.set_ylabel(find_metric(self.metric).label)
-            axes.legend(loc="upper left", fontsize="small")
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize="small")
 
         caption = (
             f"{self.metric} of a new subject by how much of its data the encoder has seen, mean over subjects and "
@@ -280,7 +289,9 @@ class FewShotConfig(Settings):
             )
             for row in table.to_dict("records")
         )  # fmt: skip
-        return Findings("A new subject", found, table, (Plot("few_shot", caption, found, draw),), scores)
+        return Findings(
+            "A new subject", found, table, (Plot("few_shot", caption, found, draw, size=(8.0, 3.8)),), scores
+        )
 
 
 @dataclass(frozen=True)
