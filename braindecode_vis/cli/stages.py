@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from braindecode_vis.cli.embed import embed_command
 from braindecode_vis.cli.show import (
@@ -30,6 +30,9 @@ from braindecode_vis.cli.show import (
     training_together,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    from braindecode_vis.pipeline.runs import Run
+
 
 def _make_stage(name: str, summary: str) -> Callable[..., None]:
     def verb(
@@ -47,7 +50,7 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
     ) -> None:
         from braindecode_vis import pipeline
         from braindecode_vis.config import check_files
-        from braindecode_vis.pipeline.runs import Run, read_scores
+        from braindecode_vis.pipeline.runs import read_scores
 
         run = open_source(source, root, out, overrides, subjects)
         # Only what is read up to this stage: weights of a generator may still be missing when an encoder is
@@ -171,12 +174,18 @@ def run_command(
     from braindecode_vis.checks import DataError
     from braindecode_vis.config import check_files
     from braindecode_vis.digests import count_verified
-    from braindecode_vis.studies.analyze import analyze_in_run
+
+    def analyze(run: Run) -> None:
+        from braindecode_vis.studies.analyze import (
+            analyze_in_run,  # with tables, which a typo need not wait for
+        )
+
+        analyze_in_run(run)
 
     run = open_source(source, root, out, overrides, subjects)
     check_files(run.config)
     with training_together(run):
-        ending = pipeline.finish_run(run, analyze_in_run)
+        ending = pipeline.finish_run(run, analyze)
         if not as_json:
             print_scores(ending.rows)
         finish(run, as_json, f"report: {run.folder.path / 'report.html'}", profile=profile)
