@@ -181,6 +181,8 @@ def lessen(value):
         changed["epochs"] = 4  # each stage needs one
     if changed.get("hold_out"):
         changed["hold_out"] = 0.34  # two images and more
+    if changed.get("kind") == "diffusion" and changed.get("held_out"):
+        changed["held_out"] = 0.34
     return {
         **changed,
         **{k: v for k, v in TINY.get(changed.get("kind"), lambda own: {})(changed).items() if k in changed},
