@@ -336,7 +336,18 @@ def make_schema() -> dict[str, Any]:
     for role, kinds in roles.items():
         for kind, cls in kinds.items():
             schema["$defs"][f"{role}.{kind}"] = _write_class(cls, of_role=True)
-    schema["$defs"] |= {cls.__name__: _write_class(cls) for cls in others}
+    # Settings may name a component's own, such as the encoder that pretraining builds, without asking for its kind.
+    components: set[Any] = {cls for kinds in roles.values() for cls in kinds.values()}
+    named: set[Any] = {
+        nested
+        for cls in (RunConfig, *components, *others)
+        for field in cls.model_fields.values()
+        for nested in find_nested(field.annotation, tuple(field.metadata))
+        if nested in components
+    }
+    schema["$defs"] |= {
+        cls.__name__: _write_class(cls) for cls in (*others, *sorted(named, key=lambda c: c.__name__))
+    }
     return schema
 
 
