@@ -215,6 +215,11 @@ def test_a_tested_subject_who_was_pretrained_on_is_refused_or_named(done, root, 
     words = pipeline.learning.describe_start(open_run(named, tmp_path / "run"))
     assert words.startswith("encoder pretrained without labels on corpora of 40 persons, 12.5 h, ")
     assert words.endswith("recordings of tested subject(s) 01 among them")
+    # What the encoder had learnt from before it was trained on counts as well.
+    other = {**corpus, "subjects": [{"source": "elsewhere", "subject": "1", "person": "p1"}]}
+    store.write_json(folder / "encoder.json", {**record, "corpora": [other], "earlier_corpora": [corpus]})
+    with pytest.raises(ConfigError, match=r"subject\(s\) 01 are tested here"):
+        pipeline.train(open_run(config, tmp_path / "later"))
     # The same label in another data set is another person, unless the corpus says who it is.
     others = {"source": "elsewhere", "subject": "01", "person": "elsewhere/01"}
     assert find_shared_subjects([{"subjects": [others]}], ["own"], ["01", "02"]) == []

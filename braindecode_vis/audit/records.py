@@ -413,7 +413,8 @@ def _check_corpora(run: AuditedRun) -> list[AuditFinding]:
     found = [
         corpus
         for record in run.pretrained
-        for corpus in read_json(record.path / "encoder.json").get("corpora", [])
+        for key in ("corpora", "earlier_corpora")
+        for corpus in read_json(record.path / "encoder.json").get(key, [])
     ]
     if not found:
         return []

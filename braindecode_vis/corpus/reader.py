@@ -110,6 +110,19 @@ class Corpus:
             )
         return Windows(self, runs.reset_index(drop=True), n_times, step or n_times)
 
+    def list_subjects(self, *, held_out: bool = False) -> list[dict[str, str]]:
+        """Return `source`, `subject` and `person` of all who are trained on, or held out, under every name they have.
+
+        A subject whose recordings are copies of another's has no run of its own, but is the same person.
+        """
+        there = set(self.runs["person"][self.runs["held_out"] == held_out])
+        found = []
+        for name, person in self.manifest.name_people().items():
+            source, _, subject = name.rpartition("/")
+            if person in there:
+                found.append({"source": source, "subject": subject, "person": person})
+        return found
+
     def verify(self, *, read: bool = False) -> None:
         """Raise `DataError` unless the samples and tables on disk are those that were opened.
 

@@ -17,6 +17,7 @@ from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.corpus.recordings import read_source_card
 from braindecode_vis.datasets.manifests import find_manifest
+from braindecode_vis.training.pretraining_data import read_learnt
 
 
 def describe_pretraining(config: RunConfig, tested: Collection[str], made: Path | None = None) -> str:
@@ -36,12 +37,13 @@ def describe_pretraining(config: RunConfig, tested: Collection[str], made: Path 
     ConfigError
         If a tested subject is among the persons of a corpus, and ``pretrain.shared_subjects`` does not name them.
     """
-    corpora = list_corpora(config, made)
+    earlier = list_earlier(config, made)
+    corpora = list_corpora(config, made) or earlier
     if not corpora:
         return "encoder pretrained without labels on training trials" if config.uses_pretraining else ""
-    shared = find_shared_subjects(corpora, name_sources(config), tested)
+    shared = find_shared_subjects([*corpora, *earlier], name_sources(config), tested)
     if shared and (config.pretrain is None or config.pretrain.shared_subjects == "refuse"):
-        names = ", ".join(str(corpus["name"]) for corpus in corpora)
+        names = ", ".join(dict.fromkeys(str(corpus["name"]) for corpus in [*corpora, *earlier]))
         raise ConfigError(
             f"subject(s) {', '.join(shared)} are tested here, and the encoder is pretrained on recordings of them "
             f"(corpus {names}); hold them out there (corpus --hold-out {name_sources(config)[0]}/{shared[0]}), or set "
@@ -92,8 +94,21 @@ def list_corpora(config: RunConfig, made: Path | None = None) -> list[dict[str, 
     folder = (made if named else None) if config.uses_pretraining else folder
     path = None if folder is None else Path(folder).expanduser() / "encoder.json"
     found = store.read_json(path).get("corpora", []) if path is not None and path.is_file() else []
-    known = {"name", "n_persons", "hours", "subjects"}
-    return [corpus for corpus in found if isinstance(corpus, dict) and known <= set(corpus)]
+    return _keep_known(found)
+
+
+def list_earlier(config: RunConfig, made: Path | None = None) -> list[dict[str, Any]]:
+    """Return the corpora that the encoder had learnt from before those of `list_corpora`, by ``start_from``."""
+    if config.uses_pretraining and config.pretrain is not None:
+        if config.pretrain.start_from is not None and config.pretrain.start_from.expanduser().exists():
+            return _keep_known(read_learnt(config.pretrain.start_from))
+        folder = made
+    else:
+        folder = getattr(getattr(config.encoder, "network", None), "pretrained", None)
+    path = None if folder is None else Path(folder).expanduser() / "encoder.json"
+    return _keep_known(
+        store.read_json(path).get("earlier_corpora", []) if path is not None and path.is_file() else []
+    )
 
 
 def name_sources(config: RunConfig) -> list[str]:
@@ -111,15 +126,20 @@ def name_sources(config: RunConfig) -> list[str]:
 def _describe_corpus(folder: Path) -> dict[str, Any]:
     from braindecode_vis.corpus.reader import open_corpus
 
-    runs = open_corpus(folder).runs
+    corpus = open_corpus(folder)
+    runs = corpus.runs
     runs = runs[~runs["held_out"].to_numpy(bool)]
     if not len(runs):
         raise DataError(f"the corpus {folder} holds every person out, so that there is nobody to learn from.")
-    subjects = runs[["source", "subject", "person"]].drop_duplicates().astype(str)
     return {
         "name": folder.name, "n_persons": int(runs["person"].nunique()), "hours": float(runs["hours"].sum()),
-        "subjects": subjects.to_dict(orient="records"),
+        "subjects": corpus.list_subjects(),
     }  # fmt: skip
+
+
+def _keep_known(found: Sequence[Any]) -> list[dict[str, Any]]:
+    known = {"name", "n_persons", "hours", "subjects"}
+    return [corpus for corpus in found if isinstance(corpus, dict) and known <= set(corpus)]
 
 
 def _fold_name(name: str) -> str:

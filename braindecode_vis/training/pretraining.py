@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, Notice
 from braindecode_vis.devices import (
     check_same_start,
     choose_device,
@@ -54,7 +55,7 @@ from braindecode_vis.optimisation import (
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.store import hash_json, replace_atomically, write_json
 from braindecode_vis.training.pretraining_config import PretrainConfig
-from braindecode_vis.training.pretraining_data import Material, Partners, Rows, open_material
+from braindecode_vis.training.pretraining_data import Material, Partners, Rows, open_material, read_learnt
 from braindecode_vis.training.pretraining_model import (
     Batch,
     Mask,
@@ -251,13 +252,31 @@ class Pretraining:
             check_description(describe_encoder(encoder), file.parent)
         prefix = {"model.encoder.": ""} if file.name == CHECKPOINT else {}
         read_encoder(encoder, file, key_map=prefix, ignore=_BESIDE_ENCODER if prefix else ())
+        seen = sorted(
+            {row["person"] for corpus in self.earlier for row in corpus["subjects"]}
+            & {person for corpus in self.corpora for person in corpus["held_out_persons"]}
+        )
+        if seen:
+            warnings.warn(
+                f"{seen[0]}{f' and {len(seen) - 1} more' if len(seen) > 1 else ''} held out now, but the encoder of "
+                f"{self.config.start_from} learnt from recordings of that person: the held-out error is too low.",
+                Notice,
+                stacklevel=2,
+            )
 
     def _make_partners(self) -> dict[str, Partners]:
         if "run_contrast" not in self.config.objectives:
             return {}
         material, found = self.material, {}
         for part, rows in (("train", material.train), ("held_out", material.held_out)):
-            if len(np.unique(material.person[rows])) < 2 and part == "train":
+            n_persons = len(np.unique(material.person[rows]))
+            if n_persons < 2 and part == "held_out" and "masked" not in self.config.objectives:
+                # Its contrast would be with nobody, and 0 from the first epoch on.
+                raise DataError(
+                    "run_contrast is measured by telling held-out persons apart, but one is held out; hold out another "
+                    "(corpus --hold-out), or add masked to pretrain.objectives."
+                )
+            if n_persons < 2 and part == "train":
                 raise DataError(
                     "run_contrast tells the windows of a person from those of others, but there is one person to learn "
                     "from; leave it out of pretrain.objectives, or add persons."
@@ -536,6 +555,16 @@ class Pretraining:
     # --- files --------------------------------------------------------------------------------------------
 
     @cached_property
+    def corpora(self) -> list[dict[str, Any]]:
+        """What is written down about the corpora that are learnt from."""
+        return self.material.describe()
+
+    @cached_property
+    def earlier(self) -> list[dict[str, Any]]:
+        """The same of those that the encoder had learnt from before."""
+        return [] if self.config.start_from is None else read_learnt(self.config.start_from)
+
+    @cached_property
     def _identity(self) -> dict[str, Any]:
         """All that makes one run another: what was computed so far would not fit it.
 
@@ -567,6 +596,9 @@ class Pretraining:
             "best_epoch": self.best_epoch,
             "best_error": self.best_error if self.best else None,  # no number of JSON before the first epoch
             "probed": self.probed,
+            # For whoever trains on from here.
+            "corpora": self.corpora,
+            "earlier_corpora": self.earlier,
         }
         if self.accelerator is not None and self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
@@ -641,8 +673,10 @@ class Pretraining:
             "seed": self.seed,
             "reached": reached,
         }
-        if corpora := self.material.describe():
-            description["corpora"] = corpora
+        if self.corpora:
+            description["corpora"] = self.corpora
+        if self.earlier:
+            description["earlier_corpora"] = self.earlier
         if fingerprint:
             description["fingerprint"] = fingerprint
         if (self.folder / LOG).is_file() and folder.resolve() != self.folder.resolve():

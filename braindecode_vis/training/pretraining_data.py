@@ -7,6 +7,7 @@ of a corpus, persons that it holds out are never learnt from. Knows no network.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, refuse_damage
+from braindecode_vis.encoders.parcels import DESCRIPTION
+from braindecode_vis.encoders.parcels_config import WEIGHTS
 from braindecode_vis.encoders.signal import Signal, describe_signal
 from braindecode_vis.seeds import make_generator
+from braindecode_vis.store import read_json
 from braindecode_vis.training.pretraining_config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -149,6 +153,7 @@ class CorpusRows:
                     f"the corpus {corpus.folder} holds no person out, so that nothing could say whether more than the "
                     "training persons is learnt; name some with `corpus --hold-out`."
                 )
+        _check_held_out(self.corpora)
         self.parts += [c.windows(n_times, step, "held_out") for c in self.corpora]
         self.ends = np.cumsum([len(part) for part in self.parts])
         n_train = int(self.ends[self.n_learning - 1])
@@ -208,7 +213,6 @@ class CorpusRows:
         for corpus in self.corpora:
             runs = corpus.runs
             out = runs["held_out"].to_numpy(bool)
-            subjects = runs[~out][["source", "subject", "person"]].drop_duplicates()
             found.append(
                 {
                     "name": corpus.folder.name,
@@ -219,7 +223,7 @@ class CorpusRows:
                     "sources": sorted({str(s) for s in runs["source"]}),
                     "persons": sorted({str(p) for p in runs["person"][~out]}),
                     "held_out_persons": sorted({str(p) for p in runs["person"][out]}),
-                    "subjects": subjects.astype(str).to_dict(orient="records"),
+                    "subjects": corpus.list_subjects(),
                 }
             )
         return found
@@ -235,8 +239,10 @@ def open_material(config: PretrainConfig, responses: Responses | None, seed: int
     if config.corpus:
         from braindecode_vis.corpus.reader import open_corpus
 
-        # The reader says which folder is no corpus.
-        return CorpusRows([open_corpus(Path(folder)) for folder in config.corpus], config, seed)
+        # As they were when the settings were read: they may have grown since. The reader says which folder is none.
+        digests = config.corpus_digests or (None,) * len(config.corpus)
+        pairs = zip(config.corpus, digests, strict=True)
+        return CorpusRows([open_corpus(Path(folder), digest) for folder, digest in pairs], config, seed)
     assert responses is not None
     return ResponseRows(responses, config, seed)
 
@@ -326,6 +332,48 @@ def _check_same_channels(one: Corpus, other: Corpus) -> None:
         f"the corpora {one.folder} and {other.folder} have different channels ({difference}); pretrain on corpora that "
         "were built with the same ones."
     )
+
+
+def _check_held_out(corpora: Sequence[Corpus]) -> None:
+    """Raise `ConfigError` if a person or a recording that one corpus holds out is trained on in another."""
+    for one in corpora:
+        held = one.list_subjects(held_out=True)
+        names = {row["person"] for row in held} | {f"{row['source']}/{row['subject']}" for row in held}
+        samples = set(one.runs["digest"][one.runs["held_out"].to_numpy(bool)])
+        for other in corpora:
+            if other is one:
+                continue
+            same = other.runs["digest"].isin(samples) & ~other.runs["held_out"].to_numpy(bool)
+            persons = set(other.runs["person"][same])
+            for row in other.list_subjects():
+                name = f"{row['source']}/{row['subject']}"
+                if row["person"] in persons or {row["person"], name} & names:
+                    raise ConfigError(
+                        f"the corpus {one.folder} holds {row['person']} out, but {other.folder} trains on recordings "
+                        f"of that person; hold out there too (corpus {other.folder} --hold-out {name})."
+                    )
+
+
+def read_learnt(start: Path) -> list[dict[str, Any]]:
+    """Return what is known of the corpora that an earlier encoder learnt from, those before it included.
+
+    Parameters
+    ----------
+    start
+        Folder of an earlier pretraining, or its file of weights or checkpoint.
+    """
+    file = start.expanduser()
+    file = file / DESCRIPTION if file.is_dir() else file
+    from safetensors import safe_open
+
+    known: dict[str, Any] = {}
+    if file.name in (DESCRIPTION, WEIGHTS):
+        file = file.with_name(DESCRIPTION)
+        known = read_json(file) if file.is_file() else {}
+    elif file.is_file():
+        with refuse_damage(f"{file} cannot be read"), safe_open(file, framework="np") as opened:
+            known = json.loads((opened.metadata() or {}).get("state", "{}"))
+    return [*known.get("corpora", []), *known.get("earlier_corpora", [])]
 
 
 def _describe_corpus(corpus: Corpus, n_times: int) -> Signal:

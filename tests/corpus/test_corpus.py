@@ -217,6 +217,13 @@ def test_the_same_recordings_make_one_person(tmp_path, root):
     new = runs[runs["source"] == "copy"].iloc[0]
     assert (new["subject"], new["person"], new["held_out"]) == ("77", "movies/03", True)
     assert not heard
+    # Under the name of the copy too, or a run on that data set would not know whom its encoder has learnt from.
+    (tmp_path / "twin").mkdir()
+    shutil.copy(root / "04_1_2.0_north.npy", tmp_path / "twin" / "5_1_2.0_west.npy")
+    add(tmp_path, tmp_path / "twin")
+    corpus = open_corpus(tmp_path / "corpus")
+    assert {"source": "twin", "subject": "5", "person": "movies/04"} in corpus.list_subjects()
+    assert {row["person"] for row in corpus.list_subjects(held_out=True)} == {"movies/03"}
 
 
 def test_the_same_samples_in_another_file_are_found_once_they_are_read(tmp_path, root):

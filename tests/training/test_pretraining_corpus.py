@@ -9,13 +9,13 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, Notice
 from braindecode_vis.corpus import reader
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.training.pretraining import Pretraining, pretrain
 from braindecode_vis.training.pretraining_config import PretrainConfig, ProbesConfig
-from braindecode_vis.training.pretraining_data import CorpusRows, Partners
+from braindecode_vis.training.pretraining_data import CorpusRows, Partners, read_learnt
 from braindecode_vis.training.pretraining_model import (
     Batch,
     SelfSupervised,
@@ -39,7 +39,7 @@ ALL = {"masked": 1.0, "jepa": 0.5, "run_contrast": 0.1}
 def corpora(monkeypatch):
     """Corpora by the name of their folder."""
     known = {"one": ToyCorpus(missing=3)}
-    monkeypatch.setattr(reader, "open_corpus", lambda folder: known[str(folder)])
+    monkeypatch.setattr(reader, "open_corpus", lambda folder, digest=None: known[str(folder)])
     return known
 
 
@@ -278,6 +278,40 @@ def test_bad_input_says_what_to_do(corpora, tmp_path):
     ):  # fmt: skip
         with pytest.raises(ValidationError, match=words):
             PretrainConfig(**SETTINGS | changes)
+
+
+def test_nobody_is_held_out_in_one_corpus_and_trained_on_in_another(corpora, tmp_path):
+    """Each corpus holds its own persons out; the same one, by name or by samples, taught in the other."""
+    corpora["more"] = ToyCorpus(missing=3, held_out=1)  # trains on p4, whom `one` holds out
+    with pytest.raises(ConfigError, match=r"one|p holds p4 out.*--hold-out p/4"):
+        run(tmp_path, corpus=("one", "more"))
+    corpora["renamed"] = ToyCorpus(missing=3, held_out=1, prefix="q")
+    corpora["renamed"].runs["digest"] = corpora["one"].runs["digest"]
+    with pytest.raises(ConfigError, match=r"--hold-out q/4"):
+        run(tmp_path, corpus=("one", "renamed"))
+
+
+def test_a_contrast_with_one_held_out_person_is_no_measure(corpora, tmp_path):
+    """It was 0 after every epoch, so that the first one was taken for the best."""
+    corpora["one"] = ToyCorpus(held_out=1)
+    with pytest.raises(DataError, match="one is held out"):
+        run(tmp_path, objectives={"run_contrast": 1.0, "jepa": 1.0})
+
+
+def test_an_encoder_that_is_trained_on_tells_whom_it_learnt_from_before(corpora, tmp_path):
+    """Only those of the last corpus were told, so that a subject of an earlier one could be tested unseen."""
+    corpora["two"] = ToyCorpus(n_persons=4, seed=3, prefix="q")
+    run(tmp_path / "first", n_epochs=1)
+    for number, start in enumerate(("first/out", "first/state/pretrain.safetensors")):
+        out = tmp_path / f"second{number}"
+        run(out, corpus=("two",), start_from=tmp_path / start, n_epochs=1)
+    found = read_learnt(tmp_path / "second0" / "out")
+    assert [corpus["digest"] for corpus in found] == ["digest3", "digest0"]
+    assert found == read_learnt(tmp_path / "second1" / "state" / "pretrain.safetensors")
+    corpora["one"].runs["held_out"] = corpora["one"].runs["subject"] == "0"
+    corpora["one"].digest = "others"
+    with pytest.warns(Notice, match="p0 held out now, but the encoder .* learnt from"):
+        run(tmp_path / "third", start_from=tmp_path / "second0/out", n_epochs=1)
 
 
 def test_a_corpus_that_changes_meanwhile_stops_the_training(corpora, tmp_path, monkeypatch):

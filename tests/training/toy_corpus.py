@@ -73,11 +73,15 @@ class ToyCorpus:
                         "run_id": f"{prefix}{person}_{run}", "source": prefix, "subject": str(person),
                         "person": f"{prefix}{person}", "session": "", "run": str(run), "task": "rest", "site": "a",
                         "n_times": n_times, "interval_s": interval_s, "hours": n_times * interval_s / 3600,
-                        "held_out": person >= n_persons - held_out,
+                        "held_out": person >= n_persons - held_out, "digest": f"{prefix}{seed}{person}{run}",
                     }
                 )  # fmt: skip
         self.runs = pd.DataFrame(rows)
         self.interval_s = interval_s
+
+    def list_subjects(self, *, held_out=False):
+        runs = self.runs[self.runs["held_out"] == held_out]
+        return runs[["source", "subject", "person"]].drop_duplicates().to_dict(orient="records")
 
     def windows(self, n_times, step=None, part="train"):
         keep = self.runs["held_out"].to_numpy() == (part == "held_out")
