@@ -7,6 +7,7 @@ runs. Knows no format of samples and computes nothing.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +119,8 @@ class SourceCard:
     Parameters
     ----------
     name
-        ``Name`` in dataset_description.json, else that of the folder.
+        ``Name`` in dataset_description.json, else that of the folder; of what a pipeline made, the folder of the data
+        set that it was made of.
     licence
         ``License`` there, empty text if it says none.
     sites
@@ -134,6 +136,8 @@ class SourceCard:
         return self.sites.get(subject) or self.name
 
 
+#: Names that pipelines give to what they make of any data set.
+_OF_PIPELINES = re.compile(r"(fmriprep|smriprep|xcp[-_ ]?d\b|nibabies)", re.IGNORECASE)
 _SITE_COLUMNS = ("site", "site_id", "scan_site", "institution")
 
 
@@ -166,8 +170,13 @@ def read_source_card(root: Path) -> SourceCard:
         if column is not None and "participant_id" in rows.columns:
             names = rows["participant_id"].str.removeprefix("sub-")
             sites = dict(zip(names, rows[column].str.strip(), strict=True))
+    name = str(described.get("Name") or "").strip()
+    if not name or _OF_PIPELINES.match(name):
+        # People of all data sets that one pipeline made would otherwise be of one data set.
+        place = folders[-1].resolve()
+        name = place.parent.name if _OF_PIPELINES.match(place.name) and place.parent.name else place.name
     return SourceCard(
-        str(described.get("Name") or "").strip() or root.resolve().name,
+        name,
         str(described.get("License") or "").strip(),
         sites,
     )

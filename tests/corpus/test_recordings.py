@@ -15,8 +15,11 @@ def test_name_licence_and_sites_of_a_source(tmp_path):
         "participant_id\tage\tsite\nsub-01\t20\tNYU\n02\t30\tn/a\n"
     )
     card = read_source_card(derived)
-    assert (card.name, card.licence) == ("fmriprep", "")
-    assert [card.find_site(subject) for subject in ("01", "02", "03")] == ["NYU", "fmriprep", "fmriprep"]
+    assert (card.name, card.licence) == ("archive", "")
+    assert [card.find_site(subject) for subject in ("01", "02", "03")] == ["NYU", "archive", "archive"]
+    about = {"Name": "fMRIPrep - fMRI PREProcessing workflow", "DatasetType": "derivative"}
+    (derived / "dataset_description.json").write_text(json.dumps(about))
+    assert read_source_card(derived).name == "archive"  # not one name for all that fMRIPrep made
     (derived / "dataset_description.json").write_text(json.dumps({"Name": "Many heads", "License": "CC0"}))
     card = read_source_card(derived)
     assert (card.name, card.licence, card.find_site("03")) == ("Many heads", "CC0", "Many heads")
