@@ -568,9 +568,9 @@ def _sort_out(found: _Found, manifest: Manifest, before: _Before) -> _SortedOut:
                 runs.append(run)
     paths = {str(path): path for run in runs for path in run.files}
     digests = digest_files(paths)
-    stored = {(row["run_id"], row["files"]) for row in before.rows}
-    named = {run_id for run_id, _ in stored}
-    owners = {row["files"]: name_subject(row["source"], row["subject"]) for row in before.rows}
+    # What was stored last of each, since a recording may change and be put back.
+    stored = {row["run_id"]: row for row in before.rows}
+    owners = {row["files"]: name_subject(row["source"], row["subject"]) for row in stored.values()}
     copies: list[tuple[str, str]] = []
     subjects = dict.fromkeys(manifest.subjects)
     new: dict[str, NewRun] = {}
@@ -579,9 +579,12 @@ def _sort_out(found: _Found, manifest: Manifest, before: _Before) -> _SortedOut:
         files = hash_json([digests[str(path)] for path in run.files])
         subject, run_id = name_subject(run.source, run.subject), name_run(run)
         subjects[subject] = None
-        if (run_id, files) in stored:
+        row = stored.get(run_id)
+        is_same = row is not None and row["files"] == files
+        # The interval may come from a sidecar, which is none of the files.
+        if is_same and math.isclose(row.get("recorded_s", run.interval_s), run.interval_s, rel_tol=1e-6):
             n_known += 1
-        elif files in owners:
+        elif files in owners and not is_same:
             copies.append((files, subject))
         elif run_id in new:
             raise DataError(
@@ -589,7 +592,7 @@ def _sort_out(found: _Found, manifest: Manifest, before: _Before) -> _SortedOut:
                 "give their data sets different names in dataset_description.json, or add one of them."
             )
         else:
-            n_changed += run_id in named
+            n_changed += row is not None
             owners[files] = subject
             new[run_id] = NewRun(run, run_id, files, _count_bytes(run, manifest.config))
     # Mixed, so that a few shards at a time hold many persons and sites.
@@ -949,6 +952,7 @@ def _describe_run(
     return {
         "run_id": entry.run_id, "source": run.source, "subject": run.subject, "session": run.session, "run": run.run,
         "task": run.task, "site": run.site, "licence": run.licence, "n_times": len(values),
-        "interval_s": find_interval(run, config), "motion_mm": run.motion_mm, "scrubbed": run.scrubbed,
+        "interval_s": find_interval(run, config), "recorded_s": run.interval_s,
+        "motion_mm": run.motion_mm, "scrubbed": run.scrubbed,
         "start": start, "missing": missing, "files": entry.files, "digest": digest,
     }  # fmt: skip

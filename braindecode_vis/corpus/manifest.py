@@ -241,8 +241,8 @@ def find_shard(folder: Path, name: str) -> Path:
 def take_up_shards(folder: Path, manifest: Manifest) -> Manifest:
     """Return the manifest with all finished shards on disk, whose making may have been killed before it was told.
 
-    Runs that are stored twice are left unused: of the same samples the later one, whose subjects become one person; of
-    one recording that has changed, the earlier one.
+    Runs that are stored twice are left unused: of one recording that has changed, the earlier ones; of the same samples
+    in what is left, the later one, whose subjects become one person.
     """
     known = {shard.name for shard in manifest.shards}
     shards = list(manifest.shards)
@@ -260,7 +260,7 @@ def settle_runs(folder: Path, manifest: Manifest) -> Manifest:
     """Return the manifest with `unused`, `links` and `subjects` as the runs of its shards ask for."""
     rows = read_rows(folder, manifest.shards)
     first: dict[str, dict[str, Any]] = {}
-    last: dict[str, str] = {}
+    last = {row["run_id"]: row["shard"] for row in rows}
     unused: dict[str, str] = {}
     links = dict.fromkeys(manifest.links)
     subjects = dict.fromkeys(manifest.subjects)
@@ -268,16 +268,15 @@ def settle_runs(folder: Path, manifest: Manifest) -> Manifest:
         place = f"{row['shard']}/{row['run_id']}"
         subject = name_subject(row["source"], row["subject"])
         subjects[subject] = None
+        if last[row["run_id"]] != row["shard"]:
+            unused[place] = "replaced, as its files have changed"
+            continue
         known = first.setdefault(row["digest"], row)
         if known is not row:
             unused[place] = f"the same samples as {known['run_id']}"
             other = name_subject(known["source"], known["subject"])
             if other != subject:
                 links[other, subject] = None
-            continue
-        if before := last.get(row["run_id"]):
-            unused[before] = "replaced, as its files have changed"
-        last[row["run_id"]] = place
     return replace(manifest, unused=unused, links=tuple(links), subjects=tuple(subjects))
 
 

@@ -127,7 +127,7 @@ class Corpus:
         """Raise `DataError` unless the samples and tables on disk are those that were opened.
 
         Sources that were added meanwhile change none of them: what is open stays as it was, and `open_corpus` finds it
-        again by its digest.
+        again by its digest, unless it was opened in the middle of an addition, whose states are forgotten at its end.
 
         Parameters
         ----------
@@ -135,7 +135,6 @@ class Corpus:
             Whether this process must have read all bytes itself, once; otherwise files are read whose size, times or
             inode have changed since anybody read them.
         """
-        read_manifest(self.folder, self.digest)
         wanted: dict[str, tuple[Path, str]] = {}
         for shard in self.manifest.shards:
             place = find_shard(self.folder, shard.name)

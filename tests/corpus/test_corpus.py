@@ -261,6 +261,7 @@ def test_a_table_of_people_joins_subjects_and_names_them(tmp_path, root):
 def test_a_recording_that_changed_takes_the_place_of_what_was_stored(tmp_path, root):
     add(tmp_path, root)
     before = open_corpus(tmp_path / "corpus")
+    good = (root / "02_1_2.0_north.npy").read_bytes()
     write_run(root, "02_1_2.0_north", seed=4321)
     heard = []
     done = add(tmp_path, root, tell=heard.append)
@@ -271,6 +272,43 @@ def test_a_recording_that_changed_takes_the_place_of_what_was_stored(tmp_path, r
     old, new = (c.runs.set_index("run_id")["digest"]["movies/02/02_1_2.0_north.npy"] for c in (before, now))
     assert old != new
     assert add(tmp_path, root).n_known == 16
+    # Put back: it passed for known, and what had been wrong stayed.
+    (root / "02_1_2.0_north.npy").write_bytes(good)
+    assert add(tmp_path, root).n_changed == 1
+    last = open_corpus(tmp_path / "corpus")
+    assert dict(zip(last.runs["run_id"], last.runs["digest"], strict=True)) == dict(
+        zip(before.runs["run_id"], before.runs["digest"], strict=True)
+    )
+    assert add(tmp_path, root).n_known == 16
+
+
+def test_a_repetition_time_that_was_corrected_makes_a_run_new(tmp_path, root):
+    """It stands in a sidecar, so that the files of samples are the same, and the run kept the wrong one."""
+
+    class Corrected(ToySources):
+        def _open(self, path, root):
+            run = super()._open(path, root)
+            return replace(run, interval_s=2.5) if run.subject == "02" else run
+
+    add(tmp_path, root)
+    assert add(tmp_path, root, sources=Corrected()).n_changed == 2
+    runs = open_corpus(tmp_path / "corpus").runs
+    assert len(runs) == 16
+    assert set(runs[runs["subject"] == "02"]["n_times"]) == {49}
+    assert add(tmp_path, root, sources=Corrected()).n_known == 16
+
+
+def test_what_was_opened_in_the_middle_of_an_addition_stays_whole_after_it(tmp_path, root):
+    """Its state of the manifest is forgotten at the end, which stopped a pretraining on it."""
+    opened = []
+
+    def look(done, total, text):
+        if done == 9 and total == 16:
+            with pytest.warns(Notice, match="is not complete"):
+                opened.append(open_corpus(tmp_path / "corpus"))
+
+    add(tmp_path, root, progress=look)
+    opened[0].verify()
 
 
 def test_a_corpus_that_changed_under_a_training_is_one_sentence(tmp_path, root):
