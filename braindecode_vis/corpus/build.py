@@ -582,7 +582,8 @@ def _sort_out(found: _Found, manifest: Manifest, before: _Before) -> _SortedOut:
         row = stored.get(run_id)
         is_same = row is not None and row["files"] == files
         # The interval may come from a sidecar, which is none of the files.
-        if is_same and math.isclose(row.get("recorded_s", run.interval_s), run.interval_s, rel_tol=1e-6):
+        recorded_s = run.interval_s if row is None else row.get("recorded_s", run.interval_s)
+        if is_same and math.isclose(recorded_s, run.interval_s, rel_tol=1e-6):
             n_known += 1
         elif files in owners and not is_same:
             copies.append((files, subject))

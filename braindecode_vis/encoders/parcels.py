@@ -537,7 +537,11 @@ def check_description(found: Mapping[str, Any], folder: Path) -> None:
     path = folder / DESCRIPTION
     if not path.is_file():
         return
-    wanted = read_json(path).get("architecture", {})
+    check_architecture(read_json(path).get("architecture", {}), found, folder)
+
+
+def check_architecture(wanted: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
+    """Raise `DataError` if what was `wanted` by an encoder in a folder is not `found`; both by `describe_encoder`."""
     for key, value in wanted.items():
         if key not in found or found[key] == value:  # a folder of another version may name more
             continue

@@ -40,7 +40,7 @@ from braindecode_vis.devices import (
     sum_processes,
     take_share,
 )
-from braindecode_vis.encoders.parcels import DESCRIPTION, check_description, describe_encoder, read_encoder
+from braindecode_vis.encoders.parcels import DESCRIPTION, check_architecture, describe_encoder, read_encoder
 from braindecode_vis.encoders.parcels_config import WEIGHTS
 from braindecode_vis.optimisation import (
     compute_warm_cosine,
@@ -55,7 +55,14 @@ from braindecode_vis.optimisation import (
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.store import hash_json, replace_atomically, write_json
 from braindecode_vis.training.pretraining_config import PretrainConfig
-from braindecode_vis.training.pretraining_data import Material, Partners, Rows, open_material, read_learnt
+from braindecode_vis.training.pretraining_data import (
+    Material,
+    Partners,
+    Rows,
+    open_material,
+    read_learnt,
+    read_start,
+)
 from braindecode_vis.training.pretraining_model import (
     Batch,
     Mask,
@@ -248,8 +255,7 @@ class Pretraining:
         if file is None:
             return
         encoder = self.model.encoder
-        if file.name == WEIGHTS:
-            check_description(describe_encoder(encoder), file.parent)
+        check_architecture(read_start(file).get("architecture", {}), describe_encoder(encoder), file.parent)
         prefix = {"model.encoder.": ""} if file.name == CHECKPOINT else {}
         read_encoder(encoder, file, key_map=prefix, ignore=_BESIDE_ENCODER if prefix else ())
         seen = sorted(
@@ -536,6 +542,9 @@ class Pretraining:
         # The same masks at every look, so that epochs are compared on the same tokens.
         generator = make_torch_generator(self.seed, "pretrain", "held_out_masks")
         held_out, size = self.material.held_out, self.config.batch_size
+        if self.partners:
+            # Neighbours are windows of one person, none of which is a negative of another.
+            held_out = make_generator(self.seed, "pretrain", "held_out_order").permutation(held_out)
         for start in range(0, len(held_out), size):
             rows = held_out[start : start + size]
             ranks = self._draw_ranks(len(rows), generator)
@@ -596,6 +605,7 @@ class Pretraining:
             "best_epoch": self.best_epoch,
             "best_error": self.best_error if self.best else None,  # no number of JSON before the first epoch
             "probed": self.probed,
+            "architecture": describe_encoder(self.model.encoder),
             # For whoever trains on from here.
             "corpora": self.corpora,
             "earlier_corpora": self.earlier,

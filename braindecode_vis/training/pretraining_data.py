@@ -354,8 +354,8 @@ def _check_held_out(corpora: Sequence[Corpus]) -> None:
                     )
 
 
-def read_learnt(start: Path) -> list[dict[str, Any]]:
-    """Return what is known of the corpora that an earlier encoder learnt from, those before it included.
+def read_start(start: Path) -> dict[str, Any]:
+    """Return what is known of an earlier encoder: ``encoder.json``, or the state of a checkpoint.
 
     Parameters
     ----------
@@ -370,9 +370,15 @@ def read_learnt(start: Path) -> list[dict[str, Any]]:
     if file.name in (DESCRIPTION, WEIGHTS):
         file = file.with_name(DESCRIPTION)
         known = read_json(file) if file.is_file() else {}
-    elif file.is_file():
+    elif file.suffix == ".safetensors" and file.is_file():
         with refuse_damage(f"{file} cannot be read"), safe_open(file, framework="np") as opened:
             known = json.loads((opened.metadata() or {}).get("state", "{}"))
+    return known
+
+
+def read_learnt(start: Path) -> list[dict[str, Any]]:
+    """Return what is known of the corpora that an earlier encoder learnt from, those before it included."""
+    known = read_start(start)
     return [*known.get("corpora", []), *known.get("earlier_corpora", [])]
 
 

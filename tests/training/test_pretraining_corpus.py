@@ -235,6 +235,8 @@ def test_going_on_from_an_earlier_encoder_on_another_corpus(corpora, tmp_path):
     corpora["two"].channels = ("other", *corpora["two"].channels[1:])
     with pytest.raises(DataError, match=r"number 0 was parcel0 and is other"):
         run(tmp_path / "c", start_from=tmp_path / "first" / "out", **settings)
+    with pytest.raises(DataError, match=r"number 0 was parcel0 and is other"):
+        run(tmp_path / "d", start_from=tmp_path / "first/state/pretrain.safetensors", **settings)
 
 
 def test_intervals_that_differ_are_told_in_seconds(corpora, tmp_path):
@@ -296,6 +298,16 @@ def test_a_contrast_with_one_held_out_person_is_no_measure(corpora, tmp_path):
     corpora["one"] = ToyCorpus(held_out=1)
     with pytest.raises(DataError, match="one is held out"):
         run(tmp_path, objectives={"run_contrast": 1.0, "jepa": 1.0})
+
+
+def test_the_held_out_contrast_is_between_persons(corpora, tmp_path):
+    """Rows in their order are neighbours in time, so that a batch held one person and its contrast was nearly 0."""
+    corpora["one"] = ToyCorpus(n_times=96)
+    config = PretrainConfig(**SETTINGS | {"objectives": ALL, "window_times": 4})
+    material = CorpusRows([corpora["one"]], config, 0)
+    batches = list(Pretraining(config, material, tmp_path, 0)._iterate_held_out())
+    assert sorted(row for rows, *_ in batches for row in rows) == material.held_out.tolist()
+    assert all(len(set(material.person[rows])) == 2 for rows, *_ in batches)
 
 
 def test_an_encoder_that_is_trained_on_tells_whom_it_learnt_from_before(corpora, tmp_path):
