@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,10 @@ from braindecode_vis.cli.cluster import _share
 from braindecode_vis.cluster.submitting import read_cluster
 from braindecode_vis.config import validate_config
 from braindecode_vis.phantom import SIZES as SIZES_OF
+from braindecode_vis.pipeline.learning import _keep_training
 from braindecode_vis.pipeline.runs import list_changes, open_run
 from braindecode_vis.pipeline.shared_subjects import find_shared_subjects
+from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.studies.analyze import analyze
 from braindecode_vis.studies.demo import make_phantom
@@ -167,6 +170,18 @@ def test_each_fold_pretrains_on_what_it_does_not_test(root, tmp_path):
     ]
     (found,) = [item for item in audit_run(tmp_path).findings if item.check == "pretraining"]
     assert found.level == "ok"
+
+
+def test_a_fold_that_leaves_a_subject_out_pretrains_without_it():
+    """Its training trials were read, being no test, although the protocol says that nothing of it was seen."""
+    trials = pd.DataFrame({"subject": [*"aaabbb"], "split": ["train", "train", "test"] * 2})
+    responses = SimpleNamespace(n_trials=6, trials=trials, with_trials=lambda table: table["split"].tolist())
+    folds = [Fold(np.array([0, 1]), np.array([5])), Fold(np.array([3, 4]), np.array([2]))]
+    prepared = SimpleNamespace(responses=responses, split=SimpleNamespace(folds=folds))
+    assert _keep_training(prepared, 0) == (["train", "train", "test", "test", "test", "test"], 2)
+    assert _keep_training(prepared, None) == (["train", "train", "test"] * 2, 0)
+    prepared.split.folds = [Fold(np.array([0, 1, 3, 4]), np.array([2, 5]))]
+    assert _keep_training(prepared, None) == (["train", "train", "test"] * 2, 0)
 
 
 @pytest.mark.parametrize(

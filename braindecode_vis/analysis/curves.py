@@ -186,7 +186,8 @@ def report_curve(
     best = find_best(table)
     score = Score(
         method="decoded", metric=f"{metric}@{name}_peak", value=float(best["value"]), chance=float(best["chance"]),
-        n_queries=int(best["n"]), protocol=f"{study.protocol}; best of {len(table)} windows, chosen on test trials",
+        n_queries=int(best["n"]),
+        protocol=f"{study.protocol_of_refits}; best of {len(table)} windows, chosen on test trials",
         subject="all", split="test", seed=study.seed, ci_low=float(best["ci_low"]), ci_high=float(best["ci_high"]),
         resampled=str(best["resampled"]),
     )  # fmt: skip

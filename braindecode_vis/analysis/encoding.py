@@ -183,9 +183,9 @@ class EncodingConfig(Settings):
             n_permutations=self.n_resamples, seed=study.seed, clusters=clusters,
         )  # fmt: skip
         ceiling, source = self._find_ceiling(study, np.concatenate(tested), who, windows)
-        # What each space adds: the covariance of its part with the response, whose sum is that of the whole.
+        # What each space adds: the product measure, whose sum is the variance that all explain together.
         power = np.maximum((measured**2).sum(axis=0), 1e-30)
-        added = np.stack([(part * measured).sum(axis=0) / power for part in by_space])
+        added = np.stack([(part * (2 * measured - predicted)).sum(axis=0) / power for part in by_space])
         return _Subject(
             who, maps, overall.regions, groups, ceiling, source, np.mean(shares, axis=0), added, len(measured),
             len(set(clusters.tolist())),
@@ -203,6 +203,8 @@ class EncodingConfig(Settings):
                     study.responses, np.sort(rows), measure=self.noise_ceiling, seed=study.seed
                 )
                 return found.per_feature, found.source
+            if self.noise_ceiling == "published":
+                raise DataError("no map is published for trials with a time axis; choose split_half.")
             responses = study.responses.select(np.sort(rows))
             cut = average_windows(responses, windows)
             if (n_own := count_own_voxels(responses).get(who)) is not None:
@@ -459,7 +461,8 @@ def _make_scores(study: Study, one: _Subject) -> list[Score]:
         rows.append(
             Score(
                 method="decoded", metric=f"encoding_correlation@{name}", value=region.value, chance=region.chance,
-                n_queries=one.n_images, protocol=study.protocol, subject=one.subject, split="test", seed=study.seed,
+                n_queries=one.n_images, protocol=study.protocol_of_refits, subject=one.subject, split="test",
+                seed=study.seed,
                 ci_low=region.interval.low, ci_high=region.interval.high, p_value=region.p_value,
                 noise_ceiling=None if one.ceiling is None else float(one.ceiling[mask].mean()),
                 resampled=name_units(study.unit, one.n_units),

@@ -41,6 +41,7 @@ from braindecode_vis.preprocessing.common_space import COMMON_SPACES, SubjectAli
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
+from braindecode_vis.training.pretraining_config import ON_TRAINING_TRIALS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,20 +103,27 @@ class FewShotConfig(Settings):
                 "selection.encoding=null)."
             )
         newcomers = list(_list_newcomers(study))
+        _check_pretraining(study, newcomers)
         most = min(len(one.own) for one in newcomers)
         numbers = sorted({n for n in self.numbers if n <= most} or {0, most // 16, most // 4, most})
+        if self.numbers and min(self.numbers) > most:
+            raise ConfigError(
+                f"few_shot.numbers are {', '.join(map(str, self.numbers))}, but one subject has {most} training trials "
+                "of images that are not tested; choose smaller ones."
+            )
         conditions = [
             (method, n)
             for method in dict.fromkeys(self.methods)
             for n in numbers
             if n or method == "anatomical"
         ]
+        if not conditions:
+            raise ConfigError(
+                "few_shot.numbers is 0 alone, which is for the method anatomical; add it, or other numbers."
+            )
         seconds = self.trial_seconds or find_trial_seconds(study.responses.trials)
-        meter, left_out, measured = (
-            Meter(study, self.metric),
-            dict[str, str](),
-            dict[tuple[str, int], Measured](),
-        )
+        meter, measured = Meter(study, self.metric), dict[tuple[str, int], Measured]()
+        left_out = {f"{n} trials": f"one subject has {most}." for n in sorted(self.numbers) if n > most}
         bases: dict[tuple[int, str], Any] = {}
         with study.progress("few-shot", len(conditions)) as advance:
             for method, n in conditions:
@@ -220,7 +228,7 @@ class FewShotConfig(Settings):
             words = f"few-shot: encoder of the others, fine-tuned on {n} training trials of the subject"
         else:
             words = f"few-shot: {method} of all by training images, {n} training trials of the subject"
-        return f"{study.protocol}; {words}"
+        return f"{study.protocol_of_refits}; {words}"
 
     def _report(
         self, study: Study, table: pd.DataFrame, newcomers: Sequence[Newcomer], left_out: dict[str, str]
@@ -335,6 +343,16 @@ def _list_newcomers(study: Study) -> Iterator[Newcomer]:
                     f"subject {subject} has no training trial of an image that its fold does not test."
                 )
             yield Newcomer(number, subject, others, own, fold.test[names[fold.test] == subject])
+
+
+def _check_pretraining(study: Study, newcomers: Sequence[Newcomer]) -> None:
+    """Refuse an encoder that the run pretrained on trials of who shall be new to it."""
+    seen = sorted({o.subject for o in newcomers if np.isin(o.own, study.folds[o.fold].train).any()})
+    if seen and ON_TRAINING_TRIALS in study.protocol:
+        raise ConfigError(
+            f"few_shot makes new subjects of {', '.join(seen)}, and this run pretrains its encoder on their training "
+            "trials; take split.kind leave_one_subject_out without own_trials, or a corpus (pretrain.corpus)."
+        )
 
 
 def _covers(study: Study, number: int, subject: str) -> bool:

@@ -176,6 +176,8 @@ class Study:
     reconstruct
         ``reconstruct(fold_number, rows)`` returns the images that the run's prior and generator make of these trials,
         repetitions averaged, and the stimulus of each.
+    only_trained
+        What of `protocol` is true of the run's own fits alone, and not of those that an analysis makes.
     reconstruct_changed
         ``reconstruct_changed(study, fold_number, train, test, change)`` returns the images that the run's prior and
         generator make of changed test trials, by encoders of the run and its branches that are fitted on changed
@@ -207,6 +209,12 @@ class Study:
     embed_texts: Callable[[Sequence[str]], np.ndarray] | None = None
     reconstruct: Callable[[int, np.ndarray], tuple[Images, np.ndarray]] | None = None
     reconstruct_changed: Callable[[Study, int, Responses, Responses, Change], Images] | None = None
+    only_trained: str = ""
+
+    @property
+    def protocol_of_refits(self) -> str:
+        """Protocol of encoders that an analysis fits, which learn from real trials alone."""
+        return self.protocol.replace(f"; {self.only_trained}", "") if self.only_trained else self.protocol
 
     def find_clusters(self, test: Responses) -> np.ndarray:
         """Return what test trials belong to and are resampled with: their images, or what `unit` names."""

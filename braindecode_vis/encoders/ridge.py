@@ -108,6 +108,8 @@ class RidgeFit:
         The chosen penalty, and the inner cross-validation error of every candidate.
     transform
         Alignment of the subjects; None without one.
+    voxels_of
+        The subject whose own voxels these are, where others have others; empty elsewhere.
     """
 
     zscore: ZScore
@@ -119,6 +121,18 @@ class RidgeFit:
     alpha: float
     choices: list[dict[str, Any]]
     transform: InputTransform | None = None
+    voxels_of: str = ""
+
+    def check_brain(self, responses: Responses) -> None:
+        """Raise `DataError` for voxels of another brain than that of the fit, which only look alike."""
+        others = set(responses.trials["subject"].astype(str)) - {self.voxels_of}
+        if self.voxels_of and others and count_own_voxels(responses):
+            names = ", ".join(sorted(others))
+            raise DataError(
+                f"this ridge was fitted on voxels of subject {self.voxels_of}, and those of {names} are others: take "
+                "means over the regions of an atlas (dataset.atlas), or align subjects "
+                "(encoder.subject_alignment=hyperalignment, with split.own_trials for a subject who is left out)."
+            )
 
 
 class RidgeEncoder:
@@ -176,6 +190,7 @@ class RidgeEncoder:
         self.fitted = RidgeFit(
             ZScore(zscore.mean[kept], zscore.std[kept]), kept, weights, mean, targets.vectors.shape[1:],
             targets.space, alpha, choices, transform,
+            str(responses.trials["subject"].iloc[0]) if count_own_voxels(responses) and not self._uses_images() else "",
         )  # fmt: skip
         return self
 
@@ -290,6 +305,7 @@ class RidgeEncoder:
             transform = fit.transform.with_subjects_of(responses.data, names)
             self.label_free_subjects = transform.label_free_subjects
             responses = transform.apply(responses)
+        fit.check_brain(responses)
         data = responses.as_matrix()
         if len(fit.kept) and data.shape[1] <= int(fit.kept[-1]):
             raise DataError(
@@ -315,6 +331,7 @@ class RidgeEncoder:
             To choose from.
         """
         fit = self.align_subjects(responses)._require_fit()
+        fit.check_brain(responses)
         data = (responses if fit.transform is None else fit.transform.apply(responses)).as_matrix()
         scaled = fit.zscore.apply(data if len(fit.kept) == data.shape[1] else data[:, fit.kept]).astype(
             np.float64
@@ -334,6 +351,8 @@ class RidgeEncoder:
         errors = np.zeros(len(penalties))
         for name in np.unique(names):
             held, rows = np.flatnonzero(names == name), np.flatnonzero(names != name)
+            if not len(rows):  # a single picture shifts the mean and changes no weight
+                break
             duals, mean, left = solve(rows, penalties)
             across = (scaled[held] - mean) @ (scaled[rows] - mean).T  # (n_held, n_rows)
             errors += [float(np.square(rest[held] - (across @ dual + left)).sum()) for dual in duals]
@@ -405,6 +424,7 @@ class RidgeEncoder:
                 "space": fit.space, "target_shape": list(fit.target_shape), "alpha": fit.alpha,
                 "n_kept": len(fit.kept), "choices": fit.choices, "seed": self.seed,
                 **({} if fit.transform is None else {"dims": list(fit.transform.dims)}),
+                **({"voxels_of": fit.voxels_of} if fit.voxels_of else {}),
             },
         )  # fmt: skip
 
@@ -417,7 +437,7 @@ class RidgeEncoder:
         fit = RidgeFit(
             ZScore(tensors["feature_mean"], tensors["feature_std"]), tensors["kept"], tensors["weights"],
             tensors["target_mean"], tuple(meta["target_shape"]), meta["space"], meta["alpha"], meta["choices"],
-            _read_transform(config, tensors, meta),
+            _read_transform(config, tensors, meta), meta.get("voxels_of", ""),
         )  # fmt: skip
         return cls(config, seed=meta.get("seed", 0), fitted=fit)  # earlier versions did not keep it
 

@@ -305,7 +305,7 @@ def pretrain(run: Run) -> store.Artifact:
 
 
 def pretrain_fold(run: Run, number: int) -> store.Artifact | None:
-    """Pretrain the encoder that a fold starts from, on trials that this fold does not test; None where it starts anew.
+    """Pretrain the encoder that a fold starts from, on the training trials of this fold; None where it starts anew.
 
     With one fold, it is what `pretrain` gives.
     """
@@ -352,8 +352,12 @@ def _pretrain(run: Run, number: int | None) -> store.Artifact:
     fields = {"pretrain": config.hashed_fields(), "seed": run.config.seed}
     fields |= {} if number is None else {"fold": number}
     # Corpora are all that is learnt from where they are named.
-    responses = None if config.corpus else _hide_tested(preprocess(run), number)
     upstream = {} if config.corpus else {"preprocess": preprocess(run).artifact.fingerprint}
+    responses = None
+    if not config.corpus:
+        responses, n_others = _keep_training(preprocess(run), number)
+        # Earlier versions read these, such as the training trials of a subject whom the fold leaves out.
+        fields |= {"n_hidden": n_others} if n_others else {}
 
     def compute(folder: Path) -> dict[str, Any]:
         from braindecode_vis.training.pretraining import pretrain as fit
@@ -371,20 +375,29 @@ def _pretrain(run: Run, number: int | None) -> store.Artifact:
     return run.produce("pretrain", fields, upstream, compute, name_fold(number))
 
 
-def _hide_tested(prepared: Prepared, number: int | None) -> Responses:
-    """Return the responses with every trial that a fold tests, or any of them, declared as a test trial."""
-    tested = np.zeros(prepared.responses.n_trials, bool)
-    for fold in prepared.split.folds if number is None else [prepared.split.folds[number]]:
+def _keep_training(prepared: Prepared, number: int | None) -> tuple[Responses, int]:
+    """Return the responses with all but the training trials of a fold declared as test trials; how many are no test.
+
+    Without a fold, where there are several, every trial that some fold tests is declared as a test trial.
+    """
+    tested, folds = np.zeros(prepared.responses.n_trials, bool), prepared.split.folds
+    of_all = number is None and len(folds) > 1
+    for fold in folds if of_all else [folds[number or 0]]:
         tested[fold.test] = True
+    declared = prepared.responses.trials["split"].to_numpy(dtype=object)
+    n_others = 0
+    if not of_all:
+        others = ~tested & (declared != "test")
+        others[folds[number or 0].train] = False
+        tested, n_others = tested | others, int(others.sum())
     if tested.all():
         raise DataError(
             "every trial is tested by some fold, so that none is left to pretrain on; with "
             "encoder.network.pretrained=pretrain each fold pretrains on what it does not test."
         )
     # Told by the column: pretraining reads no row of the split "test".
-    declared = prepared.responses.trials["split"].to_numpy(dtype=object)
     trials = prepared.responses.trials.assign(split=np.where(tested, "test", declared))
-    return prepared.responses.with_trials(trials)
+    return prepared.responses.with_trials(trials), n_others
 
 
 def read_labelled(config: PretrainConfig, seed: int, folder: Path) -> LabelledSet | None:

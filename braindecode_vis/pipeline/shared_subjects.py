@@ -17,6 +17,7 @@ from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.corpus.recordings import read_source_card
 from braindecode_vis.datasets.manifests import find_manifest
+from braindecode_vis.training.pretraining_config import ON_TRAINING_TRIALS
 from braindecode_vis.training.pretraining_data import read_learnt
 
 
@@ -40,7 +41,7 @@ def describe_pretraining(config: RunConfig, tested: Collection[str], made: Path 
     earlier = list_earlier(config, made)
     corpora = list_corpora(config, made) or earlier
     if not corpora:
-        return "encoder pretrained without labels on training trials" if config.uses_pretraining else ""
+        return ON_TRAINING_TRIALS if config.uses_pretraining else ""
     shared = find_shared_subjects([*corpora, *earlier], name_sources(config), tested)
     if shared and (config.pretrain is None or config.pretrain.shared_subjects == "refuse"):
         names = ", ".join(dict.fromkeys(str(corpus["name"]) for corpus in [*corpora, *earlier]))

@@ -189,6 +189,7 @@ def make_study(run: Run) -> Study:
         progress=run.listener.progress,
         fit_seconds=_find_fit_seconds(run),
         tell=partial(run.tell, about="analyze:"),
+        only_trained="" if config.synthetic is None else config.synthetic.describe(),
         embed_texts=_find_text_side(run),
         reconstruct=None if config.decodes_categories else partial(_reconstruct_trials, run),
         reconstruct_changed=None if config.decodes_categories else partial(_reconstruct_changed, run),
@@ -351,7 +352,9 @@ def analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Art
         return {
             "kind": analysis.kind, "title": findings.title, "summary": findings.summary, "plots": plots,
             "attachments": [{"name": file.name, "caption": file.caption} for file in findings.files],
-            "protocol": study.protocol,
+            "protocol": study.protocol
+            if roles.play(roles.ANALYSIS, analysis).uses_encoder
+            else study.protocol_of_refits,
         }  # fmt: skip
 
     return run.produce("analyze", fields, upstream, compute, unit)

@@ -78,6 +78,10 @@ class ProbesConfig(Settings):
         return fields
 
 
+#: Words of a protocol whose encoder a run pretrained on its own trials.
+ON_TRAINING_TRIALS = "encoder pretrained without labels on training trials"
+
+
 class PretrainConfig(Settings):
     """How the encoder is pretrained; the defaults follow He et al. where they say something.
 

@@ -168,3 +168,24 @@ def test_parcels_over_time_are_mapped_as_series(tmp_path):
     image = nibabel.load(tmp_path / "map.nii.gz")
     assert image.shape == (2, 2, 2, 3)
     np.testing.assert_allclose(np.asarray(image.dataobj)[0, 0, 0], table["a"], atol=1e-6)
+
+
+def test_what_spaces_add_sums_to_what_they_explain_and_the_protocol_names_no_synthetic_training():
+    """Shares of predictions with the response alone summed to more than was explained."""
+    study = make_parcel_study({"Vis": 1.0}, n_test=30, noise=2.0)
+    rows = np.arange(study.responses.n_trials)
+    ids = study.responses.stimulus_ids.astype(str)
+    parts = np.array_split(np.unique(ids), 2)
+    folds = [Fold(rows[~np.isin(ids, part)], rows[np.isin(ids, part)]) for part in parts]
+    study = replace(
+        study, folds=folds, banks=list(study.banks) * 2, protocol="planted; trained with more",
+        only_trained="trained with more",
+    )  # fmt: skip
+    bank = study.banks[0]
+    spaces = {f"half {n}": Embeddings(bank.flat()[:, n::2], bank.ids, f"half {n}") for n in (0, 1)}
+    found = EncodingConfig(noise_ceiling=None, **QUICK)._fit_subject(
+        study, "01", spaces, None, lambda n: None
+    )
+    np.testing.assert_allclose(found.added.sum(axis=0), found.maps.explained, atol=1e-5)
+    scores = EncodingConfig(noise_ceiling=None, **QUICK).compute(study).scores
+    assert {score.protocol for score in scores} == {"planted"}

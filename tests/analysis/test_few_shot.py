@@ -121,3 +121,40 @@ def test_seconds_per_trial_come_from_onsets_within_runs():
     )
     assert find_trial_seconds(trials) == pytest.approx(8 / 3)
     assert np.isnan(find_trial_seconds(trials.drop(columns="onset")))
+
+
+def test_numbers_that_nobody_has_are_refused_or_named_and_not_replaced():
+    study = make_brains()
+    with pytest.raises(ConfigError, match="one subject has 60 training trials"):
+        FewShotConfig(methods=("scratch",), numbers=(100, 5000)).compute(study)
+    with pytest.raises(ConfigError, match="0 alone, which is for the method anatomical"):
+        FewShotConfig(methods=("scratch",), numbers=(0,)).compute(study)
+    found = FewShotConfig(methods=("scratch",), numbers=(12, 5000), n_draws=1).compute(study)
+    assert "Left out: 5000 trials: one subject has 60." in found.summary
+
+
+def test_voxels_of_one_brain_are_not_those_of_another():
+    """Two subjects with voxels of their own: a ridge of one took the voxels of the other for the same."""
+    study = make_brains()
+    responses = study.responses.select(np.flatnonzero(study.responses.trials["subject"].isin(["a", "b"])))
+    folds = LeaveOneSubjectOutConfig().make(
+        responses.trials, responses.trials["concept"].to_numpy(dtype=object), seed=0
+    ).folds  # fmt: skip
+    study = replace(
+        study, responses=responses, folds=folds, banks=list(study.banks) * 2,
+        pick=lambda rows, part: average_repetitions(responses, rows),
+    )  # fmt: skip
+    found = FewShotConfig(methods=("scratch", "fine_tuned"), numbers=(12,), n_draws=1).compute(study)
+    assert found.table["method"].tolist() == ["scratch"]
+    assert "fine_tuned with 12 trials: this ridge was fitted on voxels of subject" in found.summary
+    train, test = responses.select(folds[0].train), responses.select(folds[0].test)
+    ridge = RidgeConfig(alphas=(10.0,)).build(seed=0)
+    ridge.fit(train, study.banks[0].select(list(train.stimulus_ids)))
+    with pytest.raises(DataError, match="those of a are others"):
+        ridge.predict(test)
+
+
+def test_who_was_pretrained_on_is_not_new():
+    study = replace(make_brains(), protocol="planted; encoder pretrained without labels on training trials")
+    with pytest.raises(ConfigError, match="pretrains its encoder on their training trials"):
+        FewShotConfig(methods=("scratch",), numbers=(12,)).compute(study)
