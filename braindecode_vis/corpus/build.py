@@ -770,7 +770,10 @@ def prepare_run(run: SeriesRun, config: CorpusConfig) -> tuple[np.ndarray, tuple
     data = resample_series(data[:, varies], run.interval_s, find_interval(run, config))
     if config.scaling == "zscore":
         data = data - data.mean(axis=0, dtype=np.float64)
-        data = data / data.std(axis=0, dtype=np.float64)
+        std = data.std(axis=0, dtype=np.float64)
+        if not (std > 0).all():
+            raise DataError("it has a channel that does not change at the interval of the corpus")
+        data = data / std
     # A spike of more than 65504 standard deviations would need four billion samples.
     return data.astype(config.dtype), missing
 

@@ -298,6 +298,15 @@ def test_a_repetition_time_that_was_corrected_makes_a_run_new(tmp_path, root):
     assert add(tmp_path, root, sources=Corrected()).n_known == 16
 
 
+def test_a_run_of_one_sample_at_the_interval_of_the_corpus_is_left_out(tmp_path):
+    """Its deviation is 0, so that it was stored as no numbers."""
+    write_run(tmp_path / "short", "01_1_0.8_south", n_times=2)
+    write_run(tmp_path / "short", "02_1_0.8_south", n_times=100)
+    done = add(tmp_path, tmp_path / "short", config=CONFIG.model_copy(update={"min_duration_s": 0.0}))
+    assert done.n_new == 1
+    assert "does not change at the interval" in done.excluded[0].reason
+
+
 def test_what_was_opened_in_the_middle_of_an_addition_stays_whole_after_it(tmp_path, root):
     """Its state of the manifest is forgotten at the end, which stopped a pretraining on it."""
     opened = []
