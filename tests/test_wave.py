@@ -235,6 +235,10 @@ def test_a_tested_subject_who_was_pretrained_on_is_refused_or_named(done, root, 
     store.write_json(folder / "encoder.json", {**record, "corpora": [other], "earlier_corpora": [corpus]})
     with pytest.raises(ConfigError, match=r"subject\(s\) 01 are tested here"):
         pipeline.train(open_run(config, tmp_path / "later"))
+    # What goes on from them on trials of the run says both.
+    both = make_config(root, pretrain__start_from=str(folder), pretrain__shared_subjects="named")
+    words = pipeline.learning.describe_start(open_run(both, tmp_path / "both"))
+    assert words.startswith("encoder pretrained without labels on training trials, begun from corpora of 80 ")
     # The same label in another data set is another person, unless the corpus says who it is.
     others = {"source": "elsewhere", "subject": "01", "person": "elsewhere/01"}
     assert find_shared_subjects([{"subjects": [others]}], ["own"], ["01", "02"]) == []

@@ -52,6 +52,8 @@ def describe_pretraining(config: RunConfig, tested: Collection[str], made: Path 
         )
     n, hours = (sum(corpus[key] for corpus in corpora) for key in ("n_persons", "hours"))
     words = f"encoder pretrained without labels on corpora of {n} persons, {hours:.4g} h"
+    if config.uses_pretraining and config.pretrain is not None and not config.pretrain.corpus:
+        words = f"{ON_TRAINING_TRIALS}, begun from corpora of {n} persons, {hours:.4g} h"
     return f"{words}, recordings of tested subject(s) {', '.join(shared)} among them" if shared else words
 
 
