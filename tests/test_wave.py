@@ -230,6 +230,26 @@ def test_a_tested_subject_who_was_pretrained_on_is_refused_or_named(done, root, 
     words = pipeline.learning.describe_start(open_run(named, tmp_path / "run"))
     assert words.startswith("encoder pretrained without labels on corpora of 40 persons, 12.5 h, ")
     assert words.endswith("recordings of tested subject(s) 01 among them")
+    with pytest.raises(ConfigError, match="are tested here"):  # the file of weights is no way around
+        pipeline.learning.describe_start(
+            open_run(
+                make_config(root, encoder__network__pretrained=str(folder / "encoder.safetensors")),
+                tmp_path / "run",
+            )
+        )
+    # Nor is going on from it with the trials of the run.
+    further = open_run(make_config(root, pretrain__start_from=str(folder)), tmp_path / "further")
+    with pytest.raises(ConfigError, match="are tested here"):
+        pipeline.train(further)
+    section = {**further.config.pretrain.model_dump(mode="json"), "shared_subjects": "named"}
+    further = open_run(make_config(root, pretrain=section), tmp_path / "further")
+    pipeline.train(further)
+    words = pipeline.learning.describe_start(further)
+    assert (
+        "on training trials, begun from corpora of 40 persons, 12.5 h, recordings of tested subject(s) 01 among" in words
+    )
+    found = [item for item in audit_run(tmp_path / "further").findings if item.check == "pretraining"]
+    assert {item.level for item in found} == {"transductive", "warning"}
     # What the encoder had learnt from before it was trained on counts as well.
     other = {**corpus, "subjects": [{"source": "elsewhere", "subject": "1", "person": "p1"}]}
     store.write_json(folder / "encoder.json", {**record, "corpora": [other], "earlier_corpora": [corpus]})
@@ -266,6 +286,10 @@ def test_a_finished_run_knows_its_corpora_by_their_digests(monkeypatch, tmp_path
     assert PretrainConfig.model_validate(kept).hashed_fields()["corpus_digests"] == ["ab"]
     with pytest.raises(DataError, match="no corpus"):
         PretrainConfig(corpus=(tmp_path,)).hashed_fields()
+    # One that lies beside the configuration is known as soon as its path is.
+    beside = PretrainConfig(corpus=("people",))
+    monkeypatch.setattr("braindecode_vis.corpus.reader.open_corpus", lambda folder: Known)
+    assert beside.replace_paths(lambda path: tmp_path / path).corpus_digests == ("cd",)
 
 
 def test_a_plan_measures_the_pretraining(root):

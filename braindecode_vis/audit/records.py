@@ -22,7 +22,7 @@ from braindecode_vis.audit.findings import AuditFinding, Level
 from braindecode_vis.checks import BraindecodeVisError
 from braindecode_vis.config import read_config
 from braindecode_vis.consent import ConsentError
-from braindecode_vis.pipeline.shared_subjects import find_shared_subjects, name_sources
+from braindecode_vis.pipeline.shared_subjects import find_shared_subjects, list_earlier, name_sources
 from braindecode_vis.preprocessing.common_space import name_alignment
 from braindecode_vis.store import read_embeddings, read_json
 
@@ -402,6 +402,12 @@ def check_pretraining(run: AuditedRun) -> list[AuditFinding]:
         if seen != free:
             text = f"it was pretrained on {seen} trials, but {free} are neither tested nor declared as test trials."
             findings.append(AuditFinding("pretraining", "leak", text, record.name))
+    if started := [r for r in run.pretrained if "start_digest" in r.fields.get("pretrain", {})]:
+        text = (
+            "the pretraining went on from earlier weights (pretrain.start_from); whether tested trials were among what "
+            "those learnt from cannot be seen here."
+        )
+        findings.append(AuditFinding("pretraining", "warning", text, started[0].name))
     if trials and not findings:
         text = f"the encoder was pretrained without labels on {free} trials, none of them tested."
         findings.append(AuditFinding("pretraining", "ok", text))
@@ -410,16 +416,17 @@ def check_pretraining(run: AuditedRun) -> list[AuditFinding]:
 
 def _check_corpora(run: AuditedRun) -> list[AuditFinding]:
     """Look for tested subjects among the persons of the corpora that an encoder was pretrained on."""
+    config = read_config(run.folder)
     found = [
         corpus
         for record in run.pretrained
         for key in ("corpora", "earlier_corpora")
         for corpus in read_json(record.path / "encoder.json").get(key, [])
-    ]
+    ] or list_earlier(config)  # of a folder that was pretrained elsewhere
     if not found:
         return []
     subjects = run.responses.trials["subject"].astype(str).to_numpy(dtype=object)
-    sources = name_sources(read_config(run.folder))
+    sources = name_sources(config)
     if shared := find_shared_subjects(found, sources, set(subjects[run.is_tested].tolist())):
         text = f"the encoder was pretrained, without labels, on recordings of tested subject(s) {list_first(shared)}."
         return [AuditFinding("pretraining", "transductive", text)]

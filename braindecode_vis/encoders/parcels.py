@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from braindecode_vis.checks import DataError, check_file
+from braindecode_vis.encoders.parcels_config import DESCRIPTION
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.store import read_json
 
 # About the size of the fixed sinusoids that He et al. add (0.7); at 0.02 places drown in the values.
 PLACE_STD = 0.5
-DESCRIPTION = "encoder.json"
 #: Longest and shortest period in s of the waves that tell times: from milliseconds of EEG to minutes of fMRI.
 PERIODS_S, N_PERIODS = (0.02, 2000.0), 32
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "encoder")

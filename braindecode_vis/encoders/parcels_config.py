@@ -23,14 +23,14 @@ from braindecode_vis.checks import check_file
 from braindecode_vis.digests import hash_once
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.settings import Settings
-from braindecode_vis.store import hash_file
+from braindecode_vis.store import hash_file, read_json
 
 if TYPE_CHECKING:
     import torch
 
     from braindecode_vis.encoders.parcels import ParcelEncoder
 
-WEIGHTS = "encoder.safetensors"
+WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
 
 
 #: Word for `ParcelsConfig.pretrained`: the encoder that the same run pretrains.
@@ -215,3 +215,11 @@ class ParcelsConfig(Settings):
             )
         network.freeze(self.freeze_depth)
         return network
+
+
+def read_description(start: Path) -> dict[str, Any]:
+    """Return what `pretrain` wrote about an encoder, whose folder or file of weights is given; empty where unknown."""
+    start = start.expanduser()
+    path = (start.parent if start.name == WEIGHTS else start) / DESCRIPTION
+    found = read_json(path) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}

@@ -346,7 +346,7 @@ def _pretrain(run: Run, number: int | None) -> store.Artifact:
         raise ConfigError(
             f"{run.config.name} has no section pretrain; add one, for example --set pretrain.n_epochs=100."
         )
-    if config.corpus:
+    if config.corpus or config.start_from is not None:
         describe_start(run)
     seed = derive_seed(run.config.seed, "pretrain", *([] if number is None else [number]))
     fields = {"pretrain": config.hashed_fields(), "seed": run.config.seed}

@@ -17,6 +17,7 @@ from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.corpus.recordings import read_source_card
 from braindecode_vis.datasets.manifests import find_manifest
+from braindecode_vis.encoders.parcels_config import ParcelsConfig, read_description
 from braindecode_vis.training.pretraining_config import ON_TRAINING_TRIALS
 from braindecode_vis.training.pretraining_data import read_learnt
 
@@ -95,23 +96,25 @@ def list_corpora(config: RunConfig, made: Path | None = None) -> list[dict[str, 
         return [_describe_corpus(Path(folder).expanduser()) for folder in named]
     folder = getattr(getattr(config.encoder, "network", None), "pretrained", None)
     folder = (made if named else None) if config.uses_pretraining else folder
-    path = None if folder is None else Path(folder).expanduser() / "encoder.json"
-    found = store.read_json(path).get("corpora", []) if path is not None and path.is_file() else []
-    return _keep_known(found)
+    return [] if folder is None else _keep_known(read_description(Path(folder)).get("corpora", []))
 
 
 def list_earlier(config: RunConfig, made: Path | None = None) -> list[dict[str, Any]]:
-    """Return the corpora that the encoder had learnt from before those of `list_corpora`, by ``start_from``."""
+    """Return the corpora that the encoder, or one of a branch, had learnt from before those of `list_corpora`.
+
+    They are known from ``start_from``, and from the folders or files that encoders start from.
+    """
+    starts = [made]
     if config.uses_pretraining and config.pretrain is not None:
-        if config.pretrain.start_from is not None and config.pretrain.start_from.expanduser().exists():
-            return _keep_known(read_learnt(config.pretrain.start_from))
-        folder = made
-    else:
-        folder = getattr(getattr(config.encoder, "network", None), "pretrained", None)
-    path = None if folder is None else Path(folder).expanduser() / "encoder.json"
-    return _keep_known(
-        store.read_json(path).get("earlier_corpora", []) if path is not None and path.is_file() else []
-    )
+        starts.append(config.pretrain.start_from)
+    for key, settings in config.walk():
+        if isinstance(settings, ParcelsConfig) and key.startswith(("encoder.", "reconstruction.")):
+            starts.append(settings.pretrained if isinstance(settings.pretrained, Path) else None)
+    known = [s for s in starts if s is not None and s.expanduser().exists()]
+    found: dict[str, dict[str, Any]] = {}
+    for corpus in _keep_known([corpus for start in known for corpus in read_learnt(start)]):
+        found.setdefault(store.hash_json(corpus), corpus)
+    return list(found.values())
 
 
 def name_sources(config: RunConfig) -> list[str]:

@@ -89,7 +89,7 @@ def pretrain_on_corpora(
     ConfigError
         If a setting is wrong, or `out` holds an encoder of other settings, or something else.
     """
-    from braindecode_vis.encoders.parcels import DESCRIPTION
+    from braindecode_vis.encoders.parcels_config import DESCRIPTION
     from braindecode_vis.training.pretraining import pretrain as fit
 
     config = make_settings({**changes, "corpus": [str(folder) for folder in corpora]})

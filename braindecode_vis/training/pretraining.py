@@ -40,8 +40,8 @@ from braindecode_vis.devices import (
     sum_processes,
     take_share,
 )
-from braindecode_vis.encoders.parcels import DESCRIPTION, check_architecture, describe_encoder, read_encoder
-from braindecode_vis.encoders.parcels_config import WEIGHTS
+from braindecode_vis.encoders.parcels import check_architecture, describe_encoder, read_encoder
+from braindecode_vis.encoders.parcels_config import DESCRIPTION, WEIGHTS
 from braindecode_vis.optimisation import (
     compute_warm_cosine,
     optimise,

@@ -9,8 +9,9 @@ arXiv:2409.19407 (Brain-JEPA). van den Oord et al. (2018), arXiv:1807.03748 (Inf
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -223,7 +224,7 @@ class PretrainConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _remember_corpora(self) -> PretrainConfig:
+    def _remember_corpora(self) -> Self:
         if not self.corpus:
             self.refuse_unused("corpus_digests", because="there is no corpus")
             return self
@@ -240,6 +241,11 @@ class PretrainConfig(Settings):
             )
         self.__dict__["corpus_digests"] = found  # the model is frozen for everybody else
         return self
+
+    def replace_paths(self, replace: Callable[[Path], Path]) -> Self:
+        """Return the settings with other paths, and the digests of corpora that were not found by the former ones."""
+        moved = super().replace_paths(replace)
+        return moved if moved is self or moved.corpus_digests else moved._remember_corpora()
 
     @property
     def start_file(self) -> Path | None:
@@ -263,9 +269,8 @@ class PretrainConfig(Settings):
         if self.corpus and not self.corpus_digests:
             from braindecode_vis.corpus.reader import open_corpus
 
-            fields["corpus_digests"] = [
-                open_corpus(folder).digest for folder in self.corpus
-            ]  # says what is wrong
+            # Says what is wrong.
+            fields["corpus_digests"] = [open_corpus(folder.expanduser()).digest for folder in self.corpus]
         if (file := self.start_file) is not None:
             fields["start_digest"] = hash_once(file)
         return fields

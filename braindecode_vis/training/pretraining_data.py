@@ -17,11 +17,9 @@ import numpy as np
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError, refuse_damage
-from braindecode_vis.encoders.parcels import DESCRIPTION
-from braindecode_vis.encoders.parcels_config import WEIGHTS
+from braindecode_vis.encoders.parcels_config import WEIGHTS, read_description
 from braindecode_vis.encoders.signal import Signal, describe_signal
 from braindecode_vis.seeds import make_generator
-from braindecode_vis.store import read_json
 from braindecode_vis.training.pretraining_config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -363,14 +361,11 @@ def read_start(start: Path) -> dict[str, Any]:
         Folder of an earlier pretraining, or its file of weights or checkpoint.
     """
     file = start.expanduser()
-    file = file / DESCRIPTION if file.is_dir() else file
     from safetensors import safe_open
 
-    known: dict[str, Any] = {}
-    if file.name in (DESCRIPTION, WEIGHTS):
-        file = file.with_name(DESCRIPTION)
-        known = read_json(file) if file.is_file() else {}
-    elif file.suffix == ".safetensors" and file.is_file():
+    known = read_description(file)
+    # A torch file, which is somebody else's, names nobody.
+    if file.suffix == ".safetensors" and file.name != WEIGHTS and file.is_file():
         with refuse_damage(f"{file} cannot be read"), safe_open(file, framework="np") as opened:
             known = json.loads((opened.metadata() or {}).get("state", "{}"))
     return known
