@@ -244,8 +244,9 @@ class PretrainConfig(Settings):
 
     def replace_paths(self, replace: Callable[[Path], Path]) -> Self:
         """Return the settings with other paths, and the digests of corpora that were not found by the former ones."""
-        moved = super().replace_paths(replace)
-        return moved if moved is self or moved.corpus_digests else moved._remember_corpora()
+        moved: Any = super().replace_paths(replace)
+        found: Self = moved if moved is self or moved.corpus_digests else moved._remember_corpora()
+        return found
 
     @property
     def start_file(self) -> Path | None:
