@@ -7,6 +7,7 @@ compared only inside one named space. This file knows no file format and no mode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -455,8 +456,15 @@ class Embeddings:
         return Embeddings(self.vectors[rows], np.asarray(wanted, dtype=object), self.space)
 
     def flat(self) -> np.ndarray:
-        """Return float32 vectors of shape (n_rows, n_tokens * n_features)."""
-        return np.ascontiguousarray(self.vectors, dtype=np.float32).reshape(len(self), -1)
+        """Return float32 vectors of shape (n_rows, n_tokens * n_features).
+
+        Examples
+        --------
+        >>> Embeddings(np.zeros((0, 2, 3)), np.array([], dtype=str), "space").flat().shape
+        (0, 6)
+        """
+        n = math.prod(self.vectors.shape[1:])
+        return np.ascontiguousarray(self.vectors, dtype=np.float32).reshape(len(self), n)
 
 
 def normalise_rows(rows: np.ndarray) -> np.ndarray:

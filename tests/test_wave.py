@@ -246,7 +246,8 @@ def test_a_tested_subject_who_was_pretrained_on_is_refused_or_named(done, root, 
     pipeline.train(further)
     words = pipeline.learning.describe_start(further)
     assert (
-        "on training trials, begun from corpora of 40 persons, 12.5 h, recordings of tested subject(s) 01 among" in words
+        "on training trials, begun from corpora of 40 persons, 12.5 h, recordings of tested subject(s) 01 among"
+        in words
     )
     found = [item for item in audit_run(tmp_path / "further").findings if item.check == "pretraining"]
     assert {item.level for item in found} == {"transductive", "warning"}

@@ -35,9 +35,13 @@ def compare_vectors(made: np.ndarray, stored: np.ndarray) -> tuple[float, int]:
     --------
     >>> compare_vectors(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[0.0, 1.0], [1.0, 0.1]]))[1]
     1
+    >>> compare_vectors(np.zeros((0, 2)), np.zeros((0, 2)))
+    (0.0, 0)
     """
     if made.shape != stored.shape:
         return np.inf, 0
+    if not len(made):
+        return 0.0, 0
     made, stored = np.asarray(made, dtype=np.float64), np.asarray(stored, dtype=np.float64)
     spread = float(np.sqrt(np.square(made - made.mean(axis=0)).sum(axis=1).mean()))
     size = float(np.sqrt(np.square(made).sum(axis=1).mean()))
@@ -45,8 +49,8 @@ def compare_vectors(made: np.ndarray, stored: np.ndarray) -> tuple[float, int]:
     scale = max(spread, 0.01 * size) if len(made) > 1 else size
     off = np.linalg.norm(made - stored, axis=1) / (scale or 1.0)
     off = np.where(np.isnan(off), np.inf, off)
-    row = int(np.argmax(off)) if len(off) else 0
-    return (float(off[row]) if len(off) else 0.0), row
+    row = int(np.argmax(off))
+    return float(off[row]), row
 
 
 def compare_images(name: str, made: Images, stored: Images, ids: np.ndarray) -> AuditFinding | None:
