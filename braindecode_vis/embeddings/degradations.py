@@ -32,15 +32,10 @@ from braindecode_vis.stimuli import hash_pixels
 REFERENCE_SIDE = 224
 
 #: Encoders whose images can be degraded: pretrained ones of one network.
-ViewedEncoderConfig = Annotated[
-    Any,
-    Component(
-        "target",
-        only=(
-            "openclip", "timm", "torchvision", "transformers", "efficientnet-lite0", "engineered", "vae", "taesd",
-        ),
-    ),
-]  # fmt: skip
+VIEWED_KINDS = (
+    "openclip", "timm", "torchvision", "transformers", "efficientnet-lite0", "engineered", "vae", "taesd",
+)  # fmt: skip
+ViewedEncoderConfig = Annotated[Any, Component("target", only=VIEWED_KINDS)]
 
 
 class Degradation(Settings):

@@ -11,18 +11,21 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
-from braindecode_vis.embeddings.degradations import ViewedEncoderConfig
+from braindecode_vis.embeddings.degradations import VIEWED_KINDS
+from braindecode_vis.registry import Component
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 
 FILE = "layers.safetensors"
+#: Kinds that can stand side by side: pretrained encoders of one network, and texts.
+MEMBERS = (*VIEWED_KINDS, "minilm")
 
 
 class LayersConfig(Settings):
@@ -31,14 +34,14 @@ class LayersConfig(Settings):
     Parameters
     ----------
     members
-        The image encoders, each of one vector per image.
+        The image encoders, each of one vector per image; `minilm` puts the text of an image beside them.
     size
         Features of each vector: that many leading principal components of the training images. None keeps the vectors,
         which must then be of one size.
     """
 
     kind: Literal["layers"] = "layers"
-    members: tuple[ViewedEncoderConfig, ...] = Field(min_length=2)
+    members: tuple[Annotated[Any, Component("target", only=MEMBERS)], ...] = Field(min_length=2)
     size: int | None = Field(default=None, ge=1)
 
     @property
@@ -155,7 +158,13 @@ class LayersEncoder:
         embed_cached
             Returns a member's embeddings of all stimuli in their order, from a bank where there is one.
         """
-        banks = [embed_cached(member) for member in self.members]
+        # Texts have their own way, since there is no picture that they could be kept under.
+        banks = [
+            member.embed(stimuli, training_ids, embed_cached)
+            if hasattr(member, "embed")
+            else embed_cached(member)
+            for member in self.members
+        ]
         rows = stimuli.find_rows(training_ids)
         self.fit_vectors([bank.vectors[rows] for bank in banks])
         return Embeddings(self.stack([bank.vectors for bank in banks]), stimuli.ids, self.space)

@@ -201,34 +201,52 @@ class ClipTextEncoder:
         DataError
             If a stimulus has no caption.
         """
-        texts = self.find_texts(stimuli)
-        distinct = list(dict.fromkeys(text for entry in texts for text in entry))
-        row_of = {text: row for row, text in enumerate(distinct)}
-        tokens = self.encode_texts(distinct)
-        # (n_stimuli, n_tokens, n_features), one stimulus at a time: captions are several times as many
-        vectors = np.empty((len(texts), *tokens.shape[1:]), np.float32)
-        for vector, entry in zip(vectors, texts, strict=True):
-            vector[...] = tokens[[row_of[text] for text in entry]].mean(axis=0)
+        vectors = average_texts(
+            self.find_texts(stimuli), self.encode_texts
+        )  # (n_stimuli, n_tokens, n_features)
         return Embeddings(vectors, np.asarray(stimuli.ids, dtype=object), self.space)
 
     def find_texts(self, stimuli: StimulusSet) -> list[list[str]]:
         """Return the texts of each stimulus."""
-        if self.config.captions is None:
-            names = stimuli.concepts_of(stimuli.ids)
-            return [[self.config.template.format(concept=name_concept(str(name)))] for name in names]
-        path = self.config.captions.expanduser()
-        bank = read_caption_bank(path)
-        lacking = [str(i) for i in stimuli.ids if str(i) not in bank]
-        if lacking:
-            raise DataError(
-                f"{path} has no caption of {len(lacking)} of {len(stimuli)} images, first {lacking[0]}; add them, or "
-                "leave captions out to take the names of concepts."
-            )
-        return [bank[str(i)] for i in stimuli.ids]
+        return find_texts(stimuli, self.config.captions, self.config.template)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 tokens of shape (n_texts, n_tokens, n_features); what exceeds the context is cut."""
         return self._text.encode_tokens(texts, projected=self.config.output == "projected")
+
+
+def find_texts(stimuli: StimulusSet, captions: Path | None, template: str) -> list[list[str]]:
+    """Return the texts of each stimulus: its captions in a file, or the name of its concept in the template.
+
+    Raises
+    ------
+    DataError
+        If a stimulus has no caption.
+    """
+    if captions is None:
+        names = stimuli.concepts_of(stimuli.ids)
+        return [[template.format(concept=name_concept(str(name)))] for name in names]
+    path = captions.expanduser()
+    bank = read_caption_bank(path)
+    lacking = [str(i) for i in stimuli.ids if str(i) not in bank]
+    if lacking:
+        raise DataError(
+            f"{path} has no caption of {len(lacking)} of {len(stimuli)} images, first {lacking[0]}; add them, or "
+            "leave captions out to take the names of concepts."
+        )
+    return [bank[str(i)] for i in stimuli.ids]
+
+
+def average_texts(texts: Sequence[Sequence[str]], encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
+    """Return float32 means over the texts of each entry, of shape (n_entries, ...); equal texts are encoded once."""
+    distinct = list(dict.fromkeys(text for entry in texts for text in entry))
+    row_of = {text: row for row, text in enumerate(distinct)}
+    rows = encode(distinct)
+    # One entry at a time: captions are several times as many as images.
+    means = np.empty((len(texts), *rows.shape[1:]), np.float32)
+    for mean, entry in zip(means, texts, strict=True):
+        mean[...] = rows[[row_of[text] for text in entry]].mean(axis=0)
+    return means
 
 
 def embed_concepts(config: ConceptTextConfig, target: Any, stimuli: StimulusSet) -> Embeddings:
@@ -441,8 +459,8 @@ def embed_text(
     space = tower.space
     names = [name_concept(concept) for concept in concepts]
     # Unit vectors are averaged, so that no template weighs more by its length (Radford et al.).
-    total = sum(_make_unit(tower.encode([t.format(concept=name) for name in names])) for t in templates)
-    return Embeddings(_make_unit(np.asarray(total)), list(concepts), space)
+    total = sum(make_unit(tower.encode([t.format(concept=name) for name in names])) for t in templates)
+    return Embeddings(make_unit(np.asarray(total)), list(concepts), space)
 
 
 def name_concept(concept: str) -> str:
@@ -456,7 +474,8 @@ def name_concept(concept: str) -> str:
     return concept.rstrip("0123456789").strip("_ ").replace("_", " ") or concept
 
 
-def _make_unit(vectors: np.ndarray) -> np.ndarray:
+def make_unit(vectors: np.ndarray) -> np.ndarray:
+    """Return float32 vectors of length one along the last axis; zeros stay zeros."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)  # zeros stay zeros instead of NaN
 

@@ -1,14 +1,14 @@
 """Whether captions say what was seen.
 
-Owns ROUGE-1 and ROUGE-L, the exact-match part of METEOR, and sentence similarity by a local sentence encoder. Words are
-runs of letters and digits, lower case, without stemming. METEOR as published also matches stems and synonyms of
+Owns ROUGE-1 and ROUGE-L, the exact-match part of METEOR, and similarity by `embeddings.sentences`. Words are runs of
+letters and digits, lower case, without stemming. METEOR as published also matches stems and synonyms of
 WordNet; ``meteor_exact`` does not, so it is lower and has a name of its own. With several references the best counts.
 Captions are read by `braindecode_vis.embeddings.captions`, and decoded by `braindecode_vis.generators.captions`.
 
 References
 ----------
 Lin (2004), ROUGE, ACL W04-1013. Banerjee and Lavie (2005), METEOR, ACL W05-0909; parameters (0.9, 3, 0.5) of Lavie and
-Agarwal (2007), ACL W07-0734. Reimers and Gurevych (2019), Sentence-BERT, arXiv:1908.10084 (mean pooling).
+Agarwal (2007), ACL W07-0734.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from braindecode_vis.arrays import Score
 from braindecode_vis.checks import DataError
-from braindecode_vis.devices import choose_device
-from braindecode_vis.embeddings.captions import load_parts
+from braindecode_vis.embeddings.sentences import SentenceEncoder
 from braindecode_vis.metrics.score_row import make_score
 from braindecode_vis.metrics.uncertainty import permutation_test
 
@@ -133,61 +131,6 @@ def _match_runs(left: list[str], right: list[str]) -> tuple[int, int]:
     places.sort(key=lambda place: place[1])  # in the order of the candidate, chunks are runs of both
     breaks = sum((b[0] - a[0], b[1] - a[1]) != (1, 1) for a, b in pairwise(places))
     return len(places), breaks + bool(places)
-
-
-# --- meaning ------------------------------------------------------------------------------------------------------
-
-
-class SentenceEncoder:
-    """A sentence encoder of transformers from a local folder: unit mean of the last hidden states over real tokens.
-
-    Parameters
-    ----------
-    folder
-        With configuration, weights and tokenizer, for example of ``sentence-transformers/all-MiniLM-L6-v2``.
-    batch_size, device
-        How it runs.
-    """
-
-    def __init__(self, folder: Path, *, batch_size: int = 64, device: str = "auto") -> None:
-        self.folder, self.batch_size, self.device = folder.expanduser(), batch_size, device
-        self._loaded: tuple[Any, Any] | None = None
-
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from transformers import AutoModel, AutoTokenizer
-
-            if not (self.folder / "config.json").is_file():
-                raise DataError(
-                    f"{self.folder} holds no sentence encoder; bring the whole folder of all-MiniLM-L6-v2 "
-                    "(config.json, model.safetensors, tokenizer files)."
-                )
-            tokenizer, model = load_parts(self.folder, AutoTokenizer, AutoModel)
-            self._loaded = (
-                tokenizer,
-                model.eval().requires_grad_(False).to(choose_device(self.device, setting="device")),
-            )
-        return self._loaded
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Return float32 unit vectors of shape (n_texts, n_features)."""
-        import torch
-
-        tokenizer, model = self._load()
-        rows = []
-        with torch.inference_mode():
-            for start in range(0, len(texts), self.batch_size):
-                batch = tokenizer(
-                    list(texts[start : start + self.batch_size]),
-                    padding=True,
-                    truncation=True,
-                    return_tensors="pt",
-                ).to(model.device)
-                states = model(**batch).last_hidden_state  # (n, n_tokens, n_features)
-                mask = batch["attention_mask"][..., None].to(states.dtype)
-                mean = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
-                rows.append(torch.nn.functional.normalize(mean, dim=1).float().cpu().numpy())
-        return np.concatenate(rows)
 
 
 # --- scores -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -19,9 +19,10 @@ from braindecode_vis.checks import ConfigError, DataError, check_installed
 from braindecode_vis.devices import choose_device
 from braindecode_vis.digests import hash_once
 from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
+from braindecode_vis.embeddings.sentences import SentenceEncoder, find_sentence_folder
 from braindecode_vis.generators.captions import retrieve_nearest
 from braindecode_vis.image_rows import Images
-from braindecode_vis.metrics.captions import SentenceEncoder, score_captions, tabulate_captions
+from braindecode_vis.metrics.captions import score_captions, tabulate_captions
 from braindecode_vis.metrics.image import make_image_table
 from braindecode_vis.scores.image_scores import make_blocks
 from braindecode_vis.scores.scoring_task import POOLED, average, list_subjects
@@ -48,7 +49,7 @@ class CaptionScoresConfig(Settings):
     captioner
         Folder of a GIT or BLIP network that describes reconstructions; without it those rows are not computed.
     sentence_encoder
-        Folder of a sentence encoder such as all-MiniLM-L6-v2, for the similarity of meaning.
+        ``minilm`` (the extra ``text``), or the folder of another sentence encoder, for the similarity of meaning.
     max_new_tokens, n_beams
         Length and search of written captions.
     batch_size, device
@@ -57,7 +58,7 @@ class CaptionScoresConfig(Settings):
 
     bank: Path
     captioner: Path | None = None
-    sentence_encoder: Path | None = None
+    sentence_encoder: Literal["minilm"] | Path | None = Field(default=None, union_mode="left_to_right")
     max_new_tokens: int = Field(default=20, ge=1)
     n_beams: int = Field(default=1, ge=1)
     batch_size: int = Field(default=8, ge=1)
@@ -74,13 +75,20 @@ class CaptionScoresConfig(Settings):
         return self
 
     @property
+    def sentence_folder(self) -> Path | None:
+        """Folder of the sentence encoder."""
+        if isinstance(self.sentence_encoder, str):
+            return find_sentence_folder(self.sentence_encoder, "evaluation.captions.sentence_encoder")
+        return self.sentence_encoder
+
+    @property
     def torch_device(self) -> str:
         """``cpu`` or ``cuda``."""
         return choose_device(self.device, setting="evaluation.captions.device")
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digests of every file that is used."""
-        folders = {name: getattr(self, name) for name in ("captioner", "sentence_encoder")}
+        folders = {"captioner": self.captioner, "sentence_encoder": self.sentence_folder}
         digests = {
             f"{name}_digest": None if folder is None else _hash_folder(name, folder.expanduser())
             for name, folder in folders.items()
@@ -97,9 +105,9 @@ class CaptionScoresConfig(Settings):
         """Raise `ConfigError` or `DataError` unless the bank can be read and each folder holds a network to be read."""
         read_caption_bank(self.bank.expanduser())
         for name in ("captioner", "sentence_encoder"):
-            folder = getattr(self, name)
-            if folder is not None:
+            if getattr(self, name) is not None:
                 check_installed("transformers", f"evaluation.captions.{name}")
+            folder = self.captioner if name == "captioner" else self.sentence_folder
             if folder is not None and not (folder.expanduser() / "config.json").is_file():
                 raise ConfigError(
                     f"evaluation.captions.{name} names {folder}, which holds no config.json and thus no network; "
@@ -210,7 +218,7 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
             f"the caption bank {task.config.bank} has no caption of the test image {missing[0]} (and {len(missing)} of "
             f"{len(task.ids)} rows in all); every test image needs a reference."
         )
-    folder = task.config.sentence_encoder
+    folder = task.config.sentence_folder
     encoder = None if folder is None else SentenceEncoder(folder, device=task.config.torch_device)
     device = task.config.torch_device
     rounds: dict[tuple[str, str], list[list[str]]] = {
