@@ -8,7 +8,7 @@ from scipy.stats import binom
 from braindecode_vis.analysis.imagery import ImageryConfig, centre_texts, find_targets, list_trials
 from braindecode_vis.analysis.study import Study
 from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.report.figures import render_plot
 from braindecode_vis.stimuli import StimulusSet
@@ -202,10 +202,12 @@ def test_imagined_stimuli_are_identified_by_decoded_captions(tmp_path, monkeypat
         sentence_encoder=tmp_path,
         metrics=("two_way",),
     )
+    with pytest.raises(ConfigError, match=r"imagery\.sentence_encoder names .* holds no config\.json"):
+        config.compute(study)
+    (tmp_path / "config.json").write_text("{}")
     table = config.compute(study).table.set_index(["task", "stimulus_set"])
     assert table.loc[("imagery", "all"), "value"] > 0.6
     assert table.loc[("imagery", "all"), "p_value"] < 0.05
-    (tmp_path / "config.json").write_text("{}")
     assert {"bank_sha256", "sentence_encoder"} <= config.hashed_fields().keys()
     with pytest.raises(ValueError, match="which need a bank"):
         ImageryConfig(candidates="captions")
