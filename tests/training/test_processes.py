@@ -190,7 +190,7 @@ def test_two_processes_pretrain_what_one_pretrains(tmp_path):
 def test_two_processes_pretrain_on_a_corpus_what_one_pretrains(tmp_path, monkeypatch):
     """All objectives, with parcels missing and a last batch that is filled up; only one looks with probes."""
     toy = ToyCorpus(n_persons=5, missing=3)
-    monkeypatch.setattr(reader, "open_corpus", lambda folder: toy)
+    monkeypatch.setattr(reader, "open_corpus", lambda folder, digest=None: toy)
     settings = test_pretraining_corpus.SETTINGS | {
         "objectives": test_pretraining_corpus.ALL, "batch_size": 7, "probes": {"every": 1}
     }  # fmt: skip
