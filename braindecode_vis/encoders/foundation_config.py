@@ -774,7 +774,7 @@ class LunaConfig(EegModelConfig):
         ``names`` for the places of the names in the 10-05 system, as published; a pair such as F3-C3 lies in the
         middle. ``responses`` for those that the responses bring.
     size, n_queries, depth, n_heads
-        Features of a query, a multiple of 4 and of 2 n_heads, and how many there are; blocks over the patches, and
+        Features of a query, a multiple of 16 and of 2 n_heads, and how many there are; blocks over the patches, and
         heads of a query.
     """
 
