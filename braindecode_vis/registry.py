@@ -372,6 +372,24 @@ class Component:
         return value
 
 
+#: Any image encoder whose features are a layer; fitted targets and degraded images are none.
+LayerConfig = Annotated[
+    Any,
+    Component(
+        "target",
+        only=(
+            "pixels",
+            "engineered",
+            "efficientnet-lite0",
+            "openclip",
+            "timm",
+            "torchvision",
+            "transformers",
+        ),
+    ),
+]
+
+
 def find_nested(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[Component | type[Settings]]:
     """Yield the roles and settings classes that an annotation names; pydantic takes the outer metadata off it."""
     roles = [entry for entry in metadata if isinstance(entry, Component)]

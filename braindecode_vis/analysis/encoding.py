@@ -25,7 +25,7 @@ from pydantic import Field
 from braindecode_vis.analysis.cuts import Window, make_sliding_windows
 from braindecode_vis.analysis.drawing import draw_bars, draw_curve, place_pattern, write_nifti
 from braindecode_vis.analysis.patterns import find_flat_positions, list_columns
-from braindecode_vis.analysis.rsa import LayerConfig, collect_layers, shorten
+from braindecode_vis.analysis.rsa import collect_layers, shorten
 from braindecode_vis.analysis.sensor_groups import assign_regions
 from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
 from braindecode_vis.arrays import Embeddings, Responses, Score
@@ -47,6 +47,7 @@ from braindecode_vis.preprocessing.voxel_geometry import (
     inverse_transform,
     read_geometry,
 )
+from braindecode_vis.registry import LayerConfig
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.settings import Settings
 

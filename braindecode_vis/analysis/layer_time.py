@@ -26,7 +26,6 @@ from braindecode_vis.analysis.cuts import Window, cut_window, make_sliding_windo
 from braindecode_vis.analysis.drawing import draw_matrix
 from braindecode_vis.analysis.measure import check_retrieval, find_best, measure_changes
 from braindecode_vis.analysis.rsa import (
-    LayerConfig,
     average_test_trials,
     collect_layers,
     compare_layers_with_brain,
@@ -38,6 +37,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.pixels import EngineeredConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
+from braindecode_vis.registry import LayerConfig
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.settings import Settings
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ from braindecode_vis.checks import DataError, check_option
 from braindecode_vis.digests import digest_file
 from braindecode_vis.metrics.uncertainty import compute_p_value
 from braindecode_vis.preprocessing.repeats import average_repetitions
-from braindecode_vis.registry import Component
+from braindecode_vis.registry import LayerConfig
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_responses
@@ -44,22 +44,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Measure = Literal["spearman", "pearson"]
-#: Any image encoder whose features are a layer; fitted targets and degraded images are none.
-LayerConfig = Annotated[
-    Any,
-    Component(
-        "target",
-        only=(
-            "pixels",
-            "engineered",
-            "efficientnet-lite0",
-            "openclip",
-            "timm",
-            "torchvision",
-            "transformers",
-        ),
-    ),
-]
 
 
 class RsaConfig(Settings):

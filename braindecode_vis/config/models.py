@@ -23,7 +23,7 @@ from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.suite import MetricSuiteConfig
 from braindecode_vis.preprocessing.common_space import COMMON_SPACES, name_alignment
 from braindecode_vis.preprocessing.selection import SelectionConfig
-from braindecode_vis.registry import INSIDE, Component, list_kinds, validate_component
+from braindecode_vis.registry import INSIDE, Component, LayerConfig, list_kinds, validate_component
 from braindecode_vis.remote import choose_cache
 from braindecode_vis.roles import (
     DATASET,
@@ -105,24 +105,7 @@ class SyntheticConfig(Settings):
     images: str = Field(min_length=1)
     share: float = Field(default=0.5, gt=0, lt=1)
     noise: Literal["residual", "none"] = "residual"
-    features: tuple[
-        Annotated[
-            Any,
-            Component(
-                "target",
-                only=(
-                    "pixels",
-                    "engineered",
-                    "efficientnet-lite0",
-                    "openclip",
-                    "timm",
-                    "torchvision",
-                    "transformers",
-                ),
-            ),
-        ],
-        ...,
-    ] = ()
+    features: tuple[LayerConfig, ...] = ()
     model: EncodingModelConfig = EncodingModelConfig()
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"images"})

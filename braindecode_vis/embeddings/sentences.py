@@ -27,7 +27,7 @@ from braindecode_vis.devices import choose_device
 from braindecode_vis.digests import hash_once
 from braindecode_vis.embeddings.captions import load_parts, read_caption_bank
 from braindecode_vis.embeddings.published import check_published, find_cached, read_model
-from braindecode_vis.embeddings.text import average_texts, find_texts, make_unit
+from braindecode_vis.embeddings.text import average_texts, find_texts, make_unit, name_texts
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_json, read_json
@@ -123,11 +123,7 @@ class MinilmEncoder:
     def space(self) -> str:
         """Name with weights and texts."""
         config = self.config
-        texts = (
-            f"concepts={hash_json(config.template)[:8]}"
-            if config.captions is None
-            else f"captions={hash_once(config.captions.expanduser())[:8]}"
-        )
+        texts = name_texts(config.captions, config.template)
         return f"minilm/weights={hash_sentence_encoder(config.folder)[:12]}/{texts}"
 
     def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:

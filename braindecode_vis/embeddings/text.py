@@ -177,11 +177,7 @@ class ClipTextEncoder:
         config = self.config
         digest = config.tower.digest
         weights = digest if digest.startswith("random") else f"weights={digest[:12]}"
-        texts = (
-            f"concepts={hash_json(config.template)[:8]}"
-            if config.captions is None
-            else f"captions={hash_once(config.captions.expanduser())[:8]}"
-        )
+        texts = name_texts(config.captions, config.template)
         return f"clip_text/{config.tower.architecture}/{weights}/{config.output}/{texts}"
 
     def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
@@ -235,6 +231,13 @@ def find_texts(stimuli: StimulusSet, captions: Path | None, template: str) -> li
             "leave captions out to take the names of concepts."
         )
     return [bank[str(i)] for i in stimuli.ids]
+
+
+def name_texts(captions: Path | None, template: str) -> str:
+    """Return what the name of a space says of its texts: the digest of the captions, or of the template."""
+    if captions is None:
+        return f"concepts={hash_json(template)[:8]}"
+    return f"captions={hash_once(captions.expanduser())[:8]}"
 
 
 def average_texts(texts: Sequence[Sequence[str]], encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
