@@ -16,18 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recognition import disturb, shrink
+from recognition import disturb, draw_shards
 from torch.nn import functional as F
 
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, find_packaged_weights, load_network
 from braindecode_vis.generators.latent_diffusion_config import PACKAGED_WEIGHTS
 from braindecode_vis.generators.latent_diffusion_networks import scale_images
 from braindecode_vis.generators.repainting import EmbeddingReader, ImageReader
-from braindecode_vis.generators.training_pairs import choose_concepts
 from braindecode_vis.generators.weights_file import load_model, read_header, read_known_codes, write_weights
-from braindecode_vis.phantom.stimuli.images import N_MAX_CONCEPTS, make_concepts, render_batch
 
-SEED, SIDE = 2026, 112  # of the generator's images; pixels of the pictures that are embedded
+SEED = 2026  # of the generator's images
 #: How much a mistake costs.
 WEIGHTS = {"shape": 1.0, "colour": 1.0, "texture": 2.0, "accent": 0.5}
 
@@ -63,12 +61,10 @@ def draw(n_shards: int) -> tuple[torch.Tensor, np.ndarray, dict[str, torch.Tenso
     """Return images of 64 pixels, their embeddings, and the number of each property's name."""
     encoder = EfficientNetConfig().build()
     images, vectors, tables = [], [], []
-    for number in range(n_shards):
-        seed, concepts = choose_concepts(number, seed=SEED)
-        pictures = render_batch(concepts, np.zeros(len(concepts), int), size=SIDE, seed=seed)
-        images.append(shrink(pictures))
-        vectors.append(encoder.encode(pictures))
-        tables.append(make_concepts(N_MAX_CONCEPTS, seed=seed).iloc[concepts])
+    for number, (small, embedded, table) in enumerate(draw_shards(n_shards, SEED, encoder)):
+        images.append(small)
+        vectors.append(embedded)
+        tables.append(table)
         print(f"drawn: {number + 1} of {n_shards}", flush=True)
     names = {}
     for name in WEIGHTS:

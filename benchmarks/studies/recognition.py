@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -155,17 +155,22 @@ def shrink(pictures: np.ndarray) -> np.ndarray:
     return np.stack([resize_image(picture, SIZE, SIZE) for picture in pictures])
 
 
+def draw_shards(
+    n_shards: int, seed: int, encoder: EfficientNetEncoder
+) -> Iterator[tuple[np.ndarray, np.ndarray, pd.DataFrame]]:
+    """Yield of each shard of drawn concepts their small images, embeddings and properties."""
+    for number in range(n_shards):
+        drawn, concepts = choose_concepts(number, seed=seed)
+        pictures = render_batch(concepts, np.zeros(len(concepts), int), size=SIDE, seed=drawn)
+        table = make_concepts(N_MAX_CONCEPTS, seed=drawn).iloc[concepts]
+        yield shrink(pictures), encoder.encode(pictures), table
+
+
 def train_judges(
     names: dict[str, list[str]], encoder: EfficientNetEncoder, n_shards: int, n_epochs: int
 ) -> tuple[nn.Module, nn.Module]:
     """Return the judge of images and the reader of embeddings, trained on the same images."""
-    images, vectors, tables = [], [], []
-    for number in range(n_shards):
-        seed, concepts = choose_concepts(number, seed=SEED)
-        pictures = render_batch(concepts, np.zeros(len(concepts), int), size=SIDE, seed=seed)
-        images.append(shrink(pictures))
-        vectors.append(encoder.encode(pictures))
-        tables.append(make_concepts(N_MAX_CONCEPTS, seed=seed).iloc[concepts])
+    images, vectors, tables = zip(*draw_shards(n_shards, SEED, encoder), strict=True)
     wanted = {key: torch.from_numpy(value) for key, value in number_names(pd.concat(tables), names).items()}
     n_names = {key: len(value) for key, value in names.items()}
     torch.manual_seed(0)
