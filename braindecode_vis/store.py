@@ -408,7 +408,10 @@ class RunFolder:
         last = max(records, key=lambda record: str(record.get("created", "")))
         if last["version"] != version:
             return f"the code of this stage changed (version {last['version']} -> {version})"
-        changed = [f"{k}: {old} -> {new}" for k, old, new in _diff(last["fields"], json_plain(fields))]
+        differences = sorted(
+            list_differences(last["fields"], json_plain(fields)), key=lambda found: found[0].split(".")
+        )
+        changed = [f"{key}: {old} -> {new}" for key, old, new in differences]
         changed += [f"{name} changed" for name in upstream if last["upstream"].get(name) != upstream[name]]
         return "; ".join(changed[:3]) or "its inputs changed"
 
@@ -500,10 +503,11 @@ def list_added(final: Path) -> list[str]:
     ]
 
 
-def _diff(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def list_differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield where plain values differ: the key, its parts joined by dots, and both values; None for what is absent."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _diff(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        for key in dict.fromkeys([*old, *new]):
+            yield from list_differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
         yield path, old, new
 

@@ -45,7 +45,7 @@ from braindecode_vis.digests import digest_files
 from braindecode_vis.folder_lock import hold_folder
 from braindecode_vis.memory import check_memory
 from braindecode_vis.preprocessing.array_file import ArrayFile
-from braindecode_vis.store import RunFolder, hash_json, write_json
+from braindecode_vis.store import RunFolder, hash_json, list_differences, write_json
 
 _VERSION = 1
 #: Of the windowed sinc, in samples of the slower of both rates, on each side.
@@ -462,7 +462,7 @@ def _begin(folder: Path, roots: Sequence[Path], config: CorpusConfig, sources: S
         manifest = read_manifest(folder)
         known, asked = manifest.config.hashed_fields(), config.hashed_fields()
         if known != asked:
-            key, old, new = next(iter(_diff(known, asked)))
+            key, old, new = next(list_differences(known, asked))
             raise ConfigError(
                 f"the corpus {folder} was made with {key} {old!r}, not {new!r}, which holds for all of it; leave that "
                 "setting out, or make another corpus."
@@ -493,14 +493,6 @@ def _compare_atlas(manifest: Manifest, now: Channels, tell: Callable[[str], None
             "the files of the atlas are others than those that the corpus was begun with, by the same names; they must "
             "be the same regions in another form"
         )
-
-
-def _diff(known: Any, asked: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(known, dict) and isinstance(asked, dict):
-        for name in [*known, *(name for name in asked if name not in known)]:
-            yield from _diff(known.get(name), asked.get(name), f"{key}.{name}".lstrip("."))
-    elif known != asked:
-        yield key, known, asked
 
 
 def _find_all(

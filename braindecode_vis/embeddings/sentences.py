@@ -27,7 +27,7 @@ from braindecode_vis.devices import choose_device
 from braindecode_vis.digests import hash_once
 from braindecode_vis.embeddings.captions import load_parts, read_caption_bank
 from braindecode_vis.embeddings.published import check_published, find_cached, read_model
-from braindecode_vis.embeddings.text import average_texts, find_texts, make_unit, name_texts
+from braindecode_vis.embeddings.text import average_texts, find_texts, hash_captions, make_unit, name_texts
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_json, read_json
@@ -95,11 +95,8 @@ class MinilmConfig(Settings):
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digests of captions, weights and tokenizer."""
-        fields = {**super().hashed_fields(), "weights_digest": hash_sentence_encoder(self.folder)}
-        if self.captions is not None:
-            read_caption_bank(self.captions.expanduser())  # a missing one in one sentence
-            fields["captions_digest"] = hash_once(self.captions.expanduser())
-        return fields
+        weights = {"weights_digest": hash_sentence_encoder(self.folder)}
+        return super().hashed_fields() | weights | hash_captions(self.captions)
 
     def build(self) -> MinilmEncoder:
         """Return the encoder; the network is loaded when the first text comes."""

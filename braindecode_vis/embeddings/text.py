@@ -147,11 +147,7 @@ class ClipTextConfig(Settings):
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of the captions."""
-        fields = super().hashed_fields()
-        if self.captions is not None:
-            read_caption_bank(self.captions.expanduser())  # a missing one in one sentence
-            fields["captions_digest"] = hash_once(self.captions.expanduser())
-        return fields
+        return super().hashed_fields() | hash_captions(self.captions)
 
     def build(self) -> ClipTextEncoder:
         """Return the encoder; the network is loaded when the first text comes."""
@@ -231,6 +227,14 @@ def find_texts(stimuli: StimulusSet, captions: Path | None, template: str) -> li
             "leave captions out to take the names of concepts."
         )
     return [bank[str(i)] for i in stimuli.ids]
+
+
+def hash_captions(captions: Path | None) -> dict[str, str]:
+    """Return the digest of the captions for a fingerprint; nothing where concepts are named."""
+    if captions is None:
+        return {}
+    read_caption_bank(captions.expanduser())  # a missing one in one sentence
+    return {"captions_digest": hash_once(captions.expanduser())}
 
 
 def name_texts(captions: Path | None, template: str) -> str:

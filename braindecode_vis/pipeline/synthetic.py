@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -398,14 +399,8 @@ def _open_encoders(run: Run, number: int, settings: SyntheticConfig) -> list[Any
 
 
 def _iterate_blocks(items: Iterable[Any]) -> Iterator[list[Any]]:
-    block: list[Any] = []
-    for item in items:
-        block.append(item)
-        if len(block) == _AT_ONCE:
-            yield block
-            block = []
-    if block:
-        yield block
+    left = iter(items)
+    return iter(lambda: list(islice(left, _AT_ONCE)), [])
 
 
 def _open_source(run: Run, settings: SyntheticConfig) -> tuple[list[str], Any]:
