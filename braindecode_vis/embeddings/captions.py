@@ -45,7 +45,7 @@ def read_caption_bank(path: Path) -> dict[str, list[str]]:
     """
     check_file(path, what="the caption bank", hint="bring a CSV file with the columns id and caption")
     bank: dict[str, list[str]] = {}
-    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(read_text(path, what="the caption bank"), newline=""), strict=True)
     try:
         columns = reader.fieldnames or []
         rows = [(reader.line_num, row) for row in reader]
@@ -69,8 +69,14 @@ def read_caption_bank(path: Path) -> dict[str, list[str]]:
     return bank
 
 
-def _read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8 or, with its mark, UTF-16; a mark at the start is no part of the text."""
+def read_text(path: Path, *, what: str) -> str:
+    """Return the text of a file in UTF-8 or, with its mark, UTF-16; a mark at the start is no part of the text.
+
+    Raises
+    ------
+    DataError
+        If its bytes are no such text; `what` names the file.
+    """
     content = path.read_bytes()
     try:
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -79,7 +85,7 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         # In another encoding, a guess would put wrong letters into captions and ids.
         raise DataError(
-            f"the caption bank {path} is not encoded in UTF-8 (line {content[: error.start].count(10) + 1}); save it "
+            f"{what} {path} is not encoded in UTF-8 (line {content[: error.start].count(10) + 1}); save it "
             "as UTF-8, for example with iconv -f latin1 -t utf-8."
         ) from error
 
