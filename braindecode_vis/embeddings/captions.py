@@ -1,8 +1,8 @@
 """Captions of images: a bank of them in a file, and networks of a local folder that write them.
 
-Owns reading both without a hub and without running code that comes with a folder. Captioning networks are GIT and BLIP
-as transformers has them. What a caption is worth is the business of `braindecode_vis.metrics.captions`, captions of
-embeddings that of `braindecode_vis.generators.captions`.
+Owns reading both without a hub and without running code that comes with a folder, and how a caption is parted into
+words. Captioning networks are GIT and BLIP as transformers has them. What a caption is worth is the business of
+`braindecode_vis.metrics.captions`, captions of embeddings that of `braindecode_vis.generators.captions`.
 
 References
 ----------
@@ -14,7 +14,8 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from braindecode_vis.devices import choose_device
 from braindecode_vis.embeddings.weights import check_no_kernels
 from braindecode_vis.store import read_json
 
+PAD, START, END = 0, 1, 2  # numbers of the words that are none
+SPECIAL = ("<pad>", "<start>", "<end>")
 CAPTIONERS = ("git", "blip")  # kinds of networks that write captions
 
 
@@ -88,6 +91,28 @@ def read_text(path: Path, *, what: str) -> str:
             f"{what} {path} is not encoded in UTF-8 (line {content[: error.start].count(10) + 1}); save it "
             "as UTF-8, for example with iconv -f latin1 -t utf-8."
         ) from error
+
+
+def split_words(text: str) -> list[str]:
+    """Return words and signs of a caption, lower case.
+
+    Examples
+    --------
+    >>> split_words("A dog's bone, red.")
+    ['a', "dog's", 'bone', ',', 'red', '.']
+    """
+    return re.findall(r"[^\W_]+(?:['-][^\W_]+)*|[^\w\s]", text.lower())
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Return the caption of words and signs.
+
+    Examples
+    --------
+    >>> join_words(["a", "bone", ",", "red", "(", "new", ")", "."])
+    'a bone, red (new).'
+    """
+    return re.sub(r" (?=[,.;:!?)])|(?<=\() ", "", " ".join(words))
 
 
 def caption_images(

@@ -7,7 +7,6 @@ give the same captions. Networks are in `caption_networks`, how captions are sco
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,15 @@ import numpy as np
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device, seeded
-from braindecode_vis.embeddings.captions import load_captioner
+from braindecode_vis.embeddings.captions import (
+    END,
+    PAD,
+    SPECIAL,
+    START,
+    join_words,
+    load_captioner,
+    split_words,
+)
 from braindecode_vis.generators.captions_config import CocaCaptionsConfig, GitCaptionsConfig, find_device
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.retrieval import compute_similarity
@@ -28,7 +35,7 @@ from braindecode_vis.seeds import derive_seed
 from braindecode_vis.store import read_json, write_json
 
 if TYPE_CHECKING:
-    from braindecode_vis.generators.caption_networks import CaptionNetwork, TokenProjector
+    from braindecode_vis.training.caption_networks import CaptionNetwork, TokenProjector
 
 _BATCH = 64  # captions that are written together; changes nothing but rounding
 
@@ -217,8 +224,8 @@ def fit_git(config: GitCaptionsConfig, data: GeneratorData, *, seed: int) -> Git
     """
     import torch
 
-    from braindecode_vis.generators.caption_networks import CaptionTraining, TokenProjector, train_rows
     from braindecode_vis.optimisation import sum_rows
+    from braindecode_vis.training.caption_networks import CaptionTraining, TokenProjector, train_rows
 
     device = find_device(config)
     rows = data.embeddings.flat().astype(np.float32)
@@ -287,7 +294,7 @@ def _keep_tokens(
 
 def read_git(config: GitCaptionsConfig, folder: Path) -> GitCaptions:
     """Return the decoder that `GitCaptions.write` wrote."""
-    from braindecode_vis.generators.caption_networks import TokenProjector
+    from braindecode_vis.training.caption_networks import TokenProjector
 
     weights, record = _read_network(folder)
     sizes = (
@@ -364,8 +371,8 @@ def fit_coca(config: CocaCaptionsConfig, data: GeneratorData, *, seed: int) -> C
     """
     import torch
 
-    from braindecode_vis.generators import caption_networks as networks
     from braindecode_vis.optimisation import sum_rows
+    from braindecode_vis.training import caption_networks as networks
 
     known = config.read_training(data)
     source = data.predicted if config.learns_from == "predictions" else data.embeddings
@@ -392,7 +399,7 @@ def fit_coca(config: CocaCaptionsConfig, data: GeneratorData, *, seed: int) -> C
     scale = 1 / np.maximum(vectors.std(axis=(0, 1)), 1e-6)
     vectors = (vectors - mean) * scale
     texts = [[split_words(text)[: config.max_words] for text in known[str(source.ids[row])]] for row in kept]
-    vocabulary = [*networks.SPECIAL, *sorted({word for own in texts for text in own for word in text})]
+    vocabulary = [*SPECIAL, *sorted({word for own in texts for text in own for word in text})]
     number = {word: place for place, word in enumerate(vocabulary)}
     sizes = networks.CaptionSizes(
         n_tokens, n_features, len(vocabulary), config.max_words, config.width, config.depth, config.heads,
@@ -407,9 +414,9 @@ def fit_coca(config: CocaCaptionsConfig, data: GeneratorData, *, seed: int) -> C
     def compute_loss(batch: np.ndarray, rng: np.random.Generator) -> Any:
         chosen = [texts[row][rng.integers(len(texts[row]))] for row in batch]
         length = max(map(len, chosen)) + 2
-        words = np.full((len(batch), length), networks.PAD)
+        words = np.full((len(batch), length), PAD)
         for place, text in enumerate(chosen):
-            words[place, : len(text) + 2] = [networks.START, *(number[word] for word in text), networks.END]
+            words[place, : len(text) + 2] = [START, *(number[word] for word in text), END]
         rows = vectors[batch]
         if noise:
             rows = rows + noise * rng.standard_normal(rows.shape, dtype=np.float32)
@@ -437,35 +444,13 @@ def fit_coca(config: CocaCaptionsConfig, data: GeneratorData, *, seed: int) -> C
 
 def read_coca(config: CocaCaptionsConfig, folder: Path) -> CocaCaptions:
     """Return the decoder that `CocaCaptions.write` wrote."""
-    from braindecode_vis.generators.caption_networks import CaptionNetwork, CaptionSizes
+    from braindecode_vis.training.caption_networks import CaptionNetwork, CaptionSizes
 
     weights, record = _read_network(folder)
     mean, scale = (weights.pop(f"state.{name}").numpy() for name in ("mean", "scale"))
     network = CaptionNetwork(CaptionSizes(**record.pop("sizes")), rebuilds="hidden_patch" in weights)
     network.load_state_dict(weights)
     return CocaCaptions(network.eval(), record.pop("vocabulary"), mean, scale, find_device(config), record)
-
-
-def split_words(text: str) -> list[str]:
-    """Return words and signs of a caption, lower case.
-
-    Examples
-    --------
-    >>> split_words("A dog's bone, red.")
-    ['a', "dog's", 'bone', ',', 'red', '.']
-    """
-    return re.findall(r"[^\W_]+(?:['-][^\W_]+)*|[^\w\s]", text.lower())
-
-
-def join_words(words: Sequence[str]) -> str:
-    """Return the caption of words and signs.
-
-    Examples
-    --------
-    >>> join_words(["a", "bone", ",", "red", "(", "new", ")", "."])
-    'a bone, red (new).'
-    """
-    return re.sub(r" (?=[,.;:!?)])|(?<=\() ", "", " ".join(words))
 
 
 def _write_network(

@@ -8,7 +8,6 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.contracts import Context
-from braindecode_vis.generators import caption_networks as networks
 from braindecode_vis.generators.captions import retrieve_captions
 from braindecode_vis.generators.captions_config import (
     CocaCaptionsConfig,
@@ -17,6 +16,7 @@ from braindecode_vis.generators.captions_config import (
 )
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.training import caption_networks as networks
 from tests.embeddings.test_captions import write_git
 
 COLOURS, THINGS = ["red", "blue", "green"], ["star", "cat", "ring"]

@@ -2,7 +2,7 @@
 
 Owns the two networks, the losses of the second, and the loop that trains either on rows of training images. Every epoch
 draws from its own named seed, so that a training that was killed goes on from its checkpoint to the same weights. Words
-are numbers here; which word a number stands for is known in `captions`.
+are numbers here; which word a number stands for is known by those who give them.
 
 References
 ----------
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from braindecode_vis.contracts import Progress
 from braindecode_vis.devices import seeded
+from braindecode_vis.embeddings.captions import END, PAD, START
 from braindecode_vis.optimisation import (
     compute_warm_cosine,
     list_shapes,
@@ -37,8 +38,6 @@ from braindecode_vis.optimisation import (
 )
 from braindecode_vis.seeds import derive_seed, make_generator
 
-PAD, START, END = 0, 1, 2  # numbers of the words that are none
-SPECIAL = ("<pad>", "<start>", "<end>")
 CHECKPOINT = "captions_checkpoint.safetensors"
 _LOG_SCALE, _MOST_SCALE = math.log(1 / 0.07), 100.0  # CLIP's start and bound of the learnt temperature
 
