@@ -46,7 +46,14 @@ from braindecode_vis.phantom.formats import (
 from braindecode_vis.phantom.phantom_config import PhantomConfig
 from braindecode_vis.phantom.sizes import LATER, PhantomSize
 from braindecode_vis.phantom.stimuli.images import write_image_files
-from braindecode_vis.phantom.truth import PhantomTruth, count_bytes, plan_truth, read_truth, write_summary
+from braindecode_vis.phantom.truth import (
+    PhantomTruth,
+    count_bytes,
+    plan_truth,
+    read_truth,
+    write_summary,
+    write_words,
+)
 from braindecode_vis.store import compute_fingerprint, is_disk_full, json_plain, read_json, write_json
 
 _ALL = (
@@ -325,6 +332,8 @@ def _make(
         _finish(unit, ledger, advance, describe)
     # Written last: whoever finds it finds a complete phantom.
     if (ledger.root / TRUTH / "phantom.json").is_file():
+        if not (ledger.root / TRUTH / "descriptions.csv").is_file():
+            write_words(job)  # the phantom is older than descriptions of single images
         return read_truth(ledger.root)
     return write_summary(form, job)
 

@@ -26,12 +26,12 @@ from braindecode_vis.phantom.ceiling import (
 )
 from braindecode_vis.phantom.drive import N_EARLY, N_MID
 from braindecode_vis.phantom.format_plan import TRUTH, Format, PhantomJob, Progress, Unit
-from braindecode_vis.phantom.formats.file_writers import write_text, write_tsv, write_volume
+from braindecode_vis.phantom.formats.file_writers import write_csv, write_text, write_tsv, write_volume
 from braindecode_vis.phantom.phantom_config import PhantomConfig
 from braindecode_vis.phantom.recordings import compute_evoked
 from braindecode_vis.phantom.scanner import count_voxels, describe_voxels, make_parcels
 from braindecode_vis.phantom.sizes import PhantomSize
-from braindecode_vis.phantom.stimuli.images import make_captions
+from braindecode_vis.phantom.stimuli.images import describe_attributes, make_attributes, make_captions
 from braindecode_vis.store import collect_versions, read_json, replace_atomically, write_json
 
 SMALL_BYTES = 16 << 20
@@ -117,7 +117,7 @@ def read_truth(root: Path) -> PhantomTruth:
 def count_bytes(form: Format, size: PhantomSize, n_images: int) -> float:
     """Return the size of the ground truth."""
     if form.plan_truth is not None:
-        shared = 4.0 * n_images * (N_EARLY + N_MID + 32) + 330 * n_images + 1300 * size.n_subjects + 6000
+        shared = 4.0 * n_images * (N_EARLY + N_MID + 32) + 530 * n_images + 1300 * size.n_subjects + 6000
         if form.modality != "fmri":
             return shared
         # Of each person the patterns of some 35 modes and a table of parcels.
@@ -130,7 +130,7 @@ def count_bytes(form: Format, size: PhantomSize, n_images: int) -> float:
         one, extra, n_imagined = 4.0 * form.n_channels * _N_TIMES, 0.0, 0
     n_rows = n_images if n_images * one <= SMALL_BYTES else size.n_test_concepts
     drive = 4.0 * n_images * (N_EARLY + N_MID + 32)  # at most 32 semantic dimensions by default
-    return drive + 250 * n_images + size.n_subjects * (n_rows + n_imagined) * one + extra + 40_000
+    return drive + 450 * n_images + size.n_subjects * (n_rows + n_imagined) * one + extra + 40_000
 
 
 def choose_rows(form: Format, job: PhantomJob) -> np.ndarray:
@@ -163,7 +163,7 @@ def write_summary(form: Format, job: PhantomJob) -> PhantomTruth:
         # -1 where the noiseless response is not kept.
         truth_row[rows] = np.arange(len(rows))
     write_tsv(folder / "stimuli.tsv", job.table.assign(truth_row=truth_row))
-    make_captions(job.table, job.config.seed).to_csv(folder / "captions.csv", index=False)
+    write_words(job)
     if form.modality == "fmri":
         write_tsv(folder / "voxels.tsv", describe_voxels(job.scanner))
         networks = job.scanner.make_roi_volume("networks")
@@ -195,6 +195,15 @@ def write_summary(form: Format, job: PhantomJob) -> PhantomTruth:
         },
     )
     return read_truth(job.root)
+
+
+def write_words(job: PhantomJob) -> None:
+    """Write what the images show in words: captions of concepts, and attributes and a sentence of each image."""
+    folder, seed = job.root / TRUTH, job.config.seed
+    attributes = make_attributes(job.table, seed)
+    write_csv(folder / "captions.csv", make_captions(job.table, seed))
+    write_csv(folder / "attributes.csv", attributes)
+    write_csv(folder / "descriptions.csv", describe_attributes(attributes))
 
 
 def _write_evoked(form: Format, job: PhantomJob, person: Person) -> list[Path]:

@@ -11,9 +11,12 @@ from PIL import Image
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.phantom.stimuli.images import (
+    ATTRIBUTES,
     COLOURS,
     N_MAX_CONCEPTS,
     STIMULUS_COLUMNS,
+    describe_attributes,
+    make_attributes,
     make_captions,
     make_concepts,
     make_things_like_split,
@@ -21,7 +24,14 @@ from braindecode_vis.phantom.stimuli.images import (
     render_scene,
     write_images,
 )
-from braindecode_vis.phantom.stimuli.render import BACKGROUNDS, TEXTURES, Look, render_look
+from braindecode_vis.phantom.stimuli.render import (
+    BACKGROUNDS,
+    TEXTURES,
+    Look,
+    draw_scene,
+    render_look,
+    shows_accent,
+)
 from braindecode_vis.phantom.stimuli.shapes import list_shapes
 from braindecode_vis.stimuli import StimulusSet
 
@@ -333,3 +343,39 @@ def test_captions_say_what_a_concept_is_made_of():
     numbered = make_captions(table.assign(nsd_id=np.arange(len(table))), seed=0)
     assert numbered["id"].iloc[0] == "nsd00001"
     assert f"imagery_{table['stimulus_id'].iloc[-1]}" in set(numbered["id"])
+
+
+def test_attributes_say_what_each_image_shows():
+    """The table names the background and the place of every single image, which exemplars of a concept do not share."""
+    table = make_things_like_split(30, 3, 6, seed=0)
+    attributes = make_attributes(table, seed=0)
+    assert list(attributes.columns) == ["id", *ATTRIBUTES]
+    assert attributes["id"].tolist() == table["stimulus_id"].tolist()
+    home = make_concepts(33, seed=0).loc[table["concept_index"], "background"].to_numpy()
+    assert 0.65 < np.mean(attributes["background"].to_numpy() == home) < 0.9
+    share = attributes["place"].value_counts(normalize=True)
+    assert set(share.index) == {"left", "middle", "right"}
+    assert share.min() > 0.2
+    assert set(attributes["size"]) == {"large", "small"}
+    sentences = describe_attributes(attributes)["caption"]
+    assert sentences.str.startswith("a ").all()
+    assert len(set(sentences)) > 120
+
+
+def test_a_scene_stands_where_it_is_said_to_stand():
+    """The centre and the size of a ball are measured in the pixels that change with its colour alone."""
+    for seed in range(4):
+        looks = [make_look(colour=colour, stretch=1.0) for colour in ((0.4, 0.5, 0.3), (0.55, 0.4237, 0.3))]
+        scene = draw_scene(looks[0], np.random.default_rng(seed), ("brick", "sea"))
+        pair = [
+            render_look(look, 128, np.random.default_rng(seed), elsewhere=("brick", "sea")).astype(float)
+            for look in looks  # of one brightness, on which the world around depends
+        ]
+        seen = np.abs(pair[0] - pair[1]).max(axis=-1) > 4
+        for axis, place in zip((0, 1), scene.centre, strict=True):
+            inside = np.flatnonzero(seen.any(axis=axis))
+            assert (inside[0] + inside[-1] + 1) / 128 - 1 == pytest.approx(place, abs=0.03)  # 2 pixels
+            assert (inside[-1] + 1 - inside[0]) / 128 == pytest.approx(0.82 * scene.scale, abs=0.04)
+    assert shows_accent(make_look(shape="fish"))
+    assert shows_accent(make_look(texture="striped"))
+    assert not shows_accent(make_look())

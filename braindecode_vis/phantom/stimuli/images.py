@@ -28,7 +28,14 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import ConfigError, check_columns, check_option
-from braindecode_vis.phantom.stimuli.render import BACKGROUNDS, TEXTURES, Look, render_look
+from braindecode_vis.phantom.stimuli.render import (
+    BACKGROUNDS,
+    TEXTURES,
+    Look,
+    draw_scene,
+    render_look,
+    shows_accent,
+)
 from braindecode_vis.phantom.stimuli.shapes import list_shapes
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.store import hash_file
@@ -69,6 +76,23 @@ STIMULUS_COLUMNS = (
     "file_name",
     "path",
 )
+ATTRIBUTES = ("shape", "colour", "texture", "accent", "background", "place", "size")
+_WHERE = {
+    "studio": "in a studio",
+    "meadow": "on a meadow",
+    "clouds": "before clouds",
+    "bokeh": "before blurred lights",
+    "brick": "before a brick wall",
+    "planks": "before wooden planks",
+    "sea": "by the sea",
+    "dunes": "among dunes",
+    "forest": "in a forest",
+    "tiles": "on a tiled floor",
+    "city": "before a city at night",
+}
+_SIDES = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
+_ASIDE = 0.04  # of half the image, to be left or right of its middle: more than a quarter of the objects each
+_LARGE = 0.82  # half the object's extent over half the image, the middle of the scenes' range
 _FIRST_SYNSET = 1_440_000  # like WordNet offsets: eight digits with the leading zero
 N_MAX_CONCEPTS = len(list_shapes()) * len(COLOURS) * len(TEXTURES)
 _CHUNK = 64  # images drawn between two steps of progress
@@ -326,11 +350,8 @@ def make_captions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     True
     """
     concepts = make_concepts(int(table["concept_index"].max()) + 1, seed=seed)
-    numbers = table["nsd_id"].astype(int).tolist() if "nsd_id" in table else None
-    imagined = table["imagined"].tolist() if "imagined" in table else [False] * len(table)
-    columns = (table["stimulus_id"].astype(str), table["concept_index"].astype(int), table["split"])
     rows: list[tuple[str, str]] = []
-    for place, (name, concept, split) in enumerate(zip(*columns, strict=True)):
+    for names, concept in zip(_name_images(table), table["concept_index"].astype(int), strict=True):
         known = concepts.loc[concept]
         thing, surface = str(known["shape"]).replace("_", " "), str(known["texture"])
         patterned = surface if surface == "plain" else f"{surface} ({known['accent']})"
@@ -338,11 +359,77 @@ def make_captions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
             f"{_choose_article(str(known['colour']))} {known['colour']} {surface} {thing}",
             f"{_choose_article(thing)} {thing} in {known['colour']}, {patterned}",
         ]
-        names = [name, *([f"imagery_{name}"] if imagined[place] else [])]
-        if numbers is not None:
-            names = [f"nsd{numbers[place] + 1:05d}", *([f"imagery_{name}"] if split == "test" else [])]
         rows += [(each, caption) for each in names for caption in captions]
     return pd.DataFrame(rows, columns=["id", "caption"])
+
+
+def make_attributes(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Tell what each image of a phantom really shows, its own background, place and size included.
+
+    Parameters
+    ----------
+    table
+        `stimulus_id`, `concept_index`, `exemplar` and `split`; further columns as in `make_captions`.
+    seed
+        Root seed of the stimuli.
+
+    Returns
+    -------
+    DataFrame
+        Columns `id` and `ATTRIBUTES`, one row an image and name of it. `background` is the one that was drawn, which is
+        the home of the concept in about three of four images. `accent` is empty where nothing shows it. `place` is
+        ``left`` or ``right`` where the centre of the object is more than 2 % of the image's width beside its middle,
+        and ``middle`` otherwise; `size` is ``large`` where the object takes at least 82 % of the image, and ``small``
+        otherwise.
+
+    Examples
+    --------
+    >>> table = make_things_like_split(1, 1, seed=0)
+    >>> set(make_attributes(table, seed=0)["place"]) <= {"left", "middle", "right"}
+    True
+    """
+    rows = []
+    numbers = (table["concept_index"].astype(int), table["exemplar"].astype(int))
+    for names, concept, exemplar in zip(_name_images(table), *numbers, strict=True):
+        look, elsewhere = _find_look(concept, seed)
+        shape, colour, texture, accent, _ = _describe_concept(concept, seed)
+        scene = draw_scene(look, make_generator(seed, "phantom_scene", concept, exemplar), elsewhere)
+        aside = scene.centre[0]
+        place = "middle" if abs(aside) <= _ASIDE else "left" if aside < 0 else "right"
+        size = "large" if scene.scale >= _LARGE else "small"
+        seen = accent if shows_accent(look) else ""
+        rows += [(name, shape, colour, texture, seen, scene.background, place, size) for name in names]
+    return pd.DataFrame(rows, columns=["id", *ATTRIBUTES])
+
+
+def describe_attributes(attributes: pd.DataFrame) -> pd.DataFrame:
+    """Return one exact sentence an image from what `make_attributes` tells: columns `id` and `caption`.
+
+    Examples
+    --------
+    >>> table = make_things_like_split(1, 1, seed=0)
+    >>> describe_attributes(make_attributes(table, seed=0))["caption"].iloc[0].startswith("a ")
+    True
+    """
+    sentences = []
+    for row in attributes.astype(str).to_dict("records"):
+        thing = f"{row['size']} {row['colour']} {row['texture']} {row['shape'].replace('_', ' ')}"
+        with_accent = f" with {row['accent']}" if row["accent"] else ""
+        sentences.append(f"a {thing}{with_accent}, {_SIDES[row['place']]}, {_WHERE[row['background']]}")
+    return pd.DataFrame({"id": attributes["id"], "caption": sentences})
+
+
+def _name_images(table: pd.DataFrame) -> list[list[str]]:
+    """Return the names under which each image stands in a data set: those of NSD and of imagined images too."""
+    numbers = table["nsd_id"].astype(int).tolist() if "nsd_id" in table else None
+    imagined = table["imagined"].tolist() if "imagined" in table else [False] * len(table)
+    found = []
+    for row, (name, split) in enumerate(zip(table["stimulus_id"].astype(str), table["split"], strict=True)):
+        names = [name, *([f"imagery_{name}"] if imagined[row] else [])]
+        if numbers is not None:
+            names = [f"nsd{numbers[row] + 1:05d}", *([f"imagery_{name}"] if split == "test" else [])]
+        found.append(names)
+    return found
 
 
 def _choose_article(word: str) -> str:

@@ -76,22 +76,46 @@ class Look:
     hue: float = 0.5
 
 
-def render_look(look: Look, size: int, rng: np.random.Generator, *, elsewhere: tuple[str, ...]) -> Array:
-    """Draw one random scene of an object as uint8 of shape (size, size, 3).
-
-    Every random number is drawn from `rng` in an order that does not depend on `size`.
+@dataclass(frozen=True)
+class Scene:
+    """What one picture of an object adds to its `Look`: where it stands, how large, in which light, before what.
 
     Parameters
     ----------
-    look
-        The object.
-    size
-        Height and width in pixels.
-    rng
-        Source of the pose, the light and the background instance.
-    elsewhere
-        Backgrounds to choose from in the scenes that are not at home.
+    background
+        The background that is really drawn, at home or elsewhere.
+    hue
+        Hue of the background, 0 to 1 and a little beyond.
+    scale
+        Half the object's extent over half the image.
+    angle
+        Turn in radians.
+    flip
+        Mirrored.
+    centre : tuple of two floats
+        Place of the object, x to the right and y down; the image spans -1 to 1.
+    light : tuple of three floats
+        Direction of the lamp.
+    exposure, cast
+        Brightness, and warmth of the light.
+    jitter : array of shape (3,)
+        Shift of the object's colours.
     """
+
+    background: str
+    hue: float
+    scale: float
+    angle: float
+    flip: bool
+    centre: tuple[float, float]
+    light: tuple[float, float, float]
+    exposure: float
+    cast: float
+    jitter: Array
+
+
+def draw_scene(look: Look, rng: np.random.Generator, elsewhere: tuple[str, ...]) -> Scene:
+    """Draw the scene of an object: the first numbers that `render_look` takes from `rng`."""
     # Every number is drawn whether it is used or not, so that one choice does not shift the next ones.
     background, hue = look.background, look.hue + rng.normal(0, 0.03)
     away, place, any_hue = rng.random(), rng.integers(len(elsewhere)), rng.random()
@@ -110,22 +134,47 @@ def render_look(look: Look, size: int, rng: np.random.Generator, *, elsewhere: t
     far = math.hypot(1, height)
     light = (math.sin(azimuth) / far, -math.cos(azimuth) / far, height / far)
     exposure, cast = rng.uniform(0.9, 1.1), rng.normal(0, 0.03)
-    jitter = rng.normal(0, 0.025, 3)
+    return Scene(
+        background, float(hue), scale, angle, flip, centre, light, exposure, cast, rng.normal(0, 0.025, 3)
+    )
 
+
+def shows_accent(look: Look) -> bool:
+    """Say whether the accent colour is seen: in the texture of the surface, or on a part of the shape."""
+    return look.texture != "plain" or any(paint == "accent" for paint, _ in read_objects()[look.shape][1])
+
+
+def render_look(look: Look, size: int, rng: np.random.Generator, *, elsewhere: tuple[str, ...]) -> Array:
+    """Draw one random scene of an object as uint8 of shape (size, size, 3).
+
+    Every random number is drawn from `rng` in an order that does not depend on `size`.
+
+    Parameters
+    ----------
+    look
+        The object.
+    size
+        Height and width in pixels.
+    rng
+        Source of the pose, the light and the background instance.
+    elsewhere
+        Backgrounds to choose from in the scenes that are not at home.
+    """
+    scene = draw_scene(look, rng, elsewhere)
     pixel = 2 / size
     axis = ((np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(pixel)) - np.float32(1)
     x, y = axis[None, :], axis[:, None]
     canvas = np.empty((3, size, size), np.float32)
-    canvas[:] = BACKGROUNDS[background](x, y, pixel, float(hue), rng)
+    canvas[:] = BACKGROUNDS[scene.background](x, y, pixel, scene.hue, rng)
     # A bright object meets a darker world and the reverse, as a photographer would arrange it.
     brightness = float(np.dot(look.colour, (0.3, 0.59, 0.11)))
     canvas *= 1.1 - 0.5 * brightness
     canvas += 0.16 * (1 - brightness)
 
-    pose = _Pose(centre, scale, angle, flip, look.stretch)
-    _paint_object(canvas, look, jitter, pose, light, axis, background in _GROUNDS)
+    _paint_object(canvas, look, scene, axis)
     canvas *= 1.06 - 0.16 * (x * x + y * y)  # vignetting of a lens
-    canvas *= (exposure * np.array([1 + cast, 1, 1 - cast], np.float32))[:, None, None]
+    tint = np.array([1 + scene.cast, 1, 1 - scene.cast], np.float32)
+    canvas *= (scene.exposure * tint)[:, None, None]
     np.clip(canvas, 0, 1, out=canvas)
     return (canvas * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
 
@@ -133,45 +182,30 @@ def render_look(look: Look, size: int, rng: np.random.Generator, *, elsewhere: t
 # ---------------------------------------------------------------------------------------- the object
 
 
-@dataclass(frozen=True)
-class _Pose:
-    centre: tuple[float, float]
-    scale: float
-    angle: float
-    flip: bool
-    stretch: float
-
-
-def _paint_object(
-    canvas: Array,
-    look: Look,
-    jitter: Array,
-    pose: _Pose,
-    light: tuple[float, float, float],
-    axis: Array,
-    on_ground: bool,
-) -> None:
+def _paint_object(canvas: Array, look: Look, scene: Scene, axis: Array) -> None:
     """Paint shadow and parts of an object over the background, in place."""
     # Objects fill -1 to 1; shadows and stretched corners reach beyond, and nothing else is touched.
-    reach = pose.scale * 1.45
+    reach = scene.scale * 1.45
     columns, rows = (
-        slice(*np.searchsorted(axis, (middle - reach, middle + reach)).tolist()) for middle in pose.centre
+        slice(*np.searchsorted(axis, (middle - reach, middle + reach)).tolist()) for middle in scene.centre
     )
     patch = canvas[:, rows, columns]
-    x, y = axis[None, columns] - pose.centre[0], axis[rows, None] - pose.centre[1]
-    pixel = float(axis[1] - axis[0]) / pose.scale
-    cos, sin = math.cos(pose.angle) / pose.scale, math.sin(pose.angle) / pose.scale
-    widen = math.sqrt(pose.stretch)
-    u = (x * cos + y * sin) * (-1 if pose.flip else 1) / widen
+    x, y = axis[None, columns] - scene.centre[0], axis[rows, None] - scene.centre[1]
+    pixel = float(axis[1] - axis[0]) / scene.scale
+    cos, sin = math.cos(scene.angle) / scene.scale, math.sin(scene.angle) / scene.scale
+    widen = math.sqrt(look.stretch)
+    u = (x * cos + y * sin) * (-1 if scene.flip else 1) / widen
     v = (y * cos - x * sin) * widen
 
     parts = [(paint, *measure_part(part, u, v)) for paint, part in read_objects()[look.shape][1]]
     # The union of signed distances is their minimum.
     silhouette = np.minimum.reduce([distance for _, distance, _ in parts])
-    _cast_shadow(patch, silhouette, x / pose.scale, y / pose.scale, light, pixel, on_ground)
+    _cast_shadow(
+        patch, silhouette, x / scene.scale, y / scene.scale, scene.light, pixel, scene.background in _GROUNDS
+    )
     # Each of shape (3, 1, 1), over rows and columns of the patch.
     colours = {name: np.array(rgb, np.float32)[:, None, None] for name, rgb in _PAINTS.items()}
-    shift = jitter.astype(np.float32)[:, None, None]
+    shift = scene.jitter.astype(np.float32)[:, None, None]
     colours["main"] = colours["plain"] = np.array(look.colour, np.float32)[:, None, None] + shift
     colours["accent"] = np.array(look.accent, np.float32)[:, None, None] + shift
     colours["shade"] = colours["main"] * np.float32(0.6)
@@ -194,7 +228,7 @@ def _paint_object(
             tv = (v[window] * cos - u[window] * sin) * swell
             mix = TEXTURES[look.texture](tu, tv, pixel * 1.2 / look.grain)
             colour = colour + (colours["accent"] - colour) * mix
-        diffuse, gloss = _shade(height, pixel, light)
+        diffuse, gloss = _shade(height, pixel, scene.light)
         colour = colour * diffuse
         colour += gloss
         # In place: under + cover * (colour - under).
