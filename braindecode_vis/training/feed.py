@@ -33,7 +33,7 @@ from braindecode_vis.devices import (
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.memory import find_memory
 from braindecode_vis.preprocessing.alignment import InputTransform
-from braindecode_vis.seeds import make_generator, make_torch_generator
+from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.training.augment import (
     RepetitionAveragingConfig,
     SubjectMixingConfig,
@@ -53,6 +53,7 @@ from braindecode_vis.training.batches import (
     make_units,
     mix_draws,
 )
+from braindecode_vis.training.descriptions import Descriptions
 from braindecode_vis.training.image_side import ViewChooser, cluster_images
 from braindecode_vis.training.lora import AdaptedTower, ImageSource
 from braindecode_vis.training.model import Batch
@@ -74,17 +75,20 @@ class Extras:
         Cluster of each image.
     images
         The images themselves, for a network that is tuned.
+    descriptions
+        Words, attributes and what else files say of the images.
     """
 
     text: Embeddings | None = None
     image_views: tuple[Embeddings, ...] = ()
     clusters: dict[str, int] | None = None
     images: ImageSource | None = None
+    descriptions: Descriptions | None = None
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """One batch to read: where it stands in the training, its units and the trials drawn for them."""
+    """One batch to read: where it stands in the training, its units, and the trials and captions drawn for them."""
 
     update: int
     part: int
@@ -92,6 +96,7 @@ class BatchPlan:
     draw: Draw
     views: tuple[Draw, ...] = ()
     rank: int = 0
+    captions: np.ndarray | None = None
 
 
 class Feed:
@@ -112,7 +117,7 @@ class Feed:
     needs
         What the objectives need.
     extras
-        Text, views and clusters.
+        Text, views, clusters and descriptions.
     device
         Where batches go.
     seed
@@ -138,6 +143,10 @@ class Feed:
         self.device, self.seed = device, seed
         # Batches compare integers; strings would be compared by the thousand in every step.
         self.ids, self.stimuli, self.concepts = code_trials(responses)
+        self.described = extras.descriptions
+        self.words: Tensor | None = None
+        self.tables: dict[str, Tensor] = {}
+        self._check_described()
         self.trials = responses.trials
         names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
         self.subjects = signal.index_subjects(names)
@@ -161,6 +170,17 @@ class Feed:
         self.images: RowSource | None = None
         self._image_source = extras.images
         self._used = used
+
+    def _check_described(self) -> None:
+        """Put what is said of the images on the device: a few hundred bytes of each."""
+        found = self.described
+        if found is None:
+            return
+        if found.concepts is not None:
+            self.concepts = found.concepts
+        if found.words is not None:
+            self.words = torch.from_numpy(found.words).to(self.device)
+        self.tables = {name: torch.from_numpy(table).to(self.device) for name, table in found.tables.items()}
 
     @property
     def threaded(self) -> bool:
@@ -348,7 +368,8 @@ class Feed:
         mine = slice(rank * size, (rank + 1) * size)
         # Held-out units are averaged over all repetitions and never cut: every process scores them all.
         if units is not self.train:
-            return BatchPlan(update, part, batch, draw_all(units, batch))
+            captions = self._draw_captions(units, batch, None)
+            return BatchPlan(update, part, batch, draw_all(units, batch), captions=captions)
         # By the place in the training, not by a running generator, so that a resumed run draws the same.
         rng = make_generator(self.seed, "repetitions", update, part)
         draw = self._draw(units, batch, rng)
@@ -358,7 +379,16 @@ class Feed:
             other = self._draw(units, self.partners.draw(batch, rng), rng)
             draw = mix_draws(draw, other, self.subject_mixing.draw_shares(len(batch), rng))
         halves = tuple(_cut(view, mine) for view in views)
-        return BatchPlan(update, part, batch[mine], _cut(draw, mine), halves, rank)
+        captions = self._draw_captions(units, batch, make_generator(self.seed, "captions", update, part))
+        own = None if captions is None else captions[mine]
+        return BatchPlan(update, part, batch[mine], _cut(draw, mine), halves, rank, own)
+
+    def _draw_captions(
+        self, units: TrainingUnits, batch: np.ndarray, rng: np.random.Generator | None
+    ) -> np.ndarray | None:
+        if self.words is None or self.described is None:
+            return None
+        return self.described.draw_captions(units.stimuli[batch], rng)
 
     def _draw(self, units: TrainingUnits, batch: np.ndarray, rng: np.random.Generator) -> Draw:
         own = self.averaging
@@ -412,6 +442,11 @@ class Feed:
         batch.image_views = torch.stack(views) if views else None
         if self.clusters is not None:
             batch.clusters = torch.from_numpy(self.clusters[units.stimuli[plan.units]]).to(self.device)
+        for name, table in self.tables.items():
+            setattr(batch, name, table[stimuli])
+        if self.words is not None and plan.captions is not None:
+            batch.words = self.words[torch.from_numpy(plan.captions).to(self.device)].long()
+        batch.seed = derive_seed(self.seed, "objectives", plan.update, plan.part)
         if plan.views:
             # (2, n, ...): two disjoint halves of the repetitions
             halves = [self.data.pick(*blocks[f"half{n}"], view.weights) for n, view in enumerate(plan.views)]

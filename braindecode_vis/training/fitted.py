@@ -7,7 +7,7 @@ safetensors and JSON of a fitted encoder.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ from braindecode_vis.devices import choose_device
 from braindecode_vis.encoders.signal import Signal, check_signal
 from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.store import json_plain, read_json, write_json
+from braindecode_vis.training.descriptions import Lexicon
 
 if TYPE_CHECKING:
     from braindecode_vis.training.feed import Feed
@@ -60,6 +61,8 @@ class NetworkFit:
         Name of the space of the targets that were given, which has several views per image with `view_choice`.
     view_choice
         How training chose among them.
+    lexicon
+        Words, values of attributes and concepts by their numbers, where objectives have weights of them.
     """
 
     model: BrainImageModel
@@ -74,6 +77,7 @@ class NetworkFit:
     batch_size: int = 0
     bank_space: str = ""
     view_choice: ViewChoice | None = None
+    lexicon: Lexicon = field(default_factory=Lexicon)
     _tuned: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     _tuned_from: Any = field(default=None, repr=False)
 
@@ -97,6 +101,16 @@ class NetworkFit:
             for name, value in sorted(part.state_dict().items()):
                 digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
         return f"{self.space}/network-{digest.hexdigest()[:12]}"
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Words by their numbers, PAD, START and END first; empty unless an objective needs captions."""
+        return self.lexicon.vocabulary
+
+    @property
+    def attributes(self) -> dict[str, tuple[str, ...]]:
+        """Values of each attribute by their numbers; empty unless an objective needs attributes."""
+        return self.lexicon.attributes
 
     @property
     def predicts_targets(self) -> bool:
@@ -242,6 +256,7 @@ def write_fit(folder: Path, fit: NetworkFit, config: Any, *, seed: int, messages
             "takes_unknown": fit.takes_unknown, "batch_size": fit.batch_size, "messages": messages,
             "bank_space": fit.bank_space, **_describe_image_side(fit),
             "held_out": list(fit.held_out), "held_out_by": fit.held_out_by, "history": fit.history,
+            **_describe_objectives(fit),
         },
     )  # fmt: skip
 
@@ -253,6 +268,12 @@ def _describe_image_side(fit: NetworkFit) -> dict[str, Any]:
         "fusion": None if fusion is None else fusion.describe(fit.signal.subjects),
         "adapted": None if tower is None else {name: list(shape) for name, shape in tower.shapes.items()},
     }
+
+
+def _describe_objectives(fit: NetworkFit) -> dict[str, Any]:
+    """Return what weights of objectives are built for and what their numbers stand for; nothing without any."""
+    sizes = {} if fit.model.sizes is None else {"sizes": asdict(fit.model.sizes)}
+    return sizes if fit.lexicon == Lexicon() else {**sizes, "lexicon": fit.lexicon.as_json()}
 
 
 def read_fit(folder: Path, config: Any) -> tuple[NetworkFit, int, list[str]]:
@@ -267,6 +288,7 @@ def read_fit(folder: Path, config: Any) -> tuple[NetworkFit, int, list[str]]:
 
     from braindecode_vis.optimisation import check_identity, load_weights, take
     from braindecode_vis.training.model import TargetScale, build_model
+    from braindecode_vis.training.objectives.objective import StepSizes
 
     record = read_json(folder / RECORD)
     # The network first: another architecture is the more useful thing to say than another setting.
@@ -280,7 +302,10 @@ def read_fit(folder: Path, config: Any) -> tuple[NetworkFit, int, list[str]]:
     image = TargetScale(kind, *start, n_tokens=1 if config.fusion is None else shape[0])
     scales = (image, TargetScale(kind, *start) if "text" in config.needs else None)
     adapted = record["adapted"] and {name: (n[0], n[1]) for name, n in record["adapted"].items()}
-    model = build_model(config, signal, shape, seed=record["seed"], scales=scales, adapted=adapted)
+    sizes = StepSizes.from_json(record["sizes"]) if "sizes" in record else None
+    model = build_model(
+        config, signal, shape, seed=record["seed"], scales=scales, adapted=adapted, sizes=sizes
+    )
     tensors = load_file(folder / WEIGHTS)
     load_weights(model, take(tensors, "model"), what=str(folder / WEIGHTS))
     transform = InputTransform.from_tensors(
@@ -290,7 +315,7 @@ def read_fit(folder: Path, config: Any) -> tuple[NetworkFit, int, list[str]]:
     fit = NetworkFit(
         model.eval(), signal, transform, record["space"], shape, record["takes_unknown"], record["history"],
         tuple(record["held_out"]), record["held_out_by"], record["batch_size"], record["bank_space"],
-        config.view_choice,
+        config.view_choice, Lexicon.from_json(record["lexicon"]) if "lexicon" in record else Lexicon(),
     )  # fmt: skip
     return fit, record["seed"], list(record["messages"])
 

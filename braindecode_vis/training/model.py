@@ -8,8 +8,8 @@ training statistics and, where asked for, fused over layers and projected; text 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,10 +26,14 @@ from braindecode_vis.roles import NETWORK, NETWORK_SETTINGS, play
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.training.image_side import LayerFusion
 from braindecode_vis.training.lora import AdaptedTower, Shapes
-from braindecode_vis.training.objectives.objective import Outputs, compute_matches
+from braindecode_vis.training.objectives.objective import NEED_FIELDS, Outputs, StepSizes, compute_matches
 
 #: Needs of an objective that hold for trials which are neither augmented nor part of a training step.
-PLAIN_NEEDS = frozenset({"regression", "text"})
+PLAIN_NEEDS = frozenset({"regression", "text", "words", "attributes", "sentences", "swapped"})
+#: Fields of a batch that objectives see as they are, each by the need that asks for it.
+_PASSED_ON = {
+    name: need for need in ("words", "attributes", "sentences", "swapped") for name in NEED_FIELDS[need]
+}
 
 
 @dataclass
@@ -57,7 +61,7 @@ class Batch:
     clusters : integer tensor of shape (n,)
     teacher : mapping
         `teacher_brain`, `teacher_image`, `queue_brain`, `queue_image` of `Outputs`.
-    mix_partner, mix_weight
+    mix_partner, mix_weight, words, attributes, sentences, swapped, swapped_known, seed
         As in `Outputs`.
     progress
         Share of the training that is done.
@@ -79,6 +83,12 @@ class Batch:
     teacher: dict[str, Tensor] | None = None
     mix_partner: Tensor | None = None
     mix_weight: Tensor | None = None
+    words: Tensor | None = None
+    attributes: Tensor | None = None
+    sentences: Tensor | None = None
+    swapped: Tensor | None = None
+    swapped_known: Tensor | None = None
+    seed: int = 0
     progress: float = 0.0
 
 
@@ -155,6 +165,8 @@ class BrainImageModel(nn.Module):
     ----------
     matches : pair of tensors or None
         Image and logit of each trial of the last batch; kept if `keeps_matches` is set.
+    sizes : StepSizes or None
+        What objectives with weights of their own were prepared for.
     """
 
     network: nn.Module
@@ -189,13 +201,14 @@ class BrainImageModel(nn.Module):
         # Only the rule of uncertainty reads them; the logit of every pair is not free.
         self.keeps_matches = False
         self.matches: tuple[Tensor, Tensor] | None = None
+        self.sizes: StepSizes | None = None
         self.brain_projector, self.image_projector = brain_projector, image_projector
         self.shared_projector = shared_projector
         self.regression, self.regression_head = regression, regression_head
         self.target_scale, self.text_scale = target_scale, text_scale
         self.objectives = nn.ModuleList(objectives)
         self.needs: frozenset[str] = frozenset[str]().union(*(o.config.needs for o in objectives))
-        if "brain_tokens" in self.needs and self.whole_network.forward_tokens is None:
+        if self.needs & {"brain_tokens", "token_views"} and self.whole_network.forward_tokens is None:
             raise ConfigError(
                 f"an objective needs local outputs, which {type(network).__name__} does not give; choose another "
                 "encoder.network.kind or leave that objective out."
@@ -282,11 +295,16 @@ class BrainImageModel(nn.Module):
         needs = self.needs & PLAIN_NEEDS if plain else self.needs
         brain, regression = self.encode_heads(batch.data, batch.subject)
         image = self.encode_image(self.embed_images(batch), batch.subject)
-        outputs = Outputs(brain, image, batch.stimuli, batch.concepts, progress=batch.progress)
+        outputs = Outputs(
+            brain, image, batch.stimuli, batch.concepts, progress=batch.progress, seed=batch.seed
+        )
         if "regression" in needs:
             outputs.regression, outputs.raw_target = regression, batch.target
         if "text" in needs and batch.text is not None:
             outputs.text = self.encode_text(batch.text)
+        for name, need in _PASSED_ON.items():
+            if need in needs:
+                setattr(outputs, name, getattr(batch, name))
         if plain:
             return outputs
         if "brain_views" in needs and batch.views is not None:
@@ -346,15 +364,16 @@ def gather_outputs(outputs: Outputs) -> Outputs:
         progress=outputs.progress,
         queue_brain=outputs.queue_brain,
         queue_image=outputs.queue_image,
+        seed=outputs.seed,
     )
     for name in (
         "regression", "raw_target", "text", "brain_tokens", "background", "clusters", "teacher_brain",
-        "teacher_image", "mix_weight",
+        "teacher_image", "mix_weight", *_PASSED_ON,
     ):  # fmt: skip
         value = getattr(outputs, name)
         if value is not None:
             setattr(gathered, name, gather_rows(value))
-    for name in ("brain_views", "image_views"):
+    for name in ("brain_views", "image_views", "token_views", "token_offsets"):
         value = getattr(outputs, name)
         if value is not None:
             # rows stand behind the axis of views
@@ -448,6 +467,7 @@ def build_model(
     seed: int,
     scales: tuple[TargetScale, TargetScale | None],
     adapted: Shapes | None = None,
+    sizes: StepSizes | None = None,
 ) -> BrainImageModel:
     """Return the model with fresh weights that the seed decides.
 
@@ -465,6 +485,8 @@ def build_model(
         Scaling of image and of text embeddings; see `make_scales`.
     adapted
         Weights of the image network that change, if known.
+    sizes
+        What is known of words, attributes, sentences and concepts, for objectives with weights of their own.
     """
     projector, n_targets = settings.projector, int(np.prod(target_shape))
     fusion = None
@@ -496,7 +518,7 @@ def build_model(
                 objective  # for weight, phase and needs; one from outside need not keep its settings
             )
         shared = projector is not None and projector.shared
-        return BrainImageModel(
+        model = BrainImageModel(
             network,
             shared_projector=nn.Linear(n_common, n_common) if shared else None,
             brain_projector=brain_projector,
@@ -511,6 +533,28 @@ def build_model(
             # Last, so that the other weights are those of a training without it.
             tower=None if settings.image_tower is None else AdaptedTower(settings.image_tower, adapted),
         )
+    prepare_objectives(
+        model, replace(sizes or StepSizes(), n_common=n_common, n_outputs=n_outputs), signal, seed=seed
+    )
+    return model
+
+
+def prepare_objectives(model: BrainImageModel, sizes: StepSizes, signal: Signal, *, seed: int) -> None:
+    """Let objectives make weights whose sizes a step decides, each from a draw of its own; others stay as they were."""
+    waiting = [(n, o) for n, o in enumerate(model.objectives) if getattr(o, "has_sizes", False)]
+    if not waiting:
+        return
+    forward_tokens = model.whole_network.forward_tokens
+    if forward_tokens is not None and model.needs & {"brain_tokens", "token_views"}:
+        model.eval()
+        with torch.no_grad():
+            trial = torch.zeros(1, *signal.shape), torch.zeros(1, dtype=torch.long)
+            sizes = replace(sizes, n_tokens=forward_tokens(*trial).shape[1])
+        model.train()
+    model.sizes = sizes
+    for number, objective in waiting:
+        with seeded(derive_seed(seed, "objective_weights", number)):
+            cast(Any, objective).prepare(sizes)
 
 
 def check_weights_exist(network: nn.Module, kind: str) -> None:

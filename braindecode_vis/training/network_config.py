@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import ConfigError, check_file, check_installed
+from braindecode_vis.digests import hash_once
+from braindecode_vis.embeddings.attributes import read_attributes
+from braindecode_vis.embeddings.captions import read_caption_bank
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
 from braindecode_vis.optimisation import OptimiserConfig, ScheduleConfig
 from braindecode_vis.preprocessing.alignment import InputScalingConfig
@@ -32,6 +35,12 @@ if TYPE_CHECKING:
 _WITH_SCALE = frozenset({"l1", "mse"})
 
 BatchSize = Annotated[int, Field(ge=2)] | Literal["auto"]
+#: Settings that name what is said of images, and the needs of objectives that each of them answers.
+_DESCRIBED_BY = {
+    "captions": frozenset({"words", "sentences", "swapped"}),
+    "attributes": frozenset({"attributes"}),
+    "sentence_encoder": frozenset({"sentences", "swapped"}),
+}
 HeldOutShare = Annotated[float, Field(ge=0, le=0.5)]
 
 
@@ -236,6 +245,15 @@ class NetworkEncoderConfig(Settings):
         learns from predictions; None takes the held-out trials.
     n_clusters
         Clusters of the training images for objectives that need them, by k-means of the targets.
+    captions
+        CSV file with the columns ``id`` and ``caption``, of every training image, for objectives that need words or
+        sentences. An image with several has several rows; each batch draws one.
+    attributes
+        CSV file with a column ``id`` or ``concept`` and one column per attribute, for objectives that need attributes;
+        an empty field is unknown.
+    sentence_encoder
+        Network that makes vectors of captions, for objectives that need sentences: ``minilm`` (the extra ``text``), or
+        a folder of a sentence encoder.
     compile
         Compile the network. Compiled dropout draws other numbers, so this enters the fingerprint.
     device
@@ -279,6 +297,9 @@ class NetworkEncoderConfig(Settings):
     subject_alignment: SubjectAlignment = "none"
     out_of_fold: int | None = Field(default=None, ge=2)
     n_clusters: int = Field(default=16, ge=2)
+    captions: Path | None = None
+    attributes: Path | None = None
+    sentence_encoder: Literal["minilm"] | Path | None = None
     compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log: tuple[Literal["jsonl", "tensorboard", "wandb"], ...] = ("jsonl",)
@@ -286,9 +307,9 @@ class NetworkEncoderConfig(Settings):
     checkpoint_seconds: float = Field(default=15.0, ge=0)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset(
-        {"device", "log", "max_device_bytes", "checkpoint_seconds"}
+        {"device", "log", "max_device_bytes", "checkpoint_seconds", *_DESCRIBED_BY}
     )
-    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"second_stage", "last_batch"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"second_stage", "last_batch", *_DESCRIBED_BY})
 
     trains_in_processes: ClassVar[bool] = True
 
@@ -380,6 +401,45 @@ class NetworkEncoderConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_descriptions(self) -> Self:
+        for name, answers in _DESCRIBED_BY.items():
+            asking = [objective.kind for objective in self.objectives if objective.needs & answers]
+            if asking and getattr(self, name) is None:
+                raise ValueError(f"the objective {asking[0]} needs {name}; set encoder.{name}")
+            if not asking and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, which no objective reads; leave {name} out"
+                )
+        return self
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digests of what is said of images."""
+        fields = super().hashed_fields()
+        if self.captions is not None:
+            fields["captions_digest"] = _hash_table(self.captions, "captions", "id and caption")
+        if self.attributes is not None:
+            fields["attributes_digest"] = _hash_table(self.attributes, "attributes", "id or concept")
+        if self.sentence_encoder is not None:
+            fields["sentence_encoder_digest"] = self._hash_sentence_encoder()
+        return fields
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless what is said of images can be read."""
+        if self.captions is not None:
+            read_caption_bank(self.captions.expanduser())
+        if self.attributes is not None:
+            read_attributes(self.attributes.expanduser())
+        if self.sentence_encoder is not None:
+            check_installed("transformers", "encoder.sentence_encoder")
+            self._hash_sentence_encoder()
+
+    def _hash_sentence_encoder(self) -> str:
+        from braindecode_vis.embeddings.sentences import find_sentence_folder, hash_sentence_encoder
+
+        assert self.sentence_encoder is not None
+        return hash_sentence_encoder(find_sentence_folder(self.sentence_encoder, "encoder.sentence_encoder"))
+
     def check_low_level(self, n_values: int) -> None:
         """Raise `ConfigError` unless the network can predict latents of so many values that become images."""
         if self.out_of_fold is not None:
@@ -407,3 +467,11 @@ class NetworkEncoderConfig(Settings):
         from braindecode_vis.training.network_encoder import NetworkEncoder
 
         return NetworkEncoder.read(self, folder)
+
+
+def _hash_table(path: Path, setting: str, columns: str) -> str:
+    file = path.expanduser()
+    check_file(
+        file, what=f"the file of encoder.{setting}", hint=f"bring a CSV file with the columns {columns}"
+    )
+    return hash_once(file)

@@ -30,6 +30,7 @@ from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.seeds import derive_seed, make_generator
+from braindecode_vis.training.descriptions import Descriptions, Lexicon, describe_images
 from braindecode_vis.training.fitted import NetworkFit, read_fit, write_fit
 
 LARGEST_AUTO, SMALLEST_AUTO = 1024, 16
@@ -88,6 +89,8 @@ class NetworkEncoder:
         self.clusters: dict[str, int] | None = None
         self.label_free_subjects: tuple[str, ...] = ()
         self.messages: list[str] = []
+        # What files say of the images of the training under way.
+        self._descriptions: Descriptions | None = None
 
     def bind(self, context: Context) -> None:
         """Take images, texts, the folder of checkpoints and the progress from what the pipeline lends."""
@@ -119,12 +122,14 @@ class NetworkEncoder:
         from braindecode_vis.devices import compute_once
 
         check_rows(responses, targets)
+        self._descriptions = None
         if self.config.uses_pretraining and self.pretrained is None:
             raise ConfigError(
                 "encoder.network.pretrained is pretrain, which a run computes before it trains; outside of a run, name "
                 "the folder that braindecode-vis pretrain wrote."
             )
         train, held, by = self.hold_out(responses, rows)
+        self._descriptions = describe_images(self.config, responses, train)
         names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
         # A refit on fewer trials may lack a subject, for whom no layer must be built.
         signal = keep_subjects(describe_signal(responses), set(names[rows]))
@@ -207,7 +212,8 @@ class NetworkEncoder:
         shape = reduced.vectors.shape[1:]
         n_tokens = shape[0] if self.config.fusion is not None and len(shape) == 2 else 1
         scales = make_scales(self.config.normalise_targets, reduced.flat(), text, n_tokens=n_tokens)
-        return build_model(self._name_weights(), signal, shape, seed=self.seed, scales=scales)
+        sizes = None if self._descriptions is None else self._descriptions.sizes
+        return build_model(self._name_weights(), signal, shape, seed=self.seed, scales=scales, sizes=sizes)
 
     def _name_weights(self) -> Any:
         """Return the settings, with the folder that the run has pretrained in the place of the word for it."""
@@ -316,7 +322,7 @@ class NetworkEncoder:
         self.fitted = NetworkFit(
             model, signal, transform, reduced.space, tuple(reduced.vectors.shape[1:]), takes, history,
             tuple(sorted({str(i) for i in responses.stimulus_ids[held]})), by, size, targets.space,
-            self.config.view_choice,
+            self.config.view_choice, Lexicon() if self._descriptions is None else self._descriptions.lexicon,
         )  # fmt: skip
 
     def _tell(self, message: str) -> None:
@@ -327,7 +333,9 @@ class NetworkEncoder:
     def _collect_extras(self) -> Extras:
         from braindecode_vis.training.feed import Extras
 
-        return Extras(self.text_targets, tuple(self.image_views), self.clusters, self.images)
+        return Extras(
+            self.text_targets, tuple(self.image_views), self.clusters, self.images, self._descriptions
+        )
 
     def adapt(
         self,
@@ -373,6 +381,10 @@ class NetworkEncoder:
         check_adaptation(fit, responses, targets)
         other = self.copy_for(derive_seed(self.seed, "adapt"))
         train, held, by = other.hold_out(responses, np.arange(responses.n_trials))
+        # Numbers of words, values and concepts stay what the weights know them by.
+        other._descriptions = describe_images(
+            self.config, responses, train, lexicon=fit.lexicon, sizes=fit.model.sizes
+        )
         transform = fit.transform.extend(responses, train)
         signal = extend_signal(fit.signal, describe_aligned(describe_signal(responses), transform))
         old = {k: v.cpu() for k, v in fit.model.state_dict().items()}
@@ -587,6 +599,9 @@ class NetworkEncoder:
 
         fit = self.require_fit()
         device = torch.device(choose_device(self.config.device, setting="encoder.device"))
+        self._descriptions = describe_images(
+            self.config, responses, rows[0], lexicon=fit.lexicon, sizes=fit.model.sizes
+        )
         feed = Feed(
             responses, targets, transform=fit.transform, signal=fit.signal, rows=rows[0], held_rows=rows[1],
             settings=self.config, needs=self.config.needs, extras=self._collect_extras(), device=device,

@@ -11,6 +11,8 @@ from safetensors.numpy import load_file
 from braindecode_vis.corpus import reader
 from braindecode_vis.devices import gather_rows
 from braindecode_vis.training import loop
+from braindecode_vis.training.model import gather_outputs
+from braindecode_vis.training.objectives.objective import NEED_FIELDS, Outputs
 from braindecode_vis.training.pretraining import pretrain
 from braindecode_vis.training.pretraining_config import PretrainConfig
 from tests.processes import run_together
@@ -42,6 +44,27 @@ def contrast(rank):
     loss.backward()
     dist.all_reduce(weight.grad)
     return loss.detach(), weight.grad / 2  # what DistributedDataParallel does
+
+
+def gather(rank, n_ranks=2):
+    """Return gathered outputs of what is said of images, of which a process has its share."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    rows = slice(6 // n_ranks * rank, 6 // n_ranks * (rank + 1))
+
+    def make(*shape, dim=0):
+        return torch.randn(*shape, generator=generator).movedim(dim, 0)[rows].movedim(0, dim)
+
+    swapped = make(6, 2, 4)
+    return gather_outputs(
+        Outputs(
+            make(6, 3), make(6, 3), torch.arange(6)[rows], torch.arange(6)[rows], seed=7,
+            words=torch.arange(12).view(6, 2)[rows], attributes=torch.arange(6).view(6, 1)[rows],
+            sentences=make(6, 4), swapped=swapped, swapped_known=swapped[..., 0] > 0,
+            token_views=make(2, 6, 5, 3, dim=1), token_offsets=make(2, 6, dim=1),
+        )
+    )  # fmt: skip
 
 
 class CountedRows:
@@ -81,7 +104,18 @@ TASK = {"n_images": 20, "n_repetitions": 3}
 def together(tmp_path_factory):
     """Return what two processes found: of a contrast, and of a training."""
     folder = tmp_path_factory.mktemp("processes")
-    return run_together(lambda rank: (contrast(rank), train(SETTINGS, **TASK)), folder)
+    return run_together(lambda rank: (contrast(rank), train(SETTINGS, **TASK), gather(rank)), folder)
+
+
+def test_descriptions_of_two_processes_are_those_of_one(together):
+    import torch
+
+    whole = gather(0, n_ranks=1)
+    for _, _, found in together:
+        assert found.seed == 7
+        for need in ("words", "attributes", "sentences", "swapped", "token_views"):
+            for name in NEED_FIELDS[need]:
+                torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=0, atol=0)
 
 
 def measure_difference(found, expected):

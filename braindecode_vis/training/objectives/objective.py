@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,13 @@ NEED_FIELDS: dict[str, tuple[str, ...]] = {
     "clusters": ("clusters",),
     "teacher": ("teacher_brain", "teacher_image", "queue_brain", "queue_image"),
     "mix": ("mix_partner", "mix_weight"),
+    "words": ("words",),
+    "attributes": ("attributes",),
+    "sentences": ("sentences",),
+    "swapped": ("swapped", "swapped_known"),
+    "token_views": ("token_views", "token_offsets"),
+    # Concepts are always there; who names them has weights of each, whose number is in `StepSizes`.
+    "concepts": (),
 }
 
 
@@ -69,6 +76,22 @@ class Outputs:
         Row whose trial was mixed into each trial (``mix``).
     mix_weight : tensor of shape (n,)
         Share of the trial itself in the mixture, 1 where nothing was mixed (``mix``).
+    words : integer tensor of shape (n, most_words)
+        A caption of each trial's image, in numbers of words from START to END and then PAD (``words``).
+    attributes : integer tensor of shape (n, n_attributes)
+        Value of each attribute of the image, -1 where it is unknown (``attributes``).
+    sentences : tensor of shape (n, d_sentence)
+        Sentence vector of the image's captions, their mean brought to length one (``sentences``).
+    swapped : tensor of shape (n, n_swaps, d_sentence)
+        Sentence vectors of captions in which attributes changed places (``swapped``).
+    swapped_known : boolean tensor of shape (n, n_swaps)
+        Which of them exist (``swapped``).
+    token_views : tensor of shape (2, n, n_tokens, d)
+        Local outputs for two augmentations of the same trials (``token_views``).
+    token_offsets : tensor of shape (2, n)
+        By how many milliseconds each of them was shifted (``token_views``).
+    seed
+        For draws of an objective; it differs from step to step and is the same in all processes, which see one batch.
     """
 
     brain: Tensor
@@ -90,6 +113,57 @@ class Outputs:
     queue_image: Tensor | None = None
     mix_partner: Tensor | None = None
     mix_weight: Tensor | None = None
+    words: Tensor | None = None
+    attributes: Tensor | None = None
+    sentences: Tensor | None = None
+    swapped: Tensor | None = None
+    swapped_known: Tensor | None = None
+    token_views: Tensor | None = None
+    token_offsets: Tensor | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """Sizes of the parts of `Outputs`, from which an objective makes weights of its own; 0 of what is not there.
+
+    Parameters
+    ----------
+    n_common
+        Features of the space of comparison (d of `Outputs`).
+    n_outputs
+        Features of the network's output, before any projector.
+    n_tokens
+        Local outputs of a trial; None if the network gives none.
+    attribute_names
+        Names of the attributes, in the order of their columns.
+    attribute_values
+        Number of values of each.
+    n_words
+        Words of the vocabulary, PAD, START and END included.
+    max_words
+        Length of a row of `Outputs.words`, which START and END belong to.
+    n_sentence
+        Features of a sentence vector.
+    n_concepts
+        Concepts of the training trials; those of a larger index are not known to the weights.
+    """
+
+    n_common: int = 0
+    n_outputs: int = 0
+    n_tokens: int | None = None
+    attribute_names: tuple[str, ...] = ()
+    attribute_values: tuple[int, ...] = ()
+    n_words: int = 0
+    max_words: int = 0
+    n_sentence: int = 0
+    n_concepts: int = 0
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> StepSizes:
+        """Return what `dataclasses.asdict` gave, lists as tuples."""
+        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return cls(**sizes)
 
 
 def compute_phase_fraction(phase: tuple[float, float], progress: float) -> float:
@@ -274,6 +348,16 @@ class Objective(nn.Module):
         super().__init__()
         self.config = config
         self.term = term
+
+    @property
+    def has_sizes(self) -> bool:
+        """Whether the term makes weights once the sizes of a step are known."""
+        return getattr(self.term, "prepare", None) is not None
+
+    def prepare(self, sizes: StepSizes) -> None:
+        """Let the term make its weights, once and before the first step."""
+        if self.has_sizes:
+            cast(Any, self.term).prepare(sizes)
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the unweighted scalar for one step."""

@@ -1,0 +1,263 @@
+"""What files say of the images of a training: captions as numbers of words, attributes, sentence vectors, concepts.
+
+Owns how captions become a vocabulary and rows of numbers, and tables with one row per image that batches are filled
+from. Words, values of attributes and concepts are those of the images that are learnt from: what only other images say
+is no word, and is unknown. A fit keeps all three, so that weights of an objective meet the same numbers again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from braindecode_vis.arrays import Responses
+from braindecode_vis.checks import DataError, Notice
+from braindecode_vis.embeddings.attributes import read_attributes
+from braindecode_vis.embeddings.captions import END, PAD, SPECIAL, START, read_caption_bank, split_words
+from braindecode_vis.training.batches import code_trials
+
+if TYPE_CHECKING:
+    from braindecode_vis.training.objectives.objective import StepSizes
+
+#: Longest caption that is read, words and signs; what is longer is cut, with a notice.
+LONGEST_CAPTION = 62
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """What a fit knows by name.
+
+    Parameters
+    ----------
+    vocabulary
+        Words by their numbers, `SPECIAL` first; empty without captions.
+    attributes
+        Values of each attribute by their numbers.
+    concepts
+        Concepts by their numbers, where an objective has weights of each.
+    """
+
+    vocabulary: tuple[str, ...] = ()
+    attributes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    concepts: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "vocabulary": list(self.vocabulary),
+            # pairs, since an object of JSON is sorted by its keys
+            "attributes": [[name, list(values)] for name, values in self.attributes.items()],
+            "concepts": list(self.concepts),
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Lexicon:
+        """Return what `as_json` gave."""
+        attributes = {name: tuple(values) for name, values in content["attributes"]}
+        return cls(tuple(content["vocabulary"]), attributes, tuple(content["concepts"]))
+
+
+@dataclass(frozen=True)
+class Descriptions:
+    """Tables with one row per image, in the order of the ids of `code_trials`.
+
+    Parameters
+    ----------
+    lexicon
+        What their numbers stand for.
+    sizes
+        The parts of `StepSizes` that they decide.
+    tables
+        By the name of the field of a batch, arrays of shape (n_images, ...): ``attributes``, ``sentences``.
+    words : int32 array of shape (n_captions, most_words)
+        All captions, those of one image next to each other.
+    first, counts : int arrays of shape (n_images,)
+        Row of the first caption of each image, and the number of its captions.
+    concepts : int64 array of shape (n_trials,) or None
+        Concept of each trial by the numbers of the lexicon; new ones follow behind it.
+    """
+
+    lexicon: Lexicon
+    sizes: StepSizes
+    tables: dict[str, np.ndarray] = field(default_factory=dict)
+    words: np.ndarray | None = None
+    first: np.ndarray | None = None
+    counts: np.ndarray | None = None
+    concepts: np.ndarray | None = None
+
+    def draw_captions(self, stimuli: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        """Return the row of `words` of one caption of each image, the first one without a generator."""
+        assert self.first is not None
+        assert self.counts is not None
+        if rng is None:
+            return self.first[stimuli]
+        return self.first[stimuli] + rng.integers(0, self.counts[stimuli])
+
+
+def describe_images(
+    config: Any,
+    responses: Responses,
+    train: np.ndarray,
+    *,
+    lexicon: Lexicon | None = None,
+    sizes: StepSizes | None = None,
+) -> Descriptions | None:
+    """Return what the files of an encoder say of the images of these trials; None if no objective asks.
+
+    Parameters
+    ----------
+    config
+        The `NetworkEncoderConfig`.
+    responses
+        All trials.
+    train
+        Rows that are learnt from, whose images decide words, values and concepts.
+    lexicon, sizes
+        Those of an earlier fit, which are kept.
+
+    Raises
+    ------
+    DataError
+        If an image has no caption, or attributes are known of no image that is learnt from.
+    """
+    from braindecode_vis.training.objectives.objective import StepSizes
+
+    needs = config.needs & {"words", "attributes", "sentences", "swapped", "concepts"}
+    if not needs:
+        return None
+    ids, stimuli, concepts = code_trials(responses)
+    learnt = np.unique(stimuli[train])  # images
+    found = Descriptions(lexicon or Lexicon(), sizes or StepSizes())
+    if needs & {"words", "sentences", "swapped"}:
+        bank = read_caption_bank(config.captions.expanduser())
+        lacking = [str(i) for i in ids if str(i) not in bank]
+        if lacking:
+            raise DataError(
+                f"encoder.captions {config.captions} has no caption of {len(lacking)} of {len(ids)} training images, "
+                f"first {lacking[0]}; add them, or leave out the objectives that need captions."
+            )
+        texts = [bank[str(i)] for i in ids]
+        if "words" in needs:
+            found = _add_words(found, texts, learnt)
+        if needs & {"sentences", "swapped"}:
+            found = _add_sentences(found, config, texts)
+    if "attributes" in needs:
+        found = _add_attributes(found, config, responses, learnt)
+    if "concepts" in needs:
+        found = _add_concepts(found, responses, concepts, train)
+    return found
+
+
+def _add_words(found: Descriptions, texts: list[list[str]], learnt: np.ndarray) -> Descriptions:
+    split = [[split_words(text) for text in own] for own in texts]
+    vocabulary, longest = found.lexicon.vocabulary, found.sizes.max_words - 2
+    if not vocabulary:
+        vocabulary = (*SPECIAL, *sorted({word for i in learnt for text in split[i] for word in text}))
+    if longest < 0:
+        longest = max(len(text) for i in learnt for text in split[i])
+        if longest > LONGEST_CAPTION:
+            told = f"some captions have up to {longest} words and signs and are cut to {LONGEST_CAPTION}."
+            warnings.warn(told, Notice, stacklevel=4)
+            longest = LONGEST_CAPTION
+    number = {word: place for place, word in enumerate(vocabulary) if place >= len(SPECIAL)}
+    counts = np.array([len(own) for own in split])
+    words = np.full((int(counts.sum()), longest + 2), PAD, dtype=np.int32)
+    for row, text in enumerate(text for own in split for text in own):
+        # a word that no image has which is learnt from is left out
+        known = [number[word] for word in text if word in number][:longest]
+        words[row, : len(known) + 2] = [START, *known, END]
+    return replace(
+        found,
+        lexicon=replace(found.lexicon, vocabulary=tuple(vocabulary)),
+        sizes=replace(found.sizes, n_words=len(vocabulary), max_words=longest + 2),
+        words=words, first=np.cumsum(counts) - counts, counts=counts,
+    )  # fmt: skip
+
+
+def _add_sentences(found: Descriptions, config: Any, texts: list[list[str]]) -> Descriptions:
+    from braindecode_vis.devices import compute_once
+    from braindecode_vis.embeddings.text import average_texts, make_unit
+
+    encoder = make_sentence_encoder(config)
+    # One process reads the sentences for all.
+    vectors = compute_once(lambda: make_unit(average_texts(texts, encoder.encode)).astype(np.float32))
+    return replace(
+        found,
+        sizes=replace(found.sizes, n_sentence=vectors.shape[1]),
+        tables={**found.tables, "sentences": vectors},
+    )
+
+
+def make_sentence_encoder(config: Any) -> Any:
+    """Return the sentence encoder that the settings name."""
+    from braindecode_vis.embeddings.sentences import SentenceEncoder, find_sentence_folder
+
+    folder = find_sentence_folder(config.sentence_encoder, "encoder.sentence_encoder")
+    return SentenceEncoder(folder, device=config.device)
+
+
+def _add_attributes(
+    found: Descriptions, config: Any, responses: Responses, learnt: np.ndarray
+) -> Descriptions:
+    table = read_attributes(config.attributes.expanduser())
+    what = f"the attributes {config.attributes}"
+    ids, names = _find_images(responses)
+    codes = np.asarray(table.codes_of(ids, names), dtype=np.int64)  # (n_images, n_attributes)
+    known = found.lexicon.attributes
+    if not known:
+        known = {
+            name: tuple(table.values[name][code] for code in np.unique(codes[learnt, place]) if code >= 0)
+            for place, name in enumerate(table.names)
+        }
+        if not any(known.values()):
+            told = table.describe_missing(
+                [ids[i] for i in learnt], names and [names[i] for i in learnt], what=what
+            )
+            raise DataError(
+                told or f"{what} are unknown for all {len(learnt)} images that are learnt from; fill them in."
+            )
+    recoded = np.full((len(ids), len(known)), -1, dtype=np.int64)
+    for column, (name, values) in enumerate(known.items()):
+        if name not in table.names:
+            raise DataError(f"{what} have no column {name}, which was learnt before; bring the same table.")
+        number = {value: place for place, value in enumerate(values)}
+        # the last entry stands for the code -1
+        new = np.array([*(number.get(value, -1) for value in table.values[name]), -1])
+        recoded[:, column] = new[codes[:, table.names.index(name)]]
+    return replace(
+        found,
+        lexicon=replace(found.lexicon, attributes=known),
+        sizes=replace(
+            found.sizes, attribute_names=tuple(known), attribute_values=tuple(map(len, known.values()))
+        ),
+        tables={**found.tables, "attributes": recoded},
+    )
+
+
+def _find_images(responses: Responses) -> tuple[list[str], list[str] | None]:
+    """Return id and concept of each image, in the order of `code_trials`; concepts may not be known."""
+    ids, stimuli, _ = code_trials(responses)
+    first = np.unique(stimuli, return_index=True)[1]  # one trial of each image
+    named = "concept" in responses.trials
+    concepts = responses.trials["concept"].astype(str).iloc[first].tolist() if named else None
+    return [str(i) for i in ids], concepts
+
+
+def _add_concepts(
+    found: Descriptions, responses: Responses, concepts: np.ndarray, train: np.ndarray
+) -> Descriptions:
+    named = responses.trials["concept"] if "concept" in responses.trials else responses.trials["stimulus_id"]
+    names = named.astype(str).to_numpy(dtype=object)
+    known = found.lexicon.concepts or tuple(sorted({str(name) for name in names[train]}))
+    number = {name: place for place, name in enumerate(known)}
+    for name in sorted({str(name) for name in names}):
+        number.setdefault(name, len(number))
+    return replace(
+        found,
+        lexicon=replace(found.lexicon, concepts=known),
+        sizes=replace(found.sizes, n_concepts=len(known)),
+        concepts=np.array([number[str(name)] for name in names], dtype=np.int64),
+    )
