@@ -5,6 +5,8 @@
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage networks
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage training     # then chosen, test
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage objectives --base "eegproject, width 256"
+    python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage worth --seeds 3
+    python benchmarks/studies/ladder.py VOXELS --out FOLDER --stage worth --seeds 3 --config deeprecon_ridge --set ...
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage fusion --base "eegproject, width 256"
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage tower --base "eegproject, width 256"
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage salient --base "eegproject, width 256" \
@@ -19,6 +21,9 @@ image per concept. ``test`` trains on all training concepts and opens the test t
 over concepts (and people, where there are several) of the mean over seeds. What is done already is kept in FOLDER,
 one file of ranks per rung and seed, with the processor time of the training. ``frontier`` sets accuracy beside that
 time, for every network as it is and with what helped, and for what papers publish as far as one embedding serves.
+``worth`` asks of every objective what it adds to the cheapest good training, in a fifth of the time: each row has a
+reference that differs from it in the objective alone, and Holm's correction is over the rows. Words and attributes are
+those in ``phantom_truth``.
 """
 
 from __future__ import annotations
@@ -27,7 +32,8 @@ import argparse
 import json
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +46,9 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.config import read_config
 from braindecode_vis.contracts import Context
 from braindecode_vis.datasets.manifests import find_package_data
-from braindecode_vis.metrics.uncertainty import bootstrap_interval, paired_difference
+from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
+from braindecode_vis.embeddings.text import average_texts, find_texts, make_unit
+from braindecode_vis.metrics.uncertainty import bootstrap_interval, correct_holm, paired_difference
 from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
 from braindecode_vis.pipeline.learning import pick_labelled_trials
@@ -48,7 +56,9 @@ from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import make_generator
 
-STAGES = ("networks", "training", "objectives", "salient", "fusion", "tower", "chosen", "frontier", "test")
+STAGES = (
+    "networks", "training", "objectives", "worth", "salient", "fusion", "tower", "chosen", "frontier", "test",
+)  # fmt: skip
 SHARE = 0.2  # of the training concepts, for choices
 
 NOISY = [
@@ -58,11 +68,16 @@ NOISY = [
 
 @dataclass(frozen=True)
 class Rung:
-    """An encoder, what retrieval takes off (`centre`), and whether training trials are averaged (`repeats`)."""
+    """An encoder, what retrieval takes off (`centre`), and whether training trials are averaged (`repeats`).
+
+    `reference` is the rung that it is compared with, if not the first; `settings` change the configuration for it.
+    """
 
     encoder: dict[str, Any]
     centre: str = "mean"
     repeats: str = "averaged"
+    reference: str = ""
+    settings: tuple[str, ...] = ()
 
 
 def make_network(network: dict[str, Any], lr: float, **changes: Any) -> Rung:
@@ -86,7 +101,12 @@ NETWORKS = {
 
 
 def change(rung: Rung, centre: str | None = None, repeats: str | None = None, **changes: Any) -> Rung:
-    return Rung({**rung.encoder, **changes}, centre or rung.centre, repeats or rung.repeats)
+    return replace(
+        rung,
+        encoder={**rung.encoder, **changes},
+        centre=centre or rung.centre,
+        repeats=repeats or rung.repeats,
+    )
 
 
 def list_training(base: Rung) -> dict[str, Rung]:
@@ -135,6 +155,61 @@ def list_objectives(base: Rung) -> dict[str, Rung]:
         ),
         "CLIP + within cluster": change(base, objectives=[clip, {"kind": "within_cluster"}]),
     }
+
+
+PLAIN = "CLIP"
+
+
+def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
+    """Return every objective beside or in place of CLIP, on averages of random repetitions, 20 epochs.
+
+    `truth` holds the captions and attributes of the phantom's images.
+    """
+    base = combine("eegproject, width 256")
+    if kind == "voxels":  # without neighbours or times
+        base = change(base, augmentations=[{"kind": "gaussian_noise"}, {"kind": "repetition_averaging"}])
+    base = change(base, epochs=20, optimiser={"lr": 3e-4})
+    clip = {"kind": "clip"}
+
+    def use(*objectives: Any, **changes: Any) -> Rung:
+        named = [{"kind": one} if isinstance(one, str) else one for one in objectives]
+        return change(base, objectives=named, **changes)
+
+    mixing = [*base.encoder["augmentations"], {"kind": "trial_mixing"}]
+    late = {"phase": [0.33, 1]}
+    rungs = {
+        PLAIN: base,
+        "CLIP of image and caption": use({"kind": "clip_image_text", "image_share": 0.5}),
+        "SigLIP": use("siglip"),
+        "SoftCLIP": use("soft_clip"),
+        "BiMixCo, then SoftCLIP": use("bimixco", {"kind": "soft_clip", **late}, augmentations=mixing),
+        "CLIP + l1": use(clip, "l1"),
+        "CLIP + squared error": use(clip, "mse"),
+        "CLIP + squared error, 1:9": use(clip, {"kind": "mse", "weight": 9}),
+        "CLIP + cosine": use(clip, "cosine"),
+        "squared error alone": use("mse"),
+        "CLIP + alignment": use(clip, "alignment"),
+        "CLIP + uniformity": use(clip, {"kind": "uniformity", "between": "brain"}),
+        "CUA": use("cua"),
+        "CUA, cross": use({"kind": "cua", "cross": True}),
+        "CLIP + MMD": use(clip, "mmd"),
+        "CLIP + MV-DHEL of repetition halves": use(clip, "multiview"),
+        "MV-InfoNCE alone": use({"kind": "multiview", "form": "infonce"}),
+        "momentum distillation": use("distillation"),
+        "CLIP + within cluster": use(clip, "within_cluster"),
+        "CLIP, then within cluster": use(
+            {**clip, "phase": [0, 0.5]}, {"kind": "within_cluster", "phase": [0.5, 1]}
+        ),
+        "CLIP + within concept": use(clip, "within_concept"),
+    }
+    if kind == "trials":
+        early, name = ("dataset.window=[-0.2,1.0]",), "CLIP, from -0.2 s"
+        rungs |= {
+            "TCL": use("tcl"),
+            name: replace(base, settings=early),
+            "CLIP + salient, from -0.2 s": replace(use(clip, "salient"), reference=name, settings=early),
+        }
+    return rungs
 
 
 def list_salient(base: Rung) -> dict[str, Rung]:
@@ -307,13 +382,14 @@ class Task:
     train: np.ndarray
     asked: np.ndarray
     galleries: list[list[str]]
+    truth: Path
 
 
 def open_tasks(root: Path, folder: Path, stage: str, config: str, changes: list[str]) -> list[Task]:
     own = {"fusion": LEVELS, "tower": TOWER}.get(stage)
     if own is not None:  # targets without a way back to pictures, which the ladder does not need
         changes = [f"target={json.dumps(own)}", "prior.kind=identity", "generator.kind=nearest", *changes]
-    run = open_run(read_config(config, changes, root=root), folder / "run")
+    run = open_run(read_config(config, changes, root=root), folder)
     prepared, banks = preprocess(run), embed(run)
     ids = prepared.responses.stimulus_ids
     concepts = prepared.stimuli.concepts_of(ids).astype(str)
@@ -329,7 +405,8 @@ def open_tasks(root: Path, folder: Path, stage: str, config: str, changes: list[
         images = images.sort_values(["concept", "id"])
         number = images.groupby("concept").cumcount()
         galleries = [images["id"][number == k].tolist() for k in sorted(number.unique())]
-        tasks.append(Task(prepared, bank.embeddings, run.config.retrieval, train, asked, galleries))
+        truth = root / "phantom_truth"
+        tasks.append(Task(prepared, bank.embeddings, run.config.retrieval, train, asked, galleries, truth))
     return tasks
 
 
@@ -338,8 +415,9 @@ def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
     config = validate_component("encoder", rung.encoder)
     responses = pick_labelled_trials(task.prepared, task.train, rung.repeats)
     encoder = roles.build(roles.BRAIN_ENCODER, config, seed=seed)
-    encoder.bind(Context(images=task.prepared.stimuli))
     targets = task.bank.select(list(responses.stimulus_ids))
+    texts = place_captions(task, targets) if config.reads_text else None
+    encoder.bind(Context(images=task.prepared.stimuli, texts=texts))
     started = time.process_time()
     encoder.fit(responses, targets)
     seconds = time.process_time() - started
@@ -356,9 +434,32 @@ def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).assign(seed=seed, seconds=seconds)
 
 
-def tabulate(folder: Path, names: list[str], reference: str) -> pd.DataFrame:
-    """Return top-1 and top-5 with intervals, and the paired difference in top-5 to a reference."""
-    rows = []
+def place_captions(task: Task, targets: Embeddings) -> Embeddings:
+    """Return the captions of all images in the space of the targets, by a ridge map of the training images."""
+    stimuli = task.prepared.stimuli
+    encoder = SentenceEncoder(find_sentence_folder(MINILM, "--stage worth"))
+    captions = find_texts(stimuli, task.truth / "captions.csv", "")
+    texts = Embeddings(
+        make_unit(average_texts(captions, encoder.encode)), stimuli.ids, MINILM
+    )  # (n_images, 384)
+    known, wanted = texts.select(list(targets.ids)).vectors, targets.vectors
+    centre, mean = known.mean(0), wanted.mean(0)
+    gram = (known - centre).T @ (known - centre)
+    penalty = 0.1 * np.trace(gram) / len(gram) * np.eye(len(gram))
+    weights = np.linalg.solve(gram + penalty, (known - centre).T @ (wanted - mean))
+    placed = (texts.vectors - centre) @ weights + mean
+    return Embeddings(placed.astype(np.float32), stimuli.ids, targets.space)
+
+
+def tabulate(folder: Path, rungs: dict[str, Rung], reference: str) -> pd.DataFrame:
+    """Return top-1 and top-5 with intervals, and the paired difference in top-5 to a reference.
+
+    `p` flips the signs of whole concepts, corrected after Holm over the rows; `corrected` is the interval of the
+    difference at the level that Bonferroni asks of so many rows.
+    """
+    rows, names = [], list(rungs)
+    compared = {name: rungs[name].reference or reference for name in names}
+    n_compared = sum(name != of for name, of in compared.items())
     read = {name: pd.concat(map(pd.read_csv, sorted(folder.glob(f"{slug(name)}-*.csv")))) for name in names}
     keys = ["subject", "concept", "id"]
     hits = {
@@ -374,15 +475,22 @@ def tabulate(folder: Path, names: list[str], reference: str) -> pd.DataFrame:
             row[f"top-{k}"] = f"{values.mean():.3f} ({found.low:.3f} to {found.high:.3f})"
             if k == 1:
                 row |= {"top1": values.mean(), "low": found.low, "high": found.high}
-        values = hits[name, 5]
-        gain = paired_difference(
-            values.to_numpy(), hits[reference, 5][values.index].to_numpy(), **name_units(values)
-        )
+        values, other = hits[name, 5], hits[compared[name], 5]
+        pair = values.to_numpy(), other[values.index].to_numpy()
+        gain = paired_difference(*pair, **name_units(values))
         row["difference"] = f"{gain.mean:+.3f} ({gain.interval.low:+.3f} to {gain.interval.high:+.3f})"
+        if name != compared[name]:
+            level = 1 - 0.05 / n_compared
+            wide = paired_difference(*pair, **name_units(values), level=level, n_boot=20_000)
+            row["corrected"] = f"{wide.interval.low:+.3f} to {wide.interval.high:+.3f}"
+            row["p"] = wide.p_value
         if "seconds" in read[name]:
             row["seconds"] = read[name]["seconds"].mean()
         rows.append(row)
     table = pd.DataFrame(rows)
+    if "p" in table:
+        tested = table["p"].notna()
+        table.loc[tested, "p"] = correct_holm(table["p"][tested].to_numpy())
     table.attrs["size"] = int(read[reference]["size"].iloc[0])
     return table
 
@@ -398,7 +506,9 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.+]+", "_", name.lower())
 
 
-def list_rungs(stage: str, base: str, kind: str) -> dict[str, Rung]:
+def list_rungs(stage: str, base: str, kind: str, truth: Path) -> dict[str, Rung]:
+    if stage == "worth":
+        return list_worth(kind, truth)
     if stage == "frontier":
         return list_frontier(kind)
     if stage == "networks":
@@ -434,9 +544,17 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="where the frontier is drawn")
     parser.add_argument("--only", nargs="*", help="names of rungs")
     options = parser.parse_args()
-    tasks = open_tasks(options.root, options.out, options.stage, options.config, options.set)
+
+    @cache
+    def open_for(settings: tuple[str, ...]) -> list[Task]:
+        own = "run" if not settings else f"run-{slug(' '.join(settings))}"
+        return open_tasks(
+            options.root, options.out / own, options.stage, options.config, [*options.set, *settings]
+        )
+
+    tasks = open_for(())
     has_voxels = "voxel" in tasks[0].prepared.responses.dims
-    rungs = list_rungs(options.stage, options.base, "voxels" if has_voxels else "trials")
+    rungs = list_rungs(options.stage, options.base, "voxels" if has_voxels else "trials", tasks[0].truth)
     usual = [*NETWORKS, *TESTED] if options.stage == "test" else list(rungs)
     only = options.only or [name for name in usual if name != VOXELS or has_voxels]
     rungs = {name: rung for name, rung in rungs.items() if name in only}
@@ -450,15 +568,18 @@ def main() -> None:
             if options.epochs and is_network:
                 rung = change(rung, epochs=options.epochs)
             started = time.process_time()
-            table = pd.concat([score(task, rung, seed) for task in tasks], ignore_index=True)
+            table = pd.concat(
+                [score(task, rung, seed) for task in open_for(rung.settings)], ignore_index=True
+            )
             table.to_csv(path, index=False)
             top5 = (table["rank"] <= 5).mean()
             print(f"{name}, seed {seed}: top-5 {top5:.3f}, {time.process_time() - started:.0f} s", flush=True)
     reference = next(iter(rungs))
-    table = tabulate(folder, list(rungs), reference)
+    table = tabulate(folder, rungs, reference)
     size = table.attrs["size"]
     print(f"gallery of {size}, chance {1 / size:.3f} and {5 / size:.3f}; differences in top-5 to {reference}")
-    print(table.drop(columns=["top1", "low", "high"]).to_string(index=False, float_format="{:.0f}".format))
+    formats = {"seconds": "{:.0f}".format, "p": "{:.4f}".format}
+    print(table.drop(columns=["top1", "low", "high"]).to_string(index=False, formatters=formats, na_rep=""))
     if options.picture:
         draw_frontier(table, options.picture)
 
