@@ -41,7 +41,7 @@ from braindecode_vis.preprocessing.common_space import COMMON_SPACES, SubjectAli
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
-from braindecode_vis.training.pretraining_config import ON_TRAINING_TRIALS
+from braindecode_vis.training.pretraining_config import ON_GUIDED_TRIALS, ON_TRAINING_TRIALS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -348,7 +348,7 @@ def _list_newcomers(study: Study) -> Iterator[Newcomer]:
 def _check_pretraining(study: Study, newcomers: Sequence[Newcomer]) -> None:
     """Refuse an encoder that the run pretrained on trials of who shall be new to it."""
     seen = sorted({o.subject for o in newcomers if np.isin(o.own, study.folds[o.fold].train).any()})
-    if seen and ON_TRAINING_TRIALS in study.protocol:
+    if seen and any(words in study.protocol for words in (ON_TRAINING_TRIALS, ON_GUIDED_TRIALS)):
         raise ConfigError(
             f"few_shot makes new subjects of {', '.join(seen)}, and this run pretrains its encoder on their training "
             "trials; take split.kind leave_one_subject_out without own_trials, or a corpus (pretrain.corpus)."

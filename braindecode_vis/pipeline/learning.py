@@ -358,6 +358,8 @@ def _pretrain(run: Run, number: int | None) -> store.Artifact:
         responses, n_others = _keep_training(preprocess(run), number)
         # Earlier versions read these, such as the training trials of a subject whom the fold leaves out.
         fields |= {"n_hidden": n_others} if n_others else {}
+    if config.guide == "target":
+        upstream["embed"] = embed_fold(run, number or 0).artifact.fingerprint
 
     def compute(folder: Path) -> dict[str, Any]:
         from braindecode_vis.training.pretraining import pretrain as fit
@@ -369,10 +371,39 @@ def _pretrain(run: Run, number: int | None) -> store.Artifact:
             found = fit(
                 config, responses, folder=folder, checkpoints=context.checkpoints, seed=seed,
                 progress=run.listener.progress, labelled=read_labelled(config, seed, context.checkpoints),
+                guide=_find_guide(run, number),
             )  # fmt: skip
         return {**found, "n_processes": count_launched()}
 
     return run.produce("pretrain", fields, upstream, compute, name_fold(number))
+
+
+def _find_guide(run: Run, number: int | None) -> Embeddings | None:
+    """Return the vectors that guide the masks of the pretraining, of images or of what captions say of them."""
+    config = run.config.pretrain
+    if config is None or config.guide is None:
+        return None
+    if config.guide == "target":
+        return embed_fold(run, number or 0).embeddings
+    from braindecode_vis.embeddings.captions import read_caption_bank
+    from braindecode_vis.embeddings.sentences import SentenceEncoder, find_sentence_folder
+    from braindecode_vis.embeddings.text import average_texts, make_unit
+
+    assert config.captions is not None  # as its settings say
+    shown = {str(name) for name in preprocess(run).stimuli.ids}
+    texts = {
+        name: found
+        for name, found in read_caption_bank(config.captions.expanduser()).items()
+        if name in shown
+    }
+    if not texts:
+        raise DataError(
+            f"{config.captions} has a caption of none of the images of the run; correct its ids or pretrain.captions."
+        )
+    folder = find_sentence_folder(config.sentence_encoder, "pretrain.sentence_encoder")
+    encode = SentenceEncoder(folder, device=config.device).encode
+    vectors = make_unit(average_texts(list(texts.values()), encode))
+    return Embeddings(vectors, np.array(list(texts), dtype=object), f"sentences/{folder.name}")
 
 
 def _keep_training(prepared: Prepared, number: int | None) -> tuple[Responses, int]:

@@ -18,7 +18,6 @@ from braindecode_vis.config import RunConfig
 from braindecode_vis.corpus.recordings import read_source_card
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.encoders.parcels_config import ParcelsConfig, read_description
-from braindecode_vis.training.pretraining_config import ON_TRAINING_TRIALS
 from braindecode_vis.training.pretraining_data import read_learnt
 
 
@@ -42,7 +41,7 @@ def describe_pretraining(config: RunConfig, tested: Collection[str], made: Path 
     earlier = list_earlier(config, made)
     corpora = list_corpora(config, made) or earlier
     if not corpora:
-        return ON_TRAINING_TRIALS if config.uses_pretraining else ""
+        return config.pretrain.on_trials if config.uses_pretraining and config.pretrain is not None else ""
     shared = find_shared_subjects([*corpora, *earlier], name_sources(config), tested)
     if shared and (config.pretrain is None or config.pretrain.shared_subjects == "refuse"):
         names = ", ".join(dict.fromkeys(str(corpus["name"]) for corpus in [*corpora, *earlier]))
@@ -54,7 +53,7 @@ def describe_pretraining(config: RunConfig, tested: Collection[str], made: Path 
     n, hours = (sum(corpus[key] for corpus in corpora) for key in ("n_persons", "hours"))
     words = f"encoder pretrained without labels on corpora of {n} persons, {hours:.4g} h"
     if config.uses_pretraining and config.pretrain is not None and not config.pretrain.corpus:
-        words = f"{ON_TRAINING_TRIALS}, begun from corpora of {n} persons, {hours:.4g} h"
+        words = f"{config.pretrain.on_trials}, begun from corpora of {n} persons, {hours:.4g} h"
     return f"{words}, recordings of tested subject(s) {', '.join(shared)} among them" if shared else words
 
 

@@ -671,6 +671,7 @@ def _plan_pretraining(config: RunConfig, sizes: RunSizes, budget: float, tell: C
         "n_epochs": 1,
         "probes": None,
         "start_from": None,
+        "guide": None,
         "hold_out_by": "trial",
     }
     quick, held = settings.model_copy(update=changes), _read_memory("VmRSS")

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braindecode_vis.arrays import Responses
+from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, Notice
 from braindecode_vis.devices import (
     check_same_start,
@@ -67,10 +67,14 @@ from braindecode_vis.training.pretraining_model import (
     Batch,
     Mask,
     SelfSupervised,
+    TokenMatch,
     average_hidden,
     count_visible,
     draw_ranks,
+    fit_match,
     make_mask,
+    rank_by_match,
+    reduce_vectors,
     take_hidden,
 )
 from braindecode_vis.training.pretraining_probes import LabelledSet, check_labelled, measure_probes
@@ -78,6 +82,7 @@ from braindecode_vis.training.pretraining_probes import LabelledSet, check_label
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 CHECKPOINT = "pretrain.safetensors"
 LOG = "log.jsonl"
+N_COMPONENTS = 32  # of the vectors of images, which tokens are matched with
 SHORT_PATCH = 8  # samples; the own variance of a shorter patch says too little to divide by
 #: Parts of a checkpoint that are not the encoder's.
 _BESIDE_ENCODER = (
@@ -99,6 +104,7 @@ def pretrain(
     seed: int,
     progress: Progress | None = None,
     labelled: LabelledSet | None = None,
+    guide: Embeddings | None = None,
     fingerprint: str = "",
 ) -> dict[str, Any]:
     """Pretrain and write ``encoder.safetensors``, ``encoder.json`` and ``log.jsonl`` into `folder`.
@@ -120,6 +126,8 @@ def pretrain(
         Called with a description and the number of epochs; a context manager that gives the function that advances.
     labelled
         What the probe of decoding is asked about.
+    guide
+        Vectors of the images of training trials, by stimulus id, for `config.guide`; others are not looked at.
     fingerprint
         Written into ``encoder.json``, for whoever looks whether the result is there.
 
@@ -141,7 +149,12 @@ def pretrain(
             f"{len(material.train)} training trials in batches of {config.batch_size} cannot be shared by "
             f"{n_processes} processes; start fewer."
         )
-    run = Pretraining(config, material, checkpoints, seed, labelled)
+    if (guide is None) != (config.guide is None):
+        raise ConfigError(
+            "pretrain.guide hides what matches the images of a run, whose vectors this pretraining was not given; "
+            "pretrain by a configuration that names data and target."
+        )
+    run = Pretraining(config, material, checkpoints, seed, labelled, guide)
     run.resume()
     shown = nullcontext(lambda n: None) if progress is None else progress("pretraining", config.n_epochs)
     with shown as advance:
@@ -162,7 +175,7 @@ class Pretraining:
 
     Parameters
     ----------
-    config, seed, labelled
+    config, seed, labelled, guide
         As in `pretrain`.
     material
         What is read.
@@ -181,6 +194,7 @@ class Pretraining:
         folder: Path,
         seed: int,
         labelled: LabelledSet | None = None,
+        guide: Embeddings | None = None,
     ) -> None:
         self.config, self.material, self.signal = config, material, material.signal
         self.folder, self.seed, self.labelled = folder, seed, labelled
@@ -200,6 +214,11 @@ class Pretraining:
         self.model.meet_teacher()
         self.model.to(self.device)
         self.partners = self._make_partners()
+        #: Scores of the image of each row, not a number where it has none, and how well each token matches them.
+        self.seen: np.ndarray | None = None
+        self.match: TokenMatch | None = None
+        if guide is not None:
+            self._fit_guide(guide)
         # He et al. decay neither biases nor norms; tables of positions and parcels are spared as well.
         tables = [m.weight for m in self.model.modules() if isinstance(m, torch.nn.Embedding)]
         learning = [p for p in self.model.parameters() if p.requires_grad]
@@ -289,6 +308,36 @@ class Pretraining:
                 )
             found[part] = Partners(rows, material.person, material.run)
         return found
+
+    def _fit_guide(self, guide: Embeddings) -> None:
+        """Reduce the vectors of the training images to components, and fit what each token says of them."""
+        rows, material = self.material.train, self.material
+        names = material.list_images(rows)
+        place = {str(name): number for number, name in enumerate(guide.ids)}
+        known = np.array([str(name) in place for name in names])
+        if not known.any():
+            raise DataError(
+                "no training trial shows an image that pretrain.guide has a vector or caption of; correct the ids, or "
+                "leave guide out."
+            )
+        if not known.all():
+            warnings.warn(
+                f"{(~known).sum()} of {len(names)} training trials show images that pretrain.guide has no vector or "
+                f"caption of, first {names[~known][0]}; their masks are drawn by lot.",
+                Notice,
+                stacklevel=3,
+            )
+        images, of = np.unique(np.array([place[str(name)] for name in names[known]]), return_inverse=True)
+        reduced = reduce_vectors(guide.vectors[images].reshape(len(images), -1), N_COMPONENTS)
+        seen = np.full((int(rows.max()) + 1, reduced.shape[1]), np.nan, np.float32)
+        seen[rows[known]] = reduced[of]
+
+        def read(part: np.ndarray) -> tuple[Tensor, np.ndarray]:
+            return self.model.encoder.cut_patches(self._to_device(self._read(part)).data), seen[part]
+
+        mine, size = take_share(rows[known]), self.config.batch_size
+        self.match = fit_match((read(mine[i : i + size]) for i in range(0, len(mine), size)), self.device)
+        self.seen = seen
 
     # --- one epoch ----------------------------------------------------------------------------------------
 
@@ -403,15 +452,21 @@ class Pretraining:
                 generator = make_generator(self.seed, "pretrain", "partner", step)
                 partner_rows = self.partners["train"].draw(rows, generator)
                 partner_ranks = self._draw_ranks(len(rows))
+            guided: np.ndarray | None = None
+            if self.seen is not None:
+                guided = (torch.rand(len(rows)) < config.guide_share).numpy() & ~np.isnan(self.seen[rows, 0])
             counts, n_rows = None, len(rows)
             if self.n_ranks > 1:
                 # Masks are those of one process; dropout is drawn by each for itself.
                 seed_device(self.device, derive_seed(self.seed, "pretrain", "dropout", step, self.rank))
                 places, counts = self._share(n_rows)
                 rows, ranks = rows[places], ranks[places]
+                guided = None if guided is None else guided[places]
                 if partner_rows is not None and partner_ranks is not None:
                     partner_rows, partner_ranks = partner_rows[places], partner_ranks[places]
-            errors = self._compute_errors(self.wrapped, rows, ranks, partner_rows, partner_ranks, counts)
+            errors = self._compute_errors(
+                self.wrapped, rows, ranks, partner_rows, partner_ranks, counts, guided
+            )
             total: Tensor | None = None
             self.parts: dict[str, float] = {}
             for name, weight in config.objectives.items():
@@ -448,8 +503,9 @@ class Pretraining:
         partner_rows: np.ndarray | None = None,
         partner_ranks: Tensor | None = None,
         counts: Tensor | None = None,
+        guided: np.ndarray | None = None,
     ) -> dict[str, Tensor]:
-        batch, mask = self._make_view(rows, ranks)
+        batch, mask = self._make_view(rows, ranks, guided)
         partner, person = None, None
         if partner_rows is not None and partner_ranks is not None:
             partner = self._make_view(partner_rows, partner_ranks)
@@ -457,11 +513,27 @@ class Pretraining:
         errors: dict[str, Tensor] = model(batch, mask, partner, person, counts)
         return errors
 
-    def _make_view(self, rows: np.ndarray, ranks: Tensor) -> tuple[Batch, Mask]:
+    def _make_view(
+        self, rows: np.ndarray, ranks: Tensor, guided: np.ndarray | None = None
+    ) -> tuple[Batch, Mask]:
         read = self._read(rows)
+        batch = self._to_device(read)
+        if guided is not None and guided.any():
+            ranks = ranks.clone()
+            ranks[guided] = self._rank_by_match(batch.data[guided], rows[guided], ranks[guided])
         observed = None if read.observed is None else torch.from_numpy(read.observed)
         mask = make_mask(ranks, self.config.mask_ratio, observed)
-        return self._to_device(read), _move(mask, self.device)
+        return batch, _move(mask, self.device)
+
+    def _rank_by_match(self, data: Tensor, rows: np.ndarray, ranks: Tensor) -> Tensor:
+        assert self.match is not None
+        assert self.seen is not None
+        encoder = self.model.encoder
+        with torch.no_grad():
+            match = self.match.measure(
+                encoder.cut_patches(data), torch.from_numpy(self.seen[rows]).to(self.device)
+            )
+        return rank_by_match(match.cpu(), ranks, encoder.n_parcels, self.config.mask)
 
     def _to_device(self, read: Rows) -> Batch:
         moved = [
@@ -580,6 +652,8 @@ class Pretraining:
         Taken once: a corpus that changes later must not pass for the one that was learnt from.
         """
         statistics = [self.model.encoder.mean.tolist(), self.model.encoder.std.tolist()]
+        if self.match is not None:
+            statistics.append(self.match.weights.tolist())
         return {
             "layout": 2,
             "config": self.config.hashed_fields(),

@@ -4,7 +4,8 @@ References
 ----------
 He et al. (2022), arXiv:2111.06377 (masked autoencoders). Wang et al. (2024), arXiv:2411.07121 (WAVE). Assran et al.
 (2023), arXiv:2301.08243 (I-JEPA). Bardes et al. (2024), arXiv:2404.08471 (V-JEPA). Dong et al. (2024),
-arXiv:2409.19407 (Brain-JEPA). van den Oord et al. (2018), arXiv:1807.03748 (InfoNCE).
+arXiv:2409.19407 (Brain-JEPA). van den Oord et al. (2018), arXiv:1807.03748 (InfoNCE). Fan et al. (2024),
+arXiv:2408.00759 (text-guided masking).
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class ProbesConfig(Settings):
 
 #: Words of a protocol whose encoder a run pretrained on its own trials.
 ON_TRAINING_TRIALS = "encoder pretrained without labels on training trials"
+ON_GUIDED_TRIALS = "encoder pretrained on training trials with masks guided by what they show"
 
 
 class PretrainConfig(Settings):
@@ -112,6 +114,17 @@ class PretrainConfig(Settings):
         each trial (``mixed``).
     mask_ratio
         Share of the tokens that are hidden (0.75).
+    guide
+        Hide what matches most of what was seen (text-guided masking) instead of tokens by lot. Each token alone reads
+        the vector of the image, by ridge on the training trials, and those go whose prediction is most like it. Vectors
+        are those of the run's ``target``, or of sentences about the images (``captions``). Training trials alone are
+        looked at; trials of no known image, and the held-out error, keep masks by lot.
+    guide_share
+        Share of the trials of a batch that are guided; the others keep masks by lot.
+    captions
+        For ``guide: captions``: CSV file with the columns ``id`` and ``caption``.
+    sentence_encoder
+        For ``guide: captions``: ``minilm``, or the folder of another sentence encoder.
     normalisation
         What is predicted: ``patch``, each patch with its own mean and variance removed (He et al.), or ``parcel``,
         values standardised per parcel by the training trials; ``auto`` takes ``patch`` for patches of at least 8
@@ -157,6 +170,10 @@ class PretrainConfig(Settings):
     objectives: dict[Objective, float] = Field(default={"masked": 1.0})
     mask: Literal["tokens", "parcels", "times", "mixed"] = "tokens"
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
+    guide: Literal["target", "captions"] | None = None
+    guide_share: float = Field(default=1.0, gt=0, le=1)
+    captions: Path | None = None
+    sentence_encoder: Literal["minilm"] | Path = "minilm"
     normalisation: Literal["auto", "patch", "parcel"] = "auto"
     decoder_width: int = Field(default=128, ge=1)
     decoder_depth: int = Field(default=2, ge=1)
@@ -182,12 +199,21 @@ class PretrainConfig(Settings):
     checkpoint_steps: int | None = Field(default=None, ge=1)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset(
-        {"device", "checkpoint_every", "checkpoint_steps", "corpus", "shared_subjects", "start_from"}
+        {
+            "device",
+            "checkpoint_every",
+            "checkpoint_steps",
+            "corpus",
+            "shared_subjects",
+            "start_from",
+            "captions",
+            "sentence_encoder",
+        }
     )
     hashed_if_set: ClassVar[frozenset[str]] = frozenset(
         {
             "corpus_digests", "window_times", "window_step", "objectives", "mask", "ema", "temperature",
-            "contrast_width", "probes", "precision",
+            "contrast_width", "probes", "precision", "guide", "guide_share",
         }
     )  # fmt: skip
 
@@ -224,6 +250,34 @@ class PretrainConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_guide(self) -> Self:
+        if self.guide is None:
+            self.refuse_unused("guide_share", because="guide names nothing that masks could follow")
+        if self.guide != "captions":
+            self.refuse_unused("captions", "sentence_encoder", because="guide is not captions")
+        elif self.captions is None:
+            raise ValueError(
+                "guide is captions, but no file says them; set captions to a CSV file (id, caption)"
+            )
+        if self.guide is not None and self.corpus:
+            raise ValueError(
+                "guide hides what matches the image of a trial, and windows of a corpus have none; leave guide or "
+                "corpus out"
+            )
+        if self.guide is not None and self.mask == "mixed":
+            raise ValueError("guide hides tokens, parcels or times that match most; set mask to one of these")
+        if self.guide is not None and set(self.objectives) == {"run_contrast"}:
+            raise ValueError(
+                "guide chooses what is hidden, and run_contrast predicts nothing hidden; leave guide out"
+            )
+        return self
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless the captions can be read and there is a sentence encoder."""
+        if self.guide == "captions":
+            self.hashed_fields()
+
+    @model_validator(mode="after")
     def _remember_corpora(self) -> Self:
         if not self.corpus:
             self.refuse_unused("corpus_digests", because="there is no corpus")
@@ -247,6 +301,11 @@ class PretrainConfig(Settings):
         moved: Any = super().replace_paths(replace)
         found: Self = moved if moved is self or moved.corpus_digests else moved._remember_corpora()
         return found
+
+    @property
+    def on_trials(self) -> str:
+        """Words of the protocol of a run that pretrains on its own trials."""
+        return ON_TRAINING_TRIALS if self.guide is None else ON_GUIDED_TRIALS
 
     @property
     def start_file(self) -> Path | None:
@@ -274,4 +333,13 @@ class PretrainConfig(Settings):
             fields["corpus_digests"] = [open_corpus(folder.expanduser()).digest for folder in self.corpus]
         if (file := self.start_file) is not None:
             fields["start_digest"] = hash_once(file)
+        if self.guide == "captions":
+            from braindecode_vis.embeddings.sentences import find_sentence_folder, hash_sentence_encoder
+            from braindecode_vis.embeddings.text import hash_captions
+
+            folder = find_sentence_folder(self.sentence_encoder, "pretrain.sentence_encoder")
+            fields |= {
+                **hash_captions(self.captions),
+                "sentence_encoder_digest": hash_sentence_encoder(folder),
+            }
         return fields

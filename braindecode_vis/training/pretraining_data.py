@@ -1,8 +1,8 @@
 """The rows that pretraining reads: trials of a run, or windows of one or several corpora.
 
 Owns which rows learn and which only measure, of whom each row is, and in what order batches come; a row is a number.
-Stimuli and categories are never read but to keep repetitions of an image on one side of the hold-out; test trials and,
-of a corpus, persons that it holds out are never learnt from. Knows no network.
+Stimuli are read to keep repetitions of an image on one side of the hold-out, and where masks are guided by what was
+seen; test trials and, of a corpus, persons that it holds out are never learnt from. Knows no network.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ class Material(Protocol):
     def read(self, rows: np.ndarray) -> Rows:
         """Read some rows."""
 
+    def list_images(self, rows: np.ndarray) -> np.ndarray:
+        """Return the stimulus id of each of some rows, for masks that are guided by what was seen."""
+
     def make_batches(self, size: int, seed: int, epoch: int) -> list[np.ndarray]:
         """Return the rows of each batch of an epoch."""
 
@@ -96,10 +99,15 @@ class ResponseRows:
         self.person = trials.groupby("subject", sort=True, dropna=False).ngroup().to_numpy()
         runs = ["subject", "session", "run"]
         self.run = trials.groupby(runs, sort=True, dropna=False).ngroup().to_numpy()
+        self._images = responses.stimulus_ids
 
     def read(self, rows: np.ndarray) -> Rows:
         """Read some trials."""
         return Rows(np.asarray(self.data[rows]))
+
+    def list_images(self, rows: np.ndarray) -> np.ndarray:
+        """Return the stimulus id of each of some trials."""
+        return np.asarray(self._images[rows])
 
     def make_batches(self, size: int, seed: int, epoch: int) -> list[np.ndarray]:
         """Return every training trial once, in batches."""
@@ -189,6 +197,10 @@ class CorpusRows:
             data[here], observed[here] = part.read(own), part.observed(own)
         interval = self.interval[rows] if self.told else None
         return Rows(data, interval, None if observed.all() else observed)
+
+    def list_images(self, rows: np.ndarray) -> np.ndarray:
+        """Raise `ConfigError`: nobody says what was seen in a window of a corpus."""
+        raise ConfigError("windows of a corpus have no images; leave pretrain.guide out.")
 
     def make_batches(self, size: int, seed: int, epoch: int) -> list[np.ndarray]:
         """Return every training window once, each batch of one corpus, batches of all corpora mixed."""

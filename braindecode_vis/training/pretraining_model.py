@@ -9,26 +9,31 @@ References
 He et al. (2022), arXiv:2111.06377 (masked autoencoders). Assran et al. (2023), arXiv:2301.08243 (I-JEPA: latents of
 hidden places, predicted from visible ones, of an encoder that follows slowly). Bardes et al. (2024), arXiv:2404.08471
 (V-JEPA). Dong et al. (2024), arXiv:2409.19407 (Brain-JEPA: the same over parcels x time, with whole parcels and whole
-times hidden). van den Oord et al. (2018), arXiv:1807.03748 (InfoNCE).
+times hidden). van den Oord et al. (2018), arXiv:1807.03748 (InfoNCE). Fan et al. (2024), arXiv:2408.00759 (text-guided
+masking of videos: the patches that match the caption are hidden).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.checks import ConfigError
-from braindecode_vis.devices import gather_rows
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import gather_rows, sum_processes
 from braindecode_vis.encoders.parcels import ParcelEncoder, PlaceEmbedding, TransformerBlock
 
 Normalisation = Literal["patch", "parcel"]
 PATCH_EPS = 1e-6  # as in the released code of He et al.
+RIDGE = (
+    0.1  # of the fits that say what a token matches, per trial; values of a token have about unit variance
+)
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,110 @@ def make_mask(ranks: Tensor, mask_ratio: float, observed: Tensor | None = None) 
         hidden=(place[least:] >= visible) & (place[least:] < count),
         present=place < count,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TokenMatch:
+    """How well each token of a trial matches what was seen: the vector read from it alone against that of the image.
+
+    Parameters
+    ----------
+    weights : tensor of shape (n_tokens, patch_times, n_components)
+        Ridge from the standardised values of each token to the vectors.
+    mean : tensor of shape (n_tokens, patch_times)
+        Of those values over the trials of the fit.
+    """
+
+    weights: Tensor
+    mean: Tensor
+
+    def measure(self, patches: Tensor, vectors: Tensor) -> Tensor:
+        """Return the cosine of each token's reading with the vector, shape (batch, n_tokens).
+
+        Parameters
+        ----------
+        patches : tensor of shape (batch, n_tokens, patch_times)
+        vectors : tensor of shape (batch, n_components)
+        """
+        read = torch.einsum("btl,tlk->btk", patches - self.mean, self.weights)
+        return functional.cosine_similarity(read, vectors[:, None], dim=-1)
+
+
+def reduce_vectors(vectors: np.ndarray, n_components: int) -> np.ndarray:
+    """Return the scores of the first principal components, float32 of shape (n_images, at most n_components).
+
+    Parameters
+    ----------
+    vectors : array of shape (n_images, n_features)
+    n_components
+        Most of them; fewer where the vectors do not vary in more directions.
+
+    Raises
+    ------
+    DataError
+        If all vectors are alike.
+    """
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    # By the smaller of the two: images are thousands, values of layers hundreds of thousands.
+    wide = centred.shape[1] > len(centred)
+    values, axes = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    kept = np.argsort(values)[::-1][:n_components]
+    kept = kept[values[kept] > 1e-10 * max(float(values.max()), 1e-300)]
+    if not len(kept):
+        raise DataError(
+            "the vectors of pretrain.guide are all alike, so that no token matches one more than another."
+        )
+    scores = axes[:, kept] * np.sqrt(values[kept]) if wide else centred @ axes[:, kept]
+    return np.asarray(scores, np.float32)
+
+
+def fit_match(parts: Iterable[tuple[Tensor, np.ndarray]], device: torch.device) -> TokenMatch:
+    """Return the fit of a ridge from each token alone to the vectors of the images, in one pass over the trials.
+
+    Parameters
+    ----------
+    parts
+        Of some trials each: patches, a tensor of shape (n, n_tokens, patch_times), and vectors, (n, n_components).
+        Several processes each give their share.
+    device
+        Where the fit will be used.
+    """
+    n, sums = 0.0, None
+    for patches, vectors in parts:
+        x, z = patches.double().cpu().numpy(), np.asarray(vectors, np.float64)
+        new = [
+            x.sum(axis=0), z.sum(axis=0), np.einsum("ntl,ntm->tlm", x, x), np.einsum("ntl,nk->tlk", x, z)
+        ]  # fmt: skip
+        n, sums = n + len(x), new if sums is None else [a + b for a, b in zip(sums, new, strict=True)]
+    assert sums is not None
+    n = float(sum_processes(n))
+    x_sum, z_sum, squares, products = (np.asarray(sum_processes(part)) for part in sums)
+    mean = x_sum / n
+    squares = squares / n - mean[:, :, None] * mean[:, None]  # (n_tokens, patch_times, patch_times)
+    products = products / n - mean[:, :, None] * (z_sum / n)
+    weights = np.linalg.solve(squares + RIDGE * np.eye(mean.shape[1]), products)
+    made = [torch.as_tensor(part, dtype=torch.float32, device=device) for part in (weights, mean)]
+    return TokenMatch(made[0], made[1])
+
+
+def rank_by_match(match: Tensor, ranks: Tensor, n_parcels: int, style: str) -> Tensor:
+    """Return numbers like those of `draw_ranks`, under which the tokens that match most are hidden first.
+
+    Parameters
+    ----------
+    match : tensor of shape (n, n_tokens)
+        From `TokenMatch`.
+    ranks : tensor of shape (n, n_tokens)
+        Drawn ones, which break ties.
+    n_parcels
+        Of a trial.
+    style
+        ``tokens``, or the mean of whole ``parcels`` or ``times``.
+    """
+    grid = match.view(len(match), n_parcels, -1)
+    if style != "tokens":
+        grid = grid.mean(dim=2 if style == "parcels" else 1, keepdim=True).expand_as(grid)
+    return grid.flatten(1) + 1e-6 * ranks
 
 
 class TokenPredictor(nn.Module):

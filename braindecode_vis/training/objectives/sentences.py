@@ -1,0 +1,120 @@
+"""Sentences as a second target beside images: a head from the brain's output into the space of a sentence encoder.
+
+Two forms: the cross-entropy of MCSE, in which two repetition halves of a trial's image play the part of its two dropout
+passes, and the margin of Merkx and Frank. In both papers sentences are grounded by images; here the response to an
+image is grounded by what is said of it, and the head predicts in the sentence space, so that texts can be searched.
+
+References
+----------
+Zhang et al. (2022), MCSE, arXiv:2204.10931; uds-lsv/MCSE@3031426. Merkx and Frank (2019), Learning semantic sentence
+representations from visually grounded language, doi:10.1017/S1351324919000196; DannyMerkx/speech2image@4a79a61.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from braindecode_vis.training.objectives.objective import (
+    check_pair,
+    compute_soft_cross_entropy,
+    find_same,
+    multiply,
+    normalise,
+)
+
+#: Sentences whose vectors have at least this cosine say the same.
+SAME_SENTENCE = 0.999
+
+
+def find_same_sentences(sentences: Tensor, stimuli: Tensor | None = None) -> Tensor:
+    """Return which trials show the same image or have the same sentence, boolean of shape (n, n).
+
+    Parameters
+    ----------
+    sentences : tensor of shape (n, d)
+    stimuli : integer tensor of shape (n,), optional
+        Index of each trial's image; sentences alone decide if None.
+    """
+    with torch.no_grad():
+        unit = normalise(sentences)
+        same = multiply(unit, unit) >= SAME_SENTENCE
+        same.fill_diagonal_(True)
+        return same if stimuli is None else same | find_same(stimuli)
+
+
+def compute_sentence_contrast(
+    predicted: Tensor,
+    sentences: Tensor,
+    same: Tensor | None = None,
+    *,
+    temperature: float,
+    symmetric: bool = False,
+) -> Tensor:
+    """Return the cross-entropy of finding each trial's sentence among those of the batch, MCSE's grounding term.
+
+    Parameters
+    ----------
+    predicted, sentences : tensors of shape (n, d)
+    same : boolean tensor of shape (n, n), optional
+        Sentences that are right for a trial and share the target evenly; the diagonal alone if None.
+    temperature
+        Of the cosines.
+    symmetric
+        Also find the trial of each sentence, and average; MCSE does not.
+
+    Examples
+    --------
+    >>> import torch
+    >>> round(float(compute_sentence_contrast(torch.eye(2), torch.eye(2), temperature=1.0)), 4)
+    0.3133
+    """
+    check_pair(predicted, sentences, what="brain and sentence")
+    logits = multiply(normalise(predicted), normalise(sentences)) / temperature
+    n = len(logits)
+    right = torch.eye(n, dtype=logits.dtype, device=logits.device) if same is None else same.to(logits.dtype)
+    loss = compute_soft_cross_entropy(logits, right / right.sum(-1, keepdim=True))
+    if not symmetric:
+        return loss
+    return (loss + compute_soft_cross_entropy(logits.T, right.T / right.T.sum(-1, keepdim=True))) / 2
+
+
+def compute_margin_loss(
+    predicted: Tensor,
+    sentences: Tensor,
+    same: Tensor | None = None,
+    *,
+    margin: float = 0.2,
+    hardest: int | None = None,
+) -> Tensor:
+    """Return ``sum_ij [margin - s_ii + s_ij]_+ + [margin - s_jj + s_ij]_+`` over wrong pairs, per pair of the batch.
+
+    The form of Merkx and Frank. The sum is divided by n * n, or with `hardest` by n * hardest.
+
+    Parameters
+    ----------
+    predicted, sentences : tensors of shape (n, d)
+    same : boolean tensor of shape (n, n), optional
+        Pairs that are not wrong; the diagonal alone if None.
+    margin
+        How much more similar the right pair shall be; 0.2 in the paper.
+    hardest
+        Count for each trial and each sentence only this many wrong ones, those that cost most; all if None.
+
+    Examples
+    --------
+    >>> import torch
+    >>> float(compute_margin_loss(torch.eye(2), torch.eye(2)))
+    0.0
+    """
+    check_pair(predicted, sentences, what="brain and sentence")
+    similarity = multiply(normalise(predicted), normalise(sentences))
+    n = len(similarity)
+    right = torch.eye(n, dtype=torch.bool, device=similarity.device) if same is None else same
+    own = similarity.diagonal()
+    rows = (margin - own[:, None] + similarity).clamp_min(0.0).masked_fill(right, 0.0)
+    columns = (margin - own[None, :] + similarity).clamp_min(0.0).masked_fill(right, 0.0)
+    if hardest is None or hardest >= n:
+        return (rows + columns).sum() / n**2
+    worst = rows.topk(hardest, dim=1).values.sum() + columns.topk(hardest, dim=0).values.sum()
+    return worst / (n * hardest)
