@@ -257,6 +257,10 @@ def phantom(
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=1, help="Minutes of a corpus recorded of each subject.")
     ] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option("--pairs", min=1, help="Pairs of test images that show the same parts bound otherwise."),
+    ] = None,
     ongoing: Annotated[
         float | None,
         typer.Option(
@@ -286,7 +290,7 @@ def phantom(
         "n_test_concepts": test_concepts, "n_sessions": sessions, "train_repetitions": train_repetitions,
         "test_repetitions": test_repetitions, "n_imagery": imagery, "imagery_repetitions": imagery_repetitions,
         "beta_form": beta_form,
-        "n_parcels": parcels, "n_sites": sites,
+        "n_parcels": parcels, "n_sites": sites, "n_pairs": pairs,
         "minutes": int(minutes) if minutes is not None and minutes.is_integer() else minutes,
         # 8.0 becomes 8: the ledger compares requests as they are written.
         "voxel_mm": int(voxel_mm) if voxel_mm is not None and voxel_mm.is_integer() else voxel_mm,

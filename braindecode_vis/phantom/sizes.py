@@ -55,6 +55,9 @@ class PhantomSize:
         ``betas_fithrf_GLMdenoise_RR`` as ``nii.gz``.
     n_parcels
         Parcels of the atlas beside fMRI, from 14; by default up to 28, see `make_parcels`.
+    n_pairs
+        Pairs of test images, out of `n_test_concepts`, that show the same parts bound otherwise (a red cube on a blue
+        ground, a blue cube on a red ground); the same share of the training concepts are such pairs.
     n_sites, minutes
         Sites of a corpus, and minutes that are recorded of each person, over all sessions and runs.
     """
@@ -80,6 +83,7 @@ class PhantomSize:
     n_parcels: int | None = None
     n_sites: int | None = None
     minutes: float | None = None
+    n_pairs: int | None = None
 
     def replace(self, **changes: Any) -> PhantomSize:
         """Return a copy with other numbers.
@@ -109,7 +113,7 @@ OPTIONAL = tuple(field.name for field in dataclasses.fields(PhantomSize) if fiel
 # Checked by the format; None leaves the choice to it.
 WORDS = ("beta_versions", "beta_form")
 # What formats got later; a request without them reads as it did before.
-LATER = ("n_synthetic", *WORDS, "n_parcels", "n_sites", "minutes")
+LATER = ("n_synthetic", *WORDS, "n_parcels", "n_sites", "minutes", "n_pairs")
 # None is no number at all; zero is a number that the format has, here.
 _MAY_BE_ZERO = ("n_catch", "n_raw_sessions", "n_imagery", "imagery_repetitions", "n_synthetic")
 
@@ -163,6 +167,11 @@ def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
         raise ConfigError(
             f"{size.n_train_concepts} training and {size.n_test_concepts} test concepts are {n_concepts} together, "
             f"but there are {N_MAX_CONCEPTS} phantom concepts."
+        )
+    if size.n_pairs and 2 * size.n_pairs > size.n_test_concepts:
+        raise ConfigError(
+            f"n_pairs is {size.n_pairs}, but {size.n_test_concepts} test images have room for "
+            f"{size.n_test_concepts // 2} pairs; ask for fewer pairs or more test concepts."
         )
     # Chance would be 1.
     if size.n_test_concepts < 2:

@@ -31,7 +31,12 @@ from braindecode_vis.phantom.phantom_config import PhantomConfig
 from braindecode_vis.phantom.recordings import compute_evoked
 from braindecode_vis.phantom.scanner import count_voxels, describe_voxels, make_parcels
 from braindecode_vis.phantom.sizes import PhantomSize
-from braindecode_vis.phantom.stimuli.images import describe_attributes, make_attributes, make_captions
+from braindecode_vis.phantom.stimuli.images import (
+    describe_attributes,
+    make_attributes,
+    make_captions,
+    make_compositions,
+)
 from braindecode_vis.store import collect_versions, read_json, replace_atomically, write_json
 
 SMALL_BYTES = 16 << 20
@@ -176,7 +181,11 @@ def write_summary(form: Format, job: PhantomJob) -> PhantomTruth:
         folder / "phantom.json",
         {
             "format": form.name,
-            "size": dataclasses.asdict(job.size),
+            "size": {
+                name: value
+                for name, value in dataclasses.asdict(job.size).items()
+                if name != "n_pairs" or value is not None
+            },
             "config": job.config.model_dump(mode="json"),
             "versions": collect_versions(),
             "n_test": n_test,
@@ -198,12 +207,22 @@ def write_summary(form: Format, job: PhantomJob) -> PhantomTruth:
 
 
 def write_words(job: PhantomJob) -> None:
-    """Write what the images show in words: captions of concepts, and attributes and a sentence of each image."""
+    """Write what the images show in words: captions of concepts, and attributes and a sentence of each image.
+
+    Of composed scenes also which of them are pairs.
+    """
     folder, seed = job.root / TRUTH, job.config.seed
-    attributes = make_attributes(job.table, seed)
-    write_csv(folder / "captions.csv", make_captions(job.table, seed))
+    attributes, captions = make_attributes(job.table, seed), make_captions(job.table, seed)
+    write_csv(folder / "captions.csv", captions)
     write_csv(folder / "attributes.csv", attributes)
-    write_csv(folder / "descriptions.csv", describe_attributes(attributes))
+    # The caption of a composed scene, whose place and size nothing tells, is its exact sentence already.
+    plain = attributes[attributes["place"] != ""]
+    composed = captions[~captions["id"].isin(plain["id"])]
+    write_csv(
+        folder / "descriptions.csv", pd.concat([describe_attributes(plain), composed], ignore_index=True)
+    )
+    if job.size.n_pairs:
+        write_csv(folder / "composition.csv", make_compositions(job.table, seed))
 
 
 def _write_evoked(form: Format, job: PhantomJob, person: Person) -> list[Path]:

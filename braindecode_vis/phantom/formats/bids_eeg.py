@@ -84,7 +84,9 @@ def check_size(size: PhantomSize, name: str, uses: tuple[str, ...], *, whole: bo
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images below ``stimuli``."""
-    return list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed, "stimuli")
+    return list_split(
+        size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed, "stimuli", size.n_pairs
+    )
 
 
 def expect_run_s(size: PhantomSize, timing: TrialTiming) -> float:
@@ -467,9 +469,9 @@ EEG = Format(
     name="bids-eeg",
     description="Generic BIDS EEG: BrainVision, 64 channels, 512 Hz",
     modality="eeg",
-    uses=("n_runs",),
+    uses=("n_runs", "n_pairs"),
     duration_s=EEG_TIMING.stimulus,
-    check=lambda size: check_size(size, "bids-eeg", ("n_runs",)),
+    check=lambda size: check_size(size, "bids-eeg", ("n_runs", "n_pairs")),
     count=count_eeg,
     list_images=list_images,
     make_recorder=lambda size: make_sensor_system(EEG_SYSTEM),

@@ -40,7 +40,7 @@ from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.store import replace_atomically
 
 TARGET_FRACTION = 0.06  # of the shown images are the target that subjects look for
-USES = ("n_runs", "pause_s")
+USES = ("n_runs", "pause_s", "n_pairs")
 Partition = Literal["training", "test"]
 PARTITIONS: tuple[Partition, ...] = ("training", "test")
 TARGET_CODE = 99999  # in the stim channel
@@ -119,7 +119,9 @@ def make_design(size: PhantomSize, seed: int, subject: int) -> list[SessionDesig
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images, in the order of the codes: training, then test."""
-    return list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
+    return list_split(
+        size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed, n_pairs=size.n_pairs
+    )
 
 
 def simulate_recordings(

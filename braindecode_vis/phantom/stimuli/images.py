@@ -28,6 +28,13 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import ConfigError, check_columns, check_option
+from braindecode_vis.phantom.stimuli.composition import (
+    FIRST_COMPOSED,
+    count_composed,
+    describe_composition,
+    find_superordinate,
+    render_composition,
+)
 from braindecode_vis.phantom.stimuli.render import (
     BACKGROUNDS,
     TEXTURES,
@@ -95,6 +102,7 @@ _ASIDE = 0.04  # of half the image, to be left or right of its middle: more than
 _LARGE = 0.82  # half the object's extent over half the image, the middle of the scenes' range
 _FIRST_SYNSET = 1_440_000  # like WordNet offsets: eight digits with the leading zero
 N_MAX_CONCEPTS = len(list_shapes()) * len(COLOURS) * len(TEXTURES)
+N_MAX_COMPOSED = count_composed(COLOURS)
 _CHUNK = 64  # images drawn between two steps of progress
 
 
@@ -149,7 +157,7 @@ def render_scene(concept_index: int, exemplar: int, *, size: int, seed: int) -> 
     Parameters
     ----------
     concept_index
-        Row of `make_concepts` for the same `seed`.
+        Row of `make_concepts` for the same `seed`, or the number of a composed scene (see `composition`).
     exemplar
         Any non-negative integer.
     size
@@ -172,7 +180,8 @@ def render_scene(concept_index: int, exemplar: int, *, size: int, seed: int) -> 
     >>> render_scene(7, 0, size=64, seed=0).shape
     (64, 64, 3)
     """
-    if not 0 <= concept_index < N_MAX_CONCEPTS:
+    composed = FIRST_COMPOSED <= concept_index < FIRST_COMPOSED + N_MAX_COMPOSED
+    if not (composed or 0 <= concept_index < N_MAX_CONCEPTS):
         raise ConfigError(f"concept_index is {concept_index}, but must be from 0 to {N_MAX_CONCEPTS - 1}.")
     if exemplar < 0 or size < 16:
         raise ConfigError(
@@ -180,6 +189,8 @@ def render_scene(concept_index: int, exemplar: int, *, size: int, seed: int) -> 
             "pixels show no object."
         )
     concept_index, exemplar = int(concept_index), int(exemplar)
+    if composed:
+        return render_composition(concept_index, exemplar, size=size, seed=seed, colours=COLOURS)
     look, elsewhere = _find_look(concept_index, seed)
     rng = make_generator(seed, "phantom_scene", concept_index, exemplar)
     return render_look(look, size, rng, elsewhere=elsewhere)
@@ -229,11 +240,15 @@ def make_things_like_split(
     n_test_exemplars: int = 1,
     *,
     seed: int,
+    n_pairs: int = 0,
 ) -> pd.DataFrame:
     """List the stimuli of a THINGS-EEG2-like experiment.
 
     The test concepts are the first of the seed, which differ most from each other; the training concepts
     are those that follow. No concept is in both splits.
+
+    With `n_pairs`, some concepts are composed scenes (see `composition`), each with its partner: so many pairs of the
+    test concepts, and the same share of the training concepts. No pair is in both splits.
 
     Parameters
     ----------
@@ -243,6 +258,8 @@ def make_things_like_split(
         Images of each concept.
     seed
         Root seed of the stimuli.
+    n_pairs
+        Pairs of test concepts that differ in what is bound to what alone.
 
     Returns
     -------
@@ -263,11 +280,84 @@ def make_things_like_split(
             f"the split asks for {n_train_concepts} x {n_train_exemplars} training and {n_test_concepts} x "
             f"{n_test_exemplars} test images, but no count may be negative."
         )
-    concepts = make_concepts(n_train_concepts + n_test_concepts, seed=seed)
-    train, test = concepts.iloc[n_test_concepts:], concepts.iloc[:n_test_concepts]
+    composed_train, composed_test = _count_composed(n_train_concepts, n_test_concepts, n_pairs)
+    n_plain = n_train_concepts - composed_train, n_test_concepts - composed_test
+    concepts = make_concepts(max(1, sum(n_plain)), seed=seed)
+    train, test = concepts.iloc[n_plain[1] : sum(n_plain)], concepts.iloc[: n_plain[1]]
+    if n_pairs:
+        first = FIRST_COMPOSED + composed_test
+        test = pd.concat([test, _list_composed(FIRST_COMPOSED, composed_test, seed)])
+        train = pd.concat([train, _list_composed(first, composed_train, seed)])
     # Readers of THINGS-EEG2 count training images first.
     rows = _list_stimuli(train, n_train_exemplars, "train") + _list_stimuli(test, n_test_exemplars, "test")
     return pd.DataFrame(rows, columns=list(STIMULUS_COLUMNS))
+
+
+def _count_composed(n_train: int, n_test: int, n_pairs: int) -> tuple[int, int]:
+    """Return how many training and test concepts are composed scenes; both even."""
+    if not n_pairs:
+        return 0, 0
+    n_train_pairs = round(n_train / 2 * 2 * n_pairs / max(1, n_test))
+    most = N_MAX_COMPOSED // 2
+    if 2 * n_pairs > n_test or n_pairs < 0 or n_pairs + n_train_pairs > most:
+        raise ConfigError(
+            f"n_pairs is {n_pairs}, but {n_test} test concepts have room for 0 to {n_test // 2} pairs, and a seed has "
+            f"{most} pairs for training and test together."
+        )
+    return 2 * min(n_train_pairs, n_train // 2), 2 * n_pairs
+
+
+def _list_composed(first: int, n_scenes: int, seed: int) -> pd.DataFrame:
+    """Return composed scenes as `make_concepts` lists concepts, as far as a table of stimuli needs."""
+    index = pd.RangeIndex(first, first + n_scenes, name="concept_index")
+    scenes = [describe_composition(number, seed, COLOURS) for number in index]
+    return pd.DataFrame(
+        {
+            "concept": [scene.concept for scene in scenes],
+            "superordinate": [find_superordinate(scene) for scene in scenes],
+        },
+        index=index,
+    )
+
+
+def make_compositions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """List the composed scenes among the images of a phantom, each with its partner.
+
+    Parameters
+    ----------
+    table
+        `stimulus_id`, `concept_index`, `exemplar` and `split`.
+    seed
+        Root seed of the stimuli.
+
+    Returns
+    -------
+    DataFrame
+        Columns `id`, `kind` (what changed places, see `composition`), `caption`, `swapped` (the caption of the other
+        scene of the pair) and `partner` (its id); one row per composed image.
+
+    Examples
+    --------
+    >>> table = make_things_like_split(0, 2, seed=0, n_pairs=1)
+    >>> make_compositions(table, seed=0)["kind"].tolist()
+    ['ground', 'ground']
+    """
+    composed = table[table["concept_index"] >= FIRST_COMPOSED]
+    keys = ("concept_index", "exemplar", "split")
+    id_of = {
+        key: str(name)
+        for *key_, name in zip(*(composed[k] for k in keys), composed["stimulus_id"], strict=True)
+        for key in [tuple(key_)]
+    }
+    rows = []
+    for (number, exemplar, split), name in id_of.items():
+        scene = describe_composition(int(number), seed, COLOURS)
+        # Two in a row are a pair, from an even number on.
+        partner = id_of.get(
+            (number + 1 if (number - FIRST_COMPOSED) % 2 == 0 else number - 1, exemplar, split), ""
+        )
+        rows.append((name, scene.kind, scene.caption, scene.swap().caption, partner))
+    return pd.DataFrame(rows, columns=["id", "kind", "caption", "swapped", "partner"])
 
 
 def write_images(
@@ -349,9 +439,13 @@ def make_captions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     >>> make_captions(table, seed=0)["caption"].iloc[0].startswith("a")
     True
     """
-    concepts = make_concepts(int(table["concept_index"].max()) + 1, seed=seed)
+    numbered = table["concept_index"][table["concept_index"] < FIRST_COMPOSED]
+    concepts = make_concepts(int(numbered.max() if len(numbered) else 0) + 1, seed=seed)
     rows: list[tuple[str, str]] = []
     for names, concept in zip(_name_images(table), table["concept_index"].astype(int), strict=True):
+        if concept >= FIRST_COMPOSED:
+            rows += [(name, describe_composition(concept, seed, COLOURS).caption) for name in names]
+            continue
         known = concepts.loc[concept]
         thing, surface = str(known["shape"]).replace("_", " "), str(known["texture"])
         patterned = surface if surface == "plain" else f"{surface} ({known['accent']})"
@@ -380,7 +474,7 @@ def make_attributes(table: pd.DataFrame, seed: int) -> pd.DataFrame:
         the home of the concept in about three of four images. `accent` is empty where nothing shows it. `place` is
         ``left`` or ``right`` where the centre of the object is more than 2 % of the image's width beside its middle,
         and ``middle`` otherwise; `size` is ``large`` where the object takes at least 82 % of the image, and ``small``
-        otherwise.
+        otherwise. Of composed scenes (see `composition`) both are empty, and of two objects the left one is told.
 
     Examples
     --------
@@ -391,6 +485,10 @@ def make_attributes(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     rows = []
     numbers = (table["concept_index"].astype(int), table["exemplar"].astype(int))
     for names, concept, exemplar in zip(_name_images(table), *numbers, strict=True):
+        if concept >= FIRST_COMPOSED:
+            composed = describe_composition(concept, seed, COLOURS)
+            rows += [(name, *composed.attributes, "", "") for name in names]
+            continue
         look, elsewhere = _find_look(concept, seed)
         shape, colour, texture, accent, _ = _describe_concept(concept, seed)
         scene = draw_scene(look, make_generator(seed, "phantom_scene", concept, exemplar), elsewhere)
@@ -530,10 +628,17 @@ def _find_backgrounds(colour: str) -> tuple[str, ...]:
 
 
 def list_split(
-    n_train_concepts: int, n_test_concepts: int, n_train_exemplars: int, seed: int, folder: str = ""
+    n_train_concepts: int,
+    n_test_concepts: int,
+    n_train_exemplars: int,
+    seed: int,
+    folder: str = "",
+    n_pairs: int | None = None,
 ) -> pd.DataFrame:
     """Return the images of two disjoint sets of concepts, `path` below `folder`; training images come first."""
-    table = make_things_like_split(n_train_concepts, n_test_concepts, n_train_exemplars, seed=seed)
+    table = make_things_like_split(
+        n_train_concepts, n_test_concepts, n_train_exemplars, seed=seed, n_pairs=n_pairs or 0
+    )
     return table.assign(path=[str(Path(folder) / path) for path in table["path"]])
 
 

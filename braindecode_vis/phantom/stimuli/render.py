@@ -14,7 +14,7 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -175,6 +175,51 @@ def render_look(look: Look, size: int, rng: np.random.Generator, *, elsewhere: t
     canvas *= 1.06 - 0.16 * (x * x + y * y)  # vignetting of a lens
     tint = np.array([1 + scene.cast, 1, 1 - scene.cast], np.float32)
     canvas *= (scene.exposure * tint)[:, None, None]
+    np.clip(canvas, 0, 1, out=canvas)
+    return (canvas * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
+
+
+def render_objects(
+    looks: Sequence[Look], ground: tuple[float, float, float], size: int, rng: np.random.Generator
+) -> Array:
+    """Draw one object, or two beside each other, before a wall of one colour, as uint8 of shape (size, size, 3).
+
+    What is drawn from `rng` does not depend on the looks: other objects stand in the same places in the same light.
+
+    Parameters
+    ----------
+    looks
+        The objects, from left to right; their `background` is not used.
+    ground
+        Colour of the wall, RGB from 0 to 1.
+    size
+        Height and width in pixels.
+    rng
+        Source of pose and light.
+    """
+    one = len(looks) == 1
+    scale = float(rng.uniform(0.6, 0.75) if one else rng.uniform(0.4, 0.46))
+    if one:
+        centres = [(rng.uniform(-0.15, 0.15), rng.uniform(-0.15, 0.15))]
+    else:
+        centres = [(x, rng.uniform(-0.1, 0.1)) for x in (-0.48, 0.48)]
+    angle, flip = math.radians(rng.uniform(-MAX_TURN, MAX_TURN)), bool(rng.random() < 0.5)
+    azimuth, height = rng.uniform(-1.1, 1.1), rng.uniform(0.75, 1.3)
+    far = math.hypot(1, height)
+    light = (math.sin(azimuth) / far, -math.cos(azimuth) / far, height / far)
+    exposure, jitter = rng.uniform(0.9, 1.1), rng.normal(0, 0.015, 3)
+    glow_x, glow_y, floor = rng.uniform(-0.5, 0.5), rng.uniform(-0.6, 0.0), rng.uniform(0.25, 0.6)
+
+    axis = ((np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(2 / size)) - np.float32(1)
+    x, y = axis[None, :], axis[:, None]
+    glow = np.exp(-0.8 * (np.square(x - glow_x) + np.square(y - glow_y)))
+    wall = (0.75 + 0.25 * glow) * (1 - 0.15 * _ease(0.5 + (y - floor) / 0.3))
+    canvas = np.empty((3, size, size), np.float32)
+    canvas[:] = np.array(ground, np.float32)[:, None, None] * wall
+    for look, (cx, cy) in zip(looks, centres, strict=True):
+        scene = Scene("", 0, scale, angle, flip, (float(cx), float(cy)), light, exposure, 0, jitter)
+        _paint_object(canvas, look, scene, axis)
+    canvas *= exposure * (1.04 - 0.1 * (x * x + y * y))
     np.clip(canvas, 0, 1, out=canvas)
     return (canvas * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
 
