@@ -320,6 +320,10 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
         """Return image embeddings in the space of `predict_for_generator`."""
         ...
 
+    def predict_sentences(self, responses: Responses) -> Embeddings | None:
+        """Return one vector per trial in the space of the sentence encoder that was learnt from; None without one."""
+        ...
+
     def describe_likelihood(self) -> ImageLikelihood | None:
         """Return how likely images are, given a prediction of `predict_for_generator`; None if that is not known."""
         ...

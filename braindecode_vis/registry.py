@@ -138,6 +138,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "within_cluster": "training.objectives.objectives_config:ClusterObjectiveConfig",
         "within_concept": "training.objectives.objectives_config:ConceptObjectiveConfig",
         "salient": "training.objectives.objectives_config:SalientObjectiveConfig",
+        "sentence_contrast": "training.objectives.objectives_config:SentenceContrastConfig",
     },
     "augmentation": {
         "channel_dropout": "training.augment:ChannelDropoutConfig",

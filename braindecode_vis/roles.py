@@ -16,7 +16,8 @@ image encoder       space, encode                      bind, fit, embed, write, 
 brain encoder       fit, predict, write, read          bind, predict_out_of_fold, map_targets, has_subject_galleries,
                                                        predict_for_generator, map_for_generator, predicts_targets,
                                                        label_free_subjects, as_module,
-                                                       describe_likelihood, adapt, adapts_quickly
+                                                       describe_likelihood, adapt, adapts_quickly,
+                                                       predict_sentences
 category decoder    fit, decision, classes, write,     bind, as_module
                     read
 network             forward                            forward_heads, forward_tokens, parameter_groups
@@ -247,7 +248,7 @@ BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
         "has_subject_galleries": False, "predict_for_generator": _predict, "map_for_generator": _keep_targets,
         "predicts_targets": True, "label_free_subjects": (), "as_module": _refuse_module,
         "describe_likelihood": _answer(None), "adapt": _refuse_adaptation, "adapts_quickly": False,
-        "list_held_out": _answer(()),
+        "list_held_out": _answer(()), "predict_sentences": _answer(None),
     },
 )  # fmt: skip
 CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(

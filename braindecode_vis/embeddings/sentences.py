@@ -271,6 +271,11 @@ def find_sentence_folder(named: Path | str, setting: str) -> Path:
     return folder
 
 
+def name_sentence_space(folder: Path) -> str:
+    """Return the name of the space of a folder's sentence vectors, whatever the texts."""
+    return f"sentences/weights={hash_sentence_encoder(folder)[:12]}"
+
+
 def hash_sentence_encoder(folder: Path) -> str:
     """Return one digest of configuration, weights and tokenizer of a folder."""
     files = sorted(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from braindecode_vis.training.image_config import ViewChoice
     from braindecode_vis.training.lora import ImageSource
     from braindecode_vis.training.model import BrainImageModel
+    from braindecode_vis.training.objectives.sentences import SentenceTerm
 
 WEIGHTS, RECORD = "network.safetensors", "network.json"
 PREDICTED_TOGETHER = 1024  # trials
@@ -63,6 +64,8 @@ class NetworkFit:
         How training chose among them.
     lexicon
         Words, values of attributes and concepts by their numbers, where objectives have weights of them.
+    sentence_space
+        Name of the space of sentence vectors, where an objective has a head into it.
     """
 
     model: BrainImageModel
@@ -78,6 +81,7 @@ class NetworkFit:
     bank_space: str = ""
     view_choice: ViewChoice | None = None
     lexicon: Lexicon = field(default_factory=Lexicon)
+    sentence_space: str = ""
     _tuned: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     _tuned_from: Any = field(default=None, repr=False)
 
@@ -111,6 +115,13 @@ class NetworkFit:
     def attributes(self) -> dict[str, tuple[str, ...]]:
         """Values of each attribute by their numbers; empty unless an objective needs attributes."""
         return self.lexicon.attributes
+
+    def find_sentence_head(self) -> SentenceTerm | None:
+        """Return the term of the objective that has a head into a sentence space; None if none has."""
+        for objective in self.model.objectives:
+            if getattr(objective.config, "kind", "") == "sentence_contrast":
+                return cast("SentenceTerm", objective.term)
+        return None
 
     @property
     def predicts_targets(self) -> bool:
@@ -164,7 +175,11 @@ class NetworkFit:
         return np.stack([self._tuned[i] for i in ids])
 
     def predict(
-        self, responses: Responses, rows: np.ndarray, space: Literal["comparison", "target"], device: str
+        self,
+        responses: Responses,
+        rows: np.ndarray,
+        space: Literal["comparison", "target", "sentences"],
+        device: str,
     ) -> tuple[Embeddings, tuple[str, ...]]:
         """Predict some trials.
 
@@ -198,6 +213,9 @@ class NetworkFit:
             self.model.to(place).eval()
         in_targets = space == "target" or not self.model.learns_space
         shape = self.target_shape if in_targets else (self.model.n_common,)
+        sentences = self.find_sentence_head() if space == "sentences" else None
+        if sentences is not None:
+            shape = (sentences.head.out_features,)
         # filled chunk by chunk, so that a test set of any size fits the device
         vectors = np.empty((len(rows), int(np.prod(shape))), dtype=np.float32)
         with torch.inference_mode():
@@ -207,6 +225,7 @@ class NetworkFit:
                 output = self._forward(data, torch.from_numpy(index[chunk]).to(place), space)
                 vectors[start : start + len(chunk)] = output.float().cpu().numpy()
         name = self.space if in_targets else self.comparison_space
+        name = name if sentences is None else self.sentence_space
         predicted = Embeddings(vectors.reshape(len(rows), *shape), responses.stimulus_ids[rows], name)
         return predicted, transform.label_free_subjects
 
@@ -219,6 +238,9 @@ class NetworkFit:
 
     def _forward(self, data: Any, subject: Any, space: str) -> Any:
         model = self.model
+        sentences = self.find_sentence_head() if space == "sentences" else None
+        if sentences is not None:
+            return sentences.predict(model.encode_brain(data, subject))
         if space == "target" and model.regression != "none":
             return model.encode_heads(data, subject)[1]
         if space == "target" and model.learns_space:
@@ -272,7 +294,9 @@ def _describe_image_side(fit: NetworkFit) -> dict[str, Any]:
 
 def _describe_objectives(fit: NetworkFit) -> dict[str, Any]:
     """Return what weights of objectives are built for and what their numbers stand for; nothing without any."""
-    sizes = {} if fit.model.sizes is None else {"sizes": asdict(fit.model.sizes)}
+    sizes: dict[str, Any] = {} if fit.model.sizes is None else {"sizes": asdict(fit.model.sizes)}
+    if fit.sentence_space:
+        sizes["sentence_space"] = fit.sentence_space
     return sizes if fit.lexicon == Lexicon() else {**sizes, "lexicon": fit.lexicon.as_json()}
 
 
@@ -316,6 +340,7 @@ def read_fit(folder: Path, config: Any) -> tuple[NetworkFit, int, list[str]]:
         model.eval(), signal, transform, record["space"], shape, record["takes_unknown"], record["history"],
         tuple(record["held_out"]), record["held_out_by"], record["batch_size"], record["bank_space"],
         config.view_choice, Lexicon.from_json(record["lexicon"]) if "lexicon" in record else Lexicon(),
+        record.get("sentence_space", ""),
     )  # fmt: skip
     return fit, record["seed"], list(record["messages"])
 

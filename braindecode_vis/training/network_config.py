@@ -434,6 +434,15 @@ class NetworkEncoderConfig(Settings):
             check_installed("transformers", "encoder.sentence_encoder")
             self._hash_sentence_encoder()
 
+    @property
+    def sentence_space(self) -> str:
+        """Name of the space of the sentence vectors that an objective learns from; empty without any."""
+        if self.sentence_encoder is None:
+            return ""
+        from braindecode_vis.embeddings.sentences import find_sentence_folder, name_sentence_space
+
+        return name_sentence_space(find_sentence_folder(self.sentence_encoder, "encoder.sentence_encoder"))
+
     def _hash_sentence_encoder(self) -> str:
         from braindecode_vis.embeddings.sentences import find_sentence_folder, hash_sentence_encoder
 

@@ -323,6 +323,7 @@ class NetworkEncoder:
             model, signal, transform, reduced.space, tuple(reduced.vectors.shape[1:]), takes, history,
             tuple(sorted({str(i) for i in responses.stimulus_ids[held]})), by, size, targets.space,
             self.config.view_choice, Lexicon() if self._descriptions is None else self._descriptions.lexicon,
+            self.config.sentence_space,
         )  # fmt: skip
 
     def _tell(self, message: str) -> None:
@@ -464,6 +465,17 @@ class NetworkEncoder:
         """
         return self._predict_rows(responses, np.arange(responses.n_trials), "target")
 
+    def predict_sentences(self, responses: Responses) -> Embeddings | None:
+        """Return one vector per trial in the space of the sentence encoder, by the head of ``sentence_contrast``.
+
+        The space is ``sentences/weights=DIGEST`` (`embeddings.sentences.name_sentence_space` of the encoder's folder),
+        whatever the texts: vectors that `SentenceEncoder.encode` gives of any texts are compared with these by cosine.
+        None without that objective.
+        """
+        if self.require_fit().find_sentence_head() is None:
+            return None
+        return self._predict_rows(responses, np.arange(responses.n_trials), "sentences")
+
     def map_targets(self, embeddings: Embeddings, subject: str | None = None) -> Embeddings:
         """Return image embeddings in the space of comparison, as they are if that is the space of the targets.
 
@@ -524,7 +536,7 @@ class NetworkEncoder:
         return self.require_fit().comparison_space
 
     def _predict_rows(
-        self, responses: Responses, rows: np.ndarray, space: Literal["comparison", "target"]
+        self, responses: Responses, rows: np.ndarray, space: Literal["comparison", "target", "sentences"]
     ) -> Embeddings:
         predicted, self.label_free_subjects = self.require_fit().predict(
             responses, rows, space, self.config.device

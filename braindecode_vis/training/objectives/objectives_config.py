@@ -575,3 +575,68 @@ class SalientObjectiveConfig(ObjectiveConfig):
             common_share=self.common_share, bandwidth=self.bandwidth, salient_weight=self.salient_weight,
             constant_weight=self.constant_weight, independence_weight=self.independence_weight,
         )  # fmt: skip
+
+
+class SentenceContrastConfig(ObjectiveConfig):
+    """Sentences as a second target: a linear head from the brain's output into the space of a sentence encoder.
+
+    A fitted encoder then predicts sentence vectors (`NetworkEncoder.predict_sentences`), which texts are searched by.
+
+    Parameters
+    ----------
+    weight
+        Small beside the contrast with images: 0.05 as the default of MCSE's code, which takes 0.01 for some data. The
+        head itself learns as fast with any.
+    form
+        ``softmax``, the cross-entropy of MCSE, or ``margin``, the hinge of Merkx and Frank over all wrong pairs.
+    passes
+        What goes through the head: the ``trial``, or two disjoint ``halves`` of the repetitions of its image, which
+        play the part of MCSE's two dropout passes.
+    halves_weight
+        With ``halves``: weight of the contrast of one half with the other, MCSE's first term, relative to that with
+        sentences.
+    temperature
+        Of ``softmax``; 0.05 as in MCSE.
+    symmetric
+        Of ``softmax``: also find the trial of each sentence. MCSE does not.
+    margin
+        Of ``margin``; 0.2 as in Merkx and Frank.
+    hardest
+        Of ``margin``: only this many wrong pairs of each trial and sentence count, those that cost most; None is all.
+    """
+
+    kind: Literal["sentence_contrast"] = "sentence_contrast"
+    weight: float = Field(default=0.05, gt=0)
+    form: Literal["softmax", "margin"] = "softmax"
+    passes: Literal["trial", "halves"] = "trial"
+    halves_weight: float = Field(default=0.0, ge=0)
+    temperature: Temperature = 0.05
+    symmetric: bool = False
+    margin: float = Field(default=0.2, gt=0)
+    hardest: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.form == "margin":
+            self.refuse_unused("symmetric", because="form is margin, which always goes both ways")
+            if not self.halves_weight:
+                self.refuse_unused("temperature", because="form is margin")
+        else:
+            self.refuse_unused("margin", "hardest", because="form is softmax")
+        if self.passes == "trial":
+            self.refuse_unused("halves_weight", because="passes is trial")
+        return self
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Sentences, and with ``halves`` those of the repetitions."""
+        return frozenset({"sentences", "brain_views"} if self.passes == "halves" else {"sentences"})
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.sentences import SentenceTerm
+
+        return SentenceTerm(
+            form=self.form, halves=self.passes == "halves", halves_weight=self.halves_weight,
+            temperature=self.temperature, symmetric=self.symmetric, margin=self.margin, hardest=self.hardest,
+        )  # fmt: skip

@@ -12,8 +12,10 @@ representations from visually grounded language, doi:10.1017/S1351324919000196; 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from braindecode_vis.training.objectives.objective import (
     check_pair,
@@ -21,7 +23,11 @@ from braindecode_vis.training.objectives.objective import (
     find_same,
     multiply,
     normalise,
+    upcast,
 )
+
+if TYPE_CHECKING:
+    from braindecode_vis.training.objectives.objective import Outputs, StepSizes
 
 #: Sentences whose vectors have at least this cosine say the same.
 SAME_SENTENCE = 0.999
@@ -118,3 +124,72 @@ def compute_margin_loss(
         return (rows + columns).sum() / n**2
     worst = rows.topk(hardest, dim=1).values.sum() + columns.topk(hardest, dim=0).values.sum()
     return worst / (n * hardest)
+
+
+class SentenceTerm(nn.Module):
+    """The head and its loss, over one response to each image or over two halves of its repetitions.
+
+    Parameters
+    ----------
+    form
+        ``softmax`` or ``margin``.
+    halves
+        Whether the two repetition halves go through the head, as the two passes of MCSE do, or the trial itself.
+    halves_weight
+        Weight of the contrast of the halves with each other.
+    temperature, symmetric
+        Of ``softmax``.
+    margin, hardest
+        Of ``margin``.
+    """
+
+    head: nn.Linear
+
+    def __init__(
+        self,
+        *,
+        form: str,
+        halves: bool,
+        halves_weight: float,
+        temperature: float,
+        symmetric: bool,
+        margin: float,
+        hardest: int | None,
+    ) -> None:
+        super().__init__()
+        self.form, self.halves, self.halves_weight = form, halves, halves_weight
+        self.temperature, self.symmetric = temperature, symmetric
+        self.margin, self.hardest = margin, hardest
+
+    def prepare(self, sizes: StepSizes) -> None:
+        """Make the head, from the space of comparison into that of the sentences."""
+        self.head = nn.Linear(sizes.n_common, sizes.n_sentence)
+
+    def predict(self, brain: Tensor) -> Tensor:
+        """Return predictions in the sentence space, shape (n, d_sentence), not normalised."""
+        predicted: Tensor = self.head(upcast(brain))
+        return predicted
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """Return the loss of one step."""
+        assert outputs.sentences is not None
+        sentences = outputs.sentences
+        same = find_same_sentences(sentences, outputs.stimuli)
+        if not self.halves:
+            return self._compare(self.predict(outputs.brain), sentences, same)
+        assert outputs.brain_views is not None
+        views = list(outputs.brain_views)  # n_views of (n, d)
+        losses = [self._compare(self.predict(view), sentences, same) for view in views]
+        loss = torch.stack(losses).mean()
+        if not self.halves_weight:
+            return loss
+        shown = find_same(outputs.stimuli)
+        between = compute_sentence_contrast(views[0], views[-1], shown, temperature=self.temperature)
+        return loss + self.halves_weight * between
+
+    def _compare(self, predicted: Tensor, sentences: Tensor, same: Tensor) -> Tensor:
+        if self.form == "margin":
+            return compute_margin_loss(predicted, sentences, same, margin=self.margin, hardest=self.hardest)
+        return compute_sentence_contrast(
+            predicted, sentences, same, temperature=self.temperature, symmetric=self.symmetric
+        )

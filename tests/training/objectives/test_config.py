@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.registry import INSIDE, Component, find_component
-from braindecode_vis.training.objectives.objective import NEED_FIELDS, Outputs
+from braindecode_vis.training.objectives.objective import NEED_FIELDS, Outputs, StepSizes
 from braindecode_vis.training.objectives.objectives_config import ClipObjectiveConfig
 
 ADAPTER = TypeAdapter(typing.Annotated[typing.Any, Component("objective")])
@@ -31,6 +31,8 @@ CONFIGS += [
         {"kind": "cua", "cross": True},
         {"kind": "multiview", "form": "infonce", "views": ["brain", "image"]},
         {"kind": "distillation", "duplicates": "mask"},
+        {"kind": "sentence_contrast", "form": "margin", "hardest": 3},
+        {"kind": "sentence_contrast", "passes": "halves", "halves_weight": 1.0, "symmetric": True},
     )
 ]
 NAMES = [f"{config.kind}-{index}" for index, config in enumerate(CONFIGS)]
@@ -54,13 +56,37 @@ def make_outputs(n=8, d=6, *, dtype=torch.float64, n_views=2, n_queue=3, progres
         "brain_tokens": brain[:, None] + make(n, 2, d), "background": make(n, d),
         "teacher_brain": image + make(n, d), "teacher_image": image + 0.1 * make(n, d),
         "queue_brain": make(n_queue, d), "queue_image": make(n_queue, d),
-        "mix_weight": torch.rand(n, generator=generator),
+        "mix_weight": torch.rand(n, generator=generator), "sentences": make(n, N_SENTENCE)[stimuli],
     }  # fmt: skip
     return Outputs(
         **{name: tensor.to(dtype) for name, tensor in tensors.items()},
         stimuli=stimuli, concepts=concepts, clusters=stimuli % 2, mix_partner=torch.arange(n).roll(3),
         progress=progress,
     )  # fmt: skip
+
+
+N_TOKENS, N_SENTENCE = 3, 5
+
+
+def build(config, d=6, dtype=torch.float64):
+    """Return the objective, with weights for `make_outputs` where it has any."""
+    objective = config.build()
+    if objective.has_sizes:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            objective.prepare(
+                StepSizes(n_common=d, n_outputs=d, n_tokens=N_TOKENS, n_sentence=N_SENTENCE, n_concepts=8)
+            )
+        objective.to(dtype)
+    return objective
+
+
+def name_leaf(config):
+    """Return the field of the outputs through which the loss reaches the network."""
+    for name in ("regression", "token_views"):
+        if name in config.needs:
+            return name
+    return "brain_views" if getattr(config, "passes", "") == "halves" else "brain"
 
 
 def permute(outputs, order):
@@ -102,7 +128,7 @@ def test_only_declared_outputs_are_used(config):
     wanted = {name for need in config.needs for name in NEED_FIELDS[need]}
     optional = {name for names in NEED_FIELDS.values() for name in names}
     bare = dataclasses.replace(outputs, **dict.fromkeys(optional - wanted))
-    objective = config.build()
+    objective = build(config)
     assert torch.equal(objective(bare), objective(outputs))
     for name in wanted:
         with pytest.raises(DataError, match=name):
@@ -112,21 +138,19 @@ def test_only_declared_outputs_are_used(config):
 @every_config
 def test_gradient_reaches_the_network_and_every_parameter(config):
     outputs = make_outputs()
-    leaf = outputs.regression if "regression" in config.needs else outputs.brain
-    leaf.requires_grad_()
-    objective = config.build()
+    leaf = getattr(outputs, name_leaf(config)).requires_grad_()
+    objective = build(config)
     value = objective(outputs)
     assert value.shape == ()
     value.backward()
     assert float(leaf.grad.abs().max()) > 0
-    assert all(float(parameter.grad.abs()) > 0 for parameter in objective.parameters())
+    assert all(float(parameter.grad.abs().max()) > 0 for parameter in objective.parameters())
 
 
 @every_config
 def test_gradient_is_right(config):
     outputs = make_outputs(5, 4)
-    name = "regression" if "regression" in config.needs else "brain"
-    objective = config.build()
+    name, objective = name_leaf(config), build(config, 4)
 
     def compute(tensor):
         return objective(dataclasses.replace(outputs, **{name: tensor}))
@@ -140,7 +164,7 @@ def test_gradient_is_right(config):
 def test_order_of_trials_does_not_matter(config):
     outputs = make_outputs()
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
-    objective = config.build()
+    objective = build(config)
     assert objective(permute(outputs, order)).item() == pytest.approx(objective(outputs).item(), rel=1e-9)
 
 
@@ -156,7 +180,7 @@ def test_bfloat16_agrees_with_float32(config, n, d):
         value = getattr(outputs, field.name)
         if torch.is_tensor(value) and value.is_floating_point():
             setattr(rounded, field.name, value.bfloat16())
-    objective = config.build()
+    objective = build(config, d, torch.float32)
     with torch.no_grad():
         exact = objective(outputs)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -170,7 +194,7 @@ def test_bfloat16_agrees_with_float32(config, n, d):
 
 @every_config
 def test_a_batch_of_one_image_is_refused(config):
-    objective = config.build()
+    objective = build(config)
     for n, what in ((1, "has 1 trial"), (3, "has 3 trial")):
         outputs = make_outputs(n)
         outputs.stimuli = torch.zeros(n, dtype=torch.long)
@@ -189,13 +213,13 @@ def test_one_device_throughout_and_no_wait_for_it(config):
         value = getattr(outputs, field.name)
         if torch.is_tensor(value):
             setattr(outputs, field.name, value.to("meta"))
-    assert config.build().to("meta")(outputs).shape == ()
+    assert build(config).to("meta")(outputs).shape == ()
 
 
 @every_config
 def test_outside_its_phase_an_objective_is_a_zero_with_gradient(config):
     config = config.model_copy(update={"phase": (0.4, 0.6)})
-    objective = config.build()
+    objective = build(config)
     outputs = make_outputs(progress=0.6)
     outputs.brain.requires_grad_()
     value = objective(outputs)
@@ -230,7 +254,7 @@ def test_bad_settings_are_refused(options, message):
 
 @every_config
 def test_state_of_the_module_can_be_stored(config):
-    source, copy = config.build(), config.build()
+    source, copy = build(config), build(config)
     with torch.no_grad():
         for parameter in source.parameters():
             parameter.mul_(0.9)
