@@ -267,6 +267,22 @@ class WholeImageEncoder(ImageEncoder, Protocol):
         """
         ...
 
+    def embed_texts(self, texts: Sequence[Sequence[str]], fill: np.ndarray) -> np.ndarray | None:
+        """Return vectors of images of which nothing is known but their texts; None where the encoder reads no texts.
+
+        Parameters
+        ----------
+        texts
+            One or several of each of n images.
+        fill : array of the shape of one embedding
+            What stands where texts say nothing.
+        """
+        ...
+
+    def hide_texts(self, vectors: np.ndarray, fill: np.ndarray) -> np.ndarray | None:
+        """Return embeddings without what texts say in them, with `fill` in its place; None where nothing is left."""
+        ...
+
     def write(self, folder: Path) -> None:
         """Write the fitted state into `folder` without pickle; a pretrained encoder writes nothing."""
         ...

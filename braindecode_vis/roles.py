@@ -151,6 +151,10 @@ def _refuse_adaptation(encoder: Any, responses: Responses, targets: Embeddings) 
     )
 
 
+def _keep_vectors(encoder: Any, vectors: Any, fill: Any) -> Any:
+    return vectors
+
+
 def _know_no_images(generator: Any) -> Embeddings:
     raise ConfigError(f"the generator {type(generator).__name__} brings no images along.")
 
@@ -225,6 +229,7 @@ IMAGE_ENCODER: Role[WholeImageEncoder] = Role(
     {
         "bind": _answer(None), "fit": _return_itself, "embed": _embed_from_cache, "write": _answer(None),
         "read": _return_itself, "decodes": False, "decode": _decode_nothing, "shape": None,
+        "embed_texts": _answer(None), "hide_texts": _keep_vectors,
     },
     ("space",),
 )  # fmt: skip
@@ -237,6 +242,8 @@ FITTED_IMAGE_ENCODER: Role[WholeImageEncoder] = Role(
         "decodes": False,
         "decode": _decode_nothing,
         "shape": None,
+        "embed_texts": _answer(None),
+        "hide_texts": _keep_vectors,
     },
     ("space",),
 )

@@ -15,7 +15,6 @@ Horikawa and Kamitani (2017), doi:10.1038/ncomms15037; Kneeland et al. (2025), N
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -33,6 +32,7 @@ from braindecode_vis.arrays import Embeddings, Responses, Score
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.digests import digest_files
 from braindecode_vis.embeddings.captions import read_caption_bank
+from braindecode_vis.embeddings.descriptions import describe_captions, fit_ridge, open_reader
 from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
 from braindecode_vis.embeddings.text import name_concept
 from braindecode_vis.generators.captions import retrieve_nearest
@@ -565,36 +565,10 @@ def regress_on_words(
     >>> bool(red[0] > blue[0])
     True
     """
-    read = [[set(re.findall(r"[^\W\d_]+", text.lower())) for text in several] for several in texts]
-    place = {
-        word: n for n, word in enumerate(sorted({w for several in read for own in several for w in own}))
-    }
-
-    def count(several: Sequence[set[str]]) -> np.ndarray:
-        row = np.zeros(len(place))
-        for own in several:
-            row[[place[word] for word in own if word in place]] += 1 / len(several)
-        return row
-
-    features = np.stack([count(several) for several in read])
-    middle, mean = features.mean(axis=0), vectors.mean(axis=0, dtype=np.float64)
-    left, sizes, right = np.linalg.svd(features - middle, full_matrices=False)
-    turned = left.T @ (vectors - mean)  # (n_components, n_features)
-
-    def measure(alpha: float) -> float:
-        shrink = sizes**2 / (sizes**2 + alpha)
-        leverage = 1 / len(vectors) + (left**2) @ shrink  # of each image on its own prediction
-        residual = vectors - mean - left @ (shrink[:, None] * turned)
-        return float(((residual / np.maximum(1 - leverage, 1e-9)[:, None]) ** 2).mean())
-
-    alpha = min(np.geomspace(0.01, 1000, 16), key=measure)
-    weights = right.T @ ((sizes / (sizes**2 + alpha))[:, None] * turned)
-
-    def encode(asked: Sequence[Sequence[str]]) -> np.ndarray:
-        rows = [[set(re.findall(r"[^\W\d_]+", text.lower())) for text in several] for several in asked]
-        return (mean + (np.stack([count(several) for several in rows]) - middle) @ weights).astype(np.float32)
-
-    return encode
+    training = [describe_captions(several) for several in texts]
+    read = open_reader("words", training)
+    predict = fit_ridge(read(training), vectors)
+    return lambda asked: predict(read([describe_captions(several) for several in asked]))
 
 
 def _caption_trials(

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config.cluster_config import ClusterConfig
+from braindecode_vis.embeddings.descriptions import DescriptionsConfig
 from braindecode_vis.embeddings.text import ConceptTextConfig
 from braindecode_vis.encoders.encoding_model import EncodingModelConfig
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
@@ -290,6 +291,8 @@ class EvaluationConfig(Settings):
         SATTC, SCORE); its rows have names of their own and are never the result of the run.
     gallery
         A bank of many more images (``embed --images``), among which the seen image is searched too.
+    descriptions
+        Captions or attributes of the tested images as a gallery of texts, beside that of the images, and both fused.
     conditions
         Columns of the trial table, such as ``task``, whose values are scored apart as well.
     captions
@@ -309,12 +312,13 @@ class EvaluationConfig(Settings):
     metrics: tuple[Annotated[Any, Component("metric")], ...] = ()
     protocols: tuple[ProtocolName, ...] = ()
     gallery: LargeGalleryConfig | None = None
+    descriptions: DescriptionsConfig | None = None
     conditions: tuple[str, ...] = ()
     captions: CaptionScoresConfig | None = None
     brain: BrainScoresConfig | None = None
     noise_ceiling: CeilingMeasure | None = None
 
-    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"gallery", "metrics", "resample"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"gallery", "descriptions", "metrics", "resample"})
 
     @model_validator(mode="after")
     def _check_features(self) -> Self:

@@ -186,7 +186,16 @@ _OF_IMAGES = {
     "generator": "makes no image",
     "reconstruction": "makes no image",
 }
-_SCORES_OF_IMAGES = ("features", "suite", "best_of", "protocols", "captions", "brain")
+_SCORES_OF_IMAGES = (
+    "features",
+    "suite",
+    "best_of",
+    "protocols",
+    "captions",
+    "brain",
+    "gallery",
+    "descriptions",
+)
 
 
 def _refuse_ignored(config: RunConfig, written: Mapping[str, Any], overrides: Iterable[str]) -> None:

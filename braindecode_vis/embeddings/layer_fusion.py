@@ -11,10 +11,10 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
@@ -38,11 +38,27 @@ class LayersConfig(Settings):
     size
         Features of each vector: that many leading principal components of the training images. None keeps the vectors,
         which must then be of one size.
+    weights
+        Of each member: how long its components are on the mean over training images (root of the mean square), so that
+        a cosine hears members as loudly as they are weighted. None leaves lengths as they are, of which that of an
+        image network may be twenty times that of a text.
     """
 
     kind: Literal["layers"] = "layers"
     members: tuple[Annotated[Any, Component("target", only=MEMBERS)], ...] = Field(min_length=2)
     size: int | None = Field(default=None, ge=1)
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"weights"})
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.weights is not None and (self.size is None or len(self.weights) != len(self.members)):
+            raise ValueError(
+                f"{len(self.weights)} weights for {len(self.members)} members; give one for each member, and the size "
+                "that all of them are brought to"
+            )
+        return self
 
     @property
     def fitted_on_training_images(self) -> bool:
@@ -68,6 +84,11 @@ class Projection:
     def apply(self, vectors: np.ndarray) -> np.ndarray:
         """Return float32 scores of shape (n_images, size)."""
         return ((vectors - self.mean) @ self.components.T).astype(np.float32)
+
+    def weigh(self, vectors: np.ndarray, weight: float) -> Projection:
+        """Return components in which these vectors have the length `weight`, as root of the mean square."""
+        length = float(np.sqrt(np.square(self.apply(vectors), dtype=np.float64).sum(axis=1).mean()))
+        return Projection(self.mean, self.components * np.float32(weight / max(length, 1e-12)))
 
 
 class LayersEncoder:
@@ -110,6 +131,11 @@ class LayersEncoder:
                     f"({member.kind}) have {most} components; set it to {most} or less."
                 )
             fitted.append(_fit_components(np.asarray(found, dtype=np.float64), size))
+        if self.config.weights is not None:
+            fitted = [
+                projection.weigh(found, weight)
+                for projection, found, weight in zip(fitted, vectors, self.config.weights, strict=True)
+            ]
         self.fitted = tuple(fitted)
 
     def stack(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
@@ -168,6 +194,26 @@ class LayersEncoder:
         rows = stimuli.find_rows(training_ids)
         self.fit_vectors([bank.vectors[rows] for bank in banks])
         return Embeddings(self.stack([bank.vectors for bank in banks]), stimuli.ids, self.space)
+
+    def embed_texts(self, texts: Sequence[Sequence[str]], fill: np.ndarray) -> np.ndarray | None:
+        """Return vectors in which the members that read texts have read these, and the others are `fill`."""
+        vectors = np.repeat(np.asarray(fill, dtype=np.float32)[None], len(texts), axis=0)
+        for place in self._text_places:
+            found = self.members[place].embed_texts(texts)
+            vectors[:, place] = found if self.config.size is None else self._require_fit()[place].apply(found)
+        return vectors if self._text_places else None
+
+    def hide_texts(self, vectors: np.ndarray, fill: np.ndarray) -> np.ndarray:
+        """Return embeddings in which the members that read texts are `fill`."""
+        if not self._text_places:
+            return vectors
+        hidden = np.array(vectors, dtype=np.float32)
+        hidden[:, self._text_places] = fill[self._text_places]
+        return hidden
+
+    @property
+    def _text_places(self) -> list[int]:
+        return [place for place, member in enumerate(self.members) if hasattr(member, "embed_texts")]
 
     def _require_fit(self) -> tuple[Projection, ...]:
         if not self.fitted:

@@ -141,8 +141,15 @@ class MinilmEncoder:
             If a stimulus has no caption.
         """
         texts = find_texts(stimuli, self.config.captions, self.config.template)
-        vectors = make_unit(average_texts(texts, self.encode_texts))
+        vectors = self.embed_texts(texts)
         return Embeddings(vectors, np.asarray(stimuli.ids, dtype=object), self.space)
+
+    def embed_texts(self, texts: Sequence[Sequence[str]], fill: np.ndarray | None = None) -> np.ndarray:
+        """Return unit vectors of shape (n, 384), each of the mean over the texts of one image."""
+        return make_unit(average_texts(texts, self.encode_texts))
+
+    def hide_texts(self, vectors: np.ndarray, fill: np.ndarray) -> None:
+        """Say that nothing but texts is in these embeddings."""
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 unit vectors of shape (n_texts, 384); what exceeds the window is cut, with a notice."""

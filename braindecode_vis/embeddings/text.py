@@ -202,6 +202,13 @@ class ClipTextEncoder:
         """Return the texts of each stimulus."""
         return find_texts(stimuli, self.config.captions, self.config.template)
 
+    def embed_texts(self, texts: Sequence[Sequence[str]], fill: np.ndarray | None = None) -> np.ndarray:
+        """Return tokens of shape (n, n_tokens, n_features), each the mean over the texts of one image."""
+        return average_texts(texts, self.encode_texts)
+
+    def hide_texts(self, vectors: np.ndarray, fill: np.ndarray) -> None:
+        """Say that nothing but texts is in these embeddings."""
+
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 tokens of shape (n_texts, n_tokens, n_features); what exceeds the context is cut."""
         return self._text.encode_tokens(texts, projected=self.config.output == "projected")

@@ -7,18 +7,29 @@ trials may be ranked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings, MappedRows, Responses
+from braindecode_vis.checks import DataError
 from braindecode_vis.config import RetrievalConfig
-from braindecode_vis.contracts import WholeBrainEncoder
+from braindecode_vis.contracts import WholeBrainEncoder, WholeImageEncoder
 from braindecode_vis.devices import choose_device
+from braindecode_vis.embeddings.descriptions import (
+    Description,
+    Read,
+    learn_texts,
+    open_reader,
+)
+from braindecode_vis.embeddings.text import average_texts, make_unit
 from braindecode_vis.retrieval import Centre, Retrieval, compute_ranks, fit_centre
 
+MOST_TEXTS = 2048  # of training images, whose mean is taken off texts: it lies within 2 % of that of all
 _PER_QUERY = ("query_ids", "n_above", "n_tied", "true_similarities", "top_indices", "top_similarities")
 
 
@@ -162,6 +173,144 @@ def split_by_gallery(
         own: dict[str, Any] = {name: getattr(ranked, name)[rows] for name in _PER_QUERY}
         parts.append(GalleryPart(rows, queries, gallery, replace(ranked, **own)))
     return parts
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """What brings descriptions into the galleries of a fold.
+
+    Parameters
+    ----------
+    source
+        What the galleries of the fold are made of.
+    images
+        The image encoder of the target.
+    known
+        Descriptions by image; those of training images are learnt from.
+    encoder
+        As in `DescriptionsConfig`.
+    clip
+        ``clip(texts)`` returns vectors in the space of the targets, where the target is a network of image and text.
+    """
+
+    source: GallerySource
+    images: WholeImageEncoder
+    known: Mapping[str, Description]
+    encoder: Any = None
+    clip: Callable[[list[str]], np.ndarray] | None = None
+    _opened: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def fill(self) -> np.ndarray:
+        """What stands in an embedding where texts say nothing: what the centre takes off."""
+        bank, names = self.source.bank, self.source.train_ids
+        if self.source.settings.centre == "none":
+            return np.zeros(bank.vectors.shape[1:], np.float32)
+        mean: np.ndarray = np.asarray(bank.select(names).vectors).mean(axis=0, dtype=np.float64)
+        return mean.astype(np.float32)
+
+    @property
+    def taught(self) -> list[str]:
+        """Training images that are described."""
+        return [str(name) for name in self.source.train_ids if str(name) in self.known]
+
+    @cached_property
+    def learns(self) -> bool:
+        """Whether the meaning of texts is learnt from training images."""
+        return self.encoder is not None or self._read_own([("a",)]) is None
+
+    def describe(self) -> str:
+        """Return in words how texts get into the space of the targets."""
+        if not self.learns:
+            return "by the text side of the target"
+        what = "words" if self.encoder in (None, "words") else f"sentence vectors ({Path(self.encoder).name})"
+        return f"by a regression from {what} of training images"
+
+    def embed(self, asked: Sequence[Description], without: Sequence[str] = ()) -> np.ndarray:
+        """Return vectors of descriptions in the space of the targets, of shape (n, ...).
+
+        Parameters
+        ----------
+        asked
+            The descriptions.
+        without
+            Training images that are not learnt from.
+
+        Raises
+        ------
+        DataError
+            If texts are learnt, and there are fewer than two descriptions of training images.
+        """
+        if not self.learns:
+            own = self._read_own([each.texts for each in asked])
+            assert own is not None
+            return own
+        names = self.taught
+        if len({self.known[name] for name in names}) < 2:
+            raise DataError(
+                f"{len(names)} training images are described, from which the meaning of words is learnt; describe "
+                "training images too, or predict texts (target.kind minilm)."
+            )
+        if "read" not in self._opened:
+            self._opened["read"] = open_reader(self.encoder or "words", [self.known[name] for name in names])
+        key = ("learnt", tuple(sorted(without)))
+        if key not in self._opened:
+            left = set(without)
+            kept = [name for name in names if name not in left]
+            vectors = np.asarray(self.source.bank.select(kept).vectors)
+            self._opened[key] = learn_texts(
+                [self.known[name] for name in kept], vectors, self._opened["read"]
+            )
+        learnt: Read = self._opened[key]
+        return learnt(asked)
+
+    def _read_own(self, texts: Sequence[Sequence[str]]) -> np.ndarray | None:
+        if self.clip is None:
+            return self.images.embed_texts(texts, self.fill)
+        clip = self.clip
+        return average_texts(texts, lambda distinct: make_unit(clip(distinct)))
+
+    def make_gallery(
+        self,
+        ids: Sequence[str],
+        asked: Sequence[Description],
+        subject: str | None,
+        without: Sequence[str] = (),
+    ) -> Embeddings:
+        """Return descriptions as candidates, as they are compared.
+
+        The mean of the descriptions of training images is taken off them, as that of training images off images: texts
+        lie apart from images in a network of both. Without such descriptions it is the mean of the candidates, and for
+        targets that are made of texts that of the targets.
+        """
+        centre = self._fit_centre(subject, asked)
+        return centre.apply(self._map(ids, self.embed(asked, without), subject))
+
+    def _fit_centre(self, subject: str | None, asked: Sequence[Description]) -> Centre:
+        centre = self.source.fit_centre(subject)
+        if centre.name == "none":
+            return centre
+        learnt = list(dict.fromkeys(self.known[name] for name in self.taught))
+        if len(learnt) < 2:
+            if self.clip is None:
+                return centre
+            learnt = list(asked)
+        if ("mean", subject) not in self._opened:
+            learnt = learnt[:: -(-len(learnt) // MOST_TEXTS)]
+            read = self._map([str(n) for n in range(len(learnt))], self.embed(learnt), subject)
+            self._opened["mean", subject] = fit_centre(read, "mean").mean
+        return replace(centre, mean=self._opened["mean", subject])
+
+    def _map(self, ids: Sequence[str], vectors: np.ndarray, subject: str | None) -> Embeddings:
+        return self.source.map_targets(Embeddings(vectors, list(ids), self.source.bank.space), subject)
+
+    def show_images(self, ids: Sequence[str], subject: str | None) -> Embeddings | None:
+        """Return images as candidates without what texts say of them; None where nothing is left."""
+        bank = self.source.bank.select(list(ids))
+        seen = self.images.hide_texts(np.asarray(bank.vectors), self.fill)
+        if seen is None:
+            return None
+        return self.source.fit_centre(subject).apply(self._map(ids, seen, subject))
 
 
 def _make_sides(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,12 @@ from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, check_unique
 from braindecode_vis.config import RunConfig
 from braindecode_vis.devices import choose_device
+from braindecode_vis.embeddings.descriptions import (
+    Description,
+    DescriptionsConfig,
+    pick_descriptions,
+    read_captions_or_attributes,
+)
 from braindecode_vis.metrics.metric_registry import register_metric
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.decoding import (
@@ -24,6 +31,7 @@ from braindecode_vis.pipeline.decoding import (
 )
 from braindecode_vis.pipeline.galleries import (
     GallerySource,
+    TextSide,
     map_bank,
     order_by_gallery,
     rank_fold,
@@ -36,19 +44,25 @@ from braindecode_vis.pipeline.learning import (
     name_classes,
     pick_test_trials,
     pick_trials,
+    predict_fold,
+    predict_out_of_fold,
     preprocess,
     train,
 )
 from braindecode_vis.pipeline.runs import Run, publish_scores, remember
 from braindecode_vis.preprocessing.repeats import average_repetitions
-from braindecode_vis.retrieval import Retrieval
+from braindecode_vis.retrieval import Retrieval, compute_similarity
 from braindecode_vis.scores.design_control import predict_from_design, tabulate_design
 from braindecode_vis.scores.units import Units, find_units
+from braindecode_vis.seeds import make_generator
 from braindecode_vis.stimuli import hash_pixels
 
 if TYPE_CHECKING:
     from braindecode_vis.scores.gallery_scores import LargeGalleryConfig
     from braindecode_vis.scores.scoring_task import ScoringTask
+
+MOST_HELD_OUT = 1000  # images, and trials of these, on which the weight of descriptions is chosen
+N_PARTS = 5  # of their concepts, each described by what was learnt from the others
 
 
 @remember
@@ -76,7 +90,13 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
             scores += _score_protocols(run, task.protocol, task.units)
         if config.evaluation.gallery is not None:
             scores += _score_large_gallery(run, config.evaluation.gallery, task)
-        further, lacking = _score_further(run, task, folder)
+        lacking: list[str] = []
+        if config.evaluation.descriptions is not None:
+            described, gains, lacking = _score_descriptions(run, config.evaluation.descriptions, task)
+            scores += described
+            differences += gains
+        further, why = _score_further(run, task, folder)
+        lacking += why
         scores += further
         store.write_json(
             folder / "not_computed.json", [*task.not_computed, *lacking, *filter(None, [unit_note])]
@@ -89,6 +109,9 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
         items.to_parquet(folder / "items.parquet", index=False)
 
     upstream = {"retrieve": retrieved.artifact.fingerprint, "reconstruct": images.artifact.fingerprint}
+    if (settings := config.evaluation.descriptions) is not None and settings.weight is None:
+        parts = enumerate(predict_out_of_fold(run))
+        upstream |= {f"out_of_fold{number}": part.artifact.fingerprint for number, part in parts}
     artifact = run.produce("evaluate", fields, upstream, compute)
     rows = publish_scores(run, artifact)
     run.seen["items"] = pd.read_parquet(artifact.path / "items.parquet")
@@ -354,6 +377,144 @@ def _score_large_gallery(run: Run, settings: LargeGalleryConfig, task: ScoringTa
         n_bootstrap=config.evaluation.n_bootstrap, units=task.units,
         device=choose_device(config.retrieval.device, setting="retrieval.device"),
     )  # fmt: skip
+
+
+def find_clip_texts(run: Run) -> Callable[[Sequence[str]], np.ndarray] | None:
+    """Return what embeds texts in the space of the targets by the text side of a CLIP network; None without one."""
+    target = run.config.text.tower or run.config.target
+    if run.config.decodes_categories or getattr(target, "kind", "") != "openclip":
+        return None
+    from braindecode_vis.embeddings.text import ClipText
+
+    text = ClipText(target, run.config.text.reading)
+
+    def embed_texts(texts: Sequence[str]) -> np.ndarray:
+        space = embed(run)[0].embeddings.space
+        if text.space != space:
+            raise ConfigError(
+                f"text.tower reads into {text.space!r}, but the targets are in {space!r}; leave text.tower out."
+            )
+        return text.encode(list(texts))
+
+    return embed_texts
+
+
+def open_text_side(run: Run, number: int, known: Mapping[str, Description], encoder: Any) -> TextSide:
+    """Return what brings descriptions into the galleries of a fold.
+
+    Parameters
+    ----------
+    run, number
+        The run, and the fold whose target it is.
+    known
+        Descriptions by image.
+    encoder
+        As in `DescriptionsConfig`.
+    """
+    source, images = list_gallery_sources(run)[number], embed(run)[number].encoder
+    return TextSide(source, images, known, encoder, find_clip_texts(run))
+
+
+def read_descriptions(run: Run) -> dict[str, Description]:
+    """Return the descriptions that the settings name, by image."""
+    settings, stimuli = run.config.evaluation.descriptions, preprocess(run).stimuli
+    assert settings is not None
+    concepts = dict(zip(stimuli.ids.astype(str), stimuli.concepts_of(stimuli.ids).astype(str), strict=True))
+    return read_captions_or_attributes(settings.file, concepts, attributes=settings.attributes is not None)
+
+
+def _score_descriptions(
+    run: Run, settings: DescriptionsConfig, task: ScoringTask
+) -> tuple[list[Any], list[dict[str, Any]], list[str]]:
+    """Return scores of retrieval by description, paired differences to that by images, and what was not computed."""
+    from braindecode_vis.scores.description_scores import DescriptionTask, score_descriptions
+
+    known, tasks, subjects, weights, lacking = read_descriptions(run), [], [], [], []
+    for number, (source, fold) in enumerate(zip(list_gallery_sources(run), retrieve(run).folds, strict=True)):
+        side = open_text_side(run, number, known, settings.encoder)
+        weight, why = _choose_weight(run, number, side, settings)
+        weights.append(weight)
+        lacking += [why] if why and why not in lacking else []
+        for (subject, _), part in zip(source.list_rows(fold.subjects), fold.parts, strict=True):
+            ids = [str(name) for name in part.gallery.ids]
+            asked = pick_descriptions(known, ids, path=settings.file, what="tested images")
+            texts, images = side.make_gallery(ids, asked, subject), side.show_images(ids, subject)
+            tasks.append(DescriptionTask(part.queries, texts, images, part.gallery, weight))
+            subjects.append(fold.subjects[part.rows])
+    ids = list(dict.fromkeys(str(name) for one in tasks for name in one.texts.ids))
+    n_shared = len(ids) - len({known[name] for name in ids})
+    chosen = [f"{weight:g}" for weight in weights if weight is not None]
+    words = (
+        f"{task.protocol}; {'captions' if settings.captions else 'attributes'} as candidates {side.describe()}"
+        + (f", {n_shared} of {len(ids)} images are described as another one is" if n_shared else "")
+    )
+    if chosen:
+        how = "chosen on training images that were held out" if settings.weight is None else "as given"
+        words += f"; weight of texts {', '.join(dict.fromkeys(chosen))}, {how}"
+    config = run.config
+    scores, differences = score_descriptions(
+        tasks, np.concatenate(subjects), protocol=words, split="test", seed=config.seed,
+        n_bootstrap=config.evaluation.n_bootstrap, units=task.units,
+    )  # fmt: skip
+    return scores, differences, lacking
+
+
+def _choose_weight(
+    run: Run, number: int, side: TextSide, settings: DescriptionsConfig
+) -> tuple[float | None, str]:
+    """Return the weight of texts beside images, or None and a sentence where nothing was held out to choose it on."""
+    from braindecode_vis.scores import description_scores
+
+    if settings.weight is not None:
+        return settings.weight, ""
+    source, held = side.source, predict_fold(run, number).predicted
+    taught = set(side.taught)
+    ids = [name for name in dict.fromkeys(held.ids.astype(str)) if name in taught]
+    images = side.show_images(ids[:1], None) if ids else None
+    if ids and images is None:
+        return None, ""  # without images there is nothing to weigh
+    if len(ids) < description_scores.FEWEST_HELD_OUT:
+        return None, (
+            f"the weight of descriptions was not chosen: {len(ids)} described training images were held out, and it "
+            "takes 10; set encoder.selection.hold_out or encoder.out_of_fold, or give evaluation.descriptions.weight."
+        )
+    chance = make_generator(run.config.seed, "description_weight", number)
+    if len(ids) > MOST_HELD_OUT:
+        ids = [ids[n] for n in np.sort(chance.permutation(len(ids))[:MOST_HELD_OUT])]
+    rows = np.flatnonzero(np.isin(held.ids.astype(str), ids))
+    rows = rows if len(rows) <= MOST_HELD_OUT else np.sort(chance.permutation(rows)[:MOST_HELD_OUT])
+    queries = Embeddings(np.asarray(held.vectors)[rows], held.ids[rows].astype(str), held.space)
+    if held.space == source.bank.space:
+        queries = source.map_targets(queries, None)
+    queries = source.fit_centre(None).apply(queries)
+    texts = _describe_held_out(run, side, ids)
+    images = side.show_images(ids, None)
+    assert images is not None
+    truth = pd.Index(ids).get_indexer(pd.Index(queries.ids))
+    seen, said = compute_similarity(queries, images), compute_similarity(queries, texts)
+    return description_scores.choose_weight(seen, said, truth), ""
+
+
+def _describe_held_out(run: Run, side: TextSide, ids: list[str]) -> Embeddings:
+    """Return descriptions of training images as candidates, read by what was not learnt from their concepts."""
+    asked = [side.known[name] for name in ids]
+    if not side.learns:
+        return side.make_gallery(ids, asked, None)
+    concepts = preprocess(run).stimuli.concepts_of(side.taught).astype(str)
+    concept_of = dict(zip(side.taught, concepts, strict=True))
+    groups = np.array([concept_of[name] for name in ids])
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    space = ""
+    for fold in range(N_PARTS):
+        names = sorted(set(groups.tolist()))[fold::N_PARTS]
+        rows = np.flatnonzero(np.isin(groups, names))
+        if len(rows):
+            without = [name for name in side.taught if concept_of[name] in set(names)]
+            made = side.make_gallery([ids[r] for r in rows], [asked[r] for r in rows], None, without)
+            parts.append((rows, np.asarray(made.vectors)))
+            space = made.space
+    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+    return Embeddings(np.concatenate([vectors for _, vectors in parts])[order], ids, space)
 
 
 def find_phantom(config: RunConfig) -> Path | None:

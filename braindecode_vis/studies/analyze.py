@@ -37,7 +37,7 @@ from braindecode_vis.pipeline.categories import build_decoder
 from braindecode_vis.pipeline.decoding import find_untested
 from braindecode_vis.pipeline.learning import build_encoder, name_pretraining, pick_labelled_trials
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, lend_context, name_workspace
-from braindecode_vis.pipeline.scoring import describe_gallery, describe_protocol
+from braindecode_vis.pipeline.scoring import describe_gallery, describe_protocol, find_clip_texts
 from braindecode_vis.pipeline.synthetic import hash_settings
 from braindecode_vis.pipeline.together import check_worker, order_work
 from braindecode_vis.preprocessing.array_file import KeptParts
@@ -190,30 +190,10 @@ def make_study(run: Run) -> Study:
         fit_seconds=_find_fit_seconds(run),
         tell=partial(run.tell, about="analyze:"),
         only_trained="" if config.synthetic is None else config.synthetic.describe(),
-        embed_texts=_find_text_side(run),
+        embed_texts=find_clip_texts(run),
         reconstruct=None if config.decodes_categories else partial(_reconstruct_trials, run),
         reconstruct_changed=None if config.decodes_categories else partial(_reconstruct_changed, run),
     )
-
-
-def _find_text_side(run: Run) -> Any:
-    """Return what embeds texts in the space of the targets; None where the target has no text side."""
-    target = run.config.text.tower or run.config.target
-    if run.config.decodes_categories or getattr(target, "kind", "") != "openclip":
-        return None
-    from braindecode_vis.embeddings.text import ClipText
-
-    text = ClipText(target, run.config.text.reading)
-
-    def embed_texts(texts: Sequence[str]) -> np.ndarray:
-        space = pipeline.embed(run)[0].embeddings.space
-        if text.space != space:
-            raise ConfigError(
-                f"text.tower reads into {text.space!r}, but the targets are in {space!r}; leave text.tower out."
-            )
-        return text.encode(list(texts))
-
-    return embed_texts
 
 
 def _reconstruct_trials(run: Run, number: int, rows: np.ndarray) -> tuple[Images, np.ndarray]:

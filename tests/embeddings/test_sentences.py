@@ -94,6 +94,39 @@ def test_texts_stand_beside_images(folder, tmp_path):
     # Two components keep all distances of three points.
     gram = [(v - v.mean(axis=0)) @ (v - v.mean(axis=0)).T for v in (made.vectors[:, 1], own)]
     np.testing.assert_allclose(gram[0], gram[1], atol=1e-5)
+    encoder = config.build()
+    assert made.vectors[:, 1] == pytest.approx(
+        encoder.embed(stimuli, stimuli.ids, lambda member: Embeddings(images, stimuli.ids, "images")).vectors[
+            :, 1
+        ]
+    )
+    fill = made.vectors.mean(axis=0)
+    # Of an image that is only described, the image's place is filled; and the other way round.
+    told = encoder.embed_texts([["the dog"], ["a cat"]], fill)
+    np.testing.assert_allclose(told[:, 1], made.vectors[[1, 0], 1], atol=1e-5)
+    np.testing.assert_allclose(told[:, 0], fill[[0, 0]], atol=1e-6)
+    hidden = encoder.hide_texts(made.vectors, fill)
+    np.testing.assert_array_equal(hidden[:, 0], made.vectors[:, 0])
+    np.testing.assert_allclose(hidden[:, 1], fill[[1, 1, 1]], atol=1e-6)
+
+
+def test_members_are_as_loud_as_they_are_weighted(folder, tmp_path):
+    """A network's vectors may be twenty times as long as those of a text, which a cosine would then not hear."""
+    bank = write_bank(tmp_path / "captions.csv", [("a", "a cat"), ("b", "the dog"), ("c", "the red grass")])
+    members = (EfficientNetConfig(), MinilmConfig(weights=folder, captions=bank, device="cpu"))
+    config = LayersConfig(members=members, size=2, weights=(1, 3))
+    stimuli = make_stimuli()
+    images = 50 * np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    made = config.build().embed(
+        stimuli, stimuli.ids, lambda member: Embeddings(images, stimuli.ids, "images")
+    )
+    lengths = np.sqrt(np.square(made.vectors).sum(axis=2).mean(axis=0))
+    np.testing.assert_allclose(lengths, [1, 3], rtol=1e-5)
+    assert "weights" not in LayersConfig(members=members, size=2).hashed_fields()
+    with pytest.raises(ValueError, match="1 weights for 2 members"):
+        LayersConfig(members=members, size=2, weights=(1,))
+    with pytest.raises(ValueError, match="and the size that all of them are brought to"):
+        LayersConfig(members=members, weights=(1, 1))
 
 
 def test_an_absent_package_names_its_extra(monkeypatch, tmp_path):

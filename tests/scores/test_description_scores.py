@@ -1,0 +1,129 @@
+"""Retrieval by description against brute force, in a run, and with what users forget."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from braindecode_vis import pipeline
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import DataError
+from braindecode_vis.config import read_config
+from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.retrieval import compute_similarity
+from braindecode_vis.scores.description_scores import (
+    DescriptionTask,
+    choose_weight,
+    fuse_ranks,
+    fuse_weighted,
+    score_descriptions,
+)
+
+N = 30
+
+
+def test_fusions_are_those_of_plain_loops():
+    rng = np.random.default_rng(0)
+    images, texts = rng.random((3, 6)), rng.random((3, 6)).round(1)  # texts tie
+    by_ranks, weighted = np.zeros((3, 6)), np.zeros((3, 6))
+    for q in range(3):
+        for g in range(6):
+            for table, weight in ((images, 0.7), (texts, 0.3)):
+                row = table[q]
+                rank = (
+                    1
+                    + sum(other > row[g] for other in row)
+                    + 0.5 * (sum(other == row[g] for other in row) - 1)
+                )
+                by_ranks[q, g] += 1 / (60 + rank)
+                weighted[q, g] += weight * (row[g] - row.mean()) / row.std()
+    np.testing.assert_allclose(fuse_ranks(images, texts), by_ranks, atol=1e-9)
+    np.testing.assert_allclose(fuse_weighted(images, texts, 0.3), weighted, atol=1e-9)
+    # A gallery in which nothing can be told apart leaves the other one as it is.
+    np.testing.assert_array_equal(np.argsort(fuse_weighted(images, np.ones((3, 6)), 0.5)), np.argsort(images))
+
+
+def test_the_weight_goes_to_what_knows_more():
+    rng = np.random.default_rng(0)
+    truth = np.arange(N)
+    good, useless = np.eye(N) + 0.3 * rng.normal(size=(N, N)), rng.normal(size=(N, N))
+    assert choose_weight(useless, good, truth) > 0.8
+    assert choose_weight(good, useless, truth) < 0.2
+    assert choose_weight(good, good, truth) == 0.5
+
+
+def test_rows_are_those_of_brute_force():
+    rng = np.random.default_rng(0)
+    names = [f"i{n}" for n in range(N)]
+    images = rng.normal(size=(N, 8)).astype(np.float32)
+    texts = images + rng.normal(size=(N, 8)).astype(np.float32)
+    texts[1] = texts[0]  # two images of one description
+    queries = Embeddings((images + rng.normal(size=(N, 8))).astype(np.float32), names, "toy")
+    seen, said = Embeddings(images, names, "toy"), Embeddings(texts, names, "toy")
+    subjects = np.full(N, "01", dtype=object)
+    asked = dict(protocol="toy", split="test", seed=0, n_bootstrap=100)  # noqa: C408
+    scores, gains = score_descriptions([DescriptionTask(queries, said, seen, seen, 0.25)], subjects, **asked)
+    rows = {(row.method, row.metric): row for row in scores}
+    tables = {"images": compute_similarity(queries, seen), "descriptions": compute_similarity(queries, said)}
+    tables["fused-ranks"] = fuse_ranks(*tables.values())
+    tables["fused-weighted"] = fuse_weighted(tables["images"], tables["descriptions"], 0.25)
+    for label, table in tables.items():
+        own = np.diagonal(table)[:, None]
+        hits = ((table >= own).sum(axis=1) <= 1).mean()
+        assert rows["decoded", f"top1@{label}"].value == hits
+        assert rows["decoded", f"top1@{label}"].chance == 1 / N
+        assert rows["decoded", f"top1@{label}"].ci_low <= hits <= rows["decoded", f"top1@{label}"].ci_high
+    table = compute_similarity(seen, said)
+    ceiling = ((table >= np.diagonal(table)[:, None]).sum(axis=1) <= 1).mean()
+    assert rows["oracle", "top1@descriptions"].value == ceiling < 1
+    gain = next(row for row in gains if row["metric"] == "top1@fused-weighted")
+    wanted = rows["decoded", "top1@fused-weighted"].value - rows["decoded", "top1@images"].value
+    assert gain["difference"] == pytest.approx(wanted)
+    assert gain["ci_low"] <= wanted <= gain["ci_high"]
+    # Of texts alone there is nothing to fuse, and noise is at chance.
+    noise = Embeddings(rng.normal(size=(N, 8)).astype(np.float32), names, "toy")
+    alone, gains = score_descriptions([DescriptionTask(noise, said)], subjects, **asked)
+    assert {row.metric for row in alone} == {"top1@descriptions", "top5@descriptions", "2_way@descriptions"}
+    assert not gains
+    two_way = next(row for row in alone if row.metric.startswith("2_way"))
+    assert two_way.ci_low < 0.5 < two_way.ci_high
+
+
+def test_a_run_is_scored_by_descriptions(tmp_path):
+    small = ["dataset.n_train=60", "dataset.n_test=10", "dataset.n_voxels=60", "target.kind=pixels", "target.size=16",
+             "evaluation.n_bootstrap=100", "evaluation.n_permutations=100"]  # fmt: skip
+    plain = read_config("synthetic_digits", small)
+    prepared = pipeline.preprocess(open_run(plain, tmp_path / "run"))
+    table = prepared.stimuli.table
+    # Digits are described by their curls and the thirds of the image that are bright.
+    pictures = [np.asarray(image)[..., 0] for image in prepared.stimuli.iterate_images()]
+    grids = [
+        p[: len(p) // 4 * 4, : len(p) // 4 * 4].reshape(4, len(p) // 4, 4, -1).mean(axis=(1, 3))
+        for p in pictures
+    ]
+    words = [
+        " ".join(f"part{'abcdefghijklmnop'[n]}" for n in np.flatnonzero(g.ravel() > g.mean())) for g in grids
+    ]
+    bank = pd.DataFrame({"id": table["stimulus_id"], "caption": words})
+    bank.to_csv(tmp_path / "captions.csv", index=False)
+    asked = f"evaluation.descriptions={{captions: {tmp_path}/captions.csv}}"
+    run = open_run(read_config("synthetic_digits", [*small, asked]), tmp_path / "run")
+    rows = {(row["method"], row["metric"]): row for row in pipeline.evaluate(run)}
+    image, text = rows["decoded", "top5@images"], rows["decoded", "top5@descriptions"]
+    assert image["value"] == rows["decoded", "top5"]["value"]
+    assert text["gallery_size"] == image["gallery_size"] == 10
+    assert rows["decoded", "2_way@descriptions"]["ci_low"] > 0.5
+    assert rows["oracle", "2_way@descriptions"]["value"] >= 0.8
+    assert "regression from words of training images" in text["protocol"]
+    assert "chosen on training images that were held out" in text["protocol"]
+    assert ("decoded", "top1@fused-weighted") in rows
+    assert "descriptions" in pipeline.report(run).read_text()
+    assert "descriptions" not in plain.evaluation.hashed_fields()
+    tested = [str(name) for name in prepared.responses.stimulus_ids[prepared.folds[0].test]]
+    bank[bank["id"] != tested[0]].to_csv(tmp_path / "captions.csv", index=False)
+    run = open_run(read_config("synthetic_digits", [*small, asked]), tmp_path / "run")
+    with pytest.raises(DataError, match=r"captions.csv describes 9 of 10 tested images, and not"):
+        pipeline.evaluate(run)
+    bank[bank["id"].isin(tested)].to_csv(tmp_path / "captions.csv", index=False)
+    run = open_run(read_config("synthetic_digits", [*small, asked]), tmp_path / "run")
+    with pytest.raises(DataError, match=r"0 training images are described"):
+        pipeline.evaluate(run)
