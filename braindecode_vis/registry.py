@@ -137,6 +137,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "tcl": "training.objectives.objectives_config:TclObjectiveConfig",
         "within_cluster": "training.objectives.objectives_config:ClusterObjectiveConfig",
         "within_concept": "training.objectives.objectives_config:ConceptObjectiveConfig",
+        "hydra": "training.objectives.objectives_config:HydraObjectiveConfig",
         "salient": "training.objectives.objectives_config:SalientObjectiveConfig",
         "sentence_contrast": "training.objectives.objectives_config:SentenceContrastConfig",
     },

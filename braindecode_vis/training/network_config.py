@@ -426,13 +426,13 @@ class NetworkEncoderConfig(Settings):
 
     def check_files(self) -> None:
         """Raise `ConfigError` or `DataError` unless what is said of images can be read."""
+        self.hashed_fields()
         if self.captions is not None:
             read_caption_bank(self.captions.expanduser())
         if self.attributes is not None:
             read_attributes(self.attributes.expanduser())
         if self.sentence_encoder is not None:
             check_installed("transformers", "encoder.sentence_encoder")
-            self._hash_sentence_encoder()
 
     @property
     def sentence_space(self) -> str:

@@ -5,13 +5,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from braindecode_vis.checks import DataError, Notice
 from braindecode_vis.embeddings.captions import END, PAD, START
+from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.training import descriptions
 from braindecode_vis.training.batches import code_trials
 from braindecode_vis.training.descriptions import Lexicon, describe_images
-from tests.training.toy_task import make_task
+from tests.training.toy_task import assert_same_weights, make_config, make_task
 
 
 def write_table(path, columns, rows):
@@ -115,6 +117,95 @@ def test_bad_files_are_told_in_one_sentence(tmp_path):
         found = describe_images(ask(tmp_path, "words", captions=long), responses, np.arange(6))
     assert found.words.shape == (4, 64)
     assert (found.words[:, -1] == END).all()
+
+
+def make_settings(tmp_path, **settings):
+    rows = [(f"image{i:03d}", ("red", "blue", "")[i % 3], ("sea", "wood")[i // 4 % 2]) for i in range(24)]
+    table = write_table(tmp_path / "attributes.csv", ["id", "colour", "place"], rows)
+    return make_config(
+        objectives=[{"kind": "clip"}] + [{"kind": "hydra", "width": 4, "hidden": 6, **o} for o in HYDRAS],
+        attributes=table, epochs=2, batch_size=8, **settings,
+    )  # fmt: skip
+
+
+HYDRAS = ({}, {"classes": "attributes", "partner": "identical"})
+
+
+def test_a_fit_keeps_weights_of_objectives_with_their_sizes_and_names(tmp_path):
+    """Written, read and adapted to a new subject: gates come back for the concepts that they were learnt for."""
+    responses, targets = make_task()
+    config = make_settings(tmp_path, ema=0.9, selection={"kind": "last", "hold_out": 0.2})
+    encoder = config.build(seed=0)
+    encoder.fit(responses, targets)
+    fit = encoder.fitted
+    assert fit.attributes == {"colour": ("blue", "red"), "place": ("sea", "wood")}
+    assert (fit.model.sizes.n_concepts, len(fit.lexicon.concepts)) == (10, 10)  # two of twelve are held out
+    assert "validation_loss" in fit.history[-1]
+    encoder.write(tmp_path)
+    again = config.read(tmp_path)
+    assert_same_weights(encoder, again)
+    assert again.fitted.lexicon == fit.lexicon
+    assert again.fitted.model.sizes == fit.model.sizes
+    rows = encoder.hold_out(responses, np.arange(responses.n_trials))
+    score = again.score_held_out(responses, targets, rows=rows, progress=1.0)
+    assert score["validation_loss"] == pytest.approx(fit.history[-1]["validation_loss"], rel=1e-5)
+    few, few_targets = make_task(n_images=8, subjects=("02",))
+    other = again.adapt(few, few_targets, epochs=1)
+    assert other.fitted.lexicon == fit.lexicon
+    assert other.fitted.model.sizes == fit.model.sizes
+
+
+def test_weights_of_objectives_are_drawn_apart_and_resumed(tmp_path, monkeypatch):
+    responses, targets = make_task()
+    config = make_settings(tmp_path, checkpoint_seconds=0, out_of_fold=2)
+    plain = make_config(epochs=2, batch_size=8).build(seed=0)
+    whole = config.build(seed=0)
+    start = get_initial(whole, responses, targets)
+    assert all((start[name] == value).all() for name, value in get_initial(plain, responses, targets).items())
+    whole.fit(responses, targets)
+    stopped = config.build(seed=0)
+    stopped.workspace = tmp_path / "work"
+
+    def stop(done, total, text):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    stopped.progress = stop
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(responses, targets)
+    stopped.progress = None
+    assert_same_weights(whole, stopped.fit(responses, targets))
+    predicted = whole.predict_out_of_fold(responses, targets)
+    assert np.isfinite(predicted.vectors).all()
+    assert len(predicted) == responses.n_trials
+
+
+def get_initial(encoder, responses, targets):
+    rows = np.arange(responses.n_trials)
+    encoder._descriptions = describe_images(encoder.config, responses, rows)
+    model = encoder.build_model(describe_signal(responses), targets, rows)
+    return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def test_files_are_asked_for_where_an_objective_reads_them_and_only_there(tmp_path):
+    table = write_table(tmp_path / "attributes.csv", ["id", "colour"], [("image000", "red")])
+    hydra = [{"kind": "hydra", "classes": "attributes"}]
+    with pytest.raises(
+        ValidationError, match=r"the objective hydra needs attributes; set encoder\.attributes"
+    ):
+        make_config(objectives=hydra)
+    with pytest.raises(
+        ValidationError, match=r"attributes is .*, which no objective reads; leave attributes out"
+    ):
+        make_config(attributes=table)
+    config = make_config(objectives=hydra, attributes=table)
+    first = config.hashed_fields()
+    assert "attributes" not in first
+    assert "captions_digest" not in first
+    write_table(table, ["id", "colour"], [("image000", "blue")])
+    assert config.hashed_fields()["attributes_digest"] != first["attributes_digest"]
+    with pytest.raises(DataError, match=r"encoder\.captions"):
+        config.model_copy(update={"captions": tmp_path / "none.csv"}).check_files()
 
 
 def test_ids_of_tables_are_those_of_batches():

@@ -544,6 +544,57 @@ class ConceptObjectiveConfig(ScaleSettings):
         return WithinGroupTerm(self.make_scale(), "concepts", **self.clip_options())
 
 
+class HydraObjectiveConfig(ObjectiveConfig):
+    """Contrast in subspaces that learned gates open for two classes (SimLAP, first named Hydra).
+
+    For each trial a partner class is drawn. In the subspace of both classes, trials of the partner class are right
+    answers, further classes wrong ones, and the trial's own class neither. Gates are discarded after training.
+
+    Parameters
+    ----------
+    classes
+        ``concepts``, or the values of one of the ``attributes``, drawn for each trial among those known of it.
+    partner
+        Class of any other trial of the batch (``arbitrary``, as published), of one of another class (``distinct``), or
+        the trial's own class (``identical``): then what shares the class is right in the gate of that class alone. An
+        attribute of two values has wrong answers with ``identical`` only.
+    gate
+        From the mean of both classes' embeddings (``anchor``), or a gate of each, multiplied (``product``).
+    unit
+        Compare by cosine after gating; without it lengths are one before gating only, as in the released code.
+    symmetric
+        Images as anchors too (ours: the paper has one kind of view).
+    temperature
+        0.1 in SimLAP.
+    width, hidden
+        Features of a class embedding and of the gate's hidden layer.
+    """
+
+    kind: Literal["hydra"] = "hydra"
+    classes: Literal["concepts", "attributes"] = "concepts"
+    partner: Literal["arbitrary", "identical", "distinct"] = "arbitrary"
+    gate: Literal["anchor", "product"] = "anchor"
+    unit: bool = False
+    symmetric: bool = True
+    temperature: Temperature = 0.1
+    width: int = Field(default=512, ge=1)
+    hidden: int = Field(default=1024, ge=1)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The table of classes."""
+        return frozenset({self.classes})
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss; its gates are made when the number of classes is known."""
+        from braindecode_vis.training.objectives.gated import HydraTerm
+
+        return HydraTerm(
+            classes=self.classes, partner=self.partner, gate=self.gate, width=self.width, hidden=self.hidden,
+            temperature=self.temperature, unit=self.unit, symmetric=self.symmetric,
+        )  # fmt: skip
+
+
 class SalientObjectiveConfig(ObjectiveConfig):
     """Separation of what the response shares with the time before the stimulus (SepCLR).
 
