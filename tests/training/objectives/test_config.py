@@ -82,9 +82,16 @@ def build(config, d=6, dtype=torch.float64):
             torch.manual_seed(0)
             objective.prepare(
                 StepSizes(
-                    n_common=d, n_outputs=d, n_tokens=N_TOKENS, n_sentence=N_SENTENCE, n_concepts=2048,
-                    attribute_names=("colour", "place"), attribute_values=(3, 2), n_words=7, max_words=5,
-                )  # fmt: skip
+                    n_common=d,
+                    n_outputs=d,
+                    n_tokens=N_TOKENS,
+                    n_sentence=N_SENTENCE,
+                    n_concepts=2048,
+                    attribute_names=("colour", "place"),
+                    attribute_values=(3, 2),
+                    n_words=7,
+                    max_words=5,
+                )
             )
         objective.to(dtype)
     return objective
@@ -104,7 +111,11 @@ def permute(outputs, order):
         value = getattr(outputs, field.name)
         if not torch.is_tensor(value) or field.name.startswith("queue"):
             continue
-        setattr(changed, field.name, value[:, order] if field.name.endswith(("_views", "token_offsets")) else value[order])
+        setattr(
+            changed,
+            field.name,
+            value[:, order] if field.name.endswith(("_views", "token_offsets")) else value[order],
+        )
     changed.mix_partner = order.argsort()[changed.mix_partner]
     return changed
 
