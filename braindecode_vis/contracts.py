@@ -520,6 +520,10 @@ class WholeSettings(Protocol):
         """Return the plain values that enter the fingerprint."""
         ...
 
+    def list_parts(self, stimuli: StimulusSet) -> Any:
+        """Image encoder: return what tokens or features mean (`embeddings.attributes.TargetParts`), or None."""
+        ...
+
     def check_low_level(self, n_values: int) -> None:
         """Encoder: raise `ConfigError` unless it can predict latents of so many values that become images."""
         ...

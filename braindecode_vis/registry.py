@@ -85,6 +85,8 @@ INSIDE: dict[str, dict[str, str]] = {
         "imported": "embeddings.imported:ImportedConfig",
         "clip_text": "embeddings.text:ClipTextConfig",
         "minilm": "embeddings.sentences:MinilmConfig",
+        "conditional": "embeddings.conditional:ConditionalConfig",
+        "concept_table": "embeddings.concept_table:ConceptTableConfig",
     },
     "encoder": {
         "ridge": "encoders.ridge:RidgeConfig",

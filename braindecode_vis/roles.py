@@ -297,7 +297,9 @@ ANALYSIS: Role[Analysis] = Role(
 
 _SETTINGS = ("kind", "build", "hashed_fields")
 IMAGE_ENCODER_SETTINGS: Role[WholeSettings] = Role(
-    "settings of an image encoder", _SETTINGS, {"fitted_on_training_images": False, "read": _read_built}
+    "settings of an image encoder",
+    _SETTINGS,
+    {"fitted_on_training_images": False, "read": _read_built, "list_parts": _answer(None)},
 )
 #: Of brain encoders and of category decoders, which stand under one key of the configuration.
 ENCODER_SETTINGS: Role[WholeSettings] = Role(

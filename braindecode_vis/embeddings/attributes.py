@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -72,20 +72,7 @@ class AttributeTable:
         what
             The table in words, for example ``the attributes FILE``.
         """
-        wanted = sorted(set(self._choose(ids, concepts)))
-        missing = [name for name in wanted if name not in self.rows]
-        if not missing:
-            return ""
-        kind = "images" if self.key == "id" else "concepts"
-        first = next(iter(self.rows))
-        if len(missing) == len(wanted):
-            return (
-                f"{what} know none of the {len(wanted)} {kind} (asked for {missing[0]!r}, its first row is {first!r}); "
-                "they belong to another data set."
-            )
-        return (
-            f"{what} have no row for {len(missing)} of {len(wanted)} {kind}, first {missing[0]!r}; add them."
-        )
+        return describe_missing(self._choose(ids, concepts), self.rows, self.key, what=what)
 
     def find(self, name: str) -> int:
         """Return the position of an attribute.
@@ -114,6 +101,49 @@ class AttributeTable:
                 "the attributes are of concepts, but the images have no concept; bring a table with the column id."
             )
         return [str(name) for name in (ids if self.key == "id" or concepts is None else concepts)]
+
+
+@dataclass(frozen=True)
+class TargetParts:
+    """What the parts of a target mean, so that each can be scored by itself.
+
+    Parameters
+    ----------
+    names
+        Of tokens that each answer a question, or of the dimensions of a vector.
+    attributes
+        The values among which each token decides; None where the parts are dimensions.
+    """
+
+    names: tuple[str, ...]
+    attributes: AttributeTable | None = None
+
+
+def describe_missing(wanted: Sequence[str], known: Collection[str], key: str, *, what: str) -> str:
+    """Return one sentence on what has no row in a table, an empty text if all have one.
+
+    Parameters
+    ----------
+    wanted
+        Names of images or concepts.
+    known
+        Names of the rows, in their order.
+    key
+        ``id`` or ``concept``: which of the two they are.
+    what
+        The table in words, in the plural.
+    """
+    distinct = sorted(set(wanted))
+    missing = [name for name in distinct if name not in known]
+    if not missing:
+        return ""
+    kind = "images" if key == "id" else "concepts"
+    if len(missing) == len(distinct):
+        return (
+            f"{what} know none of the {len(distinct)} {kind} (asked for {missing[0]!r}, their first is "
+            f"{next(iter(known))!r}); they belong to another data set."
+        )
+    return f"{what} have none for {len(missing)} of {len(distinct)} {kind}, first {missing[0]!r}; add them."
 
 
 def read_attributes(path: Path) -> AttributeTable:

@@ -440,6 +440,9 @@ _METRICS = (
            "Correlation between the response predicted from the image that was seen and the measured response."),
     Metric("accuracy", "Accuracy", "How often the decoded class is the one that was seen.", counts_hits=True),
     Metric("balanced_accuracy", "Balanced accuracy", "How often a class is decoded rightly, averaged over classes."),
+    Metric("dimension_correlation", "Correlation of dimensions",
+           "Correlation over test images between the decoded and the true value of a dimension, averaged over "
+           "dimensions or of the one that is named."),
     Metric("auc", "AUC",
            "Area under the ROC curve: how often a trial of a class gets a higher score for it than another."),
     Metric("rouge1", "ROUGE-1", "Words that the decoded caption shares with a reference caption."),

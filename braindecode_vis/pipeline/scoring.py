@@ -42,6 +42,7 @@ from braindecode_vis.pipeline.learning import (
     describe_start,
     embed,
     name_classes,
+    pick_labelled_trials,
     pick_test_trials,
     pick_trials,
     predict_fold,
@@ -246,6 +247,9 @@ def _score_further(run: Run, task: ScoringTask, folder: Path) -> tuple[list[Any]
         lacking += config.captions.not_computed
         store.write_json(folder / "captions.json", captions.texts)
         store.write_json(folder / "caption_sources.json", captions.sources)
+    found, why = _score_target(run, task)
+    scores += found
+    lacking += why
     if config.brain is None and config.noise_ceiling is None:
         return scores, lacking
     from braindecode_vis.scores import response_scores
@@ -278,6 +282,91 @@ def _score_further(run: Run, task: ScoringTask, folder: Path) -> tuple[list[Any]
         scores += found
         lacking += why
     return scores, lacking
+
+
+_HALVES = 10  # splits of the repetitions behind a noise ceiling
+
+
+def _score_target(run: Run, task: ScoringTask) -> tuple[list[Any], list[str]]:
+    """Return the scores of the parts of a target that has any: of each attribute, or each dimension."""
+    prepared, images = preprocess(run), reconstruct(run)
+    parts = roles.play(roles.IMAGE_ENCODER_SETTINGS, run.config.target).list_parts(prepared.stimuli)
+    if parts is None:
+        return [], []
+    from braindecode_vis.scores.target_scores import TargetTask, score_target
+
+    pairs = [predict_for_generator(run, number) for number in range(len(prepared.folds))]
+    own = [bank.embeddings for bank in embed(run)]
+    if any(
+        predicted.space != bank.space or predicted.vectors.shape[1:] != bank.vectors.shape[1:]
+        for (predicted, _), bank in zip(pairs, own, strict=True)
+    ):
+        return [], [
+            f"scores of the parts of target.kind {run.config.target.kind} not computed: the encoder predicts in a "
+            "space of its own; add an objective that predicts the target itself (mse)."
+        ]
+    stimuli = prepared.stimuli
+    concept_of = dict(zip(stimuli.ids.astype(str), stimuli.concepts_of(stimuli.ids).astype(str), strict=True))
+    training = [pd.unique(prepared.responses.stimulus_ids[fold.train].astype(str)) for fold in prepared.folds]
+    return score_target(
+        TargetTask(
+            parts, [predicted for predicted, _ in pairs], own, training, images.ids, images.concepts, images.subjects,
+            concept_of, task.protocol, "test", run.config.seed, run.config.evaluation.n_bootstrap,
+            run.config.evaluation.n_permutations, task.units,
+            _predict_halves(run) if parts.attributes is None else None,
+        )
+    )  # fmt: skip
+
+
+def _predict_halves(run: Run) -> np.ndarray | None:
+    """Return predictions from two halves of the repetitions of each test image, split several times.
+
+    Returns
+    -------
+    array of shape (n_splits, 2, n_rows, n_features) or None
+        None where an image has no second repetition, or repetitions are not averaged.
+    """
+    prepared, fitted, folds = preprocess(run), train(run), []
+    if run.config.repeats.test != "averaged":
+        return None
+    for number, fold in enumerate(prepared.folds):
+        trials = prepared.responses.trials.iloc[fold.test]
+        keys = ["subject", "stimulus_id", *(["task"] if "task" in trials else [])]
+        groups = trials.groupby(keys, sort=False, dropna=False).ngroup().to_numpy()
+        if np.bincount(groups).min() < 2:
+            return None
+        generator = make_generator(run.config.seed, "halves of repetitions", number)
+        # The halves of an image are those of a random order of its trials: alternate ones.
+        whole = pick_test_trials(run, number).trials
+        splits = []
+        for _ in range(_HALVES):
+            order = generator.permutation(len(groups))
+            order = order[np.argsort(groups[order], kind="stable")]
+            place = np.arange(len(order)) - np.searchsorted(groups[order], groups[order])
+            parts = [np.sort(fold.test[order[place % 2 == half]]) for half in (0, 1)]
+            splits.append([_predict_rows(run, fitted[number], rows, whole, keys) for rows in parts])
+        folds.append(np.array(splits))
+    return np.concatenate(folds, axis=2)
+
+
+def _predict_rows(
+    run: Run, fitted: Any, rows: np.ndarray, whole: pd.DataFrame, keys: list[str]
+) -> np.ndarray:
+    """Return predictions of averaged trials in the order of `whole`, whose trials have these keys."""
+    picked = fitted.select(pick_labelled_trials(preprocess(run), rows, "averaged"))
+    place = {
+        name: row
+        for row, name in enumerate(picked.trials[keys].astype(str).itertuples(index=False, name=None))
+    }
+    order = [place[name] for name in whole[keys].astype(str).itertuples(index=False, name=None)]
+    encoder = fitted.encoder
+    predict = (
+        encoder.predict
+        if roles.keeps_default(encoder, "predict_for_generator")
+        else encoder.predict_for_generator
+    )
+    flat: np.ndarray = predict(picked.select(np.array(order))).flat()
+    return flat
 
 
 def _find_run_units(run: Run) -> tuple[Units | None, str]:

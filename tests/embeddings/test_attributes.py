@@ -39,7 +39,7 @@ def test_a_table_of_concepts_is_matched_by_concept(tmp_path):
 def test_what_is_missing_is_said_in_one_sentence(tmp_path):
     table = read_attributes(write(tmp_path, TABLE))
     assert table.describe_missing(["a", "b"], None, what="the attributes") == ""
-    assert "no row for 1 of 2 images, first 'x'" in table.describe_missing(
+    assert "none for 1 of 2 images, first 'x'" in table.describe_missing(
         ["a", "x"], None, what="the attributes"
     )
     assert "belong to another data set" in table.describe_missing(["x", "y"], None, what="the attributes")
