@@ -142,6 +142,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "hydra": "training.objectives.objectives_config:HydraObjectiveConfig",
         "salient": "training.objectives.objectives_config:SalientObjectiveConfig",
         "sentence_contrast": "training.objectives.objectives_config:SentenceContrastConfig",
+        "composition": "training.objectives.objectives_config:CompositionObjectiveConfig",
     },
     "augmentation": {
         "channel_dropout": "training.augment:ChannelDropoutConfig",

@@ -96,6 +96,7 @@ def make_batches(
     epoch: int,
     n_processes: int = 1,
     last: LastBatch = "even",
+    neighbours: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Return the units of each batch of one epoch, shuffled.
 
@@ -113,9 +114,13 @@ def make_batches(
     last
         ``even`` makes all batches of nearly one size; ``smaller`` makes full ones and one of what is left (a unit
         alone is left out); ``dropped`` leaves that out.
+    neighbours : int array of shape (n_stimuli,), optional
+        Image that shall stand in a batch with each image, -1 if any may: see `pair_neighbours`.
     """
     # One permutation per epoch, decided by its number alone: a resumed run makes the same batches.
     order = make_generator(seed, "order", epoch).permutation(len(stimuli))
+    if neighbours is not None:
+        order = pair_neighbours(order, stimuli, neighbours)
     # What is left over differs from epoch to epoch, as the order does.
     shared = np.arange(len(order) // n_processes)
     n_batches, size = count_batches(len(order), batch_size, n_processes, last), batch_size // n_processes
@@ -129,6 +134,40 @@ def make_batches(
         if len(np.unique(stimuli[batch])) == 1 and len(batches) > 1:
             _swap_unit(stimuli, batches, number)
     return batches
+
+
+def pair_neighbours(order: np.ndarray, stimuli: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    """Return an order in which each unit is followed by one of the neighbour of its image, as long as there are some.
+
+    Parameters
+    ----------
+    order : int array of shape (n_units,)
+        Units in the order in which they come and look for their neighbours.
+    stimuli : int array of shape (n_units,)
+    neighbours : int array of shape (n_stimuli,)
+
+    Examples
+    --------
+    >>> pair_neighbours(np.array([0, 1, 2, 3]), np.array([0, 1, 2, 3]), np.array([3, -1, 0, 0])).tolist()
+    [0, 3, 1, 2]
+    """
+    waiting: dict[int, list[int]] = {}
+    for unit in order[::-1].tolist():
+        waiting.setdefault(int(stimuli[unit]), []).append(unit)
+    taken = np.zeros(len(stimuli), dtype=bool)
+    paired: list[int] = []
+    for unit in order.tolist():
+        if taken[unit]:
+            continue
+        taken[unit] = True
+        paired.append(unit)
+        candidates = waiting.get(int(neighbours[stimuli[unit]]), [])
+        while candidates and taken[candidates[-1]]:
+            candidates.pop()
+        if candidates:
+            taken[candidates[-1]] = True
+            paired.append(candidates.pop())
+    return np.array(paired)
 
 
 def _swap_unit(stimuli: np.ndarray, batches: list[np.ndarray], number: int) -> None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError, Notice
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import ConfigError, DataError, Notice
 from braindecode_vis.embeddings.attributes import read_attributes
 from braindecode_vis.embeddings.captions import END, PAD, SPECIAL, START, read_caption_bank, split_words
+from braindecode_vis.embeddings.swaps import ENGLISH, find_groups, swap_captions
 from braindecode_vis.training.batches import code_trials
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Longest caption that is read, words and signs; what is longer is cut, with a notice.
 LONGEST_CAPTION = 62
+#: Texts of at least this cosine are the same text: single precision tells less apart.
+SAME_TEXT = 1 - 1e-6
 
 
 @dataclass(frozen=True)
@@ -70,23 +73,30 @@ class Descriptions:
         What their numbers stand for.
     sizes
         The parts of `StepSizes` that they decide.
+    ids
+        The images.
     tables
-        By the name of the field of a batch, arrays of shape (n_images, ...): ``attributes``, ``sentences``.
+        By the name of the field of a batch, arrays of shape (n_images, ...): ``attributes``, ``sentences``, ``swapped``
+        and ``swapped_known``.
     words : int32 array of shape (n_captions, most_words)
         All captions, those of one image next to each other.
     first, counts : int arrays of shape (n_images,)
         Row of the first caption of each image, and the number of its captions.
     concepts : int64 array of shape (n_trials,) or None
         Concept of each trial by the numbers of the lexicon; new ones follow behind it.
+    neighbours : int64 array of shape (n_images,) or None
+        The image of the same parts that shall stand in a batch with each image, -1 where there is none.
     """
 
     lexicon: Lexicon
     sizes: StepSizes
+    ids: tuple[str, ...] = ()
     tables: dict[str, np.ndarray] = field(default_factory=dict)
     words: np.ndarray | None = None
     first: np.ndarray | None = None
     counts: np.ndarray | None = None
     concepts: np.ndarray | None = None
+    neighbours: np.ndarray | None = None
 
     def draw_captions(self, stimuli: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """Return the row of `words` of one caption of each image, the first one without a generator."""
@@ -130,7 +140,7 @@ def describe_images(
         return None
     ids, stimuli, concepts = code_trials(responses)
     learnt = np.unique(stimuli[train])  # images
-    found = Descriptions(lexicon or Lexicon(), sizes or StepSizes())
+    found = Descriptions(lexicon or Lexicon(), sizes or StepSizes(), ids=tuple(map(str, ids)))
     if needs & {"words", "sentences", "swapped"}:
         bank = read_caption_bank(config.captions.expanduser())
         lacking = [str(i) for i in ids if str(i) not in bank]
@@ -144,6 +154,8 @@ def describe_images(
             found = _add_words(found, texts, learnt)
         if needs & {"sentences", "swapped"}:
             found = _add_sentences(found, config, texts)
+        if "swapped" in needs:
+            found = _add_swaps(found, config, texts, learnt)
     if "attributes" in needs:
         found = _add_attributes(found, config, responses, learnt)
     if "concepts" in needs:
@@ -189,6 +201,100 @@ def _add_sentences(found: Descriptions, config: Any, texts: list[list[str]]) -> 
         sizes=replace(found.sizes, n_sentence=vectors.shape[1]),
         tables={**found.tables, "sentences": vectors},
     )
+
+
+def _add_swaps(found: Descriptions, config: Any, texts: list[list[str]], learnt: np.ndarray) -> Descriptions:
+    from braindecode_vis.devices import compute_once
+    from braindecode_vis.embeddings.text import average_texts, make_unit
+
+    asking = [o for o in config.objectives if "swapped" in o.needs]
+    chosen = asking[0]
+    if any((o.words, o.n_swaps, o.space) != (chosen.words, chosen.n_swaps, chosen.space) for o in asking):
+        raise ConfigError(
+            "the objectives composition differ in words, n_swaps or space, but a batch has one set of swapped "
+            "captions; give them the same."
+        )
+    groups = (
+        ENGLISH if chosen.words == "english" else find_groups(read_attributes(config.attributes.expanduser()))
+    )
+    swaps = [swap_captions(own, groups, limit=chosen.n_swaps) for own in texts]
+    n_swapped = sum(bool(swaps[i]) for i in learnt)
+    if not n_swapped:
+        raise DataError(
+            f"in none of the captions of {len(learnt)} training images in {config.captions} can two words change "
+            f"places (first caption: {texts[learnt[0]][0]!r}); English captions with two colours or a relation can. "
+            "Bring such captions, set words of the objective composition to attributes, or leave it out."
+        )
+    if n_swapped < len(learnt):
+        told = (
+            f"{len(learnt) - n_swapped} of {len(learnt)} training images have captions in which nothing can "
+            "change places; the objective composition has no swapped caption of them."
+        )
+        warnings.warn(told, Notice, stacklevel=4)
+    most = max(map(len, swaps))
+    known = np.array([[place < len(own) for place in range(most)] for own in swaps])  # (n_images, n_swaps)
+    encoder = make_sentence_encoder(config)
+    flat = [list(swap.texts) for own in swaps for swap in own]
+    vectors = compute_once(lambda: make_unit(average_texts(flat, encoder.encode)).astype(np.float32))
+    swapped = np.zeros((*known.shape, vectors.shape[1]), np.float32)
+    swapped[known] = vectors
+    neighbours = None
+    if any(o.hard_images for o in asking):
+        neighbours = find_neighbours(found.tables["sentences"], swapped, known, learnt)
+    return replace(
+        found, tables={**found.tables, "swapped": swapped, "swapped_known": known}, neighbours=neighbours
+    )
+
+
+def find_neighbours(
+    sentences: np.ndarray, swapped: np.ndarray, known: np.ndarray, learnt: np.ndarray
+) -> np.ndarray:
+    """Return for each image that is learnt from the one whose text is most like its swapped texts, else -1.
+
+    An image without swapped texts gets the one whose text is most like its own, among other texts.
+
+    Parameters
+    ----------
+    sentences : array of shape (n_images, d)
+        Unit vectors of the true texts.
+    swapped, known : arrays of shape (n_images, n_swaps, d) and (n_images, n_swaps)
+        Unit vectors of the swapped texts, and which exist.
+    learnt : int array
+        Images that may be neighbours.
+    """
+    neighbours = np.full(len(sentences), -1, dtype=np.int64)
+    gallery = sentences[learnt]
+    for start in range(0, len(learnt), 256):
+        rows = learnt[start : start + 256]
+        own = sentences[rows] @ gallery.T  # (n_rows, n_learnt)
+        others = np.where(known[rows][..., None], swapped[rows] @ gallery.T, -2.0).max(axis=1)
+        likeness = np.where(known[rows].any(axis=1, keepdims=True), others, own)
+        # What says the same is no hard negative.
+        likeness[own >= SAME_TEXT] = -2.0
+        best = likeness.argmax(axis=1)
+        neighbours[rows] = np.where(likeness.max(axis=1) > -2.0, learnt[best], -1)
+    return neighbours
+
+
+def check_text_targets(found: Descriptions | None, config: Any, targets: Embeddings) -> None:
+    """Raise `DataError` unless targets are the sentence vectors of the captions, where an objective takes them so."""
+    asking = [o for o in config.objectives if "swapped" in o.needs and o.space == "target"]
+    if found is None or not asking:
+        return
+    row_of = {str(name): row for row, name in reversed(list(enumerate(targets.ids)))}
+    rows = np.array([row_of[name] for name in found.ids])[:256]
+    shown = np.asarray(targets.vectors[rows], dtype=np.float64).reshape(len(rows), -1)
+    sentences = found.tables["sentences"][: len(rows)]
+    cosine = -1.0
+    if shown.shape[1] == sentences.shape[1]:
+        lengths = np.linalg.norm(shown, axis=1) * np.linalg.norm(sentences, axis=1)
+        cosine = float(((shown * sentences).sum(axis=1) / np.maximum(lengths, 1e-12)).min())
+    if cosine < 0.99:
+        raise DataError(
+            f"the objective composition takes the targets for sentence vectors of encoder.captions, but "
+            f"{targets.space} holds others; set target.kind to minilm with the same captions and weights, or space of "
+            "the objective to sentences."
+        )
 
 
 def make_sentence_encoder(config: Any) -> Any:

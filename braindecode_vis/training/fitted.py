@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from braindecode_vis.training.image_config import ViewChoice
     from braindecode_vis.training.lora import ImageSource
     from braindecode_vis.training.model import BrainImageModel
+    from braindecode_vis.training.objectives.composition import CompositionTerm
     from braindecode_vis.training.objectives.sentences import SentenceTerm
 
 WEIGHTS, RECORD = "network.safetensors", "network.json"
@@ -116,11 +117,13 @@ class NetworkFit:
         """Values of each attribute by their numbers; empty unless an objective needs attributes."""
         return self.lexicon.attributes
 
-    def find_sentence_head(self) -> SentenceTerm | None:
+    def find_sentence_head(self) -> SentenceTerm | CompositionTerm | None:
         """Return the term of the objective that has a head into a sentence space; None if none has."""
-        for objective in self.model.objectives:
-            if getattr(objective.config, "kind", "") == "sentence_contrast":
-                return cast("SentenceTerm", objective.term)
+        built: list[Any] = list(self.model.objectives)
+        for objective in built:
+            with_head = getattr(objective.config, "kind", "") in ("sentence_contrast", "composition")
+            if with_head and "sentences" in objective.config.needs:
+                return cast("SentenceTerm | CompositionTerm", objective.term)
         return None
 
     @property

@@ -303,6 +303,7 @@ class Trainer:
             epoch=epoch,
             n_processes=self.n_ranks,
             last=self.settings.last_batch,
+            neighbours=None if self.feed.described is None else self.feed.described.neighbours,
         )
 
     def _plan(self, batch: np.ndarray, update: int, part: int) -> BatchPlan:

@@ -220,6 +220,11 @@ class BrainImageModel(nn.Module):
         return play(NETWORK, self.network)
 
     @property
+    def _swaps_are_targets(self) -> bool:
+        built: list[Any] = list(self.objectives)
+        return any("swapped" in o.config.needs and o.config.space == "target" for o in built)
+
+    @property
     def learns_space(self) -> bool:
         """Whether the space of comparison is another one than that of the targets."""
         parts = (self.image_projector, self.shared_projector, self.fusion, self.tower)
@@ -305,6 +310,11 @@ class BrainImageModel(nn.Module):
         for name, need in _PASSED_ON.items():
             if need in needs:
                 setattr(outputs, name, getattr(batch, name))
+        if outputs.swapped is not None and self._swaps_are_targets:
+            # (n, n_swaps, d_raw) -> (n_swaps, n, d) and back, as texts that are targets are projected.
+            outputs.swapped = self.encode_image(outputs.swapped.transpose(0, 1), batch.subject).transpose(
+                0, 1
+            )
         if plain:
             return outputs
         if "brain_views" in needs and batch.views is not None:

@@ -30,7 +30,7 @@ from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.seeds import derive_seed, make_generator
-from braindecode_vis.training.descriptions import Descriptions, Lexicon, describe_images
+from braindecode_vis.training.descriptions import Descriptions, Lexicon, check_text_targets, describe_images
 from braindecode_vis.training.fitted import NetworkFit, read_fit, write_fit
 
 LARGEST_AUTO, SMALLEST_AUTO = 1024, 16
@@ -130,6 +130,7 @@ class NetworkEncoder:
             )
         train, held, by = self.hold_out(responses, rows)
         self._descriptions = describe_images(self.config, responses, train)
+        check_text_targets(self._descriptions, self.config, targets)
         names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
         # A refit on fewer trials may lack a subject, for whom no layer must be built.
         signal = keep_subjects(describe_signal(responses), set(names[rows]))
@@ -466,7 +467,8 @@ class NetworkEncoder:
         return self._predict_rows(responses, np.arange(responses.n_trials), "target")
 
     def predict_sentences(self, responses: Responses) -> Embeddings | None:
-        """Return one vector per trial in the space of the sentence encoder, by the head of ``sentence_contrast``.
+        """Return one vector per trial in the space of the sentence encoder, by the head of ``sentence_contrast`` or
+        ``composition``.
 
         The space is ``sentences/weights=DIGEST`` (`embeddings.sentences.name_sentence_space` of the encoder's folder),
         whatever the texts: vectors that `SentenceEncoder.encode` gives of any texts are compared with these by cosine.

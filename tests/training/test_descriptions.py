@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis.checks import DataError, Notice
+from braindecode_vis.checks import ConfigError, DataError, Notice
 from braindecode_vis.embeddings.captions import END, PAD, START
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.training import descriptions
-from braindecode_vis.training.batches import code_trials
-from braindecode_vis.training.descriptions import Lexicon, describe_images
+from braindecode_vis.training.batches import code_trials, pair_neighbours
+from braindecode_vis.training.descriptions import Lexicon, check_text_targets, describe_images
+from braindecode_vis.training.objectives.objectives_config import CompositionObjectiveConfig
 from tests.training.toy_task import assert_same_weights, make_config, make_task
 
 
@@ -211,3 +212,65 @@ def test_files_are_asked_for_where_an_objective_reads_them_and_only_there(tmp_pa
 def test_ids_of_tables_are_those_of_batches():
     responses, _ = make_task(n_images=3)
     assert [str(i) for i in code_trials(responses)[0]] == descriptions._find_images(responses)[0]
+
+
+def ask_swaps(tmp_path, monkeypatch, captions, **options):
+    """Return settings of an objective that needs swapped captions, whose vectors count words and their order."""
+    words = sorted({word for _, text in captions for word in text.replace("an ", "a ").split()})
+
+    def encode(texts):
+        rows = np.full((len(texts), len(words)), 0.1, dtype=np.float32)
+        for row, text in enumerate(texts):
+            for place, word in enumerate(text.replace("an ", "a ").split()):
+                rows[row, words.index(word)] += 1 + 0.01 * place
+        return rows
+
+    monkeypatch.setattr(descriptions, "make_sentence_encoder", lambda config: SimpleNamespace(encode=encode))
+    objective = CompositionObjectiveConfig(**options)
+    config = ask(tmp_path, *objective.needs, captions=captions)
+    config.objectives = [objective]
+    return config
+
+
+BOUND = [
+    ("image000", "a red cube on a blue wall"),
+    ("image001", "a green star"),
+    ("image002", "a blue cube on a red wall"),
+    ("image003", "a green star on a blue wall"),
+]
+
+
+def test_swapped_captions_and_images_of_the_same_parts(tmp_path, monkeypatch):
+    responses, targets = make_task(n_images=4)
+    config = ask_swaps(tmp_path, monkeypatch, BOUND, n_swaps=2)
+    with pytest.warns(
+        Notice, match="1 of 4 training images have captions in which nothing can change places"
+    ):
+        found = describe_images(config, responses, np.arange(8))
+    assert found.tables["swapped_known"].tolist() == [
+        [True, True],
+        [False, False],
+        [True, True],
+        [True, True],
+    ]
+    # The first swapped caption of each image of the pair is the true one of the other.
+    np.testing.assert_allclose(found.tables["swapped"][0, 0], found.tables["sentences"][2], atol=1e-6)
+    assert found.neighbours.tolist() == [2, 3, 0, 1]
+    order = pair_neighbours(np.array([5, 0, 3, 1, 2, 4]), np.array([0, 0, 1, 2, 2, 3]), found.neighbours)
+    assert order.tolist() == [5, 2, 0, 3, 1, 4]
+
+    check_text_targets(found, config, targets)  # sentences: any target will do
+    config.objectives = [CompositionObjectiveConfig(space="target")]
+    with pytest.raises(DataError, match=r"takes the targets for sentence vectors .* but toy holds others"):
+        check_text_targets(found, config, targets)
+    config.objectives.append(CompositionObjectiveConfig(n_swaps=1))
+    with pytest.raises(ConfigError, match="differ in words, n_swaps or space"):
+        describe_images(config, responses, np.arange(8))
+
+
+def test_captions_in_which_nothing_can_change_places_are_refused(tmp_path, monkeypatch):
+    responses, _ = make_task(n_images=2)
+    captions = [("image000", "un chat rouge"), ("image001", "un chien bleu")]
+    config = ask_swaps(tmp_path, monkeypatch, captions)
+    with pytest.raises(DataError, match=r"none of the captions of 2 training images .* 'un chat rouge'"):
+        describe_images(config, responses, np.arange(4))

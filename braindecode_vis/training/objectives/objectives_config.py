@@ -691,3 +691,48 @@ class SentenceContrastConfig(ObjectiveConfig):
             form=self.form, halves=self.passes == "halves", halves_weight=self.halves_weight,
             temperature=self.temperature, symmetric=self.symmetric, margin=self.margin, hardest=self.hardest,
         )  # fmt: skip
+
+
+class CompositionObjectiveConfig(ScaleSettings):
+    """NegCLIP's contrast: each response is searched among texts and texts in which words changed places.
+
+    Texts are the captions of the encoder (`captions`), read by its `sentence_encoder`. `normalise_image` is of texts.
+
+    Parameters
+    ----------
+    space
+        Where responses and texts meet: ``target``, if the target of the run is the sentence vector of the same captions
+        (``minilm``), or ``sentences``: a linear head of this objective predicts sentence vectors beside any target.
+    words
+        What may change places: words of short ``english`` lists (colours, sizes, people and the like), or the values of
+        the encoder's ``attributes``. What stands on both sides of a relation (``to the left of``) always may.
+    n_swaps
+        Most swapped texts of an image; NegCLIP draws one of up to five.
+    hard_images
+        Put images of the same parts next to each other in a batch: after each image comes the one whose caption is most
+        similar to its swapped captions. NegCLIP takes a neighbour by CLIP's image vectors.
+    """
+
+    kind: Literal["composition"] = "composition"
+    space: Literal["target", "sentences"] = "sentences"
+    words: Literal["english", "attributes"] = "english"
+    n_swaps: int = Field(default=4, ge=1)
+    hard_images: bool = True
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Swapped captions, the captions themselves, and attributes where their values are the words."""
+        needs = {"swapped"}
+        if self.space == "sentences":
+            needs.add("sentences")
+        if self.words == "attributes":
+            needs.add("attributes")
+        return frozenset(needs)
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.composition import CompositionTerm
+
+        return CompositionTerm(
+            self.make_scale(), in_sentences=self.space == "sentences", **self.clip_options()
+        )

@@ -32,6 +32,7 @@ CONFIGS += [
         {"kind": "multiview", "form": "infonce", "views": ["brain", "image"]},
         {"kind": "distillation", "duplicates": "mask"},
         {"kind": "hydra", "classes": "attributes", "gate": "product", "unit": True, "partner": "identical"},
+        {"kind": "composition", "duplicates": "mask", "symmetric": False},
         {"kind": "sentence_contrast", "form": "margin", "hardest": 3},
         {"kind": "sentence_contrast", "passes": "halves", "halves_weight": 1.0, "symmetric": True},
     )
