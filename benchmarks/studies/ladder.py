@@ -177,6 +177,7 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
 
     mixing = [*base.encoder["augmentations"], {"kind": "trial_mixing"}]
     late = {"phase": [0.33, 1]}
+    teacher = {"decay": 0.98, "queue": 512}  # for 200 updates on 1280 images, which the defaults outlast
     rungs = {
         PLAIN: base,
         "CLIP of image and caption": use({"kind": "clip_image_text", "image_share": 0.5}),
@@ -195,7 +196,7 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
         "CLIP + MMD": use(clip, "mmd"),
         "CLIP + MV-DHEL of repetition halves": use(clip, "multiview"),
         "MV-InfoNCE alone": use({"kind": "multiview", "form": "infonce"}),
-        "momentum distillation": use("distillation"),
+        "momentum distillation": use("distillation", teacher=teacher),
         "CLIP + within cluster": use(clip, "within_cluster"),
         "CLIP, then within cluster": use(
             {**clip, "phase": [0, 0.5]}, {"kind": "within_cluster", "phase": [0.5, 1]}
@@ -205,7 +206,7 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
     if kind == "trials":
         early, name = ("dataset.window=[-0.2,1.0]",), "CLIP, from -0.2 s"
         rungs |= {
-            "TCL": use("tcl"),
+            "TCL": use("tcl", teacher=teacher),
             name: replace(base, settings=early),
             "CLIP + salient, from -0.2 s": replace(use(clip, "salient"), reference=name, settings=early),
         }
@@ -416,7 +417,7 @@ def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
     responses = pick_labelled_trials(task.prepared, task.train, rung.repeats)
     encoder = roles.build(roles.BRAIN_ENCODER, config, seed=seed)
     targets = task.bank.select(list(responses.stimulus_ids))
-    texts = place_captions(task, targets) if config.reads_text else None
+    texts = place_captions(task, targets) if getattr(config, "reads_text", False) else None
     encoder.bind(Context(images=task.prepared.stimuli, texts=texts))
     started = time.process_time()
     encoder.fit(responses, targets)
