@@ -7,6 +7,8 @@
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage objectives --base "eegproject, width 256"
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage worth --seeds 3
     python benchmarks/studies/ladder.py VOXELS --out FOLDER --stage worth --seeds 3 --config deeprecon_ridge --set ...
+    python benchmarks/studies/ladder.py DIGITS --out FOLDER --stage worth --config digits69_network_10fold
+    python benchmarks/studies/ladder.py HAXBY --out FOLDER --stage worth --config haxby_slices --top 1
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage fusion --base "eegproject, width 256"
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage tower --base "eegproject, width 256"
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage salient --base "eegproject, width 256" \
@@ -23,7 +25,8 @@ one file of ranks per rung and seed, with the processor time of the training. ``
 time, for every network as it is and with what helped, and for what papers publish as far as one embedding serves.
 ``worth`` asks of every objective what it adds to the cheapest good training, in a fifth of the time: each row has a
 reference that differs from it in the objective alone, and Holm's correction is over the rows. Words and attributes are
-those in ``phantom_truth``.
+those in ``phantom_truth``. Real recordings that are parted by folds (single images, or runs of categories, whose
+targets are the sentence vectors of their names) are scored on all folds by this stage, since nothing is chosen on them.
 """
 
 from __future__ import annotations
@@ -54,6 +57,7 @@ from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
 from braindecode_vis.pipeline.learning import pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.registry import validate_component
+from braindecode_vis.roles import ENCODER_SETTINGS, play
 from braindecode_vis.seeds import make_generator
 
 STAGES = (
@@ -165,6 +169,8 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
 
     `truth` holds the captions and attributes of the phantom's images.
     """
+    if kind in ("images", "categories"):
+        return list_worth_of_folds(kind)
     base = combine("eegproject, width 256")
     if kind == "voxels":  # without neighbours or times
         base = change(base, augmentations=[{"kind": "gaussian_noise"}, {"kind": "repetition_averaging"}])
@@ -211,6 +217,45 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
             "CLIP + salient, from -0.2 s": replace(use(clip, "salient"), reference=name, settings=early),
         }
     return rungs
+
+
+def list_worth_of_folds(kind: str) -> dict[str, Rung]:
+    """Return the objectives that need neither words nor times nor averages, for some ten trials of voxels a class."""
+    base = change(NETWORKS[VOXELS], optimiser={"lr": 1e-3}, repeats="single")
+    clip, mixing = {"kind": "clip"}, [{"kind": "trial_mixing"}]
+
+    def use(*objectives: Any, **changes: Any) -> Rung:
+        named = [{"kind": one} if isinstance(one, str) else one for one in objectives]
+        return change(base, objectives=named, **changes)
+
+    late = {"phase": [0.33, 1]}
+    own = {
+        "images": {
+            "CLIP + within cluster": use(clip, "within_cluster", n_clusters=4),
+            "CLIP + within concept": use(clip, "within_concept"),
+        },
+        "categories": {
+            "CLIP + MV-DHEL of repetition halves": use(clip, "multiview"),
+            "MV-InfoNCE alone": use({"kind": "multiview", "form": "infonce"}),
+        },
+    }
+    return {
+        PLAIN: base,
+        "SigLIP": use("siglip"),
+        "SoftCLIP": use("soft_clip"),
+        "BiMixCo, then SoftCLIP": use("bimixco", {"kind": "soft_clip", **late}, augmentations=mixing),
+        "CLIP + l1": use(clip, "l1"),
+        "CLIP + squared error": use(clip, "mse"),
+        "CLIP + cosine": use(clip, "cosine"),
+        "squared error alone": use("mse"),
+        "CLIP + alignment": use(clip, "alignment"),
+        "CLIP + uniformity": use(clip, {"kind": "uniformity", "between": "brain"}),
+        "CUA": use("cua"),
+        "CUA, cross": use({"kind": "cua", "cross": True}),
+        "CLIP + MMD": use(clip, "mmd"),
+        "momentum distillation": use("distillation", teacher={"decay": 0.98, "queue": 32}),
+        **own[kind],
+    }
 
 
 def list_salient(base: Rung) -> dict[str, Rung]:
@@ -384,6 +429,7 @@ class Task:
     asked: np.ndarray
     galleries: list[list[str]]
     truth: Path
+    by_fold: bool = False
 
 
 def open_tasks(root: Path, folder: Path, stage: str, config: str, changes: list[str]) -> list[Task]:
@@ -391,13 +437,16 @@ def open_tasks(root: Path, folder: Path, stage: str, config: str, changes: list[
     if own is not None:  # targets without a way back to pictures, which the ladder does not need
         changes = [f"target={json.dumps(own)}", "prior.kind=identity", "generator.kind=nearest", *changes]
     run = open_run(read_config(config, changes, root=root), folder)
-    prepared, banks = preprocess(run), embed(run)
+    prepared = preprocess(run)
+    has_images = not play(ENCODER_SETTINGS, run.config.encoder).decodes_categories
+    banks = [part.embeddings for part in embed(run)] if has_images else embed_names(prepared)
+    by_fold = stage == "worth" and run.config.split.kind in ("kfold", "leave_one_run_out")
     ids = prepared.responses.stimulus_ids
     concepts = prepared.stimuli.concepts_of(ids).astype(str)
     tasks = []
     for fold, bank in zip(prepared.split.folds, banks, strict=True):
         train, asked = fold.train, fold.test
-        if stage != "test":
+        if stage != "test" and not by_fold:
             names = np.unique(concepts[train])
             chosen = make_generator(0, "ladder").permutation(names)[: round(SHARE * len(names))]
             held = np.isin(concepts[train], chosen)
@@ -406,9 +455,18 @@ def open_tasks(root: Path, folder: Path, stage: str, config: str, changes: list[
         images = images.sort_values(["concept", "id"])
         number = images.groupby("concept").cumcount()
         galleries = [images["id"][number == k].tolist() for k in sorted(number.unique())]
+        galleries = [images["id"].tolist()] if by_fold else galleries
         truth = root / "phantom_truth"
-        tasks.append(Task(prepared, bank.embeddings, run.config.retrieval, train, asked, galleries, truth))
+        tasks.append(Task(prepared, bank, run.config.retrieval, train, asked, galleries, truth, by_fold))
     return tasks
+
+
+def embed_names(prepared: Any) -> list[Embeddings]:
+    """Return the sentence vector of each category's name, once for every fold."""
+    texts = find_texts(prepared.stimuli, None, "a photo of a {concept}")
+    encoder = SentenceEncoder(find_sentence_folder(MINILM, "--stage worth"))
+    bank = Embeddings(average_texts(texts, encoder.encode), prepared.stimuli.ids, MINILM)
+    return [bank] * len(prepared.split.folds)
 
 
 def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
@@ -431,6 +489,8 @@ def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
         subjects = own.trials["subject"].to_numpy(dtype=object)
         ranked = rank_fold(source, encoder.predict(own), subjects, ids, protocol="ladder")
         columns = {"subject": subjects, "id": ranked.query_ids, "concept": own.trials["concept"]}
+        if task.by_fold:  # each trial is a unit of its own
+            columns |= dict.fromkeys(("id", "concept"), own.trials["run"] + " " + own.trials["stimulus_id"])
         tables.append(pd.DataFrame({**columns, "rank": ranked.worst_ranks, "size": len(ids)}))
     return pd.concat(tables, ignore_index=True).assign(seed=seed, seconds=seconds)
 
@@ -452,8 +512,8 @@ def place_captions(task: Task, targets: Embeddings) -> Embeddings:
     return Embeddings(placed.astype(np.float32), stimuli.ids, targets.space)
 
 
-def tabulate(folder: Path, rungs: dict[str, Rung], reference: str) -> pd.DataFrame:
-    """Return top-1 and top-5 with intervals, and the paired difference in top-5 to a reference.
+def tabulate(folder: Path, rungs: dict[str, Rung], reference: str, top: int = 5) -> pd.DataFrame:
+    """Return top-1 and top-5 with intervals, and the paired difference in one of them to a reference.
 
     `p` flips the signs of whole concepts, corrected after Holm over the rows; `corrected` is the interval of the
     difference at the level that Bonferroni asks of so many rows.
@@ -476,7 +536,7 @@ def tabulate(folder: Path, rungs: dict[str, Rung], reference: str) -> pd.DataFra
             row[f"top-{k}"] = f"{values.mean():.3f} ({found.low:.3f} to {found.high:.3f})"
             if k == 1:
                 row |= {"top1": values.mean(), "low": found.low, "high": found.high}
-        values, other = hits[name, 5], hits[compared[name], 5]
+        values, other = hits[name, top], hits[compared[name], top]
         pair = values.to_numpy(), other[values.index].to_numpy()
         gain = paired_difference(*pair, **name_units(values))
         row["difference"] = f"{gain.mean:+.3f} ({gain.interval.low:+.3f} to {gain.interval.high:+.3f})"
@@ -544,6 +604,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--picture", type=Path, help="where the frontier is drawn")
     parser.add_argument("--only", nargs="*", help="names of rungs")
+    parser.add_argument("--top", type=int, choices=(1, 5), default=5, help="what differences are taken in")
     options = parser.parse_args()
 
     @cache
@@ -555,11 +616,14 @@ def main() -> None:
 
     tasks = open_for(())
     has_voxels = "voxel" in tasks[0].prepared.responses.dims
-    rungs = list_rungs(options.stage, options.base, "voxels" if has_voxels else "trials", tasks[0].truth)
+    kind = "voxels" if has_voxels else "trials"
+    if tasks[0].by_fold:
+        kind = "categories" if len(tasks[0].prepared.stimuli) < 10 else "images"
+    rungs = list_rungs(options.stage, options.base, kind, tasks[0].truth)
     usual = [*NETWORKS, *TESTED] if options.stage == "test" else list(rungs)
     only = options.only or [name for name in usual if name != VOXELS or has_voxels]
     rungs = {name: rung for name, rung in rungs.items() if name in only}
-    folder = options.out / ("test" if options.stage == "test" else "validation")
+    folder = options.out / ("test" if options.stage == "test" or tasks[0].by_fold else "validation")
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(options.seeds):
         for name, rung in rungs.items():
@@ -576,9 +640,11 @@ def main() -> None:
             top5 = (table["rank"] <= 5).mean()
             print(f"{name}, seed {seed}: top-5 {top5:.3f}, {time.process_time() - started:.0f} s", flush=True)
     reference = next(iter(rungs))
-    table = tabulate(folder, rungs, reference)
+    table = tabulate(folder, rungs, reference, options.top)
     size = table.attrs["size"]
-    print(f"gallery of {size}, chance {1 / size:.3f} and {5 / size:.3f}; differences in top-5 to {reference}")
+    print(
+        f"gallery of {size}, chance {1 / size:.3f} and {5 / size:.3f}; differences in top-{options.top} to {reference}"
+    )
     formats = {"seconds": "{:.0f}".format, "p": "{:.4f}".format}
     print(table.drop(columns=["top1", "low", "high"]).to_string(index=False, formatters=formats, na_rep=""))
     if options.picture:
