@@ -91,6 +91,7 @@ INSIDE: dict[str, dict[str, str]] = {
     "encoder": {
         "ridge": "encoders.ridge:RidgeConfig",
         "linear_gaussian": "encoders.linear_gaussian:LinearGaussianConfig",
+        "average": "encoders.average:AverageConfig",
         "network": "training.network_config:NetworkEncoderConfig",
         "lda": "encoders.category_decoders:LdaConfig",
         "logistic": "encoders.category_decoders:LogisticConfig",

@@ -1,0 +1,163 @@
+"""Several brain encoders as one: the weighted mean of the directions that they predict.
+
+Owns the average and nothing of how its members learn. A linear model and a network err in different ways, so that their
+mean finds more images than either. Each prediction counts by its direction from the mean of the training images, since
+encoders shrink what they are unsure of by amounts of their own.
+
+References
+----------
+Lakshminarayanan et al. (2017), Deep ensembles, arXiv:1612.01474: averages of trainings; directions are our choice.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from braindecode_vis import roles
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import DataError
+from braindecode_vis.contracts import Context
+from braindecode_vis.registry import Component
+from braindecode_vis.seeds import derive_seed
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import read_json, write_json
+
+MEMBERS = ("ridge", "linear_gaussian", "network")
+
+
+class AverageConfig(Settings):
+    """Which encoders are averaged, and how much each counts.
+
+    Parameters
+    ----------
+    members
+        The encoders, each fitted on the same trials; several of one kind differ in their seeds. They predict the target
+        space itself, so that none may learn a space of its own (``projector``, ``fusion``, ``image_tower``).
+    weights
+        One for each, brought to a sum of one; None counts all alike.
+    """
+
+    kind: Literal["average"] = "average"
+    members: tuple[Annotated[Any, Component("encoder", only=MEMBERS)], ...] = Field(min_length=2)
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _check_members(self) -> AverageConfig:
+        if self.weights is not None and len(self.weights) != len(self.members):
+            raise ValueError(
+                f"weights has {len(self.weights)} values for {len(self.members)} members; give one each, or leave "
+                "them out"
+            )
+        for number, member in enumerate(self.members):
+            own = [
+                key
+                for key in ("projector", "fusion", "image_tower")
+                if getattr(member, key, None) is not None
+            ]
+            if own:
+                raise ValueError(
+                    f"members[{number}] learns a space of its own ({own[0]}), in which nothing can be averaged; "
+                    "remove it"
+                )
+            unmet = [key for key in ("reads_text", "uses_pretraining") if getattr(member, key, False)]
+            if unmet:
+                raise ValueError(
+                    f"members[{number}] needs what an average does not hand on ({unmet[0]}); train it by itself"
+                )
+        return self
+
+    def build(self, *, seed: int) -> AverageEncoder:
+        """Return the unfitted encoder."""
+        return AverageEncoder(self, seed=seed)
+
+    def read(self, folder: Path) -> AverageEncoder:
+        """Return the fitted encoder that was written into `folder`."""
+        return AverageEncoder.read(self, folder)
+
+
+class AverageEncoder:
+    """The brain encoder; see the module."""
+
+    def __init__(self, config: AverageConfig, *, seed: int = 0, members: Any = None) -> None:
+        self.config, self.seed = config, seed
+        #: The members, fitted or not.
+        self.members: list[Any] = members or [
+            roles.build(roles.BRAIN_ENCODER, member, seed=derive_seed(seed, "average", number))
+            for number, member in enumerate(config.members)
+        ]
+        #: Mean training embedding of shape (n_features,), typical distance of one from it, and the target's space.
+        self.centre: np.ndarray | None = None
+        self.length, self.space = 1.0, ""
+
+    @property
+    def label_free_subjects(self) -> tuple[str, ...]:
+        """Subjects that a member aligned by the trials that were predicted."""
+        return tuple(sorted({name for member in self.members for name in member.label_free_subjects}))
+
+    def bind(self, context: Context) -> None:
+        """Hand on what the pipeline lends, with a folder of checkpoints for each member."""
+        for number, member in enumerate(self.members):
+            member.bind(context.take_part(f"member{number}"))
+
+    def fit(self, responses: Responses, targets: Embeddings) -> AverageEncoder:
+        """Fit every member.
+
+        Parameters
+        ----------
+        responses
+            Training trials.
+        targets
+            One row per trial, in the order of `responses`.
+        """
+        for member in self.members:
+            member.fit(responses, targets)
+        _, first = np.unique(targets.ids.astype(str), return_index=True)  # an image counts once
+        images = targets.flat()[first].astype(np.float64)
+        centre = images.mean(axis=0)
+        self.length = float(np.sqrt(((images - centre) ** 2).sum(axis=1).mean()))
+        self.centre, self.space = centre.astype(np.float32), targets.space
+        return self
+
+    def predict(self, responses: Responses) -> Embeddings:
+        """Return the mean of the members' predictions by direction, shorter where they disagree."""
+        if self.centre is None:
+            raise DataError("the average of encoders has not been fitted; run train first.")
+        weights = np.array(self.config.weights or [1.0] * len(self.members))
+        total: Any = 0
+        for weight, member in zip(weights / weights.sum(), self.members, strict=True):
+            found = member.predict(responses)
+            away = found.flat() - self.centre
+            total = total + weight * away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-12)
+        vectors = (self.centre + self.length * total).astype(np.float32)
+        return Embeddings(vectors.reshape(found.vectors.shape), responses.stimulus_ids, self.space)
+
+    def write(self, folder: Path) -> None:
+        """Write the members into folders of their own, and the centre."""
+        if self.centre is None:
+            raise DataError("the average of encoders has not been fitted; run train first.")
+        for number, member in enumerate(self.members):
+            own = folder / f"member{number}"
+            own.mkdir(parents=True, exist_ok=True)
+            member.write(own)
+        np.save(folder / "centre.npy", self.centre)
+        write_json(folder / "average.json", {"seed": self.seed, "length": self.length, "space": self.space})
+
+    @classmethod
+    def read(cls, config: AverageConfig, folder: Path) -> AverageEncoder:
+        """Read what `write` wrote."""
+        about = read_json(folder / "average.json")
+        members = [
+            roles.read(roles.BRAIN_ENCODER, member, folder / f"member{number}")
+            for number, member in enumerate(config.members)
+        ]
+        encoder = cls(config, seed=about["seed"], members=members)
+        encoder.centre, encoder.length, encoder.space = (
+            np.load(folder / "centre.npy"),
+            about["length"],
+            about["space"],
+        )
+        return encoder

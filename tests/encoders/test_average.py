@@ -1,0 +1,78 @@
+"""The average of encoders, beside its members' predictions put together by hand."""
+
+import numpy as np
+import pytest
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import DataError
+from braindecode_vis.contracts import NOTHING_LENT
+from braindecode_vis.encoders.average import AverageConfig
+from braindecode_vis.report.words import describe_encoder
+from braindecode_vis.roles import BRAIN_ENCODER, build
+from tests.encoders.test_linear_gaussian import make_trials
+
+MEMBERS = [{"kind": "ridge", "alphas": [100]}, {"kind": "linear_gaussian", "n_components": 2}]
+
+
+def test_directions_are_averaged_and_survive_the_disk(tmp_path):
+    responses, targets = make_trials(60, 2, seed=1)
+    config = AverageConfig.model_validate({"members": MEMBERS, "weights": [3, 1]})
+    encoder = build(BRAIN_ENCODER, config, seed=0)
+    with pytest.raises(DataError, match="has not been fitted"):
+        encoder.predict(responses)
+    encoder.bind(NOTHING_LENT)
+    encoder.fit(responses, targets)
+    images = targets.vectors[:60].astype(float)  # each of them once
+    centre = images.mean(0)
+    length = np.sqrt(((images - centre) ** 2).sum(1).mean())
+    found = encoder.predict(responses)
+    for row in range(5):
+        expected = centre
+        for weight, member in zip((0.75, 0.25), encoder.members, strict=True):
+            away = member.predict(responses).vectors[row] - centre
+            expected = expected + length * weight * away / np.linalg.norm(away)
+        np.testing.assert_allclose(found.vectors[row], expected, rtol=1e-4)
+    assert found.space == targets.space
+    assert (found.ids == targets.ids).all()
+    encoder.write(tmp_path)
+    np.testing.assert_array_equal(config.read(tmp_path).predict(responses).vectors, found.vectors)
+    out = encoder.predict_out_of_fold(responses, targets)  # by refits of the whole average
+    assert len(out) == len(targets)
+    assert not np.allclose(out.vectors, found.vectors)
+
+
+def test_members_of_one_kind_differ_in_their_seeds():
+    config = AverageConfig.model_validate({"members": [MEMBERS[0], MEMBERS[0]]})
+    first, second = config.build(seed=0).members
+    assert first.seed != second.seed
+    settings = {
+        "kind": "average",
+        "members": [{"kind": "ridge", "alphas": [10]}, {"kind": "linear_gaussian"}],
+    }
+    assert describe_encoder(settings) == "average of ridge, penalty 10 and linear gaussian"
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"weights": [1]}, "weights has 1 values for 2 members"),
+        ({"members": [MEMBERS[0], {"kind": "network", "projector": {"size": 8}}]}, r"learns a space of its own"),
+        ({"members": [MEMBERS[0], {"kind": "network", "objectives": [{"kind": "clip_image_text"}]}]}, "reads_text"),
+        ({"members": [MEMBERS[0], {"kind": "lda"}]}, "lda"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_averaged_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        AverageConfig.model_validate({"members": MEMBERS, **changes})
+
+
+def test_one_trial_may_lie_in_the_middle():
+    """A prediction without a direction counts as none, instead of dividing by nothing."""
+    encoder = AverageConfig.model_validate({"members": MEMBERS}).build(seed=0)
+    responses, targets = make_trials(60, 2, seed=1)
+    encoder.fit(responses, targets)
+    for member in encoder.members:
+        member.predict = lambda asked: Embeddings(
+            np.tile(encoder.centre, (asked.n_trials, 1)), asked.stimulus_ids, "toy"
+        )
+    np.testing.assert_array_equal(encoder.predict(responses).vectors[0], encoder.centre)
