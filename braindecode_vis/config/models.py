@@ -636,12 +636,14 @@ class RunConfig(Settings):
                 f"synthetic adds responses to images, and the encoder {self.encoder.kind!r} decodes categories; leave "
                 "it out"
             )
-        if self.encoder.kind == "linear_gaussian":
+        parts = [self.encoder, *getattr(self.encoder, "members", ())]  # an average has members
+        if any(part.kind == "linear_gaussian" for part in parts):
             raise ValueError(
                 "synthetic responses are drawn from a linear model, and the encoder linear_gaussian is that model "
                 "itself, which would take their noise for that of the recording; leave synthetic out"
             )
-        if getattr(self.encoder, "subject_alignment", "none") not in ("none", "euclidean", "zscore"):
+        alignments = {getattr(part, "subject_alignment", "none") for part in parts}
+        if not alignments <= {"none", "euclidean", "zscore"}:
             raise ValueError(
                 "synthetic trials would take part in the alignment of subjects by images, which is of what was "
                 "measured; leave synthetic or encoder.subject_alignment out"
