@@ -183,6 +183,7 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
 
     mixing = [*base.encoder["augmentations"], {"kind": "trial_mixing"}]
     late = {"phase": [0.33, 1]}
+    named = {"attributes": str(truth / "attributes.csv")}
     texts = {"captions": str(truth / "descriptions.csv"), "sentence_encoder": MINILM}
     teacher = {"decay": 0.98, "queue": 512}  # for 200 updates on 1280 images, which the defaults outlast
     rungs = {
@@ -209,6 +210,11 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
             {**clip, "phase": [0, 0.5]}, {"kind": "within_cluster", "phase": [0.5, 1]}
         ),
         "CLIP + within concept": use(clip, "within_concept"),
+        "CLIP + Hydra of concepts": use(clip, "hydra"),
+        "CLIP + Hydra of attributes": use(clip, {"kind": "hydra", "classes": "attributes"}, **named),
+        "CLIP + Hydra, own attribute": use(
+            clip, {"kind": "hydra", "classes": "attributes", "partner": "identical"}, **named
+        ),
         "CLIP + sentences": use(clip, "sentence_contrast", **texts),
         "CLIP + sentences, weight 1": use(clip, {"kind": "sentence_contrast", "weight": 1}, **texts),
         "CLIP + sentences by margin": use(clip, {"kind": "sentence_contrast", "form": "margin"}, **texts),

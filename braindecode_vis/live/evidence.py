@@ -130,7 +130,9 @@ def _predict_training(
         held = np.isin(responses.stimulus_ids.astype(str), encoder.require_fit().held_out)
         if held.sum() >= 10:
             return encoder.predict(responses.select(held)), "which the network had held out"
-    elif config.kind != "average" and responses.data.size <= CHEAP_FIT * (8 if config.kind == "linear_gaussian" else 1):
+    elif config.kind != "average" and responses.data.size <= CHEAP_FIT * (
+        8 if config.kind == "linear_gaussian" else 1
+    ):
         made = encoder.predict_out_of_fold(responses, targets)
         if made.space == space and len(made):
             return made, words
