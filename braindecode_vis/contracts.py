@@ -344,6 +344,14 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
         """Return how likely images are, given a prediction of `predict_for_generator`; None if that is not known."""
         ...
 
+    def describe(self, responses: Responses, n_beams: int = 1) -> list[str]:
+        """Return a caption of each trial; asked where the settings say ``writes_captions``."""
+        ...
+
+    def describe_mean(self, n_beams: int = 1) -> str:
+        """Return the caption that is written where no response says anything."""
+        ...
+
     def adapt(self, responses: Responses, targets: Embeddings) -> BrainEncoder:
         """Return an encoder that goes on learning from a few trials, for example of a new subject; this one stays."""
         ...
@@ -482,6 +490,8 @@ class WholeSettings(Protocol):
     reads_text: bool
     #: Brain encoder: whether it wants `Context.pretrained`.
     uses_pretraining: bool
+    #: Brain encoder: whether it has `describe`.
+    writes_captions: bool
     #: Encoder: whether several processes can share its training.
     trains_in_processes: bool
     #: Category decoder: whether the decisions of a trial's volumes are pooled.

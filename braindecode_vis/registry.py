@@ -141,6 +141,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "within_cluster": "training.objectives.objectives_config:ClusterObjectiveConfig",
         "within_concept": "training.objectives.objectives_config:ConceptObjectiveConfig",
         "hydra": "training.objectives.objectives_config:HydraObjectiveConfig",
+        "captioning": "training.objectives.objectives_config:CaptioningObjectiveConfig",
         "salient": "training.objectives.objectives_config:SalientObjectiveConfig",
         "sentence_contrast": "training.objectives.objectives_config:SentenceContrastConfig",
         "composition": "training.objectives.objectives_config:CompositionObjectiveConfig",

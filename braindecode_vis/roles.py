@@ -17,7 +17,7 @@ brain encoder       fit, predict, write, read          bind, predict_out_of_fold
                                                        predict_for_generator, map_for_generator, predicts_targets,
                                                        label_free_subjects, as_module,
                                                        describe_likelihood, adapt, adapts_quickly,
-                                                       predict_sentences
+                                                       predict_sentences, describe, describe_mean
 category decoder    fit, decision, classes, write,     bind, as_module
                     read
 network             forward                            forward_heads, forward_tokens, parameter_groups
@@ -155,6 +155,13 @@ def _keep_vectors(encoder: Any, vectors: Any, fill: Any) -> Any:
     return vectors
 
 
+def _refuse_description(encoder: Any, *args: Any, **options: Any) -> Any:
+    raise ConfigError(
+        f"{type(encoder.component).__name__} writes no captions (its method describe); a network with the objective "
+        "captioning does."
+    )
+
+
 def _know_no_images(generator: Any) -> Embeddings:
     raise ConfigError(f"the generator {type(generator).__name__} brings no images along.")
 
@@ -255,7 +262,8 @@ BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
         "has_subject_galleries": False, "predict_for_generator": _predict, "map_for_generator": _keep_targets,
         "predicts_targets": True, "label_free_subjects": (), "as_module": _refuse_module,
         "describe_likelihood": _answer(None), "adapt": _refuse_adaptation, "adapts_quickly": False,
-        "list_held_out": _answer(()), "predict_sentences": _answer(None),
+        "list_held_out": _answer(()), "predict_sentences": _answer(None), "describe": _refuse_description,
+        "describe_mean": _refuse_description,
     },
 )  # fmt: skip
 CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(
@@ -307,7 +315,7 @@ ENCODER_SETTINGS: Role[WholeSettings] = Role(
     _SETTINGS,
     {
         "decodes_categories": False, "reads_text": False, "uses_pretraining": False, "trains_in_processes": False,
-        "pool": False, "read": _read_seeded, "check_low_level": _answer(None),
+        "pool": False, "writes_captions": False, "read": _read_seeded, "check_low_level": _answer(None),
     },
 )  # fmt: skip
 PRIOR_SETTINGS: Role[WholeSettings] = Role(

@@ -52,7 +52,7 @@ from braindecode_vis.consent import find_code, give_consent
 from braindecode_vis.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
 from braindecode_vis.datasets.own_data import Pictures, index_pictures, make_new_trials
 from braindecode_vis.datasets.trial_values import check_trials
-from braindecode_vis.generators.captions_config import fit_decoders
+from braindecode_vis.generators.captions_config import fit_decoders, write_with_encoder
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.settings import describe_validation_error
@@ -94,8 +94,8 @@ class Decoder(BaseEstimator):
     seed : int
         Root seed.
     captions : mapping or sequence of mappings, optional
-        What `caption` uses, as ``reconstruction.captions`` of a configuration: ``nearest``, ``git`` or ``coca``, one of
-        each at most; none by default. A bank names the training pictures by their ids.
+        What `caption` uses, as ``reconstruction.captions`` of a configuration: ``nearest``, ``git``, ``coca`` or
+        ``brain``, one of each at most; none by default. A bank names the training pictures by their ids.
 
     Attributes
     ----------
@@ -201,6 +201,11 @@ class Decoder(BaseEstimator):
                 raise DataError("y holds NaN or inf (infinity); give the class of every trial.")
             check_classification_targets(y)
         captions = self._read_captions()
+        if any(each.reads_responses for each in captions) and not self._settings.writes_captions:
+            raise ConfigError(
+                f"captions of kind brain are written by the encoder, and {self._settings.kind} learns no words; give a "
+                "network the objective captioning and its captions."
+            )
         if self._settings.decodes_categories and captions:
             raise ConfigError(
                 f"captions describe pictures, and {self._settings.kind} learns classes; leave captions out."
@@ -346,8 +351,8 @@ class Decoder(BaseEstimator):
         Returns
         -------
         DataFrame
-            Columns `trial`, `source` (``nearest-caption``, ``git-tokens``, ``coca``), `draw` (of the prior; 0) and
-            `caption`, as those of a run.
+            Columns `trial`, `source` (``nearest-caption``, ``git-tokens``, ``coca``, ``brain``), `draw` (of the prior;
+            0) and `caption`, as those of a run.
         """
         from braindecode_vis.pipeline.predicting import list_captions
         from braindecode_vis.pipeline.reconstruction import decode_captions
@@ -359,12 +364,15 @@ class Decoder(BaseEstimator):
                 "this decoder has no captions; pass captions={'kind': 'nearest', 'bank': 'captions.csv'} (or coca, "
                 "or git) and fit it."
             )
-        if missing := [each.kind for each in settings if each.kind not in self._captions]:
+        learnt = [each.kind for each in settings if not each.reads_responses]
+        if missing := [kind for kind in learnt if kind not in self._captions]:
             raise ConfigError(f"the decoder of captions {missing[0]} was named after the fit; fit again.")
-        predicted = drawn = self._fitted.predict_for_generator(self._take_new(X))
+        trials = self._take_new(X)
+        predicted = drawn = self._fitted.predict_for_generator(trials)
         if self.prior is not None and any(each.reads_draws for each in settings):
             drawn = self._sample_prior(predicted, data.embeddings, self._build_generator(data))
-        found = decode_captions(settings, self._captions, drawn, predicted)
+        written = write_with_encoder(settings, self._fitted, trials)
+        found = decode_captions(settings, self._captions, drawn, predicted, written)
         return list_captions({DECODERS[kind]: texts for kind, texts in found.items()})
 
     @_refuse_input

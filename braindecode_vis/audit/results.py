@@ -403,6 +403,7 @@ def _draw_again(
         part = draw_images(
             config, data, run.stimuli, predicted, embeddings, subjects, number, fitted, writer,
             low=decoding.make_low_level(again, number), texts=decoding.make_texts(again, number),
+            written=decoding.write_test_captions(again, number),
         )  # fmt: skip
         rows = decoding.write_images(again, folder, writer, [part], find_comparison_size(*data.image_size))
     images, _ = read_image_rows(folder, rows, run.stimuli)

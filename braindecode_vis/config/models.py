@@ -232,9 +232,9 @@ class ReconstructionConfig(Settings):
     low_level
         A branch for colour and layout; none by default.
     captions
-        What decodes a caption of each trial from its embedding: of the nearest training image, through GIT's image
-        tokens, by a decoder learnt from the captions of training images. They are scored where ``evaluation.captions``
-        is set.
+        What decodes a caption of each trial: from its embedding, of the nearest training image, through GIT's image
+        tokens, or by a decoder learnt from the captions of training images; from the response itself, by a brain
+        encoder that has learnt to. They are scored where ``evaluation.captions`` is set.
     prompt
         The kind of `captions` whose text leads the image of its trial, for generators that read texts (ATM's caption
         branch: ``git``).
@@ -245,7 +245,7 @@ class ReconstructionConfig(Settings):
     n_draws: int = Field(default=1, ge=1, le=64)
     low_level: LowLevelConfig | None = None
     captions: tuple[CaptionsConfig, ...] = ()
-    prompt: Literal["nearest", "git", "coca"] | None = None
+    prompt: Literal["nearest", "git", "coca", "brain"] | None = None
     text: TextBranchConfig | None = None
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"captions", "prompt", "text"})
@@ -576,6 +576,13 @@ class RunConfig(Settings):
             raise ValueError(
                 f"reconstruction.captions describe what was seen, and the encoder {self.encoder.kind!r} decodes "
                 "categories; leave them out"
+            )
+        kinds = [each.kind for each in self.reconstruction.captions]
+        if "brain" in kinds and not play(ENCODER_SETTINGS, self.encoder).writes_captions:
+            raise ValueError(
+                "reconstruction.captions of kind brain are written by the brain encoder, and the encoder "
+                f"{self.encoder.kind!r} learns no words; add {{kind: captioning}} to encoder.objectives of a network "
+                "and name encoder.captions, or leave them out"
             )
         if self.reconstruction.prompt is None:
             return self

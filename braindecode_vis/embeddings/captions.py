@@ -117,6 +117,17 @@ def join_words(words: Sequence[str]) -> str:
     return re.sub(r" (?=[,.;:!?)])|(?<=\() ", "", " ".join(words))
 
 
+def write_captions(words: Iterable[Sequence[int]], vocabulary: Sequence[str]) -> list[str]:
+    """Return the captions of rows of numbers of words, which `SPECIAL` ones are left out of.
+
+    Examples
+    --------
+    >>> write_captions([[3, 4, 2, 0]], [*SPECIAL, "a", "bone"])
+    ['a bone']
+    """
+    return [join_words([vocabulary[number] for number in row if number >= len(SPECIAL)]) for row in words]
+
+
 def caption_images(
     images: Iterable[np.ndarray],
     weights: Path,

@@ -11,8 +11,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -24,11 +25,14 @@ from braindecode_vis.embeddings.captions import (
     PAD,
     SPECIAL,
     START,
-    join_words,
     load_captioner,
+    read_caption_bank,
     split_words,
+    write_captions,
 )
+from braindecode_vis.embeddings.text import make_unit
 from braindecode_vis.generators.captions_config import CocaCaptionsConfig, GitCaptionsConfig, find_device
+from braindecode_vis.generators.gap import Gap, GapConfig, fit_gap
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.retrieval import compute_similarity
 from braindecode_vis.seeds import derive_seed
@@ -325,6 +329,10 @@ class CocaCaptions:
         Where it runs.
     described
         What came of the training.
+    gap
+        What is done to embeddings before; None is nothing.
+    members
+        Which vectors of an embedding are described, of several; None is all of them.
     """
 
     def __init__(
@@ -335,30 +343,51 @@ class CocaCaptions:
         scale: np.ndarray,
         device: str,
         described: dict[str, Any],
+        gap: Gap | None = None,
+        members: list[int] | None = None,
     ) -> None:
         self.network, self.vocabulary, self.device, self.described = network, vocabulary, device, described
-        self.mean, self.scale = mean, scale
+        self.mean, self.scale, self.gap, self.members = mean, scale, gap, members
 
     def decode(self, embeddings: Embeddings) -> list[str]:
         """Return the likeliest caption of each row, word after word."""
         import torch
 
-        sizes, captions = self.network.sizes, []
-        rows = embeddings.vectors.reshape(len(embeddings), sizes.n_tokens, sizes.n_features)
+        captions: list[str] = []
+        rows = _take_members(embeddings.vectors, self.members)
+        rows = rows if self.gap is None else self.gap.serve(rows)
         rows = ((rows - self.mean) * self.scale).astype(np.float32)
         self.network.to(self.device).eval()
         for start in range(0, len(rows), _BATCH):
             words = self.network.decode(torch.from_numpy(rows[start : start + _BATCH]).to(self.device))
-            captions += [
-                join_words([self.vocabulary[number] for number in row if number > 2]) for row in words
-            ]
+            captions += write_captions(words, self.vocabulary)
         return captions
 
     def write(self, folder: Path) -> None:
-        """Write network, words and scale."""
+        """Write network, words, scale and correction."""
         state = {"mean": self.mean, "scale": self.scale}
+        if self.gap is not None:
+            state |= {f"gap_{name}": value for name, value in self.gap.__dict__.items()}
         record = {"sizes": self.network.sizes.__dict__, "vocabulary": self.vocabulary, **self.described}
+        if self.members is not None:
+            record["members"] = self.members
         _write_network(folder, self.network, record, state)
+
+
+def _take_members(vectors: np.ndarray, members: list[int] | None) -> np.ndarray:
+    """Return float32 vectors of shape (n, n_tokens, n_features), of some members alone where there are several."""
+    rows = np.asarray(vectors, dtype=np.float32).reshape(len(vectors), -1, vectors.shape[-1])
+    return rows if members is None else rows[:, members]
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """What a decoder learns from: vectors of shape (n, n_tokens, n_features), and the captions of each row."""
+
+    vectors: np.ndarray
+    texts: list[list[str]]
+    images: list[str]
+    members: list[int] | None = None
 
 
 def fit_coca(config: CocaCaptionsConfig, data: GeneratorData, *, seed: int) -> CocaCaptions:
@@ -367,7 +396,8 @@ def fit_coca(config: CocaCaptionsConfig, data: GeneratorData, *, seed: int) -> C
     Raises
     ------
     ConfigError
-        If patches are to be rebuilt and the target has none, or the encoder gave no predictions to learn from.
+        If patches are to be rebuilt and the target has none, the encoder gave no predictions that are needed, or texts
+        are to be learnt from and have no place in the space of the embeddings.
     """
     import torch
 
@@ -375,30 +405,24 @@ def fit_coca(config: CocaCaptionsConfig, data: GeneratorData, *, seed: int) -> C
     from braindecode_vis.training import caption_networks as networks
 
     known = config.read_training(data)
-    source = data.predicted if config.learns_from == "predictions" else data.embeddings
-    if source is None or not len(source):
-        raise ConfigError(
-            "captions of kind coca with learns_from predictions learn from predictions of training trials that the "
-            "encoder was not fitted on, and it gave none; set learns_from to images, or encoder.out_of_fold."
-        )
-    kept = np.flatnonzero([str(name) in known for name in source.ids])
-    if len(kept) < 2:
-        raise DataError(
-            f"the caption bank {config.bank} describes {len(kept)} of {len(source)} training rows; a decoder needs "
-            "two and more."
-        )
-    vectors = source.vectors[kept].astype(np.float32)
-    vectors = vectors.reshape(len(kept), -1, vectors.shape[-1])  # (n, n_tokens, n_features)
+    taught = (
+        _embed_texts(config, data, known) if config.learns_from == "texts" else _pair(config, data, known)
+    )
+    vectors, gap = taught.vectors, None
+    if config.correction is not None:
+        gap = _fit_gap(config, data, known, taught)
+        vectors = gap.prepare(vectors)
     n_tokens, n_features = vectors.shape[1:]
     if config.masked and n_tokens < 4:
         raise ConfigError(
-            f"reconstruction.captions.masked rebuilds hidden patches, and {source.space!r} has {n_tokens} vector(s) an "
-            "image; take a target with patches (target.pooling patches), or leave masked out."
+            f"reconstruction.captions.masked rebuilds hidden patches, and {data.embeddings.space!r} has {n_tokens} "
+            "vector(s) an image; take a target with patches (target.pooling patches), or leave masked out."
         )
     mean = vectors.mean(axis=(0, 1))
     scale = 1 / np.maximum(vectors.std(axis=(0, 1)), 1e-6)
-    vectors = (vectors - mean) * scale
-    texts = [[split_words(text)[: config.max_words] for text in known[str(source.ids[row])]] for row in kept]
+    if gap is None:
+        vectors = (vectors - mean) * scale
+    texts = [[split_words(text)[: config.max_words] for text in own] for own in taught.texts]
     vocabulary = [*SPECIAL, *sorted({word for own in texts for text in own for word in text})]
     number = {word: place for place, word in enumerate(vocabulary)}
     sizes = networks.CaptionSizes(
@@ -418,6 +442,8 @@ def fit_coca(config: CocaCaptionsConfig, data: GeneratorData, *, seed: int) -> C
         for place, text in enumerate(chosen):
             words[place, : len(text) + 2] = [START, *(number[word] for word in text), END]
         rows = vectors[batch]
+        if gap is not None:
+            rows = ((gap.disturb(rows, rng) - mean) * scale).astype(np.float32)
         if noise:
             rows = rows + noise * rng.standard_normal(rows.shape, dtype=np.float32)
         same = (words[:, None] == words[None]).all(axis=-1)
@@ -438,8 +464,113 @@ def fit_coca(config: CocaCaptionsConfig, data: GeneratorData, *, seed: int) -> C
         network, len(vectors), compute_loss, how, data=marks, workspace=context.checkpoints,
         progress=context.progress,
     )  # fmt: skip
-    described = {"loss": losses[-1], "images": sorted({str(source.ids[row]) for row in kept})}
-    return CocaCaptions(network, vocabulary, mean, scale, device, described)
+    described = {"loss": losses[-1], "images": taught.images}
+    if gap is not None and gap.noise.size == 1:
+        described["sigma"] = float(gap.noise.item())
+    return CocaCaptions(network, vocabulary, mean, scale, device, described, gap, taught.members)
+
+
+def _pair(config: CocaCaptionsConfig, data: GeneratorData, known: Mapping[str, list[str]]) -> _Taught:
+    """Return embeddings of training images, or predictions of training trials, with the captions of each."""
+    source = data.predicted if config.learns_from == "predictions" else data.embeddings
+    if source is None or not len(source):
+        raise ConfigError(
+            "captions of kind coca with learns_from predictions learn from predictions of training trials that the "
+            "encoder was not fitted on, and it gave none; set learns_from to images, or encoder.out_of_fold."
+        )
+    kept = np.flatnonzero([str(name) in known for name in source.ids])
+    if len(kept) < 2:
+        raise DataError(
+            f"the caption bank {config.bank} describes {len(kept)} of {len(source)} training rows; a decoder needs "
+            "two and more."
+        )
+    ids = [str(source.ids[row]) for row in kept]
+    return _Taught(_take_members(source.vectors[kept], None), [known[name] for name in ids], sorted(set(ids)))
+
+
+def _embed_texts(config: CocaCaptionsConfig, data: GeneratorData, known: Mapping[str, list[str]]) -> _Taught:
+    """Return the vector of every text that is learnt from; no image and no response is looked at."""
+    space = data.image_encoder.space
+    if data.embeddings.space != space:
+        raise ConfigError(
+            f"captions of kind coca with learns_from texts learn in {space!r}, and images are made from predictions in "
+            f"{data.embeddings.space!r}; give the encoder an objective that predicts the target (mse), or set "
+            "learns_from to images."
+        )
+    texts = [text for own in known.values() for text in own]
+    if config.texts is not None:
+        more = read_caption_bank(config.texts.expanduser())
+        own = {str(name) for name in data.embeddings.ids}
+        shown = own if data.context.images is None else own | {str(name) for name in data.context.images.ids}
+        if met := sorted(shown & more.keys()):
+            raise DataError(
+                f"{config.texts} describes {len(met)} image(s) of the run, first {met[0]}; further texts may belong to "
+                "none of them: leave these rows out, or a decoder learns what is tested."
+            )
+        texts += [text for own in more.values() for text in own]
+    texts = list(dict.fromkeys(texts))
+    if len(texts) < 2:
+        raise DataError(
+            f"{config.bank} has one and the same text for all training images; a decoder needs two and more."
+        )
+    # Where texts say nothing, no number stands.
+    nothing = np.full(data.embeddings.vectors.shape[1:], np.nan, dtype=np.float32)
+    vectors = data.image_encoder.embed_texts([[text] for text in texts], nothing)
+    if vectors is None:
+        vectors = _embed_by_clip(data.image_encoder, texts)
+    vectors = np.asarray(vectors, dtype=np.float32).reshape(len(texts), -1, vectors.shape[-1])
+    read = np.isfinite(vectors[0]).all(axis=-1)  # (n_tokens,)
+    members = None if read.all() else np.flatnonzero(read).tolist()
+    return _Taught(_take_members(vectors, members), [[text] for text in texts], sorted(known), members)
+
+
+def _embed_by_clip(encoder: Any, texts: list[str]) -> np.ndarray:
+    """Return vectors of texts by the other tower of a CLIP network."""
+    from braindecode_vis.embeddings.openclip import OpenClipConfig
+    from braindecode_vis.embeddings.text import ClipText
+
+    config = getattr(encoder, "config", None)
+    if not isinstance(config, OpenClipConfig):
+        raise ConfigError(
+            f"captions of kind coca with learns_from texts need a target that embeds texts as well, and "
+            f"{encoder.space!r} does not; take openclip at its output, minilm, or layers with minilm among its "
+            "members, or set learns_from to images."
+        )
+    tower = ClipText(config)
+    assert tower.space == encoder.space  # refused at another layer
+    return make_unit(tower.encode(texts))
+
+
+def _fit_gap(
+    config: CocaCaptionsConfig, data: GeneratorData, known: Mapping[str, list[str]], taught: _Taught
+) -> Gap:
+    """Measure what lies between what is learnt from and predictions of training trials."""
+    correction, pairs = cast(GapConfig, config.correction), None
+    if correction.needs_predictions:
+        predicted = data.predicted
+        if predicted is None or not len(predicted):
+            raise ConfigError(
+                "reconstruction.captions measures its gap on predictions of training trials that the encoder was not "
+                "fitted on, and it gave none; set encoder.out_of_fold or encoder.selection.hold_out, or gap.shift to "
+                "false and gap.sigma to a number."
+            )
+        ids, served = predicted.ids.astype(str), _take_members(predicted.vectors, taught.members)
+        if config.learns_from == "texts":
+            row_of = {own[0]: row for row, own in enumerate(taught.texts)}
+            kept = np.flatnonzero([name in known for name in ids])
+            if not len(kept):
+                raise DataError(
+                    f"{config.bank} describes none of the images of {len(ids)} training trials that were predicted."
+                )
+            # The truth of an image is the mean of its texts, which a prediction comes nearest to.
+            truth = np.stack(
+                [np.mean([taught.vectors[row_of[t]] for t in known[ids[row]]], axis=0) for row in kept]
+            )
+        else:
+            kept = np.arange(len(ids))
+            truth = _take_members(data.embeddings.select(list(ids)).vectors, None)
+        pairs = served[kept], truth
+    return fit_gap(correction, taught.vectors, pairs)
 
 
 def read_coca(config: CocaCaptionsConfig, folder: Path) -> CocaCaptions:
@@ -448,9 +579,14 @@ def read_coca(config: CocaCaptionsConfig, folder: Path) -> CocaCaptions:
 
     weights, record = _read_network(folder)
     mean, scale = (weights.pop(f"state.{name}").numpy() for name in ("mean", "scale"))
+    parts = {name: weights.pop(name).numpy() for name in list(weights) if name.startswith("state.gap_")}
+    gap = Gap(**{name.removeprefix("state.gap_"): value for name, value in parts.items()}) if parts else None
     network = CaptionNetwork(CaptionSizes(**record.pop("sizes")), rebuilds="hidden_patch" in weights)
     network.load_state_dict(weights)
-    return CocaCaptions(network.eval(), record.pop("vocabulary"), mean, scale, find_device(config), record)
+    return CocaCaptions(
+        network.eval(), record.pop("vocabulary"), mean, scale, find_device(config), record, gap,
+        record.pop("members", None),
+    )  # fmt: skip
 
 
 def _write_network(

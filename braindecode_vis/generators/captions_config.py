@@ -1,8 +1,9 @@
 """Settings of what decodes captions from embeddings; the decoders themselves are in `captions`.
 
-Three ways, each a ``kind``: the caption of the nearest training image, which can say nothing new; ATM's caption branch,
-which projects an embedding onto the image tokens of GIT and lets GIT speak; and a small decoder of its own, learnt from
-the captions of training images with CoCa's loss. None sees a test image or its caption.
+Four ways, each a ``kind``: the caption of the nearest training image, which can say nothing new; ATM's caption branch,
+which projects an embedding onto the image tokens of GIT and lets GIT speak; a small decoder of its own, learnt from the
+captions of training images, or from texts alone, with CoCa's loss; and the decoder that a brain encoder has learnt with
+the objective ``captioning``. None sees a test image or its caption.
 
 References
 ----------
@@ -14,23 +15,27 @@ arXiv:2211.09778 (noise on embeddings while a decoder learns).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, check_file
 from braindecode_vis.consent import may_download
 from braindecode_vis.devices import choose_device
 from braindecode_vis.digests import digest_files
 from braindecode_vis.embeddings.captions import read_caption_bank
 from braindecode_vis.embeddings.weights import find_snapshot
+from braindecode_vis.generators.gap import GapConfig
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.registry import ByKind
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_file, hash_json, read_json
 
 if TYPE_CHECKING:
+    from braindecode_vis.arrays import Responses
+    from braindecode_vis.contracts import WholeBrainEncoder
     from braindecode_vis.generators.captions import CaptionDecoder, CocaCaptions, GitCaptions, NearestCaptions
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -56,6 +61,8 @@ class _Banked(Settings):
     #: Whether it learns from out-of-fold predictions of training trials, and reads predictions and no draws of a prior.
     needs_predictions: ClassVar[bool] = False
     reads_draws: ClassVar[bool] = False
+    #: Whether the brain encoder writes it of responses, and nothing is fitted.
+    reads_responses: ClassVar[bool] = False
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of the bank."""
@@ -143,6 +150,7 @@ class GitCaptionsConfig(Settings):
     not_hashed: ClassVar[frozenset[str]] = frozenset({"captioner", "allow_download", "device"})
     needs_predictions: ClassVar[bool] = False
     reads_draws: ClassVar[bool] = True
+    reads_responses: ClassVar[bool] = False
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of GIT's folder."""
@@ -200,8 +208,16 @@ class CocaCaptionsConfig(_Banked):
     Parameters
     ----------
     learns_from
-        ``images`` learns from the embeddings of training images, and describes the prior's draws. ``predictions``
-        learns from out-of-fold predictions of training trials, with their errors, and describes predictions.
+        ``images`` learns from the embeddings of training images, and describes the prior's draws, or with `gap`
+        predictions. ``predictions`` learns from out-of-fold predictions of training trials, with their errors, and
+        describes predictions. ``texts`` learns from vectors of texts alone, each to be written again, and describes
+        predictions: for targets with a text side (openclip at its output, minilm, layers with either).
+    gap
+        How what is learnt from is brought to what is described: a shift and noise (CLOSE); see its class. With
+        ``texts``, None is its defaults; with ``images``, None is no such step.
+    texts
+        CSV file with the columns ``id`` and ``caption``, of further texts that ``texts`` learns from, of no image of
+        the run.
     width, depth, heads
         Of the transformer; half of its layers read words alone, the others look at the embedding too.
     n_queries
@@ -224,7 +240,9 @@ class CocaCaptionsConfig(_Banked):
     """
 
     kind: Literal["coca"] = "coca"
-    learns_from: Literal["images", "predictions"] = "images"
+    learns_from: Literal["images", "predictions", "texts"] = "images"
+    gap: GapConfig | None = None
+    texts: Path | None = None
     width: int = Field(default=256, ge=8)
     depth: int = Field(default=4, ge=2)
     heads: int = Field(default=4, ge=1)
@@ -240,6 +258,9 @@ class CocaCaptionsConfig(_Banked):
     weight_decay: float = Field(default=0.01, ge=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
+    not_hashed: ClassVar[frozenset[str]] = _Banked.not_hashed | {"texts"}
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"gap"})
+
     @model_validator(mode="after")
     def _check_used(self) -> Self:
         if self.width % self.heads:
@@ -247,18 +268,47 @@ class CocaCaptionsConfig(_Banked):
                 f"width {self.width} does not part into {self.heads} heads; make it a multiple of heads"
             )
         if self.learns_from == "predictions":
-            self.refuse_unused("noise", because="predictions have errors of their own")
+            self.refuse_unused("noise", "gap", because="predictions have errors of their own")
+        elif self.correction is not None:
+            self.refuse_unused("noise", because="gap.noise says which noise there is")
+        if self.learns_from != "texts":
+            self.refuse_unused("texts", because=f"learns_from is {self.learns_from}")
+        else:
+            self.refuse_unused("masked", because="a text has no patches")
         return self
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digests of the bank and of further texts."""
+        fields = super().hashed_fields()
+        if self.texts is None:
+            return fields
+        check_file(
+            self.texts.expanduser(), what="the file of reconstruction.captions.texts",
+            hint="bring a CSV file with the columns id and caption",
+        )  # fmt: skip
+        return {**fields, "texts_sha256": hash_file(self.texts.expanduser())}
+
+    def check_files(self) -> None:
+        """Raise `DataError` unless bank and further texts can be read."""
+        super().check_files()
+        if self.texts is not None:
+            read_caption_bank(self.texts.expanduser())
+
+    @property
+    def correction(self) -> GapConfig | None:
+        """How the gap between what is learnt from and what is described is bridged; None where it is not."""
+        return self.gap or (GapConfig() if self.learns_from == "texts" else None)
 
     @property
     def needs_predictions(self) -> bool:  # type: ignore[override]
-        """Whether it learns from out-of-fold predictions."""
-        return self.learns_from == "predictions"
+        """Whether it learns from out-of-fold predictions, or measures the gap on them."""
+        measured = self.correction is not None and self.correction.needs_predictions
+        return self.learns_from == "predictions" or measured
 
     @property
     def reads_draws(self) -> bool:  # type: ignore[override]
         """Whether it describes draws of the prior."""
-        return self.learns_from == "images"
+        return self.learns_from == "images" and self.gap is None
 
     def fit(self, data: GeneratorData, *, seed: int) -> CocaCaptions:
         """Return the decoder, learnt from the captions of training images."""
@@ -273,13 +323,52 @@ class CocaCaptionsConfig(_Banked):
         return read_coca(self, folder)
 
 
+class BrainCaptionsConfig(Settings):
+    """Captions that the brain encoder writes of responses, without any embedding of images between.
+
+    The decoder is that of the objective ``captioning`` of the encoder, learnt together with it.
+
+    Parameters
+    ----------
+    n_beams
+        Beginnings that are gone on from at each word; 1 takes the likeliest word after each word.
+    """
+
+    kind: Literal["brain"] = "brain"
+    n_beams: int = Field(default=1, ge=1)
+
+    needs_predictions: ClassVar[bool] = False
+    reads_draws: ClassVar[bool] = False
+    reads_responses: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class WrittenCaptions:
+    """What a brain encoder has written: a caption of each trial, and the one of no trial in particular."""
+
+    rows: list[str]
+    mean: str
+
+
 #: Settings of any decoder of captions.
-CaptionsConfig = Annotated[NearestCaptionsConfig | GitCaptionsConfig | CocaCaptionsConfig, ByKind()]
+CaptionsConfig = Annotated[
+    NearestCaptionsConfig | GitCaptionsConfig | CocaCaptionsConfig | BrainCaptionsConfig, ByKind()
+]
 
 
 def fit_decoders(settings: tuple[Any, ...], data: GeneratorData, *, seed: int) -> dict[str, CaptionDecoder]:
-    """Return every decoder of a run, by its kind, fitted on the training split."""
-    return {each.kind: each.fit(data, seed=seed) for each in settings}
+    """Return every decoder of embeddings of a run, by its kind, fitted on the training split."""
+    return {each.kind: each.fit(data, seed=seed) for each in settings if not each.reads_responses}
+
+
+def write_with_encoder(
+    settings: Sequence[Any], encoder: WholeBrainEncoder, responses: Responses
+) -> WrittenCaptions | None:
+    """Return what the brain encoder writes of responses; None where none of the settings asks for it."""
+    asked = next((each for each in settings if each.reads_responses), None)
+    if asked is None:
+        return None
+    return WrittenCaptions(encoder.describe(responses, asked.n_beams), encoder.describe_mean(asked.n_beams))
 
 
 def write_decoders(folder: Path, decoders: Mapping[str, CaptionDecoder]) -> None:
@@ -301,7 +390,8 @@ def read_decoders(folder: Path, settings: Sequence[Any], data: GeneratorData) ->
     data
         Of the training split.
     """
-    return {each.kind: each.read(folder / "captions" / each.kind, data) for each in settings}
+    learnt = [each for each in settings if not each.reads_responses]
+    return {each.kind: each.read(folder / "captions" / each.kind, data) for each in learnt}
 
 
 def find_device(settings: Any) -> str:

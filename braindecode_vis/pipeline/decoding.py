@@ -20,6 +20,7 @@ from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.contracts import NOTHING_LENT, Context
+from braindecode_vis.generators.captions_config import WrittenCaptions, write_with_encoder
 from braindecode_vis.image_rows import ImageRows, find_comparison_size
 from braindecode_vis.pipeline.galleries import (
     GalleryPart,
@@ -311,7 +312,7 @@ def _write_images(
                 part = draw_images(
                     config, data, prepared.stimuli, predicted, embeddings, retrieved.folds[number].subjects, number,
                     fitted, writer, first=first, low=make_low_level(run, number), texts=make_texts(run, number),
-                    advance=advance,
+                    written=write_test_captions(run, number), advance=advance,
                 )  # fmt: skip
                 parts.append(part)
                 first += len(part.rows)
@@ -700,6 +701,14 @@ def make_texts(run: Run, number: int) -> FoldTexts | None:
         return None
     predicted = predict_branch(run, text, number, _pick_trials(run, number))
     return FoldTexts(predicted, embed(text)[number].embeddings)
+
+
+def write_test_captions(run: Run, number: int) -> WrittenCaptions | None:
+    """Return what the encoder of a fold writes of its test trials; None where no captions of it are asked for."""
+    captions = run.config.reconstruction.captions
+    if not any(each.reads_responses for each in captions):
+        return None
+    return write_with_encoder(captions, train(run)[number].encoder, pick_test_trials(run, number))
 
 
 def make_low_level(run: Run, number: int) -> DrawnImages | None:

@@ -27,6 +27,7 @@ from braindecode_vis.devices import choose_device
 from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
 from braindecode_vis.embeddings.image_bank import is_image_bank, read_image_bank
 from braindecode_vis.generators.captions import retrieve_nearest
+from braindecode_vis.generators.captions_config import WrittenCaptions, write_with_encoder
 from braindecode_vis.image_rows import ImageRows
 from braindecode_vis.pipeline.decoding import (
     decode_low_level,
@@ -693,7 +694,13 @@ def find_fits(run: Run) -> Artifact:
 
 
 def generate_images(
-    run: Run, number: int, for_generator: Embeddings, *, low: DrawnImages | None, texts: Embeddings | None
+    run: Run,
+    number: int,
+    for_generator: Embeddings,
+    *,
+    low: DrawnImages | None,
+    texts: Embeddings | None,
+    written: WrittenCaptions | None = None,
 ) -> tuple[ImageRows, dict[str, list[list[str]]]]:
     """Return images and captions that prior and generator of one fold of a reconstructed run make of predictions.
 
@@ -707,6 +714,8 @@ def generate_images(
         Predictions in the space that the generator takes.
     low, texts
         Of the branches, where the run has them.
+    written
+        Captions of the trials by the brain encoder, where the run asks for them.
     """
     from braindecode_vis.pipeline.reconstruction import (
         decode_captions,
@@ -729,7 +738,7 @@ def generate_images(
     data, fitted = run.once(f"fitted generator {number}", read)
     prior, generator, decoders = fitted.prior, fitted.generator, fitted.decoders
     sampled = sample_prior(run.config, prior, for_generator, number)
-    captions = decode_captions(run.config.reconstruction.captions, decoders, sampled, for_generator)
+    captions = decode_captions(run.config.reconstruction.captions, decoders, sampled, for_generator, written)
     decoded = decode_images(
         run.config, sampled, generator, for_generator, number, low=low is not None,
         prompts=pick_prompts(run.config, captions), texts=texts,
@@ -778,7 +787,8 @@ def prepare_images(
     text = open_branch(run, "text")
     texts = None if text is None else predict_branch(run, text, number, trials)
 
-    return partial(generate_images, run, number, for_generator, low=images, texts=texts)
+    written = write_with_encoder(run.config.reconstruction.captions, train(run)[number].encoder, chosen[0])
+    return partial(generate_images, run, number, for_generator, low=images, texts=texts, written=written)
 
 
 def describe_new(

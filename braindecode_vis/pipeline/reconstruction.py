@@ -22,7 +22,12 @@ from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.contracts import WholeImageGenerator, WholePrior
-from braindecode_vis.generators.captions_config import fit_decoders, read_decoders, write_decoders
+from braindecode_vis.generators.captions_config import (
+    WrittenCaptions,
+    fit_decoders,
+    read_decoders,
+    write_decoders,
+)
 from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator, NearestConfig
 from braindecode_vis.generators.generator_data import GeneratorData, RepetitionNoise
 from braindecode_vis.generators.image_fusion import fuse_branches
@@ -162,6 +167,7 @@ def draw_images(
     first: int = 0,
     low: DrawnImages | None = None,
     texts: FoldTexts | None = None,
+    written: WrittenCaptions | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> FoldImages:
     """Reconstruct the test images of one fold, and the controls.
@@ -195,6 +201,9 @@ def draw_images(
         What makes the images of the low-level branch, one per row.
     texts
         Of the text branch; the oracle is given the true ones, and the mean embedding their mean.
+    written
+        Captions that the brain encoder wrote of the test rows. They lead the oracle too, whose embedding no response
+        has; the mean embedding is led by the caption of no row in particular.
     advance
         Called with the number of images that are there.
     """
@@ -208,10 +217,12 @@ def draw_images(
     sampled = sample_prior(config, prior, predicted, number)  # once, for captions and images
     described: dict[str, dict[str, Embeddings]] = {"decoded": {}, "oracle": {}}
     for settings in config.reconstruction.captions:
+        if settings.reads_responses:
+            continue
         described["decoded"][settings.kind] = sampled if settings.reads_draws else predicted
         # The upper bound of captions, as of images: what the decoder says of the true embedding.
         described["oracle"][settings.kind] = told
-    texts_of = {
+    texts_of: dict[str, dict[str, Sequence[str]]] = {
         method: {
             kind: writer.draw_texts(
                 f"{number}-{method}-{kind}", len(rows), partial(_decode_rows, decoders[kind], rows)
@@ -220,8 +231,13 @@ def draw_images(
         }
         for method, asked in described.items()
     }
+    if written is not None:
+        texts_of["decoded"]["brain"] = written.rows
     prompt = config.reconstruction.prompt
-    prompts = {method: None if prompt is None else texts_of[method][prompt] for method in described}
+    prompts = {
+        method: None if prompt is None else own.get(prompt, texts_of["decoded"][prompt])
+        for method, own in texts_of.items()
+    }
     columns: dict[str, Any] = {
         "stimulus_id": predicted.ids, "concept": concepts, "subject": subjects, "fold": number,
         "nearest_id": training[NearestConfig().build(data).find_nearest(predicted)].astype(str),
@@ -257,7 +273,9 @@ def draw_images(
     if not generator_settings.copies_training_images:  # the image nearest to the mean would be any image
         same = _take_mean(predicted, data.embeddings)
         more: dict[str, Any] = {}
-        if prompt is not None:
+        if prompt == "brain" and written is not None:
+            more["prompts"] = [written.mean] * n
+        elif prompt is not None:
             more["prompts"] = writer.draw_texts(
                 f"{number}-mean_embedding-{prompt}", n, partial(_decode_rows, decoders[prompt], same)
             )
@@ -280,7 +298,9 @@ def draw_images(
     about = {"generator": generator.describe(), "prior": prior.describe()}
     chosen = {name: dict(content) for name, content in about.items() if content}
     captions: Captions = {}
-    if decoders and writer.share is None:  # one of several processes leaves its share for the one that writes
+    if (
+        config.reconstruction.captions and writer.share is None
+    ):  # one of several processes leaves its share for the one that writes
         captions = {
             method: {kind: _group(texts, n) for kind, texts in kinds.items()}
             for method, kinds in texts_of.items()
@@ -443,6 +463,7 @@ def decode_captions(
     decoders: Mapping[str, CaptionDecoder],
     sampled: Embeddings,
     predicted: Embeddings,
+    written: WrittenCaptions | None = None,
 ) -> dict[str, list[list[str]]]:
     """Return for each decoder the captions of each row: of every draw of the prior, or one of the prediction itself.
 
@@ -456,13 +477,17 @@ def decode_captions(
         The draws of the prior, from `sample_prior`.
     predicted
         Predicted embeddings.
+    written
+        What the brain encoder wrote of the rows.
     """
-    return {
+    found = {
         settings.kind: _group(
             decoders[settings.kind].decode(sampled if settings.reads_draws else predicted), len(predicted)
         )
         for settings in captions
+        if not settings.reads_responses
     }
+    return found if written is None else {**found, "brain": _group(written.rows, len(predicted))}
 
 
 def pick_prompts(config: RunConfig, captions: Mapping[str, list[list[str]]]) -> list[str] | None:

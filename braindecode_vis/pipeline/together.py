@@ -46,6 +46,7 @@ from braindecode_vis.pipeline.decoding import (
     reconstruct,
     retrieve,
     share_fits,
+    write_test_captions,
 )
 from braindecode_vis.pipeline.image_files import Share
 from braindecode_vis.pipeline.learning import (
@@ -305,7 +306,7 @@ def _draw_share(run: Run, folder: Path, worker: int, n_workers: int) -> int:
                 draw_images(
                     config, data, preprocess(run).stimuli, predicted, embeddings, retrieved.folds[number].subjects,
                     number, fitted, writer, first=first, low=make_low_level(run, number),
-                    texts=make_texts(run, number), advance=advance,
+                    texts=make_texts(run, number), written=write_test_captions(run, number), advance=advance,
                 )  # fmt: skip
                 first += len(predicted)
     return n_images

@@ -28,9 +28,11 @@ from braindecode_vis.analysis.study import (
     choose_features,
     fit_picked,
 )
-from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, suggest
 from braindecode_vis.config import RunConfig, list_analyses, make_analysis
+from braindecode_vis.contracts import WholeBrainEncoder
+from braindecode_vis.generators.captions_config import write_with_encoder
 from braindecode_vis.image_rows import Images
 from braindecode_vis.leases import BeingMade
 from braindecode_vis.pipeline.categories import build_decoder
@@ -225,24 +227,27 @@ def _reconstruct_changed(
     pipeline.reconstruct(run)
     learning, asked = change(train), change(test)
 
-    def predict(one: Study, learnt: bool = False) -> Embeddings:
+    def fit(one: Study) -> tuple[WholeBrainEncoder, Responses]:
         encoder: Any = fit_picked(one, number, learning, change)
         trials = asked
         if isinstance(encoder, ChoosingEncoder):
             encoder, trials = encoder.encoder, encoder.choice.apply(trials)
-        encoder = roles.play(roles.BRAIN_ENCODER, encoder)
-        return encoder.predict(trials) if learnt else encoder.predict_for_generator(trials)
+        return roles.play(roles.BRAIN_ENCODER, encoder), trials
 
-    predicted = predict(study, map_for_generator(run, number)[1])
+    encoder, trials = fit(study)
+    learnt = map_for_generator(run, number)[1]
+    predicted = encoder.predict(trials) if learnt else encoder.predict_for_generator(trials)
     branches = {}
     for name, branch in open_branches(run).items():
         banks = [bank.embeddings for bank in pipeline.embed(branch)]
         own = replace(study, banks=banks, build=partial(build_encoder, branch))
-        branches[name] = branch, rescale_branch(run, branch, number, predict(own))
+        reader, chosen = fit(own)
+        branches[name] = branch, rescale_branch(run, branch, number, reader.predict_for_generator(chosen))
     low, texts = branches.get("low_level"), branches.get("text")
     images = generate_images(
         run, number, predicted, low=None if low is None else decode_latents(run, low[0], number, low[1]),
         texts=None if texts is None else texts[1],
+        written=write_with_encoder(run.config.reconstruction.captions, encoder, trials),
     )[0]  # fmt: skip
     return images[:, 0] if images.ndim == 5 else images
 

@@ -39,7 +39,7 @@ from braindecode_vis.optimisation import (
 from braindecode_vis.seeds import derive_seed, make_generator
 
 CHECKPOINT = "captions_checkpoint.safetensors"
-_LOG_SCALE, _MOST_SCALE = math.log(1 / 0.07), 100.0  # CLIP's start and bound of the learnt temperature
+_LOG_SCALE, MOST_SCALE = math.log(1 / 0.07), 100.0  # CLIP's start and bound of the learnt temperature
 
 
 class TokenProjector(nn.Module):
@@ -137,21 +137,28 @@ class CaptionNetwork(nn.Module):
             self.rebuilder = nn.TransformerDecoderLayer(**layer)
             self.patch_out = nn.Linear(width, sizes.n_features)
 
-    def pool(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    def pool(self, embeddings: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return what the decoder looks at, shape (n, n_queries, width), and unit vectors that meet texts.
 
         Parameters
         ----------
         embeddings : tensor of shape (n, n_tokens, n_features)
+        hidden : bool tensor of shape (n, n_tokens), optional
+            Tokens that are not looked at.
         """
         if self.sizes.n_tokens > 1:
             tokens = self.project(embeddings)
             pooled, _ = self.pooler(
-                self.queries.expand(len(tokens), -1, -1), tokens, tokens, need_weights=False
-            )
+                self.queries.expand(len(tokens), -1, -1), tokens, tokens, key_padding_mask=hidden,
+                need_weights=False,
+            )  # fmt: skip
         else:
             pooled = self.expand(embeddings[:, 0]).reshape(len(embeddings), -1, self.sizes.width)
         return self.memory_norm(pooled[:, 1:]), F.normalize(self.image_out(pooled[:, 0]), dim=-1)
+
+    def place_tokens(self, embeddings: Tensor) -> Tensor:
+        """Return a unit vector of each token that meets texts, shape (n, n_tokens, width)."""
+        return F.normalize(self.image_out(self.project(embeddings)), dim=-1)
 
     def read(self, words: Tensor) -> tuple[Tensor, Tensor]:
         """Return hidden states of words, shape (n, n_words, width), and the unit vector of each text.
@@ -192,8 +199,8 @@ class CaptionNetwork(nn.Module):
         states, text = self.read(words[:, :-1])
         logits = self.write(states, memory)
         terms = {
-            "captioning": F.cross_entropy(logits.flatten(0, 1), words[:, 1:].flatten(), ignore_index=PAD),
-            "contrastive": compare_texts(image, text, self.log_scale.exp().clamp(max=_MOST_SCALE), same),
+            "captioning": compute_word_loss(logits, words[:, 1:]),
+            "contrastive": compare_texts(image, text, self.log_scale.exp().clamp(max=MOST_SCALE), same),
         }
         if hasattr(self, "rebuilder"):
             terms["masked"] = self._rebuild(embeddings, states, text, words[:, :-1] == PAD)
@@ -201,7 +208,7 @@ class CaptionNetwork(nn.Module):
 
     def _rebuild(self, embeddings: Tensor, states: Tensor, text: Tensor, hidden: Tensor) -> Tensor:
         tokens = self.project(embeddings)
-        likeness = (F.normalize(self.image_out(tokens), dim=-1) @ text[..., None])[..., 0]  # (n, n_tokens)
+        likeness = (self.place_tokens(embeddings) @ text[..., None])[..., 0]  # (n, n_tokens)
         chosen = likeness.topk(self.sizes.n_tokens // 2, dim=1).indices
         masked = torch.zeros_like(likeness, dtype=torch.bool).scatter(1, chosen, True)
         shown = torch.where(masked[..., None], self.hidden_patch, tokens)
@@ -209,20 +216,54 @@ class CaptionNetwork(nn.Module):
         return F.mse_loss(made[masked], embeddings[masked])
 
     @torch.no_grad()
-    def decode(self, embeddings: Tensor) -> np.ndarray:
-        """Return the likeliest word after word, int array of shape (n, n_words) that ends with `END` and padding."""
-        memory, _ = self.pool(embeddings)
-        words = torch.full((len(embeddings), 1), START, device=embeddings.device)
-        done = torch.zeros(len(embeddings), dtype=torch.bool, device=embeddings.device)
+    def decode(self, embeddings: Tensor, n_beams: int = 1) -> np.ndarray:
+        """Return the likeliest words, int array of shape (n, n_words) that ends with `END` and padding.
+
+        Parameters
+        ----------
+        embeddings : tensor of shape (n, n_tokens, n_features)
+        n_beams
+            Beginnings that are gone on from at each word; 1 takes the likeliest word after each word. Among finished
+            beams the one of the highest mean log-likelihood a word is taken, so that long captions may win.
+        """
+        n, device = len(embeddings), embeddings.device
+        memory = self.pool(embeddings)[0].repeat_interleave(n_beams, dim=0)
+        words = torch.full((n * n_beams, 1), START, device=device)
+        done = torch.zeros(n * n_beams, dtype=torch.bool, device=device)
+        # Sum of log-likelihoods; all beams begin alike, so that only the first counts at first.
+        score = torch.full((n, n_beams), -torch.inf, device=device)
+        score[:, 0] = 0
+        length = torch.zeros(n, n_beams, device=device)
+        first = torch.arange(n, device=device)[:, None] * n_beams
         for _ in range(self.sizes.max_words):
             logits = self.write(self.read(words)[0], memory)[:, -1]
             logits[:, [PAD, START]] = -torch.inf
-            following = torch.where(done, PAD, logits.argmax(dim=-1))
-            words = torch.cat([words, following[:, None]], dim=1)
-            done |= following == END
+            following = logits.log_softmax(dim=-1)
+            # What has ended goes on with padding alone, at no cost.
+            following[done] = -torch.inf
+            following[done, PAD] = 0
+            n_words = following.shape[1]
+            total = (score.flatten()[:, None] + following).reshape(n, n_beams * n_words)
+            score, chosen = total.topk(n_beams, dim=1)
+            origin, word = (first + chosen // n_words).flatten(), (chosen % n_words).flatten()
+            words = torch.cat([words[origin], word[:, None]], dim=1)
+            length = length.flatten()[origin].reshape(n, n_beams) + ~done[origin].reshape(n, n_beams)
+            done = done[origin] | (word == END)
             if bool(done.all()):
                 break
-        return words[:, 1:].cpu().numpy()
+        best = (first[:, 0] + (score / length).argmax(dim=1)).flatten()
+        return words[best, 1:].cpu().numpy()
+
+
+def compute_word_loss(logits: Tensor, words: Tensor) -> Tensor:
+    """Return the mean cross-entropy of words that are no padding.
+
+    Parameters
+    ----------
+    logits : tensor of shape (n, n_words, number of words)
+    words : int tensor of shape (n, n_words)
+    """
+    return F.cross_entropy(logits.flatten(0, 1), words.flatten(), ignore_index=PAD)
 
 
 def compare_texts(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ safetensors and JSON of a fitted encoder.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -17,6 +18,7 @@ import torch
 from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device
+from braindecode_vis.embeddings.captions import write_captions
 from braindecode_vis.encoders.signal import Signal, check_signal
 from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.store import json_plain, read_json, write_json
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from braindecode_vis.training.image_config import ViewChoice
     from braindecode_vis.training.lora import ImageSource
     from braindecode_vis.training.model import BrainImageModel
+    from braindecode_vis.training.objectives.captioning import CaptioningTerm
     from braindecode_vis.training.objectives.composition import CompositionTerm
     from braindecode_vis.training.objectives.sentences import SentenceTerm
 
@@ -204,6 +207,60 @@ class NetworkFit:
         label_free_subjects
             Subjects that were aligned by these very trials.
         """
+        label_free, chunks = self._read_chunks(responses, rows, device)
+        in_targets = space == "target" or not self.model.learns_space
+        shape = self.target_shape if in_targets else (self.model.n_common,)
+        sentences = self.find_sentence_head() if space == "sentences" else None
+        if sentences is not None:
+            shape = (sentences.head.out_features,)
+        # filled chunk by chunk, so that a test set of any size fits the device
+        vectors = np.empty((len(rows), int(np.prod(shape))), dtype=np.float32)
+        with torch.inference_mode():
+            for chunk, data, subject in chunks:
+                vectors[chunk] = self._forward(data, subject, space).float().cpu().numpy()
+        name = self.space if in_targets else self.comparison_space
+        name = name if sentences is None else self.sentence_space
+        predicted = Embeddings(vectors.reshape(len(rows), *shape), responses.stimulus_ids[rows], name)
+        return predicted, label_free
+
+    def describe(
+        self, responses: Responses, rows: np.ndarray, device: str, *, n_beams: int
+    ) -> tuple[list[str], tuple[str, ...]]:
+        """Write captions of some trials; see `NetworkEncoder.describe` and `predict`."""
+        term = self._require_captioning()
+        label_free, chunks = self._read_chunks(responses, rows, device)
+        captions: list[str] = []
+        with torch.inference_mode():
+            for _, data, subject in chunks:
+                tokens = self.model.encode_tokens(data, subject) if term.options.reads == "tokens" else None
+                if tokens is None:
+                    tokens = self.model.encode_brain(data, subject)[:, None]
+                captions += write_captions(term.write_words(tokens, n_beams), self.vocabulary)
+        return captions, label_free
+
+    def describe_mean(self, *, n_beams: int) -> str:
+        """Return the caption of an output that is zero everywhere: what is written where no response says anything."""
+        term = self._require_captioning()
+        sizes, device = term.network.sizes, next(self.model.parameters()).device
+        zeros = torch.zeros(1, sizes.n_tokens, sizes.n_features, device=device)
+        return write_captions(term.write_words(zeros, n_beams), self.vocabulary)[0]
+
+    def _require_captioning(self) -> CaptioningTerm:
+        from braindecode_vis.training.objectives.captioning import CaptioningTerm
+
+        terms = [getattr(objective, "term", None) for objective in self.model.objectives]
+        found = next((term for term in terms if isinstance(term, CaptioningTerm)), None)
+        if found is None:
+            raise DataError(
+                "this encoder was trained without the objective captioning, so it writes no captions; add "
+                "{kind: captioning} to encoder.objectives and name encoder.captions."
+            )
+        return found
+
+    def _read_chunks(
+        self, responses: Responses, rows: np.ndarray, device: str
+    ) -> tuple[tuple[str, ...], Iterator[tuple[slice, torch.Tensor, torch.Tensor]]]:
+        """Return the subjects that are aligned by these very trials, and chunks: place, trials and their subjects."""
         self.check_input(responses)
         names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
         index = self.signal.index_subjects(names)
@@ -214,23 +271,14 @@ class NetworkFit:
         # Walking through all modules takes as long as a small network on one trial of a stream.
         if next(self.model.parameters()).device.type != torch.device(place).type or self.model.training:
             self.model.to(place).eval()
-        in_targets = space == "target" or not self.model.learns_space
-        shape = self.target_shape if in_targets else (self.model.n_common,)
-        sentences = self.find_sentence_head() if space == "sentences" else None
-        if sentences is not None:
-            shape = (sentences.head.out_features,)
-        # filled chunk by chunk, so that a test set of any size fits the device
-        vectors = np.empty((len(rows), int(np.prod(shape))), dtype=np.float32)
-        with torch.inference_mode():
+
+        def read() -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
             for start in range(0, len(rows), PREDICTED_TOGETHER):
                 chunk = rows[start : start + PREDICTED_TOGETHER]
                 data = torch.from_numpy(transform.read(responses.data, chunk, names)).to(place)
-                output = self._forward(data, torch.from_numpy(index[chunk]).to(place), space)
-                vectors[start : start + len(chunk)] = output.float().cpu().numpy()
-        name = self.space if in_targets else self.comparison_space
-        name = name if sentences is None else self.sentence_space
-        predicted = Embeddings(vectors.reshape(len(rows), *shape), responses.stimulus_ids[rows], name)
-        return predicted, transform.label_free_subjects
+                yield slice(start, start + len(chunk)), data, torch.from_numpy(index[chunk]).to(place)
+
+        return transform.label_free_subjects, read()
 
     def check_input(self, responses: Responses) -> None:
         """Raise `DataError` unless trials have the axes of those of the training."""

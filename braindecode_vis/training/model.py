@@ -29,7 +29,9 @@ from braindecode_vis.training.lora import AdaptedTower, Shapes
 from braindecode_vis.training.objectives.objective import NEED_FIELDS, Outputs, StepSizes, compute_matches
 
 #: Needs of an objective that hold for trials which are neither augmented nor part of a training step.
-PLAIN_NEEDS = frozenset({"regression", "text", "words", "attributes", "sentences", "swapped"})
+PLAIN_NEEDS = frozenset(
+    {"regression", "text", "words", "attributes", "sentences", "swapped", "local_outputs", "patches"}
+)
 #: Fields of a batch that objectives see as they are, each by the need that asks for it.
 _PASSED_ON = {
     name: need for need in ("words", "attributes", "sentences", "swapped") for name in NEED_FIELDS[need]
@@ -239,6 +241,11 @@ class BrainImageModel(nn.Module):
         """Return the brain side of the comparison, shape (n, d)."""
         return self.project_brain(self.network(data, subject))
 
+    def encode_tokens(self, data: Tensor, subject: Tensor) -> Tensor | None:
+        """Return the local outputs in the space of comparison, shape (n, n_tokens, d); None of a network without."""
+        forward_tokens = self.whole_network.forward_tokens
+        return None if forward_tokens is None else self.project_brain(forward_tokens(data, subject))
+
     def encode_image(self, targets: Tensor, subject: Tensor | None = None) -> Tensor:
         """Return the image side of the comparison, shape (..., n, d), for raw embeddings of shape (..., n, d_raw).
 
@@ -305,8 +312,13 @@ class BrainImageModel(nn.Module):
         )
         if "regression" in needs:
             outputs.regression, outputs.raw_target = regression, batch.target
+        if "patches" in needs:
+            outputs.raw_target = batch.target
         if "text" in needs and batch.text is not None:
             outputs.text = self.encode_text(batch.text)
+        if "brain_tokens" in needs or "local_outputs" in needs:
+            tokens = self.encode_tokens(batch.data, batch.subject)
+            outputs.brain_tokens = brain[:, None] if tokens is None else tokens  # (n, n_tokens, d)
         for name, need in _PASSED_ON.items():
             if need in needs:
                 setattr(outputs, name, getattr(batch, name))
@@ -322,10 +334,6 @@ class BrainImageModel(nn.Module):
             outputs.brain_views = torch.stack([self.encode_brain(v, batch.subject) for v in batch.views])
         if "image_views" in needs and batch.image_views is not None:
             outputs.image_views = self.encode_image(batch.image_views, batch.subject)
-        if "brain_tokens" in needs:
-            forward_tokens = self.whole_network.forward_tokens
-            assert forward_tokens is not None  # checked when this was built
-            outputs.brain_tokens = self.project_brain(forward_tokens(batch.data, batch.subject))
         if "background" in needs and batch.background is not None:
             outputs.background = self.encode_brain(batch.background, batch.subject)
         if "teacher" in needs and batch.teacher is not None:
@@ -544,8 +552,12 @@ def build_model(
             tower=None if settings.image_tower is None else AdaptedTower(settings.image_tower, adapted),
         )
     prepare_objectives(
-        model, replace(sizes or StepSizes(), n_common=n_common, n_outputs=n_outputs), signal, seed=seed
-    )
+        model,
+        replace(
+            sizes or StepSizes(), n_common=n_common, n_outputs=n_outputs, target_shape=tuple(target_shape)
+        ),
+        signal, seed=seed,
+    )  # fmt: skip
     return model
 
 
@@ -555,7 +567,7 @@ def prepare_objectives(model: BrainImageModel, sizes: StepSizes, signal: Signal,
     if not waiting:
         return
     forward_tokens = model.whole_network.forward_tokens
-    if forward_tokens is not None and model.needs & {"brain_tokens", "token_views"}:
+    if forward_tokens is not None and model.needs & {"brain_tokens", "token_views", "local_outputs"}:
         model.eval()
         with torch.no_grad():
             trial = torch.zeros(1, *signal.shape), torch.zeros(1, dtype=torch.long)

@@ -319,6 +319,11 @@ class NetworkEncoderConfig(Settings):
         return "text" in self.needs
 
     @property
+    def writes_captions(self) -> bool:
+        """Whether an objective learns to write captions of trials."""
+        return any(objective.kind == "captioning" for objective in self.objectives)
+
+    @property
     def uses_pretraining(self) -> bool:
         """Whether the network starts from what the run itself pretrains."""
         return getattr(self.network, "pretrained", None) == OWN_PRETRAINING

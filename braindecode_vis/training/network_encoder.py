@@ -478,6 +478,31 @@ class NetworkEncoder:
             return None
         return self._predict_rows(responses, np.arange(responses.n_trials), "sentences")
 
+    def describe(self, responses: Responses, n_beams: int = 1) -> list[str]:
+        """Return a caption of each trial, written by the decoder of the objective ``captioning``; nothing is drawn.
+
+        Parameters
+        ----------
+        responses
+            As for `predict`.
+        n_beams
+            Beginnings that are gone on from at each word; 1 takes the likeliest word after each word.
+
+        Raises
+        ------
+        DataError
+            As `predict` does, and if the encoder was trained without that objective.
+        """
+        rows = np.arange(responses.n_trials)
+        captions, self.label_free_subjects = self.require_fit().describe(
+            responses, rows, self.config.device, n_beams=n_beams
+        )
+        return captions
+
+    def describe_mean(self, n_beams: int = 1) -> str:
+        """Return the caption of no response in particular, for images that are made without a brain."""
+        return self.require_fit().describe_mean(n_beams=n_beams)
+
     def map_targets(self, embeddings: Embeddings, subject: str | None = None) -> Embeddings:
         """Return image embeddings in the space of comparison, as they are if that is the space of the targets.
 

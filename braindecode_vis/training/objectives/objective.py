@@ -38,6 +38,9 @@ NEED_FIELDS: dict[str, tuple[str, ...]] = {
     "sentences": ("sentences",),
     "swapped": ("swapped", "swapped_known"),
     "token_views": ("token_views", "token_offsets"),
+    # Of a network without local outputs, its whole output as the only one.
+    "local_outputs": ("brain_tokens",),
+    "patches": ("raw_target",),
     # Concepts are always there; who names them has weights of each, whose number is in `StepSizes`.
     "concepts": (),
 }
@@ -56,14 +59,16 @@ class Outputs:
     progress
         Fraction of the training that is done, 0 to 1.
     regression, raw_target : tensors of shape (n, d_raw)
-        Output of the regression head and the untouched target embedding (needs ``regression``).
+        Output of the regression head and the untouched target embedding (needs ``regression``; the latter alone
+        ``patches``).
     text : tensor of shape (n, d)
         Text embedding of each trial's concept on the image side (``text``).
     brain_views, image_views : tensors of shape (n_views, n, d)
         Outputs for other views of the same trials, such as repetition halves (``brain_views``), and of the
         same images, such as degraded ones (``image_views``).
     brain_tokens : tensor of shape (n, n_tokens, d)
-        Local outputs, such as windows (``brain_tokens``).
+        Local outputs, such as windows (``brain_tokens``); with ``local_outputs`` those of a network without any are its
+        output alone, n_tokens = 1.
     background : tensor of shape (n, d)
         Output of the brain side for the pre-stimulus part of the trials (``background``).
     clusters : integer tensor of shape (n,)
@@ -147,6 +152,8 @@ class StepSizes:
         Features of a sentence vector.
     n_concepts
         Concepts of the training trials; those of a larger index are not known to the weights.
+    target_shape
+        Shape of an untouched target, before any projector: (n_features,), or (n_patches, n_features).
     """
 
     n_common: int = 0
@@ -158,6 +165,7 @@ class StepSizes:
     max_words: int = 0
     n_sentence: int = 0
     n_concepts: int = 0
+    target_shape: tuple[int, ...] = ()
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> StepSizes:

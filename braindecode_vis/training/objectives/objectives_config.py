@@ -736,3 +736,76 @@ class CompositionObjectiveConfig(ScaleSettings):
         return CompositionTerm(
             self.make_scale(), in_sentences=self.space == "sentences", **self.clip_options()
         )
+
+
+class CaptioningObjectiveConfig(ObjectiveConfig):
+    """A small decoder that writes the image's caption from the network's local outputs (CoCa), beside a contrast.
+
+    Terms, with numbers of words from ``encoder.captions``: the symmetric contrast of brain and text, ``contrast``; the
+    mean cross-entropy of each next word, ``captioning``; and with ``masked`` SyCoCa's text-guided masked modelling. The
+    decoder looks at what queries take from the local outputs; a network without any gives its output as the only one.
+    A fit with this objective writes captions of new trials (``reconstruction.captions`` of kind ``brain``).
+
+    Parameters
+    ----------
+    reads
+        The network's local outputs (``tokens``) or its whole ``output``, which is what is compared with images.
+    contrast, captioning
+        Weights of the two terms; 1 and 2 as in CoCa.
+    masked
+        Weight of the third term, for targets with patches; 1 in SyCoCa. The half of the patches that is most similar to
+        the caption is hidden, and rebuilt from the others, the words and the brain. 0 leaves it out.
+    shown
+        Share of the local outputs that words are written from in training, those most similar to the caption (SyCoCa's
+        attentive mask, there half); 1 is all of them.
+    width, depth, heads
+        Of the decoder; half of its layers read words alone, the others look at the brain too.
+    n_queries
+        Vectors that local outputs are pooled into (CoCa: 256, of the patches of an image).
+    dropout
+        In the decoder.
+    """
+
+    kind: Literal["captioning"] = "captioning"
+    reads: Literal["tokens", "output"] = "tokens"
+    contrast: float = Field(default=1.0, ge=0)
+    captioning: float = Field(default=2.0, gt=0)
+    masked: float = Field(default=0.0, ge=0)
+    shown: float = Field(default=1.0, gt=0, le=1)
+    width: int = Field(default=128, ge=8)
+    depth: int = Field(default=2, ge=2)
+    heads: int = Field(default=4, ge=1)
+    n_queries: int = Field(default=8, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(
+                f"width {self.width} does not part into {self.heads} heads; make it a multiple of heads"
+            )
+        if self.reads == "output":
+            self.refuse_unused("shown", because="reads output is one vector, of which nothing can be hidden")
+        if self.shown < 1 and not self.contrast:
+            raise ValueError(
+                "shown below 1 hides what is least like the caption, which contrast learns; give it a weight"
+            )
+        return self
+
+    # Which optional outputs it needs is a matter of its settings here.
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Words, and what they are written from."""
+        tokens = {"local_outputs"} if self.reads == "tokens" else set()
+        return frozenset({"words", *tokens, *({"patches"} if self.masked else ())})
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.captioning import CaptioningOptions, CaptioningTerm
+
+        return CaptioningTerm(
+            CaptioningOptions(
+                self.reads, self.contrast, self.captioning, self.masked, self.shown, self.width, self.depth,
+                self.heads, self.n_queries, self.dropout,
+            )
+        )  # fmt: skip

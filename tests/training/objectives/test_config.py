@@ -55,7 +55,7 @@ def make_outputs(n=8, d=6, *, dtype=torch.float64, n_views=2, n_queue=3, progres
         "brain": brain, "image": image, "text": make(n, d)[concepts],
         "regression": make(n, d + 1), "raw_target": make(n, d + 1)[stimuli],
         "brain_views": brain + make(n_views, n, d), "image_views": image + 0.1 * make(n_views, n, d),
-        "brain_tokens": brain[:, None] + make(n, 2, d), "background": make(n, d),
+        "brain_tokens": brain[:, None] + make(n, N_TOKENS, d), "background": make(n, d),
         "teacher_brain": image + make(n, d), "teacher_image": image + 0.1 * make(n, d),
         "queue_brain": make(n_queue, d), "queue_image": make(n_queue, d),
         "mix_weight": torch.rand(n, generator=generator), "sentences": make(n, N_SENTENCE)[stimuli],
@@ -92,9 +92,12 @@ def build(config, d=6, dtype=torch.float64):
                     attribute_values=(3, 2),
                     n_words=7,
                     max_words=5,
+                    target_shape=(d + 1,),
                 )
             )
         objective.to(dtype)
+    # without its dropout
+    objective.train(config.kind != "captioning")
     return objective
 
 
@@ -103,6 +106,8 @@ def name_leaf(config):
     for name in ("regression", "token_views"):
         if name in config.needs:
             return name
+    if "local_outputs" in config.needs:
+        return "brain_tokens"
     return "brain_views" if getattr(config, "passes", "") == "halves" else "brain"
 
 
