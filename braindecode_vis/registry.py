@@ -199,6 +199,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "rsa": "analysis.rsa:RsaConfig",
         "imagery": "analysis.imagery:ImageryConfig",
         "encoding": "analysis.encoding:EncodingConfig",
+        "attributes": "analysis.attributes:AttributesConfig",
     },
     # only those that are scored where a configuration names them; all others need no settings
     "metric": {

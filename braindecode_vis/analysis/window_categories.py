@@ -66,7 +66,7 @@ class TimeResolvedCategoriesConfig(Settings):
         blocks = decide_windows(study, responses, windows)
         subjects = np.array([block.subject for block in blocks], dtype=object)
         areas = np.stack([block.areas for block in blocks])  # (n_blocks, n_windows)
-        curve, means = _average(areas, subjects), _by_subject(areas, subjects)
+        curve, means = average_subjects(areas, subjects), average_by_subject(areas, subjects)
         null = _permute(blocks, study)
         if len(means) >= MIN_SUBJECTS:
             test = cluster_over_subjects(
@@ -74,7 +74,7 @@ class TimeResolvedCategoriesConfig(Settings):
             )
         else:
             test = cluster_over_labels(curve, null, alpha=self.alpha)
-        draws = _bootstrap(blocks, study)
+        draws = bootstrap_areas(blocks, study)
         low, high = np.quantile(draws, [0.025, 0.975], axis=0)
         p_values = compute_p_value(curve, null)
         n = sum(len(block.truth) for block in blocks)
@@ -207,13 +207,14 @@ def decide_windows(study: Study, responses: Responses, windows: Sequence[Window]
     return blocks
 
 
-def _by_subject(values: np.ndarray, subjects: np.ndarray) -> np.ndarray:
+def average_by_subject(values: np.ndarray, subjects: np.ndarray) -> np.ndarray:
     """Return the mean over the blocks of each subject: (n_blocks, ...) to (n_subjects, ...)."""
     return np.stack([values[subjects == s].mean(axis=0) for s in np.unique(subjects.astype(str))])
 
 
-def _average(values: np.ndarray, subjects: np.ndarray) -> np.ndarray:
-    return _by_subject(values, subjects).mean(axis=0)
+def average_subjects(values: np.ndarray, subjects: np.ndarray) -> np.ndarray:
+    """Return the mean over subjects of `average_by_subject`."""
+    return average_by_subject(values, subjects).mean(axis=0)
 
 
 def _permute(blocks: Sequence[RunDecisions], study: Study) -> np.ndarray:
@@ -225,15 +226,15 @@ def _permute(blocks: Sequence[RunDecisions], study: Study) -> np.ndarray:
         everyone = [np.arange(len(block.truth))]
         labels = permute_within(block.truth, everyone, study.n_permutations, generator)
         parts.append(block.measure(labels))
-    return _average(np.stack(parts), subjects)
+    return average_subjects(np.stack(parts), subjects)
 
 
-def _bootstrap(blocks: Sequence[RunDecisions], study: Study) -> np.ndarray:
+def bootstrap_areas(blocks: Sequence[RunDecisions], study: Study) -> np.ndarray:
     """Return resampled curves, subjects first where there are several, shape (n_draws, n_windows)."""
     generator = make_generator(study.seed, "bootstrap categories")
     n_draws = min(MAX_DRAWS, study.n_bootstrap)
     subjects = np.array([block.subject for block in blocks], dtype=object)
-    curves = _by_subject(np.stack([block.resample(generator, n_draws) for block in blocks]), subjects)
+    curves = average_by_subject(np.stack([block.resample(generator, n_draws) for block in blocks]), subjects)
     if len(curves) == 1:
         return curves[0]
     # Subjects first, then one of the resamples of each drawn subject.
