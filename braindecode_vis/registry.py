@@ -93,6 +93,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "linear_gaussian": "encoders.linear_gaussian:LinearGaussianConfig",
         "average": "encoders.average:AverageConfig",
         "network": "training.network_config:NetworkEncoderConfig",
+        "multistage": "training.multistage:MultistageConfig",
         "lda": "encoders.category_decoders:LdaConfig",
         "logistic": "encoders.category_decoders:LogisticConfig",
         "network_categories": "training.category_network:NetworkCategoriesConfig",

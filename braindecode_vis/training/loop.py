@@ -51,7 +51,7 @@ from braindecode_vis.optimisation import (
 )
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.store import replace_atomically
-from braindecode_vis.training.batches import count_batches, make_batches
+from braindecode_vis.training.batches import count_batches, make_batches, make_grouped_batches
 from braindecode_vis.training.feed import BatchPlan, Feed, read_ahead
 from braindecode_vis.training.fitted import get_monitored_score, score_held_out
 from braindecode_vis.training.model import Batch, BrainImageModel, Teacher
@@ -153,7 +153,7 @@ class Trainer:
                 "raise encoder.batch_size if there are more training trials."
             )
         # The last group of batches of an epoch may be smaller than `accumulation`: hence the ceiling.
-        n_batches = count_batches(len(feed.train), self.batch_size, self.n_ranks, settings.last_batch)
+        n_batches = len(self._make_batches(0)) if feed.groups else self._count_batches()
         self.n_epoch_updates = -(-n_batches // settings.accumulation)
         self.n_updates = self.n_epoch_updates * epochs
         self.sharded = is_sharded(accelerator)
@@ -295,16 +295,18 @@ class Trainer:
             self.optimiser.optimizer.state.clear()  # a new optimiser has no moments
         return stage.lr_scale
 
+    def _count_batches(self) -> int:
+        return count_batches(len(self.feed.train), self.batch_size, self.n_ranks, self.settings.last_batch)
+
     def _make_batches(self, epoch: int) -> list[np.ndarray]:
-        return make_batches(
-            self.feed.train.stimuli,
-            self.batch_size,
-            seed=self.feed.seed,
-            epoch=epoch,
-            n_processes=self.n_ranks,
-            last=self.settings.last_batch,
-            neighbours=None if self.feed.described is None else self.feed.described.neighbours,
-        )
+        feed, size, seed = self.feed, self.batch_size, self.feed.seed
+        how: dict[str, Any] = {
+            "epoch": epoch, "n_processes": self.n_ranks, "last": self.settings.last_batch,
+            "neighbours": None if feed.described is None else feed.described.neighbours,
+        }  # fmt: skip
+        if feed.groups is None:
+            return make_batches(feed.train.stimuli, size, seed=seed, **how)
+        return make_grouped_batches(feed.groups, feed.train.stimuli, size, seed=seed, **how)
 
     def _plan(self, batch: np.ndarray, update: int, part: int) -> BatchPlan:
         """Return this process's part of a batch of units."""

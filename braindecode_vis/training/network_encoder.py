@@ -30,6 +30,7 @@ from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.seeds import derive_seed, make_generator
+from braindecode_vis.store import hash_json
 from braindecode_vis.training.descriptions import Descriptions, Lexicon, check_text_targets, describe_images
 from braindecode_vis.training.fitted import NetworkFit, read_fit, write_fit
 
@@ -72,6 +73,10 @@ class NetworkEncoder:
         Folder that the run has pretrained, for settings that say so; set it before `fit`.
     clusters : dict or None
         Cluster of each training image from an earlier stage; k-means of the targets without it.
+    groups : dict or None
+        Group of each training image, in which batches are drawn; among all images without it.
+    hold_out_seed : int or None
+        Root of who is held out, where several trainings hold out the same; `seed` without it.
     label_free_subjects : tuple of str
         Subjects whose alignment was computed from the trials that were predicted: a transductive result.
     messages : list of str
@@ -87,6 +92,8 @@ class NetworkEncoder:
         self.images: ImageSource | None = None
         self.pretrained: Path | None = None
         self.clusters: dict[str, int] | None = None
+        self.groups: dict[str, int] | None = None
+        self.hold_out_seed: int | None = None
         self.label_free_subjects: tuple[str, ...] = ()
         self.messages: list[str] = []
         # What files say of the images of the training under way.
@@ -173,7 +180,7 @@ class NetworkEncoder:
         rows = rows[~responses.is_synthetic[rows]]
         selection = self.config.selection
         # A stream of its own, so that who is held out depends on no other draw.
-        seed = derive_seed(self.seed, "validation")
+        seed = derive_seed(self.seed if self.hold_out_seed is None else self.hold_out_seed, "validation")
         try:
             by = selection.hold_out_by if selection.kind == "early_stopping" else "concept"
             held = hold_out(stimuli[rows], concepts[rows], selection.hold_out, seed=seed, by=by)
@@ -272,6 +279,7 @@ class NetworkEncoder:
         )  # fmt: skip
         identity = {
             **identify_training(self.config, self.seed, responses, targets, train, signal),
+            **({} if self.groups is None else {"groups": hash_json(self.groups)}),
             **(identity or {}),
         }
         automatic = self.config.batch_size == "auto"
@@ -336,7 +344,12 @@ class NetworkEncoder:
         from braindecode_vis.training.feed import Extras
 
         return Extras(
-            self.text_targets, tuple(self.image_views), self.clusters, self.images, self._descriptions
+            self.text_targets,
+            tuple(self.image_views),
+            self.clusters,
+            self.images,
+            self._descriptions,
+            self.groups,
         )
 
     def adapt(
@@ -441,6 +454,7 @@ class NetworkEncoder:
         other.workspace = workspace or self.workspace
         other.progress, other.text_targets = self.progress, self.text_targets
         other.image_views, other.clusters, other.images = self.image_views, self.clusters, self.images
+        other.groups, other.hold_out_seed = self.groups, self.hold_out_seed
         other.pretrained = self.pretrained
         return other
 
