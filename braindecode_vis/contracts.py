@@ -441,6 +441,8 @@ class WholeNetwork(Protocol):
     forward_heads: Callable[[Any, Any], tuple[Any, Any]] | None
     #: Returns local outputs of shape (batch, n_tokens, n_outputs) for ``(data, subject)``; None where there are none.
     forward_tokens: Callable[[Any, Any], Any] | None
+    #: Samples from one local output to the next; None where they part the trial evenly, 0 where they are not in time.
+    token_step: float | None
 
     def forward(self, data: Any, subject: Any) -> Any:
         """Return outputs of shape (batch, n_outputs)."""

@@ -144,7 +144,8 @@ INSIDE: dict[str, dict[str, str]] = {
         "hydra": "training.objectives.objectives_config:HydraObjectiveConfig",
         "captioning": "training.objectives.objectives_config:CaptioningObjectiveConfig",
         "salient": "training.objectives.objectives_config:SalientObjectiveConfig",
-        "sentence_contrast": "training.objectives.objectives_config:SentenceContrastConfig",
+        "propagation": "training.objectives.objectives_config:PropagationObjectiveConfig",
+        "sentence_contrast": "training.objectives.objectives_config:SentenceObjectiveConfig",
         "composition": "training.objectives.objectives_config:CompositionObjectiveConfig",
     },
     "augmentation": {

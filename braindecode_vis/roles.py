@@ -20,7 +20,7 @@ brain encoder       fit, predict, write, read          bind, predict_out_of_fold
                                                        predict_sentences, describe, describe_mean
 category decoder    fit, decision, classes, write,     bind, as_module
                     read
-network             forward                            forward_heads, forward_tokens, parameter_groups
+network             forward                            forward_heads, forward_tokens, token_step, parameter_groups
 prior               fit, sample                        bind, describe, write, read
 analysis            compute                            uses_encoder, needs_pictures, makes_images
 image generator     accepts, generate                  bind, describe, for_predictions, read_known_images,
@@ -278,6 +278,7 @@ NETWORK: Role[WholeNetwork] = Role(
     {
         "forward_heads": None,
         "forward_tokens": None,
+        "token_step": None,
         "parameter_groups": _answer(()),
         "enter_epoch": _answer(()),
     },

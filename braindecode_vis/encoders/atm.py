@@ -35,6 +35,11 @@ class EEGNetStage(nn.Module):
             2
         )  # one window, so that the projector reads it as maps
 
+    @property
+    def stride(self) -> int:
+        """Samples from one window to the next."""
+        return self.maps.stride
+
     def project_windows(self, data: Tensor, projector: Projector) -> Tensor:
         """Return the projection of each window of EEGNet's maps, shape (batch, n_windows, n_outputs)."""
         features = self.readout.forward_windows(self.maps(data))
@@ -107,6 +112,11 @@ class Atm(nn.Module):
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
         """Map trials (batch, n_channels, n_times) and subjects (batch,) to (batch, n_outputs)."""
         return self.projector(self.convolution(self.attend(data, subject)))
+
+    @property
+    def token_step(self) -> int:
+        """Samples from one window to the next."""
+        return self.convolution.stride
 
     def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the output for each window of time, shape (batch, n_windows, n_outputs)."""

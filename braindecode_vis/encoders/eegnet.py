@@ -43,6 +43,11 @@ class EEGNet(nn.Module):
         """Map trials (batch, n_channels, n_times) to (batch, n_outputs); the subject plays no part."""
         return self.readout(self.maps(data))
 
+    @property
+    def token_step(self) -> int:
+        """Samples from one window to the next."""
+        return self.maps.stride
+
     def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the output for each window of the last maps, shape (batch, n_windows, n_outputs)."""
         return self.readout.forward_windows(self.maps(data))
@@ -86,6 +91,7 @@ class EEGNetMaps(nn.Module):
         self.n_windows = count_windows(
             signal, network, lambda n: _padded(_padded(n, kernel) // pool_1, separable_kernel) // pool_2
         )
+        self.stride = pool_1 * pool_2  # samples from one window to the next
         n_spatial = n_filters * depth_multiplier
         self.n_maps = n_pointwise or n_spatial
         self.temporal = nn.Conv2d(1, n_filters, (1, kernel), padding=(0, kernel // 2), bias=False)

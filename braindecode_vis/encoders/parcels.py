@@ -95,6 +95,8 @@ class ParcelNetwork(nn.Module):
             return self.projector(tokens[:, 1:].flatten(1))
         return self.projector(tokens[:, 0] if self.pooling == "cls" else tokens[:, 1:].mean(dim=1))
 
+    token_step = 0.0  # local outputs are networks, not windows
+
     def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the output for the mean token of each Yeo network, (batch, n_networks, n_outputs).
 

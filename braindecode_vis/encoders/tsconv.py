@@ -207,6 +207,11 @@ class TSConvNetwork(nn.Module):
         """Map trials (batch, n_channels, n_times) to (batch, n_outputs); the subject plays no part."""
         return self.projector(self.convolution(self.attention(data)))
 
+    @property
+    def token_step(self) -> int:
+        """Samples from one window to the next."""
+        return self.convolution.stride
+
     def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the output for each pooled window of time, shape (batch, n_windows, n_outputs)."""
         return self.projector.forward_windows(self.convolution(self.attention(data)))

@@ -66,6 +66,10 @@ class TimeShiftConfig(Settings):
 
     def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
         """Return the augmented trials."""
+        return self.shift(data, generator, signal)[0]
+
+    def shift(self, data: Tensor, generator: Generator, signal: Signal) -> tuple[Tensor, Tensor]:
+        """Return the augmented trials, and by how many samples each was moved, shape (n_trials,)."""
         import torch
 
         reach = round(self.max_shift * _require_sfreq(signal, self.kind))  # in samples
@@ -75,7 +79,7 @@ class TimeShiftConfig(Settings):
         outside = (source < 0) | (source >= n_times)
         # (n_trials, n_channels, n_times): every channel of a trial moves by the same shift
         index = source.clamp(0, n_times - 1)[:, None].expand(-1, data.shape[1], -1)
-        return data.gather(2, index).masked_fill(outside[:, None], 0.0)
+        return data.gather(2, index).masked_fill(outside[:, None], 0.0), shift[:, 0]
 
 
 class GaussianNoiseConfig(Settings):
@@ -323,6 +327,23 @@ def augment_trials(data: Tensor, augmentations: Any, generator: Generator, signa
     return data
 
 
+def augment_and_time(
+    data: Tensor, augmentations: Any, generator: Generator, signal: Signal
+) -> tuple[Tensor, Tensor]:
+    """Apply every augmentation in order; also return how late each trial is for it, in ms, shape (n_trials,).
+
+    The same draws as `augment_trials`. Only ``time_shift`` is known to move a trial in time.
+    """
+    offsets = data.new_zeros(len(data))
+    for augmentation in augmentations:
+        if isinstance(augmentation, TimeShiftConfig):
+            data, moved = augmentation.shift(data, generator, signal)
+            offsets = offsets + moved * (1000 / _require_sfreq(signal, augmentation.kind))
+        else:
+            data = augmentation.apply(data, generator, signal)
+    return data, offsets
+
+
 def mix_trials(
     data: Tensor, subject: Tensor, config: TrialMixingConfig | None, generator: Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -392,10 +413,16 @@ def _require_time(signal: Signal, kind: str) -> None:
 
 def _require_sfreq(signal: Signal, kind: str) -> float:
     _require_time(signal, kind)
-    if signal.sfreq is not None:
-        return signal.sfreq
-    if signal.times is None or len(signal.times) < 2:
+    found = find_sfreq(signal)
+    if found is None:
         raise ConfigError(
             f"the augmentation {kind} needs the sampling rate, which the responses do not tell."
         )
+    return found
+
+
+def find_sfreq(signal: Signal) -> float | None:
+    """Return the sampling rate of trials in Hz; None where they do not tell it."""
+    if signal.sfreq is not None or signal.times is None or len(signal.times) < 2:
+        return signal.sfreq
     return float((len(signal.times) - 1) / (signal.times[-1] - signal.times[0]))

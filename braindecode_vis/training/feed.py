@@ -38,6 +38,7 @@ from braindecode_vis.training.augment import (
     RepetitionAveragingConfig,
     SubjectMixingConfig,
     TrialMixingConfig,
+    augment_and_time,
     augment_trials,
     mix_trials,
 )
@@ -492,7 +493,16 @@ class Feed:
         # The teacher sees another view: one half of the repetitions if there are halves, else no augmentation.
         plain = batch.data if batch.views is None else batch.views[1]
         augmentations = self.settings.augmentations
-        batch.data = augment_trials(batch.data, augmentations, generator, self.signal)
+        whole = batch.data
+        batch.data, offsets = augment_and_time(whole, augmentations, generator, self.signal)
+        if "token_views" in self.needs:
+            # From a generator of its own, so that the draws that follow are those of a training without it.
+            again = make_torch_generator(
+                self.seed, "second_view", plan.update, plan.part, rank, device=str(self.device)
+            )
+            other, late = augment_and_time(whole, augmentations, again, self.signal)
+            batch.token_data = torch.stack([batch.data, other])
+            batch.token_offsets = torch.stack([offsets, late])
         if batch.views is not None:
             batch.views = torch.stack(
                 [augment_trials(view, augmentations, generator, self.signal) for view in batch.views]

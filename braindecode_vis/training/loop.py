@@ -157,7 +157,8 @@ class Trainer:
         self.n_epoch_updates = -(-n_batches // settings.accumulation)
         self.n_updates = self.n_epoch_updates * epochs
         self.sharded = is_sharded(accelerator)
-        if self.sharded and (settings.ema or "teacher" in model.needs):
+        follows = model.needs & {"teacher", "teacher_tokens"}
+        if self.sharded and (settings.ema or follows):
             name = "encoder.ema follows" if settings.ema else "a teacher follows"
             raise ConfigError(
                 f"{name} all weights, of which each process keeps a part alone (FSDP); leave it out, or take "
@@ -167,7 +168,7 @@ class Trainer:
         self.learner = copy.deepcopy(model) if self.sharded else model
         self.average = MovingAverage(model, settings.ema, warm_up=True) if settings.ema else None
         self.teacher = None
-        if "teacher" in model.needs:
+        if follows:
             own = settings.teacher
             self.teacher = Teacher(model, decay=own.decay, queue=own.queue, n_features=model.n_common)
         if model.tower is not None:

@@ -24,6 +24,7 @@ from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.optimisation import MovingAverage
 from braindecode_vis.roles import NETWORK, NETWORK_SETTINGS, play
 from braindecode_vis.seeds import derive_seed
+from braindecode_vis.training.augment import find_sfreq
 from braindecode_vis.training.image_side import LayerFusion
 from braindecode_vis.training.lora import AdaptedTower, Shapes
 from braindecode_vis.training.objectives.objective import NEED_FIELDS, Outputs, StepSizes, compute_matches
@@ -65,6 +66,10 @@ class Batch:
         `teacher_brain`, `teacher_image`, `queue_brain`, `queue_image` of `Outputs`.
     mix_partner, mix_weight, words, attributes, sentences, swapped, swapped_known, seed
         As in `Outputs`.
+    token_data : tensor of shape (2, n, ...)
+        Two augmentations of the trials, for local outputs.
+    token_offsets : tensor of shape (2, n)
+        By how many milliseconds each of them is late.
     progress
         Share of the training that is done.
     """
@@ -90,6 +95,8 @@ class Batch:
     sentences: Tensor | None = None
     swapped: Tensor | None = None
     swapped_known: Tensor | None = None
+    token_data: Tensor | None = None
+    token_offsets: Tensor | None = None
     seed: int = 0
     progress: float = 0.0
 
@@ -285,6 +292,11 @@ class BrainImageModel(nn.Module):
         regression = None if self.regression_head is None else self.regression_head(output)
         return self.project_brain(output), regression
 
+    def encode_token_views(self, views: Tensor, subject: Tensor) -> Tensor:
+        """Return the local outputs of views of shape (n_views, n, ...), shape (n_views, n, n_tokens, d)."""
+        found = [self.encode_tokens(view, subject) for view in views]
+        return torch.stack([tokens for tokens in found if tokens is not None])  # checked when this was built
+
     def project_brain(self, output: Tensor) -> Tensor:
         """Return outputs of the network, shape (..., n_outputs), in the space of comparison, shape (..., d)."""
         return self._project(output, self.brain_projector)
@@ -334,9 +346,12 @@ class BrainImageModel(nn.Module):
             outputs.brain_views = torch.stack([self.encode_brain(v, batch.subject) for v in batch.views])
         if "image_views" in needs and batch.image_views is not None:
             outputs.image_views = self.encode_image(batch.image_views, batch.subject)
+        if "token_views" in needs and batch.token_data is not None:
+            outputs.token_views = self.encode_token_views(batch.token_data, batch.subject)
+            outputs.token_offsets = batch.token_offsets
         if "background" in needs and batch.background is not None:
             outputs.background = self.encode_brain(batch.background, batch.subject)
-        if "teacher" in needs and batch.teacher is not None:
+        if batch.teacher is not None:
             for name, value in batch.teacher.items():
                 setattr(outputs, name, value)
         outputs.clusters = batch.clusters
@@ -391,7 +406,7 @@ def gather_outputs(outputs: Outputs) -> Outputs:
         value = getattr(outputs, name)
         if value is not None:
             setattr(gathered, name, gather_rows(value))
-    for name in ("brain_views", "image_views", "token_views", "token_offsets"):
+    for name in ("brain_views", "image_views", "token_views", "token_offsets", "teacher_tokens"):
         value = getattr(outputs, name)
         if value is not None:
             # rows stand behind the axis of views
@@ -442,6 +457,7 @@ class Teacher:
     """A moving-average model with its queue; sees trials without augmentation, their other view if there is one."""
 
     def __init__(self, model: BrainImageModel, *, decay: float, queue: int, n_features: int) -> None:
+        self.needs = model.needs
         self.average = MovingAverage(model, decay, warm_up=False)
         self.average.model.objectives = nn.ModuleList()  # their temperatures are not averaged
         device = next(model.parameters()).device
@@ -458,6 +474,11 @@ class Teacher:
         plain : tensor of shape (n, ...)
             The trials that the teacher sees.
         """
+        made: dict[str, Tensor] = {}
+        if batch.token_data is not None and "teacher_tokens" in self.needs:
+            made["teacher_tokens"] = self.average.model.encode_token_views(batch.token_data, batch.subject)
+        if "teacher" not in self.needs:
+            return made
         # float(): half precision of an autocast would be kept in the queue.
         brain = self.average.model.encode_brain(plain, batch.subject).float()
         images = self.average.model.embed_images(batch)
@@ -465,7 +486,7 @@ class Teacher:
         queue_brain, queue_image = self.queue.get()
         # After it was read: a batch must not meet itself among the earlier ones.
         self.queue.add(gather_rows(brain), gather_rows(image))
-        return {
+        return made | {
             "teacher_brain": brain,
             "teacher_image": image,
             "queue_brain": queue_brain,
@@ -571,12 +592,21 @@ def prepare_objectives(model: BrainImageModel, sizes: StepSizes, signal: Signal,
         model.eval()
         with torch.no_grad():
             trial = torch.zeros(1, *signal.shape), torch.zeros(1, dtype=torch.long)
-            sizes = replace(sizes, n_tokens=forward_tokens(*trial).shape[1])
+            n_tokens = int(forward_tokens(*trial).shape[1])
+        sizes = replace(sizes, n_tokens=n_tokens, token_step=_find_token_step(model, signal, n_tokens))
         model.train()
     model.sizes = sizes
     for number, objective in waiting:
         with seeded(derive_seed(seed, "objective_weights", number)):
             cast(Any, objective).prepare(sizes)
+
+
+def _find_token_step(model: BrainImageModel, signal: Signal, n_tokens: int) -> float | None:
+    """Return the milliseconds from one local output to the next; None where they are not in time, or nobody knows."""
+    rate, step = find_sfreq(signal), model.whole_network.token_step
+    if step == 0 or signal.dims[-1] != "time" or rate is None:
+        return None
+    return 1000 / rate * (signal.shape[-1] / n_tokens if step is None else step)
 
 
 def check_weights_exist(network: nn.Module, kind: str) -> None:

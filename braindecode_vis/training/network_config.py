@@ -339,6 +339,15 @@ class NetworkEncoderConfig(Settings):
         for kind in ("trial_mixing", "subject_mixing", "repetition_averaging"):
             if kinds.count(kind) > 1:
                 raise ValueError(f"augmentations name {kind} {kinds.count(kind)} times; once is enough")
+        if "token_views" in self.needs and not set(kinds) - {
+            "trial_mixing",
+            "repetition_averaging",
+            "subject_mixing",
+        }:
+            raise ValueError(
+                "an objective compares two augmentations of a trial, and augmentations name none that changes one; add "
+                "for example {kind: time_shift} or {kind: channel_dropout}"
+            )
         mixes = "trial_mixing" in kinds
         # Mixed trials under an ordinary contrast would be pulled to one of two images that they show.
         if mixes != ("mix" in self.needs):

@@ -41,6 +41,7 @@ NEED_FIELDS: dict[str, tuple[str, ...]] = {
     # Of a network without local outputs, its whole output as the only one.
     "local_outputs": ("brain_tokens",),
     "patches": ("raw_target",),
+    "teacher_tokens": ("teacher_tokens",),
     # Concepts are always there; who names them has weights of each, whose number is in `StepSizes`.
     "concepts": (),
 }
@@ -95,6 +96,8 @@ class Outputs:
         Local outputs for two augmentations of the same trials (``token_views``).
     token_offsets : tensor of shape (2, n)
         By how many milliseconds each of them was shifted (``token_views``).
+    teacher_tokens : tensor of shape (2, n, n_tokens, d)
+        Local outputs of the moving-average network for the same two augmentations (``teacher_tokens``).
     seed
         For draws of an objective; it differs from step to step and is the same in all processes, which see one batch.
     """
@@ -125,6 +128,7 @@ class Outputs:
     swapped_known: Tensor | None = None
     token_views: Tensor | None = None
     token_offsets: Tensor | None = None
+    teacher_tokens: Tensor | None = None
     seed: int = 0
 
 
@@ -140,6 +144,9 @@ class StepSizes:
         Features of the network's output, before any projector.
     n_tokens
         Local outputs of a trial; None if the network gives none.
+    token_step
+        Milliseconds from one local output to the next; None where they are not windows of time, or the sampling rate is
+        not known.
     attribute_names
         Names of the attributes, in the order of their columns.
     attribute_values
@@ -159,6 +166,7 @@ class StepSizes:
     n_common: int = 0
     n_outputs: int = 0
     n_tokens: int | None = None
+    token_step: float | None = None
     attribute_names: tuple[str, ...] = ()
     attribute_values: tuple[int, ...] = ()
     n_words: int = 0

@@ -628,7 +628,7 @@ class SalientObjectiveConfig(ObjectiveConfig):
         )  # fmt: skip
 
 
-class SentenceContrastConfig(ObjectiveConfig):
+class SentenceObjectiveConfig(ObjectiveConfig):
     """Sentences as a second target: a linear head from the brain's output into the space of a sentence encoder.
 
     A fitted encoder then predicts sentence vectors (`NetworkEncoder.predict_sentences`), which texts are searched by.
@@ -809,3 +809,40 @@ class CaptioningObjectiveConfig(ObjectiveConfig):
                 self.heads, self.n_queries, self.dropout,
             )
         )  # fmt: skip
+
+
+class PropagationObjectiveConfig(ObjectiveConfig):
+    """Local outputs of two augmentations of a trial agree where they lie near each other in time (PixPro).
+
+    Beside a contrast: alone it is also met by outputs that are all alike. Needs augmentations, of which ``time_shift``
+    moves the windows of one view against those of the other, and a network with local outputs.
+
+    Parameters
+    ----------
+    targets
+        What the smoothed outputs of a view are compared with: those of the moving-average network (``teacher``, whose
+        decay is `encoder.teacher.decay`), as in PixPro, or the network's own without gradient (``self``).
+    reach_ms
+        Windows whose middles are nearer than this many ms show the same. None takes 0.7 of the step from one window to
+        the next, as PixPro does of a cell; of local outputs that are not windows, each is near itself alone.
+    sharpness
+        Exponent of the similarities by which outputs are smoothed; 2 as in PixPro.
+    """
+
+    kind: Literal["propagation"] = "propagation"
+    targets: Literal["teacher", "self"] = "teacher"
+    reach_ms: float | None = Field(default=None, gt=0)
+    sharpness: float = Field(default=2.0, ge=1)
+
+    contrastive: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Views of local outputs, and those of the teacher where it gives the targets."""
+        return frozenset({"token_views", "teacher_tokens"} if self.targets == "teacher" else {"token_views"})
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.tokens import PropagationTerm
+
+        return PropagationTerm(targets=self.targets, reach_ms=self.reach_ms, sharpness=self.sharpness)

@@ -11,12 +11,17 @@ Xie et al. (2021), Propagate yourself, arXiv:2011.10043; zdaxie/PixPro@e390d6b.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from braindecode_vis.checks import DataError
+import torch
+from torch import Tensor, nn
+
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import autocast
-from braindecode_vis.training.objectives.objective import normalise
+from braindecode_vis.training.objectives.objective import normalise, upcast
+
+if TYPE_CHECKING:
+    from braindecode_vis.training.objectives.objective import Outputs, StepSizes
 
 #: Share of the step from one token to the next within which two tokens show the same, as in PixPro.
 NEAR = 0.7
@@ -99,3 +104,57 @@ def compute_propagation_loss(propagated: Tensor, targets: Tensor, near: Tensor) 
         each = 1.0 - (cosine * pairs).sum(dim=(1, 2)) / count.clamp_min(1.0)
         some = (count > 0).to(cosine.dtype)
         return (each * some).sum() / some.sum().clamp_min(1.0)
+
+
+class PropagationTerm(nn.Module):
+    """The consistency of both views with each other, each smoothed once and the other's target once.
+
+    Parameters
+    ----------
+    targets
+        ``teacher``, the tokens of the moving-average network, or ``self``, the network's own.
+    reach_ms
+        Tokens nearer than this show the same; None takes 0.7 of a step.
+    sharpness
+        Of the propagation.
+    """
+
+    transform: nn.Linear
+
+    def __init__(self, *, targets: str, reach_ms: float | None, sharpness: float) -> None:
+        super().__init__()
+        self.targets, self.reach_ms, self.sharpness = targets, reach_ms, sharpness
+        self.step: float | None = None
+
+    def prepare(self, sizes: StepSizes) -> None:
+        """Make the layer whose outputs are propagated, and remember how far tokens lie apart.
+
+        Raises
+        ------
+        ConfigError
+            If a distance in milliseconds is asked for, and tokens are not in time.
+        """
+        if self.reach_ms is not None and sizes.token_step is None:
+            raise ConfigError(
+                "reach_ms of propagation is a distance in time, but the network's tokens are not windows of time, "
+                "or nobody knows the sampling rate; leave reach_ms out."
+            )
+        self.step = sizes.token_step
+        self.transform = nn.Linear(sizes.n_common, sizes.n_common)
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """Return the loss of one step."""
+        assert outputs.token_views is not None
+        assert outputs.token_offsets is not None
+        views = upcast(outputs.token_views)  # (2, n, n_tokens, d)
+        wanted = views if self.targets == "self" else outputs.teacher_tokens
+        assert wanted is not None
+        times = torch.arange(views.shape[2], device=views.device) * (self.step or 1.0)
+        times = times.expand(views.shape[:3])
+        if self.step is not None:
+            # A trial that is late shows at each token what was earlier; networks of parcels do not move.
+            times = times - upcast(outputs.token_offsets)[..., None]
+        near = find_near(times[0], times[1], self.reach_ms)  # (n, n_tokens, n_tokens)
+        smooth = propagate(views, self.transform(views), sharpness=self.sharpness)
+        one = compute_propagation_loss(smooth[0], wanted[1], near)
+        return (one + compute_propagation_loss(smooth[1], wanted[0], near.mT)) / 2

@@ -33,6 +33,7 @@ CONFIGS += [
         {"kind": "distillation", "duplicates": "mask"},
         {"kind": "hydra", "classes": "attributes", "gate": "product", "unit": True, "partner": "identical"},
         {"kind": "composition", "duplicates": "mask", "symmetric": False},
+        {"kind": "propagation", "reach_ms": 30.0, "sharpness": 3.0},
         {"kind": "sentence_contrast", "form": "margin", "hardest": 3},
         {"kind": "sentence_contrast", "passes": "halves", "halves_weight": 1.0, "symmetric": True},
     )
@@ -58,9 +59,10 @@ def make_outputs(n=8, d=6, *, dtype=torch.float64, n_views=2, n_queue=3, progres
         "brain_tokens": brain[:, None] + make(n, N_TOKENS, d), "background": make(n, d),
         "teacher_brain": image + make(n, d), "teacher_image": image + 0.1 * make(n, d),
         "queue_brain": make(n_queue, d), "queue_image": make(n_queue, d),
+        "token_views": brain[:, None] + make(2, n, N_TOKENS, d), "token_offsets": 20 * make(2, n),
+        "teacher_tokens": brain[:, None] + make(2, n, N_TOKENS, d),
         "mix_weight": torch.rand(n, generator=generator), "sentences": make(n, N_SENTENCE)[stimuli],
-        "swapped": make(n, 2, N_SENTENCE)[stimuli], "token_views": brain[:, None] + make(2, n, N_TOKENS, d),
-        "token_offsets": 20 * make(2, n),
+        "swapped": make(n, 2, N_SENTENCE)[stimuli],
     }  # fmt: skip
     return Outputs(
         **{name: tensor.to(dtype) for name, tensor in tensors.items()},
@@ -86,6 +88,7 @@ def build(config, d=6, dtype=torch.float64):
                     n_common=d,
                     n_outputs=d,
                     n_tokens=N_TOKENS,
+                    token_step=20.0,
                     n_sentence=N_SENTENCE,
                     n_concepts=2048,
                     attribute_names=("colour", "place"),
@@ -117,11 +120,8 @@ def permute(outputs, order):
         value = getattr(outputs, field.name)
         if not torch.is_tensor(value) or field.name.startswith("queue"):
             continue
-        setattr(
-            changed,
-            field.name,
-            value[:, order] if field.name.endswith(("_views", "token_offsets")) else value[order],
-        )
+        of_views = field.name.endswith("_views") or field.name in ("token_offsets", "teacher_tokens")
+        setattr(changed, field.name, value[:, order] if of_views else value[order])
     changed.mix_partner = order.argsort()[changed.mix_partner]
     return changed
 

@@ -9,8 +9,14 @@ import math
 import pytest
 import torch
 
-from braindecode_vis.checks import DataError
-from braindecode_vis.training.objectives.tokens import compute_propagation_loss, find_near, propagate
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.training.objectives.objective import Outputs, StepSizes
+from braindecode_vis.training.objectives.tokens import (
+    PropagationTerm,
+    compute_propagation_loss,
+    find_near,
+    propagate,
+)
 
 
 def make(*shape, seed=0):
@@ -87,3 +93,58 @@ def test_equal_views_cost_nothing_and_half_precision_little():
 def test_bad_input():
     with pytest.raises(DataError, match="trials, tokens, features"):
         compute_propagation_loss(make(3, 2), make(3, 2), torch.ones(3, 2, 2, dtype=torch.bool))
+
+
+def make_term(step=20.0, **options):
+    term = PropagationTerm(**{"targets": "self", "reach_ms": None, "sharpness": 2.0, **options})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        term.prepare(StepSizes(n_common=4, n_tokens=5, token_step=step))
+    return term.double()
+
+
+def make_outputs(offsets=(0.0, 0.0, 0.0)):
+    zeros = torch.zeros(3, 4, dtype=torch.float64)
+    return Outputs(
+        zeros, zeros, torch.arange(3), torch.arange(3), token_views=make(2, 3, 5, 4),
+        token_offsets=torch.tensor([[0.0] * 3, offsets], dtype=torch.float64),
+        teacher_tokens=make(2, 3, 5, 4, seed=4),
+    )  # fmt: skip
+
+
+def test_a_shifted_view_is_compared_where_it_came_from():
+    """The second view is 20 ms, one step, late: its window k shows what window k - 1 of the first shows."""
+    outputs = make_outputs((20.0, 20.0, 20.0))
+    term, views = make_term(), outputs.token_views
+    smooth = propagate(views, term.transform(views)).detach()
+    total = 0.0
+    for trial in range(3):
+        for k in range(1, 5):
+            total += 1 - cosine(smooth[0, trial, k - 1], views[1, trial, k])
+            total += 1 - cosine(smooth[1, trial, k], views[0, trial, k - 1])
+    assert term(outputs).item() == pytest.approx(total / 24, rel=1e-9)
+    taught = outputs.teacher_tokens
+    total = sum(
+        2 - cosine(smooth[0, i, k - 1], taught[1, i, k]) - cosine(smooth[1, i, k], taught[0, i, k - 1])
+        for i in range(3) for k in range(1, 5)
+    )  # fmt: skip
+    assert make_term(targets="teacher")(outputs).item() == pytest.approx(total / 24, rel=1e-9)
+
+
+def test_tokens_that_are_not_in_time_are_near_themselves_alone():
+    still, late = make_outputs(), make_outputs((400.0, 20.0, -90.0))
+    assert make_term(None)(late).item() == make_term(None)(still).item() == make_term(20.0)(still).item()
+    with pytest.raises(ConfigError, match="leave reach_ms out"):
+        make_term(None, reach_ms=30.0)
+
+
+def test_the_gradient_of_itself_as_target_is_that_of_a_target_that_stays():
+    """Finite differences cannot say so: they would move the targets too."""
+    found = {}
+    for targets in ("self", "teacher"):
+        outputs = make_outputs((20.0, -20.0, 7.0))
+        outputs.teacher_tokens = outputs.token_views.clone()
+        outputs.token_views.requires_grad_()
+        make_term(targets=targets)(outputs).backward()
+        found[targets] = outputs.token_views.grad
+    torch.testing.assert_close(found["self"], found["teacher"])
