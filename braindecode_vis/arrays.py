@@ -512,10 +512,10 @@ def find_largest(values: np.ndarray, k: int) -> np.ndarray:
 class ImageLikelihood:
     """How likely images are, given what was predicted of the mean of some repetitions.
 
-    The log-likelihood of an image with the component scores ``e`` is ``p' E e - e' G e / (2 v)``, up to a constant of
-    the trial, where ``p`` are the scores of the prediction, ``v`` the variance of the noise, ``G`` is `gram` and ``E``
-    the precision of the posterior, ``G / v + diag(precision)``. What repetitions say of an image is the sum of what
-    each says, but for what the map misses in all of them.
+    The log-likelihood of an image with the component scores ``e`` is ``p' E e - e' I e / 2``, up to a constant of
+    the trial, where ``p`` are the scores of the prediction, ``I`` is what the response tells of the components
+    (`find_information`), and ``E`` the precision of the posterior, ``I + diag(precision)``. What repetitions say of an
+    image is the sum of what each says, but for what the map misses in all of them.
 
     Parameters
     ----------
@@ -529,6 +529,10 @@ class ImageLikelihood:
         Of the scores over training images.
     noise : float64 array of shape (2,)
         Variance that the map misses, however many repetitions are averaged, and that of the noise of one repetition.
+    patterns : float64 array of shape (n_components, n_patterns)
+        Products of the responses to the components with patterns of unit length in which the map misses more.
+    excess : float64 array of shape (n_patterns,)
+        Variance that it misses more in each of them.
     """
 
     mean: np.ndarray
@@ -536,17 +540,30 @@ class ImageLikelihood:
     gram: np.ndarray
     precision: np.ndarray
     noise: np.ndarray
+    patterns: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    excess: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def find_noise(self, n_averaged: float) -> float:
         """Return the variance of the noise in the mean of so many repetitions."""
         return float(self.noise[0] + self.noise[1] / n_averaged)
 
+    def find_damping(self, n_averaged: float) -> np.ndarray:
+        """Return which share of each pattern counts for nothing, in the mean of so many, shape (n_patterns,)."""
+        return self.excess / (self.find_noise(n_averaged) + self.excess)
+
+    def find_information(self, n_averaged: float) -> np.ndarray:
+        """Return what the mean of so many repetitions tells, a precision of shape (n_components, n_components)."""
+        known = self.gram
+        if len(self.excess):  # the inverse of a diagonal and few patterns (Woodbury)
+            known = known - (self.patterns * self.find_damping(n_averaged)) @ self.patterns.T
+        return np.asarray(known / self.find_noise(n_averaged))
+
     def find_evidence(self, n_averaged: float) -> np.ndarray:
         """Return the precision of the posterior, shape (n_components, n_components)."""
-        return self.gram / self.find_noise(n_averaged) + np.diag(self.precision)
+        return self.find_information(n_averaged) + np.diag(self.precision)
 
     def combine(self, predicted: np.ndarray, n_trials: int) -> np.ndarray:
-        """Return what is predicted of the mean of single trials.
+        """Return what is predicted of the mean of single trials; near to it, where the map misses more in patterns.
 
         Parameters
         ----------
@@ -557,9 +574,15 @@ class ImageLikelihood:
         """
         scores = self.components @ (predicted - self.mean)
         # Before it was shrunk for the noise of one trial; what it was shrunk away is seen again in the mean of many.
-        spoken = self.find_noise(1.0) * (self.find_evidence(1.0) @ scores)
-        n = float(n_trials)
-        scores = np.linalg.solve(self.find_noise(n) * self.find_evidence(n), spoken)
+        spoken, n = self.find_evidence(1.0) @ scores, float(n_trials)
+        if len(self.excess):
+            # The scores of which one trial speaks so; patterns count for less in one trial than in many.
+            spoken = (
+                self.find_information(n) @ np.linalg.lstsq(self.find_information(1.0), spoken, rcond=None)[0]
+            )
+        else:
+            spoken = spoken * (self.find_noise(1.0) / self.find_noise(n))
+        scores = np.linalg.solve(self.find_evidence(n), spoken)
         return np.asarray(self.mean + scores @ self.components)
 
     def score(self, predicted: np.ndarray, images: np.ndarray, n_averaged: np.ndarray) -> np.ndarray:
@@ -574,12 +597,11 @@ class ImageLikelihood:
         """
         rows = (predicted - self.mean) @ self.components.T
         known = ((images - self.mean) @ self.components.T).astype(np.float64)
-        expected = np.einsum("ik,kl,il->i", known, self.gram, known, optimize=True)
         found = np.empty((len(rows), len(known)))
         for count in np.unique(n_averaged).tolist():
-            own = n_averaged == count
-            explained = rows[own] @ self.find_evidence(count) @ known.T
-            found[own] = explained - expected / (2 * self.find_noise(count))
+            own, told = n_averaged == count, self.find_information(count)
+            expected = np.einsum("ik,kl,il->i", known, told, known, optimize=True)
+            found[own] = rows[own] @ self.find_evidence(count) @ known.T - expected / 2
         return found
 
 

@@ -29,7 +29,7 @@ _HEADER = "latent_diffusion"
 _IMAGES = "images.components"
 _SCALE = ".scale"  # ends the name of the scales of a tensor that is stored in whole numbers
 #: Of the images that a weights file brings along: at most so many, so many components, in parts of a deviation.
-N_KNOWN, N_KNOWN_COMPONENTS, CODE = 4096, 64, 16
+N_KNOWN, N_KNOWN_COMPONENTS, CODE = 16_384, 128, 16
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Embeddings, ImageLikelihood, check_same_space, find_largest, normalise_rows
 from braindecode_vis.checks import ConfigError, DataError
@@ -44,15 +44,25 @@ class NeighboursPriorConfig(ImageSourceSettings):
     compare
         ``direction`` takes the nearest images, each as much as the other; ``likelihood`` the likeliest ones, weighed by
         their probability given the response, for a brain encoder that can tell it (``linear_gaussian``).
+    power
+        That probabilities are raised to: below 1 they are less sure, for a model of responses that is surer than it
+        should be, and more images count.
     """
 
     kind: Literal["neighbours"] = "neighbours"
     n_neighbours: int = Field(default=16, ge=1)
     pull: float = Field(default=0.5, ge=0, le=1)
     compare: Literal["direction", "likelihood"] = "direction"
+    power: float = Field(default=1, gt=0, le=1)
 
-    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"compare"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"compare", "power"})
     needs_predictions: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _check_used(self) -> NeighboursPriorConfig:
+        if self.compare == "direction":
+            self.refuse_unused("power", because="compare direction takes each neighbour as much as the other")
+        return self
 
     def describe_choices(self) -> list[str]:
         """Return how far its embeddings lie from the predictions, where that is not the whole way."""
@@ -168,7 +178,7 @@ class NeighboursPrior:
             best, rows = (np.take_along_axis(table, kept, axis=1) for table in (best, rows))
         weights = np.ones_like(best)
         if self.likelihood is not None:
-            weights = np.exp(best - best.max(axis=1, keepdims=True))
+            weights = np.exp(self.config.power * (best - best.max(axis=1, keepdims=True)))
         averages = []
         for chosen, weight in zip(rows, weights, strict=True):
             # In the order of the file, which a memory map reads faster, and which fixes the rounding of the sum.
@@ -210,7 +220,7 @@ class NeighboursPrior:
         known = {
             name: tensors[f"likelihood_{name}"]
             for name in ImageLikelihood.__annotations__
-            if config.compare == "likelihood"
+            if config.compare == "likelihood" and f"likelihood_{name}" in tensors
         }
         return cls(
             config, images=images, mean=tensors["mean"], length=float(meta["length"]),

@@ -183,3 +183,39 @@ def test_the_prior_takes_the_likeliest_images(training, tmp_path):
     prior.bind(replace(NOTHING_LENT, encoder=ridge))
     with pytest.raises(ConfigError, match=r"set encoder\.kind to linear_gaussian"):
         prior.fit(None, training[1], images=known)
+
+
+def test_patterns_that_the_map_misses_count_for_less(training, tmp_path):
+    """The posterior beside that of the whole covariance, of means and of single trials; and kept in files."""
+    config = LinearGaussianConfig(n_components=2, n_times=4, misfit=0.5)  # a third latent is left over
+    encoder = config.build(seed=0).fit(*training)
+    known = encoder.describe_likelihood()
+    single, targets = make_trials(4, 5, seed=3, first=100)
+    mean, images = average(single, targets)
+    assert len(known.excess)
+    assert known.excess.max() > known.noise[0]
+    # Features in which noise is white: those that the map speaks to, and the patterns.
+    spoken = (mean.as_matrix() - encoder.fitted.response_mean) @ encoder.fitted.weights
+    gram = np.block([[known.gram, known.patterns], [known.patterns.T, np.eye(len(known.excess))]])
+    features = np.linalg.pinv(gram, hermitian=True) @ spoken.T  # scores of responses in the span of both
+    root = np.linalg.cholesky(gram + 1e-9 * np.trace(gram) * np.eye(len(gram)))
+    forward, directions = root[:2], root[2:]
+    noise = known.find_noise(5.0) * np.eye(len(gram)) + (directions.T * known.excess) @ directions
+    inverse = np.linalg.inv(noise)
+    precision = forward @ inverse @ forward.T + np.diag(known.precision)
+    expected = np.linalg.solve(precision, forward @ inverse @ root.T @ features).T
+    predicted = encoder.predict(mean)
+    scores = (predicted.vectors - known.mean) @ known.components.T
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+    rows = (images.vectors - known.mean) @ known.components.T @ forward
+    left = (features.T @ root)[:, None] - rows  # (trial, image, dimension)
+    fits = np.einsum("ijk,kl,ijl->ij", left, inverse, left)
+    logs = known.score(predicted.vectors, images.vectors, np.full(4, 5.0)) + fits / 2
+    np.testing.assert_allclose(logs - logs.mean(axis=1, keepdims=True), 0, atol=1e-3 * fits.max())
+    encoder.write(tmp_path)
+    again = config.read(tmp_path)
+    np.testing.assert_array_equal(again.predict(mean).vectors, predicted.vectors)
+    each = encoder.predict(single).vectors.reshape(5, 4, -1).mean(axis=0)
+    combined = np.stack([again.describe_likelihood().combine(row, 5) for row in each])
+    distance = np.abs(combined - predicted.vectors).max() / np.abs(predicted.vectors - known.mean).max()
+    assert distance < 0.2  # near to it
