@@ -138,6 +138,7 @@ SLOW = (
     "nsd_subj01_37",
     "phantom_eeg",
     "phantom_eeg_gaussian",  # the test of the verb demo runs it
+    "phantom_eeg_network",  # a member of phantom_eeg_average
     "things_eeg2_atm_generation",
     "things_eeg2_loso_lora_clip_vitb32",
     "things_eeg2_loso_samga_internvit",

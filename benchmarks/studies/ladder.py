@@ -7,6 +7,7 @@
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage objectives --base "eegproject, width 256"
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage worth --seeds 3
     python benchmarks/studies/ladder.py VOXELS --out FOLDER --stage worth --seeds 3 --config deeprecon_ridge --set ...
+    python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage recipes --seeds 3
     python benchmarks/studies/ladder.py DIGITS --out FOLDER --stage worth --config digits69_network_10fold
     python benchmarks/studies/ladder.py HAXBY --out FOLDER --stage worth --config haxby_slices --top 1
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage fusion --base "eegproject, width 256"
@@ -61,7 +62,8 @@ from braindecode_vis.roles import ENCODER_SETTINGS, play
 from braindecode_vis.seeds import make_generator
 
 STAGES = (
-    "networks", "training", "objectives", "worth", "salient", "fusion", "tower", "chosen", "frontier", "test",
+    "networks", "training", "objectives", "worth", "recipes", "salient", "fusion", "tower", "chosen", "frontier",
+    "test",
 )  # fmt: skip
 SHARE = 0.2  # of the training concepts, for choices
 
@@ -345,6 +347,33 @@ CHOSEN = {
 TESTED = ("atm_s, four augmentations of random averages",)
 
 
+ALL_CHANNELS = ("dataset.channels=all63",)
+
+
+def list_recipes() -> dict[str, Rung]:
+    """Return what competes with ATM-S of 17 channels: all channels, fewer epochs, a linear model, averages of both."""
+    network = change(combine("eegproject, width 256"), epochs=20, optimiser={"lr": 3e-4})
+    linear = Rung({"kind": "linear_gaussian"}, repeats="single", settings=ALL_CHANNELS)
+    short = change(linear, n_times=4)
+
+    def average(*members: dict[str, Any], weights: list[float] | None = None) -> Rung:
+        own = {"kind": "average", "members": members, "weights": weights}
+        return replace(linear, encoder=own)
+
+    one = network.encoder
+    return {
+        TESTED[0]: CHOSEN[TESTED[0]],
+        "eegproject, width 256, 20 epochs": network,
+        "ridge, 63 channels": replace(NETWORKS["ridge"], settings=ALL_CHANNELS),
+        "eegproject, width 256, 20 epochs, 63 channels": replace(network, settings=ALL_CHANNELS),
+        "linear Gaussian": Rung({"kind": "linear_gaussian"}, repeats="single"),
+        "linear Gaussian, 63 channels": linear,
+        "linear Gaussian of 4 courses, 63 channels": short,
+        "average of it and EEGProject": average(short.encoder, one),
+        "average of it and three EEGProject": average(short.encoder, one, one, one, weights=[3, 1, 1, 1]),
+    }
+
+
 #: Published trainings that need one embedding alone, by configuration; what needs views or text is taken out.
 PUBLISHED = {
     "trials": {
@@ -580,6 +609,8 @@ def slug(name: str) -> str:
 def list_rungs(stage: str, base: str, kind: str, truth: Path) -> dict[str, Rung]:
     if stage == "worth":
         return list_worth(kind, truth)
+    if stage == "recipes":
+        return list_recipes()
     if stage == "frontier":
         return list_frontier(kind)
     if stage == "networks":
@@ -637,10 +668,13 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(options.seeds):
         for name, rung in rungs.items():
-            path, is_network = folder / f"{slug(name)}-{seed}.csv", rung.encoder["kind"] == "network"
+            path, is_network = (
+                folder / f"{slug(name)}-{seed}.csv",
+                rung.encoder["kind"] in ("network", "average"),
+            )
             if path.exists() or (seed > 0 and not is_network):
                 continue
-            if options.epochs and is_network:
+            if options.epochs and "epochs" in rung.encoder:
                 rung = change(rung, epochs=options.epochs)
             started = time.process_time()
             table = pd.concat(

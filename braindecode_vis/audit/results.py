@@ -106,8 +106,8 @@ def check_fits(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         opened = cast(RecomputedRun, decoding.open_branch(again, name))
         fitted.append((opened, branch.trained, f"{BRANCH_WORDS[name]} "))
     for one, records, words in fitted:
-        # Networks of categories are no networks by their settings.
-        if any((record.path / "network.json").is_file() for record in records):
+        # Networks of categories are no networks by their settings, and an average has members in folders of their own.
+        if any(True for record in records for _ in record.path.rglob("network.json")):
             findings += check_networks(run, one, records, words)
             continue
         took = sum(_read_seconds(record) for record in records)
