@@ -220,11 +220,21 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
         "CLIP + sentences": use(clip, "sentence_contrast", **texts),
         "CLIP + sentences, weight 1": use(clip, {"kind": "sentence_contrast", "weight": 1}, **texts),
         "CLIP + sentences by margin": use(clip, {"kind": "sentence_contrast", "form": "margin"}, **texts),
+        "CLIP + swapped descriptions": use(
+            clip, {"kind": "composition", "words": "attributes"}, **texts, **named
+        ),
+        "CLIP + captioning from the output": use(
+            clip, {"kind": "captioning", "reads": "output"}, captions=texts["captions"]
+        ),
     }
     if kind == "trials":
         early, name = ("dataset.window=[-0.2,1.0]",), "CLIP, from -0.2 s"
         rungs |= {
             "TCL": use("tcl", teacher=teacher),
+            "CLIP + captioning from windows": use(clip, "captioning", captions=texts["captions"]),
+            "CLIP + captioning, likest half of the windows": use(
+                clip, {"kind": "captioning", "shown": 0.5}, captions=texts["captions"]
+            ),
             name: replace(base, settings=early),
             "CLIP + salient, from -0.2 s": replace(use(clip, "salient"), reference=name, settings=early),
         }
