@@ -185,6 +185,7 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
 
     mixing = [*base.encoder["augmentations"], {"kind": "trial_mixing"}]
     late = {"phase": [0.33, 1]}
+    twice = "CLIP, average of two seeds"  # what two trainings give without stages
     named = {"attributes": str(truth / "attributes.csv")}
     texts = {"captions": str(truth / "descriptions.csv"), "sentence_encoder": MINILM}
     teacher = {"decay": 0.98, "queue": 512}  # for 200 updates on 1280 images, which the defaults outlast
@@ -212,6 +213,8 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
             {**clip, "phase": [0, 0.5]}, {"kind": "within_cluster", "phase": [0.5, 1]}
         ),
         "CLIP + within concept": use(clip, "within_concept"),
+        twice: replace(base, encoder={"kind": "average", "members": [base.encoder, base.encoder]}),
+        "MCL, two stages": change(replace(base, reference=twice), kind="multistage"),
         "CLIP + Hydra of concepts": use(clip, "hydra"),
         "CLIP + Hydra of attributes": use(clip, {"kind": "hydra", "classes": "attributes"}, **named),
         "CLIP + Hydra, own attribute": use(
@@ -680,7 +683,7 @@ def main() -> None:
         for name, rung in rungs.items():
             path, is_network = (
                 folder / f"{slug(name)}-{seed}.csv",
-                rung.encoder["kind"] in ("network", "average"),
+                rung.encoder["kind"] in ("network", "average", "multistage"),
             )
             if path.exists() or (seed > 0 and not is_network):
                 continue
