@@ -18,6 +18,7 @@ from braindecode_vis.checks import ConfigError, DataError, Notice
 from braindecode_vis.embeddings.attributes import read_attributes
 from braindecode_vis.embeddings.captions import END, PAD, SPECIAL, START, read_caption_bank, split_words
 from braindecode_vis.embeddings.swaps import ENGLISH, find_groups, swap_captions
+from braindecode_vis.store import hash_json
 from braindecode_vis.training.batches import code_trials
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def describe_images(
     *,
     lexicon: Lexicon | None = None,
     sizes: StepSizes | None = None,
+    memory: dict[str, np.ndarray] | None = None,
 ) -> Descriptions | None:
     """Return what the files of an encoder say of the images of these trials; None if no objective asks.
 
@@ -127,6 +129,8 @@ def describe_images(
         Rows that are learnt from, whose images decide words, values and concepts.
     lexicon, sizes
         Those of an earlier fit, which are kept.
+    memory
+        Sentence vectors by the digest of their texts, found and kept there: refits ask for the same ones.
 
     Raises
     ------
@@ -153,9 +157,9 @@ def describe_images(
         if "words" in needs:
             found = _add_words(found, texts, learnt)
         if needs & {"sentences", "swapped"}:
-            found = _add_sentences(found, config, texts)
+            found = _add_sentences(found, config, texts, memory)
         if "swapped" in needs:
-            found = _add_swaps(found, config, texts, learnt)
+            found = _add_swaps(found, config, texts, learnt, memory)
     if "attributes" in needs:
         found = _add_attributes(found, config, responses, learnt)
     if "concepts" in needs:
@@ -189,13 +193,23 @@ def _add_words(found: Descriptions, texts: list[list[str]], learnt: np.ndarray) 
     )  # fmt: skip
 
 
-def _add_sentences(found: Descriptions, config: Any, texts: list[list[str]]) -> Descriptions:
+def _embed_texts(config: Any, texts: list[list[str]], memory: dict[str, np.ndarray] | None) -> np.ndarray:
+    """Return float32 unit vectors, the mean over the texts of each entry; computed once for the same texts."""
     from braindecode_vis.devices import compute_once
     from braindecode_vis.embeddings.text import average_texts, make_unit
 
-    encoder = make_sentence_encoder(config)
-    # One process reads the sentences for all.
-    vectors = compute_once(lambda: make_unit(average_texts(texts, encoder.encode)).astype(np.float32))
+    memory, key = {} if memory is None else memory, hash_json(texts)
+    if key not in memory:
+        encoder = make_sentence_encoder(config)
+        # One process reads the sentences for all.
+        memory[key] = compute_once(lambda: make_unit(average_texts(texts, encoder.encode)).astype(np.float32))
+    return memory[key]
+
+
+def _add_sentences(
+    found: Descriptions, config: Any, texts: list[list[str]], memory: dict[str, np.ndarray] | None
+) -> Descriptions:
+    vectors = _embed_texts(config, texts, memory)
     return replace(
         found,
         sizes=replace(found.sizes, n_sentence=vectors.shape[1]),
@@ -203,10 +217,13 @@ def _add_sentences(found: Descriptions, config: Any, texts: list[list[str]]) -> 
     )
 
 
-def _add_swaps(found: Descriptions, config: Any, texts: list[list[str]], learnt: np.ndarray) -> Descriptions:
-    from braindecode_vis.devices import compute_once
-    from braindecode_vis.embeddings.text import average_texts, make_unit
-
+def _add_swaps(
+    found: Descriptions,
+    config: Any,
+    texts: list[list[str]],
+    learnt: np.ndarray,
+    memory: dict[str, np.ndarray] | None,
+) -> Descriptions:
     asking = [o for o in config.objectives if "swapped" in o.needs]
     chosen = asking[0]
     if any((o.words, o.n_swaps, o.space) != (chosen.words, chosen.n_swaps, chosen.space) for o in asking):
@@ -233,9 +250,7 @@ def _add_swaps(found: Descriptions, config: Any, texts: list[list[str]], learnt:
         warnings.warn(told, Notice, stacklevel=4)
     most = max(map(len, swaps))
     known = np.array([[place < len(own) for place in range(most)] for own in swaps])  # (n_images, n_swaps)
-    encoder = make_sentence_encoder(config)
-    flat = [list(swap.texts) for own in swaps for swap in own]
-    vectors = compute_once(lambda: make_unit(average_texts(flat, encoder.encode)).astype(np.float32))
+    vectors = _embed_texts(config, [list(swap.texts) for own in swaps for swap in own], memory)
     swapped = np.zeros((*known.shape, vectors.shape[1]), np.float32)
     swapped[known] = vectors
     neighbours = None

@@ -141,6 +141,8 @@ class MultistageEncoder:
             stage = NetworkEncoder(self.config.make_stage(), seed=seed)
             stage.hold_out_seed = self.seed
             stage.groups = self.labels[-1] if self.labels else None
+            if self.stages:
+                stage.sentence_memory = self.first.sentence_memory
             self._lend(stage, number)
             self.stages.append(stage.fit(responses, targets))
             if len(self.stages) < self.config.n_stages:

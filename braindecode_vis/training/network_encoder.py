@@ -77,6 +77,8 @@ class NetworkEncoder:
         Group of each training image, in which batches are drawn; among all images without it.
     hold_out_seed : int or None
         Root of who is held out, where several trainings hold out the same; `seed` without it.
+    sentence_memory : dict
+        Sentence vectors of texts that were embedded before, shared by refits.
     label_free_subjects : tuple of str
         Subjects whose alignment was computed from the trials that were predicted: a transductive result.
     messages : list of str
@@ -98,6 +100,7 @@ class NetworkEncoder:
         self.messages: list[str] = []
         # What files say of the images of the training under way.
         self._descriptions: Descriptions | None = None
+        self.sentence_memory: dict[str, np.ndarray] = {}
 
     def bind(self, context: Context) -> None:
         """Take images, texts, the folder of checkpoints and the progress from what the pipeline lends."""
@@ -136,7 +139,7 @@ class NetworkEncoder:
                 "the folder that braindecode-vis pretrain wrote."
             )
         train, held, by = self.hold_out(responses, rows)
-        self._descriptions = describe_images(self.config, responses, train)
+        self._descriptions = describe_images(self.config, responses, train, memory=self.sentence_memory)
         check_text_targets(self._descriptions, self.config, targets)
         names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
         # A refit on fewer trials may lack a subject, for whom no layer must be built.
@@ -398,7 +401,12 @@ class NetworkEncoder:
         train, held, by = other.hold_out(responses, np.arange(responses.n_trials))
         # Numbers of words, values and concepts stay what the weights know them by.
         other._descriptions = describe_images(
-            self.config, responses, train, lexicon=fit.lexicon, sizes=fit.model.sizes
+            self.config,
+            responses,
+            train,
+            lexicon=fit.lexicon,
+            sizes=fit.model.sizes,
+            memory=self.sentence_memory,
         )
         transform = fit.transform.extend(responses, train)
         signal = extend_signal(fit.signal, describe_aligned(describe_signal(responses), transform))
@@ -455,6 +463,7 @@ class NetworkEncoder:
         other.progress, other.text_targets = self.progress, self.text_targets
         other.image_views, other.clusters, other.images = self.image_views, self.clusters, self.images
         other.groups, other.hold_out_seed = self.groups, self.hold_out_seed
+        other.sentence_memory = self.sentence_memory
         other.pretrained = self.pretrained
         return other
 
@@ -653,7 +662,12 @@ class NetworkEncoder:
         fit = self.require_fit()
         device = torch.device(choose_device(self.config.device, setting="encoder.device"))
         self._descriptions = describe_images(
-            self.config, responses, rows[0], lexicon=fit.lexicon, sizes=fit.model.sizes
+            self.config,
+            responses,
+            rows[0],
+            lexicon=fit.lexicon,
+            sizes=fit.model.sizes,
+            memory=self.sentence_memory,
         )
         feed = Feed(
             responses, targets, transform=fit.transform, signal=fit.signal, rows=rows[0], held_rows=rows[1],

@@ -7,7 +7,8 @@ from braindecode_vis.arrays import Embeddings, normalise_rows
 from braindecode_vis.checks import DataError
 from braindecode_vis.training.batches import gather_groups, make_grouped_batches
 from braindecode_vis.training.multistage import MultistageConfig
-from tests.training.toy_task import assert_same_weights, make_config, make_task
+from tests.processes import run_together
+from tests.training.toy_task import assert_same_weights, get_weights, make_config, make_task
 
 SETTINGS = {
     "network": {"kind": "eegproject", "width": 8}, "epochs": 2, "batch_size": 8, "device": "cpu",
@@ -139,3 +140,20 @@ def test_labels_multiply_over_stages_and_may_come_from_learnt_images():
     assert encoder.predict(responses).vectors.shape == (40, 15)
     with pytest.raises(DataError, match="has not been fitted"):
         make().build(seed=0).predict(responses)
+
+
+def fit_and_collect():
+    responses, targets = make_task(n_images=40)
+    settings = {"network": {"kind": "eegproject", "dropout": 0, "width": 8}, "hide_subject": 0}
+    encoder = make(**settings).build(seed=0).fit(responses, targets)
+    return encoder.labels, [get_weights(stage) for stage in encoder.stages]
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path):
+    labels, weights = fit_and_collect()
+    for found_labels, found in run_together(lambda rank: fit_and_collect(), tmp_path):
+        assert found_labels == labels
+        for one, two in zip(weights, found, strict=True):
+            for name, value in one.items():
+                np.testing.assert_allclose(two[name], value, atol=2e-4, err_msg=name)
