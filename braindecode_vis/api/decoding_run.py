@@ -391,7 +391,8 @@ class DecodingRun:
             file of trials, or another root of the run's data set.
         gallery
             Pictures to search, as in `from_arrays`, also such that were in no data set; or `Embeddings` of the run's
-            target. By default the pictures that the trials say they showed, or else those that the run was tested with.
+            target; or the path of a CSV file of captions or attributes, for a gallery without pictures. By default the
+            pictures that the trials say they showed, or else those that the run was tested with.
         fold
             The fold that predicts. By default the only one, or the mean of all where they share their space.
         out

@@ -34,7 +34,8 @@ def predict(
         str | None,
         typer.Option(
             "--gallery",
-            help="Pictures to search: a folder or a .npy of them, a folder of embeddings, or a bank.",
+            help="Pictures to search: a folder or a .npy of them, a folder of embeddings, or a bank; or a CSV file of "
+            "captions or attributes, for a gallery without pictures.",
         ),
     ] = None,
     fold: Annotated[

@@ -46,6 +46,14 @@ def score(
         str | None,
         typer.Option("--text", help="Embeddings of the concept names, a gallery of its own (@text)."),
     ] = None,
+    descriptions: Annotated[
+        str | None,
+        typer.Option(
+            "--descriptions",
+            help="Embeddings of what is said of each item of the gallery, or a CSV of captions for predicted sentence "
+            "vectors; without --targets they are the gallery.",
+        ),
+    ] = None,
     protocol: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,7 +93,8 @@ def score(
 
     given: dict[str, Any] = {"kind": kind, "protocols": tuple(protocol or ()), "selection": selection}
     found = score_outputs(
-        predictions, targets, ids=ids, target_ids=target_ids, text=text, distances=distances, size=size,
+        predictions, targets, ids=ids, target_ids=target_ids, text=text, descriptions=descriptions,
+        distances=distances, size=size,
         # A word on the command line, where None cannot be written.
         features=None if features == "none" else features, n_bootstrap=n_permutations, n_permutations=n_permutations,
         seed=seed, out=out, **given,

@@ -243,8 +243,13 @@ def choose_gallery(run: Run) -> tuple[list[str] | None, str]:
 
 @remember
 def reconstruct(run: Run) -> Reconstructed:
-    """Turn the predictions into images, with every control beside them."""
+    """Turn the predictions into images, with every control beside them.
+
+    Where no image file is at hand, as in a gallery that is known in words alone, nothing is made.
+    """
     refuse_categories(run, "reconstruct")
+    if not preprocess(run).stimuli.has_pixels:
+        return _name_rows(run)
     prepared, (fields, upstream) = preprocess(run), name_images(run)
     artifact = run.produce(
         "reconstruct", fields, upstream, lambda folder: _write_images(run, folder, fields, upstream)
@@ -264,6 +269,22 @@ def reconstruct(run: Run) -> Reconstructed:
         else None,
         size=size,
         captions=store.read_json(artifact.path / CAPTIONS) if run.config.reconstruction.captions else {},
+    )
+
+
+def _name_rows(run: Run) -> Reconstructed:
+    """Return what was seen by its name, without any image."""
+    retrieved, stimuli = retrieve(run), preprocess(run).stimuli
+    ids = np.concatenate([fold.predicted.ids for fold in retrieved.folds])
+    return Reconstructed(
+        artifact=retrieved.artifact,
+        ids=ids,
+        concepts=stimuli.concepts_of(ids),
+        subjects=np.concatenate([fold.subjects for fold in retrieved.folds]),
+        seen=ImageRows(np.zeros((1, 1, 1, 3), np.uint8), np.zeros(len(ids), np.intp)),
+        images={},
+        decoded_concepts=None,
+        size=(1, 1),
     )
 
 

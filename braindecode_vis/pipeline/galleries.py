@@ -277,14 +277,25 @@ class TextSide:
         subject: str | None,
         without: Sequence[str] = (),
     ) -> Embeddings:
-        """Return descriptions as candidates, as they are compared.
+        """Return descriptions as candidates, as they are compared; see `place`."""
+        return self.source.fit_centre(subject).apply(self.place(ids, asked, subject, without))
 
-        The mean of the descriptions of training images is taken off them, as that of training images off images: texts
-        lie apart from images in a network of both. Without such descriptions it is the mean of the candidates, and for
+    def place(
+        self,
+        ids: Sequence[str],
+        asked: Sequence[Description],
+        subject: str | None,
+        without: Sequence[str] = (),
+    ) -> Embeddings:
+        """Return descriptions in the space of the comparison, before the centre of the images is applied.
+
+        They are moved so that their own mean is taken off then, that of the descriptions of training images: texts lie
+        apart from images in a network of both. Without such descriptions it is the mean of the candidates, and for
         targets that are made of texts that of the targets.
         """
-        centre = self._fit_centre(subject, asked)
-        return centre.apply(self._map(ids, self.embed(asked, without), subject))
+        made = self._map(ids, self.embed(asked, without), subject)
+        shift = self.source.fit_centre(subject).mean - self._fit_centre(subject, asked).mean
+        return replace(made, vectors=(made.flat() + shift).reshape(made.vectors.shape))
 
     def _fit_centre(self, subject: str | None, asked: Sequence[Description]) -> Centre:
         centre = self.source.fit_centre(subject)

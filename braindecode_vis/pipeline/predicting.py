@@ -25,6 +25,7 @@ from braindecode_vis.datasets.array_folder import load_array
 from braindecode_vis.datasets.own_data import Pictures, make_picture_set
 from braindecode_vis.devices import choose_device
 from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
+from braindecode_vis.embeddings.descriptions import read_captions_or_attributes
 from braindecode_vis.embeddings.image_bank import is_image_bank, read_image_bank
 from braindecode_vis.generators.captions import retrieve_nearest
 from braindecode_vis.generators.captions_config import WrittenCaptions, write_with_encoder
@@ -46,7 +47,7 @@ from braindecode_vis.pipeline.image_files import DrawnImages
 from braindecode_vis.pipeline.learning import embed, name_fold, pick_trials, preprocess, train
 from braindecode_vis.pipeline.new_trials import NewTrials
 from braindecode_vis.pipeline.runs import Run
-from braindecode_vis.pipeline.scoring import describe_choices
+from braindecode_vis.pipeline.scoring import describe_choices, open_text_side, read_descriptions
 from braindecode_vis.retrieval import Centre, GallerySearch, Retrieval, compute_ranks
 from braindecode_vis.scores.caption_scores import DECODERS, NEAREST
 from braindecode_vis.stimuli import StimulusSet
@@ -65,11 +66,17 @@ class PictureGallery:
         The pictures themselves, where they are known.
     words
         What they are.
+    place
+        Of a gallery of descriptions: ``place(source, subject)`` returns them in the space of the comparison.
+    texts
+        Of such a gallery: what is said of each candidate.
     """
 
     embeddings: Embeddings
     stimuli: StimulusSet | None
     words: str
+    place: Callable[[GallerySource, str | None], Embeddings] | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,10 @@ class RunPredictions:
 
     @cached_property
     def retrieved(self) -> pd.DataFrame:
-        """The nearest pictures of the gallery: columns trial, place (from 1), picture and similarity (cosine)."""
+        """The nearest pictures of the gallery: columns trial, place (from 1), picture and similarity (cosine).
+
+        In a gallery of descriptions a column `description` says what is told of each.
+        """
         if self.predicted is None:
             raise NoResultError("the run decodes categories and searches no gallery; see classes.")
         tables = []
@@ -157,7 +167,10 @@ class RunPredictions:
                     }
                 )
             )
-        return pd.concat(tables, ignore_index=True).sort_values(["trial", "place"], ignore_index=True)
+        found = pd.concat(tables, ignore_index=True).sort_values(["trial", "place"], ignore_index=True)
+        if self.candidates is not None and self.candidates.texts:
+            found["description"] = [self.candidates.texts[str(name)] for name in found["picture"]]
+        return found
 
     @cached_property
     def ranks(self) -> pd.DataFrame:
@@ -493,7 +506,8 @@ def find_gallery(
         The new trials, and the same with their repetitions averaged.
     given
         A folder of pictures, an array or a ``.npy`` of them, a mapping of ids to pictures, or a folder of embeddings
-        (``vectors.npy`` and ``ids.json``); None for the default.
+        (``vectors.npy`` and ``ids.json``); a CSV file of captions or attributes, for a gallery without pictures; None
+        for the default.
     folds
         Folds that predict, whose tested pictures are the default where the trials do not say what they showed.
 
@@ -545,8 +559,10 @@ def open_given_gallery(run: FinishedRun, number: int, given: Pictures | Embeddin
         path = Path(given).expanduser()
         if not path.exists():
             raise DataError(
-                f"the gallery {path} does not exist; give a folder of pictures, or a .npy of them."
+                f"the gallery {path} does not exist; give a folder of pictures, a .npy of them, or a CSV of captions."
             )
+        if path.suffix == ".csv":
+            return describe_gallery(run, number, path)
         if is_image_bank(path):
             given = read_image_bank(path)
         elif (path / "vectors.npy").is_file() and (path / "ids.json").is_file():
@@ -567,6 +583,33 @@ def open_given_gallery(run: FinishedRun, number: int, given: Pictures | Embeddin
     stimuli = make_picture_set(given)
     _check_size(len(stimuli))
     return PictureGallery(_encode(bank, stimuli), stimuli, f"{len(stimuli)} given pictures")
+
+
+def describe_gallery(run: FinishedRun, number: int, path: Path) -> PictureGallery:
+    """Return candidates that are known by their descriptions alone.
+
+    Parameters
+    ----------
+    run, number
+        The run, and the fold whose target it is.
+    path
+        CSV file of captions or attributes; every id in it is a candidate. What its words mean to a target without a
+        text side is learnt from the training images that ``evaluation.descriptions`` of the run describes, or else that
+        the file itself does.
+    """
+    stimuli, settings = preprocess(run).stimuli, run.config.evaluation.descriptions
+    concepts = dict(zip(stimuli.ids.astype(str), stimuli.concepts_of(stimuli.ids).astype(str), strict=True))
+    known = read_captions_or_attributes(path, concepts)
+    _check_size(len(known))
+    learnt = known if settings is None else read_descriptions(run)
+    side = open_text_side(run, number, learnt, None if settings is None else settings.encoder)
+    ids, asked = list(known), list(known.values())
+    embeddings = Embeddings(side.embed(asked), ids, embed(run)[number].embeddings.space)
+    return PictureGallery(
+        embeddings, None, f"{len(ids)} descriptions ({path.name}), {side.describe()}",
+        lambda source, subject: replace(side, source=source).place(ids, asked, subject),
+        {name: each.texts[0] for name, each in known.items()},
+    )  # fmt: skip
 
 
 def _check_size(n: int) -> None:
@@ -614,6 +657,8 @@ def _map_gallery(
     encoder = train(run)[folds[0]].encoder
     source = _open_source(run, folds)
     centre = source.fit_centre(subject)
+    if candidates.place is not None:
+        return centre, candidates.place(source, subject)
     if candidates.stimuli is not None:  # a tuned image network computes embeddings anew
         encoder.bind(Context(images=candidates.stimuli, device=settings.device))
     mapped = source.map_targets(candidates.embeddings, subject)

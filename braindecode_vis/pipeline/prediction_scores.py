@@ -6,6 +6,7 @@ again is another question than finding one that was never seen.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,8 @@ def _score_pictures(result: Any) -> list[Any]:
         conditions=np.where(is_trained, TRAINED_PICTURES, NEW_PICTURES).astype(object),
     )  # fmt: skip
     scores, _ = compute_scores(task)
+    if result.candidates.texts:  # another gallery than one of pictures, by its name too
+        scores = [replace(score, metric=f"{score.metric}@descriptions") for score in scores]
     return scores
 
 

@@ -106,7 +106,13 @@ def report(run: Run) -> Path:
     warnings = [str(text) for text in prepared.responses.coords.get("warnings", [])]
     warnings += [*run.seen.get("not computed", []), *summary.describe_imagined(prepared)]
     if not run.config.decodes_categories:
-        warnings += filter(None, [describe_same_draws(run.config, reconstruct(run).images["decoded"])])
+        images = reconstruct(run).images
+        if images:
+            warnings += filter(None, [describe_same_draws(run.config, images["decoded"])])
+        else:
+            warnings.append(
+                "No image file is at hand, so that retrieval alone is scored and no image was made."
+            )
     warnings += filter(None, [run.seen.get("leaks not checked")])
     if simulated:
         warnings.insert(
@@ -164,7 +170,8 @@ def collect_stages(run: Run) -> dict[str, Any]:
             from braindecode_vis.pipeline.synthetic import synthesise
 
             made += [part.artifact for part in synthesise(run)]
-        artifacts += [*made, retrieve(run).artifact, reconstruct(run).artifact]
+        images = reconstruct(run)
+        artifacts += [*made, retrieve(run).artifact, *([images.artifact] if images.images else [])]
     stages = _describe_stages(artifacts)
     for name, branch in open_branches(run).items():
         banks = {bank.artifact.path: bank.artifact for bank in embed(branch)}

@@ -109,7 +109,9 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
             items = items.assign(unit=task.units.unit, cluster=task.units.labels.astype(str))
         items.to_parquet(folder / "items.parquet", index=False)
 
-    upstream = {"retrieve": retrieved.artifact.fingerprint, "reconstruct": images.artifact.fingerprint}
+    upstream = {"retrieve": retrieved.artifact.fingerprint}
+    if images.images:
+        upstream["reconstruct"] = images.artifact.fingerprint
     if (settings := config.evaluation.descriptions) is not None and settings.weight is None:
         parts = enumerate(predict_out_of_fold(run))
         upstream |= {f"out_of_fold{number}": part.artifact.fingerprint for number, part in parts}
@@ -168,7 +170,7 @@ def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
 
     config, prepared, retrieved, images = run.config, preprocess(run), retrieve(run), reconstruct(run)
     parts = [part for fold in retrieved.folds for part in fold.parts]
-    features, suite = config.evaluation.features, config.evaluation.suite
+    features, suite = (config.evaluation.features, config.evaluation.suite) if images.images else (None, None)
     units, unit_note = _find_run_units(run)
     task = ScoringTask(
         retrievals=[(p.queries, p.gallery, p.retrieval) for p in parts],

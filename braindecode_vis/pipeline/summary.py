@@ -150,24 +150,28 @@ def describe_images(
         name: stack[:, 0] if name == "low_level" and stack.ndim == 5 else stack
         for name, stack in images.images.items()
     }
-    gallery = GalleryContent(
-        ids=[names[row] for row in first],
-        concepts=[str(c) for c in images.concepts[first]],
-        seen=images.seen[first],
-        rows={name: stack[first] for name, stack in arrange_rows(made).items()},
-        score=items["pixcorr"].to_numpy()[first],
-        metric="pixcorr",
-        metrics={
-            str(name): items[name].to_numpy()[first]
-            for name in items
-            if name not in ("rank", "gallery_size") and items[name].dtype.kind == "f"
-        },
-        captions={name: [texts[row] for row in first] for name, texts in (captions or {}).items()},
-        filter_by=["subject"] if several else [],
-        details={
-            "rank": items["rank"].iloc[first].tolist(),
-            "subject": items["subject"].iloc[first].tolist(),
-        },
+    gallery = (
+        None
+        if not made
+        else GalleryContent(
+            ids=[names[row] for row in first],
+            concepts=[str(c) for c in images.concepts[first]],
+            seen=images.seen[first],
+            rows={name: stack[first] for name, stack in arrange_rows(made).items()},
+            score=items["pixcorr"].to_numpy()[first],
+            metric="pixcorr",
+            metrics={
+                str(name): items[name].to_numpy()[first]
+                for name in items
+                if name not in ("rank", "gallery_size") and items[name].dtype.kind == "f"
+            },
+            captions={name: [texts[row] for row in first] for name, texts in (captions or {}).items()},
+            filter_by=["subject"] if several else [],
+            details={
+                "rank": items["rank"].iloc[first].tolist(),
+                "subject": items["subject"].iloc[first].tolist(),
+            },
+        )
     )
     # A curve of ranks needs one chance level; folds with galleries of several sizes have none in common.
     sizes = {fold.retrieval.gallery_size for fold in retrieved.folds}

@@ -20,6 +20,7 @@ from braindecode_vis.checks import ConfigError, DataError, check_finite, check_o
 from braindecode_vis.metrics.image import split_rounds
 from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.retrieval import Retrieval, compute_ranks, rank_similarities
+from braindecode_vis.scores.description_scores import DescriptionTask, score_descriptions
 from braindecode_vis.scores.protocol_scores import ProtocolTask, score_protocols
 from braindecode_vis.scores.score_table import compute_scores
 from braindecode_vis.scores.scoring_task import ScoringTask, list_subjects
@@ -74,6 +75,7 @@ def score(
     ids: Any = None,
     target_ids: Any = None,
     text: Any = None,
+    descriptions: Any = None,
     protocols: Sequence[ProtocolName] = (),
     selection: Selection = "not stated",
     distances: bool = False,
@@ -109,6 +111,11 @@ def score(
     text
         Embeddings of the concept names in the space of the predictions, one per row of the targets: adds the table of
         a gallery of names (``@text``).
+    descriptions
+        What is said of each item of the gallery: embeddings in the space of the predictions, one per row of the
+        targets, or a CSV file of captions (columns ``id`` and ``caption``) where predictions are sentence vectors of
+        all-MiniLM-L6-v2. Adds retrieval by description and by both (``@images``, ``@descriptions``,
+        ``@fused-ranks``); without targets, they are the gallery, which then needs no image.
     protocols
         Further ones, see `braindecode_vis.scores.protocol_scores.score_protocols`: ``relative_median_rank``,
         ``mean_average_precision``, ``within_concept``, ``nsd_300``, ``transductive``, and ``instances``, which is added
@@ -158,19 +165,24 @@ def score(
     if out is not None:
         check_folder(Path(out))
     given = read_given(predictions, "the predictions")
+    said = None if descriptions is None else _read_descriptions(descriptions)
     true = None if targets is None else read_given(targets, "the targets")
+    if said is not None and true is None:  # a gallery without images
+        true, said = said, None
     chosen = find_kind(given, true, kind, has_ids=ids is not None)
     if chosen != "similarity" and distances:
         raise ConfigError(f"distances belongs to a matrix of similarities, but these are {chosen}.")
     if chosen != "embeddings" and text is not None:
         raise ConfigError(f"text belongs to embeddings, but these are {chosen}.")
+    if chosen != "embeddings" and descriptions is not None:
+        raise ConfigError(f"descriptions belong to embeddings, but these are {chosen}.")
     if chosen != "images" and (size is not None or features != FEATURES):
         raise ConfigError(f"size and features belong to folders of images, but these are {chosen}.")
     asked = Asked(
         tuple(protocols), selection, distances, size, features, n_bootstrap, n_permutations, seed, device
     )
     if chosen == "embeddings":
-        found = _score_embeddings(given, true, ids, target_ids, text, asked)
+        found = _score_embeddings(given, true, ids, target_ids, text, said, asked)
     elif chosen == "similarity":
         found = _score_similarity(given, true, ids, target_ids, asked)
     else:
@@ -292,10 +304,57 @@ class _Ranking:
     warnings: list[str]
     matrix: np.ndarray | None = None
     texts: Embeddings | None = None
+    described: Embeddings | None = None
+
+
+def _read_descriptions(descriptions: Any) -> Given:
+    """Return embeddings of descriptions; captions of a file are read by all-MiniLM-L6-v2."""
+    path = Path(descriptions) if isinstance(descriptions, str | Path) else None
+    if path is None or path.suffix.lower() != ".csv" or not path.is_file():
+        return read_given(descriptions, "the descriptions")
+    from braindecode_vis.embeddings.captions import read_caption_bank
+    from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
+    from braindecode_vis.embeddings.text import average_texts, make_unit
+
+    bank = read_caption_bank(path)
+    sentences = SentenceEncoder(find_sentence_folder(MINILM, "descriptions"))
+    vectors = make_unit(average_texts(list(bank.values()), sentences.encode))
+    return Given(str(path), vectors, pd.DataFrame({"stimulus_id": list(bank)}))
+
+
+def _place_descriptions(said: Given, gallery: Rows, shape: tuple[int, ...]) -> Embeddings:
+    """Return descriptions in the order of the gallery."""
+    if said.values is None or said.values.shape[1:] != shape:
+        held = "no values" if said.values is None else f"rows of shape {said.values.shape[1:]}"
+        raise DataError(
+            f"{said.name} holds {held}, but predictions have rows of shape {shape}; descriptions are compared in the "
+            "space of the predictions."
+        )
+    if said.ids is not None:
+        known = set(said.ids.astype(str).tolist())
+        missing = [name for name in gallery.ids.tolist() if str(name) not in known]
+        if missing:
+            raise DataError(
+                f"{said.name} describes {len(gallery.ids) - len(missing)} of {len(gallery.ids)} items of the gallery, "
+                f"and not {missing[0]!r}; describe all of them."
+            )
+        return Embeddings(said.values, said.ids.astype(str), "given").select(list(gallery.ids.astype(str)))
+    if len(said.values) != len(gallery.ids):
+        raise DataError(
+            f"{len(said.values)} descriptions for {len(gallery.ids)} items of the gallery; give one for each target, "
+            "in their order, or a table with the column id."
+        )
+    return Embeddings(said.values, gallery.ids, "given")
 
 
 def _score_embeddings(
-    given: Given, true: Given | None, ids: Any, target_ids: Any, text: Any, asked: Asked
+    given: Given,
+    true: Given | None,
+    ids: Any,
+    target_ids: Any,
+    text: Any,
+    said: Given | None,
+    asked: Asked,
 ) -> ScoredOutputs:
     if true is None:
         raise DataError(
@@ -329,6 +388,7 @@ def _score_embeddings(
         "embeddings", queries, candidates, ranked, rows, gallery, f"embeddings of shape {vectors.shape[1:]}, cosine",
         [*notes, *merged, *matched], signs.find_vector_signs(vectors), warnings,
         texts=None if text is None else _read_texts(text, gallery, vectors.shape[1:]),
+        described=None if said is None else _place_descriptions(said, gallery, vectors.shape[1:]),
     )  # fmt: skip
     return _score_ranking(ranking, asked, given, true)
 
@@ -440,6 +500,12 @@ def _score_ranking(ranking: _Ranking, asked: Asked, given: Given, true: Given | 
     scores, items = compute_scores(task)
     if ranking.texts is not None:
         scores += _score_texts(task, ranking.texts, asked)
+    if ranking.described is not None:
+        scores += score_descriptions(
+            [DescriptionTask(ranking.queries, ranking.described, ranking.candidates, ranking.candidates)], subjects,
+            protocol=f"{protocol}; descriptions as candidates too", split="test", seed=asked.seed,
+            n_bootstrap=asked.n_bootstrap, units=units,
+        )[0]  # fmt: skip
     protocols = list(asked.protocols)
     if ranking.matrix is None and rows.are_repeated and "instances" not in protocols:
         protocols.append("instances")

@@ -598,3 +598,34 @@ def test_unfinished_runs_and_wrong_folders_on_the_command_line(run, tmp_path, co
     done = call(run.folder)
     assert done.returncode == 0, done.stderr
     assert "3 trials predicted" in done.stdout
+
+
+# --- a gallery of descriptions ----------------------------------------------------------------------------
+
+
+def test_a_gallery_needs_no_pictures(run, folded, tmp_path):
+    """Candidates are known by what a file says of them; the words are learnt from those of training pictures."""
+    X, pictures, shown = make_experiment()
+    ids = [str(n) for n in range(N_PICTURES)]
+    parts = pictures.reshape(N_PICTURES, 4, 3, 4, 3).mean(axis=(2, 4)).reshape(N_PICTURES, -1)
+    bright = parts > parts.mean(axis=0)
+    texts = [" ".join(f"part{'abcdefghijklmnop'[n]}" for n in np.flatnonzero(row)) for row in bright]
+    pd.DataFrame({"id": ids, "caption": texts}).to_csv(tmp_path / "texts.csv", index=False)
+    X, shown = pick_test(X, shown)
+    found = run.predict(X, shown=shown, gallery=tmp_path / "texts.csv")
+    assert_own(found, run)
+    assert found.candidates.stimuli is None
+    first = found.retrieved.iloc[0]
+    assert first["description"] == dict(zip(ids, texts, strict=True))[first["picture"]]
+    scores = found.scores[found.scores["method"] == "decoded"].set_index("metric")
+    assert scores.loc["2_way@descriptions", "value"] > 0.8
+    assert scores.loc["top1@descriptions", "gallery_size"] == N_PICTURES
+    assert "gallery of 30 descriptions (texts.csv), by a regression from words" in found.protocol
+    assert (folded.predict(X, shown=shown, gallery=tmp_path / "texts.csv").ranks["rank"] <= 30).all()
+    pd.DataFrame({"id": ids[22:], "caption": texts[22:]}).to_csv(tmp_path / "new.csv", index=False)
+    with pytest.raises(
+        DataError, match=r"0 training images are described, from which .* describe training images too"
+    ):
+        run.predict(X, gallery=tmp_path / "new.csv")
+    with pytest.raises(DataError, match=r"the gallery .* does not exist; .* or a CSV of captions"):
+        run.predict(X, gallery=tmp_path / "none.csv")

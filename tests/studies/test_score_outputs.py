@@ -150,6 +150,28 @@ def test_subjects_and_groups_of_the_table_are_resampled(vectors):
     assert grouped.get("2_way")["resampled"] == "6 groups"
 
 
+def test_descriptions_are_a_gallery_beside_that_of_images_and_without_it(vectors):
+    predicted, targets = vectors
+    texts = targets + 0.1
+    found, alone = score(predicted, targets, descriptions=texts), score(predicted, descriptions=texts)
+    assert values_of(found)["top1@descriptions"] == values_of(alone)["top1"]
+    assert values_of(found)["top1@images"] == values_of(found)["top1"]
+    assert found.get("top5@fused-ranks")["chance"] == 5 / N
+    order = np.random.default_rng(0).permutation(N)
+    names = [f"i{k}" for k in range(N)]
+    table = pd.DataFrame(texts[order], columns=[f"f{d}" for d in range(D)]).assign(id=np.array(names)[order])
+    named = score(predicted, targets, ids=names, target_ids=names, descriptions=table)
+    assert values_of(named)["top1@descriptions"] == values_of(found)["top1@descriptions"]
+    with pytest.raises(DataError, match=f"describes {N - 1} of {N} items of the gallery, and not"):
+        score(predicted, targets, ids=names, target_ids=names, descriptions=table.iloc[1:])
+    with pytest.raises(DataError, match="3 descriptions for 24 items"):
+        score(predicted, targets, descriptions=texts[:3])
+    with pytest.raises(DataError, match="compared in the space of the predictions"):
+        score(predicted, targets, descriptions=texts[:, :2])
+    with pytest.raises(ConfigError, match="descriptions belong to embeddings, but these are similarity"):
+        score(np.eye(N), names, ids=names, descriptions=texts)
+
+
 def test_text_gallery_and_protocols(vectors):
     predicted, targets = vectors
     texts = targets + 0.1
