@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config.cluster_config import ClusterConfig
+from braindecode_vis.embeddings.compositions import CompositionConfig
 from braindecode_vis.embeddings.descriptions import DescriptionsConfig
 from braindecode_vis.embeddings.text import ConceptTextConfig
 from braindecode_vis.encoders.encoding_model import EncodingModelConfig
@@ -291,6 +292,8 @@ class EvaluationConfig(Settings):
         SATTC, SCORE); its rows have names of their own and are never the result of the run.
     gallery
         A bank of many more images (``embed --images``), among which the seen image is searched too.
+    composition
+        Pairs of texts, and of images, that have the same parts bound otherwise: what the protocol of this name tests.
     descriptions
         Captions or attributes of the tested images as a gallery of texts, beside that of the images, and both fused.
     conditions
@@ -312,13 +315,25 @@ class EvaluationConfig(Settings):
     metrics: tuple[Annotated[Any, Component("metric")], ...] = ()
     protocols: tuple[ProtocolName, ...] = ()
     gallery: LargeGalleryConfig | None = None
+    composition: CompositionConfig | None = None
     descriptions: DescriptionsConfig | None = None
     conditions: tuple[str, ...] = ()
     captions: CaptionScoresConfig | None = None
     brain: BrainScoresConfig | None = None
     noise_ceiling: CeilingMeasure | None = None
 
-    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"gallery", "descriptions", "metrics", "resample"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset(
+        {"gallery", "composition", "descriptions", "metrics", "resample"}
+    )
+
+    @model_validator(mode="after")
+    def _check_composition(self) -> Self:
+        if ("composition" in self.protocols) != (self.composition is not None):
+            raise ValueError(
+                "the protocol composition needs the tests that composition.file names, and these need the protocol; "
+                "give both or none of evaluation.protocols: [composition] and evaluation.composition"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_features(self) -> Self:

@@ -194,6 +194,7 @@ _SCORES_OF_IMAGES = (
     "captions",
     "brain",
     "gallery",
+    "composition",
     "descriptions",
 )
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.arrays import Embeddings, check_same_space, normalise_rows
 from braindecode_vis.checks import DataError, check_unique
 from braindecode_vis.metrics.identification import compute_win_probability
 from braindecode_vis.metrics.uncertainty import Interval, bootstrap_interval
@@ -29,7 +29,7 @@ from braindecode_vis.seeds import make_generator
 #: Names for ``evaluation.protocols``.
 ProtocolName = Literal[
     "relative_median_rank", "mean_average_precision", "within_concept", "instances", "nsd_300", "zero_shot_text",
-    "concept_templates", "transductive",
+    "concept_templates", "transductive", "composition",
 ]  # fmt: skip
 BLOCK_QUERIES = 256
 TIE_TOLERANCE = 1e-6  # of single-precision similarities
@@ -314,6 +314,55 @@ def classify_by_text(
     labels = _as_labels(concepts, predicted, "prediction")
     queries = Embeddings(predicted.vectors, labels.astype(object), predicted.space)
     return compute_ranks(queries, text, device=device, protocol="zero-shot by text")
+
+
+def compare_bindings(queries: Embeddings, true: Embeddings, swapped: Embeddings) -> np.ndarray:
+    """Return for each query 1 if its true item is more similar than the one of the same parts, 0 if less, 0.5 if equal.
+
+    Parameters
+    ----------
+    queries, true, swapped : Embeddings of n rows
+        In one space, row by row.
+
+    Returns
+    -------
+    array of shape (n,)
+
+    Examples
+    --------
+    >>> one, other = (Embeddings(np.eye(2, dtype=np.float32)[[k]], ["a"], "toy") for k in (0, 1))
+    >>> compare_bindings(one, one, other), compare_bindings(one, other, other)
+    (array([1.]), array([0.5]))
+    """
+    check_same_space(queries, true)
+    check_same_space(queries, swapped)
+    units = [normalise_rows(side.flat().astype(np.float64)) for side in (queries, true, swapped)]
+    difference = (units[0] * (units[1] - units[2])).sum(axis=1)
+    # Items of one pair may have a cosine of 0.999 with each other: only what is equal is a tie.
+    return np.where(np.abs(difference) <= 1e-9, 0.5, (difference > 0).astype(float))
+
+
+def compare_parts(
+    queries: Embeddings, true: Embeddings, groups: Sequence[object] | np.ndarray, pairs: Sequence[str]
+) -> np.ndarray:
+    """Return the share of items of other pairs of its group that each query's true item beats, NaN where none are.
+
+    Parameters
+    ----------
+    queries, true : Embeddings of n rows
+        In one space, row by row.
+    groups, pairs : sequences of length n
+        Items are compared within a group, and never with one of the same pair.
+    """
+    check_same_space(queries, true)
+    left, right = (normalise_rows(side.flat().astype(np.float64)) for side in (queries, true))
+    similarity = left @ right.T  # (n, n)
+    own = np.diagonal(similarity)[:, None]
+    names, labels = np.asarray(pairs, dtype=object), np.asarray(groups, dtype=object)
+    rivals = (labels[:, None] == labels[None]) & (names[:, None] != names[None])
+    beaten = (own > similarity) + 0.5 * (own == similarity)
+    counts = rivals.sum(axis=1)
+    return np.where(counts > 0, (beaten * rivals).sum(axis=1) / np.maximum(counts, 1), np.nan)
 
 
 # --- queries ------------------------------------------------------------------------------------------------------

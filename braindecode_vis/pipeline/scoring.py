@@ -14,12 +14,20 @@ from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, check_unique
 from braindecode_vis.config import RunConfig
 from braindecode_vis.devices import choose_device
+from braindecode_vis.embeddings.compositions import (
+    CompositionConfig,
+    CompositionTest,
+    pick_tests,
+    read_compositions,
+)
 from braindecode_vis.embeddings.descriptions import (
     Description,
     DescriptionsConfig,
+    describe_captions,
     pick_descriptions,
     read_captions_or_attributes,
 )
+from braindecode_vis.embeddings.text import make_unit
 from braindecode_vis.metrics.metric_registry import register_metric
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.decoding import (
@@ -60,6 +68,7 @@ from braindecode_vis.stimuli import hash_pixels
 
 if TYPE_CHECKING:
     from braindecode_vis.scores.gallery_scores import LargeGalleryConfig
+    from braindecode_vis.scores.protocol_scores import CompositionSides
     from braindecode_vis.scores.scoring_task import ScoringTask
 
 MOST_HELD_OUT = 1000  # images, and trials of these, on which the weight of descriptions is chosen
@@ -87,13 +96,15 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
         differences: list[dict[str, Any]] = []
         with run.listener.progress("scoring", task.n_steps) as advance:
             scores, items = compute_scores(task, advance=advance, differences=differences)
+        lacking: list[str] = []
         if config.evaluation.protocols:
-            scores += _score_protocols(run, task.protocol, task.units)
+            found, lacking = _score_protocols(run, task.protocol, task.units)
+            scores += found
         if config.evaluation.gallery is not None:
             scores += _score_large_gallery(run, config.evaluation.gallery, task)
-        lacking: list[str] = []
         if config.evaluation.descriptions is not None:
-            described, gains, lacking = _score_descriptions(run, config.evaluation.descriptions, task)
+            described, gains, why = _score_descriptions(run, config.evaluation.descriptions, task)
+            lacking += why
             scores += described
             differences += gains
         further, why = _score_further(run, task, folder)
@@ -400,8 +411,8 @@ def _name_conditions(run: Run, ids: np.ndarray) -> np.ndarray | None:
     return trials[columns].astype(str).agg(" ".join, axis=1).to_numpy(dtype=object)
 
 
-def _score_protocols(run: Run, protocol: str, units: Units | None) -> list[Any]:
-    """Return the score rows of the further protocols that the configuration names."""
+def _score_protocols(run: Run, protocol: str, units: Units | None) -> tuple[list[Any], list[str]]:
+    """Return the score rows of the further protocols that the configuration names, and what was not computed."""
     from braindecode_vis.metrics.protocols import make_concept_templates
     from braindecode_vis.scores.protocol_scores import ProtocolTask, score_protocols
 
@@ -433,6 +444,9 @@ def _score_protocols(run: Run, protocol: str, units: Units | None) -> list[Any]:
         others = bank.select([str(i) for i in bank.ids if str(i) not in set(ids)])
         tested = {i: concept_of[i] for i in ids}
         templates = make_concept_templates(others, [concept_of[str(i)] for i in others.ids], tested)
+    compositions, lacking = list[Any](), list[str]()
+    if config.evaluation.composition is not None:
+        compositions, lacking = _make_compositions(run, config.evaluation.composition)
     task = ProtocolTask(
         retrievals=[(part.queries, part.gallery, part.retrieval) for part in parts],
         concepts=reconstruct(run).concepts,
@@ -445,10 +459,86 @@ def _score_protocols(run: Run, protocol: str, units: Units | None) -> list[Any]:
         predicted=[fold.predicted for fold in retrieved.folds],
         text=text,
         templates=templates,
+        compositions=compositions,
         device=choose_device(config.retrieval.device, setting="retrieval.device"),
         units=units,
     )
-    return score_protocols(task, wanted)
+    return score_protocols(task, wanted), lacking
+
+
+def _make_compositions(run: Run, settings: CompositionConfig) -> tuple[list[CompositionSides], list[str]]:
+    """Return what was seen and the same parts bound otherwise, beside the predictions, and what was not compared."""
+    path = settings.file.expanduser()
+    tests, made, lacking = read_compositions(path), list[Any](), list[str]()
+    known = {test.name: describe_captions((test.caption,)) for test in tests if test.caption}
+    for number, (source, fold) in enumerate(zip(list_gallery_sources(run), retrieve(run).folds, strict=True)):
+        side = open_text_side(run, number, known, settings.encoder)
+        sentences = _predict_sentences(run, number) if settings.encoder is None else None
+        for (subject, _), part in zip(source.list_rows(fold.subjects), fold.parts, strict=True):
+            picked = pick_tests(tests, [str(name) for name in part.gallery.ids], path=path)
+            names, subjects = part.queries.ids.astype(str), fold.subjects[part.rows]
+            # Of every trial of an image, where repetitions are not averaged.
+            asked = [(row, test) for test in picked for row in np.flatnonzero(names == test.name).tolist()]
+            images = side.show_images([str(name) for name in part.gallery.ids], subject)
+            if images is not None and (shown := [(row, test) for row, test in asked if test.partner]):
+                true, swapped = ([getattr(test, k) for _, test in shown] for k in ("name", "partner"))
+                both = images.select(true), images.select(swapped)
+                made.append(_compare_sides("images", shown, part.queries, both, subjects))
+            if not (said := [(row, test) for row, test in asked if test.caption]):
+                continue
+            texts = [[getattr(test, k) for _, test in said] for k in ("caption", "swapped")]
+            ids = [str(place) for place in range(len(said))]
+            if sentences is not None:
+                predicted, read = sentences
+                own = Embeddings(predicted.vectors[part.rows], predicted.ids[part.rows], predicted.space)
+                read_both = [Embeddings(read(one), ids, predicted.space) for one in texts]
+                note = "; texts in the space of sentences by the encoder's head"
+                made.append(_compare_sides("texts", said, own, read_both, subjects, note))
+            elif settings.encoder is not None or not side.learns:
+                asked_both = [[describe_captions((text,)) for text in one] for one in texts]
+                placed = [side.make_gallery(ids, one, subject) for one in asked_both]
+                note = f"; texts {side.describe()}"
+                made.append(_compare_sides("texts", said, part.queries, placed, subjects, note))
+            else:
+                lacking = [
+                    "composition of texts not computed: the target reads no texts and the encoder predicts no "
+                    "sentences; set evaluation.composition.encoder to minilm, or add the objective composition."
+                ]
+    if not made:
+        raise ConfigError(
+            "; ".join(lacking)
+            or f"{path} compares images, but the target holds nothing of images; add captions."
+        )
+    return made, lacking
+
+
+def _compare_sides(
+    label: str,
+    asked: list[tuple[int, CompositionTest]],
+    queries: Embeddings,
+    both: Sequence[Embeddings],
+    subjects: np.ndarray,
+    note: str = "",
+) -> CompositionSides:
+    from braindecode_vis.scores.protocol_scores import CompositionSides
+
+    rows = np.array([row for row, _ in asked])
+    return CompositionSides(
+        label, Embeddings(queries.vectors[rows], queries.ids[rows], queries.space), both[0], both[1],
+        np.array([test.kind for _, test in asked], dtype=object),
+        np.array([test.pair for _, test in asked], dtype=object), subjects[rows], note,
+    )  # fmt: skip
+
+
+def _predict_sentences(run: Run, number: int) -> tuple[Embeddings, Callable[[list[str]], np.ndarray]] | None:
+    """Return the predictions of a fold in the space of sentences and what reads texts into it; None without a head."""
+    predicted = train(run)[number].encoder.predict_sentences(pick_test_trials(run, number))
+    if predicted is None:
+        return None
+    from braindecode_vis.training.descriptions import make_sentence_encoder
+
+    encoder = make_sentence_encoder(run.config.encoder)
+    return predicted, lambda texts: make_unit(encoder.encode(texts))
 
 
 def _score_large_gallery(run: Run, settings: LargeGalleryConfig, task: ScoringTask) -> list[Any]:

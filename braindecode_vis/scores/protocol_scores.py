@@ -33,6 +33,32 @@ TOP = (1, 5)
 
 
 @dataclass(frozen=True)
+class CompositionSides:
+    """Tests of composition against one gallery, row by row.
+
+    Parameters
+    ----------
+    label
+        ``images`` or ``texts``.
+    queries, true, swapped : Embeddings of n rows
+        Predictions, what was seen, and what has the same parts, in one space.
+    kinds, pairs, subjects : arrays of shape (n,)
+        What changed places, what the two sides are called together, and whose predictions they are.
+    note
+        How texts got into the space.
+    """
+
+    label: str
+    queries: Embeddings
+    true: Embeddings
+    swapped: Embeddings
+    kinds: np.ndarray
+    pairs: np.ndarray
+    subjects: np.ndarray
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class ProtocolTask:
     """Predictions and galleries that protocols are run on.
 
@@ -52,6 +78,8 @@ class ProtocolTask:
         One embedding per concept name, in that space.
     templates
         Gallery of `protocols.make_concept_templates` in the space of the queries; for ``concept_templates``.
+    compositions
+        Tests for ``composition``.
     n_drawn, n_draws
         Size and number of the subsets of ``nsd_300``.
     device
@@ -71,6 +99,7 @@ class ProtocolTask:
     predicted: Sequence[Embeddings] | None = None
     text: Embeddings | None = None
     templates: Embeddings | None = None
+    compositions: Sequence[CompositionSides] = ()
     n_drawn: int = 300
     n_draws: int = 30
     device: str = "auto"
@@ -107,6 +136,7 @@ class _Values:
     gallery_size: int | None
     statistic: Any = "mean"
     note: str = ""  # what the protocol says more
+    unit: str = "image"  # what `ids` are
 
 
 def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[Score]:
@@ -120,7 +150,8 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
         ``relative_median_rank`` (both definitions), ``mean_average_precision`` (all images of the concept are
         relevant), ``within_concept``, ``instances`` (single trials beside averaged predictions), ``nsd_300`` (drawn and
         exact, both directions), ``zero_shot_text``, ``concept_templates``, ``transductive`` (the unlabelled test
-        queries of each subject correct their own similarities; see `metrics.calibration`).
+        queries of each subject correct their own similarities; see `metrics.calibration`), ``composition`` (what was
+        seen against the same parts bound otherwise, and as a control against other parts).
 
     Raises
     ------
@@ -147,7 +178,7 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
                         chance=found.chance,
                         gallery_size=found.gallery_size,
                         stimulus_ids=found.ids[rows] if units is None else units.labels,
-                        unit="image" if units is None else units.unit,
+                        unit=found.unit if units is None else units.unit,
                         subjects=found.subjects[rows] if hierarchical else None, statistic=found.statistic,
                         n_boot=task.n_bootstrap,
                     )
@@ -329,6 +360,53 @@ def score_draws(task: ProtocolTask) -> Iterator[Score]:
                 )  # fmt: skip
 
 
+def compare_bindings_of_pairs(task: ProtocolTask) -> Iterator[_Values]:
+    """Yield how often what was seen is preferred to the same parts bound otherwise, of all kinds and of each.
+
+    Beside it how often it is preferred to other parts: without that, chance in the first says nothing of binding.
+    """
+    if not task.compositions:
+        raise ConfigError("the protocol 'composition' needs tests; set evaluation.composition.file.")
+    for label in dict.fromkeys(sides.label for sides in task.compositions):
+        several = [sides for sides in task.compositions if sides.label == label]
+        bound = np.concatenate([protocols.compare_bindings(s.queries, s.true, s.swapped) for s in several])
+        parts = np.concatenate(
+            [
+                protocols.compare_parts(
+                    s.queries,
+                    s.true,
+                    [f"{a} {b}" for a, b in zip(s.kinds, s.subjects, strict=True)],
+                    list(s.pairs),
+                )
+                for s in several
+            ]
+        )
+        kinds, pairs, subjects = (
+            np.concatenate([np.asarray(getattr(s, name), dtype=object) for s in several])
+            for name in ("kinds", "pairs", "subjects")
+        )
+        note, known = several[0].note, np.isfinite(parts)
+        named = [kind for kind in dict.fromkeys(kinds.tolist()) if kind]
+        for kind in ("", *(named if len(named) > 1 else ())):
+            own = np.ones(len(kinds), dtype=bool) if not kind else kinds == kind
+            suffix = f"{label}-{kind}" if kind else label
+            # Both sides of a pair are resampled together: a gallery that prefers one of them is right once, wrong once.
+            yield _Values(
+                f"binding@{suffix}", bound[own], pairs[own], subjects[own], 0.5, 2, note=note, unit="pair"
+            )
+        if known.any():
+            yield _Values(
+                f"parts@{label}",
+                parts[known],
+                pairs[known],
+                subjects[known],
+                0.5,
+                None,
+                note=note,
+                unit="pair",
+            )
+
+
 _COMPUTE: dict[str, Callable[[ProtocolTask], Iterator[_Values]]] = {
     "relative_median_rank": rank_relatively,
     "mean_average_precision": rank_concepts,
@@ -337,4 +415,5 @@ _COMPUTE: dict[str, Callable[[ProtocolTask], Iterator[_Values]]] = {
     "zero_shot_text": rank_names,
     "concept_templates": rank_templates,
     "transductive": rank_calibrated,
+    "composition": compare_bindings_of_pairs,
 }

@@ -43,7 +43,9 @@ from braindecode_vis.studies.scored_outputs import ScoredOutputs, Selection, che
 Kind = Literal["auto", "embeddings", "similarity", "classes", "images"]
 FEATURES = "efficientnet-lite0"
 #: Those that need nothing beside predictions and targets.
-PROTOCOLS = tuple(n for n in get_args(ProtocolName) if n not in ("zero_shot_text", "concept_templates"))
+PROTOCOLS = tuple(
+    n for n in get_args(ProtocolName) if n not in ("zero_shot_text", "concept_templates", "composition")
+)
 #: Top-5 of fewer classes is nearly all of them.
 MANY_CLASSES = 10
 FEWEST_PER_CLASS = 10

