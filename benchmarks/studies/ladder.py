@@ -205,6 +205,7 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
         "CUA": use("cua"),
         "CUA, cross": use({"kind": "cua", "cross": True}),
         "CLIP + MMD": use(clip, "mmd"),
+        "CLIP + MMD of unit vectors": use(clip, {"kind": "mmd", "normalise": True}),
         "CLIP + MV-DHEL of repetition halves": use(clip, "multiview"),
         "MV-InfoNCE alone": use({"kind": "multiview", "form": "infonce"}),
         "momentum distillation": use("distillation", teacher=teacher),
