@@ -235,6 +235,7 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
         early, name = ("dataset.window=[-0.2,1.0]",), "CLIP, from -0.2 s"
         rungs |= {
             "TCL": use("tcl", teacher=teacher),
+            "CLIP + propagation": use(clip, "propagation", teacher=teacher),
             "CLIP + captioning from windows": use(clip, "captioning", captions=texts["captions"]),
             "CLIP + captioning, likest half of the windows": use(
                 clip, {"kind": "captioning", "shown": 0.5}, captions=texts["captions"]
