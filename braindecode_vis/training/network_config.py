@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _WITH_SCALE = frozenset({"l1", "mse"})
 
 BatchSize = Annotated[int, Field(ge=2)] | Literal["auto"]
+_DIGESTS = ("captions_digest", "attributes_digest")
 #: Settings that name what is said of images, and the needs of objectives that each of them answers.
 _DESCRIBED_BY = {
     "captions": frozenset({"words", "sentences", "swapped"}),
@@ -248,6 +249,9 @@ class NetworkEncoderConfig(Settings):
     captions
         CSV file with the columns ``id`` and ``caption``, of every training image, for objectives that need words or
         sentences. An image with several has several rows; each batch draws one.
+    captions_digest, attributes_digest
+        Digests of the two files. They are filled in by themselves and kept with a run, so that a fitted run is read
+        without the files; a file that changed since is refused.
     attributes
         CSV file with a column ``id`` or ``concept`` and one column per attribute, for objectives that need attributes;
         an empty field is unknown.
@@ -298,7 +302,9 @@ class NetworkEncoderConfig(Settings):
     out_of_fold: int | None = Field(default=None, ge=2)
     n_clusters: int = Field(default=16, ge=2)
     captions: Path | None = None
+    captions_digest: str | None = None
     attributes: Path | None = None
+    attributes_digest: str | None = None
     sentence_encoder: Literal["minilm"] | Path | None = None
     compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -309,7 +315,9 @@ class NetworkEncoderConfig(Settings):
     not_hashed: ClassVar[frozenset[str]] = frozenset(
         {"device", "log", "max_device_bytes", "checkpoint_seconds", *_DESCRIBED_BY}
     )
-    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"second_stage", "last_batch", *_DESCRIBED_BY})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset(
+        {"second_stage", "last_batch", *_DESCRIBED_BY, *_DIGESTS}
+    )
 
     trains_in_processes: ClassVar[bool] = True
 
@@ -427,13 +435,31 @@ class NetworkEncoderConfig(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _remember_tables(self) -> Self:
+        for key in _DIGESTS:
+            name = key.removesuffix("_digest")
+            path, known = getattr(self, name), getattr(self, key)
+            if path is None and known is not None:
+                raise ValueError(f"{key} is that of the file in {name}, but none is given")
+            if path is None or not path.expanduser().is_file():
+                continue
+            digest = hash_once(path.expanduser())
+            if known not in (None, digest):
+                raise ValueError(
+                    f"the content of {path} is not what was learnt from ({key} is {known}): bring the file back, or "
+                    f"leave {key} out"
+                )
+            self.__dict__[key] = digest  # the model is frozen for everybody else
+        return self
+
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digests of what is said of images."""
         fields = super().hashed_fields()
-        if self.captions is not None:
-            fields["captions_digest"] = _hash_table(self.captions, "captions", "id and caption")
-        if self.attributes is not None:
-            fields["attributes_digest"] = _hash_table(self.attributes, "attributes", "id or concept")
+        for key in _DIGESTS:
+            name = key.removesuffix("_digest")
+            if getattr(self, name) is not None and getattr(self, key) is None:
+                fields[key] = _hash_table(getattr(self, name), name)
         if self.sentence_encoder is not None:
             fields["sentence_encoder_digest"] = self._hash_sentence_encoder()
         return fields
@@ -441,9 +467,10 @@ class NetworkEncoderConfig(Settings):
     def check_files(self) -> None:
         """Raise `ConfigError` or `DataError` unless what is said of images can be read."""
         self.hashed_fields()
-        if self.captions is not None:
+        # A file that was seen before and is gone is missed by a training alone.
+        if self.captions is not None and self.captions.expanduser().exists():
             read_caption_bank(self.captions.expanduser())
-        if self.attributes is not None:
+        if self.attributes is not None and self.attributes.expanduser().exists():
             read_attributes(self.attributes.expanduser())
         if self.sentence_encoder is not None:
             check_installed("transformers", "encoder.sentence_encoder")
@@ -492,7 +519,8 @@ class NetworkEncoderConfig(Settings):
         return NetworkEncoder.read(self, folder)
 
 
-def _hash_table(path: Path, setting: str, columns: str) -> str:
+def _hash_table(path: Path, setting: str) -> str:
+    columns = {"captions": "id and caption", "attributes": "id or concept"}[setting]
     file = path.expanduser()
     check_file(
         file, what=f"the file of encoder.{setting}", hint=f"bring a CSV file with the columns {columns}"

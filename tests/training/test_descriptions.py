@@ -201,12 +201,19 @@ def test_files_are_asked_for_where_an_objective_reads_them_and_only_there(tmp_pa
         make_config(attributes=table)
     config = make_config(objectives=hydra, attributes=table)
     first = config.hashed_fields()
-    assert "attributes" not in first
-    assert "captions_digest" not in first
+    assert not {"attributes", "captions_digest"} & first.keys()
     write_table(table, ["id", "colour"], [("image000", "blue")])
-    assert config.hashed_fields()["attributes_digest"] != first["attributes_digest"]
-    with pytest.raises(DataError, match=r"encoder\.captions"):
-        config.model_copy(update={"captions": tmp_path / "none.csv"}).check_files()
+    assert make_config(objectives=hydra, attributes=table).attributes_digest != config.attributes_digest
+    with pytest.raises(ValidationError, match="is not what was learnt from"):
+        make_config(**config.model_dump())
+    table.unlink()  # what was fitted from it is read without it
+    again = make_config(**config.model_dump())
+    again.check_files()
+    assert again.hashed_fields() == first
+    with pytest.raises(DataError, match="table of attributes"):
+        again.build(seed=0).fit(*make_task())
+    with pytest.raises(DataError, match=r"encoder\.attributes"):
+        make_config(objectives=hydra, attributes=table).check_files()
 
 
 def test_ids_of_tables_are_those_of_batches():
