@@ -240,6 +240,7 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
             "CLIP + captioning, likest half of the windows": use(
                 clip, {"kind": "captioning", "shown": 0.5}, captions=texts["captions"]
             ),
+            "CLIP + propagation of itself": use(clip, {"kind": "propagation", "targets": "self"}),
             name: replace(base, settings=early),
             "CLIP + salient, from -0.2 s": replace(use(clip, "salient"), reference=name, settings=early),
         }

@@ -51,10 +51,10 @@ def make_responses(n=60, n_parcels=12, n_times=8, noise=0.3, seed=0, n_test=0):
     )  # fmt: skip
 
 
-def run(config, responses, folder, seed=0):
+def run(config, responses, folder, seed=0, guide=None):
     out = folder / "out"
     out.mkdir(parents=True, exist_ok=True)
-    return pretrain(config, responses, folder=out, checkpoints=folder / "state", seed=seed)
+    return pretrain(config, responses, folder=out, checkpoints=folder / "state", seed=seed, guide=guide)
 
 
 def change(config=CONFIG, **fields):

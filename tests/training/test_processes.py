@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from braindecode_vis.arrays import Embeddings
 from braindecode_vis.corpus import reader
 from braindecode_vis.devices import gather_rows
 from braindecode_vis.training import loop
@@ -63,6 +64,7 @@ def gather(rank, n_ranks=2):
             words=torch.arange(12).view(6, 2)[rows], attributes=torch.arange(6).view(6, 1)[rows],
             sentences=make(6, 4), swapped=swapped, swapped_known=swapped[..., 0] > 0,
             token_views=make(2, 6, 5, 3, dim=1), token_offsets=make(2, 6, dim=1),
+            teacher_tokens=make(2, 6, 5, 3, dim=1),
         )
     )  # fmt: skip
 
@@ -113,7 +115,7 @@ def test_descriptions_of_two_processes_are_those_of_one(together):
     whole = gather(0, n_ranks=1)
     for _, _, found in together:
         assert found.seed == 7
-        for need in ("words", "attributes", "sentences", "swapped", "token_views"):
+        for need in ("words", "attributes", "sentences", "swapped", "token_views", "teacher_tokens"):
             for name in NEED_FIELDS[need]:
                 torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=0, atol=0)
 
@@ -203,11 +205,18 @@ def test_two_processes_learn_the_classes_that_one_learns(tmp_path):
 
 
 def test_two_processes_pretrain_what_one_pretrains(tmp_path):
+    """Half of the trials hide what matches the image, whose fit the processes share too."""
     encoder = test_pretraining.CONFIG.encoder.model_copy(update={"dropout": 0.0})
-    config = test_pretraining.change(encoder=encoder, batch_size=15)  # uneven shares
+    config = test_pretraining.change(
+        encoder=encoder, batch_size=15, guide="target", guide_share=0.5
+    )  # uneven
     responses = test_pretraining.make_responses(n=62)
-    alone = test_pretraining.run(config, responses, tmp_path / "alone")
-    both = run_together(lambda rank: test_pretraining.run(config, responses, tmp_path / "both"), tmp_path)
+    ids = np.unique(responses.stimulus_ids.astype(str))
+    guide = Embeddings(np.random.default_rng(0).normal(size=(len(ids), 5)), ids.astype(object), "toy")
+    alone = test_pretraining.run(config, responses, tmp_path / "alone", guide=guide)
+    both = run_together(
+        lambda rank: test_pretraining.run(config, responses, tmp_path / "both", guide=guide), tmp_path
+    )
     assert both[0] == both[1]
     assert both[0]["held_out"] == pytest.approx(alone["held_out"], rel=1e-4)
     assert both[0]["mean_baseline"] == pytest.approx(alone["mean_baseline"], rel=1e-6)
