@@ -7,7 +7,9 @@
 Every recipe learns from all training images and is asked once for all test images: no choice is made here. ``texts``
 are the true caption against the one in which words changed places, in the space that the recipe predicts sentences in;
 ``images`` are the seen image against its partner. ``parts`` is what was seen against other pairs of the same kind.
-Intervals are 95 % bootstraps over pairs of the mean over seeds. Chance is 0.5 everywhere.
+Intervals are 95 % bootstraps over pairs of the mean over seeds. Chance is 0.5 everywhere. ``perfect knowledge`` is what
+a linear map makes of knowing exactly which word stands where in a caption, learnt from the captions of training images:
+what the space of sentences holds of binding, without any brain.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from braindecode_vis.embeddings.compositions import CompositionTest, read_compos
 from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
 from braindecode_vis.embeddings.text import make_unit
 from braindecode_vis.metrics.protocols import compare_bindings, compare_parts
-from braindecode_vis.metrics.uncertainty import bootstrap_interval
+from braindecode_vis.metrics.uncertainty import bootstrap_interval, paired_difference
 from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.galleries import GallerySource
 from braindecode_vis.pipeline.learning import pick_labelled_trials
@@ -38,8 +40,8 @@ from braindecode_vis.registry import validate_component
 IMAGES = "efficientnet-lite0"
 
 
-def list_recipes(truth: Path) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return target and encoder of each recipe."""
+def list_recipes(truth: Path) -> dict[str, tuple[str, dict[str, Any], str]]:
+    """Return target and encoder of each recipe, and the one that it is compared with."""
     ridge = {"kind": "ridge", "alphas": [1e2, 1e3, 1e4, 1e5, 1e6]}
     network = {
         "kind": "network", "network": {"kind": "eegproject", "width": 256}, "optimiser": {"lr": 1e-4}, "epochs": 50,
@@ -51,22 +53,29 @@ def list_recipes(truth: Path) -> dict[str, tuple[str, dict[str, Any]]]:
         return {**network, "objectives": list(objectives), **changes}
 
     clip, composition = {"kind": "clip"}, {"kind": "composition"}
+    swaps = {**composition, "space": "target"}
+    projector = {"size": 256, "sides": "both"}
+    plain, pictures = "sentences, CLIP", "images, CLIP"
     return {
-        "sentences, ridge": (MINILM, ridge),
-        "sentences, CLIP": (MINILM, learn(clip)),
-        "sentences, composition": (MINILM, learn({**composition, "space": "target"}, **texts)),
+        "sentences, ridge": (MINILM, ridge, plain),
+        plain: (MINILM, learn(clip), ""),
+        "sentences, composition": (MINILM, learn(swaps, **texts), plain),
         "sentences, composition without hard images": (
-            MINILM,
-            learn({**composition, "space": "target", "hard_images": False}, **texts),
+            MINILM, learn({**swaps, "hard_images": False}, **texts), plain,
         ),
-        "images, ridge": (IMAGES, ridge),
-        "images, CLIP": (IMAGES, learn(clip)),
+        "sentences, CLIP, projected": (MINILM, learn(clip, projector=projector), plain),
+        "sentences, composition, projected": (
+            MINILM, learn(swaps, projector=projector, **texts), "sentences, CLIP, projected",
+        ),
+        "images, ridge": (IMAGES, ridge, pictures),
+        pictures: (IMAGES, learn(clip), ""),
         "images, CLIP + sentences": (
-            IMAGES,
-            learn(clip, {"kind": "sentence_contrast", "weight": 1.0}, **texts),
+            IMAGES, learn(clip, {"kind": "sentence_contrast", "weight": 1.0}, **texts), pictures,
         ),
-        "images, CLIP + composition": (IMAGES, learn(clip, composition, **texts)),
-    }
+        "images, CLIP + composition": (
+            IMAGES, learn(clip, composition, **texts), "images, CLIP + sentences",
+        ),
+    }  # fmt: skip
 
 
 def compare(
@@ -103,7 +112,10 @@ def main() -> None:
     texts = [
         make_unit(sentences.encode([getattr(one, key) for one in tests])) for key in ("caption", "swapped")
     ]
-    for name, (target, settings) in list_recipes(truth).items():
+    every = [one for one in read_compositions(truth / "composition.csv") if one.name not in shown]
+    if not asked.only:
+        report("perfect knowledge", read_slots(every, tests, sentences, texts), asked.out, "")
+    for name, (target, settings, reference) in list_recipes(truth).items():
         if asked.only and name not in asked.only:
             continue
         tables = []
@@ -132,20 +144,59 @@ def main() -> None:
                 own = Embeddings(said.vectors[rows], said.ids[rows], said.space)
                 read = [Embeddings(side.astype(np.float32), ids, said.space) for side in texts]
                 tables.append(compare(own, read, tests, "texts"))
-        report(name, pd.concat(tables), asked.out)
+        report(name, pd.concat(tables), asked.out, reference)
 
 
-def report(name: str, table: pd.DataFrame, out: Path) -> None:
-    """Print a row for each gallery, and keep the values."""
-    table.to_csv(out / f"{name.replace(' ', '_').replace(',', '')}.csv", index=False)
+def read_slots(
+    learnt: list[CompositionTest],
+    tests: list[CompositionTest],
+    sentences: SentenceEncoder,
+    texts: list[np.ndarray],
+) -> pd.DataFrame:
+    """Return binding by a ridge from the words of a caption and their places to its sentence vector."""
+    known = list({one.caption: one for one in learnt}.values())
+    vectors = make_unit(sentences.encode([one.caption for one in known]))
+
+    def list_slots(one: CompositionTest) -> list[tuple[str, int, str]]:
+        # Articles follow from the words behind them.
+        words = [word for word in one.caption.split() if word not in ("a", "an")]
+        return [(one.kind, place, word) for place, word in enumerate(words)]
+
+    slots = sorted({slot for one in known for slot in list_slots(one)})
+    design = np.array([[slot in list_slots(one) for slot in slots] for one in known], float)
+    asked = np.array([[slot in list_slots(one) for slot in slots] for one in tests], float)
+    middle, mean = design.mean(axis=0), vectors.mean(axis=0)
+    gram = (design - middle).T @ (design - middle) + 0.1 * np.eye(len(slots))
+    weights = np.linalg.solve(gram, (design - middle).T @ (vectors - mean))
+    ids = [one.name for one in tests]
+    told = Embeddings(((asked - middle) @ weights).astype(np.float32), ids, MINILM)
+    both = [Embeddings((side - mean).astype(np.float32), ids, MINILM) for side in texts]
+    return compare(told, both, tests, "texts")
+
+
+def report(name: str, table: pd.DataFrame, out: Path, reference: str) -> None:
+    """Print a row for each gallery, with the paired difference to the reference, and keep the values."""
+    table.to_csv(out / slug(name), index=False)
+    other = pd.read_csv(out / slug(reference)) if reference and (out / slug(reference)).is_file() else None
     for label, own in table.groupby("of"):
         cells = []
         for kind in ("", *own["kind"].unique()):
             some = own if not kind else own[own["kind"] == kind]
-            each = some.groupby(["pair"])["binding"].mean()
+            each = some.groupby("pair")["binding"].mean()
             found = bootstrap_interval(each.to_numpy(), n_boot=10_000, seed=0)
             cells.append(f"{kind or 'all'} {each.mean():.3f} ({found.low:.3f} to {found.high:.3f})")
+        if other is not None and (other["of"] == label).any():
+            means = [t[t["of"] == label].groupby("pair")["binding"].mean() for t in (table, other)]
+            gain = paired_difference(means[0].to_numpy(), means[1][means[0].index].to_numpy(), n_boot=10_000)
+            cells.append(
+                f"{gain.mean:+.3f} ({gain.interval.low:+.3f} to {gain.interval.high:+.3f}) to {reference}"
+            )
         print(f"{name} | {label} | parts {own['parts'].mean():.3f} | " + " | ".join(cells), flush=True)
+
+
+def slug(name: str) -> str:
+    """Return the file of a recipe."""
+    return f"{name.replace(' ', '_').replace(',', '').replace('+', 'and')}.csv"
 
 
 if __name__ == "__main__":

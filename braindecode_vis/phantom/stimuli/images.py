@@ -297,7 +297,7 @@ def _count_composed(n_train: int, n_test: int, n_pairs: int) -> tuple[int, int]:
     """Return how many training and test concepts are composed scenes; both even."""
     if not n_pairs:
         return 0, 0
-    n_train_pairs = round(n_train / 2 * 2 * n_pairs / max(1, n_test))
+    n_train_pairs = round(n_train * n_pairs / max(1, n_test))
     most = N_MAX_COMPOSED // 2
     if 2 * n_pairs > n_test or n_pairs < 0 or n_pairs + n_train_pairs > most:
         raise ConfigError(

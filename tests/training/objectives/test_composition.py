@@ -5,6 +5,7 @@ vectors in double precision with ``duplicates: negative`` and one swap of each t
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,19 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional
 
+from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
+from braindecode_vis.encoders.signal import describe_signal
+from braindecode_vis.metrics.protocols import compare_bindings
+from braindecode_vis.training import descriptions
+from braindecode_vis.training.model import Batch, build_model, make_scales
+from braindecode_vis.training.network_config import NetworkEncoderConfig
+from braindecode_vis.training.network_encoder import NetworkEncoder
 from braindecode_vis.training.objectives.composition import compute_composition_loss
 from braindecode_vis.training.objectives.objective import Outputs, StepSizes
 from braindecode_vis.training.objectives.objectives_config import CompositionObjectiveConfig
+from tests.training.test_descriptions import write_table
+from tests.training.toy_task import make_config, make_task
 
 
 def make(*shape, seed=0):
@@ -155,11 +165,6 @@ def test_texts_that_are_no_targets_are_refused():
 
 
 def test_the_model_projects_swapped_captions_as_targets():
-    from braindecode_vis.encoders.signal import describe_signal
-    from braindecode_vis.training.model import Batch, build_model, make_scales
-    from braindecode_vis.training.network_config import NetworkEncoderConfig
-    from tests.training.toy_task import make_task
-
     settings = {
         "network": {"kind": "eegproject", "width": 8}, "projector": {"size": 5, "sides": "image"},
         "objectives": [{"kind": "composition", "space": "target"}], "captions": "c.csv", "sentence_encoder": "minilm",
@@ -178,3 +183,42 @@ def test_the_model_projects_swapped_captions_as_targets():
         outputs = model.make_outputs(batch)
     torch.testing.assert_close(outputs.swapped[:, 0], outputs.image)
     torch.testing.assert_close(outputs.swapped[:, 1], outputs.image.flip(0))
+
+
+def test_an_encoder_learns_what_goes_with_what(tmp_path, monkeypatch):
+    """Images of a pair have one vector of parts, and one of binding with either sign; so have their captions."""
+    responses, targets = make_task(n_images=40, noise=0.3)
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    ids, first = np.unique(targets.ids.astype(str), return_index=True)
+    texts = [f"red {n // 2} on blue" if n % 2 else f"blue {n // 2} on red" for n in range(40)]
+    mixing = np.random.default_rng(3).normal(size=(targets.vectors.shape[1], 8))
+    images = targets.vectors[first] @ mixing
+    parts, bound = (images[::2] + images[1::2]) / 2, (images[::2] - images[1::2]) / 8
+
+    def encode(asked):
+        pairs = [(int(text.split()[1]), 1 if text.startswith("blue") else -1) for text in asked]
+        return np.array([parts[pair] + sign * bound[pair] for pair, sign in pairs], np.float32)
+
+    monkeypatch.setattr(descriptions, "make_sentence_encoder", lambda config: SimpleNamespace(encode=encode))
+    captions = write_table(tmp_path / "captions.csv", ["id", "caption"], zip(ids, texts, strict=True))
+    config = make_config(
+        objectives=[{"kind": "clip"}, {"kind": "composition", "n_swaps": 1}], captions=captions,
+        sentence_encoder=folder, epochs=12, optimiser={"lr": 1e-2},
+    )  # fmt: skip
+    encoder = config.build(seed=0).fit(responses, targets)
+    new, _ = make_task(n_images=40, noise=0.3)
+    predicted = encoder.predict_sentences(new)
+    number = {name: n for n, name in enumerate(ids)}
+    own = np.array([number[name] for name in predicted.ids.astype(str)])
+    # The other image of a pair has the same words, exchanged.
+    true, swapped = (
+        Embeddings(encode([texts[n] for n in rows]), list(predicted.ids), predicted.space)
+        for rows in (own, own ^ 1)
+    )
+    assert compare_bindings(predicted, true, swapped).mean() > 0.75
+    (tmp_path / "fit").mkdir()
+    encoder.write(tmp_path / "fit")
+    again = NetworkEncoder.read(config, tmp_path / "fit").predict_sentences(new)
+    np.testing.assert_array_equal(again.vectors, predicted.vectors)
