@@ -380,9 +380,9 @@ def _measure(
         table = finish_curve(windows, rows, test, draws).table
         table["p_attribute"] = min(test.p_values, default=1.0)
         centres = np.array([window.centre for window in windows])
-        for word, found in (("peak", np.argmax), ("rise", find_rises)):
-            at = centres[np.atleast_1d(found(curve[None], axis=1))[0]]
-            low_at, high_at = np.quantile(centres[found(draws, axis=1)], [0.025, 0.975])
+        for word, find in (("peak", find_peaks), ("rise", find_rises)):
+            at = centres[find(curve[None])[0]]
+            low_at, high_at = np.quantile(centres[find(draws)], [0.025, 0.975])
             table[word], table[f"{word}_low"], table[f"{word}_high"] = (
                 float(at),
                 float(low_at),
@@ -392,8 +392,8 @@ def _measure(
     return table
 
 
-def find_rises(curves: np.ndarray, axis: int = 1) -> np.ndarray:
-    """Return where each curve last crosses half of the way from chance (0.5) to its peak before the peak.
+def find_rises(curves: np.ndarray) -> np.ndarray:
+    """Return where each curve first stays above half of the way from chance (0.5) to its peak for two windows.
 
     Parameters
     ----------
@@ -402,18 +402,23 @@ def find_rises(curves: np.ndarray, axis: int = 1) -> np.ndarray:
     Returns
     -------
     int array of shape (n_curves,)
-        First window above half from which the curve stays above it up to its peak.
+        The first of the two windows, or that of the peak where no two follow each other.
 
     Examples
     --------
     >>> find_rises(np.array([[0.5, 0.7, 0.5, 0.65, 0.8, 0.6]])).tolist()
     [3]
     """
-    peaks = curves.argmax(axis=axis)
-    half = 0.5 + (curves.max(axis=axis) - 0.5) / 2
-    window = np.arange(curves.shape[1])
-    below = (curves < half[:, None]) & (window < peaks[:, None])
-    found: np.ndarray = np.where(below, window, -1).max(axis=axis) + 1
+    peaks = curves.argmax(axis=1)
+    above = curves >= 0.5 + (curves.max(axis=1, keepdims=True) - 0.5) / 2
+    lasting = above[:, :-1] & above[:, 1:]  # a single window above is often noise before the onset
+    found: np.ndarray = np.where(lasting.any(axis=1), lasting.argmax(axis=1), peaks)
+    return found
+
+
+def find_peaks(curves: np.ndarray) -> np.ndarray:
+    """Return the best window of each curve, shape (n_curves,)."""
+    found: np.ndarray = curves.argmax(axis=1)
     return found
 
 

@@ -69,6 +69,8 @@ class Metric:
     permute
         Whether all pairs may be computed for a permutation null. A slow function says False: chance is then the mean
         against the next stimulus, and there is no p-value.
+    parts
+        Whether an ``@`` names one of many parts of what the plain name averages, so that parts are no key scores.
 
     Examples
     --------
@@ -89,6 +91,7 @@ class Metric:
     compare: Callable[..., Any] | None = None
     tabulate: Callable[..., Any] | None = None
     permute: bool = True
+    parts: bool = False
 
     @property
     def alternative(self) -> Literal["greater", "less"]:
@@ -446,7 +449,7 @@ _METRICS = (
     Metric("balanced_accuracy", "Balanced accuracy", "How often a class is decoded rightly, averaged over classes."),
     Metric("dimension_correlation", "Correlation of dimensions",
            "Correlation over test images between the decoded and the true value of a dimension, averaged over "
-           "dimensions or of the one that is named."),
+           "dimensions or of the one that is named.", parts=True),
     Metric("auc", "AUC",
            "Area under the ROC curve: how often a trial of a class gets a higher score for it than another."),
     Metric("rouge1", "ROUGE-1", "Words that the decoded caption shares with a reference caption."),

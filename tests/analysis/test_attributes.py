@@ -132,9 +132,11 @@ def test_what_cannot_be_decoded_is_said(tmp_path):
         AttributesConfig(attributes=path).compute(replace(study, banks=[]))
 
 
-def test_a_rise_is_the_last_crossing_before_the_peak():
-    curves = np.array([[0.5, 0.9, 0.4, 0.8, 1.0, 0.9], [0.9, 0.5, 0.5, 0.5, 0.5, 0.5]])
-    assert find_rises(curves).tolist() == [3, 0]
+def test_a_rise_lasts_for_two_windows():
+    curves = np.array(
+        [[0.5, 0.9, 0.4, 0.8, 1.0, 0.9], [0.5, 0.5, 0.5, 0.9, 0.5, 0.5], [0.5, 0.8, 0.9, 0.5, 0.9, 1.0]]
+    )
+    assert find_rises(curves).tolist() == [3, 3, 1]
 
 
 @pytest.mark.slow
