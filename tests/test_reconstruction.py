@@ -73,3 +73,16 @@ def test_a_caption_leads_the_image_of_its_trial(tmp_path):
         assert pipeline.reconstruct(run).captions["decoded"]["nearest"] == [[word]] * 8
         assert audit_run(run.folder.path, refit=True).leaks == ()
     assert (made["a"] != made["b"]).any(axis=(1, 2, 3)).all()
+    learnt = (
+        f"encoder={{kind: network, network: {{kind: residual_mlp, hidden: 8, n_blocks: 1}}, captions: {bank}, "
+        "objectives: [{kind: mse}, {kind: captioning, width: 8, heads: 1}], epochs: 20, device: cpu}"
+    )
+    asked = ["reconstruction.captions=[{kind: brain}]", "reconstruction.prompt=brain"]
+    run = open_run(
+        read_config("synthetic_digits", [*small, *few, target, generator, learnt, *asked]), tmp_path / "brain"
+    )
+    pipeline.run_all(run)
+    found = pipeline.reconstruct(run).captions
+    assert set(found["decoded"]) == {"brain"}
+    assert not found["oracle"]  # a true embedding is no response
+    assert audit_run(run.folder.path, refit=True).leaks == ()

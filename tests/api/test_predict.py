@@ -130,7 +130,7 @@ def test_stored_priors_and_generators_make_the_same_images(tmp_path, monkeypatch
 
 
 def test_new_trials_are_described_as_those_of_the_run_were(tmp_path):
-    X, pictures, shown = make_experiment()
+    X, pictures, shown = make_experiment(shape=(4, 10))
     data = bdv.from_arrays(X, images=pictures, shown=shown, split=declare(shown))
     bank = tmp_path / "bank.csv"
     ids = data.stimuli.ids
@@ -146,21 +146,28 @@ def test_new_trials_are_described_as_those_of_the_run_were(tmp_path):
     }
     settings = {
         **FEW, "evaluation.captions": {"bank": str(bank)}, "reconstruction.n_draws": 2,
-        "reconstruction.captions": [{"kind": "nearest", "bank": str(bank)}, {**coca, "device": "cpu"}],
+        "reconstruction.captions": [
+            {"kind": "nearest", "bank": str(bank)}, {**coca, "device": "cpu"}, {"kind": "brain", "n_beams": 2},
+        ],
     }  # fmt: skip
-    own = bdv.decode(data, prior="spread", out=tmp_path / "run", settings=settings)
+    captioning = {"kind": "captioning", "width": 8, "heads": 1, "n_queries": 1}
+    encoder = {
+        "kind": "network", "network": {"kind": "eegproject", "width": 8}, "captions": str(bank), "device": "cpu",
+        "objectives": [{"kind": "mse"}, captioning], "epochs": 3, "selection": {"kind": "last", "hold_out": 0.2},
+    }  # fmt: skip
+    own = bdv.decode(data, encoder=encoder, prior="spread", out=tmp_path / "run", settings=settings)
     X, shown = pick_test(X, shown)
     found = own.predict(X, shown=shown)
     made = own.captions
-    assert set(made["source"]) == {"nearest-caption", "coca", "seen"}
-    assert made.groupby("source").size().to_dict() == {"coca": 16, "nearest-caption": 8, "seen": 8}
+    numbers = {"coca": 16, "nearest-caption": 8, "brain": 8, "seen": 8}
+    assert made.groupby("source").size().to_dict() == numbers
     pd.testing.assert_frame_equal(found.captions, made[made["source"] != "seen"].reset_index(drop=True))
     means = np.stack([X[shown == name].mean(axis=0) for name in pd.unique(shown)])
     alone = bdv.Decoder.from_run(own).caption(means)  # one draw
     first = made[(made["source"] != "seen") & (made["draw"] == 0)].reset_index(drop=True)
     pd.testing.assert_frame_equal(alone, first)
     folder = found.save(tmp_path / "out")
-    assert len(pd.read_csv(folder / "captions.csv")) == 24
+    assert len(pd.read_csv(folder / "captions.csv")) == 32
     assert "picture number" in (folder / "predict.html").read_text()
 
 
