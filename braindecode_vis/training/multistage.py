@@ -40,13 +40,16 @@ _FILE = "multistage.json"
 class MultistageConfig(NetworkEncoderConfig):
     """Several trainings of one network; from the second on, batches are drawn inside one cluster (MCL).
 
-    All settings of `NetworkEncoderConfig` hold for every stage; the first stage is what they would train alone. Weights
-    of each stage start anew, and all hold out the same images.
+    All settings of `NetworkEncoderConfig` hold for every stage; the first stage is what they would train alone, and all
+    hold out the same images.
 
     Parameters
     ----------
     n_stages
         Trainings in all.
+    stage_start
+        Where the weights of a further stage begin: ``anew``, from a draw of their own, or where the ``previous`` one
+        ended, as MCL's code begins with a trained CLIP.
     stage_clusters
         Clusters that each label is multiplied by after a stage; 10 in MCL. Labels of fewer than eight images are put
         together, where MCL's code leaves out those that fill no batch.
@@ -59,6 +62,7 @@ class MultistageConfig(NetworkEncoderConfig):
     kind: Literal["multistage"] = "multistage"  # type: ignore[assignment]
     n_stages: int = Field(default=2, ge=2)
     stage_clusters: int = Field(default=10, ge=2)
+    stage_start: Literal["anew", "previous"] = "anew"
     cluster_by: Literal["brain", "image"] = "brain"
 
     trains_in_processes: ClassVar[bool] = True
@@ -143,6 +147,9 @@ class MultistageEncoder:
             stage.groups = self.labels[-1] if self.labels else None
             if self.stages:
                 stage.sentence_memory = self.first.sentence_memory
+            if self.stages and self.config.stage_start == "previous":
+                weights = self.stages[-1].require_fit().model.state_dict()
+                stage.start = {name: value.detach().cpu().clone() for name, value in weights.items()}
             self._lend(stage, number)
             self.stages.append(stage.fit(responses, targets))
             if len(self.stages) < self.config.n_stages:

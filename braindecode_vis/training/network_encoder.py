@@ -77,6 +77,8 @@ class NetworkEncoder:
         Group of each training image, in which batches are drawn; among all images without it.
     hold_out_seed : int or None
         Root of who is held out, where several trainings hold out the same; `seed` without it.
+    start : dict or None
+        Weights of an earlier training of the same settings and sizes, where it goes on from them.
     sentence_memory : dict
         Sentence vectors of texts that were embedded before, shared by refits.
     label_free_subjects : tuple of str
@@ -96,6 +98,7 @@ class NetworkEncoder:
         self.clusters: dict[str, int] | None = None
         self.groups: dict[str, int] | None = None
         self.hold_out_seed: int | None = None
+        self.start: dict[str, Any] | None = None
         self.label_free_subjects: tuple[str, ...] = ()
         self.messages: list[str] = []
         # What files say of the images of the training under way.
@@ -161,7 +164,10 @@ class NetworkEncoder:
             signal = replace(signal, unit="robust" if transform.scaling.kind == "robust" else "scaled")
 
         def build() -> BrainImageModel:
-            return self.build_model(signal, targets, train)
+            model = self.build_model(signal, targets, train)
+            if self.start is not None:
+                load_weights(model, self.start, what="the earlier training")
+            return model
 
         self.train(
             responses, targets, rows=(train, held, by), signal=signal, transform=transform, build=build,
@@ -266,6 +272,7 @@ class NetworkEncoder:
             Further arguments of the `Trainer`.
         """
         from braindecode_vis.devices import count_processes, open_accelerator
+        from braindecode_vis.training.adaptation import digest_weights
         from braindecode_vis.training.feed import Feed
         from braindecode_vis.training.fitted import reduce_views
         from braindecode_vis.training.loop import CHECKPOINT, Trainer
@@ -283,6 +290,7 @@ class NetworkEncoder:
         identity = {
             **identify_training(self.config, self.seed, responses, targets, train, signal),
             **({} if self.groups is None else {"groups": hash_json(self.groups)}),
+            **({} if self.start is None else {"start": digest_weights(self.start)}),
             **(identity or {}),
         }
         automatic = self.config.batch_size == "auto"

@@ -149,6 +149,19 @@ def fit_and_collect():
     return encoder.labels, [get_weights(stage) for stage in encoder.stages]
 
 
+def test_a_stage_may_go_on_from_the_weights_before():
+    """With a rate of next to nothing, the second stage is the first."""
+    responses, targets = make_task(n_images=40, n_repetitions=1)
+    settings = {"optimiser": {"lr": 1e-12, "weight_decay": 0}, "epochs": 1}
+    drift = {}
+    for start in ("anew", "previous"):
+        one, two = make(**settings, stage_start=start).build(seed=0).fit(responses, targets).stages
+        other = dict(two.fitted.model.named_parameters())
+        pairs = [(own, other[name]) for name, own in one.fitted.model.named_parameters()]
+        drift[start] = max(float((own - other).detach().abs().max()) for own, other in pairs)
+    assert drift["previous"] < 1e-5 < drift["anew"]
+
+
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path):
     labels, weights = fit_and_collect()
