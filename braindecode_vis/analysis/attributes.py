@@ -15,6 +15,7 @@ Sassenhagen and Draschkow (2019), doi:10.1111/psyp.13335 (what cluster latencies
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,7 +46,7 @@ from braindecode_vis.analysis.window_categories import (
     bootstrap_areas,
 )
 from braindecode_vis.arrays import Embeddings, Score
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import DataError, Notice
 from braindecode_vis.digests import hash_once
 from braindecode_vis.embeddings.attributes import AttributeTable, read_attributes
 from braindecode_vis.embeddings.conditional import find_trained_values
@@ -110,7 +111,7 @@ class AttributesConfig(Settings):
 
     def _read(self) -> AttributeTable:
         table = read_attributes(self.attributes.expanduser())
-        return table.choose(self.names) if self.names else table
+        return table.choose(self.names, what=str(self.attributes)) if self.names else table
 
     def compute(self, study: Study) -> Findings:
         """Decode every attribute from every window or region."""
@@ -266,9 +267,12 @@ def find_decodable(study: Study, table: AttributeTable, *, strict: bool) -> tupl
     left_out = []
     for position, name in enumerate(table.names):
         try:
-            values = [
-                set(find_trained_values(table, position, codes[rows, position]).tolist()) for rows in trained
-            ]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Notice)  # the summary says it once, and not fold by fold
+                values = [
+                    set(find_trained_values(table, position, codes[rows, position]).tolist())
+                    for rows in trained
+                ]
         except DataError:
             if strict:
                 raise
@@ -277,8 +281,10 @@ def find_decodable(study: Study, table: AttributeTable, *, strict: bool) -> tupl
         shared = sorted(set.intersection(*values))
         if len(shared) < 2:
             left_out.append(f"{name} (folds train on other values)")
-        else:
-            kept[name] = np.array(shared)
+            continue
+        kept[name] = np.array(shared)
+        if n_rare := len(set(codes[every, position].tolist()) - {-1, *shared}):
+            left_out.append(f"{n_rare} value(s) of {name} that too few training images show")
     if not kept:
         raise DataError(
             f"no attribute of the table ({', '.join(table.names)}) has two values that training images show; bring a "

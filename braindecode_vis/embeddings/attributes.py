@@ -74,8 +74,8 @@ class AttributeTable:
         """
         return describe_missing(self._choose(ids, concepts), self.rows, self.key, what=what)
 
-    def find(self, name: str) -> int:
-        """Return the position of an attribute.
+    def find(self, name: str, *, what: str = "the table") -> int:
+        """Return the position of an attribute; `what` is the table in words.
 
         Raises
         ------
@@ -84,14 +84,14 @@ class AttributeTable:
         """
         if name not in self.names:
             raise DataError(
-                f"there is no attribute {name!r} in the table, which has {', '.join(self.names)}"
+                f"there is no attribute {name!r} in {what}, which has {', '.join(self.names)}"
                 f"{suggest(name, self.names)}."
             )
         return self.names.index(name)
 
-    def choose(self, names: Sequence[str]) -> AttributeTable:
-        """Return a table of some attributes, in the order of `names`."""
-        columns = [self.find(name) for name in names]
+    def choose(self, names: Sequence[str], *, what: str = "the table") -> AttributeTable:
+        """Return a table of some attributes, in the order of `names`; see `find`."""
+        columns = [self.find(name, what=what) for name in names]
         values = {name: self.values[name] for name in names}
         return AttributeTable(self.key, tuple(names), values, self.codes[:, columns], self.rows)
 

@@ -69,7 +69,7 @@ class ConditionalConfig(Settings):
     def read_table(self) -> AttributeTable:
         """Return the attributes that are asked for."""
         table = read_attributes(self.attributes.expanduser())
-        return table.choose(self.conditions) if self.conditions else table
+        return table.choose(self.conditions, what=str(self.attributes)) if self.conditions else table
 
     def check_files(self) -> None:
         """Raise `DataError` unless the attributes can be read and have what is asked for."""

@@ -125,6 +125,12 @@ def test_what_cannot_be_decoded_is_said(tmp_path):
     table.to_csv(path, index=False)
     with pytest.raises(DataError, match=r"know none of the 80 images .* another data set"):
         AttributesConfig(attributes=path).compute(study)
+    table["id"] = study.stimuli.ids
+    table.loc[0, "edges"] = "odd"
+    table.to_csv(path, index=False)
+    assert find_decodable(study, read_attributes(path), strict=False)[1] == [
+        "1 value(s) of edges that too few training images show", "constant (one value among training images)",
+    ]  # fmt: skip
     path.write_text("id,constant\n" + "\n".join(f"{i},same" for i in study.stimuli.ids))
     with pytest.raises(DataError, match=r"no attribute of the table \(constant\) has two values"):
         AttributesConfig(attributes=path).compute(study)
