@@ -47,9 +47,7 @@ GAPS: dict[str, dict[str, Any]] = {
     "noise as measured": {"shift": False},
     "shift, noise as measured": {},
     "shift, covariance as measured": {"noise": "covariance"},
-    "shift, noise of 0.04": {"sigma": 0.04},
     "shift, noise of 0.08": {"sigma": 0.08},
-    "shift, half of the noise": {"scale": 0.5},
 }
 
 

@@ -237,5 +237,9 @@ def test_generators_that_read_no_text_refuse_a_prompt(tmp_path):
     captions = f"reconstruction.captions=[{{kind: nearest, bank: {tmp_path / 'bank.csv'}}}]"
     with pytest.raises(ConfigError, match="the generator 'latents' reads none; leave prompt out"):
         read_config("synthetic_digits", [captions, "reconstruction.prompt=nearest"])
+    with pytest.raises(
+        ConfigError, match="are written by the brain encoder, and the encoder 'ridge' learns no words"
+    ):
+        read_config("synthetic_digits", ["reconstruction.captions=[{kind: brain}]"])
     with pytest.raises(ConfigError, match="prompt is git, but captions decodes nearest"):
         read_config("synthetic_digits", [captions, "reconstruction.prompt=git"])

@@ -99,6 +99,16 @@ def train(settings, **task):
     return encoder.fitted.history, get_weights(encoder), len(counted.read)
 
 
+def describe(folder):
+    """Return the settings with captions, two for each image, which a decoder learns to write."""
+    bank = folder / "captions.csv"
+    bank.write_text(
+        "\n".join(["id,caption", *(f"image{n:03d},thing {n % 4 + k}" for n in range(20) for k in (0, 1))])
+    )
+    captioning = {"kind": "captioning", "width": 8, "heads": 1, "n_queries": 1, "dropout": 0}
+    return SETTINGS | {"objectives": [*SETTINGS["objectives"], captioning], "captions": bank}
+
+
 TASK = {"n_images": 20, "n_repetitions": 3}
 
 
@@ -106,7 +116,8 @@ TASK = {"n_images": 20, "n_repetitions": 3}
 def together(tmp_path_factory):
     """Return what two processes found: of a contrast, and of a training."""
     folder = tmp_path_factory.mktemp("processes")
-    return run_together(lambda rank: (contrast(rank), train(SETTINGS, **TASK), gather(rank)), folder)
+    settings = describe(folder)
+    return run_together(lambda rank: (contrast(rank), train(settings, **TASK), gather(rank)), folder)
 
 
 def test_descriptions_of_two_processes_are_those_of_one(together):
@@ -154,20 +165,23 @@ def test_processes_that_read_different_checkpoints_stop(monkeypatch):
         devices.check_same_start(3, Path("runs/work"), "cpu")
 
 
-def test_training_together_is_training_alone(together):
-    """Every part of an update: views, teacher, queue, averages, projectors, and the scores of held-out images."""
+def test_training_together_is_training_alone(together, tmp_path):
+    """Every part of an update: views, captions, teacher, queue, averages, projectors, scores of held-out images."""
     (history, weights, _), other = together[0][1], together[1][1]
     for name, value in weights.items():
         np.testing.assert_array_equal(other[1][name], value, err_msg=name)
-    alone, expected, _ = train(SETTINGS, **TASK)
+    alone, expected, _ = train(describe(tmp_path), **TASK)
     for one, two in zip(alone, history, strict=True):
         np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
         np.testing.assert_allclose(one["validation_loss"], two["validation_loss"], rtol=1e-4)
         for name, value in one["objectives"].items():
             np.testing.assert_allclose(value, two["objectives"][name], rtol=1e-4, err_msg=name)
     for name, value in expected.items():
+        found = weights[name]
+        if name.endswith("in_proj_bias"):  # a bias of keys moves no attention: its gradient is rounding alone
+            value, found = (np.delete(b, np.s_[len(b) // 3 : 2 * len(b) // 3]) for b in (value, found))
         # Sums in another order, and Adam divides by the size of the gradient, however small.
-        np.testing.assert_allclose(weights[name], value, atol=2e-4, err_msg=name)
+        np.testing.assert_allclose(found, value, atol=2e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("resident", [True, False])
