@@ -27,7 +27,7 @@ from braindecode_vis.embeddings.descriptions import (
     pick_descriptions,
     read_captions_or_attributes,
 )
-from braindecode_vis.embeddings.text import make_unit
+from braindecode_vis.embeddings.text import average_texts, make_unit
 from braindecode_vis.metrics.metric_registry import register_metric
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.decoding import (
@@ -614,13 +614,20 @@ def _score_descriptions(
     for number, (source, fold) in enumerate(zip(list_gallery_sources(run), retrieve(run).folds, strict=True)):
         side = open_text_side(run, number, known, settings.encoder)
         weight, why = _choose_weight(run, number, side, settings)
+        head = _predict_sentences(run, number)
         weights.append(weight)
         lacking += [why] if why and why not in lacking else []
         for (subject, _), part in zip(source.list_rows(fold.subjects), fold.parts, strict=True):
             ids = [str(name) for name in part.gallery.ids]
             asked = pick_descriptions(known, ids, path=settings.file, what="tested images")
             texts, images = side.make_gallery(ids, asked, subject), side.show_images(ids, subject)
-            tasks.append(DescriptionTask(part.queries, texts, images, part.gallery, weight))
+            sentences = None
+            if head is not None:
+                predicted, read = head
+                own = Embeddings(predicted.vectors[part.rows], predicted.ids[part.rows], predicted.space)
+                said = make_unit(average_texts([one.texts for one in asked], read))
+                sentences = own, Embeddings(said, texts.ids, predicted.space)
+            tasks.append(DescriptionTask(part.queries, texts, images, part.gallery, weight, sentences))
             subjects.append(fold.subjects[part.rows])
     ids = list(dict.fromkeys(str(name) for one in tasks for name in one.texts.ids))
     n_shared = len(ids) - len({known[name] for name in ids})

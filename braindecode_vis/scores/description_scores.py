@@ -31,6 +31,7 @@ WEIGHTS = np.round(np.linspace(0, 1, 21), 2)
 FEWEST_HELD_OUT = 10  # images on which a weight can be chosen
 _BLOCK = 512
 IMAGES, TEXTS, BY_RANKS, WEIGHTED = "images", "descriptions", "fused-ranks", "fused-weighted"
+BY_HEAD = "sentences"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class DescriptionTask:
         Embeddings of the images of the queries, what a perfect decoder would predict.
     weight
         Of texts in the weighted fusion; None leaves it out.
+    sentences : pair of Embeddings, optional
+        What a network predicts in the space of a sentence encoder, in the order of `queries`, and the vectors that this
+        gives of the descriptions, in the order of `texts`.
     """
 
     queries: Embeddings
@@ -56,6 +60,7 @@ class DescriptionTask:
     images: Embeddings | None = None
     true: Embeddings | None = None
     weight: float | None = None
+    sentences: tuple[Embeddings, Embeddings] | None = None
 
 
 def fuse_ranks(*similarities: np.ndarray) -> np.ndarray:
@@ -127,16 +132,21 @@ def rank_by_descriptions(task: DescriptionTask) -> Iterator[tuple[str, Retrieval
     for start in range(0, len(task.queries), _BLOCK):
         rows = slice(start, start + _BLOCK)
         queries = Embeddings(task.queries.vectors[rows], task.queries.ids[rows], task.queries.space)
-        for name, table in _tabulate(queries, task).items():
+        for name, table in _tabulate(queries, task, rows).items():
             yield name, rank_similarities(table, queries.ids, task.texts.ids, n_top=0)
 
 
-def _tabulate(queries: Embeddings, task: DescriptionTask) -> dict[str, np.ndarray]:
-    texts = compute_similarity(queries, task.texts)
+def _tabulate(queries: Embeddings, task: DescriptionTask, rows: slice) -> dict[str, np.ndarray]:
+    texts, by_head = compute_similarity(queries, task.texts), {}
+    if task.sentences is not None:
+        said, known = task.sentences
+        by_head[BY_HEAD] = compute_similarity(
+            Embeddings(said.vectors[rows], said.ids[rows], said.space), known
+        )
     if task.images is None:
-        return {TEXTS: texts}
+        return {TEXTS: texts, **by_head}
     images = compute_similarity(queries, task.images)
-    found = {IMAGES: images, TEXTS: texts, BY_RANKS: fuse_ranks(images, texts)}
+    found = by_head | {IMAGES: images, TEXTS: texts, BY_RANKS: fuse_ranks(images, texts)}
     if task.weight is not None:
         found[WEIGHTED] = fuse_weighted(images, texts, task.weight)
     return found
@@ -166,8 +176,9 @@ def score_descriptions(
     Returns
     -------
     scores
-        ``top1@images``, ``top1@descriptions``, ``top1@fused-ranks``, ``top1@fused-weighted`` and further metrics. Of
-        method ``oracle``: what the true embeddings would find among descriptions, a ceiling of the texts.
+        ``top1@images``, ``top1@descriptions``, ``top1@fused-ranks``, ``top1@fused-weighted`` and further metrics;
+        ``top1@sentences`` is that of descriptions by the network's own head into a sentence space. Of method
+        ``oracle``: what the true embeddings would find among descriptions, a ceiling of the texts.
     differences
         Paired differences to retrieval by images, with intervals; see `scoring_task.ScoredGroup.compare`.
     """
@@ -199,7 +210,7 @@ def score_descriptions(
     scores += tabulate(perfect_every, method="oracle")
     differences = []
     for name in names if f"{names[0]}@{IMAGES}" in every else ():
-        for label in (TEXTS, BY_RANKS, WEIGHTED):
+        for label in (TEXTS, BY_HEAD, BY_RANKS, WEIGHTED):
             if f"{name}@{label}" in every:
                 gain = every[f"{name}@{label}"] - every[f"{name}@{IMAGES}"]
                 differences += [

@@ -79,6 +79,14 @@ def test_rows_are_those_of_brute_force():
     wanted = rows["decoded", "top1@fused-weighted"].value - rows["decoded", "top1@images"].value
     assert gain["difference"] == pytest.approx(wanted)
     assert gain["ci_low"] <= wanted <= gain["ci_high"]
+    # A head of the network's own into another space, which knows the texts better than the target does.
+    known = Embeddings(rng.normal(size=(N, 5)).astype(np.float32), names, "sentences")
+    said_by_head = Embeddings(known.vectors + 0.01, names, "sentences")
+    by_head, gains = score_descriptions(
+        [DescriptionTask(queries, said, seen, seen, sentences=(said_by_head, known))], subjects, **asked
+    )
+    assert next(row for row in by_head if row.metric == "top1@sentences").value == 1
+    assert "top1@sentences" in {row["metric"] for row in gains}
     # Of texts alone there is nothing to fuse, and noise is at chance.
     noise = Embeddings(rng.normal(size=(N, 8)).astype(np.float32), names, "toy")
     alone, gains = score_descriptions([DescriptionTask(noise, said)], subjects, **asked)
