@@ -26,6 +26,7 @@ from braindecode_vis.audit.compare import compare_files, compare_images, compare
 from braindecode_vis.audit.files import BRANCH_WORDS, AuditedRun, Record, name_fold
 from braindecode_vis.audit.findings import AuditFinding
 from braindecode_vis.audit.recompute import RecomputedRun
+from braindecode_vis.checks import ConfigError
 from braindecode_vis.contracts import Context
 from braindecode_vis.image_rows import ImageRows, find_comparison_size
 from braindecode_vis.pipeline import decoding, learning
@@ -80,8 +81,16 @@ def check_embedded(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         ids = [name for name in order.astype(str) if name in pictured]
         ids = ids if run.thorough else ids[:MOST_EMBEDDED]
         bank.encoder.bind(Context(images=run.stimuli, device=again.config.retrieval.device))
-        vectors = np.asarray(bank.encoder.encode(run.stimuli.iterate_images(ids)))
         stored = bank.embeddings.select(ids)
+        try:
+            vectors = np.asarray(bank.encoder.encode(run.stimuli.iterate_images(ids)))
+        except ConfigError:  # texts and tables know their stimuli, and no pictures
+            if again.config.target.packages and not run.thorough:
+                run.state(
+                    "fit", "by record", f"target embeddings of {again.target.kind}", "a network; add --refit"
+                )
+                continue
+            vectors = _embed_again(run, number, bank).select(ids).vectors
         if vectors.size != stored.vectors.size:  # views of a network, or a bank that was put together
             run.state(
                 "fit", "by record", f"target embeddings of {again.target.kind}", "several views of an image"
@@ -96,6 +105,17 @@ def check_embedded(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     if n_checked:
         run.state("fit", "recomputed", f"target embeddings of {n_checked} image(s)")
     return findings
+
+
+def _embed_again(run: AuditedRun, number: int, bank: learning.TargetBank) -> Embeddings:
+    """Return the embeddings of all stimuli by an encoder that finds them by their ids, fitted anew if it is fitted."""
+
+    def encode(member: Any) -> Embeddings:
+        stimuli = run.stimuli.select(bank.embeddings.ids)
+        return Embeddings(np.asarray(member.encode(stimuli.iterate_images())), stimuli.ids, member.space)
+
+    training = pd.unique(run.responses.stimulus_ids[run.folds[number].train])
+    return bank.encoder.embed(run.stimuli.select(bank.embeddings.ids), list(training), encode)
 
 
 def check_fits(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
