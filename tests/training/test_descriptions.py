@@ -281,3 +281,18 @@ def test_captions_in_which_nothing_can_change_places_are_refused(tmp_path, monke
     config = ask_swaps(tmp_path, monkeypatch, captions)
     with pytest.raises(DataError, match=r"none of the captions of 2 training images .* 'un chat rouge'"):
         describe_images(config, responses, np.arange(4))
+
+
+def test_words_that_change_places_may_be_values_of_attributes(tmp_path, monkeypatch):
+    responses, _ = make_task(n_images=2)
+    captions = [("image000", "an ink box before moss"), ("image001", "a moss box before ink")]
+    config = ask_swaps(tmp_path, monkeypatch, captions, words="attributes")
+    write_table(
+        config.attributes,
+        ["id", "colour", "place"],
+        [("image000", "ink", "sea"), ("image001", "moss", "sea")],
+    )
+    found = describe_images(config, responses, np.arange(4))
+    assert found.tables["swapped_known"].tolist() == [[True], [True]]
+    np.testing.assert_allclose(found.tables["swapped"][:, 0], found.tables["sentences"][[1, 0]], atol=1e-6)
+    assert found.lexicon.attributes["colour"] == ("ink", "moss")
