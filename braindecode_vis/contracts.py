@@ -486,6 +486,8 @@ class WholeSettings(Protocol):
     kind: str
     #: Image encoder: whether the target differs from fold to fold.
     fitted_on_training_images: bool
+    #: Image encoder: whether it embeds what is said of images, and looks at none.
+    of_texts: bool
     #: Encoder: whether it names classes, and is a category decoder.
     decodes_categories: bool
     #: Brain encoder: whether it wants `Context.texts`.

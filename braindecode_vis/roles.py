@@ -12,7 +12,8 @@ role                required                           with a default
 data set            check, hash_inputs, and one of     manifest, standardises, learns_before_split, find_phantom,
                     write, open_epochs, open_betas,    continues
                     open_bold
-image encoder       space, encode                      bind, fit, embed, write, read, decodes, decode, shape
+image encoder       space, encode                      bind, fit, embed, write, read, decodes, decode, shape,
+                                                       embed_texts, hide_texts
 brain encoder       fit, predict, write, read          bind, predict_out_of_fold, map_targets, has_subject_galleries,
                                                        predict_for_generator, map_for_generator, predicts_targets,
                                                        label_free_subjects, as_module,
@@ -308,7 +309,7 @@ _SETTINGS = ("kind", "build", "hashed_fields")
 IMAGE_ENCODER_SETTINGS: Role[WholeSettings] = Role(
     "settings of an image encoder",
     _SETTINGS,
-    {"fitted_on_training_images": False, "read": _read_built, "list_parts": _answer(None)},
+    {"fitted_on_training_images": False, "of_texts": False, "read": _read_built, "list_parts": _answer(None)},
 )
 #: Of brain encoders and of category decoders, which stand under one key of the configuration.
 ENCODER_SETTINGS: Role[WholeSettings] = Role(

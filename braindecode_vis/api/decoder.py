@@ -164,8 +164,8 @@ class Decoder(BaseEstimator):
         X : array of shape (n_trials, ...), Responses, mne.Epochs or Data
             Training trials.
         y : sequence of length n_trials
-            The picture of each trial (an array of pictures), or its id in `images`; for a decoder of classes, the
-            class. Not needed where `X` is `Data`.
+            The picture of each trial (an array of pictures), or its id in `images`; for a target of texts its id in the
+            captions, or what it is called; for a decoder of classes, the class. Not needed where `X` is `Data`.
         images
             The pictures, where `y` holds ids; see `from_arrays`.
         subject, session, run, group : scalar or sequence of length n_trials, optional
@@ -238,13 +238,15 @@ class Decoder(BaseEstimator):
             # In the type that the user gave, as scikit-learn's conventions ask.
             self.classes_ = np.asarray(decoder.classes) if isinstance(X, Data) else np.unique(np.asarray(y))
             return self
-        if not data.knows_images:
-            raise DataError(
-                "this decoder finds pictures, but only classes were given; pass pictures as y, or choose encoder='lda'."
-            )
-        pictures = _keep_pixels(stimuli)
+        pictures = _keep_pixels(stimuli) if data.knows_images else stimuli
         self._stimuli = pictures
         target = self._build_target()
+        # A target of texts looks at no picture: what each trial showed is known by its id in the captions, or its name.
+        if not data.knows_images and not self._read_target().of_texts:
+            raise DataError(
+                "this decoder finds pictures, but only classes were given; pass pictures as y, or choose encoder='lda' "
+                "or a target of texts such as minilm."
+            )
         self._bank = target.embed(pictures, list(pictures.ids), self._embed_pretrained)
         self._target = target
         encoder = roles.build(roles.BRAIN_ENCODER, self._settings, seed=seed)
@@ -289,14 +291,16 @@ class Decoder(BaseEstimator):
         return np.asarray(self._fitted.decision(self._take_new(X)))[:, order]
 
     @_refuse_input
-    def retrieve(self, X: Any, gallery: Pictures | None = None, k: int = 5) -> pd.DataFrame:
+    def retrieve(self, X: Any, gallery: Pictures | str | Path | None = None, k: int = 5) -> pd.DataFrame:
         """Return the pictures of a gallery that are nearest to each prediction.
 
         Parameters
         ----------
         X : array of shape (n_trials, ...), Responses, mne.Epochs or Data
         gallery
-            Pictures, as in `from_arrays`; also such that were never shown. The training pictures by default.
+            Pictures, as in `from_arrays`; also such that were never shown. Or the path of a CSV file of captions or
+            attributes, whose ids are the candidates without any picture; for a target that reads no texts it describes
+            training pictures too, from which words are learnt. The training pictures by default.
         k
             How many.
 
@@ -626,11 +630,12 @@ class Decoder(BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_fitted")
 
+    def _read_target(self) -> WholeSettings:
+        named = validate_component("target", as_component(self.target), trusted=True)
+        return roles.play(roles.IMAGE_ENCODER_SETTINGS, named)
+
     def _build_target(self) -> WholeImageEncoder:
-        settings = roles.play(
-            roles.IMAGE_ENCODER_SETTINGS,
-            validate_component("target", as_component(self.target), trusted=True),
-        )
+        settings = self._read_target()
         target = roles.build(roles.find_image_encoder_role(settings), settings)
         target.bind(Context(images=self._stimuli))
         return target
@@ -650,10 +655,29 @@ class Decoder(BaseEstimator):
                     "this decoder was shared without its training pictures; pass gallery=pictures."
                 )
             return self._fitted.map_targets(self._bank)
+        if isinstance(gallery, str | Path) and Path(gallery).suffix == ".csv":
+            return self._describe_gallery(Path(gallery))
         files, arrays, ids = index_pictures(gallery)
         pictures = arrays if arrays is not None else [read_image_file(path) for path in files]
         vectors = self._target.encode(iter(pictures))
         return self._fitted.map_targets(Embeddings(vectors, ids, self._bank.space))
+
+    def _describe_gallery(self, path: Path) -> Embeddings:
+        """Return the images that a file describes as candidates, without a look at them."""
+        from braindecode_vis.config import RetrievalConfig
+        from braindecode_vis.embeddings.descriptions import read_captions_or_attributes
+        from braindecode_vis.pipeline.galleries import GallerySource, TextSide
+
+        if not len(self._bank) or self._stimuli is None:
+            raise DataError(
+                "this decoder was shared without its training pictures, which place words; save it with "
+                "include_pictures=True."
+            )
+        names = self._stimuli.ids.astype(str)
+        concepts = dict(zip(names, self._stimuli.concepts_of(self._stimuli.ids).astype(str), strict=True))
+        known = read_captions_or_attributes(path, concepts)
+        source = GallerySource(self._fitted, self._bank, list(self._bank.ids), RetrievalConfig())
+        return TextSide(source, self._target, known).place(list(known), list(known.values()), None)
 
     def _compare(self, predicted: Embeddings, candidates: Embeddings) -> np.ndarray:
         """Return cosines after the mean of the training pictures, shape (n_trials, n_candidates)."""
@@ -743,7 +767,7 @@ class Decoder(BaseEstimator):
             X, given = taken.data, {"times": taken.coords["times"], "ch_names": taken.coords["ch_names"]}
         else:
             given = {}
-        if self._settings.decodes_categories:
+        if self._settings.decodes_categories or (images is None and self._read_target().of_texts):
             return from_arrays(X, labels=[str(label) for label in np.asarray(y).tolist()], **given, **names)
         if images is not None:
             return from_arrays(X, images=images, shown=y, **given, **names)

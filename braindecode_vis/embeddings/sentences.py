@@ -66,6 +66,7 @@ class MinilmConfig(Settings):
     device: str = Field(default="auto", pattern="^(auto|cpu|cuda)$")
 
     fitted_on_training_images: ClassVar[bool] = False
+    of_texts: ClassVar[bool] = True
     not_hashed: ClassVar[frozenset[str]] = frozenset({"captions", "weights", "batch_size", "device"})
 
     @field_validator("template")

@@ -117,6 +117,7 @@ class ClipTextConfig(Settings):
     reading: TextConfig = TextConfig()
 
     fitted_on_training_images: ClassVar[bool] = False
+    of_texts: ClassVar[bool] = True
     not_hashed: ClassVar[frozenset[str]] = frozenset({"captions"})
 
     @field_validator("template")

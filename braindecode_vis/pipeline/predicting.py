@@ -211,10 +211,16 @@ class RunPredictions:
         """
         return self._decoded[0]
 
+    @property
+    def makes_images(self) -> bool:
+        """Whether there are reconstructions: not of classes, nor where the run had no image files."""
+        return self._decode is not None
+
     @cached_property
     def _decoded(self) -> tuple[ImageRows, dict[str, list[list[str]]]]:
         if self._decode is None:
-            raise NoResultError("the run decodes categories and makes no images.")
+            why = "decodes categories" if self.predicted is None else "had no image files"
+            raise NoResultError(f"the run {why} and makes no images.")
         return self._decode()
 
     @cached_property
@@ -224,7 +230,7 @@ class RunPredictions:
         Sources are the run's own decoders (``reconstruction.captions``), and where ``evaluation.captions`` is set the
         caption of the nearest training image, and what its captioner writes about the reconstructions.
         """
-        return list_captions(self._decoded[1])
+        return list_captions(self._decoded[1] if self.makes_images else {})
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -442,6 +448,8 @@ def predict(
     )
     result.parts = _rank(run, result)
     result.notes += (unknown,) if (unknown := result.describe_unknown()) else ()
+    if not preprocess(run).stimuli.has_pixels:
+        return result
     # Both predictions at once: the trials themselves may lie in a folder that is removed afterwards.
     result._decode = prepare_images(run, folds, chosen, trials, result.embeddings)
     return result

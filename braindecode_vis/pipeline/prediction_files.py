@@ -155,12 +155,13 @@ def _write_content(result: Any, folder: Path) -> None:
         result.retrieved.to_csv(folder / "retrieved.csv", index=False)
         if len(result.ranks):
             result.ranks.to_csv(folder / "ranks.csv", index=False)
-        images = result.reconstructions
-        (folder / "images").mkdir()
-        for draw, made in enumerate(split_rounds(images)):
-            for row, image in enumerate(made):
-                name = f"{row:05d}.png" if images.index.ndim == 1 else f"{row:05d}_{draw}.png"
-                Image.fromarray(image).save(folder / "images" / name)
+        if result.makes_images:
+            images = result.reconstructions
+            (folder / "images").mkdir()
+            for draw, made in enumerate(split_rounds(images)):
+                for row, image in enumerate(made):
+                    name = f"{row:05d}.png" if images.index.ndim == 1 else f"{row:05d}_{draw}.png"
+                    Image.fromarray(image).save(folder / "images" / name)
         if len(result.captions):
             result.captions.to_csv(folder / "captions.csv", index=False)
     if len(result.scores):
@@ -180,19 +181,24 @@ def _write_page(result: Any, path: Path, provenance: dict[str, Any]) -> None:
     if result.decisions is not None:
         sections.append(ExtraSection("Decoded classes", "One row per trial.", table=result.classes))
     else:
-        figure = result.gallery(n_items=PAGE_ITEMS)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=110)
-        n = min(PAGE_ITEMS, len(result))
-        sections += [
-            ExtraSection(
-                "Decoded images",
-                f"The first {n} of {len(result)} trials, in their order: the decoded image, and below it the nearest "
-                f"pictures of the gallery ({result.candidates.words if result.candidates else ''}).",
-                figure=drawn.getvalue(), alt="Decoded images above the nearest pictures of the gallery.",
-            ),
-            ExtraSection("Nearest pictures", "By cosine, best first.", table=result.retrieved),
-        ]  # fmt: skip
+        words = result.candidates.words if result.candidates else ""
+        if result.makes_images:
+            figure = result.gallery(n_items=PAGE_ITEMS)
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format="png", dpi=110)
+            n = min(PAGE_ITEMS, len(result))
+            sections.append(
+                ExtraSection(
+                    "Decoded images",
+                    f"The first {n} of {len(result)} trials, in their order: the decoded image, and below it the "
+                    f"nearest pictures of the gallery ({words}).",
+                    figure=drawn.getvalue(), alt="Decoded images above the nearest pictures of the gallery.",
+                )
+            )  # fmt: skip
+        title = (
+            "Nearest descriptions" if result.candidates and result.candidates.texts else "Nearest pictures"
+        )
+        sections.append(ExtraSection(title, f"By cosine, best first ({words}).", table=result.retrieved))
         if len(result.captions):
             sections.append(
                 ExtraSection("Captions", "Decoded from each trial, by source.", table=result.captions)

@@ -8,6 +8,7 @@ from braindecode_vis import pipeline
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
+from braindecode_vis.embeddings.sentences import MinilmConfig
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.retrieval import compute_similarity
 from braindecode_vis.scores.description_scores import (
@@ -17,6 +18,8 @@ from braindecode_vis.scores.description_scores import (
     fuse_weighted,
     score_descriptions,
 )
+from braindecode_vis.stimuli import StimulusSet
+from tests.embeddings.test_sentences import folder  # noqa: F401
 
 N = 30
 
@@ -135,3 +138,59 @@ def test_a_run_is_scored_by_descriptions(tmp_path):
     run = open_run(read_config("synthetic_digits", [*small, asked]), tmp_path / "run")
     with pytest.raises(DataError, match=r"0 training images are described"):
         pipeline.evaluate(run)
+
+
+def test_a_run_without_image_files_is_scored_and_predicts(tmp_path, monkeypatch):
+    """Images that may not be shown, or never were files, are known by their descriptions alone."""
+    import braindecode_vis as bdv
+
+    small = ["dataset.n_train=40", "dataset.n_test=6", "dataset.n_voxels=30", "target.kind=pixels", "target.size=8",
+             "evaluation.n_bootstrap=100", "evaluation.n_permutations=100"]  # fmt: skip
+    run = open_run(read_config("synthetic_digits", small), tmp_path / "run")
+    stimuli = pipeline.preprocess(run).stimuli
+    pipeline.embed(run)
+    letters = "abcdefgh"
+    texts = [" ".join(letters[int(d)] * 3 for d in str(n % 8) + str(n % 3)) for n in range(len(stimuli))]
+    bank = pd.DataFrame({"id": stimuli.ids, "caption": texts})
+    bank.to_csv(tmp_path / "captions.csv", index=False)
+    monkeypatch.setattr(StimulusSet, "has_pixels", property(lambda stimuli: False))
+    asked = f"evaluation.descriptions={{captions: {tmp_path}/captions.csv, weight: 0.5}}"
+    run = open_run(read_config("synthetic_digits", [*small, asked]), tmp_path / "run")
+    metrics = {row["metric"] for row in pipeline.evaluate(run)}
+    assert {"top1", "top1@images", "top1@descriptions", "top1@fused-weighted"} <= metrics
+    assert "pixcorr" not in metrics
+    assert "No image file is at hand" in pipeline.report(run).read_text()
+    prepared = pipeline.preprocess(run)
+    test = prepared.responses.select(prepared.folds[0].test)
+    found = bdv.open_run(tmp_path / "run").predict(
+        test.data, shown=test.stimulus_ids, gallery=tmp_path / "captions.csv", prepared=True
+    )
+    assert not found.makes_images
+    assert "top1@descriptions" in set(found.scores["metric"])
+    saved = found.save(tmp_path / "out")
+    assert not (saved / "images").exists()
+    assert "description" in pd.read_csv(saved / "retrieved.csv")
+
+
+def test_a_decoder_of_texts_never_sees_a_picture(folder, tmp_path):  # noqa: F811
+    import braindecode_vis as bdv
+
+    words = ["a cat", "the dog", "the red grass", "a dog", "the cat", "red grass", "a red dog", "a red cat"]
+    names = [f"i{n}" for n in range(len(words))]
+    pd.DataFrame({"id": names, "caption": words}).to_csv(tmp_path / "captions.csv", index=False)
+    target = {
+        "kind": "minilm",
+        "weights": str(folder),
+        "captions": str(tmp_path / "captions.csv"),
+        "device": "cpu",
+    }
+    rng = np.random.default_rng(0)
+    vectors = MinilmConfig(weights=folder, device="cpu").build().encode_texts(words)
+    shown = np.tile(np.arange(len(words)), 5)
+    X = vectors[shown] @ rng.normal(size=(16, 40)) + 0.01 * rng.normal(size=(len(shown), 40))
+    ids = np.array(names)[shown]
+    decoder = bdv.Decoder(encoder={"kind": "ridge", "alphas": [0.01]}, target=target).fit(X[:32], ids[:32])
+    found = decoder.retrieve(X[32:], gallery=tmp_path / "captions.csv", k=1)
+    assert (found["picture"].to_numpy() == ids[32:]).mean() > 0.8
+    with pytest.raises(DataError, match=r"or ids together with images="):
+        bdv.Decoder(encoder="ridge", target="pixels").fit(X, ids)
