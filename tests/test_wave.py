@@ -17,6 +17,7 @@ from braindecode_vis.cli import app
 from braindecode_vis.cli.cluster import _share
 from braindecode_vis.cluster.submitting import read_cluster
 from braindecode_vis.config import validate_config
+from braindecode_vis.embeddings import sentences
 from braindecode_vis.phantom import SIZES as SIZES_OF
 from braindecode_vis.pipeline.learning import _keep_training
 from braindecode_vis.pipeline.runs import list_changes, open_run
@@ -119,6 +120,34 @@ def test_other_pretraining_is_another_encoder_of_the_same_images(done, root):
     idle = [make_config(root, encoder__network__pretrained=None, pretrain__n_epochs=n) for n in (1, 2)]
     assert list_changes(*idle) == []
     assert list_differing([each.model_dump(mode="json") for each in idle]) == []
+
+
+def test_masks_follow_the_target_or_captions(done, root, tmp_path, monkeypatch):
+    """The protocol no longer says that there were no labels, and another caption is another pretraining."""
+    run = open_run(make_config(root, pretrain__guide="target"), done.folder.path)
+    made = store.read_provenance(pipeline.learning.pretrain_fold(run, 0).path / store.PROVENANCE)
+    assert made["upstream"]["embed"] == pipeline.embed(run)[0].artifact.fingerprint
+    words = "encoder pretrained on training trials with masks guided by what they show"
+    assert pipeline.learning.describe_start(run) == words
+    monkeypatch.setattr(
+        sentences, "SentenceEncoder",
+        lambda folder, device: SimpleNamespace(encode=lambda texts: np.array([[len(t), 1.0] for t in texts])),
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text("{}")
+    found = []
+    for ending in ("", " again"):
+        rows = [f"image{number:02d},{'word ' * number}star{ending}" for number in range(30)]
+        (tmp_path / "captions.csv").write_text("\n".join(["id,caption", *rows]))
+        config = make_config(
+            root, pretrain__guide="captions", pretrain__captions=str(tmp_path / "captions.csv"),
+            pretrain__sentence_encoder=str(tmp_path),
+        )  # fmt: skip
+        found.append(pipeline.learning.pretrain_fold(open_run(config, done.folder.path), 0).fingerprint)
+    assert len({made["fingerprint"], *found}) == 3
+    (tmp_path / "captions.csv").write_text("id,caption\nother,a star\n")
+    config = config.model_copy()
+    with pytest.raises(DataError, match="none of the images of the run"):
+        pipeline.learning.pretrain_fold(open_run(config, done.folder.path), 0)
 
 
 def test_the_verb_and_the_stage_share_what_they_compute(done, root):

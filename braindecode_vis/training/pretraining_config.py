@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import DataError, check_file
+from braindecode_vis.checks import DataError, check_file, check_installed
 from braindecode_vis.digests import hash_once
 from braindecode_vis.encoders.parcels_config import WEIGHTS, ParcelsConfig
 from braindecode_vis.settings import Settings
@@ -275,6 +275,7 @@ class PretrainConfig(Settings):
     def check_files(self) -> None:
         """Raise `ConfigError` or `DataError` unless the captions can be read and there is a sentence encoder."""
         if self.guide == "captions":
+            check_installed("transformers", "pretrain.guide captions")
             self.hashed_fields()
 
     @model_validator(mode="after")
