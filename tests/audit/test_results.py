@@ -342,3 +342,27 @@ def test_damaged_files_are_findings_and_no_traceback(copied, name, content):
     (path,) = copied.glob(name)
     path.write_text(content)
     assert [item for item in audit_run(copied).findings if item.level in ("leak", "warning")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["conditional", "concept_table"])
+def test_targets_of_attributes_and_dimensions_are_scored_and_audited(tmp_path, kind):
+    """Tables know no pictures, so their embeddings are looked up again; ceilings are measured with the scores."""
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    table = pd.DataFrame({"concept": names, "round": [1, 0, 0, 1, 0, 0, 1, 0, 1, 1], "even": [1, 0] * 5})
+    table.to_csv(tmp_path / "table.csv", index=False)
+    target = {
+        "conditional": f"{{kind: conditional, attributes: {tmp_path}/table.csv, base: {{kind: pixels}}}}",
+        "concept_table": f"{{kind: concept_table, file: {tmp_path}/table.csv}}",
+    }[kind]
+    folder = make_run(
+        tmp_path / "run", f"target={target}", "generator={kind: nearest}", "prior={kind: identity}"
+    )
+    scores = json.loads((folder / "scores.json").read_text())
+    metric = "balanced_accuracy" if kind == "conditional" else "dimension_correlation"
+    found = {row["metric"]: row for row in scores if row["method"] == "decoded" and metric in row["metric"]}
+    assert {f"{metric}@round", f"{metric}@even"} <= set(found)
+    assert found[f"{metric}@round"]["value"] > found[f"{metric}@round"]["chance"] + 0.2
+    assert found[f"{metric}@round"]["resampled"].endswith(" concepts")
+    audit = audit_run(folder)
+    assert [item.message for item in audit.leaks] == []
