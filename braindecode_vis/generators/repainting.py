@@ -28,7 +28,7 @@ from braindecode_vis.seeds import make_torch_generator
 #: Step of the schedule to which noise is put back: half of it, where the pose of the object stays as it was.
 START = 500
 #: Steps towards the names per step of the sampler, and the root mean square of each in latents of unit variance.
-PULLS, LENGTH = 4, 0.1
+PULLS, LENGTH = 8, 0.1
 #: Noise and shift in pixels of what the reader of images sees, so that no pattern of single pixels convinces it.
 NOISE, SHIFT = 0.1, 2
 #: How much each property counts.
