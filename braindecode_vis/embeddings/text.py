@@ -15,6 +15,7 @@ arXiv:2211.08332; Ozcelik and VanRullen (2023), Brain-Diffuser, arXiv:2303.05334
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError, check_unique
+from braindecode_vis.checks import ConfigError, DataError, Notice, check_unique
 from braindecode_vis.devices import choose_device, seeded
 from braindecode_vis.digests import hash_once
 from braindecode_vis.embeddings.captions import read_caption_bank
@@ -346,19 +347,29 @@ class ClipText:
         Parameters
         ----------
         texts
-            Words or sentences; what exceeds the context of the network (77 word pieces) is cut.
+            Words or sentences; what exceeds the context of the network (77 word pieces) is cut, with a notice.
         """
         import torch
 
         network, tokenizer = self.load()
-        device, rows = choose_device(self.config.device, setting="target.device"), []
+        device, rows, full = choose_device(self.config.device, setting="target.device"), [], 0
         with torch.inference_mode():
             for start in range(0, len(texts), self.text.batch_size):
                 batch = list(texts[start : start + self.text.batch_size])
-                tokens = tokenizer(batch).to(device)
-                rows.append(network.encode_text(tokens).float().cpu().numpy())
+                tokens = tokenizer(batch)
+                # The end of the text stands in the last place, and padding in none.
+                ends = tokens.amax(dim=1)
+                full += int(((tokens[:, -1] == ends) & (tokens[:, -2] != ends)).sum())
+                rows.append(network.encode_text(tokens.to(device)).float().cpu().numpy())
         if not rows:
             raise DataError("there is no text to embed.")
+        if full:
+            warnings.warn(
+                f"{full} of {len(texts)} texts reach the window of {self.config.architecture}, {tokens.shape[1]} word "
+                "pieces; what exceeds it is cut.",
+                Notice,
+                stacklevel=2,
+            )
         return np.concatenate(rows)
 
     def encode_tokens(self, texts: Sequence[str], *, projected: bool = False) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, Notice
 from braindecode_vis.embeddings.openclip import OpenClipConfig, read_description
 from braindecode_vis.embeddings.text import (
     ClipText,
@@ -192,3 +192,12 @@ def test_a_target_of_texts_says_what_it_lacks(tmp_path):
         ClipTextConfig(tower=QUICK.model_copy(update={"normalise": True}))
     with pytest.raises(DataError, match="no_captions"):
         ClipTextConfig(tower=QUICK, captions=tmp_path / "no_captions.csv").check_files()
+
+
+def test_a_text_that_fills_the_window_is_told():
+    text = ClipText(QUICK)
+    with pytest.warns(
+        Notice, match="1 of 2 texts reach the window of .*, 77 word pieces; what exceeds it is cut"
+    ):
+        found = text.encode(["cat " * 90, "a cat"])
+    assert found.shape[0] == 2
