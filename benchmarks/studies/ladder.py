@@ -65,6 +65,7 @@ STAGES = (
     "networks", "training", "objectives", "worth", "recipes", "salient", "fusion", "tower", "chosen", "frontier",
     "test",
 )  # fmt: skip
+WITH_SEEDS = ("network", "average", "multistage")  # encoders that draw something
 SHARE = 0.2  # of the training concepts, for choices
 
 NOISY = [
@@ -578,20 +579,24 @@ def tabulate(folder: Path, rungs: dict[str, Rung], reference: str, top: int = 5)
     n_compared = sum(name != of for name, of in compared.items())
     read = {name: pd.concat(map(pd.read_csv, sorted(folder.glob(f"{slug(name)}-*.csv")))) for name in names}
     keys = ["subject", "concept", "id"]
-    hits = {
-        (name, k): (table["rank"] <= k).groupby([table[key] for key in keys]).mean()
-        for name, table in read.items()
-        for k in (1, 5)
-    }
+
+    def find_hits(name: str, k: int, seeds: set[int]) -> pd.Series:
+        table = read[name][read[name]["seed"].isin(seeds)]
+        return (table["rank"] <= k).groupby([table[key] for key in keys]).mean()
+
+    drawn = {name: set(table["seed"]) for name, table in read.items()}
     for name in names:
         row: dict[str, Any] = {"rung": name, "seeds": read[name]["seed"].nunique()}
         for k in (1, 5):
-            values = hits[name, k]
+            values = find_hits(name, k, drawn[name])
             found = bootstrap_interval(values.to_numpy(), **name_units(values))
             row[f"top-{k}"] = f"{values.mean():.3f} ({found.low:.3f} to {found.high:.3f})"
             if k == 1:
                 row |= {"top1": values.mean(), "low": found.low, "high": found.high}
-        values, other = hits[name, top], hits[compared[name], top]
+        of, seeds = compared[name], (drawn[name], drawn[compared[name]])
+        if all(rungs[one].encoder["kind"] in WITH_SEEDS for one in (name, of)):
+            seeds = (seeds[0] & seeds[1],) * 2  # one of them may have been run with more
+        values, other = find_hits(name, top, seeds[0]), find_hits(of, top, seeds[1])
         pair = values.to_numpy(), other[values.index].to_numpy()
         gain = paired_difference(*pair, **name_units(values))
         row["difference"] = f"{gain.mean:+.3f} ({gain.interval.low:+.3f} to {gain.interval.high:+.3f})"
@@ -684,10 +689,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(options.seeds):
         for name, rung in rungs.items():
-            path, is_network = (
-                folder / f"{slug(name)}-{seed}.csv",
-                rung.encoder["kind"] in ("network", "average", "multistage"),
-            )
+            path, is_network = folder / f"{slug(name)}-{seed}.csv", rung.encoder["kind"] in WITH_SEEDS
             if path.exists() or (seed > 0 and not is_network):
                 continue
             if options.epochs and "epochs" in rung.encoder:
