@@ -196,8 +196,15 @@ def open_reader(encoder: str | Path, training: Sequence[Description]) -> Read:
     if encoder != "words":
         sentences = SentenceEncoder(find_sentence_folder(encoder, "evaluation.descriptions.encoder"))
 
+        known: dict[str, np.ndarray] = {}  # parts of the training images are read again and again
+
+        def encode(texts: list[str]) -> np.ndarray:
+            if new := [text for text in texts if text not in known]:
+                known.update(zip(new, sentences.encode(new), strict=True))
+            return np.stack([known[text] for text in texts])
+
         def read_sentences(asked: Sequence[Description]) -> np.ndarray:
-            return make_unit(average_texts([each.texts for each in asked], sentences.encode))
+            return make_unit(average_texts([each.texts for each in asked], encode))
 
         return read_sentences
     every = sorted({word for each in training for words in each.words for word in words})
