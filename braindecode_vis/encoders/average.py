@@ -63,6 +63,16 @@ class AverageConfig(Settings):
                     f"members[{number}] learns a space of its own ({own[0]}), in which nothing can be averaged; "
                     "remove it"
                 )
+            if getattr(member, "view_choice", None) is not None:
+                raise ValueError(
+                    f"members[{number}].view_choice reduces the views of each image to one vector, and the others "
+                    "predict all of them; remove it"
+                )
+            if getattr(member, "out_of_fold", None) is not None:
+                raise ValueError(
+                    f"members[{number}].out_of_fold says how one encoder is refitted, and an average is refitted as a "
+                    "whole; remove it"
+                )
             unmet = [key for key in ("reads_text", "uses_pretraining") if getattr(member, key, False)]
             if unmet:
                 raise ValueError(
@@ -121,6 +131,10 @@ class AverageEncoder:
         self.length = float(np.sqrt(((images - centre) ** 2).sum(axis=1).mean()))
         self.centre, self.space = centre.astype(np.float32), targets.space
         return self
+
+    def list_held_out(self, responses: Responses) -> tuple[str, ...]:
+        """Return the images that any member would hold out of these trials."""
+        return tuple(sorted({str(i) for member in self.members for i in member.list_held_out(responses)}))
 
     def predict(self, responses: Responses) -> Embeddings:
         """Return the mean of the members' predictions by direction, shorter where they disagree."""

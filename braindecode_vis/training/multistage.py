@@ -239,6 +239,14 @@ class MultistageEncoder:
         """Return the first stage's sentence vectors; None without a head."""
         return self.first.predict_sentences(responses)
 
+    def describe(self, responses: Responses, n_beams: int = 1) -> list[str]:
+        """Return the captions that the first stage writes; see `NetworkEncoder.describe`."""
+        return self.first.describe(responses, n_beams)
+
+    def describe_mean(self, n_beams: int = 1) -> str:
+        """Return the first stage's caption of no response in particular."""
+        return self.first.describe_mean(n_beams)
+
     def predict_out_of_fold(self, responses: Responses, targets: Embeddings) -> Embeddings:
         """Predict training trials by networks that have not learnt from their images.
 

@@ -447,8 +447,8 @@ class NetworkEncoderConfig(Settings):
             digest = hash_once(path.expanduser())
             if known not in (None, digest):
                 raise ValueError(
-                    f"the content of {path} is not what was learnt from ({key} is {known}): bring the file back, or "
-                    f"leave {key} out"
+                    f"the content of {path} is not what was learnt from ({key} is {known}): bring the file back, move "
+                    f"it away (what was fitted is read without it), or leave {key} out to train anew"
                 )
             self.__dict__[key] = digest  # the model is frozen for everybody else
         return self

@@ -52,12 +52,23 @@ def test_members_of_one_kind_differ_in_their_seeds():
     assert describe_encoder(settings) == "average of ridge, penalty 10 and linear gaussian"
 
 
+def test_synthetic_trials_spare_the_images_that_a_member_holds_out():
+    """They would show what a network is judged by."""
+    network = {"kind": "network", "selection": {"kind": "last", "hold_out": 0.2}}
+    encoder = build(BRAIN_ENCODER, AverageConfig.model_validate({"members": [MEMBERS[0], network]}), seed=0)
+    held = encoder.list_held_out(make_trials(60, 2, seed=1)[0])
+    assert held
+    assert held == encoder.members[1].list_held_out(make_trials(60, 2, seed=1)[0])
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [
         ({"weights": [1]}, "weights has 1 values for 2 members"),
         ({"members": [MEMBERS[0], {"kind": "network", "projector": {"size": 8}}]}, r"learns a space of its own"),
         ({"members": [MEMBERS[0], {"kind": "network", "objectives": [{"kind": "clip_image_text"}]}]}, "reads_text"),
+        ({"members": [MEMBERS[0], {"kind": "network", "view_choice": "mean"}]}, r"members\[1\]\.view_choice"),
+        ({"members": [MEMBERS[0], {"kind": "network", "out_of_fold": 3}]}, r"members\[1\]\.out_of_fold"),
         ({"members": [MEMBERS[0], {"kind": "lda"}]}, "lda"),
     ],
 )  # fmt: skip

@@ -170,3 +170,11 @@ def test_two_processes_train_what_one_does(tmp_path):
         for one, two in zip(weights, found, strict=True):
             for name, value in one.items():
                 np.testing.assert_allclose(two[name], value, atol=2e-4, err_msg=name)
+
+
+def test_the_first_stage_writes_captions(fitted):
+    encoder, responses, _ = fitted
+    with pytest.raises(DataError, match="trained without the objective captioning"):
+        encoder.describe(responses)
+    with pytest.raises(DataError, match="trained without the objective captioning"):
+        encoder.describe_mean()
