@@ -666,6 +666,7 @@ class Decoder(BaseEstimator):
         """Return the images that a file describes as candidates, without a look at them."""
         from braindecode_vis.config import RetrievalConfig
         from braindecode_vis.embeddings.descriptions import read_captions_or_attributes
+        from braindecode_vis.embeddings.text import open_clip_texts
         from braindecode_vis.pipeline.galleries import GallerySource, TextSide
 
         if not len(self._bank) or self._stimuli is None:
@@ -677,7 +678,9 @@ class Decoder(BaseEstimator):
         concepts = dict(zip(names, self._stimuli.concepts_of(self._stimuli.ids).astype(str), strict=True))
         known = read_captions_or_attributes(path, concepts)
         source = GallerySource(self._fitted, self._bank, list(self._bank.ids), RetrievalConfig())
-        return TextSide(source, self._target, known).place(list(known), list(known.values()), None)
+        text = open_clip_texts(validate_component("target", as_component(self.target), trusted=True))
+        side = TextSide(source, self._target, known, clip=None if text is None else text.encode)
+        return side.place(list(known), list(known.values()), None)
 
     def _compare(self, predicted: Embeddings, candidates: Embeddings) -> np.ndarray:
         """Return cosines after the mean of the training pictures, shape (n_trials, n_candidates)."""

@@ -30,8 +30,6 @@ from braindecode_vis.store import read_json
 PAD, START, END = 0, 1, 2  # numbers of the words that are none
 SPECIAL = ("<pad>", "<start>", "<end>")
 CAPTIONERS = ("git", "blip")  # kinds of networks that write captions
-PAD, START, END = 0, 1, 2  # numbers of the words that are none
-SPECIAL = ("<pad>", "<start>", "<end>")
 
 
 def read_caption_bank(path: Path) -> dict[str, list[str]]:

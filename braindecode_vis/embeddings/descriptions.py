@@ -7,6 +7,8 @@ test image is learnt from. How texts rank as candidates is the business of `brai
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +17,10 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import DataError, check_installed
+from braindecode_vis.checks import DataError, check_file, check_installed
 from braindecode_vis.digests import hash_once
 from braindecode_vis.embeddings.attributes import read_attributes
-from braindecode_vis.embeddings.captions import read_caption_bank
+from braindecode_vis.embeddings.captions import read_caption_bank, read_text
 from braindecode_vis.embeddings.sentences import (
     SentenceEncoder,
     find_sentence_folder,
@@ -130,9 +132,9 @@ def read_captions_or_attributes(
         If it is neither, or a caption is empty.
     """
     if attributes is None:
-        with path.open("rb") as file:
-            first = file.readline().replace(b"\0", b"")  # between the letters of UTF-16
-        attributes = b"caption" not in [name.strip(b'" \r\n') for name in first.split(b",")]
+        check_file(path, what="the file of descriptions", hint="bring a CSV file of captions or attributes")
+        lines = csv.reader(io.StringIO(read_text(path, what="the file of descriptions"), newline=""))
+        attributes = "caption" not in [name.strip() for name in next(lines, [])]
     if not attributes:
         return {name: describe_captions(texts) for name, texts in read_caption_bank(path).items()}
     table = read_attributes(path)
@@ -256,7 +258,7 @@ def learn_texts(training: Sequence[Description], vectors: np.ndarray, read: Read
         if silent:
             raise DataError(
                 f"{len(silent)} of {len(asked)} descriptions share no word with those of the training images, first "
-                f"{silent[0][:60]!r}; describe both in one language, or read them by evaluation.descriptions.encoder "
+                f"{silent[0][:60]!r}; describe both in the same words, or read them by evaluation.descriptions.encoder "
                 "minilm."
             )
         return predict(rows).reshape(len(asked), *shape)

@@ -301,6 +301,13 @@ def spread_over_images(concepts: Embeddings, stimuli: StimulusSet) -> Embeddings
     return Embeddings(picked.vectors, np.asarray(stimuli.ids, dtype=object), picked.space)
 
 
+def open_clip_texts(target: Any, reading: TextConfig | None = None) -> ClipText | None:
+    """Return the text side of a target that is a CLIP network at its joint output; None of any other target."""
+    if getattr(target, "kind", "") != "openclip" or target.layers != (OUTPUT,) or target.pooling != "own":
+        return None
+    return ClipText(target, reading)
+
+
 class ClipText:
     """The text tower of a CLIP network.
 

@@ -608,7 +608,7 @@ def describe_gallery(run: FinishedRun, number: int, path: Path) -> PictureGaller
     stimuli, settings = preprocess(run).stimuli, run.config.evaluation.descriptions
     concepts = dict(zip(stimuli.ids.astype(str), stimuli.concepts_of(stimuli.ids).astype(str), strict=True))
     known = read_captions_or_attributes(path, concepts)
-    _check_size(len(known))
+    _check_size(len(known), f"description of an image that {path} and the run know")
     learnt = known if settings is None else read_descriptions(run)
     side = open_text_side(run, number, learnt, None if settings is None else settings.encoder)
     ids, asked = list(known), list(known.values())
@@ -620,9 +620,9 @@ def describe_gallery(run: FinishedRun, number: int, path: Path) -> PictureGaller
     )  # fmt: skip
 
 
-def _check_size(n: int) -> None:
+def _check_size(n: int, what: str = "picture") -> None:
     if n < 2:
-        raise DataError(f"the gallery holds {'no' if n == 0 else 'one'} picture; give at least two.")
+        raise DataError(f"the gallery holds {'no' if n == 0 else 'one'} {what}; give at least two.")
 
 
 def _encode(bank: Any, stimuli: StimulusSet) -> Embeddings:

@@ -562,12 +562,13 @@ def _score_large_gallery(run: Run, settings: LargeGalleryConfig, task: ScoringTa
 
 def find_clip_texts(run: Run) -> Callable[[Sequence[str]], np.ndarray] | None:
     """Return what embeds texts in the space of the targets by the text side of a CLIP network; None without one."""
-    target = run.config.text.tower or run.config.target
-    if run.config.decodes_categories or getattr(target, "kind", "") != "openclip":
+    if run.config.decodes_categories:
         return None
-    from braindecode_vis.embeddings.text import ClipText
+    from braindecode_vis.embeddings.text import open_clip_texts
 
-    text = ClipText(target, run.config.text.reading)
+    text = open_clip_texts(run.config.text.tower or run.config.target, run.config.text.reading)
+    if text is None:
+        return None
 
     def embed_texts(texts: Sequence[str]) -> np.ndarray:
         space = embed(run)[0].embeddings.space

@@ -1,8 +1,10 @@
 """The decoder object: an estimator by scikit-learn's rules that takes arrays, epochs and responses."""
 
 import pickle
+from types import SimpleNamespace
 
 import mne
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -78,6 +80,20 @@ def test_trials_are_described(tmp_path):
             decoder.set_params(captions=wrong).caption(X)
     with pytest.raises(bdv.ConfigError, match="lda learns classes"):
         bdv.Decoder(encoder="lda", captions=captions).fit(X, ["a", "b"] * 12)
+
+
+def test_a_clip_network_reads_descriptions_itself(fitted, tmp_path, monkeypatch):
+    """Of pictures that were never shown: nothing of them is learnt."""
+    X, pictures = make_experiment()
+    path = tmp_path / "texts.csv"
+    path.write_text("id,caption\nx,4\ny,5\n")
+    with pytest.raises(bdv.DataError, match="describe training images too"):
+        fitted.retrieve(X[:8], gallery=path)
+    meant = {"4": pictures[4].ravel(), "5": pictures[5].ravel()}
+    tower = SimpleNamespace(encode=lambda texts: np.stack([meant.get(t, pictures[0].ravel()) for t in texts]))
+    monkeypatch.setattr("braindecode_vis.embeddings.text.open_clip_texts", lambda target: tower)
+    found = fitted.retrieve(X[4:6], gallery=path, k=1)
+    assert found["picture"].tolist() == ["x", "y"]
 
 
 def test_it_is_an_estimator():

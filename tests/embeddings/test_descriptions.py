@@ -26,6 +26,9 @@ def test_files_of_captions_and_of_attributes_are_told_apart(tmp_path):
     assert known["a"].texts == ("A red cat", "a cat, red")
     assert known["a"].words[0] == {"a", "red", "cat"}
     assert known["a"] == describe_captions(["A red cat", "a cat, red"])
+    for encoding in ("utf-8-sig", "utf-16"):  # as spreadsheets save them, with a mark before the first name
+        captions.write_text("caption,id\na cat,a\n", encoding=encoding)
+        assert read_captions_or_attributes(captions, {}) == {"a": describe_captions(["a cat"])}
     by_id = write(tmp_path / "attributes.csv", "id,shape,colour\na,letter_e,red\nb,dog,\nc,,\n")
     found = read_captions_or_attributes(by_id, {})
     assert found["a"].texts == ("shape letter e, colour red",)

@@ -14,6 +14,7 @@ from braindecode_vis.embeddings.text import (
     embed_text,
     make_tokenizer,
     name_concept,
+    open_clip_texts,
 )
 from braindecode_vis.retrieval import compute_ranks
 from braindecode_vis.stimuli import StimulusSet
@@ -57,6 +58,8 @@ def test_text_does_not_meet_a_middle_layer():
     middle = CONFIG.model_copy(update={"layer": 1, "pooling": "mean"})
     with pytest.raises(ConfigError, match="text meets images only at the network's own output"):
         embed_text(["cat"], middle)
+    assert open_clip_texts(middle) is None
+    assert open_clip_texts(CONFIG).space == CONFIG.build().space
 
 
 def test_wrong_prompts_are_named():
