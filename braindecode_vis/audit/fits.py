@@ -236,6 +236,12 @@ def check_targets(run: AuditedRun) -> list[AuditFinding]:
         target = drop_digests(record.fields["target"])
         if target["kind"] in ("vae", "taesd"):
             continue  # pretrained; sizes of untrained ones are not taken without the word that says so
+        if (
+            target["kind"] == "conditional"
+        ):  # learns from ids and a table; `results.check_embedded` fits it again
+            if not run.thorough:
+                run.state("fit", "by record", "target space conditional", "heads on embeddings; add --refit")
+            continue
         try:
             config = play(IMAGE_ENCODER_SETTINGS, validate_component("target", target))
         except BraindecodeVisError as error:  # weights that are not at hand, or untrained ones

@@ -83,7 +83,12 @@ def check_embedded(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         bank.encoder.bind(Context(images=run.stimuli, device=again.config.retrieval.device))
         stored = bank.embeddings.select(ids)
         try:
-            vectors = np.asarray(bank.encoder.encode(run.stimuli.iterate_images(ids)))
+            if (
+                run.thorough and again.config.target.kind == "conditional"
+            ):  # by heads on training images alone
+                vectors = _embed_again(run, number, bank).select(ids).vectors
+            else:
+                vectors = np.asarray(bank.encoder.encode(run.stimuli.iterate_images(ids)))
         except ConfigError:  # texts and tables know their stimuli, and no pictures
             if again.config.target.packages and not run.thorough:
                 run.state(

@@ -4,7 +4,6 @@ import pickle
 from types import SimpleNamespace
 
 import mne
-
 import numpy as np
 import pandas as pd
 import pytest

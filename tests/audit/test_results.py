@@ -27,6 +27,7 @@ from braindecode_vis.audit.run import STEPS, audit_run
 from braindecode_vis.audit.scores import check_report, check_scores
 from braindecode_vis.audit.synthetic import check_synthetic_again
 from braindecode_vis.config import read_config
+from braindecode_vis.embeddings.conditional import ConditionalEncoder
 from braindecode_vis.pipeline.runs import open_run
 
 QUICK = [
@@ -366,3 +367,24 @@ def test_targets_of_attributes_and_dimensions_are_scored_and_audited(tmp_path, k
     assert found[f"{metric}@round"]["resampled"].endswith(" concepts")
     audit = audit_run(folder)
     assert [item.message for item in audit.leaks] == []
+
+
+@pytest.mark.slow
+def test_heads_that_saw_tested_images_are_found(tmp_path, monkeypatch):
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    table = pd.DataFrame({"concept": names, "round": [1, 0, 0, 1, 0, 0, 1, 0, 1, 1]})
+    table.to_csv(tmp_path / "table.csv", index=False)
+    honest = ConditionalEncoder.embed
+
+    def embed_leaky(self, stimuli, training_ids, embed_cached):
+        return honest(self, stimuli, stimuli.ids, embed_cached)
+
+    with monkeypatch.context() as leaky:
+        leaky.setattr(ConditionalEncoder, "embed", embed_leaky)
+        folder = make_run(
+            tmp_path / "run",
+            f"target={{kind: conditional, attributes: {tmp_path}/table.csv, base: {{kind: pixels}}}}",
+            "generator={kind: nearest}", "prior={kind: identity}",
+        )  # fmt: skip
+    found = audit_run(folder, refit=True)
+    assert any("target embedding" in item.message for item in found.leaks)
