@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -243,6 +243,29 @@ def hash_once(path: Path) -> str:
     """
     place = _locate(path)
     return _know(_group([place]), sha256=True)[place].sha256
+
+
+def remember_digest(settings: Any, name: str) -> None:
+    """Note in ``NAME_digest`` of settings the digest of the file that ``NAME`` is the path of, if it is there.
+
+    Raises
+    ------
+    ValueError
+        If another digest is known, or one of no file.
+    """
+    key = f"{name}_digest"
+    path, known = getattr(settings, name), getattr(settings, key)
+    if path is None and known is not None:
+        raise ValueError(f"{key} is that of the file in {name}, but none is given")
+    if path is None or not (path := path.expanduser()).is_file():
+        return
+    digest = hash_once(path)
+    if known not in (None, digest):
+        raise ValueError(
+            f"the content of {path} has the digest {digest}, but {key} is {known}: another file, or it changed since; "
+            f"bring the file back, move it away (what was fitted is read without it), or leave {key} out to train anew"
+        )
+    settings.__dict__[key] = digest  # the model is frozen for everybody else
 
 
 def _locate(path: Path) -> str:

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from braindecode_vis.checks import suggest
+from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.remote import is_address, name_address, take_address
 
 
@@ -190,7 +190,28 @@ class Settings(BaseModel):
         visited = {name: visit(getattr(self, name)) for name in type(self).model_fields}
         # Unchanged fields stay out: an update marks its fields as set, and defaults must stay apart from what was said.
         changed = {name: value for name, value in visited.items() if value is not getattr(self, name)}
-        return self.model_copy(update=changed) if changed else self
+        if not changed:
+            return self
+        moved = self.model_copy(update=changed)
+        for name in changed:
+            # What was noted by itself is of a file at the former path, if there was one.
+            for key in {f"{name}_digest", f"{name}_digests"} & type(self).model_fields.keys():
+                if key not in self.model_fields_set:
+                    moved.__dict__[key] = type(self).model_fields[key].default
+        try:
+            moved.remember_files()
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from error
+        return moved
+
+    def remember_files(self) -> None:
+        """Note the digests of files, so that what was made of them is known without them; of none by default.
+
+        Raises
+        ------
+        ValueError
+            If a file is not the one whose digest is known.
+        """
 
     def take_addresses(self, named: Collection[str] | None = None) -> Self:
         """Return the settings with addresses that are to be read, which before are paths that lead nowhere.

@@ -145,7 +145,9 @@ def test_masks_follow_the_target_or_captions(done, root, tmp_path, monkeypatch):
         found.append(pipeline.learning.pretrain_fold(open_run(config, done.folder.path), 0).fingerprint)
     assert len({made["fingerprint"], *found}) == 3
     (tmp_path / "captions.csv").write_text("id,caption\nother,a star\n")
-    config = config.model_copy()
+    config = config.model_copy(
+        update={"pretrain": config.pretrain.model_copy(update={"captions_digest": None})}
+    )
     with pytest.raises(DataError, match="none of the images of the run"):
         pipeline.learning.pretrain_fold(open_run(config, done.folder.path), 0)
 

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError, check_file, suggest
-from braindecode_vis.digests import hash_once
+from braindecode_vis.digests import hash_once, remember_digest
 from braindecode_vis.encoders.signal import Signal, read_axes
 from braindecode_vis.settings import Settings
 
@@ -159,21 +159,13 @@ class FoundationConfig(Settings):
 
     @model_validator(mode="after")
     def _remember_files(self) -> FoundationConfig:
-        for name in self.weight_files:
-            path, key = getattr(self, name), f"{name}_digest"
-            known = getattr(self, key)
-            if path is None and known is not None:
-                raise ValueError(f"{key} is that of the file in {name}, but none is given")
-            if path is None or not (path := path.expanduser()).is_file():
-                continue
-            digest = hash_once(path)
-            if known not in (None, digest):
-                raise ValueError(
-                    f"the content of {path} has the digest {digest}, but {key} is {known}: another file, or it "
-                    f"changed since; bring the file back, or leave {key} out"
-                )
-            self.__dict__[key] = digest  # the model is frozen for everybody else
+        self.remember_files()
         return self
+
+    def remember_files(self) -> None:
+        """Note the digests of weights."""
+        for name in self.weight_files:
+            remember_digest(self, name)
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields; a file counts by its content.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, check_file, check_installed
-from braindecode_vis.digests import hash_once
+from braindecode_vis.digests import hash_once, remember_digest
 from braindecode_vis.embeddings.attributes import read_attributes
 from braindecode_vis.embeddings.captions import read_caption_bank
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
@@ -437,21 +437,13 @@ class NetworkEncoderConfig(Settings):
 
     @model_validator(mode="after")
     def _remember_tables(self) -> Self:
-        for key in _DIGESTS:
-            name = key.removesuffix("_digest")
-            path, known = getattr(self, name), getattr(self, key)
-            if path is None and known is not None:
-                raise ValueError(f"{key} is that of the file in {name}, but none is given")
-            if path is None or not path.expanduser().is_file():
-                continue
-            digest = hash_once(path.expanduser())
-            if known not in (None, digest):
-                raise ValueError(
-                    f"the content of {path} is not what was learnt from ({key} is {known}): bring the file back, move "
-                    f"it away (what was fitted is read without it), or leave {key} out to train anew"
-                )
-            self.__dict__[key] = digest  # the model is frozen for everybody else
+        self.remember_files()
         return self
+
+    def remember_files(self) -> None:
+        """Note the digests of captions and attributes."""
+        for key in _DIGESTS:
+            remember_digest(self, key.removesuffix("_digest"))
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digests of what is said of images."""

@@ -10,14 +10,14 @@ arXiv:2408.00759 (text-guided masking).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import DataError, check_file, check_installed
-from braindecode_vis.digests import hash_once
+from braindecode_vis.digests import hash_once, remember_digest
+from braindecode_vis.embeddings.captions import read_caption_bank
 from braindecode_vis.encoders.parcels_config import WEIGHTS, ParcelsConfig
 from braindecode_vis.settings import Settings
 
@@ -123,6 +123,9 @@ class PretrainConfig(Settings):
         Share of the trials of a batch that are guided; the others keep masks by lot.
     captions
         For ``guide: captions``: CSV file with the columns ``id`` and ``caption``.
+    captions_digest
+        Digest of that file. It is filled in by itself and kept with a run, so that a fitted run is read without the
+        file; a file that changed since is refused.
     sentence_encoder
         For ``guide: captions``: ``minilm``, or the folder of another sentence encoder.
     normalisation
@@ -173,6 +176,7 @@ class PretrainConfig(Settings):
     guide: Literal["target", "captions"] | None = None
     guide_share: float = Field(default=1.0, gt=0, le=1)
     captions: Path | None = None
+    captions_digest: str | None = None
     sentence_encoder: Literal["minilm"] | Path = "minilm"
     normalisation: Literal["auto", "patch", "parcel"] = "auto"
     decoder_width: int = Field(default=128, ge=1)
@@ -214,6 +218,7 @@ class PretrainConfig(Settings):
         {
             "corpus_digests", "window_times", "window_step", "objectives", "mask", "ema", "temperature",
             "contrast_width", "probes", "precision", "guide", "guide_share",
+            "captions_digest",
         }
     )  # fmt: skip
 
@@ -277,31 +282,34 @@ class PretrainConfig(Settings):
         if self.guide == "captions":
             check_installed("transformers", "pretrain.guide captions")
             self.hashed_fields()
+            assert self.captions is not None  # as was checked
+            # Captions that were seen before and are gone are missed by a pretraining alone.
+            if self.captions.expanduser().exists():
+                read_caption_bank(self.captions.expanduser())
 
     @model_validator(mode="after")
-    def _remember_corpora(self) -> Self:
+    def _remember_files(self) -> Self:
+        self.remember_files()
+        return self
+
+    def remember_files(self) -> None:
+        """Note the digests of captions and corpora."""
+        remember_digest(self, "captions")
         if not self.corpus:
             self.refuse_unused("corpus_digests", because="there is no corpus")
-            return self
+            return
         from braindecode_vis.corpus.reader import open_corpus
 
         try:
             found = tuple(open_corpus(folder.expanduser()).digest for folder in self.corpus)
         except DataError:  # gone, or never there: who reads them says so
-            return self
+            return
         if self.corpus_digests not in ((), found):
             raise ValueError(
                 f"the corpora {', '.join(map(str, self.corpus))} are not those that corpus_digests names: they have "
                 "grown or changed since; leave corpus_digests out to pretrain on what is there now"
             )
         self.__dict__["corpus_digests"] = found  # the model is frozen for everybody else
-        return self
-
-    def replace_paths(self, replace: Callable[[Path], Path]) -> Self:
-        """Return the settings with other paths, and the digests of corpora that were not found by the former ones."""
-        moved: Any = super().replace_paths(replace)
-        found: Self = moved if moved is self or moved.corpus_digests else moved._remember_corpora()
-        return found
 
     @property
     def on_trials(self) -> str:
@@ -339,8 +347,7 @@ class PretrainConfig(Settings):
             from braindecode_vis.embeddings.text import hash_captions
 
             folder = find_sentence_folder(self.sentence_encoder, "pretrain.sentence_encoder")
-            fields |= {
-                **hash_captions(self.captions),
-                "sentence_encoder_digest": hash_sentence_encoder(folder),
-            }
+            fields["sentence_encoder_digest"] = hash_sentence_encoder(folder)
+            if self.captions_digest is None:
+                fields |= hash_captions(self.captions)
         return fields

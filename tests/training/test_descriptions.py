@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from braindecode_vis.checks import ConfigError, DataError, Notice
+from braindecode_vis.digests import hash_once
 from braindecode_vis.embeddings.captions import END, PAD, START
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.training import descriptions
@@ -204,7 +205,7 @@ def test_files_are_asked_for_where_an_objective_reads_them_and_only_there(tmp_pa
     assert not {"attributes", "captions_digest"} & first.keys()
     write_table(table, ["id", "colour"], [("image000", "blue")])
     assert make_config(objectives=hydra, attributes=table).attributes_digest != config.attributes_digest
-    with pytest.raises(ValidationError, match="is not what was learnt from"):
+    with pytest.raises(ValidationError, match="another file, or it changed since"):
         make_config(**config.model_dump())
     table.unlink()  # what was fitted from it is read without it
     again = make_config(**config.model_dump())
@@ -296,3 +297,20 @@ def test_words_that_change_places_may_be_values_of_attributes(tmp_path, monkeypa
     assert found.tables["swapped_known"].tolist() == [[True], [True]]
     np.testing.assert_allclose(found.tables["swapped"][:, 0], found.tables["sentences"][[1, 0]], atol=1e-6)
     assert found.lexicon.attributes["colour"] == ("ink", "moss")
+
+
+def test_digests_are_those_of_the_files_that_are_read(tmp_path, monkeypatch):
+    """A path is taken from the folder of the configuration, where another file may lie than where it was read."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, colour in ((here, "red"), (there, "blue")):
+        folder.mkdir()
+        write_table(folder / "attributes.csv", ["id", "colour"], [("image000", colour)])
+    monkeypatch.chdir(here)
+    hydra = [{"kind": "hydra", "classes": "attributes"}]
+    read = make_config(objectives=hydra, attributes="attributes.csv")
+    moved = read.replace_paths(lambda path: there / path)
+    assert moved.attributes_digest == hash_once(there / "attributes.csv") != read.attributes_digest
+    with pytest.raises(ConfigError, match="another file, or it changed since"):
+        make_config(**read.model_dump()).replace_paths(lambda path: there / path)
+    (here / "attributes.csv").unlink()
+    assert make_config(objectives=hydra, attributes="attributes.csv").attributes_digest is None

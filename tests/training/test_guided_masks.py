@@ -144,3 +144,20 @@ def test_bad_settings_are_refused(tmp_path):
             )
     with pytest.raises(ConfigError, match="was not given"):
         run(GUIDED, make_responses(), None, tmp_path)
+
+
+def test_a_run_is_read_without_the_captions_that_guided_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("braindecode_vis.embeddings.sentences.find_sentence_folder", lambda *asked: tmp_path)
+    monkeypatch.setattr("braindecode_vis.embeddings.sentences.hash_sentence_encoder", lambda folder: "")
+    captions = tmp_path / "captions.csv"
+    captions.write_text("id,caption\nimage0,a bird\n")
+    config = change(guide="captions", captions=captions)
+    first = config.hashed_fields()
+    assert first["captions_digest"] == config.captions_digest
+    assert "captions_digest" not in CONFIG.hashed_fields()
+    captions.write_text("id,caption\nimage0,a key\n")
+    assert change(guide="captions", captions=captions).hashed_fields() != first
+    with pytest.raises(ValidationError, match="another file, or it changed since"):
+        type(config).model_validate(config.model_dump())
+    captions.unlink()
+    assert type(config).model_validate(config.model_dump()).hashed_fields() == first
