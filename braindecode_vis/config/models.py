@@ -25,7 +25,14 @@ from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.suite import MetricSuiteConfig
 from braindecode_vis.preprocessing.common_space import COMMON_SPACES, name_alignment
 from braindecode_vis.preprocessing.selection import SelectionConfig
-from braindecode_vis.registry import INSIDE, Component, LayerConfig, list_kinds, validate_component
+from braindecode_vis.registry import (
+    INSIDE,
+    Component,
+    LayerConfig,
+    find_component,
+    list_kinds,
+    validate_component,
+)
 from braindecode_vis.remote import choose_cache
 from braindecode_vis.roles import (
     DATASET,
@@ -701,7 +708,8 @@ class RunConfig(Settings):
 
 
 def _names_classes(kind: str) -> bool:
-    return play(ENCODER_SETTINGS, validate_component("encoder", {"kind": kind})).decodes_categories
+    # Asked of the class: some settings, such as those of an average, say nothing without their members.
+    return bool(getattr(find_component("encoder", kind), "decodes_categories", False))
 
 
 def list_analyses() -> list[str]:

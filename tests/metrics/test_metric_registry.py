@@ -172,6 +172,7 @@ def test_hits_are_counted_where_a_value_is_a_share_of_them():
         "{n}_way",
         "{n}_way_top1_semantic_accuracy",
         "accuracy",
+        "binding",
         *ways,
     ]
     assert sorted(counted) == sorted(expected)
