@@ -158,6 +158,11 @@ class StimulusSet:
         """Return the concept of each id, shape (len(ids),)."""
         return self.table["concept"].take(self.find_rows(ids)).to_numpy(dtype=object)
 
+    @property
+    def concept_of(self) -> dict[str, str]:
+        """Concept of every stimulus by its id."""
+        return dict(zip(self.ids.astype(str), self.table["concept"].astype(str), strict=True))
+
     def select(self, ids: Iterable[str]) -> StimulusSet:
         """Return the sub-set with exactly these ids, in this order; images in a file stay there."""
         rows = self.find_rows(ids)

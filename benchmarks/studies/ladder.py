@@ -185,7 +185,6 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
         return change(base, objectives=named, **changes)
 
     mixing = [*base.encoder["augmentations"], {"kind": "trial_mixing"}]
-    late = {"phase": [0.33, 1]}
     twice = "CLIP, average of two seeds"  # what two trainings give without stages
     named = {"attributes": str(truth / "attributes.csv")}
     texts = {"captions": str(truth / "descriptions.csv"), "sentence_encoder": MINILM}
@@ -193,19 +192,8 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
     rungs = {
         PLAIN: base,
         "CLIP of image and caption": use({"kind": "clip_image_text", "image_share": 0.5}),
-        "SigLIP": use("siglip"),
-        "SoftCLIP": use("soft_clip"),
-        "BiMixCo, then SoftCLIP": use("bimixco", {"kind": "soft_clip", **late}, augmentations=mixing),
-        "CLIP + l1": use(clip, "l1"),
-        "CLIP + squared error": use(clip, "mse"),
+        **list_by_pairs(use, mixing),
         "CLIP + squared error, 1:9": use(clip, {"kind": "mse", "weight": 9}),
-        "CLIP + cosine": use(clip, "cosine"),
-        "squared error alone": use("mse"),
-        "CLIP + alignment": use(clip, "alignment"),
-        "CLIP + uniformity": use(clip, {"kind": "uniformity", "between": "brain"}),
-        "CUA": use("cua"),
-        "CUA, cross": use({"kind": "cua", "cross": True}),
-        "CLIP + MMD": use(clip, "mmd"),
         "CLIP + MMD of unit vectors": use(clip, {"kind": "mmd", "normalise": True}),
         "CLIP + MV-DHEL of repetition halves": use(clip, "multiview"),
         "MV-InfoNCE alone": use({"kind": "multiview", "form": "infonce"}),
@@ -248,28 +236,10 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
     return rungs
 
 
-def list_worth_of_folds(kind: str) -> dict[str, Rung]:
-    """Return the objectives that need neither words nor times nor averages, for some ten trials of voxels a class."""
-    base = change(NETWORKS[VOXELS], optimiser={"lr": 1e-3}, repeats="single")
-    clip, mixing = {"kind": "clip"}, [{"kind": "trial_mixing"}]
-
-    def use(*objectives: Any, **changes: Any) -> Rung:
-        named = [{"kind": one} if isinstance(one, str) else one for one in objectives]
-        return change(base, objectives=named, **changes)
-
-    late = {"phase": [0.33, 1]}
-    own = {
-        "images": {
-            "CLIP + within cluster": use(clip, "within_cluster", n_clusters=4),
-            "CLIP + within concept": use(clip, "within_concept"),
-        },
-        "categories": {
-            "CLIP + MV-DHEL of repetition halves": use(clip, "multiview"),
-            "MV-InfoNCE alone": use({"kind": "multiview", "form": "infonce"}),
-        },
-    }
+def list_by_pairs(use: Any, mixing: list[dict[str, Any]]) -> dict[str, Rung]:
+    """Return the objectives that need nothing but responses and images; `use` makes a rung of a list of them."""
+    clip, late = {"kind": "clip"}, {"phase": [0.33, 1]}
     return {
-        PLAIN: base,
         "SigLIP": use("siglip"),
         "SoftCLIP": use("soft_clip"),
         "BiMixCo, then SoftCLIP": use("bimixco", {"kind": "soft_clip", **late}, augmentations=mixing),
@@ -282,6 +252,31 @@ def list_worth_of_folds(kind: str) -> dict[str, Rung]:
         "CUA": use("cua"),
         "CUA, cross": use({"kind": "cua", "cross": True}),
         "CLIP + MMD": use(clip, "mmd"),
+    }
+
+
+def list_worth_of_folds(kind: str) -> dict[str, Rung]:
+    """Return the objectives that need neither words nor times nor averages, for some ten trials of voxels a class."""
+    base = change(NETWORKS[VOXELS], optimiser={"lr": 1e-3}, repeats="single")
+    clip, mixing = {"kind": "clip"}, [{"kind": "trial_mixing"}]
+
+    def use(*objectives: Any, **changes: Any) -> Rung:
+        named = [{"kind": one} if isinstance(one, str) else one for one in objectives]
+        return change(base, objectives=named, **changes)
+
+    own = {
+        "images": {
+            "CLIP + within cluster": use(clip, "within_cluster", n_clusters=4),
+            "CLIP + within concept": use(clip, "within_concept"),
+        },
+        "categories": {
+            "CLIP + MV-DHEL of repetition halves": use(clip, "multiview"),
+            "MV-InfoNCE alone": use({"kind": "multiview", "form": "infonce"}),
+        },
+    }
+    return {
+        PLAIN: base,
+        **list_by_pairs(use, mixing),
         "momentum distillation": use("distillation", teacher={"decay": 0.98, "queue": 32}),
         **own[kind],
     }

@@ -674,9 +674,7 @@ class Decoder(BaseEstimator):
                 "this decoder was shared without its training pictures, which place words; save it with "
                 "include_pictures=True."
             )
-        names = self._stimuli.ids.astype(str)
-        concepts = dict(zip(names, self._stimuli.concepts_of(self._stimuli.ids).astype(str), strict=True))
-        known = read_captions_or_attributes(path, concepts)
+        known = read_captions_or_attributes(path, self._stimuli.concept_of)
         source = GallerySource(self._fitted, self._bank, list(self._bank.ids), RetrievalConfig())
         text = open_clip_texts(validate_component("target", as_component(self.target), trusted=True))
         side = TextSide(source, self._target, known, clip=None if text is None else text.encode)

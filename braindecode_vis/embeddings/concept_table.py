@@ -22,10 +22,11 @@ import numpy as np
 from pydantic import model_validator
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError, check_file, check_unique
+from braindecode_vis.checks import DataError, check_file, check_unique
 from braindecode_vis.digests import hash_once
 from braindecode_vis.embeddings.attributes import KEYS, TargetParts, describe_missing
 from braindecode_vis.embeddings.captions import read_text
+from braindecode_vis.embeddings.text import refuse_pictures
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_json
@@ -131,10 +132,7 @@ class ConceptTableEncoder:
 
     def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Refuse: a picture does not say its concept."""
-        raise ConfigError(
-            "a target of kind concept_table knows concepts and cannot embed a picture; set the generator to nearest "
-            "and leave out what encodes pictures, or choose openclip or another image encoder."
-        )
+        raise refuse_pictures("concept_table", "knows concepts")
 
     def embed(
         self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: Callable[..., Any]

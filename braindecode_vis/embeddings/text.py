@@ -84,38 +84,19 @@ class ConceptTextConfig(Settings):
     reading: TextConfig = TextConfig()
 
 
-class ClipTextConfig(Settings):
-    """Tokens of a CLIP text tower as a target: what latent diffusion reads in place of a prompt.
-
-    The text of an image is one of its captions, or the name of its concept in a template. The tokens of several
-    captions of an image are averaged (Brain-Diffuser). No image is looked at.
+class TextTargetConfig(Settings):
+    """What every target that is made of texts says of them.
 
     Parameters
     ----------
-    tower
-        The CLIP network whose text side reads; that of Stable Diffusion 1 and of Versatile Diffusion is OpenAI's
-        ViT-L/14.
     captions
         CSV file with the columns ``id`` and ``caption``, of every image of the run. None takes concepts.
     template
         Sentence with ``{concept}``, without captions.
-    output
-        ``hidden`` are the tokens after the last norm, as Stable Diffusion reads them; ``projected`` their projections
-        divided by the length of the pooled one, as Versatile Diffusion reads them.
-    reading
-        Tokenizer and batches.
     """
 
-    packages: ClassVar[tuple[str, ...]] = ("open_clip",)
-
-    kind: Literal["clip_text"] = "clip_text"
-    tower: OpenClipConfig = Field(
-        default_factory=lambda: OpenClipConfig(architecture="ViT-L-14-quickgelu", pretrained="openai")
-    )
     captions: Path | None = None
     template: str = "a photo of a {concept}"
-    output: Literal["hidden", "projected"] = "hidden"
-    reading: TextConfig = TextConfig()
 
     fitted_on_training_images: ClassVar[bool] = False
     of_texts: ClassVar[bool] = True
@@ -129,9 +110,50 @@ class ClipTextConfig(Settings):
         return template
 
     @model_validator(mode="after")
-    def _check_used(self) -> Self:
+    def _check_template_used(self) -> Self:
         if self.captions is not None:
             self.refuse_unused("template", because="captions are the texts")
+        return self
+
+    def check_files(self) -> None:
+        """Raise `DataError` unless the captions can be read."""
+        if self.captions is not None:
+            read_caption_bank(self.captions.expanduser())
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the captions."""
+        return super().hashed_fields() | hash_captions(self.captions)
+
+
+class ClipTextConfig(TextTargetConfig):
+    """Tokens of a CLIP text tower as a target: what latent diffusion reads in place of a prompt.
+
+    The text of an image is one of its captions, or the name of its concept in a template. The tokens of several
+    captions of an image are averaged (Brain-Diffuser). No image is looked at.
+
+    Parameters
+    ----------
+    tower
+        The CLIP network whose text side reads; that of Stable Diffusion 1 and of Versatile Diffusion is OpenAI's
+        ViT-L/14.
+    output
+        ``hidden`` are the tokens after the last norm, as Stable Diffusion reads them; ``projected`` their projections
+        divided by the length of the pooled one, as Versatile Diffusion reads them.
+    reading
+        Tokenizer and batches.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ("open_clip",)
+
+    kind: Literal["clip_text"] = "clip_text"
+    tower: OpenClipConfig = Field(
+        default_factory=lambda: OpenClipConfig(architecture="ViT-L-14-quickgelu", pretrained="openai")
+    )
+    output: Literal["hidden", "projected"] = "hidden"
+    reading: TextConfig = TextConfig()
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
         self.tower.refuse_unused(
             "layer",
             "pooling",
@@ -143,20 +165,73 @@ class ClipTextConfig(Settings):
 
     def check_files(self) -> None:
         """Raise `ConfigError` or `DataError` unless the captions can be read and there are weights."""
-        if self.captions is not None:
-            read_caption_bank(self.captions.expanduser())
+        super().check_files()
         self.tower.check_files()
-
-    def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain fields and the digest of the captions."""
-        return super().hashed_fields() | hash_captions(self.captions)
 
     def build(self) -> ClipTextEncoder:
         """Return the encoder; the network is loaded when the first text comes."""
         return ClipTextEncoder(self)
 
 
-class ClipTextEncoder:
+class TextTargetEncoder:
+    """Texts of stimuli in the place of images.
+
+    Parameters
+    ----------
+    config
+        Texts, and what reads them.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @property
+    def space(self) -> str:
+        """Name with what reads the texts, and the texts."""
+        raise NotImplementedError
+
+    def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Refuse: a picture does not say its text."""
+        raise refuse_pictures(self.config.kind, "embeds captions or concepts of stimuli")
+
+    def embed(
+        self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: Callable[..., Any]
+    ) -> Embeddings:
+        """Return what stands for the texts of each stimulus; see `contracts.WholeImageEncoder.embed`.
+
+        Raises
+        ------
+        DataError
+            If a stimulus has no caption.
+        """
+        vectors = self.embed_texts(self.find_texts(stimuli))
+        return Embeddings(vectors, np.asarray(stimuli.ids, dtype=object), self.space)
+
+    def find_texts(self, stimuli: StimulusSet) -> list[list[str]]:
+        """Return the texts of each stimulus."""
+        return find_texts(stimuli, self.config.captions, self.config.template)
+
+    def embed_texts(self, texts: Sequence[Sequence[str]], fill: np.ndarray | None = None) -> np.ndarray:
+        """Return vectors or tokens of shape (n, ...), each the mean over the texts of one image."""
+        return average_texts(texts, self.encode_texts)
+
+    def hide_texts(self, vectors: np.ndarray, fill: np.ndarray) -> None:
+        """Say that nothing but texts is in these embeddings."""
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 of shape (n_texts, ...)."""
+        raise NotImplementedError
+
+
+def refuse_pictures(kind: str, what: str) -> ConfigError:
+    """Return the error of a target that knows stimuli by other things than their pictures."""
+    return ConfigError(
+        f"a target of kind {kind} {what}, and cannot embed a picture; set the generator to nearest and leave out what "
+        "encodes pictures, or choose openclip or another image encoder."
+    )
+
+
+class ClipTextEncoder(TextTargetEncoder):
     """Tokens of texts in the place of an image encoder's.
 
     Parameters
@@ -166,7 +241,7 @@ class ClipTextEncoder:
     """
 
     def __init__(self, config: ClipTextConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self._text = ClipText(config.tower, config.reading)
 
     @property
@@ -177,39 +252,6 @@ class ClipTextEncoder:
         weights = digest if digest.startswith("random") else f"weights={digest[:12]}"
         texts = name_texts(config.captions, config.template)
         return f"clip_text/{config.tower.architecture}/{weights}/{config.output}/{texts}"
-
-    def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Refuse: a picture does not say its text."""
-        raise ConfigError(
-            "a target of kind clip_text embeds captions or concepts of stimuli, and cannot embed a picture; choose "
-            "openclip or another image encoder."
-        )
-
-    def embed(
-        self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: Callable[..., Any]
-    ) -> Embeddings:
-        """Return the tokens of each stimulus's text; see `contracts.WholeImageEncoder.embed`.
-
-        Raises
-        ------
-        DataError
-            If a stimulus has no caption.
-        """
-        vectors = average_texts(
-            self.find_texts(stimuli), self.encode_texts
-        )  # (n_stimuli, n_tokens, n_features)
-        return Embeddings(vectors, np.asarray(stimuli.ids, dtype=object), self.space)
-
-    def find_texts(self, stimuli: StimulusSet) -> list[list[str]]:
-        """Return the texts of each stimulus."""
-        return find_texts(stimuli, self.config.captions, self.config.template)
-
-    def embed_texts(self, texts: Sequence[Sequence[str]], fill: np.ndarray | None = None) -> np.ndarray:
-        """Return tokens of shape (n, n_tokens, n_features), each the mean over the texts of one image."""
-        return average_texts(texts, self.encode_texts)
-
-    def hide_texts(self, vectors: np.ndarray, fill: np.ndarray) -> None:
-        """Say that nothing but texts is in these embeddings."""
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 tokens of shape (n_texts, n_tokens, n_features); what exceeds the context is cut."""

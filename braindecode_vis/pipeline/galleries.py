@@ -63,6 +63,7 @@ class GallerySource:
     bank: Embeddings
     train_ids: Sequence[str]
     settings: RetrievalConfig
+    _centres: dict[str | None, Centre] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def per_subject(self) -> bool:
@@ -80,8 +81,11 @@ class GallerySource:
         return self.encoder.map_targets(targets, subject)
 
     def fit_centre(self, subject: str | None) -> Centre:
-        """Return the statistics of the training images in the space of the comparison."""
-        return fit_centre(self.map_targets(self.bank.select(self.train_ids), subject), self.settings.centre)
+        """Return the statistics of the training images in the space of the comparison; they are read once."""
+        if subject not in self._centres:
+            training = self.map_targets(self.bank.select(self.train_ids), subject)
+            self._centres[subject] = fit_centre(training, self.settings.centre)
+        return self._centres[subject]
 
 
 def map_bank(source: GallerySource, bank: Embeddings, subject: str | None) -> Embeddings:
@@ -200,7 +204,7 @@ class TextSide:
     clip: Callable[[list[str]], np.ndarray] | None = None
     _opened: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
-    @property
+    @cached_property
     def fill(self) -> np.ndarray:
         """What stands in an embedding where texts say nothing: what the centre takes off."""
         bank, names = self.source.bank, self.source.train_ids

@@ -387,7 +387,6 @@ def _find_guide(run: Run, number: int | None) -> Embeddings | None:
         return embed_fold(run, number or 0).embeddings
     from braindecode_vis.embeddings.captions import read_caption_bank
     from braindecode_vis.embeddings.sentences import SentenceEncoder, find_sentence_folder
-    from braindecode_vis.embeddings.text import average_texts, make_unit
 
     assert config.captions is not None  # as its settings say
     shown = {str(name) for name in preprocess(run).stimuli.ids}
@@ -401,8 +400,7 @@ def _find_guide(run: Run, number: int | None) -> Embeddings | None:
             f"{config.captions} has a caption of none of the images of the run; correct its ids or pretrain.captions."
         )
     folder = find_sentence_folder(config.sentence_encoder, "pretrain.sentence_encoder")
-    encode = SentenceEncoder(folder, device=config.device).encode
-    vectors = make_unit(average_texts(list(texts.values()), encode))
+    vectors = SentenceEncoder(folder, device=config.device).embed_texts(list(texts.values()))
     return Embeddings(vectors, np.array(list(texts), dtype=object), f"sentences/{folder.name}")
 
 

@@ -606,8 +606,7 @@ def describe_gallery(run: FinishedRun, number: int, path: Path) -> PictureGaller
         the file itself does.
     """
     stimuli, settings = preprocess(run).stimuli, run.config.evaluation.descriptions
-    concepts = dict(zip(stimuli.ids.astype(str), stimuli.concepts_of(stimuli.ids).astype(str), strict=True))
-    known = read_captions_or_attributes(path, concepts)
+    known = read_captions_or_attributes(path, stimuli.concept_of)
     _check_size(len(known), f"description of an image that {path} and the run know")
     learnt = known if settings is None else read_descriptions(run)
     side = open_text_side(run, number, learnt, None if settings is None else settings.encoder)

@@ -319,7 +319,7 @@ def _score_target(run: Run, task: ScoringTask) -> tuple[list[Any], list[str]]:
             "space of its own; add an objective that predicts the target itself (mse)."
         ]
     stimuli = prepared.stimuli
-    concept_of = dict(zip(stimuli.ids.astype(str), stimuli.concepts_of(stimuli.ids).astype(str), strict=True))
+    concept_of = stimuli.concept_of
     training = [pd.unique(prepared.responses.stimulus_ids[fold.train].astype(str)) for fold in prepared.folds]
     return score_target(
         TargetTask(
@@ -372,13 +372,7 @@ def _predict_rows(
         for row, name in enumerate(picked.trials[keys].astype(str).itertuples(index=False, name=None))
     }
     order = [place[name] for name in whole[keys].astype(str).itertuples(index=False, name=None)]
-    encoder = fitted.encoder
-    predict = (
-        encoder.predict
-        if roles.keeps_default(encoder, "predict_for_generator")
-        else encoder.predict_for_generator
-    )
-    flat: np.ndarray = predict(picked.select(np.array(order))).flat()
+    flat: np.ndarray = fitted.encoder.predict_for_generator(picked.select(np.array(order))).flat()
     return flat
 
 
@@ -420,7 +414,7 @@ def _score_protocols(run: Run, protocol: str, units: Units | None) -> tuple[list
     wanted, stimuli = config.evaluation.protocols, prepared.stimuli
     parts = [part for fold in retrieved.folds for part in fold.parts]
     ids = list(dict.fromkeys(str(i) for part in parts for i in part.gallery.ids))
-    concept_of = {str(i): str(c) for i, c in zip(stimuli.ids, stimuli.concepts_of(stimuli.ids), strict=True)}
+    concept_of = stimuli.concept_of
     text = templates = None
     if "zero_shot_text" in wanted:
         from braindecode_vis.embeddings.text import embed_concepts
@@ -537,7 +531,8 @@ def _predict_sentences(run: Run, number: int) -> tuple[Embeddings, Callable[[lis
         return None
     from braindecode_vis.training.descriptions import make_sentence_encoder
 
-    encoder = make_sentence_encoder(run.config.encoder)
+    # Of all folds, which would load the network each.
+    encoder = run.once("sentence_encoder", lambda: make_sentence_encoder(run.config.encoder))
     return predicted, lambda texts: make_unit(encoder.encode(texts))
 
 
@@ -594,15 +589,16 @@ def open_text_side(run: Run, number: int, known: Mapping[str, Description], enco
         As in `DescriptionsConfig`.
     """
     source, images = list_gallery_sources(run)[number], embed(run)[number].encoder
-    return TextSide(source, images, known, encoder, find_clip_texts(run))
+    return TextSide(source, images, known, encoder, run.once("clip_texts", lambda: find_clip_texts(run)))
 
 
 def read_descriptions(run: Run) -> dict[str, Description]:
     """Return the descriptions that the settings name, by image."""
     settings, stimuli = run.config.evaluation.descriptions, preprocess(run).stimuli
     assert settings is not None
-    concepts = dict(zip(stimuli.ids.astype(str), stimuli.concepts_of(stimuli.ids).astype(str), strict=True))
-    return read_captions_or_attributes(settings.file, concepts, attributes=settings.attributes is not None)
+    return read_captions_or_attributes(
+        settings.file, stimuli.concept_of, attributes=settings.attributes is not None
+    )
 
 
 def _score_descriptions(

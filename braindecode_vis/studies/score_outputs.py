@@ -316,12 +316,12 @@ def _read_descriptions(descriptions: Any) -> Given:
         return read_given(descriptions, "the descriptions")
     from braindecode_vis.embeddings.captions import read_caption_bank
     from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
-    from braindecode_vis.embeddings.text import average_texts, make_unit
 
     bank = read_caption_bank(path)
     sentences = SentenceEncoder(find_sentence_folder(MINILM, "descriptions"))
-    vectors = make_unit(average_texts(list(bank.values()), sentences.encode))
-    return Given(str(path), vectors, pd.DataFrame({"stimulus_id": list(bank)}))
+    return Given(
+        str(path), sentences.embed_texts(list(bank.values())), pd.DataFrame({"stimulus_id": list(bank)})
+    )
 
 
 def _place_descriptions(said: Given, gallery: Rows, shape: tuple[int, ...]) -> Embeddings:
