@@ -131,7 +131,9 @@ def test_masks_follow_the_target_or_captions(done, root, tmp_path, monkeypatch):
     assert pipeline.learning.describe_start(run) == words
     monkeypatch.setattr(
         sentences, "SentenceEncoder",
-        lambda folder, device: SimpleNamespace(encode=lambda texts: np.array([[len(t), 1.0] for t in texts])),
+        lambda folder, device: SimpleNamespace(
+            embed_texts=lambda texts: np.array([[np.mean([len(text) for text in own]), 1.0] for own in texts])
+        ),
     )  # fmt: skip
     (tmp_path / "config.json").write_text("{}")
     found = []
