@@ -16,7 +16,7 @@ image encoder       space, encode                      bind, fit, embed, write, 
                                                        embed_texts, hide_texts
 brain encoder       fit, predict, write, read          bind, predict_out_of_fold, map_targets, has_subject_galleries,
                                                        predict_for_generator, map_for_generator, predicts_targets,
-                                                       label_free_subjects, as_module,
+                                                       predicts_alike, label_free_subjects, as_module,
                                                        describe_likelihood, adapt, adapts_quickly,
                                                        predict_sentences, describe, describe_mean
 category decoder    fit, decision, classes, write,     bind, as_module
@@ -95,7 +95,7 @@ def _decode_nothing(encoder: Any, vectors: Any) -> Any:
 
 
 def predict_by_inner_folds(encoder: Any, responses: Responses, targets: Embeddings) -> Embeddings:
-    """Predict every training trial by an encoder that was fitted without the trials of its image.
+    """Predict every training trial, as for the generator, by an encoder that was fitted without its image's trials.
 
     Parameters
     ----------
@@ -118,12 +118,12 @@ def predict_by_inner_folds(encoder: Any, responses: Responses, targets: Embeddin
     for number in range(n_folds):
         held = np.isin(ids, distinct[number::n_folds])
         train, test = np.flatnonzero(~held), np.flatnonzero(held)
-        other = encoder.build_again(seed=derive_seed(0, "role", "out_of_fold", number))
+        other = play(BRAIN_ENCODER, encoder.build_again(seed=derive_seed(0, "role", "out_of_fold", number)))
         other.fit(
             responses.select(train), Embeddings(targets.vectors[train], targets.ids[train], targets.space)
         )
         held_out.append(test)
-        predicted.append(other.predict(responses.select(test)))
+        predicted.append(other.predict_for_generator(responses.select(test)))
     order = np.argsort(np.concatenate(held_out))  # back to the order of the trials
     vectors = np.concatenate([part.vectors for part in predicted])[order]
     return Embeddings(vectors, responses.stimulus_ids, predicted[0].space)
@@ -261,7 +261,7 @@ BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
     {
         "bind": _answer(None), "predict_out_of_fold": predict_by_inner_folds, "map_targets": _keep_targets,
         "has_subject_galleries": False, "predict_for_generator": _predict, "map_for_generator": _keep_targets,
-        "predicts_targets": True, "label_free_subjects": (), "as_module": _refuse_module,
+        "predicts_targets": True, "predicts_alike": True, "label_free_subjects": (), "as_module": _refuse_module,
         "describe_likelihood": _answer(None), "adapt": _refuse_adaptation, "adapts_quickly": False,
         "list_held_out": _answer(()), "predict_sentences": _answer(None), "describe": _refuse_description,
         "describe_mean": _refuse_description,

@@ -137,7 +137,8 @@ SLOW = (
     "nsd_mindeye2_generation",
     "nsd_subj01_37",
     "phantom_eeg",
-    "phantom_eeg_gaussian",  # the test of the verb demo runs it
+    "phantom_eeg_average",  # the test of the verb demo runs it
+    "phantom_eeg_gaussian",  # a member of phantom_eeg_average
     "phantom_eeg_network",  # a member of phantom_eeg_average
     "things_eeg2_atm_generation",
     "things_eeg2_loso_lora_clip_vitb32",

@@ -12,15 +12,15 @@ Lakshminarayanan et al. (2017), Deep ensembles, arXiv:1612.01474: averages of tr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from braindecode_vis import roles
-from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.arrays import Embeddings, ImageLikelihood, Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.contracts import Context
+from braindecode_vis.contracts import Context, WholeBrainEncoder
 from braindecode_vis.registry import Component
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.settings import Settings
@@ -39,11 +39,16 @@ class AverageConfig(Settings):
         space itself, so that none may learn a space of its own (``projector``, ``fusion``, ``image_tower``).
     weights
         One for each, brought to a sum of one; None counts all alike.
+    for_generator
+        Number of the member, from 0, whose predictions the prior and the generator get, and whose likelihood of images
+        ``prior.compare: likelihood`` asks for. None gives them the average.
     """
 
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"for_generator"})
     kind: Literal["average"] = "average"
     members: tuple[Annotated[Any, Component("encoder", only=MEMBERS)], ...] = Field(min_length=2)
     weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    for_generator: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _check_members(self) -> AverageConfig:
@@ -51,6 +56,10 @@ class AverageConfig(Settings):
             raise ValueError(
                 f"weights has {len(self.weights)} values for {len(self.members)} members; give one each, or leave "
                 "them out"
+            )
+        if self.for_generator is not None and self.for_generator >= len(self.members):
+            raise ValueError(
+                f"for_generator is {self.for_generator}, and the members are numbered 0 to {len(self.members) - 1}"
             )
         for number, member in enumerate(self.members):
             own = [
@@ -148,6 +157,37 @@ class AverageEncoder:
             total = total + weight * away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-12)
         vectors = (self.centre + self.length * total).astype(np.float32)
         return Embeddings(vectors.reshape(found.vectors.shape), responses.stimulus_ids, self.space)
+
+    @property
+    def predicts_alike(self) -> bool:
+        """Whether the generator gets what is compared, and not what one member predicts."""
+        return self._for_generator is None
+
+    def predict_for_generator(self, responses: Responses) -> Embeddings:
+        """Return the predictions of the member that is asked for images, or those of `predict`."""
+        member = self._for_generator
+        return self.predict(responses) if member is None else member.predict_for_generator(responses)
+
+    def map_for_generator(self, targets: Embeddings) -> Embeddings:
+        """Return image embeddings in the space of `predict_for_generator`."""
+        member = self._for_generator
+        return targets if member is None else member.map_for_generator(targets)
+
+    def describe_likelihood(self) -> ImageLikelihood | None:
+        """Return how likely images are for the member that is asked for them; None without one."""
+        member = self._for_generator
+        return None if member is None else member.describe_likelihood()
+
+    @property
+    def predicts_targets(self) -> bool:
+        """Whether `predict_for_generator` can predict embeddings of the target space; see that member."""
+        member = self._for_generator
+        return True if member is None else member.predicts_targets
+
+    @property
+    def _for_generator(self) -> WholeBrainEncoder | None:
+        number = self.config.for_generator
+        return None if number is None else self.members[number]
 
     def write(self, folder: Path) -> None:
         """Write the members into folders of their own, and the centre."""

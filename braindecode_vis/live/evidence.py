@@ -122,7 +122,7 @@ def _predict_training(
     space = encoder.predict(responses.select([0])).space
     try:
         kept = predict_out_of_fold(run)[number].predicted
-        if kept.space == space and len(kept):
+        if kept.space == space and encoder.predicts_alike and len(kept):
             return kept, words
     except BraindecodeVisError:  # nothing needed them, so that they were not made
         pass

@@ -280,9 +280,14 @@ class Judge:
         return named if named in self.row_of and named not in self.taught else None
 
     def _find_likelihood(self) -> ImageLikelihood | None:
-        """Return what predicts an image anew from all its repetitions, if the one encoder that predicts has it."""
+        """Return what predicts an image anew from all its repetitions, if the one encoder that predicts has it.
+
+        Predictions that are no posterior means are added up instead.
+        """
         own = self.fitted[0].encoder
         if len(self.encoders) > 1 or self.encoders[0] is not own or self.evidence.forgetting < 1:
+            return None
+        if not own.predicts_alike:
             return None
         found: ImageLikelihood | None = own.describe_likelihood()
         return found

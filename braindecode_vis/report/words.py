@@ -214,7 +214,10 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
         return _NAMES.get(name, name.replace("_", " ")) + (f", {epochs} epochs" if epochs else "")
     members = encoder.get("members")
     if isinstance(members, list) and all(isinstance(member, Mapping) for member in members):
-        return f"{kind} of " + " and ".join(describe_encoder(member) for member in members)
+        named, asked = [describe_encoder(member) for member in members], encoder.get("for_generator")
+        if isinstance(asked, int) and asked < len(named):
+            named[asked] += ", which alone predicts for images"
+        return f"{kind} of " + " and ".join(named)
     words = _NAMES.get(kind.rsplit(":", 1)[-1], kind.rsplit(":", 1)[-1].replace("_", " "))
     alphas, inverse = (_list_numbers(encoder.get(key)) for key in ("alphas", "c"))
     chosen = (fitted or {}).get("alpha")

@@ -142,7 +142,7 @@ def run_demo(
     truth = make_phantom(
         DEMO_FORMAT, root, size=SIZES[DEMO_FORMAT][size], snr=snr, seed=seed, listener=listener
     )
-    config = read_config("phantom_eeg_gaussian", [f"seed={seed}"], root=root)
+    config = read_config("phantom_eeg_average", [f"seed={seed}"], root=root)
     run = open_run(config, out, listener)
     with run.hold():
         run_all(run)

@@ -569,6 +569,12 @@ class NetworkEncoder:
         return self.require_fit().predicts_targets
 
     @property
+    def predicts_alike(self) -> bool:
+        """False where a regression head predicts for the generator in the very space in which images are compared."""
+        model = self.require_fit().model
+        return model.regression == "none" or model.learns_space
+
+    @property
     def has_subject_galleries(self) -> bool:
         """Whether each subject's predictions must be searched in a gallery of its own; see `map_targets`."""
         return self.require_fit().model.has_subject_galleries

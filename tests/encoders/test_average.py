@@ -41,6 +41,36 @@ def test_directions_are_averaged_and_survive_the_disk(tmp_path):
     assert not np.allclose(out.vectors, found.vectors)
 
 
+def test_one_member_may_predict_for_the_generator(tmp_path):
+    """Its predictions, its likelihood and its refits; images are compared with the average all the same."""
+    responses, targets = make_trials(60, 2, seed=1)
+    config = AverageConfig.model_validate({"members": MEMBERS, "for_generator": 1})
+    encoder = build(BRAIN_ENCODER, config, seed=0)
+    encoder.fit(responses, targets)
+    encoder.write(tmp_path)
+    plain = build(BRAIN_ENCODER, AverageConfig.model_validate({"members": MEMBERS}), seed=0)
+    plain.fit(responses, targets)
+    alone = build(BRAIN_ENCODER, plain.config.members[1], seed=0)
+    alone.fit(responses, targets)
+    for read in (encoder, config.read(tmp_path)):
+        np.testing.assert_array_equal(read.predict(responses).vectors, plain.predict(responses).vectors)
+        asked = read.predict_for_generator(responses)
+        np.testing.assert_array_equal(asked.vectors, alone.predict(responses).vectors)
+        np.testing.assert_array_equal(asked.n_averaged, responses.n_averaged)
+        likelihood = read.describe_likelihood()
+        np.testing.assert_array_equal(likelihood.components, alone.describe_likelihood().components)
+    assert not encoder.predicts_alike
+    out = encoder.predict_out_of_fold(responses, targets).vectors
+    np.testing.assert_allclose(out, alone.predict_out_of_fold(responses, targets).vectors)
+    assert plain.describe_likelihood() is None
+    assert plain.predicts_alike
+    np.testing.assert_array_equal(
+        plain.predict_for_generator(responses).vectors, plain.predict(responses).vectors
+    )
+    words = "average of ridge, penalty 100 and linear gaussian, which alone predicts for images"
+    assert describe_encoder({"kind": "average", "members": MEMBERS, "for_generator": 1}) == words
+
+
 def test_members_of_one_kind_differ_in_their_seeds():
     config = AverageConfig.model_validate({"members": [MEMBERS[0], MEMBERS[0]]})
     first, second = config.build(seed=0).members
@@ -65,6 +95,7 @@ def test_synthetic_trials_spare_the_images_that_a_member_holds_out():
     "changes, said",
     [
         ({"weights": [1]}, "weights has 1 values for 2 members"),
+        ({"for_generator": 2}, "for_generator is 2, and the members are numbered 0 to 1"),
         ({"members": [MEMBERS[0], {"kind": "network", "projector": {"size": 8}}]}, r"learns a space of its own"),
         ({"members": [MEMBERS[0], {"kind": "network", "objectives": [{"kind": "clip_image_text"}]}]}, "reads_text"),
         ({"members": [MEMBERS[0], {"kind": "network", "view_choice": "mean"}]}, r"members\[1\]\.view_choice"),
