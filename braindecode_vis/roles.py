@@ -94,8 +94,15 @@ def _decode_nothing(encoder: Any, vectors: Any) -> Any:
     raise ConfigError(f"embeddings of the space {encoder.space!r} cannot be turned back into images.")
 
 
-def predict_by_inner_folds(encoder: Any, responses: Responses, targets: Embeddings) -> Embeddings:
-    """Predict every training trial, as for the generator, by an encoder that was fitted without its image's trials.
+def predict_by_inner_folds(
+    encoder: Any,
+    responses: Responses,
+    targets: Embeddings,
+    *,
+    n_folds: int = OUT_OF_FOLD_FITS,
+    compared: bool = False,
+) -> Embeddings:
+    """Predict every training trial by an encoder that was fitted without the trials of its image.
 
     Parameters
     ----------
@@ -103,6 +110,10 @@ def predict_by_inner_folds(encoder: Any, responses: Responses, targets: Embeddin
         As `build` returned it, which remembers how to build another.
     responses, targets
         What was given to its `fit`.
+    n_folds
+        How many encoders are fitted.
+    compared
+        Return what `predict` gives, which is compared with images, instead of what the generator gets.
     """
     import numpy as np
 
@@ -111,7 +122,7 @@ def predict_by_inner_folds(encoder: Any, responses: Responses, targets: Embeddin
 
     ids = responses.stimulus_ids.astype(str)
     distinct = make_generator(0, "role", "out_of_fold").permutation(np.unique(ids))
-    n_folds = min(OUT_OF_FOLD_FITS, len(distinct))
+    n_folds = min(n_folds, len(distinct))
     if n_folds < 2:
         return Embeddings(targets.vectors[:0], targets.ids[:0], targets.space)
     held_out, predicted = [], []
@@ -123,7 +134,8 @@ def predict_by_inner_folds(encoder: Any, responses: Responses, targets: Embeddin
             responses.select(train), Embeddings(targets.vectors[train], targets.ids[train], targets.space)
         )
         held_out.append(test)
-        predicted.append(other.predict_for_generator(responses.select(test)))
+        predict = other.predict if compared else other.predict_for_generator
+        predicted.append(predict(responses.select(test)))
     order = np.argsort(np.concatenate(held_out))  # back to the order of the trials
     vectors = np.concatenate([part.vectors for part in predicted])[order]
     return Embeddings(vectors, responses.stimulus_ids, predicted[0].space)

@@ -8,7 +8,8 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.contracts import NOTHING_LENT
 from braindecode_vis.encoders.average import AverageConfig
 from braindecode_vis.report.words import describe_encoder
-from braindecode_vis.roles import BRAIN_ENCODER, build
+from braindecode_vis.roles import BRAIN_ENCODER, build, predict_by_inner_folds
+from braindecode_vis.seeds import derive_seed
 from tests.encoders.test_linear_gaussian import make_trials
 
 MEMBERS = [{"kind": "ridge", "alphas": [100]}, {"kind": "linear_gaussian", "n_components": 2}]
@@ -50,7 +51,7 @@ def test_one_member_may_predict_for_the_generator(tmp_path):
     encoder.write(tmp_path)
     plain = build(BRAIN_ENCODER, AverageConfig.model_validate({"members": MEMBERS}), seed=0)
     plain.fit(responses, targets)
-    alone = build(BRAIN_ENCODER, plain.config.members[1], seed=0)
+    alone = build(BRAIN_ENCODER, plain.config.members[1], seed=derive_seed(0, "average", 1))
     alone.fit(responses, targets)
     for read in (encoder, config.read(tmp_path)):
         np.testing.assert_array_equal(read.predict(responses).vectors, plain.predict(responses).vectors)
@@ -60,8 +61,10 @@ def test_one_member_may_predict_for_the_generator(tmp_path):
         likelihood = read.describe_likelihood()
         np.testing.assert_array_equal(likelihood.components, alone.describe_likelihood().components)
     assert not encoder.predicts_alike
-    out = encoder.predict_out_of_fold(responses, targets).vectors
-    np.testing.assert_allclose(out, alone.predict_out_of_fold(responses, targets).vectors)
+    averaged = plain.predict_out_of_fold(responses, targets).vectors
+    assert not np.allclose(encoder.predict_out_of_fold(responses, targets).vectors, averaged)
+    compared = predict_by_inner_folds(encoder, responses, targets, compared=True).vectors
+    np.testing.assert_array_equal(compared, averaged)
     assert plain.describe_likelihood() is None
     assert plain.predicts_alike
     np.testing.assert_array_equal(

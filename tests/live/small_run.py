@@ -93,14 +93,17 @@ class SmallStream(CleaningOptions):
         )
 
 
-def make_run(folder, **dataset):
+RIDGE = {"kind": "ridge", "alphas": [100.0]}
+
+
+def make_run(folder, encoder=RIDGE, **dataset):
     """Fit the encoder of a run, without its scores and its page."""
     with give_consent(code=["tests"]):
         config = validate_config(
             {
                 "name": "small", "seed": 0, "dataset": {"kind": "tests.live.small_run:SmallStream", **dataset},
                 "split": {"kind": "published"}, "repeats": {"train": "single", "test": "single"},
-                "target": {"kind": "pixels", "size": SIZE}, "encoder": {"kind": "ridge", "alphas": [100.0]},
+                "target": {"kind": "pixels", "size": SIZE}, "encoder": encoder,
                 "generator": {"kind": "latents"},
             },
             where="the small run",

@@ -26,7 +26,7 @@ from braindecode_vis.preprocessing.causal import CausalFilter, make_resampling
 from braindecode_vis.preprocessing.epochs import cut_stretch, make_antialias_filter
 from braindecode_vis.retrieval import GallerySearch
 from tests.live.scripted import ChunkSource, cut_chunks
-from tests.live.small_run import CH_NAMES, EXTRA, SFREQ, draw_recording, make_run
+from tests.live.small_run import CH_NAMES, EXTRA, RIDGE, SFREQ, draw_recording, make_run
 
 NAMES = (*CH_NAMES, EXTRA)
 
@@ -202,6 +202,21 @@ def test_the_temperature_is_found_again():
     truth = np.array([draw.choice(30, p=row) for row in chances])
     assert fit_temperature(similarity, truth) == pytest.approx(12, rel=0.1)
     assert fit_temperature(-similarity, truth) == 0
+
+
+def test_an_average_is_fitted_anew_where_that_is_cheap_and_adds_up_directions(tmp_path, monkeypatch):
+    """The likelihood of the member that paints images does not speak of what is compared."""
+    linear = {"kind": "linear_gaussian", "n_components": 4}
+    average = {"kind": "average", "members": [RIDGE, linear], "for_generator": 1}
+    run = make_run(tmp_path / "run", average, scaling={"method": "robust"})
+    signal, times, markers = make_stream(n=48)
+    found = decode(run, cut_chunks(signal, times, markers), repetitions=True)
+    assert all(0 < one.probability[0] < 1 for one in found.decisions)
+    ranks = [one.rank for one in found.decisions if one.shown]
+    assert np.mean(np.array(ranks) == 1) > 0.5  # of six pictures
+    monkeypatch.setattr("braindecode_vis.live.evidence.CHEAP_AVERAGE", 0)
+    found = decode(run, cut_chunks(signal, times, markers))
+    assert not len(found.decisions[0].probability)
 
 
 def test_an_encoder_that_knows_all_training_trials_has_no_probabilities_before_pictures_were_named(
