@@ -360,6 +360,7 @@ TESTED = ("atm_s, four augmentations of random averages",)
 
 
 ALL_CHANNELS = ("dataset.channels=all63",)
+DEMO = "linear Gaussian of 32 components, 6 courses and a quarter of the misfit, 63 channels"
 
 
 def list_recipes() -> dict[str, Rung]:
@@ -367,6 +368,7 @@ def list_recipes() -> dict[str, Rung]:
     network = change(combine("eegproject, width 256"), epochs=20, optimiser={"lr": 3e-4})
     linear = Rung({"kind": "linear_gaussian"}, repeats="single", settings=ALL_CHANNELS)
     short = change(linear, n_times=4)
+    demo = change(linear, n_components=32, n_times=6, misfit=0.25)
 
     def average(*members: dict[str, Any], weights: list[float] | None = None) -> Rung:
         own = {"kind": "average", "members": members, "weights": weights}
@@ -382,7 +384,8 @@ def list_recipes() -> dict[str, Rung]:
         "linear Gaussian, 63 channels": linear,
         "linear Gaussian of 4 courses, 63 channels": short,
         "average of it and EEGProject": average(short.encoder, one),
-        "average of it and three EEGProject": average(short.encoder, one, one, one, weights=[3, 1, 1, 1]),
+        DEMO: demo,
+        "average of it, twice, and EEGProject, as in the demo": average(demo.encoder, one, weights=[2, 1]),
     }
 
 
