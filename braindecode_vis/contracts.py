@@ -303,7 +303,7 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
     has_subject_galleries: bool
     #: Whether `predict_for_generator` can predict embeddings of the target space.
     predicts_targets: bool
-    #: False where `predict_for_generator`, and with it `predict_out_of_fold` and the likelihood, predicts otherwise than
+    #: False where `predict_for_generator`, with `predict_out_of_fold` and the likelihood, predicts otherwise than
     #: `predict` in the same space, so that names of spaces do not tell them apart.
     predicts_alike: bool
     #: Subjects whose alignment was computed from the very trials that were last predicted, a transductive result.
