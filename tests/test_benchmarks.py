@@ -1,6 +1,7 @@
 """The declarations of the benchmarks run at tiny sizes, and what is measured becomes a page."""
 
 import importlib
+import importlib.util
 import os
 import sys
 import warnings
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from braindecode_vis.registry import list_kinds, validate_component
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -142,3 +145,30 @@ def test_a_lost_and_a_doubled_decision_of_a_stream_are_counted(live):
 def test_the_nearest_of_clusters_are_those_of_brute_force(live, tmp_path):
     rows = live.measure_million(tmp_path, live.SIZES["tiny"])
     assert "the same as by brute force" in rows[0].words
+
+
+@pytest.fixture
+def ladder(monkeypatch):
+    """The ablation ladder, imported by its path."""
+    place = importlib.util.spec_from_file_location("ladder", FOLDER / "studies" / "ladder.py")
+    module = importlib.util.module_from_spec(place)
+    monkeypatch.setitem(sys.modules, "ladder", module)
+    place.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "kind, missing", [("trials", set()), ("voxels", {"salient"}), ("images", None), ("categories", None)]
+)
+def test_the_ladder_has_a_row_for_every_objective(ladder, tmp_path, kind, missing):
+    """Voxels have no time before the stimulus; single folds of real data are for what needs neither words nor times."""
+    rows, used = ladder.list_worth(kind, tmp_path), []
+    for name, rung in rows.items():
+        validate_component("encoder", rung.encoder)
+        of = rows[rung.reference or ladder.PLAIN]
+        # What a row is compared with reads the same data; a plain row with data of its own is its own subject.
+        assert of.settings == rung.settings or "objectives" not in rung.encoder, name
+        used += rung.encoder.get("objectives", [{"kind": "clip"}])
+    if missing is not None:
+        assert {one["kind"] for one in used} == set(list_kinds("objective")) - missing
+        assert [one["masked"] for one in used if "masked" in one] == [1]

@@ -165,6 +165,8 @@ def list_objectives(base: Rung) -> dict[str, Rung]:
 
 
 PLAIN = "CLIP"
+#: Sixteen cells of the last maps instead of their mean, without a way back to pictures.
+PATCHES = ("target.grid=4", "prior.kind=identity", "generator.kind=nearest")
 
 
 def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
@@ -220,20 +222,29 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
             clip, {"kind": "captioning", "reads": "output"}, captions=texts["captions"]
         ),
     }
+    parts = "windows" if kind == "trials" else "regions"  # which have local outputs
+    rungs |= {
+        "TCL": use("tcl", teacher=teacher),
+        "CLIP + propagation": use(clip, "propagation", teacher=teacher),
+        f"CLIP + captioning from {parts}": use(clip, "captioning", captions=texts["captions"]),
+        f"CLIP + captioning, likest half of the {parts}": use(
+            clip, {"kind": "captioning", "shown": 0.5}, captions=texts["captions"]
+        ),
+        "CLIP + propagation of itself": use(clip, {"kind": "propagation", "targets": "self"}),
+    }
     if kind == "trials":
         early, name = ("dataset.window=[-0.2,1.0]",), "CLIP, from -0.2 s"
-        rungs |= {
-            "TCL": use("tcl", teacher=teacher),
-            "CLIP + propagation": use(clip, "propagation", teacher=teacher),
-            "CLIP + captioning from windows": use(clip, "captioning", captions=texts["captions"]),
-            "CLIP + captioning, likest half of the windows": use(
-                clip, {"kind": "captioning", "shown": 0.5}, captions=texts["captions"]
-            ),
-            "CLIP + propagation of itself": use(clip, {"kind": "propagation", "targets": "self"}),
-            name: replace(base, settings=early),
-            "CLIP + salient, from -0.2 s": replace(use(clip, "salient"), reference=name, settings=early),
-        }
-    return rungs
+        rungs[name] = replace(base, settings=early)
+        rungs["CLIP + salient, from -0.2 s"] = replace(use(clip, "salient"), reference=name, settings=early)
+    local, writing = "CLIP, target of patches", "CLIP + captioning, target of patches"
+    captions, masked = {"captions": texts["captions"]}, {"kind": "captioning", "masked": 1}
+    return rungs | {
+        local: replace(base, settings=PATCHES),
+        writing: replace(use(clip, "captioning", **captions), reference=local, settings=PATCHES),
+        "CLIP + captioning, hidden patches rebuilt": replace(
+            use(clip, masked, **captions), reference=writing, settings=PATCHES
+        ),
+    }
 
 
 def list_by_pairs(use: Any, mixing: list[dict[str, Any]]) -> dict[str, Rung]:

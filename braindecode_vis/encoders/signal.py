@@ -41,7 +41,8 @@ class Signal:
     sfreq
         Sampling rate in Hz.
     networks
-        Network of each parcel (Yeo names), if there are parcels.
+        Network of each parcel (Yeo names), if there are parcels; of voxels without times, the smallest of their regions
+        of interest. Empty text where there is none.
     parcels
         Name of each parcel, if there are parcels.
     voxel_ids, grid, affine
@@ -144,12 +145,28 @@ def describe_signal(responses: Responses) -> Signal:
         ch_pos=positions,
         times=None if times is None else np.asarray(times, float),
         sfreq=None if coords.get("sfreq") is None else float(coords["sfreq"]),
-        networks=tuple(str(name) for name in coords.get("parcel_networks", ())),
+        networks=tuple(str(name) for name in coords.get("parcel_networks", ())) or _name_regions(responses),
         n_voxels=tuple(counts[s] for s in subjects) if counts else (),
         unit=responses.unit,
         parcels=tuple(str(name) for name in coords.get("parcel_names", ())),
         **_find_grid(responses),
     )
+
+
+def _name_regions(responses: Responses) -> tuple[str, ...]:
+    """Return the smallest region of each voxel (V1, not the visual cortex); nothing where there are no regions."""
+    coords, sets = responses.coords, dict(responses.coords.get("roi_names", {}))
+    # Where rows are padded, or have times, nobody asks.
+    if responses.dims[1:] != ("voxel",) or "n_voxels_of" in coords:
+        return ()
+    masks: dict[str, np.ndarray] = {}
+    for name, known in sets.items():
+        labels = np.asarray(coords[f"roi_{name}"])
+        masks |= {f"{name}/{known.get(str(n), n)}": labels == n for n in np.unique(labels[labels > 0])}
+    regions = np.full(responses.data.shape[1], "", dtype=object)
+    for name in sorted(masks, key=lambda name: -int(masks[name].sum())):
+        regions[masks[name]] = name
+    return tuple(regions) if masks else ()
 
 
 def _find_grid(responses: Responses) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 The last layers of the convolutional networks and of EEGProject see maps of shape (batch, n_maps, n_times) flattened
 to a vector. Because their first layer is linear, the part of it that reads one window also gives that window an
-output of its own, without further parameters: it is the answer to maps that are zero outside the window. EEGProject
-is that projector over the raw trial, with nothing before it. ATM takes convolutions and projector from here.
+output of its own, without further parameters: it is the answer to maps that are zero outside the window. Voxels and
+parcels without times have regions in the place of windows. EEGProject is that projector over the raw trial, with
+nothing before it. ATM takes convolutions and projector from here.
 
 References
 ----------
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -62,6 +64,16 @@ class Readout(nn.Linear):
         return torch.stack(
             [functional.linear(m.flatten(1), w.flatten(1), self.bias) for m, w in parts], dim=1
         )
+
+    def forward_groups(self, values: Tensor, order: Tensor, sizes: list[int]) -> Tensor:
+        """Map (batch, n_values) to (batch, n_groups, n_outputs).
+
+        `order` has the numbers of the values that belong to groups, one group after the other, and `sizes` says how
+        many each has.
+        """
+        values, weight = values[:, order], self._bounded_weight()[:, order]
+        parts = zip(values.split(sizes, dim=1), weight.split(sizes, dim=1), strict=True)
+        return torch.stack([functional.linear(v, w, self.bias) for v, w in parts], dim=1)
 
     def _bounded_weight(self) -> Tensor:
         # Bounded at every use instead of after every step: the optimiser needs no hook, and autograd sees the bound.
@@ -120,6 +132,10 @@ class Projector(nn.Module):
         """Map (batch, n_maps, n_times) to (batch, n_windows, n_outputs); see `Readout.forward_windows`."""
         return self._finish(self.expand.forward_windows(maps, n_windows))
 
+    def forward_groups(self, values: Tensor, order: Tensor, sizes: list[int]) -> Tensor:
+        """Map (batch, n_values) to (batch, n_groups, n_outputs); see `Readout.forward_groups`."""
+        return self._finish(self.expand.forward_groups(values, order, sizes))
+
     def _finish(self, expanded: Tensor) -> Tensor:
         return self.last(
             self.norm(expanded + self.residual(expanded))
@@ -139,6 +155,8 @@ class EEGProject(nn.Module):
         See `EEGProjectConfig`.
     """
 
+    order: Tensor
+
     def __init__(
         self,
         signal: Signal,
@@ -157,6 +175,12 @@ class EEGProject(nn.Module):
         self.dims = signal.dims
         self.n_windows = n_windows
         self.projector = Projector(n_maps, n_times, n_outputs, dropout, width, residual)
+        # Values of one region or network side by side, and how many each has.
+        groups = list(dict.fromkeys(name for name in signal.networks if name)) if n_times == 1 else []
+        members = [np.flatnonzero([name == group for name in signal.networks]) for group in groups]
+        self.sizes = [len(own) for own in members]
+        order = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *members]))
+        self.register_buffer("order", order, persistent=False)
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
         """Map trials of shape (batch, *signal.shape) to (batch, n_outputs); the subject plays no part."""
@@ -165,16 +189,21 @@ class EEGProject(nn.Module):
     def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the output for each window of time, shape (batch, n_windows, n_outputs).
 
+        Without a time axis it is for each region of interest of the voxels, or network of the parcels, and what belongs
+        to several regions counts for the smallest.
+
         Raises
         ------
         DataError
-            If the trials have no time axis.
+            If the trials have neither.
         """
         if self.dims[-1] != "time":
-            raise DataError(
-                f"local outputs are windows of time, but these responses have {', '.join(self.dims)}; "
-                "leave the local objective out."
-            )
+            if not self.sizes:
+                raise DataError(
+                    "local outputs are windows of time or regions, but these responses have "
+                    f"{', '.join(self.dims)} without names of regions; leave the local objective out."
+                )
+            return self.projector.forward_groups(data, self.order, self.sizes)
         return self.projector.forward_windows(data.reshape(data.shape[0], *self.map_shape), self.n_windows)
 
 

@@ -35,7 +35,8 @@ class EEGProjectConfig(Settings):
         (our choice).
     n_windows
         Number of neighbouring windows of time that get outputs of their own when an objective asks for local
-        ones; no parameters belong to them (our choice).
+        ones; no parameters belong to them (our choice). Voxels and parcels without times have one for each region of
+        interest or network, whatever the number.
     residual
         The residual block: ``gelu`` as above, or ``silu``: linear, SiLU, dropout and linear without biases, as in
         LoRA-CLIP, where `dropout` is 0.1.

@@ -23,6 +23,21 @@ def test_features_do_not_depend_on_the_batch():
     np.testing.assert_allclose(whole, single, atol=1e-4)  # other kernels for other batch sizes
 
 
+def test_patches_average_to_the_pooled_features():
+    images = np.random.default_rng(0).integers(0, 256, size=(2, 64, 48, 3), dtype=np.uint8)
+    pooled, halves, local = (EfficientNetConfig(grid=grid).build() for grid in (1, 2, 7))
+    patches = local.encode(images)
+    assert patches.shape == (2, 49, 1280)
+    np.testing.assert_allclose(patches.mean(1), pooled.encode(images), atol=1e-5)
+    corner = patches.reshape(2, 7, 7, 1280)[:, :4, 3:].mean(
+        (1, 2)
+    )  # upper right, with the middle row and column
+    np.testing.assert_allclose(halves.encode(images)[:, 1], corner, atol=1e-5)
+    np.testing.assert_array_equal(local.classify(images), pooled.classify(images))
+    assert local.space != pooled.space
+    assert "grid" not in pooled.config.hashed_fields()
+
+
 def test_the_transform_is_the_declared_one():
     prepared = prepare_image(np.full((300, 224, 3), 255, np.uint8))
     assert prepared.shape == (3, 224, 224)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional
@@ -66,7 +68,20 @@ def test_width_adds_a_last_layer():
     assert network.projector.last.weight.shape == (5, 6)
 
 
-def test_local_outputs_need_time():
+def test_a_region_is_answered_as_if_the_rest_were_zero():
+    """Regions in any order, and voxels of none."""
+    names = ("V2", "V1", "", "V1", "FFA", "V2")
+    signal = dataclasses.replace(make_signal(("voxel",), (6,)), networks=names)
+    network = EEGProjectConfig().build(signal, 7).eval()
+    data = torch.randn(4, 6)
+    tokens = network.forward_tokens(data, SUBJECT)
+    assert tokens.shape == (4, 3, 7)
+    for i, region in enumerate(("V2", "V1", "FFA")):
+        alone = data * torch.tensor([name == region for name in names])
+        torch.testing.assert_close(tokens[:, i], network(alone, SUBJECT), atol=1e-5, rtol=1e-4)
+
+
+def test_local_outputs_need_times_or_regions():
     network = EEGProjectConfig().build(make_signal(("voxel",), (9,)), 5)
-    with pytest.raises(DataError, match="have voxel"):
+    with pytest.raises(DataError, match="have voxel without names of regions"):
         network.forward_tokens(torch.randn(4, 9), SUBJECT)

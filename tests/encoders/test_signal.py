@@ -132,6 +132,22 @@ def test_time_series_of_voxels_say_where_they_lie():
     assert signal.grid == (2, 1, 1)
 
 
+def test_a_voxel_belongs_to_the_smallest_of_its_regions():
+    trials = pd.DataFrame(
+        {"subject": ["01"], "session": "", "run": "", "stimulus_id": "i", "repetition": 0, "split": "train"}
+    )
+    coords = {
+        "roi_VC": [1, 1, 1, 1, 0], "roi_areas": [2, 2, 3, 0, 0], "roi_LVC": [1, 1, 1, 0, 0],
+        "roi_names": {"areas": {"2": "V1"}, "VC": {"1": "ROI_VC"}, "LVC": {"1": "ROI_LVC"}},
+    }  # fmt: skip
+    responses = Responses(np.zeros((1, 5), np.float32), ("trial", "voxel"), trials, "z", coords)
+    found = describe_signal(responses)
+    assert found.networks == ("areas/V1", "areas/V1", "areas/3", "VC/ROI_VC", "")
+    assert Signal.from_json(found.as_json()) == found
+    padded = dataclasses.replace(responses, coords={**coords, "n_voxels_of": {"01": 5}})
+    assert describe_signal(padded).networks == ()
+
+
 def test_parcels_of_another_atlas_are_refused_by_name():
     expected = dataclasses.replace(BOLD, parcels=("a", "b", "c"))
     trials = pd.DataFrame(

@@ -86,7 +86,7 @@ class CaptioningTerm(nn.Module):
                 raise ConfigError(
                     "the objective captioning rebuilds hidden patches (masked), and the target has "
                     f"{sizes.target_shape[0] if len(sizes.target_shape) == 2 else 1} vector(s) an image; take a target "
-                    "with patches (target.pooling patches), or leave masked out."
+                    "with patches (target.pooling patches, or target.grid of efficientnet-lite0), or leave masked out."
                 )
             self.rebuilder = PatchRebuilder(sizes.target_shape, own.width, own.heads, own.dropout)
 
