@@ -24,7 +24,7 @@ from braindecode_vis.pipeline.learning import (
 )
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
 from braindecode_vis.pipeline.runs import Run, remember
-from braindecode_vis.pipeline.scoring import evaluate, find_phantom
+from braindecode_vis.pipeline.scoring import check_texts, evaluate, find_phantom
 
 if TYPE_CHECKING:
     from braindecode_vis.audit.findings import Audit
@@ -209,5 +209,6 @@ def run_all(run: Run) -> list[dict[str, Any]]:
     """Run every stage, reusing what is there, and return the score rows."""
     # Missing weights or folders are told before hours of training, and not after them.
     check_files(run.config)
+    check_texts(run)
     report(run)
     return evaluate(run)

@@ -592,6 +592,27 @@ def open_text_side(run: Run, number: int, known: Mapping[str, Description], enco
     return TextSide(source, images, known, encoder, run.once("clip_texts", lambda: find_clip_texts(run)))
 
 
+def check_texts(run: Run) -> None:
+    """Refuse tables of texts that lack tested images, before anything is trained.
+
+    Raises
+    ------
+    DataError
+        As `pick_descriptions` and `pick_tests` do.
+    """
+    asked, composition = run.config.evaluation.descriptions, run.config.evaluation.composition
+    if asked is None and composition is None:
+        return
+    prepared = preprocess(run)
+    for fold in prepared.folds:
+        ids = list(dict.fromkeys(str(name) for name in prepared.responses.stimulus_ids[fold.test]))
+        if asked is not None:
+            pick_descriptions(read_descriptions(run), ids, path=asked.file, what="tested images")
+        if composition is not None:
+            path = composition.file.expanduser()
+            pick_tests(read_compositions(path), ids, path=path)
+
+
 def read_descriptions(run: Run) -> dict[str, Description]:
     """Return the descriptions that the settings name, by image."""
     settings, stimuli = run.config.evaluation.descriptions, preprocess(run).stimuli

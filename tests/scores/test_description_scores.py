@@ -134,6 +134,9 @@ def test_a_run_is_scored_by_descriptions(tmp_path):
     run = open_run(read_config("synthetic_digits", [*small, asked]), tmp_path / "run")
     with pytest.raises(DataError, match=r"captions.csv describes 9 of 10 tested images, and not"):
         pipeline.evaluate(run)
+    with pytest.raises(DataError, match=r"captions.csv describes 9 of 10 tested images, and not"):
+        pipeline.run_all(open_run(run.config, tmp_path / "other"))
+    assert not (tmp_path / "other" / "stages" / "train").exists()
     bank[bank["id"].isin(tested)].to_csv(tmp_path / "captions.csv", index=False)
     run = open_run(read_config("synthetic_digits", [*small, asked]), tmp_path / "run")
     with pytest.raises(DataError, match=r"0 training images are described"):
