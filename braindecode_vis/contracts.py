@@ -497,6 +497,8 @@ class WholeSettings(Protocol):
     reads_text: bool
     #: Brain encoder: whether it wants `Context.pretrained`.
     uses_pretraining: bool
+    #: Brain encoder: False where it is known before the fit that `describe_likelihood` has nothing to say.
+    may_know_likelihood: bool
     #: Brain encoder: whether it has `describe`.
     writes_captions: bool
     #: Encoder: whether several processes can share its training.
@@ -507,6 +509,8 @@ class WholeSettings(Protocol):
     needs_predictions: bool
     #: Prior: whether it knows images that the generator brings along.
     asks_generator: bool
+    #: Prior: whether the brain encoder must have `describe_likelihood`.
+    asks_likelihood: bool
     #: Prior: whether its draws are meant to be embeddings of images, and not predictions.
     draws_images: bool
     #: Generator: whether it wants the noise of single repetitions.

@@ -329,15 +329,16 @@ ENCODER_SETTINGS: Role[WholeSettings] = Role(
     _SETTINGS,
     {
         "decodes_categories": False, "reads_text": False, "uses_pretraining": False, "trains_in_processes": False,
-        "pool": False, "writes_captions": False, "read": _read_seeded, "check_low_level": _answer(None),
+        "pool": False, "may_know_likelihood": True, "writes_captions": False, "read": _read_seeded,
+        "check_low_level": _answer(None),
     },
 )  # fmt: skip
 PRIOR_SETTINGS: Role[WholeSettings] = Role(
     "settings of a prior",
     _SETTINGS,
     {
-        "needs_predictions": True, "draws_images": True, "asks_generator": False, "find_images": _take_training_images,
-        "describe_choices": _answer([]), "read": _read_prior,
+        "needs_predictions": True, "draws_images": True, "asks_generator": False, "asks_likelihood": False,
+        "find_images": _take_training_images, "describe_choices": _answer([]), "read": _read_prior,
     },
 )  # fmt: skip
 GENERATOR_SETTINGS: Role[WholeSettings] = Role(

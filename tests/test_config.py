@@ -53,6 +53,10 @@ def test_every_shipped_configuration_is_valid_and_named_after_its_file(path):
         ("seed=[1", "not valid YAML"),
         ("seed.deep=1", "goes below seed"),
         ("encoder.n_features=[0]", r"encoder\.n_features\.0"),
+        ("encoder.n_features.0=0", r"encoder\.n_features\.0 is 0"),
+        ("encoder.n_features.x=1", r"names x below the list encoder\.n_features, which has the entries 0 to 5; give such a"),
+        ("encoder.n_features.9=1", r"names 9 below the list encoder\.n_features"),
+        ("encoder.n_features.0.a=1", r"goes below encoder\.n_features\.0, which is the value"),
     ],
 )
 def test_a_wrong_setting_is_named_by_its_full_path(override, message):
@@ -66,6 +70,13 @@ def test_overrides_are_validated_and_replace_values():
         "digits69_ridge", ["seed=3", "split={kind: kfold, n_folds: 4}", "encoder.n_features=[50]"]
     )
     assert (config.seed, config.split.n_folds, config.encoder.n_features) == (3, 4, (50,))
+
+
+def test_an_override_reaches_an_entry_of_a_list():
+    config = read_config("phantom_eeg_average", ["encoder.members.1.epochs=3", "encoder.weights.0=5"])
+    assert (config.encoder.members[1].epochs, config.encoder.weights) == (3, (5, 1))
+    changed = read_config("phantom_eeg_average", ["encoder.members.1.alphas=[1]", "encoder.members.1.kind=ridge"])
+    assert changed.encoder.members[1].alphas == (1,)  # kinds are chosen before their settings
 
 
 def test_another_kind_drops_the_settings_of_the_old_one():

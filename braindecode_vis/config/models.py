@@ -25,6 +25,7 @@ from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.suite import MetricSuiteConfig
 from braindecode_vis.preprocessing.common_space import COMMON_SPACES, name_alignment
 from braindecode_vis.preprocessing.selection import SelectionConfig
+from braindecode_vis.priors.neighbours import UNKNOWN_LIKELIHOOD
 from braindecode_vis.registry import (
     INSIDE,
     Component,
@@ -531,10 +532,12 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check_alignment_fits_split(self) -> Self:
-        kind = name_alignment(getattr(self.encoder, "subject_alignment", "none"))
         split: Any = self.split
         new = split.kind == "leave_one_subject_out" and not split.own_trials
-        if kind in COMMON_SPACES and (new or getattr(split, "by", None) == "subject"):
+        for part in (self.encoder, *getattr(self.encoder, "members", ())):  # an average has members
+            kind = name_alignment(getattr(part, "subject_alignment", "none"))
+            if kind not in COMMON_SPACES or not (new or getattr(split, "by", None) == "subject"):
+                continue
             raise ValueError(
                 f"encoder.subject_alignment {kind} needs training trials of every subject, and the split "
                 f"{split.kind!r} has none of the tested one; set split to leave_one_subject_out with own_trials (100, "
@@ -682,6 +685,15 @@ class RunConfig(Settings):
                 "synthetic trials bring an image embedding and neither names nor pixels, and this encoder learns from "
                 "texts or tunes an image network (objectives, encoder.image_tower); leave one of the two out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_encoder_knows_likelihood(self) -> Self:
+        if (
+            play(PRIOR_SETTINGS, self.prior).asks_likelihood
+            and not play(ENCODER_SETTINGS, self.encoder).may_know_likelihood
+        ):
+            raise ValueError(UNKNOWN_LIKELIHOOD)  # before a training that would come to nothing
         return self
 
     @model_validator(mode="after")

@@ -372,21 +372,39 @@ def override_settings(settings: AnySettings, overrides: Iterable[str], *, where:
 
 
 def apply_override(content: dict[str, Any], text: str, parts: Sequence[str], value: Any) -> None:
-    """Set one value of nested settings in place; `text` is what the person gave, for messages."""
-    node = content
-    for depth, part in enumerate(parts[:-1]):
-        # A part that is off by default (None) is switched on by setting something in it.
-        if node.get(part) is None:
-            node[part] = {}
-        child = node[part]
-        if not isinstance(child, dict):
+    """Set one value of nested settings in place; `text` is what the person gave, for messages.
+
+    Entries of a list are named by their number, as in ``encoder.members.1.epochs=40``.
+    """
+    node: Any = content
+    for depth, part in enumerate(parts):
+        if isinstance(node, list):
+            key: Any = _find_entry(node, text, parts[:depth], part)
+        elif isinstance(node, dict):
+            key = part
+        else:
             raise ConfigError(
-                f"the override {text!r} goes below {'.'.join(parts[: depth + 1])}, which is the value {child!r}."
+                f"the override {text!r} goes below {'.'.join(parts[:depth])}, which is the value {node!r}."
             )
-        node = child
-    if parts[-1] == "kind" and node.get("kind") != value:
+        if depth == len(parts) - 1:
+            break
+        # A part that is off by default (None) is switched on by setting something in it.
+        if isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+    if key == "kind" and node.get("kind") != value:
         node.clear()  # the settings of the old kind are not those of the new one
-    node[parts[-1]] = value
+    node[key] = value
+
+
+def _find_entry(entries: Sequence[Any], text: str, above: Sequence[str], part: str) -> int:
+    if part.isdecimal() and int(part) < len(entries):
+        return int(part)
+    known = f"has the entries 0 to {len(entries) - 1}" if entries else "is empty"
+    raise ConfigError(
+        f"the override {text!r} names {part} below the list {'.'.join(above)}, which {known}; give such a number, or "
+        f"the whole list ({'.'.join(above)}=[...])."
+    )
 
 
 def dump_config(config: RunConfig) -> str:

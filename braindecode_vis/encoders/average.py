@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis import roles
 from braindecode_vis.arrays import Embeddings, ImageLikelihood, Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.contracts import Context, WholeBrainEncoder
 from braindecode_vis.registry import Component
 from braindecode_vis.seeds import derive_seed
@@ -36,7 +36,8 @@ class AverageConfig(Settings):
     ----------
     members
         The encoders, each fitted on the same trials; several of one kind differ in their seeds. They predict the target
-        space itself, so that none may learn a space of its own (``projector``, ``fusion``, ``image_tower``).
+        space itself, so that none may learn a space of its own (``projector``, ``fusion``, ``image_tower``). Sentences
+        are predicted, and captions written, by the first of them that has learnt to.
     weights
         One for each, brought to a sum of one; None counts all alike.
     for_generator
@@ -88,6 +89,18 @@ class AverageConfig(Settings):
                     f"members[{number}] needs what an average does not hand on ({unmet[0]}); train it by itself"
                 )
         return self
+
+    @property
+    def may_know_likelihood(self) -> bool:
+        """Whether the member that is asked for images may say how likely they are."""
+        if self.for_generator is None:
+            return False
+        return bool(getattr(self.members[self.for_generator], "may_know_likelihood", True))
+
+    @property
+    def writes_captions(self) -> bool:
+        """Whether a member learns to write captions of trials."""
+        return any(getattr(member, "writes_captions", False) for member in self.members)
 
     def build(self, *, seed: int) -> AverageEncoder:
         """Return the unfitted encoder."""
@@ -183,6 +196,30 @@ class AverageEncoder:
         """Whether `predict_for_generator` can predict embeddings of the target space; see that member."""
         member = self._for_generator
         return True if member is None else member.predicts_targets
+
+    def predict_sentences(self, responses: Responses) -> Embeddings | None:
+        """Return sentence vectors of the first member that predicts any; None without one."""
+        every = (member.predict_sentences(responses) for member in self.members)
+        return next((found for found in every if found is not None), None)
+
+    def describe(self, responses: Responses, n_beams: int = 1) -> list[str]:
+        """Return captions by the first member that writes any."""
+        found: list[str] = self._find_writer().describe(responses, n_beams)
+        return found
+
+    def describe_mean(self, n_beams: int = 1) -> str:
+        """Return that member's caption of no response in particular."""
+        found: str = self._find_writer().describe_mean(n_beams)
+        return found
+
+    def _find_writer(self) -> Any:
+        pairs = zip(self.config.members, self.members, strict=True)
+        found = [member for config, member in pairs if getattr(config, "writes_captions", False)]
+        if not found:
+            raise ConfigError(
+                "no member of the average writes captions; add {kind: captioning} to the objectives of a network."
+            )
+        return found[0]
 
     @property
     def _for_generator(self) -> WholeBrainEncoder | None:

@@ -80,6 +80,7 @@ class RidgeConfig(Settings):
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"subject_alignment"})
+    may_know_likelihood: ClassVar[bool] = False
 
     def build(self, *, seed: int) -> RidgeEncoder:
         """Return the unfitted encoder."""

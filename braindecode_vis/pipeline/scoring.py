@@ -532,7 +532,7 @@ def _predict_sentences(run: Run, number: int) -> tuple[Embeddings, Callable[[lis
     from braindecode_vis.training.descriptions import make_sentence_encoder
 
     # Of all folds, which would load the network each.
-    encoder = run.once("sentence_encoder", lambda: make_sentence_encoder(run.config.encoder))
+    encoder = run.once("sentence_encoder", lambda: make_sentence_encoder(run.config.encoder, predicted.space))
     return predicted, lambda texts: make_unit(encoder.encode(texts))
 
 

@@ -29,6 +29,12 @@ from braindecode_vis.priors.image_source import ImageSourceSettings, iterate_row
 from braindecode_vis.priors.scales import turn_rows
 from braindecode_vis.store import read_json, write_json
 
+UNKNOWN_LIKELIHOOD = (
+    "prior.compare is likelihood, and the brain encoder cannot say how likely an image is; set encoder.kind to "
+    "linear_gaussian (of an average, encoder.for_generator to the number of such a member), or prior.compare to "
+    "direction"
+)
+
 
 class NeighboursPriorConfig(ImageSourceSettings):
     """Move predictions toward the mean of their nearest images.
@@ -57,6 +63,11 @@ class NeighboursPriorConfig(ImageSourceSettings):
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"compare", "power"})
     needs_predictions: ClassVar[bool] = False
+
+    @property
+    def asks_likelihood(self) -> bool:
+        """Whether the brain encoder must say how likely images are."""
+        return self.compare == "likelihood"
 
     @model_validator(mode="after")
     def _check_used(self) -> NeighboursPriorConfig:
@@ -134,10 +145,7 @@ class NeighboursPrior:
             encoder = self.context.encoder
             self.likelihood = None if encoder is None else encoder.describe_likelihood()
             if self.likelihood is None:
-                raise ConfigError(
-                    "prior.compare is likelihood, and the brain encoder cannot say how likely an image is; set "
-                    "encoder.kind to linear_gaussian, or prior.compare to direction."
-                )
+                raise ConfigError(f"{UNKNOWN_LIKELIHOOD}.")
         # Of the run's own images, whatever images are known: predictions lie about their mean.
         rows = distinct.flat()
         mean = rows.mean(axis=0, dtype=np.float64)

@@ -312,10 +312,12 @@ def check_text_targets(found: Descriptions | None, config: Any, targets: Embeddi
         )
 
 
-def make_sentence_encoder(config: Any) -> Any:
-    """Return the sentence encoder that the settings name."""
+def make_sentence_encoder(config: Any, space: str = "") -> Any:
+    """Return the sentence encoder that the settings name; of an average, those of its member with the space `space`."""
     from braindecode_vis.embeddings.sentences import SentenceEncoder, find_sentence_folder
 
+    if members := getattr(config, "members", ()):
+        config = next(member for member in members if getattr(member, "sentence_space", "") == space)
     folder = find_sentence_folder(config.sentence_encoder, "encoder.sentence_encoder")
     return SentenceEncoder(folder, device=config.device)
 

@@ -320,6 +320,7 @@ class NetworkEncoderConfig(Settings):
     )
 
     trains_in_processes: ClassVar[bool] = True
+    may_know_likelihood: ClassVar[bool] = False
 
     @property
     def reads_text(self) -> bool:

@@ -1,12 +1,15 @@
 """The average of encoders, beside its members' predictions put together by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config.source import read_config
 from braindecode_vis.contracts import NOTHING_LENT
-from braindecode_vis.encoders.average import AverageConfig
+from braindecode_vis.encoders.average import AverageConfig, AverageEncoder
 from braindecode_vis.report.words import describe_encoder
 from braindecode_vis.roles import BRAIN_ENCODER, build, predict_by_inner_folds
 from braindecode_vis.seeds import derive_seed
@@ -109,6 +112,42 @@ def test_synthetic_trials_spare_the_images_that_a_member_holds_out():
 def test_what_cannot_be_averaged_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         AverageConfig.model_validate({"members": MEMBERS, **changes})
+
+
+def test_words_come_from_the_member_that_has_learnt_them(tmp_path):
+    """They were accepted, learnt, and left out of every table without a word."""
+    (tmp_path / "captions.csv").write_text("id,caption\na,a star\n")
+    network = {"kind": "network", "objectives": [{"kind": "clip"}, {"kind": "captioning"}]}
+    network["captions"] = tmp_path / "captions.csv"
+    config = AverageConfig.model_validate({"members": [MEMBERS[0], network]})
+    assert config.writes_captions
+    responses, sentences = make_trials(60, 2, seed=1)
+    silent = SimpleNamespace(predict_sentences=lambda responses: None)
+    speaker = SimpleNamespace(
+        predict_sentences=lambda responses: sentences,
+        describe=lambda responses, n_beams: [f"{responses.n_trials} {n_beams}"],
+        describe_mean=lambda n_beams: f"mean {n_beams}",
+    )
+    encoder = AverageEncoder(config, members=[silent, speaker])
+    assert encoder.predict_sentences(responses) is sentences
+    assert encoder.describe(responses, 2) == ["120 2"]
+    assert encoder.describe_mean(3) == "mean 3"
+    mute = AverageConfig.model_validate({"members": MEMBERS})
+    assert not mute.writes_captions
+    assert AverageEncoder(mute, members=[silent, silent]).predict_sentences(responses) is None
+    with pytest.raises(ConfigError, match="no member of the average writes captions"):
+        AverageEncoder(mute).describe(responses)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["encoder.for_generator=null"], ["encoder.for_generator=1"], ["encoder={kind: ridge}"]],
+    ids=["nobody is asked", "a network is asked", "no average"],
+)
+def test_nobody_trains_for_a_likelihood_that_there_is_not(overrides):
+    """The prior said so after the training, and named `encoder.kind` alone."""
+    with pytest.raises(ConfigError, match=r"of an average, encoder\.for_generator to the number of such a member"):
+        read_config("phantom_eeg_average", overrides)
 
 
 def test_one_trial_may_lie_in_the_middle():
