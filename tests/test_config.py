@@ -54,7 +54,10 @@ def test_every_shipped_configuration_is_valid_and_named_after_its_file(path):
         ("seed.deep=1", "goes below seed"),
         ("encoder.n_features=[0]", r"encoder\.n_features\.0"),
         ("encoder.n_features.0=0", r"encoder\.n_features\.0 is 0"),
-        ("encoder.n_features.x=1", r"names x below the list encoder\.n_features, which has the entries 0 to 5; give such a"),
+        (
+            "encoder.n_features.x=1",
+            r"names x below the list encoder\.n_features, which has the entries 0 to 5; give such a",
+        ),
         ("encoder.n_features.9=1", r"names 9 below the list encoder\.n_features"),
         ("encoder.n_features.0.a=1", r"goes below encoder\.n_features\.0, which is the value"),
     ],
@@ -75,7 +78,9 @@ def test_overrides_are_validated_and_replace_values():
 def test_an_override_reaches_an_entry_of_a_list():
     config = read_config("phantom_eeg_average", ["encoder.members.1.epochs=3", "encoder.weights.0=5"])
     assert (config.encoder.members[1].epochs, config.encoder.weights) == (3, (5, 1))
-    changed = read_config("phantom_eeg_average", ["encoder.members.1.alphas=[1]", "encoder.members.1.kind=ridge"])
+    changed = read_config(
+        "phantom_eeg_average", ["encoder.members.1.alphas=[1]", "encoder.members.1.kind=ridge"]
+    )
     assert changed.encoder.members[1].alphas == (1,)  # kinds are chosen before their settings
 
 

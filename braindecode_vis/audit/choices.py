@@ -149,7 +149,7 @@ def check_networks(
         other = roles.read(roles.BRAIN_ENCODER, again.encoder, folder)
         text = ""
         if not again.config.decodes_categories:
-            text = describe_advantage(*(_measure_test(again, number, one) for one in (stored, other)))
+            text = _describe_knowledge(again, number, stored, other)
         if text:
             findings.append(AuditFinding("refit", "leak", text, f"{words}{name_fold(number)}"))
         else:
@@ -158,9 +158,15 @@ def check_networks(
     return findings
 
 
-def _measure_test(again: RecomputedRun, number: int, encoder: Any) -> np.ndarray:
+def _describe_knowledge(again: RecomputedRun, number: int, stored: Any, other: Any) -> str:
+    """Say that the fit in the run knows the test better than another one, by anything that it predicts; else nothing."""
     trials = learning.pick_test_trials(again, number)
-    return measure_distance(again, number, encoder.predict_for_generator(trials))
+    # Of an average one member may predict for the generator, and all of them what is compared.
+    for name in ("predict_for_generator",) if stored.predicts_alike else ("predict_for_generator", "predict"):
+        distances = [measure_distance(again, number, getattr(one, name)(trials)) for one in (stored, other)]
+        if text := describe_advantage(*distances):
+            return text
+    return ""
 
 
 def measure_distance(again: RecomputedRun, number: int, predicted: Embeddings) -> np.ndarray:

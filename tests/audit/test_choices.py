@@ -169,18 +169,32 @@ def test_epochs_of_networks_that_held_nothing_out_are_known_once_they_are_traine
 
 
 @pytest.mark.parametrize(
-    ("error", "classes", "level"), [(0.5, False, "leak"), (1.0, False, None), (0.5, True, None)]
-)
+    ("error", "classes", "asked", "level"),
+    [
+        (0.5, False, "both", "leak"), (1.0, False, "both", None), (0.5, True, "both", None),
+        (0.5, False, "predict", "leak"), (0.5, False, "predict_for_generator", "leak"),
+    ],
+)  # fmt: skip
 def test_other_weights_than_here_are_a_leak_only_where_they_know_the_test(
-    monkeypatch, tmp_path, error, classes, level
+    monkeypatch, tmp_path, error, classes, asked, level
 ):
-    """A decoder of classes has no target on the test to be near to: its weights are known by record."""
+    """A decoder of classes has no target on the test to be near to: its weights are known by record.
+
+    Of an average, the member that predicts for images may be honest while another one knows the test.
+    """
     noise = 0.01 * np.random.default_rng(0).normal(size=50)
-    errors = {"stored": error + noise, "made": 1 + noise[::-1]}
+    errors = {"knowing": error + noise, "honest": 1 + noise, "made": 1 + noise[::-1]}
+    names = ("predict", "predict_for_generator")
+    stored = {
+        name: lambda trials, says="knowing" if asked in (name, "both") else "honest": says for name in names
+    }
+    made = {name: lambda trials: "made" for name in names}
+    stored, made = (SimpleNamespace(predicts_alike=asked == "both", **one) for one in (stored, made))
     monkeypatch.setattr(choices, "compare_files", lambda *_, **__: "weights differ")
-    monkeypatch.setattr(choices.learning, "train", lambda again: [SimpleNamespace(encoder="stored")])
-    monkeypatch.setattr(choices.roles, "read", lambda *_: "made")
-    monkeypatch.setattr(choices, "_measure_test", lambda again, number, encoder: errors[encoder])
+    monkeypatch.setattr(choices.learning, "train", lambda again: [SimpleNamespace(encoder=stored)])
+    monkeypatch.setattr(choices.learning, "pick_test_trials", lambda again, number: None)
+    monkeypatch.setattr(choices.roles, "read", lambda *_: made)
+    monkeypatch.setattr(choices, "measure_distance", lambda again, number, predicted: errors[predicted])
     told = []
     run = SimpleNamespace(thorough=True, state=lambda *words: told.append(words[:3]))
     again = SimpleNamespace(

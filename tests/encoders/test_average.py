@@ -146,7 +146,9 @@ def test_words_come_from_the_member_that_has_learnt_them(tmp_path):
 )
 def test_nobody_trains_for_a_likelihood_that_there_is_not(overrides):
     """The prior said so after the training, and named `encoder.kind` alone."""
-    with pytest.raises(ConfigError, match=r"of an average, encoder\.for_generator to the number of such a member"):
+    with pytest.raises(
+        ConfigError, match=r"of an average, encoder\.for_generator to the number of such a member"
+    ):
         read_config("phantom_eeg_average", overrides)
 
 
