@@ -159,7 +159,7 @@ def check_networks(
 
 
 def _describe_knowledge(again: RecomputedRun, number: int, stored: Any, other: Any) -> str:
-    """Say that the fit in the run knows the test better than another one, by anything that it predicts; else nothing."""
+    """Say that the fit in the run knows the test better than another one by anything it predicts; else nothing."""
     trials = learning.pick_test_trials(again, number)
     # Of an average one member may predict for the generator, and all of them what is compared.
     for name in ("predict_for_generator",) if stored.predicts_alike else ("predict_for_generator", "predict"):
