@@ -68,6 +68,13 @@ def test_a_wrong_setting_is_named_by_its_full_path(override, message):
     assert "\n" not in str(caught.value)
 
 
+def test_patches_are_refused_by_the_generator_of_one_vector():
+    with pytest.raises(ConfigError, match="leave target.grid out"):
+        read_config("phantom_eeg", ["target.grid=4"])
+    plain = ["target.grid=4", "generator.kind=nearest", "prior.kind=identity"]
+    assert read_config("phantom_eeg", plain).target.grid == 4
+
+
 def test_overrides_are_validated_and_replace_values():
     config = read_config(
         "digits69_ridge", ["seed=3", "split={kind: kfold, n_folds: 4}", "encoder.n_features=[50]"]

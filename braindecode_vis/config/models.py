@@ -716,6 +716,12 @@ class RunConfig(Settings):
                 f"{self.target.kind!r} into images; set generator.kind to nearest, or target.kind to pixels, pca, vae "
                 "or taesd (generator latents), efficientnet-lite0 (latent_diffusion) or openclip (sdxl_turbo, unclip)"
             )
+        packaged = self.generator.kind == "latent_diffusion" and self.generator.weights is None
+        if packaged and getattr(self.target, "grid", 1) > 1:
+            raise ValueError(
+                "the generator 'latent_diffusion' makes images from one vector, and target.grid parts an image into "
+                "patches; leave target.grid out, or set generator.kind to nearest and a prior without generator"
+            )
         return self
 
 
