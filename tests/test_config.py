@@ -69,7 +69,7 @@ def test_a_wrong_setting_is_named_by_its_full_path(override, message):
 
 
 def test_patches_are_refused_by_the_generator_of_one_vector():
-    with pytest.raises(ConfigError, match="leave target.grid out"):
+    with pytest.raises(ConfigError, match=r"leave target\.grid out"):
         read_config("phantom_eeg", ["target.grid=4"])
     plain = ["target.grid=4", "generator.kind=nearest", "prior.kind=identity"]
     assert read_config("phantom_eeg", plain).target.grid == 4
