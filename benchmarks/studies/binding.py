@@ -3,13 +3,17 @@
     braindecode-vis phantom things-eeg2 --size demo --concepts 480 --exemplars 3 --test-concepts 160 \
         --test-repetitions 20 --pairs 80 --snr 0.1 --out PHANTOM
     python benchmarks/studies/binding.py PHANTOM --out FOLDER --seeds 3
+    python benchmarks/studies/binding.py VOXELS --out FOLDER --config bids_fmri_ridge \
+        --set dataset.min_test_repetitions=4
 
 Every recipe learns from all training images and is asked once for all test images: no choice is made here. ``texts``
 are the true caption against the one in which words changed places, in the space that the recipe predicts sentences in;
 ``images`` are the seen image against its partner. ``parts`` is what was seen against other pairs of the same kind.
 Intervals are 95 % bootstraps over pairs of the mean over seeds. Chance is 0.5 everywhere. ``perfect knowledge`` is what
 a linear map makes of knowing exactly which word stands where in a caption, learnt from the captions of training images:
-what the space of sentences holds of binding, without any brain.
+what the space of sentences holds of binding, without any brain; ``true images`` is what one makes of the embeddings of
+the images themselves, learnt from those of the training images. A decoder that prefers the same caption whichever image
+of a pair was seen scores 0.5 on that pair; ``undecided`` is the share of such pairs.
 """
 
 from __future__ import annotations
@@ -25,7 +29,6 @@ from braindecode_vis import roles
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.config import read_config
 from braindecode_vis.contracts import Context
-from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.embeddings.compositions import CompositionTest, read_compositions
 from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
 from braindecode_vis.embeddings.text import make_unit
@@ -84,7 +87,9 @@ def compare(
     """Return binding and parts of each test."""
     kinds, pairs = [test.kind for test in tests], [test.pair for test in tests]
     bound, parts = compare_bindings(queries, *both), compare_parts(queries, both[0], kinds, pairs)
-    return pd.DataFrame({"of": label, "kind": kinds, "pair": pairs, "binding": bound, "parts": parts})
+    found = pd.DataFrame({"of": label, "kind": kinds, "pair": pairs, "binding": bound, "parts": parts})
+    # Each pair of scenes is asked twice.
+    return found.assign(undecided=found.groupby("pair")["binding"].transform("mean") == 0.5)
 
 
 def main() -> None:
@@ -95,13 +100,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="Recipes by name.")
+    parser.add_argument("--config", default="phantom_eeg")
+    parser.add_argument("--set", action="append", default=[], help="changes of the configuration")
     asked = parser.parse_args()
     truth = asked.phantom / "phantom_truth"
-    config, banks = find_package_data("configs") / "phantom_eeg.yaml", {}
+    banks = {}
     for target in (MINILM, IMAGES):
-        changes = [f"target.kind={target}", "prior.kind=identity", "generator.kind=nearest"]
+        changes = [*asked.set, f"target.kind={target}", "prior.kind=identity", "generator.kind=nearest"]
         changes += [f"target.captions={truth / 'descriptions.csv'}"] if target == MINILM else []
-        run = open_run(read_config(config, changes, root=asked.phantom), asked.out / "run")
+        run = open_run(read_config(asked.config, changes, root=asked.phantom), asked.out / "run")
         prepared, banks[target] = preprocess(run), embed(run)[0].embeddings
     (fold,) = prepared.split.folds
     train, test = (pick_labelled_trials(prepared, rows, "averaged") for rows in (fold.train, fold.test))
@@ -113,8 +120,11 @@ def main() -> None:
         make_unit(sentences.encode([getattr(one, key) for one in tests])) for key in ("caption", "swapped")
     ]
     every = [one for one in read_compositions(truth / "composition.csv") if one.name not in shown]
-    if not asked.only:
+    if not asked.only or "perfect knowledge" in asked.only:
         report("perfect knowledge", read_slots(every, tests, sentences, texts), asked.out, "")
+    if not asked.only or "true images" in asked.only:
+        known = list(pd.unique(train.stimulus_ids.astype(str)))
+        report("true images", read_images(banks, known, tests, texts), asked.out, "")
     for name, (target, settings, reference) in list_recipes(truth).items():
         if asked.only and name not in asked.only:
             continue
@@ -174,6 +184,23 @@ def read_slots(
     return compare(told, both, tests, "texts")
 
 
+def read_images(
+    banks: dict[str, Embeddings], known: list[str], tests: list[CompositionTest], texts: list[np.ndarray]
+) -> pd.DataFrame:
+    """Return binding by a ridge from the embeddings of images to the sentence vectors of their captions."""
+    images, vectors = banks[IMAGES].select(known).flat(), banks[MINILM].select(known).flat()
+    middle, spread, mean = images.mean(axis=0), images.std(axis=0) + 1e-6, vectors.mean(axis=0)
+    design = (images - middle) / spread
+    # The penalty is as large as the sum of squares of a feature.
+    kernel = design @ design.T + len(design) * np.eye(len(design))
+    weights = design.T @ np.linalg.solve(kernel, vectors - mean)
+    ids = [one.name for one in tests]
+    asked = (banks[IMAGES].select(ids).flat() - middle) / spread
+    told = Embeddings((asked @ weights).astype(np.float32), ids, MINILM)
+    both = [Embeddings((side - mean).astype(np.float32), ids, MINILM) for side in texts]
+    return compare(told, both, tests, "texts")
+
+
 def report(name: str, table: pd.DataFrame, out: Path, reference: str) -> None:
     """Print a row for each gallery, with the paired difference to the reference, and keep the values."""
     table.to_csv(out / slug(name), index=False)
@@ -191,6 +218,7 @@ def report(name: str, table: pd.DataFrame, out: Path, reference: str) -> None:
             cells.append(
                 f"{gain.mean:+.3f} ({gain.interval.low:+.3f} to {gain.interval.high:+.3f}) to {reference}"
             )
+        cells.append(f"undecided {own['undecided'].mean():.2f}")
         print(f"{name} | {label} | parts {own['parts'].mean():.3f} | " + " | ".join(cells), flush=True)
 
 

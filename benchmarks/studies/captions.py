@@ -3,6 +3,7 @@
     braindecode-vis phantom things-eeg2 --size demo --concepts 320 --test-concepts 100 --test-repetitions 20 \
         --snr 0.05 --out PHANTOM
     python benchmarks/studies/captions.py PHANTOM --out FOLDER --seeds 3
+    python benchmarks/studies/captions.py PHANTOM --out FOLDER63 --only brain --set dataset.channels=all63
 
 A fifth of the training concepts is asked for, as in the ladder; nothing of it is learnt from, and no test trial is
 opened. Captions are the exact descriptions of ``phantom_truth``. Encoders see averages of random repetitions and are
@@ -61,16 +62,19 @@ def list_encoders(captions: str) -> dict[str, dict[str, Any]]:
         objectives = [clip, {"kind": "captioning", **options}]
         return dict(change(rung, objectives=objectives, captions=captions).encoder)
 
-    def learn_longer(rung: Any, **options: Any) -> dict[str, Any]:
-        # A decoder of words needs more and larger steps than a contrast, whose 180 leave it with one sentence for all.
-        return learn(change(rung, epochs=60, optimiser={"lr": 1e-3}), width=64, n_queries=4, **options)
+    def learn_longer(rung: Any, epochs: int = 60, **options: Any) -> dict[str, Any]:
+        # A decoder of words needs more and larger steps than a contrast, whose 180 leave it with few sentences.
+        return learn(change(rung, epochs=epochs, optimiser={"lr": 1e-3}), width=64, n_queries=4, **options)
 
     return {
         CLIP: base.encoder,
         "written from the output": learn(base, reads="output"),
         "written from the output, no contrast with texts": learn(base, reads="output", contrast=0),
         "written from windows": learn(windows),
+        "written from the output, larger steps": learn_longer(base, 20, reads="output"),
         "written from the output, longer": learn_longer(base, reads="output"),
+        "written from the output, longer, dropout": learn_longer(base, reads="output", dropout=0.4),
+        "written from the output, longest": learn_longer(base, 120, reads="output"),
         "written from windows, longer": learn_longer(windows),
     }
 
@@ -102,7 +106,17 @@ class Study:
         """Yield the rows of encoders that write themselves."""
         for name, settings in list_encoders(str(self.captions)).items():
             if name != CLIP:
-                yield name, lambda s=settings: self.fit(s, self.task.bank, seed)[0].describe(self.asked)
+                yield name, lambda n=name, s=settings: self.describe(n, s, seed)
+
+    def describe(self, name: str, settings: dict[str, Any], seed: int) -> list[str]:
+        """Return what an encoder writes, and tell how it does on images that it has learnt from."""
+        encoder, _ = self.fit(settings, self.task.bank, seed)
+        learnt = pick_labelled_trials(self.task.prepared, self.task.train, "averaged")
+        rows = make_generator(seed, "learnt").permutation(learnt.n_trials)[: self.asked.n_trials]
+        some = learnt.select(np.sort(rows))
+        named = self._compare(some.stimulus_ids.astype(str), encoder.describe(some))["named"]
+        print(f"{name}, seed {seed}: {named.mean():.3f} named of training images", flush=True)
+        return list(encoder.describe(self.asked))
 
     def write_from_images(self, seed: int) -> Iterator[tuple[str, Callable[[], list[str]]]]:
         """Yield the rows of decoders of predicted embeddings of images."""
