@@ -365,12 +365,18 @@ def _covers(study: Study, number: int, subject: str) -> bool:
 def set_alignment(encoder: Any, alignment: Any) -> None:
     """Give an unfitted encoder another alignment of subjects, unless it has one of that kind already.
 
+    Of an average, each member gets it.
+
     Raises
     ------
     ConfigError
         If the encoder has no such setting.
     """
     own = getattr(encoder, "component", encoder)
+    if members := getattr(own, "members", ()):
+        for member in members:
+            set_alignment(member, alignment)
+        return
     config = getattr(own, "config", None)
     if config is None or "subject_alignment" not in type(config).model_fields:
         if name_alignment(alignment) == "none":

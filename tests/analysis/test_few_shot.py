@@ -6,14 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.analysis.few_shot import FewShotConfig, find_trial_seconds
+from braindecode_vis.analysis.few_shot import FewShotConfig, find_trial_seconds, set_alignment
 from braindecode_vis.analysis.study import Study
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.encoders.average import AverageConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.preprocessing.array_file import KeptParts
+from braindecode_vis.preprocessing.common_space import name_alignment
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.preprocessing.splits import LeaveOneSubjectOutConfig, PublishedSplitConfig
 from braindecode_vis.report.figures import render_plot
+from braindecode_vis.roles import BRAIN_ENCODER, build
 from braindecode_vis.stimuli import StimulusSet
 from tests.analysis.planted import make_parcel_study
 from tests.preprocessing.test_common_space import make_world
@@ -35,6 +38,19 @@ def make_brains(*, split=None, config=None, **options):
         build=lambda number: config.build(seed=number), trained=lambda number: None, centre="mean",
         protocol="planted", seed=0, n_bootstrap=100, n_permutations=100,
     )  # fmt: skip
+
+
+def test_members_of_an_average_are_aligned_alike():
+    """Members kept an alignment of their own, and a curve of features in common was none."""
+    ridge = {"kind": "ridge", "subject_alignment": "procrustes"}
+    average = AverageConfig.model_validate({"members": [ridge, {"kind": "ridge"}]})
+    encoder = build(BRAIN_ENCODER, average, seed=0)
+    for asked in ("none", "hyperalignment"):
+        set_alignment(encoder, asked)
+        assert {name_alignment(m.config.subject_alignment) for m in encoder.component.members} == {asked}
+    average = AverageConfig.model_validate({"members": [ridge, {"kind": "linear_gaussian"}]})
+    with pytest.raises(ConfigError, match="LinearGaussianEncoder has no setting subject_alignment"):
+        set_alignment(build(BRAIN_ENCODER, average, seed=0), "hyperalignment")
 
 
 def test_a_few_trials_beside_those_of_others_beat_a_few_alone(tmp_path):
