@@ -24,7 +24,7 @@ import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError, check_columns, check_file
 from braindecode_vis.devices import choose_device
-from braindecode_vis.embeddings.weights import check_no_kernels
+from braindecode_vis.embeddings.weights import check_no_kernels, loading_quietly
 from braindecode_vis.store import read_json
 
 PAD, START, END = 0, 1, 2  # numbers of the words that are none
@@ -211,7 +211,8 @@ def load_parts(folder: Path, tokenizer: Any, network: Any) -> tuple[Any, Any]:
         # Said, or transformers asks on the terminal whether to run what the folder brings along.
         options = {"local_files_only": True, "trust_remote_code": False}
         first = tokenizer.from_pretrained(folder, **options)
-        return first, network.from_pretrained(folder, use_safetensors=True, **options)
+        with loading_quietly():
+            return first, network.from_pretrained(folder, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{folder} cannot be read ({words}); copy the whole folder again.") from error

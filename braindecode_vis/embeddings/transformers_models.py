@@ -24,7 +24,7 @@ from braindecode_vis.embeddings.layer_readout import Tower
 from braindecode_vis.embeddings.published import get_snapshot, name_repository
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform
 from braindecode_vis.embeddings.vision_network import VisionNetworkConfig
-from braindecode_vis.embeddings.weights import check_no_kernels, load_state, read_state
+from braindecode_vis.embeddings.weights import check_no_kernels, load_state, loading_quietly, read_state
 
 Architecture = Literal[
     "clip", "siglip", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "internvl", "intern_vit_6b"
@@ -200,10 +200,11 @@ def read_network(folder: Path, architecture: str) -> Any:
         config = getattr(transformers, family.config).from_pretrained(folder, local_files_only=True)
         if "projection_dim" in stored:  # of both towers together; what the vision part says may differ
             config.projection_dim = stored["projection_dim"]
-        network, report = getattr(transformers, family.model).from_pretrained(
-            folder, config=config, local_files_only=True, output_loading_info=True,
-            dtype="float32", **extra,
-        )  # fmt: skip
+        with loading_quietly():
+            network, report = getattr(transformers, family.model).from_pretrained(
+                folder, config=config, local_files_only=True, output_loading_info=True,
+                dtype="float32", **extra,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise DataError(

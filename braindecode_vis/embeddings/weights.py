@@ -367,3 +367,17 @@ def load_state(
     with torch.no_grad():
         # Shapes and names were checked above, where the message can say what to bring.
         module.load_state_dict({name: state[name] for name in own})
+
+
+@contextmanager
+def loading_quietly() -> Iterator[None]:
+    """Keep transformers from drawing a bar for each network that it loads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()  # global to the process
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

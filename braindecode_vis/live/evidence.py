@@ -138,7 +138,10 @@ def _predict_training(
         record = store.read_provenance(train(run)[number].artifact.path / store.PROVENANCE)
         if record.get("profile", {}).get("cpu_seconds", np.inf) > CHEAP_AVERAGE:
             return None
-        made = roles.predict_by_inner_folds(encoder, responses, targets, n_folds=2, compared=True)
+        try:
+            made = roles.predict_by_inner_folds(encoder, responses, targets, n_folds=2, compared=True)
+        except BraindecodeVisError:  # half of the images may be too few, or a table of captions gone
+            return None
     elif responses.data.size <= CHEAP_FIT * (8 if config.kind == "linear_gaussian" else 1):
         made = encoder.predict_out_of_fold(responses, targets)
     else:

@@ -61,8 +61,10 @@ def test_texts_become_a_target_of_unit_vectors(folder, tmp_path):
         MinilmConfig(weights=tmp_path).check_files()
 
 
-def test_what_is_cut_or_unknown_is_told(folder):
+def test_what_is_cut_or_unknown_is_told(folder, capfd):
     encoder = SentenceEncoder(folder, device="cpu")
+    encoder.encode(["the dog"])
+    assert capfd.readouterr() == ("", "")  # transformers drew a bar whenever it loaded a network
     long = "the dog on the red grass"  # with its two ends, as long as the window
     with pytest.warns(Notice, match="1 of 2 sentences are longer than 8 word pieces and cut, first 'the dog"):
         cut, whole = encoder.encode([f"{long} the cat", long])

@@ -214,9 +214,17 @@ def test_an_average_is_fitted_anew_where_that_is_cheap_and_adds_up_directions(tm
     assert all(0 < one.probability[0] < 1 for one in found.decisions)
     ranks = [one.rank for one in found.decisions if one.shown]
     assert np.mean(np.array(ranks) == 1) > 0.5  # of six pictures
-    monkeypatch.setattr("braindecode_vis.live.evidence.CHEAP_AVERAGE", 0)
+    with monkeypatch.context() as patched:
+        patched.setattr("braindecode_vis.live.evidence.CHEAP_AVERAGE", 0)
+        found = decode(run, cut_chunks(signal, times, markers))
+        assert not len(found.decisions[0].probability)
+
+    def fail(*_, **__):
+        raise DataError("the captions are gone")
+
+    monkeypatch.setattr("braindecode_vis.roles.predict_by_inner_folds", fail)
     found = decode(run, cut_chunks(signal, times, markers))
-    assert not len(found.decisions[0].probability)
+    assert not len(found.decisions[0].probability)  # a session does not end for want of a scale
 
 
 def test_an_encoder_that_knows_all_training_trials_has_no_probabilities_before_pictures_were_named(
