@@ -2,39 +2,49 @@
 
     python benchmarks/studies/wave.py --out FOLDER --stage ablation        # five brains, and three without signal
     python benchmarks/studies/wave.py --out FOLDER --stage pretraining --seeds 3
+    python benchmarks/studies/wave.py --out FOLDER --stage guide --seeds 3
 
 Each brain is a phantom of BOLD5000 of its own seed, decoded by `phantom_bold_wave`. ``ablation`` asks whether the
 network of the visual hierarchy decodes best alone, and the default mode network next, as planted; without signal, how
 many p-values lie below 0.05. ``pretraining`` pretrains the network on a phantom corpus, recordings without labels of
 18 other people, and compares contrastive training from it with the same training from random weights, on a tenth of
 the training images and on all, over seeds of the pretraining and the training; with ``head`` only the projector
-learns, in both. Differences are paired by test image, intervals bootstraps over images of the mean over seeds. What
-is done is kept in FOLDER.
+learns, in both. Differences are paired by test image, intervals bootstraps over images of the mean over seeds.
+``guide`` pretrains on the training trials themselves, with masks by lot and with masks that follow the images or exact
+sentences about them, and trains from each, and from random weights, on the same trials. As in the ladder a fifth of
+the training concepts is for the scores: neither pretraining, guide nor training sees one of their trials or images, and
+test trials are not touched. It also says how much of each network the masks hide. What is done is kept in FOLDER.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from ladder import Rung, open_tasks, score, slug, tabulate
 
 from braindecode_vis import pipeline
 from braindecode_vis.analysis.regions import NetworkAblationConfig
+from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.config import read_config
 from braindecode_vis.corpus.build import add_sources
 from braindecode_vis.corpus.corpus_config import CorpusConfig
 from braindecode_vis.metrics.uncertainty import bootstrap_interval
 from braindecode_vis.phantom import SIZES
 from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
-from braindecode_vis.pipeline.learning import build_encoder, pick_labelled_trials
+from braindecode_vis.pipeline.learning import _find_guide, build_encoder, pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.studies.analyze import make_study
 from braindecode_vis.studies.demo import make_phantom
+from braindecode_vis.training.pretraining import Pretraining, pretrain
+from braindecode_vis.training.pretraining_data import open_material
 
 SIZE = SIZES["bold5000"]["tiny"].replace(
     n_train_concepts=80,
@@ -47,6 +57,10 @@ SIZE = SIZES["bold5000"]["tiny"].replace(
 #: As the atlas of the phantom spells them, from the strongest drive by images to none.
 PLANTED = ("Vis", "Default", "DorsAttn", "Cont", "SalVentAttn", "SomMot", "Limbic")
 QUICK = ("generator.kind=nearest", "evaluation.n_bootstrap=1000", "evaluation.n_permutations=1000")
+ONLY_SEEN = ("dataset.tasks=[5000scenes]", "analyses=[]", "run_analyses=false")  # no imagery
+#: More training concepts than above, since a fifth of them is what is scored; the test concepts are not looked at.
+GUIDED_SIZE = SIZE.replace(n_train_concepts=300, n_test_concepts=8)
+GUIDES = ("none", "lot", "target", "captions")  # how an encoder is pretrained, if at all
 
 
 def make_brain(out: Path, snr: float, seed: int) -> Path:
@@ -58,8 +72,7 @@ def make_brain(out: Path, snr: float, seed: int) -> Path:
 
 def read_wave(root: Path, *more: str) -> Any:
     """Return the shipped configuration for a phantom, without imagery and images."""
-    changes = ["dataset.tasks=[5000scenes]", "analyses=[]", "run_analyses=false", *QUICK, *more]
-    return read_config("phantom_bold_wave", changes, root=root)
+    return read_config("phantom_bold_wave", [*ONLY_SEEN, *QUICK, *more], root=root)
 
 
 def ablate(out: Path, snr: float, seed: int) -> pd.DataFrame:
@@ -181,14 +194,89 @@ def compare_starts(out: Path, snr: float, n_seeds: int, more: list[str]) -> None
         )
 
 
+def compare_guides(out: Path, snrs: list[float], n_seeds: int, more: list[str]) -> None:
+    """Print what masks hide, and how well validation concepts are found after each pretraining."""
+    out.joinpath("validation").mkdir(exist_ok=True)
+    rungs: dict[str, Rung] = {}
+    changes = [*ONLY_SEEN, *QUICK, "pretrain.n_epochs=30", *more]
+    for seed in range(n_seeds):
+        for snr in snrs:
+            root, folder = out / f"guided_snr{snr:g}", out / f"run_guided_snr{snr:g}"
+            make_phantom("bold5000", root, size=GUIDED_SIZE, snr=snr, seed=0)
+            (task,) = open_tasks(root, folder, "guide", "phantom_bold_wave", changes)
+            # Scenes and pictures of COCO are one of a concept, so that galleries by exemplar would be uneven.
+            asked = pd.unique(task.prepared.responses.stimulus_ids[task.asked])
+            task = replace(task, galleries=[list(asked)])
+            learnt = task.prepared.responses.select(task.train)
+            for guide in GUIDES:
+                pretrained = start(learnt, guide, root, folder, seed, changes)
+                encoder = read_wave(root, *changes).encoder.model_dump(mode="json", exclude_unset=True)
+                encoder["network"]["pretrained"] = None if pretrained is None else str(pretrained)
+                of = "none" if guide in ("none", "lot") else "lot"
+                name = f"{snr:g}, {guide}"
+                rungs[name] = Rung(encoder, reference=f"{snr:g}, {of}")
+                path = out / "validation" / f"{slug(name)}-{seed}.csv"
+                if not path.exists():
+                    table = score(task, rungs[name], seed)
+                    table.to_csv(path, index=False)
+                    top5 = (table["rank"] <= 5).mean()
+                    print(f"{name}, seed {seed}: {top5:.3f}, {table['seconds'][0]:.0f} s", flush=True)
+    for top in (5, 1):
+        table = tabulate(out / "validation", rungs, next(iter(rungs)), top)
+        print(f"\ngallery of {table.attrs['size']}; differences in top-{top}, p of all rows after Holm")
+        print(table.drop(columns=["top1", "low", "high"]).to_string(index=False, na_rep=""))
+
+
+def start(
+    learnt: Responses, guide: str, root: Path, folder: Path, seed: int, changes: list[str]
+) -> Path | None:
+    """Return the folder of an encoder that was pretrained on the learnt trials, None for random weights.
+
+    What was reached, and what its masks hide, is printed.
+    """
+    if guide == "none":
+        return None
+    made = folder / f"pretrained_{guide}_{seed}"
+    if not (made / "hidden.txt").is_file():
+        own = {"lot": [], "target": ["pretrain.guide=target"]}.get(
+            guide, ["pretrain.guide=captions", f"pretrain.captions={root / 'phantom_truth/descriptions.csv'}"]
+        )
+        run = open_run(read_wave(root, *changes, *own, f"seed={seed}"), folder)
+        vectors = _find_guide(run, 0)
+        if vectors is not None:  # it could only look at images of trials that it is given; it gets no others
+            vectors = vectors.select(pd.unique(learnt.stimulus_ids))
+        made.mkdir(parents=True, exist_ok=True)
+        state, config = folder / f"state_{guide}_{seed}", run.config.pretrain
+        reached = pretrain(config, learnt, folder=made, checkpoints=state, seed=seed, guide=vectors)
+        hidden = measure_hidden(config, learnt, vectors, state, seed)
+        (made / "hidden.txt").write_text(f"{reached}\n{hidden}")
+    print(f"{folder.name}, {guide}, seed {seed}: {(made / 'hidden.txt').read_text()}", flush=True)
+    return made
+
+
+def measure_hidden(
+    config: Any, responses: Responses, guide: Embeddings | None, folder: Path, seed: int
+) -> str:
+    """Return in words how often the tokens of each network are hidden in the training trials."""
+    learning = Pretraining(config, open_material(config, responses, seed), folder, seed, guide=guide)
+    rows, encoder = learning.material.train, learning.model.encoder
+    ranks = learning._draw_ranks(len(rows), torch.Generator().manual_seed(seed))
+    mask = learning._make_view(rows, ranks, None if guide is None else np.ones(len(rows), bool))[1]
+    hidden = torch.zeros(len(rows), encoder.n_tokens)
+    hidden.scatter_(1, mask.order[:, mask.n_visible :], 1.0)
+    share = hidden.mean(dim=0).view(encoder.n_parcels, encoder.n_patches).mean(dim=1).numpy()
+    networks = np.array(responses.coords["parcel_networks"]).astype(str)
+    return "hidden: " + ", ".join(f"{name} {share[networks == name].mean():.3f}" for name in PLANTED)
+
+
 def main() -> None:
     """Run one stage."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stage", choices=("ablation", "pretraining"), default="ablation")
-    parser.add_argument("--snr", type=float, help="0.05, and 0.1 with pretraining")
+    parser.add_argument("--stage", choices=("ablation", "pretraining", "guide"), default="ablation")
+    parser.add_argument("--snr", type=float, help="0.05, 0.1 with pretraining, 0.1 and 0.3 with guide")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--silent", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], dest="settings")
@@ -196,6 +284,9 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     if asked.stage == "ablation":
         compare_networks(asked.out, 0.05 if asked.snr is None else asked.snr, asked.seeds, asked.silent)
+    elif asked.stage == "guide":
+        snrs = [0.1, 0.3] if asked.snr is None else [asked.snr]
+        compare_guides(asked.out, snrs, asked.seeds, asked.settings)
     else:
         compare_starts(asked.out, asked.snr or 0.1, asked.seeds, asked.settings)
 
