@@ -219,7 +219,9 @@ def check_columns(columns: Iterable[str], required: Iterable[str], *, what: str)
     """Raise `DataError` if `columns` lacks one of the `required` names."""
     there = dict.fromkeys(columns)
     if missing := [name for name in required if name not in there]:
-        raise DataError(f"{what} lacks the column(s) {', '.join(missing)}; it has {', '.join(there)}.")
+        raise DataError(
+            f"{what} lacks the column(s) {', '.join(missing)}; it has {', '.join(there) or 'none'}."
+        )
 
 
 def check_file(path: Path, *, what: str, hint: str) -> Path:

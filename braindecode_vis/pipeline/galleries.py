@@ -251,6 +251,11 @@ class TextSide:
             return own
         names = self.taught
         if len({self.known[name] for name in names}) < 2:
+            if len(names) > 1:
+                raise DataError(
+                    f"{len(names)} training images are all described as {self.known[names[0]].texts[0][:60]!r}, from "
+                    "which no meaning of words is learnt; say what differs, or predict texts (target.kind minilm)."
+                )
             raise DataError(
                 f"{len(names)} training images are described, from which the meaning of words is learnt; describe "
                 "training images too, or predict texts (target.kind minilm)."
@@ -281,8 +286,25 @@ class TextSide:
         subject: str | None,
         without: Sequence[str] = (),
     ) -> Embeddings:
-        """Return descriptions as candidates, as they are compared; see `place`."""
-        return self.source.fit_centre(subject).apply(self.place(ids, asked, subject, without))
+        """Return descriptions as candidates, as they are compared; see `place`.
+
+        Raises
+        ------
+        DataError
+            If they say no more than the mean description, which has no direction to be compared in.
+        """
+        placed = self.place(ids, asked, subject, without)
+        made = self.source.fit_centre(subject).apply(placed)
+        # What rounding leaves of a difference of equal vectors is no direction.
+        left, whole = (np.linalg.norm(each.flat(), axis=1) for each in (made, placed))
+        empty = np.flatnonzero((left <= 1e-6 * whole) & (whole > 0))
+        if len(empty):
+            raise DataError(
+                f"{len(empty)} of {len(asked)} descriptions tell their image from no other by what is known of those "
+                f"of training images, first {asked[empty[0]].texts[0][:60]!r}; say what differs (in words set apart by "
+                "spaces), or read them by evaluation.descriptions.encoder minilm."
+            )
+        return made
 
     def place(
         self,

@@ -16,6 +16,7 @@ Zhang et al. (2024), Learning the Unlearned, arXiv:2402.11816; MajorDavidZhang/M
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -24,7 +25,7 @@ import numpy as np
 from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import DataError, Notice
 from braindecode_vis.contracts import Context
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.store import read_json, write_json
@@ -159,7 +160,7 @@ class MultistageEncoder:
 
     def _divide(self, responses: Responses, targets: Embeddings) -> dict[str, int]:
         """Return the label of each image after the last stage: that before it, times the clusters of what it learnt."""
-        from braindecode_vis.training.batches import code_trials
+        from braindecode_vis.training.batches import code_trials, gather_groups
         from braindecode_vis.training.image_side import cluster_images
 
         stage, n_clusters = self.stages[-1], self.config.stage_clusters
@@ -176,7 +177,15 @@ class MultistageEncoder:
         # Directions alone are compared: a sum is as good as a mean.
         clusters = cluster_images(means.astype(np.float32), learnt, n_clusters, seed=seed)
         before = self.labels[-1] if self.labels else dict.fromkeys(names, 0)
-        return {name: before[name] * n_clusters + int(c) for name, c in zip(names, clusters, strict=True)}
+        labels = {name: before[name] * n_clusters + int(c) for name, c in zip(names, clusters, strict=True)}
+        if len(gather_groups(np.array([labels[names[i]] for i in learnt]), learnt)) < 2:
+            warnings.warn(
+                f"stage {len(self.stages) + 1} draws its batches from all {len(learnt)} training images, as the first "
+                "one did, since hardly a cluster has eight of them; lower encoder.stage_clusters.",
+                Notice,
+                stacklevel=4,
+            )
+        return labels
 
     def list_held_out(self, responses: Responses) -> tuple[str, ...]:
         """Return the images that `fit` would hold out of these trials."""

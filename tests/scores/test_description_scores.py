@@ -137,6 +137,18 @@ def test_a_run_is_scored_by_descriptions(tmp_path):
     with pytest.raises(DataError, match=r"captions.csv describes 9 of 10 tested images, and not"):
         pipeline.run_all(open_run(run.config, tmp_path / "other"))
     assert not (tmp_path / "other" / "stages" / "train").exists()
+    # A language without spaces: one word for all, and one of each image alone.
+    alike = [f"alike {'ab'[n % 2]}{'abcdefghijklmnop'[n % 16] * (n + 1)}" for n in range(len(bank))]
+    bank.assign(caption=alike).to_csv(tmp_path / "captions.csv", index=False)
+    run = open_run(read_config("synthetic_digits", [*small, asked]), tmp_path / "run")
+    with pytest.raises(DataError, match=r"10 of 10 descriptions tell their image from no other"):
+        pipeline.evaluate(run)
+    bank.assign(caption="a digit").to_csv(tmp_path / "captions.csv", index=False)
+    run = open_run(read_config("synthetic_digits", [*small, asked]), tmp_path / "run")
+    with pytest.raises(
+        DataError, match=r"training images are all described as 'a digit', from which no meaning"
+    ):
+        pipeline.evaluate(run)
     bank[bank["id"].isin(tested)].to_csv(tmp_path / "captions.csv", index=False)
     run = open_run(read_config("synthetic_digits", [*small, asked]), tmp_path / "run")
     with pytest.raises(DataError, match=r"0 training images are described"):

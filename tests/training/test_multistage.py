@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis.arrays import Embeddings, normalise_rows
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import DataError, Notice
 from braindecode_vis.training.batches import gather_groups, make_grouped_batches
 from braindecode_vis.training.multistage import MultistageConfig
 from tests.processes import run_together
@@ -43,6 +43,13 @@ def test_a_few_images_that_are_left_join_the_smallest_group():
     members = gather_groups(np.where(stimuli < 3, 7, stimuli // 15), stimuli)
     assert [len(own) for own in members] == [15, 15]
     assert set(range(3)) < set(members[1])
+
+
+def test_clusters_that_are_too_small_to_fill_a_batch_are_told():
+    """Three stages of 500 clusters were three plain trainings, without a word."""
+    responses, targets = make_task(n_images=24)
+    with pytest.warns(Notice, match="stage 2 draws its batches from all 20 training images, as the first"):
+        make(stage_clusters=20, epochs=1).build(seed=0).fit(responses, targets)
 
 
 @pytest.fixture(scope="module")
