@@ -369,8 +369,13 @@ def check_refit(run: AuditedRun) -> list[AuditFinding]:
     """
     findings: list[AuditFinding] = []
     # Networks, those of categories among them, are trained again by `choices.check_networks`.
-    numbered = enumerate(run.trained)
-    linear = [(n, record) for n, record in numbered if not (record.path / "network.json").is_file()]
+    # So are averages with a member that reads tables or weights, of which the record keeps digests and no paths.
+    linear = [
+        (number, record)
+        for number, record in enumerate(run.trained)
+        if not (record.path / "network.json").is_file()
+        and drop_digests(members := record.fields.get("encoder", {}).get("members", [])) == members
+    ]
     if not linear:
         return []
     with tempfile.TemporaryDirectory(prefix="audit-") as temporary:

@@ -1,5 +1,7 @@
 """Statistics, features and targets are fitted again on the training trials of their fold and compared with the run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -7,7 +9,7 @@ from safetensors.numpy import save_file
 from braindecode_vis import store
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.audit import fits
-from braindecode_vis.audit.files import open_audited
+from braindecode_vis.audit.files import Record, open_audited
 from braindecode_vis.audit.fits import (
     _compare,
     _compare_fits,
@@ -226,6 +228,15 @@ def test_images_that_the_mean_of_targets_is_of_are_known(tmp_path, prepared, row
 
 
 # --- fits that were made again ------------------------------------------------------------------------------
+
+
+def test_an_average_that_reads_a_table_is_trained_again_by_those_who_know_where_it_lies(tmp_path):
+    """Of a member's captions the record knows a digest, and the audit ended with an unknown key."""
+    member = {"kind": "network", "captions_digest": "ab", "sentence_encoder_digest": "cd"}
+    record = Record(
+        tmp_path, {"fields": {"encoder": {"kind": "average", "members": [{"kind": "ridge"}, member]}}}
+    )
+    assert fits.check_refit(SimpleNamespace(trained=[record])) == []
 
 
 def test_the_second_fit_alone_is_given_poison_and_in_every_trial_that_is_not_learnt_from(
