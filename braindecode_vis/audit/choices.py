@@ -37,6 +37,8 @@ def check_epochs(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     """Score the held-out trials with the weights in the run, and look for their epoch in the validation curve."""
     # Networks of categories are no networks by their settings.
     if not any((record.path / "network.json").is_file() for record in run.trained):
+        if any(True for record in run.trained for _ in record.path.rglob("network.json")):
+            _state_epochs(run, "members of an average are trained again with --refit")
         return []
     if again.encoder.reads_text:
         run.state("choice", "by record", "epochs", "texts are not embedded again")
@@ -45,10 +47,7 @@ def check_epochs(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     for number, (record, fitted) in enumerate(zip(run.trained, learning.train(again), strict=True)):
         content, where = read_json(record.path / "network.json"), name_fold(number)
         if not content.get("held_out"):
-            if _is_trained_again(run):
-                run.state("choice", "recomputed", "epochs")
-            else:
-                run.state("choice", "by record", "epochs", "nothing was held out; trained again with --refit")
+            _state_epochs(run, "nothing was held out; trained again with --refit")
             continue
         chosen = _find_chosen(content["history"], record.fields["encoder"]["selection"])
         responses, targets = learning.pick_training(again, number)
@@ -68,6 +67,14 @@ def check_epochs(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     run.state("choice", "recomputed", "validation scores of networks")
     text = "the weights of networks give the validation score of the epoch that was chosen."
     return findings or [AuditFinding("validation", "ok", text)]
+
+
+def _state_epochs(run: AuditedRun, otherwise: str) -> None:
+    """State that epochs without a validation score were recomputed with the weights, or else what would do so."""
+    if _is_trained_again(run):
+        run.state("choice", "recomputed", "epochs")
+    else:
+        run.state("choice", "by record", "epochs", otherwise)
 
 
 def _is_trained_again(run: AuditedRun) -> bool:

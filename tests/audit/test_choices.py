@@ -166,6 +166,11 @@ def test_epochs_of_networks_that_held_nothing_out_are_known_once_they_are_traine
     again = SimpleNamespace(encoder=SimpleNamespace(reads_text=False))
     assert choices.check_epochs(run, again) == []
     assert told == [("choice", how, "epochs")]
+    # Of an average, too, whose members lie in folders of their own.
+    (tmp_path / "member1").mkdir()
+    (tmp_path / "network.json").rename(tmp_path / "member1" / "network.json")
+    assert choices.check_epochs(run, again) == []
+    assert told == [("choice", how, "epochs")] * 2
 
 
 @pytest.mark.parametrize(
