@@ -30,6 +30,7 @@ from braindecode_vis.pipeline.finished_run import FinishedRun
 from braindecode_vis.pipeline.learning import pick_training, predict_out_of_fold, train
 from braindecode_vis.retrieval import Centre, GallerySearch
 
+REFITTING = "refitting without each image, for probabilities"  # said while it lasts
 #: Trials and candidates that the temperature is fitted on, at most.
 MOST_FITTED = 1000
 #: Values of the trials up to which an encoder without kept predictions makes them anew; a linear Gaussian model, which
@@ -139,11 +140,13 @@ def _predict_training(
         if record.get("profile", {}).get("cpu_seconds", np.inf) > CHEAP_AVERAGE:
             return None
         try:
-            made = roles.predict_by_inner_folds(encoder, responses, targets, n_folds=2, compared=True)
+            with run.listener.progress(REFITTING, None):
+                made = roles.predict_by_inner_folds(encoder, responses, targets, n_folds=2, compared=True)
         except BraindecodeVisError:  # half of the images may be too few, or a table of captions gone
             return None
     elif responses.data.size <= CHEAP_FIT * (8 if config.kind == "linear_gaussian" else 1):
-        made = encoder.predict_out_of_fold(responses, targets)
+        with run.listener.progress(REFITTING, None):
+            made = encoder.predict_out_of_fold(responses, targets)
     else:
         return None
     return (made, words) if made.space == space and len(made) else None
