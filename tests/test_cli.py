@@ -1,5 +1,6 @@
 """The command as a user meets it: every error one sentence, exit code 2, nothing lost."""
 
+import gc
 import json
 import os
 import re
@@ -363,6 +364,7 @@ def small_disk(tmp_path):
     if mounted.returncode:
         pytest.skip("mounting a small file system is not permitted here")
     yield folder
+    gc.collect()  # arrays of a run that was left are mapped from its files until their cycles are collected
     subprocess.run(["umount", folder], check=True)
 
 
