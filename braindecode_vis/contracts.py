@@ -497,6 +497,8 @@ class WholeSettings(Protocol):
     reads_text: bool
     #: Brain encoder: whether it wants `Context.pretrained`.
     uses_pretraining: bool
+    #: Brain encoder: settings of the encoders that it averages; see `roles.list_encoders`.
+    members: Sequence[Any]
     #: Brain encoder: False where it is known before the fit that `describe_likelihood` has nothing to say.
     may_know_likelihood: bool
     #: Brain encoder: whether it has `describe`.

@@ -329,7 +329,7 @@ ENCODER_SETTINGS: Role[WholeSettings] = Role(
     _SETTINGS,
     {
         "decodes_categories": False, "reads_text": False, "uses_pretraining": False, "trains_in_processes": False,
-        "pool": False, "may_know_likelihood": True, "writes_captions": False, "read": _read_seeded,
+        "members": (), "pool": False, "may_know_likelihood": True, "writes_captions": False, "read": _read_seeded,
         "check_low_level": _answer(None),
     },
 )  # fmt: skip
@@ -445,6 +445,12 @@ def _has(component: Any, name: str) -> bool:
 def keeps_default(component: Any, name: str) -> bool:
     """Say whether a component that `play` returned has no `name` of its own, so that the default of its role stands."""
     return isinstance(component, _Shell) and not _has(component.component, name)
+
+
+def list_encoders(settings: Any) -> list[WholeSettings]:
+    """Return the settings of a brain encoder, and of an average those of its members behind, with all of their role."""
+    whole = play(ENCODER_SETTINGS, settings)
+    return [whole, *(play(ENCODER_SETTINGS, member) for member in whole.members)]
 
 
 def build(role: Role[Whole], settings: Any, *args: Any, **kwargs: Any) -> Whole:

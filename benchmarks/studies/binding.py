@@ -24,6 +24,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from braindecode_vis import roles
 from braindecode_vis.arrays import Embeddings
@@ -189,14 +192,11 @@ def read_images(
 ) -> pd.DataFrame:
     """Return binding by a ridge from the embeddings of images to the sentence vectors of their captions."""
     images, vectors = banks[IMAGES].select(known).flat(), banks[MINILM].select(known).flat()
-    middle, spread, mean = images.mean(axis=0), images.std(axis=0) + 1e-6, vectors.mean(axis=0)
-    design = (images - middle) / spread
     # The penalty is as large as the sum of squares of a feature.
-    kernel = design @ design.T + len(design) * np.eye(len(design))
-    weights = design.T @ np.linalg.solve(kernel, vectors - mean)
-    ids = [one.name for one in tests]
-    asked = (banks[IMAGES].select(ids).flat() - middle) / spread
-    told = Embeddings((asked @ weights).astype(np.float32), ids, MINILM)
+    ridge = make_pipeline(StandardScaler(), Ridge(alpha=len(known))).fit(images, vectors)
+    mean, ids = vectors.mean(axis=0), [one.name for one in tests]
+    predicted = ridge.predict(banks[IMAGES].select(ids).flat()) - mean
+    told = Embeddings(predicted.astype(np.float32), ids, MINILM)
     both = [Embeddings((side - mean).astype(np.float32), ids, MINILM) for side in texts]
     return compare(told, both, tests, "texts")
 

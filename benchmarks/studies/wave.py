@@ -38,7 +38,7 @@ from braindecode_vis.corpus.corpus_config import CorpusConfig
 from braindecode_vis.metrics.uncertainty import bootstrap_interval
 from braindecode_vis.phantom import SIZES
 from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
-from braindecode_vis.pipeline.learning import _find_guide, build_encoder, pick_labelled_trials
+from braindecode_vis.pipeline.learning import build_encoder, find_guide, pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.studies.analyze import make_study
@@ -242,7 +242,7 @@ def start(
             guide, ["pretrain.guide=captions", f"pretrain.captions={root / 'phantom_truth/descriptions.csv'}"]
         )
         run = open_run(read_wave(root, *changes, *own, f"seed={seed}"), folder)
-        vectors = _find_guide(run, 0)
+        vectors = find_guide(run, 0)
         if vectors is not None:  # it could only look at images of trials that it is given; it gets no others
             vectors = vectors.select(pd.unique(learnt.stimulus_ids))
         made.mkdir(parents=True, exist_ok=True)

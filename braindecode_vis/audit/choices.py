@@ -37,7 +37,7 @@ def check_epochs(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     """Score the held-out trials with the weights in the run, and look for their epoch in the validation curve."""
     # Networks of categories are no networks by their settings.
     if not any((record.path / "network.json").is_file() for record in run.trained):
-        if any(True for record in run.trained for _ in record.path.rglob("network.json")):
+        if any(any(record.path.rglob("network.json")) for record in run.trained):
             _state_epochs(run, "members of an average are trained again with --refit")
         return []
     if again.encoder.reads_text:

@@ -164,8 +164,8 @@ def check_out_of_fold(run: AuditedRun, again: RecomputedRun) -> list[AuditFindin
     if not run.out_of_fold and (run.reconstructed is None or not learning.needs_predictions(again)):
         run.state("prediction", "recomputed", "no predictions out of fold (nothing learnt from them)")
         return []
-    parts = (again.encoder, *getattr(again.config.encoder, "members", ()))  # an average has members
-    what, trained = "predictions out of fold", any(getattr(p, "trains_in_processes", False) for p in parts)
+    parts = roles.list_encoders(again.config.encoder)
+    what, trained = "predictions out of fold", any(part.trains_in_processes for part in parts)
     took, longest = sum(map(_read_seconds, run.out_of_fold)), LONGEST_TRAINING if trained else np.inf
     if took > (longest if run.thorough else SHORTEST_FIT):
         reason = f"they took {took:.0f} s{'' if run.thorough else '; add --refit'}"

@@ -41,6 +41,7 @@ from braindecode_vis.roles import (
     GENERATOR_SETTINGS,
     PRIOR_SETTINGS,
     check_settings,
+    list_encoders,
     play,
 )
 from braindecode_vis.scores.caption_scores import CaptionScoresConfig
@@ -534,7 +535,7 @@ class RunConfig(Settings):
     def _check_alignment_fits_split(self) -> Self:
         split: Any = self.split
         new = split.kind == "leave_one_subject_out" and not split.own_trials
-        for part in (self.encoder, *getattr(self.encoder, "members", ())):  # an average has members
+        for part in list_encoders(self.encoder):
             kind = name_alignment(getattr(part, "subject_alignment", "none"))
             if kind not in COMMON_SPACES or not (new or getattr(split, "by", None) == "subject"):
                 continue
@@ -668,7 +669,7 @@ class RunConfig(Settings):
                 f"synthetic adds responses to images, and the encoder {self.encoder.kind!r} decodes categories; leave "
                 "it out"
             )
-        parts = [self.encoder, *getattr(self.encoder, "members", ())]  # an average has members
+        parts = list_encoders(self.encoder)
         if any(part.kind == "linear_gaussian" for part in parts):
             raise ValueError(
                 "synthetic responses are drawn from a linear model, and the encoder linear_gaussian is that model "

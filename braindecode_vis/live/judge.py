@@ -285,9 +285,8 @@ class Judge:
         Predictions that are no posterior means are added up instead.
         """
         own = self.fitted[0].encoder
-        if len(self.encoders) > 1 or self.encoders[0] is not own or self.evidence.forgetting < 1:
-            return None
-        if not own.predicts_alike:
+        is_own = len(self.encoders) == 1 and self.encoders[0] is own
+        if not is_own or self.evidence.forgetting < 1 or not own.predicts_alike:
             return None
         found: ImageLikelihood | None = own.describe_likelihood()
         return found

@@ -371,14 +371,14 @@ def _pretrain(run: Run, number: int | None) -> store.Artifact:
             found = fit(
                 config, responses, folder=folder, checkpoints=context.checkpoints, seed=seed,
                 progress=run.listener.progress, labelled=read_labelled(config, seed, context.checkpoints),
-                guide=_find_guide(run, number),
+                guide=find_guide(run, number),
             )  # fmt: skip
         return {**found, "n_processes": count_launched()}
 
     return run.produce("pretrain", fields, upstream, compute, name_fold(number))
 
 
-def _find_guide(run: Run, number: int | None) -> Embeddings | None:
+def find_guide(run: Run, number: int | None) -> Embeddings | None:
     """Return the vectors that guide the masks of the pretraining, of images or of what captions say of them."""
     config = run.config.pretrain
     if config is None or config.guide is None:

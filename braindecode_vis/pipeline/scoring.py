@@ -604,13 +604,19 @@ def check_texts(run: Run) -> None:
     if asked is None and composition is None:
         return
     prepared = preprocess(run)
-    for fold in prepared.folds:
-        ids = list(dict.fromkeys(str(name) for name in prepared.responses.stimulus_ids[fold.test]))
-        if asked is not None:
-            pick_descriptions(read_descriptions(run), ids, path=asked.file, what="tested images")
-        if composition is not None:
-            path = composition.file.expanduser()
-            pick_tests(read_compositions(path), ids, path=path)
+    tested = [
+        list(dict.fromkeys(str(name) for name in prepared.responses.stimulus_ids[fold.test]))
+        for fold in prepared.folds
+    ]
+    if asked is not None:
+        known = read_descriptions(run)
+        for ids in tested:
+            pick_descriptions(known, ids, path=asked.file, what="tested images")
+    if composition is not None:
+        path = composition.file.expanduser()
+        tests = read_compositions(path)
+        for ids in tested:
+            pick_tests(tests, ids, path=path)
 
 
 def read_descriptions(run: Run) -> dict[str, Description]:
