@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from training import make_config, make_task, time_ours
 
+from braindecode_vis.base.store import read_responses, write_responses
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.preprocessing.alignment import InputTransform
-from braindecode_vis.store import read_responses, write_responses
 from braindecode_vis.training.batches import make_batches
 from braindecode_vis.training.feed import Extras, Feed
 

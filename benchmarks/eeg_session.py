@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from braindecode_vis.base.store import read_responses
 from braindecode_vis.datasets.sources.meeg_source import MeegSource
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63
-from braindecode_vis.phantom.formats import things_eeg2_format
+from braindecode_vis.parts.phantom.formats import things_eeg2_format
 from braindecode_vis.preprocessing.meeg import write_source
-from braindecode_vis.store import read_responses
 
 TMAX = 0.999  # 1200 samples: with 1201, MNE's resampled epochs come out 1 ms late
 

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.stimuli import StimulusSet, resize_image
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
-from braindecode_vis.generators.generator_data import GeneratorData
-from braindecode_vis.generators.latent_diffusion_config import LatentDiffusionConfig
-from braindecode_vis.generators.latent_diffusion_networks import reconstruct_images
-from braindecode_vis.generators.weights_file import load_model
-from braindecode_vis.metrics.identification import n_way_identification, two_way_identification
-from braindecode_vis.phantom.stimuli.images import make_concepts, render_batch
-from braindecode_vis.stimuli import StimulusSet, resize_image
+from braindecode_vis.generation.generator_data import GeneratorData
+from braindecode_vis.generation.latent_diffusion_config import LatentDiffusionConfig
+from braindecode_vis.generation.latent_diffusion_networks import reconstruct_images
+from braindecode_vis.generation.weights_file import load_model
+from braindecode_vis.parts.phantom.stimuli.images import make_concepts, render_batch
+from braindecode_vis.scoring.identification import n_way_identification, two_way_identification
 
 FIRST = {"demo": 0, "validation": 40}
 N = 40

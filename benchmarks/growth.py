@@ -59,7 +59,7 @@ def train_folds(folder: Path, n: int) -> Callable[[], Any]:
 
 
 def _make_pictures(folder: Path, n: int) -> Any:
-    from braindecode_vis.stimuli import StimulusSet
+    from braindecode_vis.base.stimuli import StimulusSet
 
     pixels = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
     names = [f"image{number:06d}" for number in range(n)]
@@ -98,8 +98,8 @@ def read_bank(folder: Path, n: int) -> Callable[[], Any]:
 
 def rank(folder: Path, n: int) -> Callable[[], Any]:
     """Rank 200 queries among n pictures."""
-    from braindecode_vis.arrays import Embeddings
-    from braindecode_vis.retrieval import compute_ranks
+    from braindecode_vis.base.arrays import Embeddings
+    from braindecode_vis.scoring.retrieval import compute_ranks
 
     rng = np.random.default_rng(0)
     ids = np.array([f"image{number:06d}" for number in range(n)], dtype=object)
@@ -146,7 +146,7 @@ def mask(folder: Path, n: int) -> Callable[[], Any]:
 
 def fit_voxels(folder: Path, n: int) -> Callable[[], Any]:
     """Choose a penalty and fit 600 trials of n thousand voxels."""
-    from braindecode_vis.arrays import Embeddings, Responses
+    from braindecode_vis.base.arrays import Embeddings, Responses
     from braindecode_vis.encoders.ridge import RidgeConfig
 
     rng = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from braindecode_vis import digests
+from braindecode_vis.base import digests
 
 FILE_BYTES = 250_000_000  # about a session of raw EEG
 N_CHANNELS = 64

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.generators.controls import MeanImageGenerator, NearestGenerator
-from braindecode_vis.generators.generator_data import GeneratorData
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.store import read_responses, read_stimuli, write_json
+from braindecode_vis.generation.controls import MeanImageGenerator, NearestGenerator
+from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
-from braindecode_vis.store import read_responses, read_stimuli, write_json
 
 N_CHANNELS, N_TIMES = 63, 250
 

@@ -4,9 +4,9 @@
     python benchmarks/live.py --write docs/BENCHMARKS.md        # renews its section there; most of an hour on one core
     python benchmarks/live.py --only latency million            # some rows; --list names them
 
-Everything is simulated (`braindecode_vis.phantom`). Each part runs in a process of its own, on one core and one thread,
-after a warm-up that does not count. Wall time is what a user waits and holds what else the machine does; processor time
-beside it does not. Exit code 1 says that a number missed its bar.
+Everything is simulated (`braindecode_vis.parts.phantom`). Each part runs in a process of its own, on one core and one
+thread, after a warm-up that does not count. Wall time is what a user waits and holds what else the machine does;
+processor time beside it does not. Exit code 1 says that a number missed its bar.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def tell_load() -> str:
 
 def make_eeg(folder: Path, size: Size) -> Path:
     """Return the folder of a phantom of THINGS-EEG2's raw files, made once."""
-    from braindecode_vis import phantom
-    from braindecode_vis.studies import demo
+    from braindecode_vis.parts import phantom
+    from braindecode_vis.parts.studies import demo
 
     root = folder / "eeg"
     if not (root / "phantom_truth").is_dir():
@@ -179,7 +179,7 @@ def open_ridge(
 
 def open_network(folder: Path, size: Size) -> Any:
     """Return a run of ATM-S at its published size, to 1024 values, after one epoch."""
-    from braindecode_vis.phantom import read_truth
+    from braindecode_vis.parts.phantom import read_truth
     from braindecode_vis.pipeline.finished_run import open_finished
 
     root = make_eeg(folder, size)
@@ -218,7 +218,7 @@ def decode(
     decoder: Any, source: Any, listeners: Sequence[Any] = (), *, embeddings: bool = False, **options: Any
 ) -> tuple[Watched, dict[str, Any]]:
     """Run a session, and return what it decided and its summary."""
-    from braindecode_vis.live.session import LiveSession
+    from braindecode_vis.parts.live.session import LiveSession
 
     watched = Watched(decoder, embeddings)
     return watched, LiveSession(source, watched, listeners, **options).run()
@@ -229,10 +229,10 @@ def decode(
 
 def measure_latency(folder: Path, size: Size) -> list[Row]:
     """End of an epoch to the five best of 16 540 pictures."""
-    from braindecode_vis.arrays import Embeddings
-    from braindecode_vis.live.replay import ReplaySource, open_phantom
-    from braindecode_vis.live.stream_decoder import RunStreamDecoder
-    from braindecode_vis.phantom import read_truth
+    from braindecode_vis.base.arrays import Embeddings
+    from braindecode_vis.parts.live.replay import ReplaySource, open_phantom
+    from braindecode_vis.parts.live.stream_decoder import RunStreamDecoder
+    from braindecode_vis.parts.phantom import read_truth
     from braindecode_vis.pipeline.learning import embed
 
     run = open_network(folder, size)
@@ -269,7 +269,7 @@ def measure_latency(folder: Path, size: Size) -> list[Row]:
 
 def write_gallery(folder: Path, n: int, kind: str) -> Path:
     """Write embeddings block by block: nested clusters with a spectrum that decays, or random directions."""
-    from braindecode_vis.store import write_json
+    from braindecode_vis.base.store import write_json
 
     place = folder / f"gallery-{kind}"
     if (place / "ids.json").is_file():
@@ -301,8 +301,8 @@ def measure_isotropic(folder: Path, size: Size) -> list[Row]:
 
 
 def search_million(folder: Path, size: Size, kind: str, n_searches: int) -> list[Row]:
-    from braindecode_vis.retrieval import GallerySearch
-    from braindecode_vis.store import read_embeddings
+    from braindecode_vis.base.store import read_embeddings
+    from braindecode_vis.scoring.retrieval import GallerySearch
 
     place = write_gallery(folder, size.million, kind)
     gallery = read_embeddings(place)
@@ -354,10 +354,10 @@ def measure_image(folder: Path, size: Size) -> list[Row]:
     """A decision to its image by the embedded generator."""
     import torch
 
-    from braindecode_vis.live.replay import ReplaySource, open_phantom
-    from braindecode_vis.live.session import LiveSession
-    from braindecode_vis.live.stream_decoder import RunStreamDecoder
-    from braindecode_vis.live.stream_roles import Listener
+    from braindecode_vis.parts.live.replay import ReplaySource, open_phantom
+    from braindecode_vis.parts.live.session import LiveSession
+    from braindecode_vis.parts.live.stream_decoder import RunStreamDecoder
+    from braindecode_vis.parts.live.stream_roles import Listener
 
     torch.set_num_threads(2)
     begun: dict[int, float] = {}
@@ -408,10 +408,10 @@ def measure_filters(folder: Path, size: Size) -> list[Row]:
 
 
 def compare_filter(folder: Path, size: Size, name: str) -> list[Row]:
-    from braindecode_vis.live.replay import ReplaySource, open_playback
-    from braindecode_vis.live.stream_decoder import RunStreamDecoder
-    from braindecode_vis.metrics.uncertainty import bootstrap_interval
+    from braindecode_vis.parts.live.replay import ReplaySource, open_playback
+    from braindecode_vis.parts.live.stream_decoder import RunStreamDecoder
     from braindecode_vis.pipeline.learning import pick_test_trials
+    from braindecode_vis.scoring.uncertainty import bootstrap_interval
 
     run = open_ridge(folder, size, name)
     test = pick_test_trials(run, 0)
@@ -475,9 +475,9 @@ def compare_filter(folder: Path, size: Size, name: str) -> list[Row]:
 
 def measure_bridges(folder: Path, size: Size) -> list[Row]:
     """What gaps cost that are drawn straight: the same trials of the same stream with and without them."""
-    from braindecode_vis.live.replay import Faults, ReplaySource, open_playback
-    from braindecode_vis.live.stream_decoder import RunStreamDecoder
-    from braindecode_vis.metrics.uncertainty import bootstrap_interval
+    from braindecode_vis.parts.live.replay import Faults, ReplaySource, open_playback
+    from braindecode_vis.parts.live.stream_decoder import RunStreamDecoder
+    from braindecode_vis.scoring.uncertainty import bootstrap_interval
 
     run, found, lost = open_ridge(folder, size), {}, 0
     for name, faults in (("whole", None), ("gaps", Faults(drop=0.01, seed=0))):
@@ -527,7 +527,7 @@ def run_predictions(decoder: Any, test: Any) -> dict[tuple[str, int], np.ndarray
 
 
 def rank_of(decoder: Any, vector: np.ndarray, name: str) -> int:
-    from braindecode_vis.arrays import Embeddings
+    from braindecode_vis.base.arrays import Embeddings
 
     query = decoder.judge.centre.apply(Embeddings(vector[None], [name], "x")).vectors[0]
     return 1 + sum(decoder.judge.search.count_above(query, decoder.judge.row_of[name]))
@@ -593,15 +593,15 @@ def keep_markers(playback: Any, sent: list[tuple[int, str]]) -> Any:
 
 
 def make_faults(minutes: float) -> Any:
-    from braindecode_vis.live.replay import Faults
+    from braindecode_vis.parts.live.replay import Faults
 
     return Faults(drop=0.01, jitter_ms=20.0, pauses=((30 * minutes, min(5.0, 10 * minutes)),), seed=0)
 
 
 def measure_replay(folder: Path, size: Size) -> list[Row]:
     """Ten minutes with faults, as fast as they can be decoded."""
-    from braindecode_vis.live.replay import ReplaySource, open_phantom, shorten
-    from braindecode_vis.live.stream_decoder import RunStreamDecoder
+    from braindecode_vis.parts.live.replay import ReplaySource, open_phantom, shorten
+    from braindecode_vis.parts.live.stream_decoder import RunStreamDecoder
 
     sent: list[tuple[int, str]] = []
     playback = keep_markers(
@@ -644,7 +644,7 @@ def judge_session(
 
 def play_phantom(root: str, name: str, seconds: float, faults: Any, sent: Any) -> None:
     """Play in a process of its own, and hand back the markers that were sent."""
-    from braindecode_vis.live.replay import open_phantom, play, shorten
+    from braindecode_vis.parts.live.replay import open_phantom, play, shorten
 
     markers: list[tuple[int, str]] = []
     playback = keep_markers(shorten(open_phantom(Path(root), split="test"), seconds), markers)
@@ -673,8 +673,8 @@ class AgeSource:
 
 
 def run_loopback(folder: Path, size: Size, seconds: float, faults: Any) -> tuple[Any, ...]:
-    from braindecode_vis.live.sources import open_source
-    from braindecode_vis.live.stream_decoder import RunStreamDecoder
+    from braindecode_vis.parts.live.sources import open_source
+    from braindecode_vis.parts.live.stream_decoder import RunStreamDecoder
 
     decoder = RunStreamDecoder(open_ridge(folder, size))
     name = f"benchmark-{os.getpid()}"
@@ -724,7 +724,7 @@ def measure_age(folder: Path, size: Size) -> list[Row]:
 
 def write_scan(image: str, events: str, folder: str, speed: float, written: Any) -> None:
     """Write volumes as a scanner does, in a process of its own, and hand back when each was there."""
-    from braindecode_vis.live.volumes import write_volumes
+    from braindecode_vis.parts.live.volumes import write_volumes
 
     for _ in write_volumes(Path(image), Path(folder), events=Path(events), speed=speed):
         written.put(time.monotonic())
@@ -732,12 +732,12 @@ def write_scan(image: str, events: str, folder: str, speed: float, written: Any)
 
 def measure_volumes(folder: Path, size: Size) -> list[Row]:
     """The last volume of a trial, as a file, to the decision."""
-    from braindecode_vis import phantom
     from braindecode_vis.config import read_config
-    from braindecode_vis.live.opening import open_session
-    from braindecode_vis.live.stream_roles import Listener
+    from braindecode_vis.parts import phantom
+    from braindecode_vis.parts.live.opening import open_session
+    from braindecode_vis.parts.live.stream_roles import Listener
+    from braindecode_vis.parts.studies import demo
     from braindecode_vis.pipeline.finished_run import open_finished
-    from braindecode_vis.studies import demo
 
     root, place, scan = folder / "fmri", folder / "fmri-run", Path(tempfile.mkdtemp(dir=folder))
     if not (root / "phantom_truth").is_dir():

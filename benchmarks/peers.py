@@ -33,10 +33,10 @@ def make_ridge(folder: Path, trials: int, features: int, targets: int, nested: b
     """Fit and predict 64 new trials; all read single precision, z-score and solve in double."""
     from sklearn.preprocessing import StandardScaler
 
-    from braindecode_vis.arrays import Embeddings, Responses
+    from braindecode_vis.base.arrays import Embeddings, Responses
+    from braindecode_vis.base.seeds import make_generator
     from braindecode_vis.encoders.ridge import RidgeConfig
     from braindecode_vis.preprocessing.splits import make_inner_folds
-    from braindecode_vis.seeds import make_generator
 
     rng = np.random.default_rng(0)
     data = rng.standard_normal((trials + 64, features), dtype=np.float32)
@@ -110,8 +110,8 @@ def _make_vectors(queries: int, gallery: int, features: int) -> tuple[np.ndarray
 
 def make_ranks(folder: Path, queries: int, gallery: int, features: int) -> Work:
     """Rank the true item of every query among the whole gallery."""
-    from braindecode_vis.arrays import Embeddings
-    from braindecode_vis.retrieval import compute_ranks
+    from braindecode_vis.base.arrays import Embeddings
+    from braindecode_vis.scoring.retrieval import compute_ranks
 
     asked, items, target = _make_vectors(queries, gallery, features)
     ids = np.array([f"s{i:06d}" for i in range(gallery)], dtype=object)
@@ -131,8 +131,8 @@ def make_ranks(folder: Path, queries: int, gallery: int, features: int) -> Work:
 
 def make_top(folder: Path, queries: int, gallery: int, features: int) -> Work:
     """Find the ten most similar items of every query, exactly, as `Decoder.retrieve` does."""
-    from braindecode_vis.arrays import find_largest
-    from braindecode_vis.retrieval import BLOCK_QUERIES
+    from braindecode_vis.base.arrays import find_largest
+    from braindecode_vis.scoring.retrieval import BLOCK_QUERIES
 
     asked, items, _ = _make_vectors(queries, gallery, features)
     blocks = [slice(start, start + BLOCK_QUERIES) for start in range(0, queries, BLOCK_QUERIES)]
@@ -161,7 +161,7 @@ def make_pixel_metrics(folder: Path, pairs: int, side: int, names: tuple[str, ..
     from scipy.ndimage import gaussian_filter
     from torchvision.transforms.functional import resize
 
-    from braindecode_vis.metrics.image import GREY_WEIGHTS, compute_image_metrics
+    from braindecode_vis.scoring.image import GREY_WEIGHTS, compute_image_metrics
 
     rng = np.random.default_rng(0)
     truth, decoded = rng.integers(0, 256, (2, pairs, side, side, 3), dtype=np.uint8)
@@ -224,8 +224,8 @@ def make_suite(folder: Path, pairs: int) -> Work:
     import torch
     import torchvision
 
-    from braindecode_vis.metrics.feature_networks import NETWORKS
-    from braindecode_vis.metrics.suite import MetricSuiteConfig, compute_suite
+    from braindecode_vis.scoring.feature_networks import NETWORKS
+    from braindecode_vis.scoring.suite import MetricSuiteConfig, compute_suite
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -269,8 +269,8 @@ def _compare_means(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def make_permutations(folder: Path, queries: int, resamples: int) -> Work:
     """Permutation test and bootstrap interval; draws differ, so that their spreads are compared."""
-    from braindecode_vis.metrics.identification import make_identification_table
-    from braindecode_vis.metrics.uncertainty import bootstrap_interval, permutation_test
+    from braindecode_vis.scoring.identification import make_identification_table
+    from braindecode_vis.scoring.uncertainty import bootstrap_interval, permutation_test
 
     rng = np.random.default_rng(0)
     scores, values = rng.standard_normal((queries, queries)), rng.random(queries)
@@ -513,7 +513,7 @@ def make_masking(folder: Path, trials: int) -> Work:
 
 def write_session(path: Path, n_trials: int, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
     """Write noise of the spread of real betas, zero outside an ellipsoid, and return a mask of NSD's share."""
-    from braindecode_vis.phantom.formats.file_writers import write_volumes
+    from braindecode_vis.parts.phantom.formats.file_writers import write_volumes
 
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))

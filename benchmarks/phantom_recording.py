@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from braindecode_vis.phantom import (
+from braindecode_vis.parts.phantom import (
     PhantomConfig,
     make_drive,
     make_person,

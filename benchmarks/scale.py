@@ -59,9 +59,9 @@ def make_sweep(n_runs: int, out: Path, *more: str) -> list[str]:
 
 def measure_overhead(folder: Path, n_jobs: int, n_parallel: int) -> dict[str, float]:
     """Return seconds that a job takes beyond its command, from an array of commands that do next to nothing."""
-    from braindecode_vis.cluster.submitting import Cluster, Task, send, send_alone
-    from braindecode_vis.cluster.watching import wait_for_jobs
     from braindecode_vis.config.cluster_config import ClusterConfig
+    from braindecode_vis.parts.cluster.submitting import Cluster, Task, send, send_alone
+    from braindecode_vis.parts.cluster.watching import wait_for_jobs
 
     tasks = [Task(f"t{n}", ["--version"], folder / "logs" / f"{n}.log") for n in range(n_jobs)]
     cluster = Cluster("slurm", ClusterConfig(time=10, parallel=n_parallel))
@@ -83,8 +83,8 @@ def measure_overhead(folder: Path, n_jobs: int, n_parallel: int) -> dict[str, fl
 
 def kill_some(out: Path, slurm: Path, fraction: float, chance: random.Random) -> Counter[str]:
     """End a fraction of the jobs at random moments, restart the controller once, and return what was done."""
-    from braindecode_vis.cluster.submitting import read_jobs
-    from braindecode_vis.cluster.watching import find_states
+    from braindecode_vis.parts.cluster.submitting import read_jobs
+    from braindecode_vis.parts.cluster.watching import find_states
 
     jobs = read_jobs(out)
     victims = set(chance.sample([job.name for job in jobs], round(fraction * len(jobs))))
@@ -283,9 +283,9 @@ def search_bank(bank: Path, search: str, n_queries: int = 200) -> dict[str, obje
     """Search queries near images that the bank does not hold; exact ranks are compared with those of plain NumPy."""
     import numpy as np
 
-    from braindecode_vis.arrays import Embeddings, MappedRows, read_rows
+    from braindecode_vis.base.arrays import Embeddings, MappedRows, read_rows
     from braindecode_vis.embeddings.image_bank import read_image_bank
-    from braindecode_vis.scores.gallery_scores import GalleryTask, LargeGalleryConfig, score_large_gallery
+    from braindecode_vis.scoring.gallery_scores import GalleryTask, LargeGalleryConfig, score_large_gallery
 
     held, chance = read_image_bank(bank), np.random.default_rng(0)
     some = read_rows(held.vectors, np.sort(chance.choice(len(held), 1000, replace=False)))
@@ -327,8 +327,8 @@ def search_bank(bank: Path, search: str, n_queries: int = 200) -> dict[str, obje
 
 def count(out: Path) -> dict[str, int]:
     """Return how many jobs are in each state."""
-    from braindecode_vis.cluster.submitting import read_jobs
-    from braindecode_vis.cluster.watching import find_states
+    from braindecode_vis.parts.cluster.submitting import read_jobs
+    from braindecode_vis.parts.cluster.watching import find_states
 
     return dict(Counter(state.state for state in find_states(out, read_jobs(out))))
 

@@ -125,11 +125,11 @@ def measure_shares(folder: Path, n_folds: int = 8) -> dict[str, dict[str, float]
 
 def compare_plan(words: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """Return estimated and true numbers of each step of a run."""
-    from braindecode_vis import store
+    from braindecode_vis.base import store
     from braindecode_vis.config import read_config
+    from braindecode_vis.parts.studies.plan import plan_run
     from braindecode_vis.pipeline.reporting import run_all
     from braindecode_vis.pipeline.runs import open_run
-    from braindecode_vis.studies.plan import plan_run
 
     source, *rest = words
     root = Path(rest.pop(0)) if rest[:1] == ["--root"] and rest.pop(0) else None

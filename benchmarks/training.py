@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.training.network_config import NetworkEncoderConfig
 from braindecode_vis.training.objectives.contrastive import compute_clip_loss

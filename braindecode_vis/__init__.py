@@ -32,17 +32,17 @@ __version__ = "0.2.0"
 
 #: Public name -> module below the package.
 _PUBLIC = {
-    "BraindecodeVisError": "checks",
-    "ConfigError": "checks",
+    "BraindecodeVisError": "base.checks",
+    "ConfigError": "base.checks",
     "Data": "api.own",
-    "DataError": "checks",
+    "DataError": "base.checks",
     "Decoder": "api.decoder",
     "DecodingRun": "api.decoding_run",
-    "Embeddings": "arrays",
-    "LeakWarning": "checks",
-    "Responses": "arrays",
-    "Score": "arrays",
-    "StimulusSet": "stimuli",
+    "Embeddings": "base.arrays",
+    "LeakWarning": "base.checks",
+    "Responses": "base.arrays",
+    "Score": "base.arrays",
+    "StimulusSet": "base.stimuli",
     "decode": "api.decoding_run",
     "describe": "api.known",
     "from_arrays": "api.own",
@@ -54,7 +54,7 @@ _PUBLIC = {
     "plot_gallery": "api.plotting",
     "plot_ranks": "api.plotting",
     "plot_scores": "api.plotting",
-    "score": "studies.score_outputs",
+    "score": "parts.studies.score_outputs",
 }
 
 __all__ = [

@@ -12,14 +12,14 @@ from braindecode_vis.api.own import load as load
 from braindecode_vis.api.plotting import plot_gallery as plot_gallery
 from braindecode_vis.api.plotting import plot_ranks as plot_ranks
 from braindecode_vis.api.plotting import plot_scores as plot_scores
-from braindecode_vis.arrays import Embeddings as Embeddings
-from braindecode_vis.arrays import Responses as Responses
-from braindecode_vis.arrays import Score as Score
-from braindecode_vis.checks import BraindecodeVisError as BraindecodeVisError
-from braindecode_vis.checks import ConfigError as ConfigError
-from braindecode_vis.checks import DataError as DataError
-from braindecode_vis.checks import LeakWarning as LeakWarning
-from braindecode_vis.stimuli import StimulusSet as StimulusSet
-from braindecode_vis.studies.score_outputs import score as score
+from braindecode_vis.base.arrays import Embeddings as Embeddings
+from braindecode_vis.base.arrays import Responses as Responses
+from braindecode_vis.base.arrays import Score as Score
+from braindecode_vis.base.checks import BraindecodeVisError as BraindecodeVisError
+from braindecode_vis.base.checks import ConfigError as ConfigError
+from braindecode_vis.base.checks import DataError as DataError
+from braindecode_vis.base.checks import LeakWarning as LeakWarning
+from braindecode_vis.base.stimuli import StimulusSet as StimulusSet
+from braindecode_vis.parts.studies.score_outputs import score as score
 
 __version__: str

@@ -32,9 +32,9 @@ sys.path[:0] = [str(HERE), str(ROOT)]
 import yaml  # noqa: E402
 
 import braindecode_vis as bdv  # noqa: E402
+from braindecode_vis.base.memory import describe_bytes  # noqa: E402
 from braindecode_vis.config import list_shipped, read_header  # noqa: E402
 from braindecode_vis.datasets.manifests import Manifest, describe_source, find_manifest, read_manifests  # noqa: E402
-from braindecode_vis.memory import describe_bytes  # noqa: E402
 
 #: Notebooks on real recordings -> the file or folder that they need below the folder of the data sets.
 RECORDINGS = {

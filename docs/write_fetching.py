@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from braindecode_vis.base.memory import describe_bytes
 from braindecode_vis.datasets.hosts import describe_place
 from braindecode_vis.datasets.manifests import Manifest, Part, read_manifests
-from braindecode_vis.memory import describe_bytes
 
 PAGE = Path(__file__).resolve().parent / "FETCHING.md"
 HEADER = """# Fetching data sets

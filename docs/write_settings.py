@@ -11,6 +11,8 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+from braindecode_vis.base.registry import GROUPS
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.config import RunConfig
 from braindecode_vis.config.explain import (
     ROLES,
@@ -19,10 +21,8 @@ from braindecode_vis.config.explain import (
     describe_type,
     find_classes,
 )
-from braindecode_vis.corpus.corpus_config import CorpusConfig
-from braindecode_vis.registry import GROUPS
-from braindecode_vis.settings import Settings
-from braindecode_vis.studies.train_generator import GeneratorTrainingConfig
+from braindecode_vis.parts.pretraining.corpus.corpus_config import CorpusConfig
+from braindecode_vis.parts.studies.train_generator import GeneratorTrainingConfig
 
 PAGE = Path(__file__).resolve().parent / "SETTINGS.md"
 #: Verbs whose settings are no part of a run.

@@ -28,14 +28,33 @@ os.fsync = lambda file: None
 # Annotations of these modules are enforced at every call while the tests run.
 install_import_hook(
     [
-        "braindecode_vis.arrays",
-        "braindecode_vis.checks",
-        "braindecode_vis.seeds",
-        "braindecode_vis.stimuli",
-        "braindecode_vis.store",
-        "braindecode_vis.retrieval",
+        "braindecode_vis.base.arrays",
+        "braindecode_vis.base.checks",
+        "braindecode_vis.base.seeds",
+        "braindecode_vis.base.stimuli",
+        "braindecode_vis.base.store",
+        "braindecode_vis.scoring.retrieval",
         "braindecode_vis.encoders",
-        "braindecode_vis.metrics",
+        *(
+            f"braindecode_vis.scoring.{name}"
+            for name in [
+                "brain_correlation",
+                "calibration",
+                "captions",
+                "embedding",
+                "feature_networks",
+                "identification",
+                "image",
+                "lpips",
+                "metric_config",
+                "metric_registry",
+                "protocols",
+                "score_row",
+                "suite",
+                "uncertainty",
+            ]
+        ),
+        "braindecode_vis.parts.pretraining.models",
         "braindecode_vis.preprocessing",
     ],
     "beartype.beartype",
@@ -75,7 +94,7 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def consent_ends():
     """What one test allowed, code of others or a download, must not last into the next."""
-    from braindecode_vis import consent
+    from braindecode_vis.base import consent
 
     before = consent._GIVEN.get()
     yield
@@ -103,7 +122,7 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def bucket(s3_server, tmp_path, monkeypatch):
     """A bucket of its own for a test, which reads it anonymously through a cache of its own."""
-    from braindecode_vis import remote
+    from braindecode_vis.base import remote
     from tests.loopback_servers import Bucket
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)

@@ -7,7 +7,7 @@ each of them at every import. Here one mutant at a time stands in a copy of the 
 touched; a fork that has the heavy libraries imported already runs its tests.
 
     make mutate N=400 SEED=1        # a random sample; only what a change concerns is run again
-    python tests/mutate.py --files braindecode_vis/retrieval.py -n 50
+    python tests/mutate.py --files braindecode_vis/scoring/retrieval.py -n 50
 
 Not mutated, since no test should notice: text (f-strings, messages of errors and warnings), ``__repr__``,
 annotations, decorators, what only the type checker reads, progress, ``zip(strict=)``, ``device=``, ``copy=``.
@@ -51,15 +51,15 @@ from mutmut.mutation import mutators  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = ROOT / "tests" / "equivalent_mutants.yaml"
 SCOPE = [
-    "braindecode_vis/retrieval.py",
+    "braindecode_vis/scoring/retrieval.py",
     "braindecode_vis/preprocessing/*.py",
-    "braindecode_vis/metrics/*.py",
+    "braindecode_vis/scoring/*.py",
     "braindecode_vis/training/objectives/*.py",
-    "braindecode_vis/priors/*.py",
+    "braindecode_vis/generation/priors/*.py",
     "braindecode_vis/encoders/*.py",
     "braindecode_vis/embeddings/layer_*.py",
     "braindecode_vis/embeddings/vision_network.py",
-    "braindecode_vis/audit/*.py",
+    "braindecode_vis/parts/audit/*.py",
 ]
 # The tests that mirror these packages and those of whole runs. Tests of single formats would notice more, at ten times
 # the time: the score is a lower bound.
@@ -70,7 +70,7 @@ TESTS = [
     ),
     "tests/training/test_*.py",
     "tests/training/objectives/test_*.py",
-    "tests/scores/test_*.py",
+    "tests/scoring/test_*.py",
     *(
         f"tests/test_{name}.py"
         for name in ("retrieval", "settings_page", "roles", "pipeline", "categories", "reality", "memory")

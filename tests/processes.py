@@ -37,7 +37,7 @@ def _work(work, rank, n, port, path):
     import torch
     from accelerate.state import AcceleratorState
 
-    from braindecode_vis.devices import join_processes
+    from braindecode_vis.base.devices import join_processes
 
     torch.set_num_threads(1)  # the threads of the parent do not live on here
     AcceleratorState._reset_state(reset_partial_state=True)  # of a training that the parent did alone

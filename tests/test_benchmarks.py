@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from braindecode_vis.registry import list_kinds, validate_component
+from braindecode_vis.base.registry import list_kinds, validate_component
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -124,7 +124,7 @@ def live(table):
 
 
 def test_a_lost_and_a_doubled_decision_of_a_stream_are_counted(live):
-    from braindecode_vis.live.stream_roles import Decision
+    from braindecode_vis.parts.live.stream_roles import Decision
 
     class Source:
         decisions = [Decision(0, 1.0, "a"), Decision(1, 2.0, "b", lost="gap: lost"), Decision(2, 2.0, "b")]

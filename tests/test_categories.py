@@ -3,11 +3,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.pipeline.categories import tabulate_confusions, tabulate_runs
 from braindecode_vis.pipeline.reconstruction import derange
 from braindecode_vis.preprocessing.splits import LeaveOneRunOutConfig
-from braindecode_vis.scores.category_scores import CategoryTask, compute_category_scores
+from braindecode_vis.scoring.category_scores import CategoryTask, compute_category_scores
 
 
 def make_task(n=300, effect=1.0, n_classes=2, seed=0, **changes):

@@ -4,8 +4,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from braindecode_vis.checks import DataError
-from braindecode_vis.optimisation import (
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.optimisation import (
     list_shapes,
     load_weights,
     pack_optimiser,

@@ -8,16 +8,16 @@ import pytest
 import yaml
 
 from braindecode_vis import pipeline
-from braindecode_vis.checks import BraindecodeVisError, ConfigError
+from braindecode_vis.base.checks import BraindecodeVisError, ConfigError
+from braindecode_vis.base.registry import INSIDE, find_component
+from braindecode_vis.base.roles import SETTINGS_ROLES
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.config import RunConfig, check_files, dump_config, list_kinds, read_config
 from braindecode_vis.config.files import READS
 from braindecode_vis.datasets.manifests import find_package_data
-from braindecode_vis.phantom import SIZES
+from braindecode_vis.parts.phantom import SIZES
+from braindecode_vis.parts.studies.demo import make_phantom
 from braindecode_vis.pipeline.runs import open_run
-from braindecode_vis.registry import INSIDE, find_component
-from braindecode_vis.roles import SETTINGS_ROLES
-from braindecode_vis.settings import Settings
-from braindecode_vis.studies.demo import make_phantom
 
 SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
 
@@ -471,7 +471,7 @@ def test_the_settings_of_no_component_load_what_it_computes_with():
     """Reading a configuration loaded pandas, whatever it named, which took longer than all the rest of it."""
     code = (
         "import sys\nfrom braindecode_vis.config import RunConfig\n"
-        "from braindecode_vis.registry import INSIDE, find_component\n"
+        "from braindecode_vis.base.registry import INSIDE, find_component\n"
         "for role in sorted(set(INSIDE) - {'analysis'}):\n"  # their files hold settings and tables
         "    for kind in INSIDE[role]:\n        find_component(role, kind)\n"
         "print([m for m in ('pandas', 'scipy', 'torch', 'mne', 'nibabel', 'sklearn', 'PIL') if m in sys.modules])\n"

@@ -7,7 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 import braindecode_vis as bdv
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.cli import app
 from braindecode_vis.config import read_config, read_header
 from braindecode_vis.datasets.manifests import find_package_data

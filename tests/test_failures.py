@@ -19,11 +19,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from braindecode_vis import cli
-from braindecode_vis.checks import ConfigError, DataError, check_file, describe_unfetched, refuse_damage
+from braindecode_vis.base.checks import ConfigError, DataError, check_file, describe_unfetched, refuse_damage
+from braindecode_vis.base.store import find_damage, read_json, read_provenance
 from braindecode_vis.cli import main
 from braindecode_vis.cli.failures import describe_failure, stop_cleanly
 from braindecode_vis.config import read_config
-from braindecode_vis.store import find_damage, read_json, read_provenance
 from tests.test_cli import SMALL
 
 
@@ -75,7 +75,7 @@ def test_the_end_by_a_signal_promises_what_the_verb_keeps(command_line, monkeypa
         raise MemoryError
 
     monkeypatch.setattr(cli, "app", run_out)
-    monkeypatch.setattr("braindecode_vis.devices.leave", sys.exit)
+    monkeypatch.setattr("braindecode_vis.base.devices.leave", sys.exit)
     ended = command_line(verb)
     assert ended.returncode == 2
     assert "memory ran out" in ended.stderr

@@ -122,7 +122,7 @@ def test_python_speaks_of_arguments(toy, tmp_path):
     with pytest.raises(bdv.ConfigError, match="no_such"):
         bdv.load("digits69", download=True, no_such=1)
     with pytest.raises(bdv.ConfigError, match=r"^subjects names 3, but digits69 has the subjects 01, 02\.$"):
-        bdv.checks.for_python(fetching.make_plan)(read_manifest("digits69"), tmp_path, subjects=["3"])
+        bdv.base.checks.for_python(fetching.make_plan)(read_manifest("digits69"), tmp_path, subjects=["3"])
     assert not toy.requests
 
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 import braindecode_vis
-from braindecode_vis.checks import EXTRAS, ConfigError, describe_missing, require
-from braindecode_vis.scores.caption_scores import CaptionScoresConfig
+from braindecode_vis.base.checks import EXTRAS, ConfigError, describe_missing, require
+from braindecode_vis.scoring.caption_scores import CaptionScoresConfig
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -10,14 +10,15 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from braindecode_vis import pipeline, store
-from braindecode_vis.audit.run import audit_run
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis import pipeline
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.stimuli import resize_image
 from braindecode_vis.config import check_files, read_config
-from braindecode_vis.metrics.image import compute_image_metric
+from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline import decoding
 from braindecode_vis.pipeline.runs import open_run
-from braindecode_vis.stimuli import resize_image
+from braindecode_vis.scoring.image import compute_image_metric
 
 QUICK = [
     "dataset.n_train=60", "dataset.n_test=20", "dataset.n_voxels=24", "evaluation.n_bootstrap=100",
@@ -207,7 +208,7 @@ def test_photographs_keep_their_size_on_the_way_through_the_branch(shared, tmp_p
 
 def write_networks(folder):
     """Write the tiny Versatile Diffusion of the generators' tests."""
-    place = Path(__file__).parent / "generators" / "hub_models.py"
+    place = Path(__file__).parent / "generation" / "hub_models.py"
     spec = importlib.util.spec_from_file_location("hub_models", place)
     models = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(models)

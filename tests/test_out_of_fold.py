@@ -6,17 +6,18 @@ import shutil
 import numpy as np
 import pytest
 
-from braindecode_vis import pipeline, roles, store
-from braindecode_vis.audit.files import open_audited
-from braindecode_vis.audit.run import audit_run
+from braindecode_vis import pipeline
+from braindecode_vis.base import roles, store
+from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.registry import find_component
 from braindecode_vis.config import read_config
-from braindecode_vis.contracts import Context
 from braindecode_vis.encoders.ridge import RidgeEncoder
+from braindecode_vis.parts.audit.files import open_audited
+from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.learning import needs_predictions, pick_training, predict_out_of_fold
 from braindecode_vis.pipeline.runs import open_run
-from braindecode_vis.registry import find_component
-from tests.audit.test_results import find_artifact, reseal
+from tests.parts.audit.test_results import find_artifact, reseal
 
 SMALL = [
     "dataset.n_train=60", "dataset.n_test=12", "dataset.n_voxels=24", "evaluation.n_bootstrap=100",

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from braindecode_vis import registry
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.base import registry
+from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.base.settings import OUTSIDE
 from braindecode_vis.config import check_files, dump_config, list_kinds, read_config
-from braindecode_vis.settings import OUTSIDE
 
 #: Role -> key of the entry points, kind, class.
 ENTRIES = {
@@ -44,11 +44,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.analysis.study import Findings
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import StimulusSet, hash_pixels
-from braindecode_vis.store import write_responses, write_stimuli
+from braindecode_vis.parts.analyses.study import Findings
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.base.store import write_responses, write_stimuli
 from braindecode_vis.training.objectives.objectives_config import ObjectiveConfig
 
 WIDTH = 1.0  # changed by a test of the fingerprint
@@ -198,7 +198,7 @@ class BrightnessGapConfig(Settings):
     kind: Literal["brightness_gap"] = "brightness_gap"
 
     def build(self):
-        from braindecode_vis.metrics.metric_registry import Metric
+        from braindecode_vis.scoring.metric_registry import Metric
 
         return Metric("brightness_gap", "Brightness gap", direction=-1, on="images",
                       compare=lambda made, seen: abs(made.mean((1, 2, 3)) - seen.mean((1, 2, 3))))
@@ -468,18 +468,18 @@ BROKEN = [
     ("import sys; sys.exit(3)\n", "fails at import with SystemExit: 3"),
     ("def LeastSquaresConfig(: pass\n", "fails at import with SyntaxError"),
     ("x = 1\n", "has no 'LeastSquaresConfig'"),
-    ("class LeastSquaresConfig: pass\n", "is no subclass of braindecode_vis.settings.Settings"),
+    ("class LeastSquaresConfig: pass\n", "is no subclass of braindecode_vis.base.settings.Settings"),
     (
-        "from braindecode_vis.settings import Settings\nclass LeastSquaresConfig(Settings): pass\n",
+        "from braindecode_vis.base.settings import Settings\nclass LeastSquaresConfig(Settings): pass\n",
         "has no kind; declare kind",
     ),
     (
-        "from braindecode_vis.settings import Settings\nfrom typing import Literal\n"
+        "from braindecode_vis.base.settings import Settings\nfrom typing import Literal\n"
         "class LeastSquaresConfig(Settings):\n    kind: Literal['other'] = 'other'\n",
         "leads to settings of the kind 'other'; the two names must be one",
     ),
     (
-        "from braindecode_vis.settings import Settings\nfrom typing import Literal\n"
+        "from braindecode_vis.base.settings import Settings\nfrom typing import Literal\n"
         "class LeastSquaresConfig(Settings):\n    kind: Literal['least_squares'] = 'least_squares'\n",
         "cannot be the settings of an encoder: it has no build",
     ),

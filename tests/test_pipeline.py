@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis import pipeline, store
-from braindecode_vis.arrays import SCORE_KEYS
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis import pipeline
+from braindecode_vis.base import store
+from braindecode_vis.base.arrays import SCORE_KEYS
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.stimuli import hash_pixels
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets import synthetic_digits
 from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
@@ -24,7 +26,6 @@ from braindecode_vis.pipeline.runs import SilentListener, open_run, read_run_sco
 from braindecode_vis.pipeline.scoring import describe_choices, make_scoring_task
 from braindecode_vis.pipeline.summary import count_trials, describe_ceilings, describe_result
 from braindecode_vis.preprocessing.splits import Fold
-from braindecode_vis.stimuli import hash_pixels
 from tests.killing import Nursery
 
 SMALL = [

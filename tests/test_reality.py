@@ -20,15 +20,15 @@ from scipy.io import loadmat
 from scipy.spatial.distance import squareform
 
 import braindecode_vis as bdv
-from braindecode_vis import roles
-from braindecode_vis.analysis import rsa
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.base import roles
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.registry import validate_component
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.embeddings.bank import embed_stimuli
 from braindecode_vis.embeddings.sentences import SentenceEncoder
-from braindecode_vis.metrics.captions import compute_caption_metrics
-from braindecode_vis.registry import validate_component
-from braindecode_vis.retrieval import compute_ranks
-from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.parts.analyses import rsa
+from braindecode_vis.scoring.captions import compute_caption_metrics
+from braindecode_vis.scoring.retrieval import compute_ranks
 
 FEW = {"n_bootstrap": 200, "n_permutations": 200}
 

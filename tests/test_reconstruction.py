@@ -3,12 +3,12 @@ import pandas as pd
 import pytest
 
 from braindecode_vis import pipeline
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.audit.run import audit_run
+from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.config import read_config
+from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline.reconstruction import measure_repetition_noise
 from braindecode_vis.pipeline.runs import open_run
-from tests.generators.hub_models import write_sdxl
+from tests.generation.hub_models import write_sdxl
 
 
 def make_trials(ids, values):

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis import store
-from braindecode_vis.arrays import Responses
+from braindecode_vis.base import store
+from braindecode_vis.base.arrays import Responses
 from braindecode_vis.config import find_config, read_config
 from braindecode_vis.pipeline import recording_figures
 from braindecode_vis.pipeline.recording_figures import (

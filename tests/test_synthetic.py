@@ -7,20 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from braindecode_vis import pipeline, store
+from braindecode_vis import pipeline
 from braindecode_vis.api.decoding_run import DecodingRun
-from braindecode_vis.audit.run import audit_run
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import read_config
 from braindecode_vis.config.models import SyntheticConfig
+from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline import learning
 from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.pipeline.scoring import describe_choices
 from braindecode_vis.pipeline.synthetic import PREFIX, synthesise_fold, synthesise_into
 from braindecode_vis.preprocessing.splits import make_inner_folds
-from braindecode_vis.seeds import make_generator
-from braindecode_vis.stimuli import StimulusSet
 
 SMALL = [
     "dataset.n_train=60", "dataset.n_test=12", "dataset.n_voxels=20", "target={kind: pixels, size: 8}",

@@ -121,7 +121,7 @@ def test_verbs_that_several_processes_cannot_do_are_refused(
 ):
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": here}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("braindecode_vis.devices.leave", sys.exit)
+    monkeypatch.setattr("braindecode_vis.base.devices.leave", sys.exit)
     check_refusal(command_line(verb, "synthetic_digits", "--out", tmp_path, *SMALL), sentence)
     assert not (tmp_path / "stages").exists()
 

@@ -26,19 +26,19 @@ import numpy as np
 import pandas as pd
 from ladder import Task, change, combine, name_units, open_tasks, slug
 
-from braindecode_vis import roles
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.contracts import Context
+from braindecode_vis.base import roles
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.registry import validate_component
+from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.embeddings.captions import read_caption_bank
 from braindecode_vis.embeddings.sentences import MINILM, MinilmConfig, SentenceEncoder, find_sentence_folder
-from braindecode_vis.generators.captions_config import CocaCaptionsConfig, NearestCaptionsConfig
-from braindecode_vis.generators.generator_data import GeneratorData
-from braindecode_vis.metrics.captions import compute_caption_metrics
-from braindecode_vis.metrics.uncertainty import bootstrap_interval, correct_holm, paired_difference
-from braindecode_vis.phantom.stimuli.images import describe_attributes
+from braindecode_vis.generation.captions_config import CocaCaptionsConfig, NearestCaptionsConfig
+from braindecode_vis.generation.generator_data import GeneratorData
+from braindecode_vis.parts.phantom.stimuli.images import describe_attributes
 from braindecode_vis.pipeline.learning import pick_labelled_trials
-from braindecode_vis.registry import validate_component
-from braindecode_vis.seeds import make_generator
+from braindecode_vis.scoring.captions import compute_caption_metrics
+from braindecode_vis.scoring.uncertainty import bootstrap_interval, correct_holm, paired_difference
 
 CLIP = "CLIP"
 #: What a decoder of texts alone is given to bridge the gap.

@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.config import read_config
-from braindecode_vis.metrics.identification import two_way_identification
-from braindecode_vis.metrics.uncertainty import bootstrap_interval, paired_difference
+from braindecode_vis.parts.studies.compare import read_items
 from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.learning import predict_out_of_fold
 from braindecode_vis.pipeline.runs import Run, open_run
-from braindecode_vis.studies.compare import read_items
+from braindecode_vis.scoring.identification import two_way_identification
+from braindecode_vis.scoring.uncertainty import bootstrap_interval, paired_difference
 
 VOXELS = ("{encoding: {n_best: 400}}",)
 WEIGHTS = (10, 1000)

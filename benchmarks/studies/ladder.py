@@ -45,21 +45,21 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from braindecode_vis import roles
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.base import roles
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.registry import validate_component
+from braindecode_vis.base.roles import ENCODER_SETTINGS, play
+from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.config import read_config
-from braindecode_vis.contracts import Context
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
 from braindecode_vis.embeddings.text import average_texts, find_texts, make_unit
-from braindecode_vis.metrics.uncertainty import bootstrap_interval, correct_holm, paired_difference
 from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
 from braindecode_vis.pipeline.learning import pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
-from braindecode_vis.registry import validate_component
-from braindecode_vis.roles import ENCODER_SETTINGS, play
-from braindecode_vis.seeds import make_generator
+from braindecode_vis.scoring.uncertainty import bootstrap_interval, correct_holm, paired_difference
 
 STAGES = (
     "networks", "training", "objectives", "worth", "recipes", "salient", "fusion", "tower", "chosen", "frontier",

@@ -22,17 +22,17 @@ from pathlib import Path
 import numpy as np
 
 from braindecode_vis import pipeline
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.config import read_config
-from braindecode_vis.generators.latent_diffusion_config import LatentDiffusionConfig
-from braindecode_vis.metrics.embedding import compute_mmd, find_bandwidth
+from braindecode_vis.generation.latent_diffusion_config import LatentDiffusionConfig
+from braindecode_vis.generation.priors.closed_form import SpreadPriorConfig
+from braindecode_vis.generation.priors.diffusion import DiffusionPrior
+from braindecode_vis.generation.priors.diffusion_config import DiffusionPriorConfig
+from braindecode_vis.generation.priors.image_source import ImageSourceSettings
+from braindecode_vis.generation.priors.neighbours import NeighboursPriorConfig
 from braindecode_vis.pipeline.learning import predict_out_of_fold
 from braindecode_vis.pipeline.runs import open_run
-from braindecode_vis.priors.closed_form import SpreadPriorConfig
-from braindecode_vis.priors.diffusion import DiffusionPrior
-from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
-from braindecode_vis.priors.image_source import ImageSourceSettings
-from braindecode_vis.priors.neighbours import NeighboursPriorConfig
+from braindecode_vis.scoring.embedding import compute_mmd, find_bandwidth
 
 SMALL = {"widths": (256, 128, 64), "time_features": 64, "batch_size": 64, "warmup_steps": 100, "steps": 25}
 # Guidance was chosen on concepts that are tested nowhere (docs/RESULTS.md).

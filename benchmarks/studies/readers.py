@@ -20,10 +20,10 @@ from recognition import disturb, draw_shards
 from torch.nn import functional as F
 
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, find_packaged_weights, load_network
-from braindecode_vis.generators.latent_diffusion_config import PACKAGED_WEIGHTS
-from braindecode_vis.generators.latent_diffusion_networks import scale_images
-from braindecode_vis.generators.repainting import EmbeddingReader, ImageReader
-from braindecode_vis.generators.weights_file import load_model, read_header, read_known_codes, write_weights
+from braindecode_vis.generation.latent_diffusion_config import PACKAGED_WEIGHTS
+from braindecode_vis.generation.latent_diffusion_networks import scale_images
+from braindecode_vis.generation.repainting import EmbeddingReader, ImageReader
+from braindecode_vis.generation.weights_file import load_model, read_header, read_known_codes, write_weights
 
 SEED = 2026  # of the generator's images
 #: How much a mistake costs.

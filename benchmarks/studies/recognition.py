@@ -25,16 +25,16 @@ from torch import nn
 from torch.nn import functional as F
 
 import braindecode_vis as bdv
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.stimuli import StimulusSet, resize_image
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
-from braindecode_vis.generators.generator_data import GeneratorData
-from braindecode_vis.generators.latent_diffusion_config import LatentDiffusionConfig
-from braindecode_vis.generators.latent_diffusion_networks import reconstruct_images, scale_images
-from braindecode_vis.generators.training_pairs import choose_concepts
-from braindecode_vis.generators.weights_file import load_model
-from braindecode_vis.metrics.uncertainty import wilson_interval
-from braindecode_vis.phantom.stimuli.images import N_MAX_CONCEPTS, make_concepts, render_batch
-from braindecode_vis.stimuli import StimulusSet, resize_image
+from braindecode_vis.generation.generator_data import GeneratorData
+from braindecode_vis.generation.latent_diffusion_config import LatentDiffusionConfig
+from braindecode_vis.generation.latent_diffusion_networks import reconstruct_images, scale_images
+from braindecode_vis.generation.training_pairs import choose_concepts
+from braindecode_vis.generation.weights_file import load_model
+from braindecode_vis.parts.phantom.stimuli.images import N_MAX_CONCEPTS, make_concepts, render_batch
+from braindecode_vis.scoring.uncertainty import wilson_interval
 
 PROPERTIES = ("shape", "colour", "texture")
 SEED = 7  # of the judge's images; the packaged generator's are drawn with 2026

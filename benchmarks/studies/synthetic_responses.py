@@ -21,9 +21,9 @@ import pandas as pd
 
 from braindecode_vis import pipeline
 from braindecode_vis.config import read_config
-from braindecode_vis.metrics.uncertainty import paired_difference
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.pipeline.synthetic import synthesise
+from braindecode_vis.scoring.uncertainty import paired_difference
 
 #: Name to settings: share of synthetic trials and their noise.
 CONDITIONS = {
@@ -110,7 +110,7 @@ def measure(out: Path, n_concepts: int, seed: int, snr: float, encoder: tuple[st
         ranks, n = np.asarray(fold.retrieval.ranks, float), len(fold.retrieval.gallery_ids)
         explained = np.nan
         if changes:
-            from braindecode_vis.store import PROVENANCE, read_provenance
+            from braindecode_vis.base.store import PROVENANCE, read_provenance
 
             record = read_provenance(synthesise(run)[0].artifact.path / PROVENANCE)
             explained = float(np.mean(list(record["inner_explained"].values())))

@@ -22,7 +22,6 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import ClassifierTags, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from braindecode_vis import roles
 from braindecode_vis.api import decoder_files
 from braindecode_vis.api.exports import write_new
 from braindecode_vis.api.model_export import (
@@ -45,22 +44,23 @@ from braindecode_vis.api.own import (
     merge_pictures,
     read_encoder,
 )
-from braindecode_vis.arrays import Embeddings, Responses, find_largest
-from braindecode_vis.checks import ConfigError, DataError, InputError, for_python
+from braindecode_vis.base import roles
+from braindecode_vis.base.arrays import Embeddings, Responses, find_largest
+from braindecode_vis.base.checks import ConfigError, DataError, InputError, for_python
+from braindecode_vis.base.consent import find_code, give_consent
+from braindecode_vis.base.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
+from braindecode_vis.base.registry import validate_component
+from braindecode_vis.base.seeds import derive_seed
+from braindecode_vis.base.settings import describe_validation_error
+from braindecode_vis.base.stimuli import StimulusSet, read_image_file
 from braindecode_vis.config.models import ReconstructionConfig
-from braindecode_vis.consent import find_code, give_consent
-from braindecode_vis.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
 from braindecode_vis.datasets.own_data import Pictures, index_pictures, make_new_trials
 from braindecode_vis.datasets.trial_values import check_trials
-from braindecode_vis.generators.captions_config import fit_decoders, write_with_encoder
-from braindecode_vis.registry import validate_component
-from braindecode_vis.seeds import derive_seed
-from braindecode_vis.settings import describe_validation_error
-from braindecode_vis.stimuli import StimulusSet, read_image_file
+from braindecode_vis.generation.captions_config import fit_decoders, write_with_encoder
 
 if TYPE_CHECKING:
-    from braindecode_vis.generators.captions import CaptionDecoder
-    from braindecode_vis.generators.generator_data import GeneratorData
+    from braindecode_vis.generation.captions import CaptionDecoder
+    from braindecode_vis.generation.generator_data import GeneratorData
 
 
 def _refuse_input(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -360,7 +360,7 @@ class Decoder(BaseEstimator):
         """
         from braindecode_vis.pipeline.predicting import list_captions
         from braindecode_vis.pipeline.reconstruction import decode_captions
-        from braindecode_vis.scores.caption_scores import DECODERS
+        from braindecode_vis.scoring.caption_scores import DECODERS
 
         data, settings = self._collect_material("caption"), self._read_captions()
         if not settings:
@@ -682,7 +682,7 @@ class Decoder(BaseEstimator):
 
     def _compare(self, predicted: Embeddings, candidates: Embeddings) -> np.ndarray:
         """Return cosines after the mean of the training pictures, shape (n_trials, n_candidates)."""
-        from braindecode_vis.arrays import normalise_rows
+        from braindecode_vis.base.arrays import normalise_rows
 
         mean = self._find_centre()
         return normalise_rows(predicted.flat() - mean) @ normalise_rows(candidates.flat() - mean).T
@@ -712,7 +712,7 @@ class Decoder(BaseEstimator):
 
     def _collect_material(self, verb: str) -> GeneratorData:
         """Return what prior, generator and captions are made from; `verb` needs it."""
-        from braindecode_vis.generators.generator_data import GeneratorData
+        from braindecode_vis.generation.generator_data import GeneratorData
 
         if self._require_fit().decodes_categories:
             raise ConfigError(

@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis import __version__, roles, store
+from braindecode_vis import __version__
 from braindecode_vis.api.model_export import CardFacts
 from braindecode_vis.api.own import as_component
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import DataError
-from braindecode_vis.consent import check_code, may_download
-from braindecode_vis.contracts import Context
-from braindecode_vis.generators.captions_config import read_decoders, write_decoders
-from braindecode_vis.registry import validate_component
+from braindecode_vis.base import roles, store
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.consent import check_code, may_download
+from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.registry import validate_component
+from braindecode_vis.generation.captions_config import read_decoders, write_decoders
 
 _FILE = "decoder.json"
 #: What `Decoder.save` writes, and the card and settings that stand beside it in a shared folder.

@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.api.own import GENERATORS, Data, as_component, read_encoder
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import (
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import (
     ConfigError,
     DataError,
     LeakWarning,
@@ -31,30 +31,30 @@ from braindecode_vis.checks import (
     for_python,
     say_in_python,
 )
+from braindecode_vis.base.consent import find_code, give_consent
+from braindecode_vis.base.digests import hash_anew
+from braindecode_vis.base.image_rows import ImageRows
+from braindecode_vis.base.registry import validate_component
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.config.source import validate_config
-from braindecode_vis.consent import find_code, give_consent
 from braindecode_vis.datasets.array_folder import unpack_epochs
 from braindecode_vis.datasets.own_data import make_new_trials
 from braindecode_vis.datasets.trial_values import check_trials
-from braindecode_vis.digests import hash_anew
-from braindecode_vis.image_rows import ImageRows
-from braindecode_vis.metrics.score_row import describe_resampled
 from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.finished_run import read_every_file
 from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.learning import preprocess
 from braindecode_vis.pipeline.runs import Listener, Run, check_run_folder, list_changes, read_earlier
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
-from braindecode_vis.registry import validate_component
-from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.scoring.score_row import describe_resampled
 
 if TYPE_CHECKING:
     import mne
     import xarray as xr
 
-    from braindecode_vis.live.stream_roles import Listener as LiveListener
-    from braindecode_vis.live.stream_roles import StreamSource
+    from braindecode_vis.parts.live.stream_roles import Listener as LiveListener
+    from braindecode_vis.parts.live.stream_roles import StreamSource
     from braindecode_vis.pipeline.predicting import RunPredictions
 
 
@@ -171,7 +171,7 @@ class DecodingRun:
         (``evaluation.captions``); ``seen`` is the reference. Without rows where the run decodes none.
         """
         from braindecode_vis.pipeline.predicting import list_captions
-        from braindecode_vis.scores.caption_scores import DECODERS
+        from braindecode_vis.scoring.caption_scores import DECODERS
 
         self._require_images("captions", "items")
         decoded = decoding.reconstruct(self._run).captions.get("decoded", {})
@@ -214,7 +214,7 @@ class DecodingRun:
         DataFrame
             Its ``attrs["verified"]`` says of chain, fit, choice, prediction, material and score how they were verified.
         """
-        from braindecode_vis.audit.run import audit_run
+        from braindecode_vis.parts.audit.run import audit_run
 
         # What is audited must be finished.
         self.report()
@@ -244,7 +244,7 @@ class DecodingRun:
         ConfigError, DataError
             If the run decodes categories, or a subject has too few test images.
         """
-        from braindecode_vis.studies.encode import encode
+        from braindecode_vis.parts.studies.encode import encode
 
         run = self._run
         if settings is not None:
@@ -286,7 +286,7 @@ class DecodingRun:
         *others
             Runs or run folders.
         """
-        from braindecode_vis.studies.compare import compare_runs
+        from braindecode_vis.parts.studies.compare import compare_runs
 
         folders = [run.folder if isinstance(run, DecodingRun) else Path(run) for run in others]
         # Comparisons read files; runs that are only open in memory have theirs written now.
@@ -482,11 +482,12 @@ class DecodingRun:
         source_options
             Of a source that is named, for example ``{"markers": "triggers"}``.
         listeners
-            See `braindecode_vis.live.stream_roles.Listener`; each is told every decision as soon as it is made.
+            See `braindecode_vis.parts.live.stream_roles.Listener`; each is told every decision as soon as it is made.
         duration, decisions
             End after so many seconds, or decisions. Ctrl-C ends the session as well.
         **options
-            Gallery, channels, windows and the like, as for `braindecode_vis.live.stream_decoder.RunStreamDecoder`.
+            Gallery, channels, windows and the like, as for
+            `braindecode_vis.parts.live.stream_decoder.RunStreamDecoder`.
 
         Returns
         -------
@@ -499,7 +500,7 @@ class DecodingRun:
         ConfigError, DataError
             If the run is unfinished or there is no such stream, or it lacks channels or has another rate or unit.
         """
-        from braindecode_vis.live.opening import open_session
+        from braindecode_vis.parts.live.opening import open_session
 
         return open_session(
             self.folder, stream, source=source, source_options=source_options, listeners=listeners, duration=duration,
@@ -657,7 +658,7 @@ def decode(
         )
     with give_consent(code=find_code(content)):  # the person wrote it, for this call
         config = validate_config(content, where="decode").take_addresses()
-    from braindecode_vis.studies.analyze import analyze_in_run
+    from braindecode_vis.parts.studies.analyze import analyze_in_run
 
     # Before the data are written, which would overwrite those of the other run.
     _refuse_another_run(folder, config, data)
@@ -780,8 +781,8 @@ def _take_trials(X: Any, own: Responses, columns: Mapping[str, Any]) -> tuple[Re
 
 
 def _is_category(encoder: Mapping[str, Any]) -> bool:
-    from braindecode_vis import roles
-    from braindecode_vis.registry import validate_component
+    from braindecode_vis.base import roles
+    from braindecode_vis.base.registry import validate_component
 
     return roles.play(
         roles.ENCODER_SETTINGS, validate_component("encoder", dict(encoder), trusted=True)

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import __version__, store
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError, check_option, require
+from braindecode_vis import __version__
+from braindecode_vis.base import store
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import ConfigError, DataError, check_option, require
 from braindecode_vis.pipeline.decoding import retrieve
 from braindecode_vis.pipeline.finished_run import FinishedRun, open_finished
 from braindecode_vis.pipeline.learning import pick_test_trials, preprocess
@@ -147,7 +148,7 @@ def export_run(
 
 def describe_data(run: Run) -> dict[str, str]:
     """Return title, modality, citation and licence of the data of a run, as far as they are known."""
-    from braindecode_vis import roles
+    from braindecode_vis.base import roles
 
     manifest = roles.play(roles.DATASET, run.config.dataset).manifest
     if manifest is None:

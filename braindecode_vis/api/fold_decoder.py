@@ -10,9 +10,9 @@ import pandas as pd
 
 from braindecode_vis.api.exports import check_fold, check_request, describe_data, read_only, read_score_table
 from braindecode_vis.api.model_export import CHECKED_TRIALS, FEWEST_CHECKED, CardFacts, export_decoder
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import ConfigError
-from braindecode_vis.generators.captions_config import read_decoders
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.generation.captions_config import read_decoders
 from braindecode_vis.pipeline.learning import (
     embed,
     name_fold,

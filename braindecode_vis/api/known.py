@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from braindecode_vis.checks import check_option
+from braindecode_vis.base.checks import check_option
+from braindecode_vis.base.consent import give_consent
+from braindecode_vis.base.registry import INSIDE, find_component, list_kinds
 from braindecode_vis.config import find_config, list_shipped, read_header
 from braindecode_vis.config.explain import explain, explain_class
-from braindecode_vis.consent import give_consent
-from braindecode_vis.registry import INSIDE, find_component, list_kinds
 
 
 def list_configs() -> pd.DataFrame:

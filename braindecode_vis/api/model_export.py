@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis import __version__, store
+from braindecode_vis import __version__
 from braindecode_vis.api.exports import check_request, write_new
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, require
+from braindecode_vis.base import store
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError, require
 
 #: An exported program may differ from its encoder by this share of the spread of predictions: float32 sums in another
 #: order, through a few dozen layers.
@@ -340,7 +341,7 @@ def _tell_safetensors(decoder: Any) -> str:
     return (
         "Weights and statistics of the training trials lie in `*.safetensors`, settings in `config.json`. In "
         "Python:\n\n```python\nimport json\nfrom pathlib import Path\nfrom braindecode_vis import roles\n"
-        "from braindecode_vis.registry import validate_component\n\n"
+        "from braindecode_vis.base.registry import validate_component\n\n"
         'settings = json.loads(Path("config.json").read_text())["encoder"]\n'
         'encoder = validate_component("encoder", settings).read(Path("."))\n```'
     )

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import store
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import ConfigError, DataError, check_option, for_python
+from braindecode_vis.base import store
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import ConfigError, DataError, check_option, for_python
+from braindecode_vis.base.registry import list_kinds
+from braindecode_vis.base.remote import as_path
+from braindecode_vis.base.stimuli import StimulusSet, hash_pixels, read_image_file
 from braindecode_vis.datasets.array_folder import MODALITIES, ArraysConfig, mask_volumes, unpack_epochs
 from braindecode_vis.datasets.own_data import OwnData, Pictures, as_uint8_rgb, assemble_data
-from braindecode_vis.registry import list_kinds
-from braindecode_vis.remote import as_path
-from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
 
 if TYPE_CHECKING:
     import mne
@@ -214,7 +214,7 @@ class Data:
         names = ("title", "modality", "citation", "licence")
         if self._held is not None:
             return {name: str(self._held.about[name]) for name in names if name in self._held.about}
-        from braindecode_vis import roles
+        from braindecode_vis.base import roles
 
         manifest = roles.play(roles.DATASET, self._settings).manifest
         return {} if manifest is None else {name: str(getattr(manifest, name)) for name in names}
@@ -495,7 +495,7 @@ def load(
     >>> load("synthetic_digits")
     <Data: synthetic_digits, not read yet>
     """
-    from braindecode_vis.registry import validate_component
+    from braindecode_vis.base.registry import validate_component
 
     given = {"kind": name, **settings}
     if download:

@@ -16,24 +16,16 @@ from typing import Annotated
 import typer
 
 from braindecode_vis import __version__
-from braindecode_vis.cli import (
-    audit,
-    cluster,
-    corpus,
-    data,
-    discover,
-    encode,
-    export,
-    live,
-    plan,
-    predict,
-    score,
-    stages,
-    stream,
-    studies,
-    weights,
-)
+from braindecode_vis.cli import data, discover, encode, export, predict, stages, weights
 from braindecode_vis.cli.failures import StopSignals, announce_notices, describe_failure, stop_cleanly
+from braindecode_vis.parts.audit import verbs as audit
+from braindecode_vis.parts.cluster import verbs as cluster
+from braindecode_vis.parts.live import stream_verbs as stream
+from braindecode_vis.parts.live import verbs as live
+from braindecode_vis.parts.pretraining import verbs as corpus
+from braindecode_vis.parts.studies import plan_verbs as plan
+from braindecode_vis.parts.studies import score_verbs as score
+from braindecode_vis.parts.studies import verbs as studies
 
 app = typer.Typer(
     name="braindecode-vis",
@@ -60,12 +52,12 @@ def root_options(
     ] = False,
 ) -> None:
     """Hold the options that stand before the verb, and keep several processes to verbs that share their work."""
-    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.base.devices import count_launched, spans_machines
     from braindecode_vis.cli.show import HELD
-    from braindecode_vis.devices import count_launched, spans_machines
 
     context.call_on_close(HELD.close)
-    from braindecode_vis.memory import check_libraries
+    from braindecode_vis.base.memory import check_libraries
 
     if not {"--help", "-h"} & set(sys.argv):
         check_libraries(computes=context.invoked_subcommand not in _READING_VERBS)
@@ -231,9 +223,9 @@ for _name, _verb in _VERBS.items():
 
 def main() -> None:
     """Run the command; an expected error is one sentence on standard error and exit code 2."""
-    from braindecode_vis.checks import BraindecodeVisError, speak_command_line
-    from braindecode_vis.devices import count_launched
-    from braindecode_vis.memory import describe_out_of_memory
+    from braindecode_vis.base.checks import BraindecodeVisError, speak_command_line
+    from braindecode_vis.base.devices import count_launched
+    from braindecode_vis.base.memory import describe_out_of_memory
 
     # On a busy machine the threads of OpenMP, while they wait for each other, hold up the ones they wait for.
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -275,7 +267,7 @@ def main() -> None:
 
 
 def _fail(sentence: str, at_once: bool, *, code: int = 2) -> None:
-    from braindecode_vis.devices import is_first, leave
+    from braindecode_vis.base.devices import is_first, leave
 
     who = "" if is_first() else f"process {os.environ['RANK']}: "
     # Names of files and keys may hold ends of lines, or codes that a terminal obeys.

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.remote import RemotePath
 from braindecode_vis.datasets.manifests import CheckFinding, Manifest, read_manifests
-from braindecode_vis.remote import RemotePath
 
 if TYPE_CHECKING:
     from braindecode_vis.config import RunConfig

@@ -71,7 +71,7 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Verify the files of a data set, name all damaged ones, and recompute every fact that its manifest declares."""
-    from braindecode_vis.checks import DataError
+    from braindecode_vis.base.checks import DataError
     from braindecode_vis.cli import catalogue
     from braindecode_vis.config import read_config
     from braindecode_vis.datasets.manifests import read_manifest
@@ -183,7 +183,7 @@ def _split(text: str | None) -> list[str] | None:
 
 def banks(as_json: Json = False, debug: Debug = False) -> None:
     """List the cached image embeddings: one bank per space."""
-    from braindecode_vis.digests import find_cache_folder
+    from braindecode_vis.base.digests import find_cache_folder
     from braindecode_vis.embeddings.bank import list_banks
 
     listed = list_banks(find_cache_folder())
@@ -279,9 +279,9 @@ def phantom(
     debug: Debug = False,
 ) -> None:
     """Simulate subjects looking at images, in the files of a public data set, with the truth beside them."""
-    from braindecode_vis import phantom as simulated
-    from braindecode_vis.checks import check_option
-    from braindecode_vis.studies import demo as simulation
+    from braindecode_vis.base.checks import check_option
+    from braindecode_vis.parts import phantom as simulated
+    from braindecode_vis.parts.studies import demo as simulation
 
     check_option("FORMAT", form, simulated.FORMATS)
     check_option("--size", size, simulated.SIZES[form])
@@ -341,9 +341,9 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Simulate EEG of a subject looking at images and decode it: no data, no GPU and no network needed."""
-    from braindecode_vis.checks import check_option
+    from braindecode_vis.base.checks import check_option
+    from braindecode_vis.parts.studies import demo as simulation
     from braindecode_vis.pipeline.runs import read_scores
-    from braindecode_vis.studies import demo as simulation
 
     check_option("--size", size, ("tiny", "small", "demo"))
     level = simulation.DEMO_SNR if snr is None else snr

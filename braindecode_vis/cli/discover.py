@@ -97,7 +97,7 @@ def _print_dataset(manifest: Manifest, source: str, presence: str) -> None:
 
 
 def _describe_part(part: Part) -> str:
-    from braindecode_vis.memory import describe_bytes
+    from braindecode_vis.base.memory import describe_bytes
 
     size = part.count_bytes()
     subjects = len(part.list_subjects())
@@ -168,7 +168,7 @@ def configs(
     debug: Debug = False,
 ) -> None:
     """List the shipped configurations, by data set, modality or paper, or print one of them."""
-    from braindecode_vis.checks import ConfigError, check_option
+    from braindecode_vis.base.checks import ConfigError, check_option
 
     if (name is not None or schema) and any(given is not None for given in (dataset, modality, paper)):
         raise ConfigError(
@@ -232,7 +232,7 @@ def describe(
     """
     from dataclasses import asdict
 
-    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.config import find_config, read_header
     from braindecode_vis.config.explain import ROLES, explain
 
@@ -293,7 +293,7 @@ def print_explanation(found: Explanation) -> None:
 
 
 def _complete_kinds(incomplete: str) -> list[str]:
-    from braindecode_vis.registry import INSIDE
+    from braindecode_vis.base.registry import INSIDE
 
     kinds = [f"{role}.{kind}" for role, known in INSIDE.items() for kind in known]
     return complete(("run", *INSIDE, *kinds), incomplete)

@@ -78,7 +78,7 @@ def embed_command(
 ) -> None:
     """Encode the images into the target space; with --images, any number of other images into a bank of their own."""
     from braindecode_vis import pipeline
-    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.config import check_files
 
     if images is None:
@@ -124,11 +124,11 @@ def plan_images(
     dtype: str | None,
 ) -> tuple[BankPlan, ImageSource, Any]:
     """Return the plan of a bank, the source of its images and their encoder."""
-    from braindecode_vis.checks import check_option
+    from braindecode_vis.base.checks import check_option
     from braindecode_vis.config import check_files, read_config
     from braindecode_vis.embeddings.image_bank import plan_bank
     from braindecode_vis.embeddings.image_sources import open_images
-    from braindecode_vis.studies.embed_images import open_encoder
+    from braindecode_vis.parts.studies.embed_images import open_encoder
 
     kept: Any = dtype or "float16"
     check_option("--dtype", kept, ("float16", "float32"))
@@ -160,7 +160,7 @@ def _embed_images(
     as_json: bool,
 ) -> None:
     """Embed what is missing of a bank, in this process or several, or a share of it, and say what is there."""
-    from braindecode_vis.studies.embed_images import embed_images, embed_in_processes
+    from braindecode_vis.parts.studies.embed_images import embed_images, embed_in_processes
 
     console, listener = make_console(stderr=False), ConsoleListener()
     with listener.progress("embedding images", plan.n_images) as advance:

@@ -62,7 +62,7 @@ def encode(
 
     Models are fitted on training trials; settings are those of encode, for example --set encode.model.combine=banded.
     """
-    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.base.checks import ConfigError
 
     given = {"--to": to, "--noise": noise, "--fold": fold}
     if images is None and (needless := [name for name, value in given.items() if value is not None]):
@@ -84,9 +84,9 @@ def encode(
             console.print(sentence, markup=False)
         console.print(f"synthetic responses: {folder}", markup=False)
         return
+    from braindecode_vis.parts.studies.encode import encode as encode_run
     from braindecode_vis.pipeline.reporting import report
     from braindecode_vis.pipeline.runs import read_scores
-    from braindecode_vis.studies.encode import encode as encode_run
 
     found = encode_run(run)
     # Maps need no decoder: a page is only made where the rest of it is there.

@@ -59,7 +59,7 @@ _DAMAGE = {
 # Any error that comes out of these is one of the file: HDF5 raises KeyError, RuntimeError and OSError without a number.
 _READERS = ("h5py",)
 # The code that reads foreign files: what it stumbles over is most likely in the file, which may hold anything.
-_READING = ("braindecode_vis.datasets.", "braindecode_vis.preprocessing.", "braindecode_vis.stimuli")
+_READING = ("braindecode_vis.datasets.", "braindecode_vis.preprocessing.", "braindecode_vis.base.stimuli")
 # Within that code: what writes files of ours, and errors that no file causes.
 _OWN_FILES = ("braindecode_vis.preprocessing.array_file", "braindecode_vis.preprocessing.signal_damage")
 _FAULTS = (AssertionError, NameError, NotImplementedError, RecursionError)
@@ -141,7 +141,7 @@ def stop_cleanly() -> Iterator[StopSignals]:
 
 def announce_notices() -> None:
     """Let a notice, such as that memory is tight, be one line, without the place in the code."""
-    from braindecode_vis.checks import Notice
+    from braindecode_vis.base.checks import Notice
 
     show = warnings.showwarning
 
@@ -176,7 +176,7 @@ def describe_failure(error: Exception, *, resumes: bool = True) -> str:
 
 def _describe_lack(error: Exception) -> str:
     """Return a sentence for a package of an extra that is not installed; empty for any other error."""
-    from braindecode_vis.checks import EXTRAS, describe_missing
+    from braindecode_vis.base.checks import EXTRAS, describe_missing
 
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     return describe_missing(module, "this command") if module in EXTRAS else ""
@@ -191,7 +191,7 @@ def _describe_system(error: OSError, resumes: bool) -> str:
         what = "an array could not be written whole (a full disk, a quota or a limit on the size of files)"
     if what:
         return f"{what}{where}; {first}make room or choose another folder with --out, then run the command again."
-    from braindecode_vis.checks import describe_unfetched
+    from braindecode_vis.base.checks import describe_unfetched
 
     named = isinstance(error.filename, str | bytes | os.PathLike)  # a number is an open file
     if named and (unfetched := describe_unfetched(os.fsdecode(error.filename))):
@@ -205,7 +205,7 @@ def _describe_system(error: OSError, resumes: bool) -> str:
 
 def _describe_damage(error: Exception) -> str:
     """Return a sentence for what a reader raises on a damaged file; empty for any other error."""
-    from braindecode_vis.checks import describe_unfetched
+    from braindecode_vis.base.checks import describe_unfetched
 
     modules = _list_modules(error)
     known = any((cls.__module__, cls.__name__) in _DAMAGE for cls in type(error).__mro__)
@@ -255,7 +255,7 @@ def _find_path(error: Exception) -> Path | None:
 
 def _blame_outside(error: Exception) -> str:
     """Return a sentence for an error in the code of a component from outside; empty for any other."""
-    from braindecode_vis.settings import OUTSIDE
+    from braindecode_vis.base.settings import OUTSIDE
 
     files = {Path(str(sys.modules[cls.__module__].__file__)): code for cls, code in OUTSIDE.items()}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

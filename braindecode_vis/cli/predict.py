@@ -59,11 +59,11 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Apply a finished run to new recordings without fitting anything: pictures, images and a page."""
+    from braindecode_vis.base.store import open_scratch
     from braindecode_vis.pipeline.finished_run import open_finished
     from braindecode_vis.pipeline.new_trials import read_new
     from braindecode_vis.pipeline.predicting import predict as predict_new
     from braindecode_vis.pipeline.prediction_files import check_out, describe_provenance
-    from braindecode_vis.store import open_scratch
 
     # Before anything is computed: a folder that cannot be used should not cost an hour.
     folder = check_out(out)

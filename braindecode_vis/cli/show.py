@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
 
+    from braindecode_vis.base.store import Artifact
     from braindecode_vis.config import RunConfig
     from braindecode_vis.pipeline.runs import Run
-    from braindecode_vis.store import Artifact
 
 
 def complete_configs(incomplete: str) -> list[str]:
@@ -39,7 +39,7 @@ def _complete_files(folder: str, incomplete: str) -> list[str]:
 
 def complete_analyses(incomplete: str) -> list[str]:
     """Return the kinds of analyses that begin so."""
-    from braindecode_vis.registry import INSIDE
+    from braindecode_vis.base.registry import INSIDE
 
     return complete(INSIDE["analysis"], incomplete)
 
@@ -73,7 +73,7 @@ Json = Annotated[
 
 
 def _give(context: typer.Context, value: Any, **consent: Any) -> Any:
-    from braindecode_vis.consent import give_consent
+    from braindecode_vis.base.consent import give_consent
 
     context.with_resource(give_consent(**consent))  # until the verb has ended
     return value
@@ -107,7 +107,7 @@ AllowDownload = Annotated[
 
 def _verify(context: typer.Context, value: bool) -> bool:
     if value:
-        from braindecode_vis.digests import hash_anew
+        from braindecode_vis.base.digests import hash_anew
 
         context.with_resource(hash_anew())  # until the verb has ended
     return value
@@ -152,7 +152,7 @@ def strip_words(words: Sequence[str], options: Mapping[str, bool]) -> list[str]:
 
 def refuse_lone_worker(worker: int | None, n_workers: int | None, *, launched: bool = False) -> None:
     """Raise `ConfigError` where one of --worker and --workers is given alone, or torchrun numbers the processes."""
-    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.base.checks import ConfigError
 
     if launched and (worker is not None or n_workers is not None):
         raise ConfigError("torchrun numbers its processes itself; leave out --worker and --workers.")
@@ -295,7 +295,7 @@ def open_source(
     holds: bool = True,
 ) -> Run:
     """Return the run that a verb works on; by default its folder is held until the verb has ended."""
-    from braindecode_vis.devices import is_first
+    from braindecode_vis.base.devices import is_first
     from braindecode_vis.pipeline.runs import SilentListener, open_run
 
     config, out = find_run(source, root, out, overrides, subjects)
@@ -337,7 +337,7 @@ def list_overrides(overrides: list[str] | None, subjects: list[str] | None) -> l
 
 def _tell_earlier(out: Path, config: RunConfig) -> None:
     """Refuse a folder with a run of other data; of other settings, say which ones the run there now gets."""
-    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.pipeline.runs import list_changes, read_earlier
 
     earlier = read_earlier(out)
@@ -369,7 +369,7 @@ def training_together(run: Run, train: Callable[[Run], None] | None = None) -> I
 
     `train` is `braindecode_vis.pipeline.together.train_together` if None.
     """
-    from braindecode_vis.devices import count_launched, forget_launch, is_first, leave
+    from braindecode_vis.base.devices import count_launched, forget_launch, is_first, leave
 
     # torchrun leaves its variables in the environment even for one process.
     if count_launched() == 1:
@@ -407,7 +407,7 @@ def print_profile(run: Run) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from braindecode_vis.memory import PROFILE, describe_profile
+    from braindecode_vis.base.memory import PROFILE, describe_profile
 
     table = Table(title="What each stage took when it was computed", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("stage", overflow="fold")
@@ -429,7 +429,7 @@ def print_scores(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from braindecode_vis.metrics.score_row import describe_resampled
+    from braindecode_vis.scoring.score_row import describe_resampled
 
     console = Console(highlight=False)
     wide = console.width >= 110
@@ -470,7 +470,7 @@ def _show_chance(chance: float | None) -> str:
 
 def _describe_best_control(decoded: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Return name and value of the control that does best, the oracle apart."""
-    from braindecode_vis.metrics.metric_registry import find_metric
+    from braindecode_vis.scoring.metric_registry import find_metric
 
     rivals = [
         row

@@ -88,8 +88,8 @@ def train_command(
     Processes started with --worker and --workers share the folds.
     """
     from braindecode_vis import pipeline
+    from braindecode_vis.base.devices import count_launched
     from braindecode_vis.config import check_files
-    from braindecode_vis.devices import count_launched
 
     refuse_lone_worker(worker, n_workers, launched=count_launched() > 1)
     run = open_source(source, root, out, overrides, subjects, holds=worker is None)
@@ -128,9 +128,9 @@ def reconstruct_command(
     All processes that torchrun started share the images, and so do those started with --worker and --workers.
     """
     from braindecode_vis import pipeline
-    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.base.devices import count_launched, forget_launch, take_local_gpu
     from braindecode_vis.config import check_files
-    from braindecode_vis.devices import count_launched, forget_launch, take_local_gpu
 
     launched = count_launched() > 1
     refuse_lone_worker(worker, n_workers, launched=launched)
@@ -171,14 +171,12 @@ def run_command(
     All processes that torchrun started train together.
     """
     from braindecode_vis import pipeline
-    from braindecode_vis.checks import DataError
+    from braindecode_vis.base.checks import DataError
+    from braindecode_vis.base.digests import count_verified
     from braindecode_vis.config import check_files
-    from braindecode_vis.digests import count_verified
 
     def analyze(run: Run) -> None:
-        from braindecode_vis.studies.analyze import (
-            analyze_in_run,  # with tables, which a typo need not wait for
-        )
+        from braindecode_vis.parts.studies.analyze import analyze_in_run
 
         analyze_in_run(run)
 

@@ -51,7 +51,7 @@ def weights(
     convert reads MindEye2's SDXL unCLIP (unclip6_epoch0_step110000.ckpt) for the generator token_unclip, or a folder of
     diffusers with torch files, tensors alone, and writes safetensors into --to.
     """
-    from braindecode_vis.checks import ConfigError, check_option
+    from braindecode_vis.base.checks import ConfigError, check_option
     from braindecode_vis.embeddings import published
 
     check_option("ACTION", action, ACTIONS)
@@ -85,7 +85,7 @@ def weights(
             f"{model.name}: {_describe_size(model)} from {model.describe_place()}; {model.licence}",
             markup=False,
         )
-    from braindecode_vis.memory import describe_bytes
+    from braindecode_vis.base.memory import describe_bytes
 
     known = sum(model.count_bytes() or 0 for model in models)
     console.print(
@@ -106,8 +106,8 @@ def weights(
 
 
 def _convert(sources: list[str], to: Path | None, half: bool, as_json: bool) -> None:
-    from braindecode_vis.checks import ConfigError
-    from braindecode_vis.generators.checkpoint_conversion import convert_folder, convert_unclip
+    from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.generation.checkpoint_conversion import convert_folder, convert_unclip
 
     if len(sources) != 1 or to is None:
         raise ConfigError(
@@ -128,7 +128,7 @@ def _convert(sources: list[str], to: Path | None, half: bool, as_json: bool) -> 
 
 
 def _describe_size(model: PublishedModel) -> str:
-    from braindecode_vis.memory import describe_bytes
+    from braindecode_vis.base.memory import describe_bytes
 
     size = model.count_bytes()
     return "size unknown" if size is None else describe_bytes(size)

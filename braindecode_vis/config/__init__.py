@@ -2,9 +2,10 @@
 
 `models` says what a configuration holds and what goes together; `source` reads YAML, applies dotted overrides and
 validates; `files` looks whether named files are there; `header` reads what the comment on top says. Components are
-found by `braindecode_vis.registry`.
+found by `braindecode_vis.base.registry`.
 """
 
+from braindecode_vis.base.registry import list_kinds
 from braindecode_vis.config.files import check_files
 from braindecode_vis.config.header import ConfigHeader, read_header
 from braindecode_vis.config.models import (
@@ -16,7 +17,6 @@ from braindecode_vis.config.models import (
     make_analysis,
 )
 from braindecode_vis.config.source import dump_config, find_config, list_shipped, read_config, validate_config
-from braindecode_vis.registry import list_kinds
 
 __all__ = [
     "ConfigHeader",

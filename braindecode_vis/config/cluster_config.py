@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.settings import Settings
+from braindecode_vis.base.settings import Settings
 
 
 class ClusterConfig(Settings):

@@ -19,10 +19,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 import braindecode_vis
-from braindecode_vis.checks import ConfigError, suggest
+from braindecode_vis.base.checks import ConfigError, suggest
+from braindecode_vis.base.registry import INSIDE, Component, find_component, find_nested, list_kinds
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.config.models import RunConfig
-from braindecode_vis.registry import INSIDE, Component, find_component, find_nested, list_kinds
-from braindecode_vis.settings import Settings
 
 #: Role -> what its components are called.
 ROLES = {

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, check_installed
-from braindecode_vis.config.models import RunConfig
-from braindecode_vis.remote import refuse_address
-from braindecode_vis.roles import (
+from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, check_installed
+from braindecode_vis.base.remote import refuse_address
+from braindecode_vis.base.roles import (
     ENCODER_SETTINGS,
     IMAGE_ENCODER_SETTINGS,
     PRIOR,
@@ -20,7 +19,8 @@ from braindecode_vis.roles import (
     find_image_encoder_role,
     play,
 )
-from braindecode_vis.settings import OUTSIDE, Settings
+from braindecode_vis.base.settings import OUTSIDE, Settings
+from braindecode_vis.config.models import RunConfig
 
 #: Settings that are read first at each stage; a stage needs those of the stages before it too.
 READS = {

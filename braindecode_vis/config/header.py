@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.base.checks import ConfigError
 
 #: Label of each part, in the order in which they must stand, and whether it is a list.
 _PARTS = {

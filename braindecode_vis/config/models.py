@@ -1,6 +1,6 @@
 """The frozen model of a run: a component for each role, settings of the steps that have none, and what fits together.
 
-Components are found by `braindecode_vis.registry`; a new one is one file and one line there.
+Components are found by `braindecode_vis.base.registry`; a new one is one file and one line there.
 """
 
 from __future__ import annotations
@@ -12,21 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.config.cluster_config import ClusterConfig
-from braindecode_vis.embeddings.compositions import CompositionConfig
-from braindecode_vis.embeddings.descriptions import DescriptionsConfig
-from braindecode_vis.embeddings.text import ConceptTextConfig
-from braindecode_vis.encoders.encoding_model import EncodingModelConfig
-from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
-from braindecode_vis.generators.captions_config import CaptionsConfig
-from braindecode_vis.generators.image_fusion import ImageFusionConfig
-from braindecode_vis.metrics.protocols import ProtocolName
-from braindecode_vis.metrics.suite import MetricSuiteConfig
-from braindecode_vis.preprocessing.common_space import COMMON_SPACES, name_alignment
-from braindecode_vis.preprocessing.selection import SelectionConfig
-from braindecode_vis.priors.neighbours import UNKNOWN_LIKELIHOOD
-from braindecode_vis.registry import (
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.registry import (
     INSIDE,
     Component,
     LayerConfig,
@@ -34,8 +21,8 @@ from braindecode_vis.registry import (
     list_kinds,
     validate_component,
 )
-from braindecode_vis.remote import choose_cache
-from braindecode_vis.roles import (
+from braindecode_vis.base.remote import choose_cache
+from braindecode_vis.base.roles import (
     DATASET,
     ENCODER_SETTINGS,
     GENERATOR_SETTINGS,
@@ -44,12 +31,25 @@ from braindecode_vis.roles import (
     list_encoders,
     play,
 )
-from braindecode_vis.scores.caption_scores import CaptionScoresConfig
-from braindecode_vis.scores.gallery_scores import LargeGalleryConfig
-from braindecode_vis.scores.response_scores import BrainScoresConfig, CeilingMeasure
-from braindecode_vis.scores.units import Resample
-from braindecode_vis.settings import OUTSIDE, Settings
-from braindecode_vis.training.pretraining_config import PretrainConfig
+from braindecode_vis.base.settings import OUTSIDE, Settings
+from braindecode_vis.config.cluster_config import ClusterConfig
+from braindecode_vis.embeddings.compositions import CompositionConfig
+from braindecode_vis.embeddings.descriptions import DescriptionsConfig
+from braindecode_vis.embeddings.text import ConceptTextConfig
+from braindecode_vis.encoders.encoding_model import EncodingModelConfig
+from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
+from braindecode_vis.generation.captions_config import CaptionsConfig
+from braindecode_vis.generation.image_fusion import ImageFusionConfig
+from braindecode_vis.generation.priors.neighbours import UNKNOWN_LIKELIHOOD
+from braindecode_vis.parts.pretraining.pretraining_config import PretrainConfig
+from braindecode_vis.preprocessing.common_space import COMMON_SPACES, name_alignment
+from braindecode_vis.preprocessing.selection import SelectionConfig
+from braindecode_vis.scoring.caption_scores import CaptionScoresConfig
+from braindecode_vis.scoring.gallery_scores import LargeGalleryConfig
+from braindecode_vis.scoring.protocols import ProtocolName
+from braindecode_vis.scoring.response_scores import BrainScoresConfig, CeilingMeasure
+from braindecode_vis.scoring.suite import MetricSuiteConfig
+from braindecode_vis.scoring.units import Resample
 
 
 class RetrievalConfig(Settings):

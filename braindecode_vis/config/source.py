@@ -17,14 +17,14 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from braindecode_vis import __version__
-from braindecode_vis.checks import ConfigError, suggest
+from braindecode_vis.base.checks import ConfigError, suggest
+from braindecode_vis.base.consent import ConsentError, check_code, find_code, give_consent, may_download
+from braindecode_vis.base.registry import INSIDE, check_names, find_component
+from braindecode_vis.base.remote import as_path, is_address, name_address
+from braindecode_vis.base.settings import Settings, describe_validation_error
+from braindecode_vis.base.store import PROVENANCE
 from braindecode_vis.config.models import RunConfig
-from braindecode_vis.consent import ConsentError, check_code, find_code, give_consent, may_download
 from braindecode_vis.datasets.manifests import find_package_data
-from braindecode_vis.registry import INSIDE, check_names, find_component
-from braindecode_vis.remote import as_path, is_address, name_address
-from braindecode_vis.settings import Settings, describe_validation_error
-from braindecode_vis.store import PROVENANCE
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 

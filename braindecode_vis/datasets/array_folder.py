@@ -11,8 +11,8 @@ Owns the files of such a folder. What is asked of their content, and what is fil
       images/             files named by id; or images.npy (one per id, grey or RGB, uint8 or floats in 0..1)
       meta.yaml           title, modality, unit, sfreq, tmin, channels, citation, licence, normalised: all optional
 
-A folder that `braindecode_vis.store.write_responses` wrote (alone, or as ``responses/`` beside ``stimuli/``) is taken
-as it is.
+A folder that `braindecode_vis.base.store.write_responses` wrote (alone, or as ``responses/`` beside ``stimuli/``) is
+taken as it is.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import yaml
 
-from braindecode_vis import digests, remote, store
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import (
+from braindecode_vis.base import digests, remote, store
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import (
     BraindecodeVisError,
     DataError,
     check_finite,
@@ -35,6 +35,7 @@ from braindecode_vis.checks import (
     refuse_damage,
     suggest,
 )
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.manifests import (
     CheckFinding,
     Manifest,
@@ -43,7 +44,6 @@ from braindecode_vis.datasets.manifests import (
     find_manifest,
 )
 from braindecode_vis.datasets.own_data import OwnData, assemble_data, make_new_trials
-from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import pandas as pd

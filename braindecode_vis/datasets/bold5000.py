@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.checks import (
+from braindecode_vis.base.checks import (
     ConfigError,
     DataError,
     check_columns,
@@ -37,6 +37,7 @@ from braindecode_vis.checks import (
     is_there,
     refuse_damage,
 )
+from braindecode_vis.base.digests import digest_file, digest_files
 from braindecode_vis.datasets.bids.fmri_dataset import BoldSettings, FmriRecipe, make_stimulus_id
 from braindecode_vis.datasets.bids.fmri_files import (
     RunFiles,
@@ -67,7 +68,6 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
     read_volume,
     read_volume_header,
 )
-from braindecode_vis.digests import digest_file, digest_files
 
 if TYPE_CHECKING:
     import pandas as pd

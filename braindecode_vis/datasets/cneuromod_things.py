@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns, refuse_damage
+from braindecode_vis.base.digests import digest_files
 from braindecode_vis.datasets.bids.fmri_files import (
     check_no_overlap,
     find_image_folder,
@@ -43,7 +44,6 @@ from braindecode_vis.datasets.sources.betas_source import (
     number_betas,
 )
 from braindecode_vis.datasets.sources.fmri_volumes import check_same_space, read_volume, read_volume_header
-from braindecode_vis.digests import digest_files
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError, check_file, refuse_damage
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import DataError, check_file, refuse_damage
+from braindecode_vis.base.digests import digest_file
+from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.base.store import hash_file, write_responses, write_stimuli
 from braindecode_vis.datasets.manifests import (
     CheckFinding,
     RecordedSettings,
@@ -27,9 +30,6 @@ from braindecode_vis.datasets.manifests import (
     compare_facts,
     read_manifest,
 )
-from braindecode_vis.digests import digest_file
-from braindecode_vis.stimuli import StimulusSet, hash_pixels
-from braindecode_vis.store import hash_file, write_responses, write_stimuli
 
 if TYPE_CHECKING:
     import pandas as pd

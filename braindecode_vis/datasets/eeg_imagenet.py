@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.digests import digest_files
 from braindecode_vis.datasets.bids.fmri_files import hash_image_folder
 from braindecode_vis.datasets.manifests import (
     CheckFinding,
@@ -50,7 +51,6 @@ from braindecode_vis.datasets.sources.meeg_source import (
     sample_part,
 )
 from braindecode_vis.datasets.sources.safe_pickle import convert_trusted, open_npy
-from braindecode_vis.digests import digest_files
 
 if TYPE_CHECKING:
     import pandas as pd

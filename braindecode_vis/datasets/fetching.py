@@ -24,7 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from braindecode_vis.checks import ConfigError, DataError, check_option
+from braindecode_vis.base.checks import ConfigError, DataError, check_option
+from braindecode_vis.base.digests import find_cache_folder
+from braindecode_vis.base.memory import describe_bytes
+from braindecode_vis.base.store import is_disk_full, replace_atomically
 from braindecode_vis.datasets.hosts import check_inside, describe_place, list_files
 from braindecode_vis.datasets.manifests import CheckFinding, Manifest, Part, describe_source, find_label
 from braindecode_vis.datasets.transfer import (
@@ -37,9 +40,6 @@ from braindecode_vis.datasets.transfer import (
     has_checksum,
     transfer,
 )
-from braindecode_vis.digests import find_cache_folder
-from braindecode_vis.memory import describe_bytes
-from braindecode_vis.store import is_disk_full, replace_atomically
 
 #: What was verified, below the root: an unchanged file is not read again.
 RECORD = ".fetched.json"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError, check_columns
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns
 from braindecode_vis.datasets.bids.fmri_dataset import (
     BoldSettings,
     FmriRecipe,

@@ -20,7 +20,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.manifests import Part, PartFile, find_label
 from braindecode_vis.datasets.transfer import (
     RemoteFile,

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_option
-from braindecode_vis.remote import RemotePath, refuse_address
-from braindecode_vis.settings import Settings
-from braindecode_vis.store import hash_file
+from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError, check_option
+from braindecode_vis.base.remote import RemotePath, refuse_address
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.store import hash_file
 
 Config = TypeVar("Config", bound=Settings)
 # A phantom's truth lies in this folder beside its data.

@@ -24,8 +24,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
+from braindecode_vis.base.arrays import Recording
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns, refuse_damage
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.manifests import (
     CheckFinding,
     RecordedSettings,
@@ -40,7 +41,6 @@ from braindecode_vis.datasets.sources.meeg_source import (
     SampleType,
     number_repetitions,
 )
-from braindecode_vis.stimuli import StimulusSet
 
 CHANNELS = ("TP9", "AF7", "AF8", "TP10")
 SFREQ = 256.0

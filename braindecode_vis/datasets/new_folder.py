@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import BraindecodeVisError, DataError
+from braindecode_vis.base.checks import BraindecodeVisError, DataError
 from braindecode_vis.datasets.array_folder import (
     TABLES,
     find_data_file,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, check_columns
+from braindecode_vis.base.checks import DataError, check_columns
 from braindecode_vis.datasets.bids.fmri_dataset import BoldSettings, FmriRecipe, make_stimulus_id
 from braindecode_vis.datasets.bids.fmri_files import RunFiles, check_no_overlap, read_numbers
 

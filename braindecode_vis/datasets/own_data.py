@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError, suggest
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import DataError, suggest
+from braindecode_vis.base.remote import RemotePath, as_path, refuse_address
+from braindecode_vis.base.stimuli import StimulusSet, hash_pixels, read_image_file
 from braindecode_vis.datasets.trial_values import (
     COPY_CORRELATION,
     check_constant_trials,
@@ -24,8 +26,6 @@ from braindecode_vis.datasets.trial_values import (
     check_values,
     find_copied_trials,
 )
-from braindecode_vis.remote import RemotePath, as_path, refuse_address
-from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
 
 if TYPE_CHECKING:
     import pandas as pd

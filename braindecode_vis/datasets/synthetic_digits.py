@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.arrays import Responses
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import write_responses, write_stimuli
 from braindecode_vis.datasets.manifests import CheckFinding, DatasetSettings
-from braindecode_vis.seeds import make_generator
-from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import write_responses, write_stimuli
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

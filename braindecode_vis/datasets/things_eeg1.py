@@ -26,8 +26,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import DataError, check_columns, is_there
+from braindecode_vis.base.arrays import Recording
+from braindecode_vis.base.checks import DataError, check_columns, is_there
+from braindecode_vis.base.digests import digest_files
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.bids.fmri_files import read_numbers
 from braindecode_vis.datasets.bids.meeg_files import (
     PLACES,
@@ -62,8 +64,6 @@ from braindecode_vis.datasets.sources.meeg_source import (
     number_repetitions,
     sample_part,
 )
-from braindecode_vis.digests import digest_files
-from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import pandas as pd

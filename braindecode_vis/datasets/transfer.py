@@ -29,7 +29,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from braindecode_vis.store import is_disk_full
+from braindecode_vis.base.store import is_disk_full
 
 PART = ".part"
 Progress = Callable[[str, int, int | None], None]

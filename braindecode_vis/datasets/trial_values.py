@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, check_finite
+from braindecode_vis.base.checks import DataError, check_finite
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError, check_file, check_option, refuse_damage
+from braindecode_vis.base.checks import ConfigError, DataError, check_file, check_option, refuse_damage
+from braindecode_vis.base.digests import digest_files
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
 from braindecode_vis.datasets.sources.betas_source import (
     BetasPart,
@@ -30,8 +32,6 @@ from braindecode_vis.datasets.sources.betas_source import (
     Roi,
     ZScoring,
 )
-from braindecode_vis.digests import digest_files
-from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,9 +21,12 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.consent import may_download
-from braindecode_vis.devices import choose_device, seeded
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.consent import may_download
+from braindecode_vis.base.devices import choose_device, seeded
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import crop_square, resize_image
+from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.published import get_snapshot, name_repository
 from braindecode_vis.embeddings.transforms import map_ahead
 from braindecode_vis.embeddings.weights import (
@@ -35,9 +38,6 @@ from braindecode_vis.embeddings.weights import (
     load_state,
     read_state,
 )
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import crop_square, resize_image
-from braindecode_vis.store import hash_json
 
 LatentModel = Literal["sd", "sdxl"]
 SCALING = {"sd": 0.18215, "sdxl": 0.13025}  # brings latents to variance one (Rombach et al., appendix G)

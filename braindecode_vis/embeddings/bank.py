@@ -20,14 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import DataError
-from braindecode_vis.contracts import ImageEncoder
-from braindecode_vis.digests import digest_file
-from braindecode_vis.embeddings.transforms import map_ahead
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import (
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import ImageEncoder
+from braindecode_vis.base.digests import digest_file
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import (
     collect_provenance,
     hash_json,
     json_plain,
@@ -35,6 +34,7 @@ from braindecode_vis.store import (
     replace_atomically,
     write_json,
 )
+from braindecode_vis.embeddings.transforms import map_ahead
 
 DESCRIPTION = "bank.json"
 CHUNK = 512  # images computed at a time: what a killed process loses at most
@@ -167,7 +167,7 @@ def open_bank(cache: Path, space: str, encoder: Mapping[str, Any] | None = None)
     Parameters
     ----------
     cache
-        Folder of all banks, as of `braindecode_vis.digests.find_cache_folder`.
+        Folder of all banks, as of `braindecode_vis.base.digests.find_cache_folder`.
     space
         Name of the space.
     encoder

@@ -2,7 +2,7 @@
 
 Owns reading both without a hub and without running code that comes with a folder, and how a caption is parted into
 words. Captioning networks are GIT and BLIP as transformers has them. What a caption is worth is the business of
-`braindecode_vis.metrics.captions`, captions of embeddings that of `braindecode_vis.generators.captions`.
+`braindecode_vis.scoring.captions`, captions of embeddings that of `braindecode_vis.generation.captions`.
 
 References
 ----------
@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError, check_columns, check_file
-from braindecode_vis.devices import choose_device
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_file
+from braindecode_vis.base.devices import choose_device
+from braindecode_vis.base.store import read_json
 from braindecode_vis.embeddings.weights import check_no_kernels, loading_quietly
-from braindecode_vis.store import read_json
 
 PAD, START, END = 0, 1, 2  # numbers of the words that are none
 SPECIAL = ("<pad>", "<start>", "<end>")

@@ -1,7 +1,7 @@
 """Tests of composition that a user brings: what an image shows, and the same parts bound otherwise.
 
 Owns the table of such tests: texts in which words changed places, and images that show the same parts. What a decoder
-makes of them is the business of `braindecode_vis.scores.protocol_scores`.
+makes of them is the business of `braindecode_vis.scoring.protocol_scores`.
 
 References
 ----------
@@ -19,11 +19,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from braindecode_vis.checks import DataError, check_columns, check_file, check_installed
-from braindecode_vis.digests import hash_once
+from braindecode_vis.base.checks import DataError, check_columns, check_file, check_installed
+from braindecode_vis.base.digests import hash_once
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.embeddings.captions import read_text
 from braindecode_vis.embeddings.sentences import find_sentence_folder, hash_sentence_encoder
-from braindecode_vis.settings import Settings
 
 
 class CompositionConfig(Settings):

@@ -1,7 +1,7 @@
 """Published dimensions of concepts as a target: a file with a row of numbers for each concept, such as those of THINGS.
 
 Owns the layouts of such files and matching their rows with stimuli. Nothing is learnt and no image is looked at. How
-well each dimension is decoded is the business of `braindecode_vis.scores.target_scores`.
+well each dimension is decoded is the business of `braindecode_vis.scoring.target_scores`.
 
 References
 ----------
@@ -21,15 +21,15 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import model_validator
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import DataError, check_file, check_unique
-from braindecode_vis.digests import hash_once
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import DataError, check_file, check_unique
+from braindecode_vis.base.digests import hash_once
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.attributes import KEYS, TargetParts, describe_missing
 from braindecode_vis.embeddings.captions import read_text
 from braindecode_vis.embeddings.text import refuse_pictures
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_json
 
 
 class ConceptTableConfig(Settings):

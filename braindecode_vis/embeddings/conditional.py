@@ -4,7 +4,7 @@ Owns heads on the target side, one for each attribute, each a ridge from a base 
 attribute, fitted on training images alone; its outputs are one token of the target. FocalLens lets instructions enter a
 vision transformer; its code and formulas are not public, and a head on a frozen embedding is our form of it. Without a
 base the values of the table themselves are the target. How well values are decoded is the business of
-`braindecode_vis.scores.target_scores`.
+`braindecode_vis.scoring.target_scores`.
 
 References
 ----------
@@ -23,16 +23,16 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError, Notice
-from braindecode_vis.digests import hash_once
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import ConfigError, DataError, Notice
+from braindecode_vis.base.digests import hash_once
+from braindecode_vis.base.registry import Component
+from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.embeddings.attributes import AttributeTable, TargetParts, read_attributes
 from braindecode_vis.embeddings.degradations import VIEWED_KINDS
-from braindecode_vis.registry import Component
-from braindecode_vis.seeds import make_generator
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import read_json, write_json
 
 FILE, RECORD = "conditional.safetensors", "conditional.json"
 #: What heads can be put on: image encoders, texts, and vectors that a user holds.

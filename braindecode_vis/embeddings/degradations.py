@@ -22,11 +22,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.checks import DataError
-from braindecode_vis.registry import Component
-from braindecode_vis.seeds import make_generator
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import hash_pixels
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.registry import Component
+from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import hash_pixels
 
 #: Kernels are given for an image whose shorter side has this many pixels, and grow with the image.
 REFERENCE_SIDE = 224

@@ -2,7 +2,7 @@
 
 Owns reading the captions or attributes of a gallery, and what texts mean to a target without a text side: a ridge
 regression from the words, or from the sentence vectors, of training images to the embeddings of these. Nothing of a
-test image is learnt from. How texts rank as candidates is the business of `braindecode_vis.scores.description_scores`.
+test image is learnt from. How texts rank as candidates is the business of `braindecode_vis.scoring.description_scores`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import DataError, check_file, check_installed
-from braindecode_vis.digests import hash_once
+from braindecode_vis.base.checks import DataError, check_file, check_installed
+from braindecode_vis.base.digests import hash_once
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.embeddings.attributes import read_attributes
 from braindecode_vis.embeddings.captions import read_caption_bank, read_text
 from braindecode_vis.embeddings.sentences import (
@@ -27,7 +28,6 @@ from braindecode_vis.embeddings.sentences import (
     hash_sentence_encoder,
 )
 from braindecode_vis.embeddings.text import average_texts, make_unit
-from braindecode_vis.settings import Settings
 
 MOST_LEARNT = 8192  # distinct descriptions that a regression learns from
 

@@ -19,11 +19,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.devices import choose_device
-from braindecode_vis.digests import hash_once
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import crop_square
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.devices import choose_device
+from braindecode_vis.base.digests import hash_once
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import crop_square
 
 _INPUT, _SIDE = 224, 7  # of an image, and of the last maps
 CPU_BATCH = 8  # the feature maps of more images leave the processor's cache, which halves the throughput

@@ -29,11 +29,14 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
-from braindecode_vis import store
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.contracts import ImageEncoder
-from braindecode_vis.digests import digest_files
+from braindecode_vis.base import store
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import ImageEncoder
+from braindecode_vis.base.digests import digest_files
+from braindecode_vis.base.memory import describe_bytes
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.store import json_plain, read_json, replace_atomically, write_json
 from braindecode_vis.embeddings.image_sources import (
     BrokenImageError,
     ImageSource,
@@ -42,9 +45,6 @@ from braindecode_vis.embeddings.image_sources import (
     load_image,
 )
 from braindecode_vis.embeddings.transforms import map_ahead
-from braindecode_vis.memory import describe_bytes
-from braindecode_vis.settings import Settings
-from braindecode_vis.store import json_plain, read_json, replace_atomically, write_json
 
 PART = 1024  # images: what a killed process loses at most
 DECODERS = 2  # threads that decode images

@@ -24,8 +24,8 @@ from zipfile import BadZipFile
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.arrays import Embeddings, normalise_rows
-from braindecode_vis.checks import (
+from braindecode_vis.base.arrays import Embeddings, normalise_rows
+from braindecode_vis.base.checks import (
     ConfigError,
     DataError,
     check_columns,
@@ -33,11 +33,11 @@ from braindecode_vis.checks import (
     check_finite,
     check_unique,
 )
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import hash_json, read_json, write_json
 from braindecode_vis.datasets.sources.file_damage import check_texts
 from braindecode_vis.embeddings.weights import hash_weights, read_tensors
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_json, read_json, write_json
 
 RECORD = "imported.json"
 _UNIT_TOLERANCE = 0.01  # banks saved in half precision are off by up to 0.001

@@ -16,12 +16,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.registry import Component
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.embeddings.degradations import VIEWED_KINDS
-from braindecode_vis.registry import Component
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import StimulusSet
 
 FILE = "layers.safetensors"
 #: Kinds that can stand side by side: pretrained encoders of one network, and texts.

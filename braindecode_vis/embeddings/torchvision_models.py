@@ -16,8 +16,8 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from braindecode_vis.checks import ConfigError, suggest
-from braindecode_vis.devices import seeded
+from braindecode_vis.base.checks import ConfigError, suggest
+from braindecode_vis.base.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower
 from braindecode_vis.embeddings.transforms import Transform
 from braindecode_vis.embeddings.vision_network import VisionNetworkConfig

@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.devices import seeded
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower
 from braindecode_vis.embeddings.published import get_snapshot, name_repository
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform

@@ -16,9 +16,11 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError
-from braindecode_vis.consent import may_download
-from braindecode_vis.devices import autocast, choose_device, repeatable_convolutions
+from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.base.consent import may_download
+from braindecode_vis.base.devices import autocast, choose_device, repeatable_convolutions
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.layer_readout import (
     OUTPUT,
     Layer,
@@ -29,8 +31,6 @@ from braindecode_vis.embeddings.layer_readout import (
 )
 from braindecode_vis.embeddings.transforms import Transform, map_ahead
 from braindecode_vis.embeddings.weights import ModelArgs, WeightsSource, find_weights, hash_weights
-from braindecode_vis.settings import Settings
-from braindecode_vis.store import hash_json
 
 
 class VisionNetworkConfig(Settings):

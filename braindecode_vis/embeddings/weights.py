@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
-from braindecode_vis.consent import may_download
-from braindecode_vis.digests import hash_once
+from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
+from braindecode_vis.base.consent import may_download
+from braindecode_vis.base.digests import hash_once
 from braindecode_vis.embeddings.published import get_snapshot, name_repository
 
 RANDOM: Literal["random"] = "random"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.encoders.eegnet import EEGNetMaps
 from braindecode_vis.encoders.signal import Signal, read_axes
 from braindecode_vis.encoders.tsconv import Projector, Readout, TSConv

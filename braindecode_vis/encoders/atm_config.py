@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.eegnet_config import EEGNetSettings
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.encoders.tsconv_config import TSConvSettings
-from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn

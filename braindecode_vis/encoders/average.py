@@ -17,14 +17,14 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis import roles
-from braindecode_vis.arrays import Embeddings, ImageLikelihood, Responses
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.contracts import Context, WholeBrainEncoder
-from braindecode_vis.registry import Component
-from braindecode_vis.seeds import derive_seed
-from braindecode_vis.settings import Settings
-from braindecode_vis.store import read_json, write_json
+from braindecode_vis.base import roles
+from braindecode_vis.base.arrays import Embeddings, ImageLikelihood, Responses
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import Context, WholeBrainEncoder
+from braindecode_vis.base.registry import Component
+from braindecode_vis.base.seeds import derive_seed
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.store import read_json, write_json
 
 MEMBERS = ("ridge", "linear_gaussian", "network")
 

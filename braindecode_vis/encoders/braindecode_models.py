@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError, describe_missing, suggest
+from braindecode_vis.base.checks import ConfigError, DataError, describe_missing, suggest
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.signal import Signal, read_axes
-from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import ConfigError, DataError, check_columns
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.preprocessing.splits import Fold, make_groups
-from braindecode_vis.settings import Settings
-from braindecode_vis.store import read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd

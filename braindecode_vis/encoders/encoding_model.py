@@ -24,14 +24,14 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.memory import check_memory
+from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.ridge import Backend, Device, Gram, make_gram, use_backend
-from braindecode_vis.memory import check_memory
 from braindecode_vis.preprocessing.scaling import ZScore, fit_zscore
 from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
-from braindecode_vis.seeds import make_generator
-from braindecode_vis.settings import Settings
 
 _BLOCK_VALUES = 16_000_000  # numbers of a block of responses, 128 MB in double precision
 

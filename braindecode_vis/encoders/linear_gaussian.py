@@ -24,15 +24,15 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.arrays import Embeddings, ImageLikelihood, Responses
-from braindecode_vis.checks import DataError
-from braindecode_vis.memory import check_memory
+from braindecode_vis.base.arrays import Embeddings, ImageLikelihood, Responses
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.memory import check_memory
+from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.preprocessing.voxel_geometry import check_common_features
 from braindecode_vis.preprocessing.whitening import make_whitener
-from braindecode_vis.seeds import make_generator
-from braindecode_vis.settings import Settings
-from braindecode_vis.store import read_json, write_json
 
 _SHRINK = 0.01  # of a covariance toward a multiple of the identity
 _PATTERNS = 64  # of what the map misses, at most

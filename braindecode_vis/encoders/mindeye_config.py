@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
     import torch

@@ -1,9 +1,9 @@
 """The parcel encoder and the weights that it starts from.
 
 `ParcelEncoder` turns trials into tokens, all of them or the visible ones only; `ParcelNetwork` pools and projects
-them. What predicts hidden tokens stands in `training.pretraining_model`. Weights are read from pretraining or from
-a foreign file, never unpickled: safetensors, or torch files through ``weights_only``. Every tensor of the encoder must
-be found and every tensor of the file used, or named as ignored. Knows nothing of training.
+them. What predicts hidden tokens stands in `parts.pretraining.pretraining_model`. Weights are read from pretraining or
+from a foreign file, never unpickled: safetensors, or torch files through ``weights_only``. Every tensor of the encoder
+must be found and every tensor of the file used, or named as ignored. Knows nothing of training.
 
 References
 ----------
@@ -23,10 +23,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from braindecode_vis.checks import DataError, check_file
+from braindecode_vis.base.checks import DataError, check_file
+from braindecode_vis.base.store import read_json
 from braindecode_vis.encoders.parcels_config import DESCRIPTION
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.store import read_json
 
 # About the size of the fixed sinusoids that He et al. add (0.7); at 0.02 places drown in the values.
 PLACE_STD = 0.5

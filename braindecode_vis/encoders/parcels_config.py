@@ -1,6 +1,6 @@
 """Whole-cortex parcel encoder: a masked-autoencoder transformer over parcels and time patches.
 
-Settings of the encoder and of the files that it starts from; `training.pretraining` trains it without labels.
+Settings of the encoder and of the files that it starts from; `parts.pretraining.pretraining` trains it without labels.
 
 The paper that this follows names a pretrained fMRI foundation encoder that is tuned by contrast and reports that
 networks beyond the visual one contribute; it does not give the encoder's inside. Tokens, sizes and embeddings are
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import check_file
-from braindecode_vis.digests import hash_once
+from braindecode_vis.base.checks import check_file
+from braindecode_vis.base.digests import hash_once
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.store import hash_file, read_json
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.settings import Settings
-from braindecode_vis.store import hash_file, read_json
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import DataError
 
 
 @dataclass(frozen=True)

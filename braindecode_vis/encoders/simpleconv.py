@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 
 
 class SimpleConv(nn.Module):

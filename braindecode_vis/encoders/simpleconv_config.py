@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.signal import Signal, read_axes
-from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
     import torch

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.encoders.signal import Signal, count_windows, read_axes, scale_length
 
 NICE_SFREQ = 250.0  # Hz, at which the paper gives its lengths

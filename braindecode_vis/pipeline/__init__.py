@@ -4,7 +4,7 @@
 
 Owns the order of the stages, what each of them reads and writes in the run folder, and which settings enter its
 fingerprint. Each function asks for what it needs from the stage before, which is reused when nothing it depends on
-changed. Knows components by their roles (`braindecode_vis.roles`), never by their kinds.
+changed. Knows components by their roles (`braindecode_vis.base.roles`), never by their kinds.
 
 `learning` fits on training trials alone; `decoding`, `categories` and `scoring` read test trials; `reporting` shows. A
 stage is imported when it is asked for, so that preprocessing loads no metric.

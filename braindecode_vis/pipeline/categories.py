@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import roles, store
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError
-from braindecode_vis.contracts import WholeCategoryDecoder
-from braindecode_vis.devices import count_launched
+from braindecode_vis.base import roles, store
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import WholeCategoryDecoder
+from braindecode_vis.base.devices import count_launched
+from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.encoders.category_decoders import find_first_rows
 from braindecode_vis.pipeline.runs import Run, lend_context, publish_scores
 from braindecode_vis.preprocessing.splits import Split
-from braindecode_vis.scores.design_control import predict_from_design, tabulate_design
-from braindecode_vis.scores.units import Units, find_units
-from braindecode_vis.seeds import derive_seed
+from braindecode_vis.scoring.design_control import predict_from_design, tabulate_design
+from braindecode_vis.scoring.units import Units, find_units
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def evaluate_categories(
     upstream = {f"train{number}": fold.artifact.fingerprint for number, fold in enumerate(trained)}
 
     def compute(folder: Path) -> None:
-        from braindecode_vis.scores.category_scores import CategoryTask, compute_category_scores
+        from braindecode_vis.scoring.category_scores import CategoryTask, compute_category_scores
 
         classes = tuple(sorted(set(responses.trials["concept"].astype(str))))
         rows = np.concatenate([fold.test for fold in split.folds])

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import roles, store
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import DataError
-from braindecode_vis.contracts import NOTHING_LENT, Context
-from braindecode_vis.generators.captions_config import WrittenCaptions, write_with_encoder
-from braindecode_vis.image_rows import ImageRows, find_comparison_size
+from braindecode_vis.base import roles, store
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import NOTHING_LENT, Context
+from braindecode_vis.base.image_rows import ImageRows, find_comparison_size
+from braindecode_vis.base.seeds import derive_seed, make_generator
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.generation.captions_config import WrittenCaptions, write_with_encoder
 from braindecode_vis.pipeline.galleries import (
     GalleryPart,
     GallerySource,
@@ -50,12 +52,10 @@ from braindecode_vis.pipeline.learning import (
 )
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, lend_context, remember
 from braindecode_vis.preprocessing.array_file import ArrayFile
-from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
-from braindecode_vis.seeds import derive_seed, make_generator
-from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.scoring.retrieval import Retrieval, read_retrieval, write_retrieval
 
 if TYPE_CHECKING:
-    from braindecode_vis.generators.generator_data import GeneratorData
+    from braindecode_vis.generation.generator_data import GeneratorData
     from braindecode_vis.pipeline.reconstruction import FittedFold, FoldImages, FoldTexts
 
 
@@ -559,7 +559,7 @@ def make_generator_data(
     context
         What the generator is lent.
     """
-    from braindecode_vis.generators.generator_data import GeneratorData
+    from braindecode_vis.generation.generator_data import GeneratorData
 
     prepared = preprocess(run)
     ids = pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train])
@@ -758,8 +758,8 @@ def decode_low_level(run: Run, low: Run, number: int, trials: Responses) -> Draw
 
 def decode_latents(run: Run, low: Run, number: int, predicted: Embeddings) -> DrawnImages:
     """Return what draws the images of latents that the low-level branch of a fold predicted; see `decode_low_level`."""
-    from braindecode_vis.generators.generator_data import GeneratorData
-    from braindecode_vis.generators.inversion import LatentsConfig
+    from braindecode_vis.generation.generator_data import GeneratorData
+    from braindecode_vis.generation.inversion import LatentsConfig
     from braindecode_vis.pipeline.reconstruction import draw_rows
 
     prepared, bank = preprocess(run), embed(low)[number]

@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from braindecode_vis import digests, store
-from braindecode_vis.checks import BraindecodeVisError, DataError
+from braindecode_vis.base import digests, store
+from braindecode_vis.base.checks import BraindecodeVisError, DataError
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, read_scores
 
@@ -148,7 +148,7 @@ def _identify_code() -> list[list[Any]]:
     """Return name, size and time of every file of this package, and of the manifests that it shows."""
     files = [
         [entry.path, entry.stat().st_size, entry.stat().st_mtime_ns]
-        for top in (Path(store.__file__).parent, find_package_data("data_manifests"))
+        for top in (Path(store.__file__).parents[1], find_package_data("data_manifests"))
         for entry in _walk(str(top))
         if entry.name.endswith((".py", ".yaml"))
     ]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from braindecode_vis import digests, store
-from braindecode_vis.checks import BraindecodeVisError, DataError
+from braindecode_vis.base import digests, store
+from braindecode_vis.base.checks import BraindecodeVisError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.pipeline.learning import Prepared, read_dataset
 from braindecode_vis.pipeline.runs import Compute, Listener, Run, SilentListener

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.arrays import Embeddings, MappedRows, Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Embeddings, MappedRows, Responses
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import WholeBrainEncoder, WholeImageEncoder
+from braindecode_vis.base.devices import choose_device
 from braindecode_vis.config import RetrievalConfig
-from braindecode_vis.contracts import WholeBrainEncoder, WholeImageEncoder
-from braindecode_vis.devices import choose_device
 from braindecode_vis.embeddings.descriptions import (
     Description,
     Read,
@@ -27,7 +27,7 @@ from braindecode_vis.embeddings.descriptions import (
     open_reader,
 )
 from braindecode_vis.embeddings.text import average_texts, make_unit
-from braindecode_vis.retrieval import Centre, Retrieval, compute_ranks, fit_centre
+from braindecode_vis.scoring.retrieval import Centre, Retrieval, compute_ranks, fit_centre
 
 MOST_TEXTS = 2048  # of training images, whose mean is taken off texts: it lies within 2 % of that of all
 _PER_QUERY = ("query_ids", "n_above", "n_tied", "true_similarities", "top_indices", "top_similarities")

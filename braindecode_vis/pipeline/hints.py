@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis import store
+from braindecode_vis.base import store
 from braindecode_vis.pipeline.decoding import retrieve
 from braindecode_vis.pipeline.learning import preprocess, train
 from braindecode_vis.pipeline.runs import Run, remember

@@ -25,11 +25,11 @@ from typing import Any, overload
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import store
-from braindecode_vis.checks import DataError
-from braindecode_vis.image_rows import ImageRows
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.image_rows import ImageRows
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.preprocessing.array_file import ArrayFile
-from braindecode_vis.stimuli import StimulusSet
 
 INDEX = "images.json"
 

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import roles
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import ConfigError, DataError, check_finite, check_option
+from braindecode_vis.base import roles
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import ConfigError, DataError, check_finite, check_option
+from braindecode_vis.base.remote import as_path
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import read_config
 from braindecode_vis.config.source import read_override
 from braindecode_vis.datasets.array_folder import find_trials, read_new_trials
@@ -28,8 +30,6 @@ from braindecode_vis.pipeline.learning import preprocess, read_dataset, write_da
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.repeats import pick_rows
 from braindecode_vis.preprocessing.voxel_geometry import read_geometry
-from braindecode_vis.remote import as_path
-from braindecode_vis.stimuli import StimulusSet
 
 #: Units that mean the same, as users and files write them.
 _SAME_UNITS = {"volt": "V", "volts": "V", "v": "V", "tesla": "T", "t": "T"}

@@ -16,20 +16,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import store
-from braindecode_vis.arrays import Embeddings, Responses, check_same_space
-from braindecode_vis.checks import ConfigError, DataError, NoResultError
+from braindecode_vis.base import store
+from braindecode_vis.base.arrays import Embeddings, Responses, check_same_space
+from braindecode_vis.base.checks import ConfigError, DataError, NoResultError
+from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.devices import choose_device
+from braindecode_vis.base.image_rows import ImageRows
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import Artifact
 from braindecode_vis.config import RunConfig
-from braindecode_vis.contracts import Context
 from braindecode_vis.datasets.array_folder import load_array
 from braindecode_vis.datasets.own_data import Pictures, make_picture_set
-from braindecode_vis.devices import choose_device
 from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
 from braindecode_vis.embeddings.descriptions import read_captions_or_attributes
 from braindecode_vis.embeddings.image_bank import is_image_bank, read_image_bank
-from braindecode_vis.generators.captions import retrieve_nearest
-from braindecode_vis.generators.captions_config import WrittenCaptions, write_with_encoder
-from braindecode_vis.image_rows import ImageRows
+from braindecode_vis.generation.captions import retrieve_nearest
+from braindecode_vis.generation.captions_config import WrittenCaptions, write_with_encoder
 from braindecode_vis.pipeline.decoding import (
     decode_low_level,
     make_generator_data,
@@ -48,10 +50,8 @@ from braindecode_vis.pipeline.learning import embed, name_fold, pick_trials, pre
 from braindecode_vis.pipeline.new_trials import NewTrials
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.pipeline.scoring import describe_choices, open_text_side, read_descriptions
-from braindecode_vis.retrieval import Centre, GallerySearch, Retrieval, compute_ranks
-from braindecode_vis.scores.caption_scores import DECODERS, NEAREST
-from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import Artifact
+from braindecode_vis.scoring.caption_scores import DECODERS, NEAREST
+from braindecode_vis.scoring.retrieval import Centre, GallerySearch, Retrieval, compute_ranks
 
 
 @dataclass(frozen=True)

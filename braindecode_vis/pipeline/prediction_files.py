@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import store
-from braindecode_vis.checks import BraindecodeVisError, DataError
-from braindecode_vis.metrics.image import split_rounds
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import BraindecodeVisError, DataError
 from braindecode_vis.pipeline.learning import train
+from braindecode_vis.scoring.image import split_rounds
 
 KIND = "predict"
 _NAMES = (

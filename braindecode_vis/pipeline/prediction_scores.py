@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import SCORE_KEYS
-from braindecode_vis.image_rows import ImageRows, Images
+from braindecode_vis.base.arrays import SCORE_KEYS
+from braindecode_vis.base.image_rows import ImageRows, Images
 from braindecode_vis.pipeline.learning import preprocess
 
 NEW_PICTURES, TRAINED_PICTURES = "new pictures", "pictures of the training"
@@ -26,7 +26,7 @@ def score_predictions(result: Any) -> pd.DataFrame:
 
 
 def _score_pictures(result: Any) -> list[Any]:
-    from braindecode_vis.scores.score_table import ScoringTask, compute_scores
+    from braindecode_vis.scoring.score_table import ScoringTask, compute_scores
 
     known = result._list_known()
     if not known:
@@ -76,7 +76,7 @@ def _find_seen(result: Any, ids: np.ndarray) -> ImageRows | None:
 
 
 def _score_categories(result: Any) -> list[Any]:
-    from braindecode_vis.scores.category_scores import CategoryTask, compute_category_scores
+    from braindecode_vis.scoring.category_scores import CategoryTask, compute_category_scores
 
     assert result.decisions is not None
     trials, classes = result.trials, tuple(result.decisions.columns)

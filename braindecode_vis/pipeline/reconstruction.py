@@ -17,29 +17,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import roles, store
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base import roles, store
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import WholeImageGenerator, WholePrior
+from braindecode_vis.base.image_rows import ImageRows, Images
+from braindecode_vis.base.memory import check_memory, describe_bytes
+from braindecode_vis.base.seeds import derive_seed
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import RunConfig
-from braindecode_vis.contracts import WholeImageGenerator, WholePrior
-from braindecode_vis.generators.captions_config import (
+from braindecode_vis.generation.captions_config import (
     WrittenCaptions,
     fit_decoders,
     read_decoders,
     write_decoders,
 )
-from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator, NearestConfig
-from braindecode_vis.generators.generator_data import GeneratorData, RepetitionNoise
-from braindecode_vis.generators.image_fusion import fuse_branches
-from braindecode_vis.image_rows import ImageRows, Images
-from braindecode_vis.memory import check_memory, describe_bytes
+from braindecode_vis.generation.controls import ClassMeanGenerator, MeanImageGenerator, NearestConfig
+from braindecode_vis.generation.generator_data import GeneratorData, RepetitionNoise
+from braindecode_vis.generation.image_fusion import fuse_branches
+from braindecode_vis.generation.priors.closed_form import IdentityPrior, MeanPrior
 from braindecode_vis.pipeline.image_files import DrawnImages, ImageWriter, name_file, name_stimuli
-from braindecode_vis.priors.closed_form import IdentityPrior, MeanPrior
-from braindecode_vis.seeds import derive_seed
-from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
-    from braindecode_vis.generators.captions import CaptionDecoder
+    from braindecode_vis.generation.captions import CaptionDecoder
 
 #: Single trials that the noise of repetitions is measured on; a covariance of embeddings needs no more.
 MOST_REPEATED = 2048

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis import roles, store
-from braindecode_vis.analysis.drawing import list_brains, mark_stimulus, place_pattern
-from braindecode_vis.analysis.patterns import find_flat_positions
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import BraindecodeVisError
+from braindecode_vis.base import roles, store
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import BraindecodeVisError
 from braindecode_vis.config import find_config, read_config
 from braindecode_vis.config.header import read_header
+from braindecode_vis.parts.analyses.drawing import list_brains, mark_stimulus, place_pattern
+from braindecode_vis.parts.analyses.patterns import find_flat_positions
 from braindecode_vis.pipeline.learning import preprocess, train
 from braindecode_vis.pipeline.runs import Run, list_changes
 from braindecode_vis.preprocessing.noise_ceiling import compute_noise_ceilings, read_epochs_ceiling

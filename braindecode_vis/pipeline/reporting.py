@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from braindecode_vis import roles, store
-from braindecode_vis.checks import BraindecodeVisError, DataError
+from braindecode_vis.base import roles, store
+from braindecode_vis.base.checks import BraindecodeVisError, DataError
 from braindecode_vis.config import check_files
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.pipeline.decoding import open_branches, reconstruct, retrieve
@@ -27,7 +27,7 @@ from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.pipeline.scoring import check_texts, evaluate, find_phantom
 
 if TYPE_CHECKING:
-    from braindecode_vis.audit.findings import Audit
+    from braindecode_vis.parts.audit.findings import Audit
 
 
 #: Raise it when the page says more of the same results, so that it is written anew.
@@ -40,7 +40,7 @@ def check_leaks(run: Run) -> Audit | None:
 
     None if they could not be made; the report says why.
     """
-    from braindecode_vis.audit.quick import audit_quickly
+    from braindecode_vis.parts.audit.quick import audit_quickly
 
     # The checks recompute scores from the files, which must be there.
     evaluate(run)

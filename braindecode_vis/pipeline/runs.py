@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from braindecode_vis import digests, roles, store
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, Notice
+from braindecode_vis.base import digests, roles, store
+from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError, Notice
+from braindecode_vis.base.consent import ConsentError
+from braindecode_vis.base.contracts import Context, WholeSettings
+from braindecode_vis.base.folder_lock import hold_folder
+from braindecode_vis.base.remote import refuse_address_to_write
 from braindecode_vis.config import RunConfig, dump_config, read_config
-from braindecode_vis.consent import ConsentError
-from braindecode_vis.contracts import Context, WholeSettings
-from braindecode_vis.folder_lock import hold_folder
-from braindecode_vis.remote import refuse_address_to_write
 
 #: Raise a number when the code of that stage changes its result.
 STAGE_VERSIONS = {

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import roles, store
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError, check_unique
+from braindecode_vis.base import roles, store
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import ConfigError, DataError, check_unique
+from braindecode_vis.base.devices import choose_device
+from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.stimuli import hash_pixels
 from braindecode_vis.config import RunConfig
-from braindecode_vis.devices import choose_device
 from braindecode_vis.embeddings.compositions import (
     CompositionConfig,
     CompositionTest,
@@ -28,7 +30,6 @@ from braindecode_vis.embeddings.descriptions import (
     read_captions_or_attributes,
 )
 from braindecode_vis.embeddings.text import average_texts, make_unit
-from braindecode_vis.metrics.metric_registry import register_metric
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.decoding import (
     choose_gallery,
@@ -60,16 +61,15 @@ from braindecode_vis.pipeline.learning import (
 )
 from braindecode_vis.pipeline.runs import Run, publish_scores, remember
 from braindecode_vis.preprocessing.repeats import average_repetitions
-from braindecode_vis.retrieval import Retrieval, compute_similarity
-from braindecode_vis.scores.design_control import predict_from_design, tabulate_design
-from braindecode_vis.scores.units import Units, find_units
-from braindecode_vis.seeds import make_generator
-from braindecode_vis.stimuli import hash_pixels
+from braindecode_vis.scoring.design_control import predict_from_design, tabulate_design
+from braindecode_vis.scoring.metric_registry import register_metric
+from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
+from braindecode_vis.scoring.units import Units, find_units
 
 if TYPE_CHECKING:
-    from braindecode_vis.scores.gallery_scores import LargeGalleryConfig
-    from braindecode_vis.scores.protocol_scores import CompositionSides
-    from braindecode_vis.scores.scoring_task import ScoringTask
+    from braindecode_vis.scoring.gallery_scores import LargeGalleryConfig
+    from braindecode_vis.scoring.protocol_scores import CompositionSides
+    from braindecode_vis.scoring.scoring_task import ScoringTask
 
 MOST_HELD_OUT = 1000  # images, and trials of these, on which the weight of descriptions is chosen
 N_PARTS = 5  # of their concepts, each described by what was learnt from the others
@@ -89,7 +89,7 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
     check_unique(metrics, what="metrics of evaluation.metrics")
 
     def compute(folder: Path) -> None:
-        from braindecode_vis.scores.score_table import compute_scores
+        from braindecode_vis.scoring.score_table import compute_scores
 
         task, unit_note = make_scoring_task(run)
         trials = prepared.responses.trials
@@ -177,7 +177,7 @@ def _rank_design(run: Run) -> list[Retrieval]:
 
 def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
     """Return what is scored of a run that finds images, and a sentence where intervals could not resample groups."""
-    from braindecode_vis.scores.score_table import ScoringTask
+    from braindecode_vis.scoring.score_table import ScoringTask
 
     config, prepared, retrieved, images = run.config, preprocess(run), retrieve(run), reconstruct(run)
     parts = [part for fold in retrieved.folds for part in fold.parts]
@@ -240,7 +240,7 @@ def _score_further(run: Run, task: ScoringTask, folder: Path) -> tuple[list[Any]
     protocol, units = task.protocol, task.units
     prepared, images = preprocess(run), reconstruct(run)
     if config.captions is not None:
-        from braindecode_vis.scores.caption_scores import CaptionTask, score_caption_task
+        from braindecode_vis.scoring.caption_scores import CaptionTask, score_caption_task
 
         # Captions are compared in the space that the generator takes, as the images were made from it.
         predicted, true, training = [], [], []
@@ -265,7 +265,7 @@ def _score_further(run: Run, task: ScoringTask, folder: Path) -> tuple[list[Any]
     lacking += why
     if config.brain is None and config.noise_ceiling is None:
         return scores, lacking
-    from braindecode_vis.scores import response_scores
+    from braindecode_vis.scoring import response_scores
 
     responses, folds = prepared.responses, prepared.split.folds
     ceilings: dict[str, Any] = {}
@@ -306,7 +306,7 @@ def _score_target(run: Run, task: ScoringTask) -> tuple[list[Any], list[str]]:
     parts = roles.play(roles.IMAGE_ENCODER_SETTINGS, run.config.target).list_parts(prepared.stimuli)
     if parts is None:
         return [], []
-    from braindecode_vis.scores.target_scores import TargetTask, score_target
+    from braindecode_vis.scoring.target_scores import TargetTask, score_target
 
     pairs = [predict_for_generator(run, number) for number in range(len(prepared.folds))]
     own = [bank.embeddings for bank in embed(run)]
@@ -407,8 +407,8 @@ def _name_conditions(run: Run, ids: np.ndarray) -> np.ndarray | None:
 
 def _score_protocols(run: Run, protocol: str, units: Units | None) -> tuple[list[Any], list[str]]:
     """Return the score rows of the further protocols that the configuration names, and what was not computed."""
-    from braindecode_vis.metrics.protocols import make_concept_templates
-    from braindecode_vis.scores.protocol_scores import ProtocolTask, score_protocols
+    from braindecode_vis.scoring.protocol_scores import ProtocolTask, score_protocols
+    from braindecode_vis.scoring.protocols import make_concept_templates
 
     config, prepared, retrieved = run.config, preprocess(run), retrieve(run)
     wanted, stimuli = config.evaluation.protocols, prepared.stimuli
@@ -514,7 +514,7 @@ def _compare_sides(
     subjects: np.ndarray,
     note: str = "",
 ) -> CompositionSides:
-    from braindecode_vis.scores.protocol_scores import CompositionSides
+    from braindecode_vis.scoring.protocol_scores import CompositionSides
 
     rows = np.array([row for row, _ in asked])
     return CompositionSides(
@@ -539,7 +539,7 @@ def _predict_sentences(run: Run, number: int) -> tuple[Embeddings, Callable[[lis
 def _score_large_gallery(run: Run, settings: LargeGalleryConfig, task: ScoringTask) -> list[Any]:
     """Return the scores of retrieval among the images of a bank."""
     from braindecode_vis.embeddings.image_bank import read_image_bank
-    from braindecode_vis.scores.gallery_scores import GalleryTask, check_bank_space, score_large_gallery
+    from braindecode_vis.scoring.gallery_scores import GalleryTask, check_bank_space, score_large_gallery
 
     bank, tasks, subjects = read_image_bank(settings.bank.expanduser()), [], []
     for source, fold in zip(list_gallery_sources(run), retrieve(run).folds, strict=True):
@@ -632,7 +632,7 @@ def _score_descriptions(
     run: Run, settings: DescriptionsConfig, task: ScoringTask
 ) -> tuple[list[Any], list[dict[str, Any]], list[str]]:
     """Return scores of retrieval by description, paired differences to that by images, and what was not computed."""
-    from braindecode_vis.scores.description_scores import DescriptionTask, score_descriptions
+    from braindecode_vis.scoring.description_scores import DescriptionTask, score_descriptions
 
     known, tasks, subjects, weights, lacking = read_descriptions(run), [], [], [], []
     for number, (source, fold) in enumerate(zip(list_gallery_sources(run), retrieve(run).folds, strict=True)):
@@ -675,7 +675,7 @@ def _choose_weight(
     run: Run, number: int, side: TextSide, settings: DescriptionsConfig
 ) -> tuple[float | None, str]:
     """Return the weight of texts beside images, or None and a sentence where nothing was held out to choose it on."""
-    from braindecode_vis.scores import description_scores
+    from braindecode_vis.scoring import description_scores
 
     if settings.weight is not None:
         return settings.weight, ""
@@ -739,7 +739,7 @@ def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
     root = find_phantom(config)
     if root is None or not config.split.is_declared:
         return {}
-    from braindecode_vis.phantom.truth import read_truth  # brings the whole simulation along
+    from braindecode_vis.parts.phantom.truth import read_truth  # brings the whole simulation along
 
     # The truth knows the ceiling of each subject, not that of all subjects together.
     if prepared.responses.trials["subject"].nunique() > 1:

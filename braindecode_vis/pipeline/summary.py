@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import store
+from braindecode_vis.base import store
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Manifest
 from braindecode_vis.pipeline.categories import tabulate_confusions, tabulate_runs
@@ -22,7 +22,7 @@ from braindecode_vis.pipeline.scoring import evaluate, find_phantom
 from braindecode_vis.report.gallery import GalleryContent, arrange_rows
 from braindecode_vis.report.page import ExtraSection, RankContent, SectionFigure, SectionFile
 from braindecode_vis.report.words import describe_encoder
-from braindecode_vis.scores.caption_scores import join_sources, name_decoded
+from braindecode_vis.scoring.caption_scores import join_sources, name_decoded
 
 
 def describe_run(run: Run) -> dict[str, Any]:

@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import roles, store
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError, check_option
+from braindecode_vis.base import roles, store
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import ConfigError, DataError, check_option
+from braindecode_vis.base.seeds import derive_seed, make_generator
+from braindecode_vis.base.stimuli import hash_pixels, resize_image
 from braindecode_vis.config.models import NOT_AT_HAND, UNSEEN, SyntheticConfig
 from braindecode_vis.encoders.encoding_model import draw_residuals, fit_encoding
 from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
-from braindecode_vis.seeds import derive_seed, make_generator
-from braindecode_vis.stimuli import hash_pixels, resize_image
 
 PREFIX = "synthetic/"  # of the ids of synthetic trials, unlike any of a data set
 _AT_ONCE = 256  # images that are decoded and encoded together
@@ -299,7 +299,7 @@ def _embed_training(
     run: Run, number: int, settings: SyntheticConfig, real: Responses
 ) -> dict[str, Embeddings]:
     """Return the embedding of the image of each real trial in the spaces that the model regresses on."""
-    from braindecode_vis.digests import find_cache_folder
+    from braindecode_vis.base.digests import find_cache_folder
     from braindecode_vis.embeddings.bank import embed_stimuli
     from braindecode_vis.pipeline import learning
 
@@ -482,7 +482,7 @@ def _read_bank(
 
 def _find_same(vectors: np.ndarray, shown: np.ndarray) -> np.ndarray:
     """Return which vectors are one of the shown images' but for rounding to half precision."""
-    from braindecode_vis.arrays import normalise_rows
+    from braindecode_vis.base.arrays import normalise_rows
 
     shown = normalise_rows(shown.astype(np.float32))
     same = np.zeros(len(vectors), bool)

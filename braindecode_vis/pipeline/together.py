@@ -22,17 +22,17 @@ from typing import Any, NoReturn
 
 import pandas as pd
 
-from braindecode_vis import store
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.contracts import Context
-from braindecode_vis.devices import (
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.devices import (
     broadcast_flag,
     is_first,
     join_processes,
     naming_lost_processes,
     spans_machines,
 )
-from braindecode_vis.leases import BeingMade
+from braindecode_vis.base.leases import BeingMade
 from braindecode_vis.pipeline.decoding import (
     ask_images,
     find_shared_fits,

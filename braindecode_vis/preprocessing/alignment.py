@@ -20,8 +20,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.preprocessing.common_space import (
     COMMON_SPACES,
     CommonSpace,
@@ -31,7 +32,6 @@ from braindecode_vis.preprocessing.common_space import (
 )
 from braindecode_vis.preprocessing.scaling import iterate_blocks
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
-from braindecode_vis.settings import Settings
 
 MEDIAN_BYTES = 512 << 20  # trials that medians are taken from; more than this are thinned evenly
 

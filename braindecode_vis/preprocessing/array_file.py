@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.checks import DataError
-from braindecode_vis.contracts import Progress
-from braindecode_vis.leases import LEASE, BeingMade, hold_lease
-from braindecode_vis.store import hash_json, replace_atomically
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import Progress
+from braindecode_vis.base.leases import LEASE, BeingMade, hold_lease
+from braindecode_vis.base.store import hash_json, replace_atomically
 
 _FLOAT16_MAX = 65504.0  # larger values would become infinite without a word
 

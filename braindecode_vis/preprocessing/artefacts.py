@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import ConfigError, DataError, require
+from braindecode_vis.base.checks import ConfigError, DataError, require
+from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.datasets.sources.cleaning_options import AutorejectConfig, IcaConfig
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochPlan, Sensors
 from braindecode_vis.datasets.sources.safe_pickle import open_npy
 from braindecode_vis.preprocessing.cleaning import CleanedReader, filter_file, make_info, make_interpolation
 from braindecode_vis.preprocessing.epochs import Piece, iterate_trials
-from braindecode_vis.seeds import derive_seed
 
 EYES = ("Fp1", "Fpz", "Fp2", "AF7", "AF8")
 _MAX_ITER = 500

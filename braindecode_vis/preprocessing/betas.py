@@ -21,9 +21,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import TRIAL_COLUMNS
-from braindecode_vis.checks import DataError
-from braindecode_vis.contracts import Progress, count_steps
+from braindecode_vis.base.arrays import TRIAL_COLUMNS
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import Progress, count_steps
+from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.base.store import write_json, write_stimuli
 from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry
 from braindecode_vis.preprocessing.array_file import ArrayFile, KeptParts, tell_kept
 from braindecode_vis.preprocessing.learnt_statistics import (
@@ -47,8 +49,6 @@ from braindecode_vis.preprocessing.signal_damage import (
     settle_blank_images,
     settle_missing,
 )
-from braindecode_vis.stimuli import StimulusSet, hash_pixels
-from braindecode_vis.store import write_json, write_stimuli
 
 Advance = Callable[[int, str], None]
 

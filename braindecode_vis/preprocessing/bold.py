@@ -15,8 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import DataError
-from braindecode_vis.contracts import Progress
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import Progress
 from braindecode_vis.datasets.sources.betas_source import (
     BetasPart,
     FmriSource,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.sources.cleaning_options import Cleaning
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,

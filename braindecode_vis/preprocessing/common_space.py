@@ -22,12 +22,12 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.registry import ByKind
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.preprocessing.scaling import iterate_blocks
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
-from braindecode_vis.registry import ByKind
-from braindecode_vis.settings import Settings
 
 FIT_BYTES = 1 << 30  # of mean responses that maps are fitted on; images are thinned evenly beyond it
 FEWEST_IMAGES = 2  # one image says nothing once the mean is taken off

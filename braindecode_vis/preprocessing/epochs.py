@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.arrays import TRIAL_COLUMNS, Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.arrays import TRIAL_COLUMNS, Responses
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, EpochPlan
 from braindecode_vis.preprocessing.signal_damage import DamageWatch
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import DataError, check_option
+from braindecode_vis.base.checks import DataError, check_option
 
 # Half the digits of float64: what is left of a regressor below this is rounding, as squared norms are compared.
 _RANK_TOLERANCE = 1e-8

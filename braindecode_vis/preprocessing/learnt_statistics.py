@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.store import read_json
 from braindecode_vis.preprocessing.scaling import (
     FeatureMoments,
     FeatureStatistics,
@@ -26,7 +27,6 @@ from braindecode_vis.preprocessing.scaling import (
     pool_statistics,
 )
 from braindecode_vis.preprocessing.whitening import Whitener, fit_mvnn, make_whitener
-from braindecode_vis.store import read_json
 
 #: Files of mean and variance beside ``data.npy``, shape (n_groups, n_features).
 ZSCORE_MEAN, ZSCORE_VARIANCE = "zscore_mean.npy", "zscore_variance.npy"

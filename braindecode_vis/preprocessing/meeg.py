@@ -23,8 +23,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.contracts import Progress, count_steps
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import Progress, count_steps
+from braindecode_vis.base.store import json_plain, write_json, write_stimuli
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochPlan,
@@ -45,7 +46,6 @@ from braindecode_vis.preprocessing.whitening import (
     compute_condition_weights,
     make_whitener,
 )
-from braindecode_vis.store import json_plain, write_json, write_stimuli
 
 Advance = Callable[[int, str], None]
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.consent import may_download
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.consent import may_download
+from braindecode_vis.base.remote import bring
 from braindecode_vis.datasets.sources.betas_source import AtlasConfig, Geometry, Parcels
 from braindecode_vis.datasets.sources.fmri_volumes import read_label_table
-from braindecode_vis.remote import bring
 
 _SCHAEFER = re.compile(r"^\d+Networks_[LR]H_([A-Za-z]+)")
 _AFFINE_MM = 1e-3  # headers keep float32

@@ -17,10 +17,10 @@ from typing import Literal
 
 import numpy as np
 
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.preprocessing.splits import make_inner_folds
-from braindecode_vis.seeds import make_generator
 
 _BLOCK_BYTES = 64 << 20
 Measure = Literal["ncsnr", "split_half"]

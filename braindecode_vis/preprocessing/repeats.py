@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.arrays import Responses, TrialRows
+from braindecode_vis.base.arrays import Responses, TrialRows
 
 #: Picked trials of more bytes than this stay in their file, and averages of more than this are taken when asked for.
 MAX_COPIED_BYTES = 64 << 20

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.sources.cleaning_options import ScalingConfig
 from braindecode_vis.preprocessing.array_file import ArrayFile
 from braindecode_vis.preprocessing.epochs import BLOCK_TRIALS

@@ -21,8 +21,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError, check_option
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import ConfigError, DataError, check_option
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.preprocessing.reliability import (
     compute_encoding_scores,
     compute_ncsnr,
@@ -35,8 +37,6 @@ from braindecode_vis.preprocessing.voxel_geometry import (
     select_features,
     select_own_features,
 )
-from braindecode_vis.settings import Settings
-from braindecode_vis.store import read_json, write_json
 
 _FILE = "selection"
 _ALL = ""  # key of a choice that is common to all subjects

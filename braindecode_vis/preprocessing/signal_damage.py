@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.store import json_plain
 from braindecode_vis.datasets.manifests import find_missing, list_recordings
-from braindecode_vis.store import json_plain
 
 # Values of a trial that are looked at, evenly spaced over it.
 _N_PROBES = 512

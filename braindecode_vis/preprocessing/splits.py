@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.registry import ByKind
-from braindecode_vis.seeds import make_generator
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.registry import ByKind
+from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import pandas as pd

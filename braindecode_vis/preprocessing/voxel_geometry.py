@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import ConfigError, DataError, check_option
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import ConfigError, DataError, check_option
 from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.preprocessing.parcellation import spread_parcels
 

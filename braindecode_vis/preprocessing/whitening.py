@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, check_option
+from braindecode_vis.base.checks import DataError, check_option
 
 _BLOCK_BYTES = 2 << 20  # stays in the second-level cache
 

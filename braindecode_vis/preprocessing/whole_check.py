@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from braindecode_vis.checks import BraindecodeVisError, ConfigError
+from braindecode_vis.base.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.datasets.manifests import CheckFinding
 from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.preprocessing.signal_damage import DamageWatch, make_watch, settle_missing

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from braindecode_vis.base.store import json_plain, replace_atomically
 from braindecode_vis.report.figures import compute_axis_limits
 from braindecode_vis.report.page_gallery import encode_thumbnail
 from braindecode_vis.report.page_scores import make_scale, view_bar
@@ -28,7 +29,6 @@ from braindecode_vis.report.words import (
     format_p_value,
     is_missing,
 )
-from braindecode_vis.store import json_plain, replace_atomically
 
 THUMBNAIL_PX = 72
 MAX_CURVES = 12

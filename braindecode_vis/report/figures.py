@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, check_option
-from braindecode_vis.metrics.uncertainty import wilson_interval
+from braindecode_vis.base.checks import DataError, check_option
 from braindecode_vis.report.words import DECODED, ScoreRow, describe_metric, is_missing, sort_methods
+from braindecode_vis.scoring.uncertainty import wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

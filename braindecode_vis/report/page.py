@@ -21,10 +21,10 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import SCORE_KEYS
-from braindecode_vis.checks import DataError, check_columns
-from braindecode_vis.memory import PROFILE, describe_profile
-from braindecode_vis.metrics.score_row import describe_resampled
+from braindecode_vis.base.arrays import SCORE_KEYS
+from braindecode_vis.base.checks import DataError, check_columns
+from braindecode_vis.base.memory import PROFILE, describe_profile
+from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.report import figures
 from braindecode_vis.report.gallery import GalleryContent
 from braindecode_vis.report.page_gallery import (
@@ -44,7 +44,7 @@ from braindecode_vis.report.words import (
     format_p_value,
     sort_methods,
 )
-from braindecode_vis.store import replace_atomically
+from braindecode_vis.scoring.score_row import describe_resampled
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -167,7 +167,7 @@ class ReportContent:
     facts
         Label and value of what is known of the data: number of trials, voxels or channels, licence.
     scores
-        Rows with the keys of `braindecode_vis.arrays.SCORE_KEYS`; ``decoded`` is the system under test.
+        Rows with the keys of `braindecode_vis.base.arrays.SCORE_KEYS`; ``decoded`` is the system under test.
     ranks
         Ranks of the seen images, if retrieval ran.
     gallery

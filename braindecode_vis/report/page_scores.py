@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from braindecode_vis.metrics.metric_registry import LAST, find_metric
 from braindecode_vis.report.figures import compute_axis_limits
 from braindecode_vis.report.words import (
     DASH,
@@ -29,6 +28,7 @@ from braindecode_vis.report.words import (
     is_missing,
     sort_methods,
 )
+from braindecode_vis.scoring.metric_registry import LAST, find_metric
 
 N_CARDS = 4
 

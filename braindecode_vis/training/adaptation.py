@@ -9,8 +9,8 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.training.fitted import reduce_views
 

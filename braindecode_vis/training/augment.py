@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, require
+from braindecode_vis.base.checks import ConfigError, require
+from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.seeds import make_generator
-from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -21,8 +21,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.seeds import derive_seed, make_generator
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.seeds import derive_seed, make_generator
 
 LastBatch = Literal["even", "smaller", "dropped"]
 FEWEST_IMAGES = 8  # of a group that batches are drawn in; fewer tell little apart

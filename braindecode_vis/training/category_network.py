@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
-from braindecode_vis.checks import DataError
-from braindecode_vis.contracts import Context
+from braindecode_vis.base.arrays import Embeddings, Responses, normalise_rows
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.optimisation import OptimiserConfig, ScheduleConfig
+from braindecode_vis.base.registry import Component
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.encoders.category_decoders import read_labels
-from braindecode_vis.optimisation import OptimiserConfig, ScheduleConfig
 from braindecode_vis.preprocessing.alignment import InputScalingConfig
-from braindecode_vis.registry import Component
-from braindecode_vis.settings import Settings
-from braindecode_vis.store import read_json, write_json
 from braindecode_vis.training.network_config import (
     BatchSize,
     NetworkEncoderConfig,

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError, Notice
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import ConfigError, DataError, Notice
+from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.attributes import read_attributes
 from braindecode_vis.embeddings.captions import END, PAD, SPECIAL, START, read_caption_bank, split_words
 from braindecode_vis.embeddings.swaps import ENGLISH, find_groups, swap_captions
-from braindecode_vis.store import hash_json
 from braindecode_vis.training.batches import code_trials
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _add_words(found: Descriptions, texts: list[list[str]], learnt: np.ndarray) 
 
 def _embed_texts(config: Any, texts: list[list[str]], memory: dict[str, np.ndarray] | None) -> np.ndarray:
     """Return float32 unit vectors, the mean over the texts of each entry; computed once for the same texts."""
-    from braindecode_vis.devices import compute_once
+    from braindecode_vis.base.devices import compute_once
     from braindecode_vis.embeddings.text import average_texts, make_unit
 
     memory, key = {} if memory is None else memory, hash_json(texts)

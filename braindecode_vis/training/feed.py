@@ -21,19 +21,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.devices import (
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.devices import (
     compute_once,
     count_local_processes,
     count_processes,
     gather_rows,
     get_rank,
 )
+from braindecode_vis.base.memory import find_memory
+from braindecode_vis.base.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.memory import find_memory
 from braindecode_vis.preprocessing.alignment import InputTransform
-from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.training.augment import (
     RepetitionAveragingConfig,
     SubjectMixingConfig,

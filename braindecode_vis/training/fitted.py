@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import torch
 
-from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.devices import choose_device
+from braindecode_vis.base.arrays import Embeddings, Responses, normalise_rows
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.devices import choose_device
+from braindecode_vis.base.store import json_plain, read_json, write_json
 from braindecode_vis.embeddings.captions import write_captions
 from braindecode_vis.encoders.signal import Signal, check_signal
 from braindecode_vis.preprocessing.alignment import InputTransform
-from braindecode_vis.store import json_plain, read_json, write_json
 from braindecode_vis.training.descriptions import Lexicon
 
 if TYPE_CHECKING:
@@ -361,7 +361,7 @@ def read_fit(folder: Path, config: Any) -> tuple[NetworkFit, int, list[str]]:
     """
     from safetensors.torch import load_file
 
-    from braindecode_vis.optimisation import check_identity, load_weights, take
+    from braindecode_vis.base.optimisation import check_identity, load_weights, take
     from braindecode_vis.training.model import TargetScale, build_model
     from braindecode_vis.training.objectives.objective import StepSizes
 

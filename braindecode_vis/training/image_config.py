@@ -14,8 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from braindecode_vis.registry import Component
-from braindecode_vis.settings import Settings
+from braindecode_vis.base.registry import Component
+from braindecode_vis.base.settings import Settings
 
 ViewChoice = Literal["mean", "sample", "uncertainty"]
 TunableTarget = Annotated[Any, Component("target", only=("openclip", "timm"), outside=False)]

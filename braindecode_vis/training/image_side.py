@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from braindecode_vis.arrays import normalise_rows
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.seeds import make_generator
+from braindecode_vis.base.arrays import normalise_rows
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.training.image_config import LayerFusionConfig, ViewChoice
 
 

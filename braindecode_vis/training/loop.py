@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braindecode_vis.checks import ConfigError, DataError, require
-from braindecode_vis.devices import (
+from braindecode_vis.base.checks import ConfigError, DataError, require
+from braindecode_vis.base.devices import (
     broadcast_flag,
     check_same_start,
     compute_once,
@@ -36,7 +36,7 @@ from braindecode_vis.devices import (
     share_network,
     take_part,
 )
-from braindecode_vis.optimisation import (
+from braindecode_vis.base.optimisation import (
     MovingAverage,
     OptimiserConfig,
     compute_first_beta,
@@ -49,8 +49,8 @@ from braindecode_vis.optimisation import (
     unpack_optimiser,
     write_checkpoint,
 )
-from braindecode_vis.seeds import derive_seed
-from braindecode_vis.store import replace_atomically
+from braindecode_vis.base.seeds import derive_seed
+from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.training.batches import count_batches, make_batches, make_grouped_batches
 from braindecode_vis.training.feed import BatchPlan, Feed, read_ahead
 from braindecode_vis.training.fitted import get_monitored_score, score_held_out
@@ -568,8 +568,8 @@ def make_optimiser(
     config
         The settings.
     model
-        Its network (see `braindecode_vis.contracts.WholeNetwork`), fusion and tower have groups of their own, as has
-        the shared projector, which a second stage may freeze; parameters of objectives are not decayed.
+        Its network (see `braindecode_vis.base.contracts.WholeNetwork`), fusion and tower have groups of their own, as
+        has the shared projector, which a second stage may freeze; parameters of objectives are not decayed.
     frozen_decay
         Take no weight decay anywhere, for tables of which a batch moves a few rows only.
 

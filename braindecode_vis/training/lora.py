@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.devices import autocast
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.devices import autocast
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.embeddings.layer_readout import OUTPUT, resolve_layer
 from braindecode_vis.embeddings.transforms import map_ahead
-from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.training.image_config import ImageTowerConfig, TunableTarget
 
 ImageSource = StimulusSet | Callable[[Sequence[str]], Iterable[np.ndarray]]

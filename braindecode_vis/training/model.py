@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.contracts import WholeNetwork
-from braindecode_vis.devices import count_processes, gather_rows, get_rank, seeded
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import WholeNetwork
+from braindecode_vis.base.devices import count_processes, gather_rows, get_rank, seeded
+from braindecode_vis.base.optimisation import MovingAverage
+from braindecode_vis.base.roles import NETWORK, NETWORK_SETTINGS, play
+from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.optimisation import MovingAverage
-from braindecode_vis.roles import NETWORK, NETWORK_SETTINGS, play
-from braindecode_vis.seeds import derive_seed
 from braindecode_vis.training.augment import find_sfreq
 from braindecode_vis.training.image_side import LayerFusion
 from braindecode_vis.training.lora import AdaptedTower, Shapes

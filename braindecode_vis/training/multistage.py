@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
-from braindecode_vis.checks import DataError, Notice
-from braindecode_vis.contracts import Context
-from braindecode_vis.seeds import derive_seed
-from braindecode_vis.store import read_json, write_json
+from braindecode_vis.base.arrays import Embeddings, Responses, normalise_rows
+from braindecode_vis.base.checks import DataError, Notice
+from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.seeds import derive_seed
+from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.training.network_config import NetworkEncoderConfig
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class MultistageEncoder:
         responses, targets
             As for `NetworkEncoder.fit`.
         """
-        from braindecode_vis.devices import compute_once
+        from braindecode_vis.base.devices import compute_once
         from braindecode_vis.training.network_encoder import NetworkEncoder
 
         self.stages, self.labels = [], []

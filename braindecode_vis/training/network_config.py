@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, check_file, check_installed
-from braindecode_vis.digests import hash_once, remember_digest
+from braindecode_vis.base.checks import ConfigError, check_file, check_installed
+from braindecode_vis.base.digests import hash_once, remember_digest
+from braindecode_vis.base.optimisation import OptimiserConfig, ScheduleConfig
+from braindecode_vis.base.registry import ByKind, Component
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.embeddings.attributes import read_attributes
 from braindecode_vis.embeddings.captions import read_caption_bank
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
-from braindecode_vis.optimisation import OptimiserConfig, ScheduleConfig
 from braindecode_vis.preprocessing.alignment import InputScalingConfig
 from braindecode_vis.preprocessing.common_space import SubjectAlignment
-from braindecode_vis.registry import ByKind, Component
-from braindecode_vis.settings import Settings
 from braindecode_vis.training.image_config import ImageTowerConfig, LayerFusionConfig, ViewChoice
 
 if TYPE_CHECKING:

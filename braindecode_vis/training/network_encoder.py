@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.contracts import Context
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.memory import TooLargeError, check_memory, is_out_of_memory
+from braindecode_vis.base.optimisation import load_weights, read_checkpoint
+from braindecode_vis.base.seeds import derive_seed, make_generator
+from braindecode_vis.base.store import hash_json
 from braindecode_vis.encoders.signal import Signal, describe_signal
-from braindecode_vis.memory import TooLargeError, check_memory, is_out_of_memory
-from braindecode_vis.optimisation import load_weights, read_checkpoint
 from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
-from braindecode_vis.seeds import derive_seed, make_generator
-from braindecode_vis.store import hash_json
 from braindecode_vis.training.descriptions import Descriptions, Lexicon, check_text_targets, describe_images
 from braindecode_vis.training.fitted import NetworkFit, read_fit, write_fit
 
@@ -132,7 +132,7 @@ class NetworkEncoder:
         return self._fit_rows(responses, targets, np.arange(responses.n_trials))
 
     def _fit_rows(self, responses: Responses, targets: Embeddings, rows: np.ndarray) -> NetworkEncoder:
-        from braindecode_vis.devices import compute_once
+        from braindecode_vis.base.devices import compute_once
 
         check_rows(responses, targets)
         self._descriptions = None
@@ -271,7 +271,7 @@ class NetworkEncoder:
         **options
             Further arguments of the `Trainer`.
         """
-        from braindecode_vis.devices import count_processes, open_accelerator
+        from braindecode_vis.base.devices import count_processes, open_accelerator
         from braindecode_vis.training.adaptation import digest_weights
         from braindecode_vis.training.feed import Feed
         from braindecode_vis.training.fitted import reduce_views
@@ -625,7 +625,7 @@ class NetworkEncoder:
         if self.config.out_of_fold is None:
             rows = np.flatnonzero(np.isin(responses.stimulus_ids.astype(str), fit.held_out))
             return self._predict_rows(responses, rows, "target" if fit.predicts_targets else "comparison")
-        from braindecode_vis.devices import get_rank
+        from braindecode_vis.base.devices import get_rank
         from braindecode_vis.training.batches import code_trials
 
         _, stimuli, concepts = code_trials(responses)
@@ -669,7 +669,7 @@ class NetworkEncoder:
         """
         import torch
 
-        from braindecode_vis.devices import choose_device
+        from braindecode_vis.base.devices import choose_device
         from braindecode_vis.training.feed import Feed
         from braindecode_vis.training.fitted import score_held_out
 

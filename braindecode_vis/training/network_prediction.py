@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 
 if TYPE_CHECKING:
-    from braindecode_vis.arrays import Responses
+    from braindecode_vis.base.arrays import Responses
     from braindecode_vis.training.fitted import NetworkFit
 
 

@@ -365,11 +365,11 @@ def test_pictures_that_groups_share_are_a_leak_that_says_what_to_do():
 
 
 def test_what_score_refuses_speaks_of_arguments(monkeypatch):
-    from braindecode_vis.checks import DataError
+    from braindecode_vis.base.checks import DataError
 
     def refuse(*args):
         raise DataError("give the folder with --out.")
 
-    monkeypatch.setattr("braindecode_vis.studies.score_outputs.read_given", refuse)
+    monkeypatch.setattr("braindecode_vis.parts.studies.score_outputs.read_given", refuse)
     with pytest.raises(bdv.DataError, match="give the folder as out"):
         bdv.score(np.eye(3))

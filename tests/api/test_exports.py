@@ -459,7 +459,7 @@ def test_safetensors_folder_is_read_as_its_card_says(run, tmp_path):
     from huggingface_hub import ModelCard
     from safetensors.numpy import load_file
 
-    from braindecode_vis.registry import validate_component
+    from braindecode_vis.base.registry import validate_component
 
     folder = run.export("encoder", "safetensors", tmp_path / "m", fold=0)
     settings = json.loads((folder / "config.json").read_text())["encoder"]

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import braindecode_vis as bdv
-from braindecode_vis import pipeline, store
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis import pipeline
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63
 from braindecode_vis.embeddings.image_bank import embed_parts, finish_bank, plan_bank
@@ -123,8 +124,8 @@ def test_stored_priors_and_generators_make_the_same_images(tmp_path, monkeypatch
         raise AssertionError("something was fitted again")
 
     for name in ("prior_training.fit_network", "closed_form.SpreadPrior.fit"):
-        monkeypatch.setattr(f"braindecode_vis.priors.{name}", refuse)
-    monkeypatch.setattr("braindecode_vis.generators.refiner.train_refiners", refuse)
+        monkeypatch.setattr(f"braindecode_vis.generation.priors.{name}", refuse)
+    monkeypatch.setattr("braindecode_vis.generation.refiner.train_refiners", refuse)
     X, shown = pick_test(X, shown)
     np.testing.assert_array_equal(own.predict(X, shown=shown).reconstructions, own.reconstructions["decoded"])
 

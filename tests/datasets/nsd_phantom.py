@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from braindecode_vis.phantom.formats import nsd_format
+from braindecode_vis.parts.phantom.formats import nsd_format
 
 SHAPE = (7, 6, 5)
 AFFINE = np.array([[-1.8, 0, 0, 60], [0, 1.8, 0, -70], [0, 0, 1.8, -40], [0, 0, 0, 1.0]])

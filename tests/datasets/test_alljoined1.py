@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.store import read_json, read_responses, read_stimuli
 from braindecode_vis.datasets.alljoined.alljoined1 import BIOSEMI64, BROKEN, SFREQ, Alljoined1Config
 from braindecode_vis.datasets.alljoined.sessions import number_blocks
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nsd.experiment_design import read_design
 from braindecode_vis.datasets.sources.meeg_source import find_scalp_positions
-from braindecode_vis.phantom.formats import nsd_format
-from braindecode_vis.phantom.formats.alljoined_format import write_session
+from braindecode_vis.parts.phantom.formats import nsd_format
+from braindecode_vis.parts.phantom.formats.alljoined_format import write_session
 from braindecode_vis.preprocessing.meeg import write_meeg
-from braindecode_vis.store import read_json, read_responses, read_stimuli
 
 
 @pytest.fixture(scope="session")

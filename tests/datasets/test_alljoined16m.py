@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.store import read_json, read_responses, read_stimuli
 from braindecode_vis.datasets.alljoined.alljoined16m import Alljoined16mConfig
 from braindecode_vis.datasets.alljoined.blocks import (
     FLEX2,
@@ -14,9 +15,8 @@ from braindecode_vis.datasets.alljoined.blocks import (
     read_labels,
 )
 from braindecode_vis.datasets.manifests import read_manifest
-from braindecode_vis.phantom.formats.alljoined_format import EXTRA, write_block, write_trial_table
+from braindecode_vis.parts.phantom.formats.alljoined_format import EXTRA, write_block, write_trial_table
 from braindecode_vis.preprocessing.meeg import write_meeg
-from braindecode_vis.store import read_json, read_responses, read_stimuli
 
 SFREQ = 256
 RECORDED = tuple(

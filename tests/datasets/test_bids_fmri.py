@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
 from braindecode_vis.datasets.bids.fmri_files import find_runs
-from braindecode_vis.phantom.formats.file_writers import write_volume, write_volumes
+from braindecode_vis.parts.phantom.formats.file_writers import write_volume, write_volumes
 
 SHAPE = (3, 3, 2)
 

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.store import read_responses, read_stimuli
 from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
 from braindecode_vis.datasets.bids.meeg_files import RawReader, list_channels, open_recording
-from braindecode_vis.phantom.formats import bids_eeg
+from braindecode_vis.parts.phantom.formats import bids_eeg
 from braindecode_vis.preprocessing.meeg import write_meeg
-from braindecode_vis.store import read_responses, read_stimuli
 
 NAMES, TYPES = ["Oz", "PO7", "EOG1"], ["eeg", "eeg", "eog"]
 IMAGES = ["ant_01b", "bee_01b", "coat_rack_13s", "dog_02s"]

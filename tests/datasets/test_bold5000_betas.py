@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from braindecode_vis import store
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.bold5000 import Bold5000BetasConfig
-from braindecode_vis.phantom.formats.bold5000_nod_format import STEM, write_region, write_session
-from braindecode_vis.phantom.formats.file_writers import write_volume
+from braindecode_vis.parts.phantom.formats.bold5000_nod_format import STEM, write_region, write_session
+from braindecode_vis.parts.phantom.formats.file_writers import write_volume
 from braindecode_vis.preprocessing.betas import write_fmri
 
 SHAPE, AFFINE = (4, 3, 2), np.diag([2.0, 2, 2, 1])

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis import store
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.cneuromod_things import CneuromodThingsConfig
-from braindecode_vis.phantom import SIZES, PhantomConfig, make_phantom
+from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
 from braindecode_vis.pipeline.reporting import run_all
 from braindecode_vis.pipeline.runs import open_run, read_scores
 from braindecode_vis.preprocessing.betas import write_fmri

@@ -5,11 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.store import read_responses, read_stimuli
 from braindecode_vis.datasets.kamitani.deeprecon import DeepreconConfig
-from braindecode_vis.phantom.formats.kamitani_format import encode_stimulus_id, write_experiment
+from braindecode_vis.parts.phantom.formats.kamitani_format import encode_stimulus_id, write_experiment
 from braindecode_vis.preprocessing.betas import write_fmri
-from braindecode_vis.store import read_responses, read_stimuli
 
 TRAIN = ["n01518878_10042", "n01518878_5958"]
 TEST = ["n01621127_19020", "n01443537_22563"]

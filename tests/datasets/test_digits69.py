@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.digits69 import FILE_NAME, Digits69Config, read_digits69
 from braindecode_vis.datasets.manifests import read_manifest
 

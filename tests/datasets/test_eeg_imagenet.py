@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.store import read_json, read_responses, read_stimuli
 from braindecode_vis.datasets.eeg_imagenet import CHANNELS, WARNING, EegImagenetConfig
-from braindecode_vis.phantom.formats.eeg_imagenet_format import write_part
+from braindecode_vis.parts.phantom.formats.eeg_imagenet_format import write_part
 from braindecode_vis.preprocessing.meeg import write_meeg
-from braindecode_vis.store import read_json, read_responses, read_stimuli
 
 COARSE = [f"n0210{i:04d}" for i in range(2)]
 FINE = [f"n0744{i:04d}" for i in range(16)]

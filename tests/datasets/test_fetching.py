@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets import fetching, hosts, transfer
 from braindecode_vis.datasets.manifests import Manifest, Part, PartFile, read_manifest
 from tests.datasets.loopback import serve

@@ -8,15 +8,15 @@ import h5py
 import numpy as np
 import pytest
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.cli.catalogue import check
 from braindecode_vis.datasets.sources.file_damage import check_data_file, check_data_files, check_texts
-from braindecode_vis.phantom import FORMATS, SIZES, PhantomConfig, make_phantom
-from braindecode_vis.phantom.formats.nsd_repacks import write_tar
+from braindecode_vis.parts.phantom import FORMATS, SIZES, PhantomConfig, make_phantom
+from braindecode_vis.parts.phantom.formats.nsd_repacks import write_tar
 from braindecode_vis.pipeline.learning import write_dataset
 from braindecode_vis.pipeline.runs import SilentListener
 from braindecode_vis.preprocessing.whole_check import check_trials
-from tests.phantom.test_assemble import LOADERS, embed
+from tests.parts.phantom.test_assemble import LOADERS, embed
 
 # Format -> a file of its samples.
 SAMPLES = {

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.sources import fmri_volumes
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasConfig,
@@ -25,7 +26,6 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
     read_label_table,
     read_volume_header,
 )
-from braindecode_vis.stimuli import StimulusSet
 
 SHAPE = (6, 5, 4)
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])

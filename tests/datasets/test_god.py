@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.store import read_responses, read_stimuli
 from braindecode_vis.datasets.kamitani.bdata import decode_stimulus_id, find_grid, read_bdata, read_list
 from braindecode_vis.datasets.kamitani.god import GodConfig
-from braindecode_vis.phantom.formats.kamitani_format import encode_stimulus_id, write_bdata
+from braindecode_vis.parts.phantom.formats.kamitani_format import encode_stimulus_id, write_bdata
 from braindecode_vis.preprocessing.betas import write_fmri
-from braindecode_vis.store import read_responses, read_stimuli
 
 TRAIN = ["n01518878_10042", "n01518878_5958", "n02692877_10393"]
 TEST = ["n01621127_19020", "n01443537_22563"]

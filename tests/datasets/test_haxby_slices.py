@@ -8,12 +8,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.store import read_json, read_responses
 from braindecode_vis.datasets.haxby_slices import CATEGORIES, HaxbySlicesConfig
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.sources.bold_source import CleanConfig, WindowConfig
 from braindecode_vis.preprocessing.bold import make_betas, write_bold
-from braindecode_vis.store import read_json, read_responses
 
 pytestmark = pytest.mark.shared
 

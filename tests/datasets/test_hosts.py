@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets import fetching, hosts, transfer
 from braindecode_vis.datasets.hosts import list_files
 from braindecode_vis.datasets.manifests import Manifest, Part, PartFile, read_manifests

@@ -1,6 +1,7 @@
 import pytest
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.store import hash_file
 from braindecode_vis.config import list_kinds
 from braindecode_vis.datasets.manifests import (
     Manifest,
@@ -12,7 +13,6 @@ from braindecode_vis.datasets.manifests import (
     read_manifest,
     read_manifests,
 )
-from braindecode_vis.store import hash_file
 
 
 def test_every_data_set_has_a_manifest():

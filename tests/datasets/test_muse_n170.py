@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.store import read_json, read_responses, read_stimuli
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.muse_n170 import MuseN170Config, estimate_rate, find_runs, hash_text, read_run
 from braindecode_vis.encoders.category_decoders import LdaConfig
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.preprocessing.splits import LeaveOneRunOutConfig
-from braindecode_vis.store import read_json, read_responses, read_stimuli
 
 N_EVENTS = 24
 

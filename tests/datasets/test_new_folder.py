@@ -6,7 +6,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.array_folder import read_array_folder
 from braindecode_vis.datasets.new_folder import start_folder

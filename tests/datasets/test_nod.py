@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.store import read_responses
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nod import NodConfig
-from braindecode_vis.phantom.formats.file_writers import write_volumes
+from braindecode_vis.parts.phantom.formats.file_writers import write_volumes
 from braindecode_vis.preprocessing.bold import write_bold
-from braindecode_vis.store import read_responses
 
 
 def write_image(path, n_volumes):

@@ -7,14 +7,15 @@ import pandas as pd
 import pytest
 from scipy.io import loadmat, savemat
 
-from braindecode_vis import pipeline, store
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis import pipeline
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nsd.betas import SurfaceBetas
 from braindecode_vis.datasets.nsd.dataset import NsdConfig, check_design_facts
 from braindecode_vis.datasets.nsd.experiment_design import describe_protocol, make_trials, read_design
-from braindecode_vis.phantom.formats import nsd_format
+from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.pipeline.scoring import describe_protocol as describe_run_protocol
 from braindecode_vis.preprocessing.betas import write_fmri

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from braindecode_vis import store
-from braindecode_vis.checks import DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.nsd.imagery_dataset import NsdImageryConfig
-from braindecode_vis.phantom.formats.file_writers import write_volumes
+from braindecode_vis.parts.phantom.formats.file_writers import write_volumes
 from braindecode_vis.preprocessing.betas import write_fmri
 from tests.datasets.nsd_phantom import AFFINE, SHAPE, find_general, write_root
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis import store
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
-from braindecode_vis.phantom.formats import nsd_format
+from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.preprocessing.betas import write_fmri
 from braindecode_vis.preprocessing.voxel_geometry import read_geometry
 from tests.datasets.nsd_phantom import AFFINE, make_labels, write_root

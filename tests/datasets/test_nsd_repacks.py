@@ -6,11 +6,11 @@ import h5py
 import numpy as np
 import pytest
 
-from braindecode_vis import store
-from braindecode_vis.checks import DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.nsd.repacks import NsdRepackConfig
-from braindecode_vis.phantom.formats import nsd_format
-from braindecode_vis.phantom.formats.nsd_repacks import make_behaviour, make_mindeye1_sample, write_tar
+from braindecode_vis.parts.phantom.formats import nsd_format
+from braindecode_vis.parts.phantom.formats.nsd_repacks import make_behaviour, make_mindeye1_sample, write_tar
 from braindecode_vis.preprocessing.betas import write_fmri
 from tests.datasets.nsd_phantom import AFFINE, find_general, make_design
 

@@ -6,14 +6,18 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis import store
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
 from braindecode_vis.datasets.nsd.imagery_dataset import NsdImageryConfig
 from braindecode_vis.datasets.nsd.synthetic_dataset import NsdSyntheticConfig
-from braindecode_vis.phantom import SIZES, PhantomConfig, make_phantom
-from braindecode_vis.phantom.formats.nsd_further_sessions import count_kinds, count_repetitions, draw_images
+from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
+from braindecode_vis.parts.phantom.formats.nsd_further_sessions import (
+    count_kinds,
+    count_repetitions,
+    draw_images,
+)
 from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.new_trials import read_dataset_anew, read_new

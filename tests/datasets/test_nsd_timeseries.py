@@ -4,11 +4,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from braindecode_vis import store
-from braindecode_vis.checks import DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.nsd.timeseries import T_R, NsdTimeseriesConfig
-from braindecode_vis.phantom.formats.file_writers import write_volumes
-from braindecode_vis.phantom.formats.nsd_timeseries import find_folder, write_design
+from braindecode_vis.parts.phantom.formats.file_writers import write_volumes
+from braindecode_vis.parts.phantom.formats.nsd_timeseries import find_folder, write_design
 from braindecode_vis.preprocessing.bold import write_bold
 from tests.datasets.nsd_phantom import AFFINE, SHAPE, make_design, make_labels, write_root
 

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.store import read_responses, read_stimuli, write_responses, write_stimuli
 from braindecode_vis.datasets.array_folder import (
     ArraysConfig,
     find_input_files,
@@ -15,7 +16,6 @@ from braindecode_vis.datasets.array_folder import (
 )
 from braindecode_vis.datasets.own_data import as_uint8_rgb, assemble_data, complete_trials
 from braindecode_vis.datasets.trial_values import find_copied_trials
-from braindecode_vis.store import read_responses, read_stimuli, write_responses, write_stimuli
 
 N_TRIALS, N_FEATURES, N_PICTURES = 12, 30, 4
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Recording
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.sources.meeg_source import N_PIECES, ContinuousPart, EpochedPart, sample_part
 
 NAMES = ("O1", "Oz", "O2")

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from scipy.io import savemat
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.store import read_responses, read_stimuli
 from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config, read_events, read_excluded
-from braindecode_vis.phantom.formats import things_eeg1_format
-from braindecode_vis.phantom.formats.bids_eeg import write_recording
+from braindecode_vis.parts.phantom.formats import things_eeg1_format
+from braindecode_vis.parts.phantom.formats.bids_eeg import write_recording
 from braindecode_vis.preprocessing.meeg import write_meeg
-from braindecode_vis.store import read_responses, read_stimuli
 
 NAMES = ["Oz", "PO7", "O1"]
 CONCEPTS = ["camera_lens", "camera1", "coat_rack", "ant", "bee"]

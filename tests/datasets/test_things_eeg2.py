@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.store import read_responses, read_stimuli
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63, POSTERIOR17, ThingsEeg2Config
 from braindecode_vis.datasets.things_eeg2.layouts import read_image_list
-from braindecode_vis.phantom.formats import bids_eeg, things_eeg2_format
-from braindecode_vis.phantom.formats import things_eeg2_derived as derived
+from braindecode_vis.parts.phantom.formats import bids_eeg, things_eeg2_format
+from braindecode_vis.parts.phantom.formats import things_eeg2_derived as derived
 from braindecode_vis.preprocessing.meeg import write_meeg
-from braindecode_vis.store import read_responses, read_stimuli
 
 CONCEPTS, PROBES = ("ant", "bee", "cow", "dog"), ("moth", "newt", "owl")
 CHANNELS = ("O1", "Oz", "O2")

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.sources.safe_pickle import (
     FileArray,
     open_npy,

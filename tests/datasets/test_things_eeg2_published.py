@@ -7,12 +7,12 @@ from scipy.linalg import fractional_matrix_power
 from sklearn.covariance import ledoit_wolf
 from sklearn.preprocessing import StandardScaler
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.store import read_responses
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63, POSTERIOR17, ThingsEeg2Config
-from braindecode_vis.phantom import SIZES, PhantomConfig, make_phantom
+from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.meeg import write_meeg
-from braindecode_vis.store import read_responses
 
 
 def shrink(samples):

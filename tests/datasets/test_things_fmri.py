@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.store import read_responses, read_stimuli
 from braindecode_vis.datasets.things_fmri.betas import ResponseTable, find_concept, open_response_table
 from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
-from braindecode_vis.phantom.formats import things_fmri_format as phantom
+from braindecode_vis.parts.phantom.formats import things_fmri_format as phantom
 from braindecode_vis.preprocessing.betas import write_fmri
-from braindecode_vis.store import read_responses, read_stimuli
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 SHAPE = (4, 3, 3)

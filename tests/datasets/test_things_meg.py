@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.store import read_responses, read_stimuli
 from braindecode_vis.datasets.bids.meeg_files import RawReader
 from braindecode_vis.datasets.things_meg.dataset import ThingsMegConfig
 from braindecode_vis.datasets.things_meg.files import read_image_names
-from braindecode_vis.phantom.formats import things_meg_format as phantom
+from braindecode_vis.parts.phantom.formats import things_meg_format as phantom
 from braindecode_vis.preprocessing.meeg import write_meeg
-from braindecode_vis.store import read_responses, read_stimuli
 
 SENSORS = ["MLC11-1609", "MLO11-1609", "MRO11-1609", "MZP01-1609"]
 KEPT = [name for name in SENSORS if name != "MRO11-1609"]

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-from braindecode_vis import store
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.vim1 import Vim1Config
-from braindecode_vis.phantom import SIZES, PhantomConfig, make_phantom
+from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
 from braindecode_vis.pipeline.reporting import run_all
 from braindecode_vis.pipeline.runs import open_run, read_scores
 from braindecode_vis.preprocessing.betas import write_fmri

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.embeddings.attributes import read_attributes
 
 TABLE = "id,colour,place\na, red ,left\nb,blue,\nc,red,right\n"

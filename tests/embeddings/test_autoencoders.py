@@ -3,9 +3,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.stimuli import crop_square, resize_image
 from braindecode_vis.embeddings.autoencoders import AutoencoderKLConfig, TinyAutoencoderConfig
-from braindecode_vis.stimuli import crop_square, resize_image
 
 TINY_KL = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import hash_file
 from braindecode_vis.embeddings import bank
 from braindecode_vis.embeddings.bank import embed_stimuli, iterate_decoded, list_banks
-from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_file
 
 PIXELS = np.random.default_rng(0).integers(0, 256, size=(11, 4, 4, 3), dtype=np.uint8)
 

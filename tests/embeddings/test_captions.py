@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.embeddings import captions
 
 WORDS = ["a", "cat", "dog", "on", "the", "grass", "red", "car", "##s"]

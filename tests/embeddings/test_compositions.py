@@ -2,7 +2,7 @@
 
 import pytest
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.embeddings.compositions import CompositionConfig, pick_tests, read_compositions
 
 

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import Ridge
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError, Notice
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import ConfigError, DataError, Notice
+from braindecode_vis.base.registry import validate_component
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.embeddings.concept_table import ConceptTableConfig
 from braindecode_vis.embeddings.conditional import fit_ridge
-from braindecode_vis.registry import validate_component
-from braindecode_vis.stimuli import StimulusSet
 
 N = 60
 

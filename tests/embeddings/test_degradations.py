@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from skimage import data
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.embeddings.degradations import (
     NEUROBRIDGE,
     Degradation,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.embeddings.descriptions import (
     DescriptionsConfig,
     describe_captions,

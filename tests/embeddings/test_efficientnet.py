@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.embeddings.bank import embed_stimuli
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, prepare_image
-from braindecode_vis.stimuli import StimulusSet, hash_pixels
 
 
 def test_the_packaged_weights_know_a_cat_and_an_espresso():

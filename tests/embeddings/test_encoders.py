@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import yaml
 
-from braindecode_vis import roles
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.base import roles
+from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.embeddings import published
 from braindecode_vis.embeddings.autoencoders import AutoencoderKLConfig, TinyAutoencoderConfig
 from braindecode_vis.embeddings.degradations import Degradation, ViewedEncoderConfig, ViewsConfig

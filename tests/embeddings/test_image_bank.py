@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from braindecode_vis import store
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.embeddings import image_bank, image_sources
 from braindecode_vis.embeddings.image_bank import (
     embed_parts,
@@ -137,7 +137,7 @@ def test_every_source_gives_the_same_vectors_in_order_wherever_its_parts_begin(k
 
 
 def test_phantom_images_are_drawn_and_named_as_in_its_data_sets(tmp_path, monkeypatch):
-    from braindecode_vis.phantom.stimuli.images import make_concepts, render_scene
+    from braindecode_vis.parts.phantom.stimuli.images import make_concepts, render_scene
 
     found = embed(tmp_path / "bank", "phantom:3,size=16,seed=5", dtype="float32")
     assert found.ids[0] == make_concepts(1, seed=5)["concept"][0] + "_01b"
@@ -405,7 +405,7 @@ def test_the_verb_shares_images_between_processes(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from braindecode_vis.cli import app
-    from braindecode_vis.studies import embed_images
+    from braindecode_vis.parts.studies import embed_images
 
     def call(words):
         return CliRunner().invoke(app, words, catch_exceptions=False)

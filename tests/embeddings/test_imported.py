@@ -8,16 +8,16 @@ import torch
 from pydantic import ValidationError
 
 from braindecode_vis import pipeline
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.audit.run import audit_run
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import read_config
 from braindecode_vis.embeddings.imported import ImportedConfig
 from braindecode_vis.embeddings.pixels import PixelsConfig
 from braindecode_vis.embeddings.text import ConceptTextConfig, embed_concepts
+from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline.runs import open_run, read_scores
-from braindecode_vis.retrieval import compute_ranks
-from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.scoring.retrieval import compute_ranks
 
 CONCEPTS, PER_CONCEPT, WIDTH = ("aardvark", "abacus", "zither", "banana", "cello", "drum"), 4, 24
 

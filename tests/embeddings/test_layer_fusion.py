@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from sklearn.decomposition import PCA
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.embeddings.layer_fusion import LayersConfig, LayersEncoder
 from braindecode_vis.embeddings.pixels import EngineeredConfig
 from braindecode_vis.embeddings.timm_models import TimmConfig
-from braindecode_vis.stimuli import StimulusSet, hash_pixels
 
 IMAGES = list(np.random.default_rng(0).integers(0, 256, size=(12, 32, 32, 3), dtype=np.uint8))
 

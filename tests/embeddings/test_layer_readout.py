@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.embeddings.layer_readout import (
     Tower,
     find_module,

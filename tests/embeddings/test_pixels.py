@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
 
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(12, 6, 6, 3), dtype=np.uint8)

@@ -9,16 +9,16 @@ import pytest
 import yaml
 from safetensors.numpy import save
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.consent import give_consent
 from braindecode_vis.config import list_shipped
-from braindecode_vis.consent import give_consent
 from braindecode_vis.datasets import transfer
 from braindecode_vis.embeddings import published
 from braindecode_vis.embeddings.autoencoders import AutoencoderKLConfig
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.published import PublishedModel, WeightFile, read_models
 from braindecode_vis.embeddings.timm_models import TimmConfig
-from braindecode_vis.generators.hub_config import KandinskyConfig, SdxlTurboConfig, UnclipConfig
+from braindecode_vis.generation.hub_config import KandinskyConfig, SdxlTurboConfig, UnclipConfig
 from tests.datasets.loopback import serve
 
 REVISION = "31f26fdeee1355a5c34592e401dd41e45d25a493"

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError, Notice
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import ConfigError, DataError, Notice
+from braindecode_vis.base.store import write_json
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.layer_fusion import LayersConfig
 from braindecode_vis.embeddings.sentences import MINILM, MinilmConfig, SentenceEncoder, find_sentence_folder
-from braindecode_vis.scores.caption_scores import CaptionScoresConfig
-from braindecode_vis.store import write_json
+from braindecode_vis.scoring.caption_scores import CaptionScoresConfig
 from tests.embeddings.test_captions import write_vocabulary
 from tests.embeddings.test_text import make_stimuli, write_bank
 

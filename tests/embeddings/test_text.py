@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.checks import ConfigError, DataError, Notice
+from braindecode_vis.base.checks import ConfigError, DataError, Notice
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.embeddings.openclip import OpenClipConfig, read_description
 from braindecode_vis.embeddings.text import (
     ClipText,
@@ -16,8 +17,7 @@ from braindecode_vis.embeddings.text import (
     name_concept,
     open_clip_texts,
 )
-from braindecode_vis.retrieval import compute_ranks
-from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.scoring.retrieval import compute_ranks
 
 TINY = {
     "embed_dim": 16,

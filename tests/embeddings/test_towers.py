@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.embeddings import openclip, timm_models, torchvision_models
 from braindecode_vis.embeddings.layer_readout import read_layers
 from braindecode_vis.embeddings.openclip import OpenClipConfig

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.embeddings import timm_models
 from braindecode_vis.embeddings.layer_readout import read_layers
 from braindecode_vis.embeddings.transformers_models import (

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.consent import give_consent
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.consent import give_consent
 from braindecode_vis.embeddings.weights import (
     find_files,
     find_weights,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders.atm import EncoderLayer, SubjectLinear, make_sinusoids
 from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
 from braindecode_vis.encoders.eegnet_config import EEGNetSettings

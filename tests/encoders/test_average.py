@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import NOTHING_LENT
+from braindecode_vis.base.roles import BRAIN_ENCODER, build, predict_by_inner_folds
+from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.config.source import read_config
-from braindecode_vis.contracts import NOTHING_LENT
 from braindecode_vis.encoders.average import AverageConfig, AverageEncoder
 from braindecode_vis.report.words import describe_encoder
-from braindecode_vis.roles import BRAIN_ENCODER, build, predict_by_inner_folds
-from braindecode_vis.seeds import derive_seed
 from tests.encoders.test_linear_gaussian import make_trials
 
 MEMBERS = [{"kind": "ridge", "alphas": [100]}, {"kind": "linear_gaussian", "n_components": 2}]

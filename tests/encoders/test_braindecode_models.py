@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders.braindecode_models import BraindecodeConfig, find_model
 from braindecode_vis.encoders.signal import Signal
 

@@ -7,8 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders import category_decoders as categories
 from braindecode_vis.encoders.category_decoders import (
     LdaConfig,

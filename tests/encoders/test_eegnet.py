@@ -3,7 +3,7 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.encoders.eegnet import BoundedSpatialFilters
 from braindecode_vis.encoders.eegnet_config import EEGNetConfig
 from braindecode_vis.encoders.signal import Signal

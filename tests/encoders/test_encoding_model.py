@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.encoders.encoding_model import (
     EncodingModelConfig,
     draw_residuals,
@@ -13,7 +14,6 @@ from braindecode_vis.encoders.encoding_model import (
     list_weightings,
 )
 from braindecode_vis.preprocessing.splits import make_inner_folds
-from braindecode_vis.seeds import make_generator
 
 N = 80
 IDS = [f"i{n:02d}" for n in range(N)]

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.contracts import NOTHING_LENT
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import NOTHING_LENT
+from braindecode_vis.base.roles import BRAIN_ENCODER, build
 from braindecode_vis.encoders.linear_gaussian import LinearGaussianConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
+from braindecode_vis.generation.priors.neighbours import NeighboursPriorConfig
 from braindecode_vis.preprocessing.repeats import average_repetitions
-from braindecode_vis.priors.neighbours import NeighboursPriorConfig
-from braindecode_vis.roles import BRAIN_ENCODER, build
 
 N_CHANNELS, N_TIMES, N_LATENT = 6, 20, 3
 

@@ -12,16 +12,10 @@ import torch
 from torch.nn import functional
 
 import braindecode_vis.encoders as encoders
+import braindecode_vis.parts.pretraining.models as models
+from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
 from braindecode_vis.encoders.eegnet_config import EEGNetConfig
-from braindecode_vis.encoders.foundation_config import (
-    BendrConfig,
-    CBraModConfig,
-    EegptConfig,
-    LabramConfig,
-    LunaConfig,
-    ReveConfig,
-)
 from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
 from braindecode_vis.encoders.mindeye_config import ResidualMlpConfig, SharedSpaceConfig
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
@@ -32,8 +26,15 @@ from braindecode_vis.encoders.simpleconv_config import (
     SimpleConvTimeAggConfig,
 )
 from braindecode_vis.encoders.tsconv_config import EEGProjectConfig, TSConvConfig
-from braindecode_vis.settings import Settings
-from tests.encoders.fingerprints import N19
+from braindecode_vis.parts.pretraining.models.foundation_config import (
+    BendrConfig,
+    CBraModConfig,
+    EegptConfig,
+    LabramConfig,
+    LunaConfig,
+    ReveConfig,
+)
+from tests.parts.pretraining.models.fingerprints import N19
 
 N_OUTPUTS = 16  # 4 maps of 2 x 2 for the network that gives latent images
 # `braindecode` needs an extra, models of fMRI the parcels or the grid of their pretraining: they have their own tests.
@@ -145,8 +146,9 @@ def outputs_of(network, module, data, subject):
 
 def find_network_kinds():
     kinds = set()
-    for info in pkgutil.iter_modules(encoders.__path__):
-        module: ModuleType = importlib.import_module(f"{encoders.__name__}.{info.name}")
+    found = [(top, info.name) for top in (encoders, models) for info in pkgutil.iter_modules(top.__path__)]
+    for top, name in found:
+        module: ModuleType = importlib.import_module(f"{top.__name__}.{name}")
         for _, cls in inspect.getmembers(module, inspect.isclass):
             if not issubclass(cls, Settings) or "kind" not in cls.model_fields or not hasattr(cls, "build"):
                 continue

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders.mindeye_config import ResidualMlpConfig
 from braindecode_vis.encoders.signal import Signal
 

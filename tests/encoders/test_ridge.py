@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 from sklearn.linear_model import Ridge
 
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import DataError
-from braindecode_vis.contracts import Context
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import Context
 from braindecode_vis.encoders import ridge
 from braindecode_vis.encoders.ridge import (
     Backend,

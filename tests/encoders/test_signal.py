@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.encoders.signal import (
     Signal,
     check_signal,

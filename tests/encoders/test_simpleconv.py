@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.encoders.simpleconv import (
     AffineOverTime,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.encoders.tsconv import ChannelGraphAttention, ChannelSelfAttention, TSConv
 from braindecode_vis.encoders.tsconv_config import EEGProjectConfig, TSConvConfig, TSConvSettings

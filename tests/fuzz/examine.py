@@ -69,9 +69,9 @@ def import_everything() -> None:
 
     import braindecode_vis.api.decoding_run
     import braindecode_vis.cli
-    import braindecode_vis.pipeline
-    import braindecode_vis.studies.score_outputs  # noqa: F401
-    from braindecode_vis.store import collect_provenance
+    import braindecode_vis.parts.studies.score_outputs
+    import braindecode_vis.pipeline  # noqa: F401
+    from braindecode_vis.base.store import collect_provenance
 
     collect_provenance()  # versions and commit are kept for the process, and asking git takes longer than most cases
     gc.collect()
@@ -132,7 +132,7 @@ def _live_in(folder: Path) -> None:
 
 def _tell(error: BaseException) -> int:
     """Say what Python code would have met: an error of the package is one sentence there too."""
-    from braindecode_vis.checks import BraindecodeVisError
+    from braindecode_vis.base.checks import BraindecodeVisError
 
     if isinstance(error, BraindecodeVisError):
         sys.stderr.write(f"error: {error}\n")

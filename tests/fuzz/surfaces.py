@@ -192,7 +192,7 @@ def list_loaders() -> dict[tuple[str, str], tuple[str, ...]]:
 
 def _make_phantom(form: str) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
-        from braindecode_vis.phantom import SIZES, PhantomConfig, make_phantom
+        from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
 
         changes = PHANTOMS[form.replace("-", "_")][0] if form in ("things-meg", "nsd-timeseries") else {}
         size = SIZES[form]["tiny"].replace(**changes)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as drawn
 
 import braindecode_vis as bdv
-from braindecode_vis.checks import BraindecodeVisError
+from braindecode_vis.base.checks import BraindecodeVisError
 from braindecode_vis.config import read_config
 from tests.fuzz.examine import names_finding
 from tests.fuzz.mutator import mutate

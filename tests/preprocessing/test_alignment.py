@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.preprocessing import scaling
 from braindecode_vis.preprocessing.alignment import InputScalingConfig, InputTransform
 from tests.training.toy_task import make_config, make_task

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis import store
-from braindecode_vis.checks import DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry
 from braindecode_vis.preprocessing import betas, scaling
-from braindecode_vis.stimuli import StimulusSet
 
 N_VOXELS = 6
 FILE = Path("sub/ses/betas.nii.gz")
@@ -207,7 +207,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry
 from braindecode_vis.preprocessing.betas import write_fmri_source
-from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import StimulusSet
 
 n_sessions, n_trials, n_voxels = 6, 300, 20_000
 base = np.random.default_rng(0).standard_normal((50, n_voxels), dtype=np.float32)

@@ -10,15 +10,15 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.store import read_json, read_responses, read_stimuli
 from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
 from braindecode_vis.datasets.sources.bold_source import CleanConfig, GlmConfig, WindowConfig
 from braindecode_vis.encoders.signal import describe_signal
-from braindecode_vis.phantom.formats import bids_fmri as phantom
+from braindecode_vis.parts.phantom.formats import bids_fmri as phantom
 from braindecode_vis.preprocessing.bold import clean_series, find_geometry, make_betas, write_bold
 from braindecode_vis.preprocessing.glm import make_drifts, make_nuisance_basis, make_regressors
 from braindecode_vis.preprocessing.voxel_geometry import inverse_transform
-from braindecode_vis.store import read_json, read_responses, read_stimuli
 
 AFFINE = np.array([[-4.0, 0, 0, 20], [0, 4, 0, -30], [0, 0, 4, -10], [0, 0, 0, 1]])
 SHAPE, N, T_R = (6, 5, 4), 90, 2.0

@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.arrays import Recording
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import read_responses
 from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
@@ -27,8 +29,6 @@ from braindecode_vis.preprocessing.artefacts import fit_eye_projection
 from braindecode_vis.preprocessing.cleaning import filter_file
 from braindecode_vis.preprocessing.epochs import Piece
 from braindecode_vis.preprocessing.meeg import write_source
-from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import read_responses
 
 NAMES = ("Fp1", "Fp2", "F3", "F4", "C3", "C4", "P3", "P4", "O1", "Oz", "O2", "Pz")
 STORED = ("O1", "Oz", "O2", "Pz")

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.preprocessing import common_space
 from braindecode_vis.preprocessing.alignment import InputScalingConfig, InputTransform

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.arrays import Recording, Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.arrays import Recording, Responses
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart
 from braindecode_vis.preprocessing import scaling
 from braindecode_vis.preprocessing.epochs import (

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis import store
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasConfig,
     BetasPart,
@@ -29,7 +30,6 @@ from braindecode_vis.preprocessing.voxel_geometry import (
     read_geometry,
     select_features,
 )
-from braindecode_vis.stimuli import StimulusSet
 
 SHAPE = (6, 5, 4)
 AFFINE = np.array([[-2.0, 0, 0, 5], [0, 2, 0, -5], [0, 0, 2, 1], [0, 0, 0, 1]])

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.preprocessing.splits import Fold, split_imagined_trials
-from braindecode_vis.stimuli import StimulusSet
 
 
 def make_trials(tasks=("training", "training", "test", "imagery")):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis import pipeline
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.sources.cleaning_options import AutorejectConfig, Cleaning, ScalingConfig
 from braindecode_vis.datasets.sources.meeg_source import EpochedPart

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis import store
-from braindecode_vis.checks import DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.preprocessing.betas import write_fmri_source
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics, ZScoreGroup
 from braindecode_vis.preprocessing.scaling import FeatureStatistics, RobustScaler

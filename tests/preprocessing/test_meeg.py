@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 from sklearn.covariance import ledoit_wolf
 
-from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.arrays import Recording
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import read_responses, read_stimuli
 from braindecode_vis.datasets.sources.cleaning_options import (
     AutorejectConfig,
     Cleaning,
@@ -24,8 +26,6 @@ from braindecode_vis.preprocessing.epochs import make_antialias_filter
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.meeg import write_source
 from braindecode_vis.preprocessing.noise_ceiling import compute_epochs_ceiling, read_epochs_ceiling
-from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import read_responses, read_stimuli
 
 CHANNELS = ("O1", "Oz", "O2", "Pz")
 IDS = [f"image{n}" for n in range(12)]

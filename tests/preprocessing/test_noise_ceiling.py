@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.preprocessing.noise_ceiling import METRIC, compute_noise_ceilings
 
 SIGNAL = np.array([0.5, 1.0, 2.0])

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.preprocessing import reliability as rel
 
 SIGNAL = np.array([0.0, 0.5, 1.0, 2.0, 3.0])

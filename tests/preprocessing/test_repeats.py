@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.arrays import Responses, TrialRows
+from braindecode_vis.base.arrays import Responses, TrialRows
 from braindecode_vis.preprocessing import repeats
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.sources.cleaning_options import ScalingConfig
 from braindecode_vis.preprocessing import scaling
 from braindecode_vis.preprocessing.array_file import ArrayFile

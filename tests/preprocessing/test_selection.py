@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis import store
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.sources.betas_source import (
     BetasPart,
     BetasPlan,
@@ -32,7 +33,6 @@ from braindecode_vis.preprocessing.voxel_geometry import (
     inverse_transform,
     read_geometry,
 )
-from braindecode_vis.stimuli import StimulusSet
 
 AFFINE = np.diag([2.0, 2, 2, 1])
 SHAPE = (4, 3, 2)

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis import store
-from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import DataError
+from braindecode_vis.base import store
+from braindecode_vis.base.arrays import Recording
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.bold5000 import Bold5000Config
 from braindecode_vis.datasets.haxby_slices import HaxbySlicesConfig
 from braindecode_vis.datasets.nod import NodConfig
@@ -28,7 +29,6 @@ from braindecode_vis.preprocessing.signal_damage import (
     settle_blank_images,
     settle_missing,
 )
-from braindecode_vis.stimuli import StimulusSet
 
 NAMES = ("O1", "Oz", "O2", "Pz", "P3")
 N = 200

@@ -2,8 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.registry import INSIDE, validate_component
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.preprocessing.scaling import fit_zscore
 from braindecode_vis.preprocessing.splits import (
@@ -17,7 +18,6 @@ from braindecode_vis.preprocessing.splits import (
     hold_out_concepts,
     make_inner_folds,
 )
-from braindecode_vis.registry import INSIDE, validate_component
 
 
 def make_trials(n_images=20, n_repeats=3):

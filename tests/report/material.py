@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import Score
+from braindecode_vis.base.arrays import Score
 from braindecode_vis.report import figures, gallery, page
 
 EVIL = "<script>document.title='owned'</script>"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.report import grid as g
 from tests.report.material import make_noise_gallery, make_rich_gallery
 

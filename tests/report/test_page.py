@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.report import figures, page, page_scores
 from braindecode_vis.report.words import describe_metric
 from tests.report.material import EVIL, make_bare_content, make_content, make_gallery, make_scores

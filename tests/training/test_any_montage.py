@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import DataError
 from tests.training.toy_task import make_config, make_task
 
 POSITIONS = np.array([[0.0, 0.1, 0.0], [0.1, 0.0, 0.0], [0.0, -0.1, 0.0], [-0.1, 0.0, 0.0]])

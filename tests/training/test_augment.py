@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.training.augment import (
     BraindecodeAugmentationConfig,

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.training.category_network import NetworkCategoriesConfig, NetworkCategoryDecoder
 

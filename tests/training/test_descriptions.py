@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis.checks import ConfigError, DataError, Notice
-from braindecode_vis.digests import hash_once
+from braindecode_vis.base.checks import ConfigError, DataError, Notice
+from braindecode_vis.base.digests import hash_once
 from braindecode_vis.embeddings.captions import END, PAD, START
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.training import descriptions

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import BrainEncoder
 from braindecode_vis.config.models import RetrievalConfig
-from braindecode_vis.contracts import BrainEncoder
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.training.fitted import compute_top_k
 from braindecode_vis.training.network_config import NetworkEncoderConfig

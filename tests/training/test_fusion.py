@@ -8,8 +8,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.training.fitted import compute_top_k
 from braindecode_vis.training.image_config import LayerFusionConfig
 from braindecode_vis.training.image_side import LayerFusion

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import DataError
-from braindecode_vis.optimisation import read_checkpoint
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.optimisation import read_checkpoint
 from braindecode_vis.training import feed
 from braindecode_vis.training.augment import mix_trials
 from braindecode_vis.training.loop import CHECKPOINT
@@ -288,7 +288,7 @@ def test_objectives_that_the_data_cannot_serve_are_refused():
 
 
 def test_bf16_trains_and_a_missing_tracker_is_named(tmp_path):
-    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.base.checks import ConfigError
 
     responses, targets = make_task()
     encoder = make_config(precision="bf16", epochs=6).build(seed=0).fit(responses, targets)

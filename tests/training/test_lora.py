@@ -9,11 +9,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.timm_models import TimmConfig
-from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.training.image_config import ImageTowerConfig
 from braindecode_vis.training.lora import AdaptedTower
 from tests.training.test_loop import Killed, kill_after

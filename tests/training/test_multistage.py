@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from braindecode_vis.arrays import Embeddings, normalise_rows
-from braindecode_vis.checks import DataError, Notice
+from braindecode_vis.base.arrays import Embeddings, normalise_rows
+from braindecode_vis.base.checks import DataError, Notice
 from braindecode_vis.training.batches import gather_groups, make_grouped_batches
 from braindecode_vis.training.multistage import MultistageConfig
 from tests.processes import run_together

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from braindecode_vis.checks import ConfigError
-from braindecode_vis.optimisation import (
+from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.base.optimisation import (
     OptimiserConfig,
     ScheduleConfig,
     compute_first_beta,
     compute_lr_factor,
 )
-from braindecode_vis.roles import NETWORK, play
+from braindecode_vis.base.roles import NETWORK, play
 from braindecode_vis.training.loop import make_optimiser
 
 

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.corpus import reader
-from braindecode_vis.devices import gather_rows
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.devices import gather_rows
+from braindecode_vis.parts.pretraining.corpus import reader
+from braindecode_vis.parts.pretraining.pretraining import pretrain
+from braindecode_vis.parts.pretraining.pretraining_config import PretrainConfig
 from braindecode_vis.training import loop
 from braindecode_vis.training.model import gather_outputs
 from braindecode_vis.training.objectives.objective import NEED_FIELDS, Outputs
-from braindecode_vis.training.pretraining import pretrain
-from braindecode_vis.training.pretraining_config import PretrainConfig
+from tests.parts.pretraining import test_pretraining, test_pretraining_corpus
+from tests.parts.pretraining.toy_corpus import ToyCorpus
 from tests.processes import run_together
-from tests.training import test_category_network, test_pretraining, test_pretraining_corpus
-from tests.training.toy_corpus import ToyCorpus
+from tests.training import test_category_network
 from tests.training.toy_task import get_weights, make_config, make_task
 
 SETTINGS = {
@@ -155,8 +156,8 @@ def test_processes_that_read_different_checkpoints_stop(monkeypatch):
     """A folder of its own on each machine: one would train on from where the other begins."""
     import torch
 
-    from braindecode_vis import devices
-    from braindecode_vis.checks import DataError
+    from braindecode_vis.base import devices
+    from braindecode_vis.base.checks import DataError
 
     monkeypatch.setattr(devices, "gather_rows", lambda mine: torch.cat([mine, mine]))
     devices.check_same_start(3, Path("runs/work"), "cpu")

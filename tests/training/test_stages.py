@@ -6,8 +6,8 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.training.image_config import LayerFusionConfig
 from braindecode_vis.training.image_side import LayerFusion
 from braindecode_vis.training.loop import Trainer

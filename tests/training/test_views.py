@@ -7,8 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.training.fitted import reduce_views
 from braindecode_vis.training.image_side import ViewChooser
 from tests.training.test_loop import Killed, kill_after

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.training.network_config import NetworkEncoderConfig
 
 N_CHANNELS, N_TIMES, N_TARGETS = 4, 16, 6

@@ -18,7 +18,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError, is_there
+from braindecode_vis.base.checks import ConfigError, DataError, is_there
+from braindecode_vis.base.digests import digest_files
+from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.datasets.alljoined.sessions import (
     Layout,
     Session,
@@ -47,8 +49,6 @@ from braindecode_vis.datasets.sources.meeg_source import (
     number_repetitions,
     sample_part,
 )
-from braindecode_vis.digests import digest_files
-from braindecode_vis.stimuli import StimulusSet, hash_pixels
 
 SFREQ = 512.0
 BIOSEMI64 = (

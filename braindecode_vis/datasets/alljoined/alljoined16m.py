@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.digests import digest_files
 from braindecode_vis.datasets.alljoined.blocks import (
     FLEX2,
     RawBlock,
@@ -43,7 +44,6 @@ from braindecode_vis.datasets.sources.meeg_source import (
     number_repetitions,
     sample_part,
 )
-from braindecode_vis.digests import digest_files
 
 N_CHANNELS = 32
 

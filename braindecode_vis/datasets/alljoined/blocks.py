@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError, check_columns, is_there, refuse_damage
+from braindecode_vis.base.arrays import Recording
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns, is_there, refuse_damage
+from braindecode_vis.base.remote import bring
 from braindecode_vis.datasets.bids.meeg_files import RawReader
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
@@ -27,7 +28,6 @@ from braindecode_vis.datasets.sources.meeg_source import (
     list_scalp_positions,
 )
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, read_pickled_dict
-from braindecode_vis.remote import bring
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,14 +24,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError, check_columns, is_there, refuse_damage, require
+from braindecode_vis.base.arrays import Recording
+from braindecode_vis.base.checks import (
+    ConfigError,
+    DataError,
+    check_columns,
+    is_there,
+    refuse_damage,
+    require,
+)
+from braindecode_vis.base.remote import bring
 from braindecode_vis.datasets.bids.meeg_files import RawReader, bring_recording, list_boundaries
 from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, name_image
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, read_pickled
 from braindecode_vis.datasets.things_eeg2.parts import check_codes
-from braindecode_vis.remote import bring
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,13 +26,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from braindecode_vis.checks import (
-    ConfigError,
-    DataError,
-    check_columns,
-    check_file,
-    suggest,
-)
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_file, suggest
+from braindecode_vis.base.digests import digest_file, digest_files
 from braindecode_vis.datasets.bids.fmri_files import (
     RunFiles,
     check_no_overlap,
@@ -68,7 +63,6 @@ from braindecode_vis.datasets.sources.bold_source import (
     GlmConfig,
     ModelConfig,
 )
-from braindecode_vis.digests import digest_file, digest_files
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -28,15 +28,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError, is_there, refuse_damage, suggest
+from braindecode_vis.base.checks import ConfigError, DataError, is_there, refuse_damage, suggest
+from braindecode_vis.base.digests import digest_folder
+from braindecode_vis.base.remote import RemotePath, bring_all
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import hash_file
 from braindecode_vis.datasets.manifests import find_label
 from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.datasets.sources.bold_source import BoldRun, ConfoundsConfig, MaskMethod, check_grid
 from braindecode_vis.datasets.sources.fmri_volumes import VolumeHeader, read_volume, read_volume_header
-from braindecode_vis.digests import digest_folder
-from braindecode_vis.remote import RemotePath, bring_all
-from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_file
 
 if TYPE_CHECKING:
     import pandas as pd

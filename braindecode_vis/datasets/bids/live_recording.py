@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig, BoldSettings
 from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
 from braindecode_vis.datasets.sources.bold_source import ConfoundsConfig

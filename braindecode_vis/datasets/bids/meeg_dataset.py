@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import field_validator, model_validator
 
-from braindecode_vis.arrays import Modality, Recording
-from braindecode_vis.checks import ConfigError, DataError, suggest
+from braindecode_vis.base.arrays import Modality, Recording
+from braindecode_vis.base.checks import ConfigError, DataError, suggest
+from braindecode_vis.base.digests import digest_files
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.bids.fmri_files import read_numbers
 from braindecode_vis.datasets.bids.meeg_files import (
     EXTENSIONS,
@@ -53,9 +56,6 @@ from braindecode_vis.datasets.sources.meeg_source import (
     number_repetitions,
     sample_part,
 )
-from braindecode_vis.digests import digest_files
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, refuse_damage
+from braindecode_vis.base.checks import DataError, refuse_damage
+from braindecode_vis.base.remote import RemotePath, bring, bring_all, bring_folder, find_address
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import hash_file
 from braindecode_vis.datasets.bids.fmri_files import find_image_folder, hash_image_folder
 from braindecode_vis.datasets.sources.meeg_source import Sensors, make_template_montage
-from braindecode_vis.remote import RemotePath, bring, bring_all, bring_folder, find_address
-from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_file
 
 if TYPE_CHECKING:
     import pandas as pd

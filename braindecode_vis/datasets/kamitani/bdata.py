@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, is_there, refuse_damage, suggest
+from braindecode_vis.base.checks import DataError, is_there, refuse_damage, suggest
 from braindecode_vis.datasets.manifests import CheckFinding
 from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
 from braindecode_vis.datasets.sources.file_damage import check_texts

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.digests import digest_files
 from braindecode_vis.datasets.bids.fmri_files import (
     find_image_folder,
     hash_image_folder,
@@ -44,7 +45,6 @@ from braindecode_vis.datasets.sources.betas_source import (
     count_repetitions,
     join_geometries,
 )
-from braindecode_vis.digests import digest_files
 
 if TYPE_CHECKING:
     import pandas as pd

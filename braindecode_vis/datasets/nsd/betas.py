@@ -16,7 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError, check_option, is_there, refuse_damage
+from braindecode_vis.base.checks import ConfigError, DataError, check_option, is_there, refuse_damage
+from braindecode_vis.base.remote import open_hdf5, open_head
 from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
 from braindecode_vis.datasets.sources.fmri_volumes import (
     MaskedVolumes,
@@ -26,7 +27,6 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
     read_volume,
     read_volume_header,
 )
-from braindecode_vis.remote import open_hdf5, open_head
 
 Space = Literal["func1pt8mm", "fsaverage"]
 Version = Literal["betas_assumehrf", "betas_fithrf", "betas_fithrf_GLMdenoise_RR"]

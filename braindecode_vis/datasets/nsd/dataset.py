@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, DataError, is_there
+from braindecode_vis.base.checks import ConfigError, DataError, is_there
+from braindecode_vis.base.digests import digest_files
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts, read_manifest
 from braindecode_vis.datasets.nsd.betas import (
     UNIT,
@@ -57,8 +59,6 @@ from braindecode_vis.datasets.sources.betas_source import (
     count_repetitions,
     join_sources,
 )
-from braindecode_vis.digests import digest_files
-from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import pandas as pd

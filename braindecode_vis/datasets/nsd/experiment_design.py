@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, check_columns, check_file, is_there, refuse_damage
-from braindecode_vis.remote import open_hdf5
-from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.base.checks import DataError, check_columns, check_file, is_there, refuse_damage
+from braindecode_vis.base.remote import open_hdf5
+from braindecode_vis.base.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import pandas as pd

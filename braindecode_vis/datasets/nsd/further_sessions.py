@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, Geometry, keep_rows
-from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import pandas as pd

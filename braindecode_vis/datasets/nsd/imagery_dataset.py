@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, is_there
+from braindecode_vis.base.checks import DataError, is_there
+from braindecode_vis.base.digests import digest_files
+from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
 from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
 from braindecode_vis.datasets.nsd.dataset import NsdConfig, NsdSettings
@@ -26,8 +28,6 @@ from braindecode_vis.datasets.nsd.further_sessions import describe_standardising
 from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, keep_rows, number_betas
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, check_same_space, read_volume_header
 from braindecode_vis.datasets.sources.safe_pickle import read_pickled_dict
-from braindecode_vis.digests import digest_files
-from braindecode_vis.stimuli import read_image_file
 
 if TYPE_CHECKING:
     import pandas as pd

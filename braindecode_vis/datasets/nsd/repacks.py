@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.digests import digest_files
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings
 from braindecode_vis.datasets.nsd.experiment_design import name_image
 from braindecode_vis.datasets.nsd.repack_files import (
@@ -37,8 +39,6 @@ from braindecode_vis.datasets.sources.betas_source import (
 )
 from braindecode_vis.datasets.sources.fmri_volumes import read_volume
 from braindecode_vis.datasets.sources.meeg_source import SampleType
-from braindecode_vis.digests import digest_files
-from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import pandas as pd

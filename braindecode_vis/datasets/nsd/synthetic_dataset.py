@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import model_validator
 
-from braindecode_vis.checks import DataError, check_columns, check_file, is_there, refuse_damage
+from braindecode_vis.base.checks import DataError, check_columns, check_file, is_there, refuse_damage
+from braindecode_vis.base.digests import digest_files
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
 from braindecode_vis.datasets.nsd.betas import (
     UNIT,
@@ -49,8 +51,6 @@ from braindecode_vis.datasets.sources.betas_source import (
     keep_rows,
     number_betas,
 )
-from braindecode_vis.digests import digest_files
-from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.checks import DataError, is_there, refuse_damage
+from braindecode_vis.base.checks import DataError, is_there, refuse_damage
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings
 from braindecode_vis.datasets.nsd.betas import find_mask, find_regions, make_volume_geometry
 from braindecode_vis.datasets.nsd.dataset import NsdSettings

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from braindecode_vis.arrays import TRIAL_COLUMNS
-from braindecode_vis.checks import ConfigError, DataError, check_columns
+from braindecode_vis.base.arrays import TRIAL_COLUMNS
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns
+from braindecode_vis.base.digests import digest_files
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.manifests import RecordedSettings
 from braindecode_vis.datasets.sources.meeg_source import SampleType
-from braindecode_vis.digests import digest_files
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import pandas as pd

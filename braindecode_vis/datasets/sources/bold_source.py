@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.arrays import TRIAL_COLUMNS
-from braindecode_vis.checks import DataError, check_columns
+from braindecode_vis.base.arrays import TRIAL_COLUMNS
+from braindecode_vis.base.checks import DataError, check_columns
+from braindecode_vis.base.registry import ByKind
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.sources.betas_source import BetasPlan, Geometry
 from braindecode_vis.datasets.sources.fmri_volumes import VolumeHeader
-from braindecode_vis.registry import ByKind
-from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.settings import Settings
+from braindecode_vis.base.settings import Settings
 
 
 class ScalingConfig(Settings):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, refuse_damage
+from braindecode_vis.base.checks import DataError, refuse_damage
 from braindecode_vis.datasets.manifests import CheckFinding
 from braindecode_vis.datasets.sources.fmri_volumes import open_stream, read_volume_header
 

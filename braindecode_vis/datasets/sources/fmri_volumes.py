@@ -20,8 +20,8 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, refuse_damage
-from braindecode_vis.remote import RemotePath, borrow_head, open_head
+from braindecode_vis.base.checks import DataError, refuse_damage
+from braindecode_vis.base.remote import RemotePath, borrow_head, open_head
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # A micrometre: what float32 loses of a position in the head.

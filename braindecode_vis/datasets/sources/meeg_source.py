@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.arrays import TRIAL_COLUMNS, Modality, Recording
-from braindecode_vis.checks import ConfigError, DataError, check_columns, suggest
+from braindecode_vis.base.arrays import TRIAL_COLUMNS, Modality, Recording
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns, suggest
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import hash_file
 from braindecode_vis.datasets.manifests import RecordedSettings
 from braindecode_vis.datasets.sources.cleaning_options import Cleaning, CleaningOptions
-from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_file
 
 if TYPE_CHECKING:
     import pandas as pd

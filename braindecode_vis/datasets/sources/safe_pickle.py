@@ -24,8 +24,8 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, refuse_damage
-from braindecode_vis.remote import bring, open_head
+from braindecode_vis.base.checks import DataError, refuse_damage
+from braindecode_vis.base.remote import bring, open_head
 
 # Below a mebibyte an array is cheaper to hold than to look up.
 LARGE_BYTES = 1 << 20

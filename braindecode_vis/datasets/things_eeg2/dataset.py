@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.digests import digest_files
 from braindecode_vis.datasets.manifests import (
     CheckFinding,
     check_subset,
@@ -51,7 +52,6 @@ from braindecode_vis.datasets.things_eeg2.layouts import (
     read_image_list,
 )
 from braindecode_vis.datasets.things_eeg2.parts import open_held
-from braindecode_vis.digests import digest_files
 
 if TYPE_CHECKING:
     import pandas as pd

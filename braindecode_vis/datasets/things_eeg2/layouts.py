@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError, check_unique, is_there
+from braindecode_vis.base.checks import ConfigError, DataError, check_unique, is_there
+from braindecode_vis.base.remote import bring_all
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import hash_file
 from braindecode_vis.datasets.bids.fmri_files import hash_image_folder
 from braindecode_vis.datasets.sources.safe_pickle import open_npy, read_pickled_dict, sniff
-from braindecode_vis.remote import bring_all
-from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_file
 
 if TYPE_CHECKING:
     import pandas as pd

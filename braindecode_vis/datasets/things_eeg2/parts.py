@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
+from braindecode_vis.base.arrays import Recording
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns, refuse_damage
 from braindecode_vis.datasets.bids.meeg_files import RawReader, bring_recording, list_boundaries, list_sensors
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
 from braindecode_vis.datasets.sources.safe_pickle import (

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, check_columns, check_file, check_unique, refuse_damage
+from braindecode_vis.base.checks import DataError, check_columns, check_file, check_unique, refuse_damage
 from braindecode_vis.datasets.bids.fmri_files import parse_entities
 from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, read_volume

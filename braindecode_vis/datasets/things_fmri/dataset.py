@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError, check_columns, is_there, suggest
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns, is_there, suggest
+from braindecode_vis.base.digests import digest_files
 from braindecode_vis.datasets.bids.fmri_files import (
     check_no_overlap,
     find_image_folder,
@@ -60,7 +61,6 @@ from braindecode_vis.datasets.things_fmri.betas import (
     read_volume_runs,
     read_voxels,
 )
-from braindecode_vis.digests import digest_files
 
 if TYPE_CHECKING:
     import pandas as pd

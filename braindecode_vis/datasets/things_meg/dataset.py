@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.digests import digest_files
+from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.bids.meeg_files import (
     PLACES,
     describe_images,
@@ -68,8 +70,6 @@ from braindecode_vis.datasets.things_meg.files import (
     read_run_events,
 )
 from braindecode_vis.datasets.things_meg.trial_split import TestSet, apply_split, describe_split
-from braindecode_vis.digests import digest_files
-from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import pandas as pd

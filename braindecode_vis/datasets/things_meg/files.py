@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import DataError, check_columns, is_there, refuse_damage
+from braindecode_vis.base.arrays import Recording
+from braindecode_vis.base.checks import DataError, check_columns, is_there, refuse_damage
 from braindecode_vis.datasets.bids.fmri_files import read_numbers
 from braindecode_vis.datasets.bids.meeg_files import (
     RawReader,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.embeddings.captions import PAD
 from braindecode_vis.training.caption_networks import (
     MOST_SCALE,

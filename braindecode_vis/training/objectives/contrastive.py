@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.checks import DataError
-from braindecode_vis.optimisation import anneal_cosine
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.optimisation import anneal_cosine
 from braindecode_vis.training.objectives.objective import (
     LogitScale,
     check_batch,

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.checks import ConfigError, Notice
-from braindecode_vis.seeds import make_torch_generator
+from braindecode_vis.base.checks import ConfigError, Notice
+from braindecode_vis.base.seeds import make_torch_generator
 from braindecode_vis.training.objectives.objective import Outputs, StepSizes, multiply, normalise
 
 _NEVER = (

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.checks import DataError
-from braindecode_vis.devices import autocast
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.devices import autocast
 
 #: Fields of `Outputs` that each need stands for; the training loop fills them if any objective names the need.
 NEED_FIELDS: dict[str, tuple[str, ...]] = {

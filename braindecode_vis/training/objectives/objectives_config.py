@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from braindecode_vis.settings import Settings
+from braindecode_vis.base.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn

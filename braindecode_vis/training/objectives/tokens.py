@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.devices import autocast
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.devices import autocast
 from braindecode_vis.training.objectives.objective import normalise, upcast
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.training.caption_networks import compute_word_loss
 from braindecode_vis.training.objectives.captioning import (
     PatchRebuilder,

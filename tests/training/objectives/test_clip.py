@@ -8,7 +8,7 @@ import torch
 from open_clip.loss import ClipLoss
 from torch.nn import functional
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.training.objectives import objective
 from braindecode_vis.training.objectives.contrastive import compute_clip_loss
 from braindecode_vis.training.objectives.objective import LogitScale, Outputs, compute_matches

@@ -9,8 +9,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from braindecode_vis.checks import DataError
-from braindecode_vis.registry import INSIDE, Component, find_component
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.registry import INSIDE, Component, find_component
 from braindecode_vis.training.objectives.objective import NEED_FIELDS, Outputs, StepSizes
 from braindecode_vis.training.objectives.objectives_config import ClipObjectiveConfig
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.checks import ConfigError, Notice
+from braindecode_vis.base.checks import ConfigError, Notice
 from braindecode_vis.training.objectives.gated import Gate, _draw, compute_gated_loss
 from braindecode_vis.training.objectives.objective import Outputs, StepSizes
 from braindecode_vis.training.objectives.objectives_config import HydraObjectiveConfig

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.training.objectives.contrastive import compute_clip_loss
 from braindecode_vis.training.objectives.distillation import (
     compute_distillation_loss,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.training.objectives.objective import Outputs
 from braindecode_vis.training.objectives.objectives_config import MultiviewObjectiveConfig
 from braindecode_vis.training.objectives.structure import compute_mv_dhel, compute_mv_infonce

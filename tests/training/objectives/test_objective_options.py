@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from braindecode_vis.checks import ConfigError
-from braindecode_vis.registry import validate_component
+from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.base.registry import validate_component
 from braindecode_vis.training.objectives.objective import Outputs
 from braindecode_vis.training.objectives.structure import compute_uniformity
 

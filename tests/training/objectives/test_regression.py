@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.training.objectives.regression import compute_cosine_distance, compute_l1, compute_mse
 
 

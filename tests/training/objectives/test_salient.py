@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.training.objectives.structure import compute_log_kernel, compute_salient_loss
 
 

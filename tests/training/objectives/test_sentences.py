@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.training.objectives.sentences import (
     compute_margin_loss,
     compute_sentence_contrast,

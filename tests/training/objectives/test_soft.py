@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.training.objectives.contrastive import (
     anneal_cosine,
     compute_bimixco_loss,

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.training.objectives.objective import Outputs, StepSizes
 from braindecode_vis.training.objectives.tokens import (
     PropagationTerm,

@@ -1,0 +1,418 @@
+"""How much memory there is, whether a step fits into it, the sentence for one that did not, and what a step took.
+
+Owns the limits that may bind (of the process, of its control groups, of the machine), the check before a large step,
+the wording once memory ran out, and the profile of a step: its time, memory, and bytes read and written. How many bytes
+a step takes is known where the step is. Imports the standard library and `checks` only, since it has to speak when
+nothing more can be loaded.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from braindecode_vis.base.checks import DataError, Notice
+
+#: Above this share of what is free a step is announced as tight.
+TIGHT = 0.8
+#: Address space of the libraries that every command loads, and of those that compute, in bytes. Below, OpenBLAS asks
+#: for its buffers for ever while it is loaded, where no signal and no exception reaches it.
+_TABLES_BYTES, _COMPUTING_BYTES = 500_000_000, 1_600_000_000
+#: Of every further core: one 32 MiB buffer in each of two OpenBLAS, and the stacks of three pools of threads.
+_CORE_BYTES = 90_000_000
+_CACHE = ("inactive_file", "active_file")
+_V1_UNLIMITED = 1 << 60  # version 1 of control groups writes a huge number for "no limit"
+
+
+class MemoryWarning(Notice):
+    """A step takes most of the memory that is free."""
+
+
+class TooLargeError(DataError, MemoryError):
+    """A step was refused before it began, since it cannot fit into memory."""
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """One bound on memory.
+
+    Parameters
+    ----------
+    free
+        Bytes that can still be used; the page cache counts as free, since the system gives it back.
+    total
+        Bytes that the bound allows in all.
+    name
+        What sets it, in words.
+    remedy
+        How it is raised.
+    """
+
+    free: int
+    total: int
+    name: str
+    remedy: str
+
+    def describe(self) -> str:
+        """Return "1.2 GB of 8.0 GB are free (what sets the bound)"."""
+        return f"{describe_bytes(self.free)} of {describe_bytes(self.total)} are free ({self.name})"
+
+
+def describe_bytes(n_bytes: float) -> str:
+    """Return a size as people write it.
+
+    Examples
+    --------
+    >>> describe_bytes(2_500_000_000), describe_bytes(80_000_000), describe_bytes(512)
+    ('2.5 GB', '80 MB', '512 bytes')
+    """
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:,.1f} GB"
+    if n_bytes >= 1e6:
+        return f"{n_bytes / 1e6:,.0f} MB"
+    return f"{n_bytes / 1e3:,.0f} kB" if n_bytes >= 1e3 else f"{max(0, int(n_bytes))} bytes"
+
+
+# --- limits -----------------------------------------------------------------------------------------------
+
+
+def find_memory() -> MemoryLimit | None:
+    """Return the bound that leaves least memory; None on a system that tells none."""
+    limits = [*_find_process_limits(), *_find_group_limits(), *_find_machine_limit()]
+    return min(limits, key=lambda limit: limit.free, default=None)
+
+
+def _find_process_limits() -> Iterator[MemoryLimit]:
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return
+    pages = _read_numbers("/proc/self/statm")
+    for kind, option, column in (("RLIMIT_AS", "-v", 0), ("RLIMIT_DATA", "-d", 5)):
+        limit = resource.getrlimit(getattr(resource, kind))[0]
+        if limit != resource.RLIM_INFINITY and len(pages) > column:
+            used = pages[column] * resource.getpagesize()
+            yield MemoryLimit(
+                max(0, limit - used),
+                limit,
+                f"limit of the process, ulimit {option}",
+                f"raise ulimit {option}",
+            )
+
+
+def _find_group_limits(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> Iterator[Any]:
+    """Yield the bounds of the control groups of this process, by which containers and clusters limit a job.
+
+    Beyond them the system ends the process without a word, so that no error could be told afterwards.
+    """
+    for line in _read_text(own).splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:
+            base, names = root, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        # A container sees its own group at the root, under whatever path the machine knows it.
+        for folder in dict.fromkeys([*_list_parents(base, path), base]):
+            limit, used = (_read_numbers(folder / name) for name in names)
+            if not limit or not used or limit[0] >= _V1_UNLIMITED:
+                continue
+            stat = dict(re.findall(r"^(\w+) (\d+)$", _read_text(folder / "memory.stat"), re.MULTILINE))
+            own_cache = [("total_" if f"total_{name}" in stat else "") + name for name in _CACHE]
+            cache = sum(int(stat.get(name, "0")) for name in own_cache)
+            free = min(limit[0], max(0, limit[0] - used[0] + cache))
+            yield MemoryLimit(
+                free,
+                limit[0],
+                "memory limit of this job or container, cgroup",
+                "ask for more memory for the job",
+            )
+
+
+def _list_parents(base: Path, path: str) -> list[Path]:
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    return [base.joinpath(*parts[:n]) for n in range(len(parts), 0, -1)]
+
+
+def _find_machine_limit() -> Iterator[MemoryLimit]:
+    known = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read_text(Path("/proc/meminfo")), re.MULTILINE))
+    if "MemAvailable" in known:
+        total, free = int(known["MemTotal"]) * 1024, int(known["MemAvailable"]) * 1024
+    else:
+        try:  # other systems do not tell how much of their memory is cache: all of it may be free
+            total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):
+            return
+    yield MemoryLimit(free, total, "memory of this machine", "use a machine with more memory")
+
+
+def _read_text(path: Path | str) -> str:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _read_numbers(path: Path | str) -> list[int]:
+    """Return the numbers of a file of the system; none if it is missing or says "max"."""
+    words = _read_text(path).split()
+    return [int(word) for word in words] if all(word.isdigit() for word in words) else []
+
+
+# --- before a step ----------------------------------------------------------------------------------------
+
+
+def check_memory(needed: float, *, what: str, reduce: str) -> None:
+    """Refuse a step that cannot fit into memory, and warn of one that takes most of it.
+
+    Parameters
+    ----------
+    needed
+        Bytes that the step holds at once. Memory maps do not count: the system drops them as it needs to.
+    what
+        The step and its sizes, such as ``ridge on 16540 trials of 17000 features``.
+    reduce
+        What to reduce, with the names of the settings.
+
+    Raises
+    ------
+    TooLargeError
+        If more is needed than the binding limit leaves.
+    """
+    limit = find_memory()
+    if limit is None or needed <= TIGHT * limit.free:
+        return
+    told = f"{what} needs about {describe_bytes(needed)} of memory, and {limit.describe()}"
+    if needed > limit.free:
+        raise TooLargeError(f"{told}; reduce {reduce}, or {limit.remedy}.")
+    warnings.warn(f"{told}: it may not fit; if it fails, reduce {reduce}.", MemoryWarning, stacklevel=3)
+
+
+def check_libraries(*, computes: bool) -> None:
+    """Refuse a limit of address space into which the libraries alone do not fit.
+
+    Under any such limit the BLAS of SciPy is loaded at once, while there is room: loaded late, with the space used up,
+    it waits for ever. Tables are then read without the allocator of pyarrow, which reserves 1 GiB before it reads.
+
+    Parameters
+    ----------
+    computes
+        Whether more than tables is loaded.
+
+    Raises
+    ------
+    DataError
+        If the limit is too low.
+    """
+    limit = next((found for found in _find_process_limits() if found.name.endswith("-v")), None)
+    if limit is None:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(cores, int(os.environ.get("OPENBLAS_NUM_THREADS", "") or cores))
+    needed = (_COMPUTING_BYTES if computes else _TABLES_BYTES) + max(0, threads - 2) * _CORE_BYTES
+    if limit.total < needed:
+        raise DataError(
+            f"the libraries alone take about {describe_bytes(needed)} of address space, and ulimit -v allows "
+            f"{describe_bytes(limit.total)}; raise it ({describe_bytes(2 * needed)} leave room for small data), or "
+            "limit memory by a cgroup, which counts what is used."
+        )
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    if computes:
+        import scipy.linalg  # noqa: F401
+
+
+# --- after a failure --------------------------------------------------------------------------------------
+
+#: What to reduce where memory ran out, by the first part of a module's name; the longest that fits is taken.
+_REDUCE = {
+    "": "the number of subjects (--subject), trials or images",
+    "parts.phantom": "--size, --subjects, --sessions or --concepts",
+    "parts.studies.demo": "--size, --subjects, --sessions or --concepts",
+    "datasets": "dataset.subjects, the time window, channels or regions, or set dataset.dtype=float16",
+    "preprocessing": "dataset.subjects, the time window, channels or regions, or set dataset.dtype=float16",
+    "embeddings": "target.batch_size or the size of its images",
+    "encoders": "dataset.subjects or encoder.n_features, choose features (selection.*), or set repeats.train=averaged",
+    "training": "encoder.batch_size, encoder.max_device_bytes or the width of the network",
+    "scoring.retrieval": "the number of queries or of gallery images",
+    "generation.priors": "prior.batch_size or reconstruction.n_draws",
+    "generation": "generator.batch_size, reconstruction.n_draws or the size of the images",
+    "pipeline.reconstruction": "reconstruction.n_draws, the number of test images or their size",
+    "scoring": "evaluation.n_bootstrap, evaluation.n_permutations or reconstruction.n_draws",
+    "parts.analyses": "the number of trials, or of times (the analysis' own settings)",
+    "parts.studies.score_outputs": "the number of predictions or targets, or score groups one by one",
+    "parts.live": "the batch of trials",
+}  # fmt: skip
+_NO_THREAD = ("can't start new thread", "launch worker thread", "thread constructor failed", "pthread_create")
+_NO_MAPPING = (
+    "failed to map segment",
+    "cannot allocate memory",
+    "cannot enable executable stack",
+    "static TLS",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that something did not fit into memory, on the CPU or a GPU."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    torch = sys.modules.get("torch")  # without it, none of its errors
+    if torch is not None and isinstance(error, getattr(torch, "OutOfMemoryError", ())):
+        return True
+    # What older allocators of the CPU and cuDNN raise instead of a class of their own.
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in words or "out of memory" in words)
+
+
+def describe_out_of_memory(error: BaseException, *, resumes: bool = True) -> str:
+    """Return one sentence on memory that ran out: where, how much was asked for, what binds, what to reduce.
+
+    Parameters
+    ----------
+    error
+        Its traceback says which step it was. What its frames hold is let go.
+    resumes
+        Whether the command goes on from what it has finished when it is given again.
+
+    Returns
+    -------
+    sentence
+        Empty for an error of another kind.
+    """
+    words = " ".join(str(error).split())
+    lower = words.lower()
+    loading = isinstance(error, ImportError) and any(part.lower() in lower for part in _NO_MAPPING)
+    threads = any(part in lower for part in _NO_THREAD) or (
+        isinstance(error, BlockingIOError) and error.errno == errno.EAGAIN
+    )
+    if not (loading or threads or is_out_of_memory(error)):
+        return ""
+    module = _find_module(error.__traceback__)
+    limit = find_memory()  # before the frames are let go: this is what the step was left with
+    traceback.clear_frames(error.__traceback__)
+    reduce = _REDUCE[max((key for key in _REDUCE if module.startswith(key)), key=len)]
+    gpu = "cuda" in lower or "hip out of memory" in lower
+    bound = "" if limit is None or gpu else f"; {limit.describe()}"
+    remedy = "" if limit is None or gpu else f", or {limit.remedy}"
+    if loading:
+        return (
+            f"no memory is left to load a library ({words}){bound}: {limit.remedy if limit else 'free some'}."
+        )
+    if threads:
+        return (
+            f"no thread could be started ({words}){bound}: raise ulimit -u and ulimit -v, or set OMP_NUM_THREADS=1 to "
+            "use fewer."
+        )
+    asked = _find_asked(words)
+    where = "the memory of the GPU" if gpu else "memory"
+    more = f" ({asked} more were asked for)" if asked else ""
+    ran_out = f"{where} ran out in {module or 'the command'}{more}{bound}"
+    return f"{ran_out}; reduce {reduce}{remedy}{'; what is finished is kept' if resumes else ''}."
+
+
+def _find_module(trace: TracebackType | None) -> str:
+    """Return the innermost module of the package in a traceback, without the package's name."""
+    package, found = __name__.partition(".")[0], ""
+    for frame, _ in traceback.walk_tb(trace):
+        name = str(frame.f_globals.get("__name__", ""))
+        # Where bytes are read and written, the step is the one that asked for it.
+        if name.startswith(f"{package}.") and name.split(".")[1] not in (
+            "cli",
+            "memory",
+            "store",
+            "arrays",
+            "checks",
+        ):
+            found = name.partition(".")[2]
+    return found
+
+
+def _find_asked(words: str) -> str:
+    """Return the size that an allocator's message names, in our units; empty if it names none.
+
+    Examples
+    --------
+    >>> _find_asked("Unable to allocate 7.28 GiB for an array with shape (31250, 31250)")
+    '7.8 GB'
+    """
+    found = re.search(r"(?:allocate|allocating|malloc of size) (\d+(?:\.\d*)?) ?([KMGTP]?i?B|bytes)?", words)
+    if found is None:
+        return ""
+    unit = found[2] or "bytes"
+    power = 0 if unit in ("bytes", "B") else " KMGTP".index(unit[0])
+    return describe_bytes(float(found[1]) * 1024**power)
+
+
+# --- what a step took ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def profile_step() -> Iterator[dict[str, float]]:
+    """Yield a mapping that is filled with what the block took once it has ended; it costs nothing.
+
+    ``seconds`` and ``cpu_seconds`` (of all threads and of processes that have ended) on every system; where the system
+    tells it, ``peak_memory_bytes``, the most that the process has held since it began, with ``peak_is_earlier`` where
+    that was before the block, and ``read_bytes`` and ``written_bytes`` of files and pipes, whether or not the disk was
+    asked, without memory maps.
+    """
+    taken: dict[str, float] = {}
+    before, started, peak = _count_use(), time.perf_counter(), _find_peak()
+    yield taken
+    taken["seconds"] = round(time.perf_counter() - started, 3)
+    after = _count_use()
+    taken |= {name: round(after[name] - value, 3) for name, value in before.items() if name in after}
+    if (highest := _find_peak()) is not None and peak is not None:
+        taken |= {"peak_memory_bytes": highest, "peak_is_earlier": highest == peak}
+
+
+def _count_use() -> dict[str, float]:
+    found: dict[str, float] = {"cpu_seconds": sum(os.times()[:4])}
+    counts = dict(re.findall(r"^(\w+): (\d+)$", _read_text(Path("/proc/self/io")), re.MULTILINE))
+    for name, key in (("read_bytes", "rchar"), ("written_bytes", "wchar")):
+        if key in counts:
+            found[name] = int(counts[key])
+    return found
+
+
+def _find_peak() -> int | None:
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+#: Headings of `describe_profile`.
+PROFILE = ("wall time", "processor time", "peak memory", "read", "written")
+
+
+def describe_profile(taken: Mapping[str, Any]) -> list[str]:
+    """Return what `profile_step` found as text, in the order of `PROFILE`; empty where it is not known.
+
+    Examples
+    --------
+    >>> describe_profile({"seconds": 2.5, "cpu_seconds": 4.0, "peak_memory_bytes": 2e9, "peak_is_earlier": True})
+    ['2.5 s', '4.0 s', 'below 2.0 GB', '', '']
+    """
+    times = [f"{taken[name]:,.1f} s" if name in taken else "" for name in ("seconds", "cpu_seconds")]
+    sizes = [
+        describe_bytes(taken[name]) if name in taken else ""
+        for name in ("peak_memory_bytes", "read_bytes", "written_bytes")
+    ]
+    # The memory of a process only tells its highest peak, which an earlier stage may have set.
+    sizes[0] = f"below {sizes[0]}" if taken.get("peak_is_earlier") else sizes[0]
+    return [*times, *sizes]

@@ -1,0 +1,624 @@
+"""Which settings class a `kind` stands for, by role, inside the package and outside it.
+
+Owns the tables of the components that ship with the package, the entry points by which other packages add theirs, and
+the annotation with which a field of settings takes any component of a role. The module of a component is imported when
+its kind is asked for, so that a mistyped name is answered before torch, mne and pandas are loaded. Knows no component
+and no method of a role: those are in `roles`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import GetCoreSchemaHandler, SerializationInfo, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from braindecode_vis.base.checks import ConfigError, check_option
+from braindecode_vis.base.consent import ConsentError, describe_refusal, find_code, give_consent, may_import
+from braindecode_vis.base.settings import (
+    OUTSIDE,
+    OutsideCode,
+    Settings,
+    describe_unknown_key,
+    describe_unknown_kind,
+    describe_validation_error,
+)
+
+#: Role -> kind -> ``module:Class`` below the package, in the order in which kinds are listed.
+INSIDE: dict[str, dict[str, str]] = {
+    "dataset": {
+        "alljoined1": "datasets.alljoined.alljoined1:Alljoined1Config",
+        "alljoined16m": "datasets.alljoined.alljoined16m:Alljoined16mConfig",
+        "arrays": "datasets.array_folder:ArraysConfig",
+        "bids_fmri": "datasets.bids.fmri_dataset:BidsFmriConfig",
+        "bids_meeg": "datasets.bids.meeg_dataset:BidsMeegConfig",
+        "bold5000": "datasets.bold5000:Bold5000Config",
+        "bold5000_betas": "datasets.bold5000:Bold5000BetasConfig",
+        "cneuromod_things": "datasets.cneuromod_things:CneuromodThingsConfig",
+        "deeprecon": "datasets.kamitani.deeprecon:DeepreconConfig",
+        "digits69": "datasets.digits69:Digits69Config",
+        "eeg_imagenet": "datasets.eeg_imagenet:EegImagenetConfig",
+        "god": "datasets.kamitani.god:GodConfig",
+        "haxby_slices": "datasets.haxby_slices:HaxbySlicesConfig",
+        "muse_n170": "datasets.muse_n170:MuseN170Config",
+        "nod": "datasets.nod:NodConfig",
+        "nsd": "datasets.nsd.dataset:NsdConfig",
+        "nsd_imagery": "datasets.nsd.imagery_dataset:NsdImageryConfig",
+        "nsd_repack": "datasets.nsd.repacks:NsdRepackConfig",
+        "nsd_synthetic": "datasets.nsd.synthetic_dataset:NsdSyntheticConfig",
+        "nsd_timeseries": "datasets.nsd.timeseries:NsdTimeseriesConfig",
+        "synthetic_digits": "datasets.synthetic_digits:SyntheticDigitsConfig",
+        "things_eeg1": "datasets.things_eeg1:ThingsEeg1Config",
+        "things_eeg2": "datasets.things_eeg2.dataset:ThingsEeg2Config",
+        "things_fmri": "datasets.things_fmri.dataset:ThingsFmriConfig",
+        "things_meg": "datasets.things_meg.dataset:ThingsMegConfig",
+        "vim1": "datasets.vim1:Vim1Config",
+    },
+    "split": {
+        "published": "preprocessing.splits:PublishedSplitConfig",
+        "kfold": "preprocessing.splits:KFoldSplitConfig",
+        "group_kfold": "preprocessing.splits:GroupKFoldSplitConfig",
+        "leave_one_image_out": "preprocessing.splits:LeaveOneImageOutConfig",
+        "leave_one_group_out": "preprocessing.splits:LeaveOneGroupOutConfig",
+        "leave_one_run_out": "preprocessing.splits:LeaveOneRunOutConfig",
+        "leave_one_subject_out": "preprocessing.splits:LeaveOneSubjectOutConfig",
+    },
+    "target": {
+        "pixels": "embeddings.pixels:PixelsConfig",
+        "pca": "embeddings.pixels:PcaConfig",
+        "efficientnet-lite0": "embeddings.efficientnet:EfficientNetConfig",
+        "openclip": "embeddings.openclip:OpenClipConfig",
+        "timm": "embeddings.timm_models:TimmConfig",
+        "torchvision": "embeddings.torchvision_models:TorchvisionConfig",
+        "transformers": "embeddings.transformers_models:TransformersConfig",
+        "engineered": "embeddings.pixels:EngineeredConfig",
+        "layers": "embeddings.layer_fusion:LayersConfig",
+        "vae": "embeddings.autoencoders:AutoencoderKLConfig",
+        "taesd": "embeddings.autoencoders:TinyAutoencoderConfig",
+        "views": "embeddings.degradations:ViewsConfig",
+        "imported": "embeddings.imported:ImportedConfig",
+        "clip_text": "embeddings.text:ClipTextConfig",
+        "minilm": "embeddings.sentences:MinilmConfig",
+        "conditional": "embeddings.conditional:ConditionalConfig",
+        "concept_table": "embeddings.concept_table:ConceptTableConfig",
+    },
+    "encoder": {
+        "ridge": "encoders.ridge:RidgeConfig",
+        "linear_gaussian": "encoders.linear_gaussian:LinearGaussianConfig",
+        "average": "encoders.average:AverageConfig",
+        "network": "training.network_config:NetworkEncoderConfig",
+        "multistage": "training.multistage:MultistageConfig",
+        "lda": "encoders.category_decoders:LdaConfig",
+        "logistic": "encoders.category_decoders:LogisticConfig",
+        "network_categories": "training.category_network:NetworkCategoriesConfig",
+    },
+    "network": {
+        "eegproject": "encoders.tsconv_config:EEGProjectConfig",
+        "tsconv": "encoders.tsconv_config:TSConvConfig",
+        "atm_s": "encoders.atm_config:AtmSConfig",
+        "atm_e": "encoders.atm_config:AtmEConfig",
+        "simpleconv": "encoders.simpleconv_config:SimpleConvConfig",
+        "simpleconv_time_agg": "encoders.simpleconv_config:SimpleConvTimeAggConfig",
+        "simpleconv_image": "encoders.simpleconv_config:SimpleConvImageConfig",
+        "eegnet": "encoders.eegnet_config:EEGNetConfig",
+        "braindecode": "encoders.braindecode_models:BraindecodeConfig",
+        "residual_mlp": "encoders.mindeye_config:ResidualMlpConfig",
+        "shared_space": "encoders.mindeye_config:SharedSpaceConfig",
+        "parcels": "encoders.parcels_config:ParcelsConfig",
+        "latent_decoder": "encoders.latent_decoder_config:LatentDecoderConfig",
+        "labram": "parts.pretraining.models.foundation_config:LabramConfig",
+        "cbramod": "parts.pretraining.models.foundation_config:CBraModConfig",
+        "brainlm": "parts.pretraining.models.foundation_fmri_config:BrainLMConfig",
+        "brain_jepa": "parts.pretraining.models.foundation_fmri_config:BrainJepaConfig",
+        "cortex_mae": "parts.pretraining.models.foundation_fmri_config:CortexMaeConfig",
+        "neurostorm": "parts.pretraining.models.foundation_fmri_config:NeuroStormConfig",
+        "eegpt": "parts.pretraining.models.foundation_config:EegptConfig",
+        "bendr": "parts.pretraining.models.foundation_config:BendrConfig",
+        "reve": "parts.pretraining.models.foundation_config:ReveConfig",
+        "luna": "parts.pretraining.models.foundation_config:LunaConfig",
+    },
+    "objective": {
+        "clip": "training.objectives.objectives_config:ClipObjectiveConfig",
+        "clip_image_text": "training.objectives.objectives_config:ClipImageTextObjectiveConfig",
+        "siglip": "training.objectives.objectives_config:SiglipObjectiveConfig",
+        "mse": "training.objectives.objectives_config:MseObjectiveConfig",
+        "l1": "training.objectives.objectives_config:L1ObjectiveConfig",
+        "cosine": "training.objectives.objectives_config:CosineObjectiveConfig",
+        "soft_clip": "training.objectives.objectives_config:SoftClipObjectiveConfig",
+        "bimixco": "training.objectives.objectives_config:BimixcoObjectiveConfig",
+        "alignment": "training.objectives.objectives_config:AlignmentObjectiveConfig",
+        "mmd": "training.objectives.objectives_config:MmdObjectiveConfig",
+        "uniformity": "training.objectives.objectives_config:UniformityObjectiveConfig",
+        "cua": "training.objectives.objectives_config:CuaObjectiveConfig",
+        "multiview": "training.objectives.objectives_config:MultiviewObjectiveConfig",
+        "distillation": "training.objectives.objectives_config:DistillationObjectiveConfig",
+        "tcl": "training.objectives.objectives_config:TclObjectiveConfig",
+        "within_cluster": "training.objectives.objectives_config:ClusterObjectiveConfig",
+        "within_concept": "training.objectives.objectives_config:ConceptObjectiveConfig",
+        "hydra": "training.objectives.objectives_config:HydraObjectiveConfig",
+        "captioning": "training.objectives.objectives_config:CaptioningObjectiveConfig",
+        "salient": "training.objectives.objectives_config:SalientObjectiveConfig",
+        "propagation": "training.objectives.objectives_config:PropagationObjectiveConfig",
+        "sentence_contrast": "training.objectives.objectives_config:SentenceObjectiveConfig",
+        "composition": "training.objectives.objectives_config:CompositionObjectiveConfig",
+    },
+    "augmentation": {
+        "channel_dropout": "training.augment:ChannelDropoutConfig",
+        "time_shift": "training.augment:TimeShiftConfig",
+        "gaussian_noise": "training.augment:GaussianNoiseConfig",
+        "smoothing": "training.augment:SmoothingConfig",
+        "frequency_dropout": "training.augment:FrequencyDropoutConfig",
+        "braindecode": "training.augment:BraindecodeAugmentationConfig",
+        "trial_mixing": "training.augment:TrialMixingConfig",
+        "subject_mixing": "training.augment:SubjectMixingConfig",
+        "repetition_averaging": "training.augment:RepetitionAveragingConfig",
+    },
+    "prior": {
+        "identity": "generation.priors.closed_form:IdentityPriorConfig",
+        "mean": "generation.priors.closed_form:MeanPriorConfig",
+        "spread": "generation.priors.closed_form:SpreadPriorConfig",
+        "moments": "generation.priors.closed_form:MomentsPriorConfig",
+        "neighbours": "generation.priors.neighbours:NeighboursPriorConfig",
+        "diffusion": "generation.priors.diffusion_config:DiffusionPriorConfig",
+    },
+    "generator": {
+        "latents": "generation.inversion:LatentsConfig",
+        "nearest": "generation.controls:NearestConfig",
+        "refiner": "generation.refiner_config:RefinerConfig",
+        "latent_diffusion": "generation.latent_diffusion_config:LatentDiffusionConfig",
+        "sdxl_turbo": "generation.hub_config:SdxlTurboConfig",
+        "sd_ip_adapter": "generation.hub_config:SdAdapterConfig",
+        "versatile_diffusion": "generation.hub_config:VersatileDiffusionConfig",
+        "unclip": "generation.hub_config:UnclipConfig",
+        "kandinsky": "generation.hub_config:KandinskyConfig",
+        "token_unclip": "generation.hub_config:TokenUnclipConfig",
+    },
+    "analysis": {
+        "growing_window": "parts.analyses.windows:GrowingWindowConfig",
+        "sliding_window": "parts.analyses.windows:SlidingWindowConfig",
+        "window_reconstructions": "parts.analyses.window_images:WindowReconstructionsConfig",
+        "time_resolved_categories": "parts.analyses.window_categories:TimeResolvedCategoriesConfig",
+        "time_generalization": "parts.analyses.generalization:TimeGeneralizationConfig",
+        "frequency_bands": "parts.analyses.bands:FrequencyBandsConfig",
+        "sensor_regions": "parts.analyses.regions:SensorRegionsConfig",
+        "rois": "parts.analyses.regions:RoisConfig",
+        "network_ablation": "parts.analyses.regions:NetworkAblationConfig",
+        "layer_time": "parts.analyses.layer_time:LayerTimeConfig",
+        "spatial_patterns": "parts.analyses.patterns:SpatialPatternsConfig",
+        "occlusion": "parts.analyses.occlusion:OcclusionConfig",
+        "integrated_gradients": "parts.analyses.attribution:IntegratedGradientsConfig",
+        "confusion": "parts.analyses.confusion:ConfusionConfig",
+        "hubness": "parts.analyses.hubness:HubnessConfig",
+        "failures": "parts.analyses.failures:FailuresConfig",
+        "repetitions": "parts.analyses.repetitions:RepetitionsConfig",
+        "few_shot": "parts.analyses.few_shot:FewShotConfig",
+        "rsa": "parts.analyses.rsa:RsaConfig",
+        "imagery": "parts.analyses.imagery:ImageryConfig",
+        "encoding": "parts.analyses.encoding:EncodingConfig",
+        "attributes": "parts.analyses.attributes:AttributesConfig",
+    },
+    # only those that are scored where a configuration names them; all others need no settings
+    "metric": {
+        "cosine_to_target": "scoring.metric_config:CosineToTargetConfig",
+        "correlation_distance": "scoring.metric_config:CorrelationDistanceConfig",
+    },
+}
+
+#: Role -> kind that is no more -> what to write instead.
+DROPPED: dict[str, dict[str, str]] = {
+    "network": {
+        "shallow_fbcsp": "{kind: braindecode, model: ShallowFBCSPNet} (pip install 'braindecode_vis[braindecode]')",
+        "deep4": "{kind: braindecode, model: Deep4Net} (pip install 'braindecode_vis[braindecode]')",
+    },
+}
+
+#: Role -> group of the entry points with which a package from outside adds components. Splits stay inside: what is
+#: trained and what is tested is the one thing that every number of the report rests on.
+GROUPS: dict[str, str] = {
+    "dataset": "braindecode_vis.datasets",
+    "target": "braindecode_vis.image_encoders",
+    "encoder": "braindecode_vis.brain_encoders",
+    "network": "braindecode_vis.networks",
+    "objective": "braindecode_vis.objectives",
+    "augmentation": "braindecode_vis.augmentations",
+    "prior": "braindecode_vis.priors",
+    "generator": "braindecode_vis.generators",
+    "metric": "braindecode_vis.metrics",
+    "analysis": "braindecode_vis.analyses",
+}
+
+
+def list_kinds(role: str) -> list[str]:
+    """Return the known kinds of a role, first those of the package, then those of other installed packages."""
+    check_option("role", role, INSIDE)
+    return [*INSIDE[role], *(kind for kind in _read_entry_points()[role] if kind not in INSIDE[role])]
+
+
+def find_component(role: str, kind: str) -> type[Settings]:
+    """Return the settings class of a component, and import its module.
+
+    Parameters
+    ----------
+    role
+        A key of `INSIDE`.
+    kind
+        Name of a component of the package, of an entry point, or ``package.module:Class``.
+
+    Raises
+    ------
+    LookupError
+        If nothing has this name.
+    ConfigError
+        If a component from outside is missing, broken, named like one inside, or not allowed in this call.
+    """
+    if ":" in kind:
+        return _find_outside(role, kind)
+    # Read for kinds inside too: a package that takes one of their names would else be ignored without a word.
+    entries = _read_entry_points()[role].get(kind, [])
+    if kind in INSIDE[role]:
+        if entries:
+            raise ConfigError(_describe_clash(kind, _describe_package(entries[0])))
+        module, _, name = INSIDE[role][kind].partition(":")
+        found: type[Settings] = getattr(importlib.import_module(f"braindecode_vis.{module}"), name)
+        return found
+    if not entries and kind in DROPPED.get(role, {}):
+        raise ConfigError(f"{kind!r} is no {role} of its own any more; write {DROPPED[role][kind]}")
+    if not entries:
+        raise LookupError(kind)
+    if len(entries) > 1:
+        raise ConfigError(
+            f"both {' and '.join(map(_describe_package, entries))} name a component {kind!r}; uninstall one of them, "
+            "or write package.module:Class instead of the name"
+        )
+    return _find_outside(role, entries[0].value, entries[0])
+
+
+def validate_component(role: str, content: Any, *, trusted: bool = False) -> Any:
+    """Return the settings of a component from plain values that name its ``kind``; see `Component`.
+
+    Parameters
+    ----------
+    role
+        A key of `INSIDE`.
+    content
+        Plain values, or settings.
+    trusted
+        Whether the person wrote them for this call, so that code that they name may be imported.
+
+    Raises
+    ------
+    ConfigError
+        If they are not valid.
+    """
+    try:
+        with give_consent(code=find_code(content) if trusted else ()):
+            return TypeAdapter(Annotated[Any, Component(role)]).validate_python(content)
+    except ValidationError as error:
+        raise ConfigError(f"{describe_validation_error(error, role)}.") from error
+
+
+class Component:
+    """Annotation of a field that takes the settings of any component of a role: ``Annotated[Any, Component("prior")]``.
+
+    The field is given as a mapping with a ``kind``, which is looked up, or as settings. Written out, a component from
+    outside keeps the name by which it was asked for.
+
+    Parameters
+    ----------
+    role
+        A key of `INSIDE`.
+    only
+        The kinds of the package that fit; None is all of them.
+    outside
+        Whether components from outside fit.
+    """
+
+    def __init__(self, role: str, *, only: Sequence[str] | None = None, outside: bool = True) -> None:
+        self.role, self.outside = role, outside and role in GROUPS
+        self.kinds = tuple(INSIDE[role]) if only is None else tuple(only)
+
+    def list_kinds(self) -> list[str]:
+        """Return the kinds that fit."""
+        return [kind for kind in list_kinds(self.role) if kind in self.kinds or self._is_outside(kind)]
+
+    def _is_outside(self, kind: str) -> bool:
+        return self.outside and kind not in INSIDE[self.role]
+
+    def find(self, content: Mapping[str, Any], key: str) -> type[Settings] | None:
+        """Return the class of the package that plain values name, None where only `validate` can tell."""
+        kind = content.get("kind")
+        if not isinstance(kind, str) or ":" in kind or kind in DROPPED.get(self.role, {}):
+            return None
+        if kind not in self.list_kinds():
+            raise ConfigError(describe_unknown_kind(kind, key, self.list_kinds()))
+        return find_component(self.role, kind) if kind in self.kinds else None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validate and dump by the class that the kind names."""
+        return _make_schema(self.validate)
+
+    def validate(self, value: Any) -> Settings:
+        """Return the settings of a component; errors carry what is known, and pydantic adds the path."""
+        if isinstance(value, Settings):
+            return self._check_instance(value)
+        kind, content = _split_kind(value)
+        # What `hashed_fields` adds, where stored fields are read again; analyses have a setting of that name, a word.
+        if isinstance(content.get("outside"), Mapping):
+            kind = str(content.pop("outside").get("class"))
+        if kind not in self.kinds and not self._is_outside(kind):
+            raise _make_unknown(kind, self.list_kinds())
+        try:
+            found = find_component(self.role, kind)
+        except LookupError:
+            raise _make_unknown(kind, self.list_kinds()) from None
+        except ConfigError as error:
+            raise PydanticCustomError(
+                "outside", "{sentence}", {"sentence": str(error).rstrip(".")}
+            ) from error
+        return found.model_validate({**content, "kind": found.model_fields["kind"].default})
+
+    def _check_instance(self, value: Settings) -> Settings:
+        cls = type(value)
+        field = cls.model_fields.get("kind")
+        kind = None if field is None else field.default
+        inside = cls.__module__.startswith("braindecode_vis.")
+        if inside and kind in self.kinds and isinstance(value, find_component(self.role, str(kind))):
+            return value
+        if inside or not self.outside:
+            raise _make_unknown(kind or cls.__name__, self.list_kinds())
+        if cls not in OUTSIDE:
+            try:
+                _load_outside(self.role, f"{cls.__module__}:{cls.__qualname__}")
+            except ConfigError as error:
+                raise PydanticCustomError(
+                    "outside", "{sentence}", {"sentence": str(error).rstrip(".")}
+                ) from error
+        return value
+
+
+#: Any image encoder whose features are a layer; fitted targets and degraded images are none.
+LayerConfig = Annotated[
+    Any,
+    Component(
+        "target",
+        only=(
+            "pixels",
+            "engineered",
+            "efficientnet-lite0",
+            "openclip",
+            "timm",
+            "torchvision",
+            "transformers",
+        ),
+    ),
+]
+
+
+def find_nested(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[Component | type[Settings]]:
+    """Yield the roles and settings classes that an annotation names; pydantic takes the outer metadata off it."""
+    roles = [entry for entry in metadata if isinstance(entry, Component)]
+    if roles:
+        yield from roles
+    elif isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    elif get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        yield from find_nested(inner, more)
+    else:
+        for member in get_args(annotation):
+            yield from find_nested(member)
+
+
+def check_names(cls: type[Settings], content: Mapping[str, Any], key: str = "") -> None:
+    """Raise `ConfigError` at the first key or kind that is not known, before any value is looked at.
+
+    Validation would find it too, but a component that is validated first may ask a library that takes seconds to load.
+
+    Parameters
+    ----------
+    cls
+        Settings class.
+    content
+        Its plain values, nested ones included.
+    key
+        Where they stand.
+    """
+    for name, value in content.items():
+        whole = f"{key}.{name}".lstrip(".")
+        if name not in cls.model_fields:
+            raise ConfigError(describe_unknown_key(whole, list(cls.model_fields)))
+        field = cls.model_fields[name]
+        nested = list(find_nested(field.annotation, field.metadata))
+        if len(nested) != 1:  # a value, or one of a few variants
+            continue
+        entries = enumerate(value) if isinstance(value, list | tuple) else [("", value)]
+        for place, entry in entries:
+            if isinstance(entry, Mapping):
+                where = f"{whole}.{place}".rstrip(".")
+                found = nested[0].find(entry, where) if isinstance(nested[0], Component) else nested[0]
+                if found is not None:
+                    check_names(found, entry, where)
+
+
+class ByKind:
+    """Annotation of a union of settings that are told apart by ``kind``: ``Annotated[A | B, ByKind()]``.
+
+    For a few variants of one component, which stay in the package; `Component` is for roles.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validate by the member that the kind names; unlike pydantic's own, errors carry no tag in their path."""
+        members: dict[str, type[Settings]] = {m.model_fields["kind"].default: m for m in get_args(source)}
+
+        def validate(value: Any) -> Any:
+            if isinstance(value, tuple(members.values())):
+                return value
+            kind, content = _split_kind(value)
+            if kind not in members:
+                raise _make_unknown(kind, list(members))
+            return members[kind].model_validate({**content, "kind": kind})
+
+        return _make_schema(validate)
+
+
+def _make_schema(validate: Any) -> CoreSchema:
+    def dump(value: Settings, info: SerializationInfo) -> dict[str, Any]:
+        content = value.model_dump(mode=info.mode)
+        code = OUTSIDE.get(type(value))
+        return content if code is None else {**content, "kind": code.name}
+
+    dumping = core_schema.plain_serializer_function_ser_schema(dump, info_arg=True)
+    return core_schema.no_info_plain_validator_function(validate, serialization=dumping)
+
+
+def _split_kind(value: Any) -> tuple[str, dict[str, Any]]:
+    if not isinstance(value, Mapping):
+        raise PydanticCustomError("component_type", "Input should be a mapping that names a kind")
+    content = {str(key): entry for key, entry in value.items()}
+    if "kind" not in content:
+        raise PydanticCustomError("no_kind", "must say its kind")
+    return str(content.pop("kind")), content
+
+
+def _make_unknown(kind: str, known: list[str]) -> PydanticCustomError:
+    return PydanticCustomError("unknown_kind", "unknown kind {given}", {"given": kind, "known": known})
+
+
+@cache
+def _read_entry_points() -> dict[str, dict[str, list[metadata.EntryPoint]]]:
+    """Return the entry points of each role by name; one name may stand in several packages."""
+    there = metadata.entry_points()  # once for all roles: it opens the metadata of every installed package
+    found: dict[str, dict[str, list[metadata.EntryPoint]]] = {role: {} for role in INSIDE}
+    for role, group in GROUPS.items():
+        for entry in there.select(group=group):
+            found[role].setdefault(entry.name, []).append(entry)
+    return found
+
+
+def _find_outside(role: str, reference: str, entry: metadata.EntryPoint | None = None) -> type[Settings]:
+    """Return a component from outside if this call may import it; what is installed was allowed by installing it."""
+    # What a stage has stored of a component names its class, and not its entry point.
+    same = [e for listed in _read_entry_points()[role].values() for e in listed if e.value == reference]
+    installed = any(not _is_beside_the_caller(e) for e in ([entry] if entry else same))
+    if not installed and not may_import(reference.partition(":")[0]):
+        raise ConsentError(f"it {describe_refusal([reference])}")
+    return _load_outside(role, reference, entry)
+
+
+def _is_beside_the_caller(entry: metadata.EntryPoint) -> bool:
+    """Say whether the metadata of a package lie in the current folder, which Python may have on its path.
+
+    A folder that was downloaded would else need no more than such metadata to have its code imported.
+    """
+    distribution = entry.dist
+    return distribution is not None and Path(str(distribution.locate_file(""))).resolve() == Path.cwd()
+
+
+def import_reference(reference: str, whose: str) -> tuple[Any, Any]:
+    """Import what ``package.module:Name`` names; whoever calls has made sure that this code may run.
+
+    Parameters
+    ----------
+    reference
+        Module and name.
+    whose
+        What it is, for messages.
+
+    Returns
+    -------
+    module, found
+
+    Raises
+    ------
+    ConfigError
+        If there is no such module or name, or the module fails at import; without a full stop, for the caller's
+        sentence.
+    """
+    module_name, _, name = reference.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # code of others: a module may also call sys.exit
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"{whose} is not on this machine: there is no module {error.name!r}; install its package, or put its "
+                "folder on PYTHONPATH"
+            ) from error
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{whose} fails at import with {type(error).__name__}: {text}") from error
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is None:
+        raise ConfigError(f"{whose} is missing: the module {module_name} has no {name!r}")
+    return module, found
+
+
+@cache
+def _load_outside(role: str, reference: str, entry: metadata.EntryPoint | None = None) -> type[Settings]:
+    """Import a component from outside and note where its code comes from."""
+    if role not in GROUPS:
+        raise ConfigError(f"the role {role} takes no components from outside the package")
+    whose = reference if entry is None else f"{entry.name!r} of {_describe_package(entry)} ({reference})"
+    module, found = import_reference(reference, whose)
+    if not (isinstance(found, type) and issubclass(found, Settings)):
+        raise ConfigError(f"{whose} is no subclass of braindecode_vis.base.settings.Settings")
+    field = found.model_fields.get("kind")
+    kind = None if field is None else field.default
+    if not isinstance(kind, str):
+        raise ConfigError(f"{whose} has no kind; declare kind: Literal[NAME] = NAME in it")
+    if kind in INSIDE[role]:
+        raise ConfigError(_describe_clash(kind, whose))
+    if entry is not None and kind != entry.name:
+        raise ConfigError(f"{whose} leads to settings of the kind {kind!r}; the two names must be one")
+    package, version = (
+        _find_distribution(module.__name__) if entry is None else _read_distribution(entry.dist)
+    )
+    OUTSIDE[found] = OutsideCode(
+        role=role, kind=kind, name=reference if entry is None else entry.name, reference=reference, package=package,
+        version=version, sha256=_hash_code(module, whose),
+    )  # fmt: skip
+    return found
+
+
+def _describe_clash(kind: str, whose: str) -> str:
+    return f"{whose} has the name of a component of braindecode_vis, {kind!r}; rename it or uninstall its package"
+
+
+def _describe_package(entry: metadata.EntryPoint) -> str:
+    return " ".join(part for part in _read_distribution(entry.dist) if part) or "a package without metadata"
+
+
+def _read_distribution(distribution: metadata.Distribution | None) -> tuple[str | None, str | None]:
+    return (None, None) if distribution is None else (distribution.name, distribution.version)
+
+
+def _find_distribution(module_name: str) -> tuple[str | None, str | None]:
+    """Return name and version of the installed package that holds a module; None for a plain file on the path."""
+    # The name of a package and that of its distribution may differ (sklearn, scikit-learn).
+    names = metadata.packages_distributions().get(module_name.partition(".")[0], [])
+    return (names[0], metadata.version(names[0])) if names else (None, None)
+
+
+def _hash_code(module: Any, whose: str) -> str:
+    """Return the digest of a module's file and of the other Python files in its folder, if that is a package.
+
+    A component is often spread over the modules beside its settings; further folders are covered by the version alone.
+    """
+    path = getattr(module, "__file__", None)
+    if path is None or not Path(path).is_file():
+        raise ConfigError(f"{whose} stands in no file, so that its code has no digest; put it into a module")
+    folder = Path(path).resolve().parent
+    files = sorted(folder.glob("*.py")) if (folder / "__init__.py").is_file() else [Path(path).resolve()]
+    digest = hashlib.sha256()
+    for file in files:
+        # With the name, so that renaming a module is a change too.
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,333 @@
+"""The frozen base of every configuration model, and the words for what is wrong in one.
+
+Each component declares its own ``XConfig(Settings)`` with ``kind: Literal["x"] = "x"`` and ``build()``; `registry`
+finds it by its kind. Code from outside the package is part of what enters a fingerprint.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from braindecode_vis.base.checks import ConfigError, suggest
+from braindecode_vis.base.remote import is_address, name_address, take_address
+
+
+@dataclass(frozen=True)
+class OutsideCode:
+    """Where a component from outside the package comes from.
+
+    Parameters
+    ----------
+    role, kind
+        What it is and what it calls itself.
+    name
+        How it was asked for: the name of its entry point, or ``package.module:Class``.
+    reference
+        ``package.module:Class``.
+    package, version
+        The installed distribution; None for a plain file on the path.
+    sha256
+        Digest of its code.
+    """
+
+    role: str
+    kind: str
+    name: str
+    reference: str
+    package: str | None
+    version: str | None
+    sha256: str
+
+    def describe(self) -> str:
+        """Return one phrase, for example ``the encoder 'mine' of my_package 1.0``."""
+        package = " ".join(part for part in (self.package, self.version) if part)
+        return f"the {self.role} {self.kind!r} of {package or self.reference}"
+
+    def as_fields(self) -> dict[str, Any]:
+        """Return what enters the fingerprint, and finds the class again."""
+        return {
+            "class": self.reference,
+            "package": self.package,
+            "version": self.version,
+            "sha256": self.sha256,
+        }
+
+
+_LARGEST_INT = 2**63
+_LARGEST_FLOAT = 3.0e38
+
+#: The settings classes from outside that this process has loaded; `registry` fills it.
+OUTSIDE: dict[type[BaseModel], OutsideCode] = {}
+
+
+class Settings(BaseModel):
+    """Frozen pydantic model: unknown keys are errors, values are never mutated after validation.
+
+    A subclass names in `not_hashed` the fields that say *how* a component runs (device, batch size, file
+    paths) and cannot change *what* it computes; they stay out of the fingerprint. In `hashed_if_set` it names fields
+    that came later than the first results: with their default, which must compute what was computed before there were
+    any, they stay out of the fingerprint too, so that earlier runs are still found.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        defer_build=True,
+    )
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset()
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset()
+    #: Import names of packages that this component needs and the core does not: keys of `checks.EXTRAS`.
+    packages: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, content: Any) -> Any:
+        # pydantic refuses them too, but does not say which are known
+        if isinstance(content, Mapping):
+            for key in content:
+                if key not in cls.model_fields:
+                    context = {"key": str(key), "known": list(cls.model_fields)}
+                    raise PydanticCustomError(
+                        "unknown_key", "unknown key {key}; known here are {known}", context
+                    )
+        return content
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_strange_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what pydantic takes for a number and no computation can use, also inside lists."""
+        if info.field_name is None:
+            return value
+        annotation: Any = cls.model_fields[info.field_name].annotation
+        names = _list_types(annotation)
+        for entry in _list_entries(value) if names & {int, float} else ():
+            # true would be 1 and false 0, where somebody wrote a word into the wrong line
+            if isinstance(entry, bool) and bool not in names:
+                raise PydanticCustomError("flag", "Input should be a number, not true or false")
+            _check_size(entry)
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _refuse_large_numbers(cls, value: Any) -> Any:
+        """Refuse them also where they were written as text, which YAML makes of 1e308."""
+        for entry in _list_entries(value):
+            _check_size(entry)
+        return value
+
+    def refuse_unused(self, *names: str, because: str) -> None:
+        """Raise `ValueError` if one of these settings is not its default, though nothing looks at it.
+
+        A default is let pass: a configuration that was written out has all of them.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is {value!r}, which nothing looks at: {because}; leave {name} out")
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless the files that these settings need are there; a path is looked for
+        anyway. What may be downloaded need not be there.
+        """
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain values that enter the fingerprint, nested settings included."""
+        fields: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if name in self.not_hashed:
+                continue
+            if name in self.hashed_if_set and value == type(self).model_fields[name].default:
+                continue
+            fields[name] = _plain(value)
+        code = OUTSIDE.get(type(self))
+        return fields if code is None else {**fields, "outside": code.as_fields()}
+
+    def walk(self, key: str = "") -> Iterator[tuple[str, Settings]]:
+        """Yield these settings and all that are nested in them, with their full keys."""
+        yield key, self
+        for name in type(self).model_fields:
+            value, inner = getattr(self, name), f"{key}.{name}".lstrip(".")
+            if isinstance(value, Settings):
+                yield from value.walk(inner)
+            elif isinstance(value, list | tuple):
+                for place, entry in enumerate(value):
+                    if isinstance(entry, Settings):
+                        yield from entry.walk(f"{inner}.{place}")
+
+    def replace_paths(self, replace: Callable[[Path], Path]) -> Self:
+        """Return the settings with what a function makes of each path, nested settings and lists included."""
+
+        def visit(value: Any) -> Any:
+            if isinstance(value, Settings):
+                return value.replace_paths(replace)
+            if isinstance(value, list | tuple):
+                visited = [visit(entry) for entry in value]
+                return value if all(map(operator.is_, visited, value)) else type(value)(visited)
+            return replace(value) if isinstance(value, Path) else value
+
+        visited = {name: visit(getattr(self, name)) for name in type(self).model_fields}
+        # Unchanged fields stay out: an update marks its fields as set, and defaults must stay apart from what was said.
+        changed = {name: value for name, value in visited.items() if value is not getattr(self, name)}
+        if not changed:
+            return self
+        moved = self.model_copy(update=changed)
+        for name in changed:
+            # What was noted by itself is of a file at the former path, if there was one.
+            for key in {f"{name}_digest", f"{name}_digests"} & type(self).model_fields.keys():
+                if key not in self.model_fields_set:
+                    moved.__dict__[key] = type(self).model_fields[key].default
+        try:
+            moved.remember_files()
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from error
+        return moved
+
+    def remember_files(self) -> None:
+        """Note the digests of files, so that what was made of them is known without them; of none by default.
+
+        Raises
+        ------
+        ValueError
+            If a file is not the one whose digest is known.
+        """
+
+    def take_addresses(self, named: Collection[str] | None = None) -> Self:
+        """Return the settings with addresses that are to be read, which before are paths that lead nowhere.
+
+        Parameters
+        ----------
+        named
+            Addresses that the person gave in this call, as `remote.name_address` writes them; all that the settings
+            hold by default.
+        """
+
+        def take(path: Path) -> Path:
+            asked = is_address(path) and (named is None or name_address(path) in named)
+            return take_address(path) if asked else path
+
+        return self.replace_paths(take)
+
+    def find_outside(self) -> dict[str, OutsideCode]:
+        """Return where each component from outside comes from, by the full key of its settings."""
+        return {key: OUTSIDE[type(entry)] for key, entry in self.walk() if type(entry) in OUTSIDE}
+
+
+def _check_size(entry: Any) -> None:
+    # the indices of NumPy and torch have 64 bits, their weights 32
+    if type(entry) is int and abs(entry) >= _LARGEST_INT:
+        raise PydanticCustomError("too_large", "Input should be below 2^63")
+    if type(entry) is float and _LARGEST_FLOAT < abs(entry) < math.inf:
+        raise PydanticCustomError("too_large", "Input should be a number of single precision (below 3e38)")
+
+
+def _list_entries(value: Any) -> Iterator[Any]:
+    """Yield a value, or the entries of lists and mappings at any depth."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list | tuple):
+        yield value
+        return
+    for entry in value:
+        yield from _list_entries(entry)
+
+
+@lru_cache(maxsize=None, typed=True)  # true and 1 are equal
+def _list_types(annotation: Any) -> frozenset[Any]:
+    """Return the types that an annotation names, at any depth; a literal true or false counts as bool."""
+    if isinstance(annotation, bool):
+        return frozenset({bool})
+    if not (arguments := get_args(annotation)):
+        return frozenset({annotation}) if isinstance(annotation, type) else frozenset()
+    return frozenset[Any]().union(*(_list_types(entry) for entry in arguments if _is_hashable(entry)))
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.hashed_fields()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+#: What pydantic calls a member of a union that is no model, for example ``constrained-int`` or ``literal['auto']``.
+_TYPE = re.compile(r"(constrained-\w+|int|float|str|bool|path|none|.*\[.*)", re.DOTALL)
+#: Errors that say what is known, before those that may only follow from them.
+_FIRST = ("unknown_key", "unknown_kind", "outside")
+
+
+def describe_unknown_key(key: str, known: Sequence[str]) -> str:
+    """Return one clause for a key, given by its full path, of which nobody knows."""
+    return f"unknown key {key}; known here are {', '.join(known)}{suggest(key.rpartition('.')[2], known)}"
+
+
+def describe_unknown_kind(kind: str, key: str, known: Sequence[str]) -> str:
+    """Return one clause for a kind of which nobody knows; `key` says where the component stands."""
+    return f"unknown kind {kind!r} in {key}.kind; known are {', '.join(known)}{suggest(kind, known)}"
+
+
+def describe_validation_error(error: ValidationError, key: str = "") -> str:
+    """Return one clause that names the key by its full path, what was given and what is known.
+
+    Parameters
+    ----------
+    error
+        As pydantic raised it; the first thing wrong is told.
+    key
+        Where the settings stand that were validated; the whole configuration by default.
+    """
+    details: list[Any] = error.errors(include_url=False)
+    first = next((d for d in details if d["type"] in _FIRST), details[0])
+    # the types of union members stand in the location too, which the user never wrote
+    location = [key] if key else []
+    location += [str(part) for part in first["loc"] if not _TYPE.fullmatch(str(part))]
+    path = ".".join(location) or "the configuration"
+    context = first.get("ctx", {})
+    if first["type"] == "unknown_key":
+        return describe_unknown_key(".".join([*location, context["key"]]), context["known"])
+    if first["type"] == "unknown_kind":
+        return describe_unknown_kind(context["given"], path, context["known"])
+    if first["type"] == "outside":
+        return f"{path}.kind: {context['sentence']}"
+    if first["type"] == "literal_error" and location[-1] == "kind":
+        return (
+            f"unknown kind {first['input']!r} in {path}; known are {context['expected'].replace(chr(39), '')}"
+        )
+    if first["type"] == "no_kind":
+        return f"{path} must say its kind"
+    if first["type"] == "missing":
+        return f"{path} is missing"
+    if first["type"] == "value_error":
+        return str(context["error"]) if len(location) == 0 else f"{path}: {context['error']}"
+    return f"{path} is {first['input']!r}, but {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -1,0 +1,399 @@
+"""Settings of what decodes captions from embeddings; the decoders themselves are in `captions`.
+
+Four ways, each a ``kind``: the caption of the nearest training image, which can say nothing new; ATM's caption branch,
+which projects an embedding onto the image tokens of GIT and lets GIT speak; a small decoder of its own, learnt from the
+captions of training images, or from texts alone, with CoCa's loss; and the decoder that a brain encoder has learnt with
+the objective ``captioning``. None sees a test image or its caption.
+
+References
+----------
+Li et al. (2024), ATM, arXiv:2403.07721, appendix C.4 (``git``); Wang et al. (2022), GIT, arXiv:2205.14100; Yu et al.
+(2022), CoCa, arXiv:2205.01917, and Ma et al. (2024), SyCoCa, arXiv:2401.02137 (``coca``); Gu et al. (2023), CLOSE,
+arXiv:2211.09778 (noise on embeddings while a decoder learns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from braindecode_vis.base.checks import ConfigError, DataError, check_file
+from braindecode_vis.base.consent import may_download
+from braindecode_vis.base.devices import choose_device
+from braindecode_vis.base.digests import digest_files
+from braindecode_vis.base.registry import ByKind
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.store import hash_file, hash_json, read_json
+from braindecode_vis.embeddings.captions import read_caption_bank
+from braindecode_vis.embeddings.weights import find_snapshot
+from braindecode_vis.generation.gap import GapConfig
+from braindecode_vis.generation.generator_data import GeneratorData
+
+if TYPE_CHECKING:
+    from braindecode_vis.base.arrays import Responses
+    from braindecode_vis.base.contracts import WholeBrainEncoder
+    from braindecode_vis.generation.captions import CaptionDecoder, CocaCaptions, GitCaptions, NearestCaptions
+
+Device = Literal["auto", "cpu", "cuda"]
+GIT = "microsoft/git-large-coco"
+
+
+class _Banked(Settings):
+    """Settings of a decoder that knows the captions of training images.
+
+    Parameters
+    ----------
+    bank
+        CSV file with the columns ``id`` and ``caption``; captions of training images alone are looked at.
+    device
+        Where it runs.
+    """
+
+    bank: Path
+    device: Device = "auto"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"bank", "device"})
+
+    #: Whether it learns from out-of-fold predictions of training trials, and reads predictions and no draws of a prior.
+    needs_predictions: ClassVar[bool] = False
+    reads_draws: ClassVar[bool] = False
+    #: Whether the brain encoder writes it of responses, and nothing is fitted.
+    reads_responses: ClassVar[bool] = False
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the bank."""
+        if not (bank := self.bank.expanduser()).is_file():
+            raise ConfigError(
+                f"reconstruction.captions names the bank {bank}, which is no file; bring a CSV file with the columns "
+                "id and caption."
+            )
+        return {**super().hashed_fields(), "bank_sha256": hash_file(bank)}
+
+    def check_files(self) -> None:
+        """Raise `DataError` unless the bank can be read."""
+        read_caption_bank(self.bank.expanduser())
+
+    def read_training(self, data: GeneratorData) -> dict[str, list[str]]:
+        """Return the captions of the training images that have some.
+
+        Raises
+        ------
+        DataError
+            If none has.
+        """
+        bank = read_caption_bank(self.bank.expanduser())
+        known = {name: bank[name] for name in data.embeddings.ids.astype(str).tolist() if name in bank}
+        if not known:
+            raise DataError(
+                f"the caption bank {self.bank} names none of the training images (first {data.embeddings.ids[0]!r}); "
+                "its ids belong to another data set."
+            )
+        return known
+
+
+class NearestCaptionsConfig(_Banked):
+    """The caption of the training image nearest to the prediction, after the training mean is taken off."""
+
+    kind: Literal["nearest"] = "nearest"
+
+    def fit(self, data: GeneratorData, *, seed: int) -> NearestCaptions:
+        """Return the decoder with the captions of the training images."""
+        from braindecode_vis.generation.captions import NearestCaptions
+
+        return NearestCaptions(self.read_training(data), data.embeddings, self.device)
+
+    def read(self, folder: Path, data: GeneratorData) -> NearestCaptions:
+        """Return the decoder that was written into `folder`."""
+        from braindecode_vis.generation.captions import NearestCaptions
+
+        return NearestCaptions(read_json(folder / "captions.json"), data.embeddings, self.device)
+
+
+class GitCaptionsConfig(Settings):
+    """ATM's caption branch: embedding, projector, image tokens of GIT, caption.
+
+    The projector is learnt on training images: their embeddings, and the tokens that GIT's own image encoder gives
+    (ATM: 257 x 1024, a linear map of each feature onto all tokens, a linear map of features, each with a layer norm;
+    mean squared error, AdamW 1e-3, 30 epochs of batches of 32; 25 new word pieces). As in ATM, GIT's networks are not
+    changed. The embedding is the prior's draw, the very one that the image is made from.
+
+    Parameters
+    ----------
+    captioner
+        Folder of a GIT; None takes ``microsoft/git-large-coco``, which needs `allow_download` unless it was fetched.
+    allow_download
+        Fetch that GIT from the hub, unless it is on this machine. Given with the call, never by a file.
+    max_new_tokens, n_beams
+        Length and search of captions.
+    epochs, batch_size, learning_rate
+        Training of the projector.
+    device
+        Where it runs.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ("transformers",)
+
+    kind: Literal["git"] = "git"
+    captioner: Path | None = None
+    allow_download: bool = False
+    max_new_tokens: int = Field(default=25, ge=1)
+    n_beams: int = Field(default=1, ge=1)
+    epochs: int = Field(default=30, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    device: Device = "auto"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"captioner", "allow_download", "device"})
+    needs_predictions: ClassVar[bool] = False
+    reads_draws: ClassVar[bool] = True
+    reads_responses: ClassVar[bool] = False
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of GIT's folder."""
+        folder = self.find_folder()
+        kept = [p for p in sorted(folder.rglob("*")) if p.suffix in (".json", ".txt", ".safetensors")]
+        digests = digest_files({str(path.relative_to(folder)): path for path in kept})
+        return {**super().hashed_fields(), "captioner_digest": hash_json(digests)}
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` unless there is a GIT, or it may be downloaded."""
+        if self.captioner is not None or not (self.allow_download or may_download()):
+            self.find_folder()
+
+    def find_folder(self) -> Path:
+        """Return the folder of GIT."""
+        if self.captioner is None:
+            return find_snapshot(
+                GIT, ["*.json", "*.txt", "model.safetensors"], allow_download=self.allow_download,
+                refusal=f"captions of kind git need the folder of {GIT}: name it with captioner, or leave these "
+                "captions out (--set reconstruction.captions=[] --set reconstruction.prompt=null)",
+            )  # fmt: skip
+        config = self.captioner.expanduser() / "config.json"
+        if not config.is_file():
+            raise ConfigError(
+                f"reconstruction.captions names the captioner {self.captioner}, which holds no config.json and thus no "
+                f"network; bring the whole folder of {GIT}."
+            )
+        if (found := read_json(config).get("model_type")) != "git":
+            raise ConfigError(
+                f"reconstruction.captions of kind git names {self.captioner}, which holds a network of kind {found!r}; "
+                "bring the folder of a GIT."
+            )
+        return config.parent
+
+    def fit(self, data: GeneratorData, *, seed: int) -> GitCaptions:
+        """Return the decoder, its projector fitted on training images."""
+        from braindecode_vis.generation.captions import fit_git
+
+        return fit_git(self, data, seed=seed)
+
+    def read(self, folder: Path, data: GeneratorData) -> GitCaptions:
+        """Return the decoder that was written into `folder`."""
+        from braindecode_vis.generation.captions import read_git
+
+        return read_git(self, folder)
+
+
+class CocaCaptionsConfig(_Banked):
+    """A small decoder of captions, learnt from those of training images with CoCa's loss.
+
+    Words are read by a causal transformer whose last token is compared with the embedding (symmetric cross-entropy),
+    and written by further layers that look at the embedding. Both terms are as in CoCa; the encoder of images is frozen
+    here, so that they shape the decoder alone. Words are those of the training captions, so that no word is new.
+
+    Parameters
+    ----------
+    learns_from
+        ``images`` learns from the embeddings of training images, and describes the prior's draws, or with `gap`
+        predictions. ``predictions`` learns from out-of-fold predictions of training trials, with their errors, and
+        describes predictions. ``texts`` learns from vectors of texts alone, each to be written again, and describes
+        predictions: for targets with a text side (openclip at its output, minilm, layers with either).
+    gap
+        How what is learnt from is brought to what is described: a shift and noise (CLOSE); see its class. With
+        ``texts``, None is its defaults; with ``images``, None is no such step.
+    texts
+        CSV file with the columns ``id`` and ``caption``, of further texts that ``texts`` learns from, of no image of
+        the run.
+    width, depth, heads
+        Of the transformer; half of its layers read words alone, the others look at the embedding too.
+    n_queries
+        Vectors that the embedding is pooled into for the decoder (CoCa: 256, of the tokens of a whole image).
+    max_words
+        Longest caption, words and signs; what is longer is cut in training.
+    contrastive, captioning
+        Weights of the two terms (CoCa: 1, 2).
+    masked
+        Weight of SyCoCa's text-guided masked image modelling (there 1), for targets with patches: the half of the
+        patches that is most similar to the caption is hidden, and rebuilt from the others and the words. 0 leaves it
+        out. It shapes the maps of patches and words, and has no part in decoding.
+    noise
+        Standard deviation of Gaussian noise on the embeddings of images while the decoder learns, in units of their
+        own: predictions are less sure than they (CLOSE).
+    epochs, batch_size, learning_rate, weight_decay
+        Training by AdamW, a cosine with a tenth of warm-up.
+    dropout
+        In the transformer.
+    """
+
+    kind: Literal["coca"] = "coca"
+    learns_from: Literal["images", "predictions", "texts"] = "images"
+    gap: GapConfig | None = None
+    texts: Path | None = None
+    width: int = Field(default=256, ge=8)
+    depth: int = Field(default=4, ge=2)
+    heads: int = Field(default=4, ge=1)
+    n_queries: int = Field(default=16, ge=1)
+    max_words: int = Field(default=24, ge=1)
+    contrastive: float = Field(default=1.0, ge=0)
+    captioning: float = Field(default=2.0, gt=0)
+    masked: float = Field(default=0.0, ge=0)
+    noise: float = Field(default=0.0, ge=0)
+    epochs: int = Field(default=30, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    not_hashed: ClassVar[frozenset[str]] = _Banked.not_hashed | {"texts"}
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"gap"})
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(
+                f"width {self.width} does not part into {self.heads} heads; make it a multiple of heads"
+            )
+        if self.learns_from == "predictions":
+            self.refuse_unused("noise", "gap", because="predictions have errors of their own")
+        elif self.correction is not None:
+            self.refuse_unused("noise", because="gap.noise says which noise there is")
+        if self.learns_from != "texts":
+            self.refuse_unused("texts", because=f"learns_from is {self.learns_from}")
+        else:
+            self.refuse_unused("masked", because="a text has no patches")
+        return self
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digests of the bank and of further texts."""
+        fields = super().hashed_fields()
+        if self.texts is None:
+            return fields
+        check_file(
+            self.texts.expanduser(), what="the file of reconstruction.captions.texts",
+            hint="bring a CSV file with the columns id and caption",
+        )  # fmt: skip
+        return {**fields, "texts_sha256": hash_file(self.texts.expanduser())}
+
+    def check_files(self) -> None:
+        """Raise `DataError` unless bank and further texts can be read."""
+        super().check_files()
+        if self.texts is not None:
+            read_caption_bank(self.texts.expanduser())
+
+    @property
+    def correction(self) -> GapConfig | None:
+        """How the gap between what is learnt from and what is described is bridged; None where it is not."""
+        return self.gap or (GapConfig() if self.learns_from == "texts" else None)
+
+    @property
+    def needs_predictions(self) -> bool:  # type: ignore[override]
+        """Whether it learns from out-of-fold predictions, or measures the gap on them."""
+        measured = self.correction is not None and self.correction.needs_predictions
+        return self.learns_from == "predictions" or measured
+
+    @property
+    def reads_draws(self) -> bool:  # type: ignore[override]
+        """Whether it describes draws of the prior."""
+        return self.learns_from == "images" and self.gap is None
+
+    def fit(self, data: GeneratorData, *, seed: int) -> CocaCaptions:
+        """Return the decoder, learnt from the captions of training images."""
+        from braindecode_vis.generation.captions import fit_coca
+
+        return fit_coca(self, data, seed=seed)
+
+    def read(self, folder: Path, data: GeneratorData) -> CocaCaptions:
+        """Return the decoder that was written into `folder`."""
+        from braindecode_vis.generation.captions import read_coca
+
+        return read_coca(self, folder)
+
+
+class BrainCaptionsConfig(Settings):
+    """Captions that the brain encoder writes of responses, without any embedding of images between.
+
+    The decoder is that of the objective ``captioning`` of the encoder, learnt together with it.
+
+    Parameters
+    ----------
+    n_beams
+        Beginnings that are gone on from at each word; 1 takes the likeliest word after each word.
+    """
+
+    kind: Literal["brain"] = "brain"
+    n_beams: int = Field(default=1, ge=1)
+
+    needs_predictions: ClassVar[bool] = False
+    reads_draws: ClassVar[bool] = False
+    reads_responses: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class WrittenCaptions:
+    """What a brain encoder has written: a caption of each trial, and the one of no trial in particular."""
+
+    rows: list[str]
+    mean: str
+
+
+#: Settings of any decoder of captions.
+CaptionsConfig = Annotated[
+    NearestCaptionsConfig | GitCaptionsConfig | CocaCaptionsConfig | BrainCaptionsConfig, ByKind()
+]
+
+
+def fit_decoders(settings: tuple[Any, ...], data: GeneratorData, *, seed: int) -> dict[str, CaptionDecoder]:
+    """Return every decoder of embeddings of a run, by its kind, fitted on the training split."""
+    return {each.kind: each.fit(data, seed=seed) for each in settings if not each.reads_responses}
+
+
+def write_with_encoder(
+    settings: Sequence[Any], encoder: WholeBrainEncoder, responses: Responses
+) -> WrittenCaptions | None:
+    """Return what the brain encoder writes of responses; None where none of the settings asks for it."""
+    asked = next((each for each in settings if each.reads_responses), None)
+    if asked is None:
+        return None
+    return WrittenCaptions(encoder.describe(responses, asked.n_beams), encoder.describe_mean(asked.n_beams))
+
+
+def write_decoders(folder: Path, decoders: Mapping[str, CaptionDecoder]) -> None:
+    """Write fitted decoders below `folder`, each under its kind; see `read_decoders`."""
+    for kind, decoder in decoders.items():
+        (folder / "captions" / kind).mkdir(parents=True)
+        decoder.write(folder / "captions" / kind)
+
+
+def read_decoders(folder: Path, settings: Sequence[Any], data: GeneratorData) -> dict[str, CaptionDecoder]:
+    """Return the decoders that `write_decoders` wrote, by their kinds.
+
+    Parameters
+    ----------
+    folder
+        That they lie below.
+    settings
+        Name them.
+    data
+        Of the training split.
+    """
+    learnt = [each for each in settings if not each.reads_responses]
+    return {each.kind: each.read(folder / "captions" / each.kind, data) for each in learnt}
+
+
+def find_device(settings: Any) -> str:
+    """Return ``cpu`` or ``cuda``."""
+    return choose_device(settings.device, setting="reconstruction.captions.device")

@@ -1,0 +1,658 @@
+"""Settings of the generators with published weights: Stable Diffusion, its unCLIP, Kandinsky, Versatile Diffusion.
+
+Owns where their weights come from (a folder, or the hub by consent), what of them enters the fingerprint, and which
+spaces each is conditioned on. Nothing is downloaded unless that was allowed. The pipelines are in `hub`, `token_unclip`
+and `versatile_diffusion`.
+
+References
+----------
+Li et al. (2024), ATM, arXiv:2403.07721; Ye et al. (2023), IP-Adapter, arXiv:2308.06721; Sauer et al. (2023),
+SDXL-Turbo, arXiv:2311.17042; Ramesh et al. (2022), unCLIP, arXiv:2204.06125; Rombach et al. (2022), arXiv:2112.10752;
+Razzhigaev et al. (2023), Kandinsky, arXiv:2310.03502; Scotti et al. (2024), MindEye2, arXiv:2403.11207; Benchetrit et
+al. (2023), arXiv:2310.19812; Ozcelik and VanRullen (2023), Brain-Diffuser, arXiv:2303.05334.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.consent import may_download
+from braindecode_vis.base.digests import digest_files
+from braindecode_vis.base.memory import describe_bytes
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.store import hash_json
+from braindecode_vis.embeddings.published import find_model, get_file, get_snapshot, name_repository
+from braindecode_vis.embeddings.weights import find_published
+from braindecode_vis.generation.adapters import Adapter, AdapterConfig
+from braindecode_vis.generation.generator_data import GeneratorData
+
+if TYPE_CHECKING:
+    from braindecode_vis.generation.hub import HubGenerator, HubOptions
+
+ADAPTER_REPOSITORY = "h94/IP-Adapter"
+ADAPTER_FILE = "sdxl_models/ip-adapter_sdxl_vit-h.safetensors"
+SD_ADAPTER_FILE = "models/ip-adapter-plus_sd15.safetensors"
+
+
+class HubConfig(Settings):
+    """Settings of every generator with published weights.
+
+    Parameters
+    ----------
+    weights
+        Folder of the pipeline in the format of diffusers, as `save_pretrained` writes it. None needs `allow_download`.
+    allow_download
+        Fetch the published folder from the hub, unless it is on this machine. Given with the call, never by a file.
+    condition_spaces
+        Patterns (``*`` stands for anything) of the spaces whose embeddings the network takes as they are. Embeddings of
+        another space need an adapter; of the right space but another size, they are refused.
+    adapter
+        Maps another target space to the condition, fitted on training images; see `adapters`.
+    steps, guidance
+        Denoising steps, and scale of classifier-free guidance (1 and below: none).
+    image_size
+        Side of the images, pixels; None takes the network's own.
+    precision
+        ``auto`` is half precision on a GPU and single precision on a CPU.
+    batch_size, device
+        How it runs, not what it computes. ``auto`` draws as many images at once as fit into the memory.
+    offload
+        Networks wait in the CPU's memory for their turn on the GPU: ``model`` moves whole networks, ``sequential``
+        every layer, which needs least memory and most time.
+    vae_slicing, attention_slicing
+        The autoencoder decodes one image after the other; attention is computed in two halves.
+    vae_tiling
+        The autoencoder decodes large images in overlapping parts, whose seams change pixels a little.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = (
+        "diffusers",
+        "transformers",
+    )
+
+    weights: Path | None = None
+    allow_download: bool = False
+    condition_spaces: tuple[str, ...] = ()
+    adapter: AdapterConfig | None = None
+    steps: int = Field(default=20, ge=1)
+    guidance: float = Field(default=1.0, ge=0)
+    image_size: int | None = Field(default=None, ge=8, multiple_of=8)
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 4
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    offload: Literal["none", "model", "sequential"] = "none"
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    attention_slicing: bool = False
+
+    repository: ClassVar[str] = ""
+    supports_initial: ClassVar[bool] = False
+    supports_prompts: ClassVar[bool] = False
+    supports_texts: ClassVar[bool] = False
+    text_spaces: ClassVar[tuple[str, ...]] = ()
+    #: Parts that the published index lists and that are not fetched, since nothing reads them.
+    unused_parts: ClassVar[frozenset[str]] = frozenset()
+    #: What of its networks can be computed in parts.
+    slices: ClassVar[frozenset[str]] = frozenset({"vae_slicing", "vae_tiling", "attention_slicing"})
+    not_hashed: ClassVar[frozenset[str]] = frozenset({
+        "weights", "allow_download", "batch_size", "device", "offload", "vae_slicing", "attention_slicing",
+    })  # fmt: skip
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"vae_tiling"})
+
+    @model_validator(mode="after")
+    def _check_slices(self) -> Self:
+        for name in ("vae_slicing", "vae_tiling", "attention_slicing"):
+            if getattr(self, name) and name not in self.slices:
+                kind = type(self).model_fields["kind"].default
+                raise ValueError(f"the networks of the generator {kind} have no {name}; leave it out")
+        return self
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether it makes no image without tokens of a text."""
+        return False
+
+    def accepts(self, target_kind: str) -> bool:
+        """Say whether a target of this kind may do; its space is checked when the generator is built."""
+        return self.adapter is not None or target_kind in ("openclip", "transformers", "views", "imported")
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` unless there are weights or they may be downloaded, and what runs them."""
+        if self.offload != "none":
+            from braindecode_vis.generation.hub import check_offload
+
+            check_offload(self.offload, self.options.torch_device)
+        model = find_model(self.repository)
+        if not (self.allow_download or may_download()) or (model is not None and model.removed):
+            self.find_folder()
+
+    def find_folder(self) -> Path:
+        """Return the folder of the pipeline."""
+        kind = type(self).model_fields["kind"].default
+        return find_folder(
+            self.weights, self.allow_download, self.repository, f"generator {kind}", unused=self.unused_parts
+        )
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the weights."""
+        return {**super().hashed_fields(), "weights_digest": digest_folder(self.find_folder())}
+
+    @property
+    def options(self) -> HubOptions:
+        """What every pipeline is given."""
+        from braindecode_vis.generation.hub import HubOptions
+
+        return HubOptions(
+            self.steps, self.guidance, self.image_size, self.device, self.precision, self.offload,
+            self.vae_slicing, self.vae_tiling, self.attention_slicing,
+        )  # fmt: skip
+
+    def load(self) -> Any:
+        """Return the pipeline on its device."""
+        raise NotImplementedError
+
+    def build(self, data: GeneratorData) -> HubGenerator:
+        """Return the generator, its adapter fitted on the training data."""
+        return self._build(data, None if self.adapter is None else self.adapter.fit(data))
+
+    def read(self, folder: Path, data: GeneratorData) -> HubGenerator:
+        """Return the generator with the adapter that was written into `folder`."""
+        return self._build(data, None if self.adapter is None else self.adapter.read(folder))
+
+    def _build(self, data: GeneratorData, adapter: Adapter | None) -> HubGenerator:
+        from braindecode_vis.generation.hub import HubGenerator
+
+        return HubGenerator(
+            data, self.load, self.options, kind=type(self).model_fields["kind"].default,
+            condition_spaces=self.condition_spaces, supports_initial=self.supports_initial,
+            supports_prompts=self.supports_prompts, batch_size=self.batch_size, adapter=adapter,
+            text_spaces=self.text_spaces, needs_texts=self.needs_texts,
+        )  # fmt: skip
+
+
+class AdaptedConfig(HubConfig):
+    """Settings of the pipelines with an IP-Adapter.
+
+    Parameters
+    ----------
+    ip_adapter
+        The adapter's safetensors file, or the folder of h94/IP-Adapter. None needs `allow_download`.
+    scale
+        Weight of the adapter's cross-attention.
+    prompt
+        Text that leads the image besides the embedding.
+    """
+
+    ip_adapter: Path | None = None
+    scale: float = Field(default=1.0, ge=0)
+    prompt: str = ""
+
+    supports_initial: ClassVar[bool] = True
+    supports_prompts: ClassVar[bool] = True
+    adapter_file: ClassVar[str] = ""
+    # The adapter brings an attention of its own, which knows no slices.
+    slices: ClassVar[frozenset[str]] = frozenset({"vae_slicing", "vae_tiling"})
+    not_hashed: ClassVar[frozenset[str]] = HubConfig.not_hashed | {"ip_adapter"}
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` unless pipeline and adapter are there or may be downloaded."""
+        super().check_files()
+        if not (self.allow_download or may_download()):
+            self.find_adapter()
+
+    def find_adapter(self) -> Path:
+        """Return the adapter's file."""
+        if self.ip_adapter is not None:
+            found = find_folder(self.ip_adapter, False, "", "IP-Adapter")
+        else:
+            kind = type(self).model_fields["kind"].default
+            bring = f"{self.adapter_file} of huggingface.co/{ADAPTER_REPOSITORY}"
+            found = find_published(
+                lambda cached: get_file(ADAPTER_REPOSITORY, self.adapter_file, cached=cached),
+                name_repository(ADAPTER_REPOSITORY), allow_download=self.allow_download,
+                refusal=f"the generator {kind} has no IP-Adapter: set generator.ip_adapter to {bring}",
+                name="the IP-Adapter", otherwise=f"; bring {bring} and name it with generator.ip_adapter",
+            )  # fmt: skip
+        # A pickle (.bin) of the same name lies beside it in the published folder, and is never read.
+        file = found / self.adapter_file if found.is_dir() else found
+        if not file.is_file() or file.suffix != ".safetensors":
+            raise ConfigError(f"generator.ip_adapter should be a safetensors file, but {file} is none.")
+        return file
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digests of both sets of weights."""
+        return {**super().hashed_fields(), "ip_adapter_digest": digest_folder(self.find_adapter())}
+
+
+class SdxlTurboConfig(AdaptedConfig):
+    """SDXL-Turbo with the ViT-H IP-Adapter (ATM: 4 steps, guidance 0, adapter scale 1, 512 pixels, empty prompt).
+
+    The condition is the projected image embedding of OpenCLIP ViT-H/14 (laion2b), 1024 values, not normalised.
+
+    Parameters
+    ----------
+    weights
+        Folder of stabilityai/sdxl-turbo, or of any SDXL.
+    """
+
+    kind: Literal["sdxl_turbo"] = "sdxl_turbo"
+    condition_spaces: tuple[str, ...] = (
+        "openclip/ViT-H-14/*/output/own/raw/*",
+        "transformers/clip/*/output/own/raw/*",
+    )
+    steps: int = Field(default=4, ge=1)
+    guidance: float = Field(default=0.0, ge=0)
+    image_size: int | None = Field(default=512, ge=8, multiple_of=8)
+
+    repository: ClassVar[str] = "stabilityai/sdxl-turbo"
+    adapter_file: ClassVar[str] = ADAPTER_FILE
+
+    def load(self) -> Any:
+        """Return the pipeline with its adapter."""
+        from braindecode_vis.generation.hub import AdaptedDiffusion
+
+        file = self.find_adapter()  # before the large weights are read
+        return AdaptedDiffusion(
+            self.find_folder(), file, self.options, family="sdxl", scale=self.scale, prompt=self.prompt
+        )
+
+
+class SdAdapterConfig(AdaptedConfig):
+    """Stable Diffusion 1.5 with an IP-Adapter, led by tokens of an image and, with a text branch, of a text.
+
+    The maintained way to the generator of Benchetrit et al. (50 steps of DDIM, guidance 7.5, strength 0.75). The
+    condition of ip-adapter-plus_sd15 are the 257 tokens of OpenCLIP ViT-H/14 before its last block, 1280 values each;
+    of ip-adapter_sd15 its projected embedding, 1024 values. The text are the 77 tokens of OpenAI's ViT-L/14.
+
+    Parameters
+    ----------
+    weights
+        Folder of stable-diffusion-v1-5/stable-diffusion-v1-5, or of another Stable Diffusion 1. A safety checker in it
+        is not loaded: it would black out images.
+    text_scale
+        Weight of the cross-attention to the text. The adapter was trained with `scale` and this at 1: 1.2 and 0.8 mix
+        image and text as 0.6 and 0.4 at the same sum. Not tried with published weights.
+    n_tokens
+        Length of the sequence of an image's tokens, which cannot be told from the adapter.
+    """
+
+    kind: Literal["sd_ip_adapter"] = "sd_ip_adapter"
+    text_scale: float = Field(default=1.0, ge=0)
+    n_tokens: int = Field(default=257, ge=1)
+    condition_spaces: tuple[str, ...] = (
+        "openclip/ViT-H-14/*/layer=-2/tokens/raw/*",
+        "openclip/ViT-H-14/*/layer=30/tokens/raw/*",
+        "openclip/ViT-H-14/*/output/own/raw/*",
+    )
+    steps: int = Field(default=50, ge=1)
+    guidance: float = Field(default=7.5, ge=0)
+    image_size: int | None = Field(default=512, ge=8, multiple_of=8)
+
+    repository: ClassVar[str] = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    adapter_file: ClassVar[str] = SD_ADAPTER_FILE
+    unused_parts: ClassVar[frozenset[str]] = frozenset({"safety_checker", "feature_extractor"})
+    supports_texts: ClassVar[bool] = True
+    text_spaces: ClassVar[tuple[str, ...]] = ("clip_text/*/hidden/*",)
+
+    def load(self) -> Any:
+        """Return the pipeline with its adapter."""
+        from braindecode_vis.generation.hub import AdaptedDiffusion
+
+        file = self.find_adapter()  # before the large weights are read
+        return AdaptedDiffusion(
+            self.find_folder(), file, self.options, family="sd", scale=self.scale, text_scale=self.text_scale,
+            prompt=self.prompt, n_tokens=self.n_tokens,
+        )  # fmt: skip
+
+
+class VersatileDiffusionConfig(HubConfig):
+    """Versatile Diffusion, led by tokens of an image and of a text of OpenAI's ViT-L/14, 257 and 77 of 768 values.
+
+    The generator of Brain-Diffuser and of Benchetrit et al.: 50 steps of DDIM, guidance 7.5, 0.4 of the text, started
+    from an image at strength 0.75. All tokens are projected, and divided by the length of the class token of the image
+    or of the end of the text: target {pooling: tokens, project: true, normalise: class}, reconstruction.text.target
+    {kind: clip_text, output: projected}. `versatile_diffusion` says what the folder must hold. No revision of the
+    repository is known here, so none is pinned: note which one was copied.
+
+    Parameters
+    ----------
+    text_share
+        Of the attention to the text, the rest being that to the image; 0 takes no text.
+    n_tokens, n_text_tokens
+        Lengths of the sequences, which cannot be told from the weights.
+    """
+
+    kind: Literal["versatile_diffusion"] = "versatile_diffusion"
+    text_share: float = Field(default=0.4, ge=0, le=1)
+    n_tokens: int = Field(default=257, ge=1)
+    n_text_tokens: int = Field(default=77, ge=1)
+    condition_spaces: tuple[str, ...] = (
+        "openclip/ViT-L-14-quickgelu/*/output/tokens-projected/class-unit/*",
+        "transformers/clip/*/output/tokens-projected/class-unit/*",
+    )
+    steps: int = Field(default=50, ge=1)
+    guidance: float = Field(default=7.5, ge=0)
+    image_size: int | None = Field(default=512, ge=8, multiple_of=8)
+
+    repository: ClassVar[str] = "shi-labs/versatile-diffusion"
+    unused_parts: ClassVar[frozenset[str]] = frozenset({
+        "image_encoder", "image_feature_extractor", "text_encoder", "tokenizer",
+    })  # fmt: skip
+    supports_initial: ClassVar[bool] = True
+    text_spaces: ClassVar[tuple[str, ...]] = ("clip_text/*/projected/*",)
+
+    @property
+    def supports_texts(self) -> bool:  # type: ignore[override]
+        """Whether the text has a share."""
+        return self.text_share > 0
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether the text has a share."""
+        return self.text_share > 0
+
+    def load(self) -> Any:
+        """Return networks and scheduler."""
+        from braindecode_vis.generation.versatile_diffusion import VersatileDiffusion
+
+        return VersatileDiffusion(
+            self.find_folder(), self.options, n_tokens=self.n_tokens, n_text_tokens=self.n_text_tokens,
+            text_share=self.text_share,
+        )  # fmt: skip
+
+
+class UnclipConfig(HubConfig):
+    """Stable Diffusion 2.1 unCLIP, conditioned on one CLIP image embedding.
+
+    The ``-h`` weights take OpenCLIP ViT-H/14 (laion2b, 1024 values), the ``-l`` weights OpenAI's ViT-L/14 (768), both
+    projected and not normalised. Guidance and steps are those of the pipeline.
+
+    Parameters
+    ----------
+    noise_level
+        Noise on the embedding, as a step of the pipeline's own schedule: decoded embeddings are less sure than those of
+        images, and the network was trained with the level as an input.
+    prompt
+        Text that leads the image besides the embedding.
+    """
+
+    kind: Literal["unclip"] = "unclip"
+    noise_level: int = Field(default=0, ge=0, lt=1000)
+    prompt: str = ""
+    condition_spaces: tuple[str, ...] = (
+        "openclip/ViT-H-14/*/output/own/raw/*",
+        "openclip/ViT-L-14-quickgelu/*/output/own/raw/*",
+        "transformers/clip/*/output/own/raw/*",
+    )
+    steps: int = Field(default=20, ge=1)
+    guidance: float = Field(default=10.0, ge=0)
+
+    repository: ClassVar[str] = "stabilityai/stable-diffusion-2-1-unclip"
+    supports_prompts: ClassVar[bool] = True
+
+    def load(self) -> Any:
+        """Return the pipeline."""
+        from braindecode_vis.generation.hub import StableUnclip
+
+        return StableUnclip(
+            self.find_folder(), self.options, noise_level=self.noise_level, prompt=self.prompt
+        )
+
+
+class KandinskyConfig(HubConfig):
+    """The decoder of Kandinsky 2.2, conditioned on one embedding of CLIP ViT-bigG/14 (1280 values, not normalised).
+
+    Guidance leads away from the embedding of an image of CLIP's mean colour, which the condition's encoder computes.
+    """
+
+    kind: Literal["kandinsky"] = "kandinsky"
+    condition_spaces: tuple[str, ...] = (
+        "openclip/ViT-bigG-14/*/output/own/raw/*",
+        "transformers/clip/*/output/own/raw/*",
+    )
+    steps: int = Field(default=50, ge=1)
+    guidance: float = Field(default=4.0, ge=0)
+    image_size: int | None = Field(default=512, ge=64, multiple_of=64)
+
+    repository: ClassVar[str] = "kandinsky-community/kandinsky-2-2-decoder"
+    slices: ClassVar[frozenset[str]] = frozenset({"attention_slicing"})  # its autoencoder is another one
+    supports_initial: ClassVar[bool] = True
+
+    def load(self) -> Any:
+        """Return the pipeline."""
+        from braindecode_vis.generation.hub import Kandinsky
+
+        return Kandinsky(self.find_folder(), self.options)
+
+
+#: What MindEye2's refinement leads away from (enhanced_recon_inference.ipynb), as facts of its protocol.
+NOT_WANTED = (
+    "painting, extra fingers, mutated hands, poorly drawn hands, poorly drawn face, deformed, ugly, blurry, bad "
+    "anatomy, bad proportions, extra limbs, cloned face, skinny, glitchy, double torso, extra arms, extra hands, "
+    "mangled fingers, missing lips, ugly face, distorted face, extra legs, anime"
+)
+
+
+class RefineConfig(Settings):
+    """A second pass over made images by SDXL, led by a text of each trial (MindEye2).
+
+    The texts are those of ``reconstruction.prompt``. Numbers are those of MindEye2's notebook: 12 of 25 steps, guidance
+    5, images that were 256 pixels large in between.
+
+    Parameters
+    ----------
+    weights
+        Folder of an SDXL in the format of diffusers; MindEye2 takes zavychromaxl_v30, which is published as one file.
+    steps, strength, guidance
+        Denoising steps, the share that is run, and the scale of guidance.
+    prompt, negative_prompt
+        Text where trials have none of their own, and what guidance leads away from.
+    start_size
+        Side that images are reduced to first, pixels; None leaves them.
+    """
+
+    weights: Path | None = None
+    steps: int = Field(default=25, ge=1)
+    strength: float = Field(default=0.5, gt=0, le=1)
+    guidance: float = Field(default=5.0, ge=0)
+    prompt: str = ""
+    negative_prompt: str = NOT_WANTED
+    start_size: int | None = Field(default=256, ge=8)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"weights"})
+
+    @model_validator(mode="after")
+    def _check_strength(self) -> Self:
+        if int(self.steps * self.strength) < 1:
+            raise ValueError(
+                f"strength {self.strength:g} of {self.steps} steps leaves no step to run; raise one of them"
+            )
+        if self.guidance <= 1:
+            self.refuse_unused("negative_prompt", because="guidance of 1 or less leads away from nothing")
+        return self
+
+    def find_folder(self) -> Path:
+        """Return the folder of the SDXL."""
+        if self.weights is None:
+            raise ConfigError(
+                "the refinement of the generator token_unclip has no weights: set generator.refine.weights to a folder "
+                "that holds an SDXL in the format of diffusers (6.9 GB in half precision), or generator.refine to null."
+            )
+        return find_folder(self.weights, False, "", "refinement of the generator token_unclip")
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` unless the folder is there."""
+        self.find_folder()
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the weights."""
+        return {**super().hashed_fields(), "weights_digest": digest_folder(self.find_folder())}
+
+
+class TokenUnclipConfig(HubConfig):
+    """SDXL unCLIP on 256 tokens of OpenCLIP ViT-bigG/14 (1664 values each, after the last norm, not projected).
+
+    Steps and guidance are as remembered from MindEye2's configuration (unverified); the three settings below are those
+    of its sampling function. `token_unclip` says what the folder must hold. No revision or hash of the published
+    checkpoint is known here, so none is pinned: note which one was converted.
+
+    Parameters
+    ----------
+    n_tokens
+        Length of the sequence that the network was trained with; it cannot be told from the weights.
+    unconditional
+        What guidance leads away from: tokens of Gaussian ``noise``, as in MindEye2, or ``zeros``.
+    offset_noise
+        Strength of a constant per image and channel-free shift of the starting noise.
+    brightness
+        ``mindeye2`` shows the decoder's values v in -1..1 as 0.8 v + 0.2, ``plain`` as 0.5 v + 0.5.
+    original_size
+        Side that the network is to take its training image to have had.
+    refine
+        A second pass by SDXL, led by a text of each trial; none by default.
+    """
+
+    kind: Literal["token_unclip"] = "token_unclip"
+    n_tokens: int = Field(default=256, ge=1)
+    unconditional: Literal["noise", "zeros"] = "noise"
+    offset_noise: float = Field(default=0.04, ge=0)
+    brightness: Literal["mindeye2", "plain"] = "mindeye2"
+    original_size: int = Field(default=768, ge=1)
+    refine: RefineConfig | None = None
+    condition_spaces: tuple[str, ...] = ("openclip/ViT-bigG-14/*/output/patches/raw/*",)
+    steps: int = Field(default=38, ge=1)
+    guidance: float = Field(default=5.0, ge=0)
+    image_size: int | None = Field(default=768, ge=8, multiple_of=8)
+
+    supports_initial: ClassVar[bool] = True
+    hashed_if_set: ClassVar[frozenset[str]] = HubConfig.hashed_if_set | {"refine"}
+
+    @property
+    def supports_prompts(self) -> bool:  # type: ignore[override]
+        """Whether there is a second pass, which reads them."""
+        return self.refine is not None
+
+    def describe_choices(self) -> list[str]:
+        """Return what makes its images those of another protocol."""
+        if self.refine is None:
+            return []
+        run = int(self.refine.steps * self.refine.strength)
+        return [
+            f"images refined by SDXL, {run} of {self.refine.steps} steps at guidance {self.refine.guidance:g}"
+        ]
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.guidance <= 1:
+            self.refuse_unused("unconditional", because="guidance of 1 or less leads away from nothing")
+        return self
+
+    def load(self) -> Any:
+        """Return networks and scheduler."""
+        from braindecode_vis.generation.token_unclip import TokenUnclip
+
+        return TokenUnclip(
+            self.find_folder(), self.options, n_tokens=self.n_tokens, unconditional=self.unconditional,
+            offset_noise=self.offset_noise, brightness=self.brightness, original_size=self.original_size,
+            refine=self.refine,
+        )  # fmt: skip
+
+
+def find_folder(
+    weights: Path | None,
+    allow_download: bool,
+    repository: str,
+    what: str,
+    *,
+    unused: frozenset[str] = frozenset(),
+) -> Path:
+    """Return the folder of a model: the one given, or the published one if it may be fetched.
+
+    Parameters
+    ----------
+    weights
+        A folder, or None.
+    allow_download
+        Whether `repository` may be fetched into the hub's own cache.
+    repository
+        ``owner/name`` on the hub; empty if there is none in this format.
+    what
+        Name of the model in the message.
+    unused
+        Parts that a fetched folder may lack.
+
+    Raises
+    ------
+    ConfigError
+        Naming the folder to bring.
+    """
+    place = (
+        f"huggingface.co/{repository}" if repository else "its authors, converted to the format of diffusers"
+    )
+    if weights is not None:
+        folder = Path(weights).expanduser()
+        if folder.exists():
+            return folder
+        raise ConfigError(
+            f"the {what} should read {folder}, which does not exist; give a folder that holds {place}."
+        )
+    patterns = ["*.json", "*.txt", "*.safetensors"]  # never a pickle
+    refusal = f"the {what} has no weights: set generator.weights to a folder that holds {place}"
+    if (known := find_model(repository)) is not None and not known.removed and (size := known.count_bytes()):
+        refusal += f" ({describe_bytes(size)}; braindecode-vis weights fetch {known.name})"
+    if not repository:
+        raise ConfigError(f"{refusal}.")
+    if (model := find_model(repository)) is not None and model.removed:
+        with suppress(Exception):  # it may have been fetched before
+            folder = get_snapshot(repository, patterns, cached=True)
+            check_pipeline(folder, unused)
+            return folder
+        raise ConfigError(f"{refusal}; {model.removed}.")
+    return find_published(
+        lambda cached: get_snapshot(repository, patterns, cached=cached),
+        name_repository(repository), allow_download=allow_download, check=lambda found: check_pipeline(found, unused),
+        refusal=refusal,
+        name=f"the {what}",
+        otherwise=f"; bring a folder that holds {place} on another way and name it with generator.weights",
+    )  # fmt: skip
+
+
+def read_parts(folder: Path) -> dict[str, str]:
+    """Return the library of each part that the index of a pipeline lists; nothing where there is no such index."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    entries = index.items() if isinstance(index, dict) else ()
+    return {name: str(entry[0]) for name, entry in entries if isinstance(entry, list) and entry and entry[0]}
+
+
+def check_pipeline(folder: Path, unused: frozenset[str] = frozenset()) -> None:
+    """Raise `DataError` unless every part of a pipeline but those `unused` is there with all files of its weights."""
+    parts = read_parts(folder)
+    if not parts:
+        raise DataError(f"{folder} holds no model_index.json that lists parts; copy the whole folder.")
+    for name in (each for each in parts if each not in unused):
+        part = folder / name
+        needed = [part]
+        if (part / "config.json").is_file():
+            # Large networks lie in several files; an index of pickles beside them is of no use here.
+            for index in part.glob("*.safetensors.index.json"):
+                needed += [part / file for file in set(json.loads(index.read_text())["weight_map"].values())]
+            needed += [next(part.glob("*.safetensors"), part / "*.safetensors")]
+        if missing := [path for path in needed if not path.exists()]:
+            raise DataError(f"{folder} lacks {missing[0].relative_to(folder)}; copy the whole folder.")
+
+
+def digest_folder(folder: Path) -> str:
+    """Return the digest of a folder's settings and weights."""
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    # What decides an image: networks, their settings and tokenisers; not pictures and notes that lie beside them.
+    kept = [f for f in files if f.is_file() and f.suffix in (".json", ".safetensors", ".txt")]
+    return hash_json(digest_files({str(f.relative_to(folder)) if f != folder else f.name: f for f in kept}))

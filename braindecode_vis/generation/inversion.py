@@ -1,0 +1,143 @@
+"""Turn pixel or principal-component embeddings back into images by inverting their encoder.
+
+A prediction that minimises the squared error is a conditional mean: correct on average and washed out. With
+``contrast: ssim`` the generator darkens and stretches its grey values by one threshold and one gain, chosen so
+that out-of-fold predictions of the training trials reach the best structural similarity with their images.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.base.roles import IMAGE_ENCODER, play
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import resize_image
+from braindecode_vis.generation.generator_data import GeneratorData
+
+SMALLEST_SSIM = 11  # pixels, the window of the metric at a deviation of 1.5
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Gain = Annotated[float, Field(gt=0)]
+
+
+class LatentsConfig(Settings):
+    """Invert the target space; only spaces with an inverse are accepted.
+
+    Parameters
+    ----------
+    contrast
+        ``none`` leaves the decoded grey values; ``ssim`` chooses threshold and gain on training trials.
+    thresholds, gains
+        Candidates: a grey value v in 0..1 becomes ``clip((v - threshold) * gain, 0, 1)``.
+    """
+
+    kind: Literal["latents"] = "latents"
+    contrast: Literal["none", "ssim"] = "none"
+    thresholds: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (
+        0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4,
+    )  # fmt: skip
+    gains: Annotated[tuple[Gain, ...], Field(min_length=1)] = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.contrast == "none":
+            self.refuse_unused("thresholds", "gains", because="contrast none leaves grey values as they are")
+        return self
+
+    @property
+    def needs_predictions(self) -> bool:
+        """Whether it learns from out-of-fold predictions."""
+        return self.contrast == "ssim"
+
+    def accepts(self, target_kind: str) -> bool:
+        """Say whether embeddings of this kind of target can be turned into images."""
+        return target_kind in ("pixels", "pca", "vae", "taesd")
+
+    def build(self, data: GeneratorData) -> LatentsGenerator:
+        """Return the generator, its contrast chosen on the training data."""
+        return LatentsGenerator(self, data)
+
+
+class LatentsGenerator:
+    """The inverse of an invertible image encoder, with a contrast learnt on training trials."""
+
+    rows_at_once = 64  # a thousand images of 512 pixels are 3 GB while an autoencoder decodes them
+
+    def __init__(self, config: LatentsConfig, data: GeneratorData) -> None:
+        self.encoder = play(IMAGE_ENCODER, data.image_encoder)
+        if not self.encoder.decodes:
+            raise ConfigError(
+                f"the generator 'latents' cannot turn the space {self.encoder.space!r} into images; "
+                "use a target of kind pixels, pca, vae or taesd, or a generator of kind nearest."
+            )
+        self.threshold, self.gain = 0.0, 1.0
+        if config.contrast == "ssim":
+            self.threshold, self.gain = self._choose_contrast(config, data)
+
+    def accepts(self, space: str) -> bool:
+        """Say whether `space` is the one whose encoder is inverted."""
+        return space == self.encoder.space
+
+    def generate(self, embeddings: Embeddings, *, seed: int, first_row: int = 0) -> np.ndarray:
+        """Return uint8 images of shape (n_rows, height, width, 3); nothing is random here."""
+        if not self.accepts(embeddings.space):
+            raise ConfigError(
+                f"the generator 'latents' inverts {self.encoder.space!r}, not {embeddings.space!r}."
+            )
+        images = self.encoder.decode(np.asarray(embeddings.vectors))
+        return stretch_contrast(images, self.threshold, self.gain)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was chosen on the training data."""
+        return {"threshold": self.threshold, "gain": self.gain}
+
+    def _choose_contrast(self, config: LatentsConfig, data: GeneratorData) -> tuple[float, float]:
+        """Return the candidate whose images of out-of-fold predictions are most like the true ones."""
+        from skimage.metrics import structural_similarity
+
+        if data.predicted is None:
+            raise ConfigError(
+                "generator.contrast is ssim, but this encoder gives no out-of-fold predictions."
+            )
+        decoded = self.encoder.decode(np.asarray(data.predicted.vectors))
+        row_of = {i: row for row, i in enumerate(data.embeddings.ids)}
+        height, width = decoded.shape[1:3]
+        if min(height, width) < SMALLEST_SSIM:
+            raise ConfigError(
+                f"generator.contrast is ssim, which needs images of {SMALLEST_SSIM} pixels, not {height} x {width}; "
+                "set generator.contrast to none, or target.size to more."
+            )
+        # Out-of-fold predictions are as washed out as those of test trials; predictions of the fit would not be.
+        small = {
+            i: resize_image(data.read_images([row_of[i]])[0], height, width) for i in set(data.predicted.ids)
+        }
+        truth = [small[i] for i in data.predicted.ids]
+        candidates = list(product(config.thresholds, config.gains))
+        scores = [
+            np.mean(
+                [
+                    # Green alone, which carries most of the brightness; window and constants are the metric's.
+                    structural_similarity(
+                        left[..., 1], right[..., 1], gaussian_weights=True, sigma=1.5,
+                        use_sample_covariance=False, data_range=255,
+                    )
+                    for left, right in zip(stretch_contrast(decoded, *candidate), truth, strict=True)
+                ]
+            )
+            for candidate in candidates
+        ]  # fmt: skip
+        return candidates[int(np.argmax(scores))]
+
+
+def stretch_contrast(images: np.ndarray, threshold: float, gain: float) -> np.ndarray:
+    """Return uint8 images with ``clip((v - threshold) * gain, 0, 1)`` applied to their values in 0..1."""
+    if threshold == 0 and gain == 1:  # to the bit, and not through a rounding
+        return images
+    values = np.clip((images.astype(np.float32) / 255 - threshold) * gain, 0, 1)
+    return np.round(values * 255).astype(np.uint8)

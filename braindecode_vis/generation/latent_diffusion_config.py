@@ -1,0 +1,190 @@
+"""Settings of the embedded latent diffusion generator, and of its training; importable without torch.
+
+``weights/latent_diffusion.json`` has the command, the seed and the scores of the packaged weights, which draw nothing
+but what the phantom shows. Train on other stimuli with ``braindecode-vis train-generator``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.embeddings.weights import check_intact
+from braindecode_vis.generation.generator_data import GeneratorData
+from braindecode_vis.generation.weights_file import hash_weights, read_header
+
+if TYPE_CHECKING:
+    from braindecode_vis.generation.latent_diffusion import LatentDiffusionGenerator
+
+PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "latent_diffusion.safetensors"
+PACKAGED_TARGET = "efficientnet-lite0"
+
+
+class LatentDiffusionConfig(Settings):
+    """Sample images from the embedded latent diffusion model.
+
+    Parameters
+    ----------
+    weights
+        A file that `train_generator` made; None takes the packaged one, for the target efficientnet-lite0. The file's
+        hash enters the fingerprint.
+    sampler, steps
+        ``ddim`` or ``dpm-solver++``, and how many steps; 10 to 25 are enough for a second-order solver
+        (arXiv:2211.01095).
+    guidance
+        Strength of classifier-free guidance; 1 is none.
+    candidates
+        Images sampled per embedding. The one whose own embedding is most like the one that was asked for is kept, so
+        that scores in the target's space are better than those in others; 1 keeps the only one.
+    repaint
+        Steps in which the image that was kept is drawn again from under noise, so that two networks, of which one
+        reads images and one embeddings, find the same shape, colours and texture; 0 for none. None is 6 for embeddings
+        of images with weights that bring these networks, as the packaged ones do, and 0 for predictions of a brain
+        encoder, in which the names are mostly wrong.
+    batch_size, device
+        How it runs, not what it computes.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ("diffusers",)
+
+    kind: Literal["latent_diffusion"] = "latent_diffusion"
+    weights: Path | None = None
+    sampler: Literal["ddim", "dpm-solver++"] = "dpm-solver++"
+    steps: int = Field(default=12, ge=1, le=1000)
+    guidance: float = Field(default=3.0, ge=0)
+    candidates: int = Field(default=8, ge=1, le=256)
+    repaint: int | None = Field(default=None, ge=0, le=100)
+    batch_size: int = Field(default=64, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"repaint"})
+    #: Asks the pipeline for the noise of single repetitions.
+    weighs_predictions: ClassVar[bool] = True
+    #: A prior may ask for images with ``prior.images: generator``.
+    knows_images: ClassVar[bool] = True
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the weights."""
+        return {**super().hashed_fields(), "weights_sha256": hash_weights(self.find_weights())}
+
+    def find_weights(self) -> Path:
+        """Return the path of the weights in use."""
+        return PACKAGED_WEIGHTS if self.weights is None else self.weights.expanduser()
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless the weights are there and whole."""
+        read_header(self.find_weights())
+        check_intact(self.find_weights())
+
+    def accepts(self, target_kind: str) -> bool:
+        """Say whether embeddings of this kind of target can be turned into images.
+
+        Weights of the user's own may belong to any target; `build` compares the spaces themselves.
+        """
+        return self.weights is not None or target_kind == PACKAGED_TARGET
+
+    def build(self, data: GeneratorData | None = None) -> LatentDiffusionGenerator:
+        """Return the generator; without training data, of embeddings of images alone and without candidates.
+
+        Raises
+        ------
+        ConfigError
+            If the weights were trained on another space than the target's.
+        """
+        from braindecode_vis.generation.latent_diffusion import LatentDiffusionGenerator
+
+        generator = LatentDiffusionGenerator(
+            self.find_weights(), data=data, sampler=self.sampler, n_steps=self.steps, guidance=self.guidance,
+            candidates=self.candidates, repaint=self.repaint, batch_size=self.batch_size, device=self.device,
+        )  # fmt: skip
+        if data is not None:
+            generator.check_space(data.image_encoder.space)
+        return generator
+
+
+class GeneratorTrainingConfig(Settings):
+    """Sizes and optimisation of an autoencoder and a denoiser. The numbers are choices of ours.
+
+    The defaults, with ``denoiser_precision: bfloat16``, made the packaged weights: about 45 minutes of one CPU core to
+    draw and embed the images, 35 for the autoencoder, and 65 of two cores with AMX for the denoiser.
+
+    Parameters
+    ----------
+    n_images
+        Phantom images to draw; without meaning for a user's own stimuli.
+    image_size
+        Height and width of the images in pixels, a multiple of 16.
+    n_latent_channels
+        Channels of a latent.
+    autoencoder_width
+        Channels of the autoencoder at a quarter of the resolution, a multiple of 4; twice as many at an eighth.
+    autoencoder_steps, autoencoder_batch, autoencoder_lr
+        Optimisation of the autoencoder with AdamW.
+    autoencoder_images
+        The autoencoder sees at most so many of the images, the first ones.
+    perceptual_weight, perceptual_share
+        Weight of the perceptual loss, and share of a batch on which it is computed.
+    latent_noise
+        Deviation of the noise on the latents (which have unit variance) while the autoencoder is trained.
+    denoiser_width
+        Channels of the denoiser's maps at half the latent's resolution, a multiple of 8.
+    fine_width, condition_width, n_blocks, n_fine_blocks
+        As in `Denoiser`.
+    denoiser_steps, denoiser_batch, denoiser_lr
+        Optimisation of the denoiser with AdamW.
+    ema_decay
+        Decay per step of the averaged weights, which are the ones that are kept.
+    n_components
+        Principal components of the embedding that the denoiser is conditioned on.
+    certain_conditions, condition_dropout
+        Shares of the images whose embedding is given as it is, and not at all (arXiv:2207.12598), drawn image by
+        image; the others are given with noise, see `braindecode_vis.generation.conditioning`.
+    time_bias
+        Toward how much noise the denoiser leans as it learns; larger is more. See
+        `braindecode_vis.generation.priors.sampling.draw_times`.
+    weight_decay, warmup
+        Of AdamW; steps of linear warm-up before the cosine decay of the learning rate.
+    checkpoint_every
+        Steps between checkpoints and lines of the log.
+    autoencoder_precision, denoiser_precision
+        ``bfloat16`` is faster on GPUs and on processors that multiply in it (AMX), and far slower on others.
+    device
+        Where it runs.
+    """
+
+    n_images: int = Field(default=102_400, ge=1)
+    image_size: int = Field(default=64, ge=16, multiple_of=16)
+    n_latent_channels: int = Field(default=8, ge=1)
+    autoencoder_width: int = Field(default=48, ge=4, multiple_of=4)
+    autoencoder_steps: int = Field(default=20_000, ge=1)
+    autoencoder_batch: int = Field(default=16, ge=2)
+    autoencoder_lr: float = Field(default=2e-3, gt=0)
+    perceptual_weight: float = Field(default=1.0, ge=0)
+    autoencoder_images: int = Field(default=40_960, ge=2)
+    perceptual_share: float = Field(default=0.5, gt=0, le=1)
+    latent_noise: float = Field(default=0.1, ge=0)
+    denoiser_width: int = Field(default=224, ge=8, multiple_of=8)
+    fine_width: int = Field(default=96, ge=8, multiple_of=8)
+    condition_width: int = Field(default=384, ge=8)
+    n_blocks: int = Field(default=3, ge=1)
+    n_fine_blocks: int = Field(default=3, ge=0)
+    denoiser_steps: int = Field(default=20_000, ge=1)
+    denoiser_batch: int = Field(default=128, ge=2)
+    denoiser_lr: float = Field(default=1.2e-3, gt=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    n_components: int = Field(default=256, ge=1)
+    certain_conditions: float = Field(default=0.75, ge=0, le=1)
+    condition_dropout: float = Field(default=0.1, ge=0, lt=1)
+    time_bias: float = Field(default=0.5, ge=-5, le=5)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: int = Field(default=200, ge=0)
+    checkpoint_every: int = Field(default=500, ge=1)
+    autoencoder_precision: Literal["float32", "bfloat16"] = "float32"
+    denoiser_precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "device"})

@@ -1,0 +1,202 @@
+"""The settings of the diffusion prior; importable without torch. The prior itself is in `diffusion`.
+
+A prediction that minimises a squared error is a conditional mean, shorter and smoother than any image's embedding; the
+prior turns it into a draw from the images that it may stand for.
+
+Departures from ATM's released code, each a setting: the condition is dropped for every sample on its own and not for
+whole batches; targets have unit variance in every dimension and not in sum; the prior learns from out-of-fold
+predictions, as uncertain as those of test trials; the weights are a moving average and may be chosen on held-out
+training images.
+
+References
+----------
+Li et al. (2024), ATM, arXiv:2403.07721; Ramesh et al. (2022), DALL-E 2, arXiv:2204.06125; Scotti et al. (2024),
+MindEye2, arXiv:2403.11207; Salimans and Ho (2022), v-prediction, arXiv:2202.00512.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from braindecode_vis.base.seeds import derive_seed
+from braindecode_vis.generation.priors.image_source import ImageSourceSettings
+from braindecode_vis.generation.priors.sampling import NoiseSchedule, Prediction, Sampler, Spacing
+
+if TYPE_CHECKING:
+    from braindecode_vis.generation.priors.diffusion import DiffusionPrior
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class DiffusionPriorConfig(ImageSourceSettings):
+    """A diffusion model over image embeddings, conditioned on predicted ones.
+
+    Parameters
+    ----------
+    images
+        Where the images come from; see `ImageSourceSettings`. With ``condition: predicted`` they give only the scale.
+    network
+        ``mlp`` is ATM's U-Net on one vector, ``transformer`` attends over tokens; ``auto`` takes the one that the
+        target's shape asks for.
+    widths, time_features, dropout
+        Widths of the U-Net's levels, size of the time code, dropout in the blocks but the first (ATM: 1024 to 64, 512,
+        0.1).
+    depth, heads, token_width
+        Layers, attention heads and width of the transformer; None takes the target's own width. MindEye2 has 6 layers
+        of the tokens' width.
+    condition
+        ``predicted`` learns from out-of-fold predictions and their targets. ``noised_targets`` learns from all training
+        images, each with a simulated prediction: gains and noise are those of the out-of-fold pairs.
+        ``simulated`` learns from images alone, each seen through an encoder drawn at random, and needs no predictions.
+        See `simulated_predictions` for both.
+    n_components
+        Principal components of the images that ``simulated`` draws; what lies beyond them is that of the mean image.
+    condition_dropout
+        Share of samples that learn without their condition (ATM 0.1, there for whole batches).
+    prediction, betas, timesteps
+        What the network predicts, and the noise schedule (ATM: epsilon, linear, 1000).
+    learning_rate, warmup_steps, weight_decay, gradient_clip, batch_size, epochs
+        Training (ATM: Adam 1e-3, cosine with 500 steps of warm-up, none, 1.0, 1024, 150).
+    min_steps
+        Least number of steps: small data sets, whose epochs have few of them, are trained for more epochs. Ours.
+    ema_decay
+        Decay of the moving average of the weights per step. Ours.
+    held_out
+        Share of the training images kept aside; the weights of the epoch with the lowest loss on their predictions
+        are taken. 0 takes the last epoch, as ATM does.
+    sampler, steps, guidance
+        How samples are drawn (ATM: ddpm, 50, 5). A guidance above 1 moves samples toward what the condition says and
+        away from the true spread of images.
+    spacing
+        Which steps of the schedule are sampled: ``trailing`` begins with pure noise; ``leading`` a piece before, as ATM
+        does, which takes the default scheduler of diffusers.
+    clip
+        What the clean embedding that a step implies is held to: the range of the training ``images``, or ``unit``, -1
+        to 1 in every dimension of the embedding, as ATM does by the same default.
+    select, candidates
+        ``none`` keeps every draw. ``best_of`` draws `candidates` for each and keeps the one whose direction is nearest
+        to the prediction's, ``mean`` averages them; these are other protocols and `describe_choices` names them.
+    pull
+        How far a prediction's direction moves toward the sample's: 1 gives the sample itself, as ATM does. Less keeps
+        more of what tells one prediction from another; the length is then the one that images have on average.
+    restandardise
+        Shift and scale samples so that, for out-of-fold predictions of training trials, they have the mean and spread
+        of the training targets in every dimension. Test predictions never enter.
+    precision
+        ``bfloat16`` computes the training in it where that is safe.
+    checkpoint_every, device
+        How it runs, not what it computes.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ("diffusers",)
+
+    kind: Literal["diffusion"] = "diffusion"
+    network: Literal["auto", "mlp", "transformer"] = "auto"
+    widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (1024, 512, 256, 128, 64)
+    time_features: int = Field(default=512, ge=2, multiple_of=2)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    depth: int = Field(default=6, ge=1)
+    heads: int = Field(default=8, ge=1)
+    token_width: int | None = Field(default=None, ge=1)
+    condition: Literal["predicted", "noised_targets", "simulated"] = "predicted"
+    n_components: int = Field(default=64, ge=1)
+    condition_dropout: float = Field(default=0.1, ge=0, lt=1)
+    prediction: Prediction = "epsilon"
+    betas: Literal["linear", "squaredcos_cap_v2"] = "linear"
+    timesteps: int = Field(default=1000, ge=10)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup_steps: int = Field(default=500, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=1024, ge=1)
+    epochs: int = Field(default=150, ge=1)
+    min_steps: int = Field(default=2000, ge=1)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+    sampler: Sampler = "ddpm"
+    steps: int = Field(default=50, ge=1)
+    guidance: float = Field(default=5.0, ge=0)
+    spacing: Spacing = "trailing"
+    clip: Literal["images", "unit"] = "images"
+    select: Literal["none", "best_of", "mean"] = "none"
+    candidates: int = Field(default=16, ge=2)
+    pull: float = Field(default=1.0, gt=0, le=1)
+    restandardise: bool = True
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_every: int = Field(default=10, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "device"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"spacing", "clip"})
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if self.steps > self.timesteps:
+            raise ValueError(
+                f"prior.steps is {self.steps}, more than the {self.timesteps} of prior.timesteps"
+            )
+        if self.guidance not in (0.0, 1.0) and self.condition_dropout == 0:
+            raise ValueError("prior.guidance other than 1 needs a prior.condition_dropout above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.select == "none":
+            self.refuse_unused("candidates", because="select none keeps every draw")
+        if self.clip == "unit" and self.condition == "simulated":
+            raise ValueError(
+                "prior.clip unit is of single dimensions, and prior.condition simulated draws principal components; "
+                "leave clip out"
+            )
+        if self.condition != "simulated":
+            self.refuse_unused("n_components", because="only condition simulated draws components")
+        return self
+
+    def describe_choices(self) -> list[str]:
+        """Return what makes its embeddings others than one draw."""
+        words = []
+        if self.select != "none":
+            words.append(f"images from the {self.select.removesuffix('_of')} of {self.candidates} draws")
+        if self.pull < 1:
+            words.append(f"images from embeddings {100 * self.pull:g} % of the way to the prior's")
+        return words
+
+    @property
+    def needs_predictions(self) -> bool:
+        """Whether it learns from out-of-fold predictions."""
+        return self.condition != "simulated"
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule."""
+        return NoiseSchedule(self.timesteps, self.betas, self.prediction, self.spacing)
+
+    def build(self, *, seed: int = 0) -> DiffusionPrior:
+        """Return the unfitted prior."""
+        from braindecode_vis.generation.priors.diffusion import DiffusionPrior, Drawing
+        from braindecode_vis.generation.priors.diffusion_networks import build_prior_network
+        from braindecode_vis.generation.priors.prior_training import PriorRecipe
+
+        make_network = partial(
+            build_prior_network, kind=self.network, widths=self.widths, time_features=self.time_features,
+            dropout=self.dropout, depth=self.depth, heads=self.heads, token_width=self.token_width,
+        )  # fmt: skip
+        recipe = PriorRecipe(
+            self.schedule, self.batch_size, self.epochs, self.min_steps, self.learning_rate, self.warmup_steps,
+            self.weight_decay, self.gradient_clip, self.condition_dropout, self.ema_decay,
+            derive_seed(seed, "prior", "training"),
+        )  # fmt: skip
+        drawing = Drawing(self.sampler, self.steps, self.guidance, self.select, self.candidates, self.pull)
+        return DiffusionPrior(
+            make_network, recipe, drawing, condition=self.condition, n_components=self.n_components,
+            held_out=self.held_out, restandardise=self.restandardise, checkpoint_every=self.checkpoint_every,
+            bfloat16=self.precision == "bfloat16", device=self.device, seed=seed, clip=self.clip,
+        )  # fmt: skip
+
+    def read(self, folder: Path) -> DiffusionPrior:
+        """Return the fitted prior that was written into `folder`."""
+        return self.build().read(folder)

@@ -1,0 +1,209 @@
+"""SDXL unCLIP on token sequences, as MindEye2 uses it: the tokens of an image encoder in place of the text.
+
+There is no stock pipeline for it, so the stock networks (UNet2DConditionModel, AutoencoderKL) are driven here by a
+stock scheduler. What the folder must hold, all in the format of diffusers:
+
+- ``unet/``: a UNet2DConditionModel with ``cross_attention_dim`` equal to the size of one token (1664 for ViT-bigG/14).
+  If it has an ``addition_embed_type``, that is ``text_time`` with room for four numbers and no text
+  (``projection_class_embeddings_input_dim`` = 4 x ``addition_time_embed_dim``, 1024 = 4 x 256 in MindEye2): height and
+  width of the training images, and top and left of the crop;
+- ``vae/``: the AutoencoderKL of SDXL; its ``scaling_factor`` is used;
+- ``scheduler/``: a scheduler's settings, Euler for MindEye2.
+
+MindEye2 publishes a checkpoint of another code base; ``braindecode-vis weights convert`` writes it in this layout.
+
+References
+----------
+Scotti et al. (2024), MindEye2, arXiv:2403.11207; Podell et al. (2023), SDXL, arXiv:2307.01952.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.stimuli import resize_image
+from braindecode_vis.generation.hub import (
+    HubBatch,
+    HubOptions,
+    denoise,
+    load_pipeline,
+    place,
+    read_scheduler,
+    resize_initial,
+)
+
+if TYPE_CHECKING:
+    from braindecode_vis.generation.hub_config import RefineConfig
+
+
+class TokenUnclip:
+    """The three parts of a token-conditioned unCLIP; see `TokenUnclipConfig` for the settings.
+
+    Parameters
+    ----------
+    folder
+        Laid out as the module says.
+    options
+        Steps, guidance and arithmetic.
+    n_tokens, unconditional, offset_noise, brightness, original_size, refine
+        As in `TokenUnclipConfig`.
+
+    Raises
+    ------
+    DataError
+        If a part is missing or its sizes are not those of a token unCLIP.
+    """
+
+    absent_image = None
+
+    def __init__(
+        self,
+        folder: Path,
+        options: HubOptions,
+        *,
+        n_tokens: int,
+        unconditional: str,
+        offset_noise: float,
+        brightness: str,
+        original_size: int,
+        refine: RefineConfig | None = None,
+    ) -> None:
+        import diffusers
+
+        self.options, self.n_tokens, self.original_size = options, n_tokens, original_size
+        self.unconditional, self.offset_noise, self.brightness = unconditional, offset_noise, brightness
+        for part in ("unet", "vae", "scheduler"):
+            if not (folder / part).is_dir():
+                raise DataError(
+                    f"{folder} lacks the folder {part}; it must hold unet, vae and scheduler of diffusers."
+                )
+        unet = load_pipeline(diffusers.UNet2DConditionModel.from_pretrained, folder / "unet", options)
+        # SDXL's autoencoder overflows in half precision.
+        exact = replace(options, precision="float32")
+        vae = load_pipeline(diffusers.AutoencoderKL.from_pretrained, folder / "vae", exact)
+        self.scheduler = read_scheduler(folder)
+        kind = unet.config.addition_embed_type
+        if kind is not None:
+            room = unet.config.projection_class_embeddings_input_dim / unet.config.addition_time_embed_dim
+            if kind != "text_time" or room != 4:
+                raise DataError(
+                    f"{folder / 'unet'} takes more than sizes and crops (addition_embed_type {kind}, room for "
+                    f"{room:g} numbers instead of 4): it is no token unCLIP, but perhaps an SDXL that needs a text."
+                )
+        self.unet, self.vae = place(unet.eval(), options), place(vae.eval(), exact)
+        self.refiner = None if refine is None else Refinement(refine, options)
+        if self.refiner is not None:
+            self.pipeline, self.prompt = self.refiner.pipeline, self.refiner.settings.prompt
+
+    @property
+    def condition_shape(self) -> tuple[int, ...]:
+        """Number and size of the tokens."""
+        return (self.n_tokens, int(self.unet.config.cross_attention_dim))
+
+    def draw(self, batch: HubBatch) -> np.ndarray:
+        """Return float images in 0..1 of shape (n, height, width, 3)."""
+        import torch
+
+        with torch.inference_mode():
+            latents = self._draw_latents(batch)
+            scaled = latents / self.vae.config.scaling_factor
+            values = self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
+        gain, shift = (0.8, 0.2) if self.brightness == "mindeye2" else (0.5, 0.5)
+        images = (values * gain + shift).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        return images if self.refiner is None else self.refiner.draw(images, batch)
+
+    def _draw_latents(self, batch: HubBatch) -> Any:
+        """Return denoised latents of shape (n, channels, height, width)."""
+        import torch
+        from diffusers.utils.torch_utils import randn_tensor
+
+        unet, options, generators = self.unet, self.options, batch.generators
+        tokens = torch.from_numpy(batch.conditions)  # (n, n_tokens, n_features)
+        n = len(tokens)
+        device, dtype = torch.device(options.torch_device), unet.dtype
+        size = options.image_size or 768
+        side = size // 2 ** (len(self.vae.config.block_out_channels) - 1)  # of a latent
+        shape = (n, int(unet.config.in_channels), side, side)
+        # Every tensor is drawn in this order whether it is used or not, so that settings share their noise.
+        noise = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
+        shift = randn_tensor((n, 1, 1, 1), generator=generators, device=device, dtype=torch.float32)
+        noise = noise + self.offset_noise * shift
+        absent = randn_tensor(tuple(tokens.shape), generator=generators, device=device, dtype=torch.float32)
+        if self.unconditional == "zeros":
+            absent = torch.zeros_like(absent)
+        start = None
+        if batch.initial is not None:
+            start = self._encode_initial(resize_initial(batch.initial, size))
+        guided = options.guidance > 1
+        context = torch.cat([absent, tokens.to(device)]) if guided else tokens.to(device)
+        about_size = None
+        if unet.config.addition_embed_type is not None:
+            # No text, and four numbers per image: height and width, top and left of the crop.
+            sizes = torch.tensor(
+                [[self.original_size, self.original_size, 0, 0]] * len(context), device=device
+            )
+            text = torch.zeros(len(context), 0, device=device, dtype=dtype)
+            about_size = {"text_embeds": text, "time_ids": sizes.to(dtype)}
+
+        def predict(inputs: Any, timestep: Any) -> Any:
+            return unet(
+                inputs.to(dtype),
+                timestep,
+                encoder_hidden_states=context.to(dtype),
+                added_cond_kwargs=about_size,
+            ).sample
+
+        return denoise(self.scheduler, noise, options, batch, predict=predict, start=start)
+
+    def _encode_initial(self, images: np.ndarray) -> Any:
+        """Return scaled latents of float images in 0..1, at the mean of the autoencoder's posterior."""
+        import torch
+
+        values = (
+            torch.from_numpy(images).permute(0, 3, 1, 2).to(self.options.torch_device, self.vae.dtype) * 2 - 1
+        )
+        return self.vae.encode(values).latent_dist.mode().float() * self.vae.config.scaling_factor
+
+
+class Refinement:
+    """SDXL, started from made images and led by a text; see `RefineConfig`.
+
+    Parameters
+    ----------
+    settings
+        Weights, steps and texts.
+    options
+        Those of the generator, for device and arithmetic.
+    """
+
+    def __init__(self, settings: RefineConfig, options: HubOptions) -> None:
+        from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
+
+        self.settings, self.options = settings, options
+        load: Any = StableDiffusionXLImg2ImgPipeline.from_pretrained
+        self.pipeline = load_pipeline(load, settings.find_folder(), options)
+        # The last step of each stretch of the schedule, as sgm's discretisation takes it.
+        config = self.pipeline.scheduler.config
+        self.pipeline.scheduler = EulerDiscreteScheduler.from_config(config, timestep_spacing="trailing")
+        place(self.pipeline, options)
+
+    def draw(self, images: np.ndarray, batch: HubBatch) -> np.ndarray:
+        """Return refined images, float of the shape of `images` (n, side, side, 3); the noise goes on from theirs."""
+        n, side, settings = len(images), images.shape[1], self.settings
+        made = np.round(images * 255).astype(np.uint8)
+        if settings.start_size is not None:
+            made = np.stack([resize_image(image, settings.start_size, settings.start_size) for image in made])
+        more: dict[str, Any] = {}
+        if settings.guidance > 1:
+            more = {"negative_prompt": [settings.negative_prompt] * n}
+        return self.pipeline(
+            prompt=batch.prompts or [settings.prompt] * n, image=resize_initial(list(made), side),
+            strength=settings.strength, num_inference_steps=settings.steps, guidance_scale=settings.guidance,
+            # As the notebook tells it: of images of 768 pixels, to be shown in 1024.
+            original_size=(768, 768), target_size=(1024, 1024), generator=batch.generators, output_type="np", **more,
+        ).images  # fmt: skip

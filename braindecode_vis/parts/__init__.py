@@ -1,0 +1,1 @@
+"""Abilities around the data flow, each in one folder; the core knows none of them."""

@@ -1,0 +1,115 @@
+"""Retrieval against time: windows that grow from the onset of the image, and windows that slide.
+
+Owns two analyses that fit an encoder of the run's configuration anew in every window. Where a window ends, the brain
+has had that much time; what the encoder cannot read in a short window is not shown to be absent from the brain.
+
+References
+----------
+Li et al. (2024), ATM, arXiv:2403.07721 (growing windows and windows of 100 ms); Benchetrit et al. (2024),
+arXiv:2310.19812 (sliding windows, MEG).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+from pydantic import Field
+
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.parts.analyses.curves import Curve, check_windows, make_curve, report_curve
+from braindecode_vis.parts.analyses.cuts import (
+    Outside,
+    Window,
+    cut_window,
+    make_growing_windows,
+    make_sliding_windows,
+)
+from braindecode_vis.parts.analyses.measure import RetrievalMetric, check_retrieval, measure_changes
+from braindecode_vis.parts.analyses.study import Findings, Study
+
+
+class GrowingWindowConfig(Settings):
+    """Decode from the onset of the image up to a later and later sample (ATM).
+
+    Parameters
+    ----------
+    metric
+        ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
+    start
+        Where all windows begin, s.
+    step
+        By how much they grow, s (a choice of ours).
+    tmax
+        Where the last one ends at the latest, s; None is the end of the trial.
+    outside
+        ``cut`` shortens the trials; ``zero`` sets the rest to zero, for networks that need one length.
+    alpha
+        Level of the cluster test.
+    """
+
+    kind: Literal["growing_window"] = "growing_window"
+    metric: RetrievalMetric = "top1"
+    start: float = 0.0
+    step: float = Field(default=0.05, gt=0)
+    tmax: float | None = None
+    outside: Outside = "cut"
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+
+    def compute(self, study: Study) -> Findings:
+        """Fit and test one encoder per window."""
+        windows = make_growing_windows(study.responses, self.step, self.start, self.tmax)
+        curve = decode_windows(study, windows, self.metric, self.outside, self.alpha, self.kind)
+        how = (
+            f"An encoder was fitted and tested on windows that begin at {self.start * 1000:.0f} ms and grow."
+        )
+        return report_curve(
+            study, curve, self.metric, name=self.kind, title="Growing window", how=how, by_end=True
+        )
+
+
+class SlidingWindowConfig(Settings):
+    """Decode from a short window that slides over the trial (ATM, Benchetrit et al.).
+
+    Parameters
+    ----------
+    metric, outside, alpha
+        As in `GrowingWindowConfig`.
+    width
+        Of the window, s; 100 ms as in ATM.
+    step
+        Between windows, s (a choice of ours); the latency of an onset is not finer than this.
+    tmin, tmax
+        The windows lie inside, s; None is the end of the trial. Windows before the onset show whether chance holds.
+    """
+
+    kind: Literal["sliding_window"] = "sliding_window"
+    metric: RetrievalMetric = "top1"
+    width: float = Field(default=0.1, gt=0)
+    step: float = Field(default=0.02, gt=0)
+    tmin: float | None = None
+    tmax: float | None = None
+    outside: Outside = "cut"
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+
+    def compute(self, study: Study) -> Findings:
+        """Fit and test one encoder per window."""
+        windows = make_sliding_windows(study.responses, self.width, self.step, self.tmin, self.tmax)
+        curve = decode_windows(study, windows, self.metric, self.outside, self.alpha, self.kind)
+        how = f"An encoder was fitted and tested in each of {len(windows)} windows of {self.width * 1000:.0f} ms."
+        return report_curve(
+            study, curve, self.metric, name=self.kind, title="Sliding window", how=how, by_end=False
+        )
+
+
+def decode_windows(
+    study: Study, windows: Sequence[Window], metric: str, outside: Outside, alpha: float, kind: str
+) -> Curve:
+    """Fit and test in every window, and test the curve."""
+    check_retrieval(study, kind)
+    check_windows(windows)
+    # One encoder per window and fold; all windows see the same permutations, so that the curve is tested as a whole.
+    changes = {n: partial(cut_window, window=window, outside=outside) for n, window in enumerate(windows)}
+    measured = measure_changes(study, changes, metric, what=kind.replace("_", " "))
+    return make_curve(study, windows, [measured[n] for n in changes], alpha=alpha)

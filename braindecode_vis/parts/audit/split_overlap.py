@@ -1,0 +1,459 @@
+"""Checks what is trained on and tested: trials, images, pixels, concepts, repetitions, runs, sessions and subjects.
+
+Everything is worked out from the trial table, the pixels and ``split.json``; the proofs that the split made of itself
+are not believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.base.checks import BraindecodeVisError, DataError
+from braindecode_vis.base.registry import validate_component
+from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.base.store import read_json
+from braindecode_vis.datasets.trial_values import COPY_CORRELATION, MAX_CORRELATED, find_copied_trials
+from braindecode_vis.parts.audit.files import AuditedRun, list_first, name_fold
+from braindecode_vis.parts.audit.findings import AuditFinding, Level
+from braindecode_vis.preprocessing.splits import SIDES, Fold, find_shared, make_groups, split_imagined_trials
+
+LARGEST_HASHED = 2 << 30  # bytes of pixels that are hashed again; larger sets are known by their table
+LARGEST_CORRELATED = (
+    1 << 30
+)  # bytes of trials that are correlated with each other; more are compared by equality
+#: Files of pictures that are read without ``--refit``: a minute for 20,000 photographs.
+MOST_FILES = 2000
+THUMBNAIL = 16  # pixels a side
+LEAST_CONTRAST = 2.0  # standard deviation of a thumbnail in grey levels; less has no shape to be compared
+#: 1 - r of two thumbnails of one picture (recompressed at quality 75, a grey level off: mostly below 1e-3), and of two
+#: larger ones; different handwritten digits have 0.003 of 1,800 and more, photographs and phantoms 0.01 and more.
+LARGEST_DISTANCE, LARGEST_DETAIL = 0.003, 0.05
+_PIECE = 32  # numbers at the start, middle and end of a trial by which copies are looked for
+
+
+def check_rows(run: AuditedRun) -> list[AuditFinding]:
+    """Look for rows that are trained on and tested, tested twice, or not there."""
+    findings, tested = [], set[int]()
+    n = run.responses.n_trials
+    for number, fold in enumerate(run.folds):
+        where, test = name_fold(number), set(fold.test.tolist())
+        both = test & set(fold.train.tolist())
+        outside = [row for row in (*fold.train.tolist(), *fold.test.tolist()) if not 0 <= row < n]
+        twice = len(fold.test) - len(test) or len(tested & test)
+        if not len(fold.train) or not len(fold.test):
+            findings.append(AuditFinding("trials", "leak", "one side of the fold is empty.", where))
+        if outside:
+            text = f"row {outside[0]} is not among the {n} trials."
+            findings.append(AuditFinding("trials", "leak", text, where))
+        if both:
+            text = f"{len(both)} trial(s) are trained on and tested, first row {min(both)}."
+            findings.append(AuditFinding("trials", "leak", text, where))
+        if twice:
+            findings.append(
+                AuditFinding("trials", "leak", f"{twice} trial(s) are tested more than once.", where)
+            )
+        tested |= test
+    text = f"{len(run.folds)} fold(s) share no row, and no row is tested twice."
+    return findings or [AuditFinding("trials", "ok", text)]
+
+
+# --- sides ------------------------------------------------------------------------------------------------
+
+
+def check_sides(run: AuditedRun) -> list[AuditFinding]:
+    """Name what stands on both sides of a fold, and whether the split and its protocol allow that."""
+    findings = []
+    for side in SIDES:
+        if side == "trial" or (side == "group" and "group" not in run.trials):
+            continue  # trials are checked above; groups are there only where the user gave them
+        groups = make_groups(run.trials, side)
+        shared = [(number, find_shared(groups, fold)) for number, fold in enumerate(run.folds)]
+        shared = [(number, names) for number, names in shared if names]
+        declared = side in run.declared or (side == "image" and not run.decodes_categories)
+        if not shared:
+            claim = "" if side in run.declared else ", although the split does not declare it"
+            findings.append(AuditFinding(side, "ok", f"no {side} is on both sides of a fold{claim}."))
+            continue
+        number, names = shared[0]
+        seen = f"{len(names)} {side}(s) are on both sides, first {list_first(names)}"
+        level, rest = _judge_shared(run, str(side), declared)
+        more = f" (and in {len(shared) - 1} more fold(s))" if len(shared) > 1 else ""
+        findings.append(AuditFinding(side, level, f"{seen}{more}; {rest}.", name_fold(number)))
+    return findings
+
+
+def _judge_shared(run: AuditedRun, side: str, declared: bool) -> tuple[Level, str]:
+    if declared:
+        kind = run.prepared.fields.get("split", {}).get("kind", "")
+        advice = (
+            "; set split.images to true, which leaves trials of tested images out of the training, or decode ids "
+            "as classes"
+            if side == "image" and kind in ("group_kfold", "leave_one_group_out")
+            else ""
+        )
+        return "leak", f"the split must not share any {side}{advice}"
+    notes = run.meta.get("provenance", {})
+    texts = (run.split.get("protocol", ""), notes.get("protocol", "") if isinstance(notes, dict) else "")
+    claims = " ".join(map(str, texts)).lower().replace("-", " ")
+    if side == "concept" and "zero shot" in claims:
+        return "leak", "but the protocol is called zero-shot"
+    meaning = {
+        "image": "a category is decoded, not the image",
+        "concept": "this is no zero-shot protocol",
+        "repetition": "repetitions are not what is tested",
+        "session": "decoding is within session",
+        "run": "decoding is within run, where time can stand in for what was seen: see design",
+        "subject": "decoding is within subject",
+        "group": "decoding is within group, whose drift or state can stand in for what was seen",
+    }
+    if side == "group":
+        return "warning", meaning[side]
+    if side == "image" and set(run.responses.stimulus_ids) != set(run.concepts):
+        return "warning", "a category can be known by its very pictures, and need not carry over to others"
+    return "ok", meaning[side]
+
+
+# --- the same picture, the same trial ---------------------------------------------------------------------
+
+
+def hash_images(stimuli: StimulusSet) -> tuple[np.ndarray, int]:
+    """Return the digest of every image, and how many differ from the table.
+
+    Pixels that travel with the run are hashed again; files of images that do not are known by the table.
+    """
+    told = stimuli.table["sha256"].to_numpy(dtype=object)
+    if stimuli.pixels is None or stimuli.pixels.nbytes > LARGEST_HASHED:
+        return told, 0
+    found = np.array([hash_pixels(image) for image in stimuli.pixels], dtype=object)
+    wrong = found != told
+    return found, 0 if wrong.all() else int(wrong.sum())  # all: the table has digests of files
+
+
+def check_pixels(run: AuditedRun) -> list[AuditFinding]:
+    """Look for one picture under several ids."""
+    digests, n_wrong = hash_images(run.stimuli)
+    known = np.array([isinstance(d, str) and len(d) > 8 for d in digests], dtype=bool)
+    if run.decodes_categories and set(run.responses.stimulus_ids) == set(run.concepts):
+        return [
+            AuditFinding("pixels", "ok", "stimulus ids are categories; which picture was shown is not known.")
+        ]
+    if not known.any():
+        return [
+            AuditFinding(
+                "pixels", "warning", "no image has a digest, so one picture under two ids goes unseen."
+            )
+        ]
+    findings = []
+    if n_wrong:
+        text = (
+            f"{n_wrong} image(s) have other pixels than the stimulus table says; their own digests are used."
+        )
+        findings.append(AuditFinding("pixels", "warning", text))
+    ids = run.stimuli.ids
+    groups = np.where(known, digests, ids)[run.stimuli.find_rows(run.responses.stimulus_ids)]
+    for number, fold in enumerate(run.folds):
+        shared = set(find_shared(groups, fold)) & set(digests[known].tolist())
+        if not shared:
+            continue
+        first = min(shared)
+        names = list_first(set(ids[digests == first].tolist()))
+        level: Level = "warning" if run.decodes_categories else "leak"
+        text = f"{len(shared)} picture(s) are on both sides by their pixels, first {names} (sha256 {first[:12]})."
+        findings.append(AuditFinding("pixels", level, text, name_fold(number)))
+    if all(finding.level != "leak" for finding in findings):
+        unknown = f"; {int((~known).sum())} image(s) have no digest" if not known.all() else ""
+        findings.append(
+            AuditFinding("pixels", "ok", f"no picture is on both sides under another id{unknown}.")
+        )
+    return findings
+
+
+def check_likeness(run: AuditedRun) -> list[AuditFinding]:
+    """Look for one picture under two ids with other pixels: a grey level off, resized, recompressed or mirrored.
+
+    Two files are one picture where their thumbnails differ by far less than the thumbnails of training images do.
+    """
+    if run.decodes_categories and set(run.responses.stimulus_ids) == set(run.concepts):
+        return []  # `check_pixels` says that nothing is known of pictures
+    stimuli = run.stimuli.select_pictured()
+    shown = [i for i in dict.fromkeys(run.responses.stimulus_ids.tolist()) if i in set(stimuli.ids.tolist())]
+    if not stimuli.has_pixels or len(shown) < 2:
+        return [AuditFinding("likeness", "warning", "no picture is at hand to be compared with others.")]
+    if stimuli.pixels is None and len(shown) > MOST_FILES and not run.thorough:
+        text = f"{len(shown)} files of pictures were not compared with each other; add --refit."
+        return [AuditFinding("likeness", "warning", text)]
+    try:
+        pairs = find_like_pictures(stimuli, shown, set(run.responses.stimulus_ids[run.is_tested].tolist()))
+    except DataError as error:
+        return [AuditFinding("likeness", "warning", f"pictures were not compared: {error}")]
+    findings = []
+    digests = {}
+    if pairs:  # reads every pixel
+        digests = dict(zip(run.stimuli.ids.tolist(), hash_images(run.stimuli)[0].tolist(), strict=True))
+    for number, fold in enumerate(run.folds):
+        train, test = (set(run.responses.stimulus_ids[rows].tolist()) for rows in (fold.train, fold.test))
+        # What is on both sides under one id is told by `check_sides`, equal pixels by `check_pixels`.
+        shared = [
+            (a, b, how) for first, second, how in pairs for a, b in ((first, second), (second, first))
+            if a in train - test and b in test - train and (digests[a] is None or digests[a] != digests[b])
+        ]  # fmt: skip
+        if not shared:
+            continue
+        first, second, how = shared[0]
+        level: Level = "warning" if run.decodes_categories else "leak"
+        text = (
+            f"{len(shared)} picture(s) are on both sides with other pixels, first {first} and {second}{how}; leave one "
+            "of each pair out."
+        )
+        findings.append(AuditFinding("likeness", level, text, name_fold(number)))
+    text = "no picture is on both sides with slightly other pixels, or mirrored."
+    return findings or [AuditFinding("likeness", "ok", text)]
+
+
+def find_like_pictures(
+    stimuli: StimulusSet, shown: Sequence[str], tested: set[str]
+) -> list[tuple[str, str, str]]:
+    """Return pairs of ids whose pictures are one, and in words how they differ beyond rounding.
+
+    Parameters
+    ----------
+    stimuli
+        Holds the pictures; each is read once, and once more where its thumbnail is like another.
+    shown
+        Ids that are compared.
+    tested
+        Those of which at least one must be in a pair.
+    """
+    thumbnails = np.empty((len(shown), THUMBNAIL * THUMBNAIL * 3), np.float32)
+    mirrored = np.empty_like(thumbnails)
+    for row, image in enumerate(stimuli.iterate_images(shown)):
+        small = shrink_picture(image, THUMBNAIL)
+        thumbnails[row], mirrored[row] = small.ravel(), small[:, ::-1].ravel()
+    flat = thumbnails.std(axis=1) < LEAST_CONTRAST
+    thumbnails, mirrored = _normalise_pictures(thumbnails), _normalise_pictures(mirrored)
+    thumbnails[flat], mirrored[flat] = 0, 0
+    is_tested = np.array([name in tested for name in shown])
+    limit = _find_usual_distance(thumbnails[~is_tested] if (~is_tested).sum() > 3 else thumbnails)
+    pairs = []
+    for start in range(0, len(shown), 512):
+        rows = start + np.flatnonzero(is_tested[start : start + 512])
+        for other, how in ((thumbnails, ""), (mirrored, ", its mirror image")):
+            near = 1 - thumbnails[rows] @ other.T <= min(LARGEST_DISTANCE, limit / 4)  # (n_rows, n_shown)
+            for i, j in zip(*np.nonzero(near), strict=True):
+                first, second = sorted((int(rows[i]), int(j)))
+                if first == second or (is_tested[second] and is_tested[first] and j > rows[i]):
+                    continue
+                if _is_one_picture(stimuli, shown[first], shown[second], mirror=bool(how)):
+                    pairs.append((shown[first], shown[second], how))
+    return pairs
+
+
+def _find_usual_distance(thumbnails: np.ndarray) -> float:
+    """Return how near the nearest of different pictures usually are: of 100, the one that has the nearest."""
+    picked = np.unique(np.linspace(0, len(thumbnails) - 1, min(len(thumbnails), 512)).astype(int))
+    distances = 1 - thumbnails[picked] @ thumbnails.T
+    distances[np.arange(len(picked)), picked] = np.inf
+    distances[distances < 1e-5] = np.inf  # its own copies; single precision leaves 1e-6
+    nearest = distances.min(axis=1)
+    return float(np.quantile(nearest[np.isfinite(nearest)], 0.01)) if np.isfinite(nearest).any() else 1.0
+
+
+def _is_one_picture(stimuli: StimulusSet, first: str, second: str, *, mirror: bool) -> bool:
+    """Compare two pictures whose thumbnails are alike in more detail, which gratings and letters differ in."""
+    one, other = (shrink_picture(stimuli.read_image(name), 4 * THUMBNAIL) for name in (first, second))
+    flat = _normalise_pictures(np.stack([one.ravel(), (other[:, ::-1] if mirror else other).ravel()]))
+    return bool(1 - flat[0] @ flat[1] < LARGEST_DETAIL)
+
+
+def shrink_picture(image: np.ndarray, side: int) -> np.ndarray:
+    """Return the whole picture as a square, float32 of shape (side, side, 3)."""
+    from PIL import Image
+
+    # Averages of boxes: neither what resampled a copy nor its compression moves them much.
+    how = Image.Resampling.BOX if min(image.shape[:2]) >= side else Image.Resampling.BILINEAR
+    small = Image.fromarray(np.ascontiguousarray(image)).resize((side, side), how)
+    return np.asarray(small, dtype=np.float32)
+
+
+def _normalise_pictures(rows: np.ndarray) -> np.ndarray:
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6))
+
+
+def check_copies(run: AuditedRun) -> list[AuditFinding]:
+    """Look for one recorded trial in two rows: equal, or so alike that no second recording can be.
+
+    Many trials are compared by equality alone, which every run can afford at its end; see `check_near_copies`.
+    """
+    data = run.responses.data
+    small = data.nbytes <= LARGEST_CORRELATED and len(data) <= MAX_CORRELATED
+    return _judge_copies(run, find_copied_trials(data) if small else [])
+
+
+def check_near_copies(run: AuditedRun) -> list[AuditFinding]:
+    """Look for one recorded trial in two rows as `check_copies` does, whatever the number of trials."""
+    return _judge_copies(run, find_copied_trials(run.responses.data, np.flatnonzero(run.is_tested)))
+
+
+def _judge_copies(run: AuditedRun, pairs: Sequence[tuple[int, int]]) -> list[AuditFinding]:
+    codes = find_copies(run.responses.data)
+    findings = []
+    for first, second in pairs:
+        codes[codes == codes[second]] = codes[first]  # whatever is a copy of a copy is one, too
+    for number, fold in enumerate(run.folds):
+        shared = find_shared(codes, fold)
+        if not shared:
+            continue
+        pair = [int(rows[codes[rows] == shared[0]][0]) for rows in (fold.train, fold.test)]
+        ids = [str(run.responses.stimulus_ids[row]) for row in pair]
+        text = (
+            f"{len(shared)} trial(s) are on both sides a second time (the very same numbers, or correlated above "
+            f"{COPY_CORRELATION}), first rows {pair[0]} ({ids[0]}) and {pair[1]} ({ids[1]}); drop the copies."
+        )
+        findings.append(AuditFinding("copies", "leak", text, name_fold(number)))
+    return findings or [AuditFinding("copies", "ok", "no recorded trial is on both sides a second time.")]
+
+
+def find_copies(data: np.ndarray) -> np.ndarray:
+    """Return a number for each trial, equal for trials with equal values, shape (n_trials,).
+
+    A few values of every trial are compared first, so that a large file is not read whole; trials of equal values
+    throughout (all zero, for example) are no copies.
+
+    Parameters
+    ----------
+    data : array of shape (n_trials, ...)
+
+    Examples
+    --------
+    >>> find_copies(np.array([[1.0, 2], [3, 4], [1, 2]])).tolist()
+    [0, 1, 0]
+    """
+    size = int(np.prod(data.shape[1:]))
+    picked = np.unique(np.r_[np.arange(_PIECE), size // 2 + np.arange(_PIECE), size - 1 - np.arange(_PIECE)])
+    picked = picked[(picked >= 0) & (picked < size)]
+    quick: dict[bytes, list[int]] = {}
+    for row in range(len(data)):
+        trial = np.asarray(data[row]).reshape(-1)
+        quick.setdefault(trial[picked].tobytes(), []).append(row)
+    codes = np.arange(len(data))
+    for rows in quick.values():
+        seen: dict[bytes, int] = {}
+        for row in rows if len(rows) > 1 else []:
+            trial = np.ascontiguousarray(data[row])
+            if trial.min() < trial.max():
+                codes[row] = seen.setdefault(hashlib.sha256(trial.tobytes()).digest(), row)
+    return codes
+
+
+# --- as configured, and as used ---------------------------------------------------------------------------
+
+
+def check_split_settings(run: AuditedRun) -> list[AuditFinding]:
+    """Make the split again from its settings and compare rows."""
+    fields = run.prepared.fields
+    try:
+        config = validate_component("split", fields["split"])
+        made = config.make(
+            run.responses.trials,
+            run.concepts,
+            seed=int(fields["seed"]),
+            knows_images=run.stimuli.knows_images,
+        ).folds
+    except DataError as error:
+        return [
+            AuditFinding(
+                "split", "leak", f"the split of the configuration cannot be made of these trials: {error}"
+            )
+        ]
+    except (BraindecodeVisError, KeyError) as error:
+        return [AuditFinding("split", "warning", f"the split could not be made again ({error}).")]
+    if len(made) != len(run.folds):
+        return [
+            AuditFinding(
+                "split", "leak", f"split.json has {len(run.folds)} folds, its settings make {len(made)}."
+            )
+        ]
+    findings = []
+    for number, (fold, expected) in enumerate(zip(run.folds, made, strict=True)):
+        # The one difference that is a leak; others are edits.
+        moved = set(fold.train.tolist()) & set(expected.test.tolist())
+        if moved:
+            text = f"{len(moved)} trial(s) are trained on that the settings of the split test, first row {min(moved)}."
+            findings.append(AuditFinding("split", "leak", text, name_fold(number)))
+        elif any(
+            set(a.tolist()) != set(b.tolist())
+            for a, b in ((fold.train, expected.train), (fold.test, expected.test))
+        ):
+            text = (
+                "split.json has other rows than its settings make; it was edited, or made by another version."
+            )
+            findings.append(AuditFinding("split", "warning", text, name_fold(number)))
+    return findings or [AuditFinding("split", "ok", "split.json is what its settings and seed make.")]
+
+
+def check_used(run: AuditedRun) -> list[AuditFinding]:
+    """Compare the trials that later stages say they used with the folds."""
+    findings = []
+    ids = run.responses.stimulus_ids.astype(str)
+    for number, (fold, record) in enumerate(zip(run.folds, run.trained, strict=False)):
+        where = name_fold(number)
+        expected = len(count_units(run.trials, fold.train, str(record.fields.get("repeats", "single"))))
+        if (added := run.read_synthetic(record)) is not None:
+            expected += added[0].n_trials
+        # Where it is missing, nothing can be compared.
+        found = record.content.get("n_trials")
+        if found is not None and int(found) != expected:
+            text = f"the encoder learnt from {found} trials, but the fold has {expected} to learn from."
+            findings.append(AuditFinding("used-trials", "leak", text, where))
+        made = [part.path for part in run.out_of_fold if part.upstream.get("train") == record.fingerprint]
+        # Earlier versions kept them with the fit.
+        paths = [folder / "ids.json" for folder in (*made, record.path / "out_of_fold")]
+        predicted = {str(name) for path in paths if path.is_file() for name in read_json(path)["ids"]}
+        foreign = predicted - set(ids[fold.train].tolist())
+        if foreign:
+            text = f"{len(foreign)} image(s) outside the training set were predicted for training, first "
+            findings.append(AuditFinding("used-trials", "leak", f"{text}{list_first(foreign)}.", where))
+    if run.retrieved is not None:
+        pictured, _ = split_imagined_trials(run.trials, run.stimuli, run.folds)
+        findings += _check_queries(run.retrieved.path, ids, pictured)
+    text = (
+        "training used the trials of its fold, retrieval its test images."
+        if run.trained
+        else "nothing was trained."
+    )
+    return findings or [AuditFinding("used-trials", "ok", text)]
+
+
+def count_units(trials: pd.DataFrame, rows: np.ndarray, repeats: str) -> pd.DataFrame:
+    """Return one row per trial that an encoder is given: averages over the repetitions of an image, or all trials."""
+    picked = trials.iloc[rows]
+    if repeats != "averaged":
+        return picked
+    keys = ["subject", "stimulus_id", *(["task"] if "task" in trials else [])]
+    return picked.drop_duplicates(keys)
+
+
+def _check_queries(folder: Path, ids: np.ndarray, folds: Sequence[Fold]) -> list[AuditFinding]:
+    findings = []
+    for number, fold in enumerate(folds):
+        path = folder / f"fold{number:02d}" / "retrieval.json"
+        if not path.is_file():
+            continue
+        content = read_json(path)
+        asked, test = set(map(str, content["query_ids"])), set(ids[fold.test].tolist())
+        if asked != test:
+            text = f"{len(asked ^ test)} image(s) are queried or tested, not both, first {list_first(asked ^ test)}."
+            findings.append(
+                AuditFinding("used-trials", "leak" if asked - test else "warning", text, name_fold(number))
+            )
+        lacking = test - set(map(str, content["gallery_ids"]))
+        if lacking:
+            text = f"{len(lacking)} test image(s) are not in the gallery, first {list_first(lacking)}."
+            findings.append(AuditFinding("used-trials", "warning", text, name_fold(number)))
+    return findings

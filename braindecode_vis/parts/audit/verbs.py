@@ -1,0 +1,70 @@
+"""The verb that audits a finished run for leaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from braindecode_vis.cli.show import AllowDownload, Debug, Json, TrustCode, Verify, make_console, print_json
+
+if TYPE_CHECKING:
+    from braindecode_vis.parts.audit.findings import Audit
+
+_STYLES = {"ok": "green", "transductive": "yellow", "warning": "yellow", "leak": "bold red"}
+
+
+def audit(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit", help="Also fit every fold again, with poisoned test trials, and compute what is dear."
+        ),
+    ] = False,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
+    verify: Verify = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Prove from the files of a run that no test data reached what was fitted or chosen; a leak is exit code 2."""
+    from braindecode_vis.base.checks import DataError
+    from braindecode_vis.parts.audit.run import audit_run
+
+    found = audit_run(run, refit=refit)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        _print_findings(found)
+    if found.leaks:
+        raise DataError(found.summarise_leaks())
+
+
+def _print_findings(found: Audit) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"Audit of {found.folder}", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("check", no_wrap=True)
+    table.add_column("level", no_wrap=True)
+    table.add_column("finding", overflow="fold", ratio=1)
+    table.add_column("where", overflow="fold")
+    for item in found.findings:
+        style = _STYLES[item.level]
+        table.add_row(
+            item.check, f"[{style}]{item.level}[/{style}]", escape(item.message), escape(item.where)
+        )
+    status = Table(title="How it was verified", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("part", "verified"):
+        status.add_column(name, no_wrap=True)
+    status.add_column("what", overflow="fold", ratio=1)
+    for part in found.list_status():
+        status.add_row(part.part, part.how, escape(part.describe()))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(status)
+    make_console(stderr=False).print(found.summarise(), markup=False)

@@ -1,0 +1,158 @@
+"""The verb that plays a recording or a simulated subject as a stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from braindecode_vis.cli.show import Debug, Json, Root, Set, Subject, TrustCode, make_console, print_json
+
+
+def stream(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="phantom, or a recording (FIF, EDF, BDF, BrainVision, EEGLAB, CSV of a Muse), a run folder, or a "
+            "configuration whose data set is played."
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the stream; that of SOURCE by default.")
+    ] = None,
+    speed: Annotated[float, typer.Option("--speed", help="Times the real speed.")] = 1.0,
+    chunk: Annotated[int, typer.Option("--chunk", min=1, help="Samples that are sent together.")] = 20,
+    repeat: Annotated[bool, typer.Option("--repeat", help="Begin anew at the end.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Begin when somebody listens.")] = False,
+    duration: Annotated[
+        float | None, typer.Option("--duration", help="End after so many seconds of the recording.")
+    ] = None,
+    root: Root = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="With phantom: a run on one, whose subject is simulated.")
+    ] = None,
+    subject: Subject = None,
+    overrides: Set = None,
+    split: Annotated[
+        str, typer.Option("--split", help="Recordings or pictures of this split: test, train or all.")
+    ] = "test",
+    recording: Annotated[
+        int | None,
+        typer.Option("--recording", min=1, help="Which recording of a data set, from 1; all by default."),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option("--column", help="Column of the events table that markers are made of.")
+    ] = None,
+    soa: Annotated[
+        float | None, typer.Option("--soa", help="With phantom: from one picture to the next, in s.")
+    ] = None,
+    drop: Annotated[float, typer.Option("--drop", help="Share of the chunks that are lost.")] = 0.0,
+    jitter: Annotated[float, typer.Option("--jitter", help="How late chunks come, in ms.")] = 0.0,
+    drift: Annotated[
+        float, typer.Option("--drift", help="By how many ppm samples come faster than the stream says.")
+    ] = 0.0,
+    lose: Annotated[
+        list[str] | None,
+        typer.Option("--lose", help="CHANNEL@S: its electrode comes off after S seconds. Repeatable."),
+    ] = None,
+    pause: Annotated[
+        list[str] | None,
+        typer.Option("--pause", help="SECONDS@S: the stream is away so long after S seconds. Repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of faults, and of the phantom.")] = 0,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", help="Write a scan of --run volume by volume into this folder, as a scanner does."
+        ),
+    ] = None,
+    trust_code: TrustCode = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Play a recording, or a simulated subject who looks at pictures, as a stream of the Lab Streaming Layer."""
+    from dataclasses import replace
+
+    from braindecode_vis.base.checks import ConfigError, require
+
+    if to is not None:
+        place = run if run is not None else None if source == "phantom" else Path(source)
+        if place is None:
+            raise ConfigError("--to writes the volumes of a run of fMRI; name it with --run.")
+        beside = {
+            "--name": name, "--chunk": chunk != 20, "--repeat": repeat, "--wait": wait, "--root": root, "--soa": soa,
+            "--subject": subject, "--set": overrides, "--split": split != "test", "--column": column, "--drop": drop,
+            "--jitter": jitter, "--drift": drift, "--lose": lose, "--pause": pause, "--seed": seed,
+        }  # fmt: skip
+        if unused := [option for option, value in beside.items() if value]:
+            raise ConfigError(f"{unused[0]} has no effect on volumes; leave it out.")
+        _write_scan(place, to, speed, recording, duration, as_json)
+        return
+    from braindecode_vis.parts.live import replay
+
+    require("mne_lsl", "stream")
+    faults = replay.read_faults(
+        drop=drop, jitter=jitter, drift=drift, lose=lose or [], pause=pause or [], seed=seed
+    )
+    if source == "phantom":
+        beside = {"--set": overrides, "--recording": recording, "--column": column, "--repeat": repeat}
+        if unused := [option for option, value in beside.items() if value]:
+            raise ConfigError(f"{unused[0]} has no effect on a phantom; leave it out.")
+        if subject and (len(subject) > 1 or not subject[0].isdigit()):
+            raise ConfigError(f"--subject of a phantom is one number from 1, not {', '.join(subject)}.")
+        number = int(subject[0]) if subject else 1
+        playback = replay.open_phantom(root, run=run, subject=number, split=split, soa=soa, seed=seed)  # type: ignore[arg-type]
+    else:
+        if unused := [option for option, value in {"--run": run, "--soa": soa}.items() if value]:
+            raise ConfigError(f"{unused[0]} is for stream phantom; leave it out.")
+        playback = replay.open_playback(
+            source, root=root, subjects=subject, overrides=overrides, split=split, recording=recording,  # type: ignore[arg-type]
+            column=column,
+        )  # fmt: skip
+    if duration is not None:
+        playback = replay.shorten(playback, duration)
+    title = name or ("phantom" if source == "phantom" else Path(source).name.split(".")[0])
+    console = make_console(stderr=True)
+    console.print(
+        f"stream {title}: {playback.describe()}, in chunks of {chunk}; markers in {title}{replay.MARKERS_SUFFIX}: "
+        f"{playback.info.markers or 'none'}; Ctrl-C ends it",
+        markup=False,
+    )
+    playback = replace(playback, info=replace(playback.info, name=title))
+    summary = replay.play(
+        playback, title, chunk=chunk, speed=speed, faults=faults, repeat=repeat, wait=wait,
+        tell=lambda sentence: console.print(sentence, markup=False),
+    )  # fmt: skip
+    if as_json:
+        print_json(summary)
+        return
+    console.print(
+        f"{summary['n_samples']} samples and {summary['n_markers']} markers sent, {summary['n_lost']} chunks lost; at "
+        f"most {summary['late_ms']:.1f} ms behind the clock",
+        markup=False,
+    )
+
+
+def _write_scan(
+    run: Path, to: Path, speed: float, recording: int | None, duration: float | None, as_json: bool
+) -> None:
+    """Write a scan of a run's data set into a folder, volume by volume."""
+    from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.parts.live.volumes import find_scan, write_volumes
+    from braindecode_vis.pipeline.finished_run import open_finished
+
+    if speed <= 0:
+        raise ConfigError(f"--speed is {speed:g}, but must be above 0.")
+    image, events = find_scan(open_finished(run), recording)
+    console = make_console(stderr=True)
+    console.print(
+        f"volumes of {image.name} appear in {to}, events in {to / 'events.tsv'}; Ctrl-C ends it", markup=False
+    )
+    n = 0
+    for _ in write_volumes(image, to, events=events, speed=speed, duration=duration):
+        n += 1
+    if as_json:
+        print_json({"folder": str(to), "n_volumes": n})
+        return
+    console.print(f"{n} volumes written", markup=False)

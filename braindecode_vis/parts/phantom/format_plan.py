@@ -1,0 +1,215 @@
+"""What the making of every format has in common: the job, its units of work, and its progress.
+
+A format plans a list of units; each writes a few files that are finished together, and is skipped when an earlier
+call finished it. Knows no format.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.parts.phantom.brain import Person
+from braindecode_vis.parts.phantom.drive import StimulusDrive
+from braindecode_vis.parts.phantom.forward import SensorSystem
+from braindecode_vis.parts.phantom.phantom_config import PhantomConfig
+from braindecode_vis.parts.phantom.scanner import Scanner
+from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images
+
+Advance = Callable[[int], Any]
+TRUTH = "phantom_truth"
+"""Folder of the ground truth and of the ledger, below the root of a phantom."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Work and space that a size asks for, without images and ground truth.
+
+    Parameters
+    ----------
+    n_bytes, scratch_bytes
+        Files that stay, and the largest temporary ones.
+    recording_s
+        Recorded time of all subjects, in s.
+    seconds
+        Computing time on one core, in s.
+    n_steps
+        Sum of the steps of all units.
+    n_trials
+        Presentations to all subjects, where they do not follow from the size.
+    """
+
+    n_bytes: float
+    scratch_bytes: float
+    recording_s: float
+    seconds: float
+    n_steps: int
+    n_trials: int | None = None
+
+
+class Progress:
+    """Turns amounts of work into whole steps that add up to `n_steps`."""
+
+    def __init__(self, n_steps: int, advance: Advance) -> None:
+        self.n_steps, self.advance = n_steps, advance
+        self.amount, self.told = 0.0, 0
+
+    def add(self, amount: float) -> None:
+        """Count work; tell of it as soon as it makes whole steps."""
+        self.amount += amount
+        # Amounts such as seconds of recording may add up to a little more than was estimated.
+        self._tell(min(int(self.amount), self.n_steps))
+
+    def finish(self) -> None:
+        """Tell of the steps that are left."""
+        self._tell(self.n_steps)
+
+    def _tell(self, steps: int) -> None:
+        if steps > self.told:
+            self.advance(steps - self.told)
+            self.told = steps
+
+    def watch(
+        self, pieces: Iterable[np.ndarray], step: Callable[[np.ndarray], float]
+    ) -> Iterator[np.ndarray]:
+        """Yield `pieces`, and count ``step(piece)`` for each."""
+        for piece in pieces:
+            # Counted after the consumer has dealt with the piece, so that a bar never runs ahead of the files.
+            yield piece
+            self.add(step(piece))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Files that are finished together.
+
+    Parameters
+    ----------
+    name
+        What is written, in words; unique in a job.
+    n_steps
+        Its share of the progress.
+    write
+        Writes the files and returns their paths.
+    """
+
+    name: str
+    n_steps: int
+    write: Callable[[Progress], list[Path]]
+
+
+@dataclass(frozen=True, eq=False)
+# Compared by identity (eq=False), since lru_cache keys designs by the job, whose arrays have no hash.
+class PhantomJob:
+    """Everything that a format needs to write its files.
+
+    Parameters
+    ----------
+    root
+        Folder of the data set.
+    size, config
+        What was asked for.
+    table : DataFrame of n_images rows
+        The images, in the order of the rows of `drive`: `stimulus_id`, `concept`, `split` (``train``, ``test``, or
+        ``excluded`` for training images of test concepts), `path` below `root`, and what the format added.
+    drive, subjects, recorder
+        The simulation.
+    """
+
+    root: Path
+    size: PhantomSize
+    config: PhantomConfig
+    table: pd.DataFrame
+    drive: StimulusDrive
+    subjects: tuple[Person, ...]
+    recorder: SensorSystem | Scanner
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for temporary files of this process; its name begins with a dot: no reader looks into it."""
+        folder = self.root / f".tmp-{os.getpid()}-scratch"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def test_rows(self) -> np.ndarray:
+        """Rows of the test images."""
+        return np.flatnonzero(self.table["split"] == "test")
+
+    @property
+    def sensors(self) -> SensorSystem:
+        """The recording system of a format of EEG or MEG."""
+        assert isinstance(self.recorder, SensorSystem)
+        return self.recorder
+
+    @property
+    def scanner(self) -> Scanner:
+        """The scanner of a format of fMRI."""
+        assert isinstance(self.recorder, Scanner)
+        return self.recorder
+
+
+@dataclass(frozen=True)
+class Format:
+    """One public layout: what it can hold, what that costs, and how it is written.
+
+    Parameters
+    ----------
+    name, description
+        As the command line shows them.
+    modality
+        ``eeg``, ``meg`` or ``fmri``.
+    uses
+        Optional fields of `PhantomSize` that have a meaning.
+    duration_s
+        How long an image stays on the screen.
+    check
+        Raises `ConfigError` for sizes that the design cannot have.
+    count
+        Work and space of a size.
+    list_images
+        Table of the images of a size and a seed; see `PhantomJob.table`, with `concept_index` and `exemplar`.
+    make_recorder
+        The simulated recording system or scanner of a size.
+    plan
+        The units of a job.
+    count_images
+        Number of rows of the table of images.
+    n_imagery_sets
+        Imagined images come in so many sets of equal size.
+    n_channels
+        Of the recording system, for the estimate.
+    plan_truth
+        Units of the ground truth of each person; None for the responses to pictures and what an ideal observer makes of
+        them, which only data with labels have.
+    first_person
+        Number of the first person: people of two formats with other numbers are other people.
+    ongoing_percent
+        Ongoing activity unless the configuration says otherwise; None for formats without time series.
+    version
+        Raised when the same request gives other files than before.
+    """
+
+    name: str
+    description: str
+    modality: Literal["eeg", "meg", "fmri"]
+    uses: tuple[str, ...]
+    duration_s: float
+    check: Callable[[PhantomSize], None]
+    count: Callable[[PhantomSize], Counts]
+    list_images: Callable[[PhantomSize, int], pd.DataFrame]
+    make_recorder: Callable[[PhantomSize], SensorSystem | Scanner]
+    plan: Callable[[PhantomJob], list[Unit]]
+    count_images: Callable[[PhantomSize], int] = count_images
+    n_imagery_sets: int = 1
+    n_channels: int = 64
+    plan_truth: Callable[[PhantomJob], list[Unit]] | None = None
+    first_person: int = 0
+    ongoing_percent: float | None = None
+    version: int = 1

@@ -1,0 +1,516 @@
+"""Generic Object Decoding (GOD) and Deep Image Reconstruction (Deeprecon) from images to BData tables in HDF5.
+
+Owns ``Subject*.h5`` and ``ImageFeatures.h5`` as Kamitani Lab ships them, the ImageNet-like names of the phantom's
+images and the order of the samples. A BData file is one matrix, samples by fields; its metadata say of every field
+what it is. Traps that are kept: the two ways to spell the groups; `stimulus_id` as a float, which loses the zeros at
+its end; flags that are 1 where they apply, 0 or NaN where they do not.
+
+As in the published files, the voxels are those of visual cortex alone. ``ImageFeatures.h5`` holds what drives the
+phantom under the names of the layers that it stands in for: Gabor energy as ``cnn1``, mid-level statistics as
+``cnn4``, the semantic drive as ``cnn8``.
+
+Deeprecon has a file for each person and experiment, under the later spelling of the groups. Training images are shown
+several times, and the pictures that are imagined are test images. Shapes and letters, which need pictures of another
+kind, are left out.
+
+References
+----------
+.. [1] Horikawa, T., Kamitani, Y. (2017). Generic decoding of seen and imagined objects using hierarchical
+   visual features. Nature Communications 8, 15037. https://doi.org/10.1038/ncomms15037
+.. [2] Shen, G., Horikawa, T., Majima, K., Kamitani, Y. (2019). Deep image reconstruction from human brain activity.
+   PLOS Computational Biology 15, e1006633. https://doi.org/10.1371/journal.pcbi.1006633
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_option
+from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.parts.phantom.bold_signal import iterate_betas
+from braindecode_vis.parts.phantom.brain import Person
+from braindecode_vis.parts.phantom.drive import N_EARLY, N_MID
+from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.formats.file_writers import check_block, check_count, write_text
+from braindecode_vis.parts.phantom.scanner import GRIDS, Scanner, count_voxels, make_scanner
+from braindecode_vis.parts.phantom.sizes import PhantomSize, check_imagery, check_numbers, count_images
+from braindecode_vis.parts.phantom.stimuli.images import list_split, name_imagenet
+
+USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions")
+T_R = 3.0  # of the published recordings; samples are means over a presentation of 9 s, or of imagery
+GOD_STIMULUS_S = 9.0
+_VISUAL_SHARE = 0.205  # of cortical voxels; for the estimate alone
+_AREAS = {
+    "ROI_V1": ("V1",),
+    "ROI_V2": ("V2",),
+    "ROI_V3": ("V3",),
+    "ROI_V4": ("hV4",),
+    "ROI_LOC": ("LO",),
+    "ROI_FFA": ("FFA",),
+    "ROI_PPA": ("PPA",),
+    "ROI_LVC": ("V1", "V2", "V3"),
+    "ROI_HVC": ("LO", "FFA", "PPA", "EBA", "VWFA", "IT", "OPA"),
+}
+DATA_TYPES = {"training": 1, "test": 2, "imagery": 3}
+FEATURE_TYPES = {"training": 1, "test": 2, "category_average": 3}
+Naming = Literal["dataSet", "dataset"]
+_METADATA_NAME = {"dataSet": "metaData", "dataset": "metadata"}
+DESIGN_COLUMNS = ("DataType", "stimulus_id", "Run", "Block")
+
+
+def check_god(size: PhantomSize) -> None:
+    """Raise `ConfigError` if GOD cannot have this size."""
+    check_numbers(size, "god", USES)
+    check_imagery(size, "god")
+    if size.n_sessions != 1 or size.train_repetitions != 1:
+        raise ConfigError(
+            f"GOD shows each training image once and does not tell sessions apart: n_sessions ({size.n_sessions}) and "
+            f"train_repetitions ({size.train_repetitions}) must be 1."
+        )
+    if (size.n_runs or 0) > size.n_train_images or size.voxel_mm not in GRIDS:
+        raise ConfigError(
+            f"n_runs ({size.n_runs}) cannot exceed the {size.n_train_images} training images, and voxel_mm "
+            f"({size.voxel_mm}) must be from {min(GRIDS)} to {max(GRIDS)}."
+        )
+
+
+def _count_samples(size: PhantomSize) -> int:
+    return size.n_trials + (size.n_imagery or 0) * (size.imagery_repetitions or 0)
+
+
+def count_god(size: PhantomSize) -> Counts:
+    """Return work and space of the tables."""
+    n_samples, n_voxels = _count_samples(size), count_voxels(size.voxel_mm)
+    one = estimate_visual_bytes(size.voxel_mm, n_samples)
+    n_rows = count_images(size) + size.n_train_concepts + size.n_test_concepts
+    features = 8.0 * n_rows * (N_EARLY + N_MID + 32)
+    seconds = 1 + size.n_subjects * n_samples * (2e-4 + 1.2e-7 * n_voxels) + one * 1e-8
+    recorded = size.n_subjects * n_samples * 9.0
+    return Counts(size.n_subjects * one + features, 0, recorded, seconds, 1 + size.n_subjects * n_samples)
+
+
+def list_god_images(size: PhantomSize, seed: int) -> pd.DataFrame:
+    """Return the images under ImageNet-like names."""
+    table = list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
+    synsets, names = name_imagenet(table)
+    folders = np.where(table["split"] == "train", "images/training/", "images/test/")
+    return table.assign(
+        stimulus_id=names,
+        synset=synsets,
+        file_name=[f"{name}.jpg" for name in names],
+        path=[f"{folder}{name}.jpg" for folder, name in zip(folders, names, strict=True)],
+    )
+
+
+def make_god_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
+    """Return every sample of a person: `DataType`, `row` of the image, `Run`, `Block`.
+
+    Training images are shown once each; each test run shows, and each imagery run imagines, every image once.
+    """
+    size, tests = job.size, job.test_rows
+    generator = make_generator(job.config.seed, "god", subject)
+    training = np.array_split(
+        generator.permutation(np.flatnonzero(job.table["split"] == "train")), size.n_runs or 1
+    )
+    # Training images once each; then whole test runs, then whole imagery runs, as the published samples are ordered.
+    runs = [("training", rows) for rows in training]
+    runs += [("test", generator.permutation(tests)) for _ in range(size.test_repetitions)]
+    imagined = tests[: size.n_imagery or 0]
+    runs += [("imagery", generator.permutation(imagined)) for _ in range(size.imagery_repetitions or 0)]
+    parts = [
+        pd.DataFrame(
+            {
+                "DataType": DATA_TYPES[kind],
+                "row": rows,
+                "Run": number,
+                "Block": np.arange(1, len(rows) + 1),
+            }
+        )
+        for number, (kind, rows) in enumerate(runs, start=1)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def plan_god(job: PhantomJob) -> list[Unit]:
+    """Return the shared tables, and one unit per person."""
+
+    def write_shared(progress: Progress) -> list[Path]:
+        table, drive = job.table, job.drive
+        paths = []
+        for split, name in (("train", "Training"), ("test", "Test")):
+            part = table[table["split"] == split]
+            # Numbers in the order of the synsets, from 1.
+            category = part["synset"].rank(method="dense").astype(int)
+            codes = [f"{encode_stimulus_id(name)!r}" for name in part["stimulus_id"]]
+            lines = zip(part["stimulus_id"], codes, category, range(1, len(part) + 1), strict=True)
+            text = "".join("\t".join(map(str, line)) + "\n" for line in lines)
+            paths.append(write_text(job.root / f"stimulus_ImageNet{name}.tsv", text))
+        groups = {str(synset): rows for synset, rows in table.groupby("synset", sort=True).indices.items()}
+        # Averages of a category follow the images, as in the published file: (n_images + n_categories, n_units)
+        features = {
+            layer: np.concatenate([block, [block[rows].mean(axis=0) for rows in groups.values()]])
+            for layer, block in (("cnn1", drive.early), ("cnn4", drive.mid), ("cnn8", drive.semantic))
+        }
+        numbers = [float(int(synset[1:])) for synset in table["synset"]]
+        kinds = np.where(table["split"] == "train", FEATURE_TYPES["training"], FEATURE_TYPES["test"])
+        path = write_image_features(
+            job.root / "ImageFeatures.h5",
+            features,
+            image_ids=np.array(
+                [*map(encode_stimulus_id, table["stimulus_id"]), *[np.nan] * len(groups)], float
+            ),
+            category_ids=np.array([*numbers, *(float(int(synset[1:])) for synset in groups)]),
+            feature_types=np.concatenate([kinds, np.full(len(groups), FEATURE_TYPES["category_average"])]),
+        )
+        return [*paths, path]
+
+    units = [Unit("image features and lists", 1, write_shared)]
+    for person in job.subjects:
+        name = f"subject {person.name}, samples"
+        units.append(Unit(name, _count_samples(job.size), partial(_write_god_person, job, person)))
+    return units
+
+
+def _write_god_person(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
+    trials = make_god_trials(job, person.index)
+    # As floats: the zeros at the end of an image number are lost, as in the published files.
+    codes = np.array([encode_stimulus_id(name) for name in job.table["stimulus_id"]])
+    labels = pd.DataFrame(
+        {
+            "DataType": trials["DataType"],
+            "stimulus_id": codes[trials["row"]],
+            "Run": trials["Run"],
+            "Block": trials["Block"],
+        }
+    )
+    scanner = job.scanner
+    kept = find_visual_cortex(scanner)
+    path = write_bdata(
+        job.root / f"Subject{person.index + 1}.h5",
+        progress.watch(_iterate_samples(job, person, trials, kept), len),
+        labels,
+        find_areas(scanner, kept),
+        voxel_xyz=scanner.positions[kept],
+    )
+    return [path]
+
+
+def find_visual_cortex(scanner: Scanner) -> np.ndarray:
+    """Return the voxels of every visual region."""
+    return np.flatnonzero(scanner.regions != "")
+
+
+def find_areas(scanner: Scanner, kept: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which of the `kept` voxels lie in each area; areas overlap (V1 is part of the lower visual cortex)."""
+    areas = {name: np.isin(scanner.regions[kept], regions) for name, regions in _AREAS.items()}
+    return {**areas, "ROI_VC": np.ones(len(kept), bool)}
+
+
+def _iterate_samples(
+    job: PhantomJob, person: Person, trials: pd.DataFrame, kept: np.ndarray
+) -> Iterator[np.ndarray]:
+    imagined = (trials["DataType"] == DATA_TYPES["imagery"]).to_numpy()
+    rows, seeds = trials["row"].to_numpy(), trials.index.to_numpy()
+    for flag in (False, True):  # imagery comes last
+        part = imagined == flag
+        for block in iterate_betas(person, job.scanner, rows[part], seeds[part], imagery=flag):
+            yield block[:, kept]
+
+
+def encode_stimulus_id(name: str) -> float:
+    """Return the number that stands for an ImageNet name: synset before the point, image after it.
+
+    Examples
+    --------
+    >>> encode_stimulus_id("n01518878_5958")
+    1518878.005958
+    >>> encode_stimulus_id("n01621127_19020")  # the last zero is gone
+    1621127.01902
+    """
+    synset, _, image = name.partition("_")
+    if not (synset.startswith("n") and synset[1:].isdigit() and image.isdigit() and len(image) <= 6):
+        raise DataError(
+            f"{name!r} is no ImageNet name like n01518878_5958; its image number has six digits at most."
+        )
+    return float(f"{int(synset[1:])}.{int(image):06d}")
+
+
+def write_bdata(
+    path: Path,
+    samples: Iterable[np.ndarray],
+    labels: pd.DataFrame,
+    rois: Mapping[str, np.ndarray],
+    *,
+    voxel_xyz: np.ndarray,
+    naming: Naming = "dataSet",
+    dtype: str = "<f8",
+) -> Path:
+    """Write one person's ``Subject*.h5``.
+
+    Parameters
+    ----------
+    samples : iterable of arrays of shape (n, n_voxels)
+        Voxel values of n samples, in the order of `labels`.
+    labels : DataFrame, one row per sample
+        Numbers; `DataType` (1 training, 2 test, 3 imagery), `stimulus_id`, `Run` and `Block` are required, and
+        further columns are kept.
+    rois : mapping of name to bool array of shape (n_voxels,)
+        For example ``{"ROI_V1": ...}``.
+    voxel_xyz : array of shape (n_voxels, 3)
+        Coordinates (mm).
+    naming
+        ``dataSet`` with ``metaData``, as the published files, or ``dataset`` with ``metadata``, as later ones.
+    """
+    check_columns(labels.columns, DESIGN_COLUMNS, what="the label table of a BData file")
+    n_voxels = len(voxel_xyz)
+    n_columns = n_voxels + labels.shape[1]
+    entries: list[tuple[str, str, np.ndarray]] = [("VoxelData", "1 = voxel data", np.ones(n_voxels))]
+    for axis, name in enumerate(("voxel_x", "voxel_y", "voxel_z")):
+        entries.append((name, f"Voxel {name[-1]} coordinate", np.asarray(voxel_xyz)[:, axis]))
+    for name, flag in rois.items():
+        check_block(flag, (n_voxels,), what=f"the flags of {name}")
+        entries.append((name, f"1 = {name}", np.asarray(flag, dtype=float)))
+    metadata = [(key, text, _pad(value, 0, n_columns)) for key, text, value in entries]
+    for index, name in enumerate(labels.columns):
+        metadata.append((str(name), f"1 = {name}", _pad(np.ones(1), n_voxels + index, n_columns)))
+    return _write(path, samples, labels.to_numpy(float), metadata, n_voxels, naming, dtype)
+
+
+def write_image_features(
+    path: Path,
+    features: Mapping[str, np.ndarray],
+    *,
+    image_ids: np.ndarray,
+    category_ids: np.ndarray,
+    feature_types: np.ndarray,
+    naming: Naming = "dataSet",
+) -> Path:
+    """Write ``ImageFeatures.h5``.
+
+    Parameters
+    ----------
+    features : mapping of name to array of shape (n_rows, n_units)
+        For example ``{"cnn1": ..., "gist": ...}``.
+    image_ids, category_ids : arrays of shape (n_rows,)
+        As `encode_stimulus_id` gives them; NaN for the image of a category average.
+    feature_types : int array of shape (n_rows,)
+        1 training image, 2 test image, 3 average of a category.
+    """
+    blocks = [np.asarray(block, dtype=float) for block in features.values()]
+    widths = [block.shape[1] for block in blocks]
+    n_units, starts = sum(widths), np.cumsum([0, *widths])
+    labels = np.column_stack([image_ids, category_ids, feature_types]).astype(float)
+    n_columns = n_units + labels.shape[1]
+    metadata = [
+        (name, f"1 = {name}", _pad(np.ones(width), start, n_columns))
+        for name, width, start in zip(features, widths, starts, strict=False)
+    ]
+    for index, name in enumerate(("ImageID", "CatID", "FeatureType")):
+        metadata.append((name, f"1 = {name}", _pad(np.ones(1), n_units + index, n_columns)))
+    return _write(path, [np.concatenate(blocks, axis=1)], labels, metadata, n_units, naming, "<f8")
+
+
+def _pad(values: np.ndarray, start: int, n_columns: int) -> np.ndarray:
+    row = np.full(n_columns, np.nan)  # metadata are NaN where they do not apply
+    row[start : start + len(values)] = values
+    return row
+
+
+def _write(
+    path: Path,
+    samples: Iterable[np.ndarray],
+    labels: np.ndarray,
+    metadata: Sequence[tuple[str, str, np.ndarray]],
+    n_left: int,
+    naming: Naming,
+    dtype: str,
+) -> Path:
+    import h5py
+
+    check_option("naming", naming, _METADATA_NAME)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = h5py.string_dtype("utf-8")
+    with replace_atomically(path) as temporary, h5py.File(temporary, "w") as file:
+        # Labels are columns of the same matrix, to the right of the voxels.
+        matrix = file.create_dataset(naming, (len(labels), n_left + labels.shape[1]), dtype)
+        matrix[:, n_left:] = labels
+        start = 0
+        for block in samples:
+            array = check_block(block, (None, n_left), what=f"the samples of {path.name}")
+            if start + len(array) <= len(labels):
+                matrix[start : start + len(array), :n_left] = array
+            start += len(array)
+        check_count(start, len(labels), what=path.name, unit="samples")
+        group = file.create_group(_METADATA_NAME[naming])
+        group.create_dataset("key", data=[key for key, _, _ in metadata], dtype=text)
+        group.create_dataset("description", data=[entry for _, entry, _ in metadata], dtype=text)
+        group.create_dataset("value", data=np.stack([value for _, _, value in metadata]))
+    return path
+
+
+def estimate_bytes(n_samples: int, n_voxels: int, n_rois: int = 10, n_labels: int = 4) -> int:
+    """Return the size of one ``Subject*.h5``: the matrix and the metadata, both float64."""
+    # 4 rows of metadata: whether it is a voxel, and its three coordinates.
+    return 8 * (n_voxels + n_labels) * (n_samples + 4 + n_rois + n_labels)
+
+
+def estimate_visual_bytes(voxel_mm: float | None, n_samples: int, *, n_files: int = 1) -> int:
+    """Return the size of the samples of visual cortex in so many files."""
+    n_voxels = round(_VISUAL_SHARE * count_voxels(voxel_mm))
+    metadata = estimate_bytes(0, n_voxels, len(_AREAS) + 1)
+    return estimate_bytes(n_samples, n_voxels, len(_AREAS) + 1) + (n_files - 1) * metadata
+
+
+GOD = Format(
+    name="god",
+    description="Generic Object Decoding: BData tables of visual cortex, seen and imagined, image features",
+    modality="fmri",
+    uses=USES,
+    duration_s=GOD_STIMULUS_S,
+    check=check_god,
+    count=count_god,
+    list_images=list_god_images,
+    make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
+    plan=plan_god,
+)
+
+
+# --- Deeprecon ----------------------------------------------------------------------------------------------------
+
+DEEPRECON_STIMULUS_S = 8.0  # [2]_
+VARIANT = "original_VC"
+EXPERIMENTS = ("perceptionNaturalImageTraining", "perceptionNaturalImageTest", "imagery")
+
+
+def check_deeprecon(size: PhantomSize) -> None:
+    """Raise `ConfigError` if Deeprecon cannot have this size."""
+    check_numbers(size, "deeprecon", USES)
+    check_imagery(size, "deeprecon")
+    if size.n_sessions != 1 or (size.n_runs or 0) > size.n_train_images or size.voxel_mm not in GRIDS:
+        raise ConfigError(
+            f"the files of Deeprecon do not tell sessions apart: n_sessions ({size.n_sessions}) must be 1; n_runs "
+            f"({size.n_runs}) cannot exceed the {size.n_train_images} training images, and voxel_mm ({size.voxel_mm}) "
+            f"must be from {min(GRIDS)} to {max(GRIDS)}."
+        )
+
+
+def count_deeprecon(size: PhantomSize) -> Counts:
+    """Return work and space of the tables."""
+    n_samples, n_voxels = _count_samples(size), count_voxels(size.voxel_mm)
+    one = estimate_visual_bytes(size.voxel_mm, n_samples, n_files=len(EXPERIMENTS))
+    seconds = 1 + size.n_subjects * n_samples * (2e-4 + 1.2e-7 * n_voxels) + one * 1e-8
+    recorded = size.n_subjects * n_samples * DEEPRECON_STIMULUS_S
+    return Counts(size.n_subjects * one, 0, recorded, seconds, size.n_subjects * n_samples)
+
+
+def make_deeprecon_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
+    """Return every sample of a person: `experiment`, `row` of the image, `Run`, `Block`."""
+    size, tests = job.size, job.test_rows
+    generator = make_generator(job.config.seed, "deeprecon", subject)
+    train = np.flatnonzero(job.table["split"] == "train")
+    imagined = tests[: size.n_imagery or 0]
+    shown = {
+        EXPERIMENTS[0]: [
+            run
+            for _ in range(size.train_repetitions)
+            for run in np.array_split(generator.permutation(train), size.n_runs or 1)
+        ],
+        EXPERIMENTS[1]: [generator.permutation(tests) for _ in range(size.test_repetitions)],
+        EXPERIMENTS[2]: [generator.permutation(imagined) for _ in range(size.imagery_repetitions or 0)],
+    }
+    parts = [
+        pd.DataFrame({"experiment": name, "row": rows, "Run": number, "Block": np.arange(1, len(rows) + 1)})
+        for name, runs in shown.items()
+        for number, rows in enumerate(runs, start=1)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def plan_deeprecon(job: PhantomJob) -> list[Unit]:
+    """Return one unit per person and experiment."""
+    units = []
+    for person in job.subjects:
+        counts = make_deeprecon_trials(job, person.index)["experiment"].value_counts()
+        units += [
+            Unit(
+                f"subject {person.name}, {name}",
+                int(counts[name]),
+                partial(_write_deeprecon_file, job, person, name),
+            )
+            for name in EXPERIMENTS
+            if name in counts
+        ]
+    return units
+
+
+def _write_deeprecon_file(job: PhantomJob, person: Person, experiment: str, progress: Progress) -> list[Path]:
+    trials = make_deeprecon_trials(job, person.index)
+    own = trials[trials["experiment"] == experiment]
+    kept = find_visual_cortex(job.scanner)
+    blocks = iterate_betas(
+        person, job.scanner, own["row"].to_numpy(), own.index.to_numpy(), imagery=experiment == "imagery"
+    )
+    codes = np.array([encode_stimulus_id(name) for name in job.table["stimulus_id"]])
+    labels = pd.DataFrame(
+        {
+            "DataType": EXPERIMENTS.index(experiment) + 1,
+            "stimulus_id": codes[own["row"]],
+            "Run": own["Run"].to_numpy(),
+            "Block": own["Block"].to_numpy(),
+        }
+    )
+    path = write_experiment(
+        job.root,
+        person.index + 1,
+        experiment,
+        (block[:, kept] for block in progress.watch(blocks, len)),
+        labels,
+        find_areas(job.scanner, kept),
+        voxel_xyz=job.scanner.positions[kept],
+    )
+    return [path]
+
+
+def write_experiment(
+    root: Path,
+    subject: int,
+    experiment: str,
+    samples: Iterable[np.ndarray],
+    labels: pd.DataFrame,
+    rois: Mapping[str, np.ndarray],
+    *,
+    voxel_xyz: np.ndarray,
+    variant: str = VARIANT,
+    dtype: str = "<f8",
+) -> Path:
+    """Write ``sub-01_EXPERIMENT_VARIANT.h5``; see `write_bdata`."""
+    path = root / f"sub-{subject:02d}_{experiment}_{variant}.h5"
+    return write_bdata(path, samples, labels, rois, voxel_xyz=voxel_xyz, naming="dataset", dtype=dtype)
+
+
+def list_deeprecon_images(size: PhantomSize, seed: int) -> pd.DataFrame:
+    """Return the images under ImageNet-like names, as ``.JPEG`` below ``images``."""
+    table = list_god_images(size, seed)
+    return table.assign(
+        **{c: [str(Path(p).with_suffix(".JPEG")) for p in table[c]] for c in ("path", "file_name")}
+    )
+
+
+DEEPRECON = replace(
+    GOD,
+    name="deeprecon",
+    description="Deep Image Reconstruction: BData tables of natural images and imagery, one for each experiment",
+    duration_s=DEEPRECON_STIMULUS_S,
+    check=check_deeprecon,
+    count=count_deeprecon,
+    list_images=list_deeprecon_images,
+    plan=plan_deeprecon,
+)

@@ -1,0 +1,135 @@
+"""NSD's preprocessed time series: int16 volumes of every run, its design and its motion, in the folders of the bucket.
+
+Owns ``timeseries_session01_run01.nii.gz``, ``design_...tsv`` (for each volume the 73KID that begins there, or 0) and
+``motion_...tsv``. Design, pictures and regions are those of `nsd`. Runs of rest, which some sessions have, are left
+out.
+
+References
+----------
+.. [1] Allen, E. J. et al. (2022). A massive 7T fMRI dataset to bridge cognitive neuroscience and artificial
+   intelligence. Nature Neuroscience 25, 116-126. https://doi.org/10.1038/s41593-021-00962-x
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from braindecode_vis.parts.phantom.bold_signal import simulate_motion
+from braindecode_vis.parts.phantom.brain import Person
+from braindecode_vis.parts.phantom.format_plan import Counts, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.formats import nsd_format
+from braindecode_vis.parts.phantom.formats.file_writers import write_text
+from braindecode_vis.parts.phantom.formats.nsd_design import get_trial_images, make_responses, write_responses
+from braindecode_vis.parts.phantom.formats.nsd_files import SPACE, T_R, make_subject_scanner
+from braindecode_vis.parts.phantom.formats.raw_fmri import estimate_raw_volume, estimate_seconds, write_series
+from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers
+
+USES = ("n_runs", "voxel_mm")
+SLOT_VOLUMES = 3  # a trial of 4 s in steps of 4/3 s [1]_
+_TAIL_VOLUMES = 9
+
+
+def check(size: PhantomSize) -> None:
+    """Raise `ConfigError` if NSD cannot have this size."""
+    check_numbers(size, "nsd-timeseries", USES)
+    nsd_format.check_design(size)
+
+
+def _expect_volumes(size: PhantomSize) -> int:
+    """Return the volumes of a run: its slots, blanks included, and its end."""
+    # As `make_nsd_expdesign` places them: twelve slots more than pictures.
+    n_slots = -(-size.n_trials // (size.n_sessions * (size.n_runs or 1))) + 12
+    return n_slots * SLOT_VOLUMES + _TAIL_VOLUMES
+
+
+def count(size: PhantomSize) -> Counts:
+    """Return work and space of series, pictures and tables."""
+    n_runs = size.n_subjects * size.n_sessions * (size.n_runs or 1)
+    n_volumes, n_images = n_runs * _expect_volumes(size), nsd_format.count_images(size)
+    # A row of motion takes 150 bytes; tables of trials and pictures as in `nsd`.
+    tables = 45.0 * n_images * (2 + size.n_subjects) / 2 + size.n_subjects * size.n_trials * 100
+    n_bytes = (
+        n_volumes * (estimate_raw_volume(size.voxel_mm) + 150) + n_images * 3.0 * size.image_size**2 + tables
+    )
+    seconds = 1 + estimate_seconds(size.voxel_mm, n_volumes) + n_images * 2e-3
+    n_steps = 1 + n_images + size.n_subjects + n_volumes
+    return Counts(n_bytes, 0, n_volumes * T_R, seconds, n_steps)
+
+
+def plan(job: PhantomJob) -> list[Unit]:
+    """Return design, stimuli, each person's regions, and one unit per run."""
+    units = nsd_format.plan_shared(job)
+    for person in job.subjects:
+        units.append(Unit(f"subject {person.name}, regions", 1, partial(_write_regions, job, person)))
+        for session in range(1, job.size.n_sessions + 1):
+            for run in range(1, (job.size.n_runs or 1) + 1):
+                name = f"subject {person.name}, session {session:02d}, run {run:02d}"
+                write = partial(_write_run, job, person, session, run)
+                units.append(Unit(name, _expect_volumes(job.size), write))
+    return units
+
+
+def _write_regions(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
+    number = person.index + 1
+    design = nsd_format.make_design(job.size, job.config.seed)
+    responses = make_responses(design, number, job.size.n_sessions, job.config.seed)
+    scanner = make_subject_scanner(job.size.voxel_mm or 0, number)
+    return [
+        write_responses(job.root, number, responses),
+        *nsd_format.write_regions(job.root, number, scanner),
+    ]
+
+
+def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress: Progress) -> list[Path]:
+    design = nsd_format.make_design(job.size, job.config.seed)
+    pattern = design["stimpattern"][session - 1]
+    shown = get_trial_images(design, person.index + 1, session)
+    first = int(pattern[: run - 1].sum())
+    own = shown[first : first + int(pattern[run - 1].sum())]
+    # Rows of the drive in the order of nsdId: the inverse of the column.
+    rows = np.argsort(job.table["nsd_id"].to_numpy())[own - 1]
+    starts = SLOT_VOLUMES * np.flatnonzero(pattern[run - 1])
+    n_volumes = _expect_volumes(job.size)
+    # Each subject has a volume of their own, around the same voxels.
+    own_job = replace(job, recorder=make_subject_scanner(job.size.voxel_mm or 0, person.index + 1))
+    begins = np.zeros(n_volumes, int)
+    begins[starts] = own
+    base, end = find_folder(job.root, person.index + 1), f"_session{session:02d}_run{run:02d}"
+    motion = simulate_motion(person, n_volumes, end)
+    return [
+        write_design(base / "design" / f"design{end}.tsv", begins),
+        write_text(
+            base / "motion" / f"motion{end}.tsv",
+            "".join("\t".join(f"{value:.6g}" for value in row) + "\n" for row in motion),
+        ),
+        write_series(
+            base / "timeseries" / f"timeseries{end}.nii.gz", own_job, person, starts * T_R, rows,
+            nsd_format.STIMULUS_S, n_volumes, progress,
+        ),
+    ]  # fmt: skip
+
+
+def find_folder(root: Path, subject: int) -> Path:
+    """Return the folder of a subject's series."""
+    return root / "nsddata_timeseries" / "ppdata" / f"subj{subject:02d}" / SPACE
+
+
+def write_design(path: Path, begins: np.ndarray) -> Path:
+    """Write a column with one number for each volume: the 73KID (from 1) of the picture that begins there, or 0."""
+    return write_text(path, "".join(f"{number}\n" for number in begins))
+
+
+FORMAT = replace(
+    nsd_format.FORMAT,
+    name="nsd-timeseries",
+    description="Natural Scenes Dataset: int16 time series of every run with design and motion, regions, stimuli",
+    uses=USES,
+    check=check,
+    count=count,
+    plan=plan,
+    ongoing_percent=0.0,
+)

@@ -1,0 +1,627 @@
+"""THINGS-MEG from images to raw runs and preprocessed epochs, as OpenNeuro ds004212 ships it, with FIF for CTF folders.
+
+Owns the design, the BIDS tree with its raw runs, ``derivatives/preprocessed/preprocessed_P*-epo.fif``,
+``sourcedata/sample_attributes_P*.csv`` and the two THINGS tables that turn image numbers into concepts. MNE
+reads CTF folders but writes none, so that raw runs are ``_meg.fif``; the reference gradiometers are left out.
+
+Sessions with raw runs are cut into epochs from those very files, so that a loader of the raw runs finds what the
+epochs hold; the others are recorded at the rate of the epochs. Epochs are low-passed at 40 Hz and z-scored by their
+baseline, as published; the 0.1 Hz high-pass is left out, since the z-score takes the place of it.
+
+Traps that are kept: ``channels.tsv`` types every sensor ``OTHER``; macOS ``._`` files lie about; the onset in
+``events.tsv`` comes from the optical sensor, 150 ms after the trigger on ``UPPT001``; catch trials have
+``N/A`` for a number, and 999999 in the epochs; the epochs name no condition, so that test images can be told
+only by their twelve repetitions; the tables of the image set have no header.
+
+References
+----------
+.. [1] Hebart, M. N. et al. (2023). THINGS-data, a multimodal collection of large-scale datasets for
+   investigating object representations in human brain and behavior. eLife 12, e82580.
+   https://doi.org/10.7554/eLife.82580
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_unique
+from braindecode_vis.base.seeds import derive_seed, make_generator
+from braindecode_vis.parts.phantom.brain import Person
+from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.formats.fif import make_meg_info, write_epochs_fif, write_raw_fif
+from braindecode_vis.parts.phantom.formats.file_writers import (
+    check_block,
+    write_csv,
+    write_json_file,
+    write_text,
+    write_tsv,
+)
+from braindecode_vis.parts.phantom.forward import make_sensor_system, make_sensor_system_at
+from braindecode_vis.parts.phantom.recordings import cut_epochs, make_lowpass, simulate_continuous
+from braindecode_vis.parts.phantom.sizes import (
+    PhantomSize,
+    check_numbers,
+    check_one_exemplar_a_session,
+    count_images_of_concepts,
+)
+from braindecode_vis.parts.phantom.stimuli.images import make_concepts, match_concepts
+
+USES = ("n_runs", "n_catch", "n_raw_sessions")
+CUTOFF_HZ = 40.0  # low-pass of the published epochs [1]_
+MEAN_SOA_S = 1.5  # between onsets, jittered by 0.2 s [1]_
+MEG_SYSTEM = "meg-ctf272"
+RAW_SFREQ = 1200.0
+# From -0.1 to 1.3 s, both ends included: the `times` of the published files.
+EPOCH_SFREQ, EPOCH_TMIN, EPOCH_N_TIMES = 200.0, -0.1, 281
+CATCH_ID = 999999
+DROPPED_SENSOR = "MRO11-1609"  # in the raw runs, not in the preprocessed epochs
+TRIGGER_CODE, END_CODE = 64, 32  # of an image, and of the end of a run
+TRIGGER_LEAD_S = 0.15
+STIMULUS_S = 0.5  # on the screen, followed by a blank of 0.8 to 1.2 s [1]_
+_OPTICAL = "UADC016-2104"
+_TRIGGER = "UPPT001"
+_PULSE_S = 0.05
+LEAD_S, TAIL_S = 2.5, 3.0  # first onset of a run, and what follows its last one
+# The columns of `sample_attributes_P*.csv`. Readers use some by position: 0, 2 and 8.
+ATTRIBUTE_COLUMNS = (
+    "trial_type", "image_nr", "category_nr", "exemplar_nr", "test_image_nr", "things_category_nr",
+    "things_image_nr", "things_exemplar_nr", "image_path", "image_on", "image_off", "subject_id",
+    "session_nr", "run_nr", "trial_nr", "abs_trial_nr", "responded", "RT",
+)  # fmt: skip
+_COORDINATES = {
+    "MEGCoordinateSystem": "CTF",
+    "MEGCoordinateUnits": "cm",  # as published; the numbers read like metres
+    "HeadCoilCoordinates": {"NAS": [0.0, 0.0796, 0.0], "LPA": [-0.078, 0.0, 0.0], "RPA": [0.0761, 0.0, 0.0]},
+    "HeadCoilCoordinateSystem": "CTF",
+    "HeadCoilCoordinateUnits": "cm",
+}
+
+
+def count_session_trials(size: PhantomSize) -> int:
+    """Return the trials of one session, catch trials included."""
+    return size.n_train_concepts + 2 * size.n_test_concepts + (size.n_catch or 0)
+
+
+def check(size: PhantomSize) -> None:
+    """Raise `ConfigError` if THINGS-MEG cannot have this size."""
+    check_numbers(size, "things-meg", USES)
+    check_one_exemplar_a_session(size, "THINGS-MEG")
+    assert size.n_runs is not None
+    assert size.n_raw_sessions is not None
+    if size.n_raw_sessions > size.n_sessions or size.n_runs > count_session_trials(size):
+        raise ConfigError(
+            f"n_raw_sessions ({size.n_raw_sessions}) cannot exceed n_sessions ({size.n_sessions}), nor n_runs "
+            f"({size.n_runs}) the {count_session_trials(size)} trials of a session."
+        )
+
+
+def count(size: PhantomSize) -> Counts:
+    """Return work and space of runs and epochs."""
+    assert size.n_runs is not None
+    assert size.n_raw_sessions is not None
+    n_trials = count_session_trials(size)
+    session_s = n_trials * MEAN_SOA_S + size.n_runs * (LEAD_S + TAIL_S - MEAN_SOA_S)
+    raw_s = size.n_subjects * size.n_raw_sessions * session_s
+    epochs_s = size.n_subjects * (size.n_sessions - size.n_raw_sessions) * session_s
+    epochs = estimate_epochs_bytes(size.n_sessions * n_trials)
+    n_bytes = raw_s * estimate_raw_bytes(1) * RAW_SFREQ + size.n_subjects * epochs
+    # Epochs lie in a flat file, in MNE's parts and under their name; of these at most two at a time.
+    scratch = 2 * epochs + estimate_raw_bytes(1) * RAW_SFREQ * session_s / size.n_runs
+    # Measured on one core: simulation is as many times faster than real time, MNE writes an epoch in 6 ms.
+    seconds = 7 + raw_s / 25 + epochs_s / 120 + size.n_subjects * size.n_sessions * n_trials * 6e-3
+    steps = size.n_subjects * (
+        size.n_raw_sessions * size.n_runs * _count_run_steps(size) + size.n_sessions * n_trials
+    )
+    return Counts(n_bytes, scratch, raw_s + epochs_s, seconds, 1 + steps)
+
+
+def _count_run_steps(size: PhantomSize) -> int:
+    assert size.n_runs is not None
+    return max(1, round(count_session_trials(size) / size.n_runs * MEAN_SOA_S))
+
+
+def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
+    """Return the images in the order of their THINGS numbers."""
+    n_concepts = size.n_train_concepts + size.n_test_concepts
+    names = make_concepts(n_concepts, seed=seed)["concept"].tolist()
+    table = make_image_table(names, size.n_train_exemplars, size.n_test_concepts)
+    table = match_concepts(table, n_concepts, seed)
+    paths = "object_images/" + table["concept"] + "/" + table["stimulus_id"] + ".jpg"
+    return table.assign(things_path=table["path"], path=paths, file_name=table["stimulus_id"] + ".jpg")
+
+
+def plan(job: PhantomJob) -> list[Unit]:
+    """Return the tables, one unit per raw run, and the epochs of each person."""
+
+    def write_tables(progress: Progress) -> list[Path]:
+        images = job.table.assign(path=job.table["things_path"])
+        write_dataset(job.root, [person.index + 1 for person in job.subjects], images)
+        tables = (job.root / "THINGS").rglob("*.csv")
+        return [job.root / "dataset_description.json", job.root / "participants.tsv", *tables]
+
+    units = [Unit("the tables of the data set", 1, write_tables)]
+    assert job.size.n_raw_sessions is not None
+    assert job.size.n_runs is not None
+    n_steps = _count_run_steps(job.size)
+    for person in job.subjects:
+        for session in range(1, job.size.n_raw_sessions + 1):
+            for run in range(1, job.size.n_runs + 1):
+                name = f"subject {person.name}, session {session:02d}, raw run {run:02d}"
+                units.append(Unit(name, n_steps, partial(_write_run, job, person, session, run)))
+        # The epochs come after the raw runs, from which they are cut.
+        n_epochs = job.size.n_sessions * count_session_trials(job.size)
+        units.append(Unit(f"subject {person.name}, epochs", n_epochs, partial(_write_epochs, job, person)))
+    return units
+
+
+@lru_cache(maxsize=4)
+def _make_design(job: PhantomJob, subject: int) -> pd.DataFrame:
+    assert job.size.n_runs is not None
+    assert job.size.n_catch is not None
+    seed = derive_seed(job.config.seed, "design", subject)
+    return make_things_meg_design(
+        job.table, job.size.n_sessions, job.size.n_runs, seed, n_catch=job.size.n_catch
+    )
+
+
+def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress: Progress) -> list[Path]:
+    design = _make_design(job, person.index)
+    events = design[(design["session"] == session) & (design["run"] == run)]
+    system, info = job.sensors, job.sensors.make_info()
+    samples = _simulate_run(job, person, system.sfreq, session, run, events)
+    path = write_raw_run(
+        job.root,
+        person.index + 1,
+        session,
+        run,
+        progress.watch(samples, lambda block: block.shape[1] / system.sfreq),
+        events,
+        ch_names=system.ch_names,
+        locs=np.array([channel["loc"] for channel in info["chs"]]),
+        dev_head=info["dev_head_t"]["trans"],
+    )
+    stem = path.name.removesuffix("_meg.fif")
+    return [p for p in path.parent.iterdir() if p.name.removeprefix("._").startswith(stem)]
+
+
+def _simulate_run(
+    job: PhantomJob, person: Person, sfreq: float, session: int, run: int, events: pd.DataFrame
+) -> Iterator[np.ndarray]:
+    return simulate_continuous(
+        person,
+        make_sensor_system_at(MEG_SYSTEM, sfreq),
+        events["onset"].to_numpy(),
+        events["row"].to_numpy(),
+        STIMULUS_S,
+        round(count_run_samples(events) * sfreq / RAW_SFREQ),
+        name=f"ses-{session:02d}_run-{run:02d}",
+        block_s=2.0,
+    )
+
+
+def _write_epochs(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
+    design = _make_design(job, person.index)
+    attributes = make_sample_attributes(person.index + 1, design, job.table, job.config.seed)
+    info = job.sensors.make_info()
+    kept = [i for i, name in enumerate(job.sensors.ch_names) if name != DROPPED_SENSOR]
+    path = write_preprocessed(
+        job.root,
+        person.index + 1,
+        progress.watch(_cut_sessions(job, person, design, kept), lambda epoch: 1),
+        attributes,
+        ch_names=[job.sensors.ch_names[i] for i in kept],
+        locs=np.array([info["chs"][i]["loc"] for i in kept]),
+        dev_head=info["dev_head_t"]["trans"],
+    )
+    parts = path.parent.glob(f"{path.stem}*.fif")
+    return [*parts, write_sample_attributes(job.root, person.index + 1, attributes)]
+
+
+def _cut_sessions(
+    job: PhantomJob, person: Person, design: pd.DataFrame, kept: list[int]
+) -> Iterator[np.ndarray]:
+    """Yield every epoch of a person, z-scored by its baseline."""
+    n_baseline = round(-EPOCH_TMIN * EPOCH_SFREQ) + 1
+    for _, events in design.groupby(["session", "run"]):
+        session, run = int(events["session"].iloc[0]), int(events["run"].iloc[0])
+        is_raw = session <= (job.size.n_raw_sessions or 0)
+        sfreq = RAW_SFREQ if is_raw else EPOCH_SFREQ
+        decim = round(sfreq / EPOCH_SFREQ)
+        if is_raw:
+            folder = job.root / f"sub-BIGMEG{person.index + 1}" / f"ses-{session:02d}" / "meg"
+            name = f"sub-BIGMEG{person.index + 1}_ses-{session:02d}_task-main_run-{run:02d}_meg.fif"
+            samples = read_sensors(folder / name)
+        else:
+            samples = _simulate_run(job, person, sfreq, session, run, events)
+        starts = np.round((events["onset"].to_numpy() + EPOCH_TMIN) * sfreq).astype(int)
+        epochs = cut_epochs(
+            (block[kept] for block in samples),
+            starts,
+            EPOCH_N_TIMES,
+            decim=decim,
+            taps=make_lowpass(sfreq, CUTOFF_HZ, decim),
+        )
+        for epoch in epochs:
+            baseline = epoch[:, :n_baseline]
+            # z-scored per channel and trial by its own baseline, as published [1]_.
+            yield (epoch - baseline.mean(axis=1, keepdims=True)) / baseline.std(axis=1, keepdims=True)
+
+
+def read_sensors(path: Path) -> Iterator[np.ndarray]:
+    """Yield the sensors of a finished raw run, 2 s at a time."""
+    import mne
+
+    raw = mne.io.read_raw_fif(path, verbose="error")
+    step = round(2 * RAW_SFREQ)
+    for start in range(0, raw.n_times, step):
+        stop = min(start + step, raw.n_times)
+        # FIF holds float32; MNE gives float64.
+        yield raw.get_data(picks="mag", start=start, stop=stop).astype(np.float32)
+
+
+def make_image_table(
+    concepts: Sequence[str], n_exemplars: int = 12, n_test_concepts: int = 200
+) -> pd.DataFrame:
+    """Return one row per image; the row number plus one is the THINGS image number.
+
+    Each concept has `n_exemplars` images for single presentation; the test concepts, spread evenly over the
+    list, have one more, which is shown in every session.
+
+    Returns
+    -------
+    DataFrame
+        `image_nr`, `concept`, `category_nr` (from 1), `exemplar_nr`, `stimulus_id`, `path` and `is_test`.
+
+    Examples
+    --------
+    >>> make_image_table(["ant", "bee"], 2, 1)["path"].tolist()[-1]
+    'images/bee/bee_02s.jpg'
+    """
+    check_unique(concepts, what="concept names")
+    if not 0 <= n_test_concepts <= len(concepts):
+        raise ConfigError(f"{n_test_concepts} test concepts do not fit into {len(concepts)} concepts.")
+    # Spread evenly, since the THINGS numbers of the published test images are.
+    tested = set(np.arange(n_test_concepts) * len(concepts) // max(n_test_concepts, 1))
+    rows: list[dict[str, object]] = []
+    for category, concept in enumerate(sorted(concepts)):
+        for exemplar in range(1, n_exemplars + 1 + (category in tested)):
+            stimulus_id = f"{concept}_{exemplar:02d}{'b' if exemplar == 1 else 's'}"
+            rows.append(
+                {
+                    "image_nr": len(rows) + 1,
+                    "concept": concept,
+                    "category_nr": category + 1,
+                    "exemplar_nr": exemplar,
+                    "stimulus_id": stimulus_id,
+                    "path": f"images/{concept}/{stimulus_id}.jpg",
+                    "is_test": exemplar > n_exemplars,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def make_things_meg_design(
+    images: pd.DataFrame,
+    n_sessions: int = 12,
+    n_runs: int = 10,
+    seed: int = 0,
+    *,
+    n_catch: int = 200,
+    soa_s: tuple[float, float] = (1.3, 1.7),
+) -> pd.DataFrame:
+    """Return every trial of one person.
+
+    Session k shows exemplar k of each concept once, every test image once, and `n_catch` catch images.
+
+    Parameters
+    ----------
+    images : DataFrame
+        From `make_image_table`.
+    soa_s
+        Range of the time between onsets (s).
+
+    Returns
+    -------
+    DataFrame
+        `session`, `run` (both from 1), `trial_type` (``exp``, ``test``, ``catch``), `image_nr` (999999 for
+        catch), `category_nr` (NaN for catch), `onset` (s, of the picture), `duration` (s), `sample` (at
+        1200 Hz), `row` (of `images`, -1 for catch) and `catch_nr`.
+    """
+    sessions = []
+    tests = np.flatnonzero(images["is_test"])
+    for session in range(1, n_sessions + 1):
+        rng = make_generator(seed, "things-meg", session)
+        single = np.flatnonzero((images["exemplar_nr"] == session) & ~images["is_test"])
+        rows = np.concatenate([single, tests, np.full(n_catch, -1)])
+        kinds = np.repeat(["exp", "test", "catch"], [len(single), len(tests), n_catch])
+        catch = np.concatenate([np.zeros(len(rows) - n_catch, dtype=int), np.arange(1, n_catch + 1)])
+        order = rng.permutation(len(rows))
+        table = pd.DataFrame({"trial_type": kinds[order], "row": rows[order], "catch_nr": catch[order]})
+        table.insert(0, "run", np.arange(len(rows)) * n_runs // len(rows) + 1)
+        table.insert(0, "session", session)
+        gaps = rng.integers(round(soa_s[0] * RAW_SFREQ), round(soa_s[1] * RAW_SFREQ) + 1, len(rows))
+        first = ~table["run"].duplicated()
+        # In whole samples from the start, so that trigger, optical sensor and table agree to the sample.
+        gaps = np.where(first, round(LEAD_S * RAW_SFREQ), gaps)
+        table["sample"] = pd.Series(gaps).groupby(table["run"]).cumsum()
+        sessions.append(table)
+    design = pd.concat(sessions, ignore_index=True)
+    shown = design["row"].to_numpy()
+    is_catch = shown < 0
+    design["onset"] = design["sample"] / RAW_SFREQ
+    design["duration"] = STIMULUS_S
+    design["image_nr"] = np.where(is_catch, CATCH_ID, images["image_nr"].to_numpy()[shown])
+    design["category_nr"] = np.where(is_catch, np.nan, images["category_nr"].to_numpy()[shown].astype(float))
+    return design
+
+
+def count_run_samples(events: pd.DataFrame) -> int:
+    """Return the length of a run whose events are given."""
+    return int(events["sample"].max()) + round(TAIL_S * RAW_SFREQ)
+
+
+def write_raw_run(
+    root: Path,
+    subject: int,
+    session: int,
+    run: int,
+    blocks: Iterable[np.ndarray],
+    events: pd.DataFrame,
+    *,
+    ch_names: Sequence[str],
+    locs: np.ndarray | None = None,
+    n_samples: int | None = None,
+    junk: bool = True,
+    dev_head: np.ndarray | None = None,
+) -> Path:
+    """Write one run: ``_meg.fif``, ``_events.tsv``, ``_channels.tsv``, ``_meg.json`` and ``._`` junk.
+
+    Parameters
+    ----------
+    blocks : iterable of arrays of shape (n_channels, n)
+        Tesla, 1200 Hz, sensors only; the optical sensor and the trigger are added from the events.
+    events : DataFrame
+        The rows of `make_things_meg_design` of this session and run.
+    ch_names
+        Names of the sensors.
+    locs : array of shape (n_channels, 12), optional
+        Sensor positions and orientations.
+    n_samples
+        Length of the run; `count_run_samples` by default.
+    junk
+        Add the ``._`` files.
+    dev_head : array of shape (4, 4), optional
+        Device to head coordinates.
+
+    Raises
+    ------
+    DataError
+        If the first event leaves no room for its trigger, or the blocks do not fit.
+    """
+    check_columns(
+        events.columns, ("onset", "sample", "trial_type", "image_nr", "category_nr"), what="MEG events"
+    )
+    n_samples = count_run_samples(events) if n_samples is None else n_samples
+    if events["sample"].min() < round(TRIGGER_LEAD_S * RAW_SFREQ):
+        raise DataError("the first event of a THINGS-MEG run must leave 150 ms for its trigger.")
+    entities = f"sub-BIGMEG{subject}_ses-{session:02d}"
+    stem = f"{entities}_task-main_run-{run:02d}"
+    folder = root / f"sub-BIGMEG{subject}" / f"ses-{session:02d}" / "meg"
+    extra = ((_OPTICAL, "misc"), (_TRIGGER, "stim"))
+    info = make_meg_info(ch_names, RAW_SFREQ, locs=locs, extra=extra, dev_head=dev_head)
+    path = folder / f"{stem}_meg.fif"
+    write_raw_fif(path, _add_sensors(blocks, events, len(ch_names), n_samples), info, n_samples)
+    number = events["image_nr"].astype(float)
+    table = pd.DataFrame(
+        {
+            "onset": events["onset"],
+            "duration": STIMULUS_S,
+            "trial_type": events["trial_type"],
+            "things_category_nr": events["category_nr"],
+            "value": number.where(number != CATCH_ID),  # N/A for catch trials, 999999 in the epochs alone
+            "sample": events["sample"],
+        }
+    )
+    write_tsv(folder / f"{stem}_events.tsv", table, missing="N/A")
+    channels = pd.DataFrame({"name": [*ch_names, _OPTICAL, _TRIGGER]})
+    sensor = np.arange(len(channels)) < len(ch_names)
+    # As published; readers have to find out by name what a sensor is.
+    channels["type"] = np.where(sensor, "OTHER", "MISC")
+    channels["units"] = np.where(sensor, "T", "V")
+    channels["low_cutoff"], channels["high_cutoff"] = 0.0, RAW_SFREQ / 2
+    channels["description"] = np.where(sensor, "Other type of channel", "Miscellaneous")
+    channels["sampling_frequency"], channels["status"] = RAW_SFREQ, "good"
+    write_tsv(folder / f"{stem}_channels.tsv", channels)
+    write_json_file(folder / f"{stem}_meg.json", _make_sidecar(len(ch_names), n_samples))
+    write_json_file(folder / f"{stem}_coordsystem.json", _COORDINATES)
+    if junk:
+        for name in (path.name, f"{stem}_events.tsv"):
+            # AppleDouble: magic, version, then an empty table of entries.
+            write_text(folder / f"._{name}", "\x00\x05\x16\x07\x00\x02\x00\x00" + "\x00" * 4088)
+    return path
+
+
+def _add_sensors(
+    blocks: Iterable[np.ndarray], events: pd.DataFrame, n_channels: int, n_samples: int
+) -> Iterator[np.ndarray]:
+    """Append the optical sensor (V) and the trigger to each block."""
+    optical = np.zeros(n_samples, dtype=np.float32)
+    trigger = np.zeros(n_samples, dtype=np.float32)
+    pulse = round(_PULSE_S * RAW_SFREQ)
+    for sample in events["sample"].to_numpy():
+        optical[sample : sample + round(STIMULUS_S * RAW_SFREQ)] = 1
+        start = sample - round(TRIGGER_LEAD_S * RAW_SFREQ)
+        trigger[start : start + pulse] = TRIGGER_CODE
+    end = n_samples - round(RAW_SFREQ)
+    trigger[end : end + pulse] = END_CODE
+    start = 0
+    for block in blocks:
+        array = check_block(block, (n_channels, None), what="the blocks of an MEG run")
+        stop = start + array.shape[1]
+        rows = np.empty((n_channels + 2, array.shape[1]), dtype=np.float32)
+        rows[:n_channels] = array
+        rows[-2:] = 0
+        # Blocks may run past the announced length, which the writer then refuses by name.
+        known = max(0, min(stop, n_samples) - start)
+        rows[-2, :known], rows[-1, :known] = optical[start:stop], trigger[start:stop]
+        yield rows
+        start = stop
+
+
+def _make_sidecar(n_channels: int, n_samples: int) -> dict[str, object]:
+    return {
+        "TaskName": "main",
+        "Manufacturer": "CTF",
+        "PowerLineFrequency": 60,
+        "SamplingFrequency": RAW_SFREQ,
+        "SoftwareFilters": "n/a",
+        "RecordingDuration": (n_samples - 1) / RAW_SFREQ,
+        "RecordingType": "continuous",
+        "DewarPosition": "n/a",
+        "DigitizedLandmarks": False,
+        "DigitizedHeadPoints": False,
+        "MEGChannelCount": n_channels,
+        "MEGREFChannelCount": 0,
+        "EEGChannelCount": 0,
+        "EOGChannelCount": 0,
+        "ECGChannelCount": 0,
+        "EMGChannelCount": 0,
+        "MiscChannelCount": 2,
+        "TriggerChannelCount": 0,
+    }
+
+
+def write_dataset(root: Path, subjects: Sequence[int], images: pd.DataFrame) -> None:
+    """Write what a data set has once: description, participants, and the tables of the image set.
+
+    ``THINGS/Metadata/Image-specific/image_paths.csv`` and ``Concept-specific/image_concept_index.csv`` have
+    no header, and a row number plus one is an image number.
+    """
+    write_json_file(
+        root / "dataset_description.json",
+        {"Name": "THINGS-MEG phantom", "BIDSVersion": "1.6.0", "DatasetType": "raw", "License": "CC0"},
+    )
+    names = [f"sub-BIGMEG{subject}" for subject in subjects]
+    write_tsv(root / "participants.tsv", pd.DataFrame({"participant_id": names, "sex": "n/a"}))
+    tables = root / "THINGS" / "Metadata"
+    write_csv(tables / "Image-specific" / "image_paths.csv", images[["path"]], header=False)
+    index = tables / "Concept-specific"
+    write_csv(index / "image_concept_index.csv", images[["category_nr"]], header=False)
+    write_csv(index / "unique_id.csv", images[["concept"]].drop_duplicates(), header=False)
+
+
+def make_sample_attributes(
+    subject: int, design: pd.DataFrame, images: pd.DataFrame, seed: int = 0
+) -> pd.DataFrame:
+    """Return the table of ``sample_attributes_P*.csv``: 18 columns, one row a trial.
+
+    ``image_on`` and ``image_off`` are seconds on the clock of the stimulus computer.
+    """
+    rng = make_generator(seed, "things-meg", "attributes", subject)
+    shown = images.iloc[design["row"].to_numpy()].reset_index(drop=True)
+    is_catch = (design["trial_type"] == "catch").to_numpy()
+    is_test = (design["trial_type"] == "test").to_numpy()
+    test_numbers = pd.Series(
+        np.arange(1, images["is_test"].sum() + 1), index=np.flatnonzero(images["is_test"])
+    )
+    table = pd.DataFrame({"trial_type": design["trial_type"]})
+    table["image_nr"] = design["image_nr"]
+    # Catch images form one more category, after the last one.
+    table["category_nr"] = np.where(is_catch, images["category_nr"].max() + 1, shown["category_nr"])
+    table["exemplar_nr"] = np.where(is_catch, design["catch_nr"], shown["exemplar_nr"])
+    table["test_image_nr"] = design["row"].map(test_numbers)
+    for name in ("category_nr", "image_nr", "exemplar_nr"):
+        table[f"things_{name}"] = shown[name].where(~is_catch)
+    single = "images_meg/" + shown["concept"] + "/" + shown["stimulus_id"] + ".jpg"
+    table["image_path"] = np.select(
+        [is_catch, is_test],
+        [design["catch_nr"].map("images_catch_meg/catch_{:03d}.jpg".format),
+         "images_test_meg/" + shown["stimulus_id"] + ".jpg"],
+        single,
+    )  # fmt: skip
+    # The stimulus computer notes when it sent the trigger, 150 ms before the light, with a little jitter.
+    table["image_on"] = design["onset"] - TRIGGER_LEAD_S + rng.normal(0, 0.002, len(design))
+    table["image_off"] = table["image_on"] + STIMULUS_S
+    table["subject_id"], table["session_nr"], table["run_nr"] = subject, design["session"], design["run"]
+    table["trial_nr"] = design.groupby(["session", "run"]).cumcount() + 1
+    table["abs_trial_nr"] = np.arange(1, len(design) + 1)
+    # Catch images (invented objects) are answered by a button, nearly always.
+    table["responded"] = (is_catch & (rng.random(len(design)) < 0.95)).astype(int)
+    table["RT"] = np.where(table["responded"] == 1, rng.uniform(0.4, 0.9, len(design)), np.nan)
+    return table[list(ATTRIBUTE_COLUMNS)]
+
+
+def write_sample_attributes(root: Path, subject: int, attributes: pd.DataFrame) -> Path:
+    """Write ``sourcedata/sample_attributes_P{n}.csv``."""
+    return write_csv(root / "sourcedata" / f"sample_attributes_P{subject}.csv", attributes)
+
+
+def write_preprocessed(
+    root: Path,
+    subject: int,
+    epochs: Iterable[np.ndarray],
+    attributes: pd.DataFrame,
+    *,
+    ch_names: Sequence[str],
+    locs: np.ndarray | None = None,
+    split_size: str = "500MB",
+    dev_head: np.ndarray | None = None,
+) -> Path:
+    """Write ``derivatives/preprocessed/preprocessed_P{n}-epo.fif``, in parts where it is large.
+
+    Parameters
+    ----------
+    epochs : iterable of arrays of shape (n_channels, 281)
+        One per row of `attributes`: 200 Hz from -0.1 s, z-scored by the baseline.
+    attributes : DataFrame
+        From `make_sample_attributes`; its `image_nr` becomes the third column of the events. The rest stays
+        in the CSV file, as published.
+    ch_names
+        The sensors, without `DROPPED_SENSOR`.
+    split_size
+        Largest part.
+    dev_head : array of shape (4, 4), optional
+        Device to head coordinates.
+    """
+    if DROPPED_SENSOR in ch_names:
+        raise DataError(f"the preprocessed epochs of THINGS-MEG lack sensor {DROPPED_SENSOR}; drop it first.")
+    return write_epochs_fif(
+        root / "derivatives" / "preprocessed" / f"preprocessed_P{subject}-epo.fif",
+        epochs,
+        make_meg_info(ch_names, EPOCH_SFREQ, locs=locs, dev_head=dev_head),
+        event_ids=attributes["image_nr"].to_numpy(dtype=int),
+        tmin=EPOCH_TMIN,
+        n_times=EPOCH_N_TIMES,
+        split_size=split_size,
+    )
+
+
+def estimate_raw_bytes(n_samples: int, n_channels: int = 272) -> int:
+    """Return the size of a raw run: float32, with the optical sensor and the trigger."""
+    return 4 * (n_channels + 2) * n_samples
+
+
+def estimate_epochs_bytes(n_epochs: int, n_channels: int = 271) -> int:
+    """Return the size of one person's preprocessed epochs; as much again is used while writing."""
+    return 4 * n_epochs * n_channels * EPOCH_N_TIMES
+
+
+FORMAT = Format(
+    name="things-meg",
+    description="THINGS-MEG: BIDS raw runs (FIF, 272 sensors, 1200 Hz) and preprocessed epochs",
+    modality="meg",
+    uses=USES,
+    duration_s=STIMULUS_S,
+    check=check,
+    count=count,
+    list_images=list_images,
+    count_images=count_images_of_concepts,
+    make_recorder=lambda size: make_sensor_system(MEG_SYSTEM),
+    plan=plan,
+    n_channels=272,
+)

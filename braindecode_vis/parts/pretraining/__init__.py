@@ -1,0 +1,1 @@
+"""Corpora of recordings without labels, pretraining on them, and published foundation models."""

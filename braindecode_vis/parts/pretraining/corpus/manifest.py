@@ -1,0 +1,293 @@
+"""What a corpus consists of: its settings and channels, shards and their runs, who is who, and who is held out.
+
+Owns ``corpus.json`` and the table of runs that lies in each shard. Earlier states of the manifest are kept beside it,
+by their digest, so that a pretraining goes on with the corpus that it began with. Reads no samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from pydantic import ValidationError
+
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.settings import describe_validation_error
+from braindecode_vis.base.store import PROVENANCE, hash_json, read_json, read_provenance, write_json
+from braindecode_vis.parts.pretraining.corpus.corpus_config import CorpusConfig
+from braindecode_vis.parts.pretraining.corpus.recordings import Channels, Modality
+
+MANIFEST = "corpus.json"
+VALUES, RUNS = "values.npy", "runs.json"
+_EARLIER = "earlier"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished file of samples: its name, size (bytes of ``values.npy``) and the digests of its two files."""
+
+    name: str
+    n_bytes: int
+    values: str
+    runs: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A root that was added: name of its data sets, where it lay, and what was left out (file and reason).
+
+    `is_whole` is false while its runs are written, and stays so where that was stopped.
+    """
+
+    names: tuple[str, ...]
+    root: str
+    added: str
+    n_runs: int
+    excluded: tuple[tuple[str, str], ...] = ()
+    is_whole: bool = True
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The state of a corpus.
+
+    Parameters
+    ----------
+    config, channels, modality
+        Fixed when the first source was added.
+    sources
+        In the order of adding.
+    subjects
+        All that were ever found, as `name_subject` names them, in the order of adding.
+    given
+        Subject to person, from tables of the user.
+    links
+        Pairs of subjects with the same recording.
+    held_out
+        Subjects whose person is held out.
+    unused
+        Runs that are stored and not read, as ``SHARD/RUN_ID``, and why.
+    shards
+        In the order of their names.
+    """
+
+    config: CorpusConfig
+    channels: Channels
+    modality: Modality
+    sources: tuple[Source, ...] = ()
+    subjects: tuple[str, ...] = ()
+    given: Mapping[str, str] = field(default_factory=dict)
+    links: tuple[tuple[str, str], ...] = ()
+    held_out: frozenset[str] = frozenset()
+    unused: Mapping[str, str] = field(default_factory=dict)
+    shards: tuple[Shard, ...] = ()
+
+    def compute_digest(self) -> str:
+        """Return what names the samples, the persons and who is held out, whatever sources gave nothing."""
+        return hash_json(
+            {
+                "config": self.config.hashed_fields(),
+                "channels": [self.channels.names, self.channels.digest],
+                "people": self.name_people(),
+                "held_out": sorted(self.held_out),
+                "unused": sorted(self.unused),
+                "shards": [[shard.name, shard.values, shard.runs] for shard in self.shards],
+            }
+        )
+
+    def name_people(self) -> dict[str, str]:
+        """Return the person of each subject: as given, else the first of the subjects who are the same.
+
+        Raises
+        ------
+        DataError
+            If the same recording is of two subjects that a table calls different persons.
+        """
+        leader = {subject: subject for subject in self.subjects}
+
+        def find(subject: str) -> str:
+            while leader[subject] != subject:
+                subject = leader[subject]
+            return subject
+
+        same: dict[str, str] = {}
+        pairs = [*self.links, *((s, same.setdefault(p, s)) for s, p in self.given.items() if s in leader)]
+        order = {subject: number for number, subject in enumerate(self.subjects)}
+        for one, other in pairs:
+            first, second = sorted((find(one), find(other)), key=order.__getitem__)
+            leader[second] = first
+        called: dict[str, str] = {}
+        for subject in self.subjects:
+            person = self.given.get(subject)
+            if person is not None and called.setdefault(find(subject), person) != person:
+                raise DataError(
+                    f"the table of people calls {subject} {person!r}, but the same recording is of "
+                    f"{called[find(subject)]!r}; give both one name, or add the copy no more."
+                )
+        return {subject: called.get(find(subject), find(subject)) for subject in self.subjects}
+
+    def find_held_out(self) -> set[str]:
+        """Return the persons who are held out: all whose recordings are, under any of their names."""
+        people = self.name_people()
+        return {people[subject] for subject in self.held_out if subject in people}
+
+
+def name_subject(source: str, subject: str) -> str:
+    """Return how a subject of a data set is called."""
+    return f"{source}/{subject}"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> str:
+    """Write the manifest, and keep it under its digest, which is returned."""
+    digest = manifest.compute_digest()
+    channels = manifest.channels
+    record = {
+        "format": _FORMAT, "digest": digest, "modality": manifest.modality,
+        "config": manifest.config.model_dump(mode="json"),
+        "channels": {
+            "names": channels.names, "networks": channels.networks, "coordinates": channels.coordinates,
+            "digest": channels.digest,
+        },
+        "sources": [vars(source) for source in manifest.sources],
+        "subjects": manifest.subjects, "given": dict(manifest.given), "links": manifest.links,
+        "held_out": sorted(manifest.held_out), "unused": dict(manifest.unused),
+        "shards": [vars(shard) for shard in manifest.shards],
+    }  # fmt: skip
+    # The copy first: whoever opened the corpus by its digest finds it from then on.
+    (folder / _EARLIER).mkdir(exist_ok=True)
+    write_json(folder / _EARLIER / f"{digest}.json", record)
+    write_json(folder / MANIFEST, record)
+    return digest
+
+
+def forget_states(folder: Path, kept: Iterable[str]) -> None:
+    """Remove the states of the manifest that a command went through, but for some digests."""
+    for path in (folder / _EARLIER).glob("*.json"):
+        if path.stem not in kept:
+            path.unlink(missing_ok=True)
+
+
+def list_states(folder: Path) -> set[str]:
+    """Return the digests of the states that are kept."""
+    return {path.stem for path in (folder / _EARLIER).glob("*.json")}
+
+
+def read_manifest(folder: Path, digest: str | None = None) -> Manifest:
+    """Read the manifest as it is, or as it was when it had a digest.
+
+    Raises
+    ------
+    DataError
+        If there is none, or it is damaged.
+    """
+    path = folder / MANIFEST if digest is None else folder / _EARLIER / f"{digest}.json"
+    if not path.is_file():
+        if digest is not None:
+            raise DataError(
+                f"the corpus {folder} has no state {digest}: it was made anew, or opened before an addition had ended; "
+                "begin again with it as it is."
+            )
+        raise DataError(
+            f"{folder} is no corpus (no {MANIFEST}); make one with braindecode-vis corpus {folder} --add ROOT."
+        )
+    record = read_json(path)
+    try:
+        if record["format"] > _FORMAT:
+            raise DataError(f"{path} was written by a later version of this package; update it.")
+        manifest = _parse(record)
+    except ValidationError as error:
+        raise DataError(f"{path} is damaged ({describe_validation_error(error)}).") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
+    if manifest.compute_digest() != record["digest"] or digest not in (None, record["digest"]):
+        raise DataError(
+            f"{path} was changed by hand: its digest is not that of its content; put back what was there."
+        )
+    return manifest
+
+
+def _parse(record: Mapping[str, Any]) -> Manifest:
+    about = record["channels"]
+    coordinates = about["coordinates"]
+    if record["modality"] not in get_args(Modality):
+        raise ValueError(f"modality {record['modality']!r}")
+    return Manifest(
+        config=CorpusConfig.model_validate(record["config"]),
+        channels=Channels(
+            tuple(about["names"]), tuple(about["networks"]),
+            None if coordinates is None else np.asarray(coordinates, np.float64), about["digest"],
+        ),
+        modality=record["modality"],
+        sources=tuple(
+            Source(**{**s, "names": tuple(s["names"]), "excluded": tuple(map(tuple, s["excluded"]))})
+            for s in record["sources"]
+        ),
+        subjects=tuple(record["subjects"]), given=dict(record["given"]),
+        links=tuple((one, other) for one, other in record["links"]),
+        held_out=frozenset(record["held_out"]), unused=dict(record["unused"]),
+        shards=tuple(Shard(**shard) for shard in record["shards"]),
+    )  # fmt: skip
+
+
+def find_shard(folder: Path, name: str) -> Path:
+    """Return the folder of a shard."""
+    return folder / "stages" / "shard" / name
+
+
+def take_up_shards(folder: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest with all finished shards on disk, whose making may have been killed before it was told.
+
+    Runs that are stored twice are left unused: of one recording that has changed, the earlier ones; of the same samples
+    in what is left, the later one, whose subjects become one person.
+    """
+    known = {shard.name for shard in manifest.shards}
+    shards = list(manifest.shards)
+    for path in (folder / "stages" / "shard").glob(f"[!.]*/{PROVENANCE}"):
+        if path.parent.name not in known:
+            files = read_provenance(path)["files"]
+            (n_bytes, values), (_, runs) = files[VALUES], files[RUNS]
+            shards.append(Shard(path.parent.name, n_bytes, values, runs))
+    if len(shards) == len(known):
+        return manifest
+    return settle_runs(folder, replace(manifest, shards=tuple(sorted(shards, key=lambda shard: shard.name))))
+
+
+def settle_runs(folder: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest with `unused`, `links` and `subjects` as the runs of its shards ask for."""
+    rows = read_rows(folder, manifest.shards)
+    first: dict[str, dict[str, Any]] = {}
+    last = {row["run_id"]: row["shard"] for row in rows}
+    unused: dict[str, str] = {}
+    links = dict.fromkeys(manifest.links)
+    subjects = dict.fromkeys(manifest.subjects)
+    for row in rows:
+        place = f"{row['shard']}/{row['run_id']}"
+        subject = name_subject(row["source"], row["subject"])
+        subjects[subject] = None
+        if last[row["run_id"]] != row["shard"]:
+            unused[place] = "replaced, as its files have changed"
+            continue
+        known = first.setdefault(row["digest"], row)
+        if known is not row:
+            unused[place] = f"the same samples as {known['run_id']}"
+            other = name_subject(known["source"], known["subject"])
+            if other != subject:
+                links[other, subject] = None
+    return replace(manifest, unused=unused, links=tuple(links), subjects=tuple(subjects))
+
+
+def read_rows(folder: Path, shards: Sequence[Shard]) -> list[dict[str, Any]]:
+    """Return what each run of some shards is, in their order, with the name of its shard."""
+    rows: list[dict[str, Any]] = []
+    for shard in shards:
+        path = find_shard(folder, shard.name) / RUNS
+        if not path.is_file():
+            raise DataError(
+                f"{path} is gone; the corpus {folder} is not whole, so put it back or build it anew."
+            )
+        rows += [{**row, "shard": shard.name} for row in read_json(path)]
+    return rows

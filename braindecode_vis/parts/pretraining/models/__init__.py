@@ -1,0 +1,1 @@
+"""Published foundation models of EEG and fMRI as encoders."""

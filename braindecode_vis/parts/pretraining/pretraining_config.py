@@ -1,0 +1,353 @@
+"""Settings of the self-supervised pretraining of the parcel encoder. Imports no torch.
+
+References
+----------
+He et al. (2022), arXiv:2111.06377 (masked autoencoders). Wang et al. (2024), arXiv:2411.07121 (WAVE). Assran et al.
+(2023), arXiv:2301.08243 (I-JEPA). Bardes et al. (2024), arXiv:2404.08471 (V-JEPA). Dong et al. (2024),
+arXiv:2409.19407 (Brain-JEPA). van den Oord et al. (2018), arXiv:1807.03748 (InfoNCE). Fan et al. (2024),
+arXiv:2408.00759 (text-guided masking).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from braindecode_vis.base.checks import DataError, check_file, check_installed
+from braindecode_vis.base.digests import hash_once, remember_digest
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.embeddings.captions import read_caption_bank
+from braindecode_vis.encoders.parcels_config import WEIGHTS, ParcelsConfig
+
+Objective = Literal["masked", "jepa", "run_contrast"]
+
+
+class ProbesConfig(Settings):
+    """What is asked of the frozen encoder while it is pretrained; no probe changes a weight.
+
+    Parameters
+    ----------
+    every
+        Epochs between two looks; the last epoch is always looked at.
+    n_windows
+        Windows that are encoded for the first two probes, at most.
+    identity
+        Which person a window is of: a linear classifier that is fitted on some runs of each person and tested on the
+        others. Of held-out persons where at least two have two runs, of the training persons otherwise.
+    network
+        Which network a parcel belongs to, from its mean token: a linear classifier, tested on parcels it was not fitted
+        on. Left out where the encoder is told the networks (`encoder.network_embedding`).
+    labelled
+        A run folder or a configuration file with a small labelled set: ridge from the frozen features of its training
+        trials to the target of its configuration, and how often a training image that was left out is among the `top`
+        nearest of those. Its test trials are never read.
+    top
+        Number of nearest images.
+    """
+
+    every: int = Field(default=5, ge=1)
+    n_windows: int = Field(default=1024, ge=16)
+    identity: bool = True
+    network: bool = True
+    labelled: Path | None = None
+    top: int = Field(default=5, ge=1)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"labelled"})
+
+    @property
+    def labelled_source(self) -> Path | None:
+        """Run folder or configuration file of the labelled set.
+
+        Raises
+        ------
+        DataError
+            If there is none.
+        """
+        if self.labelled is None:
+            return None
+        path = self.labelled.expanduser()
+        config = path / "config.yaml" if path.is_dir() else path
+        check_file(config, what="the labelled set of the probes", hint="correct pretrain.probes.labelled")
+        return path
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the labelled set's configuration."""
+        fields = super().hashed_fields()
+        if (source := self.labelled_source) is not None:
+            fields["labelled_digest"] = hash_once(source / "config.yaml" if source.is_dir() else source)
+        return fields
+
+
+#: Words of a protocol whose encoder a run pretrained on its own trials.
+ON_TRAINING_TRIALS = "encoder pretrained without labels on training trials"
+ON_GUIDED_TRIALS = "encoder pretrained on training trials with masks guided by what they show"
+
+
+class PretrainConfig(Settings):
+    """How the encoder is pretrained; the defaults follow He et al. where they say something.
+
+    Parameters
+    ----------
+    encoder
+        The encoder to pretrain; the projector and `freeze_depth` play no part here.
+    corpus
+        Folders of corpora, made by the verb ``corpus``, whose windows are learnt from; without, the trials of the run.
+        All must have the same channels. The persons that a corpus holds out only measure.
+    corpus_digests
+        Digests of their content. They are filled in by themselves and kept with a run, so that a finished run is read
+        without its corpora; one that changed since is refused.
+    window_times, window_step
+        Samples of a window of a corpus, and from one window to the next (`window_times` by default).
+    shared_subjects
+        What becomes of a run that tests a subject whose recordings a corpus learns from: ``refuse``, or ``named`` in
+        its protocol. Who is the same person is told by data set and label, and by the corpus (``corpus --people``).
+    start_from
+        Folder of an earlier pretraining (or a file of its weights or its checkpoint) whose encoder is trained on.
+    objectives
+        What is learnt, with the weight of each: ``masked`` reconstructs hidden patches from visible ones (He et al.),
+        ``jepa`` predicts what a slowly following copy of the encoder, which sees all, makes of the hidden ones (Assran
+        et al.), ``run_contrast`` tells two windows of one person, of different runs if there are, from those of others.
+    mask
+        What is hidden together: single ``tokens``, whole ``parcels``, whole ``times``, or one of the three by lot for
+        each trial (``mixed``).
+    mask_ratio
+        Share of the tokens that are hidden (0.75).
+    guide
+        Hide what matches most of what was seen (text-guided masking) instead of tokens by lot. Each token alone reads
+        the vector of the image, by ridge on the training trials, and those go whose prediction is most like it. Vectors
+        are those of the run's ``target``, or of sentences about the images (``captions``). Training trials alone are
+        looked at; trials of no known image, and the held-out error, keep masks by lot.
+    guide_share
+        Share of the trials of a batch that are guided; the others keep masks by lot.
+    captions
+        For ``guide: captions``: CSV file with the columns ``id`` and ``caption``.
+    captions_digest
+        Digest of that file. It is filled in by itself and kept with a run, so that a fitted run is read without the
+        file; a file that changed since is refused.
+    sentence_encoder
+        For ``guide: captions``: ``minilm``, or the folder of another sentence encoder.
+    normalisation
+        What is predicted: ``patch``, each patch with its own mean and variance removed (He et al.), or ``parcel``,
+        values standardised per parcel by the training trials; ``auto`` takes ``patch`` for patches of at least 8
+        samples.
+    decoder_width, decoder_depth, decoder_heads
+        Size of the light decoder, which is not kept, and of the predictor of ``jepa``.
+    ema
+        Of ``jepa``: share of the copy that stays at the first step; it rises to 1 over the training, as in I-JEPA.
+    temperature, contrast_width
+        Of ``run_contrast``: what similarities are divided by, and size of the space that they are taken in.
+    n_epochs, batch_size
+        Passes over the data, and trials per step.
+    learning_rate, warmup, betas, weight_decay, clip
+        AdamW with a linear rise over the first share `warmup` of the steps and a cosine fall to 0 (He et al.: betas
+        0.9 and 0.95, decay 0.05, 5 % of the epochs; the rate is ours); gradients are clipped at this norm. Biases,
+        norms and embeddings have no decay.
+    held_out
+        Share of the groups of trials that only measures the error.
+    hold_out_by
+        What a group is: all trials of a ``stimulus``, of a ``run`` (right for unlabelled series, whose windows
+        resemble their neighbours), or each ``trial``.
+    keep
+        Which weights are written: those with the lowest held-out error of ``masked``, or where that is no objective of
+        ``run_contrast`` (``best``), or the ``last`` ones. With ``jepa`` the copy that follows is written.
+    probes
+        What is asked of the encoder as it learns.
+    precision
+        ``fp32``, or mixed precision in ``bf16`` (GPU, and processors with AVX512-BF16 or AMX) or ``fp16`` (GPU).
+    device
+        Where it runs; ``auto`` takes a GPU if there is one.
+    checkpoint_every, checkpoint_steps
+        Epochs, and steps within an epoch, between checkpoints; the interrupted and the uninterrupted run give the same
+        weights.
+    """
+
+    encoder: ParcelsConfig = ParcelsConfig()
+    corpus: tuple[Path, ...] = ()
+    corpus_digests: tuple[str, ...] = ()
+    window_times: int = Field(default=64, ge=1)
+    window_step: int | None = Field(default=None, ge=1)
+    shared_subjects: Literal["refuse", "named"] = "refuse"
+    start_from: Path | None = None
+    objectives: dict[Objective, float] = Field(default={"masked": 1.0})
+    mask: Literal["tokens", "parcels", "times", "mixed"] = "tokens"
+    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
+    guide: Literal["target", "captions"] | None = None
+    guide_share: float = Field(default=1.0, gt=0, le=1)
+    captions: Path | None = None
+    captions_digest: str | None = None
+    sentence_encoder: Literal["minilm"] | Path = "minilm"
+    normalisation: Literal["auto", "patch", "parcel"] = "auto"
+    decoder_width: int = Field(default=128, ge=1)
+    decoder_depth: int = Field(default=2, ge=1)
+    decoder_heads: int = Field(default=4, ge=1)
+    # Assran et al. start at 0.996.
+    ema: float = Field(default=0.996, ge=0, lt=1)
+    temperature: float = Field(default=0.1, gt=0)
+    contrast_width: int = Field(default=128, ge=1)
+    n_epochs: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.05, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    hold_out_by: Literal["stimulus", "run", "trial"] = "stimulus"
+    keep: Literal["best", "last"] = "best"
+    probes: ProbesConfig | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_every: int = Field(default=1, ge=1)
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset(
+        {
+            "device",
+            "checkpoint_every",
+            "checkpoint_steps",
+            "corpus",
+            "shared_subjects",
+            "start_from",
+            "captions",
+            "sentence_encoder",
+        }
+    )
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset(
+        {
+            "corpus_digests", "window_times", "window_step", "objectives", "mask", "ema", "temperature",
+            "contrast_width", "probes", "precision", "guide", "guide_share",
+            "captions_digest",
+        }
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> PretrainConfig:
+        if self.decoder_width % self.decoder_heads:
+            raise ValueError("decoder_width must be a multiple of decoder_heads")
+        if self.encoder.pretrained is not None or self.encoder.freeze_depth:
+            raise ValueError(
+                "encoder.pretrained and encoder.freeze_depth are for the training that follows; pretrain.start_from "
+                "goes on from an earlier pretraining"
+            )
+        if not self.objectives or min(self.objectives.values()) <= 0:
+            raise ValueError("objectives names at least one of masked, jepa, run_contrast, each above 0")
+        if self.corpus:
+            self.refuse_unused("held_out", "hold_out_by", because="a corpus says which persons it holds out")
+        else:
+            self.refuse_unused("window_times", "window_step", because="there is no corpus")
+        if "masked" not in self.objectives:
+            self.refuse_unused("normalisation", because="masked is no objective")
+        if set(self.objectives) == {"run_contrast"}:
+            self.refuse_unused(
+                "decoder_width", "decoder_depth", "decoder_heads", because="nothing hidden is predicted"
+            )
+        if "jepa" not in self.objectives:
+            self.refuse_unused("ema", because="jepa is no objective")
+        if "run_contrast" not in self.objectives:
+            self.refuse_unused("temperature", "contrast_width", because="run_contrast is no objective")
+        if set(self.objectives) == {"jepa"} and self.keep == "best":
+            raise ValueError(
+                "the error of jepa is measured against targets that move with the training, so that no epoch can be "
+                "called best by it; set keep to last, or add masked to the objectives"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_guide(self) -> Self:
+        if self.guide is None:
+            self.refuse_unused("guide_share", because="guide names nothing that masks could follow")
+        if self.guide != "captions":
+            self.refuse_unused("captions", "sentence_encoder", because="guide is not captions")
+        elif self.captions is None:
+            raise ValueError(
+                "guide is captions, but no file says them; set captions to a CSV file (id, caption)"
+            )
+        if self.guide is not None and self.corpus:
+            raise ValueError(
+                "guide hides what matches the image of a trial, and windows of a corpus have none; leave guide or "
+                "corpus out"
+            )
+        if self.guide is not None and self.mask == "mixed":
+            raise ValueError("guide hides tokens, parcels or times that match most; set mask to one of these")
+        if self.guide is not None and set(self.objectives) == {"run_contrast"}:
+            raise ValueError(
+                "guide chooses what is hidden, and run_contrast predicts nothing hidden; leave guide out"
+            )
+        return self
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless the captions can be read and there is a sentence encoder."""
+        if self.guide == "captions":
+            check_installed("transformers", "pretrain.guide captions")
+            self.hashed_fields()
+            assert self.captions is not None  # as was checked
+            # Captions that were seen before and are gone are missed by a pretraining alone.
+            if self.captions.expanduser().exists():
+                read_caption_bank(self.captions.expanduser())
+
+    @model_validator(mode="after")
+    def _remember_files(self) -> Self:
+        self.remember_files()
+        return self
+
+    def remember_files(self) -> None:
+        """Note the digests of captions and corpora."""
+        remember_digest(self, "captions")
+        if not self.corpus:
+            self.refuse_unused("corpus_digests", because="there is no corpus")
+            return
+        from braindecode_vis.parts.pretraining.corpus.reader import open_corpus
+
+        try:
+            found = tuple(open_corpus(folder.expanduser()).digest for folder in self.corpus)
+        except DataError:  # gone, or never there: who reads them says so
+            return
+        if self.corpus_digests not in ((), found):
+            raise ValueError(
+                f"the corpora {', '.join(map(str, self.corpus))} are not those that corpus_digests names: they have "
+                "grown or changed since; leave corpus_digests out to pretrain on what is there now"
+            )
+        self.__dict__["corpus_digests"] = found  # the model is frozen for everybody else
+
+    @property
+    def on_trials(self) -> str:
+        """Words of the protocol of a run that pretrains on its own trials."""
+        return ON_TRAINING_TRIALS if self.guide is None else ON_GUIDED_TRIALS
+
+    @property
+    def start_file(self) -> Path | None:
+        """File of the weights that are trained on, that of the encoder if a folder is given.
+
+        Raises
+        ------
+        DataError
+            If there is no such file.
+        """
+        if self.start_from is None:
+            return None
+        path = self.start_from.expanduser()
+        if path.is_dir():
+            path = path / WEIGHTS
+        return check_file(path, what="the earlier encoder", hint="correct pretrain.start_from")
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digests of corpora and weights, which count by their content."""
+        fields = super().hashed_fields()
+        if self.corpus and not self.corpus_digests:
+            from braindecode_vis.parts.pretraining.corpus.reader import open_corpus
+
+            # Says what is wrong.
+            fields["corpus_digests"] = [open_corpus(folder.expanduser()).digest for folder in self.corpus]
+        if (file := self.start_file) is not None:
+            fields["start_digest"] = hash_once(file)
+        if self.guide == "captions":
+            from braindecode_vis.embeddings.sentences import find_sentence_folder, hash_sentence_encoder
+            from braindecode_vis.embeddings.text import hash_captions
+
+            folder = find_sentence_folder(self.sentence_encoder, "pretrain.sentence_encoder")
+            fields["sentence_encoder_digest"] = hash_sentence_encoder(folder)
+            if self.captions_digest is None:
+                fields |= hash_captions(self.captions)
+        return fields

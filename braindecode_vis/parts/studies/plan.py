@@ -1,0 +1,964 @@
+"""What a run or a sweep will take: time, memory, disk and GPU hours, from small pieces that are measured here and now.
+
+Sizes come from the data where they are there (trial tables and headers; samples of one piece alone are read), and
+otherwise from what the manifest says was published. Then three pieces run on this machine: the start of the data
+through preprocessing, a tiny run of random pictures of the real size through every stage but the encoder, and fits of
+the encoder on random trials of the real shape. Times grow with what drives them: images, trials and epochs in
+proportion, a fit without epochs by the power that smaller copies of the same proportions show. What was measured and
+what was extrapolated, by how many times, is said of each step.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.base import roles, store
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import BraindecodeVisError, ConfigError
+from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.config import RunConfig, validate_config
+from braindecode_vis.datasets.manifests import find_manifest
+from braindecode_vis.pipeline import STAGES
+from braindecode_vis.pipeline.runs import SilentListener
+
+#: Seconds that one piece may take, about.
+BUDGET_S = 20.0
+#: A piece as large as the real one is off by this factor on a shared machine (benchmarks/scale_growth.py); each
+#: doubling of what is extrapolated adds to it.
+SURE, EACH_DOUBLING = 1.8, 1.06
+#: Largest number of different settings of a sweep of which each is measured.
+MAX_MEASURED = 4
+_TRIALS_OF_A_PIECE = 64
+
+
+@dataclass(frozen=True)
+class RunSizes:
+    """How large the data of a run are.
+
+    Parameters
+    ----------
+    origin
+        Where that is known from, in words.
+    n_stored
+        Trials that preprocessing writes.
+    shape
+        Of one trial: (n_channels, n_times) or (n_voxels,).
+    itemsize
+        Bytes of a stored number.
+    n_images, image_px
+        Pictures, and the side of one in pixels.
+    n_folds, n_train, n_train_images, n_test
+        Folds; trials as the encoder takes them and their pictures, of one fold; test rows of all folds.
+    subjects
+        Whose trials they are.
+    input_bytes
+        Of the files that are read; None where nobody knows.
+    """
+
+    origin: str
+    n_stored: int
+    shape: tuple[int, ...]
+    itemsize: int
+    n_images: int
+    image_px: int
+    n_folds: int
+    n_train: int
+    n_train_images: int
+    n_test: int
+    subjects: tuple[str, ...]
+    input_bytes: int | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the data were opened."""
+        return not self.origin.startswith("published")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run.
+
+    Parameters
+    ----------
+    name
+        Stage.
+    seconds, low, high
+        Estimate and its range; None where it could not be measured.
+    cpu_seconds
+        Processor time of all threads.
+    memory, disk
+        Bytes at the peak, and on the disk once it is done.
+    how
+        What was measured, and by how many times that was extrapolated; or why there is no estimate.
+    on_gpu
+        Whether it was measured on a GPU.
+    """
+
+    name: str
+    seconds: float | None
+    low: float | None = None
+    high: float | None = None
+    cpu_seconds: float | None = None
+    memory: float | None = None
+    disk: float | None = None
+    how: str = ""
+    on_gpu: bool = False
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The steps of one run, and the sizes that they were estimated for."""
+
+    sizes: RunSizes
+    steps: Sequence[Step]
+
+    def total(self, name: str) -> float | None:
+        """Return the sum over steps of a number, None where no step has it; of `memory` the largest."""
+        known = [value for step in self.steps if (value := getattr(step, name)) is not None]
+        return None if not known else float(max(known) if name == "memory" else sum(known))
+
+    @property
+    def unknown(self) -> list[str]:
+        """Names of the steps without an estimate of time."""
+        return [step.name for step in self.steps if step.seconds is None]
+
+
+# --- sizes --------------------------------------------------------------------------------------------------------
+
+
+def find_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
+    """Return how large a run is, and its opened source where the data are there.
+
+    Raises
+    ------
+    ConfigError
+        If the data are not there, and their manifest does not say their sizes.
+    """
+    try:
+        return _open_sizes(config)
+    except BraindecodeVisError as error:
+        published = _read_published(config)
+        if published is None:
+            raise ConfigError(
+                f"the data set {config.dataset.kind} cannot be opened ({error}), and its manifest does not say how "
+                "many trials of which shape it has; give --root with the data, or a phantom of its format."
+            ) from error
+        return published, None
+
+
+def _open_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
+    kind = roles.find_source(config.dataset)
+    with tempfile.TemporaryDirectory() as made:
+        if kind == "write":
+            from braindecode_vis.pipeline.learning import read_dataset, write_dataset
+
+            write_dataset(config.dataset, Path(made), seed=config.seed, listener=SilentListener())
+            responses, stimuli = read_dataset(Path(made))
+            shape, itemsize = responses.data.shape[1:], responses.data.dtype.itemsize
+            trials, source, read = responses.trials, None, _measure_folder(Path(made))
+        else:
+            source = _open_source(config.dataset, kind, Path(made))
+            several, shape = _list_trials(source)
+            shape = (_count_parcels(config.dataset) or shape[0], *shape[1:])
+            trials, itemsize = pd.concat(several, ignore_index=True), np.dtype(source.plan.dtype).itemsize
+            stimuli = source.stimuli
+            files = {path for part in source.parts for path in part.files}
+            read = sum(path.stat().st_size for path in files if path.is_file())
+        px = _find_picture_size(stimuli)
+        concepts = stimuli.concepts_of(trials["stimulus_id"].to_numpy(dtype=object))
+        split = config.split.make(trials, concepts, seed=config.seed, knows_images=stimuli.knows_images)
+        n_images = len(stimuli)
+    ids = trials[["subject", "stimulus_id"]].astype(str).agg("/".join, axis=1).to_numpy()
+
+    def count(rows: np.ndarray, repeats: str) -> int:
+        return len(set(ids[rows])) if repeats == "averaged" else len(rows)
+
+    first = split.folds[0].train
+    return RunSizes(
+        "the data at their place", len(trials), tuple(shape), itemsize, n_images, px, len(split.folds),
+        count(first, config.repeats.train), len(set(trials["stimulus_id"].iloc[first])),
+        sum(count(fold.test, config.repeats.test) for fold in split.folds),
+        tuple(dict.fromkeys(trials["subject"].astype(str))), read,
+    ), source  # fmt: skip
+
+
+def _open_source(dataset: Any, kind: str, made: Path) -> Any:
+    """Return a recording in parts; those of time series are the responses that preprocessing will compute."""
+    if kind == "open_epochs":
+        return dataset.open_epochs(made / "scratch")
+    if kind == "open_betas":
+        return dataset.open_betas()
+    from braindecode_vis.preprocessing.bold import make_betas
+
+    return make_betas(dataset.open_bold())
+
+
+def _list_trials(source: Any) -> tuple[list[pd.DataFrame], tuple[int, ...]]:
+    """Return the trials of each part, of continuous recordings those that their events give, and the shape of one."""
+    if source.modality in ("eeg", "meg"):
+        from braindecode_vis.preprocessing.meeg import plan_part
+
+        planned = [plan_part(part, source.plan) for part in source.parts]
+        return [part.trials for part in planned], (len(source.ch_names), len(planned[0].times))
+    shape: tuple[int, ...] = (max(part.n_voxels for part in source.parts),)
+    shape = shape if source.times is None else (*shape, len(source.times))
+    return [part.trials for part in source.parts], shape
+
+
+def _count_parcels(dataset: Any) -> int | None:
+    """Return the regions of the atlas that voxels are averaged over; None without one, or where it is not here."""
+    atlas = getattr(dataset, "atlas", None)
+    if atlas is None:
+        return None
+    from braindecode_vis.preprocessing.parcellation import read_atlas
+
+    with suppress(BraindecodeVisError, OSError):
+        return len(read_atlas(atlas).names)
+    named = re.match(r"schaefer(\d+)", atlas.fetch or "")
+    return None if named is None else int(named[1])
+
+
+def _find_picture_size(stimuli: Any) -> int:
+    pictured = stimuli.select_pictured()
+    if not len(pictured) or not pictured.has_pixels:
+        return 256
+    with suppress(BraindecodeVisError, OSError):
+        return int(max(pictured.read_image(str(pictured.ids[0])).shape[:2]))
+    return 256
+
+
+def _read_published(config: RunConfig) -> RunSizes | None:
+    """Return the sizes that the manifest declares, as these settings cut and choose them."""
+    data: Any = config.dataset
+    manifest = find_manifest(data.kind)
+    size = manifest.size
+    if size is None or getattr(data, "mask", size.mask) != size.mask:
+        return None
+    asked = getattr(data, "subjects", None)
+    subjects = tuple(map(str, asked)) if isinstance(asked, list | tuple) and asked else tuple(
+        f"{number:02d}" for number in range(1, (1 if hasattr(data, "subject") else manifest.subjects) + 1)
+    )  # fmt: skip
+    n = len(subjects)
+    if size.n_channels is not None:
+        channels = str(getattr(data, "channels", ""))
+        named = re.search(r"(\d+)$", channels)
+        n_channels = int(named[1]) if named else size.n_channels
+        start, stop = data.window
+        shape: tuple[int, ...] = (n_channels, round((stop - start) * (data.sfreq or size.sfreq)))
+    else:
+        shape = (_count_parcels(data) or size.n_voxels or 0,)
+    train = size.n_train_images * (1 if config.repeats.train == "averaged" else size.train_repetitions)
+    test = size.n_test_images * (1 if config.repeats.test == "averaged" else size.test_repetitions)
+    stored = size.n_train_images * size.train_repetitions + size.n_test_images * size.test_repetitions
+    n_folds = (
+        n if config.split.kind == "leave_one_subject_out" else getattr(config.split, "n_folds", None) or 1
+    )
+    shared = size.images_are_shared
+    return RunSizes(
+        f"published facts of {manifest.title} (the data are not here)", n * stored, shape,
+        np.dtype(getattr(data, "dtype", None) or "float32").itemsize,
+        (size.n_train_images * (1 if shared else n)) + size.n_test_images,
+        getattr(data, "image_size", None) or size.image_px, n_folds,
+        n * train if n_folds == 1 else (n - 1) * train, size.n_train_images * (1 if shared else n), n * test,
+        subjects, None if size.gigabytes is None else round(size.gigabytes * 1e9 * n),
+    )  # fmt: skip
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Piece:
+    """What one piece took: seconds, processor seconds, bytes of memory beyond the process before, and bytes written."""
+
+    size: float
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    memory: float = 0.0
+    disk: float = 0.0
+
+
+@contextmanager
+def _measure(size: float) -> Iterator[Piece]:
+    """Yield a piece that is filled with what the block took."""
+    piece = Piece(size)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts anew
+    held, cpu, started = _read_memory("VmRSS"), time.process_time(), time.perf_counter()
+    yield piece
+    piece.seconds, piece.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+    piece.memory = max(0.0, _read_memory("VmHWM") - held)
+
+
+def _read_memory(name: str) -> float:
+    """Return a line of the memory of this process in bytes; 0 where the system does not tell it."""
+    with suppress(OSError):
+        found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return 1024.0 * int(found[1]) if found else 0.0
+    return 0.0
+
+
+def _grow(
+    sizes: Sequence[float], run: Callable[[float], Piece], budget: float, power: float = 1.0
+) -> list[Piece]:
+    """Run pieces of growing size, the time of which grows by a power, while the next one should fit; at least two."""
+    pieces: list[Piece] = []
+    for size in sizes:
+        next_one = pieces[-1].seconds * (size / pieces[-1].size) ** power if pieces else 0.0
+        if len(pieces) > 1 and sum(piece.seconds for piece in pieces) + next_one > budget:
+            break
+        pieces.append(run(size))
+    return pieces
+
+
+def extrapolate(pieces: Sequence[Piece], name: str, size: float, *, power: float | None = None) -> float:
+    """Return a number of the pieces at another size: in proportion beyond the last two, or by a power.
+
+    Parameters
+    ----------
+    pieces
+        Of growing size.
+    name
+        ``seconds``, ``cpu_seconds``, ``memory`` or ``disk``.
+    size
+        Of the real one.
+    power
+        Largest power that is believed, and one less the smallest; None grows in proportion.
+
+    Examples
+    --------
+    >>> extrapolate([Piece(10, 3.0), Piece(20, 5.0)], "seconds", 100)
+    21.0
+    >>> round(extrapolate([Piece(0.25, 1.0), Piece(0.5, 8.0)], "seconds", 1.0, power=3))
+    64
+    """
+    last = pieces[-1]
+    value = float(getattr(last, name))
+    if len(pieces) == 1 or last.size == size:
+        return value * (size / last.size if len(pieces) == 1 else 1.0)
+    before = pieces[-2]
+    earlier = float(getattr(before, name))
+    if power is not None:
+        found = power
+        if value > 0 and earlier > 0:
+            found = math.log(value / earlier) / math.log(last.size / before.size)
+        # Small copies are mostly fixed costs, which would foretell too little of a large one.
+        return value * (size / last.size) ** min(power, max(power - 1, found))
+    slope = max(0.0, (value - earlier) / (last.size - before.size))
+    return max(value if size > last.size else 0.0, value + slope * (size - last.size))
+
+
+def _find_factor(ratio: float) -> float:
+    """Return by how much a time may be off that was extrapolated so many times."""
+    return SURE * EACH_DOUBLING ** math.log2(max(1.0, ratio))
+
+
+def _make_step(
+    name: str, pieces: Sequence[Piece], size: float, what: str, *, times: float = 1.0, power: float | None = None,
+    more: float = 0.0, in_batches: bool = False, on_gpu: bool = False,
+) -> Step:  # fmt: skip
+    """Return a step of `times` equal parts of a size; `more` are bytes of memory held beside.
+
+    What works in batches needs no more memory for more of them.
+    """
+    last = pieces[-1].size
+    seconds = times * extrapolate(pieces, "seconds", size, power=power)
+    ratio = seconds / pieces[-1].seconds if pieces[-1].seconds > 0 else size / last * times
+    factor = _find_factor(ratio)
+    told = "as large as the real one" if times * size <= last else f"its time extrapolated {ratio:.3g} times"
+    low, high = seconds / factor, seconds * factor
+    if power is not None and size > last:
+        # Which of the two powers a fit of the real size grows by is not known from smaller ones.
+        bounds = [times * pieces[-1].seconds * (size / last) ** each for each in (power - 1, power)]
+        low, high = bounds[0] / SURE, bounds[1] * SURE
+    return Step(
+        name, seconds, low, high,
+        times * extrapolate(pieces, "cpu_seconds", size, power=power),
+        more + (
+            pieces[-1].memory if in_batches
+            else extrapolate(pieces, "memory", size, power=None if power is None else 2.0)
+        ),
+        times * extrapolate(pieces, "disk", size, power=None if power is None else 2.0),
+        f"measured {what}, {told}", on_gpu,
+    )  # fmt: skip
+
+
+def _measure_folder(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+# --- a run --------------------------------------------------------------------------------------------------------
+
+
+def plan_run(
+    config: RunConfig, *, tell: Callable[[str], None] = lambda words: None, budget: float = BUDGET_S
+) -> RunPlan:
+    """Return what a run will take.
+
+    Parameters
+    ----------
+    config
+        Its configuration.
+    tell
+        Called with words on what is measured.
+    budget
+        Seconds that each piece may take, about.
+
+    Raises
+    ------
+    ConfigError
+        If neither the data nor published sizes are there.
+    """
+    tell("looking at the data")
+    sizes, source = find_sizes(config)
+    steps = [_plan_preprocess(config, sizes, source, tell)]
+    if config.decodes_categories:
+        return RunPlan(sizes, [*steps, _plan_fit(config, sizes, None, budget, tell)])
+    tell("measuring pictures through embed, reconstruct, evaluate and report")
+    later, dims = _plan_pictures(config, sizes)
+    fits = [_plan_fit(config, sizes, dims, budget, tell)]
+    if config.uses_pretraining:
+        fits.insert(0, _plan_pretraining(config, sizes, budget, tell))
+    ordered = sorted([*steps, *later, fits[-1]], key=lambda step: STAGES.index(step.name))
+    place = next(n for n, step in enumerate(ordered) if step.name == "train")
+    if config.run_analyses:
+        ordered.append(
+            Step("analyze", None, how="analyses are not measured: each fits anew, as `analyze` tells")
+        )
+    return RunPlan(sizes, [*ordered[:place], *fits[:-1], *ordered[place:]])
+
+
+def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Callable[[str], None]) -> Step:
+    """Measure the first trials of the first part through preprocessing."""
+    kept_pictures = sizes.n_images * 3 * sizes.image_px**2 if getattr(source, "read_image", None) else 0
+    disk = float(sizes.n_stored * math.prod(sizes.shape) * sizes.itemsize + kept_pictures)
+    memory = _read_memory("VmRSS")
+    if roles.find_source(config.dataset) == "write":
+        with tempfile.TemporaryDirectory() as made, _measure(1.0) as piece:
+            from braindecode_vis.pipeline.learning import write_dataset
+
+            write_dataset(config.dataset, Path(made), seed=config.seed, listener=SilentListener())
+        piece.disk = disk
+        return _make_step("preprocess", [piece], 1.0, "all of it", more=memory)
+    if source is None:
+        return Step("preprocess", None, memory=None, disk=disk, how=(
+            "time not known without data: give --root, or a phantom of the format (braindecode-vis phantom)"
+        ))  # fmt: skip
+    tell("measuring the first trials through preprocessing")
+    try:
+        pieces = [_preprocess_start(source, n) for n in (_TRIALS_OF_A_PIECE // 2, _TRIALS_OF_A_PIECE)]
+    except BraindecodeVisError as error:
+        return Step("preprocess", None, disk=disk, how=f"the first trials could not be read alone ({error})")
+    whole = [piece for piece in pieces if piece.size > 0]
+    step = _make_step(
+        "preprocess", whole[-2:] if whole[0].size < whole[-1].size else whole[-1:], sizes.n_stored,
+        f"{whole[-1].size:.0f} trials", more=memory,
+    )  # fmt: skip
+    return replace(step, disk=disk)
+
+
+def _preprocess_start(source: Any, n: int) -> Piece:
+    """Preprocess the first `n` trials of the first part, or all that it has."""
+    from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, drop_events, replace_trials
+
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        if source.modality in ("eeg", "meg"):
+            from braindecode_vis.preprocessing.meeg import write_source
+
+            part = source.parts[0]
+            n = min(n, len(part.trials))
+            own = part.trials.assign(split="train")
+            part = replace_trials(part, own)
+            if isinstance(part, ContinuousPart):
+                part = drop_events(part, np.arange(len(own)) < n)
+            else:
+                part = replace(part, trials=part.trials.iloc[:n])
+            with _measure(n) as piece:
+                write_source(replace(source, parts=(part,)), folder, scratch=folder / "scratch")
+            return piece
+        from braindecode_vis.preprocessing.betas import write_fmri_source
+
+        part = source.parts[0]
+        n = len(part.trials) if part.is_computed else min(n, len(part.trials))  # a series is read as a whole
+        part = replace(part, trials=part.trials.iloc[:n].assign(split="train"))
+        small = replace(source, parts=(part,), read_image=None)
+        with _measure(n) as piece:
+            write_fmri_source(small, folder)
+        return piece
+
+
+def _plan_pictures(config: RunConfig, sizes: RunSizes) -> tuple[list[Step], tuple[int, ...]]:
+    """Run random pictures through every stage but the encoder; return the steps and the size of an embedding."""
+    held, records = _read_memory("VmRSS"), []
+    dims: tuple[int, ...] = (1024,)
+    names = {
+        "embed": sizes.n_images,
+        "retrieve": sizes.n_test,
+        "reconstruct": sizes.n_test,
+        "evaluate": sizes.n_test,
+    }
+    drivers = [(24, 8), (48, 24)]
+    try:
+        _run_pictures(config, sizes, 12, 6)  # loads libraries and weights
+        for n_train, n_test in drivers:
+            found, dims = _run_pictures(config, sizes, n_train, n_test)
+            records.append((n_train, n_test, found))
+    except BraindecodeVisError as error:
+        why = f"not measured: {' '.join(str(error).split())[:200]}"
+        return [Step(name, None, how=why) for name in (*names, "report")], dims
+    gpu = _uses_gpu()
+    steps = []
+    for name, size in names.items():
+        pieces = [
+            replace(found[name], size=n_train + n_test if name == "embed" else n_test)
+            for n_train, n_test, found in records
+            if name in found
+        ]
+        if pieces:
+            what = (
+                f"{pieces[-1].size:.0f} pictures of {sizes.image_px} px"
+                if name == "embed"
+                else f"{pieces[-1].size:.0f} test rows"
+            )
+            steps.append(
+                _make_step(
+                    name,
+                    pieces,
+                    size,
+                    what,
+                    more=held,
+                    in_batches=True,
+                    on_gpu=gpu and name in ("embed", "reconstruct"),
+                )
+            )
+    last = records[-1][2]["report"]
+    steps.append(_make_step("report", [replace(last, size=1.0)], 1.0, "the page of a small run", more=held))
+    return steps, dims
+
+
+def _run_pictures(
+    config: RunConfig, sizes: RunSizes, n_train: int, n_test: int
+) -> tuple[dict[str, Piece], tuple[int, ...]]:
+    """Decode random pictures by a small ridge, and return what each stage took and the size of an embedding."""
+    from braindecode_vis.datasets.array_folder import ArraysConfig
+    from braindecode_vis.pipeline import embed, evaluate, report
+    from braindecode_vis.pipeline.runs import open_run
+
+    rng = np.random.default_rng(0)
+    n = n_train + n_test
+    # Smooth, as photographs are: noise would be slower to write and to compress.
+    coarse = rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+    scale = -(-sizes.image_px // 8)
+    pictures = coarse.repeat(scale, axis=1).repeat(scale, axis=2)[:, : sizes.image_px, : sizes.image_px]
+    names = [f"image{number}" for number in range(n)]
+    trials = pd.DataFrame(
+        {
+            "subject": "01", "session": "01", "run": "01", "stimulus_id": names, "repetition": 0,
+            "split": ["train"] * n_train + ["test"] * n_test,
+        }
+    )  # fmt: skip
+    random = rng.standard_normal((n, 20), dtype=np.float32)
+    with tempfile.TemporaryDirectory() as made, _use_cache(Path(made) / "cache"):
+        root = Path(made) / "data"
+        store.write_responses(root / "responses", Responses(random, ("trial", "feature"), trials, "z", {}))
+        concepts = [f"concept{number // 2}" for number in range(n)]
+        store.write_stimuli(
+            root / "stimuli", StimulusSet.from_pixels(pictures, names, concepts, source="random")
+        )
+        content = config.model_dump(mode="json")
+        evaluation = content["evaluation"] | {
+            "conditions": [],
+            "brain": None,
+            "noise_ceiling": None,
+            "resample": "image",
+        }
+        content |= {
+            "dataset": ArraysConfig(root=root).model_dump(mode="json"), "split": {"kind": "published"},
+            "encoder": {"kind": "ridge", "alphas": [1000.0]}, "selection": {}, "analyses": [], "pretrain": None,
+            "synthetic": None,            "evaluation": evaluation,
+        }  # fmt: skip
+        small = validate_config(content, where="the small run of plan")
+        run = open_run(small, Path(made) / "run")
+        with _measure(1.0) as whole:
+            evaluate(run)
+        with _measure(1.0) as paged:
+            report(run)
+        found = {"report": paged}
+        for record, artifact in (
+            (store.read_provenance(a.path / store.PROVENANCE), a) for _, a in run.produced
+        ):
+            profile = record.get("profile", {})
+            piece = found.setdefault(record["stage"], Piece(1.0))
+            piece.seconds += float(record["seconds"])
+            piece.cpu_seconds += float(profile.get("cpu_seconds", 0))
+            piece.memory = max(piece.memory, whole.memory)
+            piece.disk += _measure_folder(artifact.path)
+        paged.disk = (Path(made) / "run" / "report.html").stat().st_size
+        shape = embed(run)[0].embeddings.vectors.shape[1:]
+    return found, shape
+
+
+@contextmanager
+def _use_cache(folder: Path) -> Iterator[None]:
+    """Keep the embeddings of random pictures out of the user's cache, which would also know them the next time."""
+    name = "BRAINDECODE_VIS_CACHE"
+    before = os.environ.get(name)
+    os.environ[name] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _uses_gpu() -> bool:
+    from braindecode_vis.base.devices import choose_device
+
+    return choose_device("auto", setting="device") == "cuda"
+
+
+def _plan_fit(
+    config: RunConfig,
+    sizes: RunSizes,
+    target: tuple[int, ...] | None,
+    budget: float,
+    tell: Callable[[str], None],
+) -> Step:
+    """Measure fits of the encoder on random trials: fewer of them for a network, a smaller copy for anything else."""
+    plan = _plan_epochs if "epochs" in type(config.encoder).model_fields else _plan_whole_fit
+    try:
+        return plan(config, sizes, target or (1,), budget, tell)
+    except BraindecodeVisError as error:
+        return Step("train", None, how=f"not measured: {' '.join(str(error).split())[:200]}")
+
+
+def _plan_pretraining(config: RunConfig, sizes: RunSizes, budget: float, tell: Callable[[str], None]) -> Step:
+    """Measure epochs of the pretraining on random trials, or on random windows as long as those of its corpora."""
+    settings = config.pretrain
+    assert settings is not None
+    n_folds, n, shape = sizes.n_folds, sizes.n_train, sizes.shape
+    try:
+        if settings.corpus:
+            from braindecode_vis.parts.pretraining.corpus.reader import open_corpus
+
+            found = [open_corpus(folder.expanduser()) for folder in settings.corpus]
+            n = sum(len(one.windows(settings.window_times, settings.window_step)) for one in found)
+            n_folds, shape = 1, (len(found[0].channels), settings.window_times)
+    except BraindecodeVisError as error:
+        return Step("pretrain", None, how=f"not measured: {' '.join(str(error).split())[:200]}")
+    from braindecode_vis.parts.pretraining.pretraining import pretrain
+
+    # Windows of a corpus are read as trials are; probes and checkpoints are left out.
+    changes = {
+        "corpus": (),
+        "corpus_digests": (),
+        "n_epochs": 1,
+        "probes": None,
+        "start_from": None,
+        "guide": None,
+        "hold_out_by": "trial",
+    }
+    quick, held = settings.model_copy(update=changes), _read_memory("VmRSS")
+
+    def fit(number: float) -> Piece:
+        responses = _make_random(config, sizes, int(number), shape)[0]
+        with tempfile.TemporaryDirectory() as made, _measure(number) as piece:
+            pretrain(quick, responses, folder=Path(made), checkpoints=Path(made) / "state", seed=0)
+            piece.disk = _measure_folder(Path(made))
+        return piece
+
+    tell(f"measuring batches of {settings.batch_size} through the pretraining")
+    numbers = [
+        2 * settings.batch_size,
+        *(k * settings.batch_size for k in (4, 8, 16) if k * settings.batch_size <= n),
+    ]
+    try:
+        fit(numbers[0])  # loads libraries
+        pieces = _grow(numbers, fit, budget)
+    except BraindecodeVisError as error:
+        return Step("pretrain", None, how=f"not measured: {' '.join(str(error).split())[:200]}")
+    once, seen = pieces[-1], n * settings.n_epochs
+    ratio = seen * n_folds / once.size
+    seconds, factor = ratio * once.seconds, _find_factor(ratio)
+    return Step(
+        "pretrain", seconds, seconds / factor, seconds * factor, ratio * once.cpu_seconds,
+        held + extrapolate(pieces, "memory", n) if len(pieces) > 1 else held + once.memory, n_folds * once.disk,
+        f"measured one epoch of {once.size:.0f}, extrapolated {ratio:.3g} times ({settings.n_epochs} epochs of {n})",
+        _uses_gpu() and settings.device != "cpu",
+    )  # fmt: skip
+
+
+def _plan_epochs(
+    config: RunConfig,
+    sizes: RunSizes,
+    target: tuple[int, ...],
+    budget: float,
+    tell: Callable[[str], None],
+) -> Step:
+    from braindecode_vis.training.network_encoder import choose_batch_size
+
+    settings: Any = config.encoder
+    held, gpu = _read_memory("VmRSS"), _uses_gpu() and settings.device != "cpu"
+    automatic = not isinstance(settings.batch_size, int)
+    batch = min(choose_batch_size(sizes.n_train) if automatic else settings.batch_size, sizes.n_train)
+    changes: dict[str, Any] = {"epochs": 1, "batch_size": batch}
+    if config.uses_pretraining:  # weights of any values take the same time
+        changes["network"] = settings.network.model_copy(update={"pretrained": None})
+    quick = settings.model_copy(update=changes)
+    numbers = [2 * batch, *(n * batch for n in (4, 8, 16, 32) if n * batch <= sizes.n_train)]
+
+    def fit(n: float) -> Piece:
+        return _fit_random(config, quick, sizes, int(n), sizes.shape, target)
+
+    tell(f"measuring batches of {batch} trials through the network")
+    fit(numbers[0])  # loads libraries
+    pieces = _grow(numbers, fit, budget)
+    if len(pieces) == 1:
+        pieces = [replace(pieces[0], size=0.0, seconds=0.0, cpu_seconds=0.0), pieces[0]]
+    before, once = pieces[-2:]
+
+    def slope(name: str) -> float:
+        """Return a number of one more trial, beside what the start takes."""
+        more = (getattr(once, name) - getattr(before, name)) / (once.size - before.size)
+        return more if more > 0 else getattr(once, name) / once.size
+
+    per_trial = slope("seconds")
+    start = max(0.0, once.seconds - per_trial * once.size)
+    seen = sizes.n_train * settings.epochs
+    seconds = sizes.n_folds * (start + per_trial * seen)
+    ratio = seen * sizes.n_folds / once.size
+    factor = _find_factor(ratio)
+    stops = getattr(getattr(settings, "selection", None), "kind", "last") != "last"
+    return Step(
+        "train", seconds, seconds / factor / (4 if stops else 1), seconds * factor,
+        sizes.n_folds * (start + slope("cpu_seconds") * seen),
+        held + extrapolate(pieces, "memory", sizes.n_train),
+        sizes.n_folds * once.disk,
+        f"measured one epoch of {once.size:.0f} trials in batches of {batch}, extrapolated {ratio:.3g} times "
+        f"({settings.epochs} epochs of {sizes.n_train} trials{', or fewer' if stops else ''})",
+        gpu,
+    )  # fmt: skip
+
+
+def _plan_whole_fit(
+    config: RunConfig,
+    sizes: RunSizes,
+    target: tuple[int, ...],
+    budget: float,
+    tell: Callable[[str], None],
+) -> Step:
+    held = _read_memory("VmRSS")
+    scales = [s for s in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0) if s * sizes.n_train >= 50] or [1.0]
+    tell("measuring smaller copies of the fit")
+    _fit_scaled(config, sizes, scales[0], target)
+    pieces = _grow(scales, lambda s: _fit_scaled(config, sizes, s, target), budget, 3.0)
+    part = pieces[-1].size
+    what = f"a fit of 1/{1 / part:.0f} of the trials and features" if part < 1 else "a whole fit"
+    # Grams of trials and features together grow by the third power.
+    return _make_step("train", pieces, 1.0, what, times=sizes.n_folds, power=3.0, more=held)
+
+
+def _fit_scaled(config: RunConfig, sizes: RunSizes, scale: float, target: tuple[int, ...]) -> Piece:
+    settings: Any = config.encoder
+    shape = (max(2, round(scale * sizes.shape[0])), *sizes.shape[1:])
+    if "n_features" in type(settings).model_fields:
+        features = tuple(None if n is None else max(1, round(n * scale)) for n in settings.n_features)
+        settings = settings.model_copy(update={"n_features": features})
+    piece = _fit_random(config, settings, sizes, max(10, round(scale * sizes.n_train)), shape, target)
+    return replace(piece, size=scale)
+
+
+def _make_random(
+    config: RunConfig, sizes: RunSizes, n: int, shape: tuple[int, ...]
+) -> tuple[Responses, np.ndarray, int]:
+    """Return `n` random trials, the image that each shows, and how many images there are."""
+    rng = np.random.default_rng(0)
+    n_images = max(2, round(n * min(1.0, sizes.n_train_images / max(1, sizes.n_train))))
+    shown = np.arange(n) % n_images
+    ids = np.array([f"image{number}" for number in shown], dtype=object)
+    names = np.array(sizes.subjects, dtype=object)[np.arange(n) * len(sizes.subjects) // n]
+    trials = pd.DataFrame(
+        {
+            "subject": names, "session": "01", "run": [f"{number * 8 // n:02d}" for number in range(n)],
+            "stimulus_id": ids, "repetition": np.arange(n) // n_images, "split": "train",
+            "concept": [f"concept{number // 2 if not config.decodes_categories else number % 8}" for number in shown],
+        }
+    )  # fmt: skip
+    data = rng.standard_normal((n, *shape), dtype=np.float32)
+    dims: tuple[str, ...] = ("trial", "voxel")
+    coords: dict[str, Any] = {}
+    if len(shape) == 2:
+        start, stop = getattr(config.dataset, "window", (0.0, 1.0))
+        dims = ("trial", "channel", "time")
+        coords = {
+            "sfreq": shape[1] / (stop - start),
+            "times": start + np.arange(shape[1]) * (stop - start) / shape[1],
+        }
+    of_parcels = getattr(getattr(config.encoder, "network", None), "kind", "") == "parcels"
+    if of_parcels or getattr(config.dataset, "atlas", None) is not None:
+        dims = ("trial", "parcel", "time")[: len(dims)]
+        coords["parcel_networks"] = [f"network{number % 7}" for number in range(shape[0])]
+    return Responses(data, dims, trials, "z", coords), shown, n_images
+
+
+def _fit_random(
+    config: RunConfig, settings: Any, sizes: RunSizes, n: int, shape: tuple[int, ...], target: tuple[int, ...]
+) -> Piece:
+    """Fit an encoder on `n` random trials, and return what the fit took."""
+    responses, shown, n_images = _make_random(config, sizes, n, shape)
+    trials, ids, rng = responses.trials, responses.stimulus_ids, np.random.default_rng(1)
+    vectors = rng.standard_normal((n_images, *target), dtype=np.float32)
+    with tempfile.TemporaryDirectory() as made:
+        if config.decodes_categories:
+            decoder = roles.build(
+                roles.find_encoder_role(roles.play(roles.ENCODER_SETTINGS, settings)), settings, seed=0
+            )
+            with _measure(n) as piece:
+                decoder.fit(responses, trials["concept"].to_numpy(dtype=object))
+        else:
+            decoder = roles.build(roles.BRAIN_ENCODER, settings, seed=0)
+            decoder.bind(Context(device=config.retrieval.device))
+            targets = Embeddings(vectors[shown], ids, "random")
+            with _measure(n) as piece:
+                decoder.fit(responses, targets)
+        decoder.write(Path(made))
+        piece.disk = _measure_folder(Path(made))
+    return piece
+
+
+# --- a sweep ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What several runs will take together.
+
+    Parameters
+    ----------
+    n_runs
+        Runs.
+    plans
+        Those that were measured, with the number of runs that each stands for.
+    counts
+        By stage, how often it is computed: runs that need the same artifact share it.
+    n_encoded
+        How often pictures are encoded, which the cache of embeddings spares the other runs; None without such a cache.
+    """
+
+    n_runs: int
+    plans: Sequence[tuple[RunPlan, int]]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    n_encoded: int | None = None
+
+    def _share(self, step: Step, name: str) -> float:
+        """Return the part of the runs that computes a step; a file of embeddings lies in every folder that needs it."""
+        n = self.counts.get(step.name, self.n_runs)
+        if step.name == "embed" and name != "disk" and self.n_encoded is not None:
+            n = self.n_encoded
+        return n / self.n_runs
+
+    def total(self, name: str) -> float | None:
+        """Return the sum of a number over all runs, what they share counted once; of `memory` the largest."""
+        if name == "memory":
+            return max((v for plan, _ in self.plans if (v := plan.total(name)) is not None), default=None)
+        total, found = 0.0, False
+        for plan, n in self.plans:
+            for step in plan.steps:
+                value = getattr(step, name)
+                if value is not None:
+                    total += value * n * self._share(step, name)
+                    found = True
+        return total if found else None
+
+    def count_gpu_hours(self) -> float | None:
+        """Return hours on a GPU, None where nothing was measured on one."""
+        hours = [
+            step.seconds * n * self._share(step, "seconds") / 3600
+            for plan, n in self.plans for step in plan.steps if step.on_gpu and step.seconds is not None
+        ]  # fmt: skip
+        return sum(hours) if hours else None
+
+
+def plan_runs(
+    configs: Sequence[RunConfig],
+    *,
+    tell: Callable[[str], None] = lambda words: None,
+    budget: float = BUDGET_S,
+) -> SweepPlan:
+    """Return what runs will take that share one store of artifacts, as those of a sweep do.
+
+    Parameters
+    ----------
+    configs
+        One for each run; at most `MAX_MEASURED` that differ in more than seed and names of subjects are measured, and
+        the others are taken to be like the nearest of these.
+    tell, budget
+        As for `plan_run`.
+    """
+    kinds: dict[str, list[RunConfig]] = {}
+    for config in configs:
+        kinds.setdefault(store.hash_json(_describe_kind(config)), []).append(config)
+    groups = list(kinds.values())
+    chosen = sorted({round(k) for k in np.linspace(0, len(groups) - 1, min(MAX_MEASURED, len(groups)))})
+    stands = [min(chosen, key=lambda k: abs(k - place)) for place in range(len(groups))]
+    plans = []
+    for number, place in enumerate(chosen):
+        named = f"setting {number + 1} of {len(chosen)}: " if len(chosen) > 1 else ""
+
+        def say(words: str, named: str = named) -> None:
+            tell(named + words)
+
+        plan = plan_run(groups[place][0], tell=say, budget=budget)
+        plans.append((plan, sum(len(g) for g, s in zip(groups, stands, strict=True) if s == place)))
+    fields = [(_describe(c.dataset), c.split.hashed_fields(), c.seed) for c in configs]
+    data = [store.hash_json(store.json_plain(one)) for one in fields]
+    targets = [data[n] + store.hash_json(_describe(c.target)) for n, c in enumerate(configs)]
+    counts = {"preprocess": len(set(data)), "embed": len(set(targets))}
+    return SweepPlan(len(configs), plans, counts, _count_encoded(configs))
+
+
+def _count_encoded(configs: Sequence[RunConfig]) -> int | None:
+    """Return how often the pictures of all runs are encoded, if those are files and the encoder learns nothing here."""
+    for config in configs:
+        target = roles.play(roles.IMAGE_ENCODER_SETTINGS, config.target)
+        if target.fitted_on_training_images or roles.find_source(config.dataset) == "write":
+            return None
+    found = set()
+    for config in configs:
+        size, data = find_manifest(config.dataset.kind).size, _describe(config.dataset)
+        if size is not None and size.images_are_shared:
+            data = data | {"subjects": None}
+        found.add(store.hash_json([data, _describe(config.target)]))
+    return len(found)
+
+
+def _describe(settings: Any) -> Any:
+    try:
+        return store.json_plain(settings.hashed_fields())
+    except BraindecodeVisError:  # weights that are not here
+        return settings.model_dump(mode="json")
+
+
+def _describe_kind(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that change what a run takes."""
+    content = config.model_dump(mode="json")
+    content["seed"] = content["name"] = None
+    data = content["dataset"]
+    data["subjects"] = len(data.get("subjects") or ())
+    return content | {"dataset": data | {"subject": None, "root": None}}

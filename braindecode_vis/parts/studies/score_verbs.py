@@ -1,0 +1,110 @@
+"""The verb that scores outputs of any system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from braindecode_vis.cli.show import Debug, Json, make_console, print_json, print_scores
+
+
+def score(
+    predictions: Annotated[
+        str,
+        typer.Argument(
+            help="Embeddings, a matrix of similarities or logits, labels or probabilities (.npy .npz .pt .safetensors "
+            ".h5 .parquet .csv .txt; FILE::NAME for one array of several), or a folder of reconstructions."
+        ),
+    ],
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            "--targets",
+            help="True embeddings, names of the columns, true labels, a folder of stimuli; none for a square matrix.",
+        ),
+    ] = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            "--ids",
+            help="Id of the true item of each prediction: one a line, or a table with stimulus_id and perhaps subject, "
+            "group, concept. Without, row k belongs to row k.",
+        ),
+    ] = None,
+    target_ids: Annotated[
+        Path | None, typer.Option("--target-ids", help="Id of each target, column of a matrix, or class.")
+    ] = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind", help="embeddings, similarity, classes or images; by default what the shapes say."
+        ),
+    ] = "auto",
+    text: Annotated[
+        str | None,
+        typer.Option("--text", help="Embeddings of the concept names, a gallery of its own (@text)."),
+    ] = None,
+    descriptions: Annotated[
+        str | None,
+        typer.Option(
+            "--descriptions",
+            help="Embeddings of what is said of each item of the gallery, or a CSV of captions for predicted sentence "
+            "vectors; without --targets they are the gallery.",
+        ),
+    ] = None,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--protocol",
+            help="Further protocol: relative_median_rank, mean_average_precision, within_concept, instances, nsd_300, "
+            "transductive. Repeatable.",
+        ),
+    ] = None,
+    selection: Annotated[
+        str,
+        typer.Option(
+            "--selection", help="How the model was chosen: fixed, validation or test; outputs do not tell."
+        ),
+    ] = "not stated",
+    distances: Annotated[
+        bool, typer.Option("--distances", help="The matrix holds distances: small is near.")
+    ] = False,
+    size: Annotated[int | None, typer.Option("--size", help="Pixels at which images are compared.")] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            "--features", help="Image encoder for two-way identification of images; none leaves it out."
+        ),
+    ] = "efficientnet-lite0",
+    n_permutations: Annotated[
+        int, typer.Option("--permutations", min=1, help="Shuffles behind p-values; as many resamples.")
+    ] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of resamples and shuffles.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="New folder for scores (JSON, CSV), items and the page.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score outputs of any system: the full table with intervals, chance, p, hubs, ties, signs of transduction."""
+    from braindecode_vis.parts.studies.score_outputs import score as score_outputs
+
+    given: dict[str, Any] = {"kind": kind, "protocols": tuple(protocol or ()), "selection": selection}
+    found = score_outputs(
+        predictions, targets, ids=ids, target_ids=target_ids, text=text, descriptions=descriptions,
+        distances=distances, size=size,
+        # A word on the command line, where None cannot be written.
+        features=None if features == "none" else features, n_bootstrap=n_permutations, n_permutations=n_permutations,
+        seed=seed, out=out, **given,
+    )  # fmt: skip
+    if as_json:
+        print_json(found.as_json() | {"folder": None if out is None else str(out)})
+        return
+    print_scores(found.list_rows())
+    console = make_console(stderr=False)
+    for line in found.describe():
+        console.print(line, markup=False)
+    if out is not None:
+        console.print(f"page: {out / 'score.html'}", markup=False)

@@ -1,0 +1,548 @@
+"""Verbs that ask more of runs: analyses, sweeps over settings, and comparisons."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from braindecode_vis.cli.show import (
+    SOURCE,
+    AllowDownload,
+    ConsoleListener,
+    Debug,
+    Json,
+    Out,
+    Root,
+    Set,
+    Source,
+    Subject,
+    TrustCode,
+    Verify,
+    Worker,
+    Workers,
+    complete_analyses,
+    finish,
+    make_console,
+    make_table_console,
+    open_source,
+    print_json,
+    refuse_lone_worker,
+    training_together,
+)  # fmt: skip
+from braindecode_vis.parts.cluster.verbs import (
+    ClusterName,
+    ClusterSet,
+    DryRun,
+    Wait,
+    print_preview,
+    refuse_alone,
+    refuse_leaving,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def analyze(
+    source: Annotated[str | None, SOURCE] = None,
+    analyses: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--analysis",
+            help="Kind of analysis; those of the configuration by default. Repeatable.",
+            autocompletion=complete_analyses,
+        ),
+    ] = None,
+    list_kinds: Annotated[
+        bool, typer.Option("--list", help="List the analyses, with what each asks, and stop.")
+    ] = False,
+    root: Root = None,
+    out: Out = None,
+    subjects: Subject = None,
+    overrides: Set = None,
+    worker: Worker = None,
+    n_workers: Workers = None,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
+    verify: Verify = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ask when, where and how the brain is decoded; each analysis writes a table, figures and a report section.
+
+    Processes started with --worker and --workers share the analyses, and the fits of each.
+    """
+    from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.parts.studies.analyze import analyze as analyze_run
+    from braindecode_vis.parts.studies.analyze import analyze_share, read_findings
+    from braindecode_vis.pipeline.decoding import find_untested
+    from braindecode_vis.pipeline.reporting import report
+
+    if list_kinds:
+        if source is not None or analyses:
+            raise ConfigError("--list names the analyses that there are; leave the rest out.")
+        from braindecode_vis.cli.discover import print_explanation
+        from braindecode_vis.config.explain import explain
+
+        (found_kinds,) = explain("analysis")
+        if as_json:
+            print_json({"run_folder": None, "scores": [], "analyses": dict(found_kinds.kinds)})
+        else:
+            print_explanation(found_kinds)
+        return
+    if source is None:
+        raise ConfigError(
+            "analyze needs a configuration, a run folder or a data set; --list names the analyses."
+        )
+    refuse_lone_worker(worker, n_workers)
+    run = open_source(source, root, out, overrides, subjects, holds=worker is None)
+    if worker is not None and n_workers is not None:
+        if n_left := analyze_share(run, analyses or (), worker, n_workers):
+            run.tell(
+                f"worker {worker} of {n_workers} has made its share, and {n_left} analyses are left to the other "
+                "workers; analyze without --worker makes what is missing in the end",
+                "analyze:",
+            )
+        finish(run, as_json)
+        return
+    artifacts, refusals = analyze_run(run, analyses or ())
+    found = [read_findings(artifact) for artifact in artifacts]
+    # The page takes up the sections of the analyses.
+    page: object = report(run) if find_untested(run) is None else "none, since no test trial shows a picture"
+    if as_json:
+        listed = [
+            {
+                "kind": item["kind"],
+                "summary": item["summary"],
+                "folder": str(item["path"]),
+                "files": [str(path) for path in item["files"]],
+                "rows": json.loads(item["table"].to_json(orient="records")),
+            }
+            for item in found
+        ]
+        scores = [row for item in found for row in item["scores"]]
+        print_json(
+            {
+                "run_folder": str(run.folder.path),
+                "scores": scores,
+                "analyses": listed,
+                "refused": refusals,
+            }
+        )
+    else:
+        console = make_console(stderr=False)
+        for item in found:
+            files = "".join(f"\n  file: {path}" for path in item["files"])
+            console.print(
+                f"{item['title']}\n  {item['summary']}\n  table: {item['path'] / 'table.csv'}{files}",
+                markup=False,
+            )
+        console.print(f"report: {page}\nrun folder: {run.folder.path}", markup=False)
+    if refusals:
+        # The last refusal is the error of the command, those before it are lines, so that one exit code tells of
+        # all.
+        *others, last = [
+            f"the analysis {kind} does not fit this run: {text}" for kind, text in refusals.items()
+        ]
+        for sentence in others:
+            make_console().print(f"refused: {sentence}", markup=False)
+        raise ConfigError(last)
+
+
+def pretrain(
+    source: Annotated[str | None, SOURCE] = None,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--corpus", help="Folder of a corpus to learn from, made by the verb corpus. Repeatable."
+        ),
+    ] = None,
+    root: Root = None,
+    out: Out = None,
+    subjects: Subject = None,
+    overrides: Set = None,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
+    verify: Verify = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Pretrain the whole-cortex encoder without labels, for encoder.network.pretrained.
+
+    On the responses of a configuration, or on corpora; without a configuration, --set names settings of pretrain
+    (--set n_epochs=50) and seed. All processes that torchrun started train together.
+    """
+    from braindecode_vis.parts.studies.pretrain import pretrain as pretrain_run
+    from braindecode_vis.parts.studies.pretrain import pretrain_together
+
+    if source is None:
+        _pretrain_alone(corpus, root, out, subjects, overrides, as_json)
+        return
+    if corpus:
+        overrides = [*(overrides or []), f"pretrain.corpus={json.dumps([str(path) for path in corpus])}"]
+    run = open_source(source, root, out, overrides, subjects)
+    with training_together(run, pretrain_together):
+        folder = pretrain_run(run)
+        if as_json:
+            print_json({"run_folder": str(run.folder.path), "scores": [], "pretrained": str(folder)})
+            return
+        make_console(stderr=False).print(
+            f"pretrained encoder: {folder}\nuse it with --set encoder.network.pretrained={folder}",
+            markup=False,
+        )
+
+
+def _pretrain_alone(
+    corpus: list[Path] | None,
+    root: Path | None,
+    out: Path | None,
+    subjects: list[str] | None,
+    overrides: list[str] | None,
+    as_json: bool,
+) -> None:
+    """Pretrain on corpora without a configuration."""
+    from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.base.devices import count_launched, forget_launch, is_first, leave
+    from braindecode_vis.config.source import apply_override, read_override
+    from braindecode_vis.parts.studies.pretrain import pretrain_on_corpora
+    from braindecode_vis.pipeline.runs import SilentListener
+
+    if not corpus or out is None:
+        raise ConfigError(
+            "pretrain needs a configuration, a run folder or a data set, or --corpus DIR and --out FOLDER."
+        )
+    if root is not None or subjects:
+        raise ConfigError("--root and --subject are for a data set; a corpus says itself what it holds.")
+    changes: dict[str, object] = {}
+    for text in overrides or []:
+        parts, value = read_override(text)
+        # as in a configuration, too
+        apply_override(
+            changes, text, parts[1:] if parts[0] == "pretrain" and len(parts) > 1 else parts, value
+        )
+    seed = changes.pop("seed", 0)
+    if not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f"seed is {seed!r}, but should be a whole number from 0.")
+    if count_launched() == 1:
+        forget_launch()
+    first = is_first()
+    reached = pretrain_on_corpora(
+        changes, corpus, out, seed=seed, listener=ConsoleListener() if first else SilentListener()
+    )
+    if first and as_json:
+        print_json({"run_folder": None, "scores": [], "pretrained": str(out), "reached": reached})
+    elif first:
+        make_console(stderr=False).print(
+            f"{_describe_reached(reached)}\npretrained encoder: {out}\n"
+            f"use it with --set encoder.network.pretrained={out}",
+            markup=False,
+        )
+    if count_launched() > 1:
+        leave()
+
+
+def _describe_reached(reached: dict[str, Any]) -> str:
+    """Return a line on the held-out error, and one on the last probes."""
+    text = f"held-out error {reached['held_out']:.4f} in epoch {reached['epoch']}"
+    if reached["mean_baseline"] is not None:
+        text += f" (predicting the mean: {reached['mean_baseline']:.4f})"
+    probes = reached.get("probes", {})
+    parts = [
+        f"{name} {probes[name]:.3f} (chance {probes[name + '_chance']:.3f})"
+        for name in probes
+        if probes.get(name) is not None and f"{name}_chance" in probes
+    ]
+    return text + (f"\nprobes: {', '.join(parts)}" if parts else "")
+
+
+def train_generator(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the training.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(help="Train on the training images of this run; phantom images are drawn without it."),
+    ] = None,
+    root: Root = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Change one setting of the training, for example n_images=20000. Repeatable."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 2026,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train the embedded image generator; an interrupted training goes on where it stopped."""
+    from braindecode_vis.config.source import read_override
+    from braindecode_vis.parts.studies.train_generator import train_on_phantom, train_on_run
+
+    changes = {}
+    for text in settings or []:
+        parts, value = read_override(text)
+        changes[".".join(parts)] = value
+    listener = ConsoleListener()
+    with listener.watch("generator:") as show:
+
+        def progress(stage: str, done: int, wanted: int) -> None:
+            show(done, wanted, f"{stage} {done}/{wanted}")
+
+        if source is None:
+            weights = train_on_phantom(out, changes, seed=seed, progress=progress)
+        else:
+            run = open_source(source, root, None, None)
+            weights = train_on_run(run, out, changes, seed=seed, progress=progress)
+    if as_json:
+        print_json({"run_folder": None, "scores": [], "weights": str(weights)})
+        return
+    make_console(stderr=False).print(
+        f"weights: {weights}\nuse them with --set generator.kind=latent_diffusion --set generator.weights={weights}",
+        markup=False,
+    )
+
+
+def sweep(
+    source: Source,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the sweep.")],
+    over: Annotated[
+        list[str],
+        typer.Option(
+            "--over", help="A setting and its values, for example seed=0,1,2 or seed=0..4. Repeatable."
+        ),
+    ],
+    root: Root = None,
+    overrides: Set = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at the same time.")] = 1,
+    cluster: ClusterName = None,
+    cluster_set: ClusterSet = None,
+    wait: Wait = None,
+    dry_run: DryRun = False,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run every combination of some settings, in parallel, into one table; an interrupted sweep goes on.
+
+    With --cluster each run that is missing becomes a job.
+    """
+    from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.parts.studies.sweep import parse_axes
+    from braindecode_vis.parts.studies.sweep import sweep as run_sweep
+
+    axes = parse_axes(over)
+    table: pd.DataFrame | None
+    if cluster is not None:
+        if jobs != 1:
+            raise ConfigError(
+                "--jobs is for runs of this process; use --cluster-set parallel=N with --cluster."
+            )
+        table = _sweep_on_cluster(
+            source, axes, out, overrides or [], root, cluster, cluster_set or [], wait, as_json, dry_run
+        )
+        if table is None:
+            return
+    else:
+        refuse_alone(cluster_set, wait, dry_run=dry_run)
+        table = run_sweep(
+            source, axes, out, overrides=overrides or [], root=root, n_jobs=jobs, listener=ConsoleListener()
+        )
+    # Runs that failed stand in the table too, so that nobody averages over fewer seeds unawares.
+    if as_json:
+        rows = json.loads(table.to_json(orient="records"))
+        failed = sorted(set(table[table["error"] != ""]["run"]))
+        print_json({"run_folder": str(out), "scores": rows, "failed": failed})
+        return
+    print_sweep(table, list(axes), out)
+
+
+def _sweep_on_cluster(
+    source: str,
+    axes: dict[str, list[str]],
+    out: Path,
+    overrides: list[str],
+    root: Path | None,
+    executor: str,
+    changes: list[str],
+    wait: bool | None,
+    as_json: bool,
+    dry_run: bool,
+) -> pd.DataFrame | None:
+    """Send a sweep; return its table, or print what was sent where nobody waits."""
+    from braindecode_vis.config import read_config
+    from braindecode_vis.parts.cluster.submitting import read_cluster
+    from braindecode_vis.parts.cluster.sweeps import count_states, sweep_as_jobs
+
+    # One cluster for all runs, so that the swept keys do not matter here.
+    settings = read_config(source, overrides, root=root).cluster
+    cluster = read_cluster(executor, settings, changes, where=source)
+    if dry_run:
+        from braindecode_vis.parts.cluster.sweeps import list_tasks
+        from braindecode_vis.parts.studies.sweep import plan_sweep
+
+        combinations, configs = plan_sweep(source, axes, out, overrides=overrides, root=root)
+        print_preview(out, [list_tasks(combinations, configs)], cluster, as_json)
+        return None
+    refuse_leaving(cluster, math.prod(map(len, axes.values())), wait is not False)
+    done = sweep_as_jobs(
+        source,
+        axes,
+        out,
+        cluster,
+        overrides=overrides,
+        root=root,
+        wait=wait is not False,
+        listener=ConsoleListener(),
+    )
+    if done.table is not None:
+        return done.table
+    if as_json:
+        print_json(
+            {"run_folder": str(out), "scores": [], "jobs": [state.job.job_id for state in done.states]}
+        )
+    else:
+        make_console(stderr=False).print(
+            f"{done.n_there} runs are there, {len(done.sent)} sent, {len(done.known)} sent before: "
+            f"{count_states(done.states)}\nlook after them with braindecode-vis status {out}; the same command sends "
+            "what is missing, and makes the table",
+            markup=False,
+        )
+    return None
+
+
+def print_sweep(table: pd.DataFrame, keys: list[str], out: Path) -> None:
+    """Print the summary of a sweep, and which of its runs failed."""
+    from braindecode_vis.parts.studies.sweep import summarise
+
+    shown = summarise(table, keys).drop(columns=["ci_low", "ci_high"], errors="ignore")
+    shown.columns = [str(name).rsplit(".", 1)[-1] for name in shown.columns]
+    _print_table(shown, "Mean over seeds of the decoded system")
+    console = make_console(stderr=False)
+    for run, message in table[table["error"] != ""][["run", "error"]].itertuples(index=False):
+        console.print(f"{run} failed: {message}", markup=False)
+    names = ", ".join(str(out / f"{name}.csv") for name in ("sweep", "summary", "settings"))
+    console.print(f"{table.attrs.get('selection', '')}\ntables: {names}".strip(), markup=False)
+    console.print(f"a page of them: braindecode-vis board {out}", markup=False)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the others are compared with the first.")],
+    out: Annotated[Path | None, typer.Option("--out", help="CSV file to write as well.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of resamples and sign flips.")] = 0,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
+    verify: Verify = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare runs on the same test items, with paired intervals and corrected p-values."""
+    from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.base.store import replace_atomically
+    from braindecode_vis.parts.studies.compare import compare_runs
+
+    if out is not None and out.is_dir():
+        raise ConfigError(f"{out} is a folder; name a CSV file with --out.")
+    try:  # before the comparison, which may take minutes
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{out} cannot be written ({error.strerror}); choose another with --out."
+        ) from error
+    table = compare_runs(runs, seed=seed)
+    if out is not None:
+        with replace_atomically(out) as temporary:
+            table.to_csv(temporary, index=False)
+    if as_json:
+        print_json(
+            {"run_folder": None, "scores": [], "comparison": json.loads(table.to_json(orient="records"))}
+        )
+        return
+    # Folder names are shorter, but two runs may have the same one.
+    unique = len({path.name for path in runs}) == len(runs)
+    shown = table[["metric", "value", "reference_value", "difference"]].rename(
+        columns={"reference_value": runs[0].name if unique else str(runs[0])}
+    )
+    shown.insert(0, "run", [Path(name).name if unique else name for name in table["run"]])
+    bounds = zip(table["ci_low"], table["ci_high"], strict=True)
+    shown = shown.assign(
+        interval=[f"{low:.3g} to {high:.3g}" for low, high in bounds], p=table["p_holm"], n=table["n_items"]
+    )
+    _print_table(shown, f"Difference to {runs[0]} (95 % interval, Holm-corrected p)")
+
+
+def board(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders that hold runs, at any depth, or run folders.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page; board.html in the first folder by default.")
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference", help="Run to compare the others with; the first finished one by default."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of resamples and sign flips.")] = 0,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log", help="Give settings and scores to tensorboard (HParams) or wandb as well. Repeatable."
+        ),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Put many runs on one page, board.html: a table that sorts and filters, paired differences, settings over seeds.
+
+    Settings are pooled over subjects and seeds, drawn as parallel coordinates, and the best is chosen by validation
+    scores alone. experiment.json beside it holds the rows of runs, settings.csv those of settings.
+    """
+    from braindecode_vis.base.checks import ConfigError, check_option, require
+    from braindecode_vis.parts.studies.board import describe_rows, log_board, make_board
+
+    for tracker in log or []:  # before the page is made
+        check_option("--log", tracker, ("tensorboard", "wandb"))
+        require(tracker, f"board --log {tracker}")
+
+    page = folders[0] / "board.html" if out is None else out
+    if page.is_dir():
+        raise ConfigError(f"{page} is a folder; name an HTML file with --out.")
+    try:
+        rows = make_board(folders, page, reference=reference, seed=seed)
+    except OSError as error:
+        raise ConfigError(
+            f"{page} cannot be written ({error.strerror}); choose another with --out."
+        ) from error
+    logged = {tracker: str(log_board(rows, tracker, page.parent)) for tracker in log or []}
+    if as_json:
+        listed = [row.as_json() for row in rows]
+        print_json({"run_folder": None, "scores": [], "board": str(page), "runs": listed, "logged": logged})
+        return
+    _print_table(describe_rows(rows), f"{len(rows)} runs" if len(rows) != 1 else "1 run")
+    make_console(stderr=False).print(
+        f"board: {page}\nrows: {page.with_name('experiment.json')}, {page.with_name('settings.csv')}"
+        + "".join(f"\n{tracker}: {place}" for tracker, place in logged.items()),
+        markup=False,
+    )
+
+
+def _print_table(frame: pd.DataFrame, title: str) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in frame.columns:
+        table.add_column(str(column), overflow="fold", no_wrap=str(column) not in ("run", "error", "verdict"))
+    for row in frame.itertuples(index=False):
+        cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row]
+        table.add_row(
+            *[cell.replace("identification", "ident").replace("efficientnet", "effnet") for cell in cells]
+        )
+    make_table_console().print(table)

@@ -1,1 +1,0 @@
-"""The rows that `evaluate` writes: one file per family of scores."""

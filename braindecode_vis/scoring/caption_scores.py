@@ -1,0 +1,316 @@
+"""Scores of captions: of the nearest training image, decoded from embeddings, and of reconstructions by a network.
+
+Owns which captions are compared with which references and what is said where weights are missing. A caption of the
+nearest training image can say nothing new; it is the control of those that a network writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from braindecode_vis.base.arrays import Embeddings, Score
+from braindecode_vis.base.checks import ConfigError, DataError, check_installed
+from braindecode_vis.base.devices import choose_device
+from braindecode_vis.base.digests import hash_once
+from braindecode_vis.base.image_rows import Images
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.store import hash_file, hash_json
+from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
+from braindecode_vis.embeddings.sentences import SentenceEncoder, find_sentence_folder
+from braindecode_vis.generation.captions import retrieve_nearest
+from braindecode_vis.scoring.captions import score_captions, tabulate_captions
+from braindecode_vis.scoring.image import make_image_table
+from braindecode_vis.scoring.image_scores import make_blocks
+from braindecode_vis.scoring.scoring_task import POOLED, average, list_subjects
+from braindecode_vis.scoring.units import Units
+
+NEAREST = "nearest-caption"
+#: Kind of a decoder of the run -> what follows the ``@`` of its metrics. GIT describes images too, under its own name.
+DECODERS = {"nearest": NEAREST, "git": "git-tokens", "coca": "coca", "brain": "brain"}
+#: Methods whose images a network describes: the system, its ceiling, and the copying control.
+DESCRIBED = ("decoded", "oracle", "nearest")
+LARGEST_TEXT_TABLE = 400_000  # pairs of captions that are compared for a null, about half a minute
+
+
+class CaptionScoresConfig(Settings):
+    """Whose captions are scored, against which references.
+
+    Parameters
+    ----------
+    bank
+        CSV file with the columns ``id`` and ``caption``: captions of training images, which are retrieved, and of test
+        images, which are the references.
+    captioner
+        Folder of a GIT or BLIP network that describes reconstructions; without it those rows are not computed.
+    sentence_encoder
+        ``minilm`` (the extra ``text``), or the folder of another sentence encoder, for the similarity of meaning.
+    max_new_tokens, n_beams
+        Length and search of written captions.
+    batch_size, device
+        How it runs.
+    """
+
+    bank: Path
+    captioner: Path | None = None
+    sentence_encoder: Literal["minilm"] | Path | None = Field(default=None, union_mode="left_to_right")
+    max_new_tokens: int = Field(default=20, ge=1)
+    n_beams: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    device: str = Field(default="auto", pattern="^(auto|cpu|cuda)$")
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset(
+        {"bank", "captioner", "sentence_encoder", "batch_size", "device"}
+    )
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.captioner is None:
+            self.refuse_unused("max_new_tokens", "n_beams", because="only a captioner writes captions")
+        return self
+
+    @property
+    def sentence_folder(self) -> Path | None:
+        """Folder of the sentence encoder."""
+        if isinstance(self.sentence_encoder, str):
+            return find_sentence_folder(self.sentence_encoder, "evaluation.captions.sentence_encoder")
+        return self.sentence_encoder
+
+    @property
+    def torch_device(self) -> str:
+        """``cpu`` or ``cuda``."""
+        return choose_device(self.device, setting="evaluation.captions.device")
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digests of every file that is used."""
+        folders = {"captioner": self.captioner, "sentence_encoder": self.sentence_folder}
+        digests = {
+            f"{name}_digest": None if folder is None else _hash_folder(name, folder.expanduser())
+            for name, folder in folders.items()
+        }
+        bank = self.bank.expanduser()
+        if not bank.is_file():
+            raise ConfigError(
+                f"evaluation.captions.bank names {bank}, which is no file; bring a CSV file with the columns id and "
+                "caption."
+            )
+        return {**super().hashed_fields(), **digests, "bank_sha256": hash_file(bank)}
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless the bank can be read and each folder holds a network to be read."""
+        read_caption_bank(self.bank.expanduser())
+        for name in ("captioner", "sentence_encoder"):
+            if getattr(self, name) is not None:
+                check_installed("transformers", f"evaluation.captions.{name}")
+            folder = self.captioner if name == "captioner" else self.sentence_folder
+            if folder is not None and not (folder.expanduser() / "config.json").is_file():
+                raise ConfigError(
+                    f"evaluation.captions.{name} names {folder}, which holds no config.json and thus no network; "
+                    "correct it or leave it out."
+                )
+
+    @property
+    def not_computed(self) -> list[str]:
+        """One sentence for each kind of row that lacks its weights."""
+        lacking = []
+        if self.captioner is None:
+            lacking.append(
+                "captions of reconstructions not computed: need the folder of a GIT or BLIP network as "
+                "evaluation.captions.captioner"
+            )
+        if self.sentence_encoder is None:
+            lacking.append(
+                "sentence_similarity not computed: needs the folder of all-MiniLM-L6-v2 as "
+                "evaluation.captions.sentence_encoder"
+            )
+        return lacking
+
+
+def _hash_folder(name: str, folder: Path) -> str:
+    if not folder.is_dir():
+        raise ConfigError(
+            f"evaluation.captions.{name} names {folder}, which is no folder; correct it or leave it out."
+        )
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return hash_json({str(path.relative_to(folder)): hash_once(path) for path in files})
+
+
+@dataclass(frozen=True)
+class CaptionTask:
+    """What is described and compared.
+
+    Parameters
+    ----------
+    config
+        Bank and networks.
+    predicted, true, training : sequences of Embeddings, one entry per fold
+        Predictions of the test rows, the true embedding of each of those rows, and the training images, in one space.
+    ids, subjects : arrays of shape (n_rows,)
+        Stimulus and subject of each row, fold by fold.
+    seen, images
+        As in `ScoringTask`.
+    protocol, split, seed, n_bootstrap, n_permutations, units
+        As in `ScoringTask`.
+    decoded
+        Captions that the run has decoded: ``decoded`` or ``oracle``, kind of decoder, and for each row the caption of
+        each draw.
+    """
+
+    config: CaptionScoresConfig
+    predicted: Sequence[Embeddings]
+    true: Sequence[Embeddings]
+    training: Sequence[Embeddings]
+    ids: np.ndarray
+    subjects: np.ndarray
+    seen: Images
+    images: Mapping[str, Images]
+    protocol: str
+    split: str
+    seed: int
+    n_bootstrap: int = 10_000
+    n_permutations: int = 10_000
+    units: Units | None = None
+    decoded: Mapping[str, Mapping[str, Sequence[Sequence[str]]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """Score rows, and captions.
+
+    Parameters
+    ----------
+    scores
+        Rows for the table.
+    texts
+        For the gallery: method to one text per row.
+    sources
+        Where the captions of the decoded system are from, to one text per row, the first draw.
+    """
+
+    scores: list[Score]
+    texts: dict[str, list[str]]
+    sources: dict[str, list[str]]
+
+
+def score_caption_task(task: CaptionTask) -> CaptionScores:
+    """Score captions of the nearest training image, those that the run decoded, and with a captioner reconstructions'.
+
+    Returns
+    -------
+    CaptionScores
+        Metrics are named ``rouge1@nearest-caption``, ``rouge1@git-tokens`` or ``rouge1@coca`` for the run's own
+        decoders, and for a GIT or BLIP folder ``rouge1@<name of the folder>``.
+
+    Raises
+    ------
+    DataError
+        If a test image has no reference, or no training image has a caption.
+    """
+    bank = read_caption_bank(task.config.bank.expanduser())
+    missing = [str(i) for i in task.ids if str(i) not in bank]
+    if missing:
+        raise DataError(
+            f"the caption bank {task.config.bank} has no caption of the test image {missing[0]} (and {len(missing)} of "
+            f"{len(task.ids)} rows in all); every test image needs a reference."
+        )
+    folder = task.config.sentence_folder
+    encoder = None if folder is None else SentenceEncoder(folder, device=task.config.torch_device)
+    device = task.config.torch_device
+    rounds: dict[tuple[str, str], list[list[str]]] = {
+        ("decoded", NEAREST): [retrieve_nearest(task.predicted, task.training, bank, device=device)],
+        ("oracle", NEAREST): [retrieve_nearest(task.true, task.training, bank, device=device)],
+    }
+    texts: dict[str, list[str]] = {}
+    for method, kinds in task.decoded.items():
+        for kind, rows_of in kinds.items():
+            # `nearest` of the run is what is retrieved here too.
+            if kind != "nearest":
+                rounds[method, DECODERS[kind]] = [list(one) for one in zip(*rows_of, strict=True)]
+    if task.config.captioner is not None:
+        written = _describe_images(task, task.config.captioner)
+        source = task.config.captioner.expanduser().name
+        rounds |= {(method, source): several for method, several in written.items() if method != "seen"}
+        texts = {method: several[0] for method, several in written.items()}
+    sources = {source: several[0] for (method, source), several in rounds.items() if method == "decoded"}
+    sources[NEAREST] = sources.pop(NEAREST)  # the control stands last
+    texts["decoded"] = join_sources(sources)
+    texts["seen"] = [bank[str(i)][0] for i in task.ids]
+    references = [bank[str(i)] for i in task.ids]
+    stimuli, truth = np.unique(task.ids.astype(str), return_inverse=True)
+    scores = []
+    for (method, source), several in rounds.items():
+        null: dict[str, Any] = {}
+        if method == "decoded":  # controls need no p-value, and their pairs would cost as much again
+            null = _tabulate(task, several, [bank[name] for name in stimuli], truth, encoder)
+        for subject, rows in list_subjects(task.subjects):
+            units = None if task.units is None else task.units.select(rows)
+            tables = {name: table[rows] for name, table in null.get("tables", {}).items()}
+            scores += score_captions(
+                [references[row] for row in rows], [[one[row] for row in rows] for one in several],
+                task.ids[rows], method=method, protocol=task.protocol, subject=subject, split=task.split,
+                seed=task.seed, source=source, encoder=encoder, n_boot=task.n_bootstrap,
+                subjects=task.subjects[rows] if subject == POOLED else None, tables=tables or None,
+                truth=truth[rows], blocks=null.get("blocks"), n_permutations=task.n_permutations,
+                clusters=None if units is None else units.labels, unit="image" if units is None else units.unit,
+            )  # fmt: skip
+    return CaptionScores(scores, texts, sources)
+
+
+def join_sources(sources: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return one text per row: captions of several sources stand together, each with its name, as none is best for all.
+
+    Examples
+    --------
+    >>> join_sources({"coca": ["a star"], "nearest-caption": ["a ball"]})
+    ['a star (coca) | a ball (nearest-caption)']
+    """
+    if len(sources) == 1:
+        return list(next(iter(sources.values())))
+    named = [[f"{text} ({name})" for text in own] for name, own in sources.items()]
+    return [" | ".join(row) for row in zip(*named, strict=True)]
+
+
+def name_decoded(captions: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, list[str]]:
+    """Return the first caption of each row by the names of their sources.
+
+    Parameters
+    ----------
+    captions
+        Kind of decoder, and for each row the caption of each draw.
+    """
+    return {DECODERS.get(kind, kind): [draws[0] for draws in rows] for kind, rows in captions.items()}
+
+
+def _tabulate(
+    task: CaptionTask,
+    several: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    truth: np.ndarray,
+    encoder: SentenceEncoder | None,
+) -> dict[str, Any]:
+    """Return the metrics of all captions against all stimuli of their block, rounds averaged, and the blocks."""
+    n_texts = sum(len(set(one)) for one in several)
+    n_pairs = n_texts * sum(len(texts) for texts in references)
+    # Words are compared pair by pair in Python, so stimuli are permuted within blocks that can be afforded.
+    size = max(1, LARGEST_TEXT_TABLE * len(references) // n_pairs)
+    blocks = make_blocks(len(references), size, task.seed)
+    wanted = blocks[truth][:, None] == blocks[None]
+    found = [tabulate_captions(references, one, wanted=wanted, encoder=encoder) for one in several]
+    return {"tables": {name: average([one[name] for one in found]) for name in found[0]}, "blocks": blocks}
+
+
+def _describe_images(task: CaptionTask, folder: Path) -> dict[str, list[list[str]]]:
+    """Return captions of each method, one list per round of draws; every distinct image is described once."""
+    made = {name: stack for name, stack in task.images.items() if name in DESCRIBED}
+    table = make_image_table(task.seen, made)
+    config = task.config
+    captions = caption_images(
+        table.images, folder, max_new_tokens=config.max_new_tokens, n_beams=config.n_beams,
+        batch_size=config.batch_size, device=config.torch_device,
+    )  # fmt: skip
+    return {name: [[captions[row] for row in one] for one in several] for name, several in table.made.items()}

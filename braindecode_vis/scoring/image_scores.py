@@ -1,0 +1,371 @@
+"""Scores of images beside the seen ones: in pixels, in the features of an image encoder, in the networks of the suite.
+
+Every function takes the rounds of a method, one per draw, and averages over them; a draw is never pooled with another.
+A network of the suite is loaded once, sees each distinct image once and is let go before the next one comes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from braindecode_vis.base.arrays import Score
+from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.stimuli import hash_pixels
+from braindecode_vis.scoring.identification import (
+    Order,
+    compute_correlations,
+    count_order,
+    make_identification_table,
+)
+from braindecode_vis.scoring.image import ImageTable, make_image_table, split_rounds, tabulate_pixels
+from braindecode_vis.scoring.metric_registry import compare_rounds, find_metric, tabulate_items
+from braindecode_vis.scoring.scoring_task import POOLED, Group, ScoredGroup, ScoringTask, average
+from braindecode_vis.scoring.suite import (
+    LPIPS_NETWORKS,
+    classify,
+    list_pixel_metrics,
+    name_comparison,
+    name_lpips,
+    name_semantic_metric,
+    tabulate_semantic,
+)
+
+#: Pixels of the image pairs that are compared for a null: half a minute of SSIM.
+LARGEST_PAIR_TABLE = 500_000_000
+SMALLEST_SSIM = 11  # pixels, the window of the metric
+SMALLEST_425 = 200  # pixels
+Rows = dict[tuple[int, str], list[tuple[Score, np.ndarray]]]
+
+
+def score_images(scored: ScoredGroup, method: str) -> Iterator[tuple[Score, np.ndarray]]:
+    """Yield every pixel metric of a method with its value per row.
+
+    Parameters
+    ----------
+    scored
+        The rows.
+    method
+        Whose images they are.
+    """
+    import pandas as pd
+
+    rounds = split_rounds(scored.task.show_small(method)[scored.rows])
+    seen = scored.task.show_small("seen")[scored.rows]
+    distinct = seen[scored.first]
+    # Tables of (n_rows, n_stimuli) for each round; that of correlations serves pixcorr and identification.
+    correlations, errors = zip(*(tabulate_pixels(one, distinct) for one in rounds), strict=True)
+    yield from scored.score_table(method, "pixcorr", correlations)
+    yield from scored.score_table(method, "mse", errors)
+    # Enlarged thumbnails compare the smoothness of the resize, not the images.
+    names = ["ssim"] * (min(seen.shape[1:3]) >= SMALLEST_SSIM) + ["pixcorr@425", "ssim@425"] * is_large(
+        scored.task
+    )
+    yield from score_pairs(scored, method, [*names, *scored.task.list_asked("images")])
+    if len(distinct) < 2:
+        return
+    orders = [count_order(one) for one in correlations]  # sorted once for every number of alternatives
+    yield from score_identification(scored, method, orders, "two_way_identification")
+    for n in (10, 50):
+        if n < len(scored.columns):
+            yield from score_identification(scored, method, orders, f"{n}_way_identification", n=n)
+    names = scored.concepts[scored.first]
+    counts = pd.Series(names).value_counts()
+    # Where a class has one stimulus, there is nothing to tell it from; one class alone is the plain score.
+    if len(counts) > 1 and counts.min() > 1:
+        yield from score_identification(
+            scored, method, correlations, "two_way_identification_within_class", groups=list(names)
+        )
+
+
+def is_large(task: ScoringTask) -> bool:
+    """Say whether the seen images have the pixels that the protocol of 425 pixels asks for."""
+    return min(task.seen.shape[1:3]) >= SMALLEST_425
+
+
+def score_pairs(scored: ScoredGroup, method: str, names: Sequence[str]) -> Iterator[tuple[Score, np.ndarray]]:
+    """Yield the score of each image against its own stimulus, by metrics that look at one pair of images at a time.
+
+    Pairs are dear, so only the system under test gets a permutation null, and only of as many pairs as
+    `LARGEST_PAIR_TABLE` allows: beyond that, stimuli are permuted within random blocks of equal size, which is as valid
+    as permuting all of them and a little less sensitive. The chance level of a control is its mean against the next
+    stimulus, as is that of a metric that is too slow for all pairs.
+
+    Parameters
+    ----------
+    scored, method
+        The rows and whose images they are.
+    names
+        Metrics of images, of the package or from outside. Those of a protocol of 425 pixels are given images in full.
+    """
+    n_stimuli = len(scored.columns)
+    has_table = {
+        name: method == "decoded"
+        and n_stimuli > 1
+        and scored.task.pair_nulls
+        and find_metric(name).metric.permute
+        for name in names
+    }
+    pairs = [name for name in names if not has_table[name]]
+    found = _compare_rounds(scored, method, pairs)
+    for name in names:
+        if has_table[name]:
+            yield from _score_pair_table(scored, method, name)
+            continue
+        own, *others = average(list(found[name]))  # a row for each of the seen images that it stands beside
+        level = float(others[0].mean()) if others else None
+        yield scored.score(own, name, method, chance=level), own
+
+
+def _compare_rounds(scored: ScoredGroup, method: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return metrics of each image beside its own seen image and, if there is one, the next.
+
+    By name, of shape (n_rounds, 1 or 2, n_rows).
+    """
+    n_stimuli = len(scored.columns)
+    partners = [scored.truth, (scored.truth + 1) % n_stimuli][:n_stimuli]
+    values: dict[str, np.ndarray] = {}
+    for whole in (False, True):
+        if asked := [name for name in names if _reads_whole(name) == whole]:
+            rounds, seen = _show_rounds(scored, method, whole)
+            values |= compare_rounds(asked, rounds, seen[scored.first], partners)
+    return values
+
+
+def _reads_whole(name: str) -> bool:
+    return find_metric(name).protocol.startswith("425")
+
+
+def _show_rounds(scored: ScoredGroup, method: str, whole: bool) -> tuple[Sequence[Any], Any]:
+    """Return the rounds of a method and the seen images of a group, in their own size or at that of comparison."""
+    show = scored.task.show_whole if whole else scored.task.show_small
+    return split_rounds(show(method)[scored.rows]), show("seen")[scored.rows]
+
+
+def _score_pair_table(scored: ScoredGroup, method: str, name: str) -> Iterator[tuple[Score, np.ndarray]]:
+    metric, _, protocol, *_ = find_metric(name)
+    rounds, seen = _show_rounds(scored, method, _reads_whole(name))
+    n_stimuli = len(scored.columns)
+    n_pixels = 425**2 if protocol.startswith("425") else int(np.prod(seen.shape[1:3]))
+    n_pairs = LARGEST_PAIR_TABLE // (len(rounds) * len(seen) * n_pixels)
+    blocks = make_blocks(n_stimuli, n_pairs, scored.task.seed)
+    tables = []
+    for made in rounds:
+        table = np.zeros((len(made), n_stimuli))  # 0 outside the blocks, where nothing is permuted
+        for label in np.unique(blocks):
+            columns = np.flatnonzero(blocks == label)
+            rows = np.flatnonzero(blocks[scored.truth] == label)
+            table[np.ix_(rows, columns)] = tabulate_items(metric, made[rows], seen[scored.first[columns]])
+        tables.append(table)
+    yield from scored.score_table(method, name, tables, groups=blocks)
+
+
+def make_blocks(n_stimuli: int, size: int, seed: int) -> np.ndarray:
+    """Return the block of each stimulus: random blocks of about `size` stimuli, at least two in each.
+
+    Examples
+    --------
+    >>> np.bincount(make_blocks(10, 3, seed=0)).tolist()
+    [4, 3, 3]
+    """
+    n_blocks = max(1, n_stimuli // max(2, size))
+    labels = np.empty(n_stimuli, dtype=int)
+    order = make_generator(seed, "permutation blocks").permutation(n_stimuli)
+    for label, members in enumerate(np.array_split(order, n_blocks)):
+        labels[members] = label
+    return labels
+
+
+def score_identification(
+    scored: ScoredGroup,
+    method: str,
+    similarities: Sequence[np.ndarray | Order],
+    metric: str,
+    *,
+    n: int = 2,
+    groups: list[Any] | None = None,
+) -> Iterator[tuple[Score, np.ndarray]]:
+    """Yield n-way identification from the similarity of every image to every stimulus, round by round.
+
+    Parameters
+    ----------
+    scored, method, metric
+        Rows and names.
+    similarities
+        For each round an array of shape (n_rows, n_stimuli), or its order.
+    n
+        Number of alternatives.
+    groups : list of length n_stimuli, optional
+        Class of each stimulus, for identification within the class.
+    """
+    tables = [make_identification_table(one, n, groups=groups) for one in similarities]
+    table, size = average(tables), len(scored.columns)
+    values, null = scored.own(table), scored.permute(table, groups=groups)
+    yield scored.score(values, metric, method, gallery_size=size, p_value=null.p_value), values
+    if method == "decoded":
+        yield scored.score_shuffled(null, metric, len(table), gallery_size=size), values
+    if n == 2:
+        yield from scored.score_best(method, metric, tables, groups=groups)
+
+
+def score_features(
+    scored: ScoredGroup, method: str, features: dict[str, np.ndarray]
+) -> Iterator[tuple[Score, np.ndarray]]:
+    """Yield two-way identification in the space of the task's image encoder.
+
+    Parameters
+    ----------
+    scored, method
+        The rows and whose images they are.
+    features
+        From `encode_images`.
+    """
+    if len(scored.columns) < 2:
+        return
+    seen = features["seen"][0][scored.rows][scored.first]
+    similarities = [compute_correlations(one[scored.rows], seen) for one in features[method]]
+    metric = f"two_way_identification@{scored.task.feature_name}"
+    yield from score_identification(scored, method, similarities, metric)
+
+
+def encode_images(task: ScoringTask) -> dict[str, np.ndarray] | None:
+    """Return features of shape (n_draws, n_rows, ...) of seen and made images, each distinct image encoded once."""
+    if task.feature_encoder is None:
+        return None
+    table = make_image_table(task.show_whole("seen"), {name: task.show_whole(name) for name in task.images})
+    features = encode_distinct(task, table)
+    return {"seen": features[table.seen][None]} | {name: features[rows] for name, rows in table.made.items()}
+
+
+def encode_distinct(task: ScoringTask, table: ImageTable) -> np.ndarray:
+    """Return the features of the images of a table, (n_distinct, ...); what the task knows is not encoded again."""
+    known, hashes = task.known_features, [hash_pixels(image) for image in table.images]
+    missing = np.array([row for row, name in enumerate(hashes) if name not in known], dtype=np.intp)
+    if len(missing):
+        found = task.feature_encoder.encode(table.images[missing])
+        known.update(zip((hashes[row] for row in missing), found, strict=True))
+    return np.stack([known[name] for name in hashes])
+
+
+# --- the suite of networks ----------------------------------------------------------------------------------------
+
+
+def score_suite(
+    task: ScoringTask,
+    scored_groups: Sequence[ScoredGroup],
+    *,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Rows:
+    """Return the scores of the suite, with one value per row of the group.
+
+    Parameters
+    ----------
+    task
+        Its suite says which rows are computed.
+    scored_groups
+        The groups.
+    advance
+        Called once per network and once for the classifier.
+
+    Returns
+    -------
+    dict
+        (number of the group, method) to scores with their values, in the order of the suite.
+    """
+    found: Rows = defaultdict(list)  # networks come one by one, the table of scores group by group
+    if task.suite is None:
+        return found
+    suite = task.suite
+    table = make_image_table(
+        task.show_whole("seen"), {name: task.show_whole(name) for name in task.images if name != "shuffled"}
+    )
+    places = [(number, method) for number in range(len(scored_groups)) for method in table.made]
+    for number, method in places:
+        scored = scored_groups[number]
+        names = list_pixel_metrics(suite.config)
+        if is_large(task):  # then these rows are in every table
+            names = [name for name in names if name not in ("pixcorr@425", "ssim@425")]
+        found[number, method] += score_pairs(scored, method, names)
+    for network in suite.available:
+        if network in LPIPS_NETWORKS:
+            pairs, own, following = _list_lpips_pairs(
+                table, ScoredGroup(task, Group(POOLED, None, np.arange(len(task.ids))))
+            )
+            values = suite.compute_lpips(network, table.images, pairs)
+            for number, method in places:
+                scored = scored_groups[number]
+                distances = average(list(values[own[method]][:, scored.rows]))
+                level = float(values[following[method]][:, scored.rows].mean())
+                score = scored.score(
+                    distances, name_lpips(network), method, chance=level if len(scored.columns) > 1 else None
+                )
+                found[number, method].append((score, distances))
+        else:
+            for space, matrix in suite.correlate(network, table).items():
+                metric, is_two_way = name_comparison(network, space)
+                for number, method in places:
+                    scored = scored_groups[number]
+                    columns = table.column[scored.rows][scored.first]
+                    similarities = [matrix[one[scored.rows]][:, columns] for one in table.made[method]]
+                    if not is_two_way:
+                        tables = [1 - one for one in similarities]
+                        found[number, method] += scored.score_table(method, metric, tables)
+                    elif len(scored.columns) > 1:
+                        found[number, method] += score_identification(scored, method, similarities, metric)
+        advance(1)
+    if suite.config.semantic_ways:
+        logits = _classify(task, table)
+        for method in table.made:
+            known = tabulate_semantic(table, method, suite.config.semantic_ways, logits)
+            for number, scored in enumerate(scored_groups):
+                columns = table.column[scored.rows][scored.first]  # (n_stimuli,) of this group
+                for n, several in known.items():
+                    metric = name_semantic_metric(n, 1, "efficientnet-lite0")
+                    tables = [one[scored.rows][:, columns] for one in several]
+                    found[number, method] += scored.score_table(method, metric, tables)
+    advance(1)
+    return found
+
+
+def _classify(task: ScoringTask, table: ImageTable) -> np.ndarray:
+    from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+
+    own, classifier = task.feature_encoder, EfficientNetConfig().build()
+    # Its features are those of the scores.
+    if isinstance(own, type(classifier)) and own.space == classifier.space:
+        return classifier.classify_features(encode_distinct(task, table))
+    return classify(table)
+
+
+def _list_lpips_pairs(
+    table: ImageTable, everything: ScoredGroup
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the distinct pairs to compare, and which of them is each image beside its own and the next stimulus.
+
+    Returns
+    -------
+    pairs : int array of shape (n_pairs, 2)
+        Rows of the table's images.
+    own, following
+        Method to an int array of shape (n_draws, n_rows), rows of `pairs`.
+    """
+    next_seen = table.seen[np.roll(everything.first, -1)[everything.truth]]
+    asked = [
+        np.stack([np.broadcast_to(target, rounds.shape), rounds], axis=-1)  # (n_draws, n_rows, 2)
+        for target in (table.seen, next_seen)
+        for rounds in table.made.values()
+    ]
+    pairs, inverse = np.unique(
+        np.concatenate([block.reshape(-1, 2) for block in asked]), axis=0, return_inverse=True
+    )
+    ends = np.cumsum([block[..., 0].size for block in asked])[:-1]
+    places = [
+        part.reshape(block.shape[:-1])
+        for block, part in zip(asked, np.split(inverse.ravel(), ends), strict=True)
+    ]
+    n = len(table.made)
+    own, following = (dict(zip(table.made, part, strict=True)) for part in (places[:n], places[n:]))
+    return pairs, own, following

@@ -1,0 +1,28 @@
+"""Settings of the metrics that are scored where `evaluation.metrics` names them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.scoring.metric_registry import Metric, find_metric
+
+
+class CosineToTargetConfig(Settings):
+    """Cosine of each prediction and the embedding of the image that was seen."""
+
+    kind: Literal["cosine_to_target"] = "cosine_to_target"
+
+    def build(self) -> Metric:
+        """Return the metric."""
+        return find_metric(self.kind).metric
+
+
+class CorrelationDistanceConfig(Settings):
+    """1 - Pearson correlation of each prediction and the embedding of the image that was seen."""
+
+    kind: Literal["correlation_distance"] = "correlation_distance"
+
+    def build(self) -> Metric:
+        """Return the metric."""
+        return find_metric(self.kind).metric

@@ -1,0 +1,694 @@
+"""How sure we are: bootstrap and Wilson intervals, permutation tests, paired differences, and many p-values at once.
+
+Everything starts from one value per item, or from a table of one value per (prediction, ground truth) pair, and is
+vectorised over resamples. The unit that is resampled is the stimulus: rows of one stimulus move together.
+Permutations reassign which ground truth belongs to which prediction. P-values count the observed assignment as
+one of the permutations, p = (b + 1) / (m + 1), so they are valid for any number of permutations; `compute_p_value` is
+the only place that counts.
+
+References
+----------
+Phipson & Smyth (2010), Permutation p-values should never be zero, doi:10.2202/1544-6115.1585.
+Wilson (1927), Probable inference, doi:10.1080/01621459.1927.10502953. Holm (1979), Scandinavian Journal of Statistics
+6, 65-70. Benjamini and Hochberg (1995), doi:10.1111/j.2517-6161.1995.tb02031.x. Nichols and Holmes (2002),
+doi:10.1002/hbm.1058 (maximum statistic).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from braindecode_vis.base.checks import ConfigError, DataError, check_finite, check_option
+from braindecode_vis.base.seeds import make_generator
+
+Alternative = Literal["greater", "less", "two-sided"]
+Statistic = Literal["mean", "median"]
+Labels = Sequence[object] | np.ndarray
+#: A value of a null closer to the observed one than this, relative to the larger of 1 and its size, is equal to it: far
+#: above the rounding of a sum of 10^5 values (1e-12), far below what two different permutations differ by.
+TIE_TOLERANCE = 1e-9
+#: Most bytes of permutations and resamples that are kept for the next metric.
+MOST_KEPT = 1 << 27
+CHUNK_VALUES = 1 << 21  # numbers per chunk of resamples (16 MB in double precision)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval: bounds, level, how it was made and the number of independent units behind it."""
+
+    low: float
+    high: float
+    level: float
+    method: str
+    n_units: int
+
+
+@dataclass(frozen=True)
+class PermutationResult:
+    """An observed statistic beside its permutation null.
+
+    Parameters
+    ----------
+    observed
+        Mean (or median) over predictions under the true assignment.
+    null_mean
+        Exact mean over all admissible assignments: the chance level of this statistic on these data. Of a median, the
+        mean of the null.
+    null_low, null_high
+        2.5 and 97.5 percentiles of the null.
+    p_value
+        (b + 1) / (m + 1), with b permutations at least as extreme among m.
+    alternative
+        ``greater``, ``less`` or ``two-sided`` (distance from `null_mean`).
+    null : array of shape (n_permutations,)
+        The permuted statistics.
+    """
+
+    observed: float
+    null_mean: float
+    null_low: float
+    null_high: float
+    p_value: float
+    alternative: Alternative
+    null: np.ndarray
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of first - second over the same items, its interval and a two-sided sign-flip p-value."""
+
+    mean: float
+    interval: Interval
+    p_value: float
+
+
+def bootstrap_interval(
+    values: np.ndarray,
+    *,
+    clusters: Labels | None = None,
+    subjects: Labels | None = None,
+    statistic: Statistic = "mean",
+    n_boot: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Return the percentile bootstrap interval of the mean or median of one value per row.
+
+    For identification scores the items are resampled while the set of distractors behind each value is held
+    fixed: the interval speaks of other items judged against this gallery.
+
+    Parameters
+    ----------
+    values : array of shape (n_rows,)
+        One finite value per row.
+    clusters : sequence of length n_rows, optional
+        Stimulus of each row; rows of one stimulus are resampled together. By default each row is its own.
+    subjects : sequence of length n_rows, optional
+        Subject of each row. Subjects are then resampled first and the stimuli of each drawn subject second, and
+        the statistic is the mean over subjects of their means, so subjects weigh the same.
+    statistic
+        ``mean`` or ``median``; the median is not available together with `subjects`.
+    n_boot
+        Number of resamples.
+    level
+        Coverage.
+    seed
+        Root seed.
+
+    Returns
+    -------
+    Interval
+        Percentile interval.
+
+    Raises
+    ------
+    DataError
+        If fewer than two units are there to resample, or a value is not finite.
+
+    Examples
+    --------
+    >>> interval = bootstrap_interval(np.arange(100.0), n_boot=2000)
+    >>> interval.low < 49.5 < interval.high
+    True
+    """
+    check_option("statistic", statistic, ("mean", "median"))
+    values = _check_values(values)
+    codes = _encode(clusters, len(values), "cluster")
+    generator = make_generator(seed, "bootstrap")
+    if subjects is not None:
+        if statistic != "mean":
+            raise ConfigError("the hierarchical bootstrap over subjects knows the mean only.")
+        whose = _encode(subjects, len(values), "subject")
+        draws = _bootstrap_subjects(values, codes, whose, n_boot, generator)
+        n_units = int(whose.max()) + 1
+    else:
+        draws = _bootstrap_clusters(values, codes, statistic, n_boot, generator, seed=seed)
+        n_units = int(codes.max()) + 1
+    if n_units < 2:
+        raise DataError("a bootstrap needs at least two stimuli (or subjects) to resample, got one.")
+    low, high = _percentiles(draws, level)
+    method = "bootstrap over subjects and stimuli" if subjects is not None else "bootstrap over stimuli"
+    return Interval(low, high, level, method, n_units)
+
+
+def bootstrap_nested(
+    subjects: Sequence[Sequence[np.ndarray]],
+    units: Sequence[Sequence[Labels]],
+    *,
+    n_boot: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Return the percentile interval of a mean over subjects of means over runs (seeds) of means over items.
+
+    Subjects are resampled first, then the runs of each drawn subject, then items. Runs of a subject that test the same
+    units share the draw, since an easy image is easy for all of them; otherwise each run has its own. A level with a
+    single unit is not resampled, so that the interval says nothing about others of its kind.
+
+    Parameters
+    ----------
+    subjects : per subject, per run, array of shape (n_items,)
+        One finite value per item; a single one where only the score of the run is known.
+    units : per subject, per run, sequence of length n_items
+        Stimulus of each item; items of one stimulus are resampled together.
+    n_boot, level, seed
+        As for `bootstrap_interval`.
+
+    Returns
+    -------
+    Interval
+        `n_units` is the number of subjects. Of few subjects or runs it is too narrow: n units spread their mean by
+        sqrt((n - 1) / n) of what it really varies. So it is where subjects share their items and some are easy for all,
+        since each drawn subject has its own draw.
+
+    Examples
+    --------
+    >>> one, two = np.array([0.0, 1.0, 1.0]), np.array([1.0, 1.0, 1.0])
+    >>> found = bootstrap_nested([[one, one], [two, two]], [[list("abc")] * 2] * 2, n_boot=500)
+    >>> found.low < 5 / 6 <= found.high == 1.0
+    True
+    """
+    generator = make_generator(seed, "bootstrap", "nested")
+    drawn = generator.integers(0, len(subjects), (n_boot, len(subjects)))  # which subject fills which slot
+    total = np.zeros(n_boot)
+    for subject, (runs, labels) in enumerate(zip(subjects, units, strict=True)):
+        resample, _ = np.nonzero(drawn == subject)
+        values = [_check_values(run) for run in runs]
+        codes = [_encode(names, len(run), "unit") for names, run in zip(labels, values, strict=True)]
+        shared = all([*map(str, names)] == [*map(str, labels[0])] for names in labels)
+        parts = []
+        for n in _chunks(len(resample), max(1, int(max(map(len, codes))))) if len(resample) else ():
+            means, times = np.empty((n, len(values))), None  # (n, n_runs)
+            for place, (run, code) in enumerate(zip(values, codes, strict=True)):
+                if times is None or not shared:
+                    n_units = int(code.max()) + 1
+                    picks = generator.integers(0, n_units, (n, n_units)) + n_units * np.arange(n)[:, None]
+                    times = np.bincount(picks.ravel(), minlength=n * n_units).reshape(n, n_units)
+                means[:, place] = times @ np.bincount(code, run) / (times @ np.bincount(code))
+            weights = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=n)
+            parts.append((means * weights).sum(axis=1) / len(values))
+        np.add.at(total, resample, np.concatenate([np.empty(0), *parts]))
+    low, high = _percentiles(total / len(subjects), level)
+    return Interval(low, high, level, "bootstrap over subjects, runs and items", len(subjects))
+
+
+def wilson_interval(n_hits: int, n: int, *, level: float = 0.95) -> Interval:
+    """Return the Wilson interval of a proportion, which holds for small counts and for 0 or n hits.
+
+    Examples
+    --------
+    >>> interval = wilson_interval(9, 10)
+    >>> round(interval.low, 3), round(interval.high, 3)
+    (0.596, 0.982)
+    """
+    from scipy.stats import binomtest
+
+    if not 0 <= n_hits <= n or n < 1:
+        raise DataError(f"{n_hits} hits out of {n} is not a proportion.")
+    found = binomtest(n_hits, n).proportion_ci(level, method="wilson")
+    return Interval(float(found.low), float(found.high), level, "wilson", n)
+
+
+def compute_p_value(
+    observed: np.ndarray | float,
+    null: np.ndarray,
+    *,
+    alternative: Alternative = "greater",
+    centre: float = 0.0,
+) -> np.ndarray:
+    """Return the share of permutations at least as extreme as what was observed, which counts as one of them.
+
+    Parameters
+    ----------
+    observed : float or array of shape (n_tests,)
+        One statistic, or one per test.
+    null : array of shape (n_permutations,) or (n_permutations, n_tests)
+        The statistics under permutations. Several tests against one null, that of the most extreme of them in each
+        permutation, are corrected for their number by the maximum statistic.
+    alternative
+        ``greater`` where high values are good, ``less``, or ``two-sided`` (distance from `centre`).
+    centre
+        Middle of the null.
+
+    Returns
+    -------
+    float array of the shape of `observed`
+        (b + 1) / (m + 1). Equal values count as extreme; see `TIE_TOLERANCE`.
+
+    Examples
+    --------
+    >>> float(compute_p_value(3.0, np.array([1.0, 2.0, 3.0])))
+    0.5
+    >>> compute_p_value(np.array([3.0, 1.5]), np.array([1.0, 2.0, 1.0])).tolist()
+    [0.25, 0.5]
+    """
+    values = np.asarray(observed, dtype=np.float64)
+    slack = TIE_TOLERANCE * np.maximum(1.0, np.abs(values))
+    if alternative == "less":
+        values, null = -values, -null
+    elif alternative == "two-sided":
+        values, null = np.abs(values - centre), np.abs(null - centre)
+    if null.ndim == 1:  # sorted once, so that many tests do not make a table of tests by permutations
+        n_extreme = len(null) - np.searchsorted(np.sort(null), values - slack, side="left")
+    else:
+        n_extreme = (null >= values - slack).sum(axis=0)
+    return np.asarray((1 + n_extreme) / (1 + len(null)))
+
+
+def permute_within(
+    labels: np.ndarray, blocks: Sequence[np.ndarray], n: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Return labels permuted among the entries of each block, shape (n, n_labels).
+
+    Parameters
+    ----------
+    labels : array of shape (n_labels,)
+    blocks : sequence of int arrays
+        Entries that are exchanged among each other; every entry is in one block.
+    n
+        Number of permutations.
+    generator
+        Where they come from, block by block.
+    """
+    permuted = np.empty((n, len(labels)), dtype=labels.dtype)
+    for block in blocks:
+        permuted[:, block] = generator.permuted(np.tile(labels[block], (n, 1)), axis=1)
+    return permuted
+
+
+def correct_holm(p_values: np.ndarray) -> np.ndarray:
+    """Return Holm's step-down adjusted p-values, which bound the chance of a single false claim; shape (n_tests,).
+
+    Parameters
+    ----------
+    p_values : array of shape (n_tests,)
+
+    Examples
+    --------
+    >>> correct_holm(np.array([0.01, 0.04, 0.03])).round(2).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    values = np.asarray(p_values, dtype=float)
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        raise DataError("p-values to correct must be one number between 0 and 1 per test.")
+    order = np.argsort(values, kind="stable")
+    scaled = values[order] * (len(values) - np.arange(len(values)))
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
+    return adjusted
+
+
+def correct_fdr(p_values: np.ndarray) -> np.ndarray:
+    """Return Benjamini and Hochberg's adjusted p-values, shape (n_tests,).
+
+    Calling all tests up to q significant leaves an expected share of at most q of false ones among them, for tests that
+    are independent or positively dependent, as neighbouring voxels and times are.
+
+    Parameters
+    ----------
+    p_values : array of shape (n_tests,)
+
+    Examples
+    --------
+    >>> correct_fdr(np.array([0.01, 0.04, 0.03, 0.5])).round(3).tolist()
+    [0.04, 0.053, 0.053, 0.5]
+    """
+    values = np.asarray(p_values, dtype=float)
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        raise DataError("p-values to correct must be one number between 0 and 1 per test.")
+    order = np.argsort(values, kind="stable")
+    scaled = values[order] * len(values) / np.arange(1, len(values) + 1)
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.minimum.accumulate(scaled[::-1])[::-1]
+    return np.minimum(adjusted, 1.0)
+
+
+def paired_difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    clusters: Labels | None = None,
+    subjects: Labels | None = None,
+    n_boot: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> PairedDifference:
+    """Compare two methods on the same rows, in the same order.
+
+    Parameters
+    ----------
+    first, second : arrays of shape (n_rows,)
+        One value per row, for example a hit per trial.
+    clusters, subjects, n_boot, level, seed
+        As for `bootstrap_interval`.
+
+    Returns
+    -------
+    PairedDifference
+        The p-value flips the sign of whole stimuli (of each subject, where given): it speaks of these subjects.
+    """
+    first, second = _check_values(first), _check_values(second)
+    if len(first) != len(second):
+        raise DataError(f"paired values must have the same length, got {len(first)} and {len(second)}.")
+    difference = first - second
+    interval = bootstrap_interval(
+        difference, clusters=clusters, subjects=subjects, n_boot=n_boot, level=level, seed=seed
+    )
+    units, weighted = _encode(clusters, len(first), "cluster"), difference / len(difference)
+    if subjects is not None:
+        whose = _encode(subjects, len(first), "subject")
+        # Each subject weighs the same, whatever its number of rows, as in the interval.
+        weighted = difference / (np.bincount(whose)[whose] * (whose.max() + 1))
+        units = np.unique(units * (whose.max() + 1) + whose, return_inverse=True)[1]
+    sums = np.bincount(units, weighted)  # (n_units,): the sign of a stimulus flips for all its rows
+    generator = make_generator(seed, "sign-flip")
+    null = np.concatenate(
+        [
+            (generator.integers(0, 2, (n, len(sums)), dtype=np.int8) * 2.0 - 1.0) @ sums
+            for n in _chunks(n_boot, len(sums))
+        ]
+    )
+    observed = float(sums.sum())
+    p_value = float(compute_p_value(observed, null, alternative="two-sided"))
+    return PairedDifference(observed, interval, p_value)
+
+
+def permutation_test(
+    table: np.ndarray,
+    *,
+    truth: np.ndarray | None = None,
+    groups: Labels | None = None,
+    statistic: Statistic = "mean",
+    alternative: Alternative = "greater",
+    n_permutations: int = 10_000,
+    seed: int = 0,
+) -> PermutationResult:
+    """Test whether predictions fit their own ground truth better than they fit permuted ones.
+
+    Parameters
+    ----------
+    table : array of shape (n_predictions, n_stimuli)
+        Value of each prediction (row) if each stimulus (column) were its ground truth: any per-item metric such
+        as pixcorr, or a table of `braindecode_vis.scoring.identification`.
+    truth : int array of shape (n_predictions,), optional
+        True column of each row, by default the diagonal. Rows of one stimulus are permuted together; columns that
+        no row names (further gallery items) take no part in the permutation.
+    groups : sequence of length n_stimuli, optional
+        Class of each column; stimuli are then permuted within their class only, as a within-class score needs.
+    statistic
+        Of the values of all predictions: ``mean`` or ``median``.
+    alternative
+        ``greater`` where high values are good, ``less`` for errors and ranks, or ``two-sided``.
+    n_permutations
+        At least 10 000 where a p-value is quoted.
+    seed
+        Root seed.
+
+    Returns
+    -------
+    PermutationResult
+        Observed statistic, null and p-value.
+
+    Examples
+    --------
+    >>> permutation_test(np.eye(8), n_permutations=999).p_value
+    0.001
+    """
+    truth = np.arange(len(table)) if truth is None else truth
+    return permutation_test_folds(
+        [table], [truth], groups=[groups], statistic=statistic, alternative=alternative,
+        n_permutations=n_permutations, seed=seed,
+    )  # fmt: skip
+
+
+def permutation_test_folds(
+    tables: Sequence[np.ndarray],
+    truths: Sequence[np.ndarray],
+    *,
+    groups: Sequence[Labels | None] | None = None,
+    statistic: Statistic = "mean",
+    alternative: Alternative = "greater",
+    n_permutations: int = 10_000,
+    seed: int = 0,
+) -> PermutationResult:
+    """Test the statistic of all predictions of several galleries, each permuted within its own.
+
+    Parameters
+    ----------
+    tables, truths, groups
+        One per gallery, as for `permutation_test`.
+    statistic, alternative, n_permutations, seed
+        As for `permutation_test`; the permutations of the galleries are independent of each other.
+    """
+    check_option("alternative", alternative, ("greater", "less", "two-sided"))
+    check_option("statistic", statistic, ("mean", "median"))
+    listed = [None] * len(tables) if groups is None else list(groups)
+    parts = [_Permuted.make(*part) for part in zip(tables, truths, listed, strict=True)]
+    own = np.concatenate([part.own for part in parts])
+    n_rows = len(own)
+    width = sum(len(part.shown) for part in parts)
+    sizes = list(_chunks(n_permutations, width if statistic == "mean" else max(n_rows, width)))
+    nulls = []
+    # Every metric of a run is tested by the same permutations, with classes kept and without.
+    drawn = [part.draw(sizes, seed + number, keep=statistic == "mean") for number, part in enumerate(parts)]
+    for size, blocks in zip(sizes, zip(*drawn, strict=True), strict=True):
+        if statistic == "mean":
+            total = np.zeros(size)
+            for part, assigned in zip(parts, blocks, strict=True):
+                part.add_sums(total, assigned)
+            nulls.append(total / n_rows)
+        else:
+            values = [part.look_up(assigned) for part, assigned in zip(parts, blocks, strict=True)]
+            nulls.append(np.median(np.concatenate(values), axis=0))
+    null = np.concatenate(nulls)
+    if statistic == "mean":
+        observed, null_mean = float(own.mean()), sum(part.cell_sum for part in parts) / n_rows
+    else:
+        observed, null_mean = float(np.median(own)), float(null.mean())
+    low, high = _percentiles(null, 0.95)
+    p_value = float(compute_p_value(observed, null, alternative=alternative, centre=null_mean))
+    return PermutationResult(observed, null_mean, low, high, p_value, alternative, null)
+
+
+@dataclass(frozen=True)
+class _Permuted:
+    """A table whose shown columns are permuted within blocks.
+
+    Parameters
+    ----------
+    table : array of shape (n_rows, n_columns)
+    shown : int array of shape (n_shown,)
+        Columns that are some row's own.
+    slot : int array of shape (n_rows,)
+        Entry of `shown` that is the row's own.
+    blocks
+        Entries of `shown` that are permuted among each other.
+    """
+
+    table: np.ndarray
+    shown: np.ndarray
+    slot: np.ndarray
+    blocks: list[np.ndarray]
+
+    @classmethod
+    def make(cls, table: np.ndarray, truth: np.ndarray, groups: Labels | None) -> _Permuted:
+        check_finite(table, what="the table to permute", row_names=range(len(table)), unit="prediction")
+        n_rows, n_columns = table.shape
+        truth = np.asarray(truth)
+        if len(truth) != n_rows or truth.min() < 0 or truth.max() >= n_columns:
+            raise DataError(f"`truth` must name one of {n_columns} columns for each of {n_rows} predictions.")
+        shown, slot = np.unique(truth, return_inverse=True)
+        labels = (
+            _encode(groups, n_columns, "group")[shown] if groups is not None else np.zeros(len(shown), int)
+        )
+        blocks = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        return cls(np.asarray(table, dtype=np.float64), shown, slot, blocks)
+
+    @property
+    def own(self) -> np.ndarray:
+        """Value of each row against its own column."""
+        return self.table[np.arange(len(self.table)), self.shown[self.slot]]
+
+    @property
+    def cell_sum(self) -> float:
+        """Sum over rows of their mean over admissible columns: the mean over all permutations, exactly."""
+        total = 0.0
+        for block in self.blocks:
+            rows = np.flatnonzero(np.isin(self.slot, block))
+            total += float(self.table[np.ix_(rows, self.shown[block])].mean(axis=1).sum())
+        return total
+
+    @cached_property
+    def sums(self) -> np.ndarray:
+        """Values of each shown stimulus, summed over its rows, beside each shown stimulus: (n_shown, n_shown)."""
+        table = self.table if len(self.shown) == self.table.shape[1] else self.table[:, self.shown]
+        if np.array_equal(self.slot, np.arange(len(self.shown))):
+            return np.ascontiguousarray(table)
+        sums = np.zeros((len(self.shown), len(self.shown)))
+        np.add.at(sums, self.slot, table)
+        return sums
+
+    def draw(self, sizes: Sequence[int], seed: int, *, keep: bool) -> Iterable[np.ndarray]:
+        """Yield which shown stimulus each gets under permutations, (n_shown, size)."""
+        n_shown = len(self.shown)
+        block_of = np.empty(n_shown, np.int64)
+        for number, block in enumerate(self.blocks):
+            block_of[block] = number
+        key = (block_of.tobytes(), tuple(sizes), seed)
+        # Transposed: what is looked up one after the other then stands in one row of the table.
+        drawn = (np.ascontiguousarray(assigned.T, np.intp) for assigned in _draw_permutations(*key))
+        return _keep_draws(("permutation", *key), sum(sizes) * n_shown, n_shown, drawn) if keep else drawn
+
+    def add_sums(self, total: np.ndarray, assigned: np.ndarray) -> None:
+        """Add to `total`, (size,), what all rows together would be worth beside the stimuli that they got."""
+        # Rows of one stimulus move together, so a mean needs their sum only. Stimulus by stimulus, so that a row of the
+        # table and the total stay in the cache, and the null is the same to the bit whatever the number of draws.
+        for values, places in zip(self.sums, assigned, strict=True):
+            total += values.take(places)
+
+    def look_up(self, assigned: np.ndarray) -> np.ndarray:
+        """Return what each row would be worth beside the stimulus that it got, (n_rows, size)."""
+        table = self.table[:, self.shown]
+        return np.take_along_axis(table, assigned[self.slot], axis=1)
+
+
+def _draw_permutations(block_of: bytes, sizes: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
+    """Yield permutations of the entries of each block, (size, n_entries); `block_of` is the block of each as int64."""
+    labels = np.frombuffer(block_of, np.int64)
+    blocks = [np.flatnonzero(labels == number) for number in range(labels.max() + 1)]
+    generator = make_generator(seed, "permutation")
+    for size in sizes:
+        yield permute_within(np.arange(len(labels)), blocks, size, generator)
+
+
+_kept: OrderedDict[Hashable, list[np.ndarray]] = OrderedDict()  # the latest last
+
+
+def _keep_draws(
+    key: Hashable, n_entries: int, most: int, draws: Iterable[np.ndarray]
+) -> Iterable[np.ndarray]:
+    """Return the draws that `key` stands for, which cost more to make than to use; together up to `MOST_KEPT`.
+
+    `most` is the largest of the entries: they are kept in the smallest type that holds it.
+    """
+    compact = np.min_scalar_type(most)
+    if n_entries * compact.itemsize > MOST_KEPT:
+        return draws
+    found = _kept.pop(key, None)
+    if found is None:
+        found = [drawn.astype(compact) for drawn in draws]
+    while _kept and _count_bytes(found, *_kept.values()) > MOST_KEPT:
+        _kept.popitem(last=False)  # the one that was not used for longest
+    _kept[key] = found
+    return (drawn.astype(np.intp) for drawn in found)
+
+
+def _count_bytes(*kept: list[np.ndarray]) -> int:
+    return sum(drawn.nbytes for draws in kept for drawn in draws)
+
+
+def _bootstrap_clusters(
+    values: np.ndarray,
+    codes: np.ndarray,
+    statistic: str,
+    n_boot: int,
+    generator: np.random.Generator,
+    *,
+    seed: int | None = None,
+) -> np.ndarray:
+    """Return the statistic of each resample; `seed` says that the generator is new, so that its draws can be kept."""
+    sums, counts = np.bincount(codes, values), np.bincount(codes)
+    n = len(sums)
+    alike = bool((counts == counts[0]).all())
+    order = np.argsort(values, kind="stable")  # sorted once: a median of a resample is a place in this order
+    sizes = tuple(_chunks(n_boot, max(n, len(values))))
+    draws: Iterable[np.ndarray] = (generator.integers(0, n, (size, n)) for size in sizes)
+    if seed is not None:
+        draws = _keep_draws(("bootstrap", seed, n, sizes), n_boot * n, n, draws)
+    parts = []
+    for size, drawn in zip(sizes, draws, strict=True):
+        if statistic == "mean":
+            n_rows = n * counts[0] if alike else counts.take(drawn).sum(axis=1)
+            parts.append(sums.take(drawn).sum(axis=1) / n_rows)
+            continue
+        flat = (drawn + n * np.arange(size)[:, None]).ravel()
+        times = np.bincount(flat, minlength=size * n).reshape(size, n)[:, codes[order]]  # (size, n_rows)
+        seen = 2 * np.cumsum(times, axis=1)
+        half = seen[:, -1:] / 2
+        lower, upper = (seen >= half).argmax(axis=1), (seen > half).argmax(axis=1)
+        parts.append((values[order][lower] + values[order][upper]) / 2)
+    return np.concatenate(parts)
+
+
+def _bootstrap_subjects(
+    values: np.ndarray, codes: np.ndarray, whose: np.ndarray, n_boot: int, generator: np.random.Generator
+) -> np.ndarray:
+    n_subjects = int(whose.max()) + 1
+    drawn = generator.integers(0, n_subjects, (n_boot, n_subjects))  # which subject fills which slot
+    total = np.zeros(n_boot)
+    for subject in range(n_subjects):
+        own = whose == subject
+        inner = np.unique(codes[own], return_inverse=True)[1]
+        # A subject drawn twice is resampled twice, so each slot of each resample gets its own mean.
+        resample, _ = np.nonzero(drawn == subject)
+        means = _bootstrap_clusters(values[own], inner, "mean", len(resample), generator)
+        np.add.at(total, resample, means)
+    return total / n_subjects
+
+
+def _chunks(n: int, width: int) -> Iterator[int]:
+    if n < 1:
+        raise ConfigError(f"the number of resamples must be at least 1, got {n}.")
+    step = max(1, CHUNK_VALUES // width)  # the draws of a chunk do not depend on its size
+    for start in range(0, n, step):
+        yield min(step, n - start)
+
+
+def _percentiles(draws: np.ndarray, level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise ConfigError(f"the level of an interval must lie between 0 and 1, got {level}.")
+    low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def _check_values(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise DataError(f"statistics need one value per item, got an array of shape {values.shape}.")
+    check_finite(values, what="the values per item", row_names=range(len(values)), unit="item")
+    return values
+
+
+def _encode(labels: Labels | None, n: int, what: str) -> np.ndarray:
+    """Return labels as integers 0 ... n_labels - 1."""
+    if labels is None:
+        return np.arange(n)
+    if len(labels) != n:
+        raise DataError(f"{n} items came with {len(labels)} {what} labels.")
+    return np.unique(np.array([str(label) for label in labels]), return_inverse=True)[1]

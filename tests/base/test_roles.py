@@ -1,0 +1,372 @@
+"""A class of every role that lies outside the package, with the required methods alone, through a whole run."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from braindecode_vis import pipeline
+from braindecode_vis.base import roles, store
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.settings import Settings
+from braindecode_vis.config import read_config
+from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig, make_synthetic_digits
+from braindecode_vis.encoders.ridge import RidgeConfig
+from braindecode_vis.generation.controls import NearestConfig
+from braindecode_vis.generation.priors.closed_form import IdentityPriorConfig
+from braindecode_vis.parts.audit.run import audit_run
+from braindecode_vis.pipeline.learning import predict_out_of_fold
+from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.training.network_config import NetworkEncoderConfig
+
+SMALL = ["evaluation.n_bootstrap=200", "evaluation.n_permutations=200"]
+
+
+class PlainDataset(Settings):
+    """Digits that are written by a data set of no more than the required methods."""
+
+    kind: Literal["plain_dataset"] = "plain_dataset"
+    n_train: int = 60
+    n_test: int = 12
+
+    def check(self):
+        return []
+
+    def hash_inputs(self):
+        return {}
+
+    def write(self, folder: Path, *, seed: int) -> None:
+        made = SyntheticDigitsConfig(n_train=self.n_train, n_test=self.n_test, n_voxels=50, snr=4.0)
+        responses, stimuli = make_synthetic_digits(made, seed=seed)
+        store.write_responses(folder / "responses", responses)
+        store.write_stimuli(folder / "stimuli", stimuli)
+
+
+class PlainDataOfRuns(PlainDataset):
+    """The same with four runs, in each of which every concept is shown."""
+
+    kind: Literal["plain_runs"] = "plain_runs"
+
+    def write(self, folder: Path, *, seed: int) -> None:
+        made = SyntheticDigitsConfig(n_train=200, n_test=2, n_voxels=50, snr=4.0)
+        responses, stimuli = make_synthetic_digits(made, seed=seed)
+        turn = responses.trials.groupby("concept").cumcount().to_numpy() % 4
+        trials = responses.trials.assign(run=[f"{number:02d}" for number in turn])
+        store.write_responses(folder / "responses", responses.with_trials(trials))
+        store.write_stimuli(folder / "stimuli", stimuli)
+
+
+class PlainImageSettings(Settings):
+    kind: Literal["plain_image"] = "plain_image"
+
+    def build(self):
+        return PlainImageEncoder()
+
+
+class PlainImageEncoder:
+    space = "plain/rows-and-columns"
+
+    def encode(self, images):
+        grey = [np.asarray(image, np.float32).mean(axis=-1) / 255 for image in images]
+        return np.stack([np.concatenate([image.mean(axis=0), image.mean(axis=1)]) for image in grey])
+
+
+class PlainFittedSettings(Settings):
+    """An image encoder that learns from the training images, and so must write what it learnt."""
+
+    kind: Literal["plain_fitted"] = "plain_fitted"
+    fitted_on_training_images: bool = True
+
+    def build(self):
+        return PlainFittedEncoder()
+
+
+class PlainFittedEncoder(PlainImageEncoder):
+    space = "plain/centred"
+
+    def fit(self, images):
+        self.mean = super().encode(images).mean(axis=0)
+        return self
+
+    def encode(self, images):
+        return super().encode(images) - self.mean
+
+    def write(self, folder):
+        np.save(folder / "mean.npy", self.mean)
+
+    def read(self, folder):
+        self.mean = np.load(folder / "mean.npy")
+        return self
+
+
+class PlainBrainSettings(Settings):
+    kind: Literal["plain_brain"] = "plain_brain"
+
+    def build(self, *, seed: int):
+        return PlainBrainEncoder()
+
+
+class PlainBrainEncoder:
+    """Least squares with a fixed penalty."""
+
+    def fit(self, responses: Responses, targets: Embeddings):
+        data = responses.as_matrix()
+        gram = data.T @ data + 10 * np.eye(data.shape[1], dtype=np.float32)
+        self.mean, self.space = targets.flat().mean(axis=0), targets.space
+        self.weights = np.linalg.solve(gram, data.T @ (targets.flat() - self.mean)).astype(np.float32)
+
+    def predict(self, responses: Responses) -> Embeddings:
+        return Embeddings(
+            responses.as_matrix() @ self.weights + self.mean, responses.stimulus_ids, self.space
+        )
+
+    def write(self, folder: Path) -> None:
+        np.save(folder / "weights.npy", np.vstack([self.weights, self.mean]))
+        store.write_json(folder / "space.json", self.space)
+
+    def read(self, folder: Path):
+        self.weights, self.mean = np.split(np.load(folder / "weights.npy"), [-1])
+        self.mean, self.space = self.mean[0], store.read_json(folder / "space.json")
+        return self
+
+
+class PlainCategorySettings(Settings):
+    kind: Literal["plain_categories"] = "plain_categories"
+    decodes_categories: bool = True
+
+    def build(self, *, seed: int):
+        return PlainCategoryDecoder()
+
+
+class PlainCategoryDecoder:
+    """The nearest mean."""
+
+    def fit(self, responses, labels):
+        self.classes = tuple(sorted(set(labels)))
+        self.means = np.stack([responses.as_matrix()[labels == name].mean(axis=0) for name in self.classes])
+
+    def decision(self, responses):
+        return responses.as_matrix() @ self.means.T - (self.means**2).sum(axis=1) / 2
+
+    def write(self, folder):
+        np.save(folder / "means.npy", self.means)
+        store.write_json(folder / "classes.json", list(self.classes))
+
+    def read(self, folder):
+        self.means, self.classes = (
+            np.load(folder / "means.npy"),
+            tuple(store.read_json(folder / "classes.json")),
+        )
+        return self
+
+
+class PlainPriorSettings(Settings):
+    kind: Literal["plain_prior"] = "plain_prior"
+
+    def build(self, *, seed: int):
+        return PlainPrior()
+
+
+class PlainPrior:
+    """Half of the way to the mean of the training images."""
+
+    def fit(self, predicted, target, *, images=None):
+        assert predicted is not None
+        assert len(predicted) == len(target)
+        self.mean = target.vectors.mean(axis=0)
+        return self
+
+    def sample(self, predicted, *, n_draws, seed):
+        ids = np.repeat(predicted.ids, n_draws)
+        return Embeddings(
+            np.repeat((predicted.vectors + self.mean) / 2, n_draws, axis=0), ids, predicted.space
+        )
+
+
+class PlainGeneratorSettings(Settings):
+    kind: Literal["plain_generator"] = "plain_generator"
+
+    def build(self, data):
+        return PlainGenerator(data)
+
+
+class PlainGenerator:
+    """Grey images as bright as the embedding is large."""
+
+    def __init__(self, data):
+        self.space = data.embeddings.space
+
+    def accepts(self, space):
+        return space == self.space
+
+    def generate(self, embeddings, *, seed):
+        level = np.clip(embeddings.flat().mean(axis=1) * 255, 0, 255).astype(np.uint8)
+        return np.broadcast_to(level[:, None, None, None], (len(level), 8, 8, 3)).copy()
+
+
+ROLES = [
+    roles.DATASET, roles.IMAGE_ENCODER, roles.FITTED_IMAGE_ENCODER, roles.BRAIN_ENCODER, roles.CATEGORY_DECODER,
+    roles.NETWORK, roles.PRIOR, roles.IMAGE_GENERATOR, roles.IMAGE_ENCODER_SETTINGS, roles.ENCODER_SETTINGS,
+    roles.PRIOR_SETTINGS, roles.GENERATOR_SETTINGS,
+]  # fmt: skip
+
+
+def plain(name):
+    return f"tests.base.test_roles:{name}"
+
+
+def make_run(folder, *overrides, dataset="PlainDataset"):
+    source = folder.parent / "plain.yaml"
+    source.write_text(f"name: plain\ndataset: {{kind: '{plain(dataset)}'}}\n")
+    return open_run(read_config(source, [*SMALL, *overrides]), folder)
+
+
+def score(rows, metric, method="decoded"):
+    (value,) = [row["value"] for row in rows if row["metric"] == metric and row["method"] == method]
+    return value
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BRAINDECODE_VIS_CACHE", str(tmp_path / "cache"))
+
+
+def test_components_of_the_required_methods_alone_go_through_a_whole_run(tmp_path, own_cache):
+    parts = [
+        f"target.kind={plain('PlainImageSettings')}",
+        f"encoder.kind={plain('PlainBrainSettings')}",
+        f"prior.kind={plain('PlainPriorSettings')}",
+        f"generator.kind={plain('PlainGeneratorSettings')}",
+    ]
+    rows = pipeline.run_all(make_run(tmp_path / "run", *parts))
+    assert score(rows, "top1") > 0.3  # chance is 1 in 12
+    assert {"decoded", "shuffled", "nearest", "mean_image", "mean_embedding", "oracle"} <= {
+        r["method"] for r in rows
+    }
+    assert "plain_dataset" in (tmp_path / "run" / "report.html").read_text()
+    again = make_run(tmp_path / "run", *parts)
+    assert pipeline.run_all(again) == rows
+    predicted = predict_out_of_fold(again)[0].predicted
+    assert set(predicted.ids) == set(pipeline.preprocess(again).responses.stimulus_ids[:60])
+    assert not audit_run(tmp_path / "run").leaks
+
+
+def test_a_fitted_image_encoder_sees_training_images_and_is_read_back(tmp_path, own_cache):
+    run = make_run(tmp_path / "run", f"target.kind={plain('PlainFittedSettings')}", "generator.kind=nearest")
+    rows = pipeline.run_all(run)
+    bank, prepared = pipeline.embed(run)[0], pipeline.preprocess(run)
+    train = pd.unique(prepared.responses.stimulus_ids[prepared.folds[0].train])
+    np.testing.assert_allclose(bank.embeddings.select(train).flat().mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(
+        bank.encoder.encode(prepared.stimuli.iterate_images(train[:3])),
+        bank.embeddings.select(train[:3]).flat(),
+    )
+    assert score(rows, "top1") > 0.3
+
+
+def test_a_category_decoder_of_the_required_methods_alone(tmp_path):
+    parts = [f"encoder.kind={plain('PlainCategorySettings')}", "split.kind=leave_one_run_out"]
+    rows = pipeline.run_all(make_run(tmp_path / "run", *parts, dataset="PlainDataOfRuns"))
+    assert score(rows, "accuracy") > 0.4  # chance is 1 in 10
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["stages"]
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_a_missing_method_is_one_sentence(role):
+    for name in role.required:
+        have = dict.fromkeys(key for key in role.required if key != name)
+        sentence = (
+            rf"Broken cannot be the {role.name}: it has no {name}; required are {', '.join(role.required)}"
+        )
+        with pytest.raises(ConfigError, match=sentence):
+            roles.play(role, type("Broken", (), have)())
+    for name in role.learnt:
+        whole = roles.play(role, type("Broken", (), dict.fromkeys(role.required))())
+        with pytest.raises(ConfigError, match=rf"Broken cannot be the {role.name}: it has no {name}"):
+            getattr(whole, name)
+
+
+def test_a_read_that_returns_nothing_is_one_sentence(tmp_path):
+    class Forgetful(PlainBrainSettings):
+        def read(self, folder):
+            pass
+
+    sentence = "read of the brain encoder 'plain_brain' returned None; it must return the component"
+    with pytest.raises(ConfigError, match=sentence):
+        roles.read(roles.BRAIN_ENCODER, Forgetful(), tmp_path)
+
+
+def test_a_data_set_without_a_recording_is_one_sentence():
+    with pytest.raises(ConfigError, match="none of write, open_epochs, open_betas, open_bold"):
+        roles.find_source(Settings())
+
+
+@pytest.mark.parametrize(
+    ("role", "component"),
+    [
+        (roles.BRAIN_ENCODER, RidgeConfig().build(seed=0)),
+        (roles.PRIOR, IdentityPriorConfig().build()),
+        (roles.ENCODER_SETTINGS, NetworkEncoderConfig()),
+        (roles.GENERATOR_SETTINGS, NearestConfig()),
+    ],
+)
+def test_a_component_keeps_what_is_its_own(role, component):
+    whole = roles.play(role, component)
+    assert roles.play(role, whole) is whole
+    for name, default in role.defaults.items():
+        if hasattr(component, name):
+            assert getattr(whole, name) == getattr(component, name)
+        elif not callable(default):
+            assert getattr(whole, name) == default
+
+
+def test_out_of_fold_predictions_have_not_seen_their_image():
+    """The default refits without a fifth of the images; a memory of the training images finds none of them again."""
+
+    class Memory:
+        def fit(self, responses, targets):
+            self.known, self.space = set(responses.stimulus_ids), targets.space
+
+        def predict(self, responses):
+            known = np.array([[float(i in self.known)] for i in responses.stimulus_ids], np.float32)
+            return Embeddings(known, responses.stimulus_ids, self.space)
+
+        def write(self, folder):
+            raise AssertionError
+
+        read = write
+
+    class MemorySettings:
+        kind = "memory"
+
+        def build(self, *, seed):
+            return Memory()
+
+        def hashed_fields(self):
+            return {}
+
+    responses, _ = make_synthetic_digits(SyntheticDigitsConfig(n_train=20, n_test=2, n_voxels=2), seed=0)
+    rows = np.r_[np.arange(20), np.arange(20)]  # each image twice
+    trials = responses.select(rows)
+    targets = Embeddings(np.ones((40, 1), np.float32), trials.stimulus_ids, "ones")
+    encoder = roles.build(roles.BRAIN_ENCODER, MemorySettings(), seed=0)
+    encoder.fit(trials, targets)
+    assert encoder.predict(trials).vectors.all()
+    predicted = encoder.predict_out_of_fold(trials, targets)
+    assert not predicted.vectors.any()
+    assert predicted.ids.tolist() == trials.stimulus_ids.tolist()
+
+
+def test_a_part_of_a_context_has_a_folder_and_a_name_of_its_own(tmp_path):
+    told = []
+    context = Context(checkpoints=tmp_path, progress=lambda *args: told.append(args))
+    part = context.take_part("fold03")
+    part.progress(1, 2, "loss 0.1")
+    assert told == [(1, 2, "fold03, loss 0.1")]
+    assert part.checkpoints == tmp_path / "fold03"
+    assert Context().take_part("fold00") == Context()

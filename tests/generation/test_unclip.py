@@ -1,0 +1,226 @@
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.generation.hub import CLIP_GREY
+from braindecode_vis.generation.hub_config import KandinskyConfig, TokenUnclipConfig, UnclipConfig
+
+
+def load_models():
+    spec = importlib.util.spec_from_file_location("hub_models", Path(__file__).with_name("hub_models.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+models = load_models()
+BIGG = "openclip/ViT-bigG-14/random-0/output/own/raw/x"
+TOKENS = "openclip/ViT-bigG-14/random-0/output/patches/raw/x"
+
+
+class GreyEncoder:
+    """Stands for the condition's encoder: says what it was asked to embed."""
+
+    def __init__(self):
+        self.seen = []
+
+    def encode(self, images):
+        self.seen += list(images)
+        return np.zeros((len(images), models.SIZE), np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("generators")
+
+
+@pytest.fixture(scope="module")
+def written(folder):
+    return {
+        "unclip": models.write_unclip(folder),
+        "kandinsky": models.write_kandinsky(folder),
+        "token_unclip": models.write_token_unclip(folder / "tokens"),
+    }
+
+
+def make(kind, written, **changes):
+    common = {"weights": written[kind], "device": "cpu", "steps": 2, "batch_size": 2} | changes
+    if kind == "unclip":
+        return UnclipConfig(**({"image_size": 32} | common)), models.make_data()
+    if kind == "kandinsky":
+        encoder = GreyEncoder()
+        config = KandinskyConfig(**({"image_size": 64} | common))
+        return config, models.make_data(space=BIGG, encoder=encoder)
+    config = TokenUnclipConfig(**({"image_size": 32, "n_tokens": 5} | common))
+    return config, models.make_data(shape=(5, models.SIZE), space=TOKENS)
+
+
+@pytest.mark.parametrize("kind", ["unclip", "kandinsky", "token_unclip"])
+def test_a_saved_folder_makes_images_that_follow_embedding_and_seed(kind, written):
+    config, data = make(kind, written)
+    generator = config.build(data)
+    rows = Embeddings(data.embeddings.vectors[:3], data.embeddings.ids[:3], data.embeddings.space)
+    images = generator.generate(rows, seed=0)
+    assert images.shape == (3, config.image_size, config.image_size, 3)
+    np.testing.assert_array_equal(images, generator.generate(rows, seed=0))
+    assert np.abs(images.astype(int) - generator.generate(rows, seed=1)).max() > 5
+    swapped = Embeddings(rows.vectors[::-1].copy(), rows.ids, rows.space)
+    assert np.abs(images.astype(int) - generator.generate(swapped, seed=0)).max() > 0
+    alone = make(kind, written, batch_size=1)[0].build(data).generate(rows, seed=0)
+    assert np.abs(alone.astype(int) - images).max() <= 1  # rounding
+
+
+@pytest.mark.parametrize("kind", ["unclip", "kandinsky", "token_unclip"])
+def test_without_guidance_the_plain_prediction_is_used(kind, written):
+    config, data = make(kind, written, guidance=1.0)
+    rows = Embeddings(data.embeddings.vectors[:2], data.embeddings.ids[:2], data.embeddings.space)
+    plain = config.build(data).generate(rows, seed=0)
+    guided = make(kind, written)[0].build(data).generate(rows, seed=0)
+    assert plain.shape == guided.shape
+    assert np.abs(plain.astype(int) - guided).max() > 0
+
+
+@pytest.mark.parametrize("kind", ["kandinsky", "token_unclip"])
+def test_an_initial_image_leaves_its_brightness(kind, written):
+    config, data = make(kind, written, steps=4)
+    generator = config.build(data)
+    rows = Embeddings(data.embeddings.vectors[:1], data.embeddings.ids[:1], data.embeddings.space)
+    start = [np.full((1, 8, 8, 3), value, np.uint8) for value in (5, 250)]
+
+    def difference(strength):
+        made = [generator.generate(rows, seed=0, initial=i, strength=strength) for i in start]
+        return np.abs(made[1].astype(int) - made[0]).mean()
+
+    assert difference(0.25) > difference(1.0)
+
+
+def test_unclip_takes_no_initial_image_and_says_so(written):
+    config, data = make("unclip", written)
+    with pytest.raises(ConfigError, match="takes no initial image"):
+        config.build(data).generate(data.embeddings, seed=0, initial=np.zeros((12, 8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize("change", [{"noise_level": 900}, {"prompt": "a b a b"}])
+def test_noise_on_the_embedding_and_a_prompt_change_the_image(change, written):
+    config, data = make("unclip", written)
+    rows = Embeddings(data.embeddings.vectors[:1], ["i0"], data.embeddings.space)
+    plain = config.build(data).generate(rows, seed=0)
+    changed = make("unclip", written, **change)[0].build(data).generate(rows, seed=0)
+    assert np.abs(plain.astype(int) - changed).max() > 0
+
+
+@pytest.mark.parametrize("kind", ["kandinsky", "token_unclip"])
+def test_a_generator_without_a_text_encoder_refuses_prompts(kind, written):
+    config, data = make(kind, written)
+    with pytest.raises(ConfigError, match=f"'{kind}' reads no text"):
+        config.build(data).generate(data.embeddings, seed=0, prompts=["a"] * len(data.embeddings))
+
+
+def test_kandinsky_leads_away_from_grey(written):
+    config, data = make("kandinsky", written)
+    rows = Embeddings(data.embeddings.vectors[:1], ["i0"], data.embeddings.space)
+    config.build(data).generate(rows, seed=0)
+    assert len(data.image_encoder.seen) == 1
+    assert (data.image_encoder.seen[0] == CLIP_GREY).all()
+
+
+def test_token_unclip_settings_do_what_they_say(written):
+    data = make("token_unclip", written)[1]
+    rows = Embeddings(data.embeddings.vectors[:1], ["i0"], data.embeddings.space)
+
+    def draw(**changes):
+        return make("token_unclip", written, **changes)[0].build(data).generate(rows, seed=0).astype(int)
+
+    base = draw()
+    assert np.abs(base - draw(unconditional="zeros")).max() > 0
+    assert np.abs(base - draw(offset_noise=1.0)).max() > 0
+    assert np.abs(base - draw(original_size=64)).max() > 0
+    plain = draw(brightness="plain")
+    inside = (base > 0) & (base < 255) & (plain > 0) & (plain < 255)
+    # 0.8 v + 0.2 with v = 2 p - 1 is 1.6 p - 0.6.
+    np.testing.assert_allclose(base[inside], (1.6 * plain / 255 - 0.6)[inside] * 255, atol=1.6)
+    assert inside.sum() > 100
+
+
+def test_the_layout_of_a_token_unclip_is_checked(written, tmp_path):
+    with pytest.raises(DataError, match="lacks the folder unet"):
+        TokenUnclipConfig(weights=tmp_path, device="cpu").load()
+    models.write_token_unclip(tmp_path, room=10)  # as SDXL itself, whose text is pooled
+    with pytest.raises(DataError, match="room for 10 numbers instead of 4"):
+        TokenUnclipConfig(weights=tmp_path, device="cpu").load()
+    config, data = make("token_unclip", written, n_tokens=6)
+    with pytest.raises(ConfigError, match=r"rows of shape \(6, 32\), but .* has \(5, 32\)"):
+        config.build(data).generate(data.embeddings, seed=0)
+
+
+def test_a_token_unclip_that_is_told_no_size(tmp_path):
+    config, data = make("token_unclip", {"token_unclip": models.write_token_unclip(tmp_path, told=False)})
+    rows = Embeddings(data.embeddings.vectors[:1], ["i0"], data.embeddings.space)
+    assert config.build(data).generate(rows, seed=0).shape == (1, 32, 32, 3)
+
+
+def test_each_kind_says_what_to_bring(written):
+    for config in (UnclipConfig(), KandinskyConfig(), TokenUnclipConfig(allow_download=True)):
+        with pytest.raises(
+            ConfigError, match=f"generator {config.kind} has no weights: set generator.weights to"
+        ):
+            config.find_folder()
+    with pytest.raises(ConfigError, match="is conditioned on"):
+        UnclipConfig(weights=written["unclip"]).build(models.make_data(space="timm/dino"))
+
+
+@pytest.mark.parametrize("kind", ["unclip", "kandinsky", "token_unclip"])
+def test_a_space_that_is_named_is_taken_as_it_is(kind, written):
+    """Such as vectors that were computed elsewhere with the very network of the condition."""
+    shape = (5, models.SIZE) if kind == "token_unclip" else (models.SIZE,)
+    data = models.make_data(shape=shape, space="imported/mine", encoder=GreyEncoder())
+    with pytest.raises(
+        ConfigError, match=r"not on 'imported/mine'.* name the space in generator\.condition_spaces"
+    ):
+        make(kind, written)[0].build(data)
+    generator = make(kind, written, condition_spaces=("other", "imported/*"))[0].build(data)
+    rows = Embeddings(data.embeddings.vectors[:1], ["i0"], data.embeddings.space)
+    assert generator.accepts("imported/mine")
+    assert len(generator.generate(rows, seed=0)) == 1
+
+
+def test_a_damaged_scheduler_is_one_sentence(tmp_path):
+    folder = models.write_token_unclip(tmp_path)
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"_class')
+    config, data = make("token_unclip", {"token_unclip": folder})
+    with pytest.raises(DataError, match="does not describe a scheduler"):
+        config.build(data).generate(data.embeddings, seed=0)
+
+
+def test_a_second_pass_follows_the_text_of_each_trial(written, tmp_path):
+    """MindEye2's end: SDXL goes on from the images, led by the caption that was decoded for each."""
+    from diffusers import StableDiffusionXLPipeline
+
+    sdxl = models.write_sdxl(tmp_path)[0]
+    assert StableDiffusionXLPipeline.__name__ in (sdxl / "model_index.json").read_text()
+    refine = {"weights": sdxl, "steps": 4, "start_size": 16, "negative_prompt": "b"}
+    config, data = make("token_unclip", written, refine=refine)
+    plain = make("token_unclip", written)[0]
+    assert config.supports_prompts
+    assert not plain.supports_prompts
+    assert "refine" not in plain.hashed_fields()
+    assert config.describe_choices() == ["images refined by SDXL, 2 of 4 steps at guidance 5"]
+    rows = Embeddings(data.embeddings.vectors[:2], data.embeddings.ids[:2], data.embeddings.space)
+    generator = config.build(data)
+    first = generator.generate(rows, seed=0, prompts=["a", "a"]).astype(int)
+    led = generator.generate(rows, seed=0, prompts=["a", "a b b b"])
+    assert np.abs(led[0] - first[0]).max() <= 1
+    assert np.abs(led[1] - first[1]).max() > 0
+    assert np.abs(plain.build(data).generate(rows, seed=0) - first).max() > 1
+    alone = make("token_unclip", written, refine=refine, batch_size=1)[0].build(data)
+    assert np.abs(alone.generate(rows, seed=0, prompts=["a", "a"]) - first).max() <= 1
+    with pytest.raises(DataError, match=r"the prompt of row 0 \(i0\) has \d+ word pieces"):
+        generator.generate(rows, seed=0, prompts=["a b " * 80, ""])
+    with pytest.raises(ConfigError, match=r"should read .*nowhere, which does not exist"):
+        make("token_unclip", written, refine={"weights": tmp_path / "nowhere"})[0].refine.check_files()
+    with pytest.raises(ConfigError, match=r"set generator\.refine\.weights to a folder"):
+        make("token_unclip", written, refine={})[0].hashed_fields()

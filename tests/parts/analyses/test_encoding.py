@@ -1,0 +1,191 @@
+"""Encoding models of runs: planted responses are found and others are not; ceilings, groups, maps and refusals."""
+
+from dataclasses import replace
+
+import nibabel
+import numpy as np
+import pytest
+
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.parts.analyses.encoding import EncodingConfig, list_groups
+from braindecode_vis.preprocessing.splits import Fold
+from braindecode_vis.report.figures import render_plot
+from tests.parts.analyses.planted import make_epochs_study, make_parcel_study, make_study
+
+QUICK = {"n_resamples": 200}
+
+
+def draw_all(findings):
+    return [render_plot(plot.draw, size=plot.size) for plot in findings.plots]
+
+
+def test_parcels_that_follow_the_image_are_found_and_bounded_by_their_ceiling():
+    study = make_parcel_study({"Vis": 1.0, "Default": 0.0}, n_test=40, n_repetitions=4, noise=0.7)
+    findings = EncodingConfig(**QUICK).compute(study)
+    table = findings.table.set_index("column")
+    visual = table[[name.startswith("Vis") for name in table.index]]
+    rest = table[[name.startswith("Default") for name in table.index]]
+    assert (visual["q_value"] <= 0.05).all()
+    assert (visual["value"] > 0.7).all()
+    assert (rest["q_value"] > 0.05).all()
+    assert (visual["ci_low"] < visual["value"]).all()
+    assert (visual["value"] < visual["ci_high"]).all()
+    # Four repetitions of unit signal and noise 0.7: the ceiling is near, and values lie about it.
+    assert visual["normalised"].mean() == pytest.approx(1, abs=0.1)
+    assert rest["normalised"].isna().any()
+    assert (visual["explained"] > 0.5).all()
+    assert (rest["explained"] < 0.1).all()
+    scores = {score.metric.partition("@")[2]: score for score in findings.scores}
+    assert set(scores) == {"all", "Vis", "Default"}
+    assert scores["Vis"].ci_low > 0.5
+    assert scores["Default"].ci_low < 0 < scores["Default"].ci_high
+    assert scores["Vis"].noise_ceiling > scores["Default"].noise_ceiling
+    assert [plot.name for plot in findings.plots] == ["map_sub-01", "groups"]
+    assert all("<svg" in svg for svg in draw_all(findings))
+    assert "mean correlation" in findings.summary
+
+
+def test_noise_is_not_encoded():
+    """No signal: every score within its own chance, and no more significant responses than the rate allows."""
+    study = make_parcel_study({"Vis": 0.0}, n_parcels=40, n_test=40)
+    findings = EncodingConfig(**QUICK).compute(study)
+    assert (findings.table["q_value"] <= 0.05).mean() <= 0.05
+    assert abs(findings.table["value"].mean()) < 0.06
+
+
+def test_folds_and_subjects_are_told_apart():
+    study = make_parcel_study({"Vis": 1.0}, n_test=20, subjects=("01", "02"), noise=0.5)
+    rows = np.arange(study.responses.n_trials)
+    ids = study.responses.stimulus_ids.astype(str)
+    parts = np.array_split(np.unique(ids), 4)
+    folds = [Fold(rows[~np.isin(ids, part)], rows[np.isin(ids, part)]) for part in parts]
+    findings = EncodingConfig(noise_ceiling=None, **QUICK).compute(
+        replace(study, folds=folds, banks=list(study.banks) * 4)
+    )
+    assert findings.table.groupby("subject").size().to_dict() == {"01": 8, "02": 8}
+    assert (findings.table["n"] == 80).all()
+    assert (findings.table["value"] > 0.6).all()
+    assert findings.table["ceiling"].isna().all()
+
+
+def test_channels_and_times_are_mapped(tmp_path):
+    study = make_epochs_study(n_times=30, onset=0.1, n_test=30, n_repetitions=4, noise=0.5)
+    findings = EncodingConfig(width=0.05, **QUICK).compute(study)
+    table = findings.table
+    after, active = table["start"] >= 0.1 - 1e-9, table["column"].isin(["O1", "Oz", "O2", "PO7"])
+    assert (table[after & active]["value"] > 0.6).all()
+    assert abs(table[~after]["value"].mean()) < 0.2
+    assert (table[after & active]["ceiling"] > 0.8).all()
+    assert len(table) == 16 * 6
+    assert {score.metric for score in findings.scores} >= {
+        "encoding_correlation@all",
+        "encoding_correlation@occipital",
+    }
+    assert [plot.name for plot in findings.plots] == ["map_sub-01", "times", "groups"]
+    draw_all(findings)
+    files = {file.name: file for file in findings.files}
+    files["encoding_sub-01.npz"].write(tmp_path / "maps.npz")
+    with np.load(tmp_path / "maps.npz") as maps:
+        assert maps["correlation"].shape == (16, 6)
+        np.testing.assert_allclose(maps["correlation"].ravel(), table["value"], atol=1e-6)
+    import mne
+
+    files["encoding_sub-01-ave.fif"].write(tmp_path / "maps-ave.fif")
+    evoked = mne.read_evokeds(tmp_path / "maps-ave.fif", verbose="error")[0]
+    assert evoked.data.shape == (16, 6)
+    assert evoked.info["sfreq"] == pytest.approx(20)
+
+
+def test_voxels_become_volumes_and_spaces_are_compared(tmp_path):
+    def respond(vectors, generator):
+        return np.concatenate([vectors @ generator.normal(size=(4, 9)), np.zeros((len(vectors), 3))], axis=1)
+
+    mask = np.zeros((4, 4, 4), bool)
+    mask.ravel()[:12] = True
+    coords = {
+        "voxel_id": np.arange(12), "mask": mask, "affine": np.diag([2.0, 2.0, 2.0, 1.0]),
+    }  # fmt: skip
+    study = make_study(respond, ("trial", "voxel"), coords, n_test=30, noise=0.3)
+    findings = EncodingConfig(features=({"kind": "pixels"},), **QUICK).compute(study)
+    assert (findings.table["value"] < 0.6).all()  # pixels of noise say nothing
+    noise = Embeddings(
+        np.random.default_rng(3).normal(size=study.banks[0].vectors.shape), study.banks[0].ids, "noise"
+    )
+    config = EncodingConfig(**QUICK)
+    part = config._fit_subject(study, "01", {"noise": noise, "planted": study.banks[0]}, None, lambda n: None)
+    assert (part.shares.argmax(axis=1)[:9] == 1).all()
+    assert (part.added[1, :9] > 0.5).all()
+    findings = config._report(study, [part], ["noise", "planted"], None)
+    assert "spaces" in [plot.name for plot in findings.plots]
+    assert set(findings.table["space"]) <= {"noise", "planted"}
+    draw_all(findings)
+    files = {file.name: file for file in findings.files}
+    assert {
+        f"encoding_{kind}_sub-01.nii.gz" for kind in ("correlation", "significant", "ceiling", "space")
+    } <= set(files)
+    files["encoding_correlation_sub-01.nii.gz"].write(tmp_path / "map.nii.gz")
+    image = nibabel.load(tmp_path / "map.nii.gz")
+    np.testing.assert_allclose(np.asarray(image.dataobj).ravel()[:12], part.maps.correlation, atol=1e-6)
+    assert not list_groups(study.responses, "01")
+
+
+def test_what_has_no_meaning_is_refused():
+    study = make_parcel_study({"Vis": 1.0})
+    with pytest.raises(ConfigError, match="for trials with a time axis"):
+        EncodingConfig(width=0.1).compute(study)
+    with pytest.raises(DataError, match="decodes categories"):
+        EncodingConfig().compute(replace(study, banks=[]))
+    few = make_parcel_study({"Vis": 1.0}, n_test=2)
+    with pytest.raises(DataError, match="a correlation needs three"):
+        EncodingConfig().compute(few)
+
+
+def test_parcels_over_time_are_mapped_as_series(tmp_path):
+    networks = ["Vis", "Vis", "Default", "Default"]
+
+    def respond(vectors, generator):
+        out = np.zeros((len(vectors), 4, 3))
+        out[:, :2, 1:] = (vectors @ generator.normal(size=(4, 4))).reshape(-1, 2, 2)
+        return out
+
+    labels = np.repeat([1, 2, 3, 4], 2).astype(np.int32)
+    mask = np.zeros((2, 2, 2), bool) | True
+    coords = {
+        "parcel_names": ["a", "b", "c", "d"], "parcel_networks": networks, "times": [1.0, 3.0, 5.0],
+        "voxel_id": np.arange(8), "voxel_parcel": labels, "mask": mask, "affine": np.eye(4),
+    }  # fmt: skip
+    study = make_study(respond, ("trial", "parcel", "time"), coords, n_test=30, n_repetitions=4, noise=0.3)
+    findings = EncodingConfig(**QUICK).compute(study)
+    table = findings.table.set_index(["column", "start"])["value"]
+    assert (table[["a", "b"]].drop(1.0, level="start") > 0.8).all()
+    assert (table["c"].abs() < 0.6).all()
+    assert {score.metric.partition("@")[2] for score in findings.scores} == {"all", "Vis", "Default"}
+    assert {"map_sub-01", "times", "groups"} == {plot.name for plot in findings.plots}
+    draw_all(findings)
+    files = {file.name: file for file in findings.files}
+    files["encoding_correlation_sub-01.nii.gz"].write(tmp_path / "map.nii.gz")
+    image = nibabel.load(tmp_path / "map.nii.gz")
+    assert image.shape == (2, 2, 2, 3)
+    np.testing.assert_allclose(np.asarray(image.dataobj)[0, 0, 0], table["a"], atol=1e-6)
+
+
+def test_what_spaces_add_sums_to_what_they_explain_and_the_protocol_names_no_synthetic_training():
+    """Shares of predictions with the response alone summed to more than was explained."""
+    study = make_parcel_study({"Vis": 1.0}, n_test=30, noise=2.0)
+    rows = np.arange(study.responses.n_trials)
+    ids = study.responses.stimulus_ids.astype(str)
+    parts = np.array_split(np.unique(ids), 2)
+    folds = [Fold(rows[~np.isin(ids, part)], rows[np.isin(ids, part)]) for part in parts]
+    study = replace(
+        study, folds=folds, banks=list(study.banks) * 2, protocol="planted; trained with more",
+        only_trained="trained with more",
+    )  # fmt: skip
+    bank = study.banks[0]
+    spaces = {f"half {n}": Embeddings(bank.flat()[:, n::2], bank.ids, f"half {n}") for n in (0, 1)}
+    found = EncodingConfig(noise_ceiling=None, **QUICK)._fit_subject(
+        study, "01", spaces, None, lambda n: None
+    )
+    np.testing.assert_allclose(found.added.sum(axis=0), found.maps.explained, atol=1e-5)
+    scores = EncodingConfig(noise_ceiling=None, **QUICK).compute(study).scores
+    assert {score.protocol for score in scores} == {"planted"}

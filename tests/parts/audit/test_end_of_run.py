@@ -1,0 +1,132 @@
+"""Every run ends with the checks that are cheap; a leak is the first thing that report, shell and notebook say."""
+
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import braindecode_vis as bdv
+from braindecode_vis import pipeline
+from braindecode_vis.config import read_config
+from braindecode_vis.parts.audit.quick import audit_quickly
+from braindecode_vis.parts.phantom import SIZES
+from braindecode_vis.parts.studies.demo import make_phantom
+from braindecode_vis.pipeline.runs import open_run
+
+N_PICTURES, N_FEATURES = 20, 60
+QUICK = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100, "encoder.alphas": [10.0]}
+
+
+def make_experiment(*, copied):
+    rng = np.random.default_rng(0)
+    pictures = rng.random((N_PICTURES, 6, 6))
+    X = pictures.reshape(N_PICTURES, -1) @ rng.normal(size=(36, N_FEATURES))
+    X = (X + rng.normal(size=X.shape)).astype(np.float32)
+    if copied:
+        # Somebody duplicated trials and gave the copies another gain, and another picture.
+        X[10:] = 1.7 * X[:10] + 1e-3 * rng.normal(size=(10, N_FEATURES))
+    return X, pictures
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Return two folders of arrays: a sound one, and one with copies of trials."""
+    made = {}
+    for name in ("sound", "copied"):
+        root = tmp_path_factory.mktemp("own") / name
+        root.mkdir()
+        X, pictures = make_experiment(copied=name == "copied")
+        np.save(root / "data.npy", X)
+        np.save(root / "images.npy", pictures)
+        split = ["train"] * 10 + ["test"] * 10
+        pd.DataFrame({"stimulus_id": range(N_PICTURES), "split": split}).to_csv(
+            root / "trials.csv", index=False
+        )
+        made[name] = root
+    return made
+
+
+def list_words(root, out):
+    options = [f"--set={key}={value}" for key, value in QUICK.items()]
+    return ["run", "arrays_ridge", "--root", root, "--out", out, "--set=split={kind: published}", *options]
+
+
+def test_a_leak_ends_the_command_with_2_after_everything_was_written(folders, tmp_path, command_line):
+    done = command_line(*list_words(folders["copied"], tmp_path / "run"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: 1 leak in")
+    assert "drop the copies" in done.stderr
+    assert "top1" in done.stdout
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert (tmp_path / "run" / "scores.json").is_file()
+    body = page[page.index("<body>") :]
+    assert body.index('class="leaks"') < body.index("10 trial(s) are on both sides") < body.index("<h1>")
+
+
+def test_a_sound_run_ends_with_0_and_says_what_was_checked(folders, tmp_path, command_line):
+    done = command_line(*list_words(folders["sound"], tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "checked for leaks in" in done.stdout
+    assert "0 leak" in done.stdout
+    assert 'class="leaks"' not in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_notebook_is_warned():
+    X, pictures = make_experiment(copied=True)
+    data = bdv.from_arrays(X, images=pictures, split=["train"] * 10 + ["test"] * 10)
+    assert any("copies" in note for note in data.notes)
+    with pytest.warns(bdv.LeakWarning, match=r"both sides a second time.*see run\.leaks"):
+        run = bdv.decode(data, settings=QUICK)
+    assert len(run.leaks) == 1
+    assert set(run.audit()["level"]) >= {"leak"}
+
+
+def test_copies_on_one_side_are_no_leak():
+    X, pictures = make_experiment(copied=True)
+    side = [("train", "test")[n % 10 >= 7] for n in range(20)]  # a trial and its copy go together
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", bdv.LeakWarning)
+        assert bdv.decode(bdv.from_arrays(X, images=pictures, split=side), settings=QUICK).leaks == ()
+
+
+def test_a_shipped_configuration_raises_no_false_alarm(tmp_path):
+    overrides = ["evaluation.n_bootstrap=100", "evaluation.n_permutations=100", "encoder.alphas=[10]"]
+    run = open_run(read_config("synthetic_digits", overrides), tmp_path)
+    pipeline.run_all(run)
+    started = time.perf_counter()
+    found = audit_quickly(tmp_path)
+    assert time.perf_counter() - started < 5  # 0.2 s on a quiet machine
+    assert found.leaks == ()
+    assert {item.check for item in found.findings} >= {"chain", "trials", "image", "pixels", "copies"}
+
+
+FEW = ["evaluation.n_bootstrap=100", "evaluation.n_permutations=100"]
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
+
+
+def test_a_phantom_raises_no_false_alarm(tmp_path):
+    make_phantom("things-eeg2", tmp_path / "data", size=SIZES["things-eeg2"]["tiny"], snr=1.0, seed=0)
+    quick = [
+        "target={kind: pixels}",
+        "prior={kind: identity}",
+        "generator={kind: nearest}",
+        "evaluation.features=null",
+    ]
+    run = open_run(read_config("phantom_eeg", [*FEW, *quick], root=tmp_path / "data"), tmp_path / "run")
+    pipeline.run_all(run)
+    assert pipeline.check_leaks(run).leaks == ()
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real recordings in ../shared are not here")
+@pytest.mark.parametrize(
+    ("config", "folder"), [("digits69_ridge", "digits69"), ("haxby_slices", "haxby_slices")]
+)
+def test_real_recordings_raise_no_false_alarm(config, folder, tmp_path):
+    """Raw volumes of one run correlate above .999 with each other, and are no copies."""
+    run = open_run(read_config(config, FEW, root=SHARED / folder), tmp_path)
+    pipeline.run_all(run)
+    assert pipeline.check_leaks(run).leaks == ()

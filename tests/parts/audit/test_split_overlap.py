@@ -1,0 +1,223 @@
+"""What stands on both sides of a fold is named: images, concepts, sessions, pictures, trials, and what may not."""
+
+import numpy as np
+import pytest
+
+from braindecode_vis.base import store
+from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.parts.audit.files import open_audited
+from braindecode_vis.parts.audit.split_overlap import (
+    check_copies,
+    check_likeness,
+    check_pixels,
+    check_rows,
+    check_sides,
+    check_used,
+    count_units,
+    find_like_pictures,
+)
+from braindecode_vis.parts.phantom.stimuli.images import render_batch
+from tests.parts.audit.small_runs import read_name, write_artifact, write_bank, write_prepared, write_trained
+
+N = 24
+ROWS = np.arange(N)
+FOLDS = [(ROWS[:16], ROWS[16:])]
+
+
+@pytest.fixture
+def open_small(tmp_path):
+    """Return a function that writes trials and opens them."""
+
+    def write_and_open(folds=FOLDS, *, data=None, **options):
+        data = np.random.default_rng(0).normal(size=(N, 12)).astype(np.float32) if data is None else data
+        write_prepared(tmp_path, data, folds, **options)
+        return open_audited(tmp_path)
+
+    return write_and_open
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return render_batch(np.arange(N), np.zeros(N, int), size=64, seed=0)
+
+
+def by_check(findings):
+    return {item.check: item for item in findings}
+
+
+# --- rows and sides ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("folds", "words"),
+    [
+        (FOLDS, ""),
+        ([(ROWS[:17], ROWS[16:])], "1 trial(s) are trained on and tested, first row 16"),
+        ([(ROWS[:16], np.r_[ROWS[16:], 20, 21])], "2 trial(s) are tested more than once"),
+        ([(ROWS[:12], ROWS[16:]), (ROWS[:12], ROWS[14:19])], "3 trial(s) are tested more than once"),
+        ([(ROWS[:0], ROWS[16:])], "one side of the fold is empty"),
+    ],
+)
+def test_rows_that_are_tested_twice_or_trained_on_are_named(open_small, folds, words):
+    found = check_rows(open_small(folds))
+    assert [item.level for item in found] == ["leak" if words else "ok"]
+    assert words in found[0].message
+
+
+def test_an_image_on_both_sides_is_a_leak_though_no_split_declares_it(open_small):
+    """What is decoded is the image; a concept, a session or a subject may be shared unless the split says not."""
+    ids = [f"i{row % 16:02d}" for row in ROWS]
+    found = by_check(check_sides(open_small(ids=ids, concepts=[f"c{row % 4}" for row in range(N)])))
+    assert found["image"].level == "leak"
+    assert "8 image(s) are on both sides, first i00, i01, i02, ...; the split" in found["image"].message
+    assert {found[side].level for side in ("concept", "session", "subject", "run")} == {"ok"}
+
+
+def test_a_class_may_be_tested_by_its_pictures(open_small):
+    """Whoever decodes classes is warned only where a picture of the class comes back."""
+    labels = [f"c{row % 4}" for row in ROWS]
+    fields = {"split": {"kind": "leave_one_run_out"}}
+    found = by_check(check_sides(open_small(ids=labels, concepts=labels, fields=fields)))
+    assert found["image"].level == "ok"
+    assert "a category is decoded" in found["image"].message
+
+
+def test_what_several_folds_share_is_counted(open_small):
+    ids = [f"i{row % 16:02d}" for row in ROWS]
+    folds = [(ROWS[8:], ROWS[:8]), (np.r_[ROWS[:8], ROWS[16:]], ROWS[8:16]), (ROWS[:16], ROWS[16:])]
+    found = by_check(check_sides(open_small(folds, ids=ids)))
+    assert "(and in 1 more fold(s))" in found["image"].message
+
+
+@pytest.mark.parametrize(
+    ("by", "protocol", "level"),
+    [
+        (["trial", "concept"], "own", "leak"),
+        (["trial"], "Zero-shot over concepts", "leak"),
+        (["trial"], "own", "ok"),
+    ],
+)
+def test_concepts_are_shared_unless_the_split_or_its_name_says_not(open_small, by, protocol, level):
+    run = open_small(concepts=[f"c{row % 4}" for row in ROWS], by=by, protocol=protocol)
+    assert by_check(check_sides(run))["concept"].level == level
+
+
+# --- the same picture -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "level"), [("published", "leak"), ("leave_one_run_out", "warning")])
+def test_one_picture_under_two_ids_is_a_leak_for_images_and_a_warning_for_classes(
+    open_small, pictures, kind, level
+):
+    pixels = pictures.copy()
+    pixels[20] = pixels[3]
+    options = {
+        "pixels": pixels,
+        "concepts": [f"c{row % 4}" for row in ROWS],
+        "fields": {"split": {"kind": kind}},
+    }
+    found = check_pixels(open_small(**options))[0]
+    assert (found.level, found.where) == (level, "fold 0")
+    assert "1 picture(s) are on both sides by their pixels, first i003, i020" in found.message
+
+
+def test_two_pictures_are_enough_to_be_one(open_small, pictures):
+    """A run of one training and one test picture, which is the same but for a grey level."""
+    first = np.clip(pictures[0], 0, 254)
+    pair = np.stack([first, first + 1])
+    run = open_small([([0], [1])], data=np.eye(2, 4), pixels=pair)
+    (found,) = check_likeness(run)
+    assert (found.level, "first i000 and i001" in found.message) == ("leak", True)
+
+
+def test_changed_copies_are_found_where_every_test_picture_is_one(pictures):
+    """How near different pictures usually are is learnt from training pictures, among which there are no copies."""
+    noisy = pictures.astype(int) + np.random.default_rng(0).integers(-6, 7, pictures.shape)
+    stack = np.concatenate([pictures, np.clip(noisy, 0, 255).astype(np.uint8)])
+    names = [f"p{row:02d}" for row in range(2 * N)]
+    pairs = find_like_pictures(StimulusSet.from_pixels(stack, names), names, set(names[N:]))
+    assert {(first, second) for first, second, _ in pairs} == set(zip(names[:N], names[N:], strict=True))
+
+
+def test_three_pictures_do_not_tell_how_near_pictures_usually_are(pictures):
+    """Frames of a film are near each other, and no copies, where all but one of them are tested."""
+    share = 0.06 * np.arange(18)[:, None, None, None]
+    film = ((1 - share) * pictures[0] + share * pictures[1]).round().astype(np.uint8)
+    stack = np.concatenate([pictures[2:4], film])
+    names = [f"p{row:02d}" for row in range(len(stack))]
+    assert find_like_pictures(StimulusSet.from_pixels(stack, names), names, set(names[3:])) == []
+
+
+# --- the same trial ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ([], ""),
+        ([(3, 20)], "first rows 3 (i003) and 20 (i020)"),
+        ([(3, 7)], ""),  # both are trained on
+        ([(18, 20)], ""),
+        ([(3, 20), (3, 21), (4, 22)], "3 trial(s) are on both sides"),
+    ],
+)
+def test_a_trial_in_two_rows_is_a_leak_where_the_rows_are_on_both_sides(open_small, pairs, words):
+    data = np.random.default_rng(0).normal(size=(N, 12)).astype(np.float32)
+    for first, second in pairs:
+        data[second] = data[first]
+    (found,) = check_copies(open_small(data=data))
+    assert found.level == ("leak" if words else "ok")
+    assert words.replace("3 trial(s)", "2 trial(s)") in found.message  # rows 3, 20 and 21 are one trial
+
+
+def test_a_copy_with_noise_of_a_copy_is_one_trial(open_small):
+    data = np.random.default_rng(0).normal(size=(N, 300)).astype(np.float32)
+    data[9] = 1.5 * data[4] + 1e-5
+    data[19] = data[9] + 1e-6 * np.random.default_rng(1).normal(size=300)
+    (found,) = check_copies(open_small(data=data))
+    assert "1 trial(s) are on both sides" in found.message
+
+
+# --- as used ----------------------------------------------------------------------------------------------
+
+
+def test_averages_are_counted_once_for_each_image_of_a_subject(open_small):
+    run = open_small(ids=[f"i{row // 2:02d}" for row in ROWS], columns={"subject": ["1", "2", "1", "1"] * 6})
+    rows = np.arange(8)
+    assert len(count_units(run.trials, rows, "single")) == 8
+    assert len(count_units(run.trials, rows, "averaged")) == 6  # images 0 and 2 were seen by two subjects
+
+
+@pytest.mark.parametrize(
+    ("n_trials", "predicted", "asked", "words"),
+    [
+        (16, range(16), range(16, 24), ""),
+        (None, range(16), range(16, 24), ""),
+        (17, range(16), range(16, 24), "learnt from 17 trials, but the fold has 16"),
+        (16, range(18), range(16, 24), "2 image(s) outside the training set were predicted"),
+        (16, range(16), range(15, 24), "1 image(s) are queried or tested, not both, first i015"),
+    ],
+)
+def test_trials_that_later_stages_used_are_those_of_the_fold(tmp_path, n_trials, predicted, asked, words):
+    names = np.array([f"i{row:03d}" for row in ROWS])
+    data = np.random.default_rng(0).normal(size=(N, 4)).astype(np.float32)
+    prepared = write_prepared(tmp_path, data, FOLDS)
+    bank = write_bank(tmp_path, prepared, names, np.eye(N, dtype=np.float32))
+
+    def write_predictions(path):
+        store.write_json(path / "ids.json", {"ids": names[list(predicted)].tolist()})
+
+    def write_ranks(path):
+        (path / "fold00").mkdir()
+        content = {"query_ids": names[list(asked)].tolist(), "gallery_ids": names.tolist()}
+        store.write_json(path / "fold00" / "retrieval.json", content)
+
+    trained = write_trained(tmp_path, prepared, bank, n_trials=n_trials)
+    made_of = {"train": read_name(trained)}
+    write_artifact(tmp_path, "out_of_fold", upstream=made_of, unit="fold00", write=write_predictions)
+    upstream = {"train": read_name(trained), "preprocess": read_name(prepared)}
+    retrieved = write_artifact(tmp_path, "retrieve", upstream=upstream, write=write_ranks)
+    write_artifact(tmp_path, "evaluate", upstream={"retrieve": read_name(retrieved)})
+    found = check_used(open_audited(tmp_path))
+    assert [item.level for item in found] == ["leak" if words else "ok"]
+    assert words in found[0].message

@@ -1,0 +1,227 @@
+"""The server of the live page: who may read it, what a late browser gets, and that it holds nobody up."""
+
+import http.client
+import json
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.parts.live.page import server
+from braindecode_vis.parts.live.page.server import PageListener, encode_picture
+from tests.parts.live.scripted import FACTS, IDS, INFO, Block, Script, find_images
+
+connect = pytest.importorskip("websockets.sync.client").connect
+InvalidStatus = pytest.importorskip("websockets.exceptions").InvalidStatus
+
+
+@pytest.fixture(scope="module")
+def page():
+    page = PageListener(find_images=find_images, calibration=Block())
+    page.start()
+    page.begin(INFO, FACTS)
+    Script().play(page, 5)
+    yield page
+    page.end({})
+
+
+def ask(page, path, **headers):
+    """Return status, headers and body of a request with exactly these headers."""
+    connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=5)
+    connection.putrequest("GET", path, skip_host="Host" in headers)
+    for name, value in headers.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, answer.headers, body
+
+
+def listen(page, path="live", **more):
+    cookie = {"Cookie": f"live-{page.port}={page.token}"}
+    return connect(
+        f"ws://127.0.0.1:{page.port}/{path}", additional_headers=cookie, proxy=None,
+        origin=f"http://127.0.0.1:{page.port}", max_size=None, **more,
+    )  # fmt: skip
+
+
+def hear(ws, kind, timeout=5):
+    """Return the first event of a kind."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        for event in json.loads(ws.recv(timeout=timeout)):
+            if event["type"] == kind:
+                return event
+    raise TimeoutError(kind)
+
+
+def test_only_the_token_opens_the_page(page):
+    for path in ("/", "/?token=wrong", "/static/live.js", "/image?id=" + IDS[0], "/reconstruction/0"):
+        status, _, body = ask(page, path)
+        assert (status, body.decode().strip()) == (403, server.REFUSED)
+    status, headers, _ = ask(page, f"/?token={page.token}")
+    assert (status, headers["location"]) == (303, "/")  # the token leaves the address bar
+    assert "HttpOnly" in headers["set-cookie"]
+    cookie = headers["set-cookie"].partition(";")[0]
+    status, headers, body = ask(page, "/", Cookie=cookie)
+    assert status == 200
+    assert b"Live decoding" in body
+    assert page.token.encode() not in body
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert ask(page, "/static/live.css", Authorization=f"Bearer {page.token}")[0] == 200
+    assert ask(page, "/static/..%2fserver.py", Cookie=cookie)[0] == 404
+
+
+def test_the_address_that_a_browser_is_opened_with_works_once(page, monkeypatch):
+    """Whoever lists the processes of the machine reads the address."""
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    page.open_browser()
+    path = "/?" + opened[0].partition("?")[2]
+    assert page.token not in path
+    assert [ask(page, path)[0] for _ in range(2)] == [303, 403]
+
+
+def test_names_that_others_point_here_and_pages_of_others_are_refused(page):
+    cookie = f"live-{page.port}={page.token}"
+    for headers in (
+        {"Host": f"evil.example:{page.port}"},
+        {"Host": f"127.0.0.1.evil.example:{page.port}"},
+        {"Origin": "http://evil.example"},
+        {"Origin": f"http://127.0.0.1:{page.port + 1}"},
+        {"Origin": "null"},
+    ):
+        status, _, body = ask(page, "/", Cookie=cookie, **headers)
+        assert status == 403, headers
+        assert body.count(b".") >= 1
+    assert ask(page, "/", Cookie=cookie, Host=f"localhost:{page.port}")[0] == 200
+    address = f"ws://127.0.0.1:{page.port}/live"
+    for more in (
+        {},
+        {"origin": "http://evil.example", "additional_headers": {"Cookie": cookie}},
+        {"additional_headers": {"Cookie": cookie}},
+    ):
+        with pytest.raises(InvalidStatus) as refused:
+            connect(address, proxy=None, **more)
+        assert refused.value.response.status_code == 403
+        assert refused.value.response.body.decode().strip().endswith(".")
+
+
+def test_images_come_small_and_what_is_unknown_or_broken_is_not_there(page, tmp_path):
+    key = {"Authorization": f"Bearer {page.token}"}
+    status, headers, body = ask(page, f"/image?id={IDS[3]}", **key)
+    assert (status, headers["content-type"]) == (200, "image/jpeg")
+    assert body[:2] == b"\xff\xd8"
+    assert ask(page, "/image?id=../../etc/passwd", **key)[0] == 404
+    assert ask(page, "/image?id=", **key)[0] == 404
+    assert ask(page, "/reconstruction/77", **key)[0] == 404
+    assert ask(page, "/nothing", **key)[0] == 404
+    digit = np.zeros((28, 28, 3), np.uint8)
+    assert encode_picture(digit, 384)[1] == "image/png"  # its pixels are enlarged, not blurred
+
+
+def test_a_late_and_a_returning_browser_get_what_they_missed(page):
+    with listen(page) as ws:
+        state = hear(ws, "state")
+        assert [row["number"] for row in state["decisions"]] == [0, 1, 2, 3, 4]
+        assert state["score"]["decided"] == 5
+        first = hear(ws, "signal")
+        script = Script(1)
+        script.number = 5
+        page.hear(script.make_chunk())
+        page.decide(script.make_decision(lost="the stream ended within the epoch"))
+        assert hear(ws, "decision")["decision"]["lost"].startswith("the stream ended")
+        assert first["next"] > 0
+    page.decide(script.make_decision())  # nobody listens
+    page.tell("the stream is back", "warning")
+    time.sleep(0.2)
+    with listen(page) as ws:
+        state = hear(ws, "state")
+        assert [row["number"] for row in state["decisions"]] == list(range(7))
+        assert state["messages"][-1]["sentence"] == "the stream is back"
+        page.decide("no decision at all")  # a bug elsewhere stops no page
+        assert "could not show" in hear(ws, "message")["message"]["sentence"]
+
+
+def test_a_browser_that_does_not_read_holds_nobody_up_and_misses_no_decision(monkeypatch):
+    monkeypatch.setattr(server, "N_EVENTS", 50)
+    page, script = PageListener(), Script()
+    page.begin(INFO, FACTS)
+    chunks = [script.make_chunk() for _ in range(20)]
+    decisions = [script.make_decision() for _ in range(600)]
+    with listen(page, max_queue=1) as ws:
+        hear(ws, "state")
+        slept = []
+        for n, decision in enumerate(decisions):
+            start = time.perf_counter()
+            page.hear(chunks[n % 20])
+            page.decide(decision)
+            slept.append(time.perf_counter() - start)
+        assert np.median(slept) < 0.002
+        assert len(page._events) <= 50
+        assert len(page._chunks) <= 512
+        seen, total = set(), 0
+        end = time.monotonic() + 5
+        while (len(seen) < 200 or total < 600) and time.monotonic() < end:
+            for event in json.loads(ws.recv(timeout=5)):
+                rows = event["decisions"] if event["type"] == "state" else [event.get("decision")]
+                seen |= {row["number"] for row in rows if row}
+                total = max(total, event.get("score", {}).get("decided", 0))
+        assert total == 600
+        assert set(range(400, 600)) <= seen  # the last ones, all of them
+    page.end({"decisions": 600})
+    page.end({})  # twice is no error
+    assert not page._thread.is_alive()
+
+
+def test_bad_settings_are_one_sentence():
+    with pytest.raises(ConfigError, match="12 characters"):
+        PageListener(token="short")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is taken by another program"):
+            PageListener(port=port).start()
+    with pytest.raises(ConfigError, match=r"cannot listen at 192\.0\.2\.1"):
+        PageListener(host="192.0.2.1").start()
+
+
+def test_calibration_measures_the_clock_and_goes_on_where_a_browser_left():
+    block = Block(3)
+    page = PageListener(calibration=block)
+    page.start()
+
+    def say(ws, **message):
+        ws.send(json.dumps(message))
+        return json.loads(ws.recv(timeout=5))
+
+    with listen(page, "calibration") as ws:
+        plan = json.loads(ws.recv(timeout=5))
+        assert [one["stimulus_id"] for one in plan["showings"]] == IDS[:3]
+        with listen(page, "calibration") as other:
+            assert "by another window" in json.loads(other.recv(timeout=5))["sentence"]
+        pong = say(ws, type="ping", sent=12.5)
+        assert pong["sent"] == 12.5
+        assert abs(pong["server"] - time.perf_counter()) < 1
+        at = time.perf_counter() - 0.02
+        assert say(ws, type="onset", index=0, time=at, uncertainty=0.01)["type"] == "marked"
+        # out of turn, or by a clock that jumped
+        assert say(ws, type="onset", index=2, time=at, uncertainty=0.01) == {"type": "repeat", "next": 1}
+        assert say(ws, type="onset", index=1, time=at - 100, uncertainty=0.01) == {
+            "type": "repeat",
+            "next": 1,
+        }
+    assert block.marks == [(IDS[0], at, 0.01)]
+    time.sleep(0.15)
+    with listen(page, "calibration") as ws:
+        assert json.loads(ws.recv(timeout=5))["next"] == 1
+        assert say(ws, type="finish") == {
+            "type": "finished",
+            "complete": False,
+            "sentence": "The encoder was adapted with 1 trials.",
+        }
+    assert block.ended == [False]
+    assert "closed after 1 of 3" in page.state.messages[0]["sentence"]
+    page.end({})

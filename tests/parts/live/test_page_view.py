@@ -1,0 +1,120 @@
+"""What the live page shows: traces on the clock of the stream, quality of channels, counts that nothing escapes."""
+
+import base64
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from braindecode_vis.parts.live.page.view import (
+    N_HISTORY,
+    PageState,
+    Traces,
+    group_channels,
+    judge_channels,
+    place_on_head,
+)
+from braindecode_vis.parts.live.stream_roles import Chunk, StreamInfo
+from tests.parts.live.scripted import FACTS, IDS, INFO, NAMES, Script
+
+
+def read(frame):
+    """Undo what is done for the browser: minimum and maximum of each row and column."""
+    whole = np.frombuffer(base64.b64decode(frame["data"]), "<i2").reshape(len(frame["centre"]), 2, -1)
+    values = np.asarray(frame["centre"])[:, None, None] + whole * frame["step"]
+    return np.where(whole == -32_768, np.nan, values)
+
+
+def test_traces_are_minimum_and_maximum_of_columns_however_the_samples_come():
+    rng = np.random.default_rng(0)
+    samples, times = rng.normal(size=(3, 1200)) + 5000, 10 + np.arange(1200) / 600
+    together, apart = Traces(3, 600.0, seconds=2), Traces(3, 600.0, seconds=2)
+    together.add(samples, times)
+    for start in range(0, 1200, 7):
+        apart.add(samples[:, start : start + 7], times[start : start + 7])
+    np.testing.assert_array_equal(together.columns, apart.columns)
+    values = read(together.view(0))
+    # every extreme of the last seconds is kept, to the step of 16 bits
+    assert np.nanmax(values) == pytest.approx(samples.max(), abs=1e-3)
+    assert np.nanmin(values) == pytest.approx(samples.min(), abs=1e-3)
+
+
+def test_traces_go_on_where_a_browser_stopped_and_gaps_stay_open():
+    traces = Traces(1, 100.0, seconds=2)
+    traces.add(np.ones((1, 50)), np.arange(50) / 100)
+    since = traces.next
+    traces.add(np.ones((1, 50)), 1 + np.arange(50) / 100)  # half a second was lost
+    frame = traces.view(since)
+    assert frame["first"] == since - 1  # the last column may have grown
+    missing = np.isnan(read(frame)[0, 0])
+    assert missing.sum() == pytest.approx(30, abs=1)
+    traces.add(np.ones((1, 50)), np.arange(50) / 100 - 500)  # the clock jumps: the picture goes on
+    assert traces.next - since == pytest.approx(90, abs=3)
+    traces.add(np.ones((1, 5000)), np.arange(5000) / 100)  # longer than what is kept
+    assert not np.isnan(traces.columns).any()
+
+
+def test_channels_are_judged():
+    chunk = Script().make_chunk(500)
+    words = dict(zip(NAMES, judge_channels(chunk.samples, microvolts=True), strict=True))
+    bad = {"TP9": "missing", "FT10": "flat", "T8": "noisy", "F7": "railed"}
+    assert {name: word for name, word in words.items() if word != "good"} == bad
+    # without a unit what is flat is told by the others
+    assert judge_channels(chunk.samples * 1e-6, microvolts=False) == list(words.values())
+
+
+def test_electrodes_lie_where_they_are():
+    places = dict(zip(NAMES, place_on_head(NAMES), strict=True))
+    assert places["Fz"][1] > places["Cz"][1] > places["Oz"][1]
+    assert places["C3"][0] < -0.2 < 0.2 < places["C4"][0]
+    assert np.hypot(*places["Cz"]) < 0.2
+    assert place_on_head(["EXG1"]) == [None]
+    assert list(group_channels(NAMES, None)) == ["frontal", "temporal", "central", "parietal", "occipital"]
+    assert group_channels(NAMES, {"back": ["Oz", "gone", 0]}) == {"back": [NAMES.index("Oz"), 0]}
+
+
+def test_counts_stay_right_and_memory_bounded_over_hundreds_of_decisions():
+    state, script = PageState(), Script()
+    state.begin(INFO, FACTS)
+    ranks = []
+    for n in range(400):
+        lost = f"{n} of 250 samples of the epoch were lost" if n % 100 == 99 else ""
+        decision = script.make_decision(lost=lost, image=np.zeros((8, 8, 3), np.uint8))
+        state.decide(decision)
+        ranks += [] if lost else [decision.rank]
+    state.decide(dataclasses.replace(decision, image=np.ones((8, 8, 3), np.uint8)))  # its image came later
+    view = state.view()
+    assert len(view["decisions"]) == N_HISTORY
+    assert len(state.images) <= 40
+    score = view["score"]
+    assert (score["decided"], score["lost"], score["scored"]) == (396, 4, 396)
+    assert score["top1"] == sum(rank == 1 for rank in ranks)
+    assert score["chance"] == 1 / len(IDS)
+    assert score["interval"][0] < score["top1"] / 396 < score["interval"][1]
+    assert view["lost"] == [{"reason": "399 of 250 samples of the epoch were lost", "n": 4}]
+    assert view["latency"]["n"] == 396
+    # the epoch is drawn of the last decision alone
+    assert sum(bool(row["epoch"]) for row in view["decisions"]) <= 1
+    assert len(json.dumps(view, allow_nan=False)) < 300_000
+
+
+def test_numbers_that_are_not_finite_reach_no_browser():
+    state = PageState()
+    state.begin(INFO, {**FACTS, "ceiling": np.nan, "who": np.float32(2)})
+    decision = Script().make_decision()
+    bad = dataclasses.replace(
+        decision, probability=np.full(5, np.nan), latency={"wait": np.inf}, epoch=np.full((39, 9), np.nan)
+    )
+    json.dumps([state.decide(bad), state.view()], allow_nan=False)
+
+
+def test_volumes_are_drawn_as_means_of_regions():
+    state = PageState()
+    info = StreamInfo("bold", "fmri", (), 0.5, "", "events")
+    state.begin(info, {"regions": {"V1": [0, 1], "V2": [2, 3]}, "gallery_size": 10})
+    assert state.stream["channels"] == ["V1", "V2"]
+    for n in range(4):
+        state.hear(Chunk(np.array([[1.0], [3], [5], [7]]) + n, np.array([2.0 * n])), 1.0)
+    np.testing.assert_allclose(read(state.traces.view(0))[:, 0], [[2, 3, 4, 5], [6, 7, 8, 9]], atol=1e-3)
+    assert state.judge() == []

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.parts.phantom.drive import (
+    EARLY_GRID,
+    N_EARLY,
+    N_MID,
+    N_ORIENTATIONS,
+    SCALES_CYCLES,
+    StimulusDrive,
+    compute_gabor_energy,
+    compute_mid_features,
+    make_drive,
+)
+
+
+def make_grating(angle, cycles, size=64):
+    along = np.arange(size)[None] * np.cos(angle) + np.arange(size)[:, None] * np.sin(angle)
+    wave = 127 * (1 + np.sin(2 * np.pi * cycles * along / size))
+    return np.repeat(wave[..., None], 3, axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(N_ORIENTATIONS))
+@pytest.mark.parametrize("scale", range(len(SCALES_CYCLES)))
+def test_energy_prefers_the_grating_shown(orientation, scale):
+    image = make_grating(np.pi * orientation / N_ORIENTATIONS, SCALES_CYCLES[scale])
+    energy = compute_gabor_energy(image[None]).reshape(
+        EARLY_GRID, EARLY_GRID, len(SCALES_CYCLES), N_ORIENTATIONS
+    )
+    centre = energy[3, 3]
+    assert np.unravel_index(centre.argmax(), centre.shape) == (scale, orientation)
+
+
+def test_energy_is_retinotopic():
+    image = np.full((64, 64, 3), 128, np.uint8)
+    image[8:16, 48:56] = make_grating(0, 8)[8:16, 48:56]
+    energy = compute_gabor_energy(image[None]).reshape(EARLY_GRID, EARLY_GRID, -1).mean(axis=-1)
+    assert np.unravel_index(energy.argmax(), energy.shape) == (1, 6)
+
+
+def test_features_hardly_depend_on_the_size_of_the_image(images):
+    large = np.repeat(np.repeat(images[:20], 2, axis=1), 2, axis=2)
+    first, second = compute_gabor_energy(images[:20]), compute_gabor_energy(large)
+    # Box averaging of a doubled image is exact; only the rounding of float32 is left.
+    np.testing.assert_allclose(first, second, atol=1e-3)
+    np.testing.assert_allclose(compute_mid_features(images[:20]), compute_mid_features(large), atol=1e-3)
+
+
+def test_drive_is_standardised_by_training_images_only(images, embeddings, drive):
+    assert drive.early.shape == (240, N_EARLY)
+    assert drive.mid.shape == (240, N_MID)
+    for features in (drive.early, drive.mid, drive.semantic):
+        assert features.dtype == np.float32
+        # Clipping of rare outliers at 8 standard deviations moves the moments a little.
+        np.testing.assert_allclose(features[:200].mean(axis=0), 0, atol=0.02)
+        np.testing.assert_allclose(features[:200].std(axis=0), 1, atol=0.05)
+    poisoned = images.copy()
+    poisoned[200:] = 255 - poisoned[200:] // 3
+    shifted = embeddings.copy()
+    shifted[200:] += 100
+    again = make_drive(poisoned, shifted, drive.ids, is_train=drive.is_train, n_semantic=16)
+    np.testing.assert_array_equal(again.early[:200], drive.early[:200])
+    np.testing.assert_array_equal(again.mid[:200], drive.mid[:200])
+    np.testing.assert_array_equal(again.semantic[:200], drive.semantic[:200])
+
+
+def test_semantic_drive_is_as_wide_as_the_embeddings_allow(images):
+    low_rank = np.random.default_rng(0).standard_normal((240, 3)) @ np.ones((3, 10)) * np.arange(10)
+    drive = make_drive(images, low_rank, [str(i) for i in range(240)], n_semantic=32)
+    assert drive.semantic.shape == (240, 1)
+
+
+def test_rows_are_found_by_id(drive):
+    assert drive.find_rows(["image-003", "image-000"]).tolist() == [3, 0]
+    with pytest.raises(DataError, match="'image-999' is not among the 240 images"):
+        drive.find_rows(["image-999"])
+
+
+def test_bad_drives_are_refused(drive, images, embeddings):
+    with pytest.raises(DataError, match="mid drive has 5 rows for 240 stimuli"):
+        StimulusDrive(drive.ids, drive.early, drive.mid[:5], drive.semantic, drive.is_train)
+    with pytest.raises(DataError, match="no training image"):
+        StimulusDrive(drive.ids, drive.early, drive.mid, drive.semantic, np.zeros(240, bool))
+    broken = drive.semantic.copy()
+    broken[7, 2] = np.nan
+    with pytest.raises(DataError, match="image-007"):
+        StimulusDrive(drive.ids, drive.early, drive.mid, broken, drive.is_train)
+    with pytest.raises(DataError, match="239 embeddings"):
+        make_drive(images, embeddings[1:], drive.ids)
+    with pytest.raises(DataError, match="must be uint8"):
+        compute_gabor_energy(images.astype(float))

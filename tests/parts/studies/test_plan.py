@@ -1,0 +1,191 @@
+"""What a run will take: sizes of data that are here or were published, pieces that grow, runs that share."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.cli import main
+from braindecode_vis.config import read_config
+from braindecode_vis.datasets.manifests import find_manifest
+from braindecode_vis.parts.studies import plan
+from braindecode_vis.parts.studies.plan import (
+    Piece,
+    RunPlan,
+    RunSizes,
+    Step,
+    extrapolate,
+    find_sizes,
+    plan_runs,
+)
+from tests.datasets.test_bids_fmri import write_run
+
+QUICK = [
+    "evaluation.n_bootstrap=100",
+    "evaluation.n_permutations=100",
+    "dataset.n_train=40",
+    "dataset.n_test=20",
+]
+
+
+def test_sizes_come_from_the_data_where_they_are_there():
+    sizes, _ = find_sizes(read_config("synthetic_digits", QUICK))
+    assert sizes.is_there
+    assert (sizes.n_stored, sizes.shape, sizes.n_train, sizes.n_test, sizes.n_folds) == (
+        60,
+        (300,),
+        40,
+        20,
+        1,
+    )
+
+
+def test_sizes_of_time_series_are_those_of_the_responses_that_will_be_computed(tmp_path):
+    """A plan of time series ended in a traceback, as those have runs and no parts until they are modelled."""
+    for run in ("01", "02"):
+        write_run(tmp_path, f"sub-01_task-look_run-{run}")
+    options = ["dataset.mask=varying", "dataset.concept_pattern='^(\\w+)/'", "dataset.zscore=none"]
+    split = ["split.kind=kfold", "split.n_folds=2"]
+    config = read_config("bids_fmri_ridge", [*options, *split], root=tmp_path)
+    sizes, source = find_sizes(config)
+    assert (sizes.n_stored, sizes.shape, sizes.n_images, sizes.n_folds) == (8, (18,), 4, 2)
+    step = plan._plan_preprocess(config, sizes, source, lambda words: None)
+    assert "measured 4 trials" in step.how
+    assert step.disk == 8 * 18 * 4
+
+
+def test_sizes_come_from_what_was_published_without_data(tmp_path):
+    sizes, source = find_sizes(read_config("things_eeg2_ridge", ["dataset.subjects=[1, 2]"]))
+    assert source is None
+    assert not sizes.is_there
+    assert sizes.shape == (17, 250)
+    assert sizes.n_stored == 2 * (16540 * 4 + 200 * 80)
+    assert (sizes.n_train, sizes.n_train_images, sizes.n_test, sizes.n_images) == (33080, 16540, 400, 16740)
+    single, _ = find_sizes(read_config("things_eeg2_atm_vith", ["dataset.subjects=[8]"]))
+    assert (single.shape, single.n_train, single.n_test) == ((63, 250), 66160, 200)
+    nsd, _ = find_sizes(read_config("nsd_ridge"))
+    assert (nsd.shape, nsd.n_stored, nsd.n_images, nsd.image_px) == ((15724,), 30000, 10000, 425)
+    with pytest.raises(ConfigError, match=r"cannot be opened.*does not say how many"):
+        find_sizes(read_config("nsd_ridge", ["dataset.mask=cortex"]))
+
+
+def test_published_sizes_are_the_facts_of_the_manifest():
+    for name in ("things_eeg2", "nsd"):
+        manifest = find_manifest(name)
+        for key in set(manifest.facts) & {"n_train_images", "n_test_images", "train_repetitions", "test_repetitions",
+                                          "n_channels"}:  # fmt: skip
+            assert getattr(manifest.size, key) == manifest.facts[key], (name, key)
+    facts = find_manifest("nsd").facts
+    assert (
+        find_manifest("nsd").size.n_train_images == max(facts["images_seen_per_subject"]) - facts["n_shared"]
+    )
+
+
+def test_a_piece_grows_in_proportion_or_by_the_power_that_is_seen():
+    pieces = [Piece(1.0, 1.0), Piece(2.0, 5.0)]
+    assert extrapolate(pieces, "seconds", 4.0) == 13.0
+    assert extrapolate(pieces, "seconds", 4.0, power=3.0) == pytest.approx(25.0)
+    assert extrapolate(pieces, "seconds", 4.0, power=2.0) == pytest.approx(20.0)
+    assert extrapolate([Piece(1.0, 2.0), Piece(2.0, 1.0)], "seconds", 4.0) == 1.0  # noise is no speed
+
+
+def test_runs_that_share_an_artifact_compute_it_once(monkeypatch):
+    sizes = RunSizes("published", 10, (5,), 4, 10, 8, 1, 8, 8, 2, ("01",))
+    steps = [
+        Step("preprocess", 10.0, 5.0, 20.0, 8.0, 1e9, 100.0),
+        Step("embed", 4.0, 2.0, 8.0, 4.0, 2e9, 10.0),
+        Step("train", 1.0, 0.5, 2.0, 1.0, 3e9, 1.0, on_gpu=True),
+        Step("evaluate", None, how="no weights"),
+    ]
+    monkeypatch.setattr(plan, "plan_run", lambda config, **asked: RunPlan(sizes, steps))
+    configs = [
+        read_config("synthetic_digits", [f"seed={s}", f"encoder.alphas=[{a}]"])
+        for s in (0, 1)
+        for a in (1, 2, 3)
+    ]
+    found = plan_runs(configs)
+    assert found.counts == {"preprocess": 2, "embed": 2}
+    assert found.total("seconds") == pytest.approx(2 * 10 + 2 * 4 + 6)
+    assert found.total("memory") == 3e9
+    assert found.count_gpu_hours() == pytest.approx(6 / 3600)
+    assert sum(n for _, n in found.plans) == 6
+    assert found.plans[0][0].unknown == ["evaluate"]
+    # The same pictures of all subjects and seeds are encoded once, and lie in every folder.
+    shared = plan_runs(
+        [
+            read_config("things_eeg2_ridge", [f"seed={s}", f"dataset.subjects=[{n}]"])
+            for s in (0, 1)
+            for n in (1, 2)
+        ]
+    )
+    assert (shared.counts["embed"], shared.n_encoded) == (4, 1)
+    assert shared.total("seconds") == pytest.approx(4 * 10 + 1 * 4 + 4 * 1)
+    assert shared.total("disk") == pytest.approx(4 * 111)
+
+
+def call(capsys, *words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["braindecode-vis", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code, capsys.readouterr()
+
+
+def test_what_would_be_sent_is_shown_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("submitit")
+    out = tmp_path / "out"
+    words = ["sweep", "synthetic_digits", "--over", "seed=0..29", "--out", str(out), "--dry-run"]
+    more = ["--cluster", "slurm", "--cluster-set", "memory=4", "--cluster-set", "parallel=5"]
+    code, said = call(capsys, *words, *more, monkeypatch=monkeypatch)
+    assert code == 0
+    assert "#SBATCH --array=0-29%5" in said.out
+    assert "#SBATCH --mem=4096M" in said.out
+    assert f"seed-29: braindecode-vis run {out}/seed-29" in said.out
+    assert "nothing was sent" in said.out
+    words = [
+        "run",
+        "synthetic_digits",
+        "--set",
+        "split.kind=kfold",
+        "--set",
+        "split.n_folds=3",
+        "--out",
+        str(out),
+    ]
+    code, said = call(capsys, *words, "--cluster", "slurm", "--dry-run", "--json", monkeypatch=monkeypatch)
+    content = json.loads(said.out)
+    assert len(content["jobs"]) > 3
+    assert "afterany:JOB_OF_SUBMISSION_1" in content["script"]
+    assert not any("--dry-run" in job["words"] for job in content["jobs"])
+    assert not out.exists()
+    code, said = call(capsys, *words, "--cluster", "debug", "--dry-run", monkeypatch=monkeypatch)
+    assert (code, "makes none" in said.err) == (2, True)
+    code, said = call(capsys, *words, "--dry-run", monkeypatch=monkeypatch)
+    assert (code, "--dry-run is for jobs" in said.err) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_plan_of_a_network_and_a_ridge_says_what_it_measured(monkeypatch, capsys):
+    for more in ((), ("--set", "encoder.kind=network", "--set", "encoder.epochs=3")):
+        words = ["plan", "synthetic_digits", "--budget", "2", "--json", *more]
+        for text in QUICK:
+            words += ["--set", text]
+        code, said = call(capsys, *words, monkeypatch=monkeypatch)
+        assert code == 0, said.err
+        content = json.loads(said.out)
+        steps = {step["name"]: step for step in content["plans"][0]["steps"]}
+        assert list(steps) == [
+            "preprocess",
+            "embed",
+            "train",
+            "retrieve",
+            "reconstruct",
+            "evaluate",
+            "report",
+        ]
+        assert all(step["low"] <= step["seconds"] <= step["high"] for step in steps.values())
+        assert all(np.isfinite(step["disk"]) for step in steps.values())
+        assert "measured" in steps["train"]["how"]
+        assert any("GPU hours cannot be told" in note for note in content["notes"])
+        assert content["ask"]["memory"] >= 2

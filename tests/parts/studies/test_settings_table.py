@@ -1,0 +1,215 @@
+"""Settings over subjects and seeds: what is pooled, what an interval resamples, and what validation may choose."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from braindecode_vis.base import store
+from braindecode_vis.base.arrays import Score
+from braindecode_vis.cli import main
+from braindecode_vis.parts.studies.board import log_board, make_board, pool_runs
+from braindecode_vis.parts.studies.settings_table import (
+    FinishedRun,
+    as_frame,
+    describe_choice,
+    tabulate_settings,
+)
+from braindecode_vis.report.board_page import describe_few
+from braindecode_vis.scoring.uncertainty import bootstrap_nested
+from tests.parts.studies.test_board import write_run
+
+N = 30
+
+
+def make_run(folder, seed=0, subject="01", value=0.5, **encoder):
+    """Return a run of one subject with items around a value."""
+    config = {
+        "seed": seed, "dataset": {"kind": "nsd", "subjects": [subject], "root": str(folder)},
+        "encoder": {"kind": "network", "selection": {"kind": "last"}, **encoder}, "target": {"kind": "clip"},
+    }  # fmt: skip
+    items = value + np.random.default_rng(3).normal(0, 0.1, N)
+    row = Score(
+        "decoded", "top1", float(items.mean()), 0.1, N, "toy", subject, "test", seed, ci_low=0.2, ci_high=0.8
+    ).as_row()
+    table = pd.DataFrame({"subject": subject, "stimulus_id": [f"i{n}" for n in range(N)], "top1": items})
+    return FinishedRun(folder, config, [row]), table
+
+
+def tabulate(*made):
+    runs = [run for run, _ in made]
+    items = {run.folder: table for run, table in made}
+    return tabulate_settings(runs, [run.folder.name for run in runs], items, ["top1"])
+
+
+def test_runs_that_differ_in_seed_and_subject_are_one_setting(tmp_path):
+    made = [
+        make_run(tmp_path / f"{lr}{subject}{seed}", seed, subject, 0.3 + 10 * lr + 0.02 * seed, lr=lr)
+        for lr in (0.01, 0.02) for subject in ("01", "02") for seed in range(3)
+    ]  # fmt: skip
+    table = tabulate(*made)
+    assert list(table.keys) == ["encoder.lr"]
+    assert [len(row.runs) for row in table.rows] == [6, 6]
+    score = table.rows[0].scores["top1"]
+    assert score["value"] == pytest.approx(np.mean([run.scores[0]["value"] for run, _ in made[:6]]))
+    assert score["resampled"] == "2 subjects, then 3 seeds of each, then 30 images"
+    assert score["ci_low"] < score["value"] < score["ci_high"]
+    assert "resamples 2 subjects is too narrow" in describe_few(table)
+    assert as_frame(table)["n_subjects"].tolist() == [2, 2]
+
+
+def test_a_subject_decoded_alone_and_with_others_is_two_settings(tmp_path):
+    alone, items = make_run(tmp_path / "a")
+    together, _ = make_run(tmp_path / "b")
+    together.config["dataset"]["subjects"] = ["01", "02"]
+    table = tabulate((alone, items), (together, items))
+    assert list(table.keys) == ["dataset.subjects"]
+    assert [row.runs for row in table.rows] == [["a"], ["b"]]
+    # One run says its interval itself.
+    assert table.rows[0].scores["top1"]["ci_low"] == 0.2
+    several = pd.concat([items, items.assign(subject="02")])
+    one = tabulate((alone, None), (make_run(tmp_path / "c", seed=1)[0], several))
+    assert one.rows[0].scores["top1"]["resampled"] == "2 seeds; not subjects or items"
+
+
+def add_fits(folder, values, **more):
+    """Write what a run keeps of its fits, with the validation scores of its folds."""
+    stages = {"retrieve": {"fingerprint": "eee555"}}
+    upstream = {}
+    for number, value in enumerate(values):
+        upstream[f"train{number}"] = f"abc{number}"
+        at = folder / "stages" / "train" / f"fold{number:02d}-abc{number}"
+        at.mkdir(parents=True)
+        early = {"validation_top5": 1.0, "n_validation_images": 50}
+        record = {"history": [early, {"validation_top5": value, "n_validation_images": 50, **more}]}
+        (at / "network.json").write_text(json.dumps(record))
+    at = folder / "stages" / "retrieve" / "eee555"
+    at.mkdir(parents=True)
+    (at / store.PROVENANCE).write_text(json.dumps({"upstream": upstream}))
+    path = folder / store.PROVENANCE
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"stages": stages}))
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """Two settings of two seeds, of which the one that does better on the test does worse on validation."""
+    for epochs, gain, validation in ((5, 0.3, 0.4), (50, 0.0, 0.6)):
+        for seed in (0, 1):
+            folder = tmp_path / f"e{epochs}s{seed}"
+            write_run(
+                folder, gain=gain, seed=seed,
+                encoder={"kind": "network", "epochs": epochs, "selection": {"kind": "last"}},
+            )  # fmt: skip
+            add_fits(folder, [validation, validation + 0.1 * seed])
+    return tmp_path
+
+
+def test_validation_alone_chooses_and_the_page_says_so(swept):
+    make_board([swept], swept / "board.html")
+    page = (swept / "board.html").read_text()
+    table = pd.read_csv(swept / "settings.csv").set_index("encoder.epochs")
+    assert table["best_on_validation"].to_dict() == {5: False, 50: True}
+    assert table.loc[50, "validation_value"] == pytest.approx(
+        0.625
+    )  # of the last epoch, over folds and seeds
+    assert table.loc[5, "value"] > table.loc[50, "value"]
+    assert page.count("best on validation</span>") == 1
+    assert "Chosen by validation alone" in page
+    assert page.count("<polyline points=") == 2
+    assert 'aria-label="Parallel coordinates of 2 settings over epochs, validation: top5' in page
+
+
+def test_nothing_is_called_best_without_validation_scores_of_one_kind(swept):
+    folders = sorted(path for path in swept.iterdir() if path.is_dir())
+    assert describe_choice(pool_runs(folders)).startswith(
+        "best on validation: encoder.epochs=50 (0.625). Chosen"
+    )
+    history = folders[0] / "stages" / "train" / "fold00-abc0" / "network.json"
+    written = history.read_text()
+    history.write_text(written.replace('"n_validation_images": 50', '"n_validation_images": 500'))
+    assert "whose chance levels differ" in pool_runs(folders).reason
+    history.write_text(written.replace("validation_top5", "validation_top1"))
+    assert pool_runs(folders).best is None
+    ridge = {"choices": [{"alpha": 1.0, "mse": 0.3}, {"alpha": 2.0, "mse": 0.2}]}
+    for folder in folders[:2]:
+        for path in folder.glob("stages/train/*/network.json"):
+            path.write_text(json.dumps(ridge))
+    assert "measure different things" in pool_runs(folders).reason
+    for path in folders[0].glob("stages/train/*/network.json"):
+        path.write_text(json.dumps({"choices": []}))
+    found = pool_runs(folders)
+    assert found.best is None
+    assert "1 of 2 have no validation score" in found.reason
+    assert "encoder.selection.hold_out" in found.reason
+
+
+def test_settings_of_other_subjects_or_data_are_not_compared(tmp_path):
+    """Of a sweep that was half done, the setting that had the easy subject alone was called best."""
+    made = []
+    for lr, subject in ((0.01, "01"), (0.01, "02"), (0.02, "01"), (0.02, "02")):
+        folder = tmp_path / f"{lr}-{subject}"
+        folder.mkdir()
+        (folder / store.PROVENANCE).write_text("{}")
+        add_fits(folder, [lr * 10])
+        made.append(make_run(folder, subject=subject, lr=lr))
+    assert tabulate(*made).best == 1
+    half = tabulate(*made[:3])
+    assert half.best is None
+    assert "1 of 2 have runs of some subjects only" in half.reason
+    for run, _ in made[2:]:
+        run.config["dataset"]["kind"] = "god"
+    assert "of different data or targets" in tabulate(*made).reason
+
+
+def test_a_nested_interval_is_that_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    subjects = [[rng.normal(0.2 * s + 0.05 * r, 0.3, 12) for r in range(3)] for s in range(4)]
+    units = [[[f"i{n // 2}" for n in range(12)]] * 3] * 4  # two rows of each image
+    found = bootstrap_nested(subjects, units, n_boot=2000)
+    draws = []
+    for _ in range(1500):
+        total = 0.0
+        for s in rng.integers(0, 4, 4):
+            images = rng.integers(0, 6, 6)
+            rows = np.concatenate([2 * images, 2 * images + 1])
+            total += np.mean([subjects[s][r][rows].mean() for r in rng.integers(0, 3, 3)])
+        draws.append(total / 4)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    # Quantiles of two draws of some thousand resamples differ by a few hundredths of the interval.
+    assert (found.low, found.high) == (
+        pytest.approx(low, abs=0.08 * (high - low)),
+        pytest.approx(high, abs=0.08 * (high - low)),
+    )
+    assert bootstrap_nested([[np.array([0.4])]], [[["run"]]]).low == pytest.approx(0.4)
+
+
+def test_trackers_get_settings_and_scores(swept, monkeypatch, capsys):
+    rows, told = make_board([swept], swept / "board.html"), []
+
+    class Writer:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def add_hparams(self, settings, scores, run_name):
+            told.append((settings["encoder.epochs"], list(scores), run_name))
+
+    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    assert log_board(rows, "tensorboard", swept) == swept / "tensorboard"
+    assert sorted(told)[0] == (5, ["score/pixcorr"], "e5s0")
+    monkeypatch.setattr(sys, "argv", ["braindecode-vis", "board", str(swept), "--log", "mlflow"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--log" in capsys.readouterr().err

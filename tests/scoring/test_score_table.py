@@ -1,0 +1,363 @@
+"""Scores of a task: rounds are never pooled, conditions are scored apart, and the suite's rows have their controls."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.scoring import feature_networks, image_scores, metric_registry, score_table, scoring_task
+from braindecode_vis.scoring.identification import two_way_identification
+from braindecode_vis.scoring.image import compute_image_metric
+from braindecode_vis.scoring.metric_registry import Metric, register_metric
+from braindecode_vis.scoring.retrieval import compute_ranks, rank_similarities
+from braindecode_vis.scoring.score_table import ScoringTask, compute_scores
+from braindecode_vis.scoring.suite import MetricSuiteConfig, compute_suite
+
+N = 8
+
+
+class Mean:
+    """An image encoder that looks at 4 x 4 means."""
+
+    calls = 0
+
+    def encode(self, images):
+        Mean.calls += len(images)
+        blocks = np.asarray(images, dtype=np.float32).reshape(len(images), 4, 4, 4, 4, 3)
+        return blocks.mean(axis=(2, 4)).reshape(len(images), -1)
+
+
+def make_task(n_draws=None, *, subjects=("01",), **changes):
+    rng = np.random.default_rng(0)
+    ids = np.tile(np.array([f"s{i}" for i in range(N)], dtype=object), len(subjects))
+    people = np.repeat(np.array(subjects, dtype=object), N)
+    unique = rng.integers(0, 256, (N, 16, 16, 3), dtype=np.uint8)
+    seen = np.tile(unique, (len(subjects), 1, 1, 1))
+    shape = seen.shape if n_draws is None else (len(seen), n_draws, *seen.shape[1:])
+    noise = rng.integers(0, 256, shape, dtype=np.uint8)
+    truth = seen if n_draws is None else seen[:, None]
+    decoded = (0.2 * truth + 0.8 * noise).astype(np.uint8)
+    vectors = rng.standard_normal((N, 5)).astype(np.float32)
+    queries = Embeddings(
+        vectors[np.tile(np.arange(N), len(subjects))] + rng.standard_normal((len(ids), 5)).astype(np.float32),
+        ids, "toy",
+    )  # fmt: skip
+    gallery = Embeddings(vectors, ids[:N], "toy")
+    task = ScoringTask(
+        retrievals=[(queries, gallery, compute_ranks(queries, gallery, device="cpu"))],
+        seen=seen,
+        images={"decoded": decoded, "oracle": seen, "shuffled": decoded[np.roll(np.arange(len(ids)), 1)]},
+        ids=ids, concepts=np.array([f"c{i[1]}" for i in ids], dtype=object), subjects=people,
+        decoded_concepts=None, feature_encoder=None, feature_name="", protocol="toy", split="test", seed=0,
+        n_bootstrap=200, n_permutations=200,
+    )  # fmt: skip
+    return replace(task, **changes)
+
+
+def find(scores, metric, method="decoded", **keys):
+    found = [s for s in scores if (s.metric, s.method) == (metric, method)]
+    (score,) = [s for s in found if all(getattr(s, key) == value for key, value in keys.items())]
+    return score
+
+
+def test_draws_are_scored_as_rounds_and_averaged():
+    task = make_task(3, feature_encoder=Mean(), feature_name="mean")
+    scores, items = compute_scores(task)
+    rounds = np.moveaxis(task.images["decoded"], 1, 0)
+    ones = [compute_scores(replace(task, images={**task.images, "decoded": one}))[0] for one in rounds]
+    metrics = {s.metric for s in scores if s.method == "decoded"}
+    assert metrics == {s.metric for s in ones[0] if s.method == "decoded"}
+    assert {"pixcorr", "mse", "ssim", "two_way_identification", "two_way_identification@mean"} <= metrics
+    for metric in metrics:
+        several = [find(one, metric) for one in ones]
+        assert find(scores, metric).value == pytest.approx(np.mean([s.value for s in several]), abs=1e-12)
+        assert find(scores, metric).chance == pytest.approx(np.mean([s.chance for s in several]), abs=1e-12)
+    # Pooling the draws into one gallery would make copies of each stimulus act as ties.
+    expected = two_way_identification(task.seen, task.images["decoded"])
+    np.testing.assert_allclose(items["two_way_identification"], expected, atol=1e-12)
+    np.testing.assert_allclose(
+        items["pixcorr"],
+        np.mean([compute_image_metric("pixcorr", task.seen, one) for one in rounds], axis=0),
+        atol=1e-9,
+    )
+
+
+def test_one_draw_is_the_same_as_none():
+    task = make_task()
+    images = {**task.images, "decoded": task.images["decoded"][:, None]}
+    scores, items = compute_scores(replace(task, images=images))
+    expected, expected_items = compute_scores(task)
+    assert scores == expected
+    assert items.equals(expected_items)
+
+
+def test_best_of_several_is_another_metric_with_its_own_chance():
+    task = make_task(4, best_of=True)
+    scores, _ = compute_scores(task)
+    rounds = np.moveaxis(task.images["decoded"], 1, 0)
+    best = find(scores, "best_of_4_pixcorr")
+    assert best.value == pytest.approx(
+        np.max([compute_image_metric("pixcorr", task.seen, one) for one in rounds], axis=0).mean(), abs=1e-9
+    )
+    assert best.chance > find(scores, "pixcorr").chance + 0.01
+    assert find(scores, "best_of_4_two_way_identification").chance > 0.6  # never one half
+    assert find(scores, "best_of_4_mse").value < find(scores, "mse").value
+    assert not any(s.metric.startswith("best_of") for s in scores if s.method != "decoded")
+    assert not any(s.metric.startswith("best_of") for s in compute_scores(replace(task, best_of=False))[0])
+
+
+def test_conditions_are_scored_among_their_own_stimuli():
+    names = np.array(["imagery, simple", "imagery, complex"] * (N // 2))
+    task = make_task(subjects=("01", "02"), conditions=np.tile(names, 2), ceilings={"top1": 0.9})
+    scores, items = compute_scores(task)
+    plain, plain_items = compute_scores(replace(task, conditions=None))
+    assert scores[: len(plain)] == plain
+    assert items.equals(plain_items)
+    assert {(s.subject, s.split) for s in scores} == {
+        (subject, split)
+        for subject in ("01", "02", "all")
+        for split in ("test", "test, imagery, simple", "test, imagery, complex")
+    }
+    rows = np.flatnonzero((task.subjects == "01") & (task.conditions == "imagery, simple"))
+    score = find(scores, "two_way_identification", subject="01", split="test, imagery, simple")
+    expected = two_way_identification(task.seen[rows], task.images["decoded"][rows]).mean()
+    assert (score.value, score.n_queries, score.gallery_size) == (pytest.approx(expected), 4, 4)
+    assert find(scores, "top1", subject="01", split="test").noise_ceiling == 0.9
+    assert find(scores, "top1", subject="01", split="test, imagery, simple").noise_ceiling is None
+
+
+def test_every_row_of_the_system_under_test_has_a_p_value(monkeypatch):
+    """Half of the rows once had none, although the same permutations of the stimuli judge them."""
+    monkeypatch.setattr(score_table, "K_WAY", (2, 4))
+    task = make_task(2, subjects=("01", "02"), feature_encoder=Mean(), feature_name="mean")
+    scores, _ = compute_scores(task)
+    judged = [s for s in scores if s.method == "decoded"]
+    assert {
+        "top1", "2_way", "4_way", "mean_reciprocal_rank", "mean_rank", "median_rank", "pixcorr", "mse", "ssim",
+        "two_way_identification", "two_way_identification@mean",
+    } <= {s.metric for s in judged}  # fmt: skip
+    assert {s.subject for s in judged} == {"01", "02", "all"}
+    for score in judged:
+        assert 0 < score.p_value <= 1, score.metric
+        assert find(scores, score.metric, "shuffled", subject=score.subject).ci_low is not None
+    # Rows of two people who saw the same images move together, so that 8 stimuli give no smaller p than 1 / 201.
+    assert find(scores, "ssim", subject="all").p_value == 1 / 201
+    assert all(s.p_value is not None for s in scores if s.method == "oracle" and s.metric != "ssim")
+
+
+def test_pairs_beyond_the_limit_are_permuted_within_blocks(monkeypatch):
+    task = make_task()
+    whole = find(compute_scores(task)[0], "ssim")
+    calls = []
+    real = image_scores.tabulate_items
+
+    def count(metric, made, seen):
+        calls.append(len(seen) * len(made))
+        return real(metric, made, seen)
+
+    monkeypatch.setattr(image_scores, "tabulate_items", count)
+    monkeypatch.setattr(image_scores, "LARGEST_PAIR_TABLE", N * 4 * 16 * 16)
+    parted = find(compute_scores(task)[0], "ssim")
+    assert calls == [16, 16]
+    assert parted.value == whole.value
+    assert whole.p_value == 1 / 201
+    assert 1 / 201 <= parted.p_value < 0.02  # (4!)^2 permutations
+    monkeypatch.setattr(image_scores, "LARGEST_PAIR_TABLE", 0)
+    assert find(compute_scores(task)[0], "ssim").p_value == pytest.approx(1 / 2**4, abs=0.06)
+
+
+def test_blocks_hold_every_stimulus_and_never_one_alone():
+    for n in (2, 3, 7, 20):
+        for size in (0, 2, 3, 50):
+            counts = np.bincount(image_scores.make_blocks(n, size, 0))
+            assert counts.sum() == n
+            assert counts.min() >= 2
+
+
+def test_p_values_that_are_too_much_work_are_named(monkeypatch):
+    monkeypatch.setattr(scoring_task, "LARGEST_TABLE", 10)
+    task = make_task()
+    scores, _ = compute_scores(task)
+    assert find(scores, "2_way").p_value is None
+    assert task.not_computed == [
+        "p-values of retrieval not computed: 8 predictions in a gallery of 8 are more than 10 pairs."
+    ]
+
+
+def test_wrong_shapes_are_refused():
+    task = make_task()
+    for wrong in (task.seen[:2], task.seen[:, :8], task.seen.astype(float)):
+        with pytest.raises(DataError, match="images"):
+            replace(task, images={"decoded": wrong})
+    with pytest.raises(DataError, match="8 test items came with 3 conditions"):
+        replace(task, conditions=np.array(["a", "b", "c"]))
+
+
+@pytest.fixture
+def suite(monkeypatch, tmp_path):
+    """A suite whose AlexNet and SwAV are toy networks, so that only the bookkeeping is at test."""
+    path = tmp_path / "weights.pth"
+    path.touch()
+
+    def toy(spaces):
+        return lambda path, device: (
+            lambda inputs: {s: inputs[:, :, i::64, i::64] for i, s in enumerate(spaces)}
+        )
+
+    for name in ("alexnet", "swav"):
+        facts = feature_networks.NETWORKS[name]
+        monkeypatch.setitem(feature_networks.NETWORKS, name, replace(facts, load=toy(facts.spaces)))
+    config = MetricSuiteConfig(
+        networks=("alexnet", "swav", "clip"), weights={"alexnet": path, "swav": path},
+        semantic_ways=(20,), device="cpu", legacy_ssim=True, pixels=False,
+    )  # fmt: skip
+    return config
+
+
+def test_the_suite_scores_every_method_with_chance_and_interval(suite):
+    task = make_task(2, suite=suite.build())
+    steps = []
+    scores, items = compute_scores(task, advance=steps.append)
+    assert sum(steps) == task.n_steps
+    alone = compute_suite(task.seen, task.images["decoded"], suite)
+    assert task.not_computed == alone.not_computed
+    assert task.not_computed[0].startswith("clip not computed")
+    for metric, values in alone.values.items():
+        np.testing.assert_allclose(items[metric], values, atol=1e-12, err_msg=metric)
+        score = find(scores, metric)
+        assert score.value == pytest.approx(values.mean(), abs=1e-12)
+        assert score.ci_low <= score.value <= score.ci_high
+        assert score.chance is not None
+        assert find(scores, metric, "oracle").value == pytest.approx(
+            0 if "distance" in metric else 1, abs=0.06
+        )
+    assert find(scores, "two_way_identification@alexnet-5").chance == 0.5
+    assert find(scores, "correlation_distance@swav-resnet50").p_value is not None
+    assert find(scores, "correlation_distance@swav-resnet50", "shuffled").value > 0.3
+
+
+def test_the_suite_of_a_group_looks_at_its_own_rows_only(suite):
+    task = make_task(
+        subjects=("01", "02"), suite=replace_config(suite, legacy_ssim=False, semantic_ways=()).build()
+    )
+    scores, _ = compute_scores(task)
+    for subject in ("01", "02"):
+        rows = np.flatnonzero(task.subjects == subject)
+        alone = compute_suite(task.seen[rows], task.images["decoded"][rows], task.suite.config)
+        for metric, values in alone.values.items():
+            assert find(scores, metric, subject=subject).value == pytest.approx(values.mean(), abs=1e-12)
+
+
+def replace_config(config, **changes):
+    return config.model_copy(update=changes)
+
+
+def test_lpips_of_each_row_and_of_the_next_stimulus(monkeypatch):
+    class Suite:
+        config = MetricSuiteConfig(networks=("lpips_alexnet",), pixels=False, semantic_ways=())
+        available, not_computed = ["lpips_alexnet"], []
+
+        def compute_lpips(self, network, images, pairs):
+            assert len(np.unique(pairs, axis=0)) == len(pairs)
+            return np.abs(images[pairs[:, 0]].mean(axis=(1, 2, 3)) - images[pairs[:, 1]].mean(axis=(1, 2, 3)))
+
+    task = make_task(2, suite=Suite())
+    scores, items = compute_scores(task)
+    mean = lambda images: images.mean(axis=(-1, -2, -3))  # noqa: E731
+    own = np.abs(mean(task.seen)[:, None] - mean(task.images["decoded"])).mean(axis=1)
+    following = np.abs(np.roll(mean(task.seen), -1)[:, None] - mean(task.images["decoded"])).mean()
+    np.testing.assert_allclose(items["lpips@alexnet"], own)
+    assert find(scores, "lpips@alexnet").chance == pytest.approx(following)
+    assert find(scores, "lpips@alexnet", "oracle").value == 0
+
+
+def test_images_are_encoded_once(monkeypatch):
+    Mean.calls = 0
+    task = make_task(feature_encoder=Mean(), feature_name="mean")
+    compute_scores(task)
+    assert Mean.calls == 2 * N  # seen and decoded; oracle and shuffled show the same images again
+    compute_scores(task)
+    assert Mean.calls == 2 * N  # all of them are known by now
+
+
+@pytest.fixture
+def outside(monkeypatch):
+    """Metrics as another package would bring them; forgotten after the test."""
+    monkeypatch.setattr(metric_registry, "_OUTSIDE", {})
+    brightness = lambda images: images.mean(axis=(1, 2, 3), dtype=float)  # noqa: E731
+    compare = lambda made, seen: abs(brightness(made) - brightness(seen))  # noqa: E731
+    metrics = [
+        Metric("brightness_gap", "Brightness gap", "Grey levels.", -1, on="images", compare=compare),
+        Metric("slow_gap", "Slow gap", "", -1, on="images", compare=compare, permute=False),
+        Metric("dot", "Dot product", "", 1, on="embeddings", compare=lambda p, t: (p * t).sum(axis=1)),
+    ]
+    for metric in metrics * 2:  # settings are built more than once
+        register_metric(metric)
+    return metrics
+
+
+def test_outside_metrics_are_scored_like_ours(outside):
+    names = ["brightness_gap", "slow_gap", "dot", "cosine_to_target"]
+    task = make_task(2, subjects=("01", "02"), metrics=names)
+    scores, items = compute_scores(task)
+    plain, _ = compute_scores(replace(task, metrics=()))
+    assert [s for s in scores if s.metric not in names] == plain  # nothing else moves
+    rounds = np.moveaxis(task.images["decoded"], 1, 0)
+    gap = np.mean([outside[0].compare(one, task.seen) for one in rounds], axis=0)
+    for subject in ("01", "02", "all"):
+        score = find(scores, "brightness_gap", subject=subject)
+        rows = np.arange(len(gap)) if subject == "all" else np.flatnonzero(task.subjects == subject)
+        assert score.value == pytest.approx(gap[rows].mean())
+        assert score.ci_low < score.value < score.ci_high
+        assert 0 < score.p_value <= 1
+        assert score.chance == find(scores, "brightness_gap", "shuffled", subject=subject).chance
+        assert find(scores, "brightness_gap", "oracle", subject=subject).value == 0
+        slow = find(scores, "slow_gap", subject=subject)
+        assert (slow.value, slow.p_value) == (score.value, None)
+        assert slow.chance is not None
+        cosine = find(scores, "cosine_to_target", subject=subject)
+        assert cosine.value > cosine.chance
+        assert cosine.p_value is not None
+    np.testing.assert_allclose(items["brightness_gap"], gap)
+    queries, gallery, _ = task.retrievals[0]
+    dots = (queries.vectors * gallery.select(queries.ids).vectors).sum(axis=1)
+    np.testing.assert_allclose(items["dot"], dots, rtol=1e-6)  # single precision
+    assert find(scores, "dot", "shuffled", subject="all").value < find(scores, "dot", subject="all").value
+
+
+@pytest.mark.parametrize(
+    "compare, words",
+    [
+        (lambda made, seen: 1 / 0, "failed with ZeroDivisionError: division by zero"),
+        (lambda made, seen: np.zeros(3), r"finite values of shape \(8,\), but gave the shape \(3,\)"),
+        (lambda made, seen: np.full(len(made), np.nan), "8 that are not finite"),
+    ],
+)
+def test_an_outside_metric_that_fails_is_named(outside, compare, words):
+    register_metric(Metric("broken", "Broken", "", 1, on="images", compare=compare))
+    with pytest.raises(DataError, match=f"'broken' .*{words}"):
+        compute_scores(make_task(metrics=["broken"]))
+
+
+def test_a_given_matrix_scores_like_the_embeddings_that_it_came_from():
+    """Values below the tolerance of cosines, as small probabilities are, do not tie."""
+    task = make_task(images={})
+    (queries, gallery, _), matrix = task.retrievals[0], task.tables[0]
+    small = 1e-12 * np.exp(matrix.astype(np.float64))
+    empty = [Embeddings(np.empty((len(e), 0), np.float32), e.ids, "given") for e in (queries, gallery)]
+    ranked = rank_similarities(small, queries.ids, gallery.ids)
+    given = replace(task, retrievals=[(*empty, ranked)], similarities=[small])
+    ours, theirs = ([s.as_row() for s in compute_scores(one)[0]] for one in (given, task))
+    assert ours == theirs
+    assert len(ours) > 8
+
+
+def test_images_alone_are_scored_without_a_gallery():
+    task = make_task()
+    alone, items = compute_scores(replace(task, retrievals=[]))
+    pixels = [s for s in compute_scores(task)[0] if s.metric in {one.metric for one in alone}]
+    assert alone == pixels
+    assert "rank" not in items
+    assert {"pixcorr", "mse"} <= set(items)
