@@ -26,9 +26,8 @@ from joint_memory import read_memory
 from measuring import fit_exponent
 
 from braindecode_vis.base.store import write_json
-from braindecode_vis.parts.pretraining.corpus.build import add_sources
-from braindecode_vis.parts.pretraining.corpus.corpus_config import CorpusConfig
-from braindecode_vis.parts.pretraining.corpus.manifest import (
+from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
+from braindecode_vis.datasets.corpus.manifest import (
     RUNS,
     VALUES,
     Manifest,
@@ -37,8 +36,9 @@ from braindecode_vis.parts.pretraining.corpus.manifest import (
     name_subject,
     write_manifest,
 )
-from braindecode_vis.parts.pretraining.corpus.reader import open_corpus
-from braindecode_vis.parts.pretraining.corpus.recordings import Channels, Excluded, SeriesRun
+from braindecode_vis.datasets.corpus.reader import open_corpus
+from braindecode_vis.datasets.corpus.recordings import Channels, Excluded, SeriesRun
+from braindecode_vis.parts.pretraining.corpus.build import add_sources
 
 N_PARCELS, MINUTES, T_R = 400, 15.0, 2.0
 N_TIMES = round(MINUTES * 60 / T_R)

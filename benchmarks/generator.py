@@ -18,12 +18,12 @@ from PIL import Image
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.stimuli import StimulusSet, resize_image
+from braindecode_vis.datasets.drawn.images import make_concepts, render_batch
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.latent_diffusion_config import LatentDiffusionConfig
 from braindecode_vis.generation.latent_diffusion_networks import reconstruct_images
 from braindecode_vis.generation.weights_file import load_model
-from braindecode_vis.parts.phantom.stimuli.images import make_concepts, render_batch
 from braindecode_vis.scoring.identification import n_way_identification, two_way_identification
 
 FIRST = {"demo": 0, "validation": 40}

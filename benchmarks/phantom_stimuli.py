@@ -12,8 +12,8 @@ import time
 
 import numpy as np
 
-from braindecode_vis.parts.phantom.stimuli import render as phantom_render
-from braindecode_vis.parts.phantom.stimuli.images import make_things_like_split, render_batch
+from braindecode_vis.datasets.drawn import render as phantom_render
+from braindecode_vis.datasets.drawn.images import make_things_like_split, render_batch
 
 
 def measure_speed(size: int, n_images: int, seed: int) -> float:

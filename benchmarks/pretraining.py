@@ -23,13 +23,13 @@ import torch
 from scipy import stats
 
 from braindecode_vis.base.optimisation import split_decayed
-from braindecode_vis.parts.pretraining.corpus.reader import open_corpus
-from braindecode_vis.parts.pretraining.pretraining import Pretraining
-from braindecode_vis.parts.pretraining.pretraining_config import PretrainConfig
-from braindecode_vis.parts.pretraining.pretraining_data import CorpusRows
-from braindecode_vis.parts.pretraining.pretraining_model import Batch, draw_ranks, make_mask
-from braindecode_vis.parts.pretraining.pretraining_probes import measure_probes
+from braindecode_vis.datasets.corpus.reader import open_corpus
 from braindecode_vis.pipeline.learning import read_labelled
+from braindecode_vis.training.pretraining import Pretraining
+from braindecode_vis.training.pretraining_config import PretrainConfig
+from braindecode_vis.training.pretraining_data import CorpusRows
+from braindecode_vis.training.pretraining_model import Batch, draw_ranks, make_mask
+from braindecode_vis.training.pretraining_probes import measure_probes
 
 ENCODER = {
     "patch_times": 5, "width": 64, "depth": 2, "n_heads": 4, "mlp_ratio": 2, "network_embedding": False,

@@ -21,7 +21,7 @@ from braindecode_vis.config.explain import (
     describe_type,
     find_classes,
 )
-from braindecode_vis.parts.pretraining.corpus.corpus_config import CorpusConfig
+from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
 from braindecode_vis.parts.studies.train_generator import GeneratorTrainingConfig
 
 PAGE = Path(__file__).resolve().parent / "SETTINGS.md"

@@ -138,8 +138,8 @@ def test_inputs_that_change_while_the_stages_run_are_looked_at_again(folder, mon
 
 def test_a_leak_is_told_each_time(folder, monkeypatch):
     """A run with a leak ends with exit code 2, also when it is only looked at again."""
-    from braindecode_vis.parts.audit import quick
-    from braindecode_vis.parts.audit.findings import Audit, AuditFinding
+    from braindecode_vis.pipeline.leaks import quick
+    from braindecode_vis.pipeline.leaks.findings import Audit, AuditFinding
 
     leaky = Audit(folder, (AuditFinding("trials", "leak", "both sides.", "fold00"),))
     monkeypatch.setattr(quick, "audit_quickly", lambda folder: leaky)

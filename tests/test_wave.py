@@ -21,7 +21,6 @@ from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.parts.cluster.submitting import read_cluster
 from braindecode_vis.parts.cluster.verbs import _share
 from braindecode_vis.parts.phantom import SIZES as SIZES_OF
-from braindecode_vis.parts.pretraining.pretraining_config import PretrainConfig
 from braindecode_vis.parts.studies.analyze import analyze
 from braindecode_vis.parts.studies.demo import make_phantom
 from braindecode_vis.parts.studies.plan import plan_run
@@ -31,6 +30,7 @@ from braindecode_vis.pipeline.learning import _keep_training
 from braindecode_vis.pipeline.runs import list_changes, open_run
 from braindecode_vis.pipeline.shared_subjects import find_shared_subjects
 from braindecode_vis.preprocessing.splits import Fold
+from braindecode_vis.training.pretraining_config import PretrainConfig
 
 SIZES = {"width": 16, "depth": 1, "n_heads": 2, "mlp_ratio": 2}
 
@@ -305,7 +305,7 @@ def test_a_finished_run_knows_its_corpora_by_their_digests(monkeypatch, tmp_path
     class Known:
         digest = "ab"
 
-    monkeypatch.setattr("braindecode_vis.parts.pretraining.corpus.reader.open_corpus", lambda folder: Known)
+    monkeypatch.setattr("braindecode_vis.datasets.corpus.reader.open_corpus", lambda folder: Known)
     config = PretrainConfig(corpus=(tmp_path,))
     assert config.corpus_digests == ("ab",)
     assert config.hashed_fields()["corpus_digests"] == ["ab"]
@@ -317,13 +317,13 @@ def test_a_finished_run_knows_its_corpora_by_their_digests(monkeypatch, tmp_path
     def gone(folder):
         raise DataError("no corpus")
 
-    monkeypatch.setattr("braindecode_vis.parts.pretraining.corpus.reader.open_corpus", gone)
+    monkeypatch.setattr("braindecode_vis.datasets.corpus.reader.open_corpus", gone)
     assert PretrainConfig.model_validate(kept).hashed_fields()["corpus_digests"] == ["ab"]
     with pytest.raises(DataError, match="no corpus"):
         PretrainConfig(corpus=(tmp_path,)).hashed_fields()
     # One that lies beside the configuration is known as soon as its path is.
     beside = PretrainConfig(corpus=("people",))
-    monkeypatch.setattr("braindecode_vis.parts.pretraining.corpus.reader.open_corpus", lambda folder: Known)
+    monkeypatch.setattr("braindecode_vis.datasets.corpus.reader.open_corpus", lambda folder: Known)
     assert beside.replace_paths(lambda path: tmp_path / path).corpus_digests == ("cd",)
 
 
@@ -341,7 +341,7 @@ def test_jobs_pretrain_on_corpora_before_the_fits_that_share_it(root, tmp_path, 
     class Known:
         digest = "ab"
 
-    monkeypatch.setattr("braindecode_vis.parts.pretraining.corpus.reader.open_corpus", lambda folder: Known)
+    monkeypatch.setattr("braindecode_vis.datasets.corpus.reader.open_corpus", lambda folder: Known)
     for corpus in ((), (str(tmp_path),)):
         section = {"encoder": SIZES, "n_epochs": 2, **({"corpus": corpus} if corpus else {})}
         config = make_config(root, split={"kind": "kfold", "n_folds": 3}, pretrain=section)

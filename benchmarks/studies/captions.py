@@ -31,11 +31,11 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.contracts import Context
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.datasets.drawn.images import describe_attributes
 from braindecode_vis.embeddings.captions import read_caption_bank
 from braindecode_vis.embeddings.sentences import MINILM, MinilmConfig, SentenceEncoder, find_sentence_folder
 from braindecode_vis.generation.captions_config import CocaCaptionsConfig, NearestCaptionsConfig
 from braindecode_vis.generation.generator_data import GeneratorData
-from braindecode_vis.parts.phantom.stimuli.images import describe_attributes
 from braindecode_vis.pipeline.learning import pick_labelled_trials
 from braindecode_vis.scoring.captions import compute_caption_metrics
 from braindecode_vis.scoring.uncertainty import bootstrap_interval, correct_holm, paired_difference

@@ -27,13 +27,13 @@ from torch.nn import functional as F
 import braindecode_vis as bdv
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.stimuli import StimulusSet, resize_image
+from braindecode_vis.datasets.drawn.images import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.latent_diffusion_config import LatentDiffusionConfig
 from braindecode_vis.generation.latent_diffusion_networks import reconstruct_images, scale_images
 from braindecode_vis.generation.training_pairs import choose_concepts
 from braindecode_vis.generation.weights_file import load_model
-from braindecode_vis.parts.phantom.stimuli.images import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.scoring.uncertainty import wilson_interval
 
 PROPERTIES = ("shape", "colour", "texture")

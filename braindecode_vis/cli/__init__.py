@@ -16,16 +16,9 @@ from typing import Annotated
 import typer
 
 from braindecode_vis import __version__
+from braindecode_vis.base.parts import find_parts
 from braindecode_vis.cli import data, discover, encode, export, predict, stages, weights
 from braindecode_vis.cli.failures import StopSignals, announce_notices, describe_failure, stop_cleanly
-from braindecode_vis.parts.audit import verbs as audit
-from braindecode_vis.parts.cluster import verbs as cluster
-from braindecode_vis.parts.live import stream_verbs as stream
-from braindecode_vis.parts.live import verbs as live
-from braindecode_vis.parts.pretraining import verbs as corpus
-from braindecode_vis.parts.studies import plan_verbs as plan
-from braindecode_vis.parts.studies import score_verbs as score
-from braindecode_vis.parts.studies import verbs as studies
 
 app = typer.Typer(
     name="braindecode-vis",
@@ -81,31 +74,20 @@ _VERBS: dict[str, Callable[..., None]] = {
     "new": data.new,
     **stages.VERBS,
     "predict": predict.predict,
-    "score": score.score,
-    "corpus": corpus.corpus,
-    "pretrain": studies.pretrain,
-    "train-generator": studies.train_generator,
-    "analyze": studies.analyze,
     "encode": encode.encode,
-    "sweep": studies.sweep,
-    "plan": plan.plan,
-    "status": cluster.status,
-    "collect": cluster.collect,
-    "cancel": cluster.cancel,
-    "compare": studies.compare,
-    "board": studies.board,
-    "audit": audit.audit,
     "export": export.export,
     "banks": data.banks,
     "weights": weights.weights,
     "phantom": data.phantom,
-    "stream": stream.stream,
-    "live": live.live,
     "demo": data.demo,
 }
 #: These can be sent as jobs; sweep sends its runs.
 _SENT = ("run", "embed", "train", "reconstruct", "predict", "pretrain", "train-generator", "analyze")
-_VERBS |= {name: cluster.on_cluster(name, _VERBS[name]) for name in _SENT}
+for _part in find_parts():
+    _VERBS |= getattr(_part, "VERBS", {})
+for _part in find_parts():
+    if wrap := getattr(_part, "WRAP", None):
+        _VERBS |= {name: wrap(name, _VERBS[name]) for name in _SENT if name in _VERBS}
 #: Of these, none loads more than tables.
 _READING_VERBS = frozenset(
     {"datasets", "configs", "describe", "fetch", "new", "banks", "weights", "status", "cancel"}
@@ -215,7 +197,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "demo": ("demo", "demo --size tiny --out quick"),
 }  # fmt: skip
-for _name, _verb in _VERBS.items():
+for _name, _verb in ((name, _VERBS[name]) for name in EXAMPLES if name in _VERBS):
     _lines = "\n".join(f"  braindecode-vis {line}" for line in EXAMPLES[_name])
     # The first character keeps the lines of a paragraph apart.
     app.command(_name, epilog=f"\b\nExamples:\n{_lines}")(_verb)

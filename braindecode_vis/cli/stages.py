@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from braindecode_vis.base.parts import find_hook
 from braindecode_vis.cli.embed import embed_command
 from braindecode_vis.cli.show import (
     AllowDownload,
@@ -176,9 +177,8 @@ def run_command(
     from braindecode_vis.config import check_files
 
     def analyze(run: Run) -> None:
-        from braindecode_vis.parts.studies.analyze import analyze_in_run
-
-        analyze_in_run(run)
+        if run.config.analyses:
+            find_hook("ANALYZE", "studies")(run)
 
     run = open_source(source, root, out, overrides, subjects)
     check_files(run.config)

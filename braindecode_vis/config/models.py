@@ -41,7 +41,6 @@ from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
 from braindecode_vis.generation.captions_config import CaptionsConfig
 from braindecode_vis.generation.image_fusion import ImageFusionConfig
 from braindecode_vis.generation.priors.neighbours import UNKNOWN_LIKELIHOOD
-from braindecode_vis.parts.pretraining.pretraining_config import PretrainConfig
 from braindecode_vis.preprocessing.common_space import COMMON_SPACES, name_alignment
 from braindecode_vis.preprocessing.selection import SelectionConfig
 from braindecode_vis.scoring.caption_scores import CaptionScoresConfig
@@ -50,6 +49,7 @@ from braindecode_vis.scoring.protocols import ProtocolName
 from braindecode_vis.scoring.response_scores import BrainScoresConfig, CeilingMeasure
 from braindecode_vis.scoring.suite import MetricSuiteConfig
 from braindecode_vis.scoring.units import Resample
+from braindecode_vis.training.pretraining_config import PretrainConfig
 
 
 class RetrievalConfig(Settings):

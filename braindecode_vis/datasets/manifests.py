@@ -12,13 +12,14 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import yaml
 from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError, check_option
 from braindecode_vis.base.remote import RemotePath, refuse_address
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.base.store import hash_file
+from braindecode_vis.base.store import hash_file, read_json
 
 Config = TypeVar("Config", bound=Settings)
 # A phantom's truth lies in this folder beside its data.
@@ -302,6 +303,13 @@ class RecordedSettings(DatasetSettings):
     def find_phantom(self) -> Path | None:
         """Return `root` if it is simulated and its truth lies in it."""
         return self.root if self.root is not None and (self.root / _TRUTH).is_dir() else None
+
+
+def read_ideal_observer(root: Path, n_repetitions: int) -> float | None:
+    """Return the top-1 accuracy of the ideal observer of a simulated data set, over its people; None if unknown."""
+    people = read_json(root / _TRUTH / "phantom.json")["people"]
+    known = [person["ideal_top1"].get(str(n_repetitions)) for person in people]
+    return None if None in known or not known else float(np.mean(known))
 
 
 def find_package_data(folder: str) -> Path:

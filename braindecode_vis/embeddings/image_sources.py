@@ -26,8 +26,8 @@ import xxhash
 
 from braindecode_vis.base.checks import ConfigError, DataError, suggest
 from braindecode_vis.base.digests import digest_file, digest_files
+from braindecode_vis.datasets.drawn.images import N_MAX_CONCEPTS, make_concepts, render_scene
 from braindecode_vis.datasets.own_data import IMAGE_SUFFIXES
-from braindecode_vis.parts.phantom.stimuli.images import N_MAX_CONCEPTS, make_concepts, render_scene
 
 PHANTOM = "phantom:"
 BLOCK = 1024  # pictures of a folder that are one shard

@@ -1,7 +1,7 @@
 """The parcel encoder and the weights that it starts from.
 
 `ParcelEncoder` turns trials into tokens, all of them or the visible ones only; `ParcelNetwork` pools and projects
-them. What predicts hidden tokens stands in `parts.pretraining.pretraining_model`. Weights are read from pretraining or
+them. What predicts hidden tokens stands in `training.pretraining_model`. Weights are read from pretraining or
 from a foreign file, never unpickled: safetensors, or torch files through ``weights_only``. Every tensor of the encoder
 must be found and every tensor of the file used, or named as ignored. Knows nothing of training.
 

@@ -1,6 +1,6 @@
 """Whole-cortex parcel encoder: a masked-autoencoder transformer over parcels and time patches.
 
-Settings of the encoder and of the files that it starts from; `parts.pretraining.pretraining` trains it without labels.
+Settings of the encoder and of the files that it starts from; `training.pretraining` trains it without labels.
 
 The paper that this follows names a pretrained fMRI foundation encoder that is tuned by contrast and reports that
 networks beyond the visual one contribute; it does not give the encoder's inside. Tokens, sizes and embeddings are

@@ -28,7 +28,7 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.stimuli import StimulusSet, resize_image
 from braindecode_vis.base.store import replace_atomically
-from braindecode_vis.parts.phantom.stimuli.images import N_MAX_CONCEPTS, make_concepts, render_batch
+from braindecode_vis.datasets.drawn.images import N_MAX_CONCEPTS, make_concepts, render_batch
 
 N_RESERVED = 1854  # concepts of a full-size THINGS phantom, training and test
 N_RESERVED_PAIRS = 80

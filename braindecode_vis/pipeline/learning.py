@@ -23,7 +23,6 @@ from braindecode_vis.base.folder_lock import is_locked
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import RunConfig, read_config
-from braindecode_vis.parts.pretraining.pretraining_config import PretrainConfig
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.galleries import order_by_gallery
 from braindecode_vis.pipeline.runs import (
@@ -40,9 +39,10 @@ from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, fit_selection
 from braindecode_vis.preprocessing.splits import Fold, Split, split_imagined_trials
+from braindecode_vis.training.pretraining_config import PretrainConfig
 
 if TYPE_CHECKING:
-    from braindecode_vis.parts.pretraining.pretraining_probes import LabelledSet
+    from braindecode_vis.training.pretraining_probes import LabelledSet
 
 if TYPE_CHECKING:
     from braindecode_vis.pipeline.synthetic import SyntheticTrials
@@ -362,7 +362,7 @@ def _pretrain(run: Run, number: int | None) -> store.Artifact:
         upstream["embed"] = embed_fold(run, number or 0).artifact.fingerprint
 
     def compute(folder: Path) -> dict[str, Any]:
-        from braindecode_vis.parts.pretraining.pretraining import pretrain as fit
+        from braindecode_vis.training.pretraining import pretrain as fit
 
         with lend_context(run, f"pretrain{number or 0:02d}", [fields, upstream]) as context:
             assert context.checkpoints is not None
@@ -443,7 +443,7 @@ def read_labelled(config: PretrainConfig, seed: int, folder: Path) -> LabelledSe
     """
     if config.probes is None or config.probes.labelled is None or not is_first():
         return None
-    from braindecode_vis.parts.pretraining.pretraining_probes import make_labelled
+    from braindecode_vis.training.pretraining_probes import make_labelled
 
     source = config.probes.labelled_source
     assert source is not None

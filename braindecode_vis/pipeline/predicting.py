@@ -30,7 +30,6 @@ from braindecode_vis.datasets.own_data import Pictures, make_picture_set
 from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
 from braindecode_vis.embeddings.descriptions import read_captions_or_attributes
 from braindecode_vis.embeddings.image_bank import is_image_bank, read_image_bank
-from braindecode_vis.generation.captions import retrieve_nearest
 from braindecode_vis.generation.captions_config import WrittenCaptions, write_with_encoder
 from braindecode_vis.pipeline.decoding import (
     decode_low_level,
@@ -50,6 +49,7 @@ from braindecode_vis.pipeline.learning import embed, name_fold, pick_trials, pre
 from braindecode_vis.pipeline.new_trials import NewTrials
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.pipeline.scoring import describe_choices, open_text_side, read_descriptions
+from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 from braindecode_vis.scoring.caption_scores import DECODERS, NEAREST
 from braindecode_vis.scoring.retrieval import Centre, GallerySearch, Retrieval, compute_ranks
 

@@ -17,11 +17,10 @@ from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import BraindecodeVisError
 from braindecode_vis.config import find_config, read_config
 from braindecode_vis.config.header import read_header
-from braindecode_vis.parts.analyses.drawing import list_brains, mark_stimulus, place_pattern
-from braindecode_vis.parts.analyses.patterns import find_flat_positions
 from braindecode_vis.pipeline.learning import preprocess, train
 from braindecode_vis.pipeline.runs import Run, list_changes
 from braindecode_vis.preprocessing.noise_ceiling import compute_noise_ceilings, read_epochs_ceiling
+from braindecode_vis.report.drawing import find_flat_positions, list_brains, mark_stimulus, place_pattern
 from braindecode_vis.report.figures import darken_svg, render_plot
 from braindecode_vis.report.page import ExtraSection, SectionFigure
 

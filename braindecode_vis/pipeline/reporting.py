@@ -27,7 +27,7 @@ from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.pipeline.scoring import check_texts, evaluate, find_phantom
 
 if TYPE_CHECKING:
-    from braindecode_vis.parts.audit.findings import Audit
+    from braindecode_vis.pipeline.leaks.findings import Audit
 
 
 #: Raise it when the page says more of the same results, so that it is written anew.
@@ -40,7 +40,7 @@ def check_leaks(run: Run) -> Audit | None:
 
     None if they could not be made; the report says why.
     """
-    from braindecode_vis.parts.audit.quick import audit_quickly
+    from braindecode_vis.pipeline.leaks.quick import audit_quickly
 
     # The checks recompute scores from the files, which must be there.
     evaluate(run)

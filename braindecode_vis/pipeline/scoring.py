@@ -16,6 +16,7 @@ from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import hash_pixels
 from braindecode_vis.config import RunConfig
+from braindecode_vis.datasets.manifests import read_ideal_observer
 from braindecode_vis.embeddings.compositions import (
     CompositionConfig,
     CompositionTest,
@@ -739,8 +740,6 @@ def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
     root = find_phantom(config)
     if root is None or not config.split.is_declared:
         return {}
-    from braindecode_vis.parts.phantom.truth import read_truth  # brings the whole simulation along
-
     # The truth knows the ceiling of each subject, not that of all subjects together.
     if prepared.responses.trials["subject"].nunique() > 1:
         return {}
@@ -748,10 +747,8 @@ def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
     averaged = config.repeats.test == "averaged"
     # The least repeated image: an ideal observer of more repetitions would be a ceiling that none can reach.
     n_repetitions = int(test.groupby(["subject", "stimulus_id"]).size().min()) if averaged else 1
-    truth = read_truth(root)
-    if any(str(n_repetitions) not in person["ideal_top1"] for person in truth.subjects):
-        return {}
-    return {"top1": truth.get_ideal_top1(n_repetitions)}
+    ideal = read_ideal_observer(root, n_repetitions)
+    return {} if ideal is None else {"top1": ideal}
 
 
 def describe_choices(config: RunConfig) -> list[str]:

@@ -15,10 +15,10 @@ from typing import Any
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.config import RunConfig
+from braindecode_vis.datasets.corpus.recordings import read_source_card
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.encoders.parcels_config import ParcelsConfig, read_description
-from braindecode_vis.parts.pretraining.corpus.recordings import read_source_card
-from braindecode_vis.parts.pretraining.pretraining_data import read_learnt
+from braindecode_vis.training.pretraining_data import read_learnt
 
 
 def describe_pretraining(config: RunConfig, tested: Collection[str], made: Path | None = None) -> str:
@@ -129,7 +129,7 @@ def name_sources(config: RunConfig) -> list[str]:
 
 
 def _describe_corpus(folder: Path) -> dict[str, Any]:
-    from braindecode_vis.parts.pretraining.corpus.reader import open_corpus
+    from braindecode_vis.datasets.corpus.reader import open_corpus
 
     corpus = open_corpus(folder)
     runs = corpus.runs

@@ -23,7 +23,7 @@ from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_file, hash_json
 from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
 from braindecode_vis.embeddings.sentences import SentenceEncoder, find_sentence_folder
-from braindecode_vis.generation.captions import retrieve_nearest
+from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 from braindecode_vis.scoring.captions import score_captions, tabulate_captions
 from braindecode_vis.scoring.image import make_image_table
 from braindecode_vis.scoring.image_scores import make_blocks

@@ -137,7 +137,7 @@ def test_every_source_gives_the_same_vectors_in_order_wherever_its_parts_begin(k
 
 
 def test_phantom_images_are_drawn_and_named_as_in_its_data_sets(tmp_path, monkeypatch):
-    from braindecode_vis.parts.phantom.stimuli.images import make_concepts, render_scene
+    from braindecode_vis.datasets.drawn.images import make_concepts, render_scene
 
     found = embed(tmp_path / "bank", "phantom:3,size=16,seed=5", dtype="float32")
     assert found.ids[0] == make_concepts(1, seed=5)["concept"][0] + "_01b"

@@ -9,7 +9,7 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.encoders.parcels import read_centroids
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.parts.pretraining.pretraining_model import Batch, Mask, SelfSupervised
+from braindecode_vis.training.pretraining_model import Batch, Mask, SelfSupervised
 
 NETWORKS = ("Vis", "Vis", "Default", "Default", "Cont", "Vis")
 SIGNAL = Signal(("parcel", "time"), (6, 8), ("01",), networks=NETWORKS)

@@ -9,13 +9,13 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import Context
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import read_config
-from braindecode_vis.generation.captions import retrieve_captions
 from braindecode_vis.generation.captions_config import (
     CocaCaptionsConfig,
     GitCaptionsConfig,
     NearestCaptionsConfig,
 )
 from braindecode_vis.generation.generator_data import GeneratorData
+from braindecode_vis.scoring.caption_retrieval import retrieve_captions
 from braindecode_vis.training import caption_networks as networks
 from tests.embeddings.test_captions import write_git
 

@@ -10,6 +10,8 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.stimuli import StimulusSet, resize_image
 from braindecode_vis.base.store import hash_file
+from braindecode_vis.datasets.drawn.images import N_MAX_CONCEPTS, make_concepts, render_batch
+from braindecode_vis.datasets.drawn.render import TEXTURES
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.latent_diffusion_config import (
@@ -49,8 +51,6 @@ from braindecode_vis.generation.weights_file import (
     read_known_codes,
     write_weights,
 )
-from braindecode_vis.parts.phantom.stimuli.images import N_MAX_CONCEPTS, make_concepts, render_batch
-from braindecode_vis.parts.phantom.stimuli.render import TEXTURES
 from braindecode_vis.scoring.identification import two_way_identification
 
 SPACE = "made-up/7"

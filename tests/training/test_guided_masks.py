@@ -7,14 +7,9 @@ from pydantic import ValidationError
 
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError, Notice
-from braindecode_vis.parts.pretraining.pretraining import Pretraining, open_material, pretrain
-from braindecode_vis.parts.pretraining.pretraining_model import (
-    RIDGE,
-    fit_match,
-    rank_by_match,
-    reduce_vectors,
-)
-from tests.parts.pretraining.test_pretraining import CONFIG, change, make_responses
+from braindecode_vis.training.pretraining import Pretraining, open_material, pretrain
+from braindecode_vis.training.pretraining_model import RIDGE, fit_match, rank_by_match, reduce_vectors
+from tests.training.test_pretraining import CONFIG, change, make_responses
 
 GUIDED = change(guide="target", n_epochs=1, mask_ratio=0.5)
 TOLD = (3, 7)  # parcels that say what was seen

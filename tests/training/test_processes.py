@@ -10,16 +10,15 @@ from safetensors.numpy import load_file
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.devices import gather_rows
-from braindecode_vis.parts.pretraining.corpus import reader
-from braindecode_vis.parts.pretraining.pretraining import pretrain
-from braindecode_vis.parts.pretraining.pretraining_config import PretrainConfig
+from braindecode_vis.datasets.corpus import reader
 from braindecode_vis.training import loop
 from braindecode_vis.training.model import gather_outputs
 from braindecode_vis.training.objectives.objective import NEED_FIELDS, Outputs
-from tests.parts.pretraining import test_pretraining, test_pretraining_corpus
-from tests.parts.pretraining.toy_corpus import ToyCorpus
+from braindecode_vis.training.pretraining import pretrain
+from braindecode_vis.training.pretraining_config import PretrainConfig
 from tests.processes import run_together
-from tests.training import test_category_network
+from tests.training import test_category_network, test_pretraining, test_pretraining_corpus
+from tests.training.toy_corpus import ToyCorpus
 from tests.training.toy_task import get_weights, make_config, make_task
 
 SETTINGS = {

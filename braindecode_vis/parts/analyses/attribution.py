@@ -22,7 +22,6 @@ from pydantic import Field
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError, require
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.parts.analyses.drawing import draw_bars, draw_curve, mark_stimulus
 from braindecode_vis.parts.analyses.measure import (
     check_retrieval,
     compute_interval,
@@ -31,6 +30,7 @@ from braindecode_vis.parts.analyses.measure import (
 )
 from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study, play_encoder, show_chosen
+from braindecode_vis.report.drawing import draw_bars, draw_curve, mark_stimulus
 from braindecode_vis.scoring.retrieval import fit_centre
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.cuts import read_times
-from braindecode_vis.parts.analyses.drawing import draw_bars
 from braindecode_vis.parts.analyses.measure import (
     RetrievalMetric,
     check_retrieval,
@@ -27,6 +26,7 @@ from braindecode_vis.parts.analyses.measure import (
     measure_changes,
 )
 from braindecode_vis.parts.analyses.study import Change, Findings, Plot, Study
+from braindecode_vis.report.drawing import draw_bars
 from braindecode_vis.scoring.metric_registry import find_metric
 
 if TYPE_CHECKING:

@@ -21,11 +21,11 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_file, read_json
 from braindecode_vis.encoders.category_decoders import find_first_rows
-from braindecode_vis.parts.analyses.drawing import draw_matrix
 from braindecode_vis.parts.analyses.measure import check_retrieval, compute_interval, name_resampled
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study, rank_trials
 from braindecode_vis.parts.analyses.window_categories import label_trials
 from braindecode_vis.preprocessing.splits import make_groups
+from braindecode_vis.report.drawing import draw_matrix
 from braindecode_vis.scoring.score_row import name_units
 from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within, wilson_interval
 

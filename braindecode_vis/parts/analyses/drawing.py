@@ -8,109 +8,20 @@ mask of its own, parcels mean the same in everybody and each brain gets a map.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.base.arrays import Responses
-from braindecode_vis.base.checks import DataError
 from braindecode_vis.parts.analyses.study import Attachment
-from braindecode_vis.preprocessing.voxel_geometry import inverse_transform
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-
-def draw_curve(axes: Axes, x: Any, rows: pd.DataFrame, *, colour: str = "C0", label: str = "") -> None:
-    """Draw `value` over x with the band from `ci_low` to `ci_high`."""
-    axes.fill_between(
-        x, rows["ci_low"].astype(float), rows["ci_high"].astype(float), color=colour, alpha=0.25, lw=0
-    )
-    axes.plot(x, rows["value"].astype(float), color=colour, lw=1.6, label=label or None)
-
-
-def mark_chance(axes: Axes, level: float | None) -> None:
-    """Draw the chance level as a dashed line."""
-    if level is not None and np.isfinite(level):
-        axes.axhline(level, color="C2", lw=1, ls="--", label="chance")
-
-
-def mark_spans(axes: Axes, spans: Iterable[tuple[float, float]], *, colour: str = "C0") -> None:
-    """Draw a bar along the bottom for each span that is significant."""
-    for start, stop in spans:
-        axes.plot([start, stop], [0.02, 0.02], transform=axes.get_xaxis_transform(), color=colour, lw=4)
-
-
-def mark_stimulus(axes: Axes) -> None:
-    """Mark the onset of the image."""
-    axes.axvline(0.0, color="C4", lw=0.8)
-
-
-def draw_bars(
-    axes: Axes, rows: pd.DataFrame, labels: Sequence[str], *, colour: str = "C0", shift: float = 0.0,
-    height: float = 0.7, label: str = "",
-) -> None:  # fmt: skip
-    """Draw `value` as horizontal bars from top to bottom, with intervals."""
-    place = np.arange(len(rows)) + shift
-    value = rows["value"].to_numpy(float)
-    axes.barh(place, value, height=height, color=colour, label=label or None)
-    axes.hlines(place, rows["ci_low"].astype(float), rows["ci_high"].astype(float), color="C5", lw=1)
-    axes.set_yticks(np.arange(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)  # the first row on top
-
-
-def draw_matrix(
-    figure: Figure, axes: Axes, values: np.ndarray, *, label: str, extent: Any = None, origin: Any = "upper",
-    limits: tuple[float | None, float | None] = (None, None),
-) -> None:  # fmt: skip
-    """Draw a matrix with its colour bar."""
-    image = axes.imshow(
-        values, aspect="auto" if extent is None else "equal", extent=extent, origin=origin, vmin=limits[0],
-        vmax=limits[1], interpolation="nearest",
-    )  # fmt: skip
-    bar = figure.colorbar(image, ax=axes)
-    bar.set_label(label)
-    bar.outline.set_visible(False)
-
+    pass
+from braindecode_vis.report.drawing import list_brains, place_pattern
 
 # --- maps of the brain ---------------------------------------------------------------------------------------------
-
-
-def list_brains(responses: Responses) -> list[str | None]:
-    """Return the subjects that have a mask of their own; one None where all share one."""
-    trials = set(responses.trials["subject"].astype(str))
-    named = [str(subject) for subject in responses.coords.get("subjects") or ()]
-    return [subject for subject in named if subject in trials] or [None]
-
-
-def place_pattern(responses: Responses, values: np.ndarray, *, subject: str | None = None) -> Any:
-    """Return a pattern as a NIfTI image in the space of the data, or None where there is no volume to place it in.
-
-    Parameters
-    ----------
-    responses
-        With the geometry.
-    values : array of shape (n_columns,) or (n_rows, n_columns)
-        For example the column `value` of one component and window; rows become the fourth axis.
-    subject
-        Whose brain, where each has a mask of its own; the first by default.
-
-    Examples
-    --------
-    In MNI space, ``nilearn.plotting.plot_glass_brain(place_pattern(responses, values))`` draws it in a glass brain.
-    """
-    if responses.dims[1] not in ("voxel", "parcel"):
-        return None
-    try:
-        image = inverse_transform(responses, values, subject=subject or list_brains(responses)[0])
-    except DataError:
-        return None
-    return None if isinstance(image, dict) else image
 
 
 def make_maps(responses: Responses, values: np.ndarray, name: str, caption: str) -> tuple[Attachment, ...]:

@@ -29,8 +29,8 @@ from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.encoding_model import EncodingModelConfig, count_fits, fit_encoding
 from braindecode_vis.parts.analyses.cuts import Window, make_sliding_windows
-from braindecode_vis.parts.analyses.drawing import draw_bars, draw_curve, place_pattern, write_nifti
-from braindecode_vis.parts.analyses.patterns import find_flat_positions, list_columns
+from braindecode_vis.parts.analyses.drawing import write_nifti
+from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.rsa import collect_layers, shorten
 from braindecode_vis.parts.analyses.sensor_groups import assign_regions
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
@@ -42,6 +42,7 @@ from braindecode_vis.preprocessing.voxel_geometry import (
     inverse_transform,
     read_geometry,
 )
+from braindecode_vis.report.drawing import draw_bars, draw_curve, find_flat_positions, place_pattern
 from braindecode_vis.scoring.brain_correlation import (
     WHOLE,
     RegionCorrelation,

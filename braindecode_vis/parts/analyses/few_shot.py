@@ -25,7 +25,6 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.leases import BeingMade
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.parts.analyses.drawing import mark_chance
 from braindecode_vis.parts.analyses.measure import (
     FoldValues,
     Measured,
@@ -38,10 +37,11 @@ from braindecode_vis.parts.analyses.measure import (
     measure_once,
 )
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
-from braindecode_vis.parts.pretraining.pretraining_config import ON_GUIDED_TRIALS, ON_TRAINING_TRIALS
 from braindecode_vis.preprocessing.common_space import COMMON_SPACES, SubjectAlignment, name_alignment
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
+from braindecode_vis.report.drawing import mark_chance
 from braindecode_vis.scoring.metric_registry import find_metric
+from braindecode_vis.training.pretraining_config import ON_GUIDED_TRIALS, ON_TRAINING_TRIALS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

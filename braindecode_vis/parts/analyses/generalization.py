@@ -21,7 +21,6 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.curves import check_windows
 from braindecode_vis.parts.analyses.cuts import Outside, cut_window, make_sliding_windows
-from braindecode_vis.parts.analyses.drawing import draw_matrix
 from braindecode_vis.parts.analyses.measure import (
     FoldValues,
     Meter,
@@ -31,6 +30,7 @@ from braindecode_vis.parts.analyses.measure import (
     refit,
 )
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
+from braindecode_vis.report.drawing import draw_matrix
 from braindecode_vis.scoring.uncertainty import compute_p_value
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from braindecode_vis.base.arrays import Embeddings, check_same_space, normalise_
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.parts.analyses.drawing import draw_bars
 from braindecode_vis.parts.analyses.measure import check_retrieval
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study, rank_trials
+from braindecode_vis.report.drawing import draw_bars
 from braindecode_vis.scoring.score_row import name_units
 
 if TYPE_CHECKING:

@@ -30,7 +30,6 @@ from braindecode_vis.embeddings.pixels import EngineeredConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.parts.analyses.curves import MAX_DRAWS, bootstrap_curves, check_windows
 from braindecode_vis.parts.analyses.cuts import Window, cut_window, make_sliding_windows
-from braindecode_vis.parts.analyses.drawing import draw_matrix
 from braindecode_vis.parts.analyses.measure import check_retrieval, find_best, measure_changes
 from braindecode_vis.parts.analyses.rsa import (
     average_test_trials,
@@ -40,6 +39,7 @@ from braindecode_vis.parts.analyses.rsa import (
     shorten,
 )
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
+from braindecode_vis.report.drawing import draw_matrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

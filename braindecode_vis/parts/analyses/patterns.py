@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,15 +25,17 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.cuts import Window, make_sliding_windows
-from braindecode_vis.parts.analyses.drawing import make_maps, place_pattern
+from braindecode_vis.parts.analyses.drawing import make_maps
 from braindecode_vis.parts.analyses.measure import check_retrieval
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
 from braindecode_vis.preprocessing.voxel_geometry import check_common_features
+from braindecode_vis.report.drawing import place_pattern
 from braindecode_vis.scoring.score_row import name_units
 from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+from braindecode_vis.report.drawing import find_flat_positions
 
 
 class SpatialPatternsConfig(Settings):
@@ -268,25 +270,6 @@ def _make_files(
             f"{what}, 0 where p corrected for all cells is above 0.05.",
         )  # fmt: skip
     return tuple(files)
-
-
-def find_flat_positions(responses: Responses) -> Any:
-    """Return flat positions for a topographic map, or None."""
-    positions = responses.coords.get("ch_pos")
-    if positions is None:
-        return None
-    places = np.asarray(positions, float)
-    if len(places) < 3 or not np.isfinite(places).all() or not places.any(axis=1).all():
-        return None
-    from braindecode_vis.parts.analyses.sensor_groups import fit_sphere
-
-    centre = fit_sphere(places) if len(places) >= 8 else np.array([0.0, 0.0, 0.04])
-    seen = places - centre
-    seen /= np.linalg.norm(seen, axis=1, keepdims=True)
-    # Azimuthal equidistant projection: the rim of the drawn head is the equator.
-    angle = np.arccos(np.clip(seen[:, 2], -1, 1)) / (np.pi / 2)
-    flat = np.arctan2(seen[:, 1], seen[:, 0])
-    return 0.095 * angle[:, None] * np.stack([np.cos(flat), np.sin(flat)], axis=1)
 
 
 def _draw_heads(figure: Figure, panels: Sequence[_Panel], responses: Responses) -> None:

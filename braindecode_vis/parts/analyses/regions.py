@@ -27,7 +27,6 @@ from braindecode_vis.base.checks import DataError, check_option
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.cuts import Features, Outside, keep_features
-from braindecode_vis.parts.analyses.drawing import draw_bars
 from braindecode_vis.parts.analyses.measure import (
     Measured,
     RetrievalMetric,
@@ -43,6 +42,7 @@ from braindecode_vis.preprocessing.voxel_geometry import (
     find_rois,
     read_geometry,
 )
+from braindecode_vis.report.drawing import draw_bars
 from braindecode_vis.scoring.metric_registry import find_metric
 from braindecode_vis.scoring.uncertainty import compute_p_value
 

@@ -15,7 +15,6 @@ from pydantic import Field
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.parts.analyses.drawing import draw_curve, mark_chance
 from braindecode_vis.parts.analyses.measure import (
     FoldValues,
     Measured,
@@ -27,6 +26,7 @@ from braindecode_vis.parts.analyses.measure import (
 )
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.report.drawing import draw_curve, mark_chance
 from braindecode_vis.scoring.metric_registry import find_metric
 
 if TYPE_CHECKING:

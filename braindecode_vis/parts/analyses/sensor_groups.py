@@ -19,6 +19,7 @@ import numpy as np
 from braindecode_vis.base.arrays import Responses, normalise_rows
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.sources.meeg_source import make_template_montage
+from braindecode_vis.report.drawing import fit_sphere
 
 REGIONS = ("frontal", "temporal", "central", "parietal", "occipital")
 _BY_PREFIX = {
@@ -94,14 +95,6 @@ def place_regions(positions: np.ndarray, everyone: np.ndarray) -> list[str]:
     centre = fit_sphere(everyone) if len(everyone) >= 8 else np.array([0.0, 0.0, 0.04])
     seen = normalise_rows(positions - centre)
     return [regions[i] for i in (seen @ directions.T).argmax(axis=1)]
-
-
-def fit_sphere(points: np.ndarray) -> np.ndarray:
-    """Return the centre of the sphere that fits points of shape (n, 3) by least squares."""
-    # |p - c|^2 = r^2 is linear in c and r^2 - |c|^2.
-    design = np.concatenate([2 * points, np.ones((len(points), 1))], axis=1)
-    solution, *_ = np.linalg.lstsq(design, (points**2).sum(axis=1), rcond=None)
-    return solution[:3]
 
 
 @lru_cache(maxsize=1)

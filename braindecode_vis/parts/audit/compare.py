@@ -14,7 +14,7 @@ import pandas as pd
 
 from braindecode_vis.base.image_rows import Images
 from braindecode_vis.base.store import PROVENANCE, read_json
-from braindecode_vis.parts.audit.findings import AuditFinding
+from braindecode_vis.pipeline.leaks.findings import AuditFinding
 
 #: Grey levels, mean over an image: rounding moves a few values by one.
 IMAGE_TOLERANCE = 0.5

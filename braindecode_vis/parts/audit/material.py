@@ -25,10 +25,10 @@ from braindecode_vis.base.stimuli import resize_image
 from braindecode_vis.base.store import hash_file, read_json
 from braindecode_vis.parts.audit.choices import describe_advantage
 from braindecode_vis.parts.audit.compare import compare_files
-from braindecode_vis.parts.audit.files import AuditedRun, list_first, name_fold
-from braindecode_vis.parts.audit.findings import AuditFinding
 from braindecode_vis.parts.audit.recompute import RecomputedRun
 from braindecode_vis.pipeline import decoding, learning
+from braindecode_vis.pipeline.leaks.files import AuditedRun, list_first, name_fold
+from braindecode_vis.pipeline.leaks.findings import AuditFinding
 from braindecode_vis.pipeline.reconstruction import read_fits, refit_prior
 
 TOLERANCE = 1e-3  # relative, of means, gains and weights
@@ -240,7 +240,7 @@ def check_captions(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     if run.evaluated is None or not (run.evaluated.path / "captions.json").is_file():
         return []
     from braindecode_vis.embeddings.captions import read_caption_bank
-    from braindecode_vis.generation.captions import retrieve_nearest
+    from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
     from braindecode_vis.scoring.caption_scores import NEAREST
 
     config = again.config.evaluation.captions

@@ -15,8 +15,8 @@ from typing import Any
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.config import read_config
-from braindecode_vis.parts.audit.files import AuditedRun, Record
 from braindecode_vis.pipeline import learning
+from braindecode_vis.pipeline.leaks.files import AuditedRun, Record
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Compute, Run
 from braindecode_vis.preprocessing.splits import Split
 

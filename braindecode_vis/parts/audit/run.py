@@ -3,7 +3,7 @@
 Owns the order of the checks and their verdict. Each check works from the files of a run folder alone: trial table,
 stored numbers, pixels, ``split.json`` and the provenance of each artifact. What can be recomputed is not believed. What
 leaves no trace in a run folder is listed in ``docs/AUDIT.md``. How each part was verified is told by the checks; see
-`braindecode_vis.parts.audit.findings`.
+`braindecode_vis.pipeline.leaks.findings`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from braindecode_vis.base.checks import BraindecodeVisError
 from braindecode_vis.base.consent import ConsentError
 from braindecode_vis.parts.audit.choices import check_epochs
 from braindecode_vis.parts.audit.design import check_design
-from braindecode_vis.parts.audit.files import BRANCH_WORDS, AuditedRun, open_audited
-from braindecode_vis.parts.audit.findings import LEVELS, Audit, AuditFinding, Part, PartStatus
 from braindecode_vis.parts.audit.fits import (
     check_features,
     check_inputs,
@@ -28,16 +26,7 @@ from braindecode_vis.parts.audit.fits import (
     check_targets,
 )
 from braindecode_vis.parts.audit.material import check_captions, check_material
-from braindecode_vis.parts.audit.quick import FIRST, make_checks
 from braindecode_vis.parts.audit.recompute import open_recomputed
-from braindecode_vis.parts.audit.records import (
-    check_held_out,
-    check_logs,
-    check_options,
-    check_penalties,
-    check_pretraining,
-    check_recordings,
-)
 from braindecode_vis.parts.audit.results import (
     check_embedded,
     check_fits,
@@ -47,14 +36,6 @@ from braindecode_vis.parts.audit.results import (
     check_ranks,
 )
 from braindecode_vis.parts.audit.scores import check_report, check_scores
-from braindecode_vis.parts.audit.split_overlap import (
-    check_likeness,
-    check_near_copies,
-    check_pixels,
-    check_sides,
-    check_split_settings,
-    check_used,
-)
 from braindecode_vis.parts.audit.statistics import (
     check_codes,
     check_components,
@@ -64,6 +45,25 @@ from braindecode_vis.parts.audit.statistics import (
     check_whitened,
 )
 from braindecode_vis.parts.audit.synthetic import check_synthetic, check_synthetic_again
+from braindecode_vis.pipeline.leaks.files import BRANCH_WORDS, AuditedRun, open_audited
+from braindecode_vis.pipeline.leaks.findings import LEVELS, Audit, AuditFinding, Part, PartStatus
+from braindecode_vis.pipeline.leaks.quick import FIRST, make_checks
+from braindecode_vis.pipeline.leaks.records import (
+    check_held_out,
+    check_logs,
+    check_options,
+    check_penalties,
+    check_pretraining,
+    check_recordings,
+)
+from braindecode_vis.pipeline.leaks.split_overlap import (
+    check_likeness,
+    check_near_copies,
+    check_pixels,
+    check_sides,
+    check_split_settings,
+    check_used,
+)
 
 SPLIT = (check_sides, check_pixels, check_likeness, check_near_copies, check_split_settings, check_used)
 STATISTICS = (

@@ -10,7 +10,7 @@ import typer
 from braindecode_vis.cli.show import AllowDownload, Debug, Json, TrustCode, Verify, make_console, print_json
 
 if TYPE_CHECKING:
-    from braindecode_vis.parts.audit.findings import Audit
+    from braindecode_vis.pipeline.leaks.findings import Audit
 
 _STYLES = {"ok": "green", "transductive": "yellow", "warning": "yellow", "leak": "bold red"}
 

@@ -21,6 +21,7 @@ from typing import Any
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
 from braindecode_vis.base.memory import describe_bytes
 from braindecode_vis.base.store import compute_fingerprint, is_disk_full, json_plain, read_json, write_json
+from braindecode_vis.datasets.drawn.images import write_image_files
 from braindecode_vis.parts.phantom.brain import make_person
 from braindecode_vis.parts.phantom.drive import Embed, compute_drive
 from braindecode_vis.parts.phantom.format_plan import TRUTH, Advance, Format, PhantomJob, Progress, Unit
@@ -46,7 +47,6 @@ from braindecode_vis.parts.phantom.formats import (
 )
 from braindecode_vis.parts.phantom.phantom_config import PhantomConfig
 from braindecode_vis.parts.phantom.sizes import LATER, PhantomSize
-from braindecode_vis.parts.phantom.stimuli.images import write_image_files
 from braindecode_vis.parts.phantom.truth import (
     PhantomTruth,
     count_bytes,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from braindecode_vis.base.checks import ConfigError, check_option
-from braindecode_vis.parts.phantom.stimuli.images import N_MAX_CONCEPTS
+from braindecode_vis.datasets.drawn.images import N_MAX_CONCEPTS
 
 SIZE_NAMES = ("tiny", "small", "demo", "full")
 

@@ -17,6 +17,12 @@ import pandas as pd
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.store import collect_versions, read_json, replace_atomically, write_json
+from braindecode_vis.datasets.drawn.images import (
+    describe_attributes,
+    make_attributes,
+    make_captions,
+    make_compositions,
+)
 from braindecode_vis.parts.phantom.bold_signal import compute_betas, compute_voxel_snr
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.ceiling import (
@@ -32,12 +38,6 @@ from braindecode_vis.parts.phantom.phantom_config import PhantomConfig
 from braindecode_vis.parts.phantom.recordings import compute_evoked
 from braindecode_vis.parts.phantom.scanner import count_voxels, describe_voxels, make_parcels
 from braindecode_vis.parts.phantom.sizes import PhantomSize
-from braindecode_vis.parts.phantom.stimuli.images import (
-    describe_attributes,
-    make_attributes,
-    make_captions,
-    make_compositions,
-)
 
 SMALL_BYTES = 16 << 20
 """Noiseless responses to all images are kept up to this size per person, beyond it those to the test images."""

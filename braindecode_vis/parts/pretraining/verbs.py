@@ -18,8 +18,8 @@ from braindecode_vis.cli.show import (
 )
 
 if TYPE_CHECKING:
+    from braindecode_vis.datasets.corpus.reader import Corpus
     from braindecode_vis.parts.pretraining.corpus.build import Addition, Estimate
-    from braindecode_vis.parts.pretraining.corpus.reader import Corpus
 
 
 def corpus(
@@ -60,9 +60,9 @@ def corpus(
     A stopped call goes on where it was, and what was added before is not read again.
     """
     from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.datasets.corpus.manifest import MANIFEST, read_manifest
+    from braindecode_vis.datasets.corpus.reader import open_corpus
     from braindecode_vis.parts.pretraining.corpus.build import add_sources, estimate_addition, read_people
-    from braindecode_vis.parts.pretraining.corpus.manifest import MANIFEST, read_manifest
-    from braindecode_vis.parts.pretraining.corpus.reader import open_corpus
 
     listener = ConsoleListener()
     console = make_console(stderr=False)
@@ -113,8 +113,8 @@ def corpus(
 
 def _read_settings(manifest: Path, overrides: list[str]) -> Any:
     from braindecode_vis.config.source import override_settings
-    from braindecode_vis.parts.pretraining.corpus.corpus_config import CorpusConfig
-    from braindecode_vis.parts.pretraining.corpus.manifest import read_manifest
+    from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
+    from braindecode_vis.datasets.corpus.manifest import read_manifest
 
     known = read_manifest(manifest.parent).config if manifest.is_file() else CorpusConfig()
     return override_settings(known, overrides, where="corpus")

@@ -29,9 +29,9 @@ def estimate_phantom(form: str, size: Any) -> Estimate:
     form, size
         As for `make_phantom`.
     """
+    from braindecode_vis.datasets.drawn.images import make_things_like_split, write_images
     from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
     from braindecode_vis.parts import phantom
-    from braindecode_vis.parts.phantom.stimuli.images import make_things_like_split, write_images
 
     estimate, vectors = phantom.estimate_phantom(form, size), np.eye(_N_TIMED)
     with TemporaryDirectory() as folder:

@@ -655,14 +655,14 @@ def _plan_pretraining(config: RunConfig, sizes: RunSizes, budget: float, tell: C
     n_folds, n, shape = sizes.n_folds, sizes.n_train, sizes.shape
     try:
         if settings.corpus:
-            from braindecode_vis.parts.pretraining.corpus.reader import open_corpus
+            from braindecode_vis.datasets.corpus.reader import open_corpus
 
             found = [open_corpus(folder.expanduser()) for folder in settings.corpus]
             n = sum(len(one.windows(settings.window_times, settings.window_step)) for one in found)
             n_folds, shape = 1, (len(found[0].channels), settings.window_times)
     except BraindecodeVisError as error:
         return Step("pretrain", None, how=f"not measured: {' '.join(str(error).split())[:200]}")
-    from braindecode_vis.parts.pretraining.pretraining import pretrain
+    from braindecode_vis.training.pretraining import pretrain
 
     # Windows of a corpus are read as trials are; probes and checkpoints are left out.
     changes = {

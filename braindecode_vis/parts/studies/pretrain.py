@@ -17,10 +17,10 @@ from braindecode_vis.base.devices import count_launched, is_first, join_processe
 from braindecode_vis.base.folder_lock import hold_folder
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.settings import describe_validation_error
-from braindecode_vis.parts.pretraining.pretraining_config import PretrainConfig
 from braindecode_vis.pipeline import learning
 from braindecode_vis.pipeline.runs import Listener, Run, SilentListener, remember
 from braindecode_vis.pipeline.together import work_together
+from braindecode_vis.training.pretraining_config import PretrainConfig
 
 FOLDER = "pretrained"
 WORK = "work"
@@ -90,7 +90,7 @@ def pretrain_on_corpora(
         If a setting is wrong, or `out` holds an encoder of other settings, or something else.
     """
     from braindecode_vis.encoders.parcels_config import DESCRIPTION
-    from braindecode_vis.parts.pretraining.pretraining import pretrain as fit
+    from braindecode_vis.training.pretraining import pretrain as fit
 
     config = make_settings({**changes, "corpus": [str(folder) for folder in corpora]})
     listener = SilentListener() if listener is None else listener

@@ -11,11 +11,12 @@ import pytest
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.parts.analyses.attribution import IntegratedGradientsConfig, explain_trials
-from braindecode_vis.parts.analyses.drawing import make_maps, place_pattern
+from braindecode_vis.parts.analyses.drawing import make_maps
 from braindecode_vis.parts.analyses.layer_time import LayerTimeConfig, embed_subjects
 from braindecode_vis.parts.analyses.occlusion import OcclusionConfig
 from braindecode_vis.parts.analyses.patterns import SpatialPatternsConfig, _whiten, predict_signal
 from braindecode_vis.parts.analyses.study import rank_trials
+from braindecode_vis.report.drawing import place_pattern
 from braindecode_vis.report.figures import render_plot
 from tests.parts.analyses.planted import TEN_TWENTY, make_epochs_study, make_study
 

@@ -20,8 +20,8 @@ from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.cli import app
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets import synthetic_digits
-from braindecode_vis.parts.audit.findings import Audit, Verified
 from braindecode_vis.parts.audit.run import audit_run
+from braindecode_vis.pipeline.leaks.findings import Audit, Verified
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.preprocessing.selection import SelectionConfig, fit_selection
 

@@ -11,7 +11,6 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.embeddings.pixels import PcaConfig
 from braindecode_vis.parts.audit import fits
-from braindecode_vis.parts.audit.files import Record, open_audited
 from braindecode_vis.parts.audit.fits import (
     _compare,
     _compare_fits,
@@ -21,6 +20,7 @@ from braindecode_vis.parts.audit.fits import (
     check_target_means,
     check_targets,
 )
+from braindecode_vis.pipeline.leaks.files import Record, open_audited
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
 from tests.parts.audit.small_runs import write_artifact, write_bank, write_prepared, write_trained
 

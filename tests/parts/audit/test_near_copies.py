@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.datasets.drawn.images import render_batch
 from braindecode_vis.datasets.trial_values import find_copied_trials
-from braindecode_vis.parts.audit.split_overlap import find_like_pictures
-from braindecode_vis.parts.phantom.stimuli.images import render_batch
+from braindecode_vis.pipeline.leaks.split_overlap import find_like_pictures
 
 # --- trials -------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ from braindecode_vis.base import store
 from braindecode_vis.config import read_config
 from braindecode_vis.embeddings.conditional import ConditionalEncoder
 from braindecode_vis.parts.audit.choices import check_epochs
-from braindecode_vis.parts.audit.files import open_audited
 from braindecode_vis.parts.audit.material import check_captions
 from braindecode_vis.parts.audit.recompute import open_recomputed
 from braindecode_vis.parts.audit.results import (
@@ -29,6 +28,7 @@ from braindecode_vis.parts.audit.results import (
 from braindecode_vis.parts.audit.run import STEPS, audit_run
 from braindecode_vis.parts.audit.scores import check_report, check_scores
 from braindecode_vis.parts.audit.synthetic import check_synthetic_again
+from braindecode_vis.pipeline.leaks.files import open_audited
 from braindecode_vis.pipeline.runs import open_run
 
 QUICK = [

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.parts.audit import statistics
-from braindecode_vis.parts.audit.files import open_audited
 from braindecode_vis.parts.audit.statistics import (
     check_codes,
     check_components,
@@ -17,6 +16,7 @@ from braindecode_vis.parts.audit.statistics import (
     fit_standardised,
     fit_whitened,
 )
+from braindecode_vis.pipeline.leaks.files import open_audited
 from braindecode_vis.preprocessing.scaling import fit_robust_scaler
 from braindecode_vis.preprocessing.whitening import CovarianceSum, compute_condition_weights
 from tests.parts.audit.small_runs import write_prepared

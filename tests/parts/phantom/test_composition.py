@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.parts.phantom import SIZES
-from braindecode_vis.parts.phantom.build import estimate_phantom
-from braindecode_vis.parts.phantom.stimuli.composition import FIRST_COMPOSED, KINDS, describe_composition
-from braindecode_vis.parts.phantom.stimuli.images import (
+from braindecode_vis.datasets.drawn.composition import FIRST_COMPOSED, KINDS, describe_composition
+from braindecode_vis.datasets.drawn.images import (
     COLOURS,
     N_MAX_COMPOSED,
     make_attributes,
@@ -20,6 +18,8 @@ from braindecode_vis.parts.phantom.stimuli.images import (
     make_things_like_split,
     render_scene,
 )
+from braindecode_vis.parts.phantom import SIZES
+from braindecode_vis.parts.phantom.build import estimate_phantom
 
 ALL = [describe_composition(FIRST_COMPOSED + i, 3, COLOURS) for i in range(N_MAX_COMPOSED)]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.stimuli import StimulusSet
-from braindecode_vis.parts.phantom.stimuli.images import (
+from braindecode_vis.datasets.drawn.images import (
     ATTRIBUTES,
     COLOURS,
     N_MAX_CONCEPTS,
@@ -25,7 +25,7 @@ from braindecode_vis.parts.phantom.stimuli.images import (
     render_scene,
     write_images,
 )
-from braindecode_vis.parts.phantom.stimuli.render import (
+from braindecode_vis.datasets.drawn.render import (
     BACKGROUNDS,
     TEXTURES,
     Look,
@@ -33,7 +33,7 @@ from braindecode_vis.parts.phantom.stimuli.render import (
     render_look,
     shows_accent,
 )
-from braindecode_vis.parts.phantom.stimuli.shapes import list_shapes
+from braindecode_vis.datasets.drawn.shapes import list_shapes
 
 ROOT = Path(__file__).parents[3]
 
@@ -118,7 +118,7 @@ def test_batch_order_and_company_do_not_matter():
 
 def test_another_process_draws_the_same_pixels():
     code = (
-        "import hashlib; from braindecode_vis.parts.phantom.stimuli.images import render_batch;"
+        "import hashlib; from braindecode_vis.datasets.drawn.images import render_batch;"
         "print(hashlib.sha256(render_batch([8, 1000], [0, 3], size=64, seed=4).tobytes()).hexdigest())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -32,6 +32,7 @@ from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.alljoined.alljoined1 import BIOSEMI64, SFREQ
 from braindecode_vis.datasets.alljoined.sessions import N_IMAGES, N_PER_BLOCK
+from braindecode_vis.datasets.drawn.images import list_split
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import TRUTH, Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.formats import nsd_format
@@ -41,7 +42,6 @@ from braindecode_vis.parts.phantom.formats.nsd_design import Design, make_nsd_ex
 from braindecode_vis.parts.phantom.forward import make_sensor_system
 from braindecode_vis.parts.phantom.recordings import find_samples, simulate_continuous
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, count_images, divide
-from braindecode_vis.parts.phantom.stimuli.images import list_split
 
 SESSION_SOA_S, SESSION_STIMULUS_S = 0.35, 0.3  # [1]_
 SESSION_LEAD_S, PAUSE_S = 2.0, 1.0

@@ -25,6 +25,7 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.drawn.images import list_split
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.formats.file_writers import (
@@ -38,7 +39,6 @@ from braindecode_vis.parts.phantom.forward import make_sensor_system
 from braindecode_vis.parts.phantom.recordings import simulate_continuous
 from braindecode_vis.parts.phantom.scanner import GRIDS
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, divide
-from braindecode_vis.parts.phantom.stimuli.images import list_split
 
 EEG_SYSTEM, EEG_SFREQ, EEG_CHANNELS = "eeg64-biosemi", 512.0, 64
 EVENT_COLUMNS = ("sample", "stimulus_id", "stim_file", "value")

@@ -32,6 +32,7 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.drawn.images import list_split, name_imagenet
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
@@ -62,7 +63,6 @@ from braindecode_vis.parts.phantom.scanner import (
     make_scanner,
 )
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_imagery, check_numbers
-from braindecode_vis.parts.phantom.stimuli.images import list_split, name_imagenet
 
 T_R = 2.0  # of both data sets [1]_ [3]_
 # A second of picture, nine of fixation [1]_.

@@ -21,13 +21,13 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.drawn.images import list_split
 from braindecode_vis.parts.phantom.bold_signal import compute_voxel_snr, iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.formats.file_writers import write_tsv, write_volume
 from braindecode_vis.parts.phantom.scanner import GRIDS, Scanner, count_voxels, make_scanner
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers
-from braindecode_vis.parts.phantom.stimuli.images import list_split
 
 USES = ("n_runs", "voxel_mm")
 T_R = 1.49

@@ -22,13 +22,13 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.drawn.images import make_concepts, name_imagenet
 from braindecode_vis.datasets.eeg_imagenet import CHANNELS, N_TRAIN_PER_BLOCK
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.forward import make_sensor_system
 from braindecode_vis.parts.phantom.recordings import cut_epochs, simulate_continuous
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, count_images, divide
-from braindecode_vis.parts.phantom.stimuli.images import make_concepts, name_imagenet
 
 SOA_S = 0.5  # each picture stays until the next one [1]_
 N_TIMES = 501

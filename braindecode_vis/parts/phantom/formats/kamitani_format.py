@@ -35,6 +35,7 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_option
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.drawn.images import list_split, name_imagenet
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.drive import N_EARLY, N_MID
@@ -42,7 +43,6 @@ from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob
 from braindecode_vis.parts.phantom.formats.file_writers import check_block, check_count, write_text
 from braindecode_vis.parts.phantom.scanner import GRIDS, Scanner, count_voxels, make_scanner
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_imagery, check_numbers, count_images
-from braindecode_vis.parts.phantom.stimuli.images import list_split, name_imagenet
 
 USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions")
 T_R = 3.0  # of the published recordings; samples are means over a presentation of 9 s, or of imagery

@@ -23,6 +23,7 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, check_option
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.stimuli import read_image_file
+from braindecode_vis.datasets.drawn.images import list_split
 from braindecode_vis.parts.phantom.bold_signal import compute_betas, compute_voxel_snr, iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import TRUTH, Counts, Format, PhantomJob, Progress, Unit
@@ -71,7 +72,6 @@ from braindecode_vis.parts.phantom.scanner import (
     label_visual_quadrants,
 )
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_imagery, check_numbers, divide
-from braindecode_vis.parts.phantom.stimuli.images import list_split
 
 USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions", "n_synthetic", "beta_versions", "beta_form")
 STIMULUS_S = 3.0

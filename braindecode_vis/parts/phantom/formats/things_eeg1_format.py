@@ -23,6 +23,7 @@ import pandas as pd
 
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.datasets.drawn.images import list_concepts_with_tests
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.formats.bids_eeg import estimate_bytes, write_recording
@@ -30,7 +31,6 @@ from braindecode_vis.parts.phantom.formats.file_writers import write_json_file, 
 from braindecode_vis.parts.phantom.forward import make_sensor_system
 from braindecode_vis.parts.phantom.recordings import simulate_continuous
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, count_images_of_concepts
-from braindecode_vis.parts.phantom.stimuli.images import list_concepts_with_tests
 
 SYSTEM, SFREQ, N_CHANNELS = "eeg63-cz", 1000.0, 63
 SOA_S, STIMULUS_S = 0.1, 0.05  # [1]_

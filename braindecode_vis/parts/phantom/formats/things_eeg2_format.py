@@ -30,6 +30,7 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_option, check_unique
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.drawn.images import list_split
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.formats.file_writers import check_block, check_count
@@ -37,7 +38,6 @@ from braindecode_vis.parts.phantom.formats.pickles import PendingArray, split_pi
 from braindecode_vis.parts.phantom.forward import SensorSystem, make_sensor_system
 from braindecode_vis.parts.phantom.recordings import simulate_continuous
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, divide
-from braindecode_vis.parts.phantom.stimuli.images import list_split
 
 TARGET_FRACTION = 0.06  # of the shown images are the target that subjects look for
 USES = ("n_runs", "pause_s", "n_pairs")

@@ -29,6 +29,7 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, check_columns, check_unique
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.drawn.images import make_concepts, match_concepts
 from braindecode_vis.parts.phantom.bold_signal import compute_voxel_snr, iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
@@ -55,7 +56,6 @@ from braindecode_vis.parts.phantom.sizes import (
     check_one_exemplar_a_session,
     count_images_of_concepts,
 )
-from braindecode_vis.parts.phantom.stimuli.images import make_concepts, match_concepts
 
 USES = ("n_runs", "n_catch", "voxel_mm")
 # Names of the localiser regions in the published table; LOC is lateral occipital, TOS the occipital place area.

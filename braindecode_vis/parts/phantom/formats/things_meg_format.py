@@ -31,6 +31,7 @@ import pandas as pd
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_unique
 from braindecode_vis.base.seeds import derive_seed, make_generator
+from braindecode_vis.datasets.drawn.images import make_concepts, match_concepts
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.formats.fif import make_meg_info, write_epochs_fif, write_raw_fif
@@ -49,7 +50,6 @@ from braindecode_vis.parts.phantom.sizes import (
     check_one_exemplar_a_session,
     count_images_of_concepts,
 )
-from braindecode_vis.parts.phantom.stimuli.images import make_concepts, match_concepts
 
 USES = ("n_runs", "n_catch", "n_raw_sessions")
 CUTOFF_HZ = 40.0  # low-pass of the published epochs [1]_

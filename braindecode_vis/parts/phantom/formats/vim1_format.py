@@ -21,13 +21,13 @@ import numpy as np
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.drawn.images import list_split
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import TRUTH, Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.formats.nsd_design import write_mat5
 from braindecode_vis.parts.phantom.scanner import GRIDS, Scanner, count_voxels, crop_scanner, make_scanner
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, count_images
-from braindecode_vis.parts.phantom.stimuli.images import list_split
 
 USES = ("voxel_mm",)
 SHAPE = (64, 64, 18)

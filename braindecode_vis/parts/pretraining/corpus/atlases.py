@@ -23,10 +23,10 @@ from braindecode_vis.base.checks import ConfigError, DataError, check_unique, re
 from braindecode_vis.base.consent import may_download
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.remote import bring
+from braindecode_vis.datasets.corpus.corpus_config import FmriChannels
+from braindecode_vis.datasets.corpus.recordings import Channels
 from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.datasets.sources.fmri_volumes import read_label_table
-from braindecode_vis.parts.pretraining.corpus.corpus_config import FmriChannels
-from braindecode_vis.parts.pretraining.corpus.recordings import Channels
 from braindecode_vis.preprocessing.parcellation import (
     Atlas,
     fetch_atlas,

@@ -29,8 +29,8 @@ from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.folder_lock import hold_folder
 from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.store import RunFolder, hash_json, list_differences, write_json
-from braindecode_vis.parts.pretraining.corpus.corpus_config import CorpusConfig, FmriChannels
-from braindecode_vis.parts.pretraining.corpus.manifest import (
+from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig, FmriChannels
+from braindecode_vis.datasets.corpus.manifest import (
     MANIFEST,
     RUNS,
     VALUES,
@@ -44,7 +44,7 @@ from braindecode_vis.parts.pretraining.corpus.manifest import (
     take_up_shards,
     write_manifest,
 )
-from braindecode_vis.parts.pretraining.corpus.recordings import Channels, Excluded, SeriesRun
+from braindecode_vis.datasets.corpus.recordings import Channels, Excluded, SeriesRun
 from braindecode_vis.preprocessing.array_file import ArrayFile
 
 _VERSION = 1

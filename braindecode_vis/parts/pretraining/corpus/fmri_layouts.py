@@ -21,7 +21,7 @@ from typing import Any, Literal
 from braindecode_vis.base.checks import is_there
 from braindecode_vis.base.remote import RemotePath
 from braindecode_vis.datasets.bids.fmri_files import Finder, RunFiles, merge_sidecars, parse_entities
-from braindecode_vis.parts.pretraining.corpus.recordings import Excluded
+from braindecode_vis.datasets.corpus.recordings import Excluded
 
 Kind = Literal["ptseries", "table", "dtseries", "volume", "surface"]
 # What is parcellated needs no atlas file; surfaces blur less across sulci than volumes, which are there most often.

@@ -36,15 +36,15 @@ from braindecode_vis.datasets.bids.meeg_files import (
     list_sensors,
     open_recording,
 )
-from braindecode_vis.datasets.sources.meeg_source import Sensors, list_scalp_positions
-from braindecode_vis.parts.pretraining.corpus.corpus_config import CorpusConfig, MeegChannels
-from braindecode_vis.parts.pretraining.corpus.recordings import (
+from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig, MeegChannels
+from braindecode_vis.datasets.corpus.recordings import (
     Channels,
     Excluded,
     SeriesRun,
     SourceCard,
     read_source_card,
 )
+from braindecode_vis.datasets.sources.meeg_source import Sensors, list_scalp_positions
 from braindecode_vis.preprocessing.cleaning import (
     filter_samples,
     find_longest_filter,

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError, Notice
-from braindecode_vis.parts.pretraining.corpus import build, manifest
+from braindecode_vis.datasets.corpus import manifest
+from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
+from braindecode_vis.datasets.corpus.reader import open_corpus
+from braindecode_vis.datasets.corpus.recordings import Channels, Excluded, SeriesRun
+from braindecode_vis.parts.pretraining.corpus import build
 from braindecode_vis.parts.pretraining.corpus.build import add_sources, resample_series
-from braindecode_vis.parts.pretraining.corpus.corpus_config import CorpusConfig
-from braindecode_vis.parts.pretraining.corpus.reader import open_corpus
-from braindecode_vis.parts.pretraining.corpus.recordings import Channels, Excluded, SeriesRun
 
 NAMES = tuple(f"P{n}" for n in range(6))
 CONFIG = CorpusConfig(interval_s=2.0, shard_mb=0.004, min_duration_s=10, dtype="float32")
@@ -113,7 +114,7 @@ def test_windows_tell_who_where_and_when(tmp_path, root):
 
 
 def test_an_epoch_is_every_window_once_in_an_order_of_its_own(tmp_path, root, monkeypatch):
-    monkeypatch.setattr("braindecode_vis.parts.pretraining.corpus.reader.POOL_SHARDS", 2)
+    monkeypatch.setattr("braindecode_vis.datasets.corpus.reader.POOL_SHARDS", 2)
     add(tmp_path, root)
     windows = open_corpus(tmp_path / "corpus").windows(10)
     orders = [

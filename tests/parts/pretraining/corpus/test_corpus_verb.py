@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from braindecode_vis.cli import app
-from braindecode_vis.parts.pretraining.corpus.reader import open_corpus
+from braindecode_vis.datasets.corpus.reader import open_corpus
 from tests.killing import PYTHON_ROOT
 
 N = 100

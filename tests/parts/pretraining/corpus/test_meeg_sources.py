@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
 from braindecode_vis.datasets.sources.meeg_source import list_scalp_positions
 from braindecode_vis.parts.phantom.formats import bids_eeg
 from braindecode_vis.parts.pretraining.corpus import meeg_sources
-from braindecode_vis.parts.pretraining.corpus.corpus_config import CorpusConfig
 from braindecode_vis.parts.pretraining.corpus.meeg_sources import (
     TEN_TWENTY,
     find_meeg_runs,

@@ -20,10 +20,10 @@ from braindecode_vis.base.checks import ConfigError, DataError, refuse_damage
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.encoders.parcels_config import WEIGHTS, read_description
 from braindecode_vis.encoders.signal import Signal, describe_signal
-from braindecode_vis.parts.pretraining.pretraining_config import PretrainConfig
+from braindecode_vis.training.pretraining_config import PretrainConfig
 
 if TYPE_CHECKING:
-    from braindecode_vis.parts.pretraining.corpus.reader import Corpus, Windows
+    from braindecode_vis.datasets.corpus.reader import Corpus, Windows
 
 NEVER_READ = ("test",)
 #: Windows of a corpus that say what its mean, its deviation and its held-out error are: enough for three digits.
@@ -247,7 +247,7 @@ class CorpusRows:
 def open_material(config: PretrainConfig, responses: Responses | None, seed: int) -> Material:
     """Return the windows of the corpora that the settings name, or the trials of a run where they name none."""
     if config.corpus:
-        from braindecode_vis.parts.pretraining.corpus.reader import open_corpus
+        from braindecode_vis.datasets.corpus.reader import open_corpus
 
         # As they were when the settings were read: they may have grown since. The reader says which folder is none.
         digests = config.corpus_digests or (None,) * len(config.corpus)

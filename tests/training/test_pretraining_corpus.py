@@ -10,20 +10,14 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from braindecode_vis.base.checks import ConfigError, DataError, Notice
+from braindecode_vis.datasets.corpus import reader
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.parts.pretraining.corpus import reader
-from braindecode_vis.parts.pretraining.pretraining import Pretraining, pretrain
-from braindecode_vis.parts.pretraining.pretraining_config import PretrainConfig, ProbesConfig
-from braindecode_vis.parts.pretraining.pretraining_data import CorpusRows, Partners, read_learnt
-from braindecode_vis.parts.pretraining.pretraining_model import (
-    Batch,
-    SelfSupervised,
-    contrast,
-    draw_ranks,
-    make_mask,
-)
-from tests.parts.pretraining.toy_corpus import ToyCorpus
+from braindecode_vis.training.pretraining import Pretraining, pretrain
+from braindecode_vis.training.pretraining_config import PretrainConfig, ProbesConfig
+from braindecode_vis.training.pretraining_data import CorpusRows, Partners, read_learnt
+from braindecode_vis.training.pretraining_model import Batch, SelfSupervised, contrast, draw_ranks, make_mask
+from tests.training.toy_corpus import ToyCorpus
 
 ENCODER = {
     "width": 16, "depth": 1, "n_heads": 2, "mlp_ratio": 2, "patch_times": 4, "network_embedding": False,
@@ -357,7 +351,7 @@ def test_settings_count_by_content_and_old_fingerprints_stay(corpora):
 
 
 def test_probes_find_what_is_there_and_nothing_in_noise():
-    from braindecode_vis.parts.pretraining.pretraining_probes import probe_identity, probe_network
+    from braindecode_vis.training.pretraining_probes import probe_identity, probe_network
 
     generator = np.random.default_rng(0)
     person, run_of = np.repeat(np.arange(8), 20), np.repeat(np.arange(32), 5)
@@ -382,11 +376,7 @@ def test_probes_find_what_is_there_and_nothing_in_noise():
 
 def test_the_labelled_probe_never_reads_test_trials(tmp_path):
     from braindecode_vis.base.arrays import Embeddings, Responses
-    from braindecode_vis.parts.pretraining.pretraining_probes import (
-        check_labelled,
-        make_labelled,
-        probe_labelled,
-    )
+    from braindecode_vis.training.pretraining_probes import check_labelled, make_labelled, probe_labelled
 
     generator = np.random.default_rng(0)
     course = generator.normal(size=(60, 6))

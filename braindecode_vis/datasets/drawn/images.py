@@ -30,14 +30,14 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, check_columns, check_option
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import hash_file
-from braindecode_vis.parts.phantom.stimuli.composition import (
+from braindecode_vis.datasets.drawn.composition import (
     FIRST_COMPOSED,
     count_composed,
     describe_composition,
     find_superordinate,
     render_composition,
 )
-from braindecode_vis.parts.phantom.stimuli.render import (
+from braindecode_vis.datasets.drawn.render import (
     BACKGROUNDS,
     TEXTURES,
     Look,
@@ -45,7 +45,7 @@ from braindecode_vis.parts.phantom.stimuli.render import (
     render_look,
     shows_accent,
 )
-from braindecode_vis.parts.phantom.stimuli.shapes import list_shapes
+from braindecode_vis.datasets.drawn.shapes import list_shapes
 
 # Far apart in hue or in lightness, so that no two share a name in ordinary speech.
 COLOURS: dict[str, tuple[float, float, float]] = {

@@ -10,10 +10,10 @@ from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import describe_signal
-from braindecode_vis.parts.pretraining.pretraining import Pretraining, measure_parcels, pretrain
-from braindecode_vis.parts.pretraining.pretraining_config import PretrainConfig
-from braindecode_vis.parts.pretraining.pretraining_data import Rows, split_rows
-from braindecode_vis.parts.pretraining.pretraining_model import count_visible
+from braindecode_vis.training.pretraining import Pretraining, measure_parcels, pretrain
+from braindecode_vis.training.pretraining_config import PretrainConfig
+from braindecode_vis.training.pretraining_data import Rows, split_rows
+from braindecode_vis.training.pretraining_model import count_visible
 
 ENCODER = ParcelsConfig(width=16, depth=1, n_heads=2, mlp_ratio=2, projector_hidden=8, dropout=0.1)
 CONFIG = PretrainConfig(

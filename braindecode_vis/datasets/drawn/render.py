@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from braindecode_vis.parts.phantom.stimuli.shapes import measure_part, read_objects
+from braindecode_vis.datasets.drawn.shapes import measure_part, read_objects
 
 Array = np.ndarray
 

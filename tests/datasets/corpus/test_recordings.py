@@ -5,7 +5,7 @@ import json
 import pytest
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.parts.pretraining.corpus.recordings import read_source_card
+from braindecode_vis.datasets.corpus.recordings import read_source_card
 
 
 def test_name_licence_and_sites_of_a_source(tmp_path):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from braindecode_vis.cli.job_options import ClusterSet
 from braindecode_vis.cli.show import (
     AllowDownload,
     Debug,
@@ -23,7 +24,6 @@ from braindecode_vis.cli.show import (
     make_table_console,
     print_json,
 )
-from braindecode_vis.parts.cluster.verbs import ClusterSet
 
 if TYPE_CHECKING:
     from braindecode_vis.config import RunConfig

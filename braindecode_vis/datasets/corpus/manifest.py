@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.settings import describe_validation_error
 from braindecode_vis.base.store import PROVENANCE, hash_json, read_json, read_provenance, write_json
-from braindecode_vis.parts.pretraining.corpus.corpus_config import CorpusConfig
-from braindecode_vis.parts.pretraining.corpus.recordings import Channels, Modality
+from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
+from braindecode_vis.datasets.corpus.recordings import Channels, Modality
 
 MANIFEST = "corpus.json"
 VALUES, RUNS = "values.npy", "runs.json"

@@ -5,8 +5,8 @@ import pytest
 
 from braindecode_vis.base import store
 from braindecode_vis.base.arrays import Embeddings
-from braindecode_vis.parts.audit.files import Record, open_audited
-from braindecode_vis.parts.audit.records import (
+from braindecode_vis.pipeline.leaks.files import Record, open_audited
+from braindecode_vis.pipeline.leaks.records import (
     _check_centre,
     _check_epochs,
     _find_tampering,

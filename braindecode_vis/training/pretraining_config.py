@@ -298,7 +298,7 @@ class PretrainConfig(Settings):
         if not self.corpus:
             self.refuse_unused("corpus_digests", because="there is no corpus")
             return
-        from braindecode_vis.parts.pretraining.corpus.reader import open_corpus
+        from braindecode_vis.datasets.corpus.reader import open_corpus
 
         try:
             found = tuple(open_corpus(folder.expanduser()).digest for folder in self.corpus)
@@ -336,7 +336,7 @@ class PretrainConfig(Settings):
         """Return the plain fields and the digests of corpora and weights, which count by their content."""
         fields = super().hashed_fields()
         if self.corpus and not self.corpus_digests:
-            from braindecode_vis.parts.pretraining.corpus.reader import open_corpus
+            from braindecode_vis.datasets.corpus.reader import open_corpus
 
             # Says what is wrong.
             fields["corpus_digests"] = [open_corpus(folder.expanduser()).digest for folder in self.corpus]

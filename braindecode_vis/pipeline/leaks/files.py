@@ -19,7 +19,7 @@ from braindecode_vis.base import store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.stimuli import StimulusSet
-from braindecode_vis.parts.audit.findings import How, Part, Verified
+from braindecode_vis.pipeline.leaks.findings import How, Part, Verified
 from braindecode_vis.pipeline.synthetic import read_synthetic
 from braindecode_vis.preprocessing.splits import Fold
 
@@ -128,7 +128,7 @@ class AuditedRun:
         Parameters
         ----------
         part, how, what, reason
-            As in `braindecode_vis.parts.audit.findings.Verified`.
+            As in `braindecode_vis.pipeline.leaks.findings.Verified`.
         """
         said = Verified(part, how, what, reason)
         if said not in self.verified:

@@ -54,8 +54,8 @@ from braindecode_vis.base.seeds import derive_seed, make_generator, make_torch_g
 from braindecode_vis.base.store import hash_json, replace_atomically, write_json
 from braindecode_vis.encoders.parcels import check_architecture, describe_encoder, read_encoder
 from braindecode_vis.encoders.parcels_config import DESCRIPTION, WEIGHTS
-from braindecode_vis.parts.pretraining.pretraining_config import PretrainConfig
-from braindecode_vis.parts.pretraining.pretraining_data import (
+from braindecode_vis.training.pretraining_config import PretrainConfig
+from braindecode_vis.training.pretraining_data import (
     Material,
     Partners,
     Rows,
@@ -63,7 +63,7 @@ from braindecode_vis.parts.pretraining.pretraining_data import (
     read_learnt,
     read_start,
 )
-from braindecode_vis.parts.pretraining.pretraining_model import (
+from braindecode_vis.training.pretraining_model import (
     Batch,
     Mask,
     SelfSupervised,
@@ -77,7 +77,7 @@ from braindecode_vis.parts.pretraining.pretraining_model import (
     reduce_vectors,
     take_hidden,
 )
-from braindecode_vis.parts.pretraining.pretraining_probes import LabelledSet, check_labelled, measure_probes
+from braindecode_vis.training.pretraining_probes import LabelledSet, check_labelled, measure_probes
 
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 CHECKPOINT = "pretrain.safetensors"

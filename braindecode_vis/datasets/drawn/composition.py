@@ -24,8 +24,8 @@ from itertools import combinations
 import numpy as np
 
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.parts.phantom.stimuli.render import Look, render_objects
-from braindecode_vis.parts.phantom.stimuli.shapes import list_shapes
+from braindecode_vis.datasets.drawn.render import Look, render_objects
+from braindecode_vis.datasets.drawn.shapes import list_shapes
 
 KINDS = ("ground", "pattern", "objects", "places")
 FIRST_COMPOSED = 1_000_000

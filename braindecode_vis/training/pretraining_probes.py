@@ -22,9 +22,9 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.encoders.parcels import ParcelEncoder, find_interval
 from braindecode_vis.encoders.signal import describe_signal
-from braindecode_vis.parts.pretraining.pretraining_config import ProbesConfig
-from braindecode_vis.parts.pretraining.pretraining_data import NEVER_READ, Material
-from braindecode_vis.parts.pretraining.pretraining_model import pool
+from braindecode_vis.training.pretraining_config import ProbesConfig
+from braindecode_vis.training.pretraining_data import NEVER_READ, Material
+from braindecode_vis.training.pretraining_model import pool
 
 FEWEST_PERSONS = 2
 N_FOLDS = 5

@@ -18,7 +18,7 @@ import numpy as np
 from braindecode_vis.base.checks import DataError, Notice, check_option
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.parts.pretraining.corpus.manifest import (
+from braindecode_vis.datasets.corpus.manifest import (
     RUNS,
     VALUES,
     Manifest,

@@ -5,8 +5,9 @@ import pytest
 
 from braindecode_vis.base import store
 from braindecode_vis.base.stimuli import StimulusSet
-from braindecode_vis.parts.audit.files import open_audited
-from braindecode_vis.parts.audit.split_overlap import (
+from braindecode_vis.datasets.drawn.images import render_batch
+from braindecode_vis.pipeline.leaks.files import open_audited
+from braindecode_vis.pipeline.leaks.split_overlap import (
     check_copies,
     check_likeness,
     check_pixels,
@@ -16,7 +17,6 @@ from braindecode_vis.parts.audit.split_overlap import (
     count_units,
     find_like_pictures,
 )
-from braindecode_vis.parts.phantom.stimuli.images import render_batch
 from tests.parts.audit.small_runs import read_name, write_artifact, write_bank, write_prepared, write_trained
 
 N = 24
