@@ -54,7 +54,7 @@ install_import_hook(
                 "uncertainty",
             ]
         ),
-        "braindecode_vis.parts.pretraining.models",
+        "braindecode_vis.parts.foundation.models",
         "braindecode_vis.preprocessing",
     ],
     "beartype.beartype",

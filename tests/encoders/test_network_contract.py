@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 import braindecode_vis.encoders as encoders
-import braindecode_vis.parts.pretraining.models as models
+import braindecode_vis.parts.foundation.models as models
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
 from braindecode_vis.encoders.eegnet_config import EEGNetConfig
@@ -26,7 +26,7 @@ from braindecode_vis.encoders.simpleconv_config import (
     SimpleConvTimeAggConfig,
 )
 from braindecode_vis.encoders.tsconv_config import EEGProjectConfig, TSConvConfig
-from braindecode_vis.parts.pretraining.models.foundation_config import (
+from braindecode_vis.parts.foundation.models.foundation_config import (
     BendrConfig,
     CBraModConfig,
     EegptConfig,
@@ -34,7 +34,7 @@ from braindecode_vis.parts.pretraining.models.foundation_config import (
     LunaConfig,
     ReveConfig,
 )
-from tests.parts.pretraining.models.fingerprints import N19
+from tests.parts.foundation.models.fingerprints import N19
 
 N_OUTPUTS = 16  # 4 maps of 2 x 2 for the network that gives latent images
 # `braindecode` needs an extra, models of fMRI the parcels or the grid of their pretraining: they have their own tests.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.base.devices import autocast
-from braindecode_vis.parts.pretraining.models.foundation import Backbone
+from braindecode_vis.parts.foundation.models.foundation import Backbone
 
 WIDTH = PATCH = 200
 #: Channels of the pretraining, in its order.

@@ -28,7 +28,7 @@ from braindecode_vis.encoders.signal import Signal, read_axes
 if TYPE_CHECKING:
     import torch
 
-    from braindecode_vis.parts.pretraining.models.foundation import Backbone, Front
+    from braindecode_vis.parts.foundation.models.foundation import Backbone, Front
 
 Tuning = Literal["full", "freeze", "linear_probe", "attentive_probe", "probe_then_full", "lora"]
 #: Presets in which the pretrained weights never change.
@@ -224,7 +224,7 @@ class FoundationConfig(Settings):
         ConfigError, DataError
             If the trials do not fit the model, or the file is not its file.
         """
-        from braindecode_vis.parts.pretraining.models import foundation
+        from braindecode_vis.parts.foundation.models import foundation
 
         front, backbone = self.make_parts(signal)
         found, gone = self.find_weights()
@@ -392,7 +392,7 @@ class EegModelConfig(FoundationConfig):
         mixing : array of shape (n_model_channels, n_channels), or list of int
             Weights of the own channels in those of the model, or which own channels they are.
         """
-        from braindecode_vis.parts.pretraining.models.foundation import Front
+        from braindecode_vis.parts.foundation.models.foundation import Front
 
         title, rate = self.layout.title, self.rate or self.model_rate
         if signal.sfreq is None:
@@ -455,7 +455,7 @@ class LabramConfig(EegModelConfig):
 
     def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
-        from braindecode_vis.parts.pretraining.models.labram import CH_NAMES, Labram
+        from braindecode_vis.parts.foundation.models.labram import CH_NAMES, Labram
 
         rows = self.find_rows(signal, CH_NAMES)
         front = self.make_front(signal, list(rows.values()))
@@ -498,14 +498,14 @@ class CBraModConfig(EegModelConfig):
 
     def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
-        from braindecode_vis.parts.pretraining.models.cbramod import CH_NAMES, CBraMod
+        from braindecode_vis.parts.foundation.models.cbramod import CH_NAMES, CBraMod
 
         mixing: Any
         if self.montage == "own":
             n_channels, _ = read_axes(signal, self.layout.title)
             mixing = list(range(n_channels))
         else:
-            from braindecode_vis.parts.pretraining.models.foundation import mix_channels
+            from braindecode_vis.parts.foundation.models.foundation import mix_channels
 
             rows = self.find_rows(signal, CH_NAMES, others=True)
             mixing = mix_channels(signal, rows, CH_NAMES, self.layout.title, missing=self.missing)
@@ -557,7 +557,7 @@ class EegptConfig(EegModelConfig):
 
     def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
-        from braindecode_vis.parts.pretraining.models.eegpt import CH_NAMES, EEGPT
+        from braindecode_vis.parts.foundation.models.eegpt import CH_NAMES, EEGPT
 
         rows = self.find_rows(signal, CH_NAMES)
         mixing: Any = list(rows.values())
@@ -646,8 +646,8 @@ class BendrConfig(EegModelConfig):
 
     def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
         """Return the front and the network; see `FoundationConfig.make_parts`."""
-        from braindecode_vis.parts.pretraining.models.bendr import CH_NAMES, Bendr
-        from braindecode_vis.parts.pretraining.models.foundation import mix_channels
+        from braindecode_vis.parts.foundation.models.bendr import CH_NAMES, Bendr
+        from braindecode_vis.parts.foundation.models.foundation import mix_channels
 
         rows = self.find_rows(signal, CH_NAMES, others=True)
         mixing = mix_channels(signal, rows, CH_NAMES, self.layout.title, missing=self.missing)
@@ -726,7 +726,7 @@ class ReveConfig(EegModelConfig):
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
         import torch
 
-        from braindecode_vis.parts.pretraining.models.reve import Reve, read_positions
+        from braindecode_vis.parts.foundation.models.reve import Reve, read_positions
 
         if self.positions is not None:
             names = [self.channels.get(name, name) for name in signal.ch_names]
@@ -801,7 +801,7 @@ class LunaConfig(EegModelConfig):
         """Return the front and the network; see `FoundationConfig.make_parts`."""
         import torch
 
-        from braindecode_vis.parts.pretraining.models.luna import Luna
+        from braindecode_vis.parts.foundation.models.luna import Luna
 
         if self.places == "responses":
             rows, found = self.find_own_places(signal, "set encoder.network.places to names")

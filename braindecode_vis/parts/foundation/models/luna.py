@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from braindecode_vis.base.devices import autocast
-from braindecode_vis.parts.pretraining.models.eegpt import THETA, rotate
-from braindecode_vis.parts.pretraining.models.foundation import Backbone, JointAttention, attend
+from braindecode_vis.parts.foundation.models.eegpt import THETA, rotate
+from braindecode_vis.parts.foundation.models.foundation import Backbone, JointAttention, attend
 
 PATCH, N_PLACES = 40, 90  # samples of a patch; channels that the pretraining knew by name
 

@@ -7,13 +7,13 @@ import pytest
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
 from braindecode_vis.datasets.sources.meeg_source import list_scalp_positions
-from braindecode_vis.parts.phantom.formats import bids_eeg
-from braindecode_vis.parts.pretraining.corpus import meeg_sources
-from braindecode_vis.parts.pretraining.corpus.meeg_sources import (
+from braindecode_vis.parts.foundation.corpus import meeg_sources
+from braindecode_vis.parts.foundation.corpus.meeg_sources import (
     TEN_TWENTY,
     find_meeg_runs,
     read_meeg_channels,
 )
+from braindecode_vis.parts.phantom.formats import bids_eeg
 
 DURATION_S = 20.0
 # Sizes of a 10 Hz rhythm over the head, in volt: smooth, so that a neighbour tells it.

@@ -18,23 +18,23 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig, dump_config
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.parts.audit.run import audit_run
-from braindecode_vis.parts.phantom import SIZES as PHANTOM_SIZES
-from braindecode_vis.parts.phantom import PhantomConfig, make_phantom
-from braindecode_vis.parts.pretraining.models.brain_jepa import BrainJEPA, GradientPlaces, JepaPredictor
-from braindecode_vis.parts.pretraining.models.brainlm import BrainLM, OldBrainLM
-from braindecode_vis.parts.pretraining.models.cortex_mae import CortexMAE
-from braindecode_vis.parts.pretraining.models.foundation_fmri import find_voxels
-from braindecode_vis.parts.pretraining.models.foundation_fmri_config import (
+from braindecode_vis.parts.foundation.models.brain_jepa import BrainJEPA, GradientPlaces, JepaPredictor
+from braindecode_vis.parts.foundation.models.brainlm import BrainLM, OldBrainLM
+from braindecode_vis.parts.foundation.models.cortex_mae import CortexMAE
+from braindecode_vis.parts.foundation.models.foundation_fmri import find_voxels
+from braindecode_vis.parts.foundation.models.foundation_fmri_config import (
     NEUROSTORM_AFFINE,
     BrainJepaConfig,
     BrainLMConfig,
     CortexMaeConfig,
     NeuroStormConfig,
 )
-from braindecode_vis.parts.pretraining.models.neurostorm import NeuroSTORM
+from braindecode_vis.parts.foundation.models.neurostorm import NeuroSTORM
+from braindecode_vis.parts.phantom import SIZES as PHANTOM_SIZES
+from braindecode_vis.parts.phantom import PhantomConfig, make_phantom
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.training.network_encoder import NetworkEncoder
-from tests.parts.pretraining.models.fingerprints import (
+from tests.parts.foundation.models.fingerprints import (
     check_fingerprint,
     count,
     fill,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from braindecode_vis.parts.pretraining.models.foundation import EPS, Backbone, Block, attend
+from braindecode_vis.parts.foundation.models.foundation import EPS, Backbone, Block, attend
 
 
 class _Attention(nn.Module):

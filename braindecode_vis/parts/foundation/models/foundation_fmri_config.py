@@ -22,10 +22,10 @@ from pydantic import Field, model_validator
 from braindecode_vis.base.checks import ConfigError, DataError, check_file
 from braindecode_vis.base.store import hash_file
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.parts.pretraining.models.foundation_config import FoundationConfig, Layout, check_heads
+from braindecode_vis.parts.foundation.models.foundation_config import FoundationConfig, Layout, check_heads
 
 if TYPE_CHECKING:
-    from braindecode_vis.parts.pretraining.models.foundation import Backbone
+    from braindecode_vis.parts.foundation.models.foundation import Backbone
 
 Scaling = Literal["none", "trial", "frame"]
 #: Unit of values that were scaled by median and interquartile range.
@@ -105,7 +105,7 @@ class ParcelModelConfig(FoundationConfig):
         DataError
             If the axes, the parcels or the length do not fit.
         """
-        from braindecode_vis.parts.pretraining.models.foundation_fmri import ParcelFront
+        from braindecode_vis.parts.foundation.models.foundation_fmri import ParcelFront
 
         title, t_r = self.layout.title, self.t_r or self.model_t_r
         frames = find_frames(signal, t_r, title)
@@ -354,7 +354,7 @@ class BrainLMConfig(ParcelModelConfig):
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
         import torch
 
-        from braindecode_vis.parts.pretraining.models.brainlm import BrainLM, OldBrainLM
+        from braindecode_vis.parts.foundation.models.brainlm import BrainLM, OldBrainLM
 
         rows, places = self.find_rows(signal), self.read_places()
         if self.form == "picture":
@@ -432,7 +432,7 @@ class BrainJepaConfig(ParcelModelConfig):
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
         import torch
 
-        from braindecode_vis.parts.pretraining.models.brain_jepa import BrainJEPA
+        from braindecode_vis.parts.foundation.models.brain_jepa import BrainJEPA
 
         front = self.make_parcel_front(signal, None, scaling=self.scaling)
         table = read_table(self.gradients, "functional gradients of each parcel", 450, 30, "gradients")
@@ -481,7 +481,7 @@ class CortexMaeConfig(ParcelModelConfig):
 
     def make_parts(self, signal: Signal) -> tuple[Any, Backbone]:
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
-        from braindecode_vis.parts.pretraining.models.cortex_mae import CortexMAE
+        from braindecode_vis.parts.foundation.models.cortex_mae import CortexMAE
 
         front = self.make_parcel_front(signal, None, scaling="frame")
         return front, CortexMAE(width=self.width, depth=self.depth, n_heads=self.n_heads)
@@ -526,8 +526,8 @@ class NeuroStormConfig(FoundationConfig):
 
     def make_parts(self, signal: Signal) -> tuple[Any, Backbone]:
         """Return the front and the network; see `FoundationConfig.make_parts`."""
-        from braindecode_vis.parts.pretraining.models.foundation_fmri import VolumeFront, find_voxels
-        from braindecode_vis.parts.pretraining.models.neurostorm import NeuroSTORM
+        from braindecode_vis.parts.foundation.models.foundation_fmri import VolumeFront, find_voxels
+        from braindecode_vis.parts.foundation.models.neurostorm import NeuroSTORM
 
         title, n_voxels = self.layout.title, signal.size_of("voxel")
         frames = find_frames(signal, self.t_r or 0.8, title)

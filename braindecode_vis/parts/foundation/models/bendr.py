@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.parts.pretraining.models.foundation import Backbone
+from braindecode_vis.parts.foundation.models.foundation import Backbone
 
 STRIDES, START = (3, 2, 2, 2, 2, 2), -5.0
 PATCH = 96  # samples of a position: the product of the strides

@@ -24,7 +24,7 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.devices import autocast
 from braindecode_vis.encoders.parcels import read_content
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.parts.pretraining.models.foundation_config import FROZEN, MARKS, FoundationConfig, Layout
+from braindecode_vis.parts.foundation.models.foundation_config import FROZEN, MARKS, FoundationConfig, Layout
 
 #: Of the norms of vision transformers.
 EPS = 1e-6

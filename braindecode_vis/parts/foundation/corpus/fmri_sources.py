@@ -40,8 +40,8 @@ from braindecode_vis.datasets.corpus.recordings import (
 )
 from braindecode_vis.datasets.sources.bold_source import ConfoundsConfig, check_grid
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, VolumeHeader, read_volume
-from braindecode_vis.parts.pretraining.corpus.atlases import CorpusAtlas, Placement, read_corpus_atlas
-from braindecode_vis.parts.pretraining.corpus.fmri_layouts import NAME_KEYS, SeriesImage, find_fmri_images
+from braindecode_vis.parts.foundation.corpus.atlases import CorpusAtlas, Placement, read_corpus_atlas
+from braindecode_vis.parts.foundation.corpus.fmri_layouts import NAME_KEYS, SeriesImage, find_fmri_images
 from braindecode_vis.preprocessing.glm import make_drifts
 
 _BLOCK, _PLACES = 64, 4096  # volumes, or grayordinates of all volumes, in memory at once

@@ -13,8 +13,8 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.consent import give_consent
 from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig, FmriChannels
 from braindecode_vis.datasets.sources.betas_source import AtlasConfig
-from braindecode_vis.parts.pretraining.corpus.atlases import read_corpus_atlas
-from braindecode_vis.parts.pretraining.corpus.fmri_sources import (
+from braindecode_vis.parts.foundation.corpus.atlases import read_corpus_atlas
+from braindecode_vis.parts.foundation.corpus.fmri_sources import (
     close_gaps,
     expand_motion,
     find_fmri_runs,

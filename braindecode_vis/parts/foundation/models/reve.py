@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.devices import autocast
-from braindecode_vis.parts.pretraining.models.foundation import Backbone, attend
+from braindecode_vis.parts.foundation.models.foundation import Backbone, attend
 
 PATCH, STEP, HEAD = 200, 180, 64
 #: The code of places: shift and period of coordinates, and what a patch counts beside a metre.

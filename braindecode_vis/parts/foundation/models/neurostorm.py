@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from braindecode_vis.parts.pretraining.models.foundation import Backbone
+from braindecode_vis.parts.foundation.models.foundation import Backbone
 
 
 class Mamba(nn.Module):

@@ -74,20 +74,20 @@ class PackageSources:
     def read_channels(self, config: CorpusConfig, roots: Sequence[Path]) -> Channels:
         """Return the channels of a corpus that is begun with these roots."""
         if isinstance(config.channels, FmriChannels):
-            from braindecode_vis.parts.pretraining.corpus.fmri_sources import read_fmri_channels
+            from braindecode_vis.parts.foundation.corpus.fmri_sources import read_fmri_channels
 
             return read_fmri_channels(config.channels)
-        from braindecode_vis.parts.pretraining.corpus.meeg_sources import read_meeg_channels
+        from braindecode_vis.parts.foundation.corpus.meeg_sources import read_meeg_channels
 
         return read_meeg_channels(config.channels, roots)
 
     def find_runs(self, root: Path, config: CorpusConfig) -> tuple[list[SeriesRun], list[Excluded]]:
         """Return the runs below a root, and what was left out."""
         if isinstance(config.channels, FmriChannels):
-            from braindecode_vis.parts.pretraining.corpus.fmri_sources import find_fmri_runs
+            from braindecode_vis.parts.foundation.corpus.fmri_sources import find_fmri_runs
 
             return find_fmri_runs(root, config)
-        from braindecode_vis.parts.pretraining.corpus.meeg_sources import find_meeg_runs
+        from braindecode_vis.parts.foundation.corpus.meeg_sources import find_meeg_runs
 
         return find_meeg_runs(root, config)
 

@@ -10,15 +10,15 @@ import torch
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.parts.pretraining.models import cbramod, labram
-from braindecode_vis.parts.pretraining.models.foundation import (
+from braindecode_vis.parts.foundation.models import cbramod, labram
+from braindecode_vis.parts.foundation.models.foundation import (
     interpolate_on_sphere,
     make_resampling,
     read_weights,
 )
-from braindecode_vis.parts.pretraining.models.foundation_config import CBraModConfig, LabramConfig
+from braindecode_vis.parts.foundation.models.foundation_config import CBraModConfig, LabramConfig
 from braindecode_vis.training.network_encoder import NetworkEncoder
-from tests.parts.pretraining.models.fingerprints import (
+from tests.parts.foundation.models.fingerprints import (
     N19,
     check_fingerprint,
     count,

@@ -12,14 +12,14 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.datasets.sources.meeg_source import list_scalp_positions
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.parts.pretraining.models import bendr, eegpt, luna, reve
-from braindecode_vis.parts.pretraining.models.foundation_config import (
+from braindecode_vis.parts.foundation.models import bendr, eegpt, luna, reve
+from braindecode_vis.parts.foundation.models.foundation_config import (
     BendrConfig,
     EegptConfig,
     LunaConfig,
     ReveConfig,
 )
-from tests.parts.pretraining.models.fingerprints import (
+from tests.parts.foundation.models.fingerprints import (
     N19,
     check_fingerprint,
     count,

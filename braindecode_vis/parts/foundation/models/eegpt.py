@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from braindecode_vis.parts.pretraining.models.foundation import EPS, Backbone, Block, JointAttention, attend
+from braindecode_vis.parts.foundation.models.foundation import EPS, Backbone, Block, JointAttention, attend
 
 PATCH, N_SUMMARIES, THETA = 64, 4, 10_000.0
 _NAMES = """

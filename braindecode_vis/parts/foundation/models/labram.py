@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.parts.pretraining.models.foundation import EPS, Backbone, Mlp, attend
+from braindecode_vis.parts.foundation.models.foundation import EPS, Backbone, Mlp, attend
 
 PATCH, N_TIMES, N_CODES = 200, 16, 8192
 #: Rows 1 to 128 of the table of channels; row 0 is that of the extra token.

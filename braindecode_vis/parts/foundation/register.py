@@ -1,5 +1,5 @@
 """What the part brings: its verbs."""
 
-from braindecode_vis.parts.pretraining import verbs
+from braindecode_vis.parts.foundation import verbs
 
 VERBS = {"corpus": verbs.corpus}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from braindecode_vis.parts.pretraining.models.foundation import Backbone, attend
+from braindecode_vis.parts.foundation.models.foundation import Backbone, attend
 
 N_PARCELS = 424
 N_FRAMES = 200

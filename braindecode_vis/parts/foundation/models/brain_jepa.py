@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from braindecode_vis.parts.pretraining.models.brainlm import make_sine_table
-from braindecode_vis.parts.pretraining.models.foundation import EPS, Backbone, Block, JointAttention
+from braindecode_vis.parts.foundation.models.brainlm import make_sine_table
+from braindecode_vis.parts.foundation.models.foundation import EPS, Backbone, Block, JointAttention
 
 
 class GradientPlaces(nn.Module):
