@@ -24,7 +24,7 @@ from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.latent_diffusion_config import LatentDiffusionConfig
 from braindecode_vis.generation.latent_diffusion_networks import reconstruct_images
 from braindecode_vis.generation.weights_file import load_model
-from braindecode_vis.scoring.identification import n_way_identification, two_way_identification
+from braindecode_vis.scoring.metrics.identification import n_way_identification, two_way_identification
 
 FIRST = {"demo": 0, "validation": 40}
 N = 40

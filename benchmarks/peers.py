@@ -161,7 +161,7 @@ def make_pixel_metrics(folder: Path, pairs: int, side: int, names: tuple[str, ..
     from scipy.ndimage import gaussian_filter
     from torchvision.transforms.functional import resize
 
-    from braindecode_vis.scoring.image import GREY_WEIGHTS, compute_image_metrics
+    from braindecode_vis.scoring.metrics.image import GREY_WEIGHTS, compute_image_metrics
 
     rng = np.random.default_rng(0)
     truth, decoded = rng.integers(0, 256, (2, pairs, side, side, 3), dtype=np.uint8)
@@ -224,8 +224,8 @@ def make_suite(folder: Path, pairs: int) -> Work:
     import torch
     import torchvision
 
-    from braindecode_vis.scoring.feature_networks import NETWORKS
-    from braindecode_vis.scoring.suite import MetricSuiteConfig, compute_suite
+    from braindecode_vis.scoring.metrics.feature_networks import NETWORKS
+    from braindecode_vis.scoring.metrics.suite import MetricSuiteConfig, compute_suite
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -269,7 +269,7 @@ def _compare_means(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def make_permutations(folder: Path, queries: int, resamples: int) -> Work:
     """Permutation test and bootstrap interval; draws differ, so that their spreads are compared."""
-    from braindecode_vis.scoring.identification import make_identification_table
+    from braindecode_vis.scoring.metrics.identification import make_identification_table
     from braindecode_vis.scoring.uncertainty import bootstrap_interval, permutation_test
 
     rng = np.random.default_rng(0)

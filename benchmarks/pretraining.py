@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from scipy import stats
 
-from braindecode_vis.base.optimisation import split_decayed
 from braindecode_vis.datasets.corpus.reader import open_corpus
 from braindecode_vis.pipeline.learning import read_labelled
+from braindecode_vis.training.optimisation import split_decayed
 from braindecode_vis.training.pretraining import Pretraining
 from braindecode_vis.training.pretraining_config import PretrainConfig
 from braindecode_vis.training.pretraining_data import CorpusRows

@@ -35,25 +35,9 @@ install_import_hook(
         "braindecode_vis.base.store",
         "braindecode_vis.scoring.retrieval",
         "braindecode_vis.encoders",
-        *(
-            f"braindecode_vis.scoring.{name}"
-            for name in [
-                "brain_correlation",
-                "calibration",
-                "captions",
-                "embedding",
-                "feature_networks",
-                "identification",
-                "image",
-                "lpips",
-                "metric_config",
-                "metric_registry",
-                "protocols",
-                "score_row",
-                "suite",
-                "uncertainty",
-            ]
-        ),
+        "braindecode_vis.scoring.metrics",
+        "braindecode_vis.scoring.score_row",
+        "braindecode_vis.scoring.uncertainty",
         "braindecode_vis.parts.foundation.models",
         "braindecode_vis.preprocessing",
     ],

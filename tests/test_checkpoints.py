@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.optimisation import (
+from braindecode_vis.training.optimisation import (
     list_shapes,
     load_weights,
     pack_optimiser,

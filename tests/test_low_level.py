@@ -18,7 +18,7 @@ from braindecode_vis.config import check_files, read_config
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline import decoding
 from braindecode_vis.pipeline.runs import open_run
-from braindecode_vis.scoring.image import compute_image_metric
+from braindecode_vis.scoring.metrics.image import compute_image_metric
 
 QUICK = [
     "dataset.n_train=60", "dataset.n_test=20", "dataset.n_voxels=24", "evaluation.n_bootstrap=100",

@@ -15,7 +15,8 @@ from braindecode_vis.encoders import ridge
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.generation.priors import diffusion
 from braindecode_vis.generation.priors.diffusion_config import DiffusionPriorConfig
-from braindecode_vis.scoring import feature_networks, lpips, retrieval
+from braindecode_vis.scoring import retrieval
+from braindecode_vis.scoring.metrics import feature_networks, lpips
 from braindecode_vis.training import fitted
 from tests.elsewhere import NAME, Elsewhere
 from tests.training.toy_task import make_config, make_task

@@ -198,7 +198,7 @@ class BrightnessGapConfig(Settings):
     kind: Literal["brightness_gap"] = "brightness_gap"
 
     def build(self):
-        from braindecode_vis.scoring.metric_registry import Metric
+        from braindecode_vis.scoring.metrics.metric_registry import Metric
 
         return Metric("brightness_gap", "Brightness gap", direction=-1, on="images",
                       compare=lambda made, seen: abs(made.mean((1, 2, 3)) - seen.mean((1, 2, 3))))

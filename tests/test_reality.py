@@ -27,7 +27,7 @@ from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.embeddings.bank import embed_stimuli
 from braindecode_vis.embeddings.sentences import SentenceEncoder
 from braindecode_vis.parts.analyses import rsa
-from braindecode_vis.scoring.captions import compute_caption_metrics
+from braindecode_vis.scoring.metrics.captions import compute_caption_metrics
 from braindecode_vis.scoring.retrieval import compute_ranks
 
 FEW = {"n_bootstrap": 200, "n_permutations": 200}

@@ -37,7 +37,7 @@ from braindecode_vis.embeddings.sentences import MINILM, MinilmConfig, SentenceE
 from braindecode_vis.generation.captions_config import CocaCaptionsConfig, NearestCaptionsConfig
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.pipeline.learning import pick_labelled_trials
-from braindecode_vis.scoring.captions import compute_caption_metrics
+from braindecode_vis.scoring.metrics.captions import compute_caption_metrics
 from braindecode_vis.scoring.uncertainty import bootstrap_interval, correct_holm, paired_difference
 
 CLIP = "CLIP"

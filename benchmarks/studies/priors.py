@@ -32,7 +32,7 @@ from braindecode_vis.generation.priors.image_source import ImageSourceSettings
 from braindecode_vis.generation.priors.neighbours import NeighboursPriorConfig
 from braindecode_vis.pipeline.learning import predict_out_of_fold
 from braindecode_vis.pipeline.runs import open_run
-from braindecode_vis.scoring.embedding import compute_mmd, find_bandwidth
+from braindecode_vis.scoring.metrics.embedding import compute_mmd, find_bandwidth
 
 SMALL = {"widths": (256, 128, 64), "time_features": 64, "batch_size": 64, "warmup_steps": 100, "steps": 25}
 # Guidance was chosen on concepts that are tested nowhere (docs/RESULTS.md).

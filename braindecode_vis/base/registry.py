@@ -205,8 +205,8 @@ INSIDE: dict[str, dict[str, str]] = {
     },
     # only those that are scored where a configuration names them; all others need no settings
     "metric": {
-        "cosine_to_target": "scoring.metric_config:CosineToTargetConfig",
-        "correlation_distance": "scoring.metric_config:CorrelationDistanceConfig",
+        "cosine_to_target": "scoring.metrics.metric_config:CosineToTargetConfig",
+        "correlation_distance": "scoring.metrics.metric_config:CorrelationDistanceConfig",
     },
 }
 

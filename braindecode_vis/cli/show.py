@@ -470,7 +470,7 @@ def _show_chance(chance: float | None) -> str:
 
 def _describe_best_control(decoded: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Return name and value of the control that does best, the oracle apart."""
-    from braindecode_vis.scoring.metric_registry import find_metric
+    from braindecode_vis.scoring.metrics.metric_registry import find_metric
 
     rivals = [
         row

@@ -45,9 +45,9 @@ from braindecode_vis.preprocessing.common_space import COMMON_SPACES, name_align
 from braindecode_vis.preprocessing.selection import SelectionConfig
 from braindecode_vis.scoring.caption_scores import CaptionScoresConfig
 from braindecode_vis.scoring.gallery_scores import LargeGalleryConfig
-from braindecode_vis.scoring.protocols import ProtocolName
+from braindecode_vis.scoring.metrics.protocols import ProtocolName
+from braindecode_vis.scoring.metrics.suite import MetricSuiteConfig
 from braindecode_vis.scoring.response_scores import BrainScoresConfig, CeilingMeasure
-from braindecode_vis.scoring.suite import MetricSuiteConfig
 from braindecode_vis.scoring.units import Resample
 from braindecode_vis.training.pretraining_config import PretrainConfig
 

@@ -2,7 +2,7 @@
 
 Owns the fitted decoders, one per kind of `captions_config`, their files, and retrieval of captions. A decoder is given
 embeddings (predictions, or draws of the prior) and returns a text each; it never samples, so that the same embeddings
-give the same captions. Networks are in `caption_networks`, how captions are scored in `scoring.captions`.
+give the same captions. Networks are in `caption_networks`, how captions are scored in `scoring.metrics.captions`.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def fit_git(config: GitCaptionsConfig, data: GeneratorData, *, seed: int) -> Git
     """
     import torch
 
-    from braindecode_vis.base.optimisation import sum_rows
     from braindecode_vis.training.caption_networks import CaptionTraining, TokenProjector, train_rows
+    from braindecode_vis.training.optimisation import sum_rows
 
     device = find_device(config)
     rows = data.embeddings.flat().astype(np.float32)
@@ -334,8 +334,8 @@ def fit_coca(config: CocaCaptionsConfig, data: GeneratorData, *, seed: int) -> C
     """
     import torch
 
-    from braindecode_vis.base.optimisation import sum_rows
     from braindecode_vis.training import caption_networks as networks
+    from braindecode_vis.training.optimisation import sum_rows
 
     known = config.read_training(data)
     taught = (

@@ -24,17 +24,6 @@ import torch
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.devices import autocast, choose_device, seeded
-from braindecode_vis.base.optimisation import (
-    MovingAverage,
-    compute_warm_cosine,
-    optimise,
-    pack_optimiser,
-    read_checkpoint,
-    split_decayed,
-    take,
-    unpack_optimiser,
-    write_checkpoint,
-)
 from braindecode_vis.base.seeds import make_generator, make_torch_generator
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.generation.conditioning import blur, draw_reliability
@@ -59,6 +48,17 @@ from braindecode_vis.generation.weights_file import (
     build_networks,
     encode_known_images,
     write_weights,
+)
+from braindecode_vis.training.optimisation import (
+    MovingAverage,
+    compute_warm_cosine,
+    optimise,
+    pack_optimiser,
+    read_checkpoint,
+    split_decayed,
+    take,
+    unpack_optimiser,
+    write_checkpoint,
 )
 
 Progress = Callable[[str, int, int], None]

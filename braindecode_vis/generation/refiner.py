@@ -30,7 +30,12 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.contracts import NOTHING_LENT, Context
 from braindecode_vis.base.devices import seeded
-from braindecode_vis.base.optimisation import (
+from braindecode_vis.base.roles import IMAGE_ENCODER, play
+from braindecode_vis.base.seeds import derive_seed, make_generator, make_torch_generator
+from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.generation.generator_data import GeneratorData
+from braindecode_vis.generation.priors.simulated_predictions import PredictionError, fit_prediction_error
+from braindecode_vis.training.optimisation import (
     MovingAverage,
     list_shapes,
     optimise,
@@ -39,11 +44,6 @@ from braindecode_vis.base.optimisation import (
     take,
     write_checkpoint,
 )
-from braindecode_vis.base.roles import IMAGE_ENCODER, play
-from braindecode_vis.base.seeds import derive_seed, make_generator, make_torch_generator
-from braindecode_vis.base.store import read_json, write_json
-from braindecode_vis.generation.generator_data import GeneratorData
-from braindecode_vis.generation.priors.simulated_predictions import PredictionError, fit_prediction_error
 
 MOST_FEATURES = 4096  # pixels times colours, whose principal axes are computed
 SMALLEST_SIDE = 12  # pixels, for the window of the loss and two halvings

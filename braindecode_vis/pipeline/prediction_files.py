@@ -29,7 +29,7 @@ import pandas as pd
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import BraindecodeVisError, DataError
 from braindecode_vis.pipeline.learning import train
-from braindecode_vis.scoring.image import split_rounds
+from braindecode_vis.scoring.metrics.image import split_rounds
 
 KIND = "predict"
 _NAMES = (

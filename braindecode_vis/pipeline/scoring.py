@@ -63,7 +63,7 @@ from braindecode_vis.pipeline.learning import (
 from braindecode_vis.pipeline.runs import Run, publish_scores, remember
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.scoring.design_control import predict_from_design, tabulate_design
-from braindecode_vis.scoring.metric_registry import register_metric
+from braindecode_vis.scoring.metrics.metric_registry import register_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
 from braindecode_vis.scoring.units import Units, find_units
 
@@ -408,8 +408,8 @@ def _name_conditions(run: Run, ids: np.ndarray) -> np.ndarray | None:
 
 def _score_protocols(run: Run, protocol: str, units: Units | None) -> tuple[list[Any], list[str]]:
     """Return the score rows of the further protocols that the configuration names, and what was not computed."""
+    from braindecode_vis.scoring.metrics.protocols import make_concept_templates
     from braindecode_vis.scoring.protocol_scores import ProtocolTask, score_protocols
-    from braindecode_vis.scoring.protocols import make_concept_templates
 
     config, prepared, retrieved = run.config, preprocess(run), retrieve(run)
     wanted, stimuli = config.evaluation.protocols, prepared.stimuli

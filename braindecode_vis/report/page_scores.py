@@ -28,7 +28,7 @@ from braindecode_vis.report.words import (
     is_missing,
     sort_methods,
 )
-from braindecode_vis.scoring.metric_registry import LAST, find_metric
+from braindecode_vis.scoring.metrics.metric_registry import LAST, find_metric
 
 N_CARDS = 4
 

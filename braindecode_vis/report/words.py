@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from braindecode_vis.scoring.metric_registry import Metric, find_metric
+from braindecode_vis.scoring.metrics.metric_registry import Metric, find_metric
 
 DECODED = "decoded"
 DASH = "–"

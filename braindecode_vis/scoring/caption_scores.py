@@ -24,9 +24,9 @@ from braindecode_vis.base.store import hash_file, hash_json
 from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
 from braindecode_vis.embeddings.sentences import SentenceEncoder, find_sentence_folder
 from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
-from braindecode_vis.scoring.captions import score_captions, tabulate_captions
-from braindecode_vis.scoring.image import make_image_table
 from braindecode_vis.scoring.image_scores import make_blocks
+from braindecode_vis.scoring.metrics.captions import score_captions, tabulate_captions
+from braindecode_vis.scoring.metrics.image import make_image_table
 from braindecode_vis.scoring.scoring_task import POOLED, average, list_subjects
 from braindecode_vis.scoring.units import Units
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.scoring.gallery_scores import score_values
-from braindecode_vis.scoring.metric_registry import find_metric
+from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity, rank_similarities
 from braindecode_vis.scoring.units import Units
 

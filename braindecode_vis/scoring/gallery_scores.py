@@ -29,7 +29,7 @@ from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import read_json
-from braindecode_vis.scoring.metric_registry import compute_chance, find_metric
+from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import TIE_TOLERANCE, compute_ranks
 from braindecode_vis.scoring.score_row import make_score
 from braindecode_vis.scoring.scoring_task import POOLED, list_subjects

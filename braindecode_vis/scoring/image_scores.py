@@ -15,16 +15,15 @@ import numpy as np
 from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import hash_pixels
-from braindecode_vis.scoring.identification import (
+from braindecode_vis.scoring.metrics.identification import (
     Order,
     compute_correlations,
     count_order,
     make_identification_table,
 )
-from braindecode_vis.scoring.image import ImageTable, make_image_table, split_rounds, tabulate_pixels
-from braindecode_vis.scoring.metric_registry import compare_rounds, find_metric, tabulate_items
-from braindecode_vis.scoring.scoring_task import POOLED, Group, ScoredGroup, ScoringTask, average
-from braindecode_vis.scoring.suite import (
+from braindecode_vis.scoring.metrics.image import ImageTable, make_image_table, split_rounds, tabulate_pixels
+from braindecode_vis.scoring.metrics.metric_registry import compare_rounds, find_metric, tabulate_items
+from braindecode_vis.scoring.metrics.suite import (
     LPIPS_NETWORKS,
     classify,
     list_pixel_metrics,
@@ -33,6 +32,7 @@ from braindecode_vis.scoring.suite import (
     name_semantic_metric,
     tabulate_semantic,
 )
+from braindecode_vis.scoring.scoring_task import POOLED, Group, ScoredGroup, ScoringTask, average
 
 #: Pixels of the image pairs that are compared for a null: half a minute of SSIM.
 LARGEST_PAIR_TABLE = 500_000_000

@@ -1,7 +1,7 @@
 """Rows of the table of scores for the protocols of single papers and data sets, named so that none can be mistaken.
 
 Owns which protocol needs what, the names of the metrics, and groups by subject. The protocols themselves are those of
-`braindecode_vis.scoring.protocols`.
+`braindecode_vis.scoring.metrics.protocols`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
-from braindecode_vis.scoring import protocols
-from braindecode_vis.scoring.calibration import calibrate
-from braindecode_vis.scoring.protocols import ProtocolName
+from braindecode_vis.scoring.metrics import protocols
+from braindecode_vis.scoring.metrics.calibration import calibrate
+from braindecode_vis.scoring.metrics.protocols import ProtocolName
 from braindecode_vis.scoring.retrieval import (
     Retrieval,
     compute_ranks,
@@ -150,8 +150,8 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
         ``relative_median_rank`` (both definitions), ``mean_average_precision`` (all images of the concept are
         relevant), ``within_concept``, ``instances`` (single trials beside averaged predictions), ``nsd_300`` (drawn and
         exact, both directions), ``zero_shot_text``, ``concept_templates``, ``transductive`` (the unlabelled test
-        queries of each subject correct their own similarities; see `scoring.calibration`), ``composition`` (what was
-        seen against the same parts bound otherwise, and as a control against other parts).
+        queries of each subject correct their own similarities; see `scoring.metrics.calibration`), ``composition``
+        (what was seen against the same parts bound otherwise, and as a control against other parts).
 
     Raises
     ------

@@ -12,7 +12,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.scoring.metric_registry import compute_chance, find_metric
+from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.uncertainty import (
     Interval,
     Labels,

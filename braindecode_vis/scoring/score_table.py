@@ -15,9 +15,9 @@ import pandas as pd
 
 from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.scoring.identification import Order, classification_accuracy, count_order
 from braindecode_vis.scoring.image_scores import encode_images, score_features, score_images, score_suite
-from braindecode_vis.scoring.metric_registry import compute_chance, find_metric, tabulate_items
+from braindecode_vis.scoring.metrics.identification import Order, classification_accuracy, count_order
+from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric, tabulate_items
 from braindecode_vis.scoring.retrieval import Retrieval
 from braindecode_vis.scoring.scoring_task import LARGEST_TABLE, POOLED, ScoredGroup, ScoringTask
 from braindecode_vis.scoring.uncertainty import PermutationResult, permutation_test_folds

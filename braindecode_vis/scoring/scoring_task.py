@@ -12,15 +12,15 @@ import numpy as np
 from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.image_rows import ImageRows, Images, find_comparison_size
-from braindecode_vis.scoring.image import check_stack
-from braindecode_vis.scoring.metric_registry import find_metric
+from braindecode_vis.scoring.metrics.image import check_stack
+from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
 from braindecode_vis.scoring.score_row import make_score
 from braindecode_vis.scoring.uncertainty import PermutationResult, permutation_test
 from braindecode_vis.scoring.units import Units, find_exchangeable
 
 if TYPE_CHECKING:
-    from braindecode_vis.scoring.suite import MetricSuite
+    from braindecode_vis.scoring.metrics.suite import MetricSuite
 
 LARGEST_TABLE = 4_000_000  # cells of a query-by-gallery table that is permuted
 POOLED = "all"
@@ -78,7 +78,8 @@ class ScoringTask:
         What intervals resample, if not images.
     metrics
         Names of further metrics of images or embeddings, of the package or from outside (see
-        `braindecode_vis.scoring.metric_registry.register_metric`), scored with interval, chance, p-value and controls.
+        `braindecode_vis.scoring.metrics.metric_registry.register_metric`), scored with interval, chance, p-value and
+        controls.
     similarities
         For each fold an array of shape (n_queries, n_gallery), where ranks come from similarities that were computed
         elsewhere; the embeddings of `retrievals` may then be empty. By default cosines.

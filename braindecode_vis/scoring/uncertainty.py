@@ -415,7 +415,7 @@ def permutation_test(
     ----------
     table : array of shape (n_predictions, n_stimuli)
         Value of each prediction (row) if each stimulus (column) were its ground truth: any per-item metric such
-        as pixcorr, or a table of `braindecode_vis.scoring.identification`.
+        as pixcorr, or a table of `braindecode_vis.scoring.metrics.identification`.
     truth : int array of shape (n_predictions,), optional
         True column of each row, by default the diagonal. Rows of one stimulus are permuted together; columns that
         no row names (further gallery items) take no part in the permutation.

@@ -25,7 +25,9 @@ from torch.nn import functional as F
 
 from braindecode_vis.base.contracts import Progress
 from braindecode_vis.base.devices import seeded
-from braindecode_vis.base.optimisation import (
+from braindecode_vis.base.seeds import derive_seed, make_generator
+from braindecode_vis.embeddings.captions import END, PAD, START
+from braindecode_vis.training.optimisation import (
     compute_warm_cosine,
     list_shapes,
     optimise,
@@ -35,8 +37,6 @@ from braindecode_vis.base.optimisation import (
     unpack_optimiser,
     write_checkpoint,
 )
-from braindecode_vis.base.seeds import derive_seed, make_generator
-from braindecode_vis.embeddings.captions import END, PAD, START
 
 CHECKPOINT = "captions_checkpoint.safetensors"
 _LOG_SCALE, MOST_SCALE = math.log(1 / 0.07), 100.0  # CLIP's start and bound of the learnt temperature

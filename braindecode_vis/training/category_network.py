@@ -21,7 +21,6 @@ from pydantic import Field
 from braindecode_vis.base.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.contracts import Context
-from braindecode_vis.base.optimisation import OptimiserConfig, ScheduleConfig
 from braindecode_vis.base.registry import Component
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import read_json, write_json
@@ -31,6 +30,7 @@ from braindecode_vis.training.network_config import (
     BatchSize,
     NetworkEncoderConfig,
 )
+from braindecode_vis.training.optimisation import OptimiserConfig, ScheduleConfig
 
 if TYPE_CHECKING:
     from braindecode_vis.training.network_encoder import NetworkEncoder

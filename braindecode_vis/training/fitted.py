@@ -361,9 +361,9 @@ def read_fit(folder: Path, config: Any) -> tuple[NetworkFit, int, list[str]]:
     """
     from safetensors.torch import load_file
 
-    from braindecode_vis.base.optimisation import check_identity, load_weights, take
     from braindecode_vis.training.model import TargetScale, build_model
     from braindecode_vis.training.objectives.objective import StepSizes
+    from braindecode_vis.training.optimisation import check_identity, load_weights, take
 
     record = read_json(folder / RECORD)
     # The network first: another architecture is the more useful thing to say than another setting.

@@ -36,7 +36,13 @@ from braindecode_vis.base.devices import (
     share_network,
     take_part,
 )
-from braindecode_vis.base.optimisation import (
+from braindecode_vis.base.seeds import derive_seed
+from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.training.batches import count_batches, make_batches, make_grouped_batches
+from braindecode_vis.training.feed import BatchPlan, Feed, read_ahead
+from braindecode_vis.training.fitted import get_monitored_score, score_held_out
+from braindecode_vis.training.model import Batch, BrainImageModel, Teacher
+from braindecode_vis.training.optimisation import (
     MovingAverage,
     OptimiserConfig,
     compute_first_beta,
@@ -49,12 +55,6 @@ from braindecode_vis.base.optimisation import (
     unpack_optimiser,
     write_checkpoint,
 )
-from braindecode_vis.base.seeds import derive_seed
-from braindecode_vis.base.store import replace_atomically
-from braindecode_vis.training.batches import count_batches, make_batches, make_grouped_batches
-from braindecode_vis.training.feed import BatchPlan, Feed, read_ahead
-from braindecode_vis.training.fitted import get_monitored_score, score_held_out
-from braindecode_vis.training.model import Batch, BrainImageModel, Teacher
 
 Progress = Callable[[int, int, str], None]
 CHECKPOINT = "checkpoint.safetensors"

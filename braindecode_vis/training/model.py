@@ -20,7 +20,6 @@ from torch.nn.parameter import is_lazy
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import WholeNetwork
 from braindecode_vis.base.devices import count_processes, gather_rows, get_rank, seeded
-from braindecode_vis.base.optimisation import MovingAverage
 from braindecode_vis.base.roles import NETWORK, NETWORK_SETTINGS, play
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.encoders.signal import Signal
@@ -28,6 +27,7 @@ from braindecode_vis.training.augment import find_sfreq
 from braindecode_vis.training.image_side import LayerFusion
 from braindecode_vis.training.lora import AdaptedTower, Shapes
 from braindecode_vis.training.objectives.objective import NEED_FIELDS, Outputs, StepSizes, compute_matches
+from braindecode_vis.training.optimisation import MovingAverage
 
 #: Needs of an objective that hold for trials which are neither augmented nor part of a training step.
 PLAIN_NEEDS = frozenset(

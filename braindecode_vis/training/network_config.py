@@ -18,7 +18,6 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError, check_file, check_installed
 from braindecode_vis.base.digests import hash_once, remember_digest
-from braindecode_vis.base.optimisation import OptimiserConfig, ScheduleConfig
 from braindecode_vis.base.registry import ByKind, Component
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.embeddings.attributes import read_attributes
@@ -27,6 +26,7 @@ from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
 from braindecode_vis.preprocessing.alignment import InputScalingConfig
 from braindecode_vis.preprocessing.common_space import SubjectAlignment
 from braindecode_vis.training.image_config import ImageTowerConfig, LayerFusionConfig, ViewChoice
+from braindecode_vis.training.optimisation import OptimiserConfig, ScheduleConfig
 
 if TYPE_CHECKING:
     from braindecode_vis.training.network_encoder import NetworkEncoder

@@ -24,7 +24,6 @@ from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import Context
 from braindecode_vis.base.memory import TooLargeError, check_memory, is_out_of_memory
-from braindecode_vis.base.optimisation import load_weights, read_checkpoint
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.store import hash_json
 from braindecode_vis.encoders.signal import Signal, describe_signal
@@ -33,6 +32,7 @@ from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.training.descriptions import Descriptions, Lexicon, check_text_targets, describe_images
 from braindecode_vis.training.fitted import NetworkFit, read_fit, write_fit
+from braindecode_vis.training.optimisation import load_weights, read_checkpoint
 
 LARGEST_AUTO, SMALLEST_AUTO = 1024, 16
 FEWEST_HELD_OUT = 2  # one image alone is always found

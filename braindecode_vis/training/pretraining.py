@@ -40,7 +40,11 @@ from braindecode_vis.base.devices import (
     sum_processes,
     take_share,
 )
-from braindecode_vis.base.optimisation import (
+from braindecode_vis.base.seeds import derive_seed, make_generator, make_torch_generator
+from braindecode_vis.base.store import hash_json, replace_atomically, write_json
+from braindecode_vis.encoders.parcels import check_architecture, describe_encoder, read_encoder
+from braindecode_vis.encoders.parcels_config import DESCRIPTION, WEIGHTS
+from braindecode_vis.training.optimisation import (
     compute_warm_cosine,
     optimise,
     pack_optimiser,
@@ -50,10 +54,6 @@ from braindecode_vis.base.optimisation import (
     unpack_optimiser,
     write_checkpoint,
 )
-from braindecode_vis.base.seeds import derive_seed, make_generator, make_torch_generator
-from braindecode_vis.base.store import hash_json, replace_atomically, write_json
-from braindecode_vis.encoders.parcels import check_architecture, describe_encoder, read_encoder
-from braindecode_vis.encoders.parcels_config import DESCRIPTION, WEIGHTS
 from braindecode_vis.training.pretraining_config import PretrainConfig
 from braindecode_vis.training.pretraining_data import (
     Material,

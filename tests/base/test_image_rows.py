@@ -20,7 +20,11 @@ from braindecode_vis.pipeline.image_files import DrawnImages, DrawnTexts, ImageW
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.report.gallery import GalleryContent
 from braindecode_vis.report.page import ReportContent, write_report
-from braindecode_vis.scoring.image import compute_image_metric, make_image_table, tabulate_image_metric
+from braindecode_vis.scoring.metrics.image import (
+    compute_image_metric,
+    make_image_table,
+    tabulate_image_metric,
+)
 from braindecode_vis.scoring.score_table import compute_scores
 from braindecode_vis.scoring.scoring_task import ScoringTask
 

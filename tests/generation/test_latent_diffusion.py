@@ -51,7 +51,7 @@ from braindecode_vis.generation.weights_file import (
     read_known_codes,
     write_weights,
 )
-from braindecode_vis.scoring.identification import two_way_identification
+from braindecode_vis.scoring.metrics.identification import two_way_identification
 
 SPACE = "made-up/7"
 TINY = GeneratorTrainingConfig(

@@ -14,7 +14,7 @@ from braindecode_vis.generation.controls import NearestConfig
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.image_fusion import ImageFusionConfig, fuse_branches, mix_images
 from braindecode_vis.generation.inversion import LatentsConfig
-from braindecode_vis.scoring.image import compute_image_metric
+from braindecode_vis.scoring.metrics.image import compute_image_metric
 
 
 class Recorder:

@@ -15,7 +15,7 @@ from braindecode_vis.generation import refiner
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.refiner import compute_ssim, deform_images
 from braindecode_vis.generation.refiner_config import RefinerConfig
-from braindecode_vis.scoring.image import compute_image_metric
+from braindecode_vis.scoring.metrics.image import compute_image_metric
 
 FAST = RefinerConfig(steps=120, width=4, batch_size=16, n_networks=1, deformation=0.3)
 

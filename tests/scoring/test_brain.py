@@ -6,7 +6,7 @@ import pytest
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.encoders.ridge import RidgeConfig
-from braindecode_vis.scoring import brain_correlation as brain
+from braindecode_vis.scoring.metrics import brain_correlation as brain
 
 
 def correlate(model, rounds, measured, **options):

@@ -11,8 +11,8 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.scoring.metrics.protocols import average_predictions, compare_bindings, compare_parts
 from braindecode_vis.scoring.protocol_scores import CompositionSides, ProtocolTask, score_protocols
-from braindecode_vis.scoring.protocols import average_predictions, compare_bindings, compare_parts
 from braindecode_vis.scoring.retrieval import compute_k_way_hits, compute_ranks, compute_top_k_hits
 from braindecode_vis.scoring.score_row import compute_chance
 

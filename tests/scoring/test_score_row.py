@@ -5,8 +5,8 @@ import pytest
 
 from braindecode_vis.base.arrays import SCORE_KEYS
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.scoring.identification import two_way_identification
-from braindecode_vis.scoring.metric_registry import compute_chance
+from braindecode_vis.scoring.metrics.identification import two_way_identification
+from braindecode_vis.scoring.metrics.metric_registry import compute_chance
 from braindecode_vis.scoring.score_row import make_score
 from braindecode_vis.scoring.uncertainty import wilson_interval
 

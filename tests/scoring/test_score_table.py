@@ -7,13 +7,14 @@ import pytest
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.scoring import feature_networks, image_scores, metric_registry, score_table, scoring_task
-from braindecode_vis.scoring.identification import two_way_identification
-from braindecode_vis.scoring.image import compute_image_metric
-from braindecode_vis.scoring.metric_registry import Metric, register_metric
+from braindecode_vis.scoring import image_scores, score_table, scoring_task
+from braindecode_vis.scoring.metrics import feature_networks, metric_registry
+from braindecode_vis.scoring.metrics.identification import two_way_identification
+from braindecode_vis.scoring.metrics.image import compute_image_metric
+from braindecode_vis.scoring.metrics.metric_registry import Metric, register_metric
+from braindecode_vis.scoring.metrics.suite import MetricSuiteConfig, compute_suite
 from braindecode_vis.scoring.retrieval import compute_ranks, rank_similarities
 from braindecode_vis.scoring.score_table import ScoringTask, compute_scores
-from braindecode_vis.scoring.suite import MetricSuiteConfig, compute_suite
 
 N = 8
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.scoring.suite import compute_semantic_table, make_win_table, name_semantic_metric
+from braindecode_vis.scoring.metrics.suite import compute_semantic_table, make_win_table, name_semantic_metric
 
 
 @pytest.mark.parametrize("n, top_k", [(2, 1), (3, 1), (4, 2), (6, 1)])

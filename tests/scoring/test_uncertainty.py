@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.scoring import identification as tables
 from braindecode_vis.scoring import uncertainty as unc
+from braindecode_vis.scoring.metrics import identification as tables
 from tests import references
 
 

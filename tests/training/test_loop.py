@@ -9,11 +9,11 @@ import torch
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.optimisation import read_checkpoint
 from braindecode_vis.training import feed
 from braindecode_vis.training.augment import mix_trials
 from braindecode_vis.training.loop import CHECKPOINT
 from braindecode_vis.training.objectives.contrastive import BimixcoTerm, SoftClipTerm
+from braindecode_vis.training.optimisation import read_checkpoint
 from tests.training.toy_task import assert_same_weights, get_weights, make_config, make_task
 
 EVERYTHING = {

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.base.optimisation import (
+from braindecode_vis.base.roles import NETWORK, play
+from braindecode_vis.training.loop import make_optimiser
+from braindecode_vis.training.optimisation import (
     OptimiserConfig,
     ScheduleConfig,
     compute_first_beta,
     compute_lr_factor,
 )
-from braindecode_vis.base.roles import NETWORK, play
-from braindecode_vis.training.loop import make_optimiser
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 Every epoch draws from its own named seed, so a run that was stopped at a checkpoint and one that was not take the same
 steps. The weights that count are a moving average; with held-out images, those of the epoch whose average had the
-lowest loss on them. The steps are those of `braindecode_vis.base.optimisation`.
+lowest loss on them. The steps are those of `braindecode_vis.training.optimisation`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from braindecode_vis.base.devices import autocast, seeded
-from braindecode_vis.base.optimisation import (
+from braindecode_vis.base.seeds import derive_seed, make_generator, make_torch_generator
+from braindecode_vis.generation.priors.sampling import NoiseSchedule
+from braindecode_vis.generation.priors.simulated_predictions import ConditionSource
+from braindecode_vis.training.optimisation import (
     MovingAverage,
     compute_warm_cosine,
     list_shapes,
@@ -29,9 +32,6 @@ from braindecode_vis.base.optimisation import (
     unpack_optimiser,
     write_checkpoint,
 )
-from braindecode_vis.base.seeds import derive_seed, make_generator, make_torch_generator
-from braindecode_vis.generation.priors.sampling import NoiseSchedule
-from braindecode_vis.generation.priors.simulated_predictions import ConditionSource
 
 CHECKPOINT = "prior_checkpoint.safetensors"
 LOOKS = 50  # at the held-out images over a training

@@ -27,7 +27,7 @@ from braindecode_vis.parts.analyses.measure import (
 )
 from braindecode_vis.parts.analyses.study import Change, Findings, Plot, Study
 from braindecode_vis.report.drawing import draw_bars
-from braindecode_vis.scoring.metric_registry import find_metric
+from braindecode_vis.scoring.metrics.metric_registry import find_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

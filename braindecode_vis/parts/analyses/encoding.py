@@ -43,7 +43,7 @@ from braindecode_vis.preprocessing.voxel_geometry import (
     read_geometry,
 )
 from braindecode_vis.report.drawing import draw_bars, draw_curve, find_flat_positions, place_pattern
-from braindecode_vis.scoring.brain_correlation import (
+from braindecode_vis.scoring.metrics.brain_correlation import (
     WHOLE,
     RegionCorrelation,
     ResponseMaps,

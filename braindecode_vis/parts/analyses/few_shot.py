@@ -40,7 +40,7 @@ from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.preprocessing.common_space import COMMON_SPACES, SubjectAlignment, name_alignment
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.report.drawing import mark_chance
-from braindecode_vis.scoring.metric_registry import find_metric
+from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from braindecode_vis.training.pretraining_config import ON_GUIDED_TRIALS, ON_TRAINING_TRIALS
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ from braindecode_vis.parts.analyses.study import Findings, Plot, Study, play_enc
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.report.drawing import draw_bars
 from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
-from braindecode_vis.scoring.metric_registry import compute_chance, find_metric
+from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import Centre, compute_ranks, fit_centre
 
 if TYPE_CHECKING:

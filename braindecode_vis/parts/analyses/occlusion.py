@@ -37,7 +37,7 @@ from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
 from braindecode_vis.preprocessing.voxel_geometry import check_common_features
 from braindecode_vis.report.drawing import draw_bars, draw_curve, mark_stimulus
-from braindecode_vis.scoring.metric_registry import find_metric
+from braindecode_vis.scoring.metrics.metric_registry import find_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -35,7 +35,7 @@ from braindecode_vis.pipeline.runs import read_scores
 from braindecode_vis.report.board_page import Board, BoardRow, SettingsTable, write_board
 from braindecode_vis.report.page_scores import find_main_row, judge
 from braindecode_vis.report.words import describe_encoder
-from braindecode_vis.scoring.metric_registry import LAST, find_metric
+from braindecode_vis.scoring.metrics.metric_registry import LAST, find_metric
 
 MAX_METRICS = 4
 #: Resamples and sign flips of a pair: a page of 200 runs in seconds; `compare` takes more.

@@ -32,9 +32,9 @@ from braindecode_vis.parts.studies.output_rows import (
 )
 from braindecode_vis.parts.studies.scored_outputs import ScoredOutputs, Selection, check_folder, put_together
 from braindecode_vis.scoring.description_scores import DescriptionTask, score_descriptions
-from braindecode_vis.scoring.image import split_rounds
+from braindecode_vis.scoring.metrics.image import split_rounds
+from braindecode_vis.scoring.metrics.protocols import ProtocolName
 from braindecode_vis.scoring.protocol_scores import ProtocolTask, score_protocols
-from braindecode_vis.scoring.protocols import ProtocolName
 from braindecode_vis.scoring.retrieval import Retrieval, compute_ranks, rank_similarities
 from braindecode_vis.scoring.score_table import compute_scores
 from braindecode_vis.scoring.scoring_task import ScoringTask, list_subjects

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.optimisation import anneal_cosine
 from braindecode_vis.training.objectives.objective import (
     LogitScale,
     check_batch,
@@ -38,6 +37,7 @@ from braindecode_vis.training.objectives.objective import (
     multiply,
     normalise,
 )
+from braindecode_vis.training.optimisation import anneal_cosine
 
 if TYPE_CHECKING:
     from braindecode_vis.training.objectives.objective import Outputs

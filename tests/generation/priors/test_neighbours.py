@@ -11,7 +11,7 @@ from braindecode_vis.base.contracts import Prior
 from braindecode_vis.base.store import write_embeddings
 from braindecode_vis.generation.priors.image_source import ImageSourceSettings, leave_out, read_images
 from braindecode_vis.generation.priors.neighbours import NeighboursPriorConfig
-from braindecode_vis.scoring.embedding import compute_mmd
+from braindecode_vis.scoring.metrics.embedding import compute_mmd
 
 
 def make_rows(n, *, seed, shape=(6,), name="i", space="toy"):

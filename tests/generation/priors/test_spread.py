@@ -6,7 +6,7 @@ import pytest
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.generation.priors.closed_form import SpreadPriorConfig
-from braindecode_vis.scoring.embedding import compute_mmd
+from braindecode_vis.scoring.metrics.embedding import compute_mmd
 
 
 def make_rows(n=200, shrinkage=0.3):

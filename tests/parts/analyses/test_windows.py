@@ -16,7 +16,7 @@ from braindecode_vis.parts.analyses.measure import Meter, compute_hits, measure_
 from braindecode_vis.parts.analyses.study import rank_trials
 from braindecode_vis.parts.analyses.windows import GrowingWindowConfig, SlidingWindowConfig
 from braindecode_vis.report.figures import render_plot
-from braindecode_vis.scoring.metric_registry import find_metric
+from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from braindecode_vis.scoring.retrieval import compute_similarity
 from tests.parts.analyses.planted import make_epochs_study, refit_and_rank
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.encoders.signal import describe_signal
-from braindecode_vis.scoring.protocols import compare_bindings
+from braindecode_vis.scoring.metrics.protocols import compare_bindings
 from braindecode_vis.training import descriptions
 from braindecode_vis.training.model import Batch, build_model, make_scales
 from braindecode_vis.training.network_config import NetworkEncoderConfig

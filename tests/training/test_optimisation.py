@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.optimisation import MovingAverage, compute_warm_cosine, optimise, split_decayed
+from braindecode_vis.training.optimisation import MovingAverage, compute_warm_cosine, optimise, split_decayed
 
 
 def test_steps_equal_a_plain_loop_whose_batches_are_taken_in_parts():

@@ -31,9 +31,9 @@ from braindecode_vis.base.checks import ConfigError, DataError, check_finite, ch
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.image_rows import Images
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.scoring.identification import make_identification_table
-from braindecode_vis.scoring.image import ImageTable, make_image_table
-from braindecode_vis.scoring.metric_registry import compare_rounds
+from braindecode_vis.scoring.metrics.identification import make_identification_table
+from braindecode_vis.scoring.metrics.image import ImageTable, make_image_table
+from braindecode_vis.scoring.metrics.metric_registry import compare_rounds
 
 Network = Literal[
     "alexnet", "inception", "clip", "efficientnet_b1", "swav", "lpips_alexnet", "lpips_vgg16", "dreamsim"
@@ -127,7 +127,7 @@ class MetricSuiteConfig(Settings):
         path = self.weights.get(name)  # type: ignore[call-overload]
         if path is None:
             if name in LPIPS_NETWORKS:
-                from braindecode_vis.scoring.lpips import find_linear_weights
+                from braindecode_vis.scoring.metrics.lpips import find_linear_weights
 
                 return find_linear_weights(LPIPS_NETWORKS[name])
             return None
@@ -146,7 +146,7 @@ def list_needs(network: str) -> tuple[str, ...]:
 
 def describe_file(name: str) -> str:
     """Say in one clause which file belongs to a name of `MetricSuiteConfig.weights`."""
-    from braindecode_vis.scoring.feature_networks import NETWORKS
+    from braindecode_vis.scoring.metrics.feature_networks import NETWORKS
 
     if name in NETWORKS:
         return NETWORKS[name].needs
@@ -216,7 +216,11 @@ class MetricSuite:
         dict
             Space to a float array of shape (n_distinct, n_shown).
         """
-        from braindecode_vis.scoring.feature_networks import NETWORKS, correlate_with_seen, load_network
+        from braindecode_vis.scoring.metrics.feature_networks import (
+            NETWORKS,
+            correlate_with_seen,
+            load_network,
+        )
 
         (path,) = self._require_files(network)
         extract = load_network(network, path, self.device)
@@ -227,7 +231,7 @@ class MetricSuite:
 
     def compute_lpips(self, network: Network, images: Images, pairs: np.ndarray) -> np.ndarray:
         """Return the LPIPS distance of pairs of images, shape (n_pairs,); see `lpips.Lpips.compute_pairs`."""
-        from braindecode_vis.scoring.lpips import Lpips
+        from braindecode_vis.scoring.metrics.lpips import Lpips
 
         trunk, linear = self._require_files(network)
         distance = Lpips(LPIPS_NETWORKS[network], trunk, linear, device=self.device)
@@ -359,7 +363,7 @@ def name_lpips(network: str) -> str:
 
 def name_comparison(network: str, space: str) -> tuple[str, bool]:
     """Return the name of the metric of a space, and whether it is two-way identification."""
-    from braindecode_vis.scoring.feature_networks import NETWORKS
+    from braindecode_vis.scoring.metrics.feature_networks import NETWORKS
 
     is_two_way = NETWORKS[network].comparison == "two_way"
     return f"{'two_way_identification' if is_two_way else 'correlation_distance'}@{space}", is_two_way

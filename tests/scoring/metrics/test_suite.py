@@ -13,12 +13,12 @@ from torchvision.transforms.functional import normalize, resize
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from braindecode_vis.scoring import feature_networks, lpips, suite
-from braindecode_vis.scoring.feature_networks import NETWORKS
-from braindecode_vis.scoring.identification import compute_correlations
-from braindecode_vis.scoring.image import make_image_table
-from braindecode_vis.scoring.lpips import Lpips
-from braindecode_vis.scoring.metric_registry import find_metric
+from braindecode_vis.scoring.metrics import feature_networks, lpips, suite
+from braindecode_vis.scoring.metrics.feature_networks import NETWORKS
+from braindecode_vis.scoring.metrics.identification import compute_correlations
+from braindecode_vis.scoring.metrics.image import make_image_table
+from braindecode_vis.scoring.metrics.lpips import Lpips
+from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from tests import references
 
 CPU = {"device": "cpu", "pixels": False, "semantic_ways": ()}

@@ -8,9 +8,9 @@ import pytest
 from braindecode_vis.base import registry as components
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.scoring import image
-from braindecode_vis.scoring import metric_registry as registry
-from braindecode_vis.scoring.metric_registry import Metric, find_metric, register_metric
+from braindecode_vis.scoring.metrics import image
+from braindecode_vis.scoring.metrics import metric_registry as registry
+from braindecode_vis.scoring.metrics.metric_registry import Metric, find_metric, register_metric
 from braindecode_vis.scoring.retrieval import compute_ranks
 
 

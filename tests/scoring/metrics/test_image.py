@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.scoring import image
+from braindecode_vis.scoring.metrics import image
 from tests import references
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.scoring.metric_registry import Metric, find_metric
+from braindecode_vis.scoring.metrics.metric_registry import Metric, find_metric
 
 
 class CosineToTargetConfig(Settings):

@@ -22,7 +22,7 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.image_rows import Images
 from braindecode_vis.embeddings.weights import read_state
-from braindecode_vis.scoring.feature_networks import FIRST_SIDE, load_trunk, normalise, resize_twice
+from braindecode_vis.scoring.metrics.feature_networks import FIRST_SIDE, load_trunk, normalise, resize_twice
 
 #: Layers of ``features`` after which a map is read, and the name of the weights in the package ``lpips``.
 LAYERS = {"alexnet": (1, 4, 7, 9, 11), "vgg16": (3, 8, 15, 22, 29)}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.scoring import identification as idn
+from braindecode_vis.scoring.metrics import identification as idn
 from braindecode_vis.scoring.retrieval import (
     compute_k_way_hits,
     compute_ranks,

@@ -7,7 +7,7 @@ import pytest
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.scoring import protocols
+from braindecode_vis.scoring.metrics import protocols
 from braindecode_vis.scoring.retrieval import compute_ranks, compute_reciprocal_ranks
 
 SPACE = "toy"

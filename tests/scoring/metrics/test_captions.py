@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.scoring import captions
+from braindecode_vis.scoring.metrics import captions
 from tests.embeddings.test_captions import WORDS, write_vocabulary
 
 

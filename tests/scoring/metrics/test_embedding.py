@@ -6,7 +6,7 @@ from scipy.spatial import distance
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.scoring.embedding import (
+from braindecode_vis.scoring.metrics.embedding import (
     compute_mmd,
     correlation_distance,
     cosine_to_target,

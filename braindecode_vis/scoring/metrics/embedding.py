@@ -16,7 +16,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, check_same_space
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.scoring.identification import compute_correlations, standardize_rows
+from braindecode_vis.scoring.metrics.identification import compute_correlations, standardize_rows
 
 MOST_FOR_MEDIAN = 2000  # pooled rows whose distances the median is taken over
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from braindecode_vis.base.checks import ConfigError, DataError, suggest
 from braindecode_vis.base.image_rows import Images
-from braindecode_vis.scoring import embedding, identification, image
+from braindecode_vis.scoring.metrics import embedding, identification, image
 from braindecode_vis.scoring.retrieval import (
     Retrieval,
     compute_k_way_hits,

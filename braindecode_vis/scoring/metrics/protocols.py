@@ -22,7 +22,7 @@ import numpy as np
 from braindecode_vis.base.arrays import Embeddings, check_same_space, normalise_rows
 from braindecode_vis.base.checks import DataError, check_unique
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.scoring.identification import compute_win_probability
+from braindecode_vis.scoring.metrics.identification import compute_win_probability
 from braindecode_vis.scoring.retrieval import Retrieval, compute_ranks, compute_similarity
 from braindecode_vis.scoring.uncertainty import Interval, bootstrap_interval
 
