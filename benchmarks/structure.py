@@ -176,7 +176,7 @@ from braindecode_vis.config import read_config
 from braindecode_vis.parts.phantom import SIZES
 from braindecode_vis.pipeline.learning import embed, train
 from braindecode_vis.pipeline.runs import open_run
-from braindecode_vis.parts.studies.demo import make_phantom
+from braindecode_vis.parts.phantom.simulate import make_phantom
 
 folder, package = Path(sys.argv[1]), sys.argv[2]
 root = folder / "phantom"
