@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from braindecode_vis import __version__
 from braindecode_vis.base.parts import (
+    Part,
     describe_missing,
     describe_missing_module,
     find_parts,
@@ -100,13 +101,30 @@ _VERBS: dict[str, Callable[..., None]] = {
 }
 #: These can be sent as jobs; sweep sends its runs.
 _SENT = ("run", "embed", "train", "reconstruct", "predict", "pretrain", "train-generator", "analyze")
+#: Parts of other packages whose verbs cannot be used, one sentence each.
+_BROKEN = list(list_broken_parts())
+
+
+def _add_verbs(part: Part) -> None:
+    for name, verb in part.verbs.items():
+        if part.distribution is None:
+            _VERBS[name] = part.load(verb.call)
+            continue
+        try:  # code of others, which must not end every command
+            if name in _VERBS:
+                raise ValueError("braindecode_vis has a verb of that name")
+            _VERBS[name] = part.load(verb.call)
+        except Exception as error:
+            _BROKEN.append(f"the verb {name} of the part {part.name} cannot be used: {error}")
+
+
 for _part in find_parts():
-    _VERBS |= {name: _part.load(verb.call) for name, verb in _part.verbs.items()}
+    _add_verbs(_part)
 for _part in find_parts():
     if "take_jobs" in _part.abilities:
         _take_jobs = _part.load(_part.abilities["take_jobs"])
         _VERBS |= {name: _take_jobs(name, _VERBS[name]) for name in _SENT if name in _VERBS}
-_OF_PARTS = {name: verb for part in find_parts() for name, verb in part.verbs.items()}
+_OF_PARTS = {name: verb for part in find_parts() for name, verb in part.verbs.items() if name in _VERBS}
 #: Of these, none loads more than tables.
 _READING_VERBS = frozenset(
     {
@@ -184,7 +202,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     resumes = not _STARTING_ANEW & set(sys.argv[1:2])
     announce_notices()
-    for sentence in list_broken_parts():
+    for sentence in _BROKEN:
         sys.stderr.write(f"warning: {sentence}\n")
     # A process that waits for the others of its training hears no signal that Python handles: those end at once.
     with stop_cleanly() if not shared else nullcontext(StopSignals()) as stops:
