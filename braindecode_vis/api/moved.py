@@ -21,8 +21,8 @@ MOVED = {
     **{
         name: f"base.{name}"
         for name in (
-            "arrays", "checks", "consent", "contracts", "devices", "digests", "folder_lock", "image_rows", "leases",
-            "memory", "registry", "remote", "roles", "seeds", "settings", "stimuli", "store",
+            "arrays", "checks", "consent", "contracts", "devices", "digests", "image_rows", "memory", "registry",
+            "remote", "roles", "seeds", "settings", "stimuli", "store",
         )
     },
     **{name: f"parts.{name}" for name in ("audit", "cluster", "live", "phantom", "studies")},
@@ -41,6 +41,9 @@ MOVED = {
     "priors": "generation.priors",
     "retrieval": "scoring.retrieval",
     "scores": "scoring",
+    "studies.analyze": "parts.analyses.analyze",
+    "studies.embed_images": "pipeline.embed_images",
+    "studies.encode": "parts.analyses.encode",
 }  # fmt: skip
 
 
