@@ -9,10 +9,9 @@ Prints which tree was measured, then one row per measure beside the wanted value
 - A room is a package or file directly below the package. The parts are one room in the first rows, and one each in the
   rows after these. An arrow is an ordered pair of rooms with at least one import, also inside functions and for types
   alone. Floors are the rooms of the longest way down along arrows.
-- The core is everything outside ``parts/``. The api and the package's own ``__init__``, which names what is public,
-  stand above the parts and may import them, so that they are left out where imports from the core into parts are
-  counted. Names of parts in strings are module paths such as ``parts.live.session`` in code of the core, without
-  docstrings: they tie as an import does.
+- The core is everything outside ``parts/``. Names of parts in strings are module paths such as ``parts.live.session``
+  in code of the core, without docstrings: they tie as an import does. The table of old module paths is left out:
+  nothing in the package needs what it names.
 - A part may import another one where `ALLOWED` says so.
 - A setting is a field of a settings class that `docs/SETTINGS.md` lists, counted once, in the class that declares it,
   without ``kind``. A configuration shows it when the YAML file sets it. A page, notebook or benchmark shows it when its
@@ -49,8 +48,8 @@ ALLOWED = {
     "live": {"studies", "phantom"},
     "cluster": {"studies", "phantom"},
 }
-#: Rooms that are no part and may know parts.
-ABOVE = {"parts", "api", "__init__"}
+#: The table of old module paths.
+MOVED = "api.moved"
 LONG, MANY = 100, 10
 
 #: Measure and what is wanted of it. Others are only printed, or held by the ratchet.
@@ -203,7 +202,7 @@ class Tree:
         inward, named, across = set(), set(), set()
         for name, others in self.imports.items():
             part = self._find_part(name)
-            knows_parts = part or self._find_room(name) in ABOVE
+            knows_parts = part or self._find_room(name) == "parts" or name == f"{NAME}.{MOVED}"
             for other in others:
                 target = self._find_part(other)
                 if target and not knows_parts:
