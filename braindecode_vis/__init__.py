@@ -102,3 +102,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# Not an import statement: whoever imports the package would import the api by it.
+importlib.import_module("braindecode_vis.api.moved").find_old_paths()
