@@ -30,7 +30,7 @@ from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
 from braindecode_vis.datasets.corpus.manifest import (
     RUNS,
     VALUES,
-    Manifest,
+    CorpusManifest,
     Shard,
     find_shard,
     name_subject,
@@ -119,7 +119,7 @@ def measure_building(sizes: Sequence[tuple[int, int]], what: str) -> None:
 def write_sparse_corpus(folder: Path, hours: float) -> None:
     """Write a corpus of zeros of the full size."""
     n_runs, per_shard = round(hours * 60 / MINUTES), round(128e6 / (N_TIMES * N_PARCELS * 2))
-    manifest = Manifest(CONFIG, Channels(NAMES, ("Vis",) * N_PARCELS), "fmri")
+    manifest = CorpusManifest(CONFIG, Channels(NAMES, ("Vis",) * N_PARCELS), "fmri")
     shards, subjects = [], []
     for number, first in enumerate(range(0, n_runs, per_shard)):
         rows = []

@@ -174,7 +174,8 @@ import sys, threading
 from pathlib import Path
 from braindecode_vis.config import read_config
 from braindecode_vis.parts.phantom import SIZES
-from braindecode_vis.pipeline.learning import embed, train
+from braindecode_vis.pipeline.learning import train
+from braindecode_vis.pipeline.preparing import embed
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.parts.studies.demo import make_phantom
 

@@ -38,7 +38,7 @@ from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_s
 from braindecode_vis.embeddings.text import make_unit
 from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.galleries import GallerySource
-from braindecode_vis.pipeline.learning import pick_labelled_trials
+from braindecode_vis.pipeline.preparing import pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.scoring.metrics.protocols import compare_bindings, compare_parts
 from braindecode_vis.scoring.uncertainty import bootstrap_interval, paired_difference

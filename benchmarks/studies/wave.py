@@ -40,7 +40,7 @@ from braindecode_vis.parts.phantom import SIZES
 from braindecode_vis.parts.studies.analyze import make_study
 from braindecode_vis.parts.studies.demo import make_phantom
 from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
-from braindecode_vis.pipeline.learning import build_encoder, find_guide, pick_labelled_trials
+from braindecode_vis.pipeline.preparing import build_encoder, find_guide, pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.scoring.uncertainty import bootstrap_interval
 from braindecode_vis.training.pretraining import Pretraining, pretrain

@@ -177,7 +177,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "versatile_diffusion": "generation.hub_config:VersatileDiffusionConfig",
         "unclip": "generation.hub_config:UnclipConfig",
         "kandinsky": "generation.hub_config:KandinskyConfig",
-        "token_unclip": "generation.hub_config:TokenUnclipConfig",
+        "token_unclip": "generation.token_unclip:TokenUnclipConfig",
     },
     "analysis": {
         "growing_window": "parts.analyses.windows:GrowingWindowConfig",

@@ -26,7 +26,7 @@ from braindecode_vis.base.store import hash_file, read_json
 from braindecode_vis.parts.audit.choices import describe_advantage
 from braindecode_vis.parts.audit.compare import compare_files
 from braindecode_vis.parts.audit.recompute import RecomputedRun
-from braindecode_vis.pipeline import decoding, learning
+from braindecode_vis.pipeline import decoding, preparing
 from braindecode_vis.pipeline.leaks.files import AuditedRun, list_first, name_fold
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
 from braindecode_vis.pipeline.reconstruction import read_fits, refit_prior
@@ -91,7 +91,7 @@ def check_material(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         return []
     findings = []
     for number in range(len(run.folds)):
-        fits, where = record.path / "fits" / learning.name_fold(number), name_fold(number)
+        fits, where = record.path / "fits" / preparing.name_fold(number), name_fold(number)
         problems = list(_check_record(run, number, fits))
         material = _Material(run, again, number, fits)
         problems += filter(

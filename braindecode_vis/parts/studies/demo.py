@@ -14,7 +14,7 @@ from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.parts.phantom.build import Estimate
 from braindecode_vis.parts.phantom.truth import PhantomTruth
 from braindecode_vis.pipeline.reporting import run_all
-from braindecode_vis.pipeline.runs import Listener, Run, SilentListener, open_run
+from braindecode_vis.pipeline.runs import ProgressListener, Run, SilentListener, open_run
 
 DEMO_FORMAT = "things-eeg2"
 DEMO_SNR = 0.05
@@ -69,7 +69,7 @@ def make_phantom(
     snr: float,
     seed: int,
     ongoing: float | None = None,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
 ) -> PhantomTruth:
     """Simulate subjects who look at generated images, and write them in the files of a public data set.
 
@@ -119,7 +119,12 @@ def make_phantom(
 
 
 def run_demo(
-    out: Path, *, size: str = "demo", snr: float = DEMO_SNR, seed: int = 0, listener: Listener | None = None
+    out: Path,
+    *,
+    size: str = "demo",
+    snr: float = DEMO_SNR,
+    seed: int = 0,
+    listener: ProgressListener | None = None,
 ) -> tuple[Run, PhantomTruth]:
     """Simulate a recording in THINGS-EEG2's raw files and take it through every stage.
 
