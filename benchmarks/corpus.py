@@ -38,7 +38,7 @@ from braindecode_vis.datasets.corpus.manifest import (
 )
 from braindecode_vis.datasets.corpus.reader import open_corpus
 from braindecode_vis.datasets.corpus.recordings import Channels, Excluded, SeriesRun
-from braindecode_vis.parts.foundation.corpus.build import add_sources
+from braindecode_vis.parts.foundation.corpus.growing import add_sources
 
 N_PARCELS, MINUTES, T_R = 400, 15.0, 2.0
 N_TIMES = round(MINUTES * 60 / T_R)

@@ -14,7 +14,7 @@ from braindecode_vis.config import read_config
 from braindecode_vis.encoders.ridge import RidgeEncoder
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline.finished_run import open_finished
-from braindecode_vis.pipeline.leaks.files import open_audited
+from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.learning import needs_predictions, pick_training, predict_out_of_fold
 from braindecode_vis.pipeline.runs import open_run
 from tests.parts.audit.test_results import find_artifact, reseal

@@ -34,7 +34,7 @@ from braindecode_vis.base.contracts import Context
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.config import read_config
 from braindecode_vis.embeddings.compositions import CompositionTest, read_compositions
-from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
+from braindecode_vis.embeddings.sentence_encoder import MINILM, SentenceEncoder, find_sentence_folder
 from braindecode_vis.embeddings.text import make_unit
 from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.galleries import GallerySource

@@ -35,7 +35,7 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
 from braindecode_vis.parts.analyses.regions import NetworkAblationConfig
-from braindecode_vis.parts.foundation.corpus.build import add_sources
+from braindecode_vis.parts.foundation.corpus.growing import add_sources
 from braindecode_vis.parts.phantom import SIZES
 from braindecode_vis.parts.studies.analyze import make_study
 from braindecode_vis.parts.studies.demo import make_phantom

@@ -664,7 +664,7 @@ class Decoder(BaseEstimator):
     def _describe_gallery(self, path: Path) -> Embeddings:
         """Return the images that a file describes as candidates, without a look at them."""
         from braindecode_vis.config import RetrievalConfig
-        from braindecode_vis.embeddings.descriptions import read_captions_or_attributes
+        from braindecode_vis.embeddings.image_descriptions import read_captions_or_attributes
         from braindecode_vis.embeddings.text import open_clip_texts
         from braindecode_vis.pipeline.galleries import GallerySource, TextSide
 

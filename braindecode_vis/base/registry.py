@@ -84,7 +84,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "views": "embeddings.degradations:ViewsConfig",
         "imported": "embeddings.imported:ImportedConfig",
         "clip_text": "embeddings.text:ClipTextConfig",
-        "minilm": "embeddings.sentences:MinilmConfig",
+        "minilm": "embeddings.sentence_encoder:MinilmConfig",
         "conditional": "embeddings.conditional:ConditionalConfig",
         "concept_table": "embeddings.concept_table:ConceptTableConfig",
     },

@@ -2,7 +2,7 @@
 
 Owns the fitted decoders, one per kind of `captions_config`, their files, and retrieval of captions. A decoder is given
 embeddings (predictions, or draws of the prior) and returns a text each; it never samples, so that the same embeddings
-give the same captions. Networks are in `caption_networks`, how captions are scored in `scoring.metrics.captions`.
+give the same captions. Networks are in `caption_networks`, scores of captions in `scoring.metrics.caption_metrics`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.devices import choose_device, seeded
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.store import read_json, write_json
-from braindecode_vis.embeddings.captions import (
+from braindecode_vis.embeddings.caption_bank import (
     END,
     PAD,
     SPECIAL,

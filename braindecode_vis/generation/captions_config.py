@@ -25,7 +25,7 @@ from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.registry import ByKind
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_file, hash_json, read_json
-from braindecode_vis.embeddings.captions import read_caption_bank
+from braindecode_vis.embeddings.caption_bank import read_caption_bank
 from braindecode_vis.embeddings.weights import find_snapshot
 from braindecode_vis.generation.gap import GapConfig
 from braindecode_vis.generation.generator_data import GeneratorData

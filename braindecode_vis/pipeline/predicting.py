@@ -27,9 +27,9 @@ from braindecode_vis.base.store import Artifact
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.array_folder import load_array
 from braindecode_vis.datasets.own_data import Pictures, make_picture_set
-from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
-from braindecode_vis.embeddings.descriptions import read_captions_or_attributes
+from braindecode_vis.embeddings.caption_bank import caption_images, read_caption_bank
 from braindecode_vis.embeddings.image_bank import is_image_bank, read_image_bank
+from braindecode_vis.embeddings.image_descriptions import read_captions_or_attributes
 from braindecode_vis.generation.captions import WrittenCaptions, write_with_encoder
 from braindecode_vis.pipeline.decoding import (
     decode_low_level,

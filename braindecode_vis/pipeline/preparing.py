@@ -361,8 +361,8 @@ def find_guide(run: Run, number: int | None) -> Embeddings | None:
         return None
     if config.guide == "target":
         return embed_fold(run, number or 0).embeddings
-    from braindecode_vis.embeddings.captions import read_caption_bank
-    from braindecode_vis.embeddings.sentences import SentenceEncoder, find_sentence_folder
+    from braindecode_vis.embeddings.caption_bank import read_caption_bank
+    from braindecode_vis.embeddings.sentence_encoder import SentenceEncoder, find_sentence_folder
 
     assert config.captions is not None  # as its settings say
     shown = {str(name) for name in preprocess(run).stimuli.ids}

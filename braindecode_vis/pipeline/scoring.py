@@ -23,7 +23,7 @@ from braindecode_vis.embeddings.compositions import (
     pick_tests,
     read_compositions,
 )
-from braindecode_vis.embeddings.descriptions import (
+from braindecode_vis.embeddings.image_descriptions import (
     Description,
     DescriptionsConfig,
     describe_captions,

@@ -1,6 +1,6 @@
 """How good a decoded image, caption or embedding is, and how sure we are.
 
-`metric_registry` knows every metric by its name. `image` compares pixels, `embedding` vectors, `captions` words,
+`metric_registry` knows every metric by its name. `image` compares pixels, `embedding` vectors, `caption_metrics` words,
 `identification` asks which image was meant, `suite` compares images in published networks (`feature_networks`,
 `lpips`), `brain_correlation` the responses that a reconstruction would cause. All return one value per item.
 `protocols` holds the retrieval rules of single papers, `uncertainty` turns items into intervals and p-values and

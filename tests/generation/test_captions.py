@@ -18,7 +18,7 @@ from braindecode_vis.generation.captions_config import (
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.scoring.caption_retrieval import retrieve_captions
 from braindecode_vis.training import caption_networks as networks
-from tests.embeddings.test_captions import write_git
+from tests.embeddings.test_caption_bank import write_git
 
 COLOURS, THINGS = ["red", "blue", "green"], ["star", "cat", "ring"]
 PLACES = np.random.default_rng(0).normal(size=(6, 16)).astype(np.float32)
@@ -147,7 +147,7 @@ def test_git_speaks_through_projected_tokens(tmp_path):
     decoder.write(tmp_path / "fits")
     assert read_decoder(config, tmp_path / "fits", data).decode(data.embeddings) == captions
     # With GIT's own tokens in place of the projector's, the caption is GIT's own.
-    from braindecode_vis.embeddings.captions import caption_images, load_captioner
+    from braindecode_vis.embeddings.caption_bank import caption_images, load_captioner
 
     images = list(data.stimuli.iterate_images())
     processor, model = load_captioner(folder)

@@ -31,7 +31,7 @@ from braindecode_vis.base.checks import DataError, Notice
 from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.embeddings.attributes import AttributeTable, read_attributes
+from braindecode_vis.embeddings.attribute_table import AttributeTable, read_attributes
 from braindecode_vis.embeddings.conditional import find_trained_values
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.parts.analyses.curves import (

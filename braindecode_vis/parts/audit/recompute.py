@@ -16,7 +16,7 @@ from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.pipeline import preparing
-from braindecode_vis.pipeline.leaks.files import AuditedRun, Record
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun, Record
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Compute, Run
 from braindecode_vis.preprocessing.splits import Split
 

@@ -26,12 +26,17 @@ from braindecode_vis.parts.audit.choices import (
     describe_advantage,
     measure_distance,
 )
-from braindecode_vis.parts.audit.compare import compare_files, compare_images, compare_tables, compare_vectors
+from braindecode_vis.parts.audit.differences import (
+    compare_files,
+    compare_images,
+    compare_tables,
+    compare_vectors,
+)
 from braindecode_vis.parts.audit.recompute import RecomputedRun
 from braindecode_vis.pipeline import decoding, learning, preparing
 from braindecode_vis.pipeline.image_files import INDEX, read_image_rows
-from braindecode_vis.pipeline.leaks.files import BRANCH_WORDS, AuditedRun, Record, name_fold
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
+from braindecode_vis.pipeline.leaks.run_files import BRANCH_WORDS, AuditedRun, Record, name_fold
 from braindecode_vis.pipeline.reconstruction import (
     derange,
     draw_images,

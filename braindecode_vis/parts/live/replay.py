@@ -617,7 +617,7 @@ def open_phantom(
     from braindecode_vis.parts.phantom.brain import RESPONSE_S, compute_time_course, draw_trials, make_person
     from braindecode_vis.parts.phantom.build import get_format
     from braindecode_vis.parts.phantom.drive import compute_drive
-    from braindecode_vis.parts.phantom.recordings import make_sensor_map, simulate_endless
+    from braindecode_vis.parts.phantom.meeg_signal import make_sensor_map, simulate_endless
     from braindecode_vis.parts.phantom.truth import read_truth
 
     truth = read_truth(_find_phantom(root, run))

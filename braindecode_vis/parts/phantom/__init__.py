@@ -1,7 +1,7 @@
 """Phantoms: complete simulated data sets with a known ground truth, in the files of public ones. No recording was made.
 
 images (`stimuli`) -> `drive` (their features) -> `brain` (tuning and time courses on `cortex`) -> `forward` (lead
-fields) and `noise` -> `recordings` (EEG, MEG) or `scanner` and `bold_signal` (fMRI) -> `formats` (files, one module a
+fields) and `noise` -> `meeg_signal` (EEG, MEG) or `scanner` and `bold_signal` (fMRI) -> `formats` (files, one module a
 format). `build` is the one call that runs all of it, `sizes` says how much, `truth` keeps what was planted, and
 `ceiling` tells what the best decoder could score.
 """
@@ -21,8 +21,8 @@ from braindecode_vis.parts.phantom.build import (
 from braindecode_vis.parts.phantom.drive import StimulusDrive, make_drive
 from braindecode_vis.parts.phantom.formats.nsd_files import BETA_VERSIONS
 from braindecode_vis.parts.phantom.forward import SensorSystem, make_sensor_system
+from braindecode_vis.parts.phantom.meeg_signal import compute_evoked, simulate_continuous, simulate_endless
 from braindecode_vis.parts.phantom.phantom_config import FmriConfig, PhantomConfig
-from braindecode_vis.parts.phantom.recordings import compute_evoked, simulate_continuous, simulate_endless
 from braindecode_vis.parts.phantom.scanner import Scanner, make_scanner
 from braindecode_vis.parts.phantom.sizes import SIZE_NAMES, SIZES, PhantomSize
 from braindecode_vis.parts.phantom.truth import PhantomTruth, read_truth

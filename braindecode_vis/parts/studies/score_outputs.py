@@ -314,8 +314,8 @@ def _read_descriptions(descriptions: Any) -> Given:
     path = Path(descriptions) if isinstance(descriptions, str | Path) else None
     if path is None or path.suffix.lower() != ".csv" or not path.is_file():
         return read_given(descriptions, "the descriptions")
-    from braindecode_vis.embeddings.captions import read_caption_bank
-    from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
+    from braindecode_vis.embeddings.caption_bank import read_caption_bank
+    from braindecode_vis.embeddings.sentence_encoder import MINILM, SentenceEncoder, find_sentence_folder
 
     bank = read_caption_bank(path)
     sentences = SentenceEncoder(find_sentence_folder(MINILM, "descriptions"))
