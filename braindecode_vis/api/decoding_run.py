@@ -45,8 +45,8 @@ from braindecode_vis.datasets.trial_values import check_trials
 from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.finished_run import read_every_file
 from braindecode_vis.pipeline.hints import list_hints
-from braindecode_vis.pipeline.learning import preprocess
-from braindecode_vis.pipeline.runs import Listener, Run, check_run_folder, list_changes, read_earlier
+from braindecode_vis.pipeline.preparing import preprocess
+from braindecode_vis.pipeline.runs import ProgressListener, Run, check_run_folder, list_changes, read_earlier
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
 from braindecode_vis.scoring.score_row import describe_resampled
 
@@ -546,7 +546,7 @@ def decode(
     name: str | None = None,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
     verify: bool = False,
 ) -> DecodingRun:
     """Fit and test a decoder with one of the honest splits, and return the run.

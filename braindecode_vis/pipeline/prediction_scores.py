@@ -14,7 +14,7 @@ import pandas as pd
 
 from braindecode_vis.base.arrays import SCORE_KEYS
 from braindecode_vis.base.image_rows import ImageRows, Images
-from braindecode_vis.pipeline.learning import preprocess
+from braindecode_vis.pipeline.preparing import preprocess
 
 NEW_PICTURES, TRAINED_PICTURES = "new pictures", "pictures of the training"
 

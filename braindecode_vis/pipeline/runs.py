@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 Compute = Callable[[Path], Mapping[str, Any] | None]
 
 
-class Listener(Protocol):
+class ProgressListener(Protocol):
     """Whoever shows the progress of a run."""
 
     def finished(self, stage: str, artifact: store.Artifact, seconds: float) -> None:
@@ -85,7 +85,7 @@ class Run:
 
     config: RunConfig
     folder: store.RunFolder
-    listener: Listener = field(default_factory=SilentListener)
+    listener: ProgressListener = field(default_factory=SilentListener)
     seen: dict[str, Any] = field(default_factory=dict)
     follows: bool = False
     passes_by: frozenset[str] = frozenset()
@@ -189,7 +189,11 @@ def _digest_settings(config: RunConfig) -> str:
 
 
 def open_run(
-    config: RunConfig, out: Path | None = None, listener: Listener | None = None, *, reading: bool = False
+    config: RunConfig,
+    out: Path | None = None,
+    listener: ProgressListener | None = None,
+    *,
+    reading: bool = False,
 ) -> Run:
     """Make or open the run folder.
 

@@ -51,16 +51,13 @@ from braindecode_vis.pipeline.decoding import (
 )
 from braindecode_vis.pipeline.image_files import Share
 from braindecode_vis.pipeline.learning import (
-    count_folds,
-    embed,
     needs_predictions,
     predict_fold,
     predict_out_of_fold,
-    preprocess,
-    refuse_categories,
     train,
     train_fold,
 )
+from braindecode_vis.pipeline.preparing import count_folds, embed, preprocess, refuse_categories
 from braindecode_vis.pipeline.runs import Compute, Run, name_workspace
 
 

@@ -93,7 +93,7 @@ class ReliabilityConfig(BestConfig):
     n_splits: int = Field(default=20, ge=1)
 
 
-class EncodingConfig(BestConfig):
+class EncodingSelectionConfig(BestConfig):
     """Columns that image features predict, by ridge regression cross-validated over the training images.
 
     Parameters
@@ -129,7 +129,7 @@ class SelectionConfig(Settings):
     networks: NamesConfig = NamesConfig()
     ch_names: NamesConfig = NamesConfig()
     reliability: ReliabilityConfig | None = None
-    encoding: EncodingConfig | None = None
+    encoding: EncodingSelectionConfig | None = None
 
     @property
     def is_empty(self) -> bool:

@@ -21,11 +21,11 @@ from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.image_rows import Images
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_file, hash_json
-from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
-from braindecode_vis.embeddings.sentences import SentenceEncoder, find_sentence_folder
+from braindecode_vis.embeddings.caption_bank import caption_images, read_caption_bank
+from braindecode_vis.embeddings.sentence_encoder import SentenceEncoder, find_sentence_folder
 from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 from braindecode_vis.scoring.image_scores import make_blocks
-from braindecode_vis.scoring.metrics.captions import score_captions, tabulate_captions
+from braindecode_vis.scoring.metrics.caption_metrics import score_captions, tabulate_captions
 from braindecode_vis.scoring.metrics.image import make_image_table
 from braindecode_vis.scoring.scoring_task import POOLED, average, list_subjects
 from braindecode_vis.scoring.units import Units

@@ -19,7 +19,7 @@ from braindecode_vis.base.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.store import json_plain, read_json, write_json
-from braindecode_vis.embeddings.captions import write_captions
+from braindecode_vis.embeddings.caption_bank import write_captions
 from braindecode_vis.encoders.signal import Signal, check_signal
 from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.training.descriptions import Lexicon

@@ -501,9 +501,9 @@ class NetworkEncoder:
         """Return one vector per trial in the space of the sentence encoder, by the head of ``sentence_contrast`` or
         ``composition``.
 
-        The space is ``sentences/weights=DIGEST`` (`embeddings.sentences.name_sentence_space` of the encoder's folder),
-        whatever the texts: vectors that `SentenceEncoder.encode` gives of any texts are compared with these by cosine.
-        None without that objective.
+        The space is ``sentences/weights=DIGEST`` (`embeddings.sentence_encoder.name_sentence_space` of the encoder's
+        folder), whatever the texts: vectors that `SentenceEncoder.encode` gives of any texts are compared with these by
+        cosine. None without that objective.
         """
         if self.require_fit().find_sentence_head() is None:
             return None

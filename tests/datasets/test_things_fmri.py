@@ -10,8 +10,12 @@ import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.store import read_responses, read_stimuli
-from braindecode_vis.datasets.things_fmri.betas import ResponseTable, find_concept, open_response_table
 from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
+from braindecode_vis.datasets.things_fmri.response_tables import (
+    ResponseTable,
+    find_concept,
+    open_response_table,
+)
 from braindecode_vis.parts.phantom.formats import things_fmri_format as phantom
 from braindecode_vis.preprocessing.betas import write_fmri
 

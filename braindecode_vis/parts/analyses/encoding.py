@@ -28,8 +28,8 @@ from braindecode_vis.base.registry import LayerConfig
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.encoding_model import EncodingModelConfig, count_fits, fit_encoding
+from braindecode_vis.parts.analyses.analysis_figures import write_nifti
 from braindecode_vis.parts.analyses.cuts import Window, make_sliding_windows
-from braindecode_vis.parts.analyses.drawing import write_nifti
 from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.rsa import collect_layers, shorten
 from braindecode_vis.parts.analyses.sensor_groups import assign_regions

@@ -22,8 +22,8 @@ from pydantic import Field
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.settings import Settings
+from braindecode_vis.parts.analyses.analysis_figures import make_maps
 from braindecode_vis.parts.analyses.cuts import make_sliding_windows
-from braindecode_vis.parts.analyses.drawing import make_maps
 from braindecode_vis.parts.analyses.measure import (
     FoldValues,
     Measured,

@@ -32,8 +32,8 @@ from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.store import read_embeddings, read_json, read_responses
 from braindecode_vis.encoders.category_decoders import find_window
 from braindecode_vis.parts.audit.statistics import compute_moments
-from braindecode_vis.pipeline.leaks.files import AuditedRun, Record, drop_digests, name_fold
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun, Record, drop_digests, name_fold
 from braindecode_vis.pipeline.leaks.split_overlap import count_units
 from braindecode_vis.pipeline.synthetic import add_synthetic, join_embeddings
 from braindecode_vis.preprocessing.alignment import InputScalingConfig, InputTransform

@@ -15,7 +15,7 @@ from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
 from braindecode_vis.datasets.corpus.reader import open_corpus
 from braindecode_vis.datasets.corpus.recordings import Channels, Excluded, SeriesRun
 from braindecode_vis.parts.foundation.corpus import build
-from braindecode_vis.parts.foundation.corpus.build import add_sources, resample_series
+from braindecode_vis.parts.foundation.corpus.growing import add_sources, resample_series
 
 NAMES = tuple(f"P{n}" for n in range(6))
 CONFIG = CorpusConfig(interval_s=2.0, shard_mb=0.004, min_duration_s=10, dtype="float32")

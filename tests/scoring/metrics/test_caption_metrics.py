@@ -8,7 +8,7 @@ import torch
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.scoring.metrics import captions
-from tests.embeddings.test_captions import WORDS, write_vocabulary
+from tests.embeddings.test_caption_bank import WORDS, write_vocabulary
 
 
 def slow_rouge_l(reference, candidate):

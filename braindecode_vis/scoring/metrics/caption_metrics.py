@@ -1,9 +1,9 @@
 """Whether captions say what was seen.
 
-Owns ROUGE-1 and ROUGE-L, the exact-match part of METEOR, and similarity by `embeddings.sentences`. Words are runs of
-letters and digits, lower case, without stemming. METEOR as published also matches stems and synonyms of
+Owns ROUGE-1 and ROUGE-L, the exact-match part of METEOR, and similarity by `embeddings.sentence_encoder`. Words are
+runs of letters and digits, lower case, without stemming. METEOR as published also matches stems and synonyms of
 WordNet; ``meteor_exact`` does not, so it is lower and has a name of its own. With several references the best counts.
-Captions are read by `braindecode_vis.embeddings.captions`, and decoded by `braindecode_vis.generation.captions`.
+Captions are read by `braindecode_vis.embeddings.caption_bank`, and decoded by `braindecode_vis.generation.captions`.
 
 References
 ----------
@@ -23,7 +23,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.embeddings.sentences import SentenceEncoder
+from braindecode_vis.embeddings.sentence_encoder import SentenceEncoder
 from braindecode_vis.scoring.score_row import make_score
 from braindecode_vis.scoring.uncertainty import permutation_test
 
