@@ -16,7 +16,7 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.cli import app
 from braindecode_vis.config import validate_config
-from braindecode_vis.embeddings import sentences
+from braindecode_vis.embeddings import sentence_encoder
 from braindecode_vis.parts.analyses.analyze import analyze
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.parts.cluster.submitting import read_cluster
@@ -131,7 +131,7 @@ def test_masks_follow_the_target_or_captions(done, root, tmp_path, monkeypatch):
     words = "encoder pretrained on training trials with masks guided by what they show"
     assert pipeline.preparing.describe_start(run) == words
     monkeypatch.setattr(
-        sentences, "SentenceEncoder",
+        sentence_encoder, "SentenceEncoder",
         lambda folder, device: SimpleNamespace(
             embed_texts=lambda texts: np.array([[np.mean([len(text) for text in own]), 1.0] for own in texts])
         ),

@@ -134,7 +134,7 @@ def test_a_trial_that_the_list_lacks_is_told(tree):
 @pytest.mark.parametrize("chunks", [None, (4, 3)])
 def test_reading_is_the_same_from_contiguous_and_chunked_files(tree, chunks, monkeypatch):
     """pandas compresses if asked to; then the matrix is no plain part of the file. Small caches change nothing."""
-    from braindecode_vis.datasets.things_fmri import betas
+    from braindecode_vis.datasets.things_fmri import response_tables
 
     expected = ThingsFmriConfig(root=tree).open_betas().parts[0]
     n = len(expected.trials)
@@ -148,7 +148,7 @@ def test_reading_is_the_same_from_contiguous_and_chunked_files(tree, chunks, mon
                 "block0_values", data=values, chunks=chunks, compression="gzip"
             )
     assert (open_response_table(path, n_trials=10).contiguous is None) == bool(chunks)
-    monkeypatch.setattr(betas, "_CACHE_BYTES", 64)
+    monkeypatch.setattr(response_tables, "_CACHE_BYTES", 64)
     part = ThingsFmriConfig(root=tree).open_betas().parts[0]
     pieces = [part.read(start, min(start + 2, n)) for start in range(0, n, 2)]
     np.testing.assert_array_equal(np.concatenate(pieces), expected)

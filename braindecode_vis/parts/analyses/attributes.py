@@ -44,7 +44,6 @@ from braindecode_vis.parts.analyses.curves import (
 from braindecode_vis.parts.analyses.cuts import Window, cut_window, keep_features, make_sliding_windows
 from braindecode_vis.parts.analyses.measure import check_retrieval, find_best
 from braindecode_vis.parts.analyses.regions import list_rois
-from braindecode_vis.parts.analyses.sensor_groups import REGIONS, assign_regions
 from braindecode_vis.parts.analyses.study import Change, Findings, Plot, Study, fit_picked, play_encoder
 from braindecode_vis.parts.analyses.window_categories import (
     RunDecisions,
@@ -53,6 +52,7 @@ from braindecode_vis.parts.analyses.window_categories import (
     bootstrap_areas,
 )
 from braindecode_vis.report.drawing import draw_matrix, mark_stimulus
+from braindecode_vis.report.sensor_groups import REGIONS, assign_regions
 from braindecode_vis.scoring.uncertainty import compute_p_value, correct_fdr, correct_holm, permute_within
 
 if TYPE_CHECKING:

@@ -32,7 +32,6 @@ from braindecode_vis.parts.analyses.analysis_figures import write_nifti
 from braindecode_vis.parts.analyses.cuts import Window, make_sliding_windows
 from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.rsa import collect_layers, shorten
-from braindecode_vis.parts.analyses.sensor_groups import assign_regions
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
 from braindecode_vis.preprocessing.noise_ceiling import compute_epochs_ceiling, compute_noise_ceilings
 from braindecode_vis.preprocessing.repeats import average_repetitions
@@ -43,6 +42,7 @@ from braindecode_vis.preprocessing.voxel_geometry import (
     read_geometry,
 )
 from braindecode_vis.report.drawing import draw_bars, draw_curve, find_flat_positions, place_pattern
+from braindecode_vis.report.sensor_groups import assign_regions
 from braindecode_vis.scoring.metrics.brain_correlation import (
     WHOLE,
     RegionCorrelation,

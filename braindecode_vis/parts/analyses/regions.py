@@ -34,7 +34,6 @@ from braindecode_vis.parts.analyses.measure import (
     describe_result,
     measure_changes,
 )
-from braindecode_vis.parts.analyses.sensor_groups import REGIONS, assign_regions
 from braindecode_vis.parts.analyses.study import Change, Findings, Plot, Study
 from braindecode_vis.preprocessing.voxel_geometry import (
     count_own_voxels,
@@ -43,6 +42,7 @@ from braindecode_vis.preprocessing.voxel_geometry import (
     read_geometry,
 )
 from braindecode_vis.report.drawing import draw_bars
+from braindecode_vis.report.sensor_groups import REGIONS, assign_regions
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from braindecode_vis.scoring.uncertainty import compute_p_value
 
