@@ -19,7 +19,7 @@ from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import Context, WholeBrainEncoder, WholeImageEncoder
 from braindecode_vis.base.devices import count_launched, is_first
-from braindecode_vis.base.folder_lock import is_locked
+from braindecode_vis.base.locks import is_locked
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import RunConfig, read_config

@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from braindecode_vis.base.arrays import Responses, Score
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.leases import BeingMade
+from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.measure import (
