@@ -36,8 +36,7 @@ from braindecode_vis.pipeline.runs import (
 )
 from braindecode_vis.pipeline.shared_subjects import describe_pretraining
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
-from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
-from braindecode_vis.preprocessing.selection import Selection, fit_selection
+from braindecode_vis.preprocessing.selection import Selection, average_repetitions, fit_selection, pick_rows
 from braindecode_vis.preprocessing.splits import Fold, Split, split_imagined_trials
 from braindecode_vis.training.pretraining_config import PretrainConfig
 

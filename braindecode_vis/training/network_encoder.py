@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import Context
 from braindecode_vis.base.memory import TooLargeError, check_memory, is_out_of_memory
@@ -29,7 +29,6 @@ from braindecode_vis.base.store import hash_json
 from braindecode_vis.encoders.signal import Signal, describe_signal
 from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.preprocessing.splits import make_inner_folds
-from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.training.descriptions import Descriptions, Lexicon, check_text_targets, describe_images
 from braindecode_vis.training.fitted import NetworkFit, read_fit, write_fit
 from braindecode_vis.training.optimisation import load_weights, read_checkpoint

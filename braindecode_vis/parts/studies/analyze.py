@@ -45,8 +45,12 @@ from braindecode_vis.pipeline.scoring import describe_gallery, describe_protocol
 from braindecode_vis.pipeline.synthetic import hash_settings
 from braindecode_vis.pipeline.together import check_worker, order_work
 from braindecode_vis.preprocessing.array_file import KeptParts
-from braindecode_vis.preprocessing.repeats import average_repetitions
-from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
+from braindecode_vis.preprocessing.selection import (
+    Selection,
+    SelectionConfig,
+    average_repetitions,
+    fit_selection,
+)
 from braindecode_vis.scoring.units import make_labels
 
 
