@@ -24,9 +24,9 @@ from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError, suggest
 from braindecode_vis.base.contracts import WholeBrainEncoder
-from braindecode_vis.base.image_rows import Images
 from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.base.seeds import derive_seed
+from braindecode_vis.base.stimuli import Images
 from braindecode_vis.config import RunConfig, list_analyses, make_analysis
 from braindecode_vis.generation.captions_config import write_with_encoder
 from braindecode_vis.parts.analyses.study import (
