@@ -26,9 +26,8 @@ from braindecode_vis.parts.phantom.simulate import make_phantom
 from braindecode_vis.parts.studies.plan import plan_run
 from braindecode_vis.parts.studies.pretrain import pretrain
 from braindecode_vis.parts.studies.settings_table import list_differing
-from braindecode_vis.pipeline.preparing import _keep_training
+from braindecode_vis.pipeline.preparing import _keep_training, find_shared_subjects
 from braindecode_vis.pipeline.runs import list_changes, open_run
-from braindecode_vis.pipeline.shared_subjects import find_shared_subjects
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.training.pretraining_config import PretrainConfig
 

@@ -33,10 +33,9 @@ from braindecode_vis.base.checks import (
 )
 from braindecode_vis.base.consent import find_code, give_consent
 from braindecode_vis.base.digests import hash_anew
-from braindecode_vis.base.image_rows import ImageRows
 from braindecode_vis.base.parts import ask_part
 from braindecode_vis.base.registry import validate_component
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import ImageRows, StimulusSet
 from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.config.source import validate_config
 from braindecode_vis.datasets.array_folder import unpack_epochs

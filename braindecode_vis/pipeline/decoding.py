@@ -20,9 +20,8 @@ from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.contracts import NOTHING_LENT, Context
-from braindecode_vis.base.image_rows import ImageRows, find_comparison_size
 from braindecode_vis.base.seeds import derive_seed, make_generator
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import ImageRows, StimulusSet, find_comparison_size
 from braindecode_vis.generation.captions import WrittenCaptions, write_with_encoder
 from braindecode_vis.pipeline.galleries import (
     GalleryPart,

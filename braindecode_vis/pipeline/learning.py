@@ -1,7 +1,8 @@
 """From trials and targets to fitted encoders: the stage train, and predictions of training trials out of fold.
 
-What is fitted here is fitted on training trials and training images. Test trials are read by `decoding`, by
-`categories` and by the scores of `scoring`, after everything is fitted.
+What is fitted here is fitted on training trials and training images. A tested subject whose other recordings the
+encoder was pretrained on is refused, or named in the protocol. Test trials are read by `decoding`, by `categories` and
+by the scores of `scoring`, after everything is fitted.
 """
 
 from __future__ import annotations

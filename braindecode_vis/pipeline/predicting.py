@@ -21,8 +21,7 @@ from braindecode_vis.base.arrays import Embeddings, Responses, check_same_space
 from braindecode_vis.base.checks import ConfigError, DataError, NoResultError
 from braindecode_vis.base.contracts import Context
 from braindecode_vis.base.devices import choose_device
-from braindecode_vis.base.image_rows import ImageRows
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import ImageRows, StimulusSet
 from braindecode_vis.base.store import Artifact
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.array_folder import load_array

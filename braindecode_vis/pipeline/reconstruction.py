@@ -21,10 +21,9 @@ from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import WholeImageGenerator, WholePrior
-from braindecode_vis.base.image_rows import ImageRows, Images
 from braindecode_vis.base.memory import check_memory, describe_bytes
 from braindecode_vis.base.seeds import derive_seed
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import ImageRows, Images, StimulusSet
 from braindecode_vis.config import RunConfig
 from braindecode_vis.generation.captions import (
     CaptionDecoder,

@@ -58,7 +58,7 @@ from braindecode_vis.pipeline.preparing import (
     preprocess,
 )
 from braindecode_vis.pipeline.runs import Run, publish_scores, remember
-from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.scoring.design_control import predict_from_design, tabulate_design
 from braindecode_vis.scoring.metrics.metric_registry import register_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity

@@ -25,14 +25,13 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base import roles, store
-from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.stimuli import hash_pixels, resize_image
 from braindecode_vis.config.models import NOT_AT_HAND, UNSEEN, SyntheticConfig
 from braindecode_vis.encoders.encoding_model import draw_residuals, fit_encoding
 from braindecode_vis.pipeline.runs import Run, remember
-from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 
 PREFIX = "synthetic/"  # of the ids of synthetic trials, unlike any of a data set
 _AT_ONCE = 256  # images that are decoded and encoded together

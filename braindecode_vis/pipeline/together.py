@@ -33,7 +33,7 @@ from braindecode_vis.base.devices import (
     naming_lost_processes,
     spans_machines,
 )
-from braindecode_vis.base.leases import BeingMade
+from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.pipeline.decoding import (
     ask_images,
     find_shared_fits,

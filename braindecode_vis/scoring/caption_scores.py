@@ -18,8 +18,8 @@ from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import ConfigError, DataError, check_installed
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.base.image_rows import Images
 from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import Images
 from braindecode_vis.base.store import hash_file, hash_json
 from braindecode_vis.embeddings.caption_bank import caption_images, read_caption_bank
 from braindecode_vis.embeddings.sentence_encoder import SentenceEncoder, find_sentence_folder

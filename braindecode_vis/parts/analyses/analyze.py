@@ -24,9 +24,9 @@ from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.base.contracts import WholeBrainEncoder
-from braindecode_vis.base.image_rows import Images
-from braindecode_vis.base.leases import BeingMade
+from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.base.seeds import derive_seed
+from braindecode_vis.base.stimuli import Images
 from braindecode_vis.config.models import choose_analyses
 from braindecode_vis.generation.captions import write_with_encoder
 from braindecode_vis.parts.analyses.study import (
@@ -45,8 +45,12 @@ from braindecode_vis.pipeline.scoring import describe_gallery, describe_protocol
 from braindecode_vis.pipeline.synthetic import hash_settings
 from braindecode_vis.pipeline.together import check_worker, order_work
 from braindecode_vis.preprocessing.array_file import KeptParts
-from braindecode_vis.preprocessing.repeats import average_repetitions
-from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
+from braindecode_vis.preprocessing.selection import (
+    Selection,
+    SelectionConfig,
+    average_repetitions,
+    fit_selection,
+)
 from braindecode_vis.scoring.units import make_labels
 
 

@@ -36,7 +36,7 @@ from braindecode_vis.embeddings.sentence_encoder import MINILM, SentenceEncoder,
 from braindecode_vis.embeddings.text import name_concept
 from braindecode_vis.parts.analyses.measure import Meter, RetrievalMetric, check_retrieval
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study, play_encoder
-from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.report.drawing import draw_bars
 from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric

@@ -20,7 +20,7 @@ from braindecode_vis.parts.audit.recompute import RecomputedRun
 from braindecode_vis.pipeline import learning, preparing
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, Record, list_first, name_fold
-from braindecode_vis.training.fitted import get_monitored_score
+from braindecode_vis.training.loop import get_monitored_score
 
 LOSS_TOLERANCE = 0.02  # of a validation loss, between the machines that trained and that audit
 WEIGHT_TOLERANCE = 1e-3  # of the largest weight: the same machine trains the same weights

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
 from braindecode_vis.base.checks import BraindecodeVisError, DataError
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.roles import (
@@ -38,9 +38,13 @@ from braindecode_vis.pipeline.leaks.split_overlap import count_units
 from braindecode_vis.pipeline.synthetic import add_synthetic, join_embeddings
 from braindecode_vis.preprocessing.alignment import InputScalingConfig, InputTransform
 from braindecode_vis.preprocessing.common_space import SubjectAlignment
-from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
-from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
-from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
+from braindecode_vis.preprocessing.selection import (
+    Selection,
+    SelectionConfig,
+    average_repetitions,
+    fit_selection,
+    pick_rows,
+)
 
 #: Bytes of training responses, or of targets, up to which a fit is made again without ``--refit``.
 LARGEST_REFIT = 512 << 20

@@ -18,8 +18,8 @@ from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, normalise_rows
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.contracts import Context
-from braindecode_vis.base.image_rows import ImageRows, find_comparison_size
 from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.stimuli import ImageRows, find_comparison_size
 from braindecode_vis.parts.audit.choices import (
     LONGEST_TRAINING,
     check_networks,

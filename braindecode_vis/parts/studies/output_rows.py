@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_finite, check_unique, suggest
-from braindecode_vis.base.image_rows import ImageRows
-from braindecode_vis.base.stimuli import read_image_size
+from braindecode_vis.base.stimuli import ImageRows, read_image_size
 from braindecode_vis.datasets.own_data import UNSTATED
 from braindecode_vis.parts.studies.output_files import ABOUT, Given, name_values, read_ids
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.devices import count_launched, is_first, join_processes, naming_lost_processes
-from braindecode_vis.base.folder_lock import hold_folder
+from braindecode_vis.base.locks import hold_folder
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.settings import describe_validation_error
 from braindecode_vis.pipeline import preparing

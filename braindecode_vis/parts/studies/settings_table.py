@@ -350,7 +350,7 @@ def _read_history(history: Sequence[Mapping[str, Any]], config: Mapping[str, Any
     rule = config["encoder"].get("selection") or {}
     kept = history[-1]
     if rule.get("kind") == "early_stopping":
-        # As `training.fitted.get_monitored_score` does, which would load torch for a table.
+        # As `training.loop.get_monitored_score` does, which would load torch for a table.
         by_loss = rule.get("monitor") == "loss"
         kept = max(history, key=lambda one: -one["validation_loss"] if by_loss else one[name])
     return Validation(

@@ -24,7 +24,7 @@ import yaml
 
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.folder_lock import hold_folder
+from braindecode_vis.base.locks import hold_folder
 from braindecode_vis.base.remote import RemotePath, refuse_address_to_write
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.parts.studies.board import pool_runs, write_settings

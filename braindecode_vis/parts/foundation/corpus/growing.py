@@ -26,7 +26,7 @@ import xxhash
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_file, refuse_damage
 from braindecode_vis.base.contracts import Progress, count_steps
 from braindecode_vis.base.digests import digest_files
-from braindecode_vis.base.folder_lock import hold_folder
+from braindecode_vis.base.locks import hold_folder
 from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.store import RunFolder, hash_json, list_differences, write_json
 from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig, FmriChannels
