@@ -308,7 +308,7 @@ def name_pretraining(run: Run) -> dict[str, str]:
 
 
 def describe_start(run: Run) -> str:
-    """Return what the encoder of a run was pretrained on, in words; see `shared_subjects.describe_pretraining`."""
+    """Return what the encoder of a run was pretrained on, in words; see `describe_pretraining`."""
     prepared = preprocess(run)
     tested = {
         str(s) for fold in prepared.split.folds for s in prepared.responses.trials["subject"].iloc[fold.test]
