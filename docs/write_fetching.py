@@ -11,7 +11,7 @@ from pathlib import Path
 
 from braindecode_vis.base.memory import describe_bytes
 from braindecode_vis.datasets.hosts import describe_place
-from braindecode_vis.datasets.manifests import Manifest, Part, read_manifests
+from braindecode_vis.datasets.manifests import Manifest, ManifestPart, read_manifests
 
 PAGE = Path(__file__).resolve().parent / "FETCHING.md"
 HEADER = """# Fetching data sets
@@ -49,7 +49,7 @@ later snapshot changes nothing.
 """
 
 
-def write_row(manifest: Manifest, part: Part) -> str:
+def write_row(manifest: Manifest, part: ManifestPart) -> str:
     """Return the line of one part."""
     size = part.count_bytes()
     shared = len(part.list_subjects())

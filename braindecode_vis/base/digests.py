@@ -31,8 +31,9 @@ from typing import Any, NamedTuple
 import xxhash
 
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.locks import find_cache_folder
 from braindecode_vis.base.memory import describe_bytes
-from braindecode_vis.base.remote import Entry, RemotePath, find_cache_folder, forget_listings
+from braindecode_vis.base.remote import Entry, RemotePath, forget_listings
 
 #: Read at once: large enough for the read-ahead of network disks, small enough for the cache of a processor.
 _BLOCK_BYTES = 1 << 23

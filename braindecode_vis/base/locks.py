@@ -15,6 +15,8 @@ waits, so that clocks need not agree.
 
 A lease saves work and guards nothing: an artifact appears by one rename, so that two processes that both believe to
 hold a lease each make the same artifact and the first one is kept.
+
+The processes of a user meet in one cache folder (`find_cache_folder`), whichever runs they work on.
 """
 
 from __future__ import annotations
@@ -369,3 +371,16 @@ def _read_holder(folder: Path) -> dict[str, Any]:
 def _describe(holder: dict[str, Any]) -> str:
     since = f" (since {holder['since']}: {holder['command']})" if holder else ""
     return f"{describe_holder(holder)}{since}"
+
+
+def find_cache_folder() -> Path:
+    """Return the user's cache folder: ``$BRAINDECODE_VIS_CACHE``, or ``braindecode_vis`` in ``$XDG_CACHE_HOME``.
+
+    Without either, ``~/.cache/braindecode_vis``. It holds image embeddings, digests and files of servers; all of it can
+    be made again.
+    """
+    chosen = os.environ.get("BRAINDECODE_VIS_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "braindecode_vis"

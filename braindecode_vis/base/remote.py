@@ -45,7 +45,7 @@ import xxhash
 
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError, require
 from braindecode_vis.base.consent import ConsentError, may_download
-from braindecode_vis.base.locks import lock_file
+from braindecode_vis.base.locks import find_cache_folder, lock_file
 from braindecode_vis.base.memory import describe_bytes
 
 SCHEMES = ("s3", "https", "http")
@@ -155,19 +155,6 @@ def name_address(path: Path | str) -> str:
     """Return an address as it is written, with both slashes that paths make one of."""
     scheme, _, rest = str(path).partition(":")
     return f"{scheme}://{rest.lstrip('/')}"
-
-
-def find_cache_folder() -> Path:
-    """Return the user's cache folder: ``$BRAINDECODE_VIS_CACHE``, or ``braindecode_vis`` in ``$XDG_CACHE_HOME``.
-
-    Without either, ``~/.cache/braindecode_vis``. It holds image embeddings, digests and files of servers; all of it can
-    be made again.
-    """
-    chosen = os.environ.get("BRAINDECODE_VIS_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "braindecode_vis"
 
 
 # --- what a server has ---------------------------------------------------------------------------------------

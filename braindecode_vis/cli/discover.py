@@ -20,7 +20,7 @@ from braindecode_vis.cli.show import (
 
 if TYPE_CHECKING:
     from braindecode_vis.config.explain import Explanation
-    from braindecode_vis.datasets.manifests import Manifest, Part
+    from braindecode_vis.datasets.manifests import Manifest, ManifestPart
 
 
 def datasets(
@@ -96,7 +96,7 @@ def _print_dataset(manifest: Manifest, source: str, presence: str) -> None:
             console.print(f"{label}: {text}", markup=False)
 
 
-def _describe_part(part: Part) -> str:
+def _describe_part(part: ManifestPart) -> str:
     from braindecode_vis.base.memory import describe_bytes
 
     size = part.count_bytes()

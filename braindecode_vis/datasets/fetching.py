@@ -29,7 +29,13 @@ from braindecode_vis.base.digests import find_cache_folder
 from braindecode_vis.base.memory import describe_bytes
 from braindecode_vis.base.store import is_disk_full, replace_atomically
 from braindecode_vis.datasets.hosts import check_inside, describe_place, list_files
-from braindecode_vis.datasets.manifests import CheckFinding, Manifest, Part, describe_source, find_label
+from braindecode_vis.datasets.manifests import (
+    CheckFinding,
+    Manifest,
+    ManifestPart,
+    describe_source,
+    find_label,
+)
 from braindecode_vis.datasets.transfer import (
     PART,
     Progress,
@@ -83,11 +89,11 @@ class Plan:
 
     manifest: Manifest
     root: Path
-    parts: tuple[Part, ...]
-    by_hand: tuple[Part, ...]
+    parts: tuple[ManifestPart, ...]
+    by_hand: tuple[ManifestPart, ...]
     files: tuple[RemoteFile, ...]
     missing: dict[str, int | None]
-    locked: tuple[Part, ...] = ()
+    locked: tuple[ManifestPart, ...] = ()
     unlisted: dict[str, str] = field(default_factory=dict)
 
     def describe(self) -> list[str]:
@@ -217,7 +223,7 @@ def make_plan(
     return Plan(manifest, root, open_parts, by_hand, tuple(files.values()), lacking, locked, unlisted)
 
 
-def _describe_terms(manifest: Manifest, parts: Sequence[Part]) -> str:
+def _describe_terms(manifest: Manifest, parts: Sequence[ManifestPart]) -> str:
     names, come = _join(part.name for part in parts), "comes" if len(parts) == 1 else "come"
     what = "; ".join(dict.fromkeys(part.gate.strip().rstrip(".") for part in parts))
     return f"{names} of {manifest.name} {come} under terms ({manifest.licence.strip().rstrip('.')}): {what}"
@@ -228,7 +234,7 @@ def _join(words: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _pick_parts(manifest: Manifest, names: Sequence[str] | None) -> list[Part]:
+def _pick_parts(manifest: Manifest, names: Sequence[str] | None) -> list[ManifestPart]:
     if names is None:
         return [part for part in manifest.parts if part.default]
     known = [part.name for part in manifest.parts]
@@ -237,7 +243,9 @@ def _pick_parts(manifest: Manifest, names: Sequence[str] | None) -> list[Part]:
     return [part for part in manifest.parts if "all" in names or part.name in names]
 
 
-def _check_subjects(manifest: Manifest, parts: Sequence[Part], subjects: Sequence[str] | None) -> None:
+def _check_subjects(
+    manifest: Manifest, parts: Sequence[ManifestPart], subjects: Sequence[str] | None
+) -> None:
     there = list(dict.fromkeys(subject for part in parts for subject in part.list_subjects()))
     for subject in subjects or ():
         if not there:

@@ -21,7 +21,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.datasets.manifests import Part, PartFile, find_label
+from braindecode_vis.datasets.manifests import ManifestPart, PartFile, find_label
 from braindecode_vis.datasets.transfer import (
     RemoteFile,
     TransferError,
@@ -46,7 +46,7 @@ BASES = {
 }
 
 
-def list_files(part: Part, subjects: Sequence[str] | None = None) -> list[RemoteFile]:
+def list_files(part: ManifestPart, subjects: Sequence[str] | None = None) -> list[RemoteFile]:
     """Return the files of a part, asking its host where the manifest does not name them.
 
     Parameters
@@ -78,14 +78,14 @@ def list_files(part: Part, subjects: Sequence[str] | None = None) -> list[Remote
     return found
 
 
-def pick_subjects(part: Part, subjects: Sequence[str] | None) -> list[str]:
+def pick_subjects(part: ManifestPart, subjects: Sequence[str] | None) -> list[str]:
     """Return the subjects of a part that are meant, as its files name them."""
     there = part.list_subjects()
     wanted = {find_label(subject, there) for subject in subjects} if subjects is not None else set(there)
     return [subject for subject in there if subject in wanted]
 
 
-def describe_place(part: Part) -> str:
+def describe_place(part: ManifestPart) -> str:
     """Return the address of a part as a person would open it."""
     base = BASES.get(part.host, "").format(place=part.place)
     return {
@@ -113,7 +113,7 @@ def check_inside(path: str) -> None:
 
 
 def _name(
-    part: Part, subjects: Sequence[str], address: Callable[[PartFile], Sequence[str]]
+    part: ManifestPart, subjects: Sequence[str], address: Callable[[PartFile], Sequence[str]]
 ) -> Iterator[RemoteFile]:
     for entry in part.files:
         if entry.subject and entry.subject not in subjects:
@@ -125,7 +125,7 @@ def _name(
 
 
 def _make(
-    part: Part, path: str, urls: Iterable[str], size: int | None, checksum: str = "", *, subject: str = "",
+    part: ManifestPart, path: str, urls: Iterable[str], size: int | None, checksum: str = "", *, subject: str = "",
     text: str | None = None, authorization: str = "",
 ) -> RemoteFile:  # fmt: skip
     unpack = part.unpack.format(subject=subject) if part.unpack and path.endswith(_ARCHIVES) else None
@@ -142,7 +142,9 @@ def _quote(path: str) -> str:
 # --- files that the host lists ----------------------------------------------------------------------------
 
 
-def _match(part: Part, subjects: Sequence[str], paths: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+def _match(
+    part: ManifestPart, subjects: Sequence[str], paths: Iterable[str]
+) -> Iterator[tuple[str, str, str]]:
     """Yield path at the host, place below the root and subject of each path that a pattern of the part names."""
     for pattern, subject in _fill(part, subjects):
         # ``*`` stays within a folder, as in a shell.
@@ -160,7 +162,7 @@ def _match(part: Part, subjects: Sequence[str], paths: Iterable[str]) -> Iterato
                 )
 
 
-def _fill(part: Part, subjects: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _fill(part: ManifestPart, subjects: Sequence[str]) -> Iterator[tuple[str, str]]:
     for pattern in part.patterns:
         if "{subject}" in pattern:
             yield from ((pattern.format(subject=subject), subject) for subject in subjects)
@@ -168,7 +170,9 @@ def _fill(part: Part, subjects: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield pattern, ""
 
 
-def _list_bucket(part: Part, subjects: Sequence[str], base: str, folder: str = "") -> Iterator[RemoteFile]:
+def _list_bucket(
+    part: ManifestPart, subjects: Sequence[str], base: str, folder: str = ""
+) -> Iterator[RemoteFile]:
     """List what begins like each pattern, a thousand keys a call."""
     seen: set[str] = set()
     for start in dict.fromkeys(pattern.partition("*")[0] for pattern, _ in _fill(part, subjects)):
@@ -205,19 +209,19 @@ def _list_bucket(part: Part, subjects: Sequence[str], base: str, folder: str = "
 # --- one function a host ----------------------------------------------------------------------------------
 
 
-def _list_https(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
+def _list_https(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
     """Return files whose address is written out, or is the place and what is `at` it."""
     return _name(part, subjects, lambda entry: [part.place + (entry.at or _quote(entry.path))])
 
 
-def _list_github(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
+def _list_github(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
     """Return files of ``owner/repository@commit``."""
     repository, _, commit = part.place.partition("@")
     start = f"{BASES['github']}/{repository}/{commit}"
     return _name(part, subjects, lambda entry: [f"{start}/{_quote(entry.at or entry.path)}"])
 
 
-def _list_openneuro(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
+def _list_openneuro(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
     """Return files of a data set such as ``ds004212``, of the newest snapshot where `at` names no ``?versionId=``."""
     base, folder = BASES["openneuro"], f"{part.place}/"
 
@@ -229,14 +233,14 @@ def _list_openneuro(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]
     yield from _list_bucket(part, subjects, base, folder)
 
 
-def _list_s3(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
+def _list_s3(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
     """Return files of a public bucket."""
     base = BASES["s3"].format(place=part.place)
     yield from _name(part, subjects, lambda entry: [f"{base}/{_quote(entry.at or entry.path)}"])
     yield from _list_bucket(part, subjects, base)
 
 
-def _list_nemar(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
+def _list_nemar(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
     """Return files of ``nm000232/v1.0.1`` by its manifest, which also says where each file lies."""
     version = f"{BASES['nemar']}/{part.place}/"
     url = f"{version}manifest.json"
@@ -249,7 +253,7 @@ def _list_nemar(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
         yield _make(part, path, [place], _read_size(row), known, subject=subject)
 
 
-def _list_osf(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
+def _list_osf(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
     """Return files by their id or by ``node/id`` (``node/id/?zip=`` for a folder), or those that patterns name."""
     yield from _name(part, subjects, _address_osf)
     if not part.patterns:
@@ -294,7 +298,7 @@ def _address_osf(entry: PartFile) -> list[str]:
     return [f"{BASES['osf files']}/v1/resources/{node}/providers/osfstorage/{rest}"]
 
 
-def _list_figshare(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
+def _list_figshare(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
     """Return files of an article: by their number, or by a pattern of their names; its list tells size and md5."""
     article = part.place.removeprefix("plus/")
     listed: dict[str, dict[str, Any]] = {}
@@ -323,7 +327,7 @@ def _list_figshare(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
         yield _make(part, path, [url], _read_size(row), _read_md5(row), subject=subject)
 
 
-def _list_huggingface(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
+def _list_huggingface(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
     """Return files of a data set ``owner/name@revision`` of the Hugging Face hub."""
     from huggingface_hub import HfApi, constants, get_token, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
@@ -369,7 +373,7 @@ def _list_huggingface(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFil
         )
 
 
-def _list_annex(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
+def _list_annex(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
     """Return files by their git-annex key, below a store that is open over https; the key tells size and checksum."""
     for file in _name(part, subjects, lambda entry: [entry.at]):
         (key,) = file.urls
@@ -427,12 +431,12 @@ def _get(found: Any, *keys: str) -> Any:
     return found
 
 
-def _list_nowhere(part: Part, subjects: Sequence[str]) -> Iterator[RemoteFile]:
+def _list_nowhere(part: ManifestPart, subjects: Sequence[str]) -> Iterator[RemoteFile]:
     """Return nothing: the part is brought by hand."""
     return iter(())
 
 
-_HOSTS: dict[str, Callable[[Part, Sequence[str]], Iterator[RemoteFile]]] = {
+_HOSTS: dict[str, Callable[[ManifestPart, Sequence[str]], Iterator[RemoteFile]]] = {
     "https": _list_https,
     "github": _list_github,
     "openneuro": _list_openneuro,

@@ -61,7 +61,7 @@ class PartFile(Settings):
     text: str | None = None
 
 
-class Part(Settings):
+class ManifestPart(Settings):
     """Some files of a data set that lie at one host and are fetched together.
 
     Parameters
@@ -117,7 +117,7 @@ class Part(Settings):
     mark: Literal["verified", "second-hand", "unconfirmed"]
 
     @model_validator(mode="after")
-    def _check(self) -> Part:
+    def _check(self) -> ManifestPart:
         if self.access == "by_hand" and (self.files or self.patterns):
             raise ValueError(f"part {self.name} is brought by hand, so that it lists no files")
         if self.access != "open" and not self.gate:
@@ -191,7 +191,7 @@ class Manifest(Settings):
     gate: str | None = None
     source: dict[str, Any] | None = None
     files: tuple[ManifestFile, ...] = ()
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ManifestPart, ...] = ()
     facts: dict[str, Any] = Field(default_factory=dict)
     size: PublishedSize | None = None
     notes: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets import fetching, hosts, transfer
-from braindecode_vis.datasets.manifests import Manifest, Part, PartFile, read_manifest
+from braindecode_vis.datasets.manifests import Manifest, ManifestPart, PartFile, read_manifest
 from tests.datasets.loopback import serve
 
 CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes
@@ -36,7 +36,7 @@ def server(monkeypatch):
 
 
 def make_part(*files, name="data", **changes):
-    return Part(
+    return ManifestPart(
         **{"name": name, "what": "toys", "host": "https", "files": files, "mark": "verified", **changes}
     )
 
@@ -312,7 +312,7 @@ def test_a_disk_that_fills_up_stops_everything_and_keeps_the_part(server, tmp_pa
 
 
 def test_what_is_brought_by_hand_is_said_and_never_asked_for(server, tmp_path):
-    hand = Part(
+    hand = ManifestPart(
         name="images",
         what="pictures",
         host="nowhere",
@@ -596,12 +596,12 @@ _STOPPED = """
 import signal, sys, time
 from pathlib import Path
 from braindecode_vis.datasets import fetching, hosts, transfer
-from braindecode_vis.datasets.manifests import Manifest, Part, PartFile, read_manifest
+from braindecode_vis.datasets.manifests import Manifest, ManifestPart, PartFile, read_manifest
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 transfer.ALLOW_LOOPBACK = True
 transfer._BLOCK_BYTES = 1 << 12
 files = tuple(PartFile(path=f"{n}.bin", at=f"{sys.argv[1]}/{n}.bin", bytes=4_000_000) for n in range(3))
-part = Part(name="data", what="", host="https", files=files, mark="verified")
+part = ManifestPart(name="data", what="", host="https", files=files, mark="verified")
 manifest = Manifest(name="toy", title="", modality="eeg", subjects=1, stimuli="", summary="", citation="",
     licence="", parts=(part,))
 def show(*_):

@@ -12,7 +12,7 @@ import pytest
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets import fetching, hosts, transfer
 from braindecode_vis.datasets.hosts import list_files
-from braindecode_vis.datasets.manifests import Manifest, Part, PartFile, read_manifests
+from braindecode_vis.datasets.manifests import Manifest, ManifestPart, PartFile, read_manifests
 from tests.datasets.loopback import serve
 
 spec = importlib.util.spec_from_file_location(
@@ -42,7 +42,7 @@ def server(monkeypatch):
 
 
 def make_part(host, place, **changes):
-    return Part(
+    return ManifestPart(
         **{"name": "data", "what": "toys", "host": host, "place": place, "mark": "verified", **changes}
     )
 

@@ -19,7 +19,7 @@ from braindecode_vis.cli.show import (
 
 if TYPE_CHECKING:
     from braindecode_vis.datasets.corpus.reader import Corpus
-    from braindecode_vis.parts.foundation.corpus.growing import Addition, AdditionEstimate
+    from braindecode_vis.parts.foundation.corpus.growing import AdditionEstimate, CorpusAddition
 
 
 def corpus(
@@ -74,7 +74,7 @@ def corpus(
         raise ConfigError("--set is of the recordings that are added; give --add with it.")
     if check and changes:
         raise ConfigError("--check looks at a corpus as it is; leave out --add, --people and --hold-out.")
-    done: Addition | None = None
+    done: CorpusAddition | None = None
     if changes:
         config = _read_settings(folder / MANIFEST, overrides or [])
         with listener.watch("corpus:") as show:
@@ -188,7 +188,7 @@ def _describe_excluded(excluded: list[dict[str, str]]) -> list[str]:
     return [f"left out: {len(excluded)} recordings", *shown, *more]
 
 
-def _describe_addition(done: Addition) -> list[str]:
+def _describe_addition(done: CorpusAddition) -> list[str]:
     from braindecode_vis.base.memory import describe_bytes
 
     rest = [
@@ -206,7 +206,7 @@ def _describe_addition(done: Addition) -> list[str]:
     ]
 
 
-def _plain(done: Addition) -> dict[str, Any]:
+def _plain(done: CorpusAddition) -> dict[str, Any]:
     return {
         **{name: value for name, value in vars(done).items() if name != "excluded"},
         "excluded": [{"path": str(entry.path), "reason": entry.reason} for entry in done.excluded],

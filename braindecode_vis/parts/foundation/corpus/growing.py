@@ -103,7 +103,7 @@ class NewRun:
 
 
 @dataclass(frozen=True)
-class Addition:
+class CorpusAddition:
     """What an addition did, or would do.
 
     Parameters
@@ -145,7 +145,7 @@ def add_sources(
     progress: Progress | None = None,
     tell: Callable[[str], None] = lambda sentence: None,
     sources: Sources | None = None,
-) -> Addition:
+) -> CorpusAddition:
     """Add the runs of some roots to a corpus, which is made if there is none.
 
     Parameters
@@ -232,7 +232,7 @@ def add_sources(
         for part in (rows, before.rows)
     ]
     rows = rows[n_stored:]
-    return Addition(
+    return CorpusAddition(
         n_found=sum(len(runs) for _, runs, _ in found), n_known=sorted_out.n_known, n_copies=len(sorted_out.copies),
         n_changed=sorted_out.n_changed, n_new=len(rows),
         n_people=counts[0] - counts[1],
