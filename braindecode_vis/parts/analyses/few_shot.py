@@ -30,6 +30,7 @@ from braindecode_vis.parts.analyses.measure import (
     Measured,
     Meter,
     RetrievalMetric,
+    add_holm,
     average_draws,
     check_retrieval,
     describe_result,
@@ -146,7 +147,7 @@ class FewShotConfig(Settings):
             }
             for (method, n), found in measured.items()
         ]  # fmt: skip
-        return self._report(study, pd.DataFrame(rows), newcomers, left_out)
+        return self._report(study, add_holm(pd.DataFrame(rows), "trials"), newcomers, left_out)
 
     def _count_draws(self, n: int, newcomers: Sequence[Newcomer]) -> int:
         # All trials can be drawn in one way only, and none too.
@@ -246,11 +247,13 @@ class FewShotConfig(Settings):
                 best = find_best(part)
                 time = f", {best['minutes']:.3g} minutes" if has_minutes and n else ""
                 sentences.append(
-                    f"With {n:.0f} trials of it{time}, {best['method']} was best: {describe_result(best, self.metric)}."
+                    f"With {n:.0f} trials of it{time}, {best['method']} was best: "
+                    f"{describe_result(best, self.metric, 'p_holm')}."
                 )
         sentences += [f"Left out: {what}: {why}" for what, why in left_out.items()]
         sentences.append(
-            "The best of several ways is chosen on the test trials; take the method from another data set."
+            "The best of several ways is chosen on the test trials (p by Holm over them); take the method from another "
+            "data set."
         )
         found = " ".join(sentences)
         x = "minutes" if has_minutes else "trials"

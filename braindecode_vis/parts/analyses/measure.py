@@ -30,6 +30,8 @@ from braindecode_vis.scoring.uncertainty import (
     PairedDifference,
     bootstrap_interval,
     compute_p_value,
+    correct_holm,
+    correct_maximum,
     paired_difference,
     permute_within,
 )
@@ -436,14 +438,45 @@ def check_retrieval(study: Study, kind: str) -> None:
         )
 
 
+def add_holm(table: pd.DataFrame, by: str, p_value: str = "p_value") -> pd.DataFrame:
+    """Return the table with `p_holm`: p-values corrected for the rows of one `by`, among which a page names one.
+
+    Parameters
+    ----------
+    p_value
+        Column that is corrected; rows without one stay without.
+    """
+    corrected = pd.Series(np.nan, index=table.index)
+    for _, own in table[table[p_value].notna()].groupby(by, sort=False):
+        corrected[own.index] = correct_holm(own[p_value].to_numpy(float))
+    return table.assign(p_holm=corrected)
+
+
+def add_maximum(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with `p_maximum`: p-values corrected for the rows, among which a page names the best.
+
+    Parameters
+    ----------
+    rows
+        With `observed` and its `null`, of shape (n_permutations,), by permutations that all rows share; both are
+        replaced. Where a row has no null, none has a corrected p-value.
+    """
+    nulls = [row["null"] for row in rows]
+    p_values = np.full(len(rows), np.nan)
+    if rows and all(null is not None for null in nulls):
+        p_values = correct_maximum(np.array([row["observed"] for row in rows]), np.stack(nulls, axis=1))
+    kept = [{key: value for key, value in row.items() if key not in ("observed", "null")} for row in rows]
+    return [row | {"p_maximum": float(p)} for row, p in zip(kept, p_values, strict=True)]
+
+
 def find_best(table: pd.DataFrame) -> pd.Series:
     """Return the row with the largest `value`; rows without one do not count."""
     return table.iloc[int(np.nanargmax(table["value"].to_numpy(float)))]
 
 
-def describe_result(row: Any, metric: str) -> str:
-    """Return a value with interval, chance and p-value as text."""
-    p = row.get("p_value")
+def describe_result(row: Any, metric: str, p_value: str = "p_value") -> str:
+    """Return a value with interval, chance and p-value (of this column) as text."""
+    p = row.get(p_value)
     tail = "" if p is None or pd.isna(p) else f", p = {p:.2g}"
     return (
         f"{metric} {row['value']:.3f} (95 % interval {row['ci_low']:.3f} to {row['ci_high']:.3f}, chance "

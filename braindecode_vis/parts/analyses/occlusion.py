@@ -29,6 +29,7 @@ from braindecode_vis.parts.analyses.measure import (
     Measured,
     Meter,
     RetrievalMetric,
+    add_holm,
     check_retrieval,
     find_best,
     name_resampled,
@@ -89,7 +90,7 @@ class OcclusionConfig(Settings):
                     advance(1)
         joined = meter.join(whole)
         rows = [_make_row(study, key, meter.join(folds), joined) for key, folds in hidden.items()]
-        return self._report(study, pd.DataFrame(rows), joined)
+        return self._report(study, add_holm(pd.DataFrame(rows), "part"), joined)
 
     def _list_parts(self, study: Study) -> list[Part]:
         responses, parts = study.responses, []
@@ -129,11 +130,13 @@ class OcclusionConfig(Settings):
 
         words = []
         for kind in kinds:
-            best = find_best(table[table["part"] == kind])
+            own = table[table["part"] == kind]
+            best = find_best(own)
             what = f"{float(best['name']) * 1000:.0f} ms on" if kind == "time" else str(best["name"])
             words.append(
                 f"hiding {what} costs most {kind if kind == 'time' else study.responses.dims[1]}-wise: "
-                f"{best['value']:.3f} ({best['ci_low']:.3f} to {best['ci_high']:.3f}, p = {best['p_value']:.2g})"
+                f"{best['value']:.3f} ({best['ci_low']:.3f} to {best['ci_high']:.3f}, p = {best['p_holm']:.2g} by "
+                f"Holm over {len(own)} parts)"
             )
         found = f"Of {self.metric} {whole.value:.3f} (chance {whole.chance:.3f}), " + "; ".join(words) + "."
         how = "One part of the test trials at a time was replaced by its mean over training trials."
