@@ -397,7 +397,7 @@ def test_captions_responses_and_ceilings_are_switches_of_the_run(tmp_path):
 
 
 def test_noise_ceilings_are_a_section_of_the_report():
-    rows = [{"subject": "01", "columns": 3, "mean": 0.4}]
+    rows = [{"subject": "01", "columns": 3, "ceiling": 0.4}]
     (section,) = describe_ceilings(rows)
     assert "Noise ceiling" in section.title
     assert describe_ceilings(None) == describe_ceilings([]) == []

@@ -16,6 +16,8 @@ import numpy as np
 from braindecode_vis.base.arrays import Embeddings, Score, normalise_rows
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.embeddings.attributes import AttributeTable, TargetParts
+from braindecode_vis.preprocessing.noise_ceiling import find_root
+from braindecode_vis.preprocessing.reliability import boost_correlation
 from braindecode_vis.scoring.category_scores import CategoryTask, compute_category_scores
 from braindecode_vis.scoring.score_row import name_units
 from braindecode_vis.scoring.scoring_task import POOLED, list_subjects
@@ -237,21 +239,25 @@ def _score_dimensions(task: TargetTask) -> tuple[list[Score], list[str]]:
 
 @dataclass(frozen=True)
 class _Correlations:
-    """Correlations and ceilings of shape (n_dimensions,), and those of resamples and permutations (n, n_dimensions)."""
+    """Correlations, reliabilities (n_dimensions,), and correlations of resamples and permutations (n, n_dimensions).
+
+    A noise ceiling is the root of a reliability, which is averaged unclipped before: a mean of roots lies above 0 where
+    nothing but noise is.
+    """
 
     values: np.ndarray
     draws: np.ndarray
     null: np.ndarray
-    ceilings: np.ndarray | None
+    reliability: np.ndarray | None
     n_items: int
     resampled: str
 
     def average(self) -> _Correlations:
         """Return the mean over dimensions."""
-        ceilings = None if self.ceilings is None else self.ceilings.mean(keepdims=True)
+        reliability = None if self.reliability is None else self.reliability.mean(keepdims=True)
         return _Correlations(
             self.values.mean(keepdims=True), self.draws.mean(axis=1, keepdims=True),
-            self.null.mean(axis=1, keepdims=True), ceilings, self.n_items, self.resampled,
+            self.null.mean(axis=1, keepdims=True), reliability, self.n_items, self.resampled,
         )  # fmt: skip
 
 
@@ -266,7 +272,7 @@ def _make_rows(
             n_queries=found.n_items, protocol=task.protocol, subject=subject, split=task.split, seed=task.seed,
             ci_low=float(low[number]), ci_high=float(high[number]), resampled=found.resampled,
             p_value=float(compute_p_value(float(found.values[number]), null)),
-            noise_ceiling=None if found.ceilings is None else float(found.ceilings[number]),
+            noise_ceiling=None if found.reliability is None else float(find_root(found.reliability[number])),
         )  # fmt: skip
 
 
@@ -287,9 +293,9 @@ def _correlate(
         ]
     )
     null = _permute(task, predicted, truth, rows, units, generator)
-    ceilings = None if halves is None else compute_ceilings(halves)
+    reliability = None if halves is None else compute_reliability(halves)
     value = weigh_correlations(predicted, truth, np.ones((1, len(rows))))[0]
-    return _Correlations(value, draws, null, ceilings, len(rows), name_units(units.unit, n_units))
+    return _Correlations(value, draws, null, reliability, len(rows), name_units(units.unit, n_units))
 
 
 def weigh_correlations(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -353,11 +359,11 @@ def _permute(
     return null
 
 
-def compute_ceilings(halves: np.ndarray) -> np.ndarray:
-    """Return the highest correlation with any truth that the noise of the predictions allows, shape (n_dimensions,).
+def compute_reliability(halves: np.ndarray) -> np.ndarray:
+    """Return the reliability of predictions, the square of the highest correlation with any truth that noise allows.
 
-    It is the square root of the reliability of the predictions: the correlation of those from two halves of the
-    repetitions, averaged over splits and brought to all repetitions by Spearman and Brown; 0 where halves disagree.
+    It is the correlation of predictions from two halves of the repetitions, averaged over splits and brought to all
+    repetitions by Spearman and Brown; shape (n_dimensions,), below 0 where halves disagree.
 
     Parameters
     ----------
@@ -367,9 +373,7 @@ def compute_ceilings(halves: np.ndarray) -> np.ndarray:
     agreement = np.mean(
         [weigh_correlations(one, other, np.ones((1, n_rows)))[0] for one, other in halves], axis=0
     )
-    reliability = np.maximum(2 * agreement / (1 + np.maximum(agreement, 0)), 0)
-    found: np.ndarray = np.sqrt(np.minimum(reliability, 1.0))
-    return found
+    return boost_correlation(agreement)
 
 
 def _pool(task: TargetTask, parts: Sequence[_Correlations]) -> _Correlations:
@@ -378,10 +382,10 @@ def _pool(task: TargetTask, parts: Sequence[_Correlations]) -> _Correlations:
     draws = np.stack([part.draws for part in parts])  # subjects, resamples, dimensions
     who = generator.integers(0, len(parts), (draws.shape[1], len(parts)))
     which = generator.integers(0, draws.shape[1], who.shape)
-    ceilings = [part.ceilings for part in parts if part.ceilings is not None]
+    reliability = [part.reliability for part in parts if part.reliability is not None]
     null = np.mean([part.null[generator.permutation(len(part.null))] for part in parts], axis=0)
     return _Correlations(
         np.mean([part.values for part in parts], axis=0), draws[who, which].mean(axis=1), null,
-        np.mean(ceilings, axis=0) if len(ceilings) == len(parts) else None,
+        np.mean(reliability, axis=0) if len(reliability) == len(parts) else None,
         sum(part.n_items for part in parts), f"subjects, then {parts[0].resampled.split(' ')[-1]}",
     )  # fmt: skip
