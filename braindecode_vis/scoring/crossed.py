@@ -96,7 +96,7 @@ def crossed_interval(
 
     With m the mean, A, B the squared standard errors of the means of rows and of columns and E that of single cells,
     the limits are m - h and m + h, with h^2 the largest of t(S-1)^2 A, t(I-1)^2 B and
-    t(S-1)^2 A + t(I-1)^2 B - t((S-1)(I-1))^2 E, each t the quantile of Student's t with the degrees of freedom behind it.
+    t(S-1)^2 A + t(I-1)^2 B - t((S-1)(I-1))^2 E, each t the quantile of Student with the degrees of freedom behind it.
     Hits of few images, or few hits or misses, use the logit of the mean; medians use order statistics (Woodruff).
 
     Parameters
