@@ -303,7 +303,7 @@ def widen_interval(
 
     Examples
     --------
-    >>> found = widen_interval(Interval(0.4, 0.8, 0.95, "wilson", 20), 0.6, (0, 1))
+    >>> found = widen_interval(Interval(0.4, 0.8, 0.95, "wilson", 20), 0.6, (0.0, 1.0))
     >>> round(found.low, 3), round(found.high, 3)
     (0.317, 0.883)
     """

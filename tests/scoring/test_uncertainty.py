@@ -397,7 +397,7 @@ def test_what_is_wider_after_folds():
     interval = unc.Interval(0.1, 0.4, 0.95, "wilson", 9)
     found = unc.widen_interval(interval, 0.2, (0.0, 1.0))
     assert (found.low, found.high) == pytest.approx((0.2 - 2**0.5 * 0.1, 0.2 + 2**0.5 * 0.2))
-    assert unc.widen_interval(unc.Interval(0.0, 0.4, 0.95, "wilson", 9), 0.1, (0, 1)).low == 0
+    assert unc.widen_interval(unc.Interval(0.0, 0.4, 0.95, "wilson", 9), 0.1, (0.0, 1.0)).low == 0
     plain = unc.permutation_test(np.random.default_rng(1).random((9, 9)), n_permutations=500)
     widened = unc.widen_null(plain)
     expected = (1 + (plain.null_mean + 2**0.5 * (plain.null - plain.null_mean) >= plain.observed).sum()) / 501
