@@ -16,42 +16,30 @@ doi:10.1186/1471-2105-8-326.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from braindecode_vis.scoring.retrieval import TIE_TOLERANCE
+from braindecode_vis.scoring.metrics.metric_registry import Metric
+from braindecode_vis.scoring.retrieval import TIE_TOLERANCE, Retrieval
 
 _ROUNDING = 1e-13  # of a squared length that is a difference of products
 _VALUES = 1 << 22  # numbers of permuted Gram matrices that are held at a time (32 MB)
 
 
 @dataclass(frozen=True)
-class LabelMap:
-    """What a linear encoder predicts, by the targets of images that it was taught.
+class RelabelledFold:
+    """One fold of a refit: what a linear encoder predicts of its test trials, by the targets of images.
 
     Parameters
     ----------
     weights : float array of shape (n_penalties, n_trials, n_images)
-        A prediction is one row times the targets of all images; rows sum to one.
+        A prediction is one row times the targets of all images.
     errors : float array of shape (n_penalties, n_images, n_images), or None
         The inner error of a penalty is the sum of this times the Gram matrix of the targets; None where there is no
         choice.
-    """
-
-    weights: np.ndarray
-    errors: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class RelabelledFold:
-    """One fold of a refit.
-
-    Parameters
-    ----------
-    map
-        Of its training trials, for its test trials.
     own : int array of shape (n_trials,)
         Image of each test trial.
     gallery : int array of shape (n_gallery,)
@@ -60,15 +48,57 @@ class RelabelledFold:
         Weights of the mean target that is taken off predictions and candidates before they are compared.
     """
 
-    map: LabelMap
+    weights: np.ndarray
+    errors: np.ndarray | None
     own: np.ndarray
     gallery: np.ndarray
     centre: np.ndarray
 
 
+class Refits(NamedTuple):
+    """How the own image of each test trial ranks after refits on relabelled images.
+
+    Parameters
+    ----------
+    n_above, n_tied : int arrays of shape (n_refits, n_trials)
+        As in `braindecode_vis.scoring.retrieval.Retrieval`.
+    """
+
+    n_above: np.ndarray
+    n_tied: np.ndarray
+
+    def score(self, metric: Metric, n: int, rows: np.ndarray, gallery_sizes: np.ndarray) -> np.ndarray:
+        """Return a metric of retrieval of some trials after each refit, shape (n_refits,).
+
+        Parameters
+        ----------
+        metric, n
+            As in `find_metric`.
+        rows : int array of shape (n_rows,)
+        gallery_sizes : int array of shape (n_rows,)
+            Candidates of each.
+        """
+        assert metric.compare is not None
+        values = np.empty((len(self.n_above), len(rows)))
+        for size in np.unique(gallery_sizes):
+            of_size = np.flatnonzero(gallery_sizes == size)
+            above, tied = (table[:, rows[of_size]].ravel() for table in (self.n_above, self.n_tied))
+            nothing = np.empty((len(above), 0))
+            ranked = Retrieval(
+                np.zeros(len(above)), np.arange(size), above, tied, np.zeros(len(above)), nothing, nothing, "refits"
+            )
+            values[:, of_size] = metric.compare(ranked, n).reshape(len(values), -1)
+        found: np.ndarray = (np.median if metric.statistic == "median" else np.mean)(values, axis=1)
+        return found
+
+
 def rank_relabelled(
-    folds: Sequence[RelabelledFold], gram: np.ndarray, orders: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    folds: Sequence[RelabelledFold],
+    gram: np.ndarray,
+    orders: np.ndarray,
+    *,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Refits:
     """Return how the own image of each test trial ranks after refits on permuted targets.
 
     Parameters
@@ -80,11 +110,8 @@ def rank_relabelled(
         from those of targets whose own mean is taken off.
     orders : int array of shape (n_refits, n_images)
         Whose target each image gets.
-
-    Returns
-    -------
-    n_above, n_tied : int arrays of shape (n_refits, n_trials)
-        As in `braindecode_vis.scoring.retrieval.Retrieval`.
+    advance
+        Called with the number of refits done.
     """
     gram = np.asarray(gram, dtype=np.float64)
     n_trials = sum(len(fold.own) for fold in folds)
@@ -99,13 +126,14 @@ def rank_relabelled(
             found = _rank_fold(fold, drawn)
             above[start : start + step, first:last], tied[start : start + step, first:last] = found
             first = last
-    return above, tied
+        advance(len(some))
+    return Refits(above, tied)
 
 
 def _rank_fold(fold: RelabelledFold, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the ranks of one fold under each of several Gram matrices, (n_refits, n_trials) twice."""
     n_refits, n_images = gram.shape[:2]
-    centre, errors = fold.centre, fold.map.errors
+    centre, errors = fold.centre, fold.errors
     chosen = np.zeros(n_refits, np.intp)
     if errors is not None:
         chosen = (gram.reshape(n_refits, -1) @ errors.reshape(len(errors), -1).T).argmin(axis=1)
@@ -114,7 +142,7 @@ def _rank_fold(fold: RelabelledFold, gram: np.ndarray) -> tuple[np.ndarray, np.n
     largest = np.abs(gram).max()
     for penalty in np.unique(chosen):
         which = chosen == penalty
-        weights = fold.map.weights[penalty] - centre
+        weights = fold.weights[penalty] - centre
         products[which] = weights @ gram[which]
         found = np.einsum("rti,ti->rt", products[which], weights)
         # What rounding leaves of no prediction has no direction: it is equally far from everything, as in retrieval.

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from braindecode_vis.scoring.refits import LabelMap, RelabelledFold, rank_relabelled
+from braindecode_vis.scoring.refits import RelabelledFold, rank_relabelled
 
 # The example: one feature, three-dimensional targets, three folds of two, ridge with an intercept and penalty 1.
 X = np.array([0.0, 1, 2, 1, 3, 5])
@@ -29,7 +29,7 @@ def _folds(*, centred, gallery):
         train, test = np.flatnonzero(number != FOLDS), np.flatnonzero(number == FOLDS)
         centre = (number != FOLDS) / len(train) * centred
         candidates = test if gallery == "fold" else np.arange(len(X))
-        found.append(RelabelledFold(LabelMap(_map(X, train, test)[None]), test, candidates, centre))
+        found.append(RelabelledFold(_map(X, train, test)[None], None, test, candidates, centre))
     return found
 
 
@@ -92,7 +92,7 @@ def test_a_refit_chooses_its_penalty_again():
         errors_of.append(rests)
         forms = np.stack([rest.T @ rest for rest in rests])
         folds.append(
-            RelabelledFold(LabelMap(weights, forms), test, np.arange(n), (fold_of != number) / len(train))
+            RelabelledFold(weights, forms, test, np.arange(n), (fold_of != number) / len(train))
         )
     orders = np.stack([rng.permutation(n) for _ in range(20)])
     above, tied = rank_relabelled(folds, y @ y.T, orders)
@@ -103,7 +103,7 @@ def test_a_refit_chooses_its_penalty_again():
             best = int(np.argmin([np.square(rest @ y[order]).sum() for rest in rests]))
             chosen.add(best)
             mean = fold.centre @ y[order]
-            predicted, candidates = fold.map.weights[best] @ y[order] - mean, y[order] - mean
+            predicted, candidates = fold.weights[best] @ y[order] - mean, y[order] - mean
             cosine = predicted @ candidates.T
             cosine /= np.outer(np.linalg.norm(predicted, axis=1), np.linalg.norm(candidates, axis=1))
             slow += [(row > row[own] + 1e-9).sum() for row, own in zip(cosine, fold.own, strict=True)]

@@ -120,6 +120,42 @@ def compute_correlations(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.clip(standardize_rows(left) @ standardize_rows(right).T, -1.0, 1.0)
 
 
+def centre_correlations(
+    correlations: np.ndarray, spreads: np.ndarray, seen: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Return correlations after a mean of some seen items was taken off both sides, without their features.
+
+    Parameters
+    ----------
+    correlations : array of shape (n_items, n_seen)
+        Pearson correlations of all items with the seen ones.
+    spreads : array of shape (n_items,)
+        Length of the features of each item after their own mean was taken off.
+    seen : int array of shape (n_seen,)
+        Which items were seen.
+    weights : array of shape (n_seen,)
+        Weights of the mean, which sum to one.
+
+    Examples
+    --------
+    >>> items = np.random.default_rng(0).normal(size=(6, 40))
+    >>> centred = items - items.mean(axis=1, keepdims=True)
+    >>> found = centre_correlations(
+    ...     np.corrcoef(items)[:, :4], np.linalg.norm(centred, axis=1), np.arange(4), np.array([0.5, 0.5, 0, 0]))
+    >>> mean = items[:2].mean(axis=0)
+    >>> bool(np.allclose(found, compute_correlations(items - mean, items[:4] - mean)))
+    True
+    """
+    products = correlations * spreads[:, None] * spreads[seen]  # (n_items, n_seen)
+    by_mean = products @ weights
+    mean = by_mean[seen] @ weights
+    lengths = spreads**2 - 2 * by_mean + mean
+    # What rounding leaves of equal features has no direction.
+    lengths = np.sqrt(np.where(lengths > 1e-12 * (spreads**2 + mean), lengths, np.inf))
+    centred = products - by_mean[:, None] - by_mean[seen] + mean
+    return np.clip(centred / lengths[:, None] / lengths[seen], -1.0, 1.0)
+
+
 def standardize_rows(rows: np.ndarray) -> np.ndarray:
     """Return flattened float64 rows with mean 0 and norm 1; a constant row becomes 0."""
     check_finite(rows, what="features to compare", row_names=range(len(rows)), unit="item")
