@@ -14,13 +14,18 @@ from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.uncertainty import (
+    FOLD_FACTOR,
     Interval,
     Labels,
     Statistic,
     bootstrap_interval,
+    jackknife_interval,
+    widen_interval,
     wilson_interval,
 )
 
+JACKKNIFE = "images (jackknife)"
+WIDENED = ", widened by sqrt 2 after folds"
 WILSON_BELOW = 40  # fewer items than this, and the bootstrap of a proportion is too narrow
 
 
@@ -76,11 +81,14 @@ def make_score(
     p_value: float | None = None,
     fingerprint: str = "",
     n_boot: int = 10_000,
+    left_out: np.ndarray | None = None,
+    over_folds: bool = False,
 ) -> Score:
     """Return the row of one metric: mean (or median) over items, 95 % interval, chance and n.
 
     The interval is a bootstrap over stimuli; for hits and misses of fewer than 40 independent items, or where all
-    items agree, it is Wilson's. One single item that is no hit or miss has no interval.
+    items agree, it is Wilson's; of identification among the items themselves it is the jackknife's. One single item that
+    is no hit or miss has no interval.
 
     Parameters
     ----------
@@ -102,6 +110,11 @@ def make_score(
         ``mean``, or ``median`` for ranks.
     n_boot
         Number of resamples.
+    left_out : array of shape (n_images,), optional
+        Of identification, the value without each image, which leaves as query and as distractor; see
+        `metrics.identification.leave_out_images`. Taken where images of one subject are resampled.
+    over_folds
+        Whether the items come from several folds that train each other, so that the interval is wider by sqrt 2.
 
     Returns
     -------
@@ -145,7 +158,10 @@ def make_score(
     independent = subjects is None and n_stimuli == len(values)
     interval: Interval | None = None
     resampled = ""
-    if independent and proportion and (len(values) < WILSON_BELOW or np.ptp(values) == 0):
+    if left_out is not None and subjects is None and unit == "image":
+        interval = jackknife_interval(value, left_out, widen=FOLD_FACTOR if over_folds else 1.0)
+        resampled = JACKKNIFE if interval else ""
+    elif independent and proportion and (len(values) < WILSON_BELOW or np.ptp(values) == 0):
         interval = wilson_interval(int(values.sum()), len(values))
         resampled = f"{name_units(unit, n_stimuli)} (Wilson)"
     elif unit == "subject" and subjects is not None:
@@ -158,6 +174,12 @@ def make_score(
         interval = bootstrap_interval(
             values, clusters=stimulus_ids, subjects=subjects, statistic=statistic, n_boot=n_boot, seed=seed
         )
+    if over_folds and interval is not None:
+        resampled += WIDENED
+        if interval.method != "jackknife":  # whose standard error was widened already
+            # No mean lies outside of what it is a mean of.
+            ends = (0.0, 1.0) if proportion else (float(values.min()), float(values.max()))
+            interval = widen_interval(interval, value, ends)
     return Score(
         method=method,
         metric=metric,

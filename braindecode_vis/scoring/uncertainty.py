@@ -11,14 +11,16 @@ References
 Phipson & Smyth (2010), Permutation p-values should never be zero, doi:10.2202/1544-6115.1585.
 Wilson (1927), Probable inference, doi:10.1080/01621459.1927.10502953. Holm (1979), Scandinavian Journal of Statistics
 6, 65-70. Benjamini and Hochberg (1995), doi:10.1111/j.2517-6161.1995.tb02031.x. Nichols and Holmes (2002),
-doi:10.1002/hbm.1058 (maximum statistic, `correct_maximum`).
+doi:10.1002/hbm.1058 (maximum statistic). Arvesen (1969), Jackknifing U-statistics, doi:10.1214/aoms/1177697287.
+Bengio and Grandvalet (2004), No unbiased estimator of the variance of K-fold cross-validation, JMLR 5, 1089. Nadeau and
+Bengio (2003), doi:10.1023/A:1024068626366 (wider intervals after cross-validation).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -33,6 +35,9 @@ Labels = Sequence[object] | np.ndarray
 #: A value of a null closer to the observed one than this, relative to the larger of 1 and its size, is equal to it: far
 #: above the rounding of a sum of 10^5 values (1e-12), far below what two different permutations differ by.
 TIE_TOLERANCE = 1e-9
+#: After K folds a score sums "A teaches, B is tested" and the reverse, nearly the same number twice: its standard error
+#: is this many times that of independent items.
+FOLD_FACTOR = 2**0.5
 #: Most bytes of permutations and resamples that are kept for the next metric.
 MOST_KEPT = 1 << 27
 CHUNK_VALUES = 1 << 21  # numbers per chunk of resamples (16 MB in double precision)
@@ -233,6 +238,94 @@ def wilson_interval(n_hits: int, n: int, *, level: float = 0.95) -> Interval:
         raise DataError(f"{n_hits} hits out of {n} is not a proportion.")
     found = binomtest(n_hits, n).proportion_ci(level, method="wilson")
     return Interval(float(found.low), float(found.high), level, "wilson", n)
+
+
+def jackknife_interval(
+    value: float, left_out: np.ndarray, *, level: float = 0.95, widen: float = 1.0
+) -> Interval | None:
+    """Return the jackknife interval of a proportion on the logit scale, from its values without each item.
+
+    Parameters
+    ----------
+    value
+        The proportion, such as two-way identification.
+    left_out : array of shape (n_items,)
+        The same without each item in turn; see `metrics.identification.leave_out_images`.
+    level
+        Coverage.
+    widen
+        Factor of the standard error; `FOLD_FACTOR` after K folds.
+
+    Returns
+    -------
+    Interval or None
+        Between 0 and 1. None for fewer than three items, or where no item changes anything although there are hits and
+        misses: nothing is then known of the spread.
+
+    Examples
+    --------
+    >>> found = jackknife_interval(5 / 6, np.array([2 / 3, 1, 5 / 6, 5 / 6]))
+    >>> round(found.low, 6), round(found.high, 6)
+    (0.044456, 0.998142)
+    """
+    from scipy.special import expit, logit
+    from scipy.stats import t
+
+    n, tail = len(left_out), 0.5 - level / 2
+    if n < 3 or not np.isfinite(left_out).all():
+        return None
+    if not 0 < value < 1:
+        # All hits: the highest rate of misses that n items (fewer, where they are not independent) still hide.
+        bound = float(tail ** (widen**2 / n))
+        low, high = (bound, 1.0) if value >= 1 else (0.0, 1 - bound)
+        return Interval(low, high, level, "jackknife", n)
+    error = widen * np.sqrt((n - 1) / n * np.square(left_out - left_out.mean()).sum())
+    if error < TIE_TOLERANCE:
+        return None
+    half = t.ppf(1 - tail, n - 1) * error / (value * (1 - value))
+    low, high = expit(logit(value) - half), expit(logit(value) + half)
+    return Interval(float(low), float(high), level, "jackknife", n)
+
+
+def widen_interval(
+    interval: Interval, value: float, bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> Interval:
+    """Return an interval `FOLD_FACTOR` times as wide about its value, for scores after K folds.
+
+    Parameters
+    ----------
+    interval
+        Of items that were taken for independent.
+    value
+        The score.
+    bounds
+        Least and largest value that the score can have.
+
+    Examples
+    --------
+    >>> found = widen_interval(Interval(0.4, 0.8, 0.95, "wilson", 20), 0.6, (0.0, 1.0))
+    >>> round(found.low, 3), round(found.high, 3)
+    (0.317, 0.883)
+    """
+    low, high = value + FOLD_FACTOR * (interval.low - value), value + FOLD_FACTOR * (interval.high - value)
+    return replace(interval, low=max(low, bounds[0]), high=min(high, bounds[1]))
+
+
+def widen_null(found: PermutationResult) -> PermutationResult:
+    """Return a permutation test with the p-value that its null gives `FOLD_FACTOR` times as wide about its mean.
+
+    For scores after K folds whose predictions were not fitted again on permuted images: such a null has half the
+    variance of the score. The null itself stays as it is, since it is that of the shuffles.
+
+    Examples
+    --------
+    >>> narrow = permutation_test(np.eye(8), n_permutations=999)
+    >>> widen_null(narrow).p_value >= narrow.p_value
+    True
+    """
+    wide = found.null_mean + FOLD_FACTOR * (found.null - found.null_mean)
+    p_value = compute_p_value(found.observed, wide, alternative=found.alternative, centre=found.null_mean)
+    return replace(found, p_value=float(p_value))
 
 
 def compute_p_value(
