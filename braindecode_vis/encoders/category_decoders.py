@@ -15,7 +15,6 @@ Ledoit, Wolf (2004), doi:10.1016/S0047-259X(03)00096-4: the shrinkage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -68,8 +67,12 @@ class LogisticConfig(Settings):
     Parameters
     ----------
     c
-        Candidates for the inverse penalty. Of several, the one with the lowest log loss in an inner leave-one-run-out
-        cross-validation over the training trials is taken; the smallest wins a tie.
+        Candidates for the inverse penalty. Of several, the one with the lowest log loss in an inner cross-validation
+        over the training trials is taken; the smallest wins a tie. One entry is a fixed choice.
+    n_inner_folds
+        Folds of the inner cross-validation. They keep runs whole, and groups where there are some; subjects (or groups)
+        where each of them shows one class. With fewer of these than folds, each is left out in turn. Trials are parted
+        where there is one run only.
     max_iter
         Bound on the steps of the solver; not converging by then is an error.
     pool
@@ -84,7 +87,8 @@ class LogisticConfig(Settings):
 
     decodes_categories: ClassVar[bool] = True
 
-    c: tuple[Annotated[float, Field(gt=0)], ...] = (0.01,)
+    c: tuple[Annotated[float, Field(gt=0)], ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)
+    n_inner_folds: int = Field(default=5, ge=2)
     max_iter: int = Field(default=5000, ge=1)
     pool: bool = False
     windows: tuple[tuple[float, float], ...] = ()
@@ -183,7 +187,7 @@ class LinearCategoryDecoder:
         DataError
             If labels and trials do not match, or there is one class only.
         ConfigError
-            If a penalty must be chosen but there is one run only, or the solver does not converge.
+            If the solver does not converge.
         """
         labels = read_labels(self.config.kind, responses, labels)
         data = responses.as_matrix().astype(np.float64)
@@ -195,6 +199,11 @@ class LinearCategoryDecoder:
         c, window = config.c[0], windows[0]
         if len(config.c) * len(windows) > 1:
             choices = _score_candidates(data, labels, responses.trials, config)
+        if (
+            not choices
+        ):  # a fixed choice; or subjects too few to leave some out, so that the strongest penalty is taken
+            c = min(config.c)
+        else:
             # The strongest penalty wins a tie.
             best = min(range(len(choices)), key=lambda n: (choices[n]["log_loss"], choices[n]["c"]))
             c, window = choices[best]["c"], windows[best // len(config.c)]
@@ -326,16 +335,22 @@ def _fit_logistic(
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(data)
+    scaled, basis = scaler.transform(data), None
+    if scaled.shape[1] > 2 * len(scaled):
+        # The weights lie in the span of the trials, whose coordinates are far fewer than the features.
+        basis, coordinates = np.linalg.qr(scaled.T)  # (n_features, n_trials), (n_trials, n_trials)
+        scaled = coordinates.T
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
-            model = LogisticRegression(C=c, max_iter=max_iter).fit(scaler.transform(data), labels)
+            model = LogisticRegression(C=c, max_iter=max_iter).fit(scaled, labels)
         except ConvergenceWarning as error:
             raise ConfigError(
                 f"logistic regression with C = {c:g} did not converge in {max_iter} steps; "
                 "raise encoder.max_iter or lower encoder.c."
             ) from error
-    return _keep(scaler, model, choices)
+    fit = _keep(scaler, model, choices)
+    return fit if basis is None else replace(fit, weights=fit.weights @ basis.T)
 
 
 def _keep(scaler: Any, model: Any, choices: list[dict[str, float]]) -> LinearDecision:
@@ -352,8 +367,13 @@ def _keep(scaler: Any, model: Any, choices: list[dict[str, float]]) -> LinearDec
 def _score_candidates(
     data: np.ndarray, labels: np.ndarray, trials: pd.DataFrame, config: LogisticConfig
 ) -> list[dict[str, float]]:
-    """Return the mean log loss of every candidate over the held-out trials of the inner folds, window by window."""
-    folds = list(_iterate_inner_folds(labels, make_groups(trials, "run")))
+    """Return the mean log loss of every candidate over the held-out trials of the inner folds, window by window.
+
+    Empty where no fold can be left out.
+    """
+    folds = make_label_folds(labels, trials, config.n_inner_folds, pool=config.pool)
+    if not folds:
+        return []
     rows: list[dict[str, float]] = []
     for window in config.windows or (None,):
         inside = find_window(trials, window)
@@ -386,24 +406,105 @@ def _score_fold(
     return -np.log(np.maximum(seen, np.finfo(float).tiny))
 
 
-def _iterate_inner_folds(labels: np.ndarray, runs: np.ndarray) -> Iterator[Fold]:
-    names = np.unique(runs.astype(str))
-    if len(names) < 2:
-        raise ConfigError(
-            "choosing encoder.c leaves out one training run after the other, but the training trials are of one run; "
-            "give a single value of encoder.c."
-        )
-    for name in names:
-        fold = Fold(np.flatnonzero(runs != name), np.flatnonzero(runs == name))
-        # A class that no other run has would have no probability there, and an infinite loss.
-        unseen = sorted(set(labels[fold.test]) - set(labels[fold.train]))
-        if unseen:
-            raise DataError(
-                f"the class {str(unseen[0])!r} occurs in the run {name} only, so that encoder.c cannot be chosen by "
-                "leaving "
-                "runs out; give a single value of encoder.c."
-            )
-        yield fold
+def make_label_folds(
+    labels: np.ndarray, trials: pd.DataFrame, n_folds: int, *, pool: bool = False
+) -> list[Fold]:
+    """Return inner folds in which a class can be learnt from other runs, or other subjects where they have one class.
+
+    Test rows whose class the training part of their fold does not show are left out, and folds that train on one class.
+
+    Parameters
+    ----------
+    labels : str array of shape (n_rows,)
+    trials
+        One row per row.
+    n_folds
+        Folds at the most.
+    pool
+        Whether rows are volumes of a trial, which stay together.
+
+    Returns
+    -------
+    folds
+        None at all where each subject (or group) shows one class and no class is left when some are left out.
+    """
+    units, is_owned = _find_inner_units(labels, trials)
+    folds = _deal_folds(labels, units, n_folds, spread=has_one_label(labels, units))
+    if folds or is_owned:
+        return folds
+    # One run, or each class in a run of its own: nothing larger than a trial can be left out.
+    return _deal_folds(
+        labels, number_trials(trials) if pool else np.arange(len(labels)), n_folds, spread=True
+    )
+
+
+def _find_inner_units(labels: np.ndarray, trials: pd.DataFrame) -> tuple[np.ndarray, bool]:
+    """Return the number of what each row is left out with, and whether each subject or group shows one class."""
+    runs = np.unique(make_groups(trials, "run").astype(str), return_inverse=True)[1]
+    joined, owned = [runs], None
+    for side in ("subject", "group"):
+        if side == "group" and "group" not in trials:
+            continue
+        codes = np.unique(make_groups(trials, side).astype(str), return_inverse=True)[1]
+        is_owned = has_one_label(labels, codes)
+        if is_owned or side == "group":
+            joined.append(codes)
+        if is_owned and owned is None:
+            owned = codes
+    is_owned = owned is not None and bool(owned.max() > 0)
+    units = join_units(joined)
+    if units.max() > 0:
+        return units, is_owned
+    # Runs that all groups share: what would be recognised is the group.
+    return (owned, True) if owned is not None and is_owned else (runs, False)
+
+
+def has_one_label(labels: np.ndarray, codes: np.ndarray) -> bool:
+    """Say whether all rows of a unit have one label.
+
+    Examples
+    --------
+    >>> labels = np.array(list("aab"))
+    >>> has_one_label(labels, np.array([0, 0, 1])), has_one_label(labels, np.array([0, 1, 1]))
+    (True, False)
+    """
+    first = np.unique(codes, return_index=True, return_inverse=True)
+    return bool((labels == labels[first[1]][first[2]]).all())
+
+
+def join_units(parts: list[np.ndarray]) -> np.ndarray:
+    """Return the smallest units that cut no unit of any part, as numbers of shape (n_rows,).
+
+    Examples
+    --------
+    >>> join_units([np.array([0, 0, 1, 1]), np.array([0, 1, 2, 2])]).tolist()
+    [0, 0, 1, 1]
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    n_rows, rows = len(parts[0]), np.arange(len(parts[0]))
+    starts = n_rows + np.cumsum([0, *(int(codes.max()) + 1 for codes in parts)])
+    # Rows and units are the two sides of a graph; what hangs together is one unit.
+    ends = np.concatenate([start + codes for start, codes in zip(starts, parts, strict=False)])
+    edges = coo_matrix((np.ones(len(ends)), (np.tile(rows, len(parts)), ends)), shape=(starts[-1],) * 2)
+    return np.unique(connected_components(edges, directed=False)[1][:n_rows], return_inverse=True)[1]
+
+
+def _deal_folds(labels: np.ndarray, units: np.ndarray, n_folds: int, *, spread: bool) -> list[Fold]:
+    """Deal units over the folds in turn, class by class where `spread` says that each has one."""
+    known, first, codes = np.unique(units, return_index=True, return_inverse=True)
+    order = np.argsort(labels[first], kind="stable") if spread else np.arange(len(known))
+    fold_of = np.empty(len(known), dtype=int)
+    fold_of[order] = np.arange(len(known)) % min(n_folds, len(known))
+    folds = []
+    for number in range(int(fold_of.max()) + 1):
+        held = fold_of[codes] == number
+        taught = np.unique(labels[~held])
+        test = np.flatnonzero(held & np.isin(labels, taught))
+        if len(taught) > 1 and len(test):
+            folds.append(Fold(np.flatnonzero(~held), test))
+    return folds
 
 
 def number_trials(trials: pd.DataFrame) -> np.ndarray:

@@ -1,0 +1,274 @@
+"""Tests of labels that belong to whole subjects or groups: patient or control, trained or not.
+
+Trials of one subject carry one label, so that they are no independent evidence of it: whole subjects change labels, and
+the decoder is fitted again on the changed labels, since a decoder that left a subject out leans toward the other class.
+That lean puts chance below one half, which is why chance is the mean of the null and never assumed. The area under the
+ROC curve compares subjects that one fit has not seen: one of each class is left out together. Knows no decoder: what
+fits and decides is a function.
+
+References
+----------
+Airola et al. (2011), doi:10.1016/j.csda.2010.11.018: leave-pair-out.
+Chaibub Neto et al. (2019), doi:10.1038/s41746-019-0178-x: labels of subjects, not of trials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import numpy as np
+
+from braindecode_vis.scoring.uncertainty import compute_p_value
+
+#: Takes training rows, the label code of each, and test rows; returns decisions of shape (n_test, n_classes).
+Refit = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+#: Fits for the null of one metric; beyond, labels are drawn, between the two numbers of times below.
+MOST_FITS = 20_000
+FEWEST_DRAWS, MOST_DRAWS = 199, 999
+#: Pairs that are left out together; of more, some in which every owner of the larger class is equally often.
+MOST_PAIRS = 100
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Label sets over owners (subjects or groups), the observed one first.
+
+    Parameters
+    ----------
+    labels : int array of shape (n_sets, n_owners)
+        Label of each owner.
+    weights : int array of shape (n_sets,)
+        How many label sets each one stands for: two where exchanging the names of two classes changes no score.
+    is_complete
+        Whether these are all label sets, not draws.
+    smallest_p
+        That any score can have.
+    """
+
+    labels: np.ndarray
+    weights: np.ndarray
+    is_complete: bool
+    smallest_p: float
+
+    def test(self, scores: np.ndarray) -> tuple[float, float, np.ndarray]:
+        """Return p and chance of the first score, and the null, from the score of each label set (or the first ones).
+
+        Chance is the mean of the null. Of a complete set of labels the observed one is part of it; of draws it is not.
+        """
+        weights = self.weights[: len(scores)]
+        others = np.repeat(scores, weights)[1:]
+        p = float(compute_p_value(scores[0], others))
+        return p, float(np.average(scores, weights=weights) if self.is_complete else others.mean()), others
+
+    def first(self, n: int) -> Exchange:
+        """Return the first label sets as draws; all of them where there are no more than `n`."""
+        if n >= len(self.labels):
+            return self
+        smallest = max(self.smallest_p, 1 / n)
+        return Exchange(self.labels[:n], np.ones(n, int), False, smallest)
+
+
+def make_exchange(
+    truth: np.ndarray, blocks: Sequence[np.ndarray], *, refits: bool, fits_each: int, most: int,
+    generator: np.random.Generator,
+) -> Exchange:  # fmt: skip
+    """Return all ways to hand out the labels within each block, or draws where these are too many.
+
+    Parameters
+    ----------
+    truth : int array of shape (n_owners,)
+        Label of each owner.
+    blocks
+        Owners that may change labels with each other; every owner is in one block.
+    refits
+        Whether a decoder is fitted for each label set, so that a set and its complement score alike.
+    fits_each
+        How many fits a label set takes.
+    most
+        Draws at the most.
+    generator
+        Of the draws.
+
+    Examples
+    --------
+    >>> found = make_exchange(np.array([0, 0, 0, 1, 1, 1]), [np.arange(6)], refits=True, fits_each=6, most=999,
+    ...                       generator=np.random.default_rng(0))
+    >>> found.labels.shape, found.is_complete, found.smallest_p
+    ((10, 6), True, 0.1)
+    """
+    n_ways = math.prod(count_arrangements(truth[block]) for block in blocks)
+    mirrored = refits and _is_own_complement(truth, blocks)
+    step = 2 if mirrored else 1
+    # Without refits a label set costs next to nothing.
+    affordable = max(FEWEST_DRAWS, MOST_FITS // max(1, fits_each)) if refits else most + 1
+    if n_ways // step <= min(most + 1, affordable):
+        found = np.array(list(_iterate_arrangements(truth, blocks)))
+        if mirrored:  # of each set and its complement, the one in which the first owner keeps its label
+            found = found[found[:, 0] == truth[0]]
+        own = np.flatnonzero((found == truth).all(axis=1))[0]
+        order = np.r_[own, generator.permutation(np.delete(np.arange(len(found)), own))]
+        return Exchange(found[order], np.full(len(found), step), True, step / n_ways)
+    most = min(most, affordable, MOST_DRAWS) if refits else most
+    draws = np.tile(truth, (most + 1, 1))
+    for block in blocks:
+        draws[1:, block] = generator.permuted(draws[1:, block], axis=1)
+    return Exchange(draws, np.ones(most + 1, int), False, max(1 / (most + 1), step / n_ways))
+
+
+def count_arrangements(truth: np.ndarray) -> int:
+    """Return in how many ways labels can be handed out.
+
+    Examples
+    --------
+    >>> count_arrangements(np.array([0, 0, 0, 1, 1, 1])), count_arrangements(np.array([0, 0, 0, 1, 1, 1, 1, 1]))
+    (20, 56)
+    """
+    counts = np.unique(truth, return_counts=True)[1]
+    return math.factorial(len(truth)) // math.prod(math.factorial(int(n)) for n in counts)
+
+
+def _is_own_complement(truth: np.ndarray, blocks: Sequence[np.ndarray]) -> bool:
+    """Say whether there are two classes, equally often in every block."""
+    known = np.unique(truth)
+    return len(known) == 2 and all(2 * (truth[block] == known[0]).sum() == len(block) for block in blocks)
+
+
+def _iterate_arrangements(truth: np.ndarray, blocks: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    for parts in product(*[list(_arrange(truth[block])) for block in blocks]):
+        labels = np.empty_like(truth)
+        for block, part in zip(blocks, parts, strict=True):
+            labels[block] = part
+        yield labels
+
+
+def _arrange(labels: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield every distinct order of these labels."""
+    names, counts = np.unique(labels, return_counts=True)
+    if len(names) == 1:
+        yield labels
+        return
+    for places in combinations(range(len(labels)), int(counts[0])):
+        others = np.setdiff1d(np.arange(len(labels)), places)
+        for rest in _arrange(np.repeat(names[1:], counts[1:])):
+            arranged = np.empty_like(labels)
+            arranged[list(places)], arranged[others] = names[0], rest
+            yield arranged
+
+
+def decide_left_out(
+    exchange: Exchange,
+    owners: np.ndarray,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    refit: Refit,
+    *,
+    tell: Callable[[int], None] = lambda n: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit every fold on every label set, and decide what it leaves out.
+
+    Parameters
+    ----------
+    exchange
+        The label sets.
+    owners : int array of shape (n_rows,)
+        Owner of each row.
+    folds
+        Training and test rows. Rows that no fold tests keep class 0 and a margin of 0.
+    refit
+        Fits and decides.
+    tell
+        Called with the number of fits after each.
+
+    Returns
+    -------
+    decided : int array of shape (n_sets, n_rows)
+        Class of each row.
+    margins : array of shape (n_sets, n_owners)
+        Of two classes, the mean over the rows of an owner of the decision for the second less that for the first.
+    """
+    decided = np.zeros((len(exchange.labels), len(owners)), np.int64)
+    margins = np.zeros((len(exchange.labels), exchange.labels.shape[1]))
+    n_tested = np.zeros(exchange.labels.shape[1])
+    for _, test in folds:
+        n_tested += np.bincount(owners[test], minlength=len(n_tested))
+    for number, labels in enumerate(exchange.labels):
+        for train, test in folds:
+            found = refit(train, labels[owners[train]], test)
+            decided[number, test] = found.argmax(axis=1)
+            sums = np.bincount(owners[test], found[:, 1] - found[:, 0], minlength=len(n_tested))
+            margins[number] += sums / np.maximum(n_tested, 1)
+            tell(1)
+    return decided, margins
+
+
+def compare_left_pairs(
+    exchange: Exchange,
+    owners: np.ndarray,
+    refit: Refit,
+    *,
+    tell: Callable[[int], None] = lambda n: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Leave one owner of each of two classes out together, for every label set, and compare them.
+
+    Parameters
+    ----------
+    exchange, owners, refit, tell
+        As for `decide_left_out`; labels are 0 and 1.
+
+    Returns
+    -------
+    areas : array of shape (n_sets,)
+        Share of pairs in order, ties counted half: the area under the ROC curve.
+    wins : array of shape (n_owners, n_owners)
+        Of the observed labels: 1, .5 or 0 for an owner of the second class (row) beside one of the first (column); NaN
+        where they were not compared.
+    """
+    rows_of = [np.flatnonzero(owners == owner) for owner in range(exchange.labels.shape[1])]
+    everything = np.arange(len(owners))
+    wins = np.full((len(rows_of), len(rows_of)), np.nan)
+    areas = np.empty(len(exchange.labels))
+    for number, labels in enumerate(exchange.labels):
+        total, pairs = 0.0, list_pairs(labels)
+        for high, low in pairs:
+            test = np.r_[rows_of[high], rows_of[low]]
+            train = np.delete(everything, test)
+            found = refit(train, labels[owners[train]], test)
+            margin = found[:, 1] - found[:, 0]
+            n_high = len(rows_of[high])
+            difference = margin[:n_high].mean() - margin[n_high:].mean()
+            won = 0.5 + 0.5 * float(np.sign(difference))
+            total += won
+            if number == 0:
+                wins[high, low] = won
+            tell(1)
+        areas[number] = total / len(pairs)
+    return areas, wins
+
+
+def list_pairs(labels: np.ndarray, most: int = MOST_PAIRS) -> list[tuple[int, int]]:
+    """Return pairs of an owner of class 1 and one of class 0: all, or as many rounds as `most` allows.
+
+    In a round every owner of the larger class is in one pair, so that each of them counts as often.
+
+    Examples
+    --------
+    >>> list_pairs(np.array([1, 0, 1, 0]))
+    [(0, 1), (2, 3), (0, 3), (2, 1)]
+    """
+    high, low = np.flatnonzero(labels == 1).tolist(), np.flatnonzero(labels == 0).tolist()
+    larger, smaller = max(len(high), len(low)), min(len(high), len(low))
+    n_rounds = min(smaller, max(1, most // larger))
+    return [
+        (high[i], low[(i + turn) % smaller])
+        if len(high) >= len(low)
+        else (high[(i + turn) % smaller], low[i])
+        for turn in range(n_rounds)
+        for i in range(larger)
+    ]
+
+
+def count_pairs(truth: np.ndarray) -> int:
+    """Return how many pairs `list_pairs` gives."""
+    return len(list_pairs(truth))
