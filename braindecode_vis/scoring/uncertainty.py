@@ -822,3 +822,40 @@ def _encode(labels: Labels | None, n: int, what: str) -> np.ndarray:
     if len(labels) != n:
         raise DataError(f"{n} items came with {len(labels)} {what} labels.")
     return np.unique(np.array([str(label) for label in labels]), return_inverse=True)[1]
+
+
+#: Every kind of interval and p-value that pages print, and what it speaks of. `benchmarks/calibration.py` simulates
+#: each; a test fails for a kind without a row there, and for a function that makes intervals or p-values of no kind.
+KINDS = {
+    "Wilson": "hits of few independent images",
+    "bootstrap over images": "mean or median of one subject",
+    "bootstrap over subjects, seeds and images": "rows of earlier versions",
+    "bootstrap of correlations": "correlation over images",
+    "bootstrap of geometries": "correlation of dissimilarities",
+    "bootstrap of decisions": "accuracy and area of categories",
+    "crossed": "subjects and images like these",
+    "crossed, logit": "the same, few hits or misses",
+    "crossed, Woodruff": "medians of subjects and images like these",
+    "crossed with seeds": "subjects, seeds and images like these",
+    "images of these subjects": "these subjects, images like these",
+    "t over groups": "groups like these",
+    "jackknife of identification": "images as queries and as distractors",
+    "widened after folds": "scores after K folds",
+    "latency": "onset, peak or rise over time",
+    "share of signal, jackknife": "noise ceiling over voxels",
+    "share of signal, F": "noise ceiling of one voxel",
+    "permutation of images": "no relation of predictions and images",
+    "permutation of geometries": "no relation of dissimilarities",
+    "permutation of labels": "no relation of decisions and classes",
+    "exchange of whole subjects": "labels of persons, with refits",
+    "refits on relabelled images": "scores after K folds",
+    "permutation within folds, widened": "scores after K folds, without refits",
+    "signs of images": "no difference for these subjects",
+    "signs of subjects": "no difference for these images",
+    "crossed p": "no difference for subjects and images like these",
+    "Holm": "several differences",
+    "false discovery rate": "maps",
+    "maximum": "the best of many",
+    "clusters over time, labels": "curves of these subjects",
+    "clusters over time, subjects": "curves of subjects like these",
+}
