@@ -148,6 +148,20 @@ def test_every_row_of_the_system_under_test_has_a_p_value(monkeypatch):
     assert all(s.p_value is not None for s in scores if s.method == "oracle" and s.metric != "ssim")
 
 
+@pytest.mark.parametrize("side", [1, -1])
+def test_p_values_of_retrieval_are_small_for_a_good_decoder_and_large_for_one_that_prefers_the_opposite(side):
+    task = make_task()
+    _, gallery, _ = task.retrievals[0]
+    queries = Embeddings(side * gallery.vectors, gallery.ids, "toy")
+    found = compute_ranks(queries, gallery, device="cpu")
+    scores, _ = compute_scores(replace(task, retrievals=[(queries, gallery, found)]))
+    names = ("top1", "2_way", "mean_reciprocal_rank", "mean_rank", "median_rank")
+    judged = {s.metric: s.p_value for s in scores if s.method == "decoded" and s.metric in names}
+    assert set(judged) == set(names)
+    for name, p_value in judged.items():
+        assert p_value < 0.01 if side > 0 else p_value > 0.9, name
+
+
 def test_pairs_beyond_the_limit_are_permuted_within_blocks(monkeypatch):
     task = make_task()
     whole = find(compute_scores(task)[0], "ssim")
