@@ -17,12 +17,12 @@ from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.cli import app
 from braindecode_vis.config import validate_config
 from braindecode_vis.embeddings import sentences
+from braindecode_vis.parts.analyses.analyze import analyze
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.parts.cluster.submitting import read_cluster
 from braindecode_vis.parts.cluster.verbs import _share
 from braindecode_vis.parts.phantom import SIZES as SIZES_OF
-from braindecode_vis.parts.studies.analyze import analyze
-from braindecode_vis.parts.studies.demo import make_phantom
+from braindecode_vis.parts.phantom.simulate import make_phantom
 from braindecode_vis.parts.studies.plan import plan_run
 from braindecode_vis.parts.studies.pretrain import pretrain
 from braindecode_vis.parts.studies.settings_table import list_differing

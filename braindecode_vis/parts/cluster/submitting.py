@@ -36,7 +36,7 @@ from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.config.source import read_override
 from braindecode_vis.parts.cluster.job import CommandJob, identify_software
 from braindecode_vis.parts.cluster.launching import SINGLE, Launch
-from braindecode_vis.parts.studies.sweep import make_command
+from braindecode_vis.pipeline.together import make_command
 
 Executor = Literal["local", "debug", "slurm"]
 #: Folder of jobs in that of a run or a sweep.

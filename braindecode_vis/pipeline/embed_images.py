@@ -21,8 +21,8 @@ from braindecode_vis.embeddings.image_bank import (
     take_share,
 )
 from braindecode_vis.embeddings.image_sources import BrokenImageError, ImageSource, load_image
-from braindecode_vis.parts.studies.sweep import limit_threads, make_command, read_last_line
 from braindecode_vis.pipeline.runs import Run
+from braindecode_vis.pipeline.together import limit_threads, make_command, read_last_line
 
 _POLL_S = 0.2
 

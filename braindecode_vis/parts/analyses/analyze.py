@@ -22,12 +22,12 @@ import pandas as pd
 from braindecode_vis import pipeline
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Responses
-from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError, suggest
+from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.base.contracts import WholeBrainEncoder
 from braindecode_vis.base.image_rows import Images
 from braindecode_vis.base.leases import BeingMade
 from braindecode_vis.base.seeds import derive_seed
-from braindecode_vis.config import RunConfig, list_analyses, make_analysis
+from braindecode_vis.config.models import choose_analyses
 from braindecode_vis.generation.captions_config import write_with_encoder
 from braindecode_vis.parts.analyses.study import (
     Change,
@@ -94,25 +94,6 @@ def analyze_in_run(run: Run) -> None:
     if run.config.run_analyses:
         for kind, text in analyze(run)[1].items():
             run.tell(f"the analysis {kind} does not fit this run: {text}", "analyze:")
-
-
-def choose_analyses(config: RunConfig, kinds: Sequence[str] = ()) -> list[Any]:
-    """Return the settings of the analyses that are asked for; parameters and errors are those of `analyze`."""
-    known = list_analyses()
-    for kind in kinds:
-        if kind not in known:
-            raise ConfigError(
-                f"unknown analysis {kind!r}; known are {', '.join(known)}{suggest(kind, known)}."
-            )
-    configured = list(config.analyses)
-    chosen = [c for c in configured if not kinds or c.kind in kinds]
-    chosen += [make_analysis(kind) for kind in kinds if kind not in {c.kind for c in configured}]
-    if not chosen:
-        raise ConfigError(
-            f"{config.name} sets up no analyses; name some with --analysis, for example "
-            f"--analysis {known[0]}. Known are {', '.join(known)}."
-        )
-    return chosen
 
 
 def analyze_share(run: Run, kinds: Sequence[str], worker: int, n_workers: int) -> int:

@@ -9,10 +9,9 @@ import pytest
 from braindecode_vis import pipeline
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.config import read_config
-from braindecode_vis.parts.studies.analyze import analyze, make_study, read_findings
-from braindecode_vis.pipeline.reporting import describe_question
+from braindecode_vis.parts.analyses.analyze import analyze, make_study, read_findings
+from braindecode_vis.parts.analyses.page_section import describe_question, find_analyses
 from braindecode_vis.pipeline.runs import open_run
-from braindecode_vis.pipeline.summary import find_analyses
 from tests.parts.analyses.planted import refit_and_rank
 
 QUICK = [
