@@ -25,6 +25,7 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.preprocessing.splits import make_inner_folds
 
 _BLOCK_BYTES = 64 << 20
+_SMALL_BLOCK_BYTES = 2 << 20  # of the share of signal, which holds some copies of a block
 _FEWEST_LEFT_OUT = 4  # images: of three, the mean of 1 / F is infinite
 Measure = Literal["ncsnr", "split_half"]
 
@@ -169,7 +170,7 @@ def compute_signal_share(
     over = np.zeros(n_features, int) if over is None else over
     sizes = np.bincount(over)
     share, sums = np.empty(n_features), np.zeros((n_images, len(sizes)))
-    for part, block in _iterate_voxels(responses, index):
+    for part, block in _iterate_voxels(responses, index, _SMALL_BLOCK_BYTES):
         share[part], left_out = measure_signal_share(block, counts, n_averaged=n_averaged)
         for number in np.unique(over[part]):
             sums[:, number] += left_out[:, over[part] == number].sum(axis=1)
@@ -404,9 +405,11 @@ def _group_repeats(
     return index[order[keep]], names[counts > 1], counts[counts > 1]
 
 
-def _iterate_voxels(responses: Responses, index: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def _iterate_voxels(
+    responses: Responses, index: np.ndarray, n_bytes: int = _BLOCK_BYTES
+) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield blocks of voxels (or of channels and times) as float64, so that a memory map is never read whole."""
-    width = max(1, _BLOCK_BYTES // (8 * len(index)))
+    width = max(1, n_bytes // (8 * len(index)))
     data = responses.data
     flat = data if data.ndim == 2 else data.reshape(len(data), -1)
     for start in range(0, flat.shape[1], width):

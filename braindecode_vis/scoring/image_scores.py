@@ -250,7 +250,10 @@ def score_identification(
     table, left_out = average(tables), None
     if scored.leaves_images_out:
         left_out = average(
-            [leave_out_images([one], [scored.truth], [scored.columns], n, groups=[within]) for one in similarities]
+            [
+                leave_out_images([one], [scored.truth], [scored.columns], n, groups=[within])
+                for one in similarities
+            ]
         )
     values = scored.own(table)
     null = scored.permute(table, groups=groups) if scored.can_permute else None
