@@ -463,7 +463,8 @@ def measure_settings(root: Path) -> dict[str, Figure]:
 
 # --- a training ---------------------------------------------------------------------------------------------------
 
-# Functions are counted, not the bodies of modules and classes, which run at import; the stages before are not counted.
+# Functions are counted, not the bodies of modules and classes, which run at import, nor comprehensions in these; the
+# stages before are not counted.
 _TRACE = """
 import sys, threading
 from pathlib import Path
@@ -489,7 +490,8 @@ ran = set()
 
 def note(frame, event, argument):
     code = frame.f_code
-    if event == "call" and code.co_filename.startswith(package) and code.co_flags & 0x2:
+    at_import = code.co_name[0] == "<" and frame.f_back is not None and frame.f_back.f_code.co_name == "<module>"
+    if event == "call" and code.co_filename.startswith(package) and code.co_flags & 0x2 and not at_import:
         ran.add(code.co_filename[len(package):])
 
 threading.setprofile(note)

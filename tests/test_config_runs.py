@@ -27,7 +27,7 @@ from braindecode_vis.parts.phantom.formats.file_writers import write_tsv, write_
 from braindecode_vis.pipeline.runs import open_run
 from tests.datasets.test_digits69 import make_phantom_file as make_digits
 from tests.datasets.test_muse_n170 import make_runs as make_muse
-from tests.embeddings.test_captions import write_git
+from tests.embeddings.test_caption_bank import write_git
 from tests.generation.hub_models import write_sd, write_sdxl, write_token_unclip
 
 SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))

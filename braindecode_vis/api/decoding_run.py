@@ -33,10 +33,9 @@ from braindecode_vis.base.checks import (
 )
 from braindecode_vis.base.consent import find_code, give_consent
 from braindecode_vis.base.digests import hash_anew
-from braindecode_vis.base.image_rows import ImageRows
 from braindecode_vis.base.parts import ask_part
 from braindecode_vis.base.registry import validate_component
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import ImageRows, StimulusSet
 from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.config.source import validate_config
 from braindecode_vis.datasets.array_folder import unpack_epochs
@@ -45,8 +44,8 @@ from braindecode_vis.datasets.trial_values import check_trials
 from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.finished_run import read_every_file
 from braindecode_vis.pipeline.hints import list_hints
-from braindecode_vis.pipeline.learning import preprocess
-from braindecode_vis.pipeline.runs import Listener, Run, check_run_folder, list_changes, read_earlier
+from braindecode_vis.pipeline.preparing import preprocess
+from braindecode_vis.pipeline.runs import ProgressListener, Run, check_run_folder, list_changes, read_earlier
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
 from braindecode_vis.scoring.score_row import describe_resampled
 
@@ -546,7 +545,7 @@ def decode(
     name: str | None = None,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
     verify: bool = False,
 ) -> DecodingRun:
     """Fit and test a decoder with one of the honest splits, and return the run.

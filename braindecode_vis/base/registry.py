@@ -86,7 +86,7 @@ _CORE: dict[str, dict[str, str]] = {
         "views": "embeddings.degradations:ViewsConfig",
         "imported": "embeddings.imported:ImportedConfig",
         "clip_text": "embeddings.text:ClipTextConfig",
-        "minilm": "embeddings.sentences:MinilmConfig",
+        "minilm": "embeddings.sentence_encoder:MinilmConfig",
         "conditional": "embeddings.conditional:ConditionalConfig",
         "concept_table": "embeddings.concept_table:ConceptTableConfig",
     },
@@ -169,7 +169,7 @@ _CORE: dict[str, dict[str, str]] = {
         "versatile_diffusion": "generation.hub_config:VersatileDiffusionConfig",
         "unclip": "generation.hub_config:UnclipConfig",
         "kandinsky": "generation.hub_config:KandinskyConfig",
-        "token_unclip": "generation.hub_config:TokenUnclipConfig",
+        "token_unclip": "generation.token_unclip:TokenUnclipConfig",
     },
     "analysis": {},  # the part `analyses` brings them
     # only those that are scored where a configuration names them; all others need no settings

@@ -35,7 +35,7 @@ from braindecode_vis.base.roles import (
 from braindecode_vis.base.settings import OUTSIDE, Settings
 from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.embeddings.compositions import CompositionConfig
-from braindecode_vis.embeddings.descriptions import DescriptionsConfig
+from braindecode_vis.embeddings.image_descriptions import DescriptionsConfig
 from braindecode_vis.embeddings.text import ConceptTextConfig
 from braindecode_vis.encoders.encoding_model import EncodingModelConfig
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING

@@ -12,7 +12,7 @@ from typing import Any
 from braindecode_vis import pipeline
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.folder_lock import hold_folder
+from braindecode_vis.base.locks import hold_folder
 from braindecode_vis.config import RunConfig
 from braindecode_vis.embeddings.image_bank import (
     BankPlan,

@@ -14,14 +14,8 @@ from braindecode_vis.config import check_files
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.pipeline.decoding import open_branches, reconstruct, retrieve
 from braindecode_vis.pipeline.hints import list_hints
-from braindecode_vis.pipeline.learning import (
-    embed,
-    needs_predictions,
-    predict_out_of_fold,
-    preprocess,
-    pretrain_fold,
-    train,
-)
+from braindecode_vis.pipeline.learning import needs_predictions, predict_out_of_fold, train
+from braindecode_vis.pipeline.preparing import embed, preprocess, pretrain_fold
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
 from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.pipeline.scoring import check_texts, evaluate, find_phantom

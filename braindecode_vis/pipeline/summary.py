@@ -15,7 +15,8 @@ from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Manifest
 from braindecode_vis.pipeline.categories import tabulate_confusions, tabulate_runs
 from braindecode_vis.pipeline.decoding import Reconstructed, Retrieved, reconstruct, retrieve
-from braindecode_vis.pipeline.learning import Prepared, embed, preprocess, train
+from braindecode_vis.pipeline.learning import train
+from braindecode_vis.pipeline.preparing import Prepared, embed, preprocess
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.pipeline.scoring import evaluate, find_phantom
 from braindecode_vis.report.gallery import GalleryContent, arrange_rows

@@ -33,7 +33,7 @@ from braindecode_vis.base.devices import (
     naming_lost_processes,
     spans_machines,
 )
-from braindecode_vis.base.leases import BeingMade
+from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.pipeline.decoding import (
     ask_images,
     find_shared_fits,
@@ -51,16 +51,13 @@ from braindecode_vis.pipeline.decoding import (
 )
 from braindecode_vis.pipeline.image_files import Share
 from braindecode_vis.pipeline.learning import (
-    count_folds,
-    embed,
     needs_predictions,
     predict_fold,
     predict_out_of_fold,
-    preprocess,
-    refuse_categories,
     train,
     train_fold,
 )
+from braindecode_vis.pipeline.preparing import count_folds, embed, preprocess, refuse_categories
 from braindecode_vis.pipeline.runs import Compute, Run, name_workspace
 
 

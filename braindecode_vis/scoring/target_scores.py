@@ -15,7 +15,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, Score, normalise_rows
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.embeddings.attributes import AttributeTable, TargetParts
+from braindecode_vis.embeddings.attribute_table import AttributeTable, TargetParts
 from braindecode_vis.preprocessing.noise_ceiling import find_root
 from braindecode_vis.preprocessing.reliability import boost_correlation
 from braindecode_vis.scoring.category_scores import CategoryTask, compute_category_scores

@@ -291,7 +291,7 @@ def test_folders_of_networks_bring_no_code(mark, tmp_path):
     """The index of a pipeline can name modules, a configuration compiled code, a tokenizer files that lie beside it."""
     from transformers import AutoModel, AutoTokenizer
 
-    from braindecode_vis.embeddings.captions import load_parts
+    from braindecode_vis.embeddings.caption_bank import load_parts
     from braindecode_vis.embeddings.transformers_models import read_network
     from braindecode_vis.generation.hub import _refuse_other_libraries
 

@@ -24,11 +24,11 @@ from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.base.contracts import WholeBrainEncoder
-from braindecode_vis.base.image_rows import Images
-from braindecode_vis.base.leases import BeingMade
+from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.base.seeds import derive_seed
+from braindecode_vis.base.stimuli import Images
 from braindecode_vis.config.models import choose_analyses
-from braindecode_vis.generation.captions_config import write_with_encoder
+from braindecode_vis.generation.captions import write_with_encoder
 from braindecode_vis.parts.analyses.study import (
     Change,
     ChoosingEncoder,
@@ -39,14 +39,18 @@ from braindecode_vis.parts.analyses.study import (
 )
 from braindecode_vis.pipeline.categories import build_decoder
 from braindecode_vis.pipeline.decoding import find_untested
-from braindecode_vis.pipeline.learning import build_encoder, name_pretraining, pick_labelled_trials
+from braindecode_vis.pipeline.preparing import build_encoder, name_pretraining, pick_labelled_trials
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, lend_context, name_workspace
 from braindecode_vis.pipeline.scoring import describe_gallery, describe_protocol, find_clip_texts
 from braindecode_vis.pipeline.synthetic import hash_settings
 from braindecode_vis.pipeline.together import check_worker, order_work
 from braindecode_vis.preprocessing.array_file import KeptParts
-from braindecode_vis.preprocessing.repeats import average_repetitions
-from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
+from braindecode_vis.preprocessing.selection import (
+    Selection,
+    SelectionConfig,
+    average_repetitions,
+    fit_selection,
+)
 from braindecode_vis.scoring.units import make_labels
 
 

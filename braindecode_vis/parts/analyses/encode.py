@@ -10,7 +10,7 @@ from typing import Any
 
 from braindecode_vis.config import make_analysis
 from braindecode_vis.parts.analyses.analyze import analyze_one, make_study, read_findings
-from braindecode_vis.pipeline.learning import refuse_categories
+from braindecode_vis.pipeline.preparing import refuse_categories
 from braindecode_vis.pipeline.runs import Run
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from braindecode_vis.base import store
-from braindecode_vis.pipeline.learning import name_pretraining, preprocess
+from braindecode_vis.pipeline.preparing import name_pretraining, preprocess
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.report.page import Addition, ExtraSection, SectionFigure, SectionFile
 

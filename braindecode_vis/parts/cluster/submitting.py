@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError, check_option, require, suggest
 from braindecode_vis.base.consent import ConsentError, may_run_commands
-from braindecode_vis.base.folder_lock import hold_folder
+from braindecode_vis.base.locks import hold_folder
 from braindecode_vis.base.settings import describe_validation_error
 from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.config.source import read_override

@@ -1,7 +1,7 @@
 """Phantoms: complete simulated data sets with a known ground truth, in the files of public ones. No recording was made.
 
 images (`braindecode_vis.datasets.drawn`) -> `drive` (their features) -> `brain` (tuning and time courses on `cortex`)
--> `forward` (lead fields) and `noise` -> `recordings` (EEG, MEG) or `scanner` and `bold_signal` (fMRI) -> `formats`
+-> `forward` (lead fields) and `noise` -> `meeg_signal` (EEG, MEG) or `scanner` and `bold_signal` (fMRI) -> `formats`
 (files, one module a format). `build` is the one call that runs all of it, `sizes` says how much, `truth` keeps what was
 planted, and `ceiling` computes what the best decoder could score.
 """
@@ -20,7 +20,7 @@ _MODULES = {
     "formats.nsd_files": "BETA_VERSIONS",
     "forward": "SensorSystem make_sensor_system",
     "phantom_config": "FmriConfig PhantomConfig",
-    "recordings": "compute_evoked simulate_continuous simulate_endless",
+    "meeg_signal": "compute_evoked simulate_continuous simulate_endless",
     "scanner": "Scanner make_scanner",
     "sizes": "PhantomSize SIZES SIZE_NAMES",
     "truth": "PhantomTruth read_truth",

@@ -13,7 +13,7 @@ import numpy as np
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.parts.phantom.build import Estimate
 from braindecode_vis.parts.phantom.truth import PhantomTruth
-from braindecode_vis.pipeline.runs import Listener, SilentListener
+from braindecode_vis.pipeline.runs import ProgressListener, SilentListener
 
 _N_TIMED = 16  # images that are drawn and encoded to learn what all of them take
 
@@ -66,7 +66,7 @@ def make_phantom(
     snr: float,
     seed: int,
     ongoing: float | None = None,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
 ) -> PhantomTruth:
     """Simulate subjects who look at generated images, and write them in the files of a public data set.
 

@@ -7,14 +7,19 @@ from pathlib import Path
 from braindecode_vis.parts.phantom.simulate import make_phantom
 from braindecode_vis.parts.phantom.truth import PhantomTruth
 from braindecode_vis.pipeline.reporting import run_all
-from braindecode_vis.pipeline.runs import Listener, Run, open_run
+from braindecode_vis.pipeline.runs import ProgressListener, Run, open_run
 
 DEMO_FORMAT = "things-eeg2"
 DEMO_SNR = 0.05
 
 
 def run_demo(
-    out: Path, *, size: str = "demo", snr: float = DEMO_SNR, seed: int = 0, listener: Listener | None = None
+    out: Path,
+    *,
+    size: str = "demo",
+    snr: float = DEMO_SNR,
+    seed: int = 0,
+    listener: ProgressListener | None = None,
 ) -> tuple[Run, PhantomTruth]:
     """Simulate a recording in THINGS-EEG2's raw files and take it through every stage.
 

@@ -24,12 +24,12 @@ import yaml
 
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.folder_lock import hold_folder
+from braindecode_vis.base.locks import hold_folder
 from braindecode_vis.base.remote import RemotePath, refuse_address_to_write
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.parts.studies.board import pool_runs, write_settings
 from braindecode_vis.parts.studies.settings_table import describe_choice
-from braindecode_vis.pipeline.runs import Listener, SilentListener, read_scores
+from braindecode_vis.pipeline.runs import ProgressListener, SilentListener, read_scores
 from braindecode_vis.pipeline.together import limit_threads, make_command, read_last_line
 
 #: Runs of one sweep: each has a folder and takes seconds, so that more are a slip of the pen.
@@ -135,7 +135,7 @@ def sweep(
     overrides: Sequence[str] = (),
     root: Path | None = None,
     n_jobs: int = 1,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
 ) -> pd.DataFrame:
     """Run every combination and return one row per score, with the swept keys beside it.
 
@@ -209,7 +209,7 @@ def plan_sweep(
 
 
 @contextmanager
-def hold_sweep(out: Path, configs: Sequence[RunConfig], show: Listener) -> Iterator[None]:
+def hold_sweep(out: Path, configs: Sequence[RunConfig], show: ProgressListener) -> Iterator[None]:
     """Make the folder of a sweep and hold it while the context lasts."""
 
     def tell(sentence: str) -> None:

@@ -10,9 +10,14 @@ from braindecode_vis.base.checks import ConfigError, DataError, Notice
 from braindecode_vis.base.store import write_json
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.layer_fusion import LayersConfig
-from braindecode_vis.embeddings.sentences import MINILM, MinilmConfig, SentenceEncoder, find_sentence_folder
+from braindecode_vis.embeddings.sentence_encoder import (
+    MINILM,
+    MinilmConfig,
+    SentenceEncoder,
+    find_sentence_folder,
+)
 from braindecode_vis.scoring.caption_scores import CaptionScoresConfig
-from tests.embeddings.test_captions import write_vocabulary
+from tests.embeddings.test_caption_bank import write_vocabulary
 from tests.embeddings.test_text import make_stimuli, write_bank
 
 needs_package = pytest.mark.skipif(
@@ -132,8 +137,10 @@ def test_members_are_as_loud_as_they_are_weighted(folder, tmp_path):
 
 
 def test_an_absent_package_names_its_extra(monkeypatch, tmp_path):
-    monkeypatch.setattr("braindecode_vis.embeddings.sentences.importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("braindecode_vis.embeddings.sentences.find_cached", lambda model: None)
+    monkeypatch.setattr(
+        "braindecode_vis.embeddings.sentence_encoder.importlib.util.find_spec", lambda name: None
+    )
+    monkeypatch.setattr("braindecode_vis.embeddings.sentence_encoder.find_cached", lambda model: None)
     with pytest.raises(ConfigError, match=r"braindecode_vis\[text\]'.*weights fetch minilm"):
         MinilmConfig().hashed_fields()
     assert CaptionScoresConfig(bank=tmp_path, sentence_encoder="minilm").sentence_encoder == MINILM

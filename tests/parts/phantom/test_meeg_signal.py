@@ -18,9 +18,9 @@ from braindecode_vis.parts.phantom.ceiling import (
     compute_ideal_top1,
     compute_noise_ceiling,
 )
+from braindecode_vis.parts.phantom.meeg_signal import find_samples
 from braindecode_vis.parts.phantom.noise import CHUNK_S, compute_noise_power, simulate_noise
 from braindecode_vis.parts.phantom.phantom_config import NoiseConfig
-from braindecode_vis.parts.phantom.recordings import find_samples
 
 CALM = NoiseConfig(blinks_per_minute=0.0, line=0.0, drift=0.0)
 

@@ -26,7 +26,7 @@ import xxhash
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_file, refuse_damage
 from braindecode_vis.base.contracts import Progress, count_steps
 from braindecode_vis.base.digests import digest_files
-from braindecode_vis.base.folder_lock import hold_folder
+from braindecode_vis.base.locks import hold_folder
 from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.store import RunFolder, hash_json, list_differences, write_json
 from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig, FmriChannels
@@ -34,7 +34,7 @@ from braindecode_vis.datasets.corpus.manifest import (
     MANIFEST,
     RUNS,
     VALUES,
-    Manifest,
+    CorpusManifest,
     Source,
     forget_states,
     list_states,
@@ -243,7 +243,7 @@ def add_sources(
 
 
 @dataclass(frozen=True)
-class Estimate:
+class AdditionEstimate:
     """What an addition would take, by a few runs that were prepared and not kept.
 
     Parameters
@@ -292,7 +292,7 @@ def estimate_addition(
     budget_s: float = 20.0,
     progress: Progress | None = None,
     sources: Sources | None = None,
-) -> Estimate:
+) -> AdditionEstimate:
     """Say what `add_sources` would do, and how long it would take; nothing is written.
 
     Runs of each source are prepared in turn, evenly spaced ones first, until the time is up; each source counts by its
@@ -352,7 +352,7 @@ def estimate_addition(
         if taken
     }
     new = [run for runs in by_source.values() for run in runs]
-    return Estimate(
+    return AdditionEstimate(
         n_found=sum(len(runs) for _, runs, _ in found), n_new=len(new),
         n_subjects=len({name_subject(run.source, run.subject) for run in new}), hours=sum(hours.values()),
         n_bytes=sum(per_hour[name][1] * hours[name] for name in per_hour),
@@ -436,7 +436,7 @@ class _Before:
     n_bytes: int
 
     @classmethod
-    def read(cls, folder: Path, manifest: Manifest) -> _Before:
+    def read(cls, folder: Path, manifest: CorpusManifest) -> _Before:
         rows = read_rows(folder, manifest.shards)
         names, held = manifest.name_people(), manifest.find_held_out()
         stored = {name_subject(row["source"], row["subject"]) for row in rows}
@@ -448,7 +448,7 @@ class _Before:
 
 @dataclass(frozen=True)
 class _SortedOut:
-    manifest: Manifest
+    manifest: CorpusManifest
     new: list[NewRun]
     excluded: list[Excluded]
     copies: list[tuple[str, str]]  # digest of the files, and the subject who has them too
@@ -456,7 +456,7 @@ class _SortedOut:
     n_changed: int
 
 
-def _begin(folder: Path, roots: Sequence[Path], config: CorpusConfig, sources: Sources) -> Manifest:
+def _begin(folder: Path, roots: Sequence[Path], config: CorpusConfig, sources: Sources) -> CorpusManifest:
     """Return the manifest of a corpus that is there, with what a killed call had finished, or of a new one."""
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
@@ -477,10 +477,10 @@ def _begin(folder: Path, roots: Sequence[Path], config: CorpusConfig, sources: S
         modality = config.channels.modality
         named = config.channels.model_copy(update={"names": channels.names})
         config = config.model_copy(update={"channels": named})
-    return Manifest(config, channels, modality)
+    return CorpusManifest(config, channels, modality)
 
 
-def _compare_atlas(manifest: Manifest, now: Channels, tell: Callable[[str], None]) -> None:
+def _compare_atlas(manifest: CorpusManifest, now: Channels, tell: Callable[[str], None]) -> None:
     """Raise `ConfigError` if the files that define the channels are of others by now; tell of other files of them."""
     if now.names != manifest.channels.names:
         raise ConfigError(
@@ -496,7 +496,7 @@ def _compare_atlas(manifest: Manifest, now: Channels, tell: Callable[[str], None
 
 
 def _find_all(
-    roots: Sequence[Path], manifest: Manifest, sources: Sources, progress: Progress | None
+    roots: Sequence[Path], manifest: CorpusManifest, sources: Sources, progress: Progress | None
 ) -> _Found:
     found: _Found = []
     for root in roots:
@@ -514,7 +514,7 @@ def name_run(run: SeriesRun) -> str:
     return "/".join(filter(None, [run.source, run.subject, run.session, run.files[0].name]))
 
 
-def check_run(run: SeriesRun, manifest: Manifest) -> str:
+def check_run(run: SeriesRun, manifest: CorpusManifest) -> str:
     """Return why a run is left out, or an empty text.
 
     Raises
@@ -548,7 +548,7 @@ def check_run(run: SeriesRun, manifest: Manifest) -> str:
     return ""
 
 
-def _sort_out(found: _Found, manifest: Manifest, before: _Before) -> _SortedOut:
+def _sort_out(found: _Found, manifest: CorpusManifest, before: _Before) -> _SortedOut:
     """Say which runs are new, by the digests of their files."""
     excluded = [entry for _, _, left_out in found for entry in left_out]
     runs: list[SeriesRun] = []
@@ -595,8 +595,8 @@ def _sort_out(found: _Found, manifest: Manifest, before: _Before) -> _SortedOut:
 
 
 def link_copies(
-    manifest: Manifest, rows: Sequence[Mapping[str, Any]], copies: Sequence[tuple[str, str]]
-) -> Manifest:
+    manifest: CorpusManifest, rows: Sequence[Mapping[str, Any]], copies: Sequence[tuple[str, str]]
+) -> CorpusManifest:
     """Return the manifest with subjects joined who have files of a run that is stored.
 
     Files that could not be read join nobody: many persons may have the same empty one.
@@ -632,8 +632,8 @@ def pack(runs: Sequence[NewRun], shard_mb: float) -> Iterator[list[NewRun]]:
 
 
 def _hold_out(
-    manifest: Manifest, before: _Before, named: Sequence[str], tell: Callable[[str], None]
-) -> Manifest:
+    manifest: CorpusManifest, before: _Before, named: Sequence[str], tell: Callable[[str], None]
+) -> CorpusManifest:
     """Return the manifest with persons held out among those who came new, and those who are named.
 
     Of each data set its share is held out, and of all of them at least one person; who was trained on before is never
@@ -678,7 +678,7 @@ def _hold_out(
     return replace(manifest, held_out=frozenset(held))
 
 
-def _tell_merged(manifest: Manifest, before: _Before, tell: Callable[[str], None]) -> Manifest:
+def _tell_merged(manifest: CorpusManifest, before: _Before, tell: Callable[[str], None]) -> CorpusManifest:
     """Tell of persons who were trained on and are held out from now on; return the manifest with all their names."""
     names, held = manifest.name_people(), manifest.find_held_out()
     seen = sorted({names[subject] for subject in before.trained if names[subject] in held})
@@ -692,8 +692,13 @@ def _tell_merged(manifest: Manifest, before: _Before, tell: Callable[[str], None
 
 
 def _note_sources(
-    manifest: Manifest, roots: Sequence[Path], found: _Found, excluded: Sequence[Excluded], *, is_whole: bool
-) -> Manifest:
+    manifest: CorpusManifest,
+    roots: Sequence[Path],
+    found: _Found,
+    excluded: Sequence[Excluded],
+    *,
+    is_whole: bool,
+) -> CorpusManifest:
     """Return the manifest with the roots of this addition, each once."""
     sources = {source.root: source for source in manifest.sources}
     for root, runs, _ in found:
@@ -838,7 +843,7 @@ def _write_shards(
     folder: Path,
     roots: Sequence[Path],
     groups: Mapping[str, Sequence[NewRun]],
-    manifest: Manifest,
+    manifest: CorpusManifest,
     sources: Sources,
     jobs: int,
     advance: Callable[[int, str], None],
@@ -875,7 +880,7 @@ _OURS: dict[str, Any] = {}
 
 
 def _start_process(
-    folder: Path, roots: Sequence[Path], manifest: Manifest, sources: Sources, parent: int, jobs: int
+    folder: Path, roots: Sequence[Path], manifest: CorpusManifest, sources: Sources, parent: int, jobs: int
 ) -> None:
     from threadpoolctl import threadpool_limits
 
@@ -903,7 +908,7 @@ def write_shard(
     folder: Path,
     number: str,
     group: Sequence[NewRun],
-    manifest: Manifest,
+    manifest: CorpusManifest,
     advance: Callable[[int, str], None] = lambda n, text: None,
 ) -> list[Excluded]:
     """Write a shard, unless it is there, and return the runs that cannot be read."""

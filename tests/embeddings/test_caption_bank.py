@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.embeddings import captions
+from braindecode_vis.embeddings import caption_bank
 
 WORDS = ["a", "cat", "dog", "on", "the", "grass", "red", "car", "##s"]
 
@@ -48,27 +48,27 @@ def write_git(folder):
 def test_git_captions_images_from_a_local_folder(tmp_path):
     folder = write_git(tmp_path / "git")
     images = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
-    found = captions.caption_images(images, folder, max_new_tokens=4, batch_size=2, device="cpu")
+    found = caption_bank.caption_images(images, folder, max_new_tokens=4, batch_size=2, device="cpu")
     assert len(found) == 3
     assert all(isinstance(text, str) for text in found)
-    assert found == captions.caption_images(images, folder, max_new_tokens=4, batch_size=1, device="cpu")
+    assert found == caption_bank.caption_images(images, folder, max_new_tokens=4, batch_size=1, device="cpu")
     with pytest.raises(DataError, match="holds no captioning network"):
-        captions.caption_images(images, tmp_path)
+        caption_bank.caption_images(images, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ConfigError, match="kind 'bert'"):
-        captions.caption_images(images, tmp_path)
+        caption_bank.caption_images(images, tmp_path)
 
 
 def test_a_bank_lists_the_captions_of_each_image(tmp_path):
     path = tmp_path / "bank.csv"
     path.write_text('id,caption\nt2,"a dog, on the grass"\nt2,another\nt1,a cat\n')
-    assert captions.read_caption_bank(path) == {"t2": ["a dog, on the grass", "another"], "t1": ["a cat"]}
+    assert caption_bank.read_caption_bank(path) == {"t2": ["a dog, on the grass", "another"], "t1": ["a cat"]}
     path.write_text("id,text\n")
     with pytest.raises(DataError, match="lacks the column"):
-        captions.read_caption_bank(path)
+        caption_bank.read_caption_bank(path)
     path.write_text("id,caption\nt1,\n")
     with pytest.raises(DataError, match="line 2"):
-        captions.read_caption_bank(path)
+        caption_bank.read_caption_bank(path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -76,7 +76,7 @@ def test_banks_of_spreadsheets_are_read(tmp_path, encoding):
     """The mark that spreadsheets put first was taken for a part of the first column's name."""
     path = tmp_path / "bank.csv"
     path.write_text("id,caption\nt1,ein Kätzchen\n", encoding=encoding)
-    assert captions.read_caption_bank(path) == {"t1": ["ein Kätzchen"]}
+    assert caption_bank.read_caption_bank(path) == {"t1": ["ein Kätzchen"]}
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,4 @@ def test_banks_that_would_be_misread_are_refused(tmp_path, text, encoding, match
     path = tmp_path / "bank.csv"
     path.write_text(text, encoding=encoding)
     with pytest.raises(DataError, match=match):
-        captions.read_caption_bank(path)
+        caption_bank.read_caption_bank(path)

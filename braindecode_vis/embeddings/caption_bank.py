@@ -2,7 +2,7 @@
 
 Owns reading both without a hub and without running code that comes with a folder, and how a caption is parted into
 words. Captioning networks are GIT and BLIP as transformers has them. What a caption is worth is the business of
-`braindecode_vis.scoring.metrics.captions`, captions of embeddings that of `braindecode_vis.generation.captions`.
+`braindecode_vis.scoring.metrics.caption_metrics`, captions of embeddings that of `braindecode_vis.generation.captions`.
 
 References
 ----------

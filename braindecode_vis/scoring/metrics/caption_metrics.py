@@ -1,9 +1,9 @@
 """Whether captions say what was seen.
 
-Owns ROUGE-1 and ROUGE-L, the exact-match part of METEOR, and similarity by `embeddings.sentences`. Words are runs of
-letters and digits, lower case, without stemming. METEOR as published also matches stems and synonyms of
+Owns ROUGE-1 and ROUGE-L, the exact-match part of METEOR, and similarity by `embeddings.sentence_encoder`. Words are
+runs of letters and digits, lower case, without stemming. METEOR as published also matches stems and synonyms of
 WordNet; ``meteor_exact`` does not, so it is lower and has a name of its own. With several references the best counts.
-Captions are read by `braindecode_vis.embeddings.captions`, and decoded by `braindecode_vis.generation.captions`.
+Captions are read by `braindecode_vis.embeddings.caption_bank`, and decoded by `braindecode_vis.generation.captions`.
 
 References
 ----------
@@ -15,17 +15,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.embeddings.sentences import SentenceEncoder
-from braindecode_vis.scoring.score_row import make_score
-from braindecode_vis.scoring.uncertainty import permutation_test
+from braindecode_vis.embeddings.sentence_encoder import SentenceEncoder
 
 METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5  # Lavie and Agarwal (2007), fitted to English
 
@@ -236,89 +232,3 @@ def tabulate_captions(
         # (n_texts, n_references), then the closest reference of each stimulus.
         tables["sentence_similarity"] = np.maximum.reduceat(left @ right.T, starts, axis=1)
     return {name: table[place] for name, table in tables.items()}
-
-
-def score_captions(
-    references: Sequence[Sequence[str]],
-    candidates: Sequence[str] | Sequence[Sequence[str]],
-    ids: Sequence[object] | np.ndarray,
-    *,
-    method: str,
-    protocol: str,
-    subject: str,
-    split: str,
-    seed: int,
-    source: str = "",
-    subjects: Sequence[object] | np.ndarray | None = None,
-    encoder: SentenceEncoder | None = None,
-    n_boot: int = 10_000,
-    tables: Mapping[str, np.ndarray] | None = None,
-    truth: np.ndarray | None = None,
-    blocks: np.ndarray | None = None,
-    n_permutations: int = 10_000,
-    clusters: Sequence[object] | np.ndarray | None = None,
-    unit: str = "image",
-) -> list[Score]:
-    """Return one row per caption metric; chance is the mean against the references of the next stimulus.
-
-    With tables, chance is the mean over all permutations of the stimuli instead, and the row has a p-value.
-
-    Parameters
-    ----------
-    references, encoder
-        As for `compute_caption_metrics`.
-    candidates : sequence of length n_items, or several of them
-        One caption of each item; several rounds of captions are scored one at a time and averaged.
-    ids : sequence of length n_items
-        Stimulus of each item.
-    source
-        Where the captions are from, which follows the ``@`` of the metric.
-    method, protocol, subject, split, seed, subjects, n_boot
-        As for `braindecode_vis.scoring.score_row.make_score`.
-    tables
-        Metric to an array of shape (n_items, n_stimuli) from `tabulate_captions`, rounds averaged.
-    truth : int array of shape (n_items,)
-        Column of the tables that each item saw.
-    blocks : array of shape (n_stimuli,), optional
-        Stimuli are permuted within their block, where the tables hold these pairs only.
-    n_permutations
-        Permutations of the stimuli.
-    clusters : sequence of length n_items, optional
-        What intervals resample, if not stimuli.
-    unit
-        What they are, in one word.
-    """
-    names = [str(i) for i in ids]
-    rounds: list[Any] = [candidates] if candidates and isinstance(candidates[0], str) else list(candidates)
-    values = _average_metrics(references, rounds, encoder)
-    distinct = list(dict.fromkeys(names))
-    level: dict[str, float | None] = dict.fromkeys(values)
-    p_values: dict[str, float | None] = dict.fromkeys(values)
-    if len(distinct) > 1 and tables is not None:
-        for name in values:
-            null = permutation_test(
-                tables[name], truth=truth, groups=blocks, n_permutations=n_permutations, seed=seed
-            )
-            level[name], p_values[name] = null.null_mean, null.p_value
-    elif len(distinct) > 1:
-        following = dict(zip(distinct, distinct[1:] + distinct[:1], strict=True))
-        first = {name: names.index(name) for name in distinct}
-        others = [references[first[following[name]]] for name in names]
-        mismatched = _average_metrics(others, rounds, encoder)
-        level = {name: float(rows.mean()) for name, rows in mismatched.items()}
-    return [
-        make_score(
-            rows, metric=f"{name}@{source}" if source else name, method=method, protocol=protocol, subject=subject,
-            split=split, seed=seed, chance=level[name], stimulus_ids=names if clusters is None else clusters, unit=unit,
-            subjects=subjects, n_boot=n_boot, p_value=p_values[name],
-        )
-        for name, rows in values.items()
-    ]  # fmt: skip
-
-
-def _average_metrics(
-    references: Sequence[Sequence[str]], rounds: Sequence[Sequence[str]], encoder: SentenceEncoder | None
-) -> dict[str, np.ndarray]:
-    """Return each metric of each item, the mean over rounds of captions."""
-    found = [compute_caption_metrics(references, one, encoder=encoder) for one in rounds]
-    return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from braindecode_vis.base.checks import DataError, check_file, check_unique, suggest
-from braindecode_vis.embeddings.captions import read_text
+from braindecode_vis.embeddings.caption_bank import read_text
 
 KEYS = ("id", "concept")
 UNKNOWN = -1

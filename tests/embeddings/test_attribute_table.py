@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.embeddings.attributes import read_attributes
+from braindecode_vis.embeddings.attribute_table import read_attributes
 
 TABLE = "id,colour,place\na, red ,left\nb,blue,\nc,red,right\n"
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from braindecode_vis.base.checks import BraindecodeVisError
 from braindecode_vis.base.store import read_json
-from braindecode_vis.parts.audit.compare import compare_files
+from braindecode_vis.parts.audit.differences import compare_files
 from braindecode_vis.parts.audit.recompute import RecomputedRun
-from braindecode_vis.pipeline.leaks.files import AuditedRun, list_first, name_fold
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first, name_fold
 from braindecode_vis.pipeline.leaks.split_overlap import count_units, hash_images
 from braindecode_vis.pipeline.synthetic import PREFIX, count_synthetic, synthesise
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.scoring.metrics import captions
-from tests.embeddings.test_captions import WORDS, write_vocabulary
+from braindecode_vis.scoring.caption_scores import score_captions
+from braindecode_vis.scoring.metrics import caption_metrics
+from tests.embeddings.test_caption_bank import WORDS, write_vocabulary
 
 
 def slow_rouge_l(reference, candidate):
-    left, right = captions.tokenize(reference), captions.tokenize(candidate)
+    left, right = caption_metrics.tokenize(reference), caption_metrics.tokenize(candidate)
     common = max(
         (size for size in range(len(left) + 1) for chosen in itertools.combinations(left, size)
          if any(chosen == other for other in itertools.combinations(right, size))),
@@ -25,14 +26,19 @@ def test_words_in_common_equal_slow_definitions():
     rng = np.random.default_rng(0)
     for _ in range(60):
         left, right = (" ".join(rng.choice(WORDS[:5], rng.integers(1, 8))) for _ in range(2))
-        assert captions.rouge_l(left, right) == pytest.approx(slow_rouge_l(left, right))
-        a, b = captions.tokenize(left), captions.tokenize(right)
+        assert caption_metrics.rouge_l(left, right) == pytest.approx(slow_rouge_l(left, right))
+        a, b = caption_metrics.tokenize(left), caption_metrics.tokenize(right)
         common = sum(min(a.count(w), b.count(w)) for w in set(a))
-        assert captions.rouge_1(left, right) == pytest.approx(2 * common / (len(a) + len(b)))
-        n_matches, n_chunks = captions._match_runs(a, b)
+        assert caption_metrics.rouge_1(left, right) == pytest.approx(2 * common / (len(a) + len(b)))
+        n_matches, n_chunks = caption_metrics._match_runs(a, b)
         assert n_matches == common
         assert n_chunks >= min_chunks(a, b)
-    assert captions.rouge_1("a", "b") == captions.rouge_l("", "b") == captions.meteor_exact("a", "") == 0
+    assert (
+        caption_metrics.rouge_1("a", "b")
+        == caption_metrics.rouge_l("", "b")
+        == caption_metrics.meteor_exact("a", "")
+        == 0
+    )
 
 
 def min_chunks(left, right):
@@ -51,34 +57,36 @@ def min_chunks(left, right):
 
 def test_meteor_equals_a_hand_count():
     # Five of six words match in two chunks ("on the mat", "the cat"): P = R = 5/6.
-    value = captions.meteor_exact("the cat sat on the mat", "on the mat lay the cat")
+    value = caption_metrics.meteor_exact("the cat sat on the mat", "on the mat lay the cat")
     assert value == pytest.approx(5 / 6 * (1 - 0.5 * (2 / 5) ** 3))
     # Two of three candidate words, two of four reference words, one chunk: R weighs nine times P.
     precision, recall = 2 / 3, 2 / 4
     mean = 10 * precision * recall / (recall + 9 * precision)
-    assert captions.meteor_exact("a red car drives", "a red bus") == pytest.approx(mean * (1 - 0.5 / 8))
+    assert caption_metrics.meteor_exact("a red car drives", "a red bus") == pytest.approx(
+        mean * (1 - 0.5 / 8)
+    )
 
 
 def test_the_best_reference_counts_and_chance_is_the_next_stimulus():
     references = [["a dog", "the cat"], ["a red car"]]
-    values = captions.compute_caption_metrics(references, ["the cat", "a car"])
+    values = caption_metrics.compute_caption_metrics(references, ["the cat", "a car"])
     assert values["rouge1"].tolist() == [1.0, pytest.approx(0.8)]
-    rows = captions.score_captions(
+    rows = score_captions(
         references, ["the cat", "a car"], ["s1", "s2"], method="decoded", protocol="p", subject="1", split="test",
         seed=0, n_boot=100,
     )  # fmt: skip
     assert {row.metric for row in rows} == {"rouge1", "rougeL", "meteor_exact"}
-    assert rows[0].chance == pytest.approx((captions.rouge_1("a red car", "the cat") + 0.5) / 2)
+    assert rows[0].chance == pytest.approx((caption_metrics.rouge_1("a red car", "the cat") + 0.5) / 2)
     with pytest.raises(DataError, match="every item needs at least one"):
-        captions.compute_caption_metrics([["a"], []], ["a", "b"])
+        caption_metrics.compute_caption_metrics([["a"], []], ["a", "b"])
 
 
 def test_chance_of_two_stimuli_is_that_of_their_permutations():
     """Half of all permutations of two leave both where they are, so that p is a half at best."""
     references, found = [["the cat"], ["a red car"]], ["the cat", "a car"]
-    pairs = [[captions.compute_caption_metrics([own], [text]) for own in references] for text in found]
+    pairs = [[caption_metrics.compute_caption_metrics([own], [text]) for own in references] for text in found]
     tables = {name: np.array([[pair[name][0] for pair in row] for row in pairs]) for name in pairs[0][0]}
-    rows = captions.score_captions(
+    rows = score_captions(
         references, found, ["s1", "s2"], method="decoded", protocol="p", subject="1", split="test", seed=0, n_boot=100,
         tables=tables, truth=np.arange(2), n_permutations=2000,
     )  # fmt: skip
@@ -95,8 +103,8 @@ def test_stimuli_are_permuted_within_their_block(tmp_path):
     references, found = [["a"], ["b"], ["c"], ["d"]], ["a", "x", "c", "y"]
     table = np.full((4, 4), 99.0)
     table[:2, :2], table[2:, 2:] = [[1, 0], [0.5, 0]], [[1, 0.25], [0.5, 0]]
-    tables = dict.fromkeys(captions.compute_caption_metrics(references, found), table)
-    rows = captions.score_captions(
+    tables = dict.fromkeys(caption_metrics.compute_caption_metrics(references, found), table)
+    rows = score_captions(
         references, found, list("abcd"), method="decoded", protocol="p", subject="1", split="test", seed=0, n_boot=100,
         tables=tables, truth=np.arange(4), blocks=np.array([0, 0, 1, 1]), n_permutations=2000,
     )  # fmt: skip
@@ -108,7 +116,7 @@ def test_a_damaged_sentence_encoder_is_one_sentence(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match=r"cannot be read .*; copy the whole folder again"):
-        captions.SentenceEncoder(tmp_path, device="cpu").encode(["a"])
+        caption_metrics.SentenceEncoder(tmp_path, device="cpu").encode(["a"])
 
 
 def test_sentences_are_means_over_real_tokens(tmp_path):
@@ -124,20 +132,22 @@ def test_sentences_are_means_over_real_tokens(tmp_path):
         ).eval()  # fmt: skip
     model.save_pretrained(folder)
     texts = ["a cat", "the dog on the red grass", "cars"]
-    found = captions.SentenceEncoder(folder, batch_size=2, device="cpu").encode(texts)
+    found = caption_metrics.SentenceEncoder(folder, batch_size=2, device="cpu").encode(texts)
     for text, row in zip(texts, found, strict=True):
         with torch.inference_mode():  # alone, a sentence has no padding
             states = model(**tokenizer([text], return_tensors="pt")).last_hidden_state[0]
         mean = states.mean(dim=0).numpy()
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-5)
-    encoder = captions.SentenceEncoder(folder, device="cpu")
-    values = captions.compute_caption_metrics([["a cat", "cars"]] * 2, ["cars", "a cat"], encoder=encoder)
+    encoder = caption_metrics.SentenceEncoder(folder, device="cpu")
+    values = caption_metrics.compute_caption_metrics(
+        [["a cat", "cars"]] * 2, ["cars", "a cat"], encoder=encoder
+    )
     np.testing.assert_allclose(values["sentence_similarity"], 1, atol=1e-6)
     with pytest.raises(DataError, match="holds no sentence encoder"):
-        captions.SentenceEncoder(tmp_path).encode(["a"])
+        caption_metrics.SentenceEncoder(tmp_path).encode(["a"])
 
 
-class Letters(captions.SentenceEncoder):
+class Letters(caption_metrics.SentenceEncoder):
     """A sentence encoder without a network: unit counts of letters."""
 
     def __init__(self):
@@ -151,13 +161,13 @@ class Letters(captions.SentenceEncoder):
 def test_tables_hold_the_metric_of_every_pair():
     references = [["a cat", "a red car"], ["the dog"], ["grass on the car", "a dog", "the grass"]]
     candidates = ["a red cat", "the dog", "the dog", "grass"]
-    tables = captions.tabulate_captions(references, candidates, encoder=Letters())
+    tables = caption_metrics.tabulate_captions(references, candidates, encoder=Letters())
     for column, several in enumerate(references):
-        own = captions.compute_caption_metrics([several] * 4, candidates, encoder=Letters())
+        own = caption_metrics.compute_caption_metrics([several] * 4, candidates, encoder=Letters())
         assert set(own) == set(tables)
         for name, values in own.items():
             np.testing.assert_allclose(tables[name][:, column], values, err_msg=name)
     wanted = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]], bool)
-    some = captions.tabulate_captions(references, candidates, wanted=wanted)
+    some = caption_metrics.tabulate_captions(references, candidates, wanted=wanted)
     np.testing.assert_array_equal(some["rouge1"][wanted], tables["rouge1"][wanted])
     assert some["rouge1"][0, 1] == some["rouge1"][3, 0] == 0

@@ -6,7 +6,7 @@ import pytest
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.parts.audit.run import audit_run, check_branches, check_results
-from braindecode_vis.pipeline.leaks.files import drop_digests, list_first, open_audited
+from braindecode_vis.pipeline.leaks.run_files import drop_digests, list_first, open_audited
 from tests.parts.audit.small_runs import read_name, write_artifact, write_bank, write_prepared, write_trained
 
 DATA = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.embeddings.descriptions import (
+from braindecode_vis.embeddings.image_descriptions import (
     DescriptionsConfig,
     describe_captions,
     fit_ridge,

@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from braindecode_vis.base import store
-from braindecode_vis.parts.audit.compare import (
+from braindecode_vis.parts.audit.differences import (
     compare_files,
     compare_images,
     compare_tables,

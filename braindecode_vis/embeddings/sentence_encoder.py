@@ -25,7 +25,7 @@ from braindecode_vis.base.checks import ConfigError, DataError, Notice, check_in
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.store import hash_json, read_json
-from braindecode_vis.embeddings.captions import load_parts
+from braindecode_vis.embeddings.caption_bank import load_parts
 from braindecode_vis.embeddings.published import check_published, find_cached, read_model
 from braindecode_vis.embeddings.text import (
     TextTargetConfig,

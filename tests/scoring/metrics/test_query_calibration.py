@@ -6,7 +6,7 @@ from scipy.linalg import expm, polar, sqrtm
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.scoring.metrics.calibration import (
+from braindecode_vis.scoring.metrics.query_calibration import (
     calibrate,
     centre_queries,
     compute_adaptive_csls,

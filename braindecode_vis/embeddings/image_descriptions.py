@@ -20,9 +20,9 @@ from pydantic import Field, model_validator
 from braindecode_vis.base.checks import DataError, check_file, check_installed
 from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.embeddings.attributes import read_attributes
-from braindecode_vis.embeddings.captions import read_caption_bank, read_text
-from braindecode_vis.embeddings.sentences import (
+from braindecode_vis.embeddings.attribute_table import read_attributes
+from braindecode_vis.embeddings.caption_bank import read_caption_bank, read_text
+from braindecode_vis.embeddings.sentence_encoder import (
     SentenceEncoder,
     find_sentence_folder,
     hash_sentence_encoder,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.base.image_rows import Images
+from braindecode_vis.base.stimuli import Images
 from braindecode_vis.base.store import PROVENANCE, read_json
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
 
