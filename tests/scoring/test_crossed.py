@@ -86,6 +86,18 @@ def test_the_parts_of_the_examples():
     assert of_cube.residual == pytest.approx(0.001389 + 0.0025 + 0.001389, abs=2 * SIX)
 
 
+def test_signs_of_images_belong_to_columns():
+    """Of a table with as many subjects as images nobody sees which of the two changes sign; here it has more images."""
+    table = np.array([[1.0, 2, np.nan, 4], [3, 1, 2, 0]])
+    np.testing.assert_allclose(
+        crossed.sum_images(table), [1 / 6 + 3 / 8, 2 / 6 + 1 / 8, 2 / 8, 4 / 6], rtol=1e-12
+    )
+    # Two subjects that agree: their signs alone cannot tell more than 1/2, those of six images can.
+    alike = np.tile([1.0, 2, 3, 4, 5, 6], (2, 1))
+    assert crossed.image_signs_p(alike) == 2 / 64
+    assert crossed.subject_signs_p(alike) == 0.5
+
+
 def test_the_half_width_equals_the_formula_cell_by_cell():
     rng = np.random.default_rng(0)
     for n_subjects, n_images, level in ((3, 5, 0.95), (8, 40, 0.9), (20, 7, 0.99)):

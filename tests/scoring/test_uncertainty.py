@@ -438,3 +438,13 @@ def test_a_widened_null_keeps_the_level_after_two_folds():
         wide.append(unc.widen_null(found).p_value)
     assert np.mean(np.array(plain) <= 0.05) > 0.085
     assert 0.02 < np.mean(np.array(wide) <= 0.05) < 0.08
+
+
+@pytest.mark.parametrize("alternative", ["greater", "less"])
+def test_a_wider_null_keeps_its_side(alternative):
+    """Ranks are better where they are low, after folds too."""
+    table = 1.0 + 9 * (1 - np.eye(10)) if alternative == "less" else np.eye(10)
+    found = unc.permutation_test(table, alternative=alternative, n_permutations=199)
+    assert found.p_value == unc.widen_null(found).p_value == 0.005
+    worst = unc.permutation_test(1 - table, alternative=alternative, n_permutations=199)
+    assert unc.widen_null(worst).p_value > 0.5

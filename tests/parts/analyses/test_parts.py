@@ -11,6 +11,7 @@ from scipy.stats import binom
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders.ridge import RidgeConfig
+from braindecode_vis.parts.analyses import measure
 from braindecode_vis.parts.analyses.bands import BandFilter, FrequencyBandsConfig, fit_bands
 from braindecode_vis.parts.analyses.cuts import keep_features
 from braindecode_vis.parts.analyses.generalization import TimeGeneralizationConfig
@@ -213,6 +214,13 @@ def test_a_stopped_analysis_goes_on_to_the_same_table(analysis, tmp_path):
     next((tmp_path / "work").iterdir()).write_bytes(b"PK half a file")
     pd.testing.assert_frame_equal(compute(), expected, check_exact=True)
     assert built == total + 1
+
+
+def test_a_gallery_that_is_too_large_has_no_p_value_instead_of_a_table_that_does_not_fit(monkeypatch):
+    study = make_parcel_study({"a": 1.0, "b": 0.5}, n_train=20)
+    assert measure_changes(study, {"all": None}, "top1")["all"].p_value is not None
+    monkeypatch.setattr(measure, "LARGEST_GALLERY", 3)
+    assert measure_changes(study, {"all": None}, "top1")["all"].p_value is None
 
 
 def test_two_questions_of_one_analysis_are_kept_apart(tmp_path):
