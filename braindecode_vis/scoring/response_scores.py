@@ -24,13 +24,13 @@ from braindecode_vis.base.stimuli import StimulusSet, resize_image
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.preprocessing.noise_ceiling import ResponseCeiling, compute_noise_ceilings
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels, read_geometry
+from braindecode_vis.scoring.crossed import name_units
 from braindecode_vis.scoring.metrics.brain_correlation import (
     correlate_responses,
     fit_encoding_model,
     predict_responses,
 )
 from braindecode_vis.scoring.metrics.image import ImageTable, make_image_table
-from braindecode_vis.scoring.score_row import name_units
 from braindecode_vis.scoring.units import Units
 
 CeilingMeasure = Literal["ncsnr", "split_half", "published"]

@@ -19,7 +19,8 @@ from braindecode_vis.scoring.image_scores import encode_images, score_features, 
 from braindecode_vis.scoring.metrics.identification import Order, classification_accuracy, count_order
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric, tabulate_items
 from braindecode_vis.scoring.retrieval import Retrieval
-from braindecode_vis.scoring.scoring_task import LARGEST_TABLE, POOLED, ScoredGroup, ScoringTask
+from braindecode_vis.scoring.score_row import POOLED
+from braindecode_vis.scoring.scoring_task import LARGEST_TABLE, ScoredGroup, ScoringTask
 from braindecode_vis.scoring.uncertainty import PermutationResult, permutation_test_folds
 
 K_WAY = (2, 4, 10, 50, 100)

@@ -106,10 +106,18 @@ def test_no_value_without_finite_items(values):
     [
         ("image", [0.1, 0.5, 0.4], None, "images"),
         ("image", [0.0, 1.0, 1.0], None, "images (Wilson)"),
-        ("group", [0.1, 0.5, 0.4], None, "3 groups"),
-        ("trial", [0.1, 0.5, 0.4, 0.2], ["1", "1", "2", "2"], "subjects, then trials"),
-        ("group", [0.1, 0.5, 0.4, 0.2], ["1", "1", "2", "2"], "subjects, then groups"),
-        ("subject", [0.1, 0.5, 0.4, 0.2], ["1", "1", "2", "2"], "2 subjects"),
+        ("group", [0.1, 0.5, 0.4], None, "3 groups (t)"),
+        ("group", [0.1, 0.5], None, "no interval: 2 groups, and an interval over groups needs at least 3"),
+        ("image", [0.1], None, "no interval: one image"),
+        ("trial", [0.1, 0.5, 0.4], ["1", "2", "3"], "3 subjects, each with its own trials (crossed)"),
+        ("group", [0.1, 0.5, 0.4], ["1", "2", "3"], "3 subjects, each with its own groups (crossed)"),
+        ("subject", [0.1, 0.5, 0.4, 0.2], ["1", "1", "2", "3"], "3 subjects (t)"),
+        (
+            "image",
+            [0.1, 0.5],
+            ["1", "2"],
+            "no interval: 2 subjects, and an interval over subjects needs at least 3",
+        ),
     ],
 )
 def test_a_score_says_what_was_resampled(unit, values, subjects, words):
