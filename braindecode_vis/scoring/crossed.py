@@ -6,9 +6,10 @@ rows and columns are added instead. Knows nothing of files and rows of scores, a
 
 References
 ----------
-Owen (2007), The pigeonhole bootstrap, doi:10.1214/07-AOAS122. Banerjee (1960), Sankhya 22, 357 (squared half-widths
-add). Woodruff (1952), Confidence intervals for medians, doi:10.1080/01621459.1952.10483443. Winkler et al. (2014),
-Permutation inference for the general linear model, doi:10.1016/j.neuroimage.2014.01.060 (signs).
+Owen (2007), The pigeonhole bootstrap, doi:10.1214/07-AOAS122 (the variance of crossed samples). Banerjee (1960),
+Sankhya 22, 357 (squared half-widths add). Woodruff (1952), Confidence intervals for medians,
+doi:10.1080/01621459.1952.10483443. Winkler et al. (2014), Permutation inference for the general linear model,
+doi:10.1016/j.neuroimage.2014.01.060 (signs).
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ def crossed_interval(
     ----------
     table : array of shape (n_subjects, n_images), or (n_subjects, n_seeds, n_images)
         One value per cell. NaN in a table stands where a subject did not see an image: images that all subjects saw
-        and images that one subject saw may be mixed, as in the Natural Scenes Dataset; of any other pattern the
-        variance of the pigeonhole bootstrap is used. Seeds are a factor of their own only where one seed is the same
+        and images that one subject saw may be mixed, as in the Natural Scenes Dataset; in any other pattern an image
+        weighs by who saw it. Seeds are a factor of their own only where one seed is the same
         for all subjects, as in a network that is trained on all of them; otherwise average over seeds first. For one
         subject with several seeds, give the seeds as rows.
     statistic
@@ -772,7 +773,7 @@ def _find_spread(values: np.ndarray, row: str, column: str) -> _Spread:
     rows = float(means.var(ddof=1)) / n_rows
     shared, own = times == n_rows, times == 1
     if not (shared | own).all():
-        return _find_spread_of_pigeonhole(values, row, column)
+        return _find_spread_of_gaps(values, row, column)
     n_shared = int(shared.sum())
     if n_shared < 2:
         words = f"{n_rows} {row}s, each with its own {column}s"
@@ -803,17 +804,28 @@ def _find_spread_of_cube(cube: np.ndarray, row: str, column: str) -> _Spread:
     return _Spread(terms, residual, None, f"{n_rows} {row}s, {n_seeds} seeds and {n_columns} {column}s")
 
 
-def _find_spread_of_pigeonhole(values: np.ndarray, row: str, column: str) -> _Spread:
-    """Return the variance that drawing rows and columns with replacement has, to first order, for any pattern."""
+def _find_spread_of_gaps(values: np.ndarray, row: str, column: str) -> _Spread:
+    """Return the spread of a table of any pattern, in which an image weighs by who saw it.
+
+    Of a full table these are the formulas of `crossed_interval`. Images that few rows share stand in the means of rows
+    as well, so that the interval is a little wide where there are many of them.
+    """
     seen = np.isfinite(values)
     n_rows, n_columns = values.shape
+    counts = seen.sum(axis=1, keepdims=True)
     means = np.nanmean(values, axis=1, keepdims=True)
-    parts = np.where(seen, values - means, 0.0) / (n_rows * seen.sum(axis=1, keepdims=True))
-    of_rows = float((((means - means.mean()) / n_rows) ** 2).sum()) * (1 - 1 / n_columns)
-    of_columns = float((parts.sum(axis=0) ** 2).sum()) * (1 - 1 / n_rows)
-    total = of_rows + of_columns + float((parts**2).sum())
+    weights = seen / (n_rows * counts)
+    rows = float(means.var(ddof=1)) / n_rows
+    effects = np.where(seen, (values - means) * weights, 0.0).sum(axis=0)  # (n_columns,), their sum is 0
+    columns = n_columns / (n_columns - 1) * float((effects**2).sum())
+    rest = np.where(seen, values - means, 0.0)
+    for _ in range(30):  # rows and columns by turns, which ends at what both together leave
+        rest = np.where(seen, rest - rest.sum(axis=0) / seen.sum(axis=0), 0.0)
+        rest = np.where(seen, rest - rest.sum(axis=1, keepdims=True) / counts, 0.0)
+    df = int(seen.sum()) - n_rows - n_columns + 1
+    cells = float((rest**2).sum()) / df * float((weights**2).sum()) if df > 0 else 0.0
     words = f"{n_rows} {row}s and {n_columns} {column}s, each seen by some"
-    return _Spread(((total * n_rows / (n_rows - 1), n_rows - 1),), 0.0, 1, words)
+    return _Spread(((rows, n_rows - 1), (columns, n_columns - 1)), cells, max(df, 1), words)
 
 
 def _average(values: np.ndarray) -> float:
