@@ -463,7 +463,8 @@ def interval_of_rows(
         float(np.median(rows) if statistic == "median" else rows.mean()),
     )
     # Wilson's interval counts items as independent, which repetitions of an image are not.
-    if n_units == len(rows) and proportion and (len(rows) < WILSON_BELOW or _is_constant(rows)):
+    counted = proportion and bool(np.isin(rows, (0.0, 1.0)).all())
+    if n_units == len(rows) and counted and (len(rows) < WILSON_BELOW or _is_constant(rows)):
         wilson = wilson_interval(int(rows.sum()), len(rows), level=level)
         return CrossedInterval(value, wilson.low, wilson.high, None, f"{name_units(unit, n_units)} (Wilson)")
     if n_units < 2:

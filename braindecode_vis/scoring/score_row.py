@@ -114,6 +114,7 @@ def make_score(
     unit: str = "image",
     subjects: Labels | None = None,
     statistic: Statistic = "mean",
+    differs: bool = False,
     p_value: float | None = None,
     fingerprint: str = "",
     n_boot: int = 10_000,
@@ -143,6 +144,8 @@ def make_score(
         Subject of each item, for a crossed interval; the value is then the mean of subject means.
     statistic
         ``mean``, or ``median`` for ranks.
+    differs
+        Whether the values are differences of a metric; their limits may lie beyond 0 even where none of them does.
     n_boot
         Number of resamples.
 
@@ -181,8 +184,8 @@ def make_score(
     else:
         value = float(pd.Series(values).groupby([str(s) for s in subjects]).mean().mean())
     # An error that is 0 for every item is no proportion, so the name decides and not the values alone.
-    counts_hits = statistic == "mean" and find_metric(metric).metric.counts_hits
-    proportion = counts_hits and bool(np.isin(values, (0.0, 1.0)).all())
+    counts_hits = statistic == "mean" and not differs and find_metric(metric).metric.counts_hits
+    proportion = counts_hits and bool(((values >= 0) & (values <= 1)).all())
     found = interval_of_rows(
         values, clusters=stimulus_ids, subjects=subjects, unit=unit, statistic=statistic, proportion=proportion,
         n_boot=n_boot, seed=seed,

@@ -302,7 +302,9 @@ class ScoredGroup:
                 pair = values["decoded"], values[method]
                 # Equal images tie, whichever of a table in single precision and of pairs in double a value is from.
                 tied = np.isclose(*pair, rtol=ROUNDING, atol=ROUNDING / 10)
-                found = self.score(np.where(tied, 0.0, pair[0] - pair[1]), metric, method, chance=None)
+                found = self.score(
+                    np.where(tied, 0.0, pair[0] - pair[1]), metric, method, chance=None, differs=True
+                )
                 yield {
                     "metric": metric, "control": method, "subject": self.subject, "split": self.split,
                     "difference": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high,

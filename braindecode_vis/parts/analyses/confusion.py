@@ -274,7 +274,9 @@ def _bound(study: Study, hits: np.ndarray, own: pd.DataFrame) -> tuple[float, fl
         interval = wilson_interval(int(hits.sum()), len(hits))
         return interval.low, interval.high, f"{name_units(unit, len(hits))} (Wilson)"
     clusters, subjects = own["cluster"].to_numpy(object), own["subject"].to_numpy(object)
-    return compute_interval(study, hits.astype(float), clusters, subjects, own["id"].to_numpy(object))
+    return compute_interval(
+        study, hits.astype(float), clusters, subjects, own["id"].to_numpy(object), shares=True
+    )
 
 
 def _permute(study: Study, decided: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:

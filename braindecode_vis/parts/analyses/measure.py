@@ -100,7 +100,9 @@ class Measured:
 
     def as_row(self, study: Study) -> dict[str, Any]:
         """Return `value`, `ci_low`, `ci_high`, `chance`, `n`, `p_value`, and what the interval has `resampled`."""
-        low, high, words = compute_interval(study, self.values, self.clusters, self.subjects, self.ids)
+        low, high, words = compute_interval(
+            study, self.values, self.clusters, self.subjects, self.ids, shares=True
+        )
         return {
             "value": self.value, "ci_low": low, "ci_high": high, "chance": self.chance, "n": len(self.values),
             "p_value": self.p_value, "resampled": words,
@@ -142,6 +144,8 @@ def compute_interval(
     clusters: np.ndarray,
     subjects: np.ndarray,
     ids: np.ndarray | None = None,
+    *,
+    shares: bool = False,
 ) -> tuple[float, float, str]:
     """Return the 95 % interval of the mean, crossed where there are several subjects, and what it resampled.
 
@@ -153,6 +157,8 @@ def compute_interval(
         As in `Measured`.
     ids : array of shape (n_rows,), optional
         Images, where `clusters` may be groups that do not hold whole images.
+    shares
+        Whether the values are hits and misses, or shares of them.
 
     Returns
     -------
@@ -165,7 +171,7 @@ def compute_interval(
     several = len(set(subjects.tolist())) > 1
     found = interval_of_rows(
         values, **_find_units(study, clusters, subjects, ids), n_boot=study.n_bootstrap, seed=study.seed,
-        proportion=several and bool(np.isin(values, (0.0, 1.0)).all()),
+        proportion=shares and several,
     )  # fmt: skip
     low, high = (np.nan if limit is None else limit for limit in (found.low, found.high))
     return low, high, found.resampled
