@@ -269,7 +269,7 @@ def judge(
     'above chance, not above mean image'
     """
     if not direction or any(is_missing(row[key]) for key in ("value", "ci_low", "ci_high")):
-        return Verdict("", "")
+        return Verdict("", "no interval, no verdict" if direction and lacks_interval(row) else "")
     better, sign = ("above" if direction > 0 else "better than"), direction
     worst, best = (row["ci_low"], row["ci_high"]) if sign > 0 else (-row["ci_high"], -row["ci_low"])
     if not is_missing(row["chance"]):

@@ -72,6 +72,8 @@ def name_population(words: str, *, several: bool = False) -> str:
     >>> name_population("20 images (of these 2 subjects)"), name_population("6 subjects (t; signs of whole subjects)")
     ('these 2 subjects and of images like these', 'subjects like these and of these images')
     """
+    if words.startswith(NO_INTERVAL):
+        return ""
     if found := re.match(r"\d+ (\w+) \(of these (\d+ subjects)\)", words):
         return f"these {found[2]} and of {found[1]} like these"
     if found := re.match(r"\d+ (\w+)s \(t; signs of whole", words):

@@ -86,7 +86,7 @@ def compare_runs(
 
 def describe_comparison(table: pd.DataFrame) -> list[str]:
     """Return sentences on what a comparison of `compare_runs` cannot tell; none where there is nothing to say."""
-    n_subjects, words = int(table["n_subjects"].iloc[0]), str(table["resampled"].iloc[0])
+    n_subjects, words = int(table["n_subjects"].iloc[0]), " ".join(table["resampled"])
     sentences = []
     if n_subjects == 2 and "of these 2" in words:
         sentences.append(
