@@ -70,11 +70,9 @@ def test_ties_are_explained():
     assert "would be up to 1.00 higher" in hint
 
 
-def test_few_groups_and_folds_of_one_class():
-    X, pictures, shown = make_experiment()
+def test_folds_of_one_class():
+    X, _, _ = make_experiment()
     groups = np.repeat(["a", "b", "c", "d"], 5)
-    (hint,) = decode(X, pictures, shown, group=groups, **{"encoder.alphas": [10.0]}).hints
-    assert "resample 4 groups only" in hint
     labels = np.where(np.arange(20) % 10 < 5, "face", "house")
     run = bdv.decode(
         bdv.from_arrays(X, labels=labels, group=groups), split="leave-one-group-out", settings=QUICK

@@ -282,9 +282,9 @@ class EvaluationConfig(Settings):
     n_bootstrap
         Resamples of the stimuli behind every interval.
     resample
-        What is drawn with replacement: ``image``, ``trial``, ``group``, ``run``, ``session`` or ``subject``. With
+        What intervals speak of others of: ``image``, ``trial``, ``group``, ``run``, ``session`` or ``subject``. With
         ``auto``, groups where the trial table has a column `group`, otherwise images, and trials where classes are
-        decoded. With several subjects, subjects are drawn first; ``subject`` draws nothing within them.
+        decoded. With several subjects, of subjects as well; ``subject`` looks at nothing within them.
     n_permutations
         Shuffles of the image labels behind every chance level and p-value.
     features

@@ -5,7 +5,6 @@ Looks at finished stages only and changes nothing. A hint is no error: the score
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,13 @@ from braindecode_vis.pipeline.scoring import evaluate
 
 # On real fMRI of 12 to 60 pictures, single trials gave top-1 0.75 where their averages gave 0.45.
 FEW_IMAGES, MANY_REPETITIONS = 80, 6
-FEW_UNITS = 10  # a percentile bootstrap of fewer units is too narrow
 
 
 @remember
 def list_hints(run: Run) -> list[str]:
     """Return the hints on a finished run."""
     rows = evaluate(run)
-    hints = [*_judge_units(rows), *_judge_penalties(run)]
+    hints = _judge_penalties(run)
     if run.config.decodes_categories:
         return [*_judge_folds(run), *hints]
     return [*_judge_repeats(run), *_judge_gallery(run, rows), *_judge_ties(run), *hints]
@@ -126,14 +124,3 @@ def _judge_ties(run: Run) -> list[str]:
         f"{shared.mean():.0%} of the queries tie with another candidate: ties are lost in top-k and share the mean "
         f"rank elsewhere.{decided} Candidates of equal embeddings, or constant predictions, make ties."
     ]
-
-
-def _judge_units(rows: list[dict[str, Any]]) -> list[str]:
-    for row in rows:
-        found = re.fullmatch(r"(\d+) (\w+)", row.get("resampled") or "")
-        if row["method"] == "decoded" and found and int(found[1]) < FEW_UNITS:
-            return [
-                f"intervals resample {row['resampled']} only; a bootstrap of fewer than {FEW_UNITS} units is too "
-                "narrow, so read them as lower bounds of the uncertainty."
-            ]
-    return []

@@ -8,7 +8,6 @@ arrays; nothing is fitted here.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,8 +20,9 @@ import pandas as pd
 from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.scoring.score_row import name_units
-from braindecode_vis.scoring.scoring_task import POOLED, SHUFFLES
+from braindecode_vis.scoring.crossed import MANY, groups_interval, name_units, resampled_interval
+from braindecode_vis.scoring.score_row import POOLED
+from braindecode_vis.scoring.scoring_task import SHUFFLES
 from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within, wilson_interval
 from braindecode_vis.scoring.units import Units
 
@@ -75,9 +75,9 @@ def compute_category_scores(
 ) -> tuple[list[Score], pd.DataFrame]:
     """Return the score rows and one row per trial (`label`, `decoded`, `run`, `subject` and the decisions).
 
-    Several subjects get a row ``all`` beside their own: the mean of their scores, whose interval draws subjects first
-    and trials (or units) of each second. `differences`, where it is there, is given the difference of the decoded
-    system to the control of the design, in the same resamples.
+    Several subjects get a row ``all`` beside their own: the mean of their scores, whose interval is Student's t of
+    these, since trials are their own. `differences`, where it is there, is given the difference of the decoded system
+    to the control of the design: in the same resamples, or subject by subject.
     """
     codes = np.array([task.classes.index(label) for label in task.labels])
     subjects = sorted(set(task.subjects.tolist()))
@@ -101,7 +101,7 @@ def compute_category_scores(
                 continue
             scores.append(_make_control(task, subject, one, other))
             if differences is not None:
-                low, high = (float(q) for q in np.quantile(one.draws - other.draws, [0.025, 0.975]))
+                low, high = _bound_difference(one, other)
                 differences.append(
                     {
                         "metric": one.metric, "control": "design", "subject": subject, "split": task.split,
@@ -118,7 +118,10 @@ def compute_category_scores(
 
 @dataclass(frozen=True)
 class _Measured:
-    """One metric of one subject: its value, its values in every resample, those under every permutation."""
+    """One metric of one subject or of all: its value, its values in every resample, those under every permutation.
+
+    Of all subjects `draws` are empty and `of_subjects` holds their values.
+    """
 
     metric: str
     value: float
@@ -126,7 +129,23 @@ class _Measured:
     draws: np.ndarray
     null: np.ndarray
     resampled: str
-    interval: tuple[float, float] | None = None  # where it is not that of the draws
+    interval: tuple[float | None, float | None] | None = None  # where it is not that of the draws
+    of_subjects: np.ndarray | None = None
+
+    def bound(self) -> tuple[float | None, float | None]:
+        if self.interval is not None:
+            return self.interval
+        low, high = np.quantile(self.draws, [0.025, 0.975])
+        return float(low), float(high)
+
+
+def _bound_difference(one: _Measured, other: _Measured) -> tuple[float | None, float | None]:
+    if one.of_subjects is not None and other.of_subjects is not None:
+        pairs = one.of_subjects - other.of_subjects
+        found = groups_interval(pairs, np.arange(len(pairs)), unit="subject")
+        return found.low, found.high
+    low, high = np.quantile(one.draws - other.draws, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _make_scores(task: CategoryTask, subject: str, found: _Measured) -> Iterator[Score]:
@@ -135,7 +154,7 @@ def _make_scores(task: CategoryTask, subject: str, found: _Measured) -> Iterator
         "protocol": task.protocol, "subject": subject, "split": task.split, "seed": task.seed,
         "gallery_size": len(task.classes),
     }  # fmt: skip
-    low, high = found.interval or (float(q) for q in np.quantile(found.draws, [0.025, 0.975]))
+    low, high = found.bound()
     yield Score(
         method="decoded", value=found.value, ci_low=low, ci_high=high, resampled=found.resampled,
         p_value=float(compute_p_value(found.value, found.null)), **common,
@@ -147,7 +166,7 @@ def _make_scores(task: CategoryTask, subject: str, found: _Measured) -> Iterator
 
 
 def _make_control(task: CategoryTask, subject: str, found: _Measured, other: _Measured) -> Score:
-    low, high = other.interval or (float(q) for q in np.quantile(other.draws, [0.025, 0.975]))
+    low, high = other.bound()
     return Score(
         method="design", metric=other.metric, value=other.value, ci_low=low, ci_high=high, resampled=other.resampled,
         chance=float(found.null.mean()), n_queries=other.n_trials, protocol=task.protocol, subject=subject,
@@ -156,22 +175,15 @@ def _make_control(task: CategoryTask, subject: str, found: _Measured, other: _Me
 
 
 def _pool(task: CategoryTask, parts: list[_Measured]) -> _Measured:
-    """Return the mean over subjects, resampled over subjects and then within each."""
+    """Return the mean over subjects, with Student's t over subjects."""
     generator = make_generator(task.seed, "category_subjects")
-    draws = np.stack([part.draws for part in parts])  # (n_subjects, n_bootstrap)
-    who = generator.integers(0, len(parts), draws.T.shape)  # (n_bootstrap, n_subjects)
-    whole = task.units is not None and task.units.unit == "subject"
-    if whole:
-        pooled, words = np.array([part.value for part in parts])[who], f"{len(parts)} subjects"
-    else:
-        # A subject drawn twice is resampled twice.
-        pooled, words = draws[who, generator.integers(0, draws.shape[1], who.shape)], "subjects, then "
-        words += re.sub(r"^\d+ | \(.*", "", parts[0].resampled)
+    values = np.array([part.value for part in parts])
+    found = groups_interval(values, np.arange(len(parts)), unit="subject")
     # The permutations of subjects are drawn alike; in another order for each, they are independent.
     null = np.mean([generator.permutation(part.null) for part in parts], axis=0)
     return _Measured(
-        parts[0].metric, float(np.mean([part.value for part in parts])), sum(part.n_trials for part in parts),
-        pooled.mean(axis=1), null, words,
+        parts[0].metric, found.value, sum(part.n_trials for part in parts), np.empty(0), null, found.resampled,
+        (found.low, found.high), values,
     )  # fmt: skip
 
 
@@ -202,6 +214,7 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
         # Which class was seen is looked up under every permutation, trial by trial.
         metrics.append((f"top{k}", np.arange(len(rows)), partial(_look_up, table)))
     resampled: dict[str, tuple[np.ndarray, str]]
+    of_units: dict[str, tuple[np.ndarray, int, str]] = {}
     if units is None:
         # Trials of one run share a decoder, so an AUC of a run is resampled within it; accuracy has one scale for all.
         everywhere, within_runs = (
@@ -217,7 +230,8 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
             for name, predicted, metric in metrics
         }  # fmt: skip
     else:
-        resampled = _resample_units(task, units, truth, hits, decisions[:, -1] - decisions[:, 0], usable)
+        of_units = _resample_units(task, units, truth, hits, decisions[:, -1] - decisions[:, 0], usable)
+        resampled = {name: (draws, name_units(unit, n)) for name, (draws, n, unit) in of_units.items()}
     fixed = np.arange(len(rows))[None]  # (1, n_trials): the sample itself as one more resample
     found = []
     for name, predicted, metric in metrics:
@@ -226,11 +240,14 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
             warnings.simplefilter("ignore", RuntimeWarning)  # of a mean over no run
             null = metric(np.broadcast_to(predicted, permuted.shape), permuted)
         draws, words = resampled[name]
-        interval = None
+        interval: tuple[float | None, float | None] | None = None
+        if name in of_units and of_units[name][2] not in MANY:
+            bound = resampled_interval(value, *of_units[name][:2], unit=of_units[name][2])
+            interval, words = (bound.low, bound.high), bound.resampled
         # A bootstrap of few hits is too narrow, and has no width at all where every trial is a hit.
         if name == "accuracy" and len(rows) < 40 and units is None:
-            bounds = wilson_interval(round(value * len(rows)), len(rows))
-            interval, words = (bounds.low, bounds.high), "trials (Wilson)"
+            wilson = wilson_interval(round(value * len(rows)), len(rows))
+            interval, words = (wilson.low, wilson.high), "trials (Wilson)"
         found.append(_Measured(name, value, len(rows), draws, null[np.isfinite(null)], words, interval))
     return found
 
@@ -286,8 +303,8 @@ def _resample_units(
     hits: Mapping[str, np.ndarray],
     decision: np.ndarray,
     usable: list[np.ndarray],
-) -> dict[str, tuple[np.ndarray, str]]:
-    """Return each metric in resamples of whole units, shape (n_bootstrap,), and what was resampled.
+) -> dict[str, tuple[np.ndarray, int, str]]:
+    """Return each metric in resamples of whole units, shape (n_bootstrap,), and how many of what were resampled.
 
     A resample is how often each unit was drawn, so that every metric is a ratio of sums over units. `hits` are those of
     the decided class, under an empty name, and of metrics that count others.
@@ -296,7 +313,7 @@ def _resample_units(
     n_units = len(known)
     generator = make_generator(task.seed, "category_units")
     drawn = generator.multinomial(n_units, np.full(n_units, 1 / n_units), size=task.n_bootstrap).astype(float)
-    words = name_units(units.unit, n_units)
+    words = n_units, units.unit
 
     def average(rows: np.ndarray, name: str = "") -> np.ndarray:
         counts = drawn @ np.bincount(code[rows], minlength=n_units)
@@ -305,9 +322,9 @@ def _resample_units(
 
     recalls = [average(np.flatnonzero(truth == label)) for label in np.unique(truth)]
     found = {
-        "accuracy": (average(np.arange(len(truth))), words),
-        "balanced_accuracy": (np.nanmean(recalls, axis=0), words),  # classes that were drawn
-        **{name: (average(np.arange(len(truth)), name), words) for name in hits if name},
+        "accuracy": (average(np.arange(len(truth))), *words),
+        "balanced_accuracy": (np.nanmean(recalls, axis=0), *words),  # classes that were drawn
+        **{name: (average(np.arange(len(truth)), name), *words) for name in hits if name},
     }
     if not usable:
         return found
@@ -317,7 +334,7 @@ def _resample_units(
         # Units within runs: a run may have one unit of each class, which alone has no spread, so runs are drawn.
         of_runs = np.concatenate([compute_auc(decision[block][None], truth[block][None]) for block in usable])
         turns = generator.integers(0, len(usable), (task.n_bootstrap, len(usable)))
-        found["auc"] = (of_runs[turns].mean(axis=1), f"{len(usable)} runs")
+        found["auc"] = (of_runs[turns].mean(axis=1), len(usable), "run")
         return found
     areas = []
     for block in usable:
@@ -335,7 +352,7 @@ def _resample_units(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         means = np.nanmean(areas, axis=0)
-    found["auc"] = (means[np.isfinite(means)], words)
+    found["auc"] = (means[np.isfinite(means)], *words)
     return found
 
 

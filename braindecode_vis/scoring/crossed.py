@@ -6,28 +6,39 @@ rows and columns are added instead. Knows nothing of files and rows of scores, a
 
 References
 ----------
-Owen (2007), The pigeonhole bootstrap, doi:10.1214/07-AOAS122. Banerjee (1960), Sankhya 22, 357 (squared half-widths
-add). Woodruff (1952), Confidence intervals for medians, doi:10.1080/01621459.1952.10483443. Winkler et al. (2014),
-Permutation inference for the general linear model, doi:10.1016/j.neuroimage.2014.01.060 (signs).
+Owen (2007), The pigeonhole bootstrap, doi:10.1214/07-AOAS122 (the variance of crossed samples). Banerjee (1960),
+Sankhya 22, 357 (squared half-widths add). Woodruff (1952), Confidence intervals for medians,
+doi:10.1080/01621459.1952.10483443. Winkler et al. (2014), Permutation inference for the general linear model,
+doi:10.1016/j.neuroimage.2014.01.060 (signs).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from braindecode_vis.base.checks import DataError, check_option
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.scoring.uncertainty import Labels, Statistic, compute_p_value
+from braindecode_vis.scoring.uncertainty import (
+    Labels,
+    Statistic,
+    bootstrap_interval,
+    compute_p_value,
+    wilson_interval,
+)
 
+NO_INTERVAL = "no interval"  # with these words begins why there is none
+#: Units that are many by nature and are not counted in words: their bootstrap needs no t.
+MANY = ("image", "trial")
+WILSON_BELOW = 40  # fewer items than this, and the bootstrap of a proportion is too narrow
 #: Two subjects, seeds or groups cover as well, but with intervals three times as wide as those of three.
 FEWEST = 3
 #: Fewer images, hits or misses than this, and an interval of hits is computed on the scale of their logit.
 FEW_HITS = 20
 
-Population = Literal["subjects and images", "images", "subjects"]
+Population = Literal["both", "images", "subjects"]
 
 
 @dataclass(frozen=True)
@@ -103,8 +114,8 @@ def crossed_interval(
     ----------
     table : array of shape (n_subjects, n_images), or (n_subjects, n_seeds, n_images)
         One value per cell. NaN in a table stands where a subject did not see an image: images that all subjects saw
-        and images that one subject saw may be mixed, as in the Natural Scenes Dataset; of any other pattern the
-        variance of the pigeonhole bootstrap is used. Seeds are a factor of their own only where one seed is the same
+        and images that one subject saw may be mixed, as in the Natural Scenes Dataset; in any other pattern an image
+        weighs by who saw it. Seeds are a factor of their own only where one seed is the same
         for all subjects, as in a network that is trained on all of them; otherwise average over seeds first. For one
         subject with several seeds, give the seeds as rows.
     statistic
@@ -147,7 +158,7 @@ def crossed_interval(
         return crossed_median(cells, below, level=level, row=row, column=column)
     mean = _average(values)
     if why := _find_lack(values, row, column):
-        return CrossedInterval(mean, None, None, None, f"no interval: {why}")
+        return CrossedInterval(mean, None, None, None, f"{NO_INTERVAL}: {why}")
     spread = _find_spread(values, row, column)
     half = spread.half_width(1 - level)
     n_cells = int(np.isfinite(values).sum())
@@ -156,10 +167,9 @@ def crossed_interval(
     if proportion and min(n_columns, n_hits, n_cells - n_hits) <= FEW_HITS:
         low, high = logit_limits(mean, half, n_cells)
         return CrossedInterval(mean, low, high, half, f"{spread.words} (crossed, logit)")
-    low, high = mean - half, mean + half
-    if proportion:
-        low, high = max(0.0, low), min(1.0, high)
-    return CrossedInterval(mean, low, high, half, f"{spread.words} (crossed)")
+    return CrossedInterval(
+        mean, *_clip(mean - half, mean + half, proportion), half, f"{spread.words} (crossed)"
+    )
 
 
 def crossed_half_width(table: np.ndarray, *, level: float = 0.95) -> float:
@@ -189,6 +199,29 @@ def crossed_half_width(table: np.ndarray, *, level: float = 0.95) -> float:
     return _find_spread(values, "subject", "image").half_width(1 - level)
 
 
+def half_width_of_parts(
+    rows: float, columns: float, cells: float, n_rows: int, n_columns: int, *, level: float = 0.95
+) -> float:
+    """Return h of `crossed_interval` where its parts are known, as those of a correlation are from its resamples.
+
+    Parameters
+    ----------
+    rows, columns, cells
+        Squared standard errors: A, B and E.
+    n_rows, n_columns
+        Number of subjects and of images.
+    level
+        Coverage.
+
+    Examples
+    --------
+    >>> round(half_width_of_parts(0.00694444, 0.04398148, 0.01620370, 3, 4), 5)
+    0.69064
+    """
+    df = (n_rows - 1) * (n_columns - 1)
+    return _Spread(((rows, n_rows - 1), (columns, n_columns - 1)), cells, df, "").half_width(1 - level)
+
+
 def crossed_median(
     values: np.ndarray, below: np.ndarray, *, level: float = 0.95, row: str = "subject", column: str = "image"
 ) -> CrossedInterval:
@@ -208,13 +241,11 @@ def crossed_median(
     shares = _check_table(below)
     why = _find_lack(shares, row, column, varies=np.ptp(ordered) > 0)
     if why:
-        return CrossedInterval(median, None, None, None, f"no interval: {why}")
+        return CrossedInterval(median, None, None, None, f"{NO_INTERVAL}: {why}")
     spread = _find_spread(shares, row, column)
-    half, n = spread.half_width(1 - level), len(ordered)
-    first, last = max(0, int(np.floor((0.5 - half) * n))), min(n - 1, int(np.ceil((0.5 + half) * n)) - 1)
-    return CrossedInterval(
-        median, float(ordered[first]), float(ordered[last]), half, f"{spread.words} (crossed, Woodruff)"
-    )
+    half = spread.half_width(1 - level)
+    words = f"{spread.words} (crossed, Woodruff)"
+    return CrossedInterval(median, *_find_order_statistics(ordered, half), half, words)
 
 
 def images_interval(
@@ -248,7 +279,7 @@ def images_interval(
     if n_columns < 2:
         return CrossedInterval(mean, None, None, None, f"no interval: one {column}")
     if _is_constant(values):
-        return CrossedInterval(mean, None, None, None, "no interval: all values are equal")
+        return CrossedInterval(mean, None, None, None, f"{NO_INTERVAL}: all values are equal")
     effects = sum_images(values)
     variance = n_columns / (n_columns - 1) * float(((effects - effects.mean()) ** 2).sum())
     half = float(t.isf((1 - level) / 2, n_columns - 1) * np.sqrt(variance))
@@ -262,16 +293,22 @@ def images_interval(
 
 
 def groups_interval(
-    values: np.ndarray, groups: Labels, *, proportion: bool = False, level: float = 0.95, unit: str = "group"
+    values: np.ndarray,
+    groups: Labels,
+    *,
+    statistic: Statistic = "mean",
+    proportion: bool = False,
+    level: float = 0.95,
+    unit: str = "group",
 ) -> CrossedInterval:
-    """Return the interval of a mean over rows that come in a few groups: t with groups - 1 degrees of freedom.
+    """Return the interval of rows that come in a few groups: t with groups - 1 degrees of freedom.
 
     Parameters
     ----------
     values : array of shape (n_rows,)
     groups : sequence of length n_rows
         Group of each row; groups may differ in size and weigh by it.
-    proportion, level
+    statistic, proportion, level
         As for `crossed_interval`.
     unit
         What the groups are, in one word.
@@ -284,26 +321,263 @@ def groups_interval(
     """
     from scipy.stats import t
 
+    check_option("statistic", statistic, ("mean", "median"))
     rows = _check_finite(values)
     codes = np.unique(np.array([str(group) for group in groups]), return_inverse=True)[1]
-    n, mean = int(codes.max()) + 1, float(rows.mean())
+    n = int(codes.max()) + 1
+    value = float(np.median(rows) if statistic == "median" else rows.mean())
     if n < FEWEST:
-        words = f"no interval: {_count(n, unit)}, and an interval over {unit}s needs at least {FEWEST}"
-        return CrossedInterval(mean, None, None, None, words)
+        words = f"{NO_INTERVAL}: {_count(n, unit)}, and an interval over {unit}s needs at least {FEWEST}"
+        return CrossedInterval(value, None, None, None, words)
     if _is_constant(rows):
-        return CrossedInterval(mean, None, None, None, "no interval: all values are equal")
-    sums = np.bincount(codes, rows - mean) / len(rows)
+        return CrossedInterval(value, None, None, None, f"{NO_INTERVAL}: all values are equal")
+    counted = (rows <= value).astype(float) if statistic == "median" else rows
+    sums = np.bincount(codes, counted - counted.mean()) / len(rows)
     half = float(t.isf((1 - level) / 2, n - 1) * np.sqrt(n / (n - 1) * (sums**2).sum()))
-    if proportion and min(n, mean * len(rows), (1 - mean) * len(rows)) <= FEW_HITS:
-        return CrossedInterval(mean, *logit_limits(mean, half, len(rows)), half, f"{n} {unit}s (t, logit)")
-    low, high = mean - half, mean + half
-    return CrossedInterval(
-        mean,
-        max(0.0, low) if proportion else low,
-        min(1.0, high) if proportion else high,
-        half,
-        f"{n} {unit}s (t)",
+    if statistic == "median":
+        return CrossedInterval(value, *_find_order_statistics(rows, half), half, f"{n} {unit}s (t, Woodruff)")
+    if proportion and min(n, value * len(rows), (1 - value) * len(rows)) <= FEW_HITS:
+        return CrossedInterval(value, *logit_limits(value, half, len(rows)), half, f"{n} {unit}s (t, logit)")
+    return CrossedInterval(value, *_clip(value - half, value + half, proportion), half, f"{n} {unit}s (t)")
+
+
+def resampled_interval(
+    value: float,
+    draws: np.ndarray,
+    n_groups: int,
+    *,
+    ends: tuple[float, float] = (0.0, 1.0),
+    level: float = 0.95,
+    unit: str = "group",
+) -> CrossedInterval:
+    """Return Student's t limits of a score whose spread is known from resamples of whole groups.
+
+    Parameters
+    ----------
+    value
+        The score, of which the squared error is not a plain sum: an area, or a mean over classes.
+    draws : array of shape (n_draws,)
+        The score in resamples of the groups. n groups spread their mean by sqrt((n - 1) / n) of what it really varies.
+    n_groups, unit
+        Number of groups, and what they are in one word.
+    ends
+        Between which values a score lies at all.
+    level
+        Coverage.
+
+    Examples
+    --------
+    >>> found = resampled_interval(0.5, np.array([0.4, 0.5, 0.6]), 4, unit="run")
+    >>> round(found.low, 3), round(found.high, 3), found.resampled
+    (0.2, 0.8, '4 runs (t)')
+    """
+    from scipy.stats import t
+
+    if n_groups < FEWEST:
+        words = (
+            f"{NO_INTERVAL}: {_count(n_groups, unit)}, and an interval over {unit}s needs at least {FEWEST}"
+        )
+        return CrossedInterval(value, None, None, None, words)
+    spread = float(np.nanstd(draws))
+    if spread == 0:
+        return CrossedInterval(value, None, None, None, f"{NO_INTERVAL}: all values are equal")
+    half = float(t.isf((1 - level) / 2, n_groups - 1)) * spread * float(np.sqrt(n_groups / (n_groups - 1)))
+    low, high = max(ends[0], value - half), min(ends[1], value + half)
+    return CrossedInterval(value, low, high, half, f"{n_groups} {unit}s (t)")
+
+
+def _find_order_statistics(values: np.ndarray, half: float) -> tuple[float, float]:
+    """Return the values whose places lie as far from the middle as the share below the median is unsure."""
+    ordered, n = np.sort(values), len(values)
+    first, last = max(0, int(np.floor((0.5 - half) * n))), min(n - 1, int(np.ceil((0.5 + half) * n)) - 1)
+    return float(ordered[first]), float(ordered[last])
+
+
+def _clip(low: float, high: float, proportion: bool) -> tuple[float, float]:
+    return (max(0.0, low), min(1.0, high)) if proportion else (low, high)
+
+
+def name_units(unit: str, n: int | None = None) -> str:
+    """Return what was resampled in words; units that are few by nature are counted.
+
+    Examples
+    --------
+    >>> name_units("image", 200), name_units("group", 12)
+    ('images', '12 groups')
+    """
+    counted = n is not None and unit not in MANY
+    return f"{n} {unit}s" if counted else f"{unit}s"
+
+
+def interval_of_rows(
+    values: np.ndarray,
+    *,
+    clusters: Labels | None = None,
+    subjects: Labels | None = None,
+    unit: str = "image",
+    statistic: Statistic = "mean",
+    proportion: bool = False,
+    level: float = 0.95,
+    n_boot: int = 10_000,
+    seed: int = 0,
+) -> CrossedInterval:
+    """Return the interval of one value per row: crossed for several subjects, over images or groups for one.
+
+    Parameters
+    ----------
+    values : array of shape (n_rows,)
+    clusters : sequence of length n_rows, optional
+        Image of each row, or whatever else `unit` names; rows of one belong together. By default each row is its own.
+    subjects : sequence of length n_rows, optional
+        Subject of each row, where there are several.
+    unit
+        What `clusters` are, in one word. Images and trials of one subject are resampled (a bootstrap, or Wilson's
+        interval of fewer than 40 hits and misses), groups get Student's t. With ``subject`` the interval speaks of
+        subjects and of nothing within them.
+    statistic, proportion, level
+        As for `crossed_interval`.
+    n_boot, seed
+        Of the bootstrap.
+
+    Examples
+    --------
+    >>> values = np.array([0.1, 0.2, 0.3, 0.4, 0.2, 0.4, 0.3, 0.5, 0.0, 0.3, 0.4, 0.3])
+    >>> found = interval_of_rows(values, clusters=list("abcd" * 3), subjects=list("xxxxyyyyzzzz"))
+    >>> round(found.half_width, 6), found.resampled
+    (0.24381, '3 subjects and 4 images (crossed)')
+    """
+    rows = _check_finite(values)
+    units = (
+        np.arange(len(rows)).astype(str) if clusters is None else np.array([str(name) for name in clusters])
     )
+    if len(units) != len(rows) or (subjects is not None and len(subjects) != len(rows)):
+        raise DataError(f"{len(rows)} values came with another number of {unit}s or subjects.")
+    if subjects is not None:
+        return _bound_subjects(rows, units, unit, subjects, statistic, proportion=proportion, level=level)
+    if unit not in MANY:
+        return groups_interval(
+            rows, units, statistic=statistic, proportion=proportion, level=level, unit=unit
+        )
+    n_units, value = (
+        len(set(units.tolist())),
+        float(np.median(rows) if statistic == "median" else rows.mean()),
+    )
+    # Wilson's interval counts items as independent, which repetitions of an image are not.
+    counted = proportion and bool(np.isin(rows, (0.0, 1.0)).all())
+    if n_units == len(rows) and counted and (len(rows) < WILSON_BELOW or _is_constant(rows)):
+        wilson = wilson_interval(int(rows.sum()), len(rows), level=level)
+        return CrossedInterval(value, wilson.low, wilson.high, None, f"{name_units(unit, n_units)} (Wilson)")
+    if n_units < 2:
+        return CrossedInterval(value, None, None, None, f"{NO_INTERVAL}: one {unit}")
+    found = bootstrap_interval(
+        rows, clusters=units, statistic=statistic, n_boot=n_boot, level=level, seed=seed
+    )
+    return CrossedInterval(value, found.low, found.high, None, name_units(unit, n_units))
+
+
+def _bound_subjects(
+    rows: np.ndarray,
+    units: np.ndarray,
+    unit: str,
+    subjects: Labels,
+    statistic: Statistic,
+    *,
+    proportion: bool,
+    level: float,
+) -> CrossedInterval:
+    whose = np.array([str(name) for name in subjects])
+    if unit == "subject":
+        # Whole subjects alone: the mean of each counts once, whatever its number of rows.
+        names = np.unique(whose)
+        means = np.array([rows[whose == name].mean() for name in names])
+        return groups_interval(means, names, statistic=statistic, level=level, unit="subject")
+    if statistic == "median":
+        below = tabulate_cells((rows <= np.median(rows)).astype(float), whose, units)
+        return crossed_median(rows, below, level=level, column=unit)
+    table = tabulate_cells(rows, whose, units)
+    return crossed_interval(table, proportion=proportion, level=level, column=unit)
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of first - second over the same items, its interval and a two-sided p-value; None where there is none."""
+
+    mean: float
+    interval: CrossedInterval
+    p_value: float | None
+
+
+def paired_difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    clusters: Labels | None = None,
+    subjects: Labels | None = None,
+    unit: str = "image",
+    population: Population | None = None,
+    n_boot: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> PairedDifference:
+    """Compare two methods on the same rows, in the same order.
+
+    Parameters
+    ----------
+    first, second : arrays of shape (n_rows,)
+        One value per row, for example a hit per trial.
+    clusters, subjects, unit, n_boot, level, seed
+        As for `interval_of_rows`.
+    population
+        Of whom and what interval and p speak, where there are several subjects. ``both``: of subjects and images like
+        these, by the crossed interval and its p, from three subjects on. ``images``: of these subjects and of other
+        images, by one sign per image in all subjects. ``subjects``: of other subjects and of these images, by the signs
+        of whole subjects, which reach .05 with six. By default the first if there are three subjects, else the second.
+
+    Returns
+    -------
+    PairedDifference
+        Of one subject, p is by one sign per image or group.
+
+    Examples
+    --------
+    >>> first = np.array([0.3, 0.1, -0.1, 0.4, 0.2, 0.3, 0.1, 0.2, 0.1, 0.2, -0.2, 0.5])
+    >>> rows = {"clusters": list("abcd" * 3), "subjects": list("xxxxyyyyzzzz")}
+    >>> found = paired_difference(first, np.zeros(12), **rows)
+    >>> round(found.p_value, 6), found.interval.resampled
+    (0.145901, '3 subjects and 4 images (crossed)')
+    >>> paired_difference(first, np.zeros(12), **rows, population="images").p_value
+    0.25
+    """
+    first, second = _check_finite(first), _check_finite(second)
+    if len(first) != len(second):
+        raise DataError(f"paired values must have the same length, got {len(first)} and {len(second)}.")
+    difference = first - second
+    whose = None if subjects is None else np.array([str(name) for name in subjects])
+    if whose is None or len(set(whose.tolist())) < 2:
+        found = interval_of_rows(
+            difference, clusters=clusters, unit=unit, level=level, n_boot=n_boot, seed=seed
+        )
+        units = np.arange(len(difference)) if clusters is None else np.array([str(name) for name in clusters])
+        codes = np.unique(units, return_inverse=True)[1]
+        sums = np.bincount(codes, difference / len(difference))  # the sign of an image flips for all its rows
+        return PairedDifference(found.value, found, signs_p(sums, n_draws=n_boot, seed=seed))
+    enough = len(set(whose.tolist())) >= FEWEST
+    chosen = population or ("subjects" if unit == "subject" else "both" if enough else "images")
+    columns = np.arange(len(difference)) if clusters is None or unit == "subject" else clusters
+    table = tabulate_cells(difference, whose, columns)
+    if chosen == "subjects":
+        means = np.nanmean(table, axis=1)
+        found = groups_interval(means, np.arange(len(means)), level=level, unit="subject")
+        if found.low is not None:
+            words = found.resampled.replace("(t)", "(t; signs of whole subjects)")
+            found = replace(found, resampled=words)
+        return PairedDifference(found.value, found, subject_signs_p(table, n_draws=n_boot, seed=seed))
+    if chosen == "images":
+        found = images_interval(table, level=level, column=unit)
+        return PairedDifference(found.value, found, image_signs_p(table, n_draws=n_boot, seed=seed))
+    found = crossed_interval(table, level=level, column=unit)
+    no_p = found.half_width is None and not (found.value == 0 and _is_constant(table))
+    return PairedDifference(found.value, found, None if no_p else crossed_p(table))
 
 
 def crossed_p(table: np.ndarray) -> float:
@@ -500,7 +774,7 @@ def _find_spread(values: np.ndarray, row: str, column: str) -> _Spread:
     rows = float(means.var(ddof=1)) / n_rows
     shared, own = times == n_rows, times == 1
     if not (shared | own).all():
-        return _find_spread_of_pigeonhole(values, row, column)
+        return _find_spread_of_gaps(values, row, column)
     n_shared = int(shared.sum())
     if n_shared < 2:
         words = f"{n_rows} {row}s, each with its own {column}s"
@@ -531,17 +805,28 @@ def _find_spread_of_cube(cube: np.ndarray, row: str, column: str) -> _Spread:
     return _Spread(terms, residual, None, f"{n_rows} {row}s, {n_seeds} seeds and {n_columns} {column}s")
 
 
-def _find_spread_of_pigeonhole(values: np.ndarray, row: str, column: str) -> _Spread:
-    """Return the variance that drawing rows and columns with replacement has, to first order, for any pattern."""
+def _find_spread_of_gaps(values: np.ndarray, row: str, column: str) -> _Spread:
+    """Return the spread of a table of any pattern, in which an image weighs by who saw it.
+
+    Of a full table these are the formulas of `crossed_interval`. Images that few rows share stand in the means of rows
+    as well, so that the interval is a little wide where there are many of them.
+    """
     seen = np.isfinite(values)
     n_rows, n_columns = values.shape
+    counts = seen.sum(axis=1, keepdims=True)
     means = np.nanmean(values, axis=1, keepdims=True)
-    parts = np.where(seen, values - means, 0.0) / (n_rows * seen.sum(axis=1, keepdims=True))
-    of_rows = float((((means - means.mean()) / n_rows) ** 2).sum()) * (1 - 1 / n_columns)
-    of_columns = float((parts.sum(axis=0) ** 2).sum()) * (1 - 1 / n_rows)
-    total = of_rows + of_columns + float((parts**2).sum())
+    weights = seen / (n_rows * counts)
+    rows = float(means.var(ddof=1)) / n_rows
+    effects = np.where(seen, (values - means) * weights, 0.0).sum(axis=0)  # (n_columns,), their sum is 0
+    columns = n_columns / (n_columns - 1) * float((effects**2).sum())
+    rest = np.where(seen, values - means, 0.0)
+    for _ in range(30):  # rows and columns by turns, which ends at what both together leave
+        rest = np.where(seen, rest - rest.sum(axis=0) / seen.sum(axis=0), 0.0)
+        rest = np.where(seen, rest - rest.sum(axis=1, keepdims=True) / counts, 0.0)
+    df = int(seen.sum()) - n_rows - n_columns + 1
+    cells = float((rest**2).sum()) / df * float((weights**2).sum()) if df > 0 else 0.0
     words = f"{n_rows} {row}s and {n_columns} {column}s, each seen by some"
-    return _Spread(((total * n_rows / (n_rows - 1), n_rows - 1),), 0.0, 1, words)
+    return _Spread(((rows, n_rows - 1), (columns, n_columns - 1)), cells, max(df, 1), words)
 
 
 def _average(values: np.ndarray) -> float:

@@ -31,8 +31,8 @@ from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import read_json
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import TIE_TOLERANCE, compute_ranks
-from braindecode_vis.scoring.score_row import make_score
-from braindecode_vis.scoring.scoring_task import POOLED, list_subjects
+from braindecode_vis.scoring.score_row import POOLED, make_score
+from braindecode_vis.scoring.scoring_task import list_subjects
 from braindecode_vis.scoring.units import Units
 
 TOP = (1, 5, 10, 100, 1000)
@@ -216,14 +216,16 @@ def score_values(
             levels = (
                 [compute_chance(name, gallery_size=int(each)) for each in sizes[rows]] if has_chance else []
             )
-            own_units = None if units is None else units.select(rows)
+            own_units = (
+                None if units is None else units.select(rows, ids[rows] if subject == POOLED else None)
+            )
             scores.append(
                 make_score(
                     every[rows], metric=name, method=method, protocol=protocol, subject=subject,
                     split=split, seed=seed, chance=float(np.mean(levels)) if levels else None, gallery_size=common,
                     stimulus_ids=ids[rows] if own_units is None else own_units.labels,
                     unit="image" if own_units is None else own_units.unit,
-                    subjects=subjects[rows] if subject == POOLED and metric.statistic == "mean" else None,
+                    subjects=subjects[rows] if subject == POOLED else None,
                     statistic=metric.statistic, n_boot=n_bootstrap,
                 )
             )  # fmt: skip

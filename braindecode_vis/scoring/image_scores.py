@@ -34,14 +34,8 @@ from braindecode_vis.scoring.metrics.suite import (
     name_semantic_metric,
     tabulate_semantic,
 )
-from braindecode_vis.scoring.scoring_task import (
-    POOLED,
-    Group,
-    ScoredGroup,
-    ScoringTask,
-    average,
-    cross_labels,
-)
+from braindecode_vis.scoring.score_row import POOLED
+from braindecode_vis.scoring.scoring_task import Group, ScoredGroup, ScoringTask, average, cross_labels
 
 #: Pixels of the image pairs that are compared for a null: half a minute of SSIM.
 LARGEST_PAIR_TABLE = 500_000_000

@@ -25,8 +25,8 @@ from braindecode_vis.scoring.retrieval import (
     compute_top_k_hits,
     rank_similarities,
 )
-from braindecode_vis.scoring.score_row import make_score
-from braindecode_vis.scoring.scoring_task import POOLED, list_subjects
+from braindecode_vis.scoring.score_row import POOLED, make_score
+from braindecode_vis.scoring.scoring_task import list_subjects
 from braindecode_vis.scoring.units import Units
 
 TOP = (1, 5)
@@ -166,11 +166,14 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
             continue
         for found in _COMPUTE[name](task):
             for subject, rows in list_subjects(found.subjects):
-                # A median of subjects' medians has no bootstrap over subjects and stimuli here.
-                hierarchical = subject == POOLED and found.statistic == "mean"
+                pooled = subject == POOLED
                 # Averages over the trials of an image have rows of their own.
                 own = task.units is not None and found.ids is task.ids
-                units = task.units.select(rows) if own and task.units is not None else None
+                units = (
+                    task.units.select(rows, found.ids[rows] if pooled else None)
+                    if own and task.units is not None
+                    else None
+                )
                 scores.append(
                     make_score(
                         found.values[rows], metric=found.metric, method="decoded",
@@ -179,7 +182,7 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
                         gallery_size=found.gallery_size,
                         stimulus_ids=found.ids[rows] if units is None else units.labels,
                         unit=found.unit if units is None else units.unit,
-                        subjects=found.subjects[rows] if hierarchical else None, statistic=found.statistic,
+                        subjects=found.subjects[rows] if pooled else None, statistic=found.statistic,
                         n_boot=task.n_bootstrap,
                     )
                 )  # fmt: skip

@@ -28,13 +28,13 @@ from braindecode_vis.preprocessing.noise_ceiling import (
     compute_noise_ceilings,
 )
 from braindecode_vis.preprocessing.voxel_geometry import read_geometry
+from braindecode_vis.scoring.crossed import name_units
 from braindecode_vis.scoring.metrics.brain_correlation import (
     correlate_responses,
     fit_encoding_model,
     predict_responses,
 )
 from braindecode_vis.scoring.metrics.image import ImageTable, make_image_table
-from braindecode_vis.scoring.score_row import name_units
 from braindecode_vis.scoring.units import Units
 
 

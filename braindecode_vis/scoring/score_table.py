@@ -25,7 +25,8 @@ from braindecode_vis.scoring.metrics.identification import (
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric, tabulate_items
 from braindecode_vis.scoring.refits import Refits
 from braindecode_vis.scoring.retrieval import Retrieval
-from braindecode_vis.scoring.scoring_task import LARGEST_TABLE, POOLED, ScoredGroup, ScoringTask, cross_labels
+from braindecode_vis.scoring.score_row import POOLED
+from braindecode_vis.scoring.scoring_task import LARGEST_TABLE, ScoredGroup, ScoringTask, cross_labels
 from braindecode_vis.scoring.uncertainty import (
     PermutationResult,
     compute_p_value,

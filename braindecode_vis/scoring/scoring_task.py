@@ -16,7 +16,7 @@ from braindecode_vis.scoring.metrics.image import check_stack
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from braindecode_vis.scoring.refits import Refits
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
-from braindecode_vis.scoring.score_row import make_score
+from braindecode_vis.scoring.score_row import POOLED, make_score
 from braindecode_vis.scoring.uncertainty import PermutationResult, permutation_test, widen_null
 from braindecode_vis.scoring.units import Units, find_exchangeable
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from braindecode_vis.scoring.metrics.suite import MetricSuite
 
 LARGEST_TABLE = 4_000_000  # cells of a query-by-gallery table that is permuted
-POOLED = "all"
 SHUFFLES = "one shuffle; the interval holds 95 % of all shuffles"
 #: Values of a table in single precision differ by less, in parts of one, from those of pairs in double precision.
 ROUNDING = 1e-5
@@ -340,17 +339,17 @@ class ScoredGroup:
 
     def score(self, values: np.ndarray, metric: str, method: str, **details: Any) -> Score:
         """Return the score of one value per row."""
-        task = self.task
-        pooled = task.subjects[self.rows] if self.subject == POOLED else None
-        if details.get("statistic") == "median":  # the bootstrap over subjects knows the mean only
-            pooled = None
+        task, pooled, units = self.task, None, self.units
+        if self.subject == POOLED:
+            pooled = task.subjects[self.rows]
+            units = None if task.units is None else task.units.select(self.rows, self.ids)
         # A ceiling is of all test trials; that of one condition is not known.
         if method == "decoded" and self.has_ceiling:
             details["noise_ceiling"] = task.ceilings.get(metric)
         return make_score(
             values, metric=metric, method=method, protocol=task.protocol, subject=self.subject, split=self.split,
-            seed=task.seed, stimulus_ids=[str(i) for i in (self.ids if self.units is None else self.units.labels)],
-            unit="image" if self.units is None else self.units.unit, subjects=pooled,
+            seed=task.seed, stimulus_ids=[str(i) for i in (self.ids if units is None else units.labels)],
+            unit="image" if units is None else units.unit, subjects=pooled,
             n_boot=task.n_bootstrap, over_folds=self.over_folds, **details,
         )  # fmt: skip
 
@@ -394,7 +393,9 @@ class ScoredGroup:
                 pair = values["decoded"], values[method]
                 # Equal images tie, whichever of a table in single precision and of pairs in double a value is from.
                 tied = np.isclose(*pair, rtol=ROUNDING, atol=ROUNDING / 10)
-                found = self.score(np.where(tied, 0.0, pair[0] - pair[1]), metric, method, chance=None)
+                found = self.score(
+                    np.where(tied, 0.0, pair[0] - pair[1]), metric, method, chance=None, differs=True
+                )
                 yield {
                     "metric": metric, "control": method, "subject": self.subject, "split": self.split,
                     "difference": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high,

@@ -1,10 +1,10 @@
-"""How sure we are: bootstrap and Wilson intervals, permutation tests, paired differences, and many p-values at once.
+"""How sure we are of one subject: bootstrap and Wilson intervals, permutation tests, and many p-values at once.
 
 Everything starts from one value per item, or from a table of one value per (prediction, ground truth) pair, and is
-vectorised over resamples. The unit that is resampled is the stimulus: rows of one stimulus move together.
-Permutations reassign which ground truth belongs to which prediction. P-values count the observed assignment as
-one of the permutations, p = (b + 1) / (m + 1), so they are valid for any number of permutations; `compute_p_value` is
-the only place that counts.
+vectorised over resamples; several subjects stand in `crossed`. The unit that is resampled is the stimulus: rows of one
+stimulus move together. Permutations reassign which ground truth belongs to which prediction. P-values count the
+observed assignment as one of the permutations, p = (b + 1) / (m + 1), so they are valid for any number of permutations;
+`compute_p_value` is the only place that counts.
 
 References
 ----------
@@ -84,20 +84,10 @@ class PermutationResult:
     null: np.ndarray
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """Mean of first - second over the same items, its interval and a two-sided sign-flip p-value."""
-
-    mean: float
-    interval: Interval
-    p_value: float
-
-
 def bootstrap_interval(
     values: np.ndarray,
     *,
     clusters: Labels | None = None,
-    subjects: Labels | None = None,
     statistic: Statistic = "mean",
     n_boot: int = 10_000,
     level: float = 0.95,
@@ -114,11 +104,8 @@ def bootstrap_interval(
         One finite value per row.
     clusters : sequence of length n_rows, optional
         Stimulus of each row; rows of one stimulus are resampled together. By default each row is its own.
-    subjects : sequence of length n_rows, optional
-        Subject of each row. Subjects are then resampled first and the stimuli of each drawn subject second, and
-        the statistic is the mean over subjects of their means, so subjects weigh the same.
     statistic
-        ``mean`` or ``median``; the median is not available together with `subjects`.
+        ``mean`` or ``median``.
     n_boot
         Number of resamples.
     level
@@ -129,7 +116,7 @@ def bootstrap_interval(
     Returns
     -------
     Interval
-        Percentile interval.
+        Percentile interval. Of several subjects see `braindecode_vis.scoring.crossed`.
 
     Raises
     ------
@@ -145,82 +132,12 @@ def bootstrap_interval(
     check_option("statistic", statistic, ("mean", "median"))
     values = _check_values(values)
     codes = _encode(clusters, len(values), "cluster")
-    generator = make_generator(seed, "bootstrap")
-    if subjects is not None:
-        if statistic != "mean":
-            raise ConfigError("the hierarchical bootstrap over subjects knows the mean only.")
-        whose = _encode(subjects, len(values), "subject")
-        draws = _bootstrap_subjects(values, codes, whose, n_boot, generator)
-        n_units = int(whose.max()) + 1
-    else:
-        draws = _bootstrap_clusters(values, codes, statistic, n_boot, generator, seed=seed)
-        n_units = int(codes.max()) + 1
+    n_units = int(codes.max()) + 1
     if n_units < 2:
-        raise DataError("a bootstrap needs at least two stimuli (or subjects) to resample, got one.")
+        raise DataError("a bootstrap needs at least two stimuli to resample, got one.")
+    draws = _bootstrap_clusters(values, codes, statistic, n_boot, seed)
     low, high = _percentiles(draws, level)
-    method = "bootstrap over subjects and stimuli" if subjects is not None else "bootstrap over stimuli"
-    return Interval(low, high, level, method, n_units)
-
-
-def bootstrap_nested(
-    subjects: Sequence[Sequence[np.ndarray]],
-    units: Sequence[Sequence[Labels]],
-    *,
-    n_boot: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Return the percentile interval of a mean over subjects of means over runs (seeds) of means over items.
-
-    Subjects are resampled first, then the runs of each drawn subject, then items. Runs of a subject that test the same
-    units share the draw, since an easy image is easy for all of them; otherwise each run has its own. A level with a
-    single unit is not resampled, so that the interval says nothing about others of its kind.
-
-    Parameters
-    ----------
-    subjects : per subject, per run, array of shape (n_items,)
-        One finite value per item; a single one where only the score of the run is known.
-    units : per subject, per run, sequence of length n_items
-        Stimulus of each item; items of one stimulus are resampled together.
-    n_boot, level, seed
-        As for `bootstrap_interval`.
-
-    Returns
-    -------
-    Interval
-        `n_units` is the number of subjects. Of few subjects or runs it is too narrow: n units spread their mean by
-        sqrt((n - 1) / n) of what it really varies. So it is where subjects share their items and some are easy for all,
-        since each drawn subject has its own draw.
-
-    Examples
-    --------
-    >>> one, two = np.array([0.0, 1.0, 1.0]), np.array([1.0, 1.0, 1.0])
-    >>> found = bootstrap_nested([[one, one], [two, two]], [[list("abc")] * 2] * 2, n_boot=500)
-    >>> found.low < 5 / 6 <= found.high == 1.0
-    True
-    """
-    generator = make_generator(seed, "bootstrap", "nested")
-    drawn = generator.integers(0, len(subjects), (n_boot, len(subjects)))  # which subject fills which slot
-    total = np.zeros(n_boot)
-    for subject, (runs, labels) in enumerate(zip(subjects, units, strict=True)):
-        resample, _ = np.nonzero(drawn == subject)
-        values = [_check_values(run) for run in runs]
-        codes = [_encode(names, len(run), "unit") for names, run in zip(labels, values, strict=True)]
-        shared = all([*map(str, names)] == [*map(str, labels[0])] for names in labels)
-        parts = []
-        for n in _chunks(len(resample), max(1, int(max(map(len, codes))))) if len(resample) else ():
-            means, times = np.empty((n, len(values))), None  # (n, n_runs)
-            for place, (run, code) in enumerate(zip(values, codes, strict=True)):
-                if times is None or not shared:
-                    n_units = int(code.max()) + 1
-                    picks = generator.integers(0, n_units, (n, n_units)) + n_units * np.arange(n)[:, None]
-                    times = np.bincount(picks.ravel(), minlength=n * n_units).reshape(n, n_units)
-                means[:, place] = times @ np.bincount(code, run) / (times @ np.bincount(code))
-            weights = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=n)
-            parts.append((means * weights).sum(axis=1) / len(values))
-        np.add.at(total, resample, np.concatenate([np.empty(0), *parts]))
-    low, high = _percentiles(total / len(subjects), level)
-    return Interval(low, high, level, "bootstrap over subjects, runs and items", len(subjects))
+    return Interval(low, high, level, "bootstrap over stimuli", n_units)
 
 
 def wilson_interval(n_hits: int, n: int, *, level: float = 0.95) -> Interval:
@@ -479,56 +396,6 @@ def correct_maximum(
     return compute_p_value(z[0], z[1:].max(axis=1))
 
 
-def paired_difference(
-    first: np.ndarray,
-    second: np.ndarray,
-    *,
-    clusters: Labels | None = None,
-    subjects: Labels | None = None,
-    n_boot: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> PairedDifference:
-    """Compare two methods on the same rows, in the same order.
-
-    Parameters
-    ----------
-    first, second : arrays of shape (n_rows,)
-        One value per row, for example a hit per trial.
-    clusters, subjects, n_boot, level, seed
-        As for `bootstrap_interval`.
-
-    Returns
-    -------
-    PairedDifference
-        The p-value flips the sign of whole stimuli (of each subject, where given): it speaks of these subjects.
-    """
-    first, second = _check_values(first), _check_values(second)
-    if len(first) != len(second):
-        raise DataError(f"paired values must have the same length, got {len(first)} and {len(second)}.")
-    difference = first - second
-    interval = bootstrap_interval(
-        difference, clusters=clusters, subjects=subjects, n_boot=n_boot, level=level, seed=seed
-    )
-    units, weighted = _encode(clusters, len(first), "cluster"), difference / len(difference)
-    if subjects is not None:
-        whose = _encode(subjects, len(first), "subject")
-        # Each subject weighs the same, whatever its number of rows, as in the interval.
-        weighted = difference / (np.bincount(whose)[whose] * (whose.max() + 1))
-        units = np.unique(units * (whose.max() + 1) + whose, return_inverse=True)[1]
-    sums = np.bincount(units, weighted)  # (n_units,): the sign of a stimulus flips for all its rows
-    generator = make_generator(seed, "sign-flip")
-    null = np.concatenate(
-        [
-            (generator.integers(0, 2, (n, len(sums)), dtype=np.int8) * 2.0 - 1.0) @ sums
-            for n in _chunks(n_boot, len(sums))
-        ]
-    )
-    observed = float(sums.sum())
-    p_value = float(compute_p_value(observed, null, alternative="two-sided"))
-    return PairedDifference(observed, interval, p_value)
-
-
 def permutation_test(
     table: np.ndarray,
     *,
@@ -744,23 +611,18 @@ def _count_bytes(*kept: list[np.ndarray]) -> int:
 
 
 def _bootstrap_clusters(
-    values: np.ndarray,
-    codes: np.ndarray,
-    statistic: str,
-    n_boot: int,
-    generator: np.random.Generator,
-    *,
-    seed: int | None = None,
+    values: np.ndarray, codes: np.ndarray, statistic: str, n_boot: int, seed: int
 ) -> np.ndarray:
-    """Return the statistic of each resample; `seed` says that the generator is new, so that its draws can be kept."""
+    """Return the statistic of each resample."""
     sums, counts = np.bincount(codes, values), np.bincount(codes)
     n = len(sums)
     alike = bool((counts == counts[0]).all())
     order = np.argsort(values, kind="stable")  # sorted once: a median of a resample is a place in this order
     sizes = tuple(_chunks(n_boot, max(n, len(values))))
-    draws: Iterable[np.ndarray] = (generator.integers(0, n, (size, n)) for size in sizes)
-    if seed is not None:
-        draws = _keep_draws(("bootstrap", seed, n, sizes), n_boot * n, n, draws)
+    generator = make_generator(seed, "bootstrap")
+    draws = _keep_draws(
+        ("bootstrap", seed, n, sizes), n_boot * n, n, (generator.integers(0, n, (size, n)) for size in sizes)
+    )
     parts = []
     for size, drawn in zip(sizes, draws, strict=True):
         if statistic == "mean":
@@ -774,22 +636,6 @@ def _bootstrap_clusters(
         lower, upper = (seen >= half).argmax(axis=1), (seen > half).argmax(axis=1)
         parts.append((values[order][lower] + values[order][upper]) / 2)
     return np.concatenate(parts)
-
-
-def _bootstrap_subjects(
-    values: np.ndarray, codes: np.ndarray, whose: np.ndarray, n_boot: int, generator: np.random.Generator
-) -> np.ndarray:
-    n_subjects = int(whose.max()) + 1
-    drawn = generator.integers(0, n_subjects, (n_boot, n_subjects))  # which subject fills which slot
-    total = np.zeros(n_boot)
-    for subject in range(n_subjects):
-        own = whose == subject
-        inner = np.unique(codes[own], return_inverse=True)[1]
-        # A subject drawn twice is resampled twice, so each slot of each resample gets its own mean.
-        resample, _ = np.nonzero(drawn == subject)
-        means = _bootstrap_clusters(values[own], inner, "mean", len(resample), generator)
-        np.add.at(total, resample, means)
-    return total / n_subjects
 
 
 def _chunks(n: int, width: int) -> Iterator[int]:

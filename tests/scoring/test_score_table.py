@@ -315,13 +315,13 @@ def outside(monkeypatch):
 
 def test_outside_metrics_are_scored_like_ours(outside):
     names = ["brightness_gap", "slow_gap", "dot", "cosine_to_target"]
-    task = make_task(2, subjects=("01", "02"), metrics=names)
+    task = make_task(2, subjects=("01", "02", "03"), metrics=names)
     scores, items = compute_scores(task)
     plain, _ = compute_scores(replace(task, metrics=()))
     assert [s for s in scores if s.metric not in names] == plain  # nothing else moves
     rounds = np.moveaxis(task.images["decoded"], 1, 0)
     gap = np.mean([outside[0].compare(one, task.seen) for one in rounds], axis=0)
-    for subject in ("01", "02", "all"):
+    for subject in ("01", "02", "03", "all"):
         score = find(scores, "brightness_gap", subject=subject)
         rows = np.arange(len(gap)) if subject == "all" else np.flatnonzero(task.subjects == subject)
         assert score.value == pytest.approx(gap[rows].mean())

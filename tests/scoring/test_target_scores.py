@@ -202,4 +202,4 @@ def test_a_run_scores_the_attributes_of_its_target(tmp_path):
     found = {row["method"]: row for row in rows if row["metric"] == "balanced_accuracy@round"}
     assert set(found) == {"decoded", "shuffled", "oracle"}
     assert found["decoded"]["value"] > found["decoded"]["chance"] + 0.2
-    assert found["decoded"]["resampled"].endswith(" concepts")  # all images of a digit share the value
+    assert found["decoded"]["resampled"].endswith(" concepts (t)")  # all images of a digit share the value

@@ -44,6 +44,7 @@ from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.preprocessing.voxel_geometry import find_networks, inverse_transform, read_geometry
 from braindecode_vis.report.drawing import draw_bars, draw_curve, find_flat_positions, place_pattern
 from braindecode_vis.report.sensor_groups import assign_regions
+from braindecode_vis.scoring.crossed import name_units
 from braindecode_vis.scoring.metrics.brain_correlation import (
     WHOLE,
     RegionCorrelation,
@@ -51,7 +52,6 @@ from braindecode_vis.scoring.metrics.brain_correlation import (
     correlate_responses,
     map_responses,
 )
-from braindecode_vis.scoring.score_row import name_units
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

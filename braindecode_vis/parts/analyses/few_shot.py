@@ -36,6 +36,7 @@ from braindecode_vis.parts.analyses.measure import (
     describe_result,
     find_best,
     measure_once,
+    pick_limits,
 )
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.preprocessing.common_space import COMMON_SPACES, SubjectAlignment, name_alignment
@@ -294,8 +295,7 @@ class FewShotConfig(Settings):
             Score(
                 method="decoded", metric=f"{self.metric}@few_shot_{row['method']}_{row['trials']}",
                 value=float(row["value"]), chance=float(row["chance"]), n_queries=int(row["n"]),
-                protocol=row["protocol"], subject="all", split="test", seed=study.seed, ci_low=float(row["ci_low"]),
-                ci_high=float(row["ci_high"]), resampled=str(row["resampled"]),
+                protocol=row["protocol"], subject="all", split="test", seed=study.seed, **pick_limits(row),
             )
             for row in table.to_dict("records")
         )  # fmt: skip
@@ -421,5 +421,6 @@ def find_trial_seconds(trials: pd.DataFrame) -> float:
 def _compare(study: Study, scratch: Measured | None, found: Measured) -> dict[str, Any]:
     """Return the difference to learning from the subject's own trials alone; missing where that was not measured."""
     if scratch is None:
-        return dict.fromkeys(("difference", "difference_low", "difference_high", "p_difference"), np.nan)
+        lacking = dict.fromkeys(("difference", "difference_low", "difference_high", "p_difference"), np.nan)
+        return lacking | {"difference_resampled": ""}
     return found.as_difference(study, scratch)

@@ -30,9 +30,10 @@ from braindecode_vis.parts.analyses.measure import (
     Meter,
     RetrievalMetric,
     add_holm,
+    bound_difference,
     check_retrieval,
+    describe_limits,
     find_best,
-    name_resampled,
 )
 from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
@@ -135,8 +136,8 @@ class OcclusionConfig(Settings):
             what = f"{float(best['name']) * 1000:.0f} ms on" if kind == "time" else str(best["name"])
             words.append(
                 f"hiding {what} costs most {kind if kind == 'time' else study.responses.dims[1]}-wise: "
-                f"{best['value']:.3f} ({best['ci_low']:.3f} to {best['ci_high']:.3f}, p = {best['p_holm']:.2g} by "
-                f"Holm over {len(own)} parts)"
+                f"{best['value']:.3f} ({describe_limits(best, what='')}, p = {best['p_holm']:.2g} by Holm over "
+                f"{len(own)} parts)"
             )
         found = f"Of {self.metric} {whole.value:.3f} (chance {whole.chance:.3f}), " + "; ".join(words) + "."
         how = "One part of the test trials at a time was replaced by its mean over training trials."
@@ -175,10 +176,9 @@ def _compute_mean(responses: Responses, block: int = 512) -> np.ndarray:
 
 
 def _make_row(study: Study, key: tuple[str, str], hidden: Measured, whole: Measured) -> dict[str, Any]:
-    loss = whole.compare(study, hidden.values)
+    low, high, p, words = bound_difference(whole.compare(study, hidden.values))
     return {
         "part": key[0], "name": key[1], "value": whole.value - hidden.value,
-        "ci_low": loss.interval.low if loss else np.nan, "ci_high": loss.interval.high if loss else np.nan,
-        "chance": 0.0, "n": len(hidden.values), "p_value": loss.p_value if loss else np.nan, "score": hidden.value,
-        "resampled": name_resampled(study, whole.clusters, whole.subjects) if loss else "",
+        "ci_low": low, "ci_high": high, "chance": 0.0, "n": len(hidden.values), "p_value": p, "score": hidden.value,
+        "resampled": words,
     }  # fmt: skip

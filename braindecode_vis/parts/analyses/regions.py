@@ -34,7 +34,9 @@ from braindecode_vis.parts.analyses.cuts import Features, Outside, keep_features
 from braindecode_vis.parts.analyses.measure import (
     Measured,
     RetrievalMetric,
+    bound_difference,
     check_retrieval,
+    describe_limits,
     describe_result,
     measure_changes,
 )
@@ -315,18 +317,18 @@ def _make_row(
     row |= found.as_difference(study, whole)
     if mode == "all":
         row |= dict.fromkeys(("difference_low", "difference_high", "p_difference"), np.nan)
+        row["difference_resampled"] = ""
     if not draws:
         names = "random random_low random_high p_random versus_random versus_low versus_high"
         return row | dict.fromkeys(names.split(), np.nan)
     level = np.array([d.value for d in draws])
     mean = np.mean([d.values for d in draws], axis=0)  # (n_rows,): trial by trial, for a paired difference
-    versus = found.compare(study, mean)
+    versus_low, versus_high, *_ = bound_difference(found.compare(study, mean))
     low, high = np.quantile(level, [0.025, 0.975])
     return row | {
         "random": float(level.mean()), "random_low": float(low), "random_high": float(high),
         "p_random": p_random, "versus_random": found.value - float(level.mean()),
-        "versus_low": versus.interval.low if versus else np.nan,
-        "versus_high": versus.interval.high if versus else np.nan,
+        "versus_low": versus_low, "versus_high": versus_high,
     }  # fmt: skip
 
 
@@ -361,10 +363,12 @@ def _report(table: pd.DataFrame, metric: str, kind: str, title: str, noun: str, 
 
     best = only.iloc[0]
     worst = without.iloc[int(without["value"].to_numpy(float).argmin())]
+    loss = {"ci_low": worst["difference_low"], "ci_high": worst["difference_high"]}
+    limits = describe_limits({**loss, "resampled": worst["difference_resampled"]}, what="", sign="+")
     found = (
         f"{describe_result(whole, f'with all {noun}s {metric}')}; most from {best['group']} alone: "
         f"{describe_result(best, metric)}; the score loses most without {worst['group']}: "
-        f"{worst['difference']:+.3f} ({worst['difference_low']:+.3f} to {worst['difference_high']:+.3f})."
+        f"{worst['difference']:+.3f} ({limits})."
     )
     if n_random:
         low, high = SMOOTH_FALSE_POSITIVES
