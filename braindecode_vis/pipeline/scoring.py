@@ -60,6 +60,7 @@ from braindecode_vis.pipeline.learning import (
     preprocess,
     train,
 )
+from braindecode_vis.pipeline.relabelling import describe_folding
 from braindecode_vis.pipeline.runs import Run, publish_scores, remember
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.scoring.design_control import predict_from_design, tabulate_design
@@ -184,6 +185,7 @@ def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
     parts = [part for fold in retrieved.folds for part in fold.parts]
     features, suite = (config.evaluation.features, config.evaluation.suite) if images.images else (None, None)
     units, unit_note = _find_run_units(run)
+    folding, folding_words = describe_folding(run, units)
     task = ScoringTask(
         retrievals=[(p.queries, p.gallery, p.retrieval) for p in parts],
         seen=images.seen,
@@ -203,6 +205,7 @@ def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
                     if images.seen.size != images.size
                     else []
                 ),
+                *filter(None, [folding_words]),
             ]
         ),
         split="test",
@@ -215,6 +218,7 @@ def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
         metrics=[register_metric(settings.build()) for settings in config.evaluation.metrics],
         conditions=_name_conditions(run, images.ids),
         units=units,
+        folding=folding,
         design=_rank_design(run),
         known_features=_find_known_features(run),
         size=images.size,

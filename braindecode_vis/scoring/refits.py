@@ -85,7 +85,14 @@ class Refits(NamedTuple):
             above, tied = (table[:, rows[of_size]].ravel() for table in (self.n_above, self.n_tied))
             nothing = np.empty((len(above), 0))
             ranked = Retrieval(
-                np.zeros(len(above)), np.arange(size), above, tied, np.zeros(len(above)), nothing, nothing, "refits"
+                np.zeros(len(above)),
+                np.arange(size),
+                above,
+                tied,
+                np.zeros(len(above)),
+                nothing,
+                nothing,
+                "refits",
             )
             values[:, of_size] = metric.compare(ranked, n).reshape(len(values), -1)
         found: np.ndarray = (np.median if metric.statistic == "median" else np.mean)(values, axis=1)

@@ -57,9 +57,11 @@ def describe_resampled(rows: Sequence[Mapping[Any, Any]]) -> str:
             told[words].append(row["metric"])
     if not told:
         return ""
+    widened = WIDENED if all(words.endswith(WIDENED) for words in told) else ""
+    told = {words.removesuffix(widened): metrics for words, metrics in told.items()}
     first, *others = sorted(told, key=lambda words: -len(told[words]))
     rest = "; ".join(f"{', '.join(told[words][:4])}: {words}" for words in others)
-    return f"Intervals resample {first}{f' ({rest})' if rest else ''}."
+    return f"Intervals resample {first}{f' ({rest})' if rest else ''}{widened}."
 
 
 def make_score(
@@ -87,8 +89,8 @@ def make_score(
     """Return the row of one metric: mean (or median) over items, 95 % interval, chance and n.
 
     The interval is a bootstrap over stimuli; for hits and misses of fewer than 40 independent items, or where all
-    items agree, it is Wilson's; of identification among the items themselves it is the jackknife's. One single item that
-    is no hit or miss has no interval.
+    items agree, it is Wilson's; of identification among the items themselves it is the jackknife's. One single
+    item that is no hit or miss has no interval.
 
     Parameters
     ----------

@@ -311,10 +311,11 @@ class ScoredGroup:
     @property
     def candidates(self) -> np.ndarray | None:
         """Within what images are identified, a label for each stimulus; None where all are candidates."""
-        folds = self.column_folds
-        within = self.task.folding is not None and self.task.folding.within and folds is not None
+        folds, folding = self.column_folds, self.task.folding
+        if folds is None or folding is None or not folding.within:
+            return None
         # Of one condition, a fold may test a single image.
-        return folds if within and np.unique(folds, return_counts=True)[1].min() > 1 else None
+        return folds if np.unique(folds, return_counts=True)[1].min() > 1 else None
 
     @cached_property
     def following(self) -> np.ndarray:

@@ -91,9 +91,7 @@ def test_a_refit_chooses_its_penalty_again():
             rests.append(np.concatenate(parts))
         errors_of.append(rests)
         forms = np.stack([rest.T @ rest for rest in rests])
-        folds.append(
-            RelabelledFold(weights, forms, test, np.arange(n), (fold_of != number) / len(train))
-        )
+        folds.append(RelabelledFold(weights, forms, test, np.arange(n), (fold_of != number) / len(train)))
     orders = np.stack([rng.permutation(n) for _ in range(20)])
     above, tied = rank_relabelled(folds, y @ y.T, orders)
     chosen = set()
