@@ -59,7 +59,7 @@ def _judge_gallery(run: Run, rows: list[dict[str, Any]]) -> list[str]:
         subject
         for metric, subject in found
         if metric == "top1"
-        and found[metric, subject]["value"] < found[metric, subject]["chance"]
+        and found[metric, subject]["value"] < 1 / (found[metric, subject]["gallery_size"] or np.inf)
         and (found.get(("2_way", subject), {}).get("p_value") or 1.0) < 0.01
     ]
     if not bad or run.config.retrieval.gallery == "fold":
@@ -129,10 +129,10 @@ def _judge_ties(run: Run) -> list[str]:
 
 def _judge_units(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
-        found = re.fullmatch(r"(\d+) (\w+)", row.get("resampled") or "")
-        if row["method"] == "decoded" and found and int(found[1]) < FEW_UNITS:
+        found = re.match(r"(\d+ \w+)(,|$)", row.get("resampled") or "")
+        if row["method"] == "decoded" and found and int(found[1].split()[0]) < FEW_UNITS:
             return [
-                f"intervals resample {row['resampled']} only; a bootstrap of fewer than {FEW_UNITS} units is too "
+                f"intervals resample {found[1]} only; a bootstrap of fewer than {FEW_UNITS} units is too "
                 "narrow, so read them as lower bounds of the uncertainty."
             ]
     return []
