@@ -38,8 +38,8 @@ MOST_REFITS, FEWEST_REFITS = 1000, 199
 MOST_PRODUCTS = 2e11
 
 
-def describe_folding(run: Run, units: Units | None) -> tuple[Folding | None, str]:
-    """Return what folds do to the scores of a run, and that in words; None and no words where there is one test set.
+def describe_folding(run: Run, units: Units | None) -> Folding | None:
+    """Return what folds do to the scores of a run; None where there is one test set.
 
     Parameters
     ----------
@@ -50,20 +50,13 @@ def describe_folding(run: Run, units: Units | None) -> tuple[Folding | None, str
     """
     prepared, retrieved = preprocess(run), retrieve(run)
     if len(prepared.folds) < 2:
-        return None, ""
+        return None
     ids = prepared.responses.stimulus_ids.astype(str)
     numbers = [number for number, fold in enumerate(retrieved.folds) for _ in fold.parts]
     taught = [frozenset(ids[fold.train].tolist()) for fold in prepared.folds]
     whole = choose_gallery(run)[0]
     remembered = whole is not None and remembers_candidates(ids, prepared.folds)
     refits = refit_relabelled(run, units)
-    folding = Folding(
-        numbers,
-        [taught[number] for number in numbers],
-        within=whole is None,
-        remembered=remembered,
-        refits=refits,
-    )
     how = "images are permuted within folds, the null widened by sqrt 2"
     if refits is not None:
         how = f"{len(refits.n_above)} refits on relabelled images in retrieval, elsewhere {how}"
@@ -75,7 +68,10 @@ def describe_folding(run: Run, units: Units | None) -> tuple[Folding | None, str
             "intervals widened by sqrt 2",
         ]
     )
-    return folding, words
+    return Folding(
+        numbers, [taught[number] for number in numbers], within=whole is None, remembered=remembered, words=words,
+        refits=refits,
+    )  # fmt: skip
 
 
 def refit_relabelled(run: Run, units: Units | None) -> Refits | None:

@@ -185,7 +185,6 @@ def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
     parts = [part for fold in retrieved.folds for part in fold.parts]
     features, suite = (config.evaluation.features, config.evaluation.suite) if images.images else (None, None)
     units, unit_note = _find_run_units(run)
-    folding, folding_words = describe_folding(run, units)
     task = ScoringTask(
         retrievals=[(p.queries, p.gallery, p.retrieval) for p in parts],
         seen=images.seen,
@@ -205,7 +204,6 @@ def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
                     if images.seen.size != images.size
                     else []
                 ),
-                *filter(None, [folding_words]),
             ]
         ),
         split="test",
@@ -218,7 +216,7 @@ def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
         metrics=[register_metric(settings.build()) for settings in config.evaluation.metrics],
         conditions=_name_conditions(run, images.ids),
         units=units,
-        folding=folding,
+        folding=describe_folding(run, units),
         design=_rank_design(run),
         known_features=_find_known_features(run),
         size=images.size,
@@ -461,6 +459,7 @@ def _score_protocols(run: Run, protocol: str, units: Units | None) -> tuple[list
         compositions=compositions,
         device=choose_device(config.retrieval.device, setting="retrieval.device"),
         units=units,
+        over_folds=len(retrieved.folds) > 1,
     )
     return score_protocols(task, wanted), lacking
 
@@ -557,6 +556,7 @@ def _score_large_gallery(run: Run, settings: LargeGalleryConfig, task: ScoringTa
         settings, tasks, np.concatenate(subjects), protocol=task.protocol, split="test", seed=config.seed,
         n_bootstrap=config.evaluation.n_bootstrap, units=task.units,
         device=choose_device(config.retrieval.device, setting="retrieval.device"),
+        over_folds=task.folding is not None,
     )  # fmt: skip
 
 
@@ -671,7 +671,7 @@ def _score_descriptions(
     config = run.config
     scores, differences = score_descriptions(
         tasks, np.concatenate(subjects), protocol=words, split="test", seed=config.seed,
-        n_bootstrap=config.evaluation.n_bootstrap, units=task.units,
+        n_bootstrap=config.evaluation.n_bootstrap, units=task.units, over_folds=task.folding is not None,
     )  # fmt: skip
     return scores, differences, lacking
 

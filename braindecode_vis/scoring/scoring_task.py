@@ -45,6 +45,8 @@ class Folding:
         Whether candidates are those of the own fold alone.
     remembered
         Whether some gallery holds training images of its fold, so that ranks lie below chance.
+    words
+        The same for the protocol of a row.
     refits
         Ranks after refits on relabelled images, for p-values of retrieval; without them, and of images, p-values come
         from permutations within folds, whose null is widened by sqrt 2.
@@ -54,6 +56,7 @@ class Folding:
     taught: Sequence[frozenset[str]]
     within: bool = False
     remembered: bool = False
+    words: str = ""
     refits: Refits | None = None
 
 
@@ -290,6 +293,8 @@ class ScoredGroup:
 
     def __init__(self, task: ScoringTask, group: Group) -> None:
         self.task, self.subject, self.rows = task, group.subject, group.rows
+        words = "" if task.folding is None else task.folding.words
+        self.protocol = "; ".join(filter(None, [task.protocol, words]))
         self.split = task.split if group.condition is None else f"{task.split}, {group.condition}"
         self.has_ceiling = group.condition is None
         self.ids, self.concepts = task.ids[group.rows], task.concepts[group.rows]
@@ -349,7 +354,7 @@ class ScoredGroup:
         if method == "decoded" and self.has_ceiling:
             details["noise_ceiling"] = task.ceilings.get(metric)
         return make_score(
-            values, metric=metric, method=method, protocol=task.protocol, subject=self.subject, split=self.split,
+            values, metric=metric, method=method, protocol=self.protocol, subject=self.subject, split=self.split,
             seed=task.seed, stimulus_ids=[str(i) for i in (self.ids if self.units is None else self.units.labels)],
             unit="image" if self.units is None else self.units.unit, subjects=pooled,
             n_boot=task.n_bootstrap, over_folds=self.over_folds, **details,
@@ -373,7 +378,7 @@ class ScoredGroup:
         return Score(
             # The value is one shuffle, as one brain would give it; its interval is the spread of all of them.
             method="shuffled", metric=metric, value=float(null.null[0]), chance=null.null_mean, n_queries=n_queries,
-            protocol=task.protocol, subject=self.subject, split=self.split, seed=task.seed,
+            protocol=self.protocol, subject=self.subject, split=self.split, seed=task.seed,
             ci_low=null.null_low, ci_high=null.null_high, gallery_size=gallery_size, resampled=SHUFFLES,
         )  # fmt: skip
 
