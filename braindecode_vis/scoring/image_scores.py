@@ -265,7 +265,7 @@ def score_identification(
     yield scored.score(values, metric, method, left_out=left_out, **details), values
     if method == "decoded" and null is not None:
         yield scored.score_shuffled(null, metric, len(table), gallery_size=size), values
-    if n == 2:
+    if n == 2 and null is not None:
         yield from scored.score_best(method, metric, tables, groups=groups)
 
 
