@@ -20,6 +20,7 @@ from braindecode_vis.base.stimuli import hash_pixels
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets import synthetic_digits
 from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
+from braindecode_vis.pipeline.decoding import name_retrieval
 from braindecode_vis.pipeline.learning import check_learnt, pick_test_trials
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
 from braindecode_vis.pipeline.runs import SilentListener, open_run, read_run_scores, read_scores
@@ -487,3 +488,18 @@ def test_the_page_of_categories_says_how_often_the_class_is_named(tmp_path):
     noted = {"provenance": {"dropped": [{}, {}], "n_targets_dropped": 3}}
     store.write_json(tmp_path / "responses" / "meta.json", noted)
     assert count_trials(prepared) == f"{said}5 dropped."
+
+
+@pytest.mark.parametrize(
+    ("split", "gallery"),
+    [
+        ("{kind: published}", "auto"),
+        ("{kind: kfold, n_folds: 3}", "fold"),  # eight images in each
+        ("{kind: kfold, n_folds: 6}", "auto"),  # four: those of all folds, as before
+    ],
+)
+def test_what_a_gallery_is_by_default_enters_the_fingerprint_where_it_is_new(tmp_path, split, gallery):
+    """One published split keeps its artifacts; folds that ranked among all images by default get others."""
+    few = ["dataset.n_train=20", "dataset.n_test=4", "encoder.alphas=[10]"]
+    run = make_run(tmp_path, *few, f"split={split}")
+    assert name_retrieval(run)[0]["retrieval"]["gallery"] == gallery

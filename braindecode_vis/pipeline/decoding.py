@@ -210,7 +210,11 @@ def rank_predictions(
 
 def name_retrieval(run: Run) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the settings and the fits that enter the fingerprint of `retrieve`."""
-    fields = {"retrieval": run.config.retrieval.hashed_fields(), "repeats": run.config.repeats.test}
+    retrieval = run.config.retrieval.hashed_fields()
+    # Earlier versions took the images of all folds by default.
+    if len(preprocess(run).folds) > 1 and retrieval["gallery"] == "auto" and choose_gallery(run)[0] is None:
+        retrieval["gallery"] = "fold"
+    fields = {"retrieval": retrieval, "repeats": run.config.repeats.test}
     # Not of `embed`: each fit names the bank that it was trained against.
     return fields, {f"train{n}": fold.artifact.fingerprint for n, fold in enumerate(train(run))}
 

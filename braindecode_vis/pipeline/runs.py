@@ -29,7 +29,7 @@ from braindecode_vis.config import RunConfig, dump_config, read_config
 
 #: Raise a number when the code of that stage changes its result.
 STAGE_VERSIONS = {
-    "preprocess": 2, "pretrain": 1, "embed": 1, "synthesise": 1, "train": 3, "out_of_fold": 1, "retrieve": 3,
+    "preprocess": 2, "pretrain": 1, "embed": 1, "synthesise": 1, "train": 3, "out_of_fold": 1, "retrieve": 2,
     "reconstruct": 6, "evaluate": 7, "analyze": 3,
 }  # fmt: skip
 
