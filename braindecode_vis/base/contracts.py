@@ -327,6 +327,18 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
         """Return the training images that `fit` would hold out of these trials to validate; none by default."""
         ...
 
+    def map_labels(
+        self, training: Responses, test: Responses, images: Sequence[str]
+    ) -> tuple[Any, Any | None] | None:
+        """Return what a fit on `training` predicts of `test` as weights of the targets of images; nothing is fitted.
+
+        For p-values by refits on relabelled images, which then cost one product each. The first array has the shape
+        (n_penalties, n_test, n_images). The second, (n_penalties, n_images, n_images), gives the inner error of each
+        penalty as the sum of it times the Gram matrix of the targets; None with one penalty. None altogether, the
+        default, where predictions are not linear in the targets for given responses.
+        """
+        ...
+
     def map_targets(self, targets: Embeddings, subject: str | None = None) -> Embeddings:
         """Return image embeddings in the space of `predict`."""
         ...

@@ -18,7 +18,7 @@ brain encoder       fit, predict, write, read          bind, predict_out_of_fold
                                                        predict_for_generator, map_for_generator, predicts_targets,
                                                        predicts_alike, label_free_subjects, as_module,
                                                        describe_likelihood, adapt, adapts_quickly,
-                                                       predict_sentences, describe, describe_mean
+                                                       predict_sentences, describe, describe_mean, map_labels
 category decoder    fit, decision, classes, write,     bind, as_module
                     read
 network             forward                            forward_heads, forward_tokens, token_step, parameter_groups
@@ -276,7 +276,7 @@ BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
         "predicts_targets": True, "predicts_alike": True, "label_free_subjects": (), "as_module": _refuse_module,
         "describe_likelihood": _answer(None), "adapt": _refuse_adaptation, "adapts_quickly": False,
         "list_held_out": _answer(()), "predict_sentences": _answer(None), "describe": _refuse_description,
-        "describe_mean": _refuse_description,
+        "describe_mean": _refuse_description, "map_labels": _answer(None),
     },
 )  # fmt: skip
 CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(

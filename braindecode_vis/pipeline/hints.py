@@ -58,7 +58,7 @@ def _judge_gallery(run: Run, rows: list[dict[str, Any]]) -> list[str]:
         subject
         for metric, subject in found
         if metric == "top1"
-        and found[metric, subject]["value"] < found[metric, subject]["chance"]
+        and found[metric, subject]["value"] < 1 / (found[metric, subject]["gallery_size"] or np.inf)
         and (found.get(("2_way", subject), {}).get("p_value") or 1.0) < 0.01
     ]
     if not bad or run.config.retrieval.gallery == "fold":

@@ -128,6 +128,7 @@ def score_large_gallery(
     n_bootstrap: int,
     units: Units | None = None,
     device: str = "auto",
+    over_folds: bool = False,
 ) -> list[Score]:
     """Return scores of retrieval among the images of a bank, with chance and interval.
 
@@ -143,6 +144,8 @@ def score_large_gallery(
         As in `scoring_task.ScoringTask`.
     device
         Where exact ranks are computed.
+    over_folds
+        As in `score_row.make_score`.
 
     Returns
     -------
@@ -174,7 +177,7 @@ def score_large_gallery(
     every = {f"{name}@{label}": np.concatenate(several) for name, several in values.items()}
     return score_values(
         every, subjects=subjects, ids=names, sizes=size, units=units, protocol=words, split=split, seed=seed,
-        n_bootstrap=n_bootstrap,
+        n_bootstrap=n_bootstrap, over_folds=over_folds,
     )  # fmt: skip
 
 
@@ -191,6 +194,7 @@ def score_values(
     units: Units | None = None,
     method: str = "decoded",
     has_chance: bool = True,
+    over_folds: bool = False,
 ) -> list[Score]:
     """Return the rows of metrics of retrieval for each subject, and for all of them if there are several.
 
@@ -204,6 +208,8 @@ def score_values(
         As in `scoring_task.ScoringTask` and `Score`.
     has_chance
         Whether chance follows from the sizes of the galleries.
+    over_folds
+        As in `score_row.make_score`.
     """
     common = int(sizes[0]) if len(set(sizes.tolist())) == 1 else None
     scores = []
@@ -226,7 +232,7 @@ def score_values(
                     stimulus_ids=ids[rows] if own_units is None else own_units.labels,
                     unit="image" if own_units is None else own_units.unit,
                     subjects=subjects[rows] if subject == POOLED else None,
-                    statistic=metric.statistic, n_boot=n_bootstrap,
+                    statistic=metric.statistic, n_boot=n_bootstrap, over_folds=over_folds,
                 )
             )  # fmt: skip
     return scores

@@ -236,10 +236,10 @@ def score_identification(
     groups : list of length n_stimuli, optional
         Class of each stimulus, for identification within the class.
     """
-    within, size = groups, len(scored.columns)
+    within, sizes = groups, {len(scored.columns)}
     if (candidates := scored.candidates) is not None:
-        within, sizes = cross_labels(groups, candidates), np.unique(candidates, return_counts=True)[1]
-        size = int(sizes[0]) if len(set(sizes.tolist())) == 1 else None
+        within = cross_labels(groups, candidates)
+        sizes = set(np.unique(candidates, return_counts=True)[1].tolist())
     tables = [make_identification_table(one, n, groups=within) for one in similarities]
     table, left_out = average(tables), None
     if scored.leaves_images_out:
@@ -251,11 +251,15 @@ def score_identification(
         )
     values = scored.own(table)
     null = scored.permute(table, groups=groups) if scored.can_permute else None
-    p_value = None if null is None else null.p_value
-    yield scored.score(values, metric, method, gallery_size=size, p_value=p_value, left_out=left_out), values
+    size = sizes.pop() if len(sizes) == 1 else None
+    details: dict[str, Any] = {"gallery_size": size, "p_value": None if null is None else null.p_value}
+    # Among images that were trained on, two-way identification alone has its level.
+    if n > 2 and candidates is None and scored.column_folds is not None and null is not None:
+        details["chance"] = null.null_mean
+    yield scored.score(values, metric, method, left_out=left_out, **details), values
     if method == "decoded" and null is not None:
         yield scored.score_shuffled(null, metric, len(table), gallery_size=size), values
-    if n == 2:
+    if n == 2 and null is not None:
         yield from scored.score_best(method, metric, tables, groups=groups)
 
 

@@ -86,6 +86,8 @@ class ProtocolTask:
         Where ranks are computed.
     units
         As in `scoring.ScoringTask`; averages over all trials of an image resample images.
+    over_folds
+        As in `score_row.make_score`.
     """
 
     retrievals: Sequence[tuple[Embeddings, Embeddings, Retrieval]]
@@ -104,6 +106,7 @@ class ProtocolTask:
     n_draws: int = 30
     device: str = "auto"
     units: Units | None = None
+    over_folds: bool = False
 
     def __post_init__(self) -> None:
         n_rows = sum(len(queries) for queries, _, _ in self.retrievals)
@@ -183,7 +186,7 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
                         stimulus_ids=found.ids[rows] if units is None else units.labels,
                         unit=found.unit if units is None else units.unit,
                         subjects=found.subjects[rows] if pooled else None, statistic=found.statistic,
-                        n_boot=task.n_bootstrap,
+                        n_boot=task.n_bootstrap, over_folds=task.over_folds,
                     )
                 )  # fmt: skip
     return scores

@@ -105,8 +105,10 @@ def _list_by_words(rows: Sequence[Mapping[Any, Any]]) -> str:
             told[row["resampled"]].append(row["metric"])
     if not told:
         return ""
+    widened = WIDENED if all(words.endswith(WIDENED) for words in told) else ""
+    told = {words.removesuffix(widened): metrics for words, metrics in told.items()}
     first, *others = sorted(told, key=lambda words: -len(told[words]))
-    return "; ".join([first, *(f"{', '.join(told[words][:4])}: {words}" for words in others)])
+    return "; ".join([first, *(f"{', '.join(told[words][:4])}: {words}" for words in others)]) + widened
 
 
 def make_score(

@@ -151,23 +151,19 @@ def score_retrieval(scored: ScoredGroup) -> Iterator[tuple[Score, np.ndarray]]:
         if null is not None and task.folding is not None and task.folding.remembered:
             chance = null.null_mean
         details: dict[str, Any] = {"gallery_size": common, "statistic": metric.statistic, "chance": chance}
-        if (
-            name.endswith("_way")
-            and scored.leaves_images_out
-            and all(part.order is not None for part in parts)
-        ):
-            details["left_out"] = leave_out_images(
-                [part.order for part in parts],
-                [
-                    pd.Index(part.retrieval.gallery_ids).get_indexer(part.retrieval.query_ids[part.local])
-                    for part in parts
-                ],
-                [part.retrieval.gallery_ids for part in parts],
-                n,
-                ties="shared",
-            )
+        left_out, orders = None, [part.order for part in parts if part.order is not None]
+        if name.endswith("_way") and scored.leaves_images_out and len(orders) == len(parts):
+            truths = [
+                pd.Index(part.retrieval.gallery_ids).get_indexer(part.retrieval.query_ids[part.local])
+                for part in parts
+            ]
+            galleries = [part.retrieval.gallery_ids for part in parts]
+            left_out = leave_out_images(orders, truths, galleries, n, ties="shared")
         p_value = None if null is None else null.p_value
-        yield scored.score(values.astype(float), name, "decoded", p_value=p_value, **details), values
+        score = scored.score(
+            values.astype(float), name, "decoded", p_value=p_value, left_out=left_out, **details
+        )
+        yield score, values
         if null is not None:
             yield scored.score_shuffled(null, name, len(scored.rows), gallery_size=common), values
         if task.design:

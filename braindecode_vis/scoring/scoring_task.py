@@ -44,6 +44,8 @@ class Folding:
         Whether candidates are those of the own fold alone.
     remembered
         Whether some gallery holds training images of its fold, so that ranks lie below chance.
+    words
+        The same for the protocol of a row.
     refits
         Ranks after refits on relabelled images, for p-values of retrieval; without them, and of images, p-values come
         from permutations within folds, whose null is widened by sqrt 2.
@@ -53,6 +55,7 @@ class Folding:
     taught: Sequence[frozenset[str]]
     within: bool = False
     remembered: bool = False
+    words: str = ""
     refits: Refits | None = None
 
 
@@ -289,6 +292,8 @@ class ScoredGroup:
 
     def __init__(self, task: ScoringTask, group: Group) -> None:
         self.task, self.subject, self.rows = task, group.subject, group.rows
+        words = "" if task.folding is None else task.folding.words
+        self.protocol = "; ".join(filter(None, [task.protocol, words]))
         self.split = task.split if group.condition is None else f"{task.split}, {group.condition}"
         self.has_ceiling = group.condition is None
         self.ids, self.concepts = task.ids[group.rows], task.concepts[group.rows]
@@ -310,10 +315,11 @@ class ScoredGroup:
     @property
     def candidates(self) -> np.ndarray | None:
         """Within what images are identified, a label for each stimulus; None where all are candidates."""
-        folds = self.column_folds
-        within = self.task.folding is not None and self.task.folding.within and folds is not None
+        folds, folding = self.column_folds, self.task.folding
+        if folds is None or folding is None or not folding.within:
+            return None
         # Of one condition, a fold may test a single image.
-        return folds if within and np.unique(folds, return_counts=True)[1].min() > 1 else None
+        return folds if np.unique(folds, return_counts=True)[1].min() > 1 else None
 
     @cached_property
     def following(self) -> np.ndarray:
@@ -347,7 +353,7 @@ class ScoredGroup:
         if method == "decoded" and self.has_ceiling:
             details["noise_ceiling"] = task.ceilings.get(metric)
         return make_score(
-            values, metric=metric, method=method, protocol=task.protocol, subject=self.subject, split=self.split,
+            values, metric=metric, method=method, protocol=self.protocol, subject=self.subject, split=self.split,
             seed=task.seed, stimulus_ids=[str(i) for i in (self.ids if units is None else units.labels)],
             unit="image" if units is None else units.unit, subjects=pooled,
             n_boot=task.n_bootstrap, over_folds=self.over_folds, **details,
@@ -371,7 +377,7 @@ class ScoredGroup:
         return Score(
             # The value is one shuffle, as one brain would give it; its interval is the spread of all of them.
             method="shuffled", metric=metric, value=float(null.null[0]), chance=null.null_mean, n_queries=n_queries,
-            protocol=task.protocol, subject=self.subject, split=self.split, seed=task.seed,
+            protocol=self.protocol, subject=self.subject, split=self.split, seed=task.seed,
             ci_low=null.null_low, ci_high=null.null_high, gallery_size=gallery_size, resampled=SHUFFLES,
         )  # fmt: skip
 

@@ -176,8 +176,8 @@ def jackknife_interval(
     Returns
     -------
     Interval or None
-        Between 0 and 1. None for fewer than three items, or where no item changes anything although there are hits and
-        misses: nothing is then known of the spread.
+        Between 0 and 1; of no width where no item changes anything, as with one prediction for all items, which is
+        right half of the time exactly. None for fewer than three items.
 
     Examples
     --------
@@ -197,8 +197,6 @@ def jackknife_interval(
         low, high = (bound, 1.0) if value >= 1 else (0.0, 1 - bound)
         return Interval(low, high, level, "jackknife", n)
     error = widen * np.sqrt((n - 1) / n * np.square(left_out - left_out.mean()).sum())
-    if error < TIE_TOLERANCE:
-        return None
     half = t.ppf(1 - tail, n - 1) * error / (value * (1 - value))
     low, high = expit(logit(value) - half), expit(logit(value) + half)
     return Interval(float(low), float(high), level, "jackknife", n)

@@ -354,7 +354,7 @@ def test_the_jackknife_interval_of_the_worked_example(n, value, low, high):
 
 
 def test_the_jackknife_at_the_ends_and_where_it_knows_nothing():
-    """No hit and no miss have the exact bound of n items; two images, or a spread of zero, have no interval."""
+    """No hit and no miss have the exact bound of n items; two images have no interval, one for all no width."""
     ones = unc.jackknife_interval(1.0, np.ones(20))
     assert (ones.low, ones.high) == pytest.approx((0.025 ** (1 / 20), 1.0))
     none = unc.jackknife_interval(0.0, np.zeros(20))
@@ -362,7 +362,9 @@ def test_the_jackknife_at_the_ends_and_where_it_knows_nothing():
     wide = unc.jackknife_interval(1.0, np.ones(20), widen=unc.FOLD_FACTOR)
     assert wide.low == pytest.approx(0.025 ** (2 / 20))  # as of half as many images
     assert unc.jackknife_interval(0.5, np.array([0.0, 1.0])) is None
-    assert unc.jackknife_interval(0.5, np.full(6, 0.5)) is None
+    same = tables.leave_out_images([np.tile(np.arange(6.0), (6, 1))], [np.arange(6)], [list("abcdef")], 2)
+    flat = unc.jackknife_interval(0.5, same)
+    assert (flat.low, flat.high) == pytest.approx((0.5, 0.5))
     assert unc.jackknife_interval(0.5, np.array([0.5, np.nan, 0.4])) is None
 
 

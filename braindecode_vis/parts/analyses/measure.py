@@ -27,6 +27,7 @@ from braindecode_vis.scoring.crossed import NO_INTERVAL, PairedDifference, inter
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
 from braindecode_vis.scoring.uncertainty import (
+    FOLD_FACTOR,
     compute_p_value,
     correct_holm,
     correct_maximum,
@@ -80,7 +81,8 @@ class Measured:
     observed
         Mean that the null is compared with.
     null : array of shape (n_permutations,) or None
-        Means under permuted images; None where they were not asked for or the gallery is too large.
+        Means under permuted images, after folds wider by sqrt 2; None where they were not asked for or the gallery is
+        too large.
     """
 
     values: np.ndarray
@@ -270,9 +272,17 @@ class Meter:
 
     @staticmethod
     def join(folds: Sequence[FoldValues]) -> Measured:
-        """Put the folds of one condition together."""
+        """Put the folds of one condition together.
+
+        Folds train each other, so that a null of permutations within them is too narrow by `FOLD_FACTOR`.
+        """
         sizes = [len(fold.values) for fold in folds]
         nulls = [fold.null for fold in folds if fold.null is not None]
+        null = None
+        # A null of some folds only would be narrower than the score that it judges.
+        if len(nulls) == len(folds):
+            null = np.sum(nulls, axis=0) / sum(sizes)
+            null = null if len(folds) < 2 else null.mean() + FOLD_FACTOR * (null - null.mean())
         return Measured(
             values=np.concatenate([fold.values for fold in folds]),
             ids=np.concatenate([fold.ids for fold in folds]),
@@ -280,8 +290,7 @@ class Meter:
             clusters=np.concatenate([fold.clusters for fold in folds]),
             chance=float(np.average([fold.chance for fold in folds], weights=sizes)),
             observed=sum(fold.table_sum for fold in folds) / sum(sizes),
-            # A null of some folds only would be narrower than the score that it judges.
-            null=np.sum(nulls, axis=0) / sum(sizes) if len(nulls) == len(folds) else None,
+            null=null,
         )
 
 

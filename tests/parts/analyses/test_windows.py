@@ -16,7 +16,7 @@ from braindecode_vis.parts.analyses.curves import (
 )
 from braindecode_vis.parts.analyses.cuts import cut_window, make_growing_windows, make_sliding_windows
 from braindecode_vis.parts.analyses.generalization import TimeGeneralizationConfig
-from braindecode_vis.parts.analyses.measure import Meter, compute_hits, measure_changes
+from braindecode_vis.parts.analyses.measure import FoldValues, Meter, compute_hits, measure_changes
 from braindecode_vis.parts.analyses.study import rank_trials
 from braindecode_vis.parts.analyses.windows import GrowingWindowConfig, SlidingWindowConfig
 from braindecode_vis.report.figures import render_plot
@@ -245,3 +245,18 @@ def test_measures_of_two_folds_are_joined():
     assert measured.null.shape == (study.n_permutations,)
     assert measured.null.mean() == pytest.approx(0.5, abs=0.02)
     assert measured.observed == pytest.approx(measured.value)
+
+
+def test_the_null_of_several_folds_is_wider():
+    """Permutations within folds that train each other vary half as much as the score."""
+    rng = np.random.default_rng(0)
+    names = np.array(list("abcd"), dtype=object)
+    folds = [
+        FoldValues(rng.random(4), names, np.full(4, "01"), names, 0.5, 2.0, 2 + rng.normal(size=200))
+        for _ in range(2)
+    ]
+    alone, both = Meter.join(folds[:1]), Meter.join(folds)
+    np.testing.assert_allclose(alone.null, folds[0].null / 4)
+    plain = (folds[0].null + folds[1].null) / 8
+    assert both.null.mean() == pytest.approx(plain.mean())
+    assert both.null.std() == pytest.approx(2**0.5 * plain.std())

@@ -58,7 +58,7 @@ def test_differences_between_runs_are_resampled_by_group(runs):
     assert by_group["p_value"] >= by_image.p_value
     # As in the run itself.
     row = runs["auto", 1.0].scores.query("metric == 'pixcorr' and method == 'decoded'").iloc[0]
-    assert row["resampled"] == f"{N_GROUPS} groups (t)"
+    assert row["resampled"] == f"{N_GROUPS} groups (t), widened by sqrt 2 after folds"
 
 
 def test_analyses_resample_groups_and_say_so(runs):
