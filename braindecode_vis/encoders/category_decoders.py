@@ -172,6 +172,14 @@ class LinearCategoryDecoder:
         """Names of the classes, in the order of the columns of `decision`."""
         return self._require_fit().classes
 
+    @property
+    def n_small_fits(self) -> int:
+        """Fits of one `fit`, those of inner folds included."""
+        if isinstance(self.config, LdaConfig):
+            return 1
+        n_candidates = len(self.config.c) * max(1, len(self.config.windows))
+        return 1 if n_candidates == 1 else 1 + n_candidates * self.config.n_inner_folds
+
     def fit(self, responses: Responses, labels: np.ndarray) -> LinearCategoryDecoder:
         """Learn from training trials.
 

@@ -27,7 +27,7 @@ from braindecode_vis.scoring.uncertainty import compute_p_value
 Refit = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 #: Fits for the null of one metric; beyond, labels are drawn, between the two numbers of times below.
 MOST_FITS = 20_000
-FEWEST_DRAWS, MOST_DRAWS = 199, 999
+FEWEST_DRAWS, MOST_DRAWS = 99, 999
 #: Pairs that are left out together; of more, some in which every owner of the larger class is equally often.
 MOST_PAIRS = 100
 
@@ -63,12 +63,62 @@ class Exchange:
         p = float(compute_p_value(scores[0], others))
         return p, float(np.average(scores, weights=weights) if self.is_complete else others.mean()), others
 
+    def describe(self, unit: str, *, refits: bool) -> str:
+        """Return in words what chance and p come from, and what p can be at the least.
+
+        Parameters
+        ----------
+        unit
+            What an owner is, in one word.
+        refits
+            Whether decoders were fitted again.
+        """
+        n = int(self.weights.sum())
+        how = f"in all {n:,} ways" if self.is_complete else f"{n - 1:,} times by lot"
+        fits = "decoders fitted again" if refits else "decisions kept, without refits"
+        return f"labels of whole {unit}s exchanged {how}, {fits}: no p below {self.smallest_p:.2g}"
+
     def first(self, n: int) -> Exchange:
         """Return the first label sets as draws; all of them where there are no more than `n`."""
         if n >= len(self.labels):
             return self
         smallest = max(self.smallest_p, 1 / n)
         return Exchange(self.labels[:n], np.ones(n, int), False, smallest)
+
+
+@dataclass(frozen=True)
+class ExchangedLabels:
+    """What was decided for each label set, for `braindecode_vis.scoring.category_scores`.
+
+    Parameters
+    ----------
+    unit
+        What an owner is, in one word: ``subject``, ``group``, ``session`` or ``run``.
+    owners : int array of shape (n_trials,)
+        Owner of each tested trial.
+    exchange
+        The label sets.
+    decided : int array of shape (n_sets, n_trials)
+        Class of each tested trial by the decoders of each label set; of shape (1, n_trials) without refits.
+    areas, wins
+        As from `compare_left_pairs`, of the label sets `paired`; None where no pairs were left out.
+    margins : array of shape (1, n_owners), optional
+        Of two classes without refits: decision of each owner, from which an area is computed.
+    paired
+        The label sets of `areas`.
+    refits
+        Whether decoders were fitted again.
+    """
+
+    unit: str
+    owners: np.ndarray
+    exchange: Exchange
+    decided: np.ndarray
+    areas: np.ndarray | None = None
+    wins: np.ndarray | None = None
+    margins: np.ndarray | None = None
+    paired: Exchange | None = None
+    refits: bool = False
 
 
 def make_exchange(
@@ -245,6 +295,103 @@ def compare_left_pairs(
             tell(1)
         areas[number] = total / len(pairs)
     return areas, wins
+
+
+def spread_of_owners(
+    right: np.ndarray, mass: np.ndarray, classes: Sequence[np.ndarray], n_trials: int
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean over classes of the share that is right, by Student's t over owners.
+
+    It is made on the logit scale, so that it stays between 0 and 1.
+
+    Parameters
+    ----------
+    right, mass : arrays of shape (n_owners,)
+        How much of each owner is right, and how much it weighs.
+    classes
+        Which owners are in each class; one class of all owners for a plain share.
+    n_trials
+        That the share was counted in.
+
+    Returns
+    -------
+    interval
+        None below three owners, with one owner of a class, or where all are alike.
+
+    Examples
+    --------
+    >>> everyone = [np.full(4, True)]
+    >>> low, high = spread_of_owners(np.array([0.1, 0.2, 0.25, 0.2]), np.full(4, 0.25), everyone, 4)
+    >>> round(low, 6), round(high, 6)
+    (0.257385, 0.94015)
+    """
+    share, variance, n_owners = [], 0.0, 0
+    for inside in classes:
+        n, total = int(inside.sum()), float(mass[inside].sum())
+        if n < (2 if len(classes) > 1 else 3):
+            return None
+        mean = float(right[inside].sum()) / total
+        # A ratio of sums over owners: its error is that of the sum of what each owner adds to it.
+        residual = (right[inside] - mean * mass[inside]) / total
+        variance += n / (n - 1) * float((residual**2).sum())
+        share.append(mean)
+        n_owners += n
+    if n_owners < 3 or variance < 1e-24:
+        return None
+    return _spread_logit(
+        float(np.mean(share)), math.sqrt(variance) / len(classes), n_owners - len(classes), n_trials
+    )
+
+
+def spread_of_pairs(wins: np.ndarray) -> tuple[float, float] | None:
+    """Return the 95 % interval of the share of pairs in order, from the spread of owners on either side.
+
+    Parameters
+    ----------
+    wins
+        As from `compare_left_pairs`.
+
+    Returns
+    -------
+    interval
+        On the logit scale, so that it stays between 0 and 1; where all pairs are in order, what as many owners as the
+        smaller class has would still allow. None below three owners of a class.
+
+    Examples
+    --------
+    >>> won = np.array([[1, 1, 0.5], [1, 0, 1], [1, 1, 1.0]])
+    >>> low, high = spread_of_pairs(won)
+    >>> round(low, 6), round(high, 6)
+    (0.273861, 0.976971)
+
+    References
+    ----------
+    DeLong, DeLong, Clarke-Pearson (1988), doi:10.2307/2531595.
+    """
+    made = np.isfinite(wins)
+    sides = [
+        np.nanmean(np.where(made.any(axis=axis, keepdims=True), wins, 0), axis=axis)[made.any(axis=axis)]
+        for axis in (1, 0)
+    ]
+    sizes = [len(side) for side in sides]
+    if min(sizes) < 3:
+        return None
+    area = float(np.nanmean(wins))
+    error = math.sqrt(sum(float(np.var(side, ddof=1)) / len(side) for side in sides))
+    if error < 1e-12:
+        bound = 0.025 ** (1 / min(sizes))
+        return (bound, 1.0) if area == 1 else (0.0, 1 - bound) if area == 0 else None
+    return _spread_logit(area, error, sum(sizes) - 2, int(made.sum()))
+
+
+def _spread_logit(mean: float, error: float, freedom: int, n: int) -> tuple[float, float]:
+    """Return the interval of a share; `n` keeps one that is 0 or 1 off the ends."""
+    from scipy.special import expit, logit
+    from scipy.stats import t
+
+    inner = (mean * n + 0.5) / (n + 1)
+    half = float(t.ppf(0.975, freedom)) * error / (inner * (1 - inner))
+    return float(expit(logit(inner) - half)), float(expit(logit(inner) + half))
 
 
 def list_pairs(labels: np.ndarray, most: int = MOST_PAIRS) -> list[tuple[int, int]]:

@@ -80,6 +80,14 @@ def test_many_subjects_are_drawn():
     assert len(make(np.arange(12) % 2, fits_each=12, most=19).labels) == 20  # all would be 462
     assert len(make(np.arange(12) % 2, fits_each=12, most=9999).labels) == 462
     assert len(make(np.arange(30) % 2, refits=False, most=9999).labels) == 10_000
+    assert exchange.describe("subject", refits=True) == (
+        "labels of whole subjects exchanged 666 times by lot, decoders fitted again: no p below 0.0015"
+    )
+    assert (
+        make()
+        .describe("group", refits=False)
+        .startswith("labels of whole groups exchanged in all 70 ways, decis")
+    )
     assert len(exchange.first(200).labels) == 200
     assert exchange.first(200).smallest_p == pytest.approx(1 / 200)
 
