@@ -367,7 +367,7 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
 class WholeCategoryDecoder(CategoryDecoder, Protocol):
     """A category decoder with its defaults."""
 
-    #: How many small fits one `fit` takes, where labels of whole subjects are tested by fitting again and again; 0 where
+    #: How many small fits one `fit` takes, where labels of whole subjects are tested by fitting many times; 0 where
     #: that is too dear.
     n_small_fits: int
 

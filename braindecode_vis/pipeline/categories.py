@@ -3,8 +3,8 @@
     preprocess -> train (a classifier per fold) -> evaluate (accuracy, AUC) -> report
 
 Owns the artifacts of these stages. Classes may be shared by training and test trials; runs, groups or subjects are not.
-Where each subject or group has one class and is left out as a whole, the scores need decoders of exchanged labels, which
-are fitted here.
+Where each subject or group has one class and is left out as a whole, the scores need decoders of exchanged labels,
+which are fitted here.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 #: What may own a label: whatever a split leaves out as a whole.
 OWNERS = ("subject", "group", "session", "run")
 MOST_SMALL_FITS = 1_000_000  # of the smallest null; beyond, decisions are kept
+MOST_KEPT = 1 << 29  # bytes of trials that refits keep for the next label set
 LEAST_TOLD = 5.0  # seconds of refits that are announced
 
 
@@ -93,8 +94,8 @@ def _check_classes(trials: pd.DataFrame, split: Split, owners: LabelOwners | Non
             unit, first = owners.unit, str(names[counts.argmin()])
             raise DataError(
                 f"the class {first!r} is that of one {unit} only, so that it cannot be learnt when that {unit} is left "
-                f"out ({len(owners.labels)} {unit}s in all); each class needs two {unit}s, and a p below .05 needs four "
-                "of each."
+                f"out ({len(owners.labels)} {unit}s in all); each class needs two {unit}s, and a p below .05 needs "
+                "four of each."
             )
     if not any(np.isin(labels[fold.test], labels[fold.train]).any() for fold in split.folds):
         raise DataError(
@@ -256,6 +257,19 @@ def _make_refit(run: Run, responses: Responses, classes: tuple[str, ...]) -> Ref
     """Return what fits a new decoder on some trials with other labels, and decides others."""
     trials = replace(responses, data=np.asarray(responses.data))  # read once
     names = np.array(classes, dtype=object)
+    kept: dict[bytes, Responses] = {}  # the same folds come back for every label set
+    n_bytes = 0
+
+    def pick(rows: np.ndarray) -> Responses:
+        nonlocal n_bytes
+        key = rows.tobytes()
+        if key not in kept:
+            picked = trials.select(rows)
+            if n_bytes + picked.data.nbytes > MOST_KEPT:
+                return picked
+            kept[key] = picked
+            n_bytes += picked.data.nbytes
+        return kept[key]
 
     def refit(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
         found = np.zeros((len(test), len(classes)))
@@ -264,7 +278,7 @@ def _make_refit(run: Run, responses: Responses, classes: tuple[str, ...]) -> Ref
             found[:, taught] = 1
             return found
         decoder = build_decoder(run, 0)
-        decoder.fit(trials.select(train), names[labels])
+        decoder.fit(pick(train), names[labels])
         found[:, [classes.index(str(name)) for name in decoder.classes]] = decoder.decision(
             trials.select(test)
         )

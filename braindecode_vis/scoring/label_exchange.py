@@ -15,9 +15,11 @@ Chaibub Neto et al. (2019), doi:10.1038/s41746-019-0178-x: labels of subjects, n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 
@@ -119,6 +121,33 @@ class ExchangedLabels:
     margins: np.ndarray | None = None
     paired: Exchange | None = None
     refits: bool = False
+
+
+@dataclass(frozen=True)
+class ToldExchange:
+    """What the rows of a run say of exchanged labels: `unit` and `smallest_p`, and all of it in `words`."""
+
+    unit: str
+    smallest_p: float
+    words: str
+
+
+def find_exchange(rows: Sequence[Mapping[str, Any]]) -> ToldExchange | None:
+    """Return what score rows say of exchanged labels; None where labels of trials were permuted.
+
+    Examples
+    --------
+    >>> exchange = make_exchange(np.array([0, 0, 1, 1]), [np.arange(4)], refits=True, fits_each=4, most=999,
+    ...                          generator=np.random.default_rng(0))
+    >>> found = find_exchange([{"protocol": "toy; " + exchange.describe("subject", refits=True)}])
+    >>> found.unit, found.smallest_p
+    ('subject', 0.33)
+    """
+    for row in rows:
+        found = re.search(r"labels of whole (\w+)s exchanged .*no p below ([\d.e-]+)", str(row["protocol"]))
+        if found is not None:
+            return ToldExchange(found[1], float(found[2]), found[0])
+    return None
 
 
 def make_exchange(
