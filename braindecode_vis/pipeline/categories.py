@@ -199,29 +199,36 @@ def exchange_labels(
     from braindecode_vis.scoring import label_exchange as exchange
 
     config, n_each = run.config, build_decoder(run, 0).n_small_fits
-    truth = np.searchsorted(np.array(classes), owners.labels)
-    # Owners that are only trained on keep their labels.
-    tested = np.unique(owners.codes[rows])
-    blocks = [np.intersect1d(block, tested) for block in owners.blocks]
-    blocks = [block for block in (*blocks, np.setdiff1d(np.arange(len(truth)), tested)) if len(block)]
     most, draw = config.evaluation.n_permutations, partial(make_generator, config.seed, "exchanged labels")
-    n_folds, n_owners = len(split.folds), len(tested)
+    n_folds = len(split.folds)
     # One published split is exact without refits: its test says nothing of its training.
-    refits = bool(n_each) and n_folds > 1 and n_each * n_folds * exchange.FEWEST_DRAWS <= MOST_SMALL_FITS
-    sets = exchange.make_exchange(
-        truth, blocks, refits=refits, fits_each=n_each * n_folds, most=most, generator=draw()
-    )
-    pairs = len(classes) == 2 and n_owners == len(truth) and len(set(truth.tolist())) == 2
+    refits = n_folds > 1 and 0 < n_each * n_folds * exchange.FEWEST_DRAWS <= MOST_SMALL_FITS
+    truth = np.searchsorted(np.array(classes), owners.labels)
+    tested, codes = np.unique(owners.codes[rows], return_inverse=True)
+    blocks = [np.intersect1d(block, tested) for block in owners.blocks]
     if not refits:
-        sizes = np.maximum(np.bincount(owners.codes[rows], minlength=len(truth)), 1)
-        margins = np.bincount(owners.codes[rows], decisions[:, -1] - decisions[:, 0], len(truth)) / sizes
-        return exchange.ExchangedLabels(
-            owners.unit,
-            owners.codes[rows],
-            sets,
-            decisions.argmax(axis=1)[None],
-            margins=margins[None] if pairs else None,
+        place = np.searchsorted(tested, np.concatenate(blocks))
+        parts = np.split(place, np.cumsum([len(block) for block in blocks])[:-1])
+        sets = exchange.make_exchange(
+            truth[tested],
+            [part for part in parts if len(part)],
+            refits=False,
+            fits_each=0,
+            most=most,
+            generator=draw(),
         )
+        margins = np.bincount(codes, decisions[:, -1] - decisions[:, 0]) / np.bincount(codes)
+        return exchange.ExchangedLabels(
+            owners.unit, codes, sets, decisions.argmax(axis=1)[None],
+            margins=margins[None] if len(classes) == 2 else None,
+            widening=exchange.FOLD_WIDENING if n_folds > 1 else 1.0,
+        )  # fmt: skip
+    # Owners that are only trained on keep their labels.
+    blocks = [block for block in (*blocks, np.setdiff1d(np.arange(len(truth)), tested)) if len(block)]
+    sets = exchange.make_exchange(
+        truth, blocks, refits=True, fits_each=n_each * n_folds, most=most, generator=draw()
+    )
+    pairs = len(classes) == 2 and len(tested) == len(truth)
     n_pairs = len(exchange.list_pairs(truth)) if pairs else 0
     paired = exchange.make_exchange(
         truth, blocks, refits=True, fits_each=n_each * n_pairs, most=most, generator=draw()

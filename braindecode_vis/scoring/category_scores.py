@@ -264,7 +264,7 @@ def _measure_owned(
     right = np.stack([np.bincount(owners, weights * hit, minlength=len(known)) for hit in hits])
     counted = exchange.describe(exchanged.unit, refits=exchanged.refits)
     own = np.array([truth[owners == owner][0] for owner in range(len(known))])
-    words = f"{name_units(exchanged.unit, len(known))} (t)"
+    words = f"{name_units(exchanged.unit, len(known))} (t{', widened for folds' if exchanged.widening > 1 else ''})"
     # Resamples of owners, or of the trials of a single one: how much each weighs and how much of it is right.
     alone = len(known) == 1
     parts = (weights, weights * hits[0]) if alone else (mass, right[0])
@@ -291,7 +291,7 @@ def _measure_owned(
         present = (
             [np.full(len(known), True)] if len(classes) == 1 else [own == code for code in np.unique(own)]
         )
-        interval = spread_of_owners(right[0], mass, present, len(rows))
+        interval = spread_of_owners(right[0], mass, present, len(rows), exchanged.widening)
         told = words if interval is not None else ""
         if len(known) == 1:  # the trials of one subject
             wilson = wilson_interval(int(hits[0].sum()), len(rows))

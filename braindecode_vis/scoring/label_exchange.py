@@ -32,6 +32,9 @@ MOST_FITS = 20_000
 FEWEST_DRAWS, MOST_DRAWS = 99, 999
 #: Pairs that are left out together; of more, some in which every owner of the larger class is equally often.
 MOST_PAIRS = 100
+#: Of the standard error of a share over owners that were left out fold by fold: what one of a pair of folds teaches the
+#: other comes back, which doubles the variance.
+FOLD_WIDENING = math.sqrt(2)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ class ExchangedLabels:
         The label sets of `areas`.
     refits
         Whether decoders were fitted again.
+    widening
+        Of the standard error of shares; see `FOLD_WIDENING`.
     """
 
     unit: str
@@ -121,6 +126,7 @@ class ExchangedLabels:
     margins: np.ndarray | None = None
     paired: Exchange | None = None
     refits: bool = False
+    widening: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -327,7 +333,7 @@ def compare_left_pairs(
 
 
 def spread_of_owners(
-    right: np.ndarray, mass: np.ndarray, classes: Sequence[np.ndarray], n_trials: int
+    right: np.ndarray, mass: np.ndarray, classes: Sequence[np.ndarray], n_trials: int, widening: float = 1.0
 ) -> tuple[float, float] | None:
     """Return the 95 % interval of the mean over classes of the share that is right, by Student's t over owners.
 
@@ -341,6 +347,9 @@ def spread_of_owners(
         Which owners are in each class; one class of all owners for a plain share.
     n_trials
         That the share was counted in.
+    widening
+        Factor of the standard error: `FOLD_WIDENING` where owners were left out fold by fold, whose decoders have
+        learnt from each other's owners.
 
     Returns
     -------
@@ -367,9 +376,8 @@ def spread_of_owners(
         n_owners += n
     if n_owners < 3 or variance < 1e-24:
         return None
-    return _spread_logit(
-        float(np.mean(share)), math.sqrt(variance) / len(classes), n_owners - len(classes), n_trials
-    )
+    error = widening * math.sqrt(variance) / len(classes)
+    return _spread_logit(float(np.mean(share)), error, n_owners - len(classes), n_trials)
 
 
 def spread_of_pairs(wins: np.ndarray) -> tuple[float, float] | None:
