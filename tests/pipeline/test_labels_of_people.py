@@ -12,7 +12,7 @@ from braindecode_vis.pipeline import categories
 FEW = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100}
 
 
-def make_people(n=8, n_trials=4, effect=3.0, labels=None, seed=0):
+def make_people(n=8, n_trials=4, effect=5.0, labels=None, seed=3):
     rng = np.random.default_rng(seed)
     who = np.repeat(np.arange(n), n_trials)
     patient = np.arange(n) % 2 if labels is None else np.asarray(labels)
