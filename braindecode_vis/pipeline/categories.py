@@ -209,19 +209,9 @@ def exchange_labels(
     if not refits:
         place = np.searchsorted(tested, np.concatenate(blocks))
         parts = np.split(place, np.cumsum([len(block) for block in blocks])[:-1])
-        sets = exchange.make_exchange(
-            truth[tested],
-            [part for part in parts if len(part)],
-            refits=False,
-            fits_each=0,
-            most=most,
-            generator=draw(),
-        )
-        margins = np.bincount(codes, decisions[:, -1] - decisions[:, 0]) / np.bincount(codes)
-        return exchange.ExchangedLabels(
-            owners.unit, codes, sets, decisions.argmax(axis=1)[None],
-            margins=margins[None] if len(classes) == 2 else None,
-            widening=exchange.FOLD_WIDENING if n_folds > 1 else 1.0,
+        return exchange.keep_decisions(
+            owners.unit, codes, truth[tested], [part for part in parts if len(part)], decisions, most=most,
+            generator=draw(), widening=exchange.FOLD_WIDENING if n_folds > 1 else 1.0,
         )  # fmt: skip
     # Owners that are only trained on keep their labels.
     blocks = [block for block in (*blocks, np.setdiff1d(np.arange(len(truth)), tested)) if len(block)]
@@ -256,8 +246,9 @@ def exchange_labels(
     decided = decided[:, rows]
     decided[0] = decisions.argmax(axis=1)  # those of the run, to the last tie
     return exchange.ExchangedLabels(
-        owners.unit, owners.codes[rows], sets, decided, areas, wins, paired=paired, refits=True
-    )
+        owners.unit, owners.codes[rows], sets, decided, areas, wins, paired=paired, refits=True,
+        widening=exchange.FOLD_WIDENING,
+    )  # fmt: skip
 
 
 def _make_refit(run: Run, responses: Responses, classes: tuple[str, ...]) -> Refit:

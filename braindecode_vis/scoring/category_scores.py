@@ -233,7 +233,8 @@ def _measure_all_owned(
         found = _pool(task, list(same))
         # Of one label set all subjects, so that the mean of subjects is a score of that set.
         null = np.mean([part.null for part in same], axis=0)
-        chance = float(np.mean([part.chance for part in same]))
+        chances = [part.chance for part in same if part.chance is not None]  # none of a control
+        chance = float(np.mean(chances)) if chances else None
         pooled.append(replace(found, null=null, chance=chance, about=same[0].about))
     return pooled
 

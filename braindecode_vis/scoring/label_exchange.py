@@ -156,6 +156,61 @@ def find_exchange(rows: Sequence[Mapping[str, Any]]) -> ToldExchange | None:
     return None
 
 
+def keep_decisions(
+    unit: str, owners: np.ndarray, truth: np.ndarray, blocks: Sequence[np.ndarray], decisions: np.ndarray, *, most: int,
+    generator: np.random.Generator, widening: float = 1.0,
+) -> ExchangedLabels:  # fmt: skip
+    """Return label sets over decisions as they are, without refits.
+
+    Parameters
+    ----------
+    unit, widening
+        As in `ExchangedLabels`.
+    owners : int array of shape (n_trials,)
+        Owner of each trial, from 0; each has one trial at least.
+    truth : int array of shape (n_owners,)
+        Label of each owner.
+    blocks, most, generator
+        As for `make_exchange`.
+    decisions : array of shape (n_trials, n_classes)
+
+    Examples
+    --------
+    >>> found = keep_decisions("subject", np.array([0, 0, 1, 2, 3]), np.array([0, 0, 1, 1]), [np.arange(4)],
+    ...                        np.eye(2)[[0, 1, 0, 1, 1]], most=99, generator=np.random.default_rng(0))
+    >>> found.decided.tolist(), found.margins.tolist(), found.exchange.smallest_p
+    ([[0, 1, 0, 1, 1]], [[0.0, -1.0, 1.0, 1.0]], 0.16666666666666666)
+    """
+    sets = make_exchange(truth, blocks, refits=False, fits_each=0, most=most, generator=generator)
+    margins = None
+    if decisions.shape[1] == 2:
+        margins = (np.bincount(owners, decisions[:, 1] - decisions[:, 0]) / np.bincount(owners))[None]
+    decided = decisions.argmax(axis=1)[None]
+    return ExchangedLabels(unit, owners, sets, decided, margins=margins, widening=widening)
+
+
+def exchange_subjects(
+    subjects: np.ndarray, labels: np.ndarray, classes: Sequence[str], decisions: np.ndarray, *, most: int,
+    generator: np.random.Generator,
+) -> ExchangedLabels | None:  # fmt: skip
+    """Return label sets of whole subjects over decisions that are given; None where some subject has two labels.
+
+    Parameters
+    ----------
+    subjects, labels : arrays of shape (n_trials,)
+    classes
+        Columns of the decisions.
+    decisions, most, generator
+        As for `keep_decisions`.
+    """
+    first, owners = np.unique(subjects.astype(str), return_index=True, return_inverse=True)[1:]
+    truth = np.array([list(classes).index(label) for label in labels[first]])
+    if len(set(truth.tolist())) < 2 or (labels != labels[first][owners]).any():
+        return None
+    whole = [np.arange(len(truth))]
+    return keep_decisions("subject", owners, truth, whole, decisions, most=most, generator=generator)
+
+
 def make_exchange(
     truth: np.ndarray, blocks: Sequence[np.ndarray], *, refits: bool, fits_each: int, most: int,
     generator: np.random.Generator,

@@ -98,12 +98,12 @@ def test_too_few_people_are_one_sentence(n, labels, words):
 
 
 def test_groups_as_many_as_trials_are_told():
-    X, labels, who = make_people(n=8, n_trials=1)
+    X, labels, who = make_people(n=6, n_trials=1)
     run = decode(X, labels, split="leave-one-group-out", group=who)
-    assert find(run, "accuracy", "01").resampled in ("8 groups (t, widened for folds)", "")
-    assert any("each of the 8 groups has one trial" in hint for hint in run.hints)
+    assert find(run, "accuracy", "01").resampled in ("6 groups (t, widened for folds)", "")
+    assert any("each of the 6 groups has one trial" in hint for hint in run.hints)
     people = decode(X, labels, split="leave-one-subject-out", subject=who)
-    assert people.hints == []
+    assert not any("has one trial" in hint for hint in people.hints)
 
 
 def test_three_classes_have_no_area():
@@ -128,18 +128,16 @@ def test_a_published_split_of_people_needs_no_refit():
 
 def test_blocks_of_several_people_change_labels_within_each():
     """Every person has blocks of both classes: labels stay within the person, and subjects are averaged."""
-    X, _, who = make_people(n=3, n_trials=16)
-    block = np.tile(np.repeat(np.arange(4), 4), 3)
+    X, _, who = make_people(n=2, n_trials=8)
+    block = np.tile(np.repeat(np.arange(4), 2), 2)
     labels = np.array(["a", "b"])[block % 2]
-    X[:, 0] += 4 * (block % 2)
+    X[:, 0] += 8 * (block % 2)
     group = [f"{w}{b}" for w, b in zip(who, block, strict=True)]
     run = decode(X, labels, split="leave-one-group-out", group=group, subject=who)
     row = find(run, "accuracy")
-    assert (
-        "labels of whole groups exchanged 100 times by lot" in row.protocol
-    )  # of 6 ** 3, half of them complements
-    assert row.p_value < 0.05
-    assert row.value == pytest.approx(np.mean([find(run, "accuracy", str(n)).value for n in range(3)]))
+    assert "labels of whole groups exchanged in all 36 ways" in row.protocol  # 6 in each, and none across
+    assert 2 / 36 - 1e-9 <= row.p_value < 0.15
+    assert row.value == pytest.approx(np.mean([find(run, "accuracy", str(n)).value for n in range(2)]))
 
 
 def test_a_decoder_that_is_dear_to_fit_is_not_fitted_again(monkeypatch):
@@ -174,6 +172,6 @@ def test_a_network_keeps_its_decisions():
     who = np.repeat(np.arange(4), 4)
     labels = np.array(["a", "b"])[who % 2]
     X = rng.normal(size=(16, 4, 40)).astype(np.float32)
-    encoder = {"kind": "network_categories", "epochs": 1, "network": {"kind": "eegnet"}}
+    encoder = {"kind": "network_categories", "epochs": 1, "network": {"kind": "eegproject", "width": 8}}
     run = decode(X, labels, split="leave-one-subject-out", encoder=encoder, subject=who)
     assert "in all 6 ways, decisions kept, without refits: no p below 0.17" in find(run, "accuracy").protocol
