@@ -218,7 +218,10 @@ def exchange_labels(
     sets = exchange.make_exchange(
         truth, blocks, refits=True, fits_each=n_each * n_folds, most=most, generator=draw()
     )
-    pairs = len(classes) == 2 and len(tested) == len(truth)
+    # Of subjects that have several owners each, areas would be theirs, and pairs of two subjects none.
+    subjects, names = responses.trials["subject"].astype(str).to_numpy(), owners.labels[owners.codes]
+    together = len(set(subjects.tolist())) == 1 or _has_one_class(subjects, names)
+    pairs = together and len(classes) == 2 and len(tested) == len(truth)
     n_pairs = len(exchange.list_pairs(truth)) if pairs else 0
     paired = exchange.make_exchange(
         truth, blocks, refits=True, fits_each=n_each * n_pairs, most=most, generator=draw()

@@ -222,8 +222,10 @@ def _measure_all_owned(
 ) -> list[_Measured]:
     """Return the row ``all``: over subjects that have one label each, or the mean of subjects of several owners."""
     assert task.exchanged is not None
-    if task.exchanged.unit == "subject":
-        subjects, counts = np.unique(task.subjects.astype(str), return_inverse=True, return_counts=True)[1:]
+    first, subjects, counts = np.unique(
+        task.subjects.astype(str), return_index=True, return_inverse=True, return_counts=True
+    )[1:]
+    if (codes == codes[first][subjects]).all():  # one label each
         # Subjects weigh alike, whatever their numbers of trials.
         return _measure_owned(task, codes, np.arange(len(codes)), 1 / (len(counts) * counts[subjects]))
     pooled = []

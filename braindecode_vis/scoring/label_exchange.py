@@ -328,7 +328,7 @@ def decide_left_out(
     margins : array of shape (n_sets, n_owners)
         Of two classes, the mean over the rows of an owner of the decision for the second less that for the first.
     """
-    decided = np.zeros((len(exchange.labels), len(owners)), np.int64)
+    decided = np.zeros((len(exchange.labels), len(owners)), np.int16)
     margins = np.zeros((len(exchange.labels), exchange.labels.shape[1]))
     n_tested = np.zeros(exchange.labels.shape[1])
     for _, test in folds:

@@ -7,6 +7,7 @@ from braindecode_vis.scoring.label_exchange import (
     count_arrangements,
     decide_left_out,
     exchange_subjects,
+    keep_decisions,
     list_pairs,
     make_exchange,
     spread_of_owners,
@@ -181,3 +182,24 @@ def test_too_few_people_or_people_who_are_alike_have_no_interval():
     assert spread_of_pairs(np.ones((2, 5))) is None
     assert spread_of_pairs(np.ones((3, 5))) == pytest.approx((0.025 ** (1 / 3), 1.0))
     assert spread_of_pairs(np.zeros((3, 5))) == pytest.approx((0.0, 1 - 0.025 ** (1 / 3)))
+
+
+def test_families_of_several_people_are_exchanged_as_wholes():
+    """The owner of a label is the family: two people each, so that the row over all people has 6 owners, not 12."""
+    truth, who = np.array([0, 0, 0, 1, 1, 1]), np.repeat(np.arange(12), 3)
+    decisions = np.eye(2)[truth[who // 2]] + 0.01 * np.random.default_rng(0).random((36, 2))
+    exchanged = keep_decisions(
+        "group", who // 2, truth, [np.arange(6)], decisions, most=99, generator=np.random.default_rng(0)
+    )
+    task = CategoryTask(
+        decisions=decisions, classes=("a", "b"), labels=np.array(["a", "b"], dtype=object)[truth[who // 2]],
+        runs=who.astype(object), subjects=who.astype(object), protocol="toy", split="test", seed=0, n_bootstrap=50,
+        n_permutations=50, exchanged=exchanged,
+    )  # fmt: skip
+    rows = {
+        s.metric: s for s in compute_category_scores(task)[0] if (s.subject, s.method) == ("all", "decoded")
+    }
+    assert set(rows) == {"accuracy", "balanced_accuracy", "auc"}
+    for row in rows.values():
+        assert (row.value, row.p_value) == (1.0, pytest.approx(1 / 20))
+        assert "whole groups" in row.protocol
