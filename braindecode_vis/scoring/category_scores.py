@@ -312,6 +312,8 @@ def _measure_area(task: CategoryTask, n_trials: int) -> list[_Measured]:
     exchanged = task.exchanged
     assert exchanged is not None
     exchange = exchanged.exchange
+    if len(np.unique(exchange.labels[0])) < 2:  # one class was tested
+        return []
     if exchanged.areas is not None and exchanged.wins is not None:
         areas, wins = exchanged.areas, exchanged.wins
         n_pairs = int(np.isfinite(wins).sum())

@@ -203,3 +203,22 @@ def test_families_of_several_people_are_exchanged_as_wholes():
     for row in rows.values():
         assert (row.value, row.p_value) == (1.0, pytest.approx(1 / 20))
         assert "whole groups" in row.protocol
+
+
+def test_a_test_of_one_class_has_no_area_and_no_small_p():
+    decisions = np.eye(2)[np.repeat([1, 1, 0, 1], 3)]
+    who, truth = np.repeat(np.arange(4), 3), np.ones(4, int)
+    exchanged = keep_decisions(
+        "subject", who, truth, [np.arange(4)], decisions, most=99, generator=np.random.default_rng(0)
+    )
+    task = CategoryTask(
+        decisions=decisions, classes=("a", "b"), labels=np.full(12, "b", dtype=object), runs=who.astype(object),
+        subjects=who.astype(object), protocol="toy", split="test", seed=0, n_bootstrap=50, n_permutations=50,
+        exchanged=exchanged,
+    )  # fmt: skip
+    rows = {
+        s.metric: s for s in compute_category_scores(task)[0] if (s.subject, s.method) == ("all", "decoded")
+    }
+    assert set(rows) == {"accuracy", "balanced_accuracy"}
+    assert rows["accuracy"].p_value == 1
+    assert "no p below 1" in rows["accuracy"].protocol
