@@ -379,6 +379,10 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
 class WholeCategoryDecoder(CategoryDecoder, Protocol):
     """A category decoder with its defaults."""
 
+    #: How many small fits one `fit` takes, where labels of whole subjects are tested by fitting many times; 0 where
+    #: that is too dear.
+    n_small_fits: int
+
     def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
         """Return `decision` as a torch module on the CPU, and its input tensors by name for these trials."""
         ...

@@ -19,7 +19,7 @@ brain encoder       fit, predict, write, read          bind, predict_out_of_fold
                                                        predicts_alike, label_free_subjects, as_module,
                                                        describe_likelihood, adapt, adapts_quickly,
                                                        predict_sentences, describe, describe_mean, map_labels
-category decoder    fit, decision, classes, write,     bind, as_module
+category decoder    fit, decision, classes, write,     bind, as_module, n_small_fits
                     read
 network             forward                            forward_heads, forward_tokens, token_step, parameter_groups
 prior               fit, sample                        bind, describe, write, read
@@ -282,7 +282,7 @@ BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
 CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(
     "category decoder",
     ("fit", "decision", "write", "read"),
-    {"bind": _answer(None), "as_module": _refuse_module},
+    {"bind": _answer(None), "as_module": _refuse_module, "n_small_fits": 0},
     ("classes",),
 )
 NETWORK: Role[WholeNetwork] = Role(

@@ -1,7 +1,8 @@
 """Linear category decoders: which class was seen, for data that know no image.
 
-Owns shrinkage LDA and logistic regression over z-scored features. Fitting is scikit-learn's; what is kept is one
-matrix and one offset, so that the fitted decoder is stored as plain arrays and decides without scikit-learn. The
+Owns shrinkage LDA and logistic regression over z-scored features. LDA is a solution in closed form, equal to
+scikit-learn's up to rounding and some ten times as fast, which tests of whole subjects need; logistic regression is
+scikit-learn's. What is kept is one matrix and one offset, so that a fitted decoder is stored as plain arrays. The
 z-score and the penalty are learnt from the trials passed to `fit`. Knows nothing of folds that hold out test trials.
 Where the rows are single volumes of a trial (same subject, session, run and onset), they can be decided together: each
 volume of a block is a noisy sample of the same state, and learning from all of them and averaging their log
@@ -172,6 +173,14 @@ class LinearCategoryDecoder:
         """Names of the classes, in the order of the columns of `decision`."""
         return self._require_fit().classes
 
+    @property
+    def n_small_fits(self) -> int:
+        """Fits of one `fit`, those of inner folds included."""
+        if isinstance(self.config, LdaConfig):
+            return 1
+        n_candidates = len(self.config.c) * max(1, len(self.config.windows))
+        return 1 if n_candidates == 1 else 1 + n_candidates * self.config.n_inner_folds
+
     def fit(self, responses: Responses, labels: np.ndarray) -> LinearCategoryDecoder:
         """Learn from training trials.
 
@@ -310,19 +319,89 @@ def _decide(fit: LinearDecision, data: np.ndarray) -> np.ndarray:
 
 
 def _fit_lda(data: np.ndarray, labels: np.ndarray) -> LinearDecision:
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-    from sklearn.preprocessing import StandardScaler
-
-    if data.shape[1] > _MAX_LDA_FEATURES:
+    # With fewer trials than features, no matrix of features by features is made.
+    if _MAX_LDA_FEATURES < data.shape[1] <= len(data):
         raise ConfigError(
             f"lda on {data.shape[1]} features needs a covariance of {data.shape[1] ** 2 * 8 / 2**30:.1f} GiB; "
             f"preprocess to at most {_MAX_LDA_FEATURES} features (fewer channels or a lower sfreq), or set "
             "encoder.kind to logistic."
         )
-    scaler = StandardScaler().fit(data)
     # The shrinkage of Ledoit and Wolf pulls toward a multiple of the identity, hence the z-scores before it.
-    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(scaler.transform(data), labels)
-    return _keep(scaler, model, [])
+    mean, scale = data.mean(axis=0), _find_scale(data)
+    names, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    scaled = (data - mean) / scale
+    means = np.stack(
+        [scaled[codes == code].mean(axis=0) for code in range(len(names))]
+    )  # (n_classes, n_features)
+    weights = solve_shrunk(scaled, codes, means)
+    offset = np.log(counts / len(codes)) - 0.5 * (means * weights).sum(axis=1)
+    if len(names) == 2:  # one row decides between two classes
+        weights, offset = weights[1:] - weights[:1], offset[1:] - offset[:1]
+    return LinearDecision(mean, scale, weights, offset, tuple(str(name) for name in names), [])
+
+
+def _find_scale(data: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of each feature, 1 where it is constant up to rounding."""
+    spread = data.std(axis=0)
+    limit = 10 * np.finfo(float).eps * np.maximum(np.abs(data).max(axis=0), np.finfo(float).tiny)
+    return np.where(spread > limit, spread, 1.0)
+
+
+def solve_shrunk(data: np.ndarray, codes: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Return the inverse of the shrunk covariance within classes, applied to each class mean, (n_classes, n_features).
+
+    The covariance is the mean over classes, by their sizes, of what Ledoit and Wolf's shrinkage makes of each class
+    whose features were scaled to variance 1, as in scikit-learn. It is a diagonal and one product of as many rows as
+    there are trials, so that no matrix of features by features is made where trials are fewer, and a fit for each of
+    thousands of label sets is cheap.
+
+    Parameters
+    ----------
+    data : array of shape (n_trials, n_features)
+    codes : int array of shape (n_trials,)
+        Class of each trial.
+    means : array of shape (n_classes, n_features)
+    """
+    from scipy.linalg import cho_factor, cho_solve, lstsq
+
+    n, n_features = data.shape
+    diagonal, rows = np.zeros(n_features), np.empty_like(data)
+    for code, mean in enumerate(means):
+        own = np.flatnonzero(codes == code)
+        centred = data[own] - mean
+        scale = _find_scale(data[own])
+        shrinkage, level = _find_shrinkage(centred / scale)
+        rows[own] = centred * np.sqrt((1 - shrinkage) / n)
+        diagonal += len(own) / n * shrinkage * level * scale**2
+    if n_features <= n or not (diagonal > 0).all():
+        covariance = rows.T @ rows
+        covariance[np.diag_indices(n_features)] += diagonal
+        try:
+            return np.asarray(cho_solve(cho_factor(covariance), means.T).T)
+        except np.linalg.LinAlgError:  # features that repeat each other, without shrinkage
+            return np.asarray(lstsq(covariance, means.T)[0].T)
+    # Woodbury: (D + R'R)^-1 = D^-1 - D^-1 R' (1 + R D^-1 R')^-1 R D^-1
+    over = rows / diagonal
+    inner = over @ rows.T
+    inner[np.diag_indices(n)] += 1
+    direct = means / diagonal
+    return np.asarray(direct - cho_solve(cho_factor(inner), rows @ direct.T).T @ over)
+
+
+def _find_shrinkage(data: np.ndarray) -> tuple[float, float]:
+    """Return Ledoit and Wolf's shrinkage of centred trials, and the mean variance that it pulls toward."""
+    n, n_features = data.shape
+    squares = data**2
+    level = float(squares.sum()) / (n * n_features)
+    if n_features == 1:
+        return 0.0, level
+    product = data @ data.T if n < n_features else data.T @ data
+    size = float((product**2).sum()) / n**2  # squared norm of the covariance
+    noise = float((squares.sum(axis=1) ** 2).sum()) / n
+    beta = (noise - size) / (n_features * n)
+    delta = (size - 2 * level * n_features * level + n_features * level**2) / n_features
+    beta = min(beta, delta)
+    return (0.0 if beta == 0 else beta / delta), level
 
 
 def _fit_logistic(

@@ -15,6 +15,7 @@ from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.pipeline.scoring import evaluate
+from braindecode_vis.scoring.label_exchange import find_exchange
 
 # On real fMRI of 12 to 60 pictures, single trials gave top-1 0.75 where their averages gave 0.45.
 FEW_IMAGES, MANY_REPETITIONS = 80, 6
@@ -26,7 +27,7 @@ def list_hints(run: Run) -> list[str]:
     rows = evaluate(run)
     hints = _judge_penalties(run)
     if run.config.decodes_categories:
-        return [*_judge_folds(run), *hints]
+        return [*_judge_owners(run, rows), *hints]
     return [*_judge_repeats(run), *_judge_gallery(run, rows), *_judge_ties(run), *hints]
 
 
@@ -76,6 +77,31 @@ def _judge_gallery(run: Run, rows: list[dict[str, Any]]) -> list[str]:
         f"images of all folds, and in {np.mean(firsts):.0%} of the queries an image that the fold was trained on comes "
         "first; a gallery of images that it never saw: --set retrieval.gallery=fold."
     ]
+
+
+def _judge_owners(run: Run, rows: list[dict[str, Any]]) -> list[str]:
+    """Say what subjects (or groups) that have one class each are too few or too small for."""
+    found = find_exchange(rows)
+    if found is None:
+        return _judge_folds(run)
+    hints = []
+    if found.smallest_p > 0.05:
+        hints.append(
+            f"the {found.unit}s are too few for a small p: exchanging the labels of whole {found.unit}s gives none "
+            f"below {found.smallest_p:.2g}, however well they are told apart; four {found.unit}s of each class allow "
+            "0.029."
+        )
+    trials = preprocess(run).responses.trials
+    if (
+        found.unit == "group"
+        and trials["group"].nunique() == len(trials)
+        and trials["subject"].nunique() == 1
+    ):
+        hints.append(
+            f"each of the {len(trials)} groups has one trial, so that groups keep no trials together; give as group "
+            "what shares a person, a day or a block, or leave it out if trials are independent."
+        )
+    return hints
 
 
 def _judge_folds(run: Run) -> list[str]:

@@ -23,6 +23,7 @@ from braindecode_vis.report.gallery import GalleryContent, arrange_rows
 from braindecode_vis.report.page import ExtraSection, RankContent
 from braindecode_vis.report.words import describe_encoder
 from braindecode_vis.scoring.caption_scores import join_sources, name_decoded
+from braindecode_vis.scoring.label_exchange import find_exchange
 
 
 def describe_run(run: Run) -> dict[str, Any]:
@@ -36,6 +37,8 @@ def describe_run(run: Run) -> dict[str, Any]:
     known = store.read_json(fitted) if fitted.is_file() else {}
     if config.decodes_categories:
         parts = describe_categories(config, prepared, items)
+        if (exchange := find_exchange(rows)) is not None:
+            parts["protocol"]["Null"] = exchange.words
     else:
         space, retrieved, images = embed(run)[0].embeddings.space, retrieve(run), reconstruct(run)
         captions = run.seen.get("captions")

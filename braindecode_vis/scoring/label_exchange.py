@@ -15,9 +15,11 @@ Chaibub Neto et al. (2019), doi:10.1038/s41746-019-0178-x: labels of subjects, n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 
@@ -27,9 +29,12 @@ from braindecode_vis.scoring.uncertainty import compute_p_value
 Refit = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 #: Fits for the null of one metric; beyond, labels are drawn, between the two numbers of times below.
 MOST_FITS = 20_000
-FEWEST_DRAWS, MOST_DRAWS = 199, 999
+FEWEST_DRAWS, MOST_DRAWS = 99, 999
 #: Pairs that are left out together; of more, some in which every owner of the larger class is equally often.
 MOST_PAIRS = 100
+#: Of the standard error of a share over owners that were left out fold by fold: what one of a pair of folds teaches the
+#: other comes back, which doubles the variance.
+FOLD_WIDENING = math.sqrt(2)
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,147 @@ class Exchange:
         p = float(compute_p_value(scores[0], others))
         return p, float(np.average(scores, weights=weights) if self.is_complete else others.mean()), others
 
+    def describe(self, unit: str, *, refits: bool) -> str:
+        """Return in words what chance and p come from, and what p can be at the least.
+
+        Parameters
+        ----------
+        unit
+            What an owner is, in one word.
+        refits
+            Whether decoders were fitted again.
+        """
+        n = int(self.weights.sum())
+        how = f"in all {n:,} ways" if self.is_complete else f"{n - 1:,} times by lot"
+        fits = "decoders fitted again" if refits else "decisions kept, without refits"
+        return f"labels of whole {unit}s exchanged {how}, {fits}: no p below {self.smallest_p:.2g}"
+
     def first(self, n: int) -> Exchange:
         """Return the first label sets as draws; all of them where there are no more than `n`."""
         if n >= len(self.labels):
             return self
         smallest = max(self.smallest_p, 1 / n)
         return Exchange(self.labels[:n], np.ones(n, int), False, smallest)
+
+
+@dataclass(frozen=True)
+class ExchangedLabels:
+    """What was decided for each label set, for `braindecode_vis.scoring.category_scores`.
+
+    Parameters
+    ----------
+    unit
+        What an owner is, in one word: ``subject``, ``group``, ``session`` or ``run``.
+    owners : int array of shape (n_trials,)
+        Owner of each tested trial.
+    exchange
+        The label sets.
+    decided : int array of shape (n_sets, n_trials)
+        Class of each tested trial by the decoders of each label set; of shape (1, n_trials) without refits.
+    areas, wins
+        As from `compare_left_pairs`, of the label sets `paired`; None where no pairs were left out.
+    margins : array of shape (1, n_owners), optional
+        Of two classes without refits: decision of each owner, from which an area is computed.
+    paired
+        The label sets of `areas`.
+    refits
+        Whether decoders were fitted again.
+    widening
+        Of the standard error of shares; see `FOLD_WIDENING`.
+    """
+
+    unit: str
+    owners: np.ndarray
+    exchange: Exchange
+    decided: np.ndarray
+    areas: np.ndarray | None = None
+    wins: np.ndarray | None = None
+    margins: np.ndarray | None = None
+    paired: Exchange | None = None
+    refits: bool = False
+    widening: float = 1.0
+
+
+@dataclass(frozen=True)
+class ToldExchange:
+    """What the rows of a run say of exchanged labels: `unit` and `smallest_p`, and all of it in `words`."""
+
+    unit: str
+    smallest_p: float
+    words: str
+
+
+def find_exchange(rows: Sequence[Mapping[str, Any]]) -> ToldExchange | None:
+    """Return what score rows say of exchanged labels; None where labels of trials were permuted.
+
+    Examples
+    --------
+    >>> exchange = make_exchange(np.array([0, 0, 1, 1]), [np.arange(4)], refits=True, fits_each=4, most=999,
+    ...                          generator=np.random.default_rng(0))
+    >>> found = find_exchange([{"protocol": "toy; " + exchange.describe("subject", refits=True)}])
+    >>> found.unit, found.smallest_p
+    ('subject', 0.33)
+    """
+    for row in rows:
+        found = re.search(r"labels of whole (\w+)s exchanged .*no p below ([\d.e-]+)", str(row["protocol"]))
+        if found is not None:
+            return ToldExchange(found[1], float(found[2]), found[0])
+    return None
+
+
+def keep_decisions(
+    unit: str, owners: np.ndarray, truth: np.ndarray, blocks: Sequence[np.ndarray], decisions: np.ndarray, *, most: int,
+    generator: np.random.Generator, widening: float = 1.0,
+) -> ExchangedLabels:  # fmt: skip
+    """Return label sets over decisions as they are, without refits.
+
+    Parameters
+    ----------
+    unit, widening
+        As in `ExchangedLabels`.
+    owners : int array of shape (n_trials,)
+        Owner of each trial, from 0; each has one trial at least.
+    truth : int array of shape (n_owners,)
+        Label of each owner.
+    blocks, most, generator
+        As for `make_exchange`.
+    decisions : array of shape (n_trials, n_classes)
+
+    Examples
+    --------
+    >>> found = keep_decisions("subject", np.array([0, 0, 1, 2, 3]), np.array([0, 0, 1, 1]), [np.arange(4)],
+    ...                        np.eye(2)[[0, 1, 0, 1, 1]], most=99, generator=np.random.default_rng(0))
+    >>> found.decided.tolist(), found.margins.tolist(), found.exchange.smallest_p
+    ([[0, 1, 0, 1, 1]], [[0.0, -1.0, 1.0, 1.0]], 0.16666666666666666)
+    """
+    sets = make_exchange(truth, blocks, refits=False, fits_each=0, most=most, generator=generator)
+    margins = None
+    if decisions.shape[1] == 2:
+        margins = (np.bincount(owners, decisions[:, 1] - decisions[:, 0]) / np.bincount(owners))[None]
+    decided = decisions.argmax(axis=1)[None]
+    return ExchangedLabels(unit, owners, sets, decided, margins=margins, widening=widening)
+
+
+def exchange_subjects(
+    subjects: np.ndarray, labels: np.ndarray, classes: Sequence[str], decisions: np.ndarray, *, most: int,
+    generator: np.random.Generator,
+) -> ExchangedLabels | None:  # fmt: skip
+    """Return label sets of whole subjects over decisions that are given; None where some subject has two labels.
+
+    Parameters
+    ----------
+    subjects, labels : arrays of shape (n_trials,)
+    classes
+        Columns of the decisions.
+    decisions, most, generator
+        As for `keep_decisions`.
+    """
+    first, owners = np.unique(subjects.astype(str), return_index=True, return_inverse=True)[1:]
+    truth = np.array([list(classes).index(label) for label in labels[first]])
+    if len(set(truth.tolist())) < 2 or (labels != labels[first][owners]).any():
+        return None
+    whole = [np.arange(len(truth))]
+    return keep_decisions("subject", owners, truth, whole, decisions, most=most, generator=generator)
 
 
 def make_exchange(
@@ -188,7 +328,7 @@ def decide_left_out(
     margins : array of shape (n_sets, n_owners)
         Of two classes, the mean over the rows of an owner of the decision for the second less that for the first.
     """
-    decided = np.zeros((len(exchange.labels), len(owners)), np.int64)
+    decided = np.zeros((len(exchange.labels), len(owners)), np.int16)
     margins = np.zeros((len(exchange.labels), exchange.labels.shape[1]))
     n_tested = np.zeros(exchange.labels.shape[1])
     for _, test in folds:
@@ -245,6 +385,105 @@ def compare_left_pairs(
             tell(1)
         areas[number] = total / len(pairs)
     return areas, wins
+
+
+def spread_of_owners(
+    right: np.ndarray, mass: np.ndarray, classes: Sequence[np.ndarray], n_trials: int, widening: float = 1.0
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean over classes of the share that is right, by Student's t over owners.
+
+    It is made on the logit scale, so that it stays between 0 and 1.
+
+    Parameters
+    ----------
+    right, mass : arrays of shape (n_owners,)
+        How much of each owner is right, and how much it weighs.
+    classes
+        Which owners are in each class; one class of all owners for a plain share.
+    n_trials
+        That the share was counted in.
+    widening
+        Factor of the standard error: `FOLD_WIDENING` where owners were left out fold by fold, whose decoders have
+        learnt from each other's owners.
+
+    Returns
+    -------
+    interval
+        None below three owners, with one owner of a class, or where all are alike.
+
+    Examples
+    --------
+    >>> everyone = [np.full(4, True)]
+    >>> low, high = spread_of_owners(np.array([0.1, 0.2, 0.25, 0.2]), np.full(4, 0.25), everyone, 4)
+    >>> round(low, 6), round(high, 6)
+    (0.257385, 0.94015)
+    """
+    share, variance, n_owners = [], 0.0, 0
+    for inside in classes:
+        n, total = int(inside.sum()), float(mass[inside].sum())
+        if n < (2 if len(classes) > 1 else 3):
+            return None
+        mean = float(right[inside].sum()) / total
+        # A ratio of sums over owners: its error is that of the sum of what each owner adds to it.
+        residual = (right[inside] - mean * mass[inside]) / total
+        variance += n / (n - 1) * float((residual**2).sum())
+        share.append(mean)
+        n_owners += n
+    if n_owners < 3 or variance < 1e-24:
+        return None
+    error = widening * math.sqrt(variance) / len(classes)
+    return _spread_logit(float(np.mean(share)), error, n_owners - len(classes), n_trials)
+
+
+def spread_of_pairs(wins: np.ndarray) -> tuple[float, float] | None:
+    """Return the 95 % interval of the share of pairs in order, from the spread of owners on either side.
+
+    Parameters
+    ----------
+    wins
+        As from `compare_left_pairs`.
+
+    Returns
+    -------
+    interval
+        On the logit scale, so that it stays between 0 and 1; where all pairs are in order, what as many owners as the
+        smaller class has would still allow. None below three owners of a class.
+
+    Examples
+    --------
+    >>> won = np.array([[1, 1, 0.5], [1, 0, 1], [1, 1, 1.0]])
+    >>> low, high = spread_of_pairs(won)
+    >>> round(low, 6), round(high, 6)
+    (0.273861, 0.976971)
+
+    References
+    ----------
+    DeLong, DeLong, Clarke-Pearson (1988), doi:10.2307/2531595.
+    """
+    made = np.isfinite(wins)
+    sides = [
+        np.nanmean(np.where(made.any(axis=axis, keepdims=True), wins, 0), axis=axis)[made.any(axis=axis)]
+        for axis in (1, 0)
+    ]
+    sizes = [len(side) for side in sides]
+    if min(sizes) < 3:
+        return None
+    area = float(np.nanmean(wins))
+    error = math.sqrt(sum(float(np.var(side, ddof=1)) / len(side) for side in sides))
+    if error < 1e-12:
+        bound = 0.025 ** (1 / min(sizes))
+        return (bound, 1.0) if area == 1 else (0.0, 1 - bound) if area == 0 else None
+    return _spread_logit(area, error, sum(sizes) - 2, int(made.sum()))
+
+
+def _spread_logit(mean: float, error: float, freedom: int, n: int) -> tuple[float, float]:
+    """Return the interval of a share; `n` keeps one that is 0 or 1 off the ends."""
+    from scipy.special import expit, logit
+    from scipy.stats import t
+
+    inner = (mean * n + 0.5) / (n + 1)
+    half = float(t.ppf(0.975, freedom)) * error / (inner * (1 - inner))
+    return float(expit(logit(inner) - half)), float(expit(logit(inner) + half))
 
 
 def list_pairs(labels: np.ndarray, most: int = MOST_PAIRS) -> list[tuple[int, int]]:

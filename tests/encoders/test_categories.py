@@ -68,6 +68,28 @@ def test_decisions_equal_scikit_learn_and_survive_the_disk(tmp_path, config, mod
     assert back.classes == decoder.classes
 
 
+@pytest.mark.parametrize(
+    ("n", "n_features", "n_classes"), [(240, 30, 2), (60, 200, 3), (12, 50, 2), (20, 1, 2), (300, 40, 8)]
+)
+def test_lda_is_that_of_scikit_learn_with_few_trials_and_many(n, n_features, n_classes):
+    """Both are double precision; a class has two trials at the least, some features are constant."""
+    generator = np.random.default_rng(0)
+    codes = np.arange(n) % n_classes
+    data = 5 + generator.normal(size=(n, n_features)) * generator.uniform(0.1, 10, n_features)
+    data[:, : 1 + n_features // 10] += codes[:, None]
+    if n_features > 4:
+        data[:, 3] = 7
+    labels = np.array(list("abcdefgh"))[codes]
+    trials = pd.DataFrame({"subject": "01", "session": "01", "run": "01", "stimulus_id": labels, "repetition": 0,
+                           "split": "train"})  # fmt: skip
+    data = data.astype(np.float32)
+    decoder = LdaConfig().build(seed=0).fit(Responses(data, ("trial", "voxel"), trials, "z"), labels)
+    model = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+    model.fit(data.astype(float), labels)
+    np.testing.assert_allclose(decoder.fitted.weights, model[1].coef_, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(decoder.fitted.offset, model[1].intercept_, rtol=1e-7, atol=1e-9)
+
+
 def test_decoding_follows_the_signal():
     for signal, low, high in ((0.0, 0.3, 0.7), (1.5, 0.95, 1.01)):
         responses, labels = make_trials(signal=signal, seed=3)
