@@ -7,7 +7,7 @@ CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 export MPLBACKEND := Agg
 
-.PHONY: demo live test test-slow fuzz mutate lint format bench bench-quick bench-live peers docs clean
+.PHONY: demo live test test-slow fuzz mutate lint format bench bench-quick bench-live calibrate peers docs clean
 
 # what the demo needs; the tests add the tools of developers
 $(CORE): pyproject.toml
@@ -74,6 +74,10 @@ bench-quick: $(READY)
 # latency, losses and the cost of causal filters of live decoding: most of an hour
 bench-live: $(READY)
 	$(BIN)/python benchmarks/live.py --write docs/BENCHMARKS.md
+
+# do intervals cover, and p-values hold their level: every kind, 1000 draws a cell; half an hour on one core
+calibrate: $(READY)
+	$(BIN)/python benchmarks/calibration.py --write docs/BENCHMARKS.md
 
 peers: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"

@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import put_section
 
 WARM = 50  # decisions, and a search twice: what is loaded late is loaded by then
-BEGIN, END = "<!-- begin of benchmarks/live.py -->", "<!-- end of benchmarks/live.py -->"
 FILTERS: dict[str, dict[str, Any]] = {
     "no filter": {},
     "0.1 to 40 Hz": {"l_freq": 0.1, "h_freq": 40.0},
@@ -861,27 +861,12 @@ def renew_section(page: str, parts: Mapping[str, Sequence[Row]], quick: bool) ->
             bar = row.bar if row.holds is not False else f"**{row.bar}, missed**"
             lines.append(f"| {row.what} | {row.found} | {bar} | {row.words} |")
     section = (
-        f"{BEGIN}\n## Live decoding\n\nWritten by `python benchmarks/live.py{' --quick' if quick else ''} --write`; do "
+        f"## Live decoding\n\nWritten by `python benchmarks/live.py{' --quick' if quick else ''} --write`; do "
         f"not edit. Simulated recordings; each part in a process of its own on one core after a warm-up. Processor "
         f"time leaves out what else the machine does, wall time holds it.\n\n{describe_machine()}\n\n"
         + "\n".join(lines)
-        + f"\n{END}"
     )
-    return _put_section(page, section)
-
-
-def carry_section(old: str, new: str) -> str:
-    """Return a page with the section of another one that it is to replace."""
-    if BEGIN not in old:
-        return new
-    return _put_section(new, BEGIN + old.split(BEGIN, 1)[1].split(END, 1)[0] + END)
-
-
-def _put_section(page: str, section: str) -> str:
-    if BEGIN not in page:
-        return f"{page.rstrip()}\n\n{section}\n"
-    before, rest = page.split(BEGIN, 1)
-    return before + section + rest.split(END, 1)[1]
+    return put_section(page, section, "live.py")
 
 
 if __name__ == "__main__":

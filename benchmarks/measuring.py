@@ -42,6 +42,24 @@ VERSIONS = (
 SHORTEST = 0.03  # s; what is quicker is called several times in a row
 
 
+def put_section(page: str, section: str, name: str) -> str:
+    """Return a page with the section that the benchmark of this name writes, in the place of an earlier one or last."""
+    begin, end = f"<!-- begin of benchmarks/{name} -->", f"<!-- end of benchmarks/{name} -->"
+    whole = f"{begin}\n{section.strip()}\n{end}"
+    if begin not in page:
+        return f"{page.rstrip()}\n\n{whole}\n"
+    before, rest = page.split(begin, 1)
+    return before + whole + rest.split(end, 1)[1]
+
+
+def carry_sections(old: str, new: str) -> str:
+    """Return a page with the sections of other benchmarks that the page it replaces has."""
+    for name in re.findall(r"<!-- begin of benchmarks/(.*?) -->", old):
+        part = old.split(f"<!-- begin of benchmarks/{name} -->", 1)[1]
+        new = put_section(new, part.split(f"<!-- end of benchmarks/{name} -->", 1)[0], name)
+    return new
+
+
 def compare_arrays(ours: Any, theirs: Any) -> float:
     """Return the largest difference as a share of the largest value of the peer."""
     a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)

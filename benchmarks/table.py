@@ -28,8 +28,16 @@ from pathlib import Path
 
 import numpy as np
 from growth import GROWTHS
-from live import carry_section
-from measuring import Curve, Pairs, describe_machine, fit_exponent, measure_growth, measure_row, read_clock
+from measuring import (
+    Curve,
+    Pairs,
+    carry_sections,
+    describe_machine,
+    fit_exponent,
+    measure_growth,
+    measure_row,
+    read_clock,
+)
 from peers import ROWS
 from start_up import list_commands, measure, prepare
 
@@ -122,8 +130,8 @@ def main() -> None:
             if given.only
             else write_document(measured, curves, start_up, command=command)
         )
-        if given.write.is_file():  # what benchmarks/live.py wrote stays
-            page = carry_section(given.write.read_text(), page)
+        if given.write.is_file():  # what other benchmarks wrote stays
+            page = carry_sections(given.write.read_text(), page)
         given.write.write_text(page)
     wrong = [
         pairs

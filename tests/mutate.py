@@ -59,8 +59,12 @@ SCOPE = [
     "braindecode_vis/encoders/*.py",
     "braindecode_vis/embeddings/layer_*.py",
     "braindecode_vis/embeddings/vision_network.py",
+    "braindecode_vis/parts/analyses/*.py",
     "braindecode_vis/parts/audit/*.py",
+    "braindecode_vis/parts/live/*.py",
+    "braindecode_vis/parts/studies/*.py",
     "braindecode_vis/pipeline/leaks/*.py",
+    "braindecode_vis/api/*.py",
 ]
 # The tests that mirror these packages and those of whole runs. Tests of single formats would notice more, at ten times
 # the time: the score is a lower bound.
@@ -74,15 +78,28 @@ TESTS = [
             "generation/priors",
             "encoders",
             "embeddings",
+            "parts/analyses",
             "parts/audit",
+            "parts/live",
+            "parts/studies",
             "pipeline/leaks",
+            "api",
         )
     ),
     "tests/training/test_*.py",
     "tests/training/objectives/test_*.py",
     *(
-        f"tests/test_{name}.py"
-        for name in ("settings_page", "roles", "pipeline", "categories", "reality", "memory")
+        f"tests/{name}.py"
+        for name in (
+            "test_settings_page",
+            "test_pipeline",
+            "test_categories",
+            "test_reality",
+            "test_calibration",
+            "test_synthetic",
+            "base/test_roles",
+            "base/test_memory",
+        )
     ),
 ]
 HEAVY = (

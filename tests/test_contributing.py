@@ -113,3 +113,11 @@ def test_the_examples_are_typed_and_formatted(copy):
     files = [str(copy / name) for name, place, _ in BLOCK.findall(TEXT) if name.endswith(".py") and not place]
     call(copy, "-m", "ruff", "check", "--config", ROOT / "pyproject.toml", *files)
     call(copy, "-m", "ruff", "format", "--check", "--config", ROOT / "pyproject.toml", *files)
+
+
+def test_mutation_testing_looks_at_files_that_are_there():
+    """Tests moved, and `make mutate` went on without them: what they covered was called unnoticed."""
+    from tests.mutate import SCOPE, TESTS
+
+    for pattern in (*SCOPE, *TESTS):
+        assert list(ROOT.glob(pattern)), pattern

@@ -57,9 +57,12 @@ def test_images_of_other_folds_push_the_true_one_off_the_first_place():
         run = decode(X, pictures, np.arange(40), **{"retrieval.gallery": gallery, "encoder.alphas": [100.0]})
         top1[gallery] = run.scores.query("metric == 'top1' and method == 'decoded'").iloc[0]
         hints = [hint for hint in run.hints if "top-1 is below chance" in hint]
-        assert len(hints) == (gallery != "fold")
-    assert top1["auto"]["value"] == top1["all"]["value"] < top1["all"]["chance"]
-    assert top1["fold"]["value"] > 2 * top1["fold"]["chance"]
+        assert len(hints) == (gallery == "all")
+    assert top1["all"]["value"] < 1 / 40
+    # Its level is that of refits on relabelled images, to which the same happens.
+    assert top1["all"]["chance"] < 1 / 40
+    assert top1["auto"]["value"] == top1["fold"]["value"] > 2 * top1["fold"]["chance"]
+    assert top1["fold"]["chance"] == 1 / 10
 
 
 def test_ties_are_explained():
@@ -70,11 +73,9 @@ def test_ties_are_explained():
     assert "would be up to 1.00 higher" in hint
 
 
-def test_few_groups_and_folds_of_one_class():
-    X, pictures, shown = make_experiment()
+def test_folds_of_one_class():
+    X, _, _ = make_experiment()
     groups = np.repeat(["a", "b", "c", "d"], 5)
-    (hint,) = decode(X, pictures, shown, group=groups, **{"encoder.alphas": [10.0]}).hints
-    assert "resample 4 groups only" in hint
     labels = np.where(np.arange(20) % 10 < 5, "face", "house")
     run = bdv.decode(
         bdv.from_arrays(X, labels=labels, group=groups), split="leave-one-group-out", settings=QUICK

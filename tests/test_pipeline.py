@@ -20,6 +20,7 @@ from braindecode_vis.base.stimuli import hash_pixels
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets import synthetic_digits
 from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
+from braindecode_vis.pipeline.decoding import name_retrieval
 from braindecode_vis.pipeline.learning import pick_test_trials
 from braindecode_vis.pipeline.preparing import check_learnt
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
@@ -167,7 +168,7 @@ def test_other_components_run(tmp_path, overrides):
     expected = 144 if "kfold" in overrides[0] else 24
     top = find(rows, "top1")
     assert top["n_queries"] == expected
-    assert top["gallery_size"] == (48 if "pca" in overrides[-1] and expected == 144 else expected)
+    assert top["gallery_size"] == (48 if expected == 144 else expected)  # of the fold
     assert find(rows, "two_way_identification")["value"] > 0.6
 
 
@@ -231,18 +232,24 @@ def test_columns_are_chosen_on_training_trials_and_kept_beside_the_encoder(tmp_p
     np.testing.assert_array_equal(pipeline.train(again)[0].selection.keep[""], chosen)
 
 
-def test_one_image_a_fold_still_has_a_null(tmp_path):
-    """With a single test image in a fold, nothing can be swapped inside it: the folds are permuted together."""
+def test_one_image_a_fold_has_a_null_of_refits(tmp_path):
+    """With a single test image in a fold, nothing can be swapped inside it: images are relabelled before folding."""
     overrides = [
         "dataset.n_train=20",
         "dataset.n_test=4",
         "split={kind: kfold, n_folds: 24, stratify: false}",
     ]
-    rows = pipeline.run_all(make_run(tmp_path, *overrides, "encoder.alphas=[100]"))
+    run = make_run(tmp_path, *overrides, "encoder.alphas=[100]")
+    rows = pipeline.run_all(run)
     assert find(rows, "mean_rank")["p_value"] < 0.05
-    shuffled = find(rows, "two_way_identification", "shuffled")
-    assert shuffled["ci_low"] < 0.5 < shuffled["ci_high"]
-    assert find(rows, "two_way_identification")["value"] > shuffled["ci_high"]
+    top1 = find(rows, "top1")
+    assert "which holds training images of each fold, so that ranks lie below chance" in top1["protocol"]
+    assert " refits on relabelled images in retrieval" in top1["protocol"]
+    assert top1["chance"] < 1 / 24
+    identified = find(rows, "two_way_identification")
+    assert identified["p_value"] is None
+    assert identified["ci_low"] > 0.5
+    assert any("every fold tests one image" in words for words in run.seen["not computed"])
 
 
 def test_a_collapsed_encoder_scores_at_chance(tmp_path):
@@ -398,7 +405,7 @@ def test_captions_responses_and_ceilings_are_switches_of_the_run(tmp_path):
 
 
 def test_noise_ceilings_are_a_section_of_the_report():
-    rows = [{"subject": "01", "columns": 3, "mean": 0.4}]
+    rows = [{"subject": "01", "columns": 3, "ceiling": 0.4}]
     (section,) = describe_ceilings(rows)
     assert "Noise ceiling" in section.title
     assert describe_ceilings(None) == describe_ceilings([]) == []
@@ -482,3 +489,18 @@ def test_the_page_of_categories_says_how_often_the_class_is_named(tmp_path):
     noted = {"provenance": {"dropped": [{}, {}], "n_targets_dropped": 3}}
     store.write_json(tmp_path / "responses" / "meta.json", noted)
     assert count_trials(prepared) == f"{said}5 dropped."
+
+
+@pytest.mark.parametrize(
+    ("split", "gallery"),
+    [
+        ("{kind: published}", "auto"),
+        ("{kind: kfold, n_folds: 3}", "fold"),  # eight images in each
+        ("{kind: kfold, n_folds: 6}", "auto"),  # four: those of all folds, as before
+    ],
+)
+def test_what_a_gallery_is_by_default_enters_the_fingerprint_where_it_is_new(tmp_path, split, gallery):
+    """One published split keeps its artifacts; folds that ranked among all images by default get others."""
+    few = ["dataset.n_train=20", "dataset.n_test=4", "encoder.alphas=[10]"]
+    run = make_run(tmp_path, *few, f"split={split}")
+    assert name_retrieval(run)[0]["retrieval"]["gallery"] == gallery

@@ -130,11 +130,14 @@ def test_only_as_many_trials_are_read_as_fit(tmp_path, monkeypatch):
 
 
 def test_the_ceiling_of_repeated_test_images_is_drawn(tmp_path):
-    np.save(tmp_path / "noise_ceiling.npy", np.full((1, 8, 61), 0.4, np.float32))
-    entry = {"subject": "01", "split": "test", "n_images": 12, "n_repetitions": 5}
-    store.write_json(tmp_path / "noise_ceiling.json", {"dims": [], "entries": [entry]})
+    share = np.full((1, 8, 61), 0.16, np.float32)
+    share[0, :4] -= 0.2  # unclipped: the mean share is .06, and its root is taken last
+    low, high = np.full((2, 1, 61), [[[0.01]], [[0.11]]], np.float32)
+    np.savez(tmp_path / "signal_share.npz", share=share, low=low, high=high)
+    entry = {"subject": "01", "split": "test", "n_images": 12, "n_repetitions": 5.0}
+    store.write_json(tmp_path / "signal_share.json", {"dims": [], "entries": [entry]})
     _, ceiling = _describe_evoked(make_epochs(), tmp_path).figures
-    assert "at most 0.40" in ceiling.alt
+    assert "at most 0.24 (0.10 to 0.33)" in ceiling.alt
     assert "12 images, 5 repetitions averaged" in ceiling.caption
 
 
@@ -180,7 +183,12 @@ def test_repeated_test_images_of_voxels_have_a_ceiling():
     trials = make_trials(72).assign(stimulus_id=[f"s{n}" for n in images], split="test")
     responses = Responses(data, ("trial", "voxel"), trials, "z", {})
     said = _describe_ceiling(responses, np.arange(72), averaged=True)
-    value = float(re.search(r"by more than (0\.\d\d) over the 12 test images", said)[1])
+    found = re.search(
+        r"by more than (0\.\d+) \((0\.\d+) to (0\.\d+)\) over the 12 test images, root mean square over voxels",
+        said,
+    )
+    value, low, high = map(float, found.groups())
+    assert low < value < high
     assert value == pytest.approx(np.sqrt(6 / 7), abs=0.08)  # signal and noise have the variance 1
     assert (
         float(re.search(r"than (0\.\d\d)", _describe_ceiling(responses, np.arange(72), averaged=False))[1])

@@ -40,8 +40,9 @@ from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.galleries import GallerySource
 from braindecode_vis.pipeline.preparing import pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.scoring.crossed import paired_difference
 from braindecode_vis.scoring.metrics.protocols import compare_bindings, compare_parts
-from braindecode_vis.scoring.uncertainty import bootstrap_interval, paired_difference
+from braindecode_vis.scoring.uncertainty import bootstrap_interval
 
 IMAGES = "efficientnet-lite0"
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from ladder import Task, change, combine, name_units, open_tasks, slug
+from ladder import Task, change, combine, name_units, open_tasks, slug, write_limits
 
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings
@@ -43,8 +43,9 @@ from braindecode_vis.generation.captions import fit_decoder
 from braindecode_vis.generation.captions_config import CocaCaptionsConfig, NearestCaptionsConfig
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.pipeline.preparing import pick_labelled_trials
+from braindecode_vis.scoring.crossed import interval_of_rows, paired_difference
 from braindecode_vis.scoring.metrics.caption_metrics import compute_caption_metrics
-from braindecode_vis.scoring.uncertainty import bootstrap_interval, correct_holm, paired_difference
+from braindecode_vis.scoring.uncertainty import correct_holm
 
 CLIP = "CLIP"
 #: What a decoder of texts alone is given to bridge the gap.
@@ -295,8 +296,8 @@ def tabulate(found: dict[str, list[pd.DataFrame]]) -> pd.DataFrame:
     for name, table in values.items():
         row: dict[str, Any] = {"captions": name}
         for column in ("named", "rouge1", "cosine", "shape"):
-            interval = bootstrap_interval(table[column].to_numpy(), **name_units(table[column]))
-            row[column] = f"{table[column].mean():.3f} ({interval.low:.3f} to {interval.high:.3f})"
+            interval = interval_of_rows(table[column].to_numpy(), **name_units(table[column]))
+            row[column] = f"{table[column].mean():.3f} ({write_limits(interval)})"
         row["chance"] = f"{table['chance named'].mean():.3f}"
         reference = (
             "words: nearest training image"
@@ -306,7 +307,7 @@ def tabulate(found: dict[str, list[pd.DataFrame]]) -> pd.DataFrame:
         if name != reference and reference in values:
             other = values[reference].loc[table.index, "named"].to_numpy()
             gain = paired_difference(table["named"].to_numpy(), other, **name_units(table["named"]))
-            row["difference"] = f"{gain.mean:+.3f} ({gain.interval.low:+.3f} to {gain.interval.high:+.3f})"
+            row["difference"] = f"{gain.mean:+.3f} ({write_limits(gain.interval, '+')})"
             row["p"] = gain.p_value
         rows.append(row)
     made = pd.DataFrame(rows)

@@ -22,8 +22,9 @@ from braindecode_vis.parts.studies.compare import read_items
 from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.learning import predict_out_of_fold
 from braindecode_vis.pipeline.runs import Run, open_run
+from braindecode_vis.scoring.crossed import paired_difference
 from braindecode_vis.scoring.metrics.identification import two_way_identification
-from braindecode_vis.scoring.uncertainty import bootstrap_interval, paired_difference
+from braindecode_vis.scoring.uncertainty import bootstrap_interval
 
 VOXELS = ("{encoding: {n_best: 400}}",)
 WEIGHTS = (10, 1000)

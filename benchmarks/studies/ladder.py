@@ -59,7 +59,8 @@ from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
 from braindecode_vis.pipeline.preparing import pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
-from braindecode_vis.scoring.uncertainty import bootstrap_interval, correct_holm, paired_difference
+from braindecode_vis.scoring.crossed import CrossedInterval, interval_of_rows, paired_difference
+from braindecode_vis.scoring.uncertainty import correct_holm
 
 STAGES = (
     "networks", "training", "objectives", "worth", "recipes", "salient", "fusion", "tower", "chosen", "frontier",
@@ -602,8 +603,8 @@ def tabulate(folder: Path, rungs: dict[str, Rung], reference: str, top: int = 5)
         row: dict[str, Any] = {"rung": name, "seeds": read[name]["seed"].nunique()}
         for k in (1, 5):
             values = find_hits(name, k, drawn[name])
-            found = bootstrap_interval(values.to_numpy(), **name_units(values))
-            row[f"top-{k}"] = f"{values.mean():.3f} ({found.low:.3f} to {found.high:.3f})"
+            found = interval_of_rows(values.to_numpy(), **name_units(values))
+            row[f"top-{k}"] = f"{values.mean():.3f} ({write_limits(found)})"
             if k == 1:
                 row |= {"top1": values.mean(), "low": found.low, "high": found.high}
         of, seeds = compared[name], (drawn[name], drawn[compared[name]])
@@ -612,11 +613,11 @@ def tabulate(folder: Path, rungs: dict[str, Rung], reference: str, top: int = 5)
         values, other = find_hits(name, top, seeds[0]), find_hits(of, top, seeds[1])
         pair = values.to_numpy(), other[values.index].to_numpy()
         gain = paired_difference(*pair, **name_units(values))
-        row["difference"] = f"{gain.mean:+.3f} ({gain.interval.low:+.3f} to {gain.interval.high:+.3f})"
+        row["difference"] = f"{gain.mean:+.3f} ({write_limits(gain.interval, '+')})"
         if name != compared[name]:
             level = 1 - 0.05 / n_compared
             wide = paired_difference(*pair, **name_units(values), level=level, n_boot=20_000)
-            row["corrected"] = f"{wide.interval.low:+.3f} to {wide.interval.high:+.3f}"
+            row["corrected"] = write_limits(wide.interval, "+")
             row["p"] = wide.p_value
         if "seconds" in read[name]:
             row["seconds"] = read[name]["seconds"].mean()
@@ -627,6 +628,13 @@ def tabulate(folder: Path, rungs: dict[str, Rung], reference: str, top: int = 5)
         table.loc[tested, "p"] = correct_holm(table["p"][tested].to_numpy())
     table.attrs["size"] = int(read[reference]["size"].iloc[0])
     return table
+
+
+def write_limits(found: CrossedInterval, sign: str = "") -> str:
+    """Return limits as text, or why there are none."""
+    if found.low is None or found.high is None:
+        return found.resampled
+    return f"{found.low:{sign}.3f} to {found.high:{sign}.3f}"
 
 
 def name_units(values: pd.Series) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from braindecode_vis import pipeline
 from braindecode_vis.config import read_config
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.pipeline.synthetic import synthesise
-from braindecode_vis.scoring.uncertainty import paired_difference
+from braindecode_vis.scoring.crossed import paired_difference
 
 #: Name to settings: share of synthetic trials and their noise.
 CONDITIONS = {

@@ -666,8 +666,8 @@ class Score:
     p_value
         From a permutation null, where one was run.
     resampled
-        What the interval resampled, for example ``images``, ``12 groups`` or ``subjects, then images``; of a control
-        that is a permutation, that the interval is its null's. Empty without an interval.
+        What the interval resampled, for example ``images``, ``12 groups (t)`` or ``5 subjects and 200 images
+        (crossed)``; of a control that is a permutation, that the interval is its null's. Without one, why.
     """
 
     method: str

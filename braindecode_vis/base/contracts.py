@@ -327,6 +327,18 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
         """Return the training images that `fit` would hold out of these trials to validate; none by default."""
         ...
 
+    def map_labels(
+        self, training: Responses, test: Responses, images: Sequence[str]
+    ) -> tuple[Any, Any | None] | None:
+        """Return what a fit on `training` predicts of `test` as weights of the targets of images; nothing is fitted.
+
+        For p-values by refits on relabelled images, which then cost one product each. The first array has the shape
+        (n_penalties, n_test, n_images). The second, (n_penalties, n_images, n_images), gives the inner error of each
+        penalty as the sum of it times the Gram matrix of the targets; None with one penalty. None altogether, the
+        default, where predictions are not linear in the targets for given responses.
+        """
+        ...
+
     def map_targets(self, targets: Embeddings, subject: str | None = None) -> Embeddings:
         """Return image embeddings in the space of `predict`."""
         ...
@@ -366,6 +378,10 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
 
 class WholeCategoryDecoder(CategoryDecoder, Protocol):
     """A category decoder with its defaults."""
+
+    #: How many small fits one `fit` takes, where labels of whole subjects are tested by fitting many times; 0 where
+    #: that is too dear.
+    n_small_fits: int
 
     def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
         """Return `decision` as a torch module on the CPU, and its input tensors by name for these trials."""

@@ -18,8 +18,8 @@ brain encoder       fit, predict, write, read          bind, predict_out_of_fold
                                                        predict_for_generator, map_for_generator, predicts_targets,
                                                        predicts_alike, label_free_subjects, as_module,
                                                        describe_likelihood, adapt, adapts_quickly,
-                                                       predict_sentences, describe, describe_mean
-category decoder    fit, decision, classes, write,     bind, as_module
+                                                       predict_sentences, describe, describe_mean, map_labels
+category decoder    fit, decision, classes, write,     bind, as_module, n_small_fits
                     read
 network             forward                            forward_heads, forward_tokens, token_step, parameter_groups
 prior               fit, sample                        bind, describe, write, read
@@ -276,13 +276,13 @@ BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
         "predicts_targets": True, "predicts_alike": True, "label_free_subjects": (), "as_module": _refuse_module,
         "describe_likelihood": _answer(None), "adapt": _refuse_adaptation, "adapts_quickly": False,
         "list_held_out": _answer(()), "predict_sentences": _answer(None), "describe": _refuse_description,
-        "describe_mean": _refuse_description,
+        "describe_mean": _refuse_description, "map_labels": _answer(None),
     },
 )  # fmt: skip
 CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(
     "category decoder",
     ("fit", "decision", "write", "read"),
-    {"bind": _answer(None), "as_module": _refuse_module},
+    {"bind": _answer(None), "as_module": _refuse_module, "n_small_fits": 0},
     ("classes",),
 )
 NETWORK: Role[WholeNetwork] = Role(

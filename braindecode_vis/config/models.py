@@ -60,7 +60,9 @@ class RetrievalConfig(Settings):
     ----------
     gallery
         ``fold`` ranks each query among the test images of its own fold; ``all`` among the test images of all
-        folds, which needs a space that the folds share. ``auto`` takes ``all`` where it can.
+        folds, which needs a space that the folds share. With folds of images, ``all`` holds what each fold was trained
+        on, so that ranks lie below chance. ``auto`` takes ``fold`` where every fold tests five images or more, and else
+        ``all`` where it can.
     centre
         What is taken off every embedding before the cosine: the ``mean`` of the training images' embeddings, their
         mean and spread (``zscore``), or nothing (``none``, as the papers do that train with the same cosine).
@@ -282,9 +284,9 @@ class EvaluationConfig(Settings):
     n_bootstrap
         Resamples of the stimuli behind every interval.
     resample
-        What is drawn with replacement: ``image``, ``trial``, ``group``, ``run``, ``session`` or ``subject``. With
+        What intervals speak of others of: ``image``, ``trial``, ``group``, ``run``, ``session`` or ``subject``. With
         ``auto``, groups where the trial table has a column `group`, otherwise images, and trials where classes are
-        decoded. With several subjects, subjects are drawn first; ``subject`` draws nothing within them.
+        decoded. With several subjects, of subjects as well; ``subject`` looks at nothing within them.
     n_permutations
         Shuffles of the image labels behind every chance level and p-value.
     features

@@ -315,6 +315,53 @@ class RidgeEncoder:
         values = fit.zscore.apply(kept) @ fit.weights + fit.target_mean
         return Embeddings(values.reshape(len(values), *fit.target_shape), responses.stimulus_ids, fit.space)
 
+    def map_labels(
+        self, training: Responses, test: Responses, images: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Return the predictions of each penalty as weights of the targets of images, and its inner error.
+
+        That is a ridge of indicators: column j of the target is one for the trials of image j. None where features are
+        chosen or subjects aligned by what was shown, which a relabelling changes.
+        """
+        n_features = int(np.prod(training.data.shape[1:]))
+        sizes = {n for n in self.config.n_features if n is None or n < n_features} or {None}
+        if sizes != {None} or self.config.subject_alignment != "none":
+            return None
+        shown = (training.stimulus_ids.astype(str)[:, None] == np.asarray(images).astype(str)).astype(
+            np.float32
+        )
+        data, alphas = training.as_matrix(), self.config.alphas
+        with use_backend(self.config.device, data.size) as backend:
+            zscore = fit_zscore(data)
+            scaled, new = zscore.apply(data), backend.take(zscore.apply(test.as_matrix()))
+            mean = shown.mean(axis=0, dtype=np.float64)
+            whole = make_gram(scaled, (shown - mean).astype(np.float32), backend)
+            if whole.products is None:
+                new, right = new @ backend.take(scaled).T, backend.take(whole.values)
+            else:
+                right = whole.products
+            weights = [
+                backend.give(new @ whole._solve(whole.matrix, right, alpha)) + mean for alpha in alphas
+            ]
+            if len(alphas) == 1:
+                return np.stack(weights), None
+            folds = make_inner_folds(
+                training.stimulus_ids,
+                n_folds=self.config.n_inner_folds,
+                generator=make_generator(self.seed, "ridge", "inner_folds"),
+                setting="encoder.n_inner_folds",
+            )
+            errors = np.zeros((len(alphas), len(images), len(images)))
+            for fold in folds:
+                matrix, right, left, centre = whole.split(fold)
+                eigenvalues, vectors = backend.xp.linalg.eigh(matrix)
+                left, right = left @ vectors, vectors.T @ right
+                truth = backend.take(whole.values[fold.test]) - backend.take(centre)
+                for number, alpha in enumerate(alphas):
+                    rest = backend.give((left * _invert(eigenvalues, alpha)) @ right - truth)
+                    errors[number] += rest.T @ rest / (len(rest) * len(folds))
+        return np.stack(weights), errors
+
     def adapt(
         self, responses: Responses, targets: Embeddings, *, penalties: Sequence[float] = ADAPTED_PENALTIES
     ) -> RidgeEncoder:

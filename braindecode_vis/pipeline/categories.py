@@ -3,13 +3,17 @@
     preprocess -> train (a classifier per fold) -> evaluate (accuracy, AUC) -> report
 
 Owns the artifacts of these stages. Classes may be shared by training and test trials; runs, groups or subjects are not.
+Where each subject or group has one class and is left out as a whole, the scores need decoders of exchanged labels,
+which are fitted here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,12 +23,21 @@ from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.contracts import WholeCategoryDecoder
 from braindecode_vis.base.devices import count_launched
-from braindecode_vis.base.seeds import derive_seed
+from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.encoders.category_decoders import find_first_rows
 from braindecode_vis.pipeline.runs import Run, lend_context, publish_scores
-from braindecode_vis.preprocessing.splits import Split
+from braindecode_vis.preprocessing.splits import Side, Split, find_shared, make_groups
 from braindecode_vis.scoring.design_control import predict_from_design, tabulate_design
 from braindecode_vis.scoring.units import Units, find_units
+
+if TYPE_CHECKING:
+    from braindecode_vis.scoring.label_exchange import ExchangedLabels, Refit
+
+#: What may own a label: whatever a split leaves out as a whole.
+OWNERS = ("subject", "group", "session", "run")
+MOST_SMALL_FITS = 1_000_000  # of the smallest null; beyond, decisions are kept
+MOST_KEPT = 1 << 29  # bytes of trials that refits keep for the next label set
+LEAST_TOLD = 5.0  # seconds of refits that are announced
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,9 @@ def train_categories(
     """
     fields = {"encoder": run.encoder.hashed_fields(), "seed": run.config.seed, "fold": number}
     # Before the first fit, which may take minutes.
-    run.once("classes", lambda: _check_classes(responses.trials["concept"].to_numpy(dtype=object), split))
+    run.once(
+        "classes", lambda: _check_classes(responses.trials, split, find_label_owners(run, responses, split))
+    )
 
     def compute(folder: Path) -> dict[str, Any]:
         picked = responses.select(split.folds[number].train)
@@ -70,8 +85,18 @@ def train_categories(
     return TrainedDecoder(artifact, decoder)
 
 
-def _check_classes(labels: np.ndarray, split: Split) -> None:
-    """Raise `DataError` if no fold tests a class that it was trained on, or a class has a single trial."""
+def _check_classes(trials: pd.DataFrame, split: Split, owners: LabelOwners | None) -> None:
+    """Raise `DataError` if no fold tests a class that it was trained on, or a class has a single trial or owner."""
+    labels = trials["concept"].to_numpy(dtype=object)
+    if owners is not None:
+        names, counts = np.unique(owners.labels, return_counts=True)
+        if counts.min() == 1:
+            unit, first = owners.unit, str(names[counts.argmin()])
+            raise DataError(
+                f"the class {first!r} is that of one {unit} only, so that it cannot be learnt when that {unit} is left "
+                f"out ({len(owners.labels)} {unit}s in all); each class needs two {unit}s, and a p below .05 needs "
+                "four of each."
+            )
     if not any(np.isin(labels[fold.test], labels[fold.train]).any() for fold in split.folds):
         raise DataError(
             f"no class of the test trials is shown in training ({len(set(labels.tolist()))} classes in {len(labels)} "
@@ -84,6 +109,183 @@ def _check_classes(labels: np.ndarray, split: Split) -> None:
             f"the class {str(names[counts.argmin()])!r} has one trial only, which cannot be trained on and tested; "
             "drop that trial, or merge the class with another."
         )
+
+
+@dataclass(frozen=True)
+class LabelOwners:
+    """Subjects, groups, sessions or runs that have one class each and are left out as a whole.
+
+    Parameters
+    ----------
+    unit
+        What an owner is, in one word.
+    codes : int array of shape (n_trials,)
+        Owner of each trial.
+    labels : str array of shape (n_owners,)
+        Class of each owner.
+    blocks
+        Owners that may change labels with each other: those of one subject where its own have several classes, and of
+        one run where these lie within runs.
+    """
+
+    unit: str
+    codes: np.ndarray
+    labels: np.ndarray
+    blocks: tuple[np.ndarray, ...]
+
+
+def find_label_owners(run: Run, responses: Responses, split: Split) -> LabelOwners | None:
+    """Return what has one class each and is on one side of every fold; None where labels vary within all of these."""
+    trials = responses.trials
+    names = trials["concept"].astype(str).to_numpy()
+    kind, by = run.config.split.kind, getattr(run.config.split, "by", None)
+    named: dict[str, Side] = {"leave_one_subject_out": "subject", "leave_one_run_out": "run"}
+    asked: tuple[Side | None, ...] = (named.get(kind, by),) if kind in named or by else ("subject", "group")
+    for side in asked:
+        if side is None or side not in OWNERS or (side == "group" and "group" not in trials):
+            continue
+        groups = make_groups(trials, side).astype(str)
+        if side == "group" and not _has_one_class(groups, names):
+            # Groups of the same names in several subjects, each with classes of its own.
+            groups = trials["subject"].astype(str).to_numpy() + "/" + groups
+        first, codes = np.unique(groups, return_index=True, return_inverse=True)[1:]
+        if not _has_one_class(groups, names) or any(find_shared(groups, fold) for fold in split.folds):
+            continue
+        labels = names[first]
+        if len(set(labels.tolist())) > 1:
+            return LabelOwners(side, codes, labels, _find_blocks(trials, codes, labels))
+    return None
+
+
+def _has_one_class(groups: np.ndarray, names: np.ndarray) -> bool:
+    first, codes = np.unique(groups, return_index=True, return_inverse=True)[1:]
+    return bool((names == names[first][codes]).all())
+
+
+def _find_blocks(trials: pd.DataFrame, codes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return which owners may change labels: the smallest of run and subject that hold them whole, with classes."""
+    for side in ("run", "subject"):
+        outer = np.unique(make_groups(trials, side).astype(str), return_inverse=True)[1]
+        first = np.unique(codes, return_index=True)[1]
+        of_owner = outer[first]
+        if (outer == of_owner[codes]).all():
+            blocks = [np.flatnonzero(of_owner == number) for number in np.unique(of_owner)]
+            if any(len(set(labels[block].tolist())) > 1 for block in blocks):
+                return tuple(blocks)
+    return (np.arange(len(labels)),)
+
+
+def exchange_labels(
+    run: Run, responses: Responses, split: Split, owners: LabelOwners, rows: np.ndarray, decisions: np.ndarray,
+    classes: tuple[str, ...],
+) -> ExchangedLabels:  # fmt: skip
+    """Fit decoders on exchanged labels of whole owners, and say beforehand what that costs where it takes long.
+
+    Parameters
+    ----------
+    run
+        The run.
+    responses, split
+        All trials and the folds.
+    owners
+        As `find_label_owners` returns them.
+    rows : int array of shape (n_tested,)
+        Tested trials.
+    decisions : array of shape (n_tested, n_classes)
+        Of the run's own decoders.
+    classes
+        Columns of `decisions`.
+    """
+    from braindecode_vis.scoring import label_exchange as exchange
+
+    config, n_each = run.config, build_decoder(run, 0).n_small_fits
+    most, draw = config.evaluation.n_permutations, partial(make_generator, config.seed, "exchanged labels")
+    n_folds = len(split.folds)
+    # One published split is exact without refits: its test says nothing of its training.
+    refits = n_folds > 1 and 0 < n_each * n_folds * exchange.FEWEST_DRAWS <= MOST_SMALL_FITS
+    truth = np.searchsorted(np.array(classes), owners.labels)
+    tested, codes = np.unique(owners.codes[rows], return_inverse=True)
+    blocks = [np.intersect1d(block, tested) for block in owners.blocks]
+    if not refits:
+        place = np.searchsorted(tested, np.concatenate(blocks))
+        parts = np.split(place, np.cumsum([len(block) for block in blocks])[:-1])
+        return exchange.keep_decisions(
+            owners.unit, codes, truth[tested], [part for part in parts if len(part)], decisions, most=most,
+            generator=draw(), widening=exchange.FOLD_WIDENING if n_folds > 1 else 1.0,
+        )  # fmt: skip
+    # Owners that are only trained on keep their labels.
+    blocks = [block for block in (*blocks, np.setdiff1d(np.arange(len(truth)), tested)) if len(block)]
+    sets = exchange.make_exchange(
+        truth, blocks, refits=True, fits_each=n_each * n_folds, most=most, generator=draw()
+    )
+    # Of subjects that have several owners each, areas would be theirs, and pairs of two subjects none.
+    subjects, names = responses.trials["subject"].astype(str).to_numpy(), owners.labels[owners.codes]
+    together = len(set(subjects.tolist())) == 1 or _has_one_class(subjects, names)
+    pairs = together and len(classes) == 2 and len(tested) == len(truth)
+    n_pairs = len(exchange.list_pairs(truth)) if pairs else 0
+    paired = exchange.make_exchange(
+        truth, blocks, refits=True, fits_each=n_each * n_pairs, most=most, generator=draw()
+    ) if pairs else None  # fmt: skip
+    refit = _make_refit(run, responses, classes)
+    counts = [n_folds * len(sets.labels), n_pairs * len(paired.labels) if paired is not None else 0]
+    fold = split.folds[0]
+    for _ in range(2):  # the first loads libraries
+        started = time.perf_counter()
+        refit(fold.train, truth[owners.codes[fold.train]], fold.test)
+    seconds = sum(counts) * (time.perf_counter() - started)
+    if seconds > LEAST_TOLD:
+        about = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        run.tell(
+            f"labels of whole {owners.unit}s are exchanged {len(sets.labels) - 1:,} times, and {config.encoder.kind} "
+            f"is fitted {sum(counts):,} times: about {about}; a smaller evaluation.n_permutations takes less.",
+            about="evaluate:",
+        )
+    with run.listener.progress(f"labels of whole {owners.unit}s", sum(counts)) as advance:
+        folds = [(fold.train, fold.test) for fold in split.folds]
+        decided, _ = exchange.decide_left_out(sets, owners.codes, folds, refit, tell=advance)
+        areas, wins = None, None
+        if paired is not None:
+            areas, wins = exchange.compare_left_pairs(paired, owners.codes, refit, tell=advance)
+    decided = decided[:, rows]
+    decided[0] = decisions.argmax(axis=1)  # those of the run, to the last tie
+    return exchange.ExchangedLabels(
+        owners.unit, owners.codes[rows], sets, decided, areas, wins, paired=paired, refits=True,
+        widening=exchange.FOLD_WIDENING,
+    )  # fmt: skip
+
+
+def _make_refit(run: Run, responses: Responses, classes: tuple[str, ...]) -> Refit:
+    """Return what fits a new decoder on some trials with other labels, and decides others."""
+    trials = replace(responses, data=np.asarray(responses.data))  # read once
+    names = np.array(classes, dtype=object)
+    kept: dict[bytes, Responses] = {}  # the same folds come back for every label set
+    n_bytes = 0
+
+    def pick(rows: np.ndarray) -> Responses:
+        nonlocal n_bytes
+        key = rows.tobytes()
+        if key not in kept:
+            picked = trials.select(rows)
+            if n_bytes + picked.data.nbytes > MOST_KEPT:
+                return picked
+            kept[key] = picked
+            n_bytes += picked.data.nbytes
+        return kept[key]
+
+    def refit(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
+        found = np.zeros((len(test), len(classes)))
+        taught = np.unique(labels)
+        if len(taught) < 2:  # nothing to tell apart: the only class there is
+            found[:, taught] = 1
+            return found
+        decoder = build_decoder(run, 0)
+        decoder.fit(pick(train), names[labels])
+        found[:, [classes.index(str(name)) for name in decoder.classes]] = decoder.decision(
+            trials.select(test)
+        )
+        return found
+
+    return refit
 
 
 def build_decoder(run: Run, number: int) -> WholeCategoryDecoder:
@@ -99,6 +301,9 @@ def evaluate_categories(
     config = run.config
     encoder = run.encoder
     fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed, "task": "categories"}
+    owners = find_label_owners(run, responses, split)
+    if owners is not None:  # earlier versions permuted trials there
+        fields["exchanged"] = owners.unit
     upstream = {f"train{number}": fold.artifact.fingerprint for number, fold in enumerate(trained)}
 
     def compute(folder: Path) -> None:
@@ -128,6 +333,8 @@ def evaluate_categories(
         units, _ = find_units(trials, trials, config.evaluation.resample)
         if config.evaluation.resample == "image":
             units = Units("image", trials["stimulus_id"].to_numpy(dtype=object))
+        if owners is not None and config.evaluation.resample == "auto":
+            units = Units(owners.unit, owners.codes[rows].astype(str).astype(object))
         # Numbers of runs start again in each session.
         runs = trials[["session", "run"]].astype(str).agg("/".join, axis=1).to_numpy(dtype=object)
         # Decisions share a scale within one decoder. Where several decoders test trials of one run, that is a fold.
@@ -151,6 +358,9 @@ def evaluate_categories(
             n_bootstrap=config.evaluation.n_bootstrap,
             n_permutations=config.evaluation.n_permutations,
             design=blind if variables else None,
+            exchanged=None
+            if owners is None
+            else exchange_labels(run, responses, split, owners, rows, decisions, classes),
         )
         differences: list[dict[str, Any]] = []
         scores, items = compute_category_scores(task, differences=differences)

@@ -48,6 +48,7 @@ from braindecode_vis.pipeline.preparing import (
 )
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, lend_context, remember
 from braindecode_vis.preprocessing.array_file import ArrayFile
+from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.scoring.retrieval import Retrieval, read_retrieval, write_retrieval
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 
 CAPTIONS = "captions.json"  # of `reconstruct`
+FEWEST_CANDIDATES = 5  # images of a fold that `retrieval.gallery` auto ranks among themselves
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,11 @@ def rank_predictions(
 
 def name_retrieval(run: Run) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the settings and the fits that enter the fingerprint of `retrieve`."""
-    fields = {"retrieval": run.config.retrieval.hashed_fields(), "repeats": run.config.repeats.test}
+    retrieval = run.config.retrieval.hashed_fields()
+    # Earlier versions took the images of all folds by default.
+    if len(preprocess(run).folds) > 1 and retrieval["gallery"] == "auto" and choose_gallery(run)[0] is None:
+        retrieval["gallery"] = "fold"
+    fields = {"retrieval": retrieval, "repeats": run.config.repeats.test}
     # Not of `embed`: each fit names the bank that it was trained against.
     return fields, {f"train{n}": fold.artifact.fingerprint for n, fold in enumerate(train(run))}
 
@@ -228,13 +234,29 @@ def choose_gallery(run: Run) -> tuple[list[str] | None, str]:
             f"retrieval.gallery is all, but the target {config.target.kind} has another space in every fold; "
             "set retrieval.gallery to fold."
         )
-    if config.retrieval.gallery == "fold" or not shared or len(folds) == 1:
-        sizes = sorted({len(pd.unique(ids[fold.test])) for fold in folds})
+    counts = [len(pd.unique(ids[fold.test])) for fold in folds]
+    within = config.retrieval.gallery == "fold" or (
+        config.retrieval.gallery == "auto" and min(counts) >= FEWEST_CANDIDATES
+    )
+    if within or not shared or len(folds) == 1:
+        sizes = sorted(set(counts))
         size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
         images = "image" if size == "1" else "images"
         return None, f"{size} exact test {images}" + (" of the fold" if len(folds) > 1 else "")
     whole = list(pd.unique(np.concatenate([ids[fold.test] for fold in folds])))
-    return whole, f"{len(whole)} exact images of all folds"
+    words = f"{len(whole)} exact images of all folds"
+    if remembers_candidates(ids, folds):
+        words += ", which holds training images of each fold, so that ranks lie below chance"
+    return whole, words
+
+
+def remembers_candidates(ids: np.ndarray, folds: Sequence[Fold]) -> bool:
+    """Return whether a gallery of all folds holds images that some fold was trained on and does not test."""
+    tested = {str(name) for fold in folds for name in ids[fold.test].tolist()}
+    return any(
+        not tested.isdisjoint(set(map(str, ids[fold.train])) - set(map(str, ids[fold.test])))
+        for fold in folds
+    )
 
 
 @remember

@@ -5,7 +5,6 @@ Looks at finished stages only and changes nothing. A hint is no error: the score
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,19 @@ from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.pipeline.scoring import evaluate
+from braindecode_vis.scoring.label_exchange import find_exchange
 
 # On real fMRI of 12 to 60 pictures, single trials gave top-1 0.75 where their averages gave 0.45.
 FEW_IMAGES, MANY_REPETITIONS = 80, 6
-FEW_UNITS = 10  # a percentile bootstrap of fewer units is too narrow
 
 
 @remember
 def list_hints(run: Run) -> list[str]:
     """Return the hints on a finished run."""
     rows = evaluate(run)
-    hints = [*_judge_units(rows), *_judge_penalties(run)]
+    hints = _judge_penalties(run)
     if run.config.decodes_categories:
-        return [*_judge_folds(run), *hints]
+        return [*_judge_owners(run, rows), *hints]
     return [*_judge_repeats(run), *_judge_gallery(run, rows), *_judge_ties(run), *hints]
 
 
@@ -60,7 +59,7 @@ def _judge_gallery(run: Run, rows: list[dict[str, Any]]) -> list[str]:
         subject
         for metric, subject in found
         if metric == "top1"
-        and found[metric, subject]["value"] < found[metric, subject]["chance"]
+        and found[metric, subject]["value"] < 1 / (found[metric, subject]["gallery_size"] or np.inf)
         and (found.get(("2_way", subject), {}).get("p_value") or 1.0) < 0.01
     ]
     if not bad or run.config.retrieval.gallery == "fold":
@@ -78,6 +77,31 @@ def _judge_gallery(run: Run, rows: list[dict[str, Any]]) -> list[str]:
         f"images of all folds, and in {np.mean(firsts):.0%} of the queries an image that the fold was trained on comes "
         "first; a gallery of images that it never saw: --set retrieval.gallery=fold."
     ]
+
+
+def _judge_owners(run: Run, rows: list[dict[str, Any]]) -> list[str]:
+    """Say what subjects (or groups) that have one class each are too few or too small for."""
+    found = find_exchange(rows)
+    if found is None:
+        return _judge_folds(run)
+    hints = []
+    if found.smallest_p > 0.05:
+        hints.append(
+            f"the {found.unit}s are too few for a small p: exchanging the labels of whole {found.unit}s gives none "
+            f"below {found.smallest_p:.2g}, however well they are told apart; four {found.unit}s of each class allow "
+            "0.029."
+        )
+    trials = preprocess(run).responses.trials
+    if (
+        found.unit == "group"
+        and trials["group"].nunique() == len(trials)
+        and trials["subject"].nunique() == 1
+    ):
+        hints.append(
+            f"each of the {len(trials)} groups has one trial, so that groups keep no trials together; give as group "
+            "what shares a person, a day or a block, or leave it out if trials are independent."
+        )
+    return hints
 
 
 def _judge_folds(run: Run) -> list[str]:
@@ -126,14 +150,3 @@ def _judge_ties(run: Run) -> list[str]:
         f"{shared.mean():.0%} of the queries tie with another candidate: ties are lost in top-k and share the mean "
         f"rank elsewhere.{decided} Candidates of equal embeddings, or constant predictions, make ties."
     ]
-
-
-def _judge_units(rows: list[dict[str, Any]]) -> list[str]:
-    for row in rows:
-        found = re.fullmatch(r"(\d+) (\w+)", row.get("resampled") or "")
-        if row["method"] == "decoded" and found and int(found[1]) < FEW_UNITS:
-            return [
-                f"intervals resample {row['resampled']} only; a bootstrap of fewer than {FEW_UNITS} units is too "
-                "narrow, so read them as lower bounds of the uncertainty."
-            ]
-    return []

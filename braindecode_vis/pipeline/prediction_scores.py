@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.arrays import SCORE_KEYS
+from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import ImageRows, Images
 from braindecode_vis.pipeline.preparing import preprocess
 
@@ -77,6 +78,7 @@ def _find_seen(result: Any, ids: np.ndarray) -> ImageRows | None:
 
 def _score_categories(result: Any) -> list[Any]:
     from braindecode_vis.scoring.category_scores import CategoryTask, compute_category_scores
+    from braindecode_vis.scoring.label_exchange import exchange_subjects
 
     assert result.decisions is not None
     trials, classes = result.trials, tuple(result.decisions.columns)
@@ -86,11 +88,18 @@ def _score_categories(result: Any) -> list[Any]:
         return []
     trials = trials.iloc[rows]
     config = result.run.config
+    decisions, labels = (
+        result.decisions.to_numpy()[rows],
+        trials["concept"].astype(str).to_numpy(dtype=object),
+    )
+    subjects, most = trials["subject"].astype(str).to_numpy(dtype=object), config.evaluation.n_permutations
     task = CategoryTask(
-        decisions=result.decisions.to_numpy()[rows], classes=classes,
-        labels=trials["concept"].astype(str).to_numpy(dtype=object),
+        decisions=decisions, classes=classes, labels=labels,
         runs=trials[["session", "run"]].astype(str).agg("/".join, axis=1).to_numpy(dtype=object),
-        subjects=trials["subject"].astype(str).to_numpy(dtype=object), protocol=result.protocol, split="new trials",
-        seed=config.seed, n_bootstrap=config.evaluation.n_bootstrap, n_permutations=config.evaluation.n_permutations,
+        subjects=subjects, protocol=result.protocol, split="new trials", seed=config.seed,
+        n_bootstrap=config.evaluation.n_bootstrap, n_permutations=most,
+        exchanged=exchange_subjects(
+            subjects, labels, classes, decisions, most=most, generator=make_generator(config.seed, "exchanged labels")
+        ),
     )  # fmt: skip
     return compute_category_scores(task)[0]

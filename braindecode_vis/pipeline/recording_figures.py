@@ -20,7 +20,12 @@ from braindecode_vis.config.header import read_header
 from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.pipeline.runs import Run, list_changes
-from braindecode_vis.preprocessing.noise_ceiling import compute_noise_ceilings, read_epochs_ceiling
+from braindecode_vis.preprocessing.noise_ceiling import (
+    compute_noise_ceilings,
+    describe_ceiling,
+    find_root,
+    read_epochs_ceiling,
+)
 from braindecode_vis.report.drawing import find_flat_positions, list_brains, mark_stimulus, place_pattern
 from braindecode_vis.report.figures import darken_svg, render_plot
 from braindecode_vis.report.page import ExtraSection, SectionFigure
@@ -159,15 +164,16 @@ def _draw_ceiling(folder: Path, ms: np.ndarray) -> SectionFigure | None:
         found = read_epochs_ceiling(folder)
     except BraindecodeVisError:
         return None
-    values = np.asarray(found.ceiling, float)
-    if values.shape[-1] != len(ms):
+    if found.share.shape[-1] != len(ms):
         return None
-    mean, best = values.mean(axis=0), values.max(axis=0)
+    mean, best = found.mean, found.ceiling.max(axis=0)
+    low, high = find_root(found.low), find_root(found.high)
 
     def draw_curves(figure: Figure) -> None:
         axes = figure.subplots()
         axes.plot(ms, best, color="C1", lw=1.2, label="best channel")
-        axes.plot(ms, mean, color="C0", lw=1.6, label="mean over channels")
+        axes.plot(ms, mean, color="C0", lw=1.6, label="over all channels")
+        axes.fill_between(ms, low, high, color="C0", alpha=0.2, lw=0)
         axes.set_xlabel("time after the picture appears (ms)")
         axes.set_ylabel("noise ceiling (correlation)")
         axes.margins(x=0)
@@ -175,10 +181,12 @@ def _draw_ceiling(folder: Path, ms: np.ndarray) -> SectionFigure | None:
 
     caption = (
         f"Noise ceiling: the highest correlation that any prediction of a test response can be expected to reach "
-        f"({found.n_images} images, {found.n_repetitions:g} repetitions averaged). It bounds predicted responses, not "
-        "retrieval."
+        f"({found.n_images} images, {found.n_repetitions:.3g} repetitions averaged), with the 95 % jackknife interval "
+        "over images. The best channel is that of noise too, and lies above 0 without any signal. The ceiling bounds "
+        "predicted responses, not retrieval."
     )
-    alt = f"Noise ceiling over time; the mean over channels is at most {mean.max():.2f}"
+    at = int(mean.argmax())
+    alt = f"Noise ceiling over time; over all channels it is at most {mean[at]:.2f} ({low[at]:.2f} to {high[at]:.2f})"
     return draw(draw_curves, (7.0, 2.4), alt, caption)
 
 
@@ -191,12 +199,12 @@ def _describe_ceiling(responses: Responses, tested: np.ndarray, *, averaged: boo
     except BraindecodeVisError:
         return ""
     told = ", ".join(
-        f"{one.value:.2f}" + (f" (subject {one.subject})" if len(found) > 1 else "") for one in found
+        describe_ceiling(one) + (f" (subject {one.subject})" if len(found) > 1 else "") for one in found
     )
     return (
         f" Noise ceiling: no prediction of a test response can be expected to correlate with it by more than {told} "
-        f"over the {found[0].n_images} test images, mean over {responses.dims[1]}s. It bounds predicted responses, not "
-        "retrieval."
+        f"over the {found[0].n_images} test images, root mean square over {responses.dims[1]}s. It bounds predicted "
+        "responses, not retrieval."
     )
 
 

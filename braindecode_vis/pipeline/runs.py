@@ -30,8 +30,10 @@ from braindecode_vis.config import RunConfig, dump_config, read_config
 #: Raise a number when the code of that stage changes its result.
 STAGE_VERSIONS = {
     "preprocess": 2, "pretrain": 1, "embed": 1, "synthesise": 1, "train": 3, "out_of_fold": 1, "retrieve": 2,
-    "reconstruct": 6, "evaluate": 6, "analyze": 2,
+    "reconstruct": 6, "evaluate": 7, "analyze": 3,
 }  # fmt: skip
+#: From this version of `evaluate` on, intervals of several subjects and of groups are those of `scoring.crossed`.
+CROSSED_SINCE = 7
 
 
 Result = TypeVar("Result")
@@ -400,7 +402,10 @@ def read_run_scores(run: Run) -> list[dict[str, Any]]:
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """Return the score rows of a run folder, an empty list before `evaluate`; `DataError` if the file was changed."""
+    """Return the score rows of a run folder, an empty list before `evaluate`; `DataError` if the file was changed.
+
+    Rows of an earlier version say so in `resampled`: its intervals took images that all subjects saw for independent.
+    """
     path = folder / "scores.json"
     if not path.is_file():
         return []
@@ -408,4 +413,23 @@ def read_scores(folder: Path) -> list[dict[str, Any]]:
         raise DataError(
             f"{path} is not as the run wrote it; write it again with braindecode-vis evaluate {folder}."
         )
-    return store.read_json(path)
+    rows = store.read_json(path)
+    return _name_method(rows) if _made_before(folder, rows) else rows
+
+
+def _made_before(folder: Path, rows: Any) -> bool:
+    """Return whether an earlier version of `evaluate` made these rows; False where nothing tells."""
+    try:
+        place = folder / "stages" / "evaluate" / str(rows[0]["fingerprint"]) / store.PROVENANCE
+        return bool(rows[0]["fingerprint"]) and int(store.read_json(place)["version"]) < CROSSED_SINCE
+    except (BraindecodeVisError, OSError, KeyError, IndexError, TypeError, ValueError):
+        return False
+
+
+def _name_method(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows whose intervals say that they are made by the method of 0.2.0."""
+    return [
+        row if row.get("method") == "shuffled" or row.get("ci_low") is None
+        else {**row, "resampled": f"{row.get('resampled') or ''} (method of 0.2.0)".strip()}
+        for row in rows
+    ]  # fmt: skip

@@ -57,6 +57,7 @@ from braindecode_vis.pipeline.preparing import (
     pick_trials,
     preprocess,
 )
+from braindecode_vis.pipeline.relabelling import describe_folding
 from braindecode_vis.pipeline.runs import Run, publish_scores, remember
 from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.scoring.design_control import predict_from_design, tabulate_design
@@ -212,6 +213,7 @@ def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
         metrics=[register_metric(settings.build()) for settings in config.evaluation.metrics],
         conditions=_name_conditions(run, images.ids),
         units=units,
+        folding=describe_folding(run, units),
         design=_rank_design(run),
         known_features=_find_known_features(run),
         size=images.size,
@@ -454,6 +456,7 @@ def _score_protocols(run: Run, protocol: str, units: Units | None) -> tuple[list
         compositions=compositions,
         device=choose_device(config.retrieval.device, setting="retrieval.device"),
         units=units,
+        over_folds=len(retrieved.folds) > 1,
     )
     return score_protocols(task, wanted), lacking
 
@@ -550,6 +553,7 @@ def _score_large_gallery(run: Run, settings: LargeGalleryConfig, task: ScoringTa
         settings, tasks, np.concatenate(subjects), protocol=task.protocol, split="test", seed=config.seed,
         n_bootstrap=config.evaluation.n_bootstrap, units=task.units,
         device=choose_device(config.retrieval.device, setting="retrieval.device"),
+        over_folds=task.folding is not None,
     )  # fmt: skip
 
 
@@ -664,7 +668,7 @@ def _score_descriptions(
     config = run.config
     scores, differences = score_descriptions(
         tasks, np.concatenate(subjects), protocol=words, split="test", seed=config.seed,
-        n_bootstrap=config.evaluation.n_bootstrap, units=task.units,
+        n_bootstrap=config.evaluation.n_bootstrap, units=task.units, over_folds=task.folding is not None,
     )  # fmt: skip
     return scores, differences, lacking
 

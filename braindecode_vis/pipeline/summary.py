@@ -23,6 +23,7 @@ from braindecode_vis.report.gallery import GalleryContent, arrange_rows
 from braindecode_vis.report.page import ExtraSection, RankContent
 from braindecode_vis.report.words import describe_encoder
 from braindecode_vis.scoring.caption_scores import join_sources, name_decoded
+from braindecode_vis.scoring.label_exchange import find_exchange
 
 
 def describe_run(run: Run) -> dict[str, Any]:
@@ -36,6 +37,8 @@ def describe_run(run: Run) -> dict[str, Any]:
     known = store.read_json(fitted) if fitted.is_file() else {}
     if config.decodes_categories:
         parts = describe_categories(config, prepared, items)
+        if (exchange := find_exchange(rows)) is not None:
+            parts["protocol"]["Null"] = exchange.words
     else:
         space, retrieved, images = embed(run)[0].embeddings.space, retrieve(run), reconstruct(run)
         captions = run.seen.get("captions")
@@ -226,7 +229,9 @@ def describe_ceilings(rows: list[dict[str, Any]] | None) -> list[ExtraSection]:
         return []
     caption = (
         "Highest correlation, over the test images, that any prediction of a feature's response can be expected to "
-        "reach with the mean of its repetitions. It bounds brain correlation, not retrieval or image scores."
+        "reach with the mean of its repetitions: the root of the share of its variance that is signal. Shares of all "
+        "columns are averaged unclipped before the root is taken, with a 95 % jackknife interval over images; a share "
+        "below 0 is noise. The ceiling bounds brain correlation, not retrieval or image scores."
     )
     return [ExtraSection("Noise ceiling of the responses", caption, table=pd.DataFrame(rows))]
 

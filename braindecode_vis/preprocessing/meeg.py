@@ -23,6 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 
+from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import Progress, count_steps
 from braindecode_vis.base.store import json_plain, write_json, write_stimuli
@@ -192,7 +193,10 @@ def write_source(
     trials.to_parquet(responses / "trials.parquet", index=False)
     _write_meta(responses, source, times, written, scales, learnt)
     write_stimuli(folder / "stimuli", source.stimuli)
-    write_epochs_ceilings(responses, trials, writer.shape)
+    data = np.load(responses / "data.npy", mmap_mode="r", allow_pickle=False)
+    write_epochs_ceilings(
+        responses, Responses.from_checked(data, ("trial", "channel", "time"), trials, source.unit, {})
+    )
     return {"n_trials": n, "n_dropped": len(written.dropped), "n_bytes": int(writer.n_bytes)}
 
 

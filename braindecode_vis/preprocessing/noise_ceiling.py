@@ -3,15 +3,20 @@
 Owns the ceiling of one metric: the Pearson correlation, over test images, between any prediction of a feature's
 response (that of an encoding model, or of a brain model shown a reconstruction) and the response measured. It does
 not bound retrieval, identification or image metrics, which pool many features and have no ceiling in closed form.
-`compute_noise_ceilings` gives it per voxel, parcel or channel of a matrix of trials; `write_epochs_ceilings` per
-channel and time of EEG and MEG, and keeps it beside the trials in the store.
+`compute_noise_ceilings` gives it per voxel, parcel, or channel and time; `write_epochs_ceilings` keeps that of EEG and
+MEG beside the trials in the store.
+
+The share of signal of each feature is averaged unclipped, and the root is taken last: a mean of clipped values, or of
+roots, lies above 0 where nothing but noise was recorded. It bounds the root mean square correlation; the mean one is
+up to 0.06 lower. Repetitions within one run share noise, which no ceiling here can tell from signal.
 
 The ceiling describes test trials, so it may be looked at only after everything is chosen; choosing features by it
 would be choosing by the test set (`braindecode_vis.preprocessing.selection` uses training trials instead).
 
 References
 ----------
-Allen et al. (2022), doi:10.1038/s41593-021-00962-x: explainable variance from the signal-to-noise ratio.
+Allen et al. (2022), doi:10.1038/s41593-021-00962-x: explainable variance from the signal-to-noise ratio. Pospisil &
+Bair (2021), doi:10.1371/journal.pcbi.1009212: unbiased estimates of it.
 Spearman (1910), doi:10.1111/j.2044-8295.1910.tb00206.x; Brown (1910), doi:10.1111/j.2044-8295.1910.tb00207.x:
 reliability of the whole from that of its halves.
 """
@@ -26,9 +31,8 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Responses, count_own_voxels
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import read_json, write_json
-from braindecode_vis.preprocessing.reliability import compute_ncsnr, compute_split_half
+from braindecode_vis.preprocessing.reliability import compute_signal_share, compute_split_half
 from braindecode_vis.preprocessing.voxel_geometry import read_geometry
 
 if TYPE_CHECKING:
@@ -36,11 +40,9 @@ if TYPE_CHECKING:
 
 #: The one metric that these ceilings bound.
 METRIC = "response correlation"
-ARRAY, TABLE = "noise_ceiling.npy", "noise_ceiling.json"
-N_HALVES = 10
+ARRAY, TABLE = "signal_share.npz", "signal_share.json"  # other names than those of earlier, clipped ceilings
 MAX_IMAGES = 500
-_FEWEST_IMAGES = 3  # a correlation over two images is always plus or minus one
-_BLOCK_BYTES = 32 << 20
+CeilingMeasure = Literal["ncsnr", "split_half", "published"]
 
 
 @dataclass(frozen=True)
@@ -51,29 +53,68 @@ class ResponseCeiling:
     ----------
     subject
         Whose.
-    per_feature : array of shape (n_features,)
-        Highest expected correlation of each voxel, parcel or channel over the test images.
+    share : array of shape (n_features,)
+        Share of the variance of each voxel, parcel, or channel and time over the test images that is signal, not
+        clipped: noise alone gives values about 0.
+    low, high
+        95 % jackknife interval over images of the mean share, not clipped; NaN where it is not known.
     source
         How it was estimated, in words.
     n_images
         Images that the estimate rests on; 0 for a published map.
     n_averaged
         Repetitions that are averaged in a measured response (harmonic mean over images).
+    bounds
+        95 % interval of the share of each feature, not clipped, where it is known.
     metric
         What is bounded.
     """
 
     subject: str
-    per_feature: np.ndarray
+    share: np.ndarray
+    low: float
+    high: float
     source: str
     n_images: int
     n_averaged: float
+    bounds: tuple[np.ndarray, np.ndarray] | None = None
     metric: str = METRIC
 
     @property
+    def per_feature(self) -> np.ndarray:
+        """Highest expected correlation of each feature, 0 where its share is not above 0."""
+        return find_root(self.share)
+
+    @property
     def value(self) -> float:
-        """Mean over features, to stand beside a score that is the mean over the same features."""
-        return float(self.per_feature.mean())
+        """Ceiling over all features, to stand beside a score that is the mean over the same features."""
+        return self.bound()
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of `value`."""
+        return float(find_root(self.low)), float(find_root(self.high))
+
+    def bound(self, features: np.ndarray | slice = slice(None)) -> float:
+        """Return the ceiling over some features: the root of their mean share."""
+        return float(find_root(self.share[features].mean()))
+
+
+def find_root(share: np.ndarray | float) -> np.ndarray:
+    """Return the correlation that a share of variance allows, in 0..1; NaN stays.
+
+    Examples
+    --------
+    >>> find_root(np.array([-0.1, 0.25, 1.2])).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    return np.asarray(np.sqrt(np.clip(share, 0.0, 1.0)))
+
+
+def describe_ceiling(ceiling: ResponseCeiling) -> str:
+    """Return the ceiling with its interval, in words."""
+    low, high = ceiling.interval
+    return f"{ceiling.value:.3f}" + ("" if np.isnan(low) else f" ({low:.3f} to {high:.3f})")
 
 
 def compute_noise_ceilings(
@@ -81,7 +122,7 @@ def compute_noise_ceilings(
     rows: np.ndarray | None = None,
     *,
     averaged: bool = True,
-    measure: Literal["ncsnr", "split_half", "published"] = "ncsnr",
+    measure: CeilingMeasure = "ncsnr",
     seed: int = 0,
 ) -> list[ResponseCeiling]:
     """Return the ceiling of every subject from repeated test images.
@@ -89,26 +130,24 @@ def compute_noise_ceilings(
     Parameters
     ----------
     responses
-        Single trials as the store holds them, dims ``trial`` and one more; padded rows of several subjects are cut to
-        their own voxels.
+        Single trials as the store holds them; padded rows of several subjects are cut to their own voxels. Channels at
+        a time are features, in the order of the flattened trial.
     rows
         Test trials of the fold, numbers or a boolean mask; by default those whose `split` is ``test``.
     averaged
         Whether the scores are computed on means over the repetitions of an image, or on single trials.
     measure
-        ``ncsnr``: from the variance within and between images. ``split_half``: from the correlation of halves,
-        carried to the number of repetitions by the Spearman-Brown formula. ``published``: from the map ``ncsnr`` that
-        came with the data set, which its authors computed from all repeated images.
+        ``ncsnr``: from the variance within and between images, unbiased, with an interval. ``split_half``: from the
+        correlation of halves, carried to the number of repetitions by the Spearman-Brown formula. ``published``: from
+        the map ``ncsnr`` that came with the data set, which its authors computed from all repeated images.
     seed
         Of the split halves.
 
     Raises
     ------
     DataError
-        If no test image is repeated, there is a time axis, or no map was published.
+        If too few test images are repeated, or no map was published.
     """
-    if responses.data.ndim != 2:
-        raise DataError(f"a noise ceiling needs the dims trial and one more, not {responses.dims}.")
     chosen = (responses.trials["split"] == "test").to_numpy() if rows is None else np.asarray(rows)
     index = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
     if not len(index):
@@ -121,10 +160,13 @@ def compute_noise_ceilings(
         # Noise variances average, so the mean number of repetitions is the harmonic one.
         n_averaged = float(1 / np.mean(1 / counts)) if averaged else 1.0
         if measure == "published":
-            ceiling, n_images, source = _read_published(responses, subject, n_averaged)
+            published = _read_published(responses, subject, n_averaged)
+            found = ResponseCeiling(subject, published, np.nan, np.nan, "ncsnr as published", 0, n_averaged)
+        elif measure == "split_half":
+            found = _correlate_halves(own, subject, n_averaged, seed)
         else:
-            ceiling, n_images, source = _estimate(own, measure, n_averaged, seed)
-        ceilings.append(ResponseCeiling(subject, ceiling, source, n_images, n_averaged))
+            found = _estimate_share(own, subject, n_averaged)
+        ceilings.append(found)
     return ceilings
 
 
@@ -132,7 +174,7 @@ def _pick(responses: Responses, rows: np.ndarray, n_own: int | None) -> Response
     trials = responses.trials.iloc[rows].reset_index(drop=True)
     if "task" in trials:  # what was seen is another response than what was imagined
         trials = trials.assign(stimulus_id=trials["stimulus_id"] + "\x1f" + trials["task"].astype(str))
-    data = np.asarray(responses.data[rows])[:, :n_own]
+    data = np.asarray(responses.data[rows])[:, :n_own].reshape(len(rows), -1)
     return Responses.from_checked(data, ("trial", "voxel"), trials, responses.unit, {})
 
 
@@ -140,20 +182,32 @@ def _count_showings(own: Responses) -> np.ndarray:
     return own.trials.groupby("stimulus_id").size().to_numpy()
 
 
-def _estimate(own: Responses, measure: str, n_averaged: float, seed: int) -> tuple[np.ndarray, int, str]:
-    if measure == "ncsnr":
-        found = compute_ncsnr(own)
-        source = f"ncsnr of {found.n_images} repeated test images"
-        return np.sqrt(_explainable(found.ncsnr, n_averaged)), found.n_images, source
+def _estimate_share(own: Responses, subject: str, n_averaged: float) -> ResponseCeiling:
+    found = compute_signal_share(own, n_averaged=n_averaged)
+    ((low,), (high,)) = found.bound_mean()
+    source = f"variance within and between {found.n_images} repeated test images"
+    return ResponseCeiling(
+        subject,
+        found.share,
+        float(low),
+        float(high),
+        source,
+        found.n_images,
+        n_averaged,
+        found.bound_features(),
+    )
+
+
+def _correlate_halves(own: Responses, subject: str, n_averaged: float, seed: int) -> ResponseCeiling:
     halves = compute_split_half(own, seed=seed)
     counts = _count_showings(own)
     n_repeated = float(counts[counts > 1].mean())
-    whole = np.clip(halves.reliability, 0, 1)
     # Spearman-Brown backwards to one trial, and forwards to as many as a measured response averages.
+    whole = np.minimum(halves.reliability, 1)
     single = whole / np.maximum(n_repeated - (n_repeated - 1) * whole, 1e-12)
-    reliability = n_averaged * single / (1 + (n_averaged - 1) * single)
+    share = n_averaged * single / (1 + (n_averaged - 1) * single)
     source = f"{halves.n_splits} random halves of the repetitions of {halves.n_images} test images"
-    return np.sqrt(reliability), halves.n_images, source
+    return ResponseCeiling(subject, share, np.nan, np.nan, source, halves.n_images, n_averaged)
 
 
 def _explainable(ncsnr: np.ndarray, n_averaged: float) -> np.ndarray:
@@ -161,7 +215,7 @@ def _explainable(ncsnr: np.ndarray, n_averaged: float) -> np.ndarray:
     return ncsnr**2 / (ncsnr**2 + 1 / n_averaged)
 
 
-def _read_published(responses: Responses, subject: str, n_averaged: float) -> tuple[np.ndarray, int, str]:
+def _read_published(responses: Responses, subject: str, n_averaged: float) -> np.ndarray:
     several = bool(responses.coords.get("subjects"))
     geometry = read_geometry(responses, subject if several else None)
     if "ncsnr" not in geometry.maps or geometry.parcels is not None:
@@ -169,8 +223,7 @@ def _read_published(responses: Responses, subject: str, n_averaged: float) -> tu
             "these responses carry no published map ncsnr of their features; estimate the ceiling with ncsnr or "
             "split_half."
         )
-    published = np.asarray(geometry.maps["ncsnr"], np.float64)
-    return np.sqrt(_explainable(published, n_averaged)), 0, "ncsnr as published"
+    return _explainable(np.asarray(geometry.maps["ncsnr"], np.float64), n_averaged)
 
 
 @dataclass(frozen=True)
@@ -179,51 +232,65 @@ class EpochsCeiling:
 
     Parameters
     ----------
-    ceiling : float32 array of shape (n_channels, n_times)
-        Largest correlation over images that any prediction can have with the averaged responses.
+    share : float32 array of shape (n_channels, n_times)
+        Share of the variance of the averaged responses over images that is signal, not clipped.
+    low, high : float32 arrays of shape (n_times,)
+        95 % jackknife interval over images of its mean over channels; NaN for fewer than five images.
     subject, split
         Whose trials it is of.
     n_images, n_repetitions
-        How many images were looked at, and the median number of their repetitions.
+        How many images were looked at, and the harmonic mean number of their repetitions.
     """
 
-    ceiling: np.ndarray
+    share: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
     subject: str
     split: str
     n_images: int
-    n_repetitions: int
+    n_repetitions: float
+
+    @property
+    def ceiling(self) -> np.ndarray:
+        """Largest correlation over images that any prediction can have, shape (n_channels, n_times)."""
+        return find_root(self.share)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Ceiling over all channels: the root of their mean share, shape (n_times,)."""
+        return find_root(self.share.mean(axis=0))
 
 
 def compute_epochs_ceiling(
-    responses: Responses, *, n_halves: int = 20, seed: int = 0, max_images: int | None = None
-) -> np.ndarray:
+    responses: Responses, rows: np.ndarray | None = None, *, max_images: int | None = None
+) -> EpochsCeiling:
     """Return how well a perfect model could correlate with the averaged responses, per channel and time.
-
-    The repetitions of each image are dealt into two random halves. The correlation of the two averages over images is
-    brought to the full number of repetitions (Spearman-Brown), and its square root bounds the correlation of any
-    prediction with the average. Negative reliabilities count as zero. Images are visited in blocks, so that memory
-    does not grow with their number.
 
     Parameters
     ----------
     responses : Responses of dims (trial, channel, time)
-        Of one subject, at least two repetitions per image; images with one are left out.
-    n_halves
-        Number of random divisions.
+        At least two repetitions per image; images with one are left out.
+    rows
+        Trials of one subject and split; all by default.
     max_images
         At most this many, evenly spaced ones are looked at; all by default.
 
-    Returns
-    -------
-    ceiling : float array of shape (n_channels, n_times)
-        Between 0 and 1.
+    Raises
+    ------
+    DataError
+        If fewer than four images are repeated.
     """
-    rows = find_repeated(responses.trials, np.arange(responses.n_trials), max_images)
-    if len(rows) < _FEWEST_IMAGES:
-        raise DataError(
-            f"a noise ceiling needs three or more images with repetitions, but there are {len(rows)}."
-        )
-    return _correlate_halves(responses.data, rows, n_halves, seed)
+    index = np.arange(responses.n_trials) if rows is None else rows
+    repeated = find_repeated(responses.trials, index, max_images)
+    chosen = np.sort(np.concatenate(repeated)) if repeated else index
+    n_channels, n_times = responses.data.shape[1:]
+    found = compute_signal_share(responses, chosen, over=np.tile(np.arange(n_times), n_channels))
+    low, high = (bound.astype(np.float32) for bound in found.bound_mean())
+    share = found.share.reshape(n_channels, n_times).astype(np.float32)
+    first = responses.trials.iloc[chosen[0]]
+    return EpochsCeiling(
+        share, low, high, str(first["subject"]), str(first["split"]), found.n_images, found.n_repetitions
+    )
 
 
 def find_repeated(trials: pd.DataFrame, rows: np.ndarray, max_images: int | None) -> list[np.ndarray]:
@@ -235,68 +302,28 @@ def find_repeated(trials: pd.DataFrame, rows: np.ndarray, max_images: int | None
     return [repeated[i] for i in np.linspace(0, len(repeated) - 1, max_images).astype(int)]
 
 
-def _correlate_halves(data: np.ndarray, images: list[np.ndarray], n_halves: int, seed: int) -> np.ndarray:
-    rng = make_generator(seed, "noise-ceiling")
-    shape = data.shape[1:]
-    n_features = int(np.prod(shape))
-    # Sums over images of both halves and their products, from the first image on so that few digits are lost.
-    sums = np.zeros((5, n_halves, n_features))
-    origin: np.ndarray | None = None
-    size = max(1, _BLOCK_BYTES // (8 * n_halves * n_features))
-    for start in range(0, len(images), size):
-        block = images[start : start + size]
-        halves = np.empty((2, len(block), n_halves, n_features), dtype=np.float32)
-        for number, rows in enumerate(block):
-            trials = np.asarray(data[rows], dtype=np.float32).reshape(len(rows), -1)
-            origin = trials.mean(axis=0) if origin is None else origin
-            trials = trials - origin
-            # The ranks of random numbers: (n_halves, n_repetitions), half of them below the middle.
-            first = np.argsort(rng.random((n_halves, len(rows))), axis=1) < len(rows) // 2
-            for side, member in enumerate((first, ~first)):
-                weights = member / member.sum(axis=1, keepdims=True)
-                halves[side, number] = weights.astype(np.float32) @ trials
-        a, b = halves
-        for row, product in enumerate((a, b)):
-            sums[row] += product.sum(axis=0, dtype=np.float64)
-        for row, (left, right) in enumerate(((a, a), (b, b), (a, b)), start=2):
-            sums[row] += np.einsum("ihf,ihf->hf", left, right)
-    mean_a, mean_b, square_a, square_b, both = sums / len(images)  # each (n_halves, n_features)
-    spread = (square_a - mean_a**2) * (square_b - mean_b**2)
-    r = (both - mean_a * mean_b) / np.sqrt(np.where(spread > 0, spread, np.inf))
-    # The mean over divisions first: Spearman-Brown is not linear, and single divisions are noisy.
-    mean = r.mean(axis=0)
-    reliability = 2 * mean / (1 + np.maximum(mean, -0.99))
-    return np.sqrt(np.clip(reliability, 0, 1)).reshape(shape)
-
-
 # --- beside the trials ------------------------------------------------------------------------------------
 
 
-def write_epochs_ceilings(folder: Path, trials: pd.DataFrame, shape: tuple[int, ...]) -> None:
+def write_epochs_ceilings(folder: Path, responses: Responses) -> None:
     """Compute the ceiling of every subject and split with repetitions, and write it beside ``data.npy``.
 
-    Of each, at most 500 evenly spaced images and 10 random divisions are looked at. Without repetitions nothing is
+    Of each, at most 500 evenly spaced images are looked at. Where fewer than four images are repeated, nothing is
     written.
     """
-    data = np.load(folder / "data.npy", mmap_mode="r", allow_pickle=False)
-    found, records = [], []
+    found, trials = [], responses.trials
     for subject, split in trials[["subject", "split"]].drop_duplicates().itertuples(index=False):
         rows = np.flatnonzero(((trials["subject"] == subject) & (trials["split"] == split)).to_numpy())
-        images = find_repeated(trials, rows, MAX_IMAGES)
-        if len(images) < _FEWEST_IMAGES:
+        try:
+            found.append(compute_epochs_ceiling(responses, rows, max_images=MAX_IMAGES))
+        except DataError:
             continue
-        found.append(_correlate_halves(data, images, N_HALVES, 0).astype(np.float32))
-        records.append(
-            {
-                "subject": str(subject), "split": str(split), "n_images": len(images),
-                "n_repetitions": int(np.median([len(members) for members in images])), "n_halves": N_HALVES,
-            }
-        )  # fmt: skip
     if found:
-        np.save(folder / ARRAY, np.stack(found), allow_pickle=False)
-        write_json(
-            folder / TABLE, {"dims": ["entry", *("channel", "time")[: len(shape) - 1]], "entries": records}
-        )
+        arrays = {name: np.stack([getattr(one, name) for one in found]) for name in ("share", "low", "high")}
+        np.savez(folder / ARRAY, allow_pickle=False, **arrays)
+        keys = ("subject", "split", "n_images", "n_repetitions")
+        entries = [{key: getattr(one, key) for key in keys} for one in found]
+        write_json(folder / TABLE, {"dims": ["entry", "channel", "time"], "entries": entries})
 
 
 def read_epochs_ceiling(folder: Path, *, subject: str | None = None, split: str = "test") -> EpochsCeiling:
@@ -305,7 +332,7 @@ def read_epochs_ceiling(folder: Path, *, subject: str | None = None, split: str 
     Parameters
     ----------
     folder
-        Holds ``data.npy`` and ``noise_ceiling.npy``.
+        Holds ``data.npy`` and ``signal_share.npz``.
     subject
         May be left out where there is one subject only.
 
@@ -316,8 +343,7 @@ def read_epochs_ceiling(folder: Path, *, subject: str | None = None, split: str 
     """
     if not (folder / TABLE).is_file():
         raise DataError(
-            f"{folder} has no noise ceiling: fewer than three images are repeated, or it is of an older "
-            "version."
+            f"{folder} has no noise ceiling: fewer than four images are repeated, or it is of an older version."
         )
     records: list[dict[str, Any]] = read_json(folder / TABLE)["entries"]
     hits = [row for row, r in enumerate(records) if r["split"] == split and subject in (None, r["subject"])]
@@ -328,7 +354,8 @@ def read_epochs_ceiling(folder: Path, *, subject: str | None = None, split: str 
             f"{folder} has {len(hits)} noise ceilings of {wanted}; it has those of {there}: name one of them."
         )
     record = records[hits[0]]
-    ceiling = np.array(np.load(folder / ARRAY, mmap_mode="r", allow_pickle=False)[hits[0]])
+    with np.load(folder / ARRAY, allow_pickle=False) as arrays:
+        share, low, high = (arrays[name][hits[0]] for name in ("share", "low", "high"))
     return EpochsCeiling(
-        ceiling, record["subject"], record["split"], record["n_images"], record["n_repetitions"]
+        share, low, high, record["subject"], record["split"], record["n_images"], record["n_repetitions"]
     )

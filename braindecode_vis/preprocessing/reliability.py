@@ -1,11 +1,13 @@
 """How much of a voxel's response is about the image: noise ceilings.
 
-Owns the signal-to-noise ratio of NSD, split-half reliability, and cross-validated encoding scores. Which trials count
-is the caller's choice: `selection` gives training trials, `noise_ceiling` test trials.
+Owns the signal-to-noise ratio of NSD, the unbiased share of signal, split-half reliability, and cross-validated
+encoding scores. Which trials count is the caller's choice: `selection` gives training trials, `noise_ceiling` test
+trials.
 
 References
 ----------
 Allen et al. (2022), doi:10.1038/s41593-021-00962-x: ncsnr and the noise ceiling from repeated images.
+Pospisil & Bair (2021), doi:10.1371/journal.pcbi.1009212: unbiased estimates of explainable variance.
 Spearman (1910), Brown (1910): reliability of the whole from that of its halves.
 """
 
@@ -23,6 +25,8 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.preprocessing.splits import make_inner_folds
 
 _BLOCK_BYTES = 64 << 20
+_SMALL_BLOCK_BYTES = 2 << 20  # of the share of signal, which holds some copies of a block
+_FEWEST_LEFT_OUT = 4  # images: of three, the mean of 1 / F is infinite
 Measure = Literal["ncsnr", "split_half"]
 
 
@@ -78,6 +82,164 @@ def compute_ncsnr(responses: Responses, rows: np.ndarray | None = None) -> Signa
         signal = np.maximum(block.var(axis=0, ddof=1) - noise, 0)
         ncsnr[voxels] = np.sqrt(np.divide(signal, noise, out=np.zeros_like(noise), where=noise > 0))
     return SignalToNoise(ncsnr, len(groups))
+
+
+@dataclass(frozen=True)
+class SignalShare:
+    """Share of the variance between images that is signal, in the mean over repetitions.
+
+    Parameters
+    ----------
+    share : array of shape (n_features,)
+        Unbiased where noise is normal, so that it can be averaged; not clipped, and below 0 about half of the time
+        where there is no signal.
+    left_out : array of shape (n_images, n_means)
+        Means of `share` over features, each image left out in turn.
+    mean : array of shape (n_means,)
+        The same means of all images.
+    n_images, n_repetitions
+        What it rests on; the harmonic mean over images.
+    n_averaged
+        Repetitions of the mean whose share it is.
+    n_freedom
+        Degrees of freedom of the noise.
+    """
+
+    share: np.ndarray
+    left_out: np.ndarray
+    mean: np.ndarray
+    n_images: int
+    n_repetitions: float
+    n_averaged: float
+    n_freedom: int
+
+    def bound_mean(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Return the jackknife interval of `mean`, not clipped; NaN for fewer than five images."""
+        from scipy.stats import t
+
+        n = self.n_images
+        if n < _FEWEST_LEFT_OUT + 1:  # without one image, too few are left for a share
+            nothing = np.full(self.mean.shape, np.nan)
+            return nothing, nothing
+        error = np.sqrt((n - 1) / n * ((self.left_out - self.left_out.mean(axis=0)) ** 2).sum(axis=0))
+        half = t.ppf(0.5 + level / 2, n - 1) * error
+        return self.mean - half, self.mean + half
+
+    def bound_features(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Return the interval of each feature's share by the F distribution, not clipped."""
+        from scipy.stats import f
+
+        factor = self.n_repetitions / self.n_averaged
+        whole = _average_more(self.share, 1 / factor)  # the share of all repetitions, to which F belongs
+        ratio = (self.n_images - 3) / (self.n_images - 1) / np.maximum(1 - whole, 1e-12)
+        quantiles = f.ppf([0.5 + level / 2, 0.5 - level / 2], self.n_images - 1, self.n_freedom)
+        low, high = (_average_more(1 - quantile / ratio, factor) for quantile in quantiles)
+        return low, high
+
+
+def compute_signal_share(
+    responses: Responses,
+    rows: np.ndarray | None = None,
+    *,
+    n_averaged: float | None = None,
+    over: np.ndarray | None = None,
+) -> SignalShare:
+    """Estimate the share of signal of every feature from images that were shown at least twice.
+
+    Parameters
+    ----------
+    responses, rows
+        As for `compute_ncsnr`; channels and times are features too.
+    n_averaged
+        Repetitions that are averaged where the share counts; by default as many as there are.
+    over : int array of shape (n_features,), optional
+        Which mean each feature belongs to; by default one mean over all of them.
+
+    Raises
+    ------
+    DataError
+        If fewer than four images are repeated.
+    """
+    index, groups, counts = _group_repeats(responses, rows, any_dims=True)
+    n_images = len(groups)
+    if n_images < _FEWEST_LEFT_OUT:
+        raise DataError(
+            f"the share of signal needs {_FEWEST_LEFT_OUT} or more images with repetitions, but there are {n_images}."
+        )
+    n_features = int(np.prod(responses.data.shape[1:]))
+    over = np.zeros(n_features, int) if over is None else over
+    sizes = np.bincount(over)
+    share, sums = np.empty(n_features), np.zeros((n_images, len(sizes)))
+    for part, block in _iterate_voxels(responses, index, _SMALL_BLOCK_BYTES):
+        share[part], left_out = measure_signal_share(block, counts, n_averaged=n_averaged)
+        for number in np.unique(over[part]):
+            sums[:, number] += left_out[:, over[part] == number].sum(axis=1)
+    n_repetitions = float(1 / np.mean(1 / counts))
+    return SignalShare(
+        share, sums / sizes, np.bincount(over, share) / sizes, n_images, n_repetitions,
+        n_repetitions if n_averaged is None else n_averaged, int((counts - 1).sum()),
+    )  # fmt: skip
+
+
+def measure_signal_share(
+    values: np.ndarray, counts: np.ndarray, *, n_averaged: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the share of the variance of image means that is signal, and the same without each image.
+
+    With F the variance between images over that within them, it is 1 - (n - 3) / (n - 1) / F: the mean of 1 / F is not
+    1 over the mean of F. It is not clipped, since the mean of what is clipped at 0 lies above 0 without any signal.
+
+    Parameters
+    ----------
+    values : array of shape (n_rows, n_features)
+        Single trials; those of one image stand together.
+    counts : int array of shape (n_images,)
+        Repetitions of each image, at least two.
+    n_averaged
+        As for `compute_signal_share`.
+
+    Returns
+    -------
+    share : array of shape (n_features,)
+        0 where image means do not differ, 1 where repetitions do not.
+    left_out : array of shape (n_images, n_features)
+        NaN for fewer than five images.
+
+    Examples
+    --------
+    >>> trials = np.array([[1.0, 2], [3, 4], [2, 1], [6, 5], [4, 6]])
+    >>> share, _ = measure_signal_share(trials.reshape(-1, 1), np.full(5, 2))
+    >>> share.round(6).tolist()
+    [0.943662]
+    """
+    n = len(counts)
+    means = _sum_groups(values, counts) / counts[:, None]  # (n_images, n_features)
+    squares = _sum_groups((values - np.repeat(means, counts, axis=0)) ** 2, counts)
+    means = means - means.mean(axis=0)  # against cancellation
+    total, inverse, freedom = (means**2).sum(axis=0), (1 / counts).sum(), (counts - 1).sum()
+    factor = 1.0 if n_averaged is None else n / inverse / n_averaged
+
+    def share_of(between: np.ndarray, within: np.ndarray, n_images: int) -> np.ndarray:
+        # Image means that are equal to rounding have no variance to share out.
+        varied = between > 1e-24 * np.maximum(np.abs(values).max(axis=0) ** 2, 1e-300)
+        noise = np.divide(within, between, out=np.ones_like(between), where=varied)
+        found = np.where(varied, 1 - (n_images - 3) / (n_images - 1) * noise, 0.0)
+        return _average_more(found, factor)
+
+    # 1 / F is the noise of an image mean over the variance of image means.
+    share = share_of(total / (n - 1), squares.sum(axis=0) / freedom * inverse / n, n)
+    if n < _FEWEST_LEFT_OUT + 1:
+        return share, np.full(means.shape, np.nan)
+    # Without an image, the mean moves: the squares about it fall by n / (n - 1) times its own.
+    between = np.maximum(total - n / (n - 1) * means**2, 0) / (n - 2)
+    within = (squares.sum(axis=0) - squares) / (freedom - (counts - 1))[:, None]
+    within = within * ((inverse - 1 / counts) / (n - 1))[:, None]
+    return share, share_of(between, within, n - 1)
+
+
+def _average_more(share: np.ndarray, factor: float) -> np.ndarray:
+    """Return the share of signal where the noise variance is `factor` times as large; the sign stays."""
+    return share / (share + factor * (1 - share))
 
 
 @dataclass(frozen=True)
@@ -147,8 +309,17 @@ def compute_split_half(
             total[voxels] += _correlate(*halves)
     correlation = total / n_splits
     # Spearman-Brown: the whole has twice the repetitions of a half.
-    reliability = 2 * correlation / np.maximum(1 + correlation, 1e-12)
+    reliability = boost_correlation(correlation)
     return SplitHalf(correlation, reliability, len(groups), n_splits)
+
+
+def boost_correlation(correlation: np.ndarray) -> np.ndarray:
+    """Return the reliability of the whole from the correlation of its halves (Spearman-Brown), not clipped.
+
+    Below 0 the formula would run away to minus infinity, so that it goes on in a straight line there.
+    """
+    boosted: np.ndarray = 2 * correlation / (1 + np.maximum(correlation, 0))
+    return boosted
 
 
 def compute_encoding_scores(
@@ -207,8 +378,8 @@ def compute_encoding_scores(
 # --- repetitions ------------------------------------------------------------------------------------------
 
 
-def _find_rows(responses: Responses, rows: np.ndarray | None) -> np.ndarray:
-    if responses.data.ndim != 2:
+def _find_rows(responses: Responses, rows: np.ndarray | None, any_dims: bool = False) -> np.ndarray:
+    if responses.data.ndim != 2 and not any_dims:
         raise DataError(f"reliability needs the dims trial and voxel, not {responses.dims}.")
     if rows is None:
         return np.arange(responses.n_trials)
@@ -217,10 +388,10 @@ def _find_rows(responses: Responses, rows: np.ndarray | None) -> np.ndarray:
 
 
 def _group_repeats(
-    responses: Responses, rows: np.ndarray | None
+    responses: Responses, rows: np.ndarray | None, any_dims: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the rows of repeated images, image by image, the images, and the number of repetitions of each."""
-    index = _find_rows(responses, rows)
+    index = _find_rows(responses, rows, any_dims)
     table = responses.trials.iloc[index]
     # A picture shown to two subjects is not repeated; the separator occurs in no id.
     keys = table["subject"].astype(str) + "\x1f" + table["stimulus_id"].astype(str)
@@ -234,12 +405,16 @@ def _group_repeats(
     return index[order[keep]], names[counts > 1], counts[counts > 1]
 
 
-def _iterate_voxels(responses: Responses, index: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield blocks of voxels as float64, so that a memory map is never read whole."""
-    width = max(1, _BLOCK_BYTES // (8 * len(index)))
-    for start in range(0, responses.data.shape[1], width):
+def _iterate_voxels(
+    responses: Responses, index: np.ndarray, n_bytes: int = _BLOCK_BYTES
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield blocks of voxels (or of channels and times) as float64, so that a memory map is never read whole."""
+    width = max(1, n_bytes // (8 * len(index)))
+    data = responses.data
+    flat = data if data.ndim == 2 else data.reshape(len(data), -1)
+    for start in range(0, flat.shape[1], width):
         voxels = slice(start, start + width)
-        yield voxels, np.asarray(responses.data[:, voxels])[index].astype(np.float64)
+        yield voxels, np.asarray(flat[index, voxels]).astype(np.float64)
 
 
 def _sum_groups(block: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from braindecode_vis.report.words import (
     sort_methods,
 )
 from braindecode_vis.scoring.metrics.metric_registry import LAST, find_metric
+from braindecode_vis.scoring.score_row import lacks_interval, name_population
 
 N_CARDS = 4
 
@@ -111,7 +112,10 @@ def _describe_interval(row: ScoreRow, show: Callable[[Any], str]) -> str:
 
 def _describe_draws(row: ScoreRow) -> str:
     words = str(row.get("resampled") or "")
-    return words if not words or row["method"] == "shuffled" else f"resampled: {words}"
+    if not words or row["method"] == "shuffled" or lacks_interval(row):
+        return words
+    population = name_population(words)
+    return f"resampled: {words}" + (f"; speaks of {population}" if population else "")
 
 
 def _describe_bar(row: ScoreRow, show: Callable[[Any], str], interval: str) -> str:
@@ -187,7 +191,8 @@ def _view_card(
         "note": note,
         "value": show(_as_float(main["value"])),
         "interval": interval if interval != DASH else "",
-        "spread": spread,
+        "spread": spread or (str(main["resampled"]) if lacks_interval(main) else ""),
+        "population": "" if is_missing(main["ci_low"]) else name_population(str(main.get("resampled") or "")),
         "chance": "" if is_missing(main["chance"]) else format_number(_as_float(main["chance"])),
         "verdict": (verdict.kind, verdict.words),
         "control": _find_best_control(rivals, note.direction, show),
@@ -264,7 +269,7 @@ def judge(
     'above chance, not above mean image'
     """
     if not direction or any(is_missing(row[key]) for key in ("value", "ci_low", "ci_high")):
-        return Verdict("", "")
+        return Verdict("", "no interval, no verdict" if direction and lacks_interval(row) else "")
     better, sign = ("above" if direction > 0 else "better than"), direction
     worst, best = (row["ci_low"], row["ci_high"]) if sign > 0 else (-row["ci_high"], -row["ci_low"])
     if not is_missing(row["chance"]):

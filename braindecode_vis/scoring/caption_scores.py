@@ -27,8 +27,8 @@ from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 from braindecode_vis.scoring.image_scores import make_blocks
 from braindecode_vis.scoring.metrics.caption_metrics import compute_caption_metrics, tabulate_captions
 from braindecode_vis.scoring.metrics.image import make_image_table
-from braindecode_vis.scoring.score_row import make_score
-from braindecode_vis.scoring.scoring_task import POOLED, average, list_subjects
+from braindecode_vis.scoring.score_row import POOLED, make_score
+from braindecode_vis.scoring.scoring_task import average, list_subjects
 from braindecode_vis.scoring.uncertainty import permutation_test
 from braindecode_vis.scoring.units import Units
 
@@ -250,7 +250,8 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
         if method == "decoded":  # controls need no p-value, and their pairs would cost as much again
             null = _tabulate(task, several, [bank[name] for name in stimuli], truth, encoder)
         for subject, rows in list_subjects(task.subjects):
-            units = None if task.units is None else task.units.select(rows)
+            pooled = task.ids[rows] if subject == POOLED else None
+            units = None if task.units is None else task.units.select(rows, pooled)
             tables = {name: table[rows] for name, table in null.get("tables", {}).items()}
             scores += score_captions(
                 [references[row] for row in rows], [[one[row] for row in rows] for one in several],

@@ -2,13 +2,12 @@
 
 Owns accuracy and balanced accuracy over held-out trials and the mean over held-out runs of the AUC (each run has a
 decoder of its own, whose scores need not share a scale), with intervals and a null that permutes the true labels
-within each run, so that no drift between runs can pass for a decoded category. Everything comes as plain
-arrays; nothing is fitted here.
+within each run, so that no drift between runs can pass for a decoded category. Labels that belong to whole subjects
+or groups are exchanged as wholes; see `label_exchange`. Everything comes as plain arrays; nothing is fitted here.
 """
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,10 +20,20 @@ import pandas as pd
 from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.scoring.score_row import name_units
-from braindecode_vis.scoring.scoring_task import POOLED, SHUFFLES
+from braindecode_vis.scoring.crossed import MANY, groups_interval, name_units, resampled_interval
+from braindecode_vis.scoring.label_exchange import (
+    Exchange,
+    ExchangedLabels,
+    spread_of_owners,
+    spread_of_pairs,
+)
+from braindecode_vis.scoring.score_row import POOLED
+from braindecode_vis.scoring.scoring_task import SHUFFLES
 from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within, wilson_interval
 from braindecode_vis.scoring.units import Units
+
+#: What the interval of the control ``shuffled`` is, where labels of whole owners were exchanged.
+LABEL_SETS = "one exchange of labels; the interval holds 95 % of all that were made"
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,9 @@ class CategoryTask:
         highest decisions, ties lost.
     design : array of shape (n_trials, n_classes), optional
         Decisions from the design alone, the control ``design``; see `design_control`.
+    exchanged
+        What was decided for exchanged labels, where each owner (subject, group, ...) has one label and is tested by
+        decoders that have not seen it.
     """
 
     decisions: np.ndarray
@@ -63,6 +75,7 @@ class CategoryTask:
     units: Units | None = None
     top: tuple[int, ...] = ()
     design: np.ndarray | None = None
+    exchanged: ExchangedLabels | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.labels.tolist()) - set(self.classes))
@@ -75,18 +88,23 @@ def compute_category_scores(
 ) -> tuple[list[Score], pd.DataFrame]:
     """Return the score rows and one row per trial (`label`, `decoded`, `run`, `subject` and the decisions).
 
-    Several subjects get a row ``all`` beside their own: the mean of their scores, whose interval draws subjects first
-    and trials (or units) of each second. `differences`, where it is there, is given the difference of the decoded
-    system to the control of the design, in the same resamples.
+    Several subjects get a row ``all`` beside their own: the mean of their scores, whose interval is Student's t of
+    these, since trials are their own. Where each subject has one label, classes are balanced, and an area is measured,
+    over subjects: a subject alone has neither. `differences`, where it is there, is given the difference of the
+    decoded system to the control of the design: in the same resamples, or subject by subject.
     """
     codes = np.array([task.classes.index(label) for label in task.labels])
     subjects = sorted(set(task.subjects.tolist()))
     rows_of = {str(subject): np.flatnonzero(task.subjects == subject) for subject in subjects}
     found = {name: _measure_subject(task, codes, rows) for name, rows in rows_of.items()}
     # Without permutations: chance is what it is for the decoded system. Its resamples are the same trials.
-    blind = None if task.design is None else replace(task, decisions=task.design, n_permutations=1)
+    blind = None if task.design is None else _replace_decisions(task, task.design)
     controls = {} if blind is None else {n: _measure_subject(blind, codes, r) for n, r in rows_of.items()}
-    if len(subjects) > 1:
+    if len(subjects) > 1 and task.exchanged is not None:
+        found[POOLED] = _measure_all_owned(task, codes, list(found.values()))
+        if blind is not None:
+            controls[POOLED] = _measure_all_owned(blind, codes, list(controls.values()))
+    elif len(subjects) > 1:
         for measured in (found, controls):
             parts = [[one for many in measured.values() for one in many if one.metric == name]
                      for name in [one.metric for one in next(iter(measured.values()), [])]]  # fmt: skip
@@ -101,7 +119,7 @@ def compute_category_scores(
                 continue
             scores.append(_make_control(task, subject, one, other))
             if differences is not None:
-                low, high = (float(q) for q in np.quantile(one.draws - other.draws, [0.025, 0.975]))
+                low, high = _bound_difference(one, other)
                 differences.append(
                     {
                         "metric": one.metric, "control": "design", "subject": subject, "split": task.split,
@@ -118,7 +136,10 @@ def compute_category_scores(
 
 @dataclass(frozen=True)
 class _Measured:
-    """One metric of one subject: its value, its values in every resample, those under every permutation."""
+    """One metric of one subject or of all: its value, its values in every resample, those under every permutation.
+
+    Of all subjects `draws` are empty and `of_subjects` holds their values.
+    """
 
     metric: str
     value: float
@@ -126,56 +147,220 @@ class _Measured:
     draws: np.ndarray
     null: np.ndarray
     resampled: str
-    interval: tuple[float, float] | None = None  # where it is not that of the draws
+    interval: tuple[float | None, float | None] | None = None  # where it is not that of the draws
+    of_subjects: np.ndarray | None = None
+    chance: float | None = None  # where it is not the mean of the null
+    about: str = ""  # what the null is, where it is none of single trials
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """Ends of the interval, none where nothing was resampled."""
+        if self.interval is not None:
+            return self.interval
+        if not self.resampled:
+            return None, None
+        low, high = np.quantile(self.draws, [0.025, 0.975])
+        return float(low), float(high)
+
+
+def _bound_difference(one: _Measured, other: _Measured) -> tuple[float | None, float | None]:
+    if one.of_subjects is not None and other.of_subjects is not None:
+        pairs = one.of_subjects - other.of_subjects
+        found = groups_interval(pairs, np.arange(len(pairs)), unit="subject")
+        return found.low, found.high
+    low, high = np.quantile(one.draws - other.draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _replace_decisions(task: CategoryTask, decisions: np.ndarray) -> CategoryTask:
+    """Return the task of a control, whose chance is that of the decoded system."""
+    exchanged = task.exchanged
+    if exchanged is not None:
+        exchanged = replace(
+            exchanged, exchange=exchanged.exchange.first(1), decided=decisions.argmax(axis=1)[None], areas=None,
+            wins=None, margins=None,
+        )  # fmt: skip
+    return replace(task, decisions=decisions, n_permutations=1, exchanged=exchanged)
 
 
 def _make_scores(task: CategoryTask, subject: str, found: _Measured) -> Iterator[Score]:
     common: dict[str, Any] = {
-        "metric": found.metric, "chance": float(found.null.mean()), "n_queries": found.n_trials,
-        "protocol": task.protocol, "subject": subject, "split": task.split, "seed": task.seed,
+        "metric": found.metric, "chance": float(found.null.mean()) if found.chance is None else found.chance,
+        "n_queries": found.n_trials, "protocol": "; ".join(filter(None, [task.protocol, found.about])),
+        "subject": subject, "split": task.split, "seed": task.seed,
         "gallery_size": len(task.classes),
     }  # fmt: skip
-    low, high = found.interval or (float(q) for q in np.quantile(found.draws, [0.025, 0.975]))
+    low, high = found.bounds
     yield Score(
         method="decoded", value=found.value, ci_low=low, ci_high=high, resampled=found.resampled,
         p_value=float(compute_p_value(found.value, found.null)), **common,
     )  # fmt: skip
     null_low, null_high = (float(q) for q in np.quantile(found.null, [0.025, 0.975]))
     yield Score(
-        method="shuffled", value=float(found.null[0]), ci_low=null_low, ci_high=null_high, resampled=SHUFFLES, **common
+        method="shuffled", value=float(found.null[0]), ci_low=null_low, ci_high=null_high,
+        resampled=LABEL_SETS if found.about else SHUFFLES, **common
     )  # fmt: skip
 
 
 def _make_control(task: CategoryTask, subject: str, found: _Measured, other: _Measured) -> Score:
-    low, high = other.interval or (float(q) for q in np.quantile(other.draws, [0.025, 0.975]))
+    low, high = other.bounds
     return Score(
         method="design", metric=other.metric, value=other.value, ci_low=low, ci_high=high, resampled=other.resampled,
-        chance=float(found.null.mean()), n_queries=other.n_trials, protocol=task.protocol, subject=subject,
-        split=task.split, seed=task.seed, gallery_size=len(task.classes),
+        chance=float(found.null.mean()) if found.chance is None else found.chance, n_queries=other.n_trials,
+        protocol="; ".join(filter(None, [task.protocol, found.about])), subject=subject, split=task.split,
+        seed=task.seed, gallery_size=len(task.classes),
     )  # fmt: skip
 
 
 def _pool(task: CategoryTask, parts: list[_Measured]) -> _Measured:
-    """Return the mean over subjects, resampled over subjects and then within each."""
+    """Return the mean over subjects, with Student's t over subjects."""
     generator = make_generator(task.seed, "category_subjects")
-    draws = np.stack([part.draws for part in parts])  # (n_subjects, n_bootstrap)
-    who = generator.integers(0, len(parts), draws.T.shape)  # (n_bootstrap, n_subjects)
-    whole = task.units is not None and task.units.unit == "subject"
-    if whole:
-        pooled, words = np.array([part.value for part in parts])[who], f"{len(parts)} subjects"
-    else:
-        # A subject drawn twice is resampled twice.
-        pooled, words = draws[who, generator.integers(0, draws.shape[1], who.shape)], "subjects, then "
-        words += re.sub(r"^\d+ | \(.*", "", parts[0].resampled)
+    values = np.array([part.value for part in parts])
+    found = groups_interval(values, np.arange(len(parts)), unit="subject")
     # The permutations of subjects are drawn alike; in another order for each, they are independent.
     null = np.mean([generator.permutation(part.null) for part in parts], axis=0)
     return _Measured(
-        parts[0].metric, float(np.mean([part.value for part in parts])), sum(part.n_trials for part in parts),
-        pooled.mean(axis=1), null, words,
+        parts[0].metric, found.value, sum(part.n_trials for part in parts), np.empty(0), null, found.resampled,
+        (found.low, found.high), values,
     )  # fmt: skip
 
 
+def _measure_all_owned(
+    task: CategoryTask, codes: np.ndarray, parts: list[list[_Measured]]
+) -> list[_Measured]:
+    """Return the row ``all``: over subjects that have one label each, or the mean of subjects of several owners."""
+    assert task.exchanged is not None
+    first, subjects, counts = np.unique(
+        task.subjects.astype(str), return_index=True, return_inverse=True, return_counts=True
+    )[1:]
+    if (codes == codes[first][subjects]).all():  # one label each
+        # Subjects weigh alike, whatever their numbers of trials.
+        return _measure_owned(task, codes, np.arange(len(codes)), 1 / (len(counts) * counts[subjects]))
+    pooled = []
+    for same in zip(*parts, strict=False):  # a subject of more than two classes has no area, and stands last
+        if len({part.metric for part in same}) > 1:
+            break
+        found = _pool(task, list(same))
+        # Of one label set all subjects, so that the mean of subjects is a score of that set.
+        null = np.mean([part.null for part in same], axis=0)
+        chances = [part.chance for part in same if part.chance is not None]  # none of a control
+        chance = float(np.mean(chances)) if chances else None
+        pooled.append(replace(found, null=null, chance=chance, about=same[0].about))
+    return pooled
+
+
+def _measure_owned(
+    task: CategoryTask, codes: np.ndarray, rows: np.ndarray, weights: np.ndarray | None = None
+) -> list[_Measured]:
+    """Measure trials whose labels belong to whole owners, with the null of exchanged labels.
+
+    Parameters
+    ----------
+    task, codes
+        The task, and the label of each of its trials.
+    rows
+        Trials that are measured.
+    weights : array of shape (n_rows,), optional
+        Of each trial, together 1; the same by default.
+    """
+    exchanged = task.exchanged
+    assert exchanged is not None
+    exchange, truth = exchanged.exchange, codes[rows]
+    known, owners = np.unique(exchanged.owners[rows], return_inverse=True)
+    weights = np.full(len(rows), 1 / len(rows)) if weights is None else weights
+    labels = exchange.labels[:, known]  # (n_sets, n_owners)
+    hits = exchanged.decided[:, rows] == labels[:, owners]  # (n_sets, n_rows)
+    # Of each owner: how much it weighs, and how much of that is right.
+    mass = np.bincount(owners, weights, minlength=len(known))
+    right = np.stack([np.bincount(owners, weights * hit, minlength=len(known)) for hit in hits])
+    counted = exchange.describe(exchanged.unit, refits=exchanged.refits)
+    own = np.array([truth[owners == owner][0] for owner in range(len(known))])
+    words = f"{name_units(exchanged.unit, len(known))} (t{', widened for folds' if exchanged.widening > 1 else ''})"
+    # Resamples of owners, or of the trials of a single one: how much each weighs and how much of it is right.
+    alone = len(known) == 1
+    parts = (weights, weights * hits[0]) if alone else (mass, right[0])
+    n_parts = len(parts[0])
+    generator = make_generator(task.seed, "category_units")
+    drawn = generator.multinomial(n_parts, np.full(n_parts, 1 / n_parts), size=task.n_bootstrap)
+    found = []
+    for name in ("accuracy", "balanced_accuracy"):
+        classes = [np.full(labels.shape, True)]
+        if name == "balanced_accuracy" and not alone:
+            classes = [labels == code for code in np.unique(labels)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a set or a resample without a class
+            scores = np.nanmean(
+                [(right * each).sum(axis=1) / _keep_positive((mass * each).sum(axis=1)) for each in classes],
+                axis=0,
+            )  # (n_sets,)
+            chosen = [np.ones(n_parts)] if alone else [each[0] for each in classes]
+            draws = np.nanmean(
+                [(drawn @ (parts[1] * each)) / _keep_positive(drawn @ (parts[0] * each)) for each in chosen],
+                axis=0,
+            )
+        chance, null = _describe_null(exchange, scores)
+        present = (
+            [np.full(len(known), True)] if len(classes) == 1 else [own == code for code in np.unique(own)]
+        )
+        interval = spread_of_owners(right[0], mass, present, len(rows), exchanged.widening)
+        told = words if interval is not None else ""
+        if len(known) == 1:  # the trials of one subject
+            wilson = wilson_interval(int(hits[0].sum()), len(rows))
+            interval, told = (wilson.low, wilson.high), "trials (Wilson)"
+        found.append(
+            _Measured(name, float(scores[0]), len(rows), draws, null, told, interval, chance, counted)
+        )
+    if len(task.classes) == 2 and len(known) == exchange.labels.shape[1]:
+        found += _measure_area(task, len(rows))
+    return found
+
+
+def _measure_area(task: CategoryTask, n_trials: int) -> list[_Measured]:
+    """Return the area under the ROC curve over owners: of pairs left out, or without refits of the decisions as are."""
+    exchanged = task.exchanged
+    assert exchanged is not None
+    exchange = exchanged.exchange
+    if len(np.unique(exchange.labels[0])) < 2:  # one class was tested
+        return []
+    if exchanged.areas is not None and exchanged.wins is not None:
+        areas, wins = exchanged.areas, exchanged.wins
+        n_pairs = int(np.isfinite(wins).sum())
+        all_pairs = int(np.prod(np.unique(exchange.labels[0], return_counts=True)[1]))
+        several = f"{n_pairs} pairs" if n_pairs == all_pairs else f"{n_pairs} of {all_pairs} pairs"
+        how = f"one {exchanged.unit} of each class left out together, {several}"
+        exchange = exchanged.paired or exchange
+    elif exchanged.margins is not None:
+        margin = exchanged.margins[0]
+        areas = compute_auc(np.broadcast_to(margin, exchange.labels.shape), exchange.labels)
+        above = margin[:, None] - margin[None]
+        pair = (exchange.labels[0] == 1)[:, None] & (exchange.labels[0] == 0)[None]
+        wins = np.where(pair, (above > 0) + 0.5 * (above == 0), np.nan)
+        how = f"decisions of {exchanged.unit}s left out by different decoders compared"
+    else:
+        return []
+    chance, null = _describe_null(exchange, areas)
+    interval = spread_of_pairs(wins)
+    n_owners = exchange.labels.shape[1]
+    told = f"{name_units(exchanged.unit, n_owners)} (t)" if interval is not None else ""
+    about = f"{how}; {exchange.describe(exchanged.unit, refits=exchanged.refits)}"
+    return [_Measured("auc", float(areas[0]), n_trials, np.array([]), null, told, interval, chance, about)]
+
+
+def _describe_null(exchange: Exchange, scores: np.ndarray) -> tuple[float | None, np.ndarray]:
+    """Return chance and the null; of the observed labels alone, as a control has them, neither."""
+    if len(scores) < 2:
+        return None, scores
+    _, chance, null = exchange.test(scores)
+    return chance, null
+
+
+def _keep_positive(values: np.ndarray) -> np.ndarray:
+    return np.where(values > 0, values, np.nan)
+
+
 def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) -> list[_Measured]:
+    if task.exchanged is not None:
+        return _measure_owned(task, codes, rows)
     n_classes = len(task.classes)
     decisions, truth, runs = task.decisions[rows], codes[rows], task.runs[rows]
     units = None if task.units is None or task.units.unit in ("trial", "subject") else task.units.select(rows)
@@ -202,6 +387,7 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
         # Which class was seen is looked up under every permutation, trial by trial.
         metrics.append((f"top{k}", np.arange(len(rows)), partial(_look_up, table)))
     resampled: dict[str, tuple[np.ndarray, str]]
+    of_units: dict[str, tuple[np.ndarray, int, str]] = {}
     if units is None:
         # Trials of one run share a decoder, so an AUC of a run is resampled within it; accuracy has one scale for all.
         everywhere, within_runs = (
@@ -217,7 +403,8 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
             for name, predicted, metric in metrics
         }  # fmt: skip
     else:
-        resampled = _resample_units(task, units, truth, hits, decisions[:, -1] - decisions[:, 0], usable)
+        of_units = _resample_units(task, units, truth, hits, decisions[:, -1] - decisions[:, 0], usable)
+        resampled = {name: (draws, name_units(unit, n)) for name, (draws, n, unit) in of_units.items()}
     fixed = np.arange(len(rows))[None]  # (1, n_trials): the sample itself as one more resample
     found = []
     for name, predicted, metric in metrics:
@@ -226,11 +413,14 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
             warnings.simplefilter("ignore", RuntimeWarning)  # of a mean over no run
             null = metric(np.broadcast_to(predicted, permuted.shape), permuted)
         draws, words = resampled[name]
-        interval = None
+        interval: tuple[float | None, float | None] | None = None
+        if name in of_units and of_units[name][2] not in MANY:
+            bound = resampled_interval(value, *of_units[name][:2], unit=of_units[name][2])
+            interval, words = (bound.low, bound.high), bound.resampled
         # A bootstrap of few hits is too narrow, and has no width at all where every trial is a hit.
         if name == "accuracy" and len(rows) < 40 and units is None:
-            bounds = wilson_interval(round(value * len(rows)), len(rows))
-            interval, words = (bounds.low, bounds.high), "trials (Wilson)"
+            wilson = wilson_interval(round(value * len(rows)), len(rows))
+            interval, words = (wilson.low, wilson.high), "trials (Wilson)"
         found.append(_Measured(name, value, len(rows), draws, null[np.isfinite(null)], words, interval))
     return found
 
@@ -286,8 +476,8 @@ def _resample_units(
     hits: Mapping[str, np.ndarray],
     decision: np.ndarray,
     usable: list[np.ndarray],
-) -> dict[str, tuple[np.ndarray, str]]:
-    """Return each metric in resamples of whole units, shape (n_bootstrap,), and what was resampled.
+) -> dict[str, tuple[np.ndarray, int, str]]:
+    """Return each metric in resamples of whole units, shape (n_bootstrap,), and how many of what were resampled.
 
     A resample is how often each unit was drawn, so that every metric is a ratio of sums over units. `hits` are those of
     the decided class, under an empty name, and of metrics that count others.
@@ -296,7 +486,7 @@ def _resample_units(
     n_units = len(known)
     generator = make_generator(task.seed, "category_units")
     drawn = generator.multinomial(n_units, np.full(n_units, 1 / n_units), size=task.n_bootstrap).astype(float)
-    words = name_units(units.unit, n_units)
+    words = n_units, units.unit
 
     def average(rows: np.ndarray, name: str = "") -> np.ndarray:
         counts = drawn @ np.bincount(code[rows], minlength=n_units)
@@ -305,9 +495,9 @@ def _resample_units(
 
     recalls = [average(np.flatnonzero(truth == label)) for label in np.unique(truth)]
     found = {
-        "accuracy": (average(np.arange(len(truth))), words),
-        "balanced_accuracy": (np.nanmean(recalls, axis=0), words),  # classes that were drawn
-        **{name: (average(np.arange(len(truth)), name), words) for name in hits if name},
+        "accuracy": (average(np.arange(len(truth))), *words),
+        "balanced_accuracy": (np.nanmean(recalls, axis=0), *words),  # classes that were drawn
+        **{name: (average(np.arange(len(truth)), name), *words) for name in hits if name},
     }
     if not usable:
         return found
@@ -317,7 +507,7 @@ def _resample_units(
         # Units within runs: a run may have one unit of each class, which alone has no spread, so runs are drawn.
         of_runs = np.concatenate([compute_auc(decision[block][None], truth[block][None]) for block in usable])
         turns = generator.integers(0, len(usable), (task.n_bootstrap, len(usable)))
-        found["auc"] = (of_runs[turns].mean(axis=1), f"{len(usable)} runs")
+        found["auc"] = (of_runs[turns].mean(axis=1), len(usable), "run")
         return found
     areas = []
     for block in usable:
@@ -335,7 +525,7 @@ def _resample_units(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         means = np.nanmean(areas, axis=0)
-    found["auc"] = (means[np.isfinite(means)], words)
+    found["auc"] = (means[np.isfinite(means)], *words)
     return found
 
 

@@ -161,6 +161,7 @@ def score_descriptions(
     seed: int,
     n_bootstrap: int,
     units: Units | None = None,
+    over_folds: bool = False,
 ) -> tuple[list[Score], list[dict[str, Any]]]:
     """Return scores of retrieval by images, by descriptions and by both, and what each of the latter adds to images.
 
@@ -170,7 +171,7 @@ def score_descriptions(
         Parts whose queries, in this order, are the rows below.
     subjects : array of shape (n_rows,)
         Subject of each query.
-    protocol, split, seed, n_bootstrap, units
+    protocol, split, seed, n_bootstrap, units, over_folds
         As in `scoring_task.ScoringTask`.
 
     Returns
@@ -186,7 +187,7 @@ def score_descriptions(
     sizes = np.concatenate([np.full(len(task.queries), len(task.texts)) for task in tasks])
     tabulate = partial(
         score_values, subjects=subjects, ids=ids, sizes=sizes, units=units, protocol=protocol, split=split, seed=seed,
-        n_bootstrap=n_bootstrap,
+        n_bootstrap=n_bootstrap, over_folds=over_folds,
     )  # fmt: skip
     values: dict[str, list[np.ndarray]] = {}
     oracle: dict[str, list[np.ndarray]] = {}

@@ -31,8 +31,8 @@ from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import read_json
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import TIE_TOLERANCE, compute_ranks
-from braindecode_vis.scoring.score_row import make_score
-from braindecode_vis.scoring.scoring_task import POOLED, list_subjects
+from braindecode_vis.scoring.score_row import POOLED, make_score
+from braindecode_vis.scoring.scoring_task import list_subjects
 from braindecode_vis.scoring.units import Units
 
 TOP = (1, 5, 10, 100, 1000)
@@ -128,6 +128,7 @@ def score_large_gallery(
     n_bootstrap: int,
     units: Units | None = None,
     device: str = "auto",
+    over_folds: bool = False,
 ) -> list[Score]:
     """Return scores of retrieval among the images of a bank, with chance and interval.
 
@@ -143,6 +144,8 @@ def score_large_gallery(
         As in `scoring_task.ScoringTask`.
     device
         Where exact ranks are computed.
+    over_folds
+        As in `score_row.make_score`.
 
     Returns
     -------
@@ -174,7 +177,7 @@ def score_large_gallery(
     every = {f"{name}@{label}": np.concatenate(several) for name, several in values.items()}
     return score_values(
         every, subjects=subjects, ids=names, sizes=size, units=units, protocol=words, split=split, seed=seed,
-        n_bootstrap=n_bootstrap,
+        n_bootstrap=n_bootstrap, over_folds=over_folds,
     )  # fmt: skip
 
 
@@ -191,6 +194,7 @@ def score_values(
     units: Units | None = None,
     method: str = "decoded",
     has_chance: bool = True,
+    over_folds: bool = False,
 ) -> list[Score]:
     """Return the rows of metrics of retrieval for each subject, and for all of them if there are several.
 
@@ -204,6 +208,8 @@ def score_values(
         As in `scoring_task.ScoringTask` and `Score`.
     has_chance
         Whether chance follows from the sizes of the galleries.
+    over_folds
+        As in `score_row.make_score`.
     """
     common = int(sizes[0]) if len(set(sizes.tolist())) == 1 else None
     scores = []
@@ -216,15 +222,17 @@ def score_values(
             levels = (
                 [compute_chance(name, gallery_size=int(each)) for each in sizes[rows]] if has_chance else []
             )
-            own_units = None if units is None else units.select(rows)
+            own_units = (
+                None if units is None else units.select(rows, ids[rows] if subject == POOLED else None)
+            )
             scores.append(
                 make_score(
                     every[rows], metric=name, method=method, protocol=protocol, subject=subject,
                     split=split, seed=seed, chance=float(np.mean(levels)) if levels else None, gallery_size=common,
                     stimulus_ids=ids[rows] if own_units is None else own_units.labels,
                     unit="image" if own_units is None else own_units.unit,
-                    subjects=subjects[rows] if subject == POOLED and metric.statistic == "mean" else None,
-                    statistic=metric.statistic, n_boot=n_bootstrap,
+                    subjects=subjects[rows] if subject == POOLED else None,
+                    statistic=metric.statistic, n_boot=n_bootstrap, over_folds=over_folds,
                 )
             )  # fmt: skip
     return scores

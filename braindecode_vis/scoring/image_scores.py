@@ -17,8 +17,10 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import hash_pixels
 from braindecode_vis.scoring.metrics.identification import (
     Order,
+    centre_correlations,
     compute_correlations,
     count_order,
+    leave_out_images,
     make_identification_table,
 )
 from braindecode_vis.scoring.metrics.image import ImageTable, make_image_table, split_rounds, tabulate_pixels
@@ -32,7 +34,8 @@ from braindecode_vis.scoring.metrics.suite import (
     name_semantic_metric,
     tabulate_semantic,
 )
-from braindecode_vis.scoring.scoring_task import POOLED, Group, ScoredGroup, ScoringTask, average
+from braindecode_vis.scoring.score_row import POOLED
+from braindecode_vis.scoring.scoring_task import Group, ScoredGroup, ScoringTask, average, cross_labels
 
 #: Pixels of the image pairs that are compared for a null: half a minute of SSIM.
 LARGEST_PAIR_TABLE = 500_000_000
@@ -67,18 +70,48 @@ def score_images(scored: ScoredGroup, method: str) -> Iterator[tuple[Score, np.n
     yield from score_pairs(scored, method, [*names, *scored.task.list_asked("images")])
     if len(distinct) < 2:
         return
-    orders = [count_order(one) for one in correlations]  # sorted once for every number of alternatives
+    similarities = list(correlations)
+    if scored.task.folding is not None:
+        shown = scored.task.show_small("seen")
+        similarities = [_correlate_centred(scored, one, shown) for one in rounds]
+    candidates, n_candidates = scored.candidates, len(scored.columns)
+    if candidates is None:
+        # Sorted once for every number of alternatives.
+        orders: list[Any] = [count_order(one) for one in similarities]
+    else:
+        orders, n_candidates = similarities, int(np.unique(candidates, return_counts=True)[1].min())
     yield from score_identification(scored, method, orders, "two_way_identification")
     for n in (10, 50):
-        if n < len(scored.columns):
+        if n < n_candidates:
             yield from score_identification(scored, method, orders, f"{n}_way_identification", n=n)
-    names = scored.concepts[scored.first]
-    counts = pd.Series(names).value_counts()
+    names = list(scored.concepts[scored.first])
+    counts = pd.Series(names if candidates is None else cross_labels(names, candidates)).value_counts()
     # Where a class has one stimulus, there is nothing to tell it from; one class alone is the plain score.
-    if len(counts) > 1 and counts.min() > 1:
+    if len(set(names)) > 1 and counts.min() > 1:
         yield from score_identification(
-            scored, method, correlations, "two_way_identification_within_class", groups=list(names)
+            scored, method, similarities, "two_way_identification_within_class", groups=names
         )
+
+
+def _correlate_centred(scored: ScoredGroup, made: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Return correlations of the images of a group with its stimuli after the mean training image of each fold.
+
+    Parameters
+    ----------
+    scored
+        The group.
+    made : array of shape (n_rows, ...)
+        Pixels or features of its images.
+    shown : array of shape (n_all_rows, ...)
+        The same of the seen images of all rows of the task.
+    """
+    own = shown[scored.rows][scored.first]
+    found = np.empty((len(made), len(own)))
+    for fold in np.unique(scored.fold_numbers):
+        rows, centre = scored.fold_numbers == fold, scored.task.find_centre(int(fold))
+        mean = shown[centre].mean(axis=0, dtype=np.float64) if len(centre) else 0.0
+        found[rows] = compute_correlations(made[rows] - mean, own - mean)
+    return found
 
 
 def is_large(task: ScoringTask) -> bool:
@@ -101,10 +134,9 @@ def score_pairs(scored: ScoredGroup, method: str, names: Sequence[str]) -> Itera
     names
         Metrics of images, of the package or from outside. Those of a protocol of 425 pixels are given images in full.
     """
-    n_stimuli = len(scored.columns)
     has_table = {
         name: method == "decoded"
-        and n_stimuli > 1
+        and scored.can_permute
         and scored.task.pair_nulls
         and find_metric(name).metric.permute
         for name in names
@@ -125,8 +157,7 @@ def _compare_rounds(scored: ScoredGroup, method: str, names: Sequence[str]) -> d
 
     By name, of shape (n_rounds, 1 or 2, n_rows).
     """
-    n_stimuli = len(scored.columns)
-    partners = [scored.truth, (scored.truth + 1) % n_stimuli][:n_stimuli]
+    partners = [scored.truth, scored.following[scored.truth]] if scored.can_permute else [scored.truth]
     values: dict[str, np.ndarray] = {}
     for whole in (False, True):
         if asked := [name for name in names if _reads_whole(name) == whole]:
@@ -151,7 +182,11 @@ def _score_pair_table(scored: ScoredGroup, method: str, name: str) -> Iterator[t
     n_stimuli = len(scored.columns)
     n_pixels = 425**2 if protocol.startswith("425") else int(np.prod(seen.shape[1:3]))
     n_pairs = LARGEST_PAIR_TABLE // (len(rounds) * len(seen) * n_pixels)
-    blocks = make_blocks(n_stimuli, n_pairs, scored.task.seed)
+    folds = np.zeros(n_stimuli, int) if scored.column_folds is None else scored.column_folds
+    blocks = np.empty(n_stimuli, int)
+    for fold in np.unique(folds):  # nothing is permuted across folds
+        members = np.flatnonzero(folds == fold)
+        blocks[members] = n_stimuli * fold + make_blocks(len(members), n_pairs, scored.task.seed)
     tables = []
     for made in rounds:
         table = np.zeros((len(made), n_stimuli))  # 0 outside the blocks, where nothing is permuted
@@ -201,13 +236,30 @@ def score_identification(
     groups : list of length n_stimuli, optional
         Class of each stimulus, for identification within the class.
     """
-    tables = [make_identification_table(one, n, groups=groups) for one in similarities]
-    table, size = average(tables), len(scored.columns)
-    values, null = scored.own(table), scored.permute(table, groups=groups)
-    yield scored.score(values, metric, method, gallery_size=size, p_value=null.p_value), values
-    if method == "decoded":
+    within, sizes = groups, {len(scored.columns)}
+    if (candidates := scored.candidates) is not None:
+        within = cross_labels(groups, candidates)
+        sizes = set(np.unique(candidates, return_counts=True)[1].tolist())
+    tables = [make_identification_table(one, n, groups=within) for one in similarities]
+    table, left_out = average(tables), None
+    if scored.leaves_images_out:
+        left_out = average(
+            [
+                leave_out_images([one], [scored.truth], [scored.columns], n, groups=[within])
+                for one in similarities
+            ]
+        )
+    values = scored.own(table)
+    null = scored.permute(table, groups=groups) if scored.can_permute else None
+    size = sizes.pop() if len(sizes) == 1 else None
+    details: dict[str, Any] = {"gallery_size": size, "p_value": None if null is None else null.p_value}
+    # Among images that were trained on, two-way identification alone has its level.
+    if n > 2 and candidates is None and scored.column_folds is not None and null is not None:
+        details["chance"] = null.null_mean
+    yield scored.score(values, metric, method, left_out=left_out, **details), values
+    if method == "decoded" and null is not None:
         yield scored.score_shuffled(null, metric, len(table), gallery_size=size), values
-    if n == 2:
+    if n == 2 and null is not None:
         yield from scored.score_best(method, metric, tables, groups=groups)
 
 
@@ -225,8 +277,13 @@ def score_features(
     """
     if len(scored.columns) < 2:
         return
-    seen = features["seen"][0][scored.rows][scored.first]
-    similarities = [compute_correlations(one[scored.rows], seen) for one in features[method]]
+    shown = features["seen"][0]
+    similarities = [
+        compute_correlations(one[scored.rows], shown[scored.rows][scored.first])
+        if scored.task.folding is None
+        else _correlate_centred(scored, one[scored.rows], shown)
+        for one in features[method]
+    ]
     metric = f"two_way_identification@{scored.task.feature_name}"
     yield from score_identification(scored, method, similarities, metric)
 
@@ -300,16 +357,22 @@ def score_suite(
                 distances = average(list(values[own[method]][:, scored.rows]))
                 level = float(values[following[method]][:, scored.rows].mean())
                 score = scored.score(
-                    distances, name_lpips(network), method, chance=level if len(scored.columns) > 1 else None
+                    distances, name_lpips(network), method, chance=level if scored.can_permute else None
                 )
                 found[number, method].append((score, distances))
         else:
-            for space, matrix in suite.correlate(network, table).items():
+            spreads: dict[str, np.ndarray] = {}
+            for space, matrix in suite.correlate(network, table, spreads=spreads).items():
                 metric, is_two_way = name_comparison(network, space)
+                centred = _centre_by_fold(task, table, matrix, spreads[space]) if is_two_way else {}
                 for number, method in places:
                     scored = scored_groups[number]
                     columns = table.column[scored.rows][scored.first]
                     similarities = [matrix[one[scored.rows]][:, columns] for one in table.made[method]]
+                    for fold, of_fold in centred.items():
+                        rows = np.flatnonzero(scored.fold_numbers == fold)
+                        for one, similar in zip(table.made[method], similarities, strict=True):
+                            similar[rows] = of_fold[one[scored.rows[rows]]][:, columns]
                     if not is_two_way:
                         tables = [1 - one for one in similarities]
                         found[number, method] += scored.score_table(method, metric, tables)
@@ -327,6 +390,19 @@ def score_suite(
                     tables = [one[scored.rows][:, columns] for one in several]
                     found[number, method] += scored.score_table(method, metric, tables)
     advance(1)
+    return found
+
+
+def _centre_by_fold(
+    task: ScoringTask, table: ImageTable, correlations: np.ndarray, spreads: np.ndarray
+) -> dict[int, np.ndarray]:
+    """Return, for each fold with training images among those seen, correlations after their mean features."""
+    found = {}
+    for fold in np.unique(task.fold_numbers):
+        columns = table.column[task.find_centre(int(fold))]
+        if len(columns):
+            weights = np.bincount(columns, minlength=len(table.shown)) / len(columns)
+            found[int(fold)] = centre_correlations(correlations, spreads, table.shown, weights)
     return found
 
 
@@ -352,7 +428,7 @@ def _list_lpips_pairs(
     own, following
         Method to an int array of shape (n_draws, n_rows), rows of `pairs`.
     """
-    next_seen = table.seen[np.roll(everything.first, -1)[everything.truth]]
+    next_seen = table.seen[everything.first[everything.following[everything.truth]]]
     asked = [
         np.stack([np.broadcast_to(target, rounds.shape), rounds], axis=-1)  # (n_draws, n_rows, 2)
         for target in (table.seen, next_seen)

@@ -25,8 +25,8 @@ from braindecode_vis.scoring.retrieval import (
     compute_top_k_hits,
     rank_similarities,
 )
-from braindecode_vis.scoring.score_row import make_score
-from braindecode_vis.scoring.scoring_task import POOLED, list_subjects
+from braindecode_vis.scoring.score_row import POOLED, make_score
+from braindecode_vis.scoring.scoring_task import list_subjects
 from braindecode_vis.scoring.units import Units
 
 TOP = (1, 5)
@@ -86,6 +86,8 @@ class ProtocolTask:
         Where ranks are computed.
     units
         As in `scoring.ScoringTask`; averages over all trials of an image resample images.
+    over_folds
+        As in `score_row.make_score`.
     """
 
     retrievals: Sequence[tuple[Embeddings, Embeddings, Retrieval]]
@@ -104,6 +106,7 @@ class ProtocolTask:
     n_draws: int = 30
     device: str = "auto"
     units: Units | None = None
+    over_folds: bool = False
 
     def __post_init__(self) -> None:
         n_rows = sum(len(queries) for queries, _, _ in self.retrievals)
@@ -166,11 +169,14 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
             continue
         for found in _COMPUTE[name](task):
             for subject, rows in list_subjects(found.subjects):
-                # A median of subjects' medians has no bootstrap over subjects and stimuli here.
-                hierarchical = subject == POOLED and found.statistic == "mean"
+                pooled = subject == POOLED
                 # Averages over the trials of an image have rows of their own.
                 own = task.units is not None and found.ids is task.ids
-                units = task.units.select(rows) if own and task.units is not None else None
+                units = (
+                    task.units.select(rows, found.ids[rows] if pooled else None)
+                    if own and task.units is not None
+                    else None
+                )
                 scores.append(
                     make_score(
                         found.values[rows], metric=found.metric, method="decoded",
@@ -179,8 +185,8 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
                         gallery_size=found.gallery_size,
                         stimulus_ids=found.ids[rows] if units is None else units.labels,
                         unit=found.unit if units is None else units.unit,
-                        subjects=found.subjects[rows] if hierarchical else None, statistic=found.statistic,
-                        n_boot=task.n_bootstrap,
+                        subjects=found.subjects[rows] if pooled else None, statistic=found.statistic,
+                        n_boot=task.n_bootstrap, over_folds=task.over_folds,
                     )
                 )  # fmt: skip
     return scores

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -22,18 +22,20 @@ from braindecode_vis.base.registry import Component
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import StimulusSet, resize_image
 from braindecode_vis.encoders.ridge import RidgeConfig
-from braindecode_vis.preprocessing.noise_ceiling import ResponseCeiling, compute_noise_ceilings
+from braindecode_vis.preprocessing.noise_ceiling import (
+    CeilingMeasure,
+    ResponseCeiling,
+    compute_noise_ceilings,
+)
 from braindecode_vis.preprocessing.voxel_geometry import read_geometry
+from braindecode_vis.scoring.crossed import name_units
 from braindecode_vis.scoring.metrics.brain_correlation import (
     correlate_responses,
     fit_encoding_model,
     predict_responses,
 )
 from braindecode_vis.scoring.metrics.image import ImageTable, make_image_table
-from braindecode_vis.scoring.score_row import name_units
 from braindecode_vis.scoring.units import Units
-
-CeilingMeasure = Literal["ncsnr", "split_half", "published"]
 
 
 class BrainScoresConfig(Settings):
@@ -181,7 +183,7 @@ def _score_subject(task: BrainTask, table: ImageTable, features: Features, who: 
             bound = None
             # Of the recording, so it bounds what predicts responses, and not how bad a control is.
             if ceiling is not None and method in ("decoded", "seen"):
-                bound = float(ceiling.per_feature[regions.get(name, slice(None))].mean())
+                bound = ceiling.bound(regions.get(name, slice(None)))
             yield Score(
                 method=method, metric=f"brain_correlation@{name}", value=region.value, chance=region.chance,
                 n_queries=found.n_images, protocol=task.protocol, subject=who, split=task.split, seed=task.seed,
@@ -292,15 +294,21 @@ def find_response_ceilings(
 
 
 def tabulate_ceilings(ceilings: Mapping[str, ResponseCeiling]) -> list[dict[str, Any]]:
-    """Return one row per subject: the distribution of the ceiling over voxels, and what it rests on."""
+    """Return one row per subject: ceiling and share of signal with intervals, and the ceilings of single voxels."""
     table = []
     for who, ceiling in ceilings.items():
-        low, middle, high, top = np.quantile(ceiling.per_feature, [0.25, 0.5, 0.75, 0.95])
+        single = ceiling.per_feature
+        low, middle, high, top = np.quantile(single, [0.25, 0.5, 0.75, 0.95])
+        known = not np.isnan(ceiling.low)  # a published map comes without its images
         table.append(
             {
-                "subject": who, "columns": len(ceiling.per_feature), "mean": ceiling.value, "median": float(middle),
+                "subject": who, "columns": len(single), "ceiling": ceiling.value,
+                "ceiling from": ceiling.interval[0] if known else None,
+                "ceiling to": ceiling.interval[1] if known else None,
+                "share of signal": float(ceiling.share.mean()), "share from": ceiling.low if known else None,
+                "share to": ceiling.high if known else None, "median of columns": float(middle),
                 "lower quartile": float(low), "upper quartile": float(high), "95th percentile": float(top),
-                "share above 0.3": float((ceiling.per_feature > 0.3).mean()),
+                "columns above 0.3": float((single > 0.3).mean()),
                 "repetitions averaged": ceiling.n_averaged, "images": ceiling.n_images, "estimated by": ceiling.source,
             }
         )  # fmt: skip

@@ -5,6 +5,7 @@ Knows nothing of files: rows are written elsewhere. What a metric is stands in `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,49 +13,102 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.scoring.crossed import NO_INTERVAL, interval_of_rows
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.uncertainty import (
+    FOLD_FACTOR,
     Interval,
     Labels,
     Statistic,
-    bootstrap_interval,
-    wilson_interval,
+    jackknife_interval,
+    widen_interval,
 )
 
-WILSON_BELOW = 40  # fewer items than this, and the bootstrap of a proportion is too narrow
-
-
-def name_units(unit: str, n: int | None = None) -> str:
-    """Return what was resampled in words; units that are few by nature are counted.
-
-    Examples
-    --------
-    >>> name_units("image", 200), name_units("group", 12)
-    ('images', '12 groups')
-    """
-    counted = n is not None and unit not in ("image", "trial")
-    return f"{n} {unit}s" if counted else f"{unit}s"
+#: Subject of a row on all subjects together.
+POOLED = "all"
+JACKKNIFE = "images (jackknife)"
+WIDENED = ", widened by sqrt 2 after folds"
 
 
 def describe_resampled(rows: Sequence[Mapping[Any, Any]]) -> str:
-    """Return one sentence on what the intervals of the decoded system resampled; empty where no row says it.
+    """Return in words what the intervals of the decoded system resample, and of what they speak; empty if unknown.
 
     Examples
     --------
-    >>> row = {"method": "decoded", "metric": "top1", "resampled": "12 groups"}
-    >>> describe_resampled([row, {**row, "metric": "auc", "resampled": "6 runs"}, {**row, "metric": "top5"}])
-    'Intervals resample 12 groups (auc: 6 runs).'
+    >>> row = {"method": "decoded", "metric": "top1", "resampled": "12 groups (t)", "subject": "01"}
+    >>> describe_resampled([row, {**row, "metric": "auc", "resampled": "6 runs (t)"}])
+    'Intervals resample 12 groups (t); auc: 6 runs (t). They speak of this subject and of groups like these.'
+    >>> told = describe_resampled([{**row, "subject": "all", "resampled": "5 subjects and 9 images (crossed)"}])
+    >>> told.partition(". ")[2]
+    'They speak of subjects and images like these.'
     """
+    decoded = [row for row in rows if row["method"] == "decoded" and row.get("resampled")]
+    pooled = [row for row in decoded if str(row.get("subject")) == POOLED]
+    single = [row for row in decoded if str(row.get("subject")) != POOLED]
+    sentences = []
+    for name, chosen in (("", single), (" of all subjects", pooled)):
+        words = _list_by_words([row for row in chosen if not lacks_interval(row)])
+        if words:
+            population = name_population(words, several=bool(pooled))
+            told = f" They speak of {population}." if population else ""
+            sentences.append(f"Intervals{name} resample {words}.{told}")
+        if lacking := _list_by_words([row for row in chosen if lacks_interval(row)]):
+            sentences.append(f"{lacking[:1].upper()}{lacking[1:]}.")
+    return " ".join(dict.fromkeys(sentences))
+
+
+def lacks_interval(row: Mapping[Any, Any]) -> bool:
+    """Return whether a row says why it has no interval."""
+    return str(row.get("resampled") or "").startswith(NO_INTERVAL)
+
+
+def name_population(words: str, *, several: bool = False) -> str:
+    """Return of whom and what an interval speaks, from the words on what it resampled; empty if they do not tell.
+
+    Parameters
+    ----------
+    words
+        As in the column `resampled`.
+    several
+        Whether there are other subjects than the one of the row.
+
+    Examples
+    --------
+    >>> name_population("images (Wilson)"), name_population("images", several=True)
+    ('this subject and of images like these', 'each subject and of images like these')
+    >>> name_population("5 subjects, 3 seeds and 20 images (crossed)")
+    'subjects, seeds and images like these'
+    >>> name_population("20 images (of these 2 subjects)"), name_population("6 subjects (t; signs of whole subjects)")
+    ('these 2 subjects and of images like these', 'subjects like these and of these images')
+    """
+    if words.startswith(NO_INTERVAL):
+        return ""
+    if found := re.match(r"\d+ (\w+) \(of these (\d+ subjects)\)", words):
+        return f"these {found[2]} and of {found[1]} like these"
+    if found := re.match(r"\d+ (\w+)s \(t; signs of whole", words):
+        return f"{found[1]}s like these and of these images"
+    nouns = re.findall(r"(?:\d|own) ([a-z]+s)\b", words.partition("(")[0])
+    if nouns[:1] in (["subjects"], ["seeds"]):
+        *first, last = nouns
+        who = "" if nouns[0] == "subjects" else "this subject and of "
+        return who + (f"{', '.join(first)} and {last}" if first else last) + " like these"
+    unit = re.match(r"(?:\d+ )?([a-z]+s)\b", words)
+    if unit is None or unit[1] == "subjects":
+        return ""
+    return f"{'each' if several else 'this'} subject and of {unit[1]} like these"
+
+
+def _list_by_words(rows: Sequence[Mapping[Any, Any]]) -> str:
     told: dict[str, list[str]] = {}
     for row in rows:
-        words = row.get("resampled") or ""
-        if row["method"] == "decoded" and words and row["metric"] not in told.setdefault(words, []):
-            told[words].append(row["metric"])
+        if row["metric"] not in told.setdefault(row["resampled"], []):
+            told[row["resampled"]].append(row["metric"])
     if not told:
         return ""
+    widened = WIDENED if all(words.endswith(WIDENED) for words in told) else ""
+    told = {words.removesuffix(widened): metrics for words, metrics in told.items()}
     first, *others = sorted(told, key=lambda words: -len(told[words]))
-    rest = "; ".join(f"{', '.join(told[words][:4])}: {words}" for words in others)
-    return f"Intervals resample {first}{f' ({rest})' if rest else ''}."
+    return "; ".join([first, *(f"{', '.join(told[words][:4])}: {words}" for words in others)]) + widened
 
 
 def make_score(
@@ -73,14 +127,20 @@ def make_score(
     unit: str = "image",
     subjects: Labels | None = None,
     statistic: Statistic = "mean",
+    differs: bool = False,
     p_value: float | None = None,
     fingerprint: str = "",
     n_boot: int = 10_000,
+    left_out: np.ndarray | None = None,
+    over_folds: bool = False,
 ) -> Score:
     """Return the row of one metric: mean (or median) over items, 95 % interval, chance and n.
 
-    The interval is a bootstrap over stimuli; for hits and misses of fewer than 40 independent items, or where all
-    items agree, it is Wilson's. One single item that is no hit or miss has no interval.
+    The interval of one subject is a bootstrap over stimuli; for hits and misses of fewer than 40 independent items, or
+    where all items agree, it is Wilson's; of identification among the items themselves it is the jackknife's. Groups,
+    runs and sessions have Student's t with their number - 1 degrees of freedom. Several subjects have a crossed
+    interval, which speaks of subjects and images like these. Where there is none, `resampled` says why: fewer than
+    three subjects or groups, or one image.
 
     Parameters
     ----------
@@ -97,11 +157,18 @@ def make_score(
         What `stimulus_ids` are, in one word: ``image``, ``trial``, ``group``, ... With ``subject``, and `subjects`
         given, whole subjects are resampled and nothing within them.
     subjects : sequence of length n_items, optional
-        Subject of each item, for a hierarchical bootstrap; the value is then the mean of subject means.
+        Subject of each item, for a crossed interval; the value is then the mean of subject means.
     statistic
         ``mean``, or ``median`` for ranks.
+    differs
+        Whether the values are differences of a metric; their limits may lie beyond 0 even where none of them does.
     n_boot
         Number of resamples.
+    left_out : array of shape (n_images,), optional
+        Of identification, the value without each image, which leaves as query and as distractor; see
+        `metrics.identification.leave_out_images`. Taken where images of one subject are resampled.
+    over_folds
+        Whether the items come from several folds that train each other, so that the interval is wider by sqrt 2.
 
     Returns
     -------
@@ -138,26 +205,26 @@ def make_score(
     else:
         value = float(pd.Series(values).groupby([str(s) for s in subjects]).mean().mean())
     # An error that is 0 for every item is no proportion, so the name decides and not the values alone.
-    counts_hits = statistic == "mean" and find_metric(metric).metric.counts_hits
-    proportion = counts_hits and bool(np.isin(values, (0.0, 1.0)).all())
-    n_stimuli = len(values) if stimulus_ids is None else len({str(i) for i in stimulus_ids})
-    # Wilson's interval counts items as independent, which repetitions of a stimulus are not.
-    independent = subjects is None and n_stimuli == len(values)
-    interval: Interval | None = None
-    resampled = ""
-    if independent and proportion and (len(values) < WILSON_BELOW or np.ptp(values) == 0):
-        interval = wilson_interval(int(values.sum()), len(values))
-        resampled = f"{name_units(unit, n_stimuli)} (Wilson)"
-    elif unit == "subject" and subjects is not None:
-        means = pd.Series(values).groupby([str(s) for s in subjects]).mean().to_numpy()
-        if len(means) > 1:
-            interval = bootstrap_interval(means, statistic=statistic, n_boot=n_boot, seed=seed)
-            resampled = name_units(unit, len(means))
-    elif (n_stimuli if subjects is None else len({str(s) for s in subjects})) > 1:
-        resampled = name_units(unit, n_stimuli) if subjects is None else f"subjects, then {name_units(unit)}"
-        interval = bootstrap_interval(
-            values, clusters=stimulus_ids, subjects=subjects, statistic=statistic, n_boot=n_boot, seed=seed
-        )
+    counts_hits = statistic == "mean" and not differs and find_metric(metric).metric.counts_hits
+    proportion = counts_hits and bool(((values >= 0) & (values <= 1)).all())
+    low: float | None = None
+    high: float | None = None
+    if left_out is not None and subjects is None and unit == "image":
+        interval = jackknife_interval(value, left_out, widen=FOLD_FACTOR if over_folds else 1.0)
+        resampled = f"{NO_INTERVAL}: {len(left_out)} images"
+        if interval is not None:  # whose standard error was widened already
+            low, high, resampled = interval.low, interval.high, JACKKNIFE + WIDENED * over_folds
+    else:
+        found = interval_of_rows(
+            values, clusters=stimulus_ids, subjects=subjects, unit=unit, statistic=statistic, proportion=proportion,
+            n_boot=n_boot, seed=seed,
+        )  # fmt: skip
+        low, high, resampled = found.low, found.high, found.resampled
+        if over_folds and low is not None and high is not None:
+            # No mean lies outside of what it is a mean of.
+            ends = (0.0, 1.0) if proportion else (float(values.min()), float(values.max()))
+            wide = widen_interval(Interval(low, high, 0.95, resampled, len(values)), value, ends)
+            low, high, resampled = wide.low, wide.high, resampled + WIDENED
     return Score(
         method=method,
         metric=metric,
@@ -168,8 +235,8 @@ def make_score(
         subject=subject,
         split=split,
         seed=seed,
-        ci_low=interval.low if interval else None,
-        ci_high=interval.high if interval else None,
+        ci_low=low,
+        ci_high=high,
         noise_ceiling=noise_ceiling,
         gallery_size=gallery_size,
         p_value=p_value,

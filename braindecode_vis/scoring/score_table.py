@@ -16,11 +16,23 @@ import pandas as pd
 from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.scoring.image_scores import encode_images, score_features, score_images, score_suite
-from braindecode_vis.scoring.metrics.identification import Order, classification_accuracy, count_order
+from braindecode_vis.scoring.metrics.identification import (
+    Order,
+    classification_accuracy,
+    count_order,
+    leave_out_images,
+)
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric, tabulate_items
+from braindecode_vis.scoring.refits import Refits
 from braindecode_vis.scoring.retrieval import Retrieval
-from braindecode_vis.scoring.scoring_task import LARGEST_TABLE, POOLED, ScoredGroup, ScoringTask
-from braindecode_vis.scoring.uncertainty import PermutationResult, permutation_test_folds
+from braindecode_vis.scoring.score_row import POOLED
+from braindecode_vis.scoring.scoring_task import LARGEST_TABLE, ScoredGroup, ScoringTask, cross_labels
+from braindecode_vis.scoring.uncertainty import (
+    PermutationResult,
+    compute_p_value,
+    permutation_test_folds,
+    widen_null,
+)
 
 K_WAY = (2, 4, 10, 50, 100)
 RANK_METRICS = ("mean_reciprocal_rank", "mean_rank", "median_rank")
@@ -134,12 +146,24 @@ def score_retrieval(scored: ScoredGroup) -> Iterator[tuple[Score, np.ndarray]]:
         values = np.concatenate([metric.compare(part.retrieval, n)[part.local] for part in parts])
         levels = [compute_chance(name, gallery_size=part.retrieval.gallery_size) for part in parts]
         null = _permute_retrieval(scored, parts, name)
-        details: dict[str, Any] = {
-            "gallery_size": common, "statistic": metric.statistic,
-            "chance": float(np.average(levels, weights=[len(part.local) for part in parts])),
-        }  # fmt: skip
+        chance = float(np.average(levels, weights=[len(part.local) for part in parts]))
+        # Training images in the gallery push the true one back, so that the level is that of the null.
+        if null is not None and task.folding is not None and task.folding.remembered:
+            chance = null.null_mean
+        details: dict[str, Any] = {"gallery_size": common, "statistic": metric.statistic, "chance": chance}
+        left_out, orders = None, [part.order for part in parts if part.order is not None]
+        if name.endswith("_way") and scored.leaves_images_out and len(orders) == len(parts):
+            truths = [
+                pd.Index(part.retrieval.gallery_ids).get_indexer(part.retrieval.query_ids[part.local])
+                for part in parts
+            ]
+            galleries = [part.retrieval.gallery_ids for part in parts]
+            left_out = leave_out_images(orders, truths, galleries, n, ties="shared")
         p_value = None if null is None else null.p_value
-        yield scored.score(values.astype(float), name, "decoded", p_value=p_value, **details), values
+        score = scored.score(
+            values.astype(float), name, "decoded", p_value=p_value, left_out=left_out, **details
+        )
+        yield score, values
         if null is not None:
             yield scored.score_shuffled(null, name, len(scored.rows), gallery_size=common), values
         if task.design:
@@ -149,9 +173,16 @@ def score_retrieval(scored: ScoredGroup) -> Iterator[tuple[Score, np.ndarray]]:
 
 
 def _permute_retrieval(scored: ScoredGroup, parts: list[_Part], name: str) -> PermutationResult | None:
-    """Permute stimuli over the queries of all folds that share a gallery; None where nothing can be permuted."""
+    """Permute stimuli over the queries of all folds that share a gallery; None where nothing can be permuted.
+
+    After folds that train each other the null is that of refits, or else that of permutations within folds, widened.
+    """
     task, (metric, n, *_) = scored.task, find_metric(name)
     assert metric.tabulate is not None
+    if scored.over_folds and task.folding is not None and task.folding.refits is not None:
+        return _judge_refits(scored, task.folding.refits, parts, name)
+    if not scored.can_permute:
+        return None
     galleries = {tuple(part.retrieval.gallery_ids) for part in parts}
     groups = [parts] if len(galleries) == 1 else [[part] for part in parts]
     tables, truths = [], []
@@ -166,10 +197,32 @@ def _permute_retrieval(scored: ScoredGroup, parts: list[_Part], name: str) -> Pe
     if max(len(np.unique(truth)) for truth in truths) < 2:
         return None
     classes = [scored.find_classes(group[0].retrieval.gallery_ids) for group in groups]
-    return permutation_test_folds(
+    if scored.column_folds is not None:
+        fold_of = dict(zip(scored.columns.tolist(), scored.column_folds.tolist(), strict=True))
+        for number, group in enumerate(groups):
+            folds = [fold_of.get(str(name), -1) for name in group[0].retrieval.gallery_ids]
+            classes[number] = cross_labels(classes[number], folds)
+    found = permutation_test_folds(
         tables, truths, groups=classes, alternative=metric.alternative, n_permutations=task.n_permutations,
         seed=task.seed, statistic=metric.statistic,
     )  # fmt: skip
+    return widen_null(found) if scored.over_folds else found
+
+
+def _judge_refits(scored: ScoredGroup, refits: Refits, parts: list[_Part], name: str) -> PermutationResult:
+    """Return a metric of retrieval beside its values after refits on relabelled images."""
+    metric, n, *_ = find_metric(name)
+    assert metric.compare is not None
+    own = np.concatenate([metric.compare(part.retrieval, n)[part.local] for part in parts])
+    # The trials of the parts, in their order, are the rows of the group.
+    sizes = np.concatenate([np.full(len(part.local), part.retrieval.gallery_size) for part in parts])
+    null = refits.score(metric, n, scored.rows, sizes)
+    observed = float(np.median(own) if metric.statistic == "median" else np.mean(own))
+    low, high = np.quantile(null, [0.025, 0.975])
+    p_value = float(compute_p_value(observed, null, alternative=metric.alternative))
+    return PermutationResult(
+        observed, float(null.mean()), float(low), float(high), p_value, metric.alternative, null
+    )
 
 
 def score_embeddings(scored: ScoredGroup) -> Iterator[tuple[Score, np.ndarray]]:
@@ -206,6 +259,7 @@ def score_embeddings(scored: ScoredGroup) -> Iterator[tuple[Score, np.ndarray]]:
             tables, truths, groups=classes, alternative=metric.alternative, n_permutations=task.n_permutations,
             seed=task.seed,
         )  # fmt: skip
+        null = widen_null(null) if scored.over_folds else null
         score = scored.score(values, name, "decoded", chance=null.null_mean, p_value=null.p_value)
         yield score, values
         yield scored.score_shuffled(null, name, len(values)), values
@@ -218,7 +272,7 @@ def score_classes(scored: ScoredGroup) -> Iterator[Score]:
         return
     own = decoded[scored.rows]
     names = scored.concepts[scored.first]
-    null = scored.permute((own[:, None] == names[None]).astype(float)) if len(names) > 1 else None
+    null = scored.permute((own[:, None] == names[None]).astype(float)) if scored.can_permute else None
     yield scored.score(
         classification_accuracy(own, scored.concepts), "accuracy", "decoded",
         chance=1 / len(set(scored.concepts.tolist())) if null is None else null.null_mean,

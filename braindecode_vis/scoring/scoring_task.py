@@ -14,19 +14,49 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.stimuli import ImageRows, Images, find_comparison_size
 from braindecode_vis.scoring.metrics.image import check_stack
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
+from braindecode_vis.scoring.refits import Refits
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
-from braindecode_vis.scoring.score_row import make_score
-from braindecode_vis.scoring.uncertainty import PermutationResult, permutation_test
+from braindecode_vis.scoring.score_row import POOLED, make_score
+from braindecode_vis.scoring.uncertainty import PermutationResult, permutation_test, widen_null
 from braindecode_vis.scoring.units import Units, find_exchangeable
 
 if TYPE_CHECKING:
     from braindecode_vis.scoring.metrics.suite import MetricSuite
 
 LARGEST_TABLE = 4_000_000  # cells of a query-by-gallery table that is permuted
-POOLED = "all"
 SHUFFLES = "one shuffle; the interval holds 95 % of all shuffles"
 #: Values of a table in single precision differ by less, in parts of one, from those of pairs in double precision.
 ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class Folding:
+    """Folds that train each other: what is predicted of a test image leans towards the others, which it was taught.
+
+    Parameters
+    ----------
+    numbers
+        Fold of each of `ScoringTask.retrievals`.
+    taught
+        For each of them, the training images of the fold. What they have in common is taken off before images are
+        identified: a weak prediction is near it, and it holds every candidate but the right one.
+    within
+        Whether candidates are those of the own fold alone.
+    remembered
+        Whether some gallery holds training images of its fold, so that ranks lie below chance.
+    words
+        The same for the protocol of a row.
+    refits
+        Ranks after refits on relabelled images, for p-values of retrieval; without them, and of images, p-values come
+        from permutations within folds, whose null is widened by sqrt 2.
+    """
+
+    numbers: Sequence[int]
+    taught: Sequence[frozenset[str]]
+    within: bool = False
+    remembered: bool = False
+    words: str = ""
+    refits: Refits | None = None
 
 
 class Group(NamedTuple):
@@ -83,6 +113,8 @@ class ScoringTask:
     similarities
         For each fold an array of shape (n_queries, n_gallery), where ranks come from similarities that were computed
         elsewhere; the embeddings of `retrievals` may then be empty. By default cosines.
+    folding
+        Of a run with several folds; None where there is one test set.
     design
         For each fold the ranks of predictions from the design alone, the control ``design`` (see `design_control`);
         empty without one.
@@ -119,6 +151,7 @@ class ScoringTask:
     units: Units | None = None
     metrics: Sequence[str] = ()
     similarities: Sequence[np.ndarray] | None = None
+    folding: Folding | None = None
     design: Sequence[Retrieval] = ()
     pair_nulls: bool = True
     known_features: dict[str, np.ndarray] = field(default_factory=dict)
@@ -180,6 +213,11 @@ class ScoringTask:
                 "identification and p-values not computed: there is one test image, and nothing to tell it from; its "
                 "rank is the first whatever was predicted."
             )
+        elif self.folding is not None and len(self.ids) == len(np.unique(self.fold_numbers)):
+            sentences.append(
+                "p-values of images not computed: every fold tests one image, so that nothing can be exchanged within "
+                "folds; fewer folds have p-values."
+            )
         large = [
             (len(predicted), len(gallery))
             for (predicted, gallery, _), table in zip(self.retrievals, self.tables, strict=True)
@@ -214,6 +252,22 @@ class ScoringTask:
         )
 
     @cached_property
+    def fold_numbers(self) -> np.ndarray:
+        """Number of the fold of each row, the same for the galleries of one fold; 0 without folds."""
+        if self.folding is None:
+            return np.zeros(len(self.ids), np.intp)
+        return np.asarray(self.folding.numbers)[self.folds]
+
+    def find_centre(self, fold: int) -> np.ndarray:
+        """Return rows that show each training image of a fold once, if it is tested in another fold."""
+        if self.folding is None:
+            return np.empty(0, np.intp)
+        names = self.ids.astype(str)
+        _, first = np.unique(names, return_index=True)
+        taught = self.folding.taught[list(self.folding.numbers).index(fold)]
+        return np.array([row for row in np.sort(first) if names[row] in taught], np.intp)
+
+    @cached_property
     def tables(self) -> list[np.ndarray | None]:
         """Similarity of the queries of each fold to its gallery; None where it would be too large."""
         return [
@@ -238,6 +292,8 @@ class ScoredGroup:
 
     def __init__(self, task: ScoringTask, group: Group) -> None:
         self.task, self.subject, self.rows = task, group.subject, group.rows
+        words = "" if task.folding is None else task.folding.words
+        self.protocol = "; ".join(filter(None, [task.protocol, words]))
         self.split = task.split if group.condition is None else f"{task.split}, {group.condition}"
         self.has_ceiling = group.condition is None
         self.ids, self.concepts = task.ids[group.rows], task.concepts[group.rows]
@@ -246,21 +302,61 @@ class ScoredGroup:
         self.units = None if task.units is None else task.units.select(group.rows)
         self.exchangeable = find_exchangeable(self.ids, self.units)
         self.first = np.array([int(np.flatnonzero(self.truth == c)[0]) for c in range(len(self.columns))])
+        self.fold_numbers = task.fold_numbers[group.rows]
+        #: Whether the rows are tested in several folds that train each other.
+        self.over_folds = len(np.unique(self.fold_numbers)) > 1
+
+    @cached_property
+    def column_folds(self) -> np.ndarray | None:
+        """The fold of each stimulus; None where there is one fold, or some stimulus is tested in several."""
+        pairs = np.unique(np.stack([self.truth, self.fold_numbers]), axis=1)
+        return pairs[1] if self.over_folds and pairs.shape[1] == len(self.columns) else None
+
+    @property
+    def candidates(self) -> np.ndarray | None:
+        """Within what images are identified, a label for each stimulus; None where all are candidates."""
+        folds, folding = self.column_folds, self.task.folding
+        if folds is None or folding is None or not folding.within:
+            return None
+        # Of one condition, a fold may test a single image.
+        return folds if np.unique(folds, return_counts=True)[1].min() > 1 else None
+
+    @cached_property
+    def following(self) -> np.ndarray:
+        """The next stimulus of each, beside which a metric is at its chance level: of the same fold, if it has two."""
+        found = (np.arange(len(self.columns)) + 1) % len(self.columns)
+        for fold in np.unique([] if self.column_folds is None else self.column_folds):
+            own = np.flatnonzero(self.column_folds == fold)
+            if len(own) > 1:
+                found[own] = np.roll(own, -1)
+        return found
+
+    @property
+    def leaves_images_out(self) -> bool:
+        """Whether intervals of identification come from leaving images out: of one subject, whose images are drawn."""
+        return self.units is None and self.subject != POOLED
+
+    @property
+    def can_permute(self) -> bool:
+        """Whether some stimuli may change places under a null."""
+        folds = self.column_folds
+        n_blocks = 1 if folds is None else len(np.unique(folds))
+        return len(self.columns) > n_blocks
 
     def score(self, values: np.ndarray, metric: str, method: str, **details: Any) -> Score:
         """Return the score of one value per row."""
-        task = self.task
-        pooled = task.subjects[self.rows] if self.subject == POOLED else None
-        if details.get("statistic") == "median":  # the bootstrap over subjects knows the mean only
-            pooled = None
+        task, pooled, units = self.task, None, self.units
+        if self.subject == POOLED:
+            pooled = task.subjects[self.rows]
+            units = None if task.units is None else task.units.select(self.rows, self.ids)
         # A ceiling is of all test trials; that of one condition is not known.
         if method == "decoded" and self.has_ceiling:
             details["noise_ceiling"] = task.ceilings.get(metric)
         return make_score(
-            values, metric=metric, method=method, protocol=task.protocol, subject=self.subject, split=self.split,
-            seed=task.seed, stimulus_ids=[str(i) for i in (self.ids if self.units is None else self.units.labels)],
-            unit="image" if self.units is None else self.units.unit, subjects=pooled,
-            n_boot=task.n_bootstrap, **details,
+            values, metric=metric, method=method, protocol=self.protocol, subject=self.subject, split=self.split,
+            seed=task.seed, stimulus_ids=[str(i) for i in (self.ids if units is None else units.labels)],
+            unit="image" if units is None else units.unit, subjects=pooled,
+            n_boot=task.n_bootstrap, over_folds=self.over_folds, **details,
         )  # fmt: skip
 
     def find_classes(self, stimuli: Any, groups: Any = None) -> Any:
@@ -271,7 +367,7 @@ class ScoredGroup:
         classes = [
             known.get(str(i), -1) for i in stimuli
         ]  # -1: further items of a gallery, which stay in place
-        return classes if groups is None else [f"{a} {b}" for a, b in zip(classes, groups, strict=True)]
+        return cross_labels(groups, classes)
 
     def score_shuffled(
         self, null: PermutationResult, metric: str, n_queries: int, *, gallery_size: int | None = None
@@ -281,7 +377,7 @@ class ScoredGroup:
         return Score(
             # The value is one shuffle, as one brain would give it; its interval is the spread of all of them.
             method="shuffled", metric=metric, value=float(null.null[0]), chance=null.null_mean, n_queries=n_queries,
-            protocol=task.protocol, subject=self.subject, split=self.split, seed=task.seed,
+            protocol=self.protocol, subject=self.subject, split=self.split, seed=task.seed,
             ci_low=null.null_low, ci_high=null.null_high, gallery_size=gallery_size, resampled=SHUFFLES,
         )  # fmt: skip
 
@@ -303,7 +399,9 @@ class ScoredGroup:
                 pair = values["decoded"], values[method]
                 # Equal images tie, whichever of a table in single precision and of pairs in double a value is from.
                 tied = np.isclose(*pair, rtol=ROUNDING, atol=ROUNDING / 10)
-                found = self.score(np.where(tied, 0.0, pair[0] - pair[1]), metric, method, chance=None)
+                found = self.score(
+                    np.where(tied, 0.0, pair[0] - pair[1]), metric, method, chance=None, differs=True
+                )
                 yield {
                     "metric": metric, "control": method, "subject": self.subject, "split": self.split,
                     "difference": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high,
@@ -312,11 +410,14 @@ class ScoredGroup:
     def permute(
         self, table: np.ndarray, *, groups: Any = None, alternative: Any = "greater"
     ) -> PermutationResult:
-        """Test a table of rows by distinct stimuli."""
-        return permutation_test(
+        """Test a table of rows by distinct stimuli; after folds within each, by a wider null."""
+        if self.column_folds is not None:
+            groups = cross_labels(groups, self.column_folds)
+        found = permutation_test(
             table, truth=self.truth, groups=self.find_classes(self.columns, groups), alternative=alternative,
             n_permutations=self.task.n_permutations, seed=self.task.seed,
         )  # fmt: skip
+        return widen_null(found) if self.over_folds else found
 
     def score_table(
         self,
@@ -337,7 +438,7 @@ class ScoredGroup:
         groups : sequence of length n_stimuli, optional
             Stimuli are permuted within their group.
         """
-        several = len(self.columns) > 1
+        several = self.can_permute
         table = average(tables)
         alternative = find_metric(metric).metric.alternative
         null = self.permute(table, groups=groups, alternative=alternative) if several else None
@@ -369,6 +470,11 @@ class ScoredGroup:
     def own(self, table: np.ndarray) -> np.ndarray:
         """Return the value of each row against its own stimulus."""
         return table[np.arange(len(table)), self.truth]
+
+
+def cross_labels(groups: Any, others: Any) -> list[Any]:
+    """Return a label for each pair of labels; those of `others` where `groups` is None."""
+    return list(others) if groups is None else [f"{a} {b}" for a, b in zip(others, groups, strict=True)]
 
 
 def _rank_densely(similarity: np.ndarray) -> np.ndarray:

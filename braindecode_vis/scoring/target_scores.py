@@ -16,9 +16,18 @@ import numpy as np
 from braindecode_vis.base.arrays import Embeddings, Score, normalise_rows
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.embeddings.attribute_table import AttributeTable, TargetParts
+from braindecode_vis.preprocessing.noise_ceiling import find_root
+from braindecode_vis.preprocessing.reliability import boost_correlation
 from braindecode_vis.scoring.category_scores import CategoryTask, compute_category_scores
-from braindecode_vis.scoring.score_row import name_units
-from braindecode_vis.scoring.scoring_task import POOLED, list_subjects
+from braindecode_vis.scoring.crossed import (
+    MANY,
+    groups_interval,
+    half_width_of_parts,
+    name_units,
+    resampled_interval,
+)
+from braindecode_vis.scoring.score_row import POOLED
+from braindecode_vis.scoring.scoring_task import list_subjects
 from braindecode_vis.scoring.uncertainty import compute_p_value, correct_holm, permute_within
 from braindecode_vis.scoring.units import Units, find_exchangeable
 
@@ -237,36 +246,67 @@ def _score_dimensions(task: TargetTask) -> tuple[list[Score], list[str]]:
 
 @dataclass(frozen=True)
 class _Correlations:
-    """Correlations and ceilings of shape (n_dimensions,), and those of resamples and permutations (n, n_dimensions)."""
+    """Correlations, reliabilities (n_dimensions,), and correlations of resamples and permutations (n, n_dimensions).
+
+    A noise ceiling is the root of a reliability, which is averaged unclipped before: a mean of roots lies above 0 where
+    nothing but noise is.
+    """
 
     values: np.ndarray
     draws: np.ndarray
     null: np.ndarray
-    ceilings: np.ndarray | None
+    reliability: np.ndarray | None
     n_items: int
-    resampled: str
+    unit: str
+    units: tuple[str, ...] = ()
+    parts: tuple[_Correlations, ...] = ()
 
     def average(self) -> _Correlations:
         """Return the mean over dimensions."""
-        ceilings = None if self.ceilings is None else self.ceilings.mean(keepdims=True)
+        reliability = None if self.reliability is None else self.reliability.mean(keepdims=True)
         return _Correlations(
             self.values.mean(keepdims=True), self.draws.mean(axis=1, keepdims=True),
-            self.null.mean(axis=1, keepdims=True), ceilings, self.n_items, self.resampled,
+            self.null.mean(axis=1, keepdims=True), reliability, self.n_items, self.unit, self.units,
+            tuple(part.average() for part in self.parts),
         )  # fmt: skip
+
+    def bound(self, number: int) -> tuple[float | None, float | None, str]:
+        """Return the limits of one dimension, and what they resample."""
+        if not self.parts:
+            draws, n_units = self.draws[:, number], len(self.units)
+            if self.unit not in MANY:
+                value = float(self.values[number])
+                found = resampled_interval(value, draws, n_units, ends=(-1.0, 1.0), unit=self.unit)
+                return found.low, found.high, found.resampled
+            low, high = np.quantile(draws, [0.025, 0.975])
+            return float(low), float(high), name_units(self.unit, n_units)
+        values = np.array([part.values[number] for part in self.parts])
+        n_subjects, n_units = len(self.parts), len(self.units)
+        found = groups_interval(values, np.arange(n_subjects), unit="subject")
+        if found.half_width is None or len({part.units for part in self.parts}) > 1:
+            return found.low, found.high, found.resampled
+        # All subjects saw the same units and each resample drew the same of them.
+        draws = np.array([part.draws[:, number] for part in self.parts])  # subjects, resamples
+        columns = float(draws.mean(axis=0).var())
+        cells = max(0.0, (float(draws.var(axis=1).mean()) / n_subjects - columns) / (n_subjects - 1))
+        rows = float(values.var(ddof=1)) / n_subjects
+        half = half_width_of_parts(rows, columns, cells, n_subjects, n_units)
+        words = f"{n_subjects} subjects and {n_units} {self.unit}s (crossed)"
+        return max(-1.0, found.value - half), min(1.0, found.value + half), words
 
 
 def _make_rows(
     task: TargetTask, subject: str, found: _Correlations, metrics: Sequence[str]
 ) -> Iterator[Score]:
-    low, high = np.quantile(found.draws, [0.025, 0.975], axis=0)
     for number, metric in enumerate(metrics):
         null = found.null[:, number]
+        low, high, resampled = found.bound(number)
         yield Score(
             method="decoded", metric=metric, value=float(found.values[number]), chance=float(null.mean()),
             n_queries=found.n_items, protocol=task.protocol, subject=subject, split=task.split, seed=task.seed,
-            ci_low=float(low[number]), ci_high=float(high[number]), resampled=found.resampled,
+            ci_low=low, ci_high=high, resampled=resampled,
             p_value=float(compute_p_value(float(found.values[number]), null)),
-            noise_ceiling=None if found.ceilings is None else float(found.ceilings[number]),
+            noise_ceiling=None if found.reliability is None else float(find_root(found.reliability[number])),
         )  # fmt: skip
 
 
@@ -276,9 +316,11 @@ def _correlate(
     """Return correlations over the rows of one subject, arrays of shape (n_rows, n_dimensions)."""
     codes = np.unique(truth, axis=0, return_inverse=True)[1].ravel()
     units = task.find_units(codes, rows)
-    labels = np.unique(units.labels.astype(str), return_inverse=True)[1]
-    n_units = int(labels.max()) + 1
-    generator = make_generator(task.seed, "target dimensions")
+    names, labels = np.unique(units.labels.astype(str), return_inverse=True)
+    n_units = len(names)
+    generator = make_generator(
+        task.seed, "target dimensions"
+    )  # of all subjects, who thus share their resamples
     counts = generator.multinomial(n_units, np.full(n_units, 1 / n_units), size=task.n_bootstrap)[:, labels]
     draws = np.concatenate(
         [
@@ -287,9 +329,9 @@ def _correlate(
         ]
     )
     null = _permute(task, predicted, truth, rows, units, generator)
-    ceilings = None if halves is None else compute_ceilings(halves)
+    reliability = None if halves is None else compute_reliability(halves)
     value = weigh_correlations(predicted, truth, np.ones((1, len(rows))))[0]
-    return _Correlations(value, draws, null, ceilings, len(rows), name_units(units.unit, n_units))
+    return _Correlations(value, draws, null, reliability, len(rows), units.unit, tuple(names.tolist()))
 
 
 def weigh_correlations(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -353,11 +395,11 @@ def _permute(
     return null
 
 
-def compute_ceilings(halves: np.ndarray) -> np.ndarray:
-    """Return the highest correlation with any truth that the noise of the predictions allows, shape (n_dimensions,).
+def compute_reliability(halves: np.ndarray) -> np.ndarray:
+    """Return the reliability of predictions, the square of the highest correlation with any truth that noise allows.
 
-    It is the square root of the reliability of the predictions: the correlation of those from two halves of the
-    repetitions, averaged over splits and brought to all repetitions by Spearman and Brown; 0 where halves disagree.
+    It is the correlation of predictions from two halves of the repetitions, averaged over splits and brought to all
+    repetitions by Spearman and Brown; shape (n_dimensions,), below 0 where halves disagree.
 
     Parameters
     ----------
@@ -367,21 +409,16 @@ def compute_ceilings(halves: np.ndarray) -> np.ndarray:
     agreement = np.mean(
         [weigh_correlations(one, other, np.ones((1, n_rows)))[0] for one, other in halves], axis=0
     )
-    reliability = np.maximum(2 * agreement / (1 + np.maximum(agreement, 0)), 0)
-    found: np.ndarray = np.sqrt(np.minimum(reliability, 1.0))
-    return found
+    return boost_correlation(agreement)
 
 
 def _pool(task: TargetTask, parts: Sequence[_Correlations]) -> _Correlations:
-    """Return the mean over subjects, resampled over subjects and then within each."""
+    """Return the mean over subjects, whose limits are those of `_Correlations.bound`."""
     generator = make_generator(task.seed, "target subjects")
-    draws = np.stack([part.draws for part in parts])  # subjects, resamples, dimensions
-    who = generator.integers(0, len(parts), (draws.shape[1], len(parts)))
-    which = generator.integers(0, draws.shape[1], who.shape)
-    ceilings = [part.ceilings for part in parts if part.ceilings is not None]
+    reliability = [part.reliability for part in parts if part.reliability is not None]
     null = np.mean([part.null[generator.permutation(len(part.null))] for part in parts], axis=0)
     return _Correlations(
-        np.mean([part.values for part in parts], axis=0), draws[who, which].mean(axis=1), null,
-        np.mean(ceilings, axis=0) if len(ceilings) == len(parts) else None,
-        sum(part.n_items for part in parts), f"subjects, then {parts[0].resampled.split(' ')[-1]}",
+        np.mean([part.values for part in parts], axis=0), parts[0].draws[:0], null,
+        np.mean(reliability, axis=0) if len(reliability) == len(parts) else None,
+        sum(part.n_items for part in parts), parts[0].unit, parts[0].units, tuple(parts),
     )  # fmt: skip

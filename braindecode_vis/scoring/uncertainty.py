@@ -1,24 +1,26 @@
-"""How sure we are: bootstrap and Wilson intervals, permutation tests, paired differences, and many p-values at once.
+"""How sure we are of one subject: bootstrap and Wilson intervals, permutation tests, and many p-values at once.
 
 Everything starts from one value per item, or from a table of one value per (prediction, ground truth) pair, and is
-vectorised over resamples. The unit that is resampled is the stimulus: rows of one stimulus move together.
-Permutations reassign which ground truth belongs to which prediction. P-values count the observed assignment as
-one of the permutations, p = (b + 1) / (m + 1), so they are valid for any number of permutations; `compute_p_value` is
-the only place that counts.
+vectorised over resamples; several subjects stand in `crossed`. The unit that is resampled is the stimulus: rows of one
+stimulus move together. Permutations reassign which ground truth belongs to which prediction. P-values count the
+observed assignment as one of the permutations, p = (b + 1) / (m + 1), so they are valid for any number of permutations;
+`compute_p_value` is the only place that counts.
 
 References
 ----------
 Phipson & Smyth (2010), Permutation p-values should never be zero, doi:10.2202/1544-6115.1585.
 Wilson (1927), Probable inference, doi:10.1080/01621459.1927.10502953. Holm (1979), Scandinavian Journal of Statistics
 6, 65-70. Benjamini and Hochberg (1995), doi:10.1111/j.2517-6161.1995.tb02031.x. Nichols and Holmes (2002),
-doi:10.1002/hbm.1058 (maximum statistic).
+doi:10.1002/hbm.1058 (maximum statistic). Arvesen (1969), Jackknifing U-statistics, doi:10.1214/aoms/1177697287.
+Bengio and Grandvalet (2004), No unbiased estimator of the variance of K-fold cross-validation, JMLR 5, 1089. Nadeau and
+Bengio (2003), doi:10.1023/A:1024068626366 (wider intervals after cross-validation).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -33,6 +35,9 @@ Labels = Sequence[object] | np.ndarray
 #: A value of a null closer to the observed one than this, relative to the larger of 1 and its size, is equal to it: far
 #: above the rounding of a sum of 10^5 values (1e-12), far below what two different permutations differ by.
 TIE_TOLERANCE = 1e-9
+#: After K folds a score sums "A teaches, B is tested" and the reverse, nearly the same number twice: its standard error
+#: is this many times that of independent items.
+FOLD_FACTOR = 2**0.5
 #: Most bytes of permutations and resamples that are kept for the next metric.
 MOST_KEPT = 1 << 27
 CHUNK_VALUES = 1 << 21  # numbers per chunk of resamples (16 MB in double precision)
@@ -79,20 +84,10 @@ class PermutationResult:
     null: np.ndarray
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """Mean of first - second over the same items, its interval and a two-sided sign-flip p-value."""
-
-    mean: float
-    interval: Interval
-    p_value: float
-
-
 def bootstrap_interval(
     values: np.ndarray,
     *,
     clusters: Labels | None = None,
-    subjects: Labels | None = None,
     statistic: Statistic = "mean",
     n_boot: int = 10_000,
     level: float = 0.95,
@@ -109,11 +104,8 @@ def bootstrap_interval(
         One finite value per row.
     clusters : sequence of length n_rows, optional
         Stimulus of each row; rows of one stimulus are resampled together. By default each row is its own.
-    subjects : sequence of length n_rows, optional
-        Subject of each row. Subjects are then resampled first and the stimuli of each drawn subject second, and
-        the statistic is the mean over subjects of their means, so subjects weigh the same.
     statistic
-        ``mean`` or ``median``; the median is not available together with `subjects`.
+        ``mean`` or ``median``.
     n_boot
         Number of resamples.
     level
@@ -124,7 +116,7 @@ def bootstrap_interval(
     Returns
     -------
     Interval
-        Percentile interval.
+        Percentile interval. Of several subjects see `braindecode_vis.scoring.crossed`.
 
     Raises
     ------
@@ -140,82 +132,12 @@ def bootstrap_interval(
     check_option("statistic", statistic, ("mean", "median"))
     values = _check_values(values)
     codes = _encode(clusters, len(values), "cluster")
-    generator = make_generator(seed, "bootstrap")
-    if subjects is not None:
-        if statistic != "mean":
-            raise ConfigError("the hierarchical bootstrap over subjects knows the mean only.")
-        whose = _encode(subjects, len(values), "subject")
-        draws = _bootstrap_subjects(values, codes, whose, n_boot, generator)
-        n_units = int(whose.max()) + 1
-    else:
-        draws = _bootstrap_clusters(values, codes, statistic, n_boot, generator, seed=seed)
-        n_units = int(codes.max()) + 1
+    n_units = int(codes.max()) + 1
     if n_units < 2:
-        raise DataError("a bootstrap needs at least two stimuli (or subjects) to resample, got one.")
+        raise DataError("a bootstrap needs at least two stimuli to resample, got one.")
+    draws = _bootstrap_clusters(values, codes, statistic, n_boot, seed)
     low, high = _percentiles(draws, level)
-    method = "bootstrap over subjects and stimuli" if subjects is not None else "bootstrap over stimuli"
-    return Interval(low, high, level, method, n_units)
-
-
-def bootstrap_nested(
-    subjects: Sequence[Sequence[np.ndarray]],
-    units: Sequence[Sequence[Labels]],
-    *,
-    n_boot: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Return the percentile interval of a mean over subjects of means over runs (seeds) of means over items.
-
-    Subjects are resampled first, then the runs of each drawn subject, then items. Runs of a subject that test the same
-    units share the draw, since an easy image is easy for all of them; otherwise each run has its own. A level with a
-    single unit is not resampled, so that the interval says nothing about others of its kind.
-
-    Parameters
-    ----------
-    subjects : per subject, per run, array of shape (n_items,)
-        One finite value per item; a single one where only the score of the run is known.
-    units : per subject, per run, sequence of length n_items
-        Stimulus of each item; items of one stimulus are resampled together.
-    n_boot, level, seed
-        As for `bootstrap_interval`.
-
-    Returns
-    -------
-    Interval
-        `n_units` is the number of subjects. Of few subjects or runs it is too narrow: n units spread their mean by
-        sqrt((n - 1) / n) of what it really varies. So it is where subjects share their items and some are easy for all,
-        since each drawn subject has its own draw.
-
-    Examples
-    --------
-    >>> one, two = np.array([0.0, 1.0, 1.0]), np.array([1.0, 1.0, 1.0])
-    >>> found = bootstrap_nested([[one, one], [two, two]], [[list("abc")] * 2] * 2, n_boot=500)
-    >>> found.low < 5 / 6 <= found.high == 1.0
-    True
-    """
-    generator = make_generator(seed, "bootstrap", "nested")
-    drawn = generator.integers(0, len(subjects), (n_boot, len(subjects)))  # which subject fills which slot
-    total = np.zeros(n_boot)
-    for subject, (runs, labels) in enumerate(zip(subjects, units, strict=True)):
-        resample, _ = np.nonzero(drawn == subject)
-        values = [_check_values(run) for run in runs]
-        codes = [_encode(names, len(run), "unit") for names, run in zip(labels, values, strict=True)]
-        shared = all([*map(str, names)] == [*map(str, labels[0])] for names in labels)
-        parts = []
-        for n in _chunks(len(resample), max(1, int(max(map(len, codes))))) if len(resample) else ():
-            means, times = np.empty((n, len(values))), None  # (n, n_runs)
-            for place, (run, code) in enumerate(zip(values, codes, strict=True)):
-                if times is None or not shared:
-                    n_units = int(code.max()) + 1
-                    picks = generator.integers(0, n_units, (n, n_units)) + n_units * np.arange(n)[:, None]
-                    times = np.bincount(picks.ravel(), minlength=n * n_units).reshape(n, n_units)
-                means[:, place] = times @ np.bincount(code, run) / (times @ np.bincount(code))
-            weights = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=n)
-            parts.append((means * weights).sum(axis=1) / len(values))
-        np.add.at(total, resample, np.concatenate([np.empty(0), *parts]))
-    low, high = _percentiles(total / len(subjects), level)
-    return Interval(low, high, level, "bootstrap over subjects, runs and items", len(subjects))
+    return Interval(low, high, level, "bootstrap over stimuli", n_units)
 
 
 def wilson_interval(n_hits: int, n: int, *, level: float = 0.95) -> Interval:
@@ -233,6 +155,92 @@ def wilson_interval(n_hits: int, n: int, *, level: float = 0.95) -> Interval:
         raise DataError(f"{n_hits} hits out of {n} is not a proportion.")
     found = binomtest(n_hits, n).proportion_ci(level, method="wilson")
     return Interval(float(found.low), float(found.high), level, "wilson", n)
+
+
+def jackknife_interval(
+    value: float, left_out: np.ndarray, *, level: float = 0.95, widen: float = 1.0
+) -> Interval | None:
+    """Return the jackknife interval of a proportion on the logit scale, from its values without each item.
+
+    Parameters
+    ----------
+    value
+        The proportion, such as two-way identification.
+    left_out : array of shape (n_items,)
+        The same without each item in turn; see `metrics.identification.leave_out_images`.
+    level
+        Coverage.
+    widen
+        Factor of the standard error; `FOLD_FACTOR` after K folds.
+
+    Returns
+    -------
+    Interval or None
+        Between 0 and 1; of no width where no item changes anything, as with one prediction for all items, which is
+        right half of the time exactly. None for fewer than three items.
+
+    Examples
+    --------
+    >>> found = jackknife_interval(5 / 6, np.array([2 / 3, 1, 5 / 6, 5 / 6]))
+    >>> round(found.low, 6), round(found.high, 6)
+    (0.044456, 0.998142)
+    """
+    from scipy.special import expit, logit
+    from scipy.stats import t
+
+    n, tail = len(left_out), 0.5 - level / 2
+    if n < 3 or not np.isfinite(left_out).all():
+        return None
+    if not 0 < value < 1:
+        # All hits: the highest rate of misses that n items (fewer, where they are not independent) still hide.
+        bound = float(tail ** (widen**2 / n))
+        low, high = (bound, 1.0) if value >= 1 else (0.0, 1 - bound)
+        return Interval(low, high, level, "jackknife", n)
+    error = widen * np.sqrt((n - 1) / n * np.square(left_out - left_out.mean()).sum())
+    half = t.ppf(1 - tail, n - 1) * error / (value * (1 - value))
+    low, high = expit(logit(value) - half), expit(logit(value) + half)
+    return Interval(float(low), float(high), level, "jackknife", n)
+
+
+def widen_interval(
+    interval: Interval, value: float, bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> Interval:
+    """Return an interval `FOLD_FACTOR` times as wide about its value, for scores after K folds.
+
+    Parameters
+    ----------
+    interval
+        Of items that were taken for independent.
+    value
+        The score.
+    bounds
+        Least and largest value that the score can have.
+
+    Examples
+    --------
+    >>> found = widen_interval(Interval(0.4, 0.8, 0.95, "wilson", 20), 0.6, (0.0, 1.0))
+    >>> round(found.low, 3), round(found.high, 3)
+    (0.317, 0.883)
+    """
+    low, high = value + FOLD_FACTOR * (interval.low - value), value + FOLD_FACTOR * (interval.high - value)
+    return replace(interval, low=max(low, bounds[0]), high=min(high, bounds[1]))
+
+
+def widen_null(found: PermutationResult) -> PermutationResult:
+    """Return a permutation test with the p-value that its null gives `FOLD_FACTOR` times as wide about its mean.
+
+    For scores after K folds whose predictions were not fitted again on permuted images: such a null has half the
+    variance of the score. The null itself stays as it is, since it is that of the shuffles.
+
+    Examples
+    --------
+    >>> narrow = permutation_test(np.eye(8), n_permutations=999)
+    >>> widen_null(narrow).p_value >= narrow.p_value
+    True
+    """
+    wide = found.null_mean + FOLD_FACTOR * (found.null - found.null_mean)
+    p_value = compute_p_value(found.observed, wide, alternative=found.alternative, centre=found.null_mean)
+    return replace(found, p_value=float(p_value))
 
 
 def compute_p_value(
@@ -349,54 +357,41 @@ def correct_fdr(p_values: np.ndarray) -> np.ndarray:
     return np.minimum(adjusted, 1.0)
 
 
-def paired_difference(
-    first: np.ndarray,
-    second: np.ndarray,
-    *,
-    clusters: Labels | None = None,
-    subjects: Labels | None = None,
-    n_boot: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> PairedDifference:
-    """Compare two methods on the same rows, in the same order.
+def correct_maximum(
+    observed: np.ndarray, null: np.ndarray, *, alternative: Alternative = "greater"
+) -> np.ndarray:
+    """Return p-values of the best of many: how often the largest of all tests comes as far as each by chance.
+
+    Each test is standardised by what was observed and drawn together, so that no test is largest because its null is
+    wide.
 
     Parameters
     ----------
-    first, second : arrays of shape (n_rows,)
-        One value per row, for example a hit per trial.
-    clusters, subjects, n_boot, level, seed
-        As for `bootstrap_interval`.
+    observed : array of shape (n_tests,)
+        One statistic per test.
+    null : array of shape (n_draws, n_tests)
+        The same statistics of all tests in each draw; a draw changes all of them together.
+    alternative
+        As for `compute_p_value`; distances are from the mean of each test.
 
     Returns
     -------
-    PairedDifference
-        The p-value flips the sign of whole stimuli (of each subject, where given): it speaks of these subjects.
+    array of shape (n_tests,)
+        Corrected for the number of tests; the smallest possible one is 1 / (n_draws + 1).
+
+    Examples
+    --------
+    >>> null = np.array([[3.0, 2, 6], [4, 4, 7], [2, 3, 8], [5, 1, 5]])
+    >>> correct_maximum(np.array([5.0, 3, 9]), null).tolist()
+    [0.6, 0.8, 0.2]
     """
-    first, second = _check_values(first), _check_values(second)
-    if len(first) != len(second):
-        raise DataError(f"paired values must have the same length, got {len(first)} and {len(second)}.")
-    difference = first - second
-    interval = bootstrap_interval(
-        difference, clusters=clusters, subjects=subjects, n_boot=n_boot, level=level, seed=seed
-    )
-    units, weighted = _encode(clusters, len(first), "cluster"), difference / len(difference)
-    if subjects is not None:
-        whose = _encode(subjects, len(first), "subject")
-        # Each subject weighs the same, whatever its number of rows, as in the interval.
-        weighted = difference / (np.bincount(whose)[whose] * (whose.max() + 1))
-        units = np.unique(units * (whose.max() + 1) + whose, return_inverse=True)[1]
-    sums = np.bincount(units, weighted)  # (n_units,): the sign of a stimulus flips for all its rows
-    generator = make_generator(seed, "sign-flip")
-    null = np.concatenate(
-        [
-            (generator.integers(0, 2, (n, len(sums)), dtype=np.int8) * 2.0 - 1.0) @ sums
-            for n in _chunks(n_boot, len(sums))
-        ]
-    )
-    observed = float(sums.sum())
-    p_value = float(compute_p_value(observed, null, alternative="two-sided"))
-    return PairedDifference(observed, interval, p_value)
+    rows = np.concatenate([np.asarray(observed, dtype=np.float64)[None], np.asarray(null, dtype=np.float64)])
+    centred, spread = rows - rows.mean(axis=0), rows.std(axis=0)
+    # A test that no draw changes says nothing, and its spread is rounding.
+    varied = spread > TIE_TOLERANCE * np.maximum(1.0, np.abs(rows).max(axis=0))
+    z = np.divide(centred, spread, out=np.zeros_like(centred), where=varied)
+    z = {"greater": z, "less": -z, "two-sided": np.abs(z)}[alternative]
+    return compute_p_value(z[0], z[1:].max(axis=1))
 
 
 def permutation_test(
@@ -614,23 +609,18 @@ def _count_bytes(*kept: list[np.ndarray]) -> int:
 
 
 def _bootstrap_clusters(
-    values: np.ndarray,
-    codes: np.ndarray,
-    statistic: str,
-    n_boot: int,
-    generator: np.random.Generator,
-    *,
-    seed: int | None = None,
+    values: np.ndarray, codes: np.ndarray, statistic: str, n_boot: int, seed: int
 ) -> np.ndarray:
-    """Return the statistic of each resample; `seed` says that the generator is new, so that its draws can be kept."""
+    """Return the statistic of each resample."""
     sums, counts = np.bincount(codes, values), np.bincount(codes)
     n = len(sums)
     alike = bool((counts == counts[0]).all())
     order = np.argsort(values, kind="stable")  # sorted once: a median of a resample is a place in this order
     sizes = tuple(_chunks(n_boot, max(n, len(values))))
-    draws: Iterable[np.ndarray] = (generator.integers(0, n, (size, n)) for size in sizes)
-    if seed is not None:
-        draws = _keep_draws(("bootstrap", seed, n, sizes), n_boot * n, n, draws)
+    generator = make_generator(seed, "bootstrap")
+    draws = _keep_draws(
+        ("bootstrap", seed, n, sizes), n_boot * n, n, (generator.integers(0, n, (size, n)) for size in sizes)
+    )
     parts = []
     for size, drawn in zip(sizes, draws, strict=True):
         if statistic == "mean":
@@ -644,22 +634,6 @@ def _bootstrap_clusters(
         lower, upper = (seen >= half).argmax(axis=1), (seen > half).argmax(axis=1)
         parts.append((values[order][lower] + values[order][upper]) / 2)
     return np.concatenate(parts)
-
-
-def _bootstrap_subjects(
-    values: np.ndarray, codes: np.ndarray, whose: np.ndarray, n_boot: int, generator: np.random.Generator
-) -> np.ndarray:
-    n_subjects = int(whose.max()) + 1
-    drawn = generator.integers(0, n_subjects, (n_boot, n_subjects))  # which subject fills which slot
-    total = np.zeros(n_boot)
-    for subject in range(n_subjects):
-        own = whose == subject
-        inner = np.unique(codes[own], return_inverse=True)[1]
-        # A subject drawn twice is resampled twice, so each slot of each resample gets its own mean.
-        resample, _ = np.nonzero(drawn == subject)
-        means = _bootstrap_clusters(values[own], inner, "mean", len(resample), generator)
-        np.add.at(total, resample, means)
-    return total / n_subjects
 
 
 def _chunks(n: int, width: int) -> Iterator[int]:
@@ -692,3 +666,40 @@ def _encode(labels: Labels | None, n: int, what: str) -> np.ndarray:
     if len(labels) != n:
         raise DataError(f"{n} items came with {len(labels)} {what} labels.")
     return np.unique(np.array([str(label) for label in labels]), return_inverse=True)[1]
+
+
+#: Every kind of interval and p-value that pages print, and what it speaks of. `benchmarks/calibration.py` simulates
+#: each; a test fails for a kind without a row there, and for a function that makes intervals or p-values of no kind.
+KINDS = {
+    "Wilson": "hits of few independent images",
+    "bootstrap over images": "mean or median of one subject",
+    "bootstrap over subjects, seeds and images": "rows of earlier versions",
+    "bootstrap of correlations": "correlation over images",
+    "bootstrap of geometries": "correlation of dissimilarities",
+    "bootstrap of decisions": "accuracy and area of categories",
+    "crossed": "subjects and images like these",
+    "crossed, logit": "the same, few hits or misses",
+    "crossed, Woodruff": "medians of subjects and images like these",
+    "crossed with seeds": "subjects, seeds and images like these",
+    "images of these subjects": "these subjects, images like these",
+    "t over groups": "groups like these",
+    "jackknife of identification": "images as queries and as distractors",
+    "widened after folds": "scores after K folds",
+    "latency": "onset, peak or rise over time",
+    "share of signal, jackknife": "noise ceiling over voxels",
+    "share of signal, F": "noise ceiling of one voxel",
+    "permutation of images": "no relation of predictions and images",
+    "permutation of geometries": "no relation of dissimilarities",
+    "permutation of labels": "no relation of decisions and classes",
+    "exchange of whole subjects": "labels of persons, with refits",
+    "refits on relabelled images": "scores after K folds",
+    "permutation within folds, widened": "scores after K folds, without refits",
+    "signs of images": "no difference for these subjects",
+    "signs of subjects": "no difference for these images",
+    "crossed p": "no difference for subjects and images like these",
+    "Holm": "several differences",
+    "false discovery rate": "maps",
+    "maximum": "the best of many",
+    "clusters over time, labels": "curves of these subjects",
+    "clusters over time, subjects": "curves of subjects like these",
+}

@@ -44,9 +44,22 @@ class Units:
     unit: str
     labels: np.ndarray
 
-    def select(self, rows: np.ndarray) -> Units | None:
-        """Return those of some items; None where all of them belong to one unit, which cannot be resampled."""
+    def select(self, rows: np.ndarray, images: np.ndarray | None = None) -> Units | None:
+        """Return those of some items; None where all of them belong to one unit, which cannot be resampled.
+
+        Parameters
+        ----------
+        rows
+            Numbers of the items.
+        images : array of shape (n_rows,), optional
+            Image of each, if they are of several subjects. A session holds trials of one subject, and the images of one
+            subject are those of another, so that a unit which does not hold whole images is no unit of all subjects.
+        """
         labels = self.labels[rows]
+        if images is not None and self.unit not in ("trial", "subject"):
+            pairs = set(zip(images.astype(str).tolist(), labels.astype(str).tolist(), strict=True))
+            if len(pairs) > len({image for image, _ in pairs}):
+                return None
         return Units(self.unit, labels) if len(set(labels.tolist())) > 1 else None
 
 

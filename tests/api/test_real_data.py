@@ -56,7 +56,13 @@ def test_haxby_volumes_decided_together():
     model = {"kind": "window", "start": 0, "stop": 5, "until": "offset", "keep": "volumes", "clean": clean}
     X, trials = take_apart(bdv.load("haxby_slices", root=SHARED / "haxby_slices", model=model))
     windows = [[a, b] for a in (0, 2.5, 5) for b in (0, 2.5, 5)]
-    pooled = {"kind": "logistic", "c": [0.001, 0.01, 0.1, 1.0], "pool": True, "windows": windows}
+    pooled = {
+        "kind": "logistic",
+        "c": [0.001, 0.01, 0.1, 1.0],
+        "n_inner_folds": 12,
+        "pool": True,
+        "windows": windows,
+    }
     columns = trials[["concept", "run", "onset", "duration", "volume", "time", "repetition"]]
     own = bdv.from_arrays(X, trials=columns, group=trials["run"] + "/" + trials["onset"].astype(str))
     run = bdv.decode(own, encoder=pooled, split="leave-one-run-out", settings=FEW)

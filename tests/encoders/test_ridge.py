@@ -203,3 +203,39 @@ def test_a_constant_feature_changes_nothing():
     left = config.build(seed=0).fit(responses, targets).predict(responses).vectors
     right = config.build(seed=0).fit(more, targets).predict(more).vectors
     np.testing.assert_allclose(left, right, atol=1e-5)  # single-precision weights
+
+
+@pytest.mark.parametrize("n_features", [20, 200], ids=["tall", "wide"])
+def test_weights_of_labels_are_the_fit_and_choose_its_penalty(n_features):
+    """A refit on relabelled images is one product: equal to fits of the same seed, whatever the labelling."""
+    responses, targets = make_task(n_features=n_features, n_repeats=2)
+    train, test = np.arange(48), np.arange(48, 60)
+    images = list(dict.fromkeys(responses.stimulus_ids))
+    config = RidgeConfig(alphas=(1.0, 30.0, 1e5))
+    known = responses.select(train), responses.select(test)
+    weights, errors = config.build(seed=5).map_labels(*known, images)
+    assert weights.shape == (3, 12, 30)
+    of_image = targets.vectors[::2].astype(np.float64)  # each is shown twice
+    chosen = set()
+    for seed in range(6):
+        vectors = of_image[np.random.default_rng(seed).permutation(30)] if seed else of_image
+        own = Embeddings(np.repeat(vectors, 2, axis=0)[train].astype(np.float32), targets.ids[train], "toy")
+        fitted = config.build(seed=5).fit(known[0], own)
+        penalty = int((errors * (vectors @ vectors.T)).sum(axis=(1, 2)).argmin())
+        assert config.alphas[penalty] == fitted.fitted.alpha
+        chosen.add(penalty)
+        # Weights are kept in single precision.
+        np.testing.assert_allclose(fitted.predict(known[1]).vectors, weights[penalty] @ vectors, atol=1e-4)
+        found = [choice["mse"] for choice in fitted.fitted.choices]
+        np.testing.assert_allclose((errors * (vectors @ vectors.T)).sum(axis=(1, 2)) / 6, found, rtol=1e-4)
+    assert len(chosen) > 1
+    one, none = RidgeConfig(alphas=(30.0,)).build(seed=5).map_labels(*known, images)
+    assert none is None
+    np.testing.assert_allclose(one[0], weights[1], atol=1e-9)
+
+
+def test_what_is_chosen_by_the_targets_is_not_linear_in_them():
+    responses, _ = make_task()
+    images = list(responses.stimulus_ids)
+    for config in (RidgeConfig(n_features=(5, None)), RidgeConfig(subject_alignment="zscore")):
+        assert config.build(seed=0).map_labels(responses, responses, images) is None

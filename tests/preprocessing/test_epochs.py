@@ -176,17 +176,20 @@ def test_noise_ceiling_is_the_correlation_with_the_truth(snr):
     truth = rng.standard_normal((n_images, 2, 3)) * np.sqrt(snr)
     data = np.repeat(truth, n_repetitions, axis=0) + rng.standard_normal((n_images * n_repetitions, 2, 3))
     ids = np.repeat([f"i{n}" for n in range(n_images)], n_repetitions)
-    ceiling = compute_epochs_ceiling(make_responses(data.astype(np.float32), ids))
-    assert ceiling.shape == (2, 3)
-    if snr == 0:
-        assert ceiling.max() < 0.45  # the root of a small number is not small
-    else:
-        np.testing.assert_allclose(ceiling, np.sqrt(snr * 8 / (snr * 8 + 1)), atol=0.04)
+    found = compute_epochs_ceiling(make_responses(data.astype(np.float32), ids))
+    assert found.ceiling.shape == (2, 3)
+    assert found.mean.shape == found.low.shape == (3,)
+    share = snr * 8 / (snr * 8 + 1)
+    # The share of 300 images is known to .08 without signal, and to .015 with it.
+    np.testing.assert_allclose(found.share, share, atol=0.25 if snr == 0 else 0.05)
+    spare = found.high - found.low  # six intervals of .95, so twice as wide on each side
+    assert ((found.low - spare < share) & (share < found.high + spare)).all()
+    np.testing.assert_allclose(found.mean, np.sqrt(np.maximum(found.share.mean(axis=0), 0)), rtol=1e-6)
 
 
 def test_noise_ceiling_needs_repetitions():
     data = np.zeros((4, 2, 3), np.float32)
-    with pytest.raises(DataError, match="three or more images with repetitions"):
+    with pytest.raises(DataError, match="is repeated"):
         compute_epochs_ceiling(make_responses(data, list("abcd")))
 
 

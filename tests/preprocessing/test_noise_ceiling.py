@@ -6,7 +6,7 @@ import pytest
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.preprocessing.noise_ceiling import METRIC, compute_noise_ceilings
+from braindecode_vis.preprocessing.noise_ceiling import METRIC, compute_noise_ceilings, describe_ceiling
 
 SIGNAL = np.array([0.5, 1.0, 2.0])
 
@@ -40,8 +40,31 @@ def test_the_ceiling_is_what_the_truth_reaches(measure, averaged):
     (found,) = compute_noise_ceilings(responses, averaged=averaged, measure=measure)
     # 800 images fix a correlation of 0.5 to 0.03, and its estimate about as well.
     np.testing.assert_allclose(found.per_feature, reach(responses, truth, averaged), atol=0.06)
-    assert found.value == pytest.approx(found.per_feature.mean())
+    assert found.value == pytest.approx(np.sqrt(found.share.mean()))
+    assert found.bound(np.arange(2)) == pytest.approx(np.sqrt(found.share[:2].mean()))
+    low, high = found.interval
+    assert np.isnan(low) if measure != "ncsnr" else low < found.value < high
     assert (found.metric, found.n_averaged) == (METRIC, 4 if averaged else 1)
+
+
+def test_noise_alone_has_no_ceiling():
+    """Clipped by voxel and averaged as roots, 12 images of noise promised .23, and 200 images .14."""
+    rng = np.random.default_rng(1)
+    trials = make_responses(12, n_rep=3)[0].trials
+    noise = rng.standard_normal((36, 500)).astype(np.float32)
+    (found,) = compute_noise_ceilings(Responses(noise, ("trial", "voxel"), trials, "z"))
+    assert found.low < 0 < found.high
+    assert found.value < 0.15  # 500 voxels fix the share to .02, whose root is .15
+    assert np.mean(found.per_feature) > 0.2  # of single voxels it is the root of chance
+    assert describe_ceiling(found).startswith(f"{found.value:.3f} (0.000 to ")
+
+
+def test_channels_and_times_are_features():
+    responses, _ = make_responses(30)
+    wide = np.repeat(responses.data[:, :, None], 2, axis=2)
+    (found,) = compute_noise_ceilings(Responses(wide, ("trial", "channel", "time"), responses.trials, "z"))
+    (plain,) = compute_noise_ceilings(responses)
+    np.testing.assert_allclose(found.share.reshape(3, 2), np.repeat(plain.share[:, None], 2, axis=1))
 
 
 def test_training_trials_do_not_count():

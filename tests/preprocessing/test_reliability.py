@@ -117,3 +117,57 @@ def test_what_cannot_be_estimated_is_refused():
     repeated, _ = make_responses(20)
     with pytest.raises(DataError, match="at least three"):
         rel.compute_split_half(repeated, (repeated.stimulus_ids == "i0000"))
+
+
+def test_the_share_of_signal_and_its_intervals_by_example():
+    trials = np.array([[1.0, 2], [3, 4], [2, 1], [6, 5], [4, 6]])
+    table = pd.DataFrame(
+        {"subject": "01", "session": "01", "run": "01", "stimulus_id": np.repeat(list("abcde"), 2),
+         "repetition": 0, "split": "test"}
+    )  # fmt: skip
+    responses = Responses(trials.reshape(-1, 1), ("trial", "voxel"), table, "z")
+    found = rel.compute_signal_share(responses)
+    assert (found.n_images, found.n_repetitions, found.n_freedom) == (5, 2, 5)
+    # Six digits are given; MB 7.1, MW .8, F 8.875.
+    np.testing.assert_allclose([found.share[0], found.mean[0]], 1 - 2 / 4 / 8.875, rtol=1e-12)
+    assert found.share[0] == pytest.approx(0.943662, abs=5e-7)
+    np.testing.assert_allclose(np.ravel(found.bound_features()), [0.167562, 0.987968], atol=5e-7)
+    np.testing.assert_allclose(np.ravel(found.bound_mean()), [0.886153, 1.001171], atol=5e-7)
+    # Leaving out by the closed form, and by hand.
+    for image in range(5):
+        rest = np.delete(np.arange(5), image)
+        alone, _ = rel.measure_signal_share(trials[rest].reshape(-1, 1), np.full(4, 2))
+        assert found.left_out[image, 0] == pytest.approx(alone[0], rel=1e-9)
+    # Of single trials: signal var(means) - MW / 2 keeps its size, noise has twice the variance.
+    single = rel.compute_signal_share(responses, n_averaged=1.0)
+    assert single.share[0] == pytest.approx(0.943662 / (0.943662 + 2 * 0.056338), abs=1e-5)
+    low, high = single.bound_features()
+    np.testing.assert_allclose(np.ravel([low, high]), [0.167562 / 1.832438, 0.987968 / 1.012032], atol=2e-6)
+
+
+def test_the_share_of_signal_of_unequal_repetitions_without_an_image():
+    rng = np.random.default_rng(4)
+    counts = rng.integers(2, 6, 12)
+    values = np.repeat(rng.standard_normal((12, 3)), counts, axis=0) + rng.standard_normal((counts.sum(), 3))
+    _, left_out = rel.measure_signal_share(values, counts, n_averaged=2.0)
+    owner = np.repeat(np.arange(12), counts)
+    for image in (0, 7):
+        rest = owner != image
+        # How many are averaged is asked of all images, so the factor is that of all of them.
+        ratio = (1 / np.mean(1 / counts)) / (1 / np.mean(1 / np.delete(counts, image)))
+        alone, _ = rel.measure_signal_share(values[rest], np.delete(counts, image), n_averaged=2.0 / ratio)
+        np.testing.assert_allclose(left_out[image], alone, rtol=1e-9)
+
+
+def test_the_share_of_signal_is_unbiased_with_and_without_signal():
+    """The root of a clipped ratio was .23 where nothing was, and .36 where .46 was right (12 images, 3 repetitions)."""
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.5):
+        signal = np.sqrt(share / (1 - share) / 3)
+        truth = signal * rng.standard_normal((12, 4000))
+        values = np.repeat(truth, 3, axis=0) + rng.standard_normal((36, 4000))
+        found, _ = rel.measure_signal_share(values, np.full(12, 3))
+        # 4000 voxels with a standard deviation of .45 fix the mean to .007.
+        assert found.mean() == pytest.approx(share, abs=0.028)
+    flat = np.column_stack([np.ones(36), np.repeat(rng.standard_normal(12), 3)])
+    np.testing.assert_allclose(rel.measure_signal_share(flat, np.full(12, 3))[0], [0, 1])

@@ -84,7 +84,9 @@ def test_the_true_image_explains_the_response_and_another_does_not():
     assert found["mean_image"].value == pytest.approx(0, abs=1e-6)
     assert found["other"].value < 0.2
     row = tabulate_ceilings(ceilings)[0]
-    assert row["mean"] == pytest.approx(found["decoded"].noise_ceiling)
+    assert row["ceiling"] == pytest.approx(found["decoded"].noise_ceiling)
+    assert row["ceiling from"] < row["ceiling"] < row["ceiling to"]
+    assert row["ceiling"] == pytest.approx(row["share of signal"] ** 0.5)
     assert row["images"] == 30
 
 

@@ -106,13 +106,31 @@ def test_no_value_without_finite_items(values):
     [
         ("image", [0.1, 0.5, 0.4], None, "images"),
         ("image", [0.0, 1.0, 1.0], None, "images (Wilson)"),
-        ("group", [0.1, 0.5, 0.4], None, "3 groups"),
-        ("trial", [0.1, 0.5, 0.4, 0.2], ["1", "1", "2", "2"], "subjects, then trials"),
-        ("group", [0.1, 0.5, 0.4, 0.2], ["1", "1", "2", "2"], "subjects, then groups"),
-        ("subject", [0.1, 0.5, 0.4, 0.2], ["1", "1", "2", "2"], "2 subjects"),
+        ("group", [0.1, 0.5, 0.4], None, "3 groups (t, logit)"),
+        ("group", [0.1, 0.5], None, "no interval: 2 groups, and an interval over groups needs at least 3"),
+        ("image", [0.1], None, "no interval: one image"),
+        ("trial", [0.1, 0.5, 0.4], ["1", "2", "3"], "3 subjects, each with its own trials (crossed, logit)"),
+        ("group", [0.1, 0.5, 0.4], ["1", "2", "3"], "3 subjects, each with its own groups (crossed, logit)"),
+        ("subject", [0.1, 0.5, 0.4, 0.2], ["1", "1", "2", "3"], "3 subjects (t)"),
+        (
+            "image",
+            [0.1, 0.5],
+            ["1", "2"],
+            "no interval: 2 subjects, and an interval over subjects needs at least 3",
+        ),
     ],
 )
 def test_a_score_says_what_was_resampled(unit, values, subjects, words):
     """What is few by nature is counted, since an interval of three runs says less than one of three hundred images."""
     score = _score(values, subjects=subjects, unit=unit)
     assert score.resampled == words
+
+
+def test_one_hit_more_than_a_control_is_no_clear_win():
+    """As a share of hits, a single difference of ten had a lower limit above 0, and the control passed for beaten."""
+    one = [1.0] + [0.0] * 9
+    assert _score(one).ci_low > 0
+    assert _score(one, differs=True).ci_low == 0
+    three = [1.0] + [0.0] * 29
+    subjects = ["1"] * 10 + ["2"] * 10 + ["3"] * 10
+    assert _score(three, subjects=subjects, differs=True).ci_low < 0

@@ -9,12 +9,20 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.scoring import image_scores, score_table, scoring_task
 from braindecode_vis.scoring.metrics import feature_networks, metric_registry
-from braindecode_vis.scoring.metrics.identification import two_way_identification
+from braindecode_vis.scoring.metrics.identification import compute_correlations, two_way_identification
 from braindecode_vis.scoring.metrics.image import compute_image_metric
 from braindecode_vis.scoring.metrics.metric_registry import Metric, register_metric
 from braindecode_vis.scoring.metrics.suite import MetricSuiteConfig, compute_suite
+from braindecode_vis.scoring.refits import Refits
 from braindecode_vis.scoring.retrieval import compute_ranks, rank_similarities
 from braindecode_vis.scoring.score_table import ScoringTask, compute_scores
+from braindecode_vis.scoring.scoring_task import Folding
+from braindecode_vis.scoring.uncertainty import (
+    permutation_test_folds,
+    widen_interval,
+    widen_null,
+    wilson_interval,
+)
 
 N = 8
 
@@ -146,6 +154,20 @@ def test_every_row_of_the_system_under_test_has_a_p_value(monkeypatch):
     # Rows of two people who saw the same images move together, so that 8 stimuli give no smaller p than 1 / 201.
     assert find(scores, "ssim", subject="all").p_value == 1 / 201
     assert all(s.p_value is not None for s in scores if s.method == "oracle" and s.metric != "ssim")
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_p_values_of_retrieval_are_small_for_a_good_decoder_and_large_for_one_that_prefers_the_opposite(side):
+    task = make_task()
+    _, gallery, _ = task.retrievals[0]
+    queries = Embeddings(side * gallery.vectors, gallery.ids, "toy")
+    found = compute_ranks(queries, gallery, device="cpu")
+    scores, _ = compute_scores(replace(task, retrievals=[(queries, gallery, found)]))
+    names = ("top1", "2_way", "mean_reciprocal_rank", "mean_rank", "median_rank")
+    judged = {s.metric: s.p_value for s in scores if s.method == "decoded" and s.metric in names}
+    assert set(judged) == set(names)
+    for name, p_value in judged.items():
+        assert p_value < 0.01 if side > 0 else p_value > 0.9, name
 
 
 def test_pairs_beyond_the_limit_are_permuted_within_blocks(monkeypatch):
@@ -301,13 +323,13 @@ def outside(monkeypatch):
 
 def test_outside_metrics_are_scored_like_ours(outside):
     names = ["brightness_gap", "slow_gap", "dot", "cosine_to_target"]
-    task = make_task(2, subjects=("01", "02"), metrics=names)
+    task = make_task(2, subjects=("01", "02", "03"), metrics=names)
     scores, items = compute_scores(task)
     plain, _ = compute_scores(replace(task, metrics=()))
     assert [s for s in scores if s.metric not in names] == plain  # nothing else moves
     rounds = np.moveaxis(task.images["decoded"], 1, 0)
     gap = np.mean([outside[0].compare(one, task.seen) for one in rounds], axis=0)
-    for subject in ("01", "02", "all"):
+    for subject in ("01", "02", "03", "all"):
         score = find(scores, "brightness_gap", subject=subject)
         rows = np.arange(len(gap)) if subject == "all" else np.flatnonzero(task.subjects == subject)
         assert score.value == pytest.approx(gap[rows].mean())
@@ -362,3 +384,136 @@ def test_images_alone_are_scored_without_a_gallery():
     assert alone == pixels
     assert "rank" not in items
     assert {"pixcorr", "mse"} <= set(items)
+
+
+def make_folds(n_folds=2, *, whole=False, refits=None, **changes):
+    """The task of one subject in folds that are trained on each other's images."""
+    task = make_task(**changes)
+    (queries, gallery, _), parts, taught = task.retrievals[0], [], []
+    for rows in np.split(np.arange(N), n_folds):
+        own = Embeddings(queries.vectors[rows], queries.ids[rows], "toy")
+        candidates = gallery if whole else gallery.select([str(i) for i in own.ids])
+        parts.append((own, candidates, compute_ranks(own, candidates, device="cpu")))
+        taught.append(frozenset(str(i) for i in gallery.ids if i not in set(own.ids)))
+    folding = Folding(
+        list(range(n_folds)), taught, within=not whole, remembered=whole, words="in folds", refits=refits
+    )
+    return replace(task, retrievals=parts, folding=folding)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["fold", "all"])
+def test_after_folds_images_are_identified_after_the_training_mean(whole):
+    """What the fold was taught is taken off both sides, in pixels and in features, among the gallery's images."""
+    task = make_folds(whole=whole, feature_encoder=Mean(), feature_name="mean")
+    scores, items = compute_scores(task)
+    for metric, look in (
+        ("two_way_identification", lambda images: images.reshape(N, -1).astype(float)),
+        ("two_way_identification@mean", lambda images: Mean().encode(images).astype(float)),
+    ):
+        seen, made, expected = look(task.seen), look(task.images["decoded"]), []
+        for rows in (np.arange(4), np.arange(4, 8)):
+            mean = np.delete(seen, rows, axis=0).mean(axis=0)
+            table = compute_correlations(made[rows] - mean, seen - mean)
+            others = np.arange(N) if whole else rows
+            expected += [
+                np.mean([table[i, row] > table[i, j] for j in others if j != row])
+                for i, row in enumerate(rows)
+            ]
+        score = find(scores, metric)
+        assert score.value == pytest.approx(np.mean(expected), abs=1e-12)
+        assert score.gallery_size == (N if whole else 4)
+        assert score.resampled == "images (jackknife), widened by sqrt 2 after folds"
+        assert score.protocol == "toy; in folds"
+        if metric in items:
+            np.testing.assert_allclose(items[metric], expected)
+    # What is no identification keeps its value; its level is that beside images of the same fold.
+    plain = find(compute_scores(make_task())[0], "pixcorr")
+    folded = find(scores, "pixcorr")
+    assert folded.value == plain.value
+    table = compute_correlations(task.images["decoded"], task.seen)
+    assert folded.chance == pytest.approx((table[:4, :4].mean() + table[4:, 4:].mean()) / 2, abs=1e-9)
+    assert folded.ci_high - folded.ci_low > 1.2 * (plain.ci_high - plain.ci_low)
+
+
+def test_networks_are_centred_from_their_correlations(tmp_path, monkeypatch):
+    """Features of the suite are let go image by image, so that the mean is taken off by products alone."""
+
+    class Suite:
+        available = ("alexnet",)
+        config = MetricSuiteConfig(semantic_ways=())
+        not_computed = ()
+
+        def correlate(self, network, table, *, spreads):
+            flat = np.asarray(table.images).reshape(len(table.images), -1).astype(float)
+            centred = flat - flat.mean(axis=1, keepdims=True)
+            spreads["alexnet-2"] = np.linalg.norm(centred, axis=1)
+            return {"alexnet-2": compute_correlations(flat, flat[table.shown])}
+
+    scores, _ = compute_scores(make_folds(suite=Suite()))
+    for method in ("decoded", "oracle"):
+        pixels, network = (
+            find(scores, f"two_way_identification{space}", method) for space in ("", "@alexnet-2")
+        )
+        assert network.value == pytest.approx(pixels.value)
+        assert (network.ci_low, network.ci_high) == pytest.approx((pixels.ci_low, pixels.ci_high))
+
+
+def test_nulls_after_folds_stay_within_them_and_are_wider():
+    task = make_folds()
+    scores, _ = compute_scores(task)
+    made, seen = task.images["decoded"].reshape(N, -1), task.seen.reshape(N, -1)
+    cells = compute_correlations(made, seen)
+    blocks = np.repeat([0, 1], 4)
+    found = permutation_test_folds([cells], [np.arange(N)], groups=[blocks], n_permutations=200, seed=0)
+    assert find(scores, "pixcorr").p_value == pytest.approx(widen_null(found).p_value)
+    assert find(scores, "pixcorr").p_value > found.p_value
+    hits = find(scores, "top1")
+    n_hits = round(hits.value * N)
+    wide = widen_interval(wilson_interval(n_hits, N), hits.value, (0.0, 1.0))
+    assert (hits.ci_low, hits.ci_high) == pytest.approx((wide.low, wide.high))
+    assert hits.chance == 1 / 4
+
+
+def test_refits_are_the_null_of_retrieval_and_its_level_among_trained_images():
+    rng = np.random.default_rng(0)
+    above = rng.integers(0, N, (99, N)).astype(np.int32)
+    task = make_folds(whole=True, refits=Refits(above, np.zeros_like(above)))
+    scores, _ = compute_scores(task)
+    for metric, values in (
+        ("top1", (above == 0).mean(axis=1)),
+        ("2_way", (1 - above / (N - 1)).mean(axis=1)),
+        ("median_rank", np.median(above + 1, axis=1)),
+    ):
+        score = find(scores, metric)
+        assert score.chance == pytest.approx(values.mean())
+        beyond = values <= score.value + 1e-9 if metric == "median_rank" else values >= score.value - 1e-9
+        assert score.p_value == pytest.approx((1 + beyond.sum()) / 100)
+
+
+def test_one_image_a_fold_leaves_nothing_to_exchange():
+    task = make_folds(n_folds=N, whole=True)
+    scores, _ = compute_scores(task)
+    for metric in ("pixcorr", "ssim", "two_way_identification", "2_way"):
+        assert find(scores, metric).p_value is None
+    assert find(scores, "pixcorr").chance is None
+    assert find(scores, "two_way_identification").chance == 0.5
+    assert find(scores, "two_way_identification").ci_low is not None
+    assert not any(score.method == "shuffled" for score in scores)
+    assert "every fold tests one image" in task.not_computed[0]
+
+
+def test_a_subject_that_one_fold_tests_is_no_sum_of_folds():
+    """Each subject is left out by a fold of its own: its images may be exchanged at will; those of both are widened."""
+    task = make_task(subjects=("01", "02"))
+    queries, gallery, _ = task.retrievals[0]
+    parts = []
+    for rows in (np.arange(N), np.arange(N, 2 * N)):
+        own = Embeddings(queries.vectors[rows], queries.ids[rows], "toy")
+        parts.append((own, gallery, compute_ranks(own, gallery, device="cpu")))
+    taught = frozenset(str(i) for i in gallery.ids)
+    scores, _ = compute_scores(replace(task, retrievals=parts, folding=Folding([0, 1], [taught] * 2)))
+    expected, _ = compute_scores(task)
+    assert find(scores, "pixcorr", subject="01") == find(expected, "pixcorr", subject="01")
+    pooled = find(scores, "pixcorr", subject="all")
+    assert pooled.resampled.endswith("widened by sqrt 2 after folds")
+    assert pooled.p_value >= find(expected, "pixcorr", subject="all").p_value

@@ -62,26 +62,11 @@ def test_unequal_clusters_and_their_median():
     rows = {0: [1, 1, 1], 1: [9], 2: [5]}
     for statistic in ("mean", "median"):
         exact = [getattr(np, statistic)(np.concatenate([rows[i] for i in draw])) for draw in draws]
-        ours = unc._bootstrap_clusters(
-            values, np.array([0, 0, 0, 1, 2]), statistic, 40_000, np.random.default_rng(0)
-        )
+        ours = unc._bootstrap_clusters(values, np.array([0, 0, 0, 1, 2]), statistic, 40_000, 0)
         # Five standard errors of 40 000 draws.
         assert abs(ours.mean() - np.mean(exact)) < 5 * np.std(exact) / 200
         assert set(np.round(ours, 9)) == set(np.round(exact, 9))
         assert unc.bootstrap_interval(values, clusters=clusters, statistic=statistic).n_units == 3
-
-
-def test_hierarchical_bootstrap_is_wider_where_subjects_differ():
-    rng = np.random.default_rng(3)
-    subjects = np.repeat(["01", "02", "03", "04"], 50)
-    stimuli = np.tile(np.arange(50), 4)
-    values = rng.standard_normal(200) + np.repeat([0.0, 1, 2, 3], 50)
-    both = unc.bootstrap_interval(values, clusters=stimuli, subjects=subjects)
-    items = unc.bootstrap_interval(values, clusters=stimuli)
-    assert both.n_units == 4
-    assert both.high - both.low > 3 * (items.high - items.low)
-    # Variance of the mean: between subjects 1.25 / 4, plus items 1 / 200; percentile bounds at 1.96 of it.
-    assert (both.high - both.low) / 2 == pytest.approx(1.96 * (1.25 / 4 + 1 / 200) ** 0.5, rel=0.1)
 
 
 def test_wilson_equals_scipy():
@@ -217,28 +202,6 @@ def test_many_rows_of_few_stimuli_keep_the_level(statistic):
     assert n_false / 300 < 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
 
 
-def test_paired_difference_sees_what_separate_intervals_hide():
-    rng = np.random.default_rng(8)
-    base = rng.standard_normal(100)
-    first, second = base + 0.1 + 0.05 * rng.standard_normal(100), base
-    result = unc.paired_difference(first, second, clusters=np.repeat(np.arange(50), 2))
-    assert result.interval.low > 0
-    assert result.p_value < 0.001
-    assert result.mean == pytest.approx((first - second).mean())
-    nothing = unc.paired_difference(base, base)
-    assert (nothing.mean, nothing.p_value) == (0, 1)
-    people = unc.paired_difference(first, second, subjects=np.arange(100) % 3)
-    by_subject = [(first - second)[np.arange(100) % 3 == s].mean() for s in range(3)]
-    assert people.mean == pytest.approx(np.mean(by_subject))
-
-
-def test_paired_p_is_nominal():
-    rng = np.random.default_rng(9)
-    p = [unc.paired_difference(*rng.random((2, 30)), n_boot=199, seed=i).p_value for i in range(300)]
-    # 4 standard deviations of a binomial around 5 %.
-    assert abs(np.mean(np.array(p) <= 0.05) - 0.05) < 4 * (0.05 * 0.95 / 300) ** 0.5
-
-
 def test_results_depend_on_the_seed_alone():
     values = np.random.default_rng(10).random(30)
     assert unc.bootstrap_interval(values, seed=1) == unc.bootstrap_interval(values, seed=1)
@@ -254,16 +217,12 @@ def test_bad_input_is_named():
         unc.bootstrap_interval(np.ones((2, 2)))
     with pytest.raises(DataError, match="3 items came with 2 cluster labels"):
         unc.bootstrap_interval(np.ones(3), clusters=["a", "b"])
-    with pytest.raises(ConfigError, match="mean only"):
-        unc.bootstrap_interval(np.ones(3), subjects=["a", "b", "b"], statistic="median")
     with pytest.raises(ConfigError, match="between 0 and 1"):
         unc.bootstrap_interval(np.ones(3), level=95.0)
     with pytest.raises(ConfigError, match="at least 1"):
         unc.bootstrap_interval(np.ones(3), n_boot=0)
     with pytest.raises(DataError, match="3 hits out of 2"):
         unc.wilson_interval(3, 2)
-    with pytest.raises(DataError, match="same length"):
-        unc.paired_difference(np.ones(2), np.ones(3))
 
 
 @pytest.mark.parametrize("n", [1, 7, 40, 500])
@@ -359,3 +318,94 @@ def test_numbers_do_not_depend_on_draws_that_were_kept(monkeypatch):
         np.testing.assert_array_equal(found[0], first[0])
         assert found[1] == first[1]
     assert unc._count_bytes(*unc._kept.values()) <= 15_000
+
+
+def test_the_best_of_many_is_compared_with_the_best_of_each_draw():
+    """Each against its own sets called something better in .30 of ablations without any effect."""
+    observed, null = (
+        np.array([5.0, 3, 9]),
+        np.array([[3.0, 2, 6], [4, 4, 7], [2, 3, 8], [5, 1, 5]]),
+    )
+    rows = np.concatenate([observed[None], null])
+    z = (rows - rows.mean(axis=0)) / rows.std(axis=0)
+    np.testing.assert_allclose(z[0], [1.028992, 0.392232, 1.414214], atol=5e-7)  # six digits are given
+    np.testing.assert_allclose(unc.correct_maximum(observed, null), [0.6, 0.8, 0.2])
+    np.testing.assert_allclose(unc.correct_maximum(-observed, -null, alternative="less"), [0.6, 0.8, 0.2])
+    # A test that never varies is beaten by everybody, and beats nobody.
+    constant = np.column_stack([null, np.full(4, 1 / 3)])
+    np.testing.assert_allclose(unc.correct_maximum(np.array([5, 3, 9, 1 / 3]), constant), [0.6, 0.8, 0.2, 1])
+    # Two-sided: far below counts as far above.
+    low = unc.correct_maximum(np.array([-50.0, 0, 0]), null - null.mean(axis=0), alternative="two-sided")
+    assert low[0] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("n", "value", "low", "high"), [(2, 0.833333, 0.044456, 0.998142), (3, 0.666667, 0.005747, 0.998557)]
+)
+def test_the_jackknife_interval_of_the_worked_example(n, value, low, high):
+    scores = np.array(
+        [[0.9, 0.2, 0.4, 0.1], [0.3, 0.5, 0.6, 0.2], [0.1, 0.4, 0.7, 0.3], [0.2, 0.5, 0.1, 0.4]]
+    )
+    own = np.diagonal(tables.make_identification_table(scores, n)).mean()
+    left_out = tables.leave_out_images([scores], [np.arange(4)], [list("abcd")], n)
+    found = unc.jackknife_interval(own, left_out)
+    assert own == pytest.approx(value, abs=5e-7)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-7)
+
+
+def test_the_jackknife_at_the_ends_and_where_it_knows_nothing():
+    """No hit and no miss have the exact bound of n items; two images have no interval, one for all no width."""
+    ones = unc.jackknife_interval(1.0, np.ones(20))
+    assert (ones.low, ones.high) == pytest.approx((0.025 ** (1 / 20), 1.0))
+    none = unc.jackknife_interval(0.0, np.zeros(20))
+    assert (none.low, none.high) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
+    wide = unc.jackknife_interval(1.0, np.ones(20), widen=unc.FOLD_FACTOR)
+    assert wide.low == pytest.approx(0.025 ** (2 / 20))  # as of half as many images
+    assert unc.jackknife_interval(0.5, np.array([0.0, 1.0])) is None
+    same = tables.leave_out_images([np.tile(np.arange(6.0), (6, 1))], [np.arange(6)], [list("abcdef")], 2)
+    flat = unc.jackknife_interval(0.5, same)
+    assert (flat.low, flat.high) == pytest.approx((0.5, 0.5))
+    assert unc.jackknife_interval(0.5, np.array([0.5, np.nan, 0.4])) is None
+
+
+def test_what_is_wider_after_folds():
+    """The interval about its value, the jackknife by its standard error, the null about its mean."""
+    left_out = np.random.default_rng(0).normal(0.7, 0.01, 30)
+    narrow, wide = (unc.jackknife_interval(0.7, left_out, widen=w) for w in (1.0, unc.FOLD_FACTOR))
+    logits = [stats.logistic.ppf([found.low, found.high]) for found in (narrow, wide)]
+    assert np.ptp(logits[1]) == pytest.approx(2**0.5 * np.ptp(logits[0]))
+    interval = unc.Interval(0.1, 0.4, 0.95, "wilson", 9)
+    found = unc.widen_interval(interval, 0.2, (0.0, 1.0))
+    assert (found.low, found.high) == pytest.approx((0.2 - 2**0.5 * 0.1, 0.2 + 2**0.5 * 0.2))
+    assert unc.widen_interval(unc.Interval(0.0, 0.4, 0.95, "wilson", 9), 0.1, (0.0, 1.0)).low == 0
+    plain = unc.permutation_test(np.random.default_rng(1).random((9, 9)), n_permutations=500)
+    widened = unc.widen_null(plain)
+    expected = (1 + (plain.null_mean + 2**0.5 * (plain.null - plain.null_mean) >= plain.observed).sum()) / 501
+    assert widened.p_value == pytest.approx(expected)
+    np.testing.assert_array_equal(widened.null, plain.null)
+
+
+def test_a_widened_null_keeps_the_level_after_two_folds():
+    """Noise of two folds whose scores are one number twice, as those of a linear decoder are: .12 becomes .05.
+
+    400 runs: the standard error of .05 is .011.
+    """
+    rng = np.random.default_rng(4)
+    plain, wide = [], []
+    for seed in range(400):
+        fold = rng.normal(size=(8, 8))
+        found = unc.permutation_test_folds([fold, fold.T], [np.arange(8)] * 2, n_permutations=199, seed=seed)
+        plain.append(found.p_value)
+        wide.append(unc.widen_null(found).p_value)
+    assert np.mean(np.array(plain) <= 0.05) > 0.085
+    assert 0.02 < np.mean(np.array(wide) <= 0.05) < 0.08
+
+
+@pytest.mark.parametrize("alternative", ["greater", "less"])
+def test_a_wider_null_keeps_its_side(alternative):
+    """Ranks are better where they are low, after folds too."""
+    table = 1.0 + 9 * (1 - np.eye(10)) if alternative == "less" else np.eye(10)
+    found = unc.permutation_test(table, alternative=alternative, n_permutations=199)
+    assert found.p_value == unc.widen_null(found).p_value == 0.005
+    worst = unc.permutation_test(1 - table, alternative=alternative, n_permutations=199)
+    assert unc.widen_null(worst).p_value > 0.5

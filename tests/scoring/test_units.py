@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.config.models import EvaluationConfig
@@ -55,7 +56,7 @@ def test_volumes_of_a_block_make_intervals_far_too_narrow():
         volumes = get(compute_category_scores(task)[0])
         blocks = get(compute_category_scores(replace(task, units=units))[0])
         assert volumes.value == blocks.value
-        assert (volumes.resampled, blocks.resampled) == ("trials", "24 groups")
+        assert (volumes.resampled, blocks.resampled) == ("trials", "24 groups (t)")
         ratios.append(get_width(blocks) / get_width(volumes))
         misses["volumes"] += not volumes.ci_low <= 0.5 <= volumes.ci_high
         misses["blocks"] += not blocks.ci_low <= 0.5 <= blocks.ci_high
@@ -84,8 +85,11 @@ def test_an_effect_is_found_with_blocks(nested):
     for metric in ("accuracy", "balanced_accuracy", "auc"):
         score = get(scores, metric)
         assert score.p_value < 0.05
+        if nested and metric == "auc":  # in each of the three runs all pairs are in order
+            assert (score.value, score.resampled) == (1.0, "no interval: all values are equal")
+            continue
         assert 0.5 < score.ci_low <= score.value <= score.ci_high
-    assert get(scores, "auc").resampled == ("3 runs" if nested else "24 groups")
+        assert score.resampled == "24 groups (t)"
     # The weighted pairs of the bootstrap give, with every unit drawn once, the area itself.
     reference = compute_category_scores(task)[0]
     assert get(scores, "auc").value == get(reference, "auc").value
@@ -110,19 +114,18 @@ def test_groups_that_hold_every_class_are_permuted_within():
     assert get(within).chance > 0.7
 
 
-def test_several_subjects_are_drawn_first():
+def test_several_subjects_have_the_t_interval_of_their_means():
     task, units = make_blocks(0, effect=1.0, n_subjects=4)
     scores, _ = compute_category_scores(task)
     pooled = get(scores, subject="all")
-    assert pooled.resampled == "subjects, then trials"
-    assert pooled.value == pytest.approx(np.mean([get(scores, subject=f"{n:02d}").value for n in range(4)]))
-    assert get_width(pooled) > 0
-    grouped = get(compute_category_scores(replace(task, units=units))[0], subject="all")
-    assert grouped.resampled == "subjects, then groups"
-    assert get_width(grouped) > get_width(pooled)
-    whole = Units("subject", task.subjects)
-    alone = get(compute_category_scores(replace(task, units=whole))[0], subject="all")
-    assert alone.resampled == "4 subjects"
+    assert pooled.resampled == "4 subjects (t)"
+    values = np.array([get(scores, subject=f"{n:02d}").value for n in range(4)])
+    assert pooled.value == pytest.approx(values.mean())
+    half = stats.t.ppf(0.975, 3) * values.std(ddof=1) / 2
+    assert (pooled.ci_low, pooled.ci_high) == pytest.approx((values.mean() - half, values.mean() + half))
+    for own in (units, Units("subject", task.subjects)):  # whatever lies within a subject is in its mean
+        grouped = get(compute_category_scores(replace(task, units=own))[0], subject="all")
+        assert (grouped.ci_low, grouped.ci_high) == (pooled.ci_low, pooled.ci_high)
 
 
 # --- images -----------------------------------------------------------------------------------------------
@@ -134,11 +137,17 @@ def test_rows_of_images_say_what_was_resampled():
     assert find(scores, "pixcorr").resampled == "images"
     assert find(scores, "top1").resampled == "images (Wilson)"
     assert "shuffle" in find(scores, "pixcorr", "shuffled").resampled
-    pooled, _ = compute_scores(make_task(subjects=("01", "02")))
-    assert find(pooled, "pixcorr", subject="all").resampled == "subjects, then images"
+    pooled, _ = compute_scores(make_task(subjects=("01", "02", "03")))
+    assert find(pooled, "pixcorr", subject="all").resampled == "3 subjects and 8 images (crossed)"
+    assert (
+        find(pooled, "median_rank", subject="all").resampled == "3 subjects and 8 images (crossed, Woodruff)"
+    )
+    two = find(compute_scores(make_task(subjects=("01", "02")))[0], "pixcorr", subject="all")
+    assert (two.ci_low, two.ci_high) == (None, None)
+    assert two.resampled == "no interval: 2 subjects, and an interval over subjects needs at least 3"
     groups = Units("group", np.array(list("aabbccdd"), dtype=object))
     grouped, _ = compute_scores(replace(task, units=groups))
-    assert find(grouped, "pixcorr").resampled == "4 groups"
+    assert find(grouped, "pixcorr").resampled == "4 groups (t)"
     assert find(grouped, "pixcorr").value == find(scores, "pixcorr").value
     assert find(grouped, "pixcorr").p_value > find(scores, "pixcorr").p_value  # 16 permutations are left
 
@@ -154,10 +163,10 @@ def test_groups_widen_the_interval_of_images():
     single = make_score(values, **common)
     drawn = make_score(values, stimulus_ids=groups, unit="group", **common)
     assert get_width(drawn) > 2 * get_width(single)
-    assert drawn.resampled == "20 groups"
+    assert drawn.resampled == "20 groups (t)"
     people = np.repeat(["a", "b", "c", "d"], 50)
     whole = make_score(values, stimulus_ids=groups, unit="subject", subjects=people, **common)
-    assert whole.resampled == "4 subjects"
+    assert whole.resampled == "4 subjects (t)"
 
 
 def test_stimuli_are_exchanged_where_units_allow_it():

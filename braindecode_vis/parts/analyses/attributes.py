@@ -42,7 +42,12 @@ from braindecode_vis.parts.analyses.curves import (
     finish_curve,
 )
 from braindecode_vis.parts.analyses.cuts import Window, cut_window, keep_features, make_sliding_windows
-from braindecode_vis.parts.analyses.measure import check_retrieval, find_best
+from braindecode_vis.parts.analyses.measure import (
+    check_retrieval,
+    describe_limits,
+    find_best,
+    pick_limits,
+)
 from braindecode_vis.parts.analyses.regions import list_rois
 from braindecode_vis.parts.analyses.study import Change, Findings, Plot, Study, fit_picked, play_encoder
 from braindecode_vis.parts.analyses.window_categories import (
@@ -50,6 +55,7 @@ from braindecode_vis.parts.analyses.window_categories import (
     average_by_subject,
     average_subjects,
     bootstrap_areas,
+    bound_areas,
 )
 from braindecode_vis.report.drawing import draw_matrix, mark_stimulus
 from braindecode_vis.report.sensor_groups import REGIONS, assign_regions
@@ -365,14 +371,13 @@ def _measure(
         parts.append(block.measure(labels))
     null = average_subjects(np.stack(parts), subjects)  # permutations, places
     draws = bootstrap_areas(blocks, study)
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    low, high, words = bound_areas(means, draws, "images of a value")
     p_values = compute_p_value(curve, null)
     n = sum(len(block.truth) for block in blocks)
-    several = len(means) > 1
     rows = [
         {
             "value": float(curve[k]), "ci_low": float(low[k]), "ci_high": float(high[k]), "chance": 0.5, "n": n,
-            "p_value": float(p_values[k]), "resampled": f"{'subjects, then ' if several else ''}images of a value",
+            "p_value": float(p_values[k]), "resampled": words,
         }
         for k in range(len(places))
     ]  # fmt: skip
@@ -533,7 +538,7 @@ def _plot_latencies(own: dict[str, pd.DataFrame], told: Sequence[str], found: st
 
 def _describe(own: pd.DataFrame, over_time: bool) -> str:
     best, name = find_best(own), own["attribute"].iloc[0]
-    area = f"{best['value']:.3f} ({best['ci_low']:.3f} to {best['ci_high']:.3f})"
+    area = f"{best['value']:.3f} ({describe_limits(best, what='')})"
     if not over_time:
         return f"{name} best in {best['place']}: {area}"
     times = [
@@ -551,6 +556,5 @@ def _make_score(study: Study, own: pd.DataFrame, name: str, n_places: int, over_
     return Score(
         method="decoded", metric=f"auc@{name}{'_peak' if over_time else ''}", value=float(best["value"]),
         chance=0.5, n_queries=int(best["n"]), protocol=f"{study.protocol_of_refits}{how}", subject="all", split="test",
-        seed=study.seed, ci_low=float(best["ci_low"]), ci_high=float(best["ci_high"]),
-        resampled=str(best["resampled"]), p_value=float(best["p_holm"]),
+        seed=study.seed, p_value=float(best["p_holm"]), **pick_limits(best),
     )  # fmt: skip

@@ -25,8 +25,8 @@ from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.measure import (
     check_retrieval,
     compute_interval,
+    describe_limits,
     find_best,
-    name_resampled,
 )
 from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study, play_encoder, show_chosen
@@ -186,12 +186,12 @@ def _tabulate(
             f"the network's own scaling changes the shape of a trial from {study.responses.data.shape[1:]} to "
             f"{values.shape[1:]}, so attributions cannot be named."
         )
-    rows, resampled = [], name_resampled(study, clusters, subjects)
+    rows = []
     for axis, dim in enumerate(dims, start=1):
         sums = values.sum(axis=tuple(a for a in range(1, values.ndim) if a != axis), dtype=np.float64)
         names: Any = study.responses.coords.get("times") if dim == "time" else list_columns(study.responses)
         for place in range(sums.shape[1]):
-            low, high = compute_interval(study, sums[:, place], clusters, subjects)
+            low, high, resampled = compute_interval(study, sums[:, place], clusters, subjects)
             name = float(names[place]) if dim == "time" else str(names[place])
             rows.append(
                 {
@@ -224,7 +224,7 @@ def _report(study: Study, table: pd.DataFrame, error: float) -> Findings:
     for kind in kinds:
         best = find_best(table[table["part"] == kind])
         name = f"{float(best['name']) * 1000:.0f} ms" if kind == "time" else f"{kind} {best['name']}"
-        words.append(f"{name} ({best['value']:.4f}, {best['ci_low']:.4f} to {best['ci_high']:.4f})")
+        words.append(f"{name} ({best['value']:.4f}, {describe_limits(best, 4, what='')})")
     found = f"Most of the similarity to the seen image comes from {' and from '.join(words)}."
     how = (
         f"Integrated gradients of the cosine with the seen image's embedding, {int(table['n'].iloc[0])} test trials; "

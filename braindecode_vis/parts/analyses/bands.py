@@ -21,6 +21,7 @@ from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.cuts import read_times
 from braindecode_vis.parts.analyses.measure import (
     RetrievalMetric,
+    add_holm,
     check_retrieval,
     describe_result,
     measure_changes,
@@ -83,7 +84,11 @@ class FrequencyBandsConfig(Settings):
             low, high = bands.get(name, (float("nan"), float("nan")))
             own = {"band": name, "mode": kept, "l_freq": low, "h_freq": high, **found.as_row(study)}
             rows.append(own | found.as_difference(study, whole))
-        return self._report(pd.DataFrame(rows), lost)
+        table = pd.DataFrame(rows)
+        # Of a band alone the page names the best score, of one left out the largest loss.
+        table["p_of_best"] = table["p_value"].where(table["mode"] == "only", table["p_difference"])
+        table.loc[table["mode"] == "all", "p_of_best"] = np.nan
+        return self._report(add_holm(table, "mode", "p_of_best").drop(columns="p_of_best"), lost)
 
     def _report(self, table: pd.DataFrame, lost: list[str]) -> Findings:
         whole = table.iloc[0]
@@ -105,8 +110,14 @@ class FrequencyBandsConfig(Settings):
             own = table[table["mode"] == mode]
             values = own["value"].to_numpy(float)
             pick = own.iloc[int(values.argmax() if mode == "only" else values.argmin())]
-            parts.append(describe_result(pick, f"{mode} {pick['band']} {self.metric}"))
-        found = "; ".join(parts) + "."
+            if mode == "only":
+                parts.append(describe_result(pick, f"best alone is {pick['band']}: {self.metric}", "p_holm"))
+            else:
+                parts.append(
+                    f"the score loses most without {pick['band']}: {pick['difference']:+.3f} "
+                    f"({pick['difference_low']:+.3f} to {pick['difference_high']:+.3f}, p = {pick['p_holm']:.2g})"
+                )
+        found = "; ".join(parts) + f"; p-values of bands by Holm over {len(own)} bands."
         note = f" Left out, above half the sampling rate: {', '.join(lost)}." if lost else ""
         how = (
             "Trials were filtered one by one, mirrored at their ends, then an encoder was fitted and tested on each "

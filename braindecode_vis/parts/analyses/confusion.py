@@ -21,12 +21,17 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_file, read_json
 from braindecode_vis.encoders.category_decoders import find_first_rows
-from braindecode_vis.parts.analyses.measure import check_retrieval, compute_interval, name_resampled
+from braindecode_vis.parts.analyses.measure import (
+    check_retrieval,
+    compute_interval,
+    describe_limits,
+    pick_limits,
+)
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study, rank_trials
 from braindecode_vis.parts.analyses.window_categories import label_trials
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.report.drawing import draw_matrix
-from braindecode_vis.scoring.score_row import name_units
+from braindecode_vis.scoring.crossed import name_units
 from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within, wilson_interval
 
 if TYPE_CHECKING:
@@ -129,7 +134,7 @@ class ConfusionConfig(Settings):
         wrong = cells[(cells["seen"] != cells["decoded"]) & (cells["value"] > cells["chance"])]
         text = (
             f"{overall['value']:.3f} of {overall['n']} test trials are given their own class "
-            f"({overall['ci_low']:.3f} to {overall['ci_high']:.3f}, chance {overall['chance']:.3f}, p = "
+            f"({describe_limits(overall, what='')}, chance {overall['chance']:.3f}, p = "
             f"{overall['p_value']:.2g})."
         )
         if len(wrong):
@@ -144,8 +149,7 @@ class ConfusionConfig(Settings):
         score = Score(
             method="decoded", metric="accuracy@classes", value=overall["value"], chance=overall["chance"],
             n_queries=overall["n"], protocol=study.protocol, subject="all", split="test", seed=study.seed,
-            ci_low=overall["ci_low"], ci_high=overall["ci_high"], p_value=overall["p_value"],
-            resampled=overall["resampled"],
+            p_value=overall["p_value"], **pick_limits(overall),
         )  # fmt: skip
         return Findings("Confusions", text, table, (plot,), (score,))
 
@@ -260,7 +264,7 @@ def _make_same(
 
 
 def _bound(study: Study, hits: np.ndarray, own: pd.DataFrame) -> tuple[float, float, str]:
-    """Return a bootstrap interval where trials share images or groups, else Wilson's; and what it resampled."""
+    """Return Wilson's interval where trials of one subject are independent, else the usual; and what it resampled."""
     # Trials of one image or group are not independent, so only single ones may take Wilson's interval.
     n_units = own["cluster"].nunique()
     several = own["subject"].nunique() > 1
@@ -270,8 +274,9 @@ def _bound(study: Study, hits: np.ndarray, own: pd.DataFrame) -> tuple[float, fl
         interval = wilson_interval(int(hits.sum()), len(hits))
         return interval.low, interval.high, f"{name_units(unit, len(hits))} (Wilson)"
     clusters, subjects = own["cluster"].to_numpy(object), own["subject"].to_numpy(object)
-    low, high = compute_interval(study, hits.astype(float), clusters, subjects)
-    return low, high, name_resampled(study, clusters, subjects)
+    return compute_interval(
+        study, hits.astype(float), clusters, subjects, own["id"].to_numpy(object), shares=True
+    )
 
 
 def _permute(study: Study, decided: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:

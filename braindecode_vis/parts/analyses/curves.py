@@ -26,7 +26,12 @@ from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.parts.analyses.cuts import Window
-from braindecode_vis.parts.analyses.measure import Measured, find_best
+from braindecode_vis.parts.analyses.measure import (
+    Measured,
+    describe_limits,
+    find_best,
+    pick_limits,
+)
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.report.drawing import draw_curve, mark_chance, mark_spans, mark_stimulus
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
@@ -134,7 +139,7 @@ def describe_curve(curve: Curve, metric: str) -> str:
     table = curve.table
     best = find_best(table)
     peak = (
-        f"{metric} peaks at {best['value']:.3f} ({best['ci_low']:.3f} to {best['ci_high']:.3f}, chance "
+        f"{metric} peaks at {best['value']:.3f} ({describe_limits(best, what='')}, chance "
         f"{best['chance']:.3f}) in the window from {best['start'] * 1000:.0f} to {best['stop'] * 1000:.0f} ms. "
     )
     if curve.test.onset is None:
@@ -180,7 +185,7 @@ def report_curve(
 
     found = describe_curve(curve, metric)
     caption = (
-        f"{metric} of each window of time with its 95 % bootstrap interval. The bar marks windows in significant "
+        f"{metric} of each window of time with its 95 % interval. The bar marks windows in significant "
         "clusters, the dashed line is chance, the thin line the onset of the image."
     )
     best = find_best(table)
@@ -188,8 +193,7 @@ def report_curve(
         method="decoded", metric=f"{metric}@{name}_peak", value=float(best["value"]), chance=float(best["chance"]),
         n_queries=int(best["n"]),
         protocol=f"{study.protocol_of_refits}; best of {len(table)} windows, chosen on test trials",
-        subject="all", split="test", seed=study.seed, ci_low=float(best["ci_low"]), ci_high=float(best["ci_high"]),
-        resampled=str(best["resampled"]),
+        subject="all", split="test", seed=study.seed, **pick_limits(best),
     )  # fmt: skip
     return Findings(title, f"{how} {found}", table, (Plot(name, caption, found, draw),), (score,))
 
@@ -366,29 +370,35 @@ def bootstrap_curves(
 ) -> np.ndarray:
     """Return curves of resampled subjects (where several) and images or groups, shape (n_draws, n_windows).
 
+    A drawn image is drawn in all subjects, since an image that is easy for one is easy for the others.
+
     Parameters
     ----------
     values : array of shape (n_rows, n_windows)
         All windows of a row are drawn together.
     clusters, subjects : arrays of shape (n_rows,)
-        Rows of one cluster (an image, or what the study's `unit` names) are drawn together, within their subject.
+        Rows of one cluster (an image, or what the study's `unit` names) are drawn together.
     """
     generator = make_generator(seed, "bootstrap curves")
     names = np.unique(subjects.astype(str))
     drawn = generator.integers(0, len(names), (n_draws, len(names)))
     if len(names) == 1:  # only its images are resampled
         drawn[:] = 0
+    which, codes = np.unique(clusters.astype(str), return_inverse=True)
+    # (n_draws, n_clusters): how often each cluster is drawn.
+    counts = generator.multinomial(len(which), np.full(len(which), 1 / len(which)), size=n_draws)
     total = np.zeros((n_draws, values.shape[1]))
     for number, name in enumerate(names):
         rows = subjects.astype(str) == name
-        codes = np.unique(clusters[rows].astype(str), return_inverse=True)[1]
-        sizes = np.bincount(codes)
-        sums = np.zeros((len(sizes), values.shape[1]))
-        np.add.at(sums, codes, values[rows])
-        draw, _ = np.nonzero(drawn == number)
-        # (n_draws of this subject, n_clusters): how often each cluster is drawn.
-        counts = generator.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=len(draw))
-        np.add.at(total, draw, (counts @ sums) / (counts @ sizes)[:, None])
+        sizes = np.bincount(codes[rows], minlength=len(which))
+        sums = np.zeros((len(which), values.shape[1]))
+        np.add.at(sums, codes[rows], values[rows])
+        drawn_rows = (counts @ sizes)[:, None]
+        # A subject none of whose images were drawn keeps its mean.
+        means = np.where(
+            drawn_rows > 0, (counts @ sums) / np.maximum(drawn_rows, 1), sums.sum(axis=0) / rows.sum()
+        )
+        total += (drawn == number).sum(axis=1)[:, None] * means
     return total / len(names)
 
 

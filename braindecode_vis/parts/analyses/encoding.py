@@ -33,11 +33,18 @@ from braindecode_vis.parts.analyses.cuts import Window, make_sliding_windows
 from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.rsa import collect_layers, shorten
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
-from braindecode_vis.preprocessing.noise_ceiling import compute_epochs_ceiling, compute_noise_ceilings
+from braindecode_vis.preprocessing.noise_ceiling import (
+    CeilingMeasure,
+    ResponseCeiling,
+    compute_noise_ceilings,
+    describe_ceiling,
+    find_root,
+)
 from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.preprocessing.voxel_geometry import find_networks, inverse_transform, read_geometry
 from braindecode_vis.report.drawing import draw_bars, draw_curve, find_flat_positions, place_pattern
 from braindecode_vis.report.sensor_groups import assign_regions
+from braindecode_vis.scoring.crossed import name_units
 from braindecode_vis.scoring.metrics.brain_correlation import (
     WHOLE,
     RegionCorrelation,
@@ -45,7 +52,6 @@ from braindecode_vis.scoring.metrics.brain_correlation import (
     correlate_responses,
     map_responses,
 )
-from braindecode_vis.scoring.score_row import name_units
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,8 +69,7 @@ class EncodingConfig(Settings):
     model
         How spaces are put together, and penalties.
     noise_ceiling
-        How the ceiling is estimated from repeated test images, as for ``evaluation.noise_ceiling``; trials with a
-        time axis have that of split halves. None leaves it out.
+        How the ceiling is estimated from repeated test images, as for ``evaluation.noise_ceiling``. None leaves it out.
     least_ceiling
         Values are divided by the ceiling where it is at least this (a choice of ours); below, they would be noise over
         noise.
@@ -83,7 +88,7 @@ class EncodingConfig(Settings):
     kind: Literal["encoding"] = "encoding"
     features: tuple[LayerConfig, ...] = ()
     model: EncodingModelConfig = EncodingModelConfig()
-    noise_ceiling: Literal["ncsnr", "split_half", "published"] | None = "ncsnr"
+    noise_ceiling: CeilingMeasure | None = "ncsnr"
     least_ceiling: float = Field(default=0.1, gt=0, le=1)
     width: float | None = Field(default=None, gt=0)
     tmin: float | None = None
@@ -190,23 +195,19 @@ class EncodingConfig(Settings):
 
     def _find_ceiling(
         self, study: Study, rows: np.ndarray, who: str, windows: list[Window] | None
-    ) -> tuple[np.ndarray | None, str]:
-        """Return the ceiling of each response, and in words how it was estimated or why there is none."""
+    ) -> tuple[ResponseCeiling | None, str]:
+        """Return the ceiling of the responses, and in words how it was estimated or why there is none."""
         if self.noise_ceiling is None:
             return None, "the noise ceiling was not asked for"
         try:
-            if windows is None:
-                (found,) = compute_noise_ceilings(
-                    study.responses, np.sort(rows), measure=self.noise_ceiling, seed=study.seed
-                )
-                return found.per_feature, found.source
-            if self.noise_ceiling == "published":
-                raise DataError("no map is published for trials with a time axis; choose split_half.")
+            if windows is not None and self.noise_ceiling == "published":
+                raise DataError("no map is published for trials with a time axis; choose ncsnr.")
             responses = study.responses.select(np.sort(rows))
-            cut = average_windows(responses, windows)
-            if (n_own := count_own_voxels(responses).get(who)) is not None:
-                cut = Responses.from_checked(cut.data[:, :n_own], cut.dims, cut.trials, cut.unit, {})
-            return compute_epochs_ceiling(cut, seed=study.seed).ravel(), "random halves of the repetitions"
+            (found,) = compute_noise_ceilings(
+                responses if windows is None else average_windows(responses, windows),
+                np.arange(len(rows)), measure=self.noise_ceiling, seed=study.seed,
+            )  # fmt: skip
+            return found, found.source
         except DataError as error:
             return None, f"no noise ceiling: {error}"
 
@@ -221,7 +222,7 @@ class EncodingConfig(Settings):
         sentences = []
         for one in found:
             whole, q = one.regions[WHOLE], one.maps.q_value
-            bound = "" if one.ceiling is None else f", noise ceiling {one.ceiling.mean():.3f}"
+            bound = "" if one.ceiling is None else f", noise ceiling {describe_ceiling(one.ceiling)}"
             best = int(np.argmax(one.maps.correlation))
             sentences.append(
                 f"subject {one.subject}: mean correlation {whole.value:.3f} ({whole.interval.low:.3f} to "
@@ -259,8 +260,9 @@ class EncodingConfig(Settings):
         """Return the correlation divided by its ceiling, NaN where that is too low or not known."""
         if one.ceiling is None:
             return np.full(len(one.maps.correlation), np.nan)
-        enough = one.ceiling >= self.least_ceiling
-        return np.where(enough, one.maps.correlation / np.where(enough, one.ceiling, 1), np.nan)
+        single = one.ceiling.per_feature
+        enough = single >= self.least_ceiling
+        return np.where(enough, one.maps.correlation / np.where(enough, single, 1), np.nan)
 
     def _tabulate(
         self, study: Study, one: _Subject, names: list[str], columns: list[str], windows: list[Window] | None
@@ -276,7 +278,7 @@ class EncodingConfig(Settings):
         table = table.assign(
             value=maps.correlation, ci_low=maps.ci_low, ci_high=maps.ci_high, chance=0.0, n=one.n_images,
             p_value=maps.p_value, q_value=maps.q_value, explained=maps.explained,
-            ceiling=np.nan if one.ceiling is None else one.ceiling, normalised=self._normalise(one),
+            **_list_ceilings(one.ceiling), normalised=self._normalise(one),
             resampled=name_units(study.unit, one.n_units),
         )  # fmt: skip
         if len(names) > 1:
@@ -325,7 +327,7 @@ class EncodingConfig(Settings):
             "q_value": maps.q_value, "explained": maps.explained, "normalised": self._normalise(one),
         }  # fmt: skip
         if one.ceiling is not None:
-            arrays["ceiling"] = one.ceiling
+            arrays |= {"ceiling": one.ceiling.per_feature, "share_of_signal": one.ceiling.share}
         if len(names) > 1:
             arrays |= {f"explained_{n}": row for n, row in enumerate(one.added)}
             arrays["space"] = one.shares.argmax(axis=1).astype(np.int16)
@@ -372,6 +374,16 @@ class EncodingConfig(Settings):
         return files
 
 
+def _list_ceilings(ceiling: ResponseCeiling | None) -> dict[str, Any]:
+    """Return the columns of the table on the ceiling of each response, with 95 % intervals where they are known."""
+    if ceiling is None:
+        return dict.fromkeys(("ceiling", "ceiling_low", "ceiling_high", "share_of_signal"), np.nan)
+    low, high = (np.nan, np.nan) if ceiling.bounds is None else (find_root(bound) for bound in ceiling.bounds)
+    return {
+        "ceiling": ceiling.per_feature, "ceiling_low": low, "ceiling_high": high, "share_of_signal": ceiling.share,
+    }  # fmt: skip
+
+
 @dataclass(frozen=True)
 class _Subject:
     """What was found of one subject; arrays have an entry per response."""
@@ -380,7 +392,7 @@ class _Subject:
     maps: ResponseMaps
     regions: dict[str, RegionCorrelation]
     groups: dict[str, np.ndarray]
-    ceiling: np.ndarray | None
+    ceiling: ResponseCeiling | None
     source: str
     shares: np.ndarray  # (n_responses, n_spaces), mean over folds
     added: np.ndarray  # (n_spaces, n_responses)
@@ -461,7 +473,7 @@ def _make_scores(study: Study, one: _Subject) -> list[Score]:
                 n_queries=one.n_images, protocol=study.protocol_of_refits, subject=one.subject, split="test",
                 seed=study.seed,
                 ci_low=region.interval.low, ci_high=region.interval.high, p_value=region.p_value,
-                noise_ceiling=None if one.ceiling is None else float(one.ceiling[mask].mean()),
+                noise_ceiling=None if one.ceiling is None else one.ceiling.bound(mask),
                 resampled=name_units(study.unit, one.n_units),
             )
         )  # fmt: skip
@@ -487,11 +499,14 @@ def _plot_times(found: Sequence[_Subject], windows: Sequence[Window]) -> Plot:
             }
         )
         draw_curve(axes, centres, rows, label="correlation")
-        ceilings = [
-            one.ceiling.reshape(-1, len(windows)).mean(axis=0) for one in found if one.ceiling is not None
+        shares = [
+            one.ceiling.share.reshape(-1, len(windows)).mean(axis=0)
+            for one in found
+            if one.ceiling is not None
         ]
-        if ceilings:
-            axes.plot(centres, np.mean(ceilings, axis=0), color="C1", lw=1.2, ls="--", label="noise ceiling")
+        if shares:
+            ceiling = find_root(np.mean(shares, axis=0))
+            axes.plot(centres, ceiling, color="C1", lw=1.2, ls="--", label="noise ceiling")
         axes.axhline(0, color="C4", lw=0.8)
         axes.set_xlabel("time (ms)")
         axes.set_ylabel("correlation")
@@ -499,7 +514,7 @@ def _plot_times(found: Sequence[_Subject], windows: Sequence[Window]) -> Plot:
 
     caption = (
         "Mean correlation over channels and subjects; the band holds the middle half of the channels, the dashed line "
-        "is the mean noise ceiling."
+        "is the noise ceiling, the root of their mean share of signal."
     )
     return Plot(
         "times", caption, f"the mean correlation peaks at {centres[peak]:.0f} ms: {mean[peak]:.3f}", draw
@@ -610,7 +625,7 @@ def _draw_histogram(figure: Figure, *, one: _Subject) -> None:
     axes = figure.subplots()
     axes.hist(one.maps.correlation, bins=40, color="C0", label="correlation")
     if one.ceiling is not None:
-        axes.hist(one.ceiling, bins=40, histtype="step", color="C1", label="noise ceiling")
+        axes.hist(one.ceiling.per_feature, bins=40, histtype="step", color="C1", label="noise ceiling")
     axes.set_xlabel("correlation")
     axes.set_ylabel("responses")
     axes.legend(fontsize=7)

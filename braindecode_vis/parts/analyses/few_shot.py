@@ -30,11 +30,13 @@ from braindecode_vis.parts.analyses.measure import (
     Measured,
     Meter,
     RetrievalMetric,
+    add_holm,
     average_draws,
     check_retrieval,
     describe_result,
     find_best,
     measure_once,
+    pick_limits,
 )
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.preprocessing.common_space import COMMON_SPACES, SubjectAlignment, name_alignment
@@ -145,7 +147,7 @@ class FewShotConfig(Settings):
             }
             for (method, n), found in measured.items()
         ]  # fmt: skip
-        return self._report(study, pd.DataFrame(rows), newcomers, left_out)
+        return self._report(study, add_holm(pd.DataFrame(rows), "trials"), newcomers, left_out)
 
     def _count_draws(self, n: int, newcomers: Sequence[Newcomer]) -> int:
         # All trials can be drawn in one way only, and none too.
@@ -245,11 +247,13 @@ class FewShotConfig(Settings):
                 best = find_best(part)
                 time = f", {best['minutes']:.3g} minutes" if has_minutes and n else ""
                 sentences.append(
-                    f"With {n:.0f} trials of it{time}, {best['method']} was best: {describe_result(best, self.metric)}."
+                    f"With {n:.0f} trials of it{time}, {best['method']} was best: "
+                    f"{describe_result(best, self.metric, 'p_holm')}."
                 )
         sentences += [f"Left out: {what}: {why}" for what, why in left_out.items()]
         sentences.append(
-            "The best of several ways is chosen on the test trials; take the method from another data set."
+            "The best of several ways is chosen on the test trials (p by Holm over them); take the method from another "
+            "data set."
         )
         found = " ".join(sentences)
         x = "minutes" if has_minutes else "trials"
@@ -291,8 +295,7 @@ class FewShotConfig(Settings):
             Score(
                 method="decoded", metric=f"{self.metric}@few_shot_{row['method']}_{row['trials']}",
                 value=float(row["value"]), chance=float(row["chance"]), n_queries=int(row["n"]),
-                protocol=row["protocol"], subject="all", split="test", seed=study.seed, ci_low=float(row["ci_low"]),
-                ci_high=float(row["ci_high"]), resampled=str(row["resampled"]),
+                protocol=row["protocol"], subject="all", split="test", seed=study.seed, **pick_limits(row),
             )
             for row in table.to_dict("records")
         )  # fmt: skip
@@ -418,5 +421,6 @@ def find_trial_seconds(trials: pd.DataFrame) -> float:
 def _compare(study: Study, scratch: Measured | None, found: Measured) -> dict[str, Any]:
     """Return the difference to learning from the subject's own trials alone; missing where that was not measured."""
     if scratch is None:
-        return dict.fromkeys(("difference", "difference_low", "difference_high", "p_difference"), np.nan)
+        lacking = dict.fromkeys(("difference", "difference_low", "difference_high", "p_difference"), np.nan)
+        return lacking | {"difference_resampled": ""}
     return found.as_difference(study, scratch)

@@ -26,6 +26,7 @@ from braindecode_vis.parts.analyses.measure import (
     Meter,
     RetrievalMetric,
     check_retrieval,
+    describe_limits,
     find_best,
     refit,
 )
@@ -128,7 +129,7 @@ class TimeGeneralizationConfig(Settings):
 
         best = find_best(table)
         found = (
-            f"{self.metric} is highest, {best['value']:.3f} ({best['ci_low']:.3f} to {best['ci_high']:.3f}, chance "
+            f"{self.metric} is highest, {best['value']:.3f} ({describe_limits(best, what='')}, chance "
             f"{chance:.3f}), when trained at {(best['train_start'] + best['train_stop']) * 500:.0f} ms and tested at "
             f"{(best['test_start'] + best['test_stop']) * 500:.0f} ms. {int(np.diag(marked).sum())} of {n} cells on "
             f"the diagonal and {int(off.sum())} of {n * (n - 1)} off it are significant, corrected for all cells."

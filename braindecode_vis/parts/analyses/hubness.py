@@ -28,7 +28,7 @@ from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.measure import check_retrieval
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study, rank_trials
 from braindecode_vis.report.drawing import draw_bars
-from braindecode_vis.scoring.score_row import name_units
+from braindecode_vis.scoring.crossed import name_units
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -34,7 +34,13 @@ from braindecode_vis.embeddings.caption_bank import read_caption_bank
 from braindecode_vis.embeddings.image_descriptions import describe_captions, fit_ridge, open_reader
 from braindecode_vis.embeddings.sentence_encoder import MINILM, SentenceEncoder, find_sentence_folder
 from braindecode_vis.embeddings.text import name_concept
-from braindecode_vis.parts.analyses.measure import Meter, RetrievalMetric, check_retrieval
+from braindecode_vis.parts.analyses.measure import (
+    Meter,
+    RetrievalMetric,
+    check_retrieval,
+    describe_limits,
+    pick_limits,
+)
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study, play_encoder
 from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.report.drawing import draw_bars
@@ -303,7 +309,7 @@ class ImageryConfig(Settings):
 
         own = shown[shown["task"] == self.task]
         parts = [
-            f"{r.task}, {r.stimulus_set}: {metric} {r.value:.3f} ({r.ci_low:.3f} to {r.ci_high:.3f}, chance "
+            f"{r.task}, {r.stimulus_set}: {metric} {r.value:.3f} ({describe_limits(r._asdict(), what='')}, chance "
             f"{r.chance:.3f}, {r.n_stimuli} stimuli, p = {r.p_value:.2g})"
             for r in shown.itertuples()
         ]
@@ -329,7 +335,7 @@ class ImageryConfig(Settings):
             Score(
                 method="decoded", metric=f"{r.metric}@{r.task}_{r.stimulus_set}{suffix}", value=r.value,
                 chance=r.chance, n_queries=r.n, protocol=study.protocol, subject="all", split="test", seed=study.seed,
-                ci_low=r.ci_low, ci_high=r.ci_high, gallery_size=r.n_stimuli, p_value=r.p_value,
+                **pick_limits(r._asdict()), gallery_size=r.n_stimuli, p_value=r.p_value,
             )
             for r in own.itertuples()
         )  # fmt: skip

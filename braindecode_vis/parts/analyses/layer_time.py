@@ -30,7 +30,7 @@ from braindecode_vis.embeddings.pixels import EngineeredConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.parts.analyses.curves import MAX_DRAWS, bootstrap_curves, check_windows
 from braindecode_vis.parts.analyses.cuts import Window, cut_window, make_sliding_windows
-from braindecode_vis.parts.analyses.measure import check_retrieval, find_best, measure_changes
+from braindecode_vis.parts.analyses.measure import add_maximum, check_retrieval, find_best, measure_changes
 from braindecode_vis.parts.analyses.rsa import (
     average_test_trials,
     collect_layers,
@@ -120,16 +120,17 @@ class LayerTimeConfig(Settings):
                 rows.append(
                     {
                         "layer": name, "start": window.start, "stop": window.stop, **measured[n].as_row(study),
+                        "observed": measured[n].observed, "null": measured[n].null,
                         "peak": peak, "peak_low": float(low), "peak_high": float(high),
                     }
                 )  # fmt: skip
-        return pd.DataFrame(rows)
+        return pd.DataFrame(add_maximum(rows))
 
     def _correlate(
         self, study: Study, banks: dict[str, Embeddings], windows: Sequence[Window]
     ) -> pd.DataFrame:
         test = average_test_trials(study)
-        rows = []
+        rows: list[dict[str, Any]] = []
         with study.progress("layers against time", len(windows)) as advance:
             for window in windows:
                 match = compare_layers_with_brain(
@@ -141,12 +142,13 @@ class LayerTimeConfig(Settings):
                         {
                             "layer": layer.layer, "start": window.start, "stop": window.stop, "value": layer.rho,
                             "ci_low": layer.ci_low, "ci_high": layer.ci_high, "chance": 0.0, "n": match.n_images,
-                            "p_value": layer.p_value, "ceiling_low": match.ceiling_low,
+                            "p_value": layer.p_value, "observed": layer.rho, "null": layer.null,
+                            "ceiling_low": match.ceiling_low,
                             "ceiling_high": match.ceiling_high, "resampled": "images",
                         }
                     )  # fmt: skip
                 advance(1)
-        table = pd.DataFrame(rows)
+        table = pd.DataFrame(add_maximum(rows))
         # Rows came window by window; the map is read layer by layer, in order of depth.
         table["layer"] = pd.Categorical(table["layer"], list(banks))
         table = table.sort_values(["layer", "start"], ignore_index=True).astype({"layer": object})
@@ -179,10 +181,13 @@ class LayerTimeConfig(Settings):
             peaks.append(
                 f"{shorten(name)} at {float(own['peak'].iloc[0]) * 1000:.0f} ms ({best['value']:.3f}, "
                 f"{best['ci_low']:.3f} to {best['ci_high']:.3f}, chance {best['chance']:.2f}, p = "
-                f"{best['p_value']:.2g})"
+                f"{best['p_maximum']:.2g})"
             )
         found = f"Peak of the {words}: " + "; ".join(peaks) + "."
-        how = f"Each layer was compared with windows of {self.width * 1000:.0f} ms, uncorrected for their number."
+        how = (
+            f"Each layer was compared with windows of {self.width * 1000:.0f} ms; p-values are corrected for "
+            f"{values.size} of them (layers times windows) by the largest in each permutation."
+        )
         caption = f"{words.capitalize()} by layer (rows) and window (columns); dots mark the best window of each layer."
         size = (7.0, 1.6 + 0.3 * len(names))
         return Findings(

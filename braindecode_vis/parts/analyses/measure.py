@@ -23,16 +23,17 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.analyses.study import Change, Study, fit_picked, rank_trials
+from braindecode_vis.scoring.crossed import NO_INTERVAL, PairedDifference, interval_of_rows, paired_difference
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
-from braindecode_vis.scoring.score_row import name_units
 from braindecode_vis.scoring.uncertainty import (
-    PairedDifference,
-    bootstrap_interval,
+    FOLD_FACTOR,
     compute_p_value,
-    paired_difference,
+    correct_holm,
+    correct_maximum,
     permute_within,
 )
+from braindecode_vis.scoring.units import Units
 
 RetrievalMetric = Annotated[str, Field(pattern=r"^(two_way|top[1-9]\d*|([2-9]|[1-9]\d+)_way)$")]
 LARGEST_GALLERY = 2000  # images whose labels are permuted; the tables of more would not fit
@@ -80,7 +81,8 @@ class Measured:
     observed
         Mean that the null is compared with.
     null : array of shape (n_permutations,) or None
-        Means under permuted images; None where they were not asked for or the gallery is too large.
+        Means under permuted images, after folds wider by sqrt 2; None where they were not asked for or the gallery is
+        too large.
     """
 
     values: np.ndarray
@@ -105,10 +107,12 @@ class Measured:
 
     def as_row(self, study: Study) -> dict[str, Any]:
         """Return `value`, `ci_low`, `ci_high`, `chance`, `n`, `p_value`, and what the interval has `resampled`."""
-        low, high = compute_interval(study, self.values, self.clusters, self.subjects)
+        low, high, words = compute_interval(
+            study, self.values, self.clusters, self.subjects, self.ids, shares=True
+        )
         return {
             "value": self.value, "ci_low": low, "ci_high": high, "chance": self.chance, "n": len(self.values),
-            "p_value": self.p_value, "resampled": name_resampled(study, self.clusters, self.subjects),
+            "p_value": self.p_value, "resampled": words,
         }  # fmt: skip
 
     def compare(self, study: Study, other: np.ndarray) -> PairedDifference | None:
@@ -117,42 +121,79 @@ class Measured:
         if not several and len(set(self.clusters.tolist())) < 2:
             return None
         return paired_difference(
-            self.values, other, clusters=self.clusters, subjects=self.subjects if several else None,
+            self.values, other, **_find_units(study, self.clusters, self.subjects, self.ids),
             n_boot=study.n_bootstrap, seed=study.seed,
         )  # fmt: skip
 
-    def as_difference(self, study: Study, other: Measured) -> dict[str, float]:
-        """Return `difference` to the same rows under another condition, with `_low`, `_high` and `p_difference`."""
-        found = self.compare(study, other.values)
-        low, high, p = (found.interval.low, found.interval.high, found.p_value) if found else [np.nan] * 3
+    def as_difference(self, study: Study, other: Measured) -> dict[str, Any]:
+        """Return `difference` to the same rows under another condition, with `_low`, `_high`, `_resampled` and
+        `p_difference`.
+        """
+        low, high, p, words = bound_difference(self.compare(study, other.values))
         return {
             "difference": self.value - other.value, "difference_low": low, "difference_high": high, "p_difference": p,
+            "difference_resampled": words,
         }  # fmt: skip
 
 
-def name_resampled(study: Study, clusters: np.ndarray, subjects: np.ndarray) -> str:
-    """Return what an interval of `compute_interval` resampled, in the words of the table of scores."""
-    if len(set(subjects.tolist())) < 2:
-        return name_units(study.unit, len(set(clusters.tolist())))
-    n_subjects = len(set(subjects.tolist()))
-    return name_units("subject", n_subjects) if study.unit == "subject" else f"subjects, then {study.unit}s"
+def bound_difference(found: PairedDifference | None) -> tuple[float, float, float, str]:
+    """Return limits and p of a paired difference, NaN where there are none, and of what they speak or why not."""
+    if found is None:
+        return np.nan, np.nan, np.nan, ""
+    low, high, p = found.interval.low, found.interval.high, found.p_value
+    numbers = [np.nan if number is None else float(number) for number in (low, high, p)]
+    return numbers[0], numbers[1], numbers[2], found.interval.resampled
 
 
 def compute_interval(
-    study: Study, values: np.ndarray, clusters: np.ndarray, subjects: np.ndarray
-) -> tuple[float, float]:
-    """Return the 95 % interval of the mean, over subjects first where there are several; NaN for a single cluster."""
+    study: Study,
+    values: np.ndarray,
+    clusters: np.ndarray,
+    subjects: np.ndarray,
+    ids: np.ndarray | None = None,
+    *,
+    shares: bool = False,
+) -> tuple[float, float, str]:
+    """Return the 95 % interval of the mean, crossed where there are several subjects, and what it resampled.
+
+    Parameters
+    ----------
+    study
+        What `clusters` are, and the resamples of one subject.
+    values, clusters, subjects : arrays of shape (n_rows,)
+        As in `Measured`.
+    ids : array of shape (n_rows,), optional
+        Images, where `clusters` may be groups that do not hold whole images.
+    shares
+        Whether the values are hits and misses, or shares of them.
+
+    Returns
+    -------
+    low, high
+        NaN where there is none.
+    words
+        In the words of the table of scores, or why there is no interval.
+    """
+    # One subject's hits keep the bootstrap; of several, a mean near its end needs the logit.
     several = len(set(subjects.tolist())) > 1
-    if not several and len(set(clusters.tolist())) < 2:
-        return float("nan"), float("nan")
-    interval = bootstrap_interval(
-        values,
-        clusters=clusters,
-        subjects=subjects if several else None,
-        n_boot=study.n_bootstrap,
-        seed=study.seed,
-    )
-    return interval.low, interval.high
+    found = interval_of_rows(
+        values, **_find_units(study, clusters, subjects, ids), n_boot=study.n_bootstrap, seed=study.seed,
+        proportion=shares and several,
+    )  # fmt: skip
+    low, high = (np.nan if limit is None else limit for limit in (found.low, found.high))
+    return low, high, found.resampled
+
+
+def _find_units(
+    study: Study, clusters: np.ndarray, subjects: np.ndarray, ids: np.ndarray | None
+) -> dict[str, Any]:
+    """Return what rows are resampled with: their units and, where there are several, their subjects."""
+    if len(set(subjects.tolist())) < 2:
+        return {"clusters": clusters, "unit": study.unit}
+    units = Units(study.unit, clusters)
+    if ids is not None and units.select(np.arange(len(ids)), ids) is None:
+        return {"clusters": ids, "unit": "image", "subjects": subjects}
+    return {"clusters": clusters, "unit": study.unit, "subjects": subjects}
 
 
 class Meter:
@@ -231,9 +272,17 @@ class Meter:
 
     @staticmethod
     def join(folds: Sequence[FoldValues]) -> Measured:
-        """Put the folds of one condition together."""
+        """Put the folds of one condition together.
+
+        Folds train each other, so that a null of permutations within them is too narrow by `FOLD_FACTOR`.
+        """
         sizes = [len(fold.values) for fold in folds]
         nulls = [fold.null for fold in folds if fold.null is not None]
+        null = None
+        # A null of some folds only would be narrower than the score that it judges.
+        if len(nulls) == len(folds):
+            null = np.sum(nulls, axis=0) / sum(sizes)
+            null = null if len(folds) < 2 else null.mean() + FOLD_FACTOR * (null - null.mean())
         return Measured(
             values=np.concatenate([fold.values for fold in folds]),
             ids=np.concatenate([fold.ids for fold in folds]),
@@ -241,8 +290,7 @@ class Meter:
             clusters=np.concatenate([fold.clusters for fold in folds]),
             chance=float(np.average([fold.chance for fold in folds], weights=sizes)),
             observed=sum(fold.table_sum for fold in folds) / sum(sizes),
-            # A null of some folds only would be narrower than the score that it judges.
-            null=np.sum(nulls, axis=0) / sum(sizes) if len(nulls) == len(folds) else None,
+            null=null,
         )
 
 
@@ -436,16 +484,58 @@ def check_retrieval(study: Study, kind: str) -> None:
         )
 
 
+def add_holm(table: pd.DataFrame, by: str, p_value: str = "p_value") -> pd.DataFrame:
+    """Return the table with `p_holm`: p-values corrected for the rows of one `by`, among which a page names one.
+
+    Parameters
+    ----------
+    p_value
+        Column that is corrected; rows without one stay without.
+    """
+    corrected = pd.Series(np.nan, index=table.index)
+    for _, own in table[table[p_value].notna()].groupby(by, sort=False):
+        corrected[own.index] = correct_holm(own[p_value].to_numpy(float))
+    return table.assign(p_holm=corrected)
+
+
+def add_maximum(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with `p_maximum`: p-values corrected for the rows, among which a page names the best.
+
+    Parameters
+    ----------
+    rows
+        With `observed` and its `null`, of shape (n_permutations,), by permutations that all rows share; both are
+        replaced. Where a row has no null, none has a corrected p-value.
+    """
+    nulls = [row["null"] for row in rows]
+    p_values = np.full(len(rows), np.nan)
+    if rows and all(null is not None for null in nulls):
+        p_values = correct_maximum(np.array([row["observed"] for row in rows]), np.stack(nulls, axis=1))
+    kept = [{key: value for key, value in row.items() if key not in ("observed", "null")} for row in rows]
+    return [row | {"p_maximum": float(p)} for row, p in zip(kept, p_values, strict=True)]
+
+
 def find_best(table: pd.DataFrame) -> pd.Series:
     """Return the row with the largest `value`; rows without one do not count."""
     return table.iloc[int(np.nanargmax(table["value"].to_numpy(float)))]
 
 
-def describe_result(row: Any, metric: str) -> str:
-    """Return a value with interval, chance and p-value as text."""
-    p = row.get("p_value")
+def describe_result(row: Any, metric: str, p_value: str = "p_value") -> str:
+    """Return a value with interval, chance and p-value (of this column) as text."""
+    p = row.get(p_value)
     tail = "" if p is None or pd.isna(p) else f", p = {p:.2g}"
-    return (
-        f"{metric} {row['value']:.3f} (95 % interval {row['ci_low']:.3f} to {row['ci_high']:.3f}, chance "
-        f"{row['chance']:.3f}, n = {row['n']:.0f}{tail})"
-    )
+    return f"{metric} {row['value']:.3f} ({describe_limits(row)}, chance {row['chance']:.3f}, n = {row['n']:.0f}{tail})"
+
+
+def describe_limits(row: Any, decimals: int = 3, *, what: str = "95 % interval ", sign: str = "") -> str:
+    """Return the interval of a row as text after the word `what`, or why there is none."""
+    if pd.isna(row["ci_low"]):
+        return str(row.get("resampled") or NO_INTERVAL)
+    form = f"{sign}.{decimals}f"
+    return f"{what}{row['ci_low']:{form}} to {row['ci_high']:{form}}"
+
+
+def pick_limits(row: Any) -> dict[str, Any]:
+    """Return the limits of a row, and what they resample, as a `Score` takes them."""
+    limits = {key: None if pd.isna(row[key]) else float(row[key]) for key in ("ci_low", "ci_high")}
+    return {**limits, "resampled": str(row["resampled"])}

@@ -29,9 +29,11 @@ from braindecode_vis.parts.analyses.measure import (
     Measured,
     Meter,
     RetrievalMetric,
+    add_holm,
+    bound_difference,
     check_retrieval,
+    describe_limits,
     find_best,
-    name_resampled,
 )
 from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
@@ -89,7 +91,7 @@ class OcclusionConfig(Settings):
                     advance(1)
         joined = meter.join(whole)
         rows = [_make_row(study, key, meter.join(folds), joined) for key, folds in hidden.items()]
-        return self._report(study, pd.DataFrame(rows), joined)
+        return self._report(study, add_holm(pd.DataFrame(rows), "part"), joined)
 
     def _list_parts(self, study: Study) -> list[Part]:
         responses, parts = study.responses, []
@@ -129,11 +131,13 @@ class OcclusionConfig(Settings):
 
         words = []
         for kind in kinds:
-            best = find_best(table[table["part"] == kind])
+            own = table[table["part"] == kind]
+            best = find_best(own)
             what = f"{float(best['name']) * 1000:.0f} ms on" if kind == "time" else str(best["name"])
             words.append(
                 f"hiding {what} costs most {kind if kind == 'time' else study.responses.dims[1]}-wise: "
-                f"{best['value']:.3f} ({best['ci_low']:.3f} to {best['ci_high']:.3f}, p = {best['p_value']:.2g})"
+                f"{best['value']:.3f} ({describe_limits(best, what='')}, p = {best['p_holm']:.2g} by Holm over "
+                f"{len(own)} parts)"
             )
         found = f"Of {self.metric} {whole.value:.3f} (chance {whole.chance:.3f}), " + "; ".join(words) + "."
         how = "One part of the test trials at a time was replaced by its mean over training trials."
@@ -172,10 +176,9 @@ def _compute_mean(responses: Responses, block: int = 512) -> np.ndarray:
 
 
 def _make_row(study: Study, key: tuple[str, str], hidden: Measured, whole: Measured) -> dict[str, Any]:
-    loss = whole.compare(study, hidden.values)
+    low, high, p, words = bound_difference(whole.compare(study, hidden.values))
     return {
         "part": key[0], "name": key[1], "value": whole.value - hidden.value,
-        "ci_low": loss.interval.low if loss else np.nan, "ci_high": loss.interval.high if loss else np.nan,
-        "chance": 0.0, "n": len(hidden.values), "p_value": loss.p_value if loss else np.nan, "score": hidden.value,
-        "resampled": name_resampled(study, whole.clusters, whole.subjects) if loss else "",
+        "ci_low": low, "ci_high": high, "chance": 0.0, "n": len(hidden.values), "p_value": p, "score": hidden.value,
+        "resampled": words,
     }  # fmt: skip

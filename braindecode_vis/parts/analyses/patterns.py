@@ -30,7 +30,7 @@ from braindecode_vis.parts.analyses.measure import check_retrieval
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
 from braindecode_vis.preprocessing.alignment import check_common_features
 from braindecode_vis.report.drawing import place_pattern
-from braindecode_vis.scoring.score_row import name_units
+from braindecode_vis.scoring.crossed import name_units
 from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within
 
 if TYPE_CHECKING:

@@ -1,20 +1,24 @@
 """Where the information is: only one part of the head or brain, all but one part, and random parts of the same size.
 
 Owns regions of sensors (ATM), regions of interest of fMRI, and networks of parcels (WAVE), and the comparison that they
-share. A large part decodes better because it is large; so every part stands beside random parts of the same number of
-channels or voxels, drawn from all of them. A drop after leaving a part out says that the encoder used it, not that
-other parts do not hold the same information.
+share. A large part decodes better because it is large; so every part stands beside random parts of the same size. A
+draw relabels all channels, voxels or parcels at once, so that random parts overlap as little as the true ones, and
+scores them all: the best part is compared with the best of each draw. A drop after leaving a part out says that the
+encoder used it, not that other parts do not hold the same information. Random parts lie scattered; what that cannot
+tell of contiguous parts is printed with the result.
 
 References
 ----------
 Li et al. (2024), ATM, arXiv:2403.07721 (regions of sensors). WAVE, arXiv:2411.07121 (whole-brain parcels, network
 ablation; only its abstract is known here, and random parts of the same size and the paired bootstrap are ours). Yeo et
-al. (2011), doi:10.1152/jn.00338.2011; Schaefer et al. (2018), doi:10.1093/cercor/bhx179.
+al. (2011), doi:10.1152/jn.00338.2011; Schaefer et al. (2018), doi:10.1093/cercor/bhx179. Nichols and Holmes (2002),
+doi:10.1002/hbm.1058 (maximum statistic); Alexander-Bloch et al. (2018), doi:10.1016/j.neuroimage.2018.05.070 (nulls of
+smooth maps).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +34,9 @@ from braindecode_vis.parts.analyses.cuts import Features, Outside, keep_features
 from braindecode_vis.parts.analyses.measure import (
     Measured,
     RetrievalMetric,
+    bound_difference,
     check_retrieval,
+    describe_limits,
     describe_result,
     measure_changes,
 )
@@ -39,7 +45,7 @@ from braindecode_vis.preprocessing.voxel_geometry import find_networks, find_roi
 from braindecode_vis.report.drawing import draw_bars
 from braindecode_vis.report.sensor_groups import REGIONS, assign_regions
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
-from braindecode_vis.scoring.uncertainty import compute_p_value
+from braindecode_vis.scoring.uncertainty import correct_maximum
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,14 +59,15 @@ class SensorRegionsConfig(Settings):
     metric
         ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
     n_random
-        Random sets of as many sensors beside each region.
+        Relabellings of all sensors, each of which is scored like the regions: two fits per region and relabelling. The
+        smallest p is 1 / (n_random + 1); 0 draws none.
     outside
         ``cut`` leaves sensors out; ``zero`` sets them to zero, for networks that need them all.
     """
 
     kind: Literal["sensor_regions"] = "sensor_regions"
     metric: RetrievalMetric = "top1"
-    n_random: int = Field(default=20, ge=0)
+    n_random: int = Field(default=200, ge=0)
     outside: Outside = "cut"
 
     def compute(self, study: Study) -> Findings:
@@ -93,7 +100,7 @@ class RoisConfig(Settings):
 
     kind: Literal["rois"] = "rois"
     metric: RetrievalMetric = "top1"
-    n_random: int = Field(default=20, ge=0)
+    n_random: int = Field(default=200, ge=0)
     outside: Outside = "cut"
     sets: tuple[str, ...] | None = None
     include: tuple[str, ...] = ()
@@ -153,14 +160,15 @@ class NetworkAblationConfig(Settings):
     metric
         ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
     n_random
-        Random sets of as many parcels beside each network.
+        Relabellings of all parcels, each of which is scored like the networks: two fits per network and relabelling.
+        The smallest p is 1 / (n_random + 1); 0 draws none.
     outside
         ``cut`` leaves parcels out; ``zero`` sets them to zero, for networks that need them all.
     """
 
     kind: Literal["network_ablation"] = "network_ablation"
     metric: RetrievalMetric = "two_way"
-    n_random: int = Field(default=20, ge=0)
+    n_random: int = Field(default=200, ge=0)
     outside: Outside = "cut"
 
     def compute(self, study: Study) -> Findings:
@@ -185,8 +193,12 @@ class NetworkAblationConfig(Settings):
 # --- the comparison ------------------------------------------------------------------------------------------------
 
 
-Condition = tuple[str, str, int]  # mode, group (or size), draw
+Condition = tuple[str, str, int]  # mode, group, number of the relabelling (0 is the true one)
 WHOLE: Condition = ("all", "all", 0)
+MODES = ("only", "without")
+#: Neighbours of a smooth map respond alike, which scattered random parts do not imitate: simulated, some part was
+#: called better than random in these shares of maps without any effect.
+SMOOTH_FALSE_POSITIVES = (0.73, 0.84)
 
 
 def ablate(
@@ -200,14 +212,14 @@ def ablate(
     title: str,
     noun: str,
 ) -> Findings:
-    """Decode from only each group, from all but each group, and from random groups of the same sizes.
+    """Decode from only each group, from all but each group, and from the groups of relabelled features.
 
     Parameters
     ----------
     groups
         Name to the features of each group.
     n_random
-        Random groups per size; 0 draws none.
+        Relabellings of all features; 0 draws none.
     outside
         ``cut`` leaves features out; ``zero`` sets them to zero, for networks that need them all.
     noun
@@ -223,59 +235,100 @@ def ablate(
             f"the analysis {kind} needs at least two groups of {noun}s, found {', '.join(groups) or 'none'}."
         )
     every = _join(groups)
-    kept: dict[Condition, Features] = {}
-    for name, features in groups.items():
-        rest = _invert(features, every)
-        if _count(rest) == 0:
-            raise DataError(f"the group {name} holds every {noun}, so nothing can be compared with it.")
-        kept["only", name, 0], kept["without", name, 0] = features, rest
-    # Random groups are drawn once per size, and serve all groups of that size.
-    sizes = {_key(features) for features in kept.values()}
-    for size in sorted(sizes):
-        for draw in range(n_random):
-            kept["random", size, draw] = _draw(every, size, study.seed, draw)
     changes: dict[Condition, Change | None] = {WHOLE: partial(keep_features, keep=every, outside=outside)}
-    changes |= {c: partial(keep_features, keep=features, outside=outside) for c, features in kept.items()}
+    sizes = {WHOLE: _count(every)}
+    for name, features in groups.items():
+        if _count(_invert(features, every)) == 0:
+            raise DataError(f"the group {name} holds every {noun}, so nothing can be compared with it.")
+        for mode in MODES:
+            sizes[mode, name, 0] = _count(features if mode == "only" else _invert(features, every))
+            for draw in range(n_random + 1):
+                changes[mode, name, draw] = partial(
+                    _keep_group, features=features, mode=mode, seed=study.seed, draw=draw, outside=outside
+                )
     measured = measure_changes(
         study,
         changes,
         metric,
-        permute=lambda condition: condition[0] != "random",  # they are a null themselves
+        permute=lambda condition: condition[2] == 0,  # the others are a null themselves
         what=kind.replace("_", " "),
     )
+    p_random = _correct(measured, list(groups), n_random)
     rows = [
-        _make_row(study, condition, features, measured, n_random)
-        for condition, features in {WHOLE: every, **kept}.items()
-        if condition[0] != "random"
+        _make_row(study, condition, size, measured, n_random, p_random.get(condition, np.nan))
+        for condition, size in sizes.items()
     ]
     return _report(pd.DataFrame(rows), metric, kind, title, noun, n_random)
 
 
+def _keep_group(
+    responses: Responses, *, features: Features, mode: str, seed: int, draw: int, outside: Outside
+) -> Responses:
+    """Keep the features of a relabelled group, or all others."""
+    drawn = relabel_features(features, seed, draw)
+    keep = drawn if mode == "only" else _invert(drawn, _join({"": drawn}))
+    return keep_features(responses, keep, outside)
+
+
+def relabel_features(features: Features, seed: int, draw: int) -> Features:
+    """Return the group after all features have changed places; of one draw, all groups by the same permutation.
+
+    Groups keep their sizes, and those that share no feature share none afterwards. Where subjects have features of
+    their own, each subject has its own permutation. The relabelling 0 is the true one.
+    """
+    if draw == 0:
+        return features
+
+    def move(chosen: np.ndarray, who: str) -> np.ndarray:
+        return chosen[make_generator(seed, "relabelled groups", who, draw).permutation(len(chosen))]
+
+    if isinstance(features, Mapping):
+        return {subject: move(chosen, subject) for subject, chosen in features.items()}
+    return move(features, "")
+
+
+def _correct(
+    measured: Mapping[Condition, Measured], names: Sequence[str], n_random: int
+) -> dict[Condition, float]:
+    """Return the p-value of every group, alone and left out, by the most extreme of all of them in each draw."""
+    if not n_random:
+        return {}
+    keys = [(mode, name) for mode in MODES for name in names]
+    # A group left out matters if the score falls lower than without as many random features.
+    signs = np.array([1.0 if mode == "only" else -1.0 for mode, _ in keys])
+    values = signs * np.array([[measured[*key, draw].value for key in keys] for draw in range(n_random + 1)])
+    p_values = correct_maximum(values[0], values[1:])
+    return {(*key, 0): float(p) for key, p in zip(keys, p_values, strict=True)}
+
+
 def _make_row(
-    study: Study, condition: Condition, features: Features, measured: dict[Condition, Measured], n_random: int
+    study: Study,
+    condition: Condition,
+    size: int,
+    measured: Mapping[Condition, Measured],
+    n_random: int,
+    p_random: float,
 ) -> dict[str, Any]:
     mode, name, _ = condition
     found, whole = measured[condition], measured[WHOLE]
-    row = {"group": name, "mode": mode, "n_columns": _count(features), **found.as_row(study)}
-    draws = [measured["random", _key(features), d] for d in range(n_random)] if mode != "all" else []
+    row = {"group": name, "mode": mode, "n_columns": size, **found.as_row(study)}
+    draws = [measured[mode, name, d] for d in range(1, n_random + 1)] if mode != "all" else []
     # A group left out is worth what the score loses; a group alone is worth its score.
     row |= found.as_difference(study, whole)
     if mode == "all":
         row |= dict.fromkeys(("difference_low", "difference_high", "p_difference"), np.nan)
+        row["difference_resampled"] = ""
     if not draws:
         names = "random random_low random_high p_random versus_random versus_low versus_high"
         return row | dict.fromkeys(names.split(), np.nan)
     level = np.array([d.value for d in draws])
-    # A group left out matters if the score falls lower than without as many random features.
-    extreme = compute_p_value(found.value, level, alternative="greater" if mode == "only" else "less")
     mean = np.mean([d.values for d in draws], axis=0)  # (n_rows,): trial by trial, for a paired difference
-    versus = found.compare(study, mean)
+    versus_low, versus_high, *_ = bound_difference(found.compare(study, mean))
     low, high = np.quantile(level, [0.025, 0.975])
     return row | {
         "random": float(level.mean()), "random_low": float(low), "random_high": float(high),
-        "p_random": float(extreme), "versus_random": found.value - float(level.mean()),
-        "versus_low": versus.interval.low if versus else np.nan,
-        "versus_high": versus.interval.high if versus else np.nan,
+        "p_random": p_random, "versus_random": found.value - float(level.mean()),
+        "versus_low": versus_low, "versus_high": versus_high,
     }  # fmt: skip
 
 
@@ -293,7 +346,13 @@ def _report(table: pd.DataFrame, metric: str, kind: str, title: str, noun: str, 
             if n_random:
                 place = np.arange(len(own)) + 0.2
                 axes.plot(
-                    own["random"], place, ls="none", marker="D", ms=4, color="C1", label="random, same size"
+                    own["random"],
+                    place,
+                    ls="none",
+                    marker="D",
+                    ms=4,
+                    color="C1",
+                    label="relabelled, same size",
                 )
                 axes.hlines(place, own["random_low"], own["random_high"], color="C1", lw=1)
             axes.axvline(whole["value"], color="C5", lw=0.8, label=f"all {noun}s")
@@ -304,20 +363,27 @@ def _report(table: pd.DataFrame, metric: str, kind: str, title: str, noun: str, 
 
     best = only.iloc[0]
     worst = without.iloc[int(without["value"].to_numpy(float).argmin())]
+    loss = {"ci_low": worst["difference_low"], "ci_high": worst["difference_high"]}
+    limits = describe_limits({**loss, "resampled": worst["difference_resampled"]}, what="", sign="+")
     found = (
         f"{describe_result(whole, f'with all {noun}s {metric}')}; most from {best['group']} alone: "
         f"{describe_result(best, metric)}; the score loses most without {worst['group']}: "
-        f"{worst['difference']:+.3f} ({worst['difference_low']:+.3f} to {worst['difference_high']:+.3f})."
+        f"{worst['difference']:+.3f} ({limits})."
     )
     if n_random:
+        low, high = SMOOTH_FALSE_POSITIVES
         found += (
-            f" Of {n_random} random groups of the size of {best['group']}, the mean is {best['random']:.3f} "
-            f"(p = {best['p_random']:.2g} for as much as {best['group']})."
+            f" In {n_random} relabellings of all {noun}s, a group of the size of {best['group']} reaches "
+            f"{best['random']:.3f} on average; {best['group']} alone: p = {best['p_random']:.2g}, all but "
+            f"{worst['group']}: p = {worst['p_random']:.2g}, corrected for all {len(only)} groups, alone and left out. "
+            f"Relabelled groups are scattered. Where neighbouring {noun}s respond alike, such draws are no null for "
+            f"groups of neighbours: in simulated smooth maps without any effect, {low:g} to {high:g} had a group with "
+            "p <= 0.05. So a small p may mean that its parts lie together, and not that this group is special."
         )
     how = f"An encoder was fitted and tested on each group of {noun}s alone and on all but each group."
     caption = (
         f"Score from one group of {noun}s alone (left) and from all but one (right), 95 % intervals; number of {noun}s "
-        "in brackets. Diamonds: mean of random groups of the same size, with the range of 95 % of them."
+        "in brackets. Diamonds: mean of relabelled groups of the same size, with the range of 95 % of them."
     )
     size = (7.4, 1.6 + 0.34 * len(only))
     return Findings(title, f"{how} {found}", table, (Plot(kind, caption, found, draw, size),))
@@ -347,24 +413,3 @@ def _count(features: Features) -> int:
     if isinstance(features, Mapping):
         return min(int(chosen.sum()) for chosen in features.values())
     return int(features.sum())
-
-
-def _key(features: Features) -> str:
-    """Return the sizes as text: conditions of the same sizes share their random groups."""
-    if isinstance(features, Mapping):
-        return "/".join(f"{subject}={int(chosen.sum())}" for subject, chosen in features.items())
-    return f"{int(features.sum()):06d}"
-
-
-def _draw(every: Features, size: str, seed: int, number: int) -> Features:
-    generator = make_generator(seed, "random groups", size, number)
-
-    def pick(chosen: np.ndarray, n: int) -> np.ndarray:
-        out = np.zeros(len(chosen), bool)
-        out[generator.choice(np.flatnonzero(chosen), n, replace=False)] = True
-        return out
-
-    if isinstance(every, Mapping):
-        counts = dict(part.rsplit("=", 1) for part in size.split("/"))
-        return {subject: pick(chosen, int(counts[subject])) for subject, chosen in every.items()}
-    return pick(every, int(size))

@@ -15,7 +15,7 @@ Cichy et al. (2014), doi:10.1038/nn.3635.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -34,7 +34,7 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import read_responses
 from braindecode_vis.parts.analyses.cuts import Window, cut_window, make_sliding_windows
-from braindecode_vis.parts.analyses.measure import find_best
+from braindecode_vis.parts.analyses.measure import add_maximum, find_best
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.report.drawing import draw_bars, draw_curve, draw_matrix, mark_stimulus
@@ -110,7 +110,11 @@ class RsaConfig(Settings):
             raise DataError(
                 "there is one subject, no image space and no other recording: nothing to compare."
             )
-        return self._report(pd.DataFrame(rows))
+        # Models compete with models, and pairs of subjects with pairs.
+        against = [
+            [r for r in rows if (r["first"] == "all subjects") == of_models] for of_models in (True, False)
+        ]
+        return self._report(pd.DataFrame([row for part in against for row in add_maximum(part)]))
 
     def _compare(
         self, study: Study, responses: Responses, models: dict[str, Embeddings], window: Window | None
@@ -191,7 +195,7 @@ def _say(row: pd.Series) -> str:
     when = "" if pd.isna(row["start"]) else f" at {(row['start'] + row['stop']) * 500:.0f} ms"
     return (
         f"{row['first']} and {row['second']}{when}, {row['value']:.3f} ({row['ci_low']:.3f} to {row['ci_high']:.3f}, p "
-        f"= {row['p_value']:.2g})"
+        f"= {row['p_maximum']:.2g}, corrected for all that were compared)"
     )
 
 
@@ -201,6 +205,7 @@ def _list_rows(match: BrainMatch, window: Window | None) -> list[dict[str, Any]]
             "second": layer.layer, "start": window.start if window else np.nan,
             "stop": window.stop if window else np.nan, "value": layer.rho, "ci_low": layer.ci_low,
             "ci_high": layer.ci_high, "chance": 0.0, "n": match.n_images, "p_value": layer.p_value,
+            "observed": layer.rho, "null": layer.null,
             "ceiling_low": np.nan if match.ceiling_low is None else match.ceiling_low,
             "ceiling_high": np.nan if match.ceiling_high is None else match.ceiling_high, "resampled": "images",
         }
@@ -370,6 +375,8 @@ class LayerMatch:
         95 % interval over resampled images.
     p_value
         One-sided, from permuted images.
+    null : array of shape (n_permutations,)
+        `rho` under each permutation; all layers and windows of a seed share them.
     """
 
     layer: str
@@ -377,6 +384,7 @@ class LayerMatch:
     ci_low: float
     ci_high: float
     p_value: float
+    null: np.ndarray = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -510,7 +518,7 @@ def compare_rdms(
         # Images are shuffled and not pairs, since the pairs of one image are not independent.
         null = np.array([mean_subject @ own[np.ix_(shuffle, shuffle)][pairs] for shuffle in shuffles])
         p_value = float(compute_p_value(rho, null))
-        matches.append(LayerMatch(name, rho, float(low), float(high), p_value))
+        matches.append(LayerMatch(name, rho, float(low), float(high), p_value, null))
     several = len(subjects) > 1
     low_ceiling, high_ceiling = (
         compute_noise_ceiling(list(subjects.values()), measure) if several else (None, None)

@@ -32,6 +32,7 @@ from braindecode_vis.parts.analyses.curves import (
 from braindecode_vis.parts.analyses.cuts import Window, cut_window, make_sliding_windows
 from braindecode_vis.parts.analyses.study import Findings, Study
 from braindecode_vis.preprocessing.splits import make_groups
+from braindecode_vis.scoring.crossed import groups_interval
 from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within
 
 
@@ -75,14 +76,13 @@ class TimeResolvedCategoriesConfig(Settings):
         else:
             test = cluster_over_labels(curve, null, alpha=self.alpha)
         draws = bootstrap_areas(blocks, study)
-        low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+        low, high, words = bound_areas(means, draws, "trials of a class in its run")
         p_values = compute_p_value(curve, null)
         n = sum(len(block.truth) for block in blocks)
         rows: list[dict[str, Any]] = [
             {
                 "value": float(curve[w]), "ci_low": float(low[w]), "ci_high": float(high[w]), "chance": 0.5, "n": n,
-                "p_value": float(p_values[w]),
-                "resampled": "subjects, then trials of a class" if len(means) > 1 else "trials of a class in its run",
+                "p_value": float(p_values[w]), "resampled": words,
             }
             for w in range(len(windows))
         ]  # fmt: skip
@@ -227,6 +227,32 @@ def _permute(blocks: Sequence[RunDecisions], study: Study) -> np.ndarray:
         labels = permute_within(block.truth, everyone, study.n_permutations, generator)
         parts.append(block.measure(labels))
     return average_subjects(np.stack(parts), subjects)
+
+
+def bound_areas(means: np.ndarray, draws: np.ndarray, words: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return the limits of every area: Student's t over subjects, or of one subject the percentiles of resamples.
+
+    Parameters
+    ----------
+    means : array of shape (n_subjects, n_areas)
+    draws : array of shape (n_draws, n_areas)
+        Of one subject.
+    words
+        What the resamples of one subject are.
+
+    Returns
+    -------
+    low, high : arrays of shape (n_areas,)
+        NaN where there are too few subjects.
+    words
+        What the limits resample, or why there are none.
+    """
+    if len(means) == 1:
+        low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+        return low, high, words
+    found = [groups_interval(column, np.arange(len(means)), unit="subject") for column in means.T]
+    low, high = np.array([(one.low, one.high) for one in found], dtype=float).T
+    return low, high, found[0].resampled
 
 
 def bootstrap_areas(blocks: Sequence[RunDecisions], study: Study) -> np.ndarray:

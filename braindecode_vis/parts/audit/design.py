@@ -22,7 +22,7 @@ import numpy as np
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first
-from braindecode_vis.preprocessing.splits import make_groups
+from braindecode_vis.preprocessing.splits import find_shared, make_groups
 from braindecode_vis.scoring.design_control import ORDER_COLUMNS
 from braindecode_vis.scoring.uncertainty import compute_p_value
 
@@ -80,8 +80,24 @@ def check_design(run: AuditedRun) -> list[AuditFinding]:
         *_check_order(codes, runs[rows], how, is_within, run.seed),
         *_check_places(codes, runs[rows], run.seed),
     ]
+    findings += _check_subjects(run, rows)
     text = f"{len(shared)} concepts are spread over runs and time as chance spreads them."
     return findings or [AuditFinding("design", "ok", text)]
+
+
+def _check_subjects(run: AuditedRun, rows: np.ndarray) -> list[AuditFinding]:
+    """Shuffles within subjects tell nothing of a concept that its subject has alone; see `identity`."""
+    names, subjects = run.concepts.astype(str)[rows], run.trials["subject"].astype(str).to_numpy()[rows]
+    pairs = set(zip(subjects.tolist(), names.tolist(), strict=True))
+    if len(pairs) > len(set(subjects.tolist())) or len(set(names.tolist())) < 2:
+        return []
+    text = f"concept and subject go together: each of {len(pairs)} subjects shows one concept"
+    if any(
+        set(subjects.tolist()) & set(find_shared(make_groups(run.trials, "subject"), f)) for f in run.folds
+    ):
+        return [AuditFinding("design", "warning", f"{text}, and is trained on and tested: see identity.")]
+    text += "; no subject is on both sides, but whatever else sets these subjects apart can stand in for it"
+    return [AuditFinding("design", "ok", f"{text}.")]
 
 
 def find_order(run: AuditedRun) -> tuple[np.ndarray, str]:

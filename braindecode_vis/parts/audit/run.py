@@ -57,6 +57,7 @@ from braindecode_vis.pipeline.leaks.records import (
 )
 from braindecode_vis.pipeline.leaks.run_files import BRANCH_WORDS, AuditedRun, open_audited
 from braindecode_vis.pipeline.leaks.split_overlap import (
+    check_identity,
     check_likeness,
     check_near_copies,
     check_pixels,
@@ -65,7 +66,15 @@ from braindecode_vis.pipeline.leaks.split_overlap import (
     check_used,
 )
 
-SPLIT = (check_sides, check_pixels, check_likeness, check_near_copies, check_split_settings, check_used)
+SPLIT = (
+    check_sides,
+    check_identity,
+    check_pixels,
+    check_likeness,
+    check_near_copies,
+    check_split_settings,
+    check_used,
+)
 STATISTICS = (
     check_standardised, check_whitened, check_scaling, check_components, check_codes, check_record,
 )  # fmt: skip

@@ -103,26 +103,24 @@ def make_board(
             )
         )
     named = "" if base is None else names[runs.index(base)]
-    pooled = tabulate_settings(runs, names, items, metrics, seed=seed)
+    pooled = tabulate_settings(runs, names, items, metrics)
     write_board(out, Board(rows, metrics, settings, reference=named, pooled=pooled))
     store.write_json(out.with_name("experiment.json"), [row.as_json() for row in rows])
     write_settings(out.with_name("settings.csv"), pooled)
     return rows
 
 
-def pool_runs(folders: Sequence[Path], *, seed: int = 0) -> SettingsTable:
+def pool_runs(folders: Sequence[Path]) -> SettingsTable:
     """Return the settings of some finished runs with intervals over their subjects and seeds; nothing is computed.
 
     Parameters
     ----------
     folders
         Run folders.
-    seed
-        Of the resamples.
     """
     runs = [_read_run(folder) for folder in folders]
     items = {run.folder: _read_items(run) for run in runs}
-    return tabulate_settings(runs, [run.folder.name for run in runs], items, _choose_metrics(runs), seed=seed)
+    return tabulate_settings(runs, [run.folder.name for run in runs], items, _choose_metrics(runs))
 
 
 def write_settings(path: Path, table: SettingsTable) -> None:
@@ -248,7 +246,7 @@ def _pick_scores(run: RunSummary, metrics: Sequence[str]) -> dict[str, dict[str,
             continue
         main, rivals, spread = find_main_row(metric, run.scores)
         verdict = judge(main, rivals, run.differences, find_metric(metric).metric.direction)
-        keys = ("value", "ci_low", "ci_high", "chance", "n_queries", "gallery_size", "p_value")
+        keys = ("value", "ci_low", "ci_high", "chance", "n_queries", "gallery_size", "p_value", "resampled")
         found[metric] = {key: main.get(key) for key in keys} | {
             "subject": main["subject"], "note": spread, "kind": verdict.kind, "verdict": verdict.words
         }  # fmt: skip
@@ -289,7 +287,7 @@ def _compare(
         )  # fmt: skip
     except (BraindecodeVisError, KeyError, ValueError, TypeError):
         return "other test items"
-    keys = ("difference", "ci_low", "ci_high", "p_value", "n_items")
+    keys = ("difference", "ci_low", "ci_high", "p_value", "n_items", "resampled")
     return {row["metric"]: {key: row[key] for key in keys} for row in rows}
 
 

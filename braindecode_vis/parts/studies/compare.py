@@ -4,30 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from braindecode_vis import pipeline
-from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.checks import DataError, check_option
 from braindecode_vis.base.store import Artifact
 from braindecode_vis.config import read_config
 from braindecode_vis.pipeline.runs import Run, SilentListener, open_run
-from braindecode_vis.scoring.score_row import name_units
-from braindecode_vis.scoring.uncertainty import correct_holm, paired_difference
+from braindecode_vis.scoring.crossed import FEWEST, Population, paired_difference, smallest_subject_p
+from braindecode_vis.scoring.uncertainty import correct_holm
+from braindecode_vis.scoring.units import Units
 
 KEYS = ["subject", "stimulus_id", "occurrence"]
 UNITS = ["unit", "cluster"]  # what items are resampled with, where that is not their image
 
 
-def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0) -> pd.DataFrame:
+def compare_runs(
+    folders: Sequence[Path], *, population: Population | None = None, n_boot: int = 10_000, seed: int = 0
+) -> pd.DataFrame:
     """Return the paired difference of each run to the first one, metric by metric.
 
     Parameters
     ----------
     folders
         Run folders; the first is the one that the others are compared with.
+    population
+        Of whom and what differences speak where there are several subjects, as in
+        `braindecode_vis.scoring.crossed.paired_difference`: ``both``, ``images`` (these subjects) or ``subjects``
+        (these images).
     n_boot
         Resamples and sign flips.
     seed
@@ -37,9 +44,9 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
     -------
     DataFrame
         Columns `run`, `reference`, `metric`, `value`, `reference_value`, `difference`, `ci_low`, `ci_high`,
-        `p_value`, `p_holm` (Holm's correction over all rows), `n_items`, `n_subjects`, `resampled`: images, or
-        whole groups where a run resamples groups (those of the reference first), and subjects before them where there
-        are several. Signs of the differences are flipped for whole images or groups too.
+        `p_value`, `p_holm` (Holm's correction over all rows that have a p), `n_items`, `n_subjects`, `resampled`:
+        images, or whole groups where a run resamples groups (those of the reference first), and subjects beside them
+        where there are several; or why there is no interval.
 
     Raises
     ------
@@ -61,13 +68,37 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
     reference, rows = tables[0], list[dict[str, Any]]()
     for folder, table in zip(folders[1:], tables[1:], strict=True):
         rows += compare_tables(
-            reference, table, names=(str(folders[0]), str(folder)), n_boot=n_boot, seed=seed
+            reference,
+            table,
+            names=(str(folders[0]), str(folder)),
+            population=population,
+            n_boot=n_boot,
+            seed=seed,
         )
     result = pd.DataFrame(rows)
-    result.insert(
-        list(result.columns).index("p_value") + 1, "p_holm", correct_holm(result["p_value"].to_numpy())
-    )
+    p = result["p_value"].to_numpy(float)
+    tested, corrected = np.isfinite(p), np.full(len(p), np.nan)
+    if tested.any():
+        corrected[tested] = correct_holm(p[tested])
+    result.insert(list(result.columns).index("p_value") + 1, "p_holm", corrected)
     return result
+
+
+def describe_comparison(table: pd.DataFrame) -> list[str]:
+    """Return sentences on what a comparison of `compare_runs` cannot tell; none where there is nothing to say."""
+    n_subjects, words = int(table["n_subjects"].iloc[0]), " ".join(table["resampled"])
+    sentences = []
+    if n_subjects == 2 and "of these 2" in words:
+        sentences.append(
+            f"Differences speak of these 2 subjects; from {FEWEST} subjects on they can speak of others like them."
+        )
+    smallest = smallest_subject_p(n_subjects) * len(table)
+    if "signs of whole subjects" in words and smallest > 0.05:
+        sentences.append(
+            f"Signs of {n_subjects} whole subjects have no p below {smallest_subject_p(n_subjects):.3g}, and after the "
+            f"correction for {len(table)} comparisons none below {min(1.0, smallest):.3g}: no row can be significant."
+        )
+    return sentences
 
 
 def compare_tables(
@@ -75,6 +106,7 @@ def compare_tables(
     table: pd.DataFrame,
     *,
     names: tuple[str, str],
+    population: Population | None = None,
     n_boot: int = 10_000,
     seed: int = 0,
     metrics: Sequence[str] | None = None,
@@ -87,7 +119,7 @@ def compare_tables(
         Items of the run compared with, and of the other one; see `tabulate_items`.
     names
         What the two are called.
-    n_boot, seed
+    population, n_boot, seed
         As for `compare_runs`.
     metrics
         Those that are compared; all by default.
@@ -97,6 +129,8 @@ def compare_tables(
     DataError
         If they do not test the same items in galleries of the same size.
     """
+    if population is not None:
+        check_option("population", population, get_args(Population))
     first, other = names
     both = reference.merge(table, on=KEYS, suffixes=("_a", "_b"))
     if both.empty:
@@ -117,7 +151,7 @@ def compare_tables(
             "each other; give both the same retrieval.gallery."
         )
     subjects, several = both["subject"], both["subject"].nunique() > 1
-    clusters, resampled = _find_clusters(both)
+    unit, clusters = _find_clusters(both)
     rows = []
     for metric in reference.columns:
         if metric not in table.columns or metric in (*KEYS, *UNITS, "gallery_size"):
@@ -129,26 +163,22 @@ def compare_tables(
         if not (np.isfinite(new).all() and np.isfinite(old).all()):
             continue
         found = paired_difference(
-            new,
-            old,
-            clusters=clusters,
-            n_boot=n_boot,
-            seed=seed,
-            subjects=list(subjects) if several else None,
-        )
+            new, old, clusters=clusters, subjects=list(subjects) if several else None, unit=unit,
+            population=population, n_boot=n_boot, seed=seed,
+        )  # fmt: skip
         rows.append(
             {
                 "run": other, "reference": first, "metric": metric, "value": _average(new, subjects),
                 "reference_value": _average(old, subjects), "difference": found.mean, "ci_low": found.interval.low,
                 "ci_high": found.interval.high, "p_value": found.p_value, "n_items": len(both),
-                "n_subjects": both["subject"].nunique(), "resampled": resampled,
+                "n_subjects": both["subject"].nunique(), "resampled": found.interval.resampled,
             }
         )  # fmt: skip
     return rows
 
 
-def _find_clusters(both: pd.DataFrame) -> tuple[list[str], str]:
-    """Return what each item is resampled with, as in the scores of the reference, and that in words."""
+def _find_clusters(both: pd.DataFrame) -> tuple[str, list[str]]:
+    """Return what each item is resampled with, as in the scores of the reference, and its name in one word."""
     # Both runs name their units, with suffixes, or one of them does.
     unit, cluster = next(
         ((both[f"unit{s}"].iloc[0], f"cluster{s}") for s in ("_a", "") if f"unit{s}" in both),
@@ -156,11 +186,11 @@ def _find_clusters(both: pd.DataFrame) -> tuple[list[str], str]:
     )
     if both[cluster].nunique() < 2:
         unit, cluster = "image", "stimulus_id"
-    clusters = both[cluster].astype(str).tolist()
-    if both["subject"].nunique() < 2:
-        return clusters, name_units(unit, len(set(clusters)))
-    n_subjects = both["subject"].nunique()
-    return clusters, name_units("subject", n_subjects) if unit == "subject" else f"subjects, then {unit}s"
+    elif both["subject"].nunique() > 1 and unit != "image":
+        units = Units(unit, both[cluster].to_numpy(object))
+        if units.select(np.arange(len(both)), both["stimulus_id"].to_numpy(object)) is None:
+            unit, cluster = "image", "stimulus_id"
+    return str(unit), both[cluster].astype(str).tolist()
 
 
 def _average(values: np.ndarray, subjects: pd.Series) -> float:

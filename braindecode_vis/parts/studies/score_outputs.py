@@ -17,6 +17,7 @@ import pandas as pd
 
 from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import ConfigError, DataError, check_finite, check_option, for_python
+from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.studies import output_signs as signs
 from braindecode_vis.parts.studies.output_files import Given, read_given
 from braindecode_vis.parts.studies.output_rows import (
@@ -561,6 +562,7 @@ def _score_classes(
     given: Given, true: Given | None, ids: Any, target_ids: Any, asked: Asked
 ) -> ScoredOutputs:
     from braindecode_vis.scoring.category_scores import CategoryTask, compute_category_scores
+    from braindecode_vis.scoring.label_exchange import exchange_subjects
 
     if true is None:
         raise DataError("decided classes are scored beside the true ones; give those as targets.")
@@ -596,12 +598,18 @@ def _score_classes(
         # Resamples within a class of few trials, as of one, have no spread.
         units = Units("item", rows.ids)
     table = rows.table
+    exchanged = exchange_subjects(
+        table["subject"].to_numpy(dtype=object), labels, classes, decisions, most=min(n_drawn, asked.n_permutations),
+        generator=make_generator(asked.seed, "exchanged labels"),
+    )  # fmt: skip
+    if exchanged is not None:  # their own words follow, row by row
+        protocol = protocol.replace("; true labels permuted within each run, decisions kept", "")
     task = CategoryTask(
         decisions=decisions, classes=tuple(classes), labels=labels,
         runs=table[["session", "run"]].agg("/".join, axis=1).to_numpy(dtype=object),
         subjects=table["subject"].to_numpy(dtype=object), protocol=protocol, split="test", seed=asked.seed,
         n_bootstrap=min(n_drawn, asked.n_bootstrap), n_permutations=min(n_drawn, asked.n_permutations), units=units,
-        top=(5,) if is_graded and n_classes >= MANY_CLASSES else (),
+        top=(5,) if is_graded and n_classes >= MANY_CLASSES and exchanged is None else (), exchanged=exchanged,
     )  # fmt: skip
     scores, items = compute_category_scores(task)
     items = items.assign(stimulus_id=rows.ids)

@@ -12,7 +12,7 @@ import json
 import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,17 @@ from braindecode_vis.base import store
 from braindecode_vis.base.checks import BraindecodeVisError
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
 from braindecode_vis.report.board_page import PooledSetting, SettingsTable, Validation
-from braindecode_vis.scoring.uncertainty import bootstrap_nested
+from braindecode_vis.scoring.crossed import (
+    NO_INTERVAL,
+    CrossedInterval,
+    crossed_interval,
+    groups_interval,
+    tabulate_cells,
+)
+from braindecode_vis.scoring.metrics.metric_registry import find_metric
+from braindecode_vis.scoring.units import Units
 
 MAX_SETTINGS = 8  # a table of all that differ between runs of several data sets would hold every setting
-#: Resamples of an interval over subjects and seeds; the table of 200 runs takes seconds.
-N_BOOT = 1000
 _MAX_ENTRIES = 5000
 #: Settings that change no result.
 _BESIDE_RESULT = ("name", "analyses", "encode", "dataset.root")
@@ -146,8 +152,6 @@ def tabulate_settings(
     names: Sequence[str],
     items: Mapping[Path, pd.DataFrame | None],
     metrics: Sequence[str],
-    *,
-    seed: int = 0,
 ) -> SettingsTable:
     """Return one row for each setting of some runs, with intervals over its subjects and seeds.
 
@@ -159,8 +163,6 @@ def tabulate_settings(
         Of each run folder what `compare.tabulate_items` gives; None where nothing is stored.
     metrics
         Those of the columns.
-    seed
-        Of the resamples.
     """
     finished = [(run, name) for run, name in zip(runs, names, strict=True) if run.scores and not run.trouble]
     groups = _group_runs([run for run, _ in finished])
@@ -180,7 +182,7 @@ def tabulate_settings(
                 [finished[place][1] for place in places],
                 {
                     metric: pooled for metric in metrics
-                    if (pooled := _pool(metric, chosen, items, seed)) is not None
+                    if (pooled := _pool(metric, chosen, items)) is not None
                 },
                 _average_validation(found),
             )
@@ -211,13 +213,36 @@ def _list_subjects(run: RunSummary) -> list[str]:
     return [name for name in names if name != "all"] or list(names)
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """The items of one subject in one run (a seed); a single value where only the score is known.
+
+    Parameters
+    ----------
+    subject, seed
+        Of whom, and the number of the seed among those of the subject.
+    values : array of shape (n_items,)
+    images, units
+        Image of each item, and what it is resampled with.
+    unit
+        What `units` are, in one word.
+    """
+
+    subject: str
+    seed: int
+    values: np.ndarray
+    images: list[str]
+    units: list[str]
+    unit: str
+
+
 def _pool(
-    metric: str, runs: Sequence[RunSummary], items: Mapping[Path, pd.DataFrame | None], seed: int
+    metric: str, runs: Sequence[RunSummary], items: Mapping[Path, pd.DataFrame | None]
 ) -> dict[str, Any] | None:
-    """Return the mean of a metric over subjects and seeds with its interval; None if a run lacks it."""
-    cells: dict[str, list[tuple[np.ndarray, list[str]]]] = {}
+    """Return the mean of a metric over subjects and seeds with its interval; None if no run has it."""
+    cells: list[_Cell] = []
     rows: list[dict[str, Any]] = []
-    unit, by_item = "image", True
+    by_item = True
     for run in runs:
         for subject in _list_subjects(run):
             row = next(
@@ -228,43 +253,121 @@ def _pool(
             if row is None:
                 continue
             rows.append(row)
-            found = _pick_items(items.get(run.folder), metric, subject, float(row["value"]))
+            seed = sum(cell.subject == subject for cell in cells)
+            found = _pick_items(items.get(run.folder), metric, subject, float(row["value"]), seed)
             by_item &= found is not None
-            values, labels, unit = found or (np.array([float(row["value"])]), ["run"], unit)
-            cells.setdefault(subject, []).append((values, labels))
+            cells.append(found or _Cell(subject, seed, np.array([float(row["value"])]), [""], [""], "image"))
     if not rows:
         return None
-    if not by_item:  # of none, where some lack them
-        cells = {
-            subject: [(np.array([values.mean()]), ["run"]) for values, _ in runs_of]
-            for subject, runs_of in cells.items()
-        }
-    n_seeds = {len(found) for found in cells.values()}
-    n_units = [len(set(labels)) for found in cells.values() for _, labels in found]
+    means: dict[str, list[float]] = {}
+    for cell in cells:
+        means.setdefault(cell.subject, []).append(float(cell.values.mean()))
     chances = {row["chance"] for row in rows}
+    n_units = [len(set(cell.units)) for cell in cells]
+    n_seeds = max(map(len, means.values()))
     pooled = {
-        "value": float(np.mean([np.mean([values.mean() for values, _ in found]) for found in cells.values()])),
-        "chance": chances.pop() if len(chances) == 1 else None,
-        "n_subjects": len(cells), "n_seeds": max(n_seeds), "n_items": max(n_units) if by_item else None,
+        "value": float(np.mean([np.mean(found) for found in means.values()])),
+        "chance": chances.pop() if len(chances) == 1 else None, "n_subjects": len(means),
+        "n_seeds": n_seeds, "n_items": max(n_units) if by_item else None,
     }  # fmt: skip
     if len(rows) == 1:  # one run says it already, and as its report does
         words = str(rows[0].get("resampled") or "") or "what the run resampled"
         return pooled | {"ci_low": rows[0]["ci_low"], "ci_high": rows[0]["ci_high"], "resampled": words}
-    interval = bootstrap_nested(
-        [[values for values, _ in found] for found in cells.values()],
-        [[labels for _, labels in found] for found in cells.values()],
-        n_boot=N_BOOT, seed=seed,
-    )  # fmt: skip
-    return pooled | {
-        "ci_low": interval.low, "ci_high": interval.high,
-        "resampled": _describe_levels(len(cells), n_seeds, max(n_units) if by_item else None, unit),
-    }  # fmt: skip
+    hits = by_item and find_metric(metric).metric.counts_hits
+    if not by_item:
+        interval = _bound_means(means)
+    elif _shares_networks(runs, means):
+        interval = _bound_cube(cells, proportion=hits)
+    else:
+        interval = _bound_cells(cells, means, proportion=hits)
+    words = interval.resampled
+    if interval.low is not None:
+        words += _list_lacking(len(means), n_seeds, by_item)
+    return pooled | {"ci_low": interval.low, "ci_high": interval.high, "resampled": words}
+
+
+def _bound_means(means: Mapping[str, Sequence[float]]) -> CrossedInterval:
+    """Return Student's t over subjects, or over the seeds of one, where scores of items are not known."""
+    if len(means) > 1:
+        values, unit = [float(np.mean(found)) for found in means.values()], "subject"
+    else:
+        values, unit = list(next(iter(means.values()))), "seed"
+    return _tell_values(groups_interval(np.array(values), range(len(values)), unit=unit), values)
+
+
+def _bound_cells(
+    cells: Sequence[_Cell], means: Mapping[str, Sequence[float]], *, proportion: bool
+) -> CrossedInterval:
+    """Return the crossed interval over subjects, seeds averaged, or over the seeds of one subject, and items."""
+    several = len(means) > 1
+    names = [cell.subject if several else str(cell.seed) for cell in cells for _ in cell.values]
+    labels, unit = _find_columns(cells, several=several)
+    values = np.concatenate([cell.values for cell in cells])
+    table = tabulate_cells(values, names, labels)
+    row = "subject" if several else "seed"
+    told = [float(np.mean(found)) for found in means.values()] if several else list(*means.values())
+    found = _tell_values(crossed_interval(table, proportion=proportion, row=row, column=unit), told)
+    n_seeds = sorted({len(of_subject) for of_subject in means.values()})
+    if several and n_seeds[-1] > 1 and found.low is not None:
+        number = " to ".join(str(n) for n in dict.fromkeys((n_seeds[0], n_seeds[-1])))
+        found = replace(found, resampled=f"{found.resampled}; mean of {number} seeds each")
+    return found
+
+
+def _bound_cube(cells: Sequence[_Cell], *, proportion: bool) -> CrossedInterval:
+    """Return the crossed interval over subjects, seeds that all subjects share, and items."""
+    labels, unit = _find_columns(cells, several=True)
+    values = np.concatenate([cell.values for cell in cells])
+    pairs = [f"{cell.seed:04d}\x1f{cell.subject}" for cell in cells for _ in cell.values]
+    table = tabulate_cells(values, pairs, labels)  # (n_seeds * n_subjects, n_items), sorted by seed
+    seeds = {cell.seed for cell in cells}
+    if np.isnan(table).any():  # other images for some: no seed stands for one network of all items
+        return CrossedInterval(
+            float(np.nanmean(table)),
+            None,
+            None,
+            None,
+            f"{NO_INTERVAL}: seeds or subjects were tested on other items",
+        )
+    cube = table.reshape(len(seeds), -1, table.shape[1]).swapaxes(0, 1)
+    told = [float(cell.mean()) for cell in cube.swapaxes(0, 1)]
+    return _tell_values(crossed_interval(cube, proportion=proportion, column=unit), told)
+
+
+def _tell_values(found: CrossedInterval, values: Sequence[float]) -> CrossedInterval:
+    """Add both values where there are two, which say more than an interval of them would."""
+    if found.low is not None or len(values) != 2:
+        return found
+    return replace(found, resampled=f"{found.resampled} ({values[0]:.3g} and {values[1]:.3g})")
+
+
+def _find_columns(cells: Sequence[_Cell], *, several: bool) -> tuple[list[str], str]:
+    """Return what each item is resampled with: its unit where that holds whole images, else its image."""
+    images = [image for cell in cells for image in cell.images]
+    units = [unit for cell in cells for unit in cell.units]
+    unit = cells[0].unit
+    if several and unit != "image":
+        known = Units(unit, np.array(units, dtype=object))
+        if known.select(np.arange(len(units)), np.array(images, dtype=object)) is None:
+            return images, "image"
+    return units, unit
+
+
+def _shares_networks(runs: Sequence[RunSummary], means: Mapping[str, Sequence[float]]) -> bool:
+    """Return whether one network of each seed decoded all subjects, so that a lucky one is so for all of them."""
+    split = str(look_up(runs[0].config, "split.kind") or "")
+    return (
+        len(runs) > 1
+        and len(means) > 1
+        and all(len(found) == len(runs) for found in means.values())
+        and split not in ("leave_one_subject_out", "leave_one_run_out")  # a network for each subject
+    )
 
 
 def _pick_items(
-    table: pd.DataFrame | None, metric: str, subject: str, value: float
-) -> tuple[np.ndarray, list[str], str] | None:
-    """Return values, units and their name of one subject's items, if their mean is the score; None otherwise."""
+    table: pd.DataFrame | None, metric: str, subject: str, value: float, seed: int
+) -> _Cell | None:
+    """Return one subject's items, if their mean is the score; None otherwise."""
     if table is None or metric not in table:
         return None
     own = table if subject == "all" else table[table["subject"] == subject]
@@ -275,25 +378,19 @@ def _pick_items(
         or not math.isclose(values.mean(), value, rel_tol=1e-5)
     ):
         return None
-    labels = own["cluster" if "cluster" in own else "stimulus_id"].astype(str).tolist()
-    return values, labels, str(own["unit"].iloc[0]) if "unit" in own else "image"
+    images = own["stimulus_id"].astype(str).tolist()
+    units = own["cluster"].astype(str).tolist() if "cluster" in own else images
+    return _Cell(subject, seed, values, images, units, str(own["unit"].iloc[0]) if "unit" in own else "image")
 
 
-def _describe_levels(n_subjects: int, n_seeds: set[int], n_items: int | None, unit: str) -> str:
-    """Return in words what was resampled, and what was not."""
-    most = max(n_seeds)
-    seeds = f"{most} seeds" if len(n_seeds) == 1 else f"{min(n_seeds)} to {most} seeds"
-    levels = [
-        *([f"{n_subjects} subjects"] if n_subjects > 1 else []),
-        *([seeds + (" of each" if n_subjects > 1 else "")] if most > 1 else []),
-        *([f"{n_items} {unit}s"] if n_items is not None and n_items > 1 else []),
-    ]
+def _list_lacking(n_subjects: int, n_seeds: int, by_item: bool) -> str:
+    """Return in words what an interval does not speak of."""
     lacking = [
         *(["subjects"] if n_subjects == 1 else []),
-        *(["seeds"] if most == 1 else []),
-        *(["items"] if n_items is None else []),
+        *(["seeds"] if n_seeds == 1 else []),
+        *([] if by_item else ["items"]),
     ]
-    return ", then ".join(levels) + (f"; not {' or '.join(lacking)}" if lacking else "")
+    return f"; not {' or '.join(lacking)}" if lacking else ""
 
 
 # --- validation ---------------------------------------------------------------------------------------------------

@@ -361,7 +361,8 @@ def summarise(table: pd.DataFrame, keys: Sequence[str], *, level: float = 0.95) 
     DataFrame
         Columns `value` (mean over seeds), `sd` (standard deviation over seeds, n - 1), `n_seeds`, `ci_low` and
         `ci_high` (Student's t interval of the mean over seeds), `chance` and `n_queries`. One seed has no spread: its
-        `sd` is empty, and its interval is that of the run, which speaks of other stimuli. With several subjects, the
+        `sd` is empty, and its interval is that of the run, which speaks of other stimuli. Two seeds have no interval:
+        their values say more. With several subjects, the
         row of subject ``mean`` is the mean over subjects of each seed, and its spread that of these means.
     """
     from scipy.special import stdtrit  # of scipy.stats, which takes a second to load
@@ -386,7 +387,9 @@ def summarise(table: pd.DataFrame, keys: Sequence[str], *, level: float = 0.95) 
     for names, group in pd.concat([decoded, pooled]).groupby([*by, "subject"], dropna=False, sort=False):
         values, n = group["value"].to_numpy(float), len(group)
         low, high = group["ci_low"].iloc[0], group["ci_high"].iloc[0]
-        if n > 1:
+        if n == 2:  # the two values say more than an interval would
+            low, high = np.nan, np.nan
+        elif n > 1:
             half = stdtrit(n - 1, 0.5 + level / 2) * values.std(ddof=1) / np.sqrt(n)
             low, high = values.mean() - half, values.mean() + half
         rows.append(

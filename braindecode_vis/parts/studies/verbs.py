@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -262,6 +263,14 @@ def print_sweep(table: pd.DataFrame, keys: list[str], out: Path) -> None:
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the others are compared with the first.")],
     out: Annotated[Path | None, typer.Option("--out", help="CSV file to write as well.")] = None,
+    population: Annotated[
+        str | None,
+        typer.Option(
+            "--population",
+            help="Of whom differences speak where there are several subjects: both (subjects and images like these; "
+            "the default from three subjects on), images (these subjects) or subjects (these images).",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of resamples and sign flips.")] = 0,
     trust_code: TrustCode = None,
     allow_download: AllowDownload = False,
@@ -270,9 +279,13 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Compare runs on the same test items, with paired intervals and corrected p-values."""
-    from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.base.checks import ConfigError, check_option
     from braindecode_vis.base.store import replace_atomically
-    from braindecode_vis.parts.studies.compare import compare_runs
+    from braindecode_vis.parts.studies.compare import compare_runs, describe_comparison
+    from braindecode_vis.scoring.score_row import name_population
+
+    if population is not None:
+        check_option("--population", population, ("both", "images", "subjects"))
 
     if out is not None and out.is_dir():
         raise ConfigError(f"{out} is a folder; name a CSV file with --out.")
@@ -283,7 +296,7 @@ def compare(
         raise ConfigError(
             f"{out} cannot be written ({error.strerror}); choose another with --out."
         ) from error
-    table = compare_runs(runs, seed=seed)
+    table = compare_runs(runs, population=population, seed=seed)  # type: ignore[arg-type]  # checked above
     if out is not None:
         with replace_atomically(out) as temporary:
             table.to_csv(temporary, index=False)
@@ -298,11 +311,18 @@ def compare(
         columns={"reference_value": runs[0].name if unique else str(runs[0])}
     )
     shown.insert(0, "run", [Path(name).name if unique else name for name in table["run"]])
-    bounds = zip(table["ci_low"], table["ci_high"], strict=True)
+    bounds = table[["ci_low", "ci_high"]].to_numpy(float)
     shown = shown.assign(
-        interval=[f"{low:.3g} to {high:.3g}" for low, high in bounds], p=table["p_holm"], n=table["n_items"]
-    )
+        interval=["" if isnan(low) else f"{low:.3g} to {high:.3g}" for low, high in bounds],
+        p=["" if isnan(p) else p for p in table["p_holm"]], n=table["n_items"],
+    )  # fmt: skip
     _print_table(shown, f"Difference to {runs[0]} (95 % interval, Holm-corrected p)")
+    console = make_console(stderr=False)
+    for words in dict.fromkeys(table["resampled"]):
+        of = name_population(words)
+        console.print(f"{words}: differences speak of {of}." if of else f"{words}.", markup=False)
+    for sentence in describe_comparison(table):
+        console.print(sentence, markup=False)
 
 
 def board(

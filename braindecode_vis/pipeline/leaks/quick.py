@@ -1,4 +1,4 @@
-"""The checks that end every run: names and digests of files, both sides of each fold, copies.
+"""The checks that end every run: names and digests of files, both sides of each fold, classes of persons, copies.
 
 Apart from the audit of a finished run, which computes stages again: what a stage may ask for must not know the stages.
 """
@@ -12,13 +12,19 @@ from braindecode_vis.base.checks import BraindecodeVisError
 from braindecode_vis.pipeline.leaks.findings import Audit, AuditFinding, Part
 from braindecode_vis.pipeline.leaks.records import check_chain
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, open_audited
-from braindecode_vis.pipeline.leaks.split_overlap import check_copies, check_pixels, check_rows, check_sides
+from braindecode_vis.pipeline.leaks.split_overlap import (
+    check_copies,
+    check_identity,
+    check_pixels,
+    check_rows,
+    check_sides,
+)
 
 Check = Callable[[AuditedRun], list[AuditFinding]]
 
 #: Of the files and of the split; folds that are no folds have no statistics of their training trials.
 FIRST = (check_chain, check_rows)
-QUICK = (check_sides, check_pixels, check_copies)
+QUICK = (check_sides, check_identity, check_pixels, check_copies)
 
 
 def audit_quickly(folder: Path) -> Audit:

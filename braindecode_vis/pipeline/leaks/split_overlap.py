@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,14 @@ from braindecode_vis.base.store import read_json
 from braindecode_vis.datasets.trial_values import COPY_CORRELATION, MAX_CORRELATED, find_copied_trials
 from braindecode_vis.pipeline.leaks.findings import AuditFinding, Level
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first, name_fold
-from braindecode_vis.preprocessing.splits import SIDES, Fold, find_shared, make_groups, split_imagined_trials
+from braindecode_vis.preprocessing.splits import (
+    SIDES,
+    Fold,
+    Side,
+    find_shared,
+    make_groups,
+    split_imagined_trials,
+)
 
 LARGEST_HASHED = 2 << 30  # bytes of pixels that are hashed again; larger sets are known by their table
 LARGEST_CORRELATED = (
@@ -33,6 +41,9 @@ LEAST_CONTRAST = 2.0  # standard deviation of a thumbnail in grey levels; less h
 #: 1 - r of two thumbnails of one picture (recompressed at quality 75, a grey level off: mostly below 1e-3), and of two
 #: larger ones; different handwritten digits have 0.003 of 1,800 and more, photographs and phantoms 0.01 and more.
 LARGEST_DISTANCE, LARGEST_DETAIL = 0.003, 0.05
+#: Share of test trials whose class their subject or group gives away, beyond chance: from the first number on it is a
+#: warning, from the second on a leak.
+LEAST_KNOWN, MOSTLY_KNOWN = 0.1, 0.5
 _PIECE = 32  # numbers at the start, middle and end of a trial by which copies are looked for
 
 
@@ -113,9 +124,112 @@ def _judge_shared(run: AuditedRun, side: str, declared: bool) -> tuple[Level, st
     }
     if side == "group":
         return "warning", meaning[side]
+    if (
+        side in ("session", "run")
+        and "group" in run.trials
+        and "group" in run.declared
+        and _is_told(run, side)
+    ):
+        return "warning", (
+            f"groups cut it, so that the drift of one {side} is trained on and tested although no group is; make "
+            f"groups of whole {side}s"
+        )
     if side == "image" and set(run.responses.stimulus_ids) != set(run.concepts):
         return "warning", "a category can be known by its very pictures, and need not carry over to others"
     return "ok", meaning[side]
+
+
+def _is_told(run: AuditedRun, side: str) -> bool:
+    """Say whether sessions or runs were named at all, and not filled in as one for each subject."""
+    return len(set(make_groups(run.trials, cast(Side, side)))) > run.trials["subject"].astype(str).nunique()
+
+
+def check_identity(run: AuditedRun) -> list[AuditFinding]:
+    """Look for classes that a subject or group gives away: it shows one class alone, and is trained on and tested.
+
+    Groups that are the classes themselves, each made of several whole subjects, are no identity.
+    """
+    labels = run.concepts.astype(str)
+    sides: tuple[Side, ...] = ("subject", "group") if "group" in run.trials else ("subject",)
+    subjects = make_groups(run.trials, "subject").astype(str)
+    findings = []
+    for side in sides:
+        groups = make_groups(run.trials, side).astype(str)
+        if side == "group" and _is_class(groups, labels, subjects):
+            continue
+        shares = [measure_known_classes(groups, labels, fold) for fold in run.folds]
+        sizes = [len(fold.test) for fold in run.folds]
+        known = float(np.average([share for share, _ in shares], weights=sizes))
+        if known < LEAST_KNOWN or (known < MOSTLY_KNOWN and not run.decodes_categories):
+            continue
+        number = int(np.argmax([share for share, _ in shares]))
+        names = shares[number][1]
+        first = names[0]
+        everybody = known >= MOSTLY_KNOWN
+        level: Level = "leak" if everybody and run.decodes_categories else "warning"
+        split = {"subject": "leave_one_subject_out", "group": "leave_one_group_out"}[side]
+        advice = f"leave whole {side}s out (split.kind={split})"
+        if run.decodes_categories and not everybody:
+            advice += ", or take those out that show one class"
+        text = (
+            f"{len(names)} {side}(s) on both sides show one {'class' if run.decodes_categories else 'concept'} each, "
+            f"first {first} ({labels[groups == first][0]}), so that whoever recognises the {side} knows it; {advice}."
+        )
+        findings.append(AuditFinding("identity", level, text, name_fold(number)))
+    text = "no subject or group on both sides gives the class away."
+    return findings or [AuditFinding("identity", "ok", text)]
+
+
+def measure_known_classes(groups: np.ndarray, labels: np.ndarray, fold: Fold) -> tuple[float, list[str]]:
+    """Return how many more test trials than by chance lie in trained groups of one class, and these groups.
+
+    Parameters
+    ----------
+    groups, labels : str arrays of shape (n_trials,)
+    fold
+        Rows of both.
+
+    Returns
+    -------
+    share
+        0 for as many as groups of these sizes would hold (within three standard deviations) if classes fell on trials
+        at random, 1 for all of them.
+    names
+        The groups, sorted.
+
+    Examples
+    --------
+    >>> who, what = np.array(list("aaabbb")), np.array(list("xxxyyy"))
+    >>> measure_known_classes(who, what, Fold(np.array([0, 1, 3, 4]), np.array([2, 5])))
+    (1.0, ['a', 'b'])
+    """
+    known, first, codes, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    frequency = np.unique(labels, return_counts=True)[1] / len(labels)
+    is_single = np.bincount(codes, labels != labels[first][codes], minlength=len(known)) == 0
+    tested = np.bincount(codes[fold.test], minlength=len(known))
+    tested[np.bincount(codes[fold.train], minlength=len(known)) == 0] = 0  # on one side only
+    n_known = int(tested[is_single].sum())
+    # By chance a group of n trials shows one class with the probability of n trials of one class.
+    chances = np.array([float((frequency ** int(n)).sum()) for n in np.unique(sizes)])
+    chance = chances[np.searchsorted(np.unique(sizes), sizes)]  # (n_groups,)
+    expected, spread = float(tested @ chance), float(np.sqrt(tested**2 @ (chance * (1 - chance))))
+    is_known = is_single & (tested > 0)
+    certain = is_known.sum() > 1 and is_known.sum() == (tested > 0).sum()  # all of them
+    if len(frequency) < 2 or not (certain or n_known > expected + 3 * spread):
+        return 0.0, []
+    return (n_known - expected) / (len(fold.test) - expected), known[is_known].tolist()
+
+
+def _is_class(groups: np.ndarray, labels: np.ndarray, subjects: np.ndarray) -> bool:
+    """Say whether each class is one group of several subjects, none of whom is in two groups."""
+    table = pd.DataFrame({"group": groups, "label": labels, "subject": subjects}).drop_duplicates()
+    of_group = table.groupby("group").agg({"label": "nunique", "subject": "nunique"})
+    return bool(
+        (of_group["label"] == 1).all()
+        and (table.groupby("label")["group"].nunique() == 1).all()
+        and (of_group["subject"] > 1).all()
+        and (table.groupby("subject")["group"].nunique() == 1).all()
+    )
 
 
 # --- the same picture, the same trial ---------------------------------------------------------------------

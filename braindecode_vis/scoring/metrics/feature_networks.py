@@ -263,6 +263,7 @@ def correlate_with_seen(
     device: str = "cpu",
     batch_size: int = 8,
     advance: Callable[[int], None] = lambda n: None,
+    spreads: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the Pearson correlation of every image with every seen one in each space of a network.
 
@@ -281,6 +282,9 @@ def correlate_with_seen(
         How it runs.
     advance
         Called with the number of images done.
+    spreads
+        Is given, if it is there, the length of the features of each image after their own mean was taken off, shape
+        (n_images,), for `identification.centre_correlations`.
 
     Returns
     -------
@@ -296,8 +300,10 @@ def correlate_with_seen(
             kept[space][rows] = values
         advance(rows.stop - rows.start)
     result = {space: np.empty((len(images), len(seen))) for space in kept}
+    spreads = {} if spreads is None else spreads
+    spreads |= {space: np.empty(len(images)) for space in kept}
     for space, values in kept.items():
-        result[space][seen] = _correlate(values, values)
+        result[space][seen], spreads[space][seen] = _correlate(values, values)
     # Blocks of many batches, so that the features that are kept are read few times.
     block = max(batch_size, BLOCK)
     for start in range(0, len(others), block):
@@ -308,7 +314,8 @@ def correlate_with_seen(
                 parts[space].append(values)
             advance(rows.stop - rows.start)
         for space, values in kept.items():
-            result[space][rows_of_block] = _correlate(np.concatenate(parts[space]), values)
+            found = _correlate(np.concatenate(parts[space]), values)
+            result[space][rows_of_block], spreads[space][rows_of_block] = found
     return result
 
 
@@ -331,8 +338,11 @@ def _allocate(shape: tuple[int, int]) -> np.ndarray:
         return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
 
 
-def _correlate(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return correlations of float32 rows, centred and multiplied in double precision, chunk by chunk of features."""
+def _correlate(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return correlations of float32 rows and the lengths of those on the left, centred.
+
+    They are multiplied in double precision, chunk by chunk of features.
+    """
     means = [rows.mean(axis=1, dtype=np.float64)[:, None] for rows in (left, right)]
     product = np.zeros((len(left), len(right)))
     squares = [np.zeros(len(left)), np.zeros(len(right))]
@@ -354,4 +364,4 @@ def _correlate(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         varied = norm > 1e-12 * np.sqrt(lengths[number])
         scale = np.divide(1.0, norm, out=np.zeros_like(norm), where=varied)
         product *= np.expand_dims(scale, axis)
-    return np.clip(product, -1.0, 1.0)
+    return np.clip(product, -1.0, 1.0), np.sqrt(squares[0])

@@ -9,12 +9,13 @@ pixels and on features of any network alike, as the Pearson correlation of flatt
 References
 ----------
 Scotti et al. (2023), MindEye, arXiv:2305.18274 (two-way identification as used for NSD).
+Arvesen (1969), Jackknifing U-statistics, doi:10.1214/aoms/1177697287.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -117,6 +118,42 @@ def compute_correlations(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     if left.shape[1:] != right.shape[1:] or not len(left) or not len(right):
         raise DataError(f"rows of shape {left.shape} and {right.shape} cannot be correlated.")
     return np.clip(standardize_rows(left) @ standardize_rows(right).T, -1.0, 1.0)
+
+
+def centre_correlations(
+    correlations: np.ndarray, spreads: np.ndarray, seen: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Return correlations after a mean of some seen items was taken off both sides, without their features.
+
+    Parameters
+    ----------
+    correlations : array of shape (n_items, n_seen)
+        Pearson correlations of all items with the seen ones.
+    spreads : array of shape (n_items,)
+        Length of the features of each item after their own mean was taken off.
+    seen : int array of shape (n_seen,)
+        Which items were seen.
+    weights : array of shape (n_seen,)
+        Weights of the mean, which sum to one.
+
+    Examples
+    --------
+    >>> items = np.random.default_rng(0).normal(size=(6, 40))
+    >>> centred = items - items.mean(axis=1, keepdims=True)
+    >>> found = centre_correlations(
+    ...     np.corrcoef(items)[:, :4], np.linalg.norm(centred, axis=1), np.arange(4), np.array([0.5, 0.5, 0, 0]))
+    >>> mean = items[:2].mean(axis=0)
+    >>> bool(np.allclose(found, compute_correlations(items - mean, items[:4] - mean)))
+    True
+    """
+    products = correlations * spreads[:, None] * spreads[seen]  # (n_items, n_seen)
+    by_mean = products @ weights
+    mean = by_mean[seen] @ weights
+    lengths = spreads**2 - 2 * by_mean + mean
+    # What rounding leaves of equal features has no direction.
+    lengths = np.sqrt(np.where(lengths > 1e-12 * (spreads**2 + mean), lengths, np.inf))
+    centred = products - by_mean[:, None] - by_mean[seen] + mean
+    return np.clip(centred / lengths[:, None] / lengths[seen], -1.0, 1.0)
 
 
 def standardize_rows(rows: np.ndarray) -> np.ndarray:
@@ -232,6 +269,104 @@ def make_identification_table(
             n_below
         ]
     return table
+
+
+def leave_out_images(
+    scores: Sequence[np.ndarray | Order],
+    truths: Sequence[np.ndarray],
+    names: Sequence[Labels],
+    n: int,
+    *,
+    groups: Sequence[Labels | None] | None = None,
+    ties: Literal["shared", "against"] = "against",
+) -> np.ndarray:
+    """Return n-way identification without each image in turn, which leaves as query and as distractor.
+
+    Two predictions that share a distractor are not independent, so that a bootstrap of queries is too narrow; how far
+    the score moves without an image tells how sure it is (see `uncertainty.jackknife_interval`).
+
+    Parameters
+    ----------
+    scores : per gallery, array of shape (n_predictions, n_stimuli)
+        Similarities, higher is better; or their order, as `count_order` gives it.
+    truths : per gallery, int array of shape (n_predictions,)
+        True column of each row.
+    names : per gallery, sequence of length n_stimuli
+        Image of each column; one image may stand in several galleries.
+    n
+        Number of alternatives.
+    groups : per gallery, sequence of length n_stimuli or None
+        Class of each column; distractors are of the own class only.
+    ties
+        ``against`` as in `make_identification_table`, ``shared`` as in `make_k_way_table`.
+
+    Returns
+    -------
+    float array of shape (n_images,)
+        One value for each image that some row shows. A prediction without n - 1 distractors left does not count; NaN
+        where that leaves none.
+
+    Examples
+    --------
+    >>> similarity = np.array([[0.9, 0.2, 0.4, 0.1], [0.3, 0.5, 0.6, 0.2], [0.1, 0.4, 0.7, 0.3], [0.2, 0.5, 0.1, 0.4]])
+    >>> leave_out_images([similarity], [np.arange(4)], [list("abcd")], 2).round(6).tolist()
+    [0.666667, 1.0, 0.833333, 0.833333]
+    """
+    shown = np.unique(
+        np.concatenate([np.asarray(own).astype(str)[truth] for own, truth in zip(names, truths, strict=True)])
+    )
+    totals, counts = np.zeros(len(shown)), np.zeros(len(shown))
+    listed = [None] * len(scores) if groups is None else groups
+    for given, truth, own, classes in zip(scores, truths, names, listed, strict=True):
+        values, known, before = _leave_out_columns(given, np.asarray(truth), n, classes, ties)
+        # All rows but those of the image itself, whose entry in its own column is their score with all columns.
+        n_columns, has_score = values.shape[1], np.isfinite(before)
+        without = values.sum(axis=0) - np.bincount(truth, np.nan_to_num(before), minlength=n_columns)
+        n_rows = known.sum(axis=0) - np.bincount(truth, has_score, minlength=n_columns)
+        place = {str(name): column for column, name in enumerate(own)}
+        columns = np.array([place.get(str(name), -1) for name in shown])
+        # An image that is no candidate here changes nothing.
+        totals += np.where(columns >= 0, without[columns], np.nansum(before))
+        counts += np.where(columns >= 0, n_rows[columns], has_score.sum())
+    return np.divide(totals, counts, out=np.full(len(shown), np.nan), where=counts > 0)
+
+
+def _leave_out_columns(
+    scores: np.ndarray | Order, truth: np.ndarray, n: int, groups: Labels | None, ties: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each row's score without each column, whether it has one, and its score with all columns (NaN: none)."""
+    # What beats more columns, and is beaten by fewer, is the more similar one.
+    keys = scores.n_below - scores.n_above if isinstance(scores, Order) else scores.astype(np.float64)
+    own = np.take_along_axis(keys, truth[:, None], axis=1)
+    slack = 0 if isinstance(scores, Order) else TIE_TOLERANCE
+    codes = (
+        np.zeros(keys.shape[1], int)
+        if groups is None
+        else np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
+    )
+    rival = codes[None] == codes[truth][:, None]  # (n_rows, n_columns)
+    rival[np.arange(len(truth)), truth] = False
+    below, above = rival & (keys < own - slack), rival & (keys > own + slack)
+    tied = rival & ~below & ~above
+    n_below, n_tied, n_rivals = below.sum(axis=1), tied.sum(axis=1), rival.sum(axis=1)
+
+    def score(fewer_below: int, fewer_tied: int, fewer: int) -> np.ndarray:
+        """Return the score of each row with fewer rivals; NaN where there are not enough of them."""
+        lost = n_rivals - fewer
+        least = np.maximum(n_below - fewer_below, 0)
+        most = least + (np.maximum(n_tied - fewer_tied, 0) if ties == "shared" else 0)
+        found = np.full(len(truth), np.nan)
+        enough = lost >= n - 1
+        found[enough] = compute_win_probability(least[enough], lost[enough], n)
+        for row in np.flatnonzero(enough & (most > least)):  # tied candidates share their places
+            places = np.arange(least[row], most[row] + 1)
+            found[row] = compute_win_probability(places, np.full(len(places), lost[row]), n).mean()
+        return found
+
+    values = np.broadcast_to(score(0, 0, 0)[:, None], keys.shape).copy()
+    for which, without in ((below, score(1, 0, 1)), (tied, score(0, 1, 1)), (above, score(0, 0, 1))):
+        values = np.where(which, without[:, None], values)
+    return np.nan_to_num(values), np.isfinite(values), score(0, 0, 0)
 
 
 def count_order(scores: np.ndarray) -> Order:

@@ -198,7 +198,12 @@ class MetricSuite:
         return self.config.batch_size or (GPU_BATCH if self.device == "cuda" else CPU_BATCH)
 
     def correlate(
-        self, network: Network, table: ImageTable, *, advance: Callable[[int], None] = lambda n: None
+        self,
+        network: Network,
+        table: ImageTable,
+        *,
+        advance: Callable[[int], None] = lambda n: None,
+        spreads: dict[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
         """Return, for each space of a network, correlations of every distinct image with every one that was seen.
 
@@ -210,6 +215,8 @@ class MetricSuite:
             The images.
         advance
             Called with the number of images done.
+        spreads
+            As in `feature_networks.correlate_with_seen`.
 
         Returns
         -------
@@ -226,7 +233,7 @@ class MetricSuite:
         extract = load_network(network, path, self.device)
         return correlate_with_seen(
             table.images, table.shown, NETWORKS[network], extract,
-            device=self.device, batch_size=self.batch_size, advance=advance,
+            device=self.device, batch_size=self.batch_size, advance=advance, spreads=spreads,
         )  # fmt: skip
 
     def compute_lpips(self, network: Network, images: Images, pairs: np.ndarray) -> np.ndarray:

@@ -315,6 +315,10 @@ def test_an_early_and_a_late_layer_are_told_apart(measure):
     high, low = table  # alphabetical
     assert min(low[:2].min() - low[2:].max(), high[2:].min() - high[:2].max()) > 0.2
     assert {"ci_low", "ci_high", "chance", "n", "p_value"} <= set(found.table.columns)
+    # Each of eight cells is as good as the best of eight, or worse.
+    assert (found.table["p_maximum"] >= found.table["p_value"] - 1e-9).all()
+    assert found.table.groupby("layer")["p_maximum"].min().max() < 0.05
+    assert "corrected for 8 of them" in found.summary
     assert render_plot(found.plots[0].draw)
 
 

@@ -11,17 +11,17 @@ from scipy.stats import binom
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders.ridge import RidgeConfig
+from braindecode_vis.parts.analyses import measure
 from braindecode_vis.parts.analyses.bands import BandFilter, FrequencyBandsConfig, fit_bands
 from braindecode_vis.parts.analyses.cuts import keep_features
 from braindecode_vis.parts.analyses.generalization import TimeGeneralizationConfig
-from braindecode_vis.parts.analyses.measure import measure_changes
+from braindecode_vis.parts.analyses.measure import add_holm, add_maximum, measure_changes
 from braindecode_vis.parts.analyses.regions import (
     NetworkAblationConfig,
     RoisConfig,
     SensorRegionsConfig,
-    _draw,
-    _key,
     list_rois,
+    relabel_features,
 )
 from braindecode_vis.preprocessing.array_file import KeptParts
 from braindecode_vis.preprocessing.splits import Fold
@@ -58,6 +58,13 @@ def test_the_planted_band_is_found():
     assert table.loc[("only", "alpha"), "value"] > 0.85
     assert table.loc[("only", "alpha"), "p_value"] < 0.01
     assert table.loc[("without", "alpha"), "difference_high"] < 0
+    # Three bands competed: the smallest p counts three times.
+    assert table.loc[("only", "alpha"), "p_holm"] == pytest.approx(
+        3 * table.loc[("only", "alpha"), "p_value"]
+    )
+    lost = table.loc[("without", "alpha")]
+    assert lost["p_holm"] == pytest.approx(3 * lost["p_difference"])
+    assert "by Holm over 3 bands" in found.summary
     assert abs(table.loc[("only", "beta"), "value"] - 0.5) < 0.17
     assert render_plot(found.plots[0].draw)
 
@@ -141,16 +148,28 @@ def test_networks_are_ranked_as_planted():
     assert table.loc[("only", "Limbic"), "ci_low"] < 0.5 < table.loc[("only", "Limbic"), "ci_high"]
 
 
-def test_random_groups_are_drawn_once_per_size():
-    """Four networks of eight parcels: one set of random groups of 8 and one of 24 serve all of them."""
-    study, built = make_parcel_study(dict.fromkeys("abcd", 1.0), n_train=20), []
+def test_a_relabelling_moves_all_groups_together():
+    """Sets drawn one by one overlap, and the best of them is no match for the best of disjoint networks."""
+    groups = {"a": np.repeat([True, False, False], 4), "b": np.repeat([False, True, False], 4)}
+    for draw in (1, 2):
+        moved = {name: relabel_features(mask, 0, draw) for name, mask in groups.items()}
+        assert [int(mask.sum()) for mask in moved.values()] == [4, 4]
+        assert not (moved["a"] & moved["b"]).any()
+        assert (moved["a"] != relabel_features(groups["a"], 0, 3)).any()
+    assert relabel_features(groups["a"], 0, 0) is groups["a"]
+
+
+def test_the_best_network_is_compared_with_the_best_of_each_relabelling():
+    study, built = make_parcel_study(dict.fromkeys("abc", 1.0), noise=6.0, n_train=20), []
     study = replace(
         study, build=lambda number: built.append(number) or RidgeConfig(alphas=(10.0,)).build(seed=0)
     )
-    table = NetworkAblationConfig(n_random=3).compute(study).table
-    assert len(built) == 1 + 4 + 4 + 2 * 3
-    for mode in ("only", "without"):
-        assert table.loc[table["mode"] == mode, "random"].nunique() == 1
+    found = NetworkAblationConfig(n_random=4).compute(study)
+    assert len(built) == 1 + 3 * 2 * (1 + 4)  # everything; each network alone and left out, as drawn
+    own = found.table[found.table["mode"] != "all"]
+    assert set(np.round(own["p_random"] * 5, 9)) <= {1, 2, 3, 4, 5}
+    for words in ("corrected for all 3 groups", "0.73 to 0.84", "In 4 relabellings of all parcels"):
+        assert words in found.summary
 
 
 class Stopped(Exception):
@@ -197,6 +216,13 @@ def test_a_stopped_analysis_goes_on_to_the_same_table(analysis, tmp_path):
     assert built == total + 1
 
 
+def test_a_gallery_that_is_too_large_has_no_p_value_instead_of_a_table_that_does_not_fit(monkeypatch):
+    study = make_parcel_study({"a": 1.0, "b": 0.5}, n_train=20)
+    assert measure_changes(study, {"all": None}, "top1")["all"].p_value is not None
+    monkeypatch.setattr(measure, "LARGEST_GALLERY", 3)
+    assert measure_changes(study, {"all": None}, "top1")["all"].p_value is None
+
+
 def test_two_questions_of_one_analysis_are_kept_apart(tmp_path):
     """The same changes by another metric, as an analysis from outside may ask, are not answered by the first ones."""
     study = make_parcel_study({"a": 1.0, "b": 0.5}, n_train=20, noise=3.0)
@@ -221,13 +247,26 @@ def test_the_cost_of_refits_is_told_first(tmp_path):
     NetworkAblationConfig(n_random=2).compute(study)
     assert told == ["bar"]  # less than a minute
     NetworkAblationConfig(n_random=2).compute(replace(study, fit_seconds=600.0, kept=KeptParts(tmp_path)))
-    assert told[1].startswith("network ablation: 7 fits; they take about 70 min, at 10 min each")
-    assert bars[-1] == ("network ablation", 7)
+    assert told[1].startswith("network ablation: 13 fits; they take about 2.2 h, at 10 min each")
+    assert bars[-1] == ("network ablation", 13)
     for path in list(tmp_path.iterdir())[:2]:
         path.unlink()
     NetworkAblationConfig(n_random=2).compute(replace(study, fit_seconds=6000.0, kept=KeptParts(tmp_path)))
-    assert "7 fits, of which 5 are kept from an earlier call; the others take about 3.3 h" in told[-2]
+    assert "13 fits, of which 11 are kept from an earlier call; the others take about 3.3 h" in told[-2]
     assert bars[-1] == ("network ablation", 2)
+
+
+def test_the_named_of_many_is_corrected_for_their_number():
+    """The best of several rows had the p-value of a single one."""
+    table = pd.DataFrame({"part": list("aaabb"), "p_value": [0.01, 0.04, np.nan, 0.03, 0.5]})
+    np.testing.assert_allclose(add_holm(table, "part")["p_holm"], [0.02, 0.04, np.nan, 0.06, 0.5])
+    nulls = np.array([[3.0, 2, 6], [4, 4, 7], [2, 3, 8], [5, 1, 5]])
+    rows = [{"name": n, "observed": v, "null": nulls[:, n]} for n, v in enumerate((5.0, 3.0, 9.0))]
+    assert add_maximum(rows) == [
+        {"name": n, "p_maximum": pytest.approx(p)} for n, p in enumerate((0.6, 0.8, 0.2))
+    ]
+    assert np.isnan(add_maximum([{"observed": 1.0, "null": None}])[0]["p_maximum"])
+    assert add_maximum([]) == []
 
 
 @pytest.mark.slow
@@ -305,8 +344,9 @@ def test_padded_subjects_keep_their_own_voxels():
     zero = keep_features(study.responses, groups["V1"], "zero")
     assert set(np.unique(zero.data)) == {0, 1}
     assert (zero.data.sum(axis=1) == 10).all()
-    ordered = _draw({s: np.ones(len(v), bool) for s, v in labels.items()}, _key(groups["FFA"]), 0, 0)
-    assert {s: int(m.sum()) for s, m in ordered.items()} == {"a": 10, "b": 20}
+    moved = relabel_features(groups["FFA"], 0, 1)
+    assert {s: int(m.sum()) for s, m in moved.items()} == {"a": 10, "b": 20}
+    assert (moved["a"] != groups["FFA"]["a"]).any()
 
 
 def test_bands_can_be_kept_alone():

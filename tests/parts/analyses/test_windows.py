@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import binom
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.parts.analyses.curves import (
+    ClusterTest,
     bootstrap_curves,
+    bootstrap_onset,
     cluster_over_labels,
     cluster_over_subjects,
     find_clusters,
@@ -12,7 +16,7 @@ from braindecode_vis.parts.analyses.curves import (
 )
 from braindecode_vis.parts.analyses.cuts import cut_window, make_growing_windows, make_sliding_windows
 from braindecode_vis.parts.analyses.generalization import TimeGeneralizationConfig
-from braindecode_vis.parts.analyses.measure import Meter, compute_hits, measure_changes
+from braindecode_vis.parts.analyses.measure import FoldValues, Meter, compute_hits, measure_changes
 from braindecode_vis.parts.analyses.study import rank_trials
 from braindecode_vis.parts.analyses.windows import GrowingWindowConfig, SlidingWindowConfig
 from braindecode_vis.report.figures import render_plot
@@ -121,6 +125,45 @@ def test_cluster_masses_against_a_loop():
         assert onset == (large[0] if large else -1)
 
 
+def test_a_cluster_is_significant_where_its_mass_is_critical():
+    """The critical mass was noticed by no test: without it, an onset is that of any blip of a resample."""
+    null = RNG.standard_normal((400, 20))
+    for alpha in (0.05, 0.3):
+        test = cluster_over_labels(null.mean(axis=0), null, alpha=alpha)
+        z = (null - null.mean(axis=0)) / null.std(axis=0)
+        masses = [max(find_clusters(row, test.threshold)[1], default=0.0) for row in z]
+        assert test.critical == pytest.approx(np.quantile(masses, 1 - alpha))
+    low, high = (
+        cluster_over_subjects(
+            RNG.standard_normal((7, 20)), 0.0, seed=0, n_permutations=999, alpha=alpha
+        ).critical
+        for alpha in (0.3, 0.05)
+    )
+    assert 0 <= low < high
+    # What is significant lies above the critical mass, and what is not below.
+    curves = 0.3 * RNG.standard_normal((7, 20))
+    curves[:, 9:15] += 1
+    found = cluster_over_subjects(curves, 0.0, seed=0, n_permutations=999)
+    spans, masses = find_clusters((curves.mean(axis=0) - found.centre) / found.scale, found.threshold)
+    assert spans == found.spans
+    for mass, p_value in zip(masses, found.p_values, strict=True):
+        assert (mass > found.critical) == (p_value < 0.05)
+
+
+def test_the_interval_of_an_onset_takes_clusters_of_critical_mass_alone():
+    flat = np.zeros((4, 10))
+    flat[:, 1] = 1.5  # a blip before the effect
+    flat[0, 4:] = flat[1, 5:] = flat[2, 6:] = 2.0  # the last resample has the blip alone
+    test = ClusterTest(((4, 9),), (0.01,), 6.0, "", np.zeros(10), np.ones(10), np.ones(10), 0.05)
+    low, high, share = bootstrap_onset(test, flat, np.arange(10) / 10)
+    assert (low, high, share) == (
+        pytest.approx(np.quantile([0.4, 0.5, 0.6], 0.025)), pytest.approx(np.quantile([0.4, 0.5, 0.6], 0.975)), 0.75,
+    )  # fmt: skip
+    nothing = bootstrap_onset(replace(test, critical=99.0), flat, np.arange(10) / 10)
+    assert np.isnan(nothing[:2]).all()
+    assert nothing[2] == 0
+
+
 def test_label_clusters_hold_their_level():
     """Curves that are drawn from the null itself are significant in 5 % of the cases."""
     null = RNG.standard_normal((400, 20)).cumsum(axis=1)
@@ -202,3 +245,18 @@ def test_measures_of_two_folds_are_joined():
     assert measured.null.shape == (study.n_permutations,)
     assert measured.null.mean() == pytest.approx(0.5, abs=0.02)
     assert measured.observed == pytest.approx(measured.value)
+
+
+def test_the_null_of_several_folds_is_wider():
+    """Permutations within folds that train each other vary half as much as the score."""
+    rng = np.random.default_rng(0)
+    names = np.array(list("abcd"), dtype=object)
+    folds = [
+        FoldValues(rng.random(4), names, np.full(4, "01"), names, 0.5, 2.0, 2 + rng.normal(size=200))
+        for _ in range(2)
+    ]
+    alone, both = Meter.join(folds[:1]), Meter.join(folds)
+    np.testing.assert_allclose(alone.null, folds[0].null / 4)
+    plain = (folds[0].null + folds[1].null) / 8
+    assert both.null.mean() == pytest.approx(plain.mean())
+    assert both.null.std() == pytest.approx(2**0.5 * plain.std())

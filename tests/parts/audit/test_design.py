@@ -107,3 +107,19 @@ def test_concepts_that_one_run_alone_shows_are_named(tmp_path):
     )  # fmt: skip
     found = check_design(open_audited(tmp_path))
     assert any("3 concept(s) are in one run only, first c0, c1, c2;" in item.message for item in found), found
+
+
+@pytest.mark.parametrize(("within", "level"), [(True, "warning"), (False, "ok")])
+def test_concepts_of_subjects_are_named(tmp_path, within, level):
+    """Shuffles within subjects change nothing where a subject has one concept, and that was called clean."""
+    who = np.repeat(np.arange(6), 20)
+    rows = np.arange(120)
+    test = rows % 4 == 0 if within else who < 2
+    folds = [(rows[~test], rows[test])]
+    names = [f"c{n % 2}" for n in who]
+    data = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32)
+    write_prepared(tmp_path, data, folds, ids=names, concepts=names, columns={"subject": who.astype(str)})
+    found = [
+        item for item in check_design(open_audited(tmp_path)) if "and subject go together" in item.message
+    ]
+    assert [item.level for item in found] == [level]

@@ -130,3 +130,30 @@ def test_real_recordings_raise_no_false_alarm(config, folder, tmp_path):
     run = open_run(read_config(config, FEW, root=SHARED / folder), tmp_path)
     pipeline.run_all(run)
     assert pipeline.check_leaks(run).leaks == ()
+
+
+def make_people(n_people=12, n_trials=10, n_features=20, effect=1.0, seed=0):
+    """Return trials of patients and controls; every person has a pattern of their own beside that of the label."""
+    rng = np.random.default_rng(seed)
+    who = np.repeat(np.arange(n_people), n_trials)
+    patient = np.arange(n_people) % 2
+    X = rng.normal(size=(len(who), n_features)) + rng.normal(size=(n_people, n_features))[who]
+    X[:, :4] += effect * patient[who][:, None]
+    return X.astype(np.float32), np.array(["control", "patient"])[patient][who], who
+
+
+@pytest.mark.parametrize("column", ["subject", "group"])
+def test_recognising_a_person_is_a_leak_and_new_people_are_none(column):
+    """Trials of one person in training and test gave .890 where people never seen gave .671, and nothing was said."""
+    X, labels, who = make_people(n_people=6, effect=0.0)
+    few = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100}
+    data = bdv.from_arrays(X, labels=labels, **{column: [f"p{n:02d}" for n in who]})
+    with pytest.warns(bdv.LeakWarning, match=rf"6 {column}\(s\) on both sides show one class each"):
+        run = bdv.decode(data, split=5, settings=few)
+    assert "LEAK: 6" in str(run)
+    found = run.audit().set_index("check")["level"]
+    assert found["identity"] == "leak"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", bdv.LeakWarning)
+        apart = bdv.decode(data, split=f"leave-one-{column}-out", settings=few)
+    assert apart.leaks == ()

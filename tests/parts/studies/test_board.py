@@ -16,6 +16,7 @@ from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.cli import main
 from braindecode_vis.parts.studies.board import find_runs, list_differing, make_board
+from braindecode_vis.pipeline.runs import read_scores
 
 N = 12
 
@@ -279,3 +280,27 @@ def test_the_table_names_each_run_beside_long_words(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "damaged" in told
     assert {"good", "bad"} <= set(told.split())
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        (6, "subjects, then images (method of 0.2.0)"),
+        (7, "subjects, then images"),
+        (None, "subjects, then images"),
+    ],
+)
+def test_rows_of_an_earlier_version_say_which_method_made_them(tmp_path, version, words):
+    """Their intervals took images that all subjects saw for independent; the scores stand."""
+    folder = write_run(tmp_path / "run")
+    rows = [row | {"resampled": "subjects, then images"} for row in store.read_json(folder / "scores.json")]
+    shuffled = {**rows[0], "method": "shuffled", "resampled": "one shuffle"}
+    with store.record_results(folder, "scores.json"):
+        store.write_json(folder / "scores.json", [*rows, shuffled])
+    if version is not None:
+        store.write_json(folder / "stages" / "evaluate" / "abc123" / store.PROVENANCE, {"version": version})
+    found = read_scores(folder)
+    assert [row["resampled"] for row in found] == [words, words, "one shuffle"]
+    assert [row["value"] for row in found] == [row["value"] for row in [*rows, shuffled]]
+    (row,) = make_board([folder], tmp_path / "board.html")
+    assert row.scores["pixcorr"]["resampled"] == words

@@ -10,7 +10,7 @@ from braindecode_vis.api.decoding_run import decode
 from braindecode_vis.api.own import from_arrays
 from braindecode_vis.parts.analyses.analyze import analyze, read_findings
 from braindecode_vis.parts.studies.compare import compare_runs, read_items
-from braindecode_vis.scoring.uncertainty import paired_difference
+from braindecode_vis.scoring.crossed import paired_difference
 from braindecode_vis.scoring.units import make_labels
 
 N_GROUPS, PER_GROUP = 16, 8
@@ -52,13 +52,13 @@ def test_differences_between_runs_are_resampled_by_group(runs):
     items = read_items(weak).merge(read_items(strong), on="stimulus_id", suffixes=("_a", "_b"))
     by_image = paired_difference(items["pixcorr_b"].to_numpy(), items["pixcorr_a"].to_numpy())
     assert by_group["difference"] == pytest.approx(by_image.mean)
-    assert by_group["resampled"] == f"{N_GROUPS} groups"
+    assert by_group["resampled"] == f"{N_GROUPS} groups (t)"
     width = by_image.interval.high - by_image.interval.low
     assert by_group["ci_high"] - by_group["ci_low"] > 1.8 * width
     assert by_group["p_value"] >= by_image.p_value
     # As in the run itself.
     row = runs["auto", 1.0].scores.query("metric == 'pixcorr' and method == 'decoded'").iloc[0]
-    assert row["resampled"] == f"{N_GROUPS} groups"
+    assert row["resampled"] == f"{N_GROUPS} groups (t), widened by sqrt 2 after folds"
 
 
 def test_analyses_resample_groups_and_say_so(runs):
@@ -70,7 +70,9 @@ def test_analyses_resample_groups_and_say_so(runs):
     for kind in ANALYSES:
         by_image, by_group = (tables[resample][kind] for resample in ("image", "auto"))
         np.testing.assert_array_equal(by_image["value"], by_group["value"])
-        assert set(by_group["resampled"]) - {""} == {f"{N_GROUPS} groups"}  # empty where there is no interval
+        # Patterns and geometry keep the bootstrap of groups. Empty where there is no interval.
+        words = f"{N_GROUPS} groups" if kind in ("patterns", "hubness") else f"{N_GROUPS} groups (t)"
+        assert set(by_group["resampled"]) - {""} == {words}
         assert set(by_image["resampled"]) - {""} == {"images"}
     widths = [
         (table["occlusion"]["ci_high"] - table["occlusion"]["ci_low"]).mean() for table in tables.values()

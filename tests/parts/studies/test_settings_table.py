@@ -18,8 +18,7 @@ from braindecode_vis.parts.studies.settings_table import (
     describe_choice,
     tabulate_settings,
 )
-from braindecode_vis.report.board_page import describe_few
-from braindecode_vis.scoring.uncertainty import bootstrap_nested
+from braindecode_vis.scoring.crossed import crossed_interval
 from tests.parts.studies.test_board import write_run
 
 N = 30
@@ -48,17 +47,67 @@ def tabulate(*made):
 def test_runs_that_differ_in_seed_and_subject_are_one_setting(tmp_path):
     made = [
         make_run(tmp_path / f"{lr}{subject}{seed}", seed, subject, 0.3 + 10 * lr + 0.02 * seed, lr=lr)
-        for lr in (0.01, 0.02) for subject in ("01", "02") for seed in range(3)
+        for lr in (0.01, 0.02) for subject in ("01", "02", "03") for seed in range(2)
     ]  # fmt: skip
     table = tabulate(*made)
     assert list(table.keys) == ["encoder.lr"]
     assert [len(row.runs) for row in table.rows] == [6, 6]
     score = table.rows[0].scores["top1"]
     assert score["value"] == pytest.approx(np.mean([run.scores[0]["value"] for run, _ in made[:6]]))
-    assert score["resampled"] == "2 subjects, then 3 seeds of each, then 30 images"
-    assert score["ci_low"] < score["value"] < score["ci_high"]
-    assert "resamples 2 subjects is too narrow" in describe_few(table)
-    assert as_frame(table)["n_subjects"].tolist() == [2, 2]
+    assert score["resampled"] == "3 subjects and 30 images (crossed); mean of 2 seeds each"
+    means = np.array([items["top1"].to_numpy() for _, items in made[:6]]).reshape(3, 2, N).mean(axis=1)
+    found = crossed_interval(means)
+    assert (score["ci_low"], score["ci_high"]) == pytest.approx((found.low, found.high))
+    assert as_frame(table)["n_subjects"].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("subjects", "n_seeds", "words"),
+    [
+        (["01"], 3, "3 seeds and 30 images (crossed); not subjects"),
+        (["01"], 2, "no interval: 2 seeds, and an interval over seeds needs at least 3 (0.506 and 0.526)"),
+        (
+            ["01", "02"],
+            3,
+            "no interval: 2 subjects, and an interval over subjects needs at least 3 (0.526 and 0.526)",
+        ),
+        (["01", "02", "03"], 1, "3 subjects and 30 images (crossed); not seeds"),
+    ],
+)
+def test_what_a_pooled_interval_speaks_of(tmp_path, subjects, n_seeds, words):
+    made = [
+        make_run(tmp_path / f"{subject}{seed}", seed, subject, 0.5 + 0.02 * seed)
+        for subject in subjects for seed in range(n_seeds)
+    ]  # fmt: skip
+    score = tabulate(*made).rows[0].scores["top1"]
+    assert score["resampled"] == words
+    assert (score["ci_low"] is None) == words.startswith("no interval")
+
+
+@pytest.mark.parametrize(("kind", "words"), [
+    ("published", "3 subjects, 3 seeds and 30 images (crossed)"),
+    ("leave_one_subject_out", "3 subjects and 30 images (crossed); mean of 3 seeds each"),
+])  # fmt: skip
+def test_a_seed_of_one_network_for_all_subjects_is_a_factor(tmp_path, kind, words):
+    """A lucky seed lifts all subjects that one network decodes; networks of their own share no luck."""
+    made = []
+    for seed in range(3):
+        run, items = make_run(tmp_path / str(seed), seed, "01", 0.5 + 0.05 * seed)
+        several = pd.concat(
+            [items.assign(subject=name, top1=items["top1"] + 0.02 * k) for k, name in enumerate("abc")]
+        )
+        row = run.scores[0]
+        run.scores[:] = [{**row, "subject": name, "value": float(several[several["subject"] == name]["top1"].mean())}
+                         for name in "abc"]  # fmt: skip
+        run.config["split"] = {"kind": kind}
+        made.append((run, several))
+    score = tabulate(*made).rows[0].scores["top1"]
+    assert score["resampled"] == words
+    cube = np.array([several["top1"].to_numpy().reshape(3, N) for _, several in made]).swapaxes(0, 1)
+    found = crossed_interval(cube if kind == "published" else cube.mean(axis=1))
+    assert (score["value"], score["ci_low"], score["ci_high"]) == pytest.approx(
+        (found.value, found.low, found.high)
+    )
 
 
 def test_a_subject_decoded_alone_and_with_others_is_two_settings(tmp_path):
@@ -72,7 +121,7 @@ def test_a_subject_decoded_alone_and_with_others_is_two_settings(tmp_path):
     assert table.rows[0].scores["top1"]["ci_low"] == 0.2
     several = pd.concat([items, items.assign(subject="02")])
     one = tabulate((alone, None), (make_run(tmp_path / "c", seed=1)[0], several))
-    assert one.rows[0].scores["top1"]["resampled"] == "2 seeds; not subjects or items"
+    assert one.rows[0].scores["top1"]["resampled"].startswith("no interval: 2 seeds, and")
 
 
 def add_fits(folder, values, **more):
@@ -163,28 +212,6 @@ def test_settings_of_other_subjects_or_data_are_not_compared(tmp_path):
     for run, _ in made[2:]:
         run.config["dataset"]["kind"] = "god"
     assert "of different data or targets" in tabulate(*made).reason
-
-
-def test_a_nested_interval_is_that_of_a_plain_loop():
-    rng = np.random.default_rng(0)
-    subjects = [[rng.normal(0.2 * s + 0.05 * r, 0.3, 12) for r in range(3)] for s in range(4)]
-    units = [[[f"i{n // 2}" for n in range(12)]] * 3] * 4  # two rows of each image
-    found = bootstrap_nested(subjects, units, n_boot=2000)
-    draws = []
-    for _ in range(1500):
-        total = 0.0
-        for s in rng.integers(0, 4, 4):
-            images = rng.integers(0, 6, 6)
-            rows = np.concatenate([2 * images, 2 * images + 1])
-            total += np.mean([subjects[s][r][rows].mean() for r in rng.integers(0, 3, 3)])
-        draws.append(total / 4)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    # Quantiles of two draws of some thousand resamples differ by a few hundredths of the interval.
-    assert (found.low, found.high) == (
-        pytest.approx(low, abs=0.08 * (high - low)),
-        pytest.approx(high, abs=0.08 * (high - low)),
-    )
-    assert bootstrap_nested([[np.array([0.4])]], [[["run"]]]).low == pytest.approx(0.4)
 
 
 def test_trackers_get_settings_and_scores(swept, monkeypatch, capsys):

@@ -53,7 +53,10 @@ def test_the_summary_averages_over_seeds_only():
     runs = [
         ("decoded", 0, "a", 0.2),
         ("decoded", 1, "a", 0.4),
+        ("decoded", 2, "a", 0.6),
         ("decoded", 0, "b", 0.9),
+        ("decoded", 0, "c", 0.2),
+        ("decoded", 1, "c", 0.3),
         ("oracle", 0, "a", 1),
     ]
     rows = [
@@ -62,13 +65,18 @@ def test_the_summary_averages_over_seeds_only():
         for m, s, k, v in runs
     ]  # fmt: skip
     table = summarise(pd.DataFrame(rows), ["seed", "k"]).set_index("k")
-    assert table.loc["a", "value"] == pytest.approx(0.3)
-    assert table.loc["a", "sd"] == pytest.approx(np.std([0.2, 0.4], ddof=1))
-    low, high = stats.t.interval(0.95, 1, loc=0.3, scale=stats.sem([0.2, 0.4]))
+    values = [0.2, 0.4, 0.6]
+    assert table.loc["a", "value"] == pytest.approx(0.4)
+    assert table.loc["a", "sd"] == pytest.approx(np.std(values, ddof=1))
+    low, high = stats.t.interval(0.95, 2, loc=0.4, scale=stats.sem(values))
     assert table.loc["a", ["ci_low", "ci_high"]].tolist() == pytest.approx([low, high])
     assert table.loc["b", "n_seeds"] == 1
     assert np.isnan(table.loc["b", "sd"])
     assert table.loc["b", ["ci_low", "ci_high"]].tolist() == pytest.approx([0.8, 1.0])  # of the run
+    assert table.loc["c", "value"] == pytest.approx(0.25)
+    assert np.isnan(
+        table.loc["c", ["ci_low", "ci_high"]].astype(float)
+    ).all()  # two seeds say more as they are
 
 
 def test_the_spread_over_seeds_is_that_of_the_mean_over_subjects():

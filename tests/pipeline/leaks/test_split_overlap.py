@@ -9,6 +9,7 @@ from braindecode_vis.datasets.drawn.images import render_batch
 from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.leaks.split_overlap import (
     check_copies,
+    check_identity,
     check_likeness,
     check_pixels,
     check_rows,
@@ -16,7 +17,9 @@ from braindecode_vis.pipeline.leaks.split_overlap import (
     check_used,
     count_units,
     find_like_pictures,
+    measure_known_classes,
 )
+from braindecode_vis.preprocessing.splits import Fold
 from tests.parts.audit.small_runs import read_name, write_artifact, write_bank, write_prepared, write_trained
 
 N = 24
@@ -221,3 +224,90 @@ def test_trials_that_later_stages_used_are_those_of_the_fold(tmp_path, n_trials,
     found = check_used(open_audited(tmp_path))
     assert [item.level for item in found] == ["leak" if words else "ok"]
     assert words in found[0].message
+
+
+# --- classes that a person gives away ---------------------------------------------------------------------
+
+WITHIN = [(ROWS[ROWS % 4 != 0], ROWS[ROWS % 4 == 0])]
+WHO = np.repeat(np.arange(6), 4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns", "folds", "level", "words"),
+    [
+        (
+            WHO % 2,
+            {"subject": WHO},
+            WITHIN,
+            "leak",
+            "6 subject(s) on both sides show one class each, first 0 (c0)",
+        ),
+        (WHO % 2, {"subject": WHO}, [(ROWS[:16], ROWS[16:])], "ok", "no subject or group"),
+        (WHO % 2, {"group": WHO}, WITHIN, "leak", "leave whole groups out (split.kind=leave_one_group_out)"),
+        (ROWS // 2 % 2, {"subject": WHO}, WITHIN, "ok", ""),  # both classes in everybody
+        (WHO % 2, {}, WITHIN, "ok", ""),  # one subject
+        (WHO * 0, {"subject": WHO}, WITHIN, "ok", ""),  # one class
+        # Patients and controls as groups are the classes, and not who was recorded.
+        (WHO % 2, {"subject": WHO, "group": WHO % 2}, [(ROWS[:16], ROWS[16:])], "ok", ""),
+    ],
+)
+def test_a_class_that_a_person_gives_away_is_a_leak(open_small, labels, columns, folds, level, words):
+    """Trials of a person on both sides: recognising the person was called decoding, .890 against .671 on new people."""
+    named = [f"c{label}" for label in labels]
+    columns = {name: [str(value) for value in values] for name, values in columns.items()}
+    run = open_small(
+        folds, ids=named, concepts=named, columns=columns, fields={"split": {"kind": "leave_one_run_out"}}
+    )
+    (found,) = check_identity(run)
+    assert found.level == level
+    assert words in found.message
+
+
+def test_small_groups_of_one_class_are_no_leak_by_chance(open_small):
+    """Half of all pairs show one of two classes by chance; if all do, it is no chance."""
+    rng = np.random.default_rng(0)
+    groups = np.arange(N) // 2
+    every_other = [(ROWS[::2], ROWS[1::2])]
+    labels = rng.permutation(ROWS % 2).astype(str)
+    assert 0.3 < np.mean([len(set(labels[groups == g])) == 1 for g in range(12)]) < 0.7
+    fold = Fold(*every_other[0])
+    assert measure_known_classes(groups.astype(str), labels, fold)[0] < 0.1
+    assert measure_known_classes(groups.astype(str), (groups % 2).astype(str), fold)[0] == 1
+
+
+def test_one_person_of_one_class_among_others_is_a_share(tmp_path):
+    """One of six shows one class, five show both: a sixth of the trials is known."""
+    who = np.repeat(np.arange(6), 20)
+    labels = np.where(who == 0, 0, np.arange(120) % 2)
+    # Fifths by turns, so that both classes are tested in everybody.
+    folds = [(np.flatnonzero(np.arange(120) % 5), np.flatnonzero(np.arange(120) % 5 == 0))]
+    share, names = measure_known_classes(who.astype(str), labels.astype(str), Fold(*folds[0]))
+    assert share == pytest.approx(1 / 6, abs=0.001)
+    assert names == ["0"]
+    named = [f"c{label}" for label in labels]
+    data = np.random.default_rng(0).normal(size=(120, 5)).astype(np.float32)
+    fields = {"split": {"kind": "leave_one_run_out"}}
+    columns = {"subject": who.astype(str)}
+    write_prepared(tmp_path, data, folds, ids=named, concepts=named, columns=columns, fields=fields)
+    (found,) = check_identity(open_audited(tmp_path))
+    assert found.level == "warning"
+    assert "1 subject(s) on both sides" in found.message
+    assert "or take those out that show one class" in found.message
+
+
+@pytest.mark.parametrize(
+    ("runs", "by", "level"),
+    [
+        (np.repeat([0, 1], 12), ["group"], "warning"),
+        (np.zeros(N, int), ["group"], "ok"),  # nobody named runs
+        (np.repeat([0, 1], 12), ["image"], "ok"),  # nothing is claimed of groups
+    ],
+)
+def test_groups_that_cut_a_run_are_a_warning(open_small, runs, by, level):
+    groups = np.where(ROWS % 12 < 6, "a", "b")
+    folds = [(ROWS[groups == "a"], ROWS[groups == "b"])]
+    columns = {"run": runs.astype(str), "group": groups, "session": runs.astype(str)}
+    found = by_check(check_sides(open_small(folds, by=by, columns=columns)))
+    assert found["run"].level == found["session"].level == level
+    if level == "warning":
+        assert "groups cut it, so that the drift of one run is trained on and tested" in found["run"].message

@@ -154,3 +154,51 @@ def test_too_few_candidates_are_refused():
         idn.make_identification_table(np.ones((4, 4)), 3, groups=[0, 0, 1, 1])
     with pytest.raises(DataError, match="4 items came with 2 group labels"):
         idn.make_identification_table(np.ones((4, 4)), 2, groups=[0, 1])
+
+
+SIMILARITY = np.array(
+    [[0.9, 0.2, 0.4, 0.1], [0.3, 0.5, 0.6, 0.2], [0.1, 0.4, 0.7, 0.3], [0.2, 0.5, 0.1, 0.4]]
+)
+
+
+@pytest.mark.parametrize(("n", "error"), [(2, 0.204124), (3, 0.408248)])
+def test_the_worked_example_of_the_jackknife(n, error):
+    left_out = idn.leave_out_images([SIMILARITY], [np.arange(4)], [list("abcd")], n)
+    if n == 2:
+        np.testing.assert_allclose(left_out, [0.666667, 1, 0.833333, 0.833333], atol=5e-7)
+    spread = np.sqrt(3 / 4 * np.square(left_out - left_out.mean()).sum())
+    assert spread == pytest.approx(error, abs=5e-7)
+
+
+@pytest.mark.parametrize("ties", ["shared", "against"])
+@pytest.mark.parametrize("n", [2, 3])
+def test_leaving_an_image_out_equals_scoring_without_it(n, ties):
+    """Several rows of an image, classes, ties, two galleries that share an image: computed again without each image."""
+    rng = np.random.default_rng(n)
+    galleries = [(list("abcdefg"), list("xxxxyyy")), (list("ghijk"), ["x"] * 5)]
+    scores = [rng.integers(0, 4, (9, 7)).astype(float), rng.random((4, 5))]
+    truths = [np.array([0, 0, 1, 2, 3, 4, 5, 6, 6]), np.array([0, 1, 2, 3])]
+    names, classes = zip(*galleries, strict=True)
+
+    def score(without):
+        values = []
+        for table, truth, own, groups in zip(scores, truths, names, classes, strict=True):
+            kept = [column for column, name in enumerate(own) if name != without]
+            for row, column in enumerate(truth):
+                rivals = [c for c in kept if groups[c] == groups[column] and c != column]
+                if own[column] == without or len(rivals) < n - 1:
+                    continue
+                cells = table[row, [column, *rivals]][None]
+                make = idn.make_k_way_table if ties == "shared" else idn.make_identification_table
+                values.append(make(cells, n)[0, 0])
+        return np.mean(values)
+
+    shown = sorted({own[column] for own, truth in zip(names, truths, strict=True) for column in truth})
+    expected = [score(name) for name in shown]
+    for tables in (scores, [idn.count_order(one) for one in scores]):
+        found = idn.leave_out_images(tables, truths, names, n, groups=classes, ties=ties)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_an_image_whose_leaving_takes_the_last_rival_away():
+    assert np.isnan(idn.leave_out_images([np.eye(2)], [np.arange(2)], [list("ab")], 2)).all()

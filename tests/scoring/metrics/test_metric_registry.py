@@ -11,7 +11,8 @@ from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.scoring.metrics import image
 from braindecode_vis.scoring.metrics import metric_registry as registry
 from braindecode_vis.scoring.metrics.metric_registry import Metric, find_metric, register_metric
-from braindecode_vis.scoring.retrieval import compute_ranks
+from braindecode_vis.scoring.retrieval import compute_ranks, compute_similarity
+from braindecode_vis.scoring.uncertainty import permutation_test
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,39 @@ def test_every_entry_has_words_and_a_direction():
         assert metric.direction in (1, -1)
         if metric.chance is not None:
             assert 0 < registry.compute_chance(name.replace("{n}", "7"), gallery_size=20) <= 10.5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name.replace("{n}", "5")
+        for name in registry.list_metrics()
+        if (entry := find_metric(name.replace("{n}", "5")).metric).on == "retrieval" and entry.compare
+    ],
+)
+def test_the_side_of_a_p_value_is_that_of_better_predictions(name):
+    """Turning the direction of a rank metric was noticed by no test: its p then praised the worst decoder."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((24, 6)).astype(np.float32)
+    ids = np.array([f"i{n:02d}" for n in range(24)], dtype=object)
+    gallery, (metric, n, *_) = Embeddings(vectors, ids, "s"), find_metric(name)
+    found = {}
+    for side in (1, -1):
+        queries = Embeddings(
+            (side * vectors + 0.5 * rng.standard_normal(vectors.shape)).astype(np.float32), ids, "s"
+        )
+        values = metric.compare(compute_ranks(queries, gallery, device="cpu"), n)
+        p_value = None
+        if metric.tabulate is not None:
+            table = metric.tabulate(compute_similarity(queries, gallery), n)
+            p_value = permutation_test(
+                table, statistic=metric.statistic, alternative=metric.alternative, n_permutations=99
+            ).p_value
+        found[side] = float(values.mean()), p_value
+    assert metric.direction * (found[1][0] - found[-1][0]) > 0
+    if metric.tabulate is not None:
+        assert found[1][1] == 0.01
+        assert found[-1][1] > 0.9  # nobody is worse than who prefers the opposite
 
 
 def test_tables_agree_with_the_values_of_each_pair():
