@@ -88,9 +88,11 @@ def refit_relabelled(run: Run, units: Units | None) -> Refits | None:
         pd.unique(np.concatenate([ids[rows] for f in prepared.folds for rows in (f.train, f.test)]))
     )
     n_refits = int(min(MOST_REFITS, config.evaluation.n_permutations, MOST_PRODUCTS / (2 * len(images) ** 3)))
-    # What is chosen or fitted by the targets of training images would have to be chosen anew for every labelling.
+    # Images that a fold has seen it recognises under any label, so that no label is a null. What is chosen or fitted by
+    # the targets of training images would have to be chosen anew for every labelling.
     if (
-        n_refits < min(FEWEST_REFITS, config.evaluation.n_permutations)
+        any(not set(ids[fold.train]).isdisjoint(ids[fold.test]) for fold in prepared.folds)
+        or n_refits < min(FEWEST_REFITS, config.evaluation.n_permutations)
         or len({bank.embeddings.space for bank in banks}) > 1
         or config.retrieval.centre == "zscore"
         or config.synthetic is not None

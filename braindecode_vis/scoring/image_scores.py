@@ -254,8 +254,8 @@ def score_identification(
     size = sizes.pop() if len(sizes) == 1 else None
     details: dict[str, Any] = {"gallery_size": size, "p_value": None if null is None else null.p_value}
     # Among images that were trained on, two-way identification alone has its level.
-    if n > 2 and candidates is None and scored.column_folds is not None and null is not None:
-        details["chance"] = null.null_mean
+    if n > 2 and candidates is None and scored.column_folds is not None:
+        details["chance"] = None if null is None else null.null_mean
     yield scored.score(values, metric, method, left_out=left_out, **details), values
     if method == "decoded" and null is not None:
         yield scored.score_shuffled(null, metric, len(table), gallery_size=size), values
