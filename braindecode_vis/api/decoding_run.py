@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.learning import preprocess
 from braindecode_vis.pipeline.runs import Listener, Run, check_run_folder, list_changes, read_earlier
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
+from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.score_row import describe_resampled
 
 if TYPE_CHECKING:
@@ -514,19 +516,26 @@ class DecodingRun:
             )
 
     def _repr_html_(self) -> str:
-        """Show the scores of the decoded system in a notebook."""
+        """Show in a notebook what `print` shows."""
         rows, shown = self._pick_decoded()
-        table = shown.to_html(index=False, float_format="{:.3f}".format)
-        return f"<p>{self.folder}</p>{table}<p>{describe_resampled(rows.to_dict('records'))}</p>"
+        table = shown.to_html(
+            index=False, float_format="{:.3f}".format, formatters={"p_value": format_p_value}
+        )
+        leaks = [f"<p><strong>LEAK: {escape(leak)}</strong></p>" for leak in self.leaks]
+        hints = [f"<p>hint: {escape(hint)}</p>" for hint in self.hints]
+        words = f"<p>{escape(describe_resampled(rows.to_dict('records')))}</p>"
+        return "".join([*leaks, f"<p>{escape(str(self.folder))}</p>", table, words, *hints])
 
     def __str__(self) -> str:
-        """Return the scores of the decoded system, leaks first, as a table that no terminal cuts off."""
+        """Return the scores of the decoded system as a table that no terminal cuts off: leaks first, hints last."""
         rows, shown = self._pick_decoded()
         leaks = [f"LEAK: {leak}" for leak in self.leaks]
-        digits = {"p_value": "{:.2g}".format}
-        table = shown.to_string(index=False, float_format="{:.3f}".format, formatters=digits)
+        hints = [f"hint: {hint}" for hint in self.hints]
+        table = shown.to_string(
+            index=False, float_format="{:.3f}".format, formatters={"p_value": format_p_value}
+        )
         words = describe_resampled(rows.to_dict("records"))
-        return "\n".join([*leaks, table, *filter(None, [words]), f"folder: {self.folder}"])
+        return "\n".join([*leaks, table, *filter(None, [words]), *hints, f"folder: {self.folder}"])
 
     def _pick_decoded(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         rows = self.scores[self.scores["method"] == "decoded"]

@@ -256,7 +256,8 @@ def _describe_pair(pairs: Mapping[str, Mapping[str, Any]] | str, metric: str, sh
         return ""
     sign = "+" if found["difference"] > 0 else ""
     low, high = show(float(found["ci_low"])), show(float(found["ci_high"]))
-    return f"{sign}{show(float(found['difference']))} ({low} to {high}; p {format_p_value(found['p_value'])})"
+    p = format_p_value(found["p_value"], in_words=True)
+    return f"{sign}{show(float(found['difference']))} ({low} to {high}; {p})"
 
 
 # --- curves -------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from braindecode_vis.parts.analyses.study import Findings, Plot, Study, rank_tri
 from braindecode_vis.parts.analyses.window_categories import label_trials
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.report.drawing import draw_matrix
+from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.score_row import name_units
 from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within, wilson_interval
 
@@ -129,8 +130,8 @@ class ConfusionConfig(Settings):
         wrong = cells[(cells["seen"] != cells["decoded"]) & (cells["value"] > cells["chance"])]
         text = (
             f"{overall['value']:.3f} of {overall['n']} test trials are given their own class "
-            f"({overall['ci_low']:.3f} to {overall['ci_high']:.3f}, chance {overall['chance']:.3f}, p = "
-            f"{overall['p_value']:.2g})."
+            f"({overall['ci_low']:.3f} to {overall['ci_high']:.3f}, chance {overall['chance']:.3f}, "
+            f"{format_p_value(overall['p_value'], in_words=True)})."
         )
         if len(wrong):
             worst = wrong.iloc[int((wrong["value"] - wrong["chance"]).to_numpy(float).argmax())]

@@ -43,6 +43,7 @@ from braindecode_vis.preprocessing.voxel_geometry import (
     read_geometry,
 )
 from braindecode_vis.report.drawing import draw_bars, draw_curve, find_flat_positions, place_pattern
+from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.metrics.brain_correlation import (
     WHOLE,
     RegionCorrelation,
@@ -227,10 +228,10 @@ class EncodingConfig(Settings):
         for one in found:
             whole, q = one.regions[WHOLE], one.maps.q_value
             bound = "" if one.ceiling is None else f", noise ceiling {one.ceiling.mean():.3f}"
-            best = int(np.argmax(one.maps.correlation))
+            best, p = int(np.argmax(one.maps.correlation)), format_p_value(whole.p_value, in_words=True)
             sentences.append(
                 f"subject {one.subject}: mean correlation {whole.value:.3f} ({whole.interval.low:.3f} to "
-                f"{whole.interval.high:.3f}, chance {whole.chance:.3f}, p = {whole.p_value:.2g}{bound}) over "
+                f"{whole.interval.high:.3f}, chance {whole.chance:.3f}, {p}{bound}) over "
                 f"{len(q)} responses and {one.n_images} test images, {100 * float((q <= self.fdr).mean()):.0f} % of "
                 f"them at q <= {self.fdr:g}, at most {one.maps.correlation[best]:.3f}"
             )

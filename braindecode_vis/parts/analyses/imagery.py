@@ -38,6 +38,7 @@ from braindecode_vis.parts.analyses.measure import Meter, RetrievalMetric, check
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study, play_encoder
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.report.drawing import draw_bars
+from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import Centre, compute_ranks, fit_centre
@@ -304,7 +305,7 @@ class ImageryConfig(Settings):
         own = shown[shown["task"] == self.task]
         parts = [
             f"{r.task}, {r.stimulus_set}: {metric} {r.value:.3f} ({r.ci_low:.3f} to {r.ci_high:.3f}, chance "
-            f"{r.chance:.3f}, {r.n_stimuli} stimuli, p = {r.p_value:.2g})"
+            f"{r.chance:.3f}, {r.n_stimuli} stimuli, {format_p_value(r.p_value, in_words=True)})"
             for r in shown.itertuples()
         ]
         found = "; ".join(parts) + "."

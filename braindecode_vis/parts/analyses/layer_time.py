@@ -40,6 +40,7 @@ from braindecode_vis.parts.analyses.rsa import (
 )
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.report.drawing import draw_matrix
+from braindecode_vis.report.words import format_p_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -178,8 +179,8 @@ class LayerTimeConfig(Settings):
             best = find_best(own)
             peaks.append(
                 f"{shorten(name)} at {float(own['peak'].iloc[0]) * 1000:.0f} ms ({best['value']:.3f}, "
-                f"{best['ci_low']:.3f} to {best['ci_high']:.3f}, chance {best['chance']:.2f}, p = "
-                f"{best['p_value']:.2g})"
+                f"{best['ci_low']:.3f} to {best['ci_high']:.3f}, chance {best['chance']:.2f}, "
+                f"{format_p_value(best['p_value'], in_words=True)})"
             )
         found = f"Peak of the {words}: " + "; ".join(peaks) + "."
         how = f"Each layer was compared with windows of {self.width * 1000:.0f} ms, uncorrected for their number."

@@ -23,6 +23,7 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.leases import BeingMade
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.analyses.study import Change, Study, fit_picked, rank_trials
+from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
 from braindecode_vis.scoring.score_row import name_units
@@ -444,7 +445,7 @@ def find_best(table: pd.DataFrame) -> pd.Series:
 def describe_result(row: Any, metric: str) -> str:
     """Return a value with interval, chance and p-value as text."""
     p = row.get("p_value")
-    tail = "" if p is None or pd.isna(p) else f", p = {p:.2g}"
+    tail = "" if p is None or pd.isna(p) else f", {format_p_value(p, in_words=True)}"
     return (
         f"{metric} {row['value']:.3f} (95 % interval {row['ci_low']:.3f} to {row['ci_high']:.3f}, chance "
         f"{row['chance']:.3f}, n = {row['n']:.0f}{tail})"

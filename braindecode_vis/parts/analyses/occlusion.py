@@ -37,6 +37,7 @@ from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
 from braindecode_vis.preprocessing.voxel_geometry import check_common_features
 from braindecode_vis.report.drawing import draw_bars, draw_curve, mark_stimulus
+from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
 
 if TYPE_CHECKING:
@@ -131,9 +132,10 @@ class OcclusionConfig(Settings):
         for kind in kinds:
             best = find_best(table[table["part"] == kind])
             what = f"{float(best['name']) * 1000:.0f} ms on" if kind == "time" else str(best["name"])
+            p = format_p_value(best["p_value"], in_words=True)
             words.append(
                 f"hiding {what} costs most {kind if kind == 'time' else study.responses.dims[1]}-wise: "
-                f"{best['value']:.3f} ({best['ci_low']:.3f} to {best['ci_high']:.3f}, p = {best['p_value']:.2g})"
+                f"{best['value']:.3f} ({best['ci_low']:.3f} to {best['ci_high']:.3f}, {p})"
             )
         found = f"Of {self.metric} {whole.value:.3f} (chance {whole.chance:.3f}), " + "; ".join(words) + "."
         how = "One part of the test trials at a time was replaced by its mean over training trials."

@@ -43,6 +43,7 @@ from braindecode_vis.preprocessing.voxel_geometry import (
     read_geometry,
 )
 from braindecode_vis.report.drawing import draw_bars
+from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from braindecode_vis.scoring.uncertainty import compute_p_value
 
@@ -317,7 +318,7 @@ def _report(table: pd.DataFrame, metric: str, kind: str, title: str, noun: str, 
     if n_random:
         found += (
             f" Of {n_random} random groups of the size of {best['group']}, the mean is {best['random']:.3f} "
-            f"(p = {best['p_random']:.2g} for as much as {best['group']})."
+            f"({format_p_value(best['p_random'], in_words=True)} for as much as {best['group']})."
         )
     how = f"An encoder was fitted and tested on each group of {noun}s alone and on all but each group."
     caption = (

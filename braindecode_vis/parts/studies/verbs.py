@@ -382,6 +382,7 @@ def compare(
     from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.base.store import replace_atomically
     from braindecode_vis.parts.studies.compare import compare_runs
+    from braindecode_vis.report.words import format_p_value
 
     if out is not None and out.is_dir():
         raise ConfigError(f"{out} is a folder; name a CSV file with --out.")
@@ -409,7 +410,9 @@ def compare(
     shown.insert(0, "run", [Path(name).name if unique else name for name in table["run"]])
     bounds = zip(table["ci_low"], table["ci_high"], strict=True)
     shown = shown.assign(
-        interval=[f"{low:.3g} to {high:.3g}" for low, high in bounds], p=table["p_holm"], n=table["n_items"]
+        interval=[f"{low:.3g} to {high:.3g}" for low, high in bounds],
+        p=table["p_holm"].map(format_p_value),
+        n=table["n_items"],
     )
     _print_table(shown, f"Difference to {runs[0]} (95 % interval, Holm-corrected p)")
 

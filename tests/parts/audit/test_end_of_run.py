@@ -81,6 +81,8 @@ def test_a_notebook_is_warned():
     with pytest.warns(bdv.LeakWarning, match=r"both sides a second time.*see run\.leaks"):
         run = bdv.decode(data, settings=QUICK)
     assert len(run.leaks) == 1
+    assert str(run).startswith("LEAK: ")
+    assert run._repr_html_().startswith("<p><strong>LEAK: ")
     assert set(run.audit()["level"]) >= {"leak"}
 
 
