@@ -40,7 +40,7 @@ from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.config.source import validate_config
 from braindecode_vis.datasets.array_folder import unpack_epochs
-from braindecode_vis.datasets.own_data import make_new_trials
+from braindecode_vis.datasets.own_data import choose_split, make_new_trials
 from braindecode_vis.datasets.trial_values import check_trials
 from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.finished_run import read_every_file
@@ -810,17 +810,7 @@ def _read_split(split: str | int | Mapping[str, Any] | None, data: Data) -> dict
         return {"kind": "kfold", "n_folds": split}
     if split is not None:
         return {"kind": split.replace("-", "_").replace(" ", "_")}
-    trials = data.trials
-    # The experiment's own split goes first, then what keeps pictures apart, then runs, which drift apart.
-    if {"train", "test"} <= set(trials["split"]):
-        return {"kind": "published"}
-    if data.knows_images:
-        return {"kind": "kfold", "n_folds": min(10, len(data.stimuli))}
-    if trials[["subject", "session", "run"]].drop_duplicates().shape[0] > trials["subject"].nunique():
-        return {"kind": "leave_one_run_out"}
-    if "group" in trials and trials["group"].nunique() > 1:
-        return {"kind": "leave_one_group_out"}
-    return {"kind": "kfold", "n_folds": 5}
+    return choose_split(data.trials, len(data.stimuli) if data.knows_images else 0)[0]
 
 
 def _set(content: dict[str, Any], key: str, value: Any) -> None:
