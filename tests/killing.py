@@ -62,7 +62,7 @@ class Nursery:
         """Return the exit code, minus the signal that ended it, or None while it runs."""
         return self._ask(poll=pid)
 
-    def wait(self, pid: int, seconds: float = 120) -> int:
+    def wait(self, pid: int, seconds: float = 900) -> int:
         """Return the exit code; a command that hangs is killed and an error."""
         deadline = time.monotonic() + seconds
         while (code := self.poll(pid)) is None:
