@@ -48,8 +48,7 @@ from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.learning import preprocess
 from braindecode_vis.pipeline.runs import Listener, Run, check_run_folder, list_changes, read_earlier
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
-from braindecode_vis.report.words import format_p_value
-from braindecode_vis.scoring.score_row import describe_resampled
+from braindecode_vis.scoring.score_row import describe_resampled, format_p_value
 
 if TYPE_CHECKING:
     import mne

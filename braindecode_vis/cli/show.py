@@ -429,8 +429,7 @@ def print_scores(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from braindecode_vis.report.words import format_p_value
-    from braindecode_vis.scoring.score_row import describe_resampled
+    from braindecode_vis.scoring.score_row import describe_resampled, format_p_value
 
     console = Console(highlight=False)
     wide = console.width >= 110

@@ -72,7 +72,7 @@ _IN_FILES = (
     (r"give dims", "name dims in meta.yaml"),
     (r"allow merging", "set dataset.same_pictures to merge"),
     (
-        r"state it by a mapping: .*dict\(enumerate\(pictures, (-?\d+)\)\)\)",
+        r"state it by a mapping: .*dict\(enumerate\(pictures, (-?\d+)\)\) .*number -?\d+",
         r"write into meta.yaml from which number they count (first_id: \1), or put files into images/ that are named "
         "by these numbers",
     ),

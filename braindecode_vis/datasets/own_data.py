@@ -479,9 +479,12 @@ def _check_numbers(shown: list[str], n: int) -> None:
         numbers = sorted(int(float(name)) for name in names)
         told = f"{len(numbers)} numbers from {numbers[0]} to {numbers[-1]}"
         advice = f"images={{{numbers[0]}: pictures[0], ...}}"
-        if numbers[-1] - numbers[0] < n:  # 1 to 59 may be the first or the last of 60 pictures
+        # 1 to 59 may be the first or the last of 60 pictures, and only the user knows.
+        likely = [start for start in (1, 0, numbers[0]) if start <= numbers[0] and numbers[-1] < start + n]
+        if likely:
+            first = numbers[0] if numbers[0] in (0, 1) else likely[0]
             advice += (
-                f" (if the pictures count from {numbers[0]}: images=dict(enumerate(pictures, {numbers[0]})))"
+                f", or images=dict(enumerate(pictures, {first})) if the first picture has the number {first}"
             )
     raise DataError(
         f"the trials show {told}, and the {n} pictures are an array, which does not say which is which; state it by a "

@@ -26,9 +26,9 @@ from braindecode_vis.report.words import (
     count_decimals,
     describe_metric,
     format_number,
-    format_p_value,
     is_missing,
 )
+from braindecode_vis.scoring.score_row import format_p_value
 
 THUMBNAIL_PX = 72
 MAX_CURVES = 12

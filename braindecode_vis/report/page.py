@@ -41,10 +41,9 @@ from braindecode_vis.report.words import (
     ScoreRow,
     count_decimals,
     format_number,
-    format_p_value,
     sort_methods,
 )
-from braindecode_vis.scoring.score_row import describe_resampled
+from braindecode_vis.scoring.score_row import describe_resampled, format_p_value
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -88,33 +88,6 @@ def _fix_minus(text: str) -> str:
     return f"−{text[1:]}" if negative else text.removeprefix("-")
 
 
-def format_p_value(value: Any, *, in_words: bool = False) -> str:
-    """Return a p-value as text, never as zero: no number of permutations shows that it is.
-
-    Whatever prints a p-value, in a terminal, on a page or in Python, does it by this.
-
-    Parameters
-    ----------
-    value
-        None and NaN where there is none.
-    in_words
-        For sentences: with ``p =`` or ``p <`` before it.
-
-    Examples
-    --------
-    >>> format_p_value(0.0001), format_p_value(0.0123), format_p_value(None)
-    ('< 0.001', '0.012', '–')
-    >>> format_p_value(0.0001, in_words=True), format_p_value(0.5, in_words=True)
-    ('p < 0.001', 'p = 0.50')
-    """
-    if is_missing(value):
-        return "no p" if in_words else DASH
-    if value < 0.001:
-        return "p < 0.001" if in_words else "< 0.001"
-    text = f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
-    return f"p = {text}" if in_words else text
-
-
 # ---- names to words
 @dataclass(frozen=True)
 class MetricNote:

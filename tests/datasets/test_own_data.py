@@ -120,6 +120,7 @@ def number(first, n, *, step=1):
             r"4 numbers from 0 to 3",
         ),  # codes that happen to begin at 0; nobody said that they are places
         (number(10, 4, step=10), r"from 10 to 40, .* mapping: images=\{10: pictures\[0\], \.\.\.\}\.$"),
+        (number(2, 2), r"dict\(enumerate\(pictures, 1\)\) if the first picture has the number 1\.$"),
         (pd.DataFrame({"stimulus_id": ["a", "b"] * 6}), r"'a', 'b', .*images=\{'a': pictures\[0\]"),
     ],
 )

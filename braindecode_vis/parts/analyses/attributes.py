@@ -53,7 +53,7 @@ from braindecode_vis.parts.analyses.window_categories import (
     bootstrap_areas,
 )
 from braindecode_vis.report.drawing import draw_matrix, mark_stimulus
-from braindecode_vis.report.words import format_p_value
+from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import compute_p_value, correct_fdr, correct_holm, permute_within
 
 if TYPE_CHECKING:

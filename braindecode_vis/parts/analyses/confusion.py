@@ -26,8 +26,7 @@ from braindecode_vis.parts.analyses.study import Findings, Plot, Study, rank_tri
 from braindecode_vis.parts.analyses.window_categories import label_trials
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.report.drawing import draw_matrix
-from braindecode_vis.report.words import format_p_value
-from braindecode_vis.scoring.score_row import name_units
+from braindecode_vis.scoring.score_row import format_p_value, name_units
 from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within, wilson_interval
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from braindecode_vis.parts.analyses.cuts import Window
 from braindecode_vis.parts.analyses.measure import Measured, find_best
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.report.drawing import draw_curve, mark_chance, mark_spans, mark_stimulus
-from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
+from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import compute_p_value
 
 if TYPE_CHECKING:

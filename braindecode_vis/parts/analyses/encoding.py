@@ -43,7 +43,6 @@ from braindecode_vis.preprocessing.voxel_geometry import (
     read_geometry,
 )
 from braindecode_vis.report.drawing import draw_bars, draw_curve, find_flat_positions, place_pattern
-from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.metrics.brain_correlation import (
     WHOLE,
     RegionCorrelation,
@@ -51,7 +50,7 @@ from braindecode_vis.scoring.metrics.brain_correlation import (
     correlate_responses,
     map_responses,
 )
-from braindecode_vis.scoring.score_row import name_units
+from braindecode_vis.scoring.score_row import format_p_value, name_units
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -38,10 +38,10 @@ from braindecode_vis.parts.analyses.measure import Meter, RetrievalMetric, check
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study, play_encoder
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.report.drawing import draw_bars
-from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import Centre, compute_ranks, fit_centre
+from braindecode_vis.scoring.score_row import format_p_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -40,7 +40,7 @@ from braindecode_vis.parts.analyses.rsa import (
 )
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.report.drawing import draw_matrix
-from braindecode_vis.report.words import format_p_value
+from braindecode_vis.scoring.score_row import format_p_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

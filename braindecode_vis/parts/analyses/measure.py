@@ -23,10 +23,9 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.leases import BeingMade
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.analyses.study import Change, Study, fit_picked, rank_trials
-from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
-from braindecode_vis.scoring.score_row import name_units
+from braindecode_vis.scoring.score_row import format_p_value, name_units
 from braindecode_vis.scoring.uncertainty import (
     PairedDifference,
     bootstrap_interval,

@@ -37,8 +37,8 @@ from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
 from braindecode_vis.preprocessing.voxel_geometry import check_common_features
 from braindecode_vis.report.drawing import draw_bars, draw_curve, mark_stimulus
-from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
+from braindecode_vis.scoring.score_row import format_p_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

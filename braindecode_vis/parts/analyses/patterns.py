@@ -36,7 +36,7 @@ from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 from braindecode_vis.report.drawing import find_flat_positions
-from braindecode_vis.report.words import format_p_value
+from braindecode_vis.scoring.score_row import format_p_value
 
 
 class SpatialPatternsConfig(Settings):

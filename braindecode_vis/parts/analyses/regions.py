@@ -43,8 +43,8 @@ from braindecode_vis.preprocessing.voxel_geometry import (
     read_geometry,
 )
 from braindecode_vis.report.drawing import draw_bars
-from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
+from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import compute_p_value
 
 if TYPE_CHECKING:

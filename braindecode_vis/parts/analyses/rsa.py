@@ -38,7 +38,7 @@ from braindecode_vis.parts.analyses.measure import find_best
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.report.drawing import draw_bars, draw_curve, draw_matrix, mark_stimulus
-from braindecode_vis.report.words import format_p_value
+from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import compute_p_value
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.pipeline.leaks.files import AuditedRun, list_first
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
 from braindecode_vis.preprocessing.splits import make_groups
-from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.design_control import ORDER_COLUMNS
+from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import compute_p_value
 
 N_PERMUTATIONS = 199

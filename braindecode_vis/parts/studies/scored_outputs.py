@@ -28,9 +28,8 @@ from braindecode_vis.parts.studies.output_files import Given
 from braindecode_vis.pipeline.prediction_files import check_out, publish_folder
 from braindecode_vis.report.gallery import GalleryContent, arrange_rows
 from braindecode_vis.report.page import ExtraSection, RankContent, ReportContent, write_report
-from braindecode_vis.report.words import format_p_value
 from braindecode_vis.scoring.retrieval import Retrieval
-from braindecode_vis.scoring.score_row import describe_resampled
+from braindecode_vis.scoring.score_row import describe_resampled, format_p_value
 from braindecode_vis.scoring.scoring_task import POOLED
 
 Selection = Literal["not stated", "fixed", "validation", "test"]

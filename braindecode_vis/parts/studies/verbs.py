@@ -382,7 +382,7 @@ def compare(
     from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.base.store import replace_atomically
     from braindecode_vis.parts.studies.compare import compare_runs
-    from braindecode_vis.report.words import format_p_value
+    from braindecode_vis.scoring.score_row import format_p_value
 
     if out is not None and out.is_dir():
         raise ConfigError(f"{out} is a folder; name a CSV file with --out.")
