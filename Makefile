@@ -36,11 +36,12 @@ live: $(VENV)/.live
 	  trap 'kill $$stream 2>/dev/null; wait $$stream 2>/dev/null' EXIT; \
 	  $(BIN)/braindecode-vis live demo_run --stream phantom $(LIVE) $(if $(OPEN),--open)
 
+# PYTEST has further options, for example --allowed-skips, with which .ci/run refuses skips
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --timeout 7200
 
 # random changes of operators, numbers and defaults: which does no test notice? The sample of a SEED is fixed.
 N ?= 400

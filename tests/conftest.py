@@ -1,6 +1,7 @@
 """Runtime checks of shapes and types for the typed core, and the fixtures that many tests share."""
 
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -60,9 +61,53 @@ LONGEST = (
 _RANKS = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--allowed-skips", type=Path, metavar="FILE",
+        help="fail if a test is skipped for a reason that no regular expression of this file matches",
+    )  # fmt: skip
+
+
 def pytest_configure(config):
+    if config.getoption("allowed_skips") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(RefusedSkips(config.getoption("allowed_skips")))
     if hasattr(config.option, "loadscopereorder"):  # which would sort by the number of tests
         config.option.loadscopereorder = False
+
+
+class RefusedSkips:
+    """Fails a run in which a test was skipped for a reason that is not allowed.
+
+    Without it, a machine that lost its browser or its recordings passes with fewer tests.
+    """
+
+    def __init__(self, path):
+        lines = (line.strip() for line in path.read_text().splitlines())
+        self.allowed = [line for line in lines if line and not line.startswith("#")]
+        self.refused = {}
+
+    def pytest_runtest_logreport(self, report):
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self.judge(report)
+
+    def pytest_collectreport(self, report):
+        if report.skipped:
+            self.judge(report)
+
+    def judge(self, report):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if not any(re.search(pattern, reason) for pattern in self.allowed):
+            self.refused[report.nodeid] = reason
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session):
+        if self.refused and session.exitstatus in (0, 5):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        for name, reason in self.refused.items():
+            terminalreporter.write_line(f"SKIPPED, which is not allowed: {name}: {reason}", red=True)
 
 
 def pytest_collection_modifyitems(items):

@@ -62,7 +62,7 @@ class Nursery:
         """Return the exit code, minus the signal that ended it, or None while it runs."""
         return self._ask(poll=pid)
 
-    def wait(self, pid: int, seconds: float = 120) -> int:
+    def wait(self, pid: int, seconds: float = 900) -> int:
         """Return the exit code; a command that hangs is killed and an error."""
         deadline = time.monotonic() + seconds
         while (code := self.poll(pid)) is None:
@@ -151,14 +151,14 @@ def list_leftovers(*folders: Path) -> list[Path]:
 def fetch_toy(url: str, out: str, digest: str, size: str) -> None:
     """Fetch one file from a server on the loopback interface, as the verb would from a public one."""
     from braindecode_vis.datasets import fetching, transfer
-    from braindecode_vis.datasets.manifests import Manifest, Part, PartFile
+    from braindecode_vis.datasets.manifests import Manifest, ManifestPart, PartFile
 
     transfer.ALLOW_LOOPBACK = True
     file = PartFile(path="a.bin", at=url, bytes=int(size), checksum=f"sha256:{digest}")
     manifest = Manifest(
         name="toy", title="Toy set", modality="eeg", subjects=1, stimuli="none", summary="", citation="",
         licence="CC0", source={"url": "example.org/toy"},
-        parts=(Part(name="data", what="", host="https", files=(file,), mark="verified"),),
+        parts=(ManifestPart(name="data", what="", host="https", files=(file,), mark="verified"),),
     )  # fmt: skip
     findings = fetching.fetch(fetching.make_plan(manifest, Path(out)))
     assert all(finding.ok for finding in findings), findings

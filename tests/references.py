@@ -7,6 +7,18 @@ import numpy as np
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 
+#: Two ways to compute one thing agree to this share of its size. Kernels of a BLAS (Haswell, SkylakeX) and numbers of
+#: threads add in other orders, which moves sums of thousands of doubles by 1e-13 and what took single precision on its
+#: way by 1e-8; a wrong formula moves more than a millionth.
+CLOSE = 1e-6
+
+
+def assert_close(found, expected, *, scale=None, err_msg=""):
+    """Compare at `CLOSE` of the largest expected value, or of `scale`, the size of what cancelled to it."""
+    if scale is None:
+        scale = np.abs(np.asarray(expected, dtype=np.float64)).max(initial=0.0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=CLOSE * scale, err_msg=err_msg)
+
 
 def cosine_rank(query, gallery, true_row, tie=1e-10):
     """Return (candidates above, other candidates tied) from one double-precision cosine at a time."""

@@ -37,7 +37,7 @@ def call(command_line):
 def call_anew(*arguments, **options):
     """Call the command as a process of its own."""
     command = [sys.executable, "-m", "braindecode_vis", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 def check_refusal(done, *fragments):

@@ -225,6 +225,7 @@ def write_arrays(root):
     root.mkdir()
     np.save(root / "data.npy", rng.standard_normal((24, 30)).astype(np.float32))
     np.save(root / "images.npy", rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
+    (root / "meta.yaml").write_text("first_id: 0\n")
     pd.DataFrame({"stimulus_id": [str(n % 12) for n in range(24)]}).to_csv(root / "trials.csv", index=False)
 
 

@@ -45,7 +45,7 @@ def copy(tmp_path_factory):
 
 def call(copy, *arguments, code=0):
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=280, cwd=copy,
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=copy,
         env={**os.environ, "PYTHONPATH": str(copy)},
     )  # fmt: skip
     assert done.returncode == code, done.stderr

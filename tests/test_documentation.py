@@ -251,7 +251,6 @@ def test_the_notebooks_that_the_site_lists_are_there():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_site_builds_without_a_warning(tmp_path, monkeypatch):
     """Without the outputs of notebooks, which another test runs."""
     pytest.importorskip("sphinx", reason="the extra docs is not installed")

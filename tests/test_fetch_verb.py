@@ -8,7 +8,13 @@ import pytest
 
 import braindecode_vis as bdv
 from braindecode_vis.datasets import fetching, hosts, manifests, transfer
-from braindecode_vis.datasets.manifests import Manifest, Part, PartFile, find_package_data, read_manifest
+from braindecode_vis.datasets.manifests import (
+    Manifest,
+    ManifestPart,
+    PartFile,
+    find_package_data,
+    read_manifest,
+)
 from tests.datasets.loopback import serve
 
 
@@ -35,10 +41,10 @@ def toy(server, monkeypatch):
         files.append(PartFile(path=f"sub-{subject}.npy", at=at, subject=subject, **known))
     host = {"host": "github", "place": f"owner/toy@{'a' * 40}", "mark": "verified"}
     parts = (
-        Part(name="data", what="responses", files=tuple(files), **host),
-        Part(name="more", what="extras", files=(PartFile(path="more.txt"),), access="terms", gate="sign the form",
-             default=False, **host),
-        Part(name="images", what="pictures", host="nowhere", access="by_hand", gate="write to the authors",
+        ManifestPart(name="data", what="responses", files=tuple(files), **host),
+        ManifestPart(name="more", what="extras", files=(PartFile(path="more.txt"),), access="terms",
+                     gate="sign the form", default=False, **host),
+        ManifestPart(name="images", what="pictures", host="nowhere", access="by_hand", gate="write to the authors",
              mark="verified"),
     )  # fmt: skip
     manifest = Manifest(

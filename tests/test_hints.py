@@ -25,6 +25,13 @@ def test_a_sound_run_has_no_hint():
     assert decode(*make_experiment(), **{"encoder.alphas": [0.1, 10.0, 1e5]}).hints == []
 
 
+@pytest.mark.parametrize(("n_repeats", "hinted"), [(1, False), (2, True)])
+def test_few_pictures_that_were_shown_twice(n_repeats, hinted):
+    """Of 40 simulated pictures shown twice, averages found 0.34 and single trials 0.79; the hint began at six."""
+    hints = decode(*make_experiment(n_repeats=n_repeats), **{"encoder.alphas": [10.0]}).hints
+    assert any("repetitions of 15 training images are averaged" in hint for hint in hints) == hinted
+
+
 def test_few_pictures_with_many_repetitions_that_are_averaged():
     """On real fMRI of few pictures, averages gave top-1 0.45 and single trials 0.75."""
     X, pictures, shown = make_experiment(n_repeats=8)
@@ -33,6 +40,8 @@ def test_few_pictures_with_many_repetitions_that_are_averaged():
     (hint,) = run.hints
     assert "8 repetitions of 15 training images" in hint
     assert 'settings={"repeats.train": "single"}' in hint
+    assert f"hint: {hint}" in str(run)
+    assert "<p>hint: 8 repetitions of 15 training images" in run._repr_html_()
     page = run.report().read_text()  # the page speaks of the command line
     assert "Hint: 8 repetitions of 15 training images" in page
     assert "--set repeats.train=single" in page
@@ -45,6 +54,12 @@ def test_few_pictures_with_many_repetitions_that_are_averaged():
 def test_a_penalty_at_the_edge_of_the_grid(alphas, noise, word):
     hints = decode(*make_experiment(noise=noise), **{"encoder.alphas": alphas}).hints
     assert sum(f"is the {word} that was tried" in hint for hint in hints) == 1
+
+
+def test_a_smallest_penalty_that_is_next_to_none_is_no_hint():
+    """Of 15 trials with 50 features, any small penalty interpolates: 0.01 was the smallest, and nothing lay beyond."""
+    hints = decode(*make_experiment(noise=0.01), **{"encoder.alphas": [1e-4, 1e-3, 1e3]}).hints
+    assert not any("the smallest that was tried" in hint for hint in hints)
 
 
 def test_images_of_other_folds_push_the_true_one_off_the_first_place():

@@ -280,7 +280,6 @@ def show(killer, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("killer", [MODULES], indirect=True, ids=["all"])
 def test_kills_of_a_run_that_trains(killer, show):
     """A network, a prior and a generator are trained, and go on from their checkpoints."""
@@ -291,7 +290,6 @@ def test_kills_of_a_run_that_trains(killer, show):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("killer", [MODULES], indirect=True, ids=["all"])
 def test_kills_from_simulated_recordings_to_exports(killer, show):
     """Raw EEG is preprocessed, its images embedded, and a finished run applied and exported."""
@@ -328,7 +326,6 @@ def test_kills_from_simulated_recordings_to_exports(killer, show):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("killer", [MODULES], indirect=True, ids=["all"])
 def test_kills_of_single_commands(killer, slow_server, show):
     predicted = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)

@@ -12,11 +12,11 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
-def execute(path, timeout):
+def execute(path):
     """Return a notebook with the outputs of a fresh run; the file stays as it is."""
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources).execute()
+    NotebookClient(notebook, timeout=None, kernel_name="python3", resources=resources).execute()
     return notebook
 
 
@@ -106,7 +106,7 @@ def test_notebook_runs(path, monkeypatch, request):
         monkeypatch.setenv("BRAINDECODE_VIS_DATA", str(request.getfixturevalue("shared") / "data"))
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     before = path.read_bytes()
-    notebook = execute(path, timeout=240)
+    notebook = execute(path)
     assert path.read_bytes() == before
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     errors = [output.text for output in outputs if output.get("name") == "stderr"]

@@ -261,7 +261,7 @@ def call_anew(*arguments, path, code=0):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
         [sys.executable, "-m", "braindecode_vis", *map(str, arguments)],
-        capture_output=True, text=True, timeout=280, env=environment,
+        capture_output=True, text=True, env=environment,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     return done
@@ -648,9 +648,7 @@ def test_pip_installs_what_is_found(tmp_path, monkeypatch):
         "--no-index",
         "-q",
     ]
-    done = subprocess.run(
-        [*command, "--target", str(target), str(source)], capture_output=True, text=True, timeout=200
-    )
+    done = subprocess.run([*command, "--target", str(target), str(source)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"pip cannot build offline here: {done.stderr.strip().splitlines()[-1:]}")
     monkeypatch.syspath_prepend(str(target))

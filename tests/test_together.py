@@ -45,7 +45,7 @@ def read_vectors(out):
 def together(tmp_path_factory):
     out = tmp_path_factory.mktemp("together")
     process = launch("run", "synthetic_digits", "--out", out, *SMALL, *NETWORK, "--json")
-    told, errors = process.communicate(timeout=240)
+    told, errors = process.communicate()
     assert process.returncode == 0, errors
     return out, told, errors
 
@@ -71,15 +71,13 @@ def test_two_processes_train_what_one_trains(together, tmp_path, command_line):
 @pytest.mark.slow  # kills of one process are in tests/test_pipeline.py
 def test_a_killed_launch_goes_on_where_it_was(together, tmp_path):
     process = launch("train", "synthetic_digits", "--out", tmp_path, *SMALL, *NETWORK)
-    deadline = time.monotonic() + 120
     while process.poll() is None and not list(tmp_path.glob("work/*/out_of_fold0/checkpoint.safetensors")):
-        assert time.monotonic() < deadline
         time.sleep(0.01)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     process = launch("train", "synthetic_digits", "--out", tmp_path, *SMALL, *NETWORK)
-    errors = process.communicate(timeout=240)[1]
+    errors = process.communicate()[1]
     assert process.returncode == 0, errors
     assert call_anew("retrieve", tmp_path).returncode == 0
     expected, found = read_vectors(together[0]), read_vectors(tmp_path)
@@ -90,7 +88,7 @@ def test_a_killed_launch_goes_on_where_it_was(together, tmp_path):
 
 def test_what_several_processes_cannot_do_is_refused(tmp_path):
     process = launch("train", "synthetic_digits", "--out", tmp_path, *SMALL)
-    errors = process.communicate(timeout=120)[1]
+    errors = process.communicate()[1]
     assert process.returncode
     sentence = "encoder.kind=ridge is fitted by one process; start it without torchrun"
     assert re.search(f"error: (process 1: )?{sentence}", errors)  # the launcher stops whoever is later
@@ -103,7 +101,7 @@ def test_processes_that_see_different_folders_end_with_a_sentence(tmp_path):
     process = launch(
         "-c", script, "bash", "train", "synthetic_digits", *SMALL, *NETWORK, program=("--no-python", "bash")
     )
-    errors = process.communicate(timeout=120)[1]
+    errors = process.communicate()[1]
     assert process.returncode
     assert f"what the first process wrote is not in {tmp_path}/1 here, on " in errors
     assert not (tmp_path / "1" / "config.yaml").exists()
@@ -145,7 +143,7 @@ def test_processes_share_the_images_of_a_run(tmp_path, command_line):
     assert call("retrieve", "synthetic_digits", "--out", out, *SMALL, *LATENTS).returncode == 0
     shutil.copytree(out, alone)
     process = launch("reconstruct", out)
-    errors = process.communicate(timeout=240)[1]
+    errors = process.communicate()[1]
     assert process.returncode == 0, errors
     assert call("reconstruct", alone).returncode == 0
     made = [

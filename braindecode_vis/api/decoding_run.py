@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ from braindecode_vis.base.stimuli import ImageRows, StimulusSet
 from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.config.source import validate_config
 from braindecode_vis.datasets.array_folder import unpack_epochs
-from braindecode_vis.datasets.own_data import make_new_trials
+from braindecode_vis.datasets.own_data import choose_split, make_new_trials
 from braindecode_vis.datasets.trial_values import check_trials
 from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.finished_run import read_every_file
@@ -47,7 +48,7 @@ from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.pipeline.runs import ProgressListener, Run, check_run_folder, list_changes, read_earlier
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
-from braindecode_vis.scoring.score_row import describe_resampled
+from braindecode_vis.scoring.score_row import describe_resampled, format_p_value
 
 if TYPE_CHECKING:
     import mne
@@ -508,19 +509,26 @@ class DecodingRun:
             )
 
     def _repr_html_(self) -> str:
-        """Show the scores of the decoded system in a notebook."""
+        """Show in a notebook what `print` shows."""
         rows, shown = self._pick_decoded()
-        table = shown.to_html(index=False, float_format="{:.3f}".format)
-        return f"<p>{self.folder}</p>{table}<p>{describe_resampled(rows.to_dict('records'))}</p>"
+        table = shown.to_html(
+            index=False, float_format="{:.3f}".format, formatters={"p_value": format_p_value}
+        )
+        leaks = [f"<p><strong>LEAK: {escape(leak)}</strong></p>" for leak in self.leaks]
+        hints = [f"<p>hint: {escape(hint)}</p>" for hint in self.hints]
+        words = f"<p>{escape(describe_resampled(rows.to_dict('records')))}</p>"
+        return "".join([*leaks, f"<p>{escape(str(self.folder))}</p>", table, words, *hints])
 
     def __str__(self) -> str:
-        """Return the scores of the decoded system, leaks first, as a table that no terminal cuts off."""
+        """Return the scores of the decoded system as a table that no terminal cuts off: leaks first, hints last."""
         rows, shown = self._pick_decoded()
         leaks = [f"LEAK: {leak}" for leak in self.leaks]
-        digits = {"p_value": "{:.2g}".format}
-        table = shown.to_string(index=False, float_format="{:.3f}".format, formatters=digits)
+        hints = [f"hint: {hint}" for hint in self.hints]
+        table = shown.to_string(
+            index=False, float_format="{:.3f}".format, formatters={"p_value": format_p_value}
+        )
         words = describe_resampled(rows.to_dict("records"))
-        return "\n".join([*leaks, table, *filter(None, [words]), f"folder: {self.folder}"])
+        return "\n".join([*leaks, table, *filter(None, [words]), *hints, f"folder: {self.folder}"])
 
     def _pick_decoded(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         rows = self.scores[self.scores["method"] == "decoded"]
@@ -794,17 +802,7 @@ def _read_split(split: str | int | Mapping[str, Any] | None, data: Data) -> dict
         return {"kind": "kfold", "n_folds": split}
     if split is not None:
         return {"kind": split.replace("-", "_").replace(" ", "_")}
-    trials = data.trials
-    # The experiment's own split goes first, then what keeps pictures apart, then runs, which drift apart.
-    if {"train", "test"} <= set(trials["split"]):
-        return {"kind": "published"}
-    if data.knows_images:
-        return {"kind": "kfold", "n_folds": min(10, len(data.stimuli))}
-    if trials[["subject", "session", "run"]].drop_duplicates().shape[0] > trials["subject"].nunique():
-        return {"kind": "leave_one_run_out"}
-    if "group" in trials and trials["group"].nunique() > 1:
-        return {"kind": "leave_one_group_out"}
-    return {"kind": "kfold", "n_folds": 5}
+    return choose_split(data.trials, len(data.stimuli) if data.knows_images else 0)[0]
 
 
 def _set(content: dict[str, Any], key: str, value: Any) -> None:

@@ -25,7 +25,7 @@ from braindecode_vis.base.registry import list_kinds
 from braindecode_vis.base.remote import as_path
 from braindecode_vis.base.stimuli import StimulusSet, hash_pixels, read_image_file
 from braindecode_vis.datasets.array_folder import MODALITIES, ArraysConfig, mask_volumes, unpack_epochs
-from braindecode_vis.datasets.own_data import OwnData, Pictures, as_uint8_rgb, assemble_data
+from braindecode_vis.datasets.own_data import OwnData, Pictures, as_uint8_rgb, assemble_data, number_pictures
 
 if TYPE_CHECKING:
     import mne
@@ -262,8 +262,10 @@ def from_arrays(
         The pictures: an array of shape (n_pictures, height, width) or (n_pictures, height, width, 3), uint8 or floats
         in 0..1; a folder of image files; a sequence of paths; or a mapping of id to picture. None decodes classes only.
     shown : sequence of length n_trials, optional
-        Which picture each trial showed: its number in `images`, its file name, or its id. May be left out if there is
-        one picture per trial.
+        Which picture each trial showed: its file name, its id, or, for an array of pictures, its place from 0, if every
+        place is named. Other numbers, such as codes of events, need a mapping: ``images={1: "a.png", ...}``, or
+        ``images=dict(enumerate(pictures, 1))`` where they count from 1. May be left out if there is one picture per
+        trial.
     labels : sequence of length n_trials, optional
         Class of each trial, for example ``face``.
     subject, session, run, group : scalar or sequence of length n_trials, optional
@@ -338,6 +340,8 @@ def from_arrays(
     if dims is None and about["modality"] == "fmri" and np.ndim(X) == 2:
         dims = ("trial", "voxel")
     table = _make_table(columns, trials, n_trials, images is not None)
+    if shown is not None:  # of all that names pictures, the one that may be their places
+        images = number_pictures(images, table["stimulus_id"].tolist())
     return Data(
         assemble_data(
             X, table, images, dims=dims, times=times, ch_names=ch_names, coords=coords,
@@ -372,7 +376,8 @@ def from_epochs(
     images
         As in `from_arrays`.
     column
-        Column of ``epochs.metadata`` that names the picture of each trial. Without it, `stimulus_id` or `concept` is
+        Column of ``epochs.metadata`` that names the picture of each trial; codes need a mapping of code to picture
+        (``images={1: "a.png", ...}``). Without it, `stimulus_id` or `concept` is
         looked for, and otherwise the names of the events are the classes.
     labels, subject, session, run, group, split, title, citation, same_pictures
         As in `from_arrays`; columns of the metadata with these names are used too.
@@ -430,7 +435,8 @@ def from_nifti(
     betas_img : nibabel image or path, of shape (x, y, z, n_trials)
         Responses of single trials, for example betas of a general linear model.
     trials : DataFrame of n_trials rows, or a mapping of columns
-        Needs `stimulus_id` or `concept`; subject, session, run, group, split are understood.
+        Needs `stimulus_id` or `concept`; subject, session, run, group, split are understood. Where `stimulus_id` holds
+        codes, `images` maps code to picture.
     mask_img : nibabel image or path
         On the same grid; voxels above 0 are taken.
     images
@@ -541,13 +547,11 @@ def _make_table(columns: Mapping[str, Any], trials: Any, n_trials: int, has_imag
                     f"{name} was given twice, in trials and by an argument, and they differ; pass one of them."
                 )
             table[name] = listed
-    if table.shape[1] == 0 or not {"stimulus_id", "concept"} & set(table):
-        if not has_images:
-            raise DataError(
-                "nothing says what the trials showed: pass images=... and shown=..., or labels=... (the class of "
-                "each trial)."
-            )
-        table["stimulus_id"] = [str(n) for n in range(n_trials)]  # one picture per trial, in the same order
+    if not {"stimulus_id", "concept"} & set(table) and not has_images:
+        raise DataError(
+            "nothing says what the trials showed: pass images=... and shown=..., or labels=... (the class of each "
+            "trial)."
+        )
     return table
 
 

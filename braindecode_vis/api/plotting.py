@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.stimuli import show_as_compared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +29,8 @@ def plot_gallery(
     width: float = 9.0,
 ) -> Figure:
     """Draw seen images above what was decoded from the responses to them: best, median and worst, never hand-picked.
+
+    Where the decoded images are grey, so are the seen ones, at their size.
 
     Parameters
     ----------
@@ -60,7 +63,8 @@ def plot_gallery(
     if run is not None and not hasattr(run, "reconstructions"):
         raise DataError(f"plot_gallery takes a run of decode or open_run, not {type(run).__name__}.")
     if run is not None:
-        images = run.reconstructions
+        images = dict(run.reconstructions)
+        images["seen"] = show_as_compared(images["seen"], images["decoded"])
         items = run.items
         if metric not in items:
             numbers = [str(c) for c in items if items[c].dtype.kind in "fi"]

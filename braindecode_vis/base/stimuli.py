@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ REQUIRED_COLUMNS = ("stimulus_id", "concept", "path", "sha256")
 
 #: Pixels of the longer side up to which images are compared as they are; see `find_comparison_size`.
 LARGEST_COMPARED = 128
+N_LOOKED_AT = 16  # rows that tell whether a method makes grey images
 LARGEST_IN_MEMORY = 1 << 28  # bytes of small images of one method; beyond, they lie in a temporary file
 
 
@@ -296,6 +297,8 @@ class ImageRows:
         Which picture each row shows.
     square
         Whether pictures are cropped to their centre square on reading.
+    grey_at
+        Height and width at which pictures are read in grey; None leaves size and colours.
 
     Notes
     -----
@@ -306,6 +309,7 @@ class ImageRows:
     source: Any
     index: np.ndarray
     square: bool = False
+    grey_at: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, images: np.ndarray | ImageRows) -> ImageRows:
@@ -328,6 +332,8 @@ class ImageRows:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the first image."""
+        if self.grey_at is not None:
+            return self.grey_at
         if isinstance(self.source, np.ndarray) and not self.square:
             return (int(self.source.shape[1]), int(self.source.shape[2]))
         height, width = self.read(int(self.index.flat[0])).shape[:2]
@@ -352,18 +358,19 @@ class ImageRows:
         else:
             rows, own = source[place]
             image = rows.read(own)
-        return crop_square(image) if self.square else image
+        image = crop_square(image) if self.square else image
+        return image if self.grey_at is None else _take_grey(resize_image(image, *self.grey_at))
 
     def name_picture(self, place: int) -> tuple[Any, ...]:
         """Return what is equal for two places exactly if they are known to hold the same picture."""
         if isinstance(self.source, Sequence) and not isinstance(self.source[place], Path):
             rows, own = self.source[place]
-            return (*rows.name_picture(own), self.square)
-        return (id(self.source), place, self.square)
+            return (*rows.name_picture(own), self.square, self.grey_at)
+        return (id(self.source), place, self.square, self.grey_at)
 
     def __getitem__(self, key: Any) -> Any:
         picked = self.index[key]
-        return self.read(int(picked)) if np.ndim(picked) == 0 else ImageRows(self.source, picked, self.square)
+        return self.read(int(picked)) if np.ndim(picked) == 0 else replace(self, index=picked)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[row] for row in range(len(self)))
@@ -382,7 +389,7 @@ class ImageRows:
 
     def crop(self) -> ImageRows:
         """Return the same rows, cropped to their centre square."""
-        return ImageRows(self.source, self.index, square=True)
+        return replace(self, square=True)
 
     def resize(self, height: int, width: int) -> np.ndarray:
         """Return all images at one size, uint8 of shape (n_rows, [n_draws,] height, width, 3); see `resize_image`.
@@ -409,6 +416,35 @@ class ImageRows:
 def join_pictures(pictures: Sequence[tuple[ImageRows, int]]) -> ImageRows:
     """Return one row for each picture, given as rows and the place in their source."""
     return ImageRows(list(pictures), np.arange(len(pictures)))
+
+
+def show_as_compared(seen: Images, decoded: Images) -> Images:
+    """Return coloured seen images in grey, at the size of the decoded ones, where these are all grey; others as given.
+
+    A decoder of grey pixels never had the colours, so that a photograph beside its answer looks like a worse answer.
+
+    Parameters
+    ----------
+    seen : uint8 array of shape (n_rows, height, width, 3), or `ImageRows`
+    decoded
+        Images of the same rows; of several draws the first is looked at, in the first rows.
+    """
+    few = range(min(len(seen), N_LOOKED_AT))
+    answers = [decoded[row] if decoded.ndim == 4 else decoded[row][0] for row in few]
+    if not all(map(_is_grey, answers)) or all(_is_grey(seen[row]) for row in few):
+        return seen
+    height, width = ImageRows.of(decoded).size
+    return replace(ImageRows.of(seen), grey_at=(height, width))
+
+
+def _is_grey(image: np.ndarray) -> bool:
+    return bool((image[..., :1] == image).all())
+
+
+def _take_grey(image: np.ndarray) -> np.ndarray:
+    """Return the luminance (ITU-R BT.601, as a target of grey pixels has it) in three equal channels."""
+    grey = np.round(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
 
 
 def find_comparison_size(height: int, width: int) -> tuple[int, int]:

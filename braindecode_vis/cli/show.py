@@ -429,7 +429,7 @@ def print_scores(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from braindecode_vis.scoring.score_row import describe_resampled
+    from braindecode_vis.scoring.score_row import describe_resampled, format_p_value
 
     console = Console(highlight=False)
     wide = console.width >= 110
@@ -454,7 +454,7 @@ def print_scores(rows: list[dict[str, Any]]) -> None:
             f"{row['value']:.3f}",
             "" if row["ci_low"] is None else f"{row['ci_low']:.3f}-{row['ci_high']:.3f}",
             _show_chance(row["chance"]),
-            "" if row["p_value"] is None else f"{row['p_value']:.4f}",
+            "" if row["p_value"] is None else format_p_value(row["p_value"]),
             str(row["n_queries"]),
             *[_describe_best_control(row, rows)] * wide,
         ]

@@ -8,8 +8,9 @@ Owns the files of such a folder. What is asked of their content, and what is fil
     FOLDER/
       data.npy            trials first; or data.npz, *-epo.fif, data.nii.gz with mask.nii.gz
       trials.csv          stimulus_id or concept, and what else is known; or .tsv, .parquet
-      images/             files named by id; or images.npy (one per id, grey or RGB, uint8 or floats in 0..1)
-      meta.yaml           title, modality, unit, sfreq, tmin, channels, citation, licence, normalised: all optional
+      images/             files named by id; or images.npy (grey or RGB, uint8 or floats in 0..1)
+      meta.yaml           title, modality, unit, sfreq, tmin, channels, citation, licence, normalised: all optional;
+                          first_id: the number of the first picture of images.npy, from which the ids count on
 
 A folder that `braindecode_vis.base.store.write_responses` wrote (alone, or as ``responses/`` beside ``stimuli/``) is
 taken as it is.
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 TABLES = ("trials.csv", "trials.tsv", "trials.parquet")
 META_KEYS = (
     "title", "modality", "unit", "sfreq", "tmin", "times", "channels", "citation", "licence", "normalised", "dims",
+    "first_id",
 )  # fmt: skip
 #: Columns that stay text when a table is read; the others are numbers where all their entries are.
 _TEXT_COLUMNS = ["stimulus_id", "concept", "subject", "session", "run", "group", "split"]
@@ -69,6 +71,13 @@ _IN_FILES = (
     (r"\bch_names\b", "channels"),
     (r"give dims", "name dims in meta.yaml"),
     (r"allow merging", "set dataset.same_pictures to merge"),
+    (
+        r"state it by a mapping: .*dict\(enumerate\(pictures, (-?\d+)\)\) .*number -?\d+",
+        r"write into meta.yaml from which number they count (first_id: \1), or put files into images/ that are named "
+        "by these numbers",
+    ),
+    (r"state it by a mapping: [^}]*}", "put files into images/ that are named by what the trials show"),
+    (r"state what each number means: [^}]*}", "name the files by these numbers"),
 )
 
 
@@ -173,13 +182,14 @@ def read_array_folder(root: Path, *, images: Path | None = None, merge_same_pict
         responses = store.read_responses(written)
         if (written.parent / "stimuli").is_dir() and written != root:
             return OwnData(responses, store.read_stimuli(written.parent / "stimuli"), read_meta(root))
-        pictures = find_pictures(root, images)
-        found = assemble_data(
-            responses.data, responses.trials, read_pictures(pictures), dims=responses.dims,
-            coords=responses.coords, about={"unit": responses.unit, **read_meta(root)},
-            merge_same_pictures=merge_same_pictures,
-        )  # fmt: skip
-        return found
+        about = {"unit": responses.unit, **read_meta(root)}
+        try:
+            return assemble_data(
+                responses.data, responses.trials, _name_pictures(find_pictures(root, images), about),
+                dims=responses.dims, coords=responses.coords, about=about, merge_same_pictures=merge_same_pictures,
+            )  # fmt: skip
+        except DataError as error:
+            raise DataError(f"{root}: {_say_in_files(str(error))}") from error
     about = read_meta(root)
     data, given = read_data_file(find_data_file(root), root)
     table_path = next((root / name for name in TABLES if is_there(root / name)), None)
@@ -192,9 +202,9 @@ def read_array_folder(root: Path, *, images: Path | None = None, merge_same_pict
             "stimulus_id or concept (braindecode-vis new FOLDER starts it)."
         )
     try:
+        pictures = _name_pictures(find_pictures(root, images), about)
         return assemble_data(
-            data, table, read_pictures(find_pictures(root, images)), merge_same_pictures=merge_same_pictures,
-            **_place_axes(data, given, about),
+            data, table, pictures, merge_same_pictures=merge_same_pictures, **_place_axes(data, given, about),
         )  # fmt: skip
     except DataError as error:
         raise DataError(f"{root}: {_say_in_files(str(error))}") from error
@@ -264,7 +274,7 @@ def read_new_trials(path: Path) -> tuple[Responses, StimulusSet | None]:
     table_path = next((root / name for name in TABLES if path.is_dir() and is_there(root / name)), None)
     table = read_trial_table(table_path) if table_path else given.pop("trials", None)
     given.pop("trials", None)
-    pictures = read_pictures(find_pictures(root, None)) if path.is_dir() else None
+    pictures = _name_pictures(find_pictures(root, None), about) if path.is_dir() else None
     try:
         return make_new_trials(data, table, pictures, **_place_axes(data, given, about))
     except DataError as error:
@@ -532,6 +542,11 @@ def read_meta(root: Path) -> dict[str, Any]:
         raise DataError(
             f"{path}: modality is {content['modality']!r}, but must be one of {', '.join(MODALITIES)}."
         )
+    first = content.get("first_id", 0)
+    if isinstance(first, bool) or not isinstance(first, int):
+        raise DataError(
+            f"{path}: first_id must be a whole number, the id of the first picture, not {first!r}."
+        )
     for key in ("sfreq", "tmin"):
         if key in content and not isinstance(content[key], int | float):
             raise DataError(f"{path}: {key} must be a number, not {content[key]!r}.")
@@ -560,6 +575,14 @@ def read_pictures(path: Path | None) -> Any:
             "part of the file was overwritten; write it again."
         )
     return pictures
+
+
+def _name_pictures(path: Path | None, about: dict[str, Any]) -> Any:
+    """Return pictures with the ids that ``first_id`` of ``meta.yaml`` gives those of an array, and take it out."""
+    pictures, first = read_pictures(path), about.pop("first_id", None)
+    if first is None or pictures is None or isinstance(pictures, Path):
+        return pictures
+    return dict(enumerate(pictures, first))
 
 
 def load_array(path: Path, what: str) -> Any:

@@ -18,14 +18,16 @@ from braindecode_vis.datasets.array_folder import (
     TABLES,
     find_data_file,
     find_pictures,
+    read_array_folder,
     read_data_file,
     read_pictures,
     read_trial_table,
 )
-from braindecode_vis.datasets.own_data import index_pictures, match_ids
+from braindecode_vis.datasets.own_data import choose_split, complete_trials, index_pictures, match_ids
 
 CONFIG = "decode.yaml"
 _LABELS = ("labels.npy", "y.npy", "shown.npy")
+_PICTURE_WORDS = ("stim", "pict", "image", "img", "shown", "photo", "file")
 _CLASS_COLUMNS = ("concept", "label", "class", "category", "condition", "trial_type", "event")
 
 
@@ -64,20 +66,29 @@ def start_folder(root: Path) -> StartedFolder:
         table.to_csv(root / TABLES[0], index=False)
         written.append(root / TABLES[0])
     else:
-        table = read_trial_table(there)
-        notes.append(
-            f"{there.name} is there, with the columns {', '.join(map(str, table.columns))}; it is kept."
-        )
+        names = ", ".join(map(str, read_trial_table(there).columns))
+        notes.append(f"{there.name} is there, with the columns {names}; it is kept.")
     about = given.get("about", {})
-    texts = {"meta.yaml": _write_meta(root, data, about), CONFIG: _write_config(root, table, ids)}
-    for name, text in texts.items():
-        path = root / name
-        if path.exists():
-            notes.append(f"{name} is there; it is kept.")
-        else:
-            path.write_text(text, encoding="utf-8")
-            written.append(path)
+    _write(root / "meta.yaml", _write_meta(root, data, about), written, notes)
+    trials, n_pictures = complete_trials(pd.DataFrame({"stimulus_id": range(len(data))}))[0], len(ids)
+    if complete:
+        # As `run` reads it: the split is the one that `decode` would take, and what does not fit is said now.
+        try:
+            own = read_array_folder(root)
+            trials, n_pictures = own.responses.trials, len(own.stimuli) if own.knows_images else 0
+        except DataError as error:
+            notes.append(str(error))
+            complete = False
+    _write(root / CONFIG, _write_config(root, trials, n_pictures), written, notes)
     return StartedFolder(tuple(written), tuple(notes), complete)
+
+
+def _write(path: Path, text: str, written: list[Path], notes: list[str]) -> None:
+    if path.exists():
+        notes.append(f"{path.name} is there; it is kept.")
+    else:
+        path.write_text(text, encoding="utf-8")
+        written.append(path)
 
 
 def _list_pictures(root: Path, notes: list[str]) -> list[str]:
@@ -110,7 +121,7 @@ def _make_table(
         if len(table) != n:
             notes.append(f"{name} has {len(table)} rows for {n} trials; it was not used.")
             continue
-        found = _name_columns(table.reset_index(drop=True), ids)
+        found = _name_columns(table.reset_index(drop=True), ids, unnamed=(root / "images.npy").is_file())
         if found is not None:
             notes.append(f"trials.csv has what {name} says ({', '.join(map(str, found.columns))}).")
             return found, True
@@ -125,16 +136,12 @@ def _make_table(
     return pd.DataFrame({column: [""] * n, "run": ["01"] * n}), False
 
 
-def _name_columns(table: pd.DataFrame, ids: list[str]) -> pd.DataFrame | None:
+def _name_columns(table: pd.DataFrame, ids: list[str], *, unnamed: bool) -> pd.DataFrame | None:
     """Return the table with its columns of pictures or classes named so; None where it has neither."""
     table = table.copy()
     if ids and "stimulus_id" not in table:
         for name in table.columns:
-            if table[name].notna().all():
-                try:
-                    match_ids(table[name].astype(str).tolist(), ids)
-                except DataError:
-                    continue
+            if _names_pictures(table[name], str(name), ids, unnamed=unnamed):
                 table = table.rename(columns={name: "stimulus_id"})
                 break
     if "concept" not in table:
@@ -144,6 +151,23 @@ def _name_columns(table: pd.DataFrame, ids: list[str]) -> pd.DataFrame | None:
             table = table.rename(columns={match: "concept"})
     known = "stimulus_id" if ids else "concept"
     return table if known in table and table[known].notna().all() else None
+
+
+def _names_pictures(column: pd.Series, name: str, ids: list[str], *, unnamed: bool) -> bool:
+    """Whether a column says which picture a trial showed; numbers count many things, runs and blocks among them."""
+    if column.isna().any():
+        return False
+    shown = column.map(str).tolist()
+    whole = all(value.isdecimal() for value in shown)
+    if whole and not any(word in name.lower() for word in _PICTURE_WORDS) and len(set(shown)) < len(ids):
+        return False
+    if unnamed:  # numbers of any kind; ``first_id`` of ``meta.yaml`` then says where they begin
+        return whole and len(set(shown)) <= len(ids)
+    try:
+        match_ids(shown, ids)
+    except DataError:
+        return False
+    return True
 
 
 def _write_meta(root: Path, data: np.ndarray, about: dict[str, Any]) -> str:
@@ -160,6 +184,9 @@ def _write_meta(root: Path, data: np.ndarray, about: dict[str, Any]) -> str:
             line("sfreq", None if sfreq is None else f"{sfreq:g}", "250", "samples per second")
             if has_time
             else "",
+            "# first_id: 1  # images.npy: the number of its first picture; the others count on\n"
+            if (root / "images.npy").is_file()
+            else "",
             "# tmin: -0.2  # time of the first sample in s, 0 at the onset of the picture\n"
             if has_time
             else "",
@@ -170,9 +197,9 @@ def _write_meta(root: Path, data: np.ndarray, about: dict[str, Any]) -> str:
     )
 
 
-def _write_config(root: Path, table: pd.DataFrame, ids: list[str]) -> str:
-    split, why = _choose_split(table, ids)
-    columns = set(map(str, table.columns))
+def _write_config(root: Path, table: pd.DataFrame, n_pictures: int) -> str:
+    """Return the configuration of what `decode` does by default, with comments."""
+    split, why = choose_split(table, n_pictures)
     head = [
         f"# Decodes the folder {root.name}; run it with: braindecode-vis run {CONFIG} --root {root.name}",
         "# Every setting: docs/SETTINGS.md. The guide: docs/OWN_DATA.md.",
@@ -180,22 +207,22 @@ def _write_config(root: Path, table: pd.DataFrame, ids: list[str]) -> str:
         "seed: 0",
         "dataset: {kind: arrays}",
         f"# {why}",
-        f"split: {split}",
+        f"split: {{{', '.join(f'{key}: {value}' for key, value in split.items())}}}",
     ]
-    if ids:
+    if n_pictures:
         head += [
             "# What is predicted of each picture: pixels, or features of a network such as efficientnet-lite0.",
             "target: {kind: pixels}",
-            "# Ridge regression; its penalty is chosen inside the training trials of each fold.",
-            "encoder: {kind: ridge, alphas: [1, 10, 100, 1000, 10000, 100000, 1000000]}",
+            "# Ridge regression; its penalty is chosen inside the training trials of each fold, of encoder.alphas.",
+            "encoder: {kind: ridge}",
             "generator: {kind: latents}",
             "# Repetitions of a picture: averaged (fewer, cleaner trials) or single. Few pictures with many",
-            "# repetitions are better taught by single trials.",
-            f"repeats: {{train: {_choose_repeats(table)}, test: averaged}}",
+            "# repetitions are often better taught by single trials; the run hints at it.",
+            "repeats: {train: averaged, test: averaged}",
         ]
     else:
         head += ["# lda, or logistic, which chooses a penalty.", "encoder: {kind: lda}"]
-    if "group" in columns:
+    if "group" in table:
         head += [
             "# Intervals draw whole groups (column group); image, trial, run, session and subject are the others."
         ]
@@ -205,35 +232,3 @@ def _write_config(root: Path, table: pd.DataFrame, ids: list[str]) -> str:
             "# A column `group` in the trial table (block, day, person) is what intervals then resample."
         ]
     return "\n".join(head) + "\n"
-
-
-def _choose_repeats(table: pd.DataFrame) -> str:
-    if "stimulus_id" not in table or table["stimulus_id"].eq("").any():
-        return "averaged"
-    counts = table["stimulus_id"].value_counts()
-    return "single" if len(counts) < 100 and counts.median() >= 8 else "averaged"
-
-
-def _choose_split(table: pd.DataFrame, ids: list[str]) -> tuple[str, str]:
-    """Return the split that fits the table, and why, in words for a comment."""
-    if "split" in table and {"train", "test"} <= set(table["split"].astype(str)):
-        return "{kind: published}", "The split that the trial table declares."
-    if ids:
-        n = min(10, table["stimulus_id"].nunique()) if "stimulus_id" in table else 10
-        n = n if n >= 2 else 10
-        return (
-            f"{{kind: kfold, n_folds: {n}, stratify: false}}",
-            "Each picture is tested once, by a decoder that never saw it; leave_one_subject_out asks for new subjects.",
-        )
-    if "group" in table and table["group"].nunique() > 1:
-        return (
-            f"{{kind: group_kfold, n_folds: {min(5, table['group'].nunique())}}}",
-            "No group (block, person) is trained on and tested.",
-        )
-    places = [name for name in ("subject", "session", "run") if name in table]
-    if "run" in table and len(table[places].drop_duplicates()) > 1:
-        return "{kind: leave_one_run_out}", "Each run is decoded by the others of its subject."
-    return (
-        "{kind: kfold, n_folds: 5}",
-        "Trials in five folds. With runs or blocks in the table, leave_one_run_out or group_kfold are the honest ones.",
-    )

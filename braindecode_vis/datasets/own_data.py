@@ -8,6 +8,7 @@ Knows no file format and no folder: see `braindecode_vis.datasets.array_folder`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +93,8 @@ def assemble_data(
     pictures
         A folder of image files; an array of shape (n_pictures, height, width) or (n_pictures, height, width, 3), uint8
         or floats in 0..1; a sequence of such arrays or of paths; or a mapping of id to one of these. None where only
-        the class of each trial is known.
+        the class of each trial is known. Ids of an array are needed where a picture is shown twice: a mapping names
+        them.
     dims
         Names of the axes; guessed from the shape by default.
     times : sequence of length n_times, optional
@@ -114,7 +116,7 @@ def assemble_data(
     X = check_trials(X)
     dims = _name_axes(X, dims, times, ch_names)
     notes += check_values(X, dims, ch_names)
-    table = _check_table(trials, len(X))
+    table = _check_table(trials, len(X), may_be_in_order=pictures is not None)
     if pictures is None:
         stimuli, table = _list_classes(table)
     else:
@@ -305,7 +307,7 @@ def _describe_uneven(seconds: np.ndarray) -> str:
     )
 
 
-def _check_table(trials: pd.DataFrame, n_trials: int) -> pd.DataFrame:
+def _check_table(trials: pd.DataFrame, n_trials: int, *, may_be_in_order: bool = False) -> pd.DataFrame:
     import pandas as pd
 
     if len(trials) != n_trials:
@@ -315,11 +317,12 @@ def _check_table(trials: pd.DataFrame, n_trials: int) -> pd.DataFrame:
     if twice:
         raise DataError(f"the trial table has the column {twice[0]!r} more than once; keep one of them.")
     if "stimulus_id" not in names and "concept" not in names:
-        near = [suggest(name, ("stimulus_id", "concept")) for name in names]
-        raise DataError(
-            f"the trial table has the columns {', '.join(names) or 'none'}; it needs stimulus_id (which picture was "
-            f"shown) or concept (its class){next(filter(None, near), '')}."
-        )
+        near = [found for name in names if (found := suggest(name, ("stimulus_id", "concept")))]
+        if near or not may_be_in_order:
+            raise DataError(
+                f"the trial table has the columns {', '.join(names) or 'none'}; it needs stimulus_id (which picture "
+                f"was shown) or concept (its class){near[0] if near else ''}."
+            )
     table = trials.reset_index(drop=True).copy()
     table.columns = pd.Index(names)
     for name in ("stimulus_id", "concept", "subject", "session", "run", "group"):
@@ -367,6 +370,8 @@ def _join_pictures(
 
     table, notes = table.copy(), []
     files, arrays, ids = index_pictures(pictures)
+    if "stimulus_id" in table and are_unnamed(pictures):
+        _check_numbers(table["stimulus_id"].tolist(), len(ids))
     if "stimulus_id" not in table:
         if len(ids) != len(table):
             raise DataError(
@@ -374,6 +379,10 @@ def _join_pictures(
                 "column stimulus_id)."
             )
         table["stimulus_id"] = ids  # one picture per trial, in the same order
+        if files:
+            notes.append(
+                "nothing says which picture a trial showed: one file each, by the order of their names."
+            )
     # Names may lack folder or suffix, so that rows are found first and ids written back.
     rows = match_ids(table["stimulus_id"].tolist(), ids)
     table["stimulus_id"] = [ids[row] for row in rows]
@@ -434,6 +443,53 @@ def _join_pictures(
             "one size."
         )
     return StimulusSet(stimulus_table, pixels=np.stack([arrays[row] for row in kept])), table, notes
+
+
+def are_unnamed(pictures: Any) -> bool:
+    """Whether pictures are told apart by their order alone: an array of them, or a sequence of arrays."""
+    if pictures is None or isinstance(pictures, str | Path | Mapping) or not hasattr(pictures, "__iter__"):
+        return False
+    return not isinstance(next(iter(pictures), ""), str | Path)
+
+
+def number_pictures(pictures: Any, shown: Sequence[Any]) -> Any:
+    """Return unnamed pictures as a mapping of place to picture, if `shown` is whole numbers and names every place.
+
+    Only for what a user has stated to be such numbers. Codes of events, which begin at 1 or leave some out, are never
+    places: code 1 would show the second picture. `assemble_data` asks what they mean.
+    """
+    if not are_unnamed(pictures) or not _are_whole(shown):
+        return pictures
+    numbers = {int(float(value)) for value in shown}
+    return dict(enumerate(pictures)) if numbers == set(range(len(pictures))) else pictures
+
+
+def _are_whole(values: Sequence[Any]) -> bool:
+    return all(re.fullmatch(r"-?\d+(\.0+)?", str(value)) for value in values)
+
+
+def _check_numbers(shown: list[str], n: int) -> None:
+    """Raise `DataError` unless the trials show unnamed pictures one by one, in their order."""
+    if shown == [str(number) for number in range(n)]:
+        return
+    names = list(dict.fromkeys(shown))
+    told = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+    advice = f"images={{{names[0]!r}: pictures[0], ...}}"
+    if _are_whole(names):
+        numbers = sorted(int(float(name)) for name in names)
+        told = f"{len(numbers)} numbers from {numbers[0]} to {numbers[-1]}"
+        advice = f"images={{{numbers[0]}: pictures[0], ...}}"
+        # 1 to 59 may be the first or the last of 60 pictures, and only the user knows.
+        likely = [start for start in (1, 0, numbers[0]) if start <= numbers[0] and numbers[-1] < start + n]
+        if likely:
+            first = numbers[0] if numbers[0] in (0, 1) else likely[0]
+            advice += (
+                f", or images=dict(enumerate(pictures, {first})) if the first picture has the number {first}"
+            )
+    raise DataError(
+        f"the trials show {told}, and the {n} pictures are an array, which does not say which is which; state it by a "
+        f"mapping: {advice}."
+    )
 
 
 def _find_place(place: str | Path) -> Path:
@@ -586,9 +642,12 @@ def match_ids(shown: list[str], ids: list[str]) -> list[int]:
             stem = Path(name).with_suffix("")
             row = row_of.get(stem.as_posix(), row_of.get(stem.name))
         if row is None:
+            # Numbers are codes of the experiment, and files are never counted to find what they mean.
+            is_code = _are_whole([name]) and not any(map(str.isdecimal, ids))
+            advice = f"; state what each number means: images={{{name}: 'a.png', ...}}" if is_code else ""
             raise DataError(
                 f"trial {trial} shows {name!r}, but there is no such picture among the {len(ids)} given"
-                f"{suggest(name, ids[:2000])} (first ones: {', '.join(ids[:3])})."
+                f"{suggest(name, ids[:2000])} (first ones: {', '.join(ids[:3])}){advice}."
             )
         rows.append(row)
     return rows
@@ -645,3 +704,38 @@ def complete_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
                 "picture, not by trial."
             )
     return table, notes
+
+
+def choose_split(trials: pd.DataFrame, n_pictures: int) -> tuple[dict[str, Any], str]:
+    """Return the split that `decode` and `new` take where the user names none, and the reason in a sentence.
+
+    Parameters
+    ----------
+    trials : DataFrame
+        As `complete_trials` returns it.
+    n_pictures
+        Distinct pictures; 0 where only classes are known.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> choose_split(complete_trials(pd.DataFrame({"stimulus_id": list("abcab")}))[0], 3)[0]
+    {'kind': 'kfold', 'n_folds': 3}
+    """
+    # The experiment's own split goes first, then what keeps pictures apart, then runs, which drift apart.
+    if {"train", "test"} <= set(trials["split"]):
+        return {"kind": "published"}, "The split that the trials declare."
+    if n_pictures:
+        n = max(2, min(10, n_pictures))
+        return (
+            {"kind": "kfold", "n_folds": n},
+            "Each picture is tested once, by a decoder that never saw it; leave_one_subject_out asks for new subjects.",
+        )
+    if len(trials[["subject", "session", "run"]].drop_duplicates()) > trials["subject"].nunique():
+        return {"kind": "leave_one_run_out"}, "Each run is decoded by the others of its subject."
+    if "group" in trials and trials["group"].nunique() > 1:
+        return {"kind": "leave_one_group_out"}, "No group (block, day) is trained on and tested."
+    return (
+        {"kind": "kfold", "n_folds": 5},
+        "Trials in five folds. With runs or blocks in the table, leave_one_run_out or group_kfold are the honest ones.",
+    )

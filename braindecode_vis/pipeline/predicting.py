@@ -25,7 +25,7 @@ from braindecode_vis.base.stimuli import ImageRows, StimulusSet
 from braindecode_vis.base.store import Artifact
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.array_folder import load_array
-from braindecode_vis.datasets.own_data import Pictures, make_picture_set
+from braindecode_vis.datasets.own_data import Pictures, are_unnamed, make_picture_set
 from braindecode_vis.embeddings.caption_bank import caption_images, read_caption_bank
 from braindecode_vis.embeddings.image_bank import is_image_bank, read_image_bank
 from braindecode_vis.embeddings.image_descriptions import read_captions_or_attributes
@@ -70,6 +70,8 @@ class PictureGallery:
         Of a gallery of descriptions: ``place(source, subject)`` returns them in the space of the comparison.
     texts
         Of such a gallery: what is said of each candidate.
+    unnamed
+        Whether the pictures are an array, whose ids are places alone: no number that a trial or a marker says is one.
     """
 
     embeddings: Embeddings
@@ -77,6 +79,7 @@ class PictureGallery:
     words: str
     place: Callable[[GallerySource, str | None], Embeddings] | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
+    unnamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -526,7 +529,15 @@ def find_gallery(
     """
     bank, prepared = embed(run)[number], preprocess(run)
     if given is not None:
-        return open_given_gallery(run, number, given)
+        gallery, known = open_given_gallery(run, number, given), trials.trials["known"].to_numpy(bool)
+        shown = sorted(set(trials.stimulus_ids[known].astype(str)) & set(gallery.embeddings.ids.astype(str)))
+        if gallery.unnamed and 0 < len(shown) < len(gallery.embeddings):
+            raise DataError(
+                f"the trials show {shown[0]!r} and others, and the gallery is an array, which does not say which is "
+                f"which; state it by a mapping: gallery={{{shown[0]!r}: pictures[0], ...}}, or give a folder of files "
+                "that are named by their ids."
+            )
+        return gallery
     in_bank = set(bank.embeddings.ids.astype(str))
     known = trials.trials["known"].to_numpy(bool)
     shown = list(dict.fromkeys(trials.stimulus_ids[known].astype(str)))
@@ -590,7 +601,9 @@ def open_given_gallery(run: FinishedRun, number: int, given: Pictures | Embeddin
         _check_size(0)
     stimuli = make_picture_set(given)
     _check_size(len(stimuli))
-    return PictureGallery(_encode(bank, stimuli), stimuli, f"{len(stimuli)} given pictures")
+    return PictureGallery(
+        _encode(bank, stimuli), stimuli, f"{len(stimuli)} given pictures", unnamed=are_unnamed(given)
+    )
 
 
 def describe_gallery(run: FinishedRun, number: int, path: Path) -> PictureGallery:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base import store
+from braindecode_vis.base.stimuli import show_as_compared
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Manifest
 from braindecode_vis.pipeline.categories import tabulate_confusions, tabulate_runs
@@ -19,7 +20,7 @@ from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.preparing import Prepared, embed, preprocess
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.pipeline.scoring import evaluate, find_phantom
-from braindecode_vis.report.gallery import GalleryContent, arrange_rows
+from braindecode_vis.report.gallery import SEEN, GalleryContent, arrange_rows
 from braindecode_vis.report.page import ExtraSection, RankContent
 from braindecode_vis.report.words import describe_encoder
 from braindecode_vis.scoring.caption_scores import join_sources, name_decoded
@@ -153,14 +154,18 @@ def describe_images(
         name: stack[:, 0] if name == "low_level" and stack.ndim == 5 else stack
         for name, stack in images.images.items()
     }
+    seen, rows = images.seen[first], {name: stack[first] for name, stack in arrange_rows(made).items()}
+    compared = show_as_compared(seen, next(iter(rows.values()))) if rows else seen
+    in_grey = "What was shown, in grey and at the size of the decoded images: the decoder learnt no colours."
     gallery = (
         None
         if not made
         else GalleryContent(
             ids=[names[row] for row in first],
             concepts=[str(c) for c in images.concepts[first]],
-            seen=images.seen[first],
-            rows={name: stack[first] for name, stack in arrange_rows(made).items()},
+            seen=compared,
+            rows=rows,
+            row_notes={} if compared is seen else {SEEN: in_grey},
             score=items["pixcorr"].to_numpy()[first],
             metric="pixcorr",
             metrics={

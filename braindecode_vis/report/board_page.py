@@ -26,9 +26,9 @@ from braindecode_vis.report.words import (
     count_decimals,
     describe_metric,
     format_number,
-    format_p_value,
     is_missing,
 )
+from braindecode_vis.scoring.score_row import format_p_value
 
 THUMBNAIL_PX = 72
 MAX_CURVES = 12
@@ -255,7 +255,7 @@ def _describe_pair(pairs: Mapping[str, Mapping[str, Any]] | str, metric: str, sh
     if found is None:
         return ""
     sign = "+" if found["difference"] > 0 else ""
-    limits, p = "no interval", f"p {format_p_value(found['p_value'])}"
+    limits, p = "no interval", format_p_value(found["p_value"], in_words=True)
     if not is_missing(found["ci_low"]):
         limits = f"{show(float(found['ci_low']))} to {show(float(found['ci_high']))}"
     return f"{sign}{show(float(found['difference']))} ({limits}; {p})"

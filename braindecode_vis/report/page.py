@@ -26,7 +26,7 @@ from braindecode_vis.base.checks import DataError, check_columns
 from braindecode_vis.base.memory import PROFILE, describe_profile
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.report import figures
-from braindecode_vis.report.gallery import GalleryContent
+from braindecode_vis.report.gallery import SEEN, GalleryContent
 from braindecode_vis.report.page_gallery import (
     GalleryThumbnails,
     make_thumbnails,
@@ -41,10 +41,9 @@ from braindecode_vis.report.words import (
     ScoreRow,
     count_decimals,
     format_number,
-    format_p_value,
     sort_methods,
 )
-from braindecode_vis.scoring.score_row import describe_resampled
+from braindecode_vis.scoring.score_row import describe_resampled, format_p_value
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -352,7 +351,7 @@ def _make_environment() -> Environment:
 def _name_methods(content: ReportContent) -> list[tuple[str, str]]:
     names, notes = [row["method"] for row in sort_methods(content.scores)], dict(content.method_notes)
     if content.gallery is not None:
-        names += list(content.gallery.rows)
+        names += [*([SEEN] if SEEN in content.gallery.row_notes else []), *content.gallery.rows]
         notes |= content.gallery.row_notes
     return view_methods(names, notes)
 

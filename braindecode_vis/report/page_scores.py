@@ -24,12 +24,11 @@ from braindecode_vis.report.words import (
     describe_method,
     describe_metric,
     format_number,
-    format_p_value,
     is_missing,
     sort_methods,
 )
 from braindecode_vis.scoring.metrics.metric_registry import LAST, find_metric
-from braindecode_vis.scoring.score_row import lacks_interval, name_population
+from braindecode_vis.scoring.score_row import format_p_value, lacks_interval, name_population
 
 N_CARDS = 4
 

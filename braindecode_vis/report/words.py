@@ -88,19 +88,6 @@ def _fix_minus(text: str) -> str:
     return f"−{text[1:]}" if negative else text.removeprefix("-")
 
 
-def format_p_value(value: Any) -> str:
-    """Return a p-value as text, never as zero.
-
-    Examples
-    --------
-    >>> format_p_value(0.0001), format_p_value(0.0123), format_p_value(None)
-    ('< 0.001', '0.012', '–')
-    """
-    if is_missing(value):
-        return DASH
-    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
-
-
 # ---- names to words
 @dataclass(frozen=True)
 class MetricNote:

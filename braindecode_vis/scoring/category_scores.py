@@ -308,7 +308,9 @@ def _measure_owned(
             wilson = wilson_interval(int(hits[0].sum()), len(rows))
             interval, told = (wilson.low, wilson.high), "trials (Wilson)"
         found.append(
-            _Measured(name, float(scores[0]), len(rows), draws, null, told, interval, chance, counted)
+            _Measured(
+                name, float(scores[0]), len(rows), draws, null, told, interval, chance=chance, about=counted
+            )
         )
     if len(task.classes) == 2 and len(known) == exchange.labels.shape[1]:
         found += _measure_area(task, len(rows))
@@ -343,7 +345,11 @@ def _measure_area(task: CategoryTask, n_trials: int) -> list[_Measured]:
     n_owners = exchange.labels.shape[1]
     told = f"{name_units(exchanged.unit, n_owners)} (t)" if interval is not None else ""
     about = f"{how}; {exchange.describe(exchanged.unit, refits=exchanged.refits)}"
-    return [_Measured("auc", float(areas[0]), n_trials, np.array([]), null, told, interval, chance, about)]
+    return [
+        _Measured(
+            "auc", float(areas[0]), n_trials, np.array([]), null, told, interval, chance=chance, about=about
+        )
+    ]
 
 
 def _describe_null(exchange: Exchange, scores: np.ndarray) -> tuple[float | None, np.ndarray]:

@@ -30,6 +30,33 @@ JACKKNIFE = "images (jackknife)"
 WIDENED = ", widened by sqrt 2 after folds"
 
 
+def format_p_value(value: Any, *, in_words: bool = False) -> str:
+    """Return a p-value as text, never as zero: no number of permutations shows that it is.
+
+    Whatever prints a p-value, in a terminal, on a page or in Python, does it by this.
+
+    Parameters
+    ----------
+    value
+        None and NaN where there is none.
+    in_words
+        For sentences: with ``p =`` or ``p <`` before it.
+
+    Examples
+    --------
+    >>> format_p_value(0.0001), format_p_value(0.0123), format_p_value(None)
+    ('< 0.001', '0.012', '–')
+    >>> format_p_value(0.0001, in_words=True), format_p_value(0.5, in_words=True)
+    ('p < 0.001', 'p = 0.50')
+    """
+    if value is None or np.isnan(value):
+        return "no p" if in_words else "–"
+    if value < 0.001:
+        return "p < 0.001" if in_words else "< 0.001"
+    text = f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+    return f"p = {text}" if in_words else text
+
+
 def describe_resampled(rows: Sequence[Mapping[Any, Any]]) -> str:
     """Return in words what the intervals of the decoded system resample, and of what they speak; empty if unknown.
 

@@ -18,6 +18,7 @@ import pytest
 import xarray as xr
 
 import braindecode_vis as bdv
+from tests.references import assert_close
 
 # MNE reads its metadata by a way that pandas has announced to close.
 pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.set_index")
@@ -102,7 +103,7 @@ def test_epochs_are_volts(tmp_path, unit, scale):
     expected = data.responses.data.astype(float) * scale
     np.testing.assert_allclose(epochs.get_data(), expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
     assert epochs.metadata["stimulus_id"].tolist() == data.trials["stimulus_id"].tolist()
-    np.testing.assert_allclose(epochs.times, data.responses.coords["times"], atol=1e-9)
+    assert_close(epochs.times, data.responses.coords["times"])
     assert data.to_epochs().ch_names == ["Fz", "Cz", "Pz", "Oz", "O1"]
 
 

@@ -385,7 +385,7 @@ def test_a_folder_of_arrays_needs_no_table(run, tmp_path, form):
     X, shown = pick_test(X, shown)
     on = tmp_path
     if form == "written":
-        data = bdv.from_arrays(X, images=pictures, shown=shown)
+        data = bdv.from_arrays(X, images=dict(enumerate(pictures)), shown=shown)
         data.save(tmp_path)
     else:
         np.save(tmp_path / "data.npy", X)

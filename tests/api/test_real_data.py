@@ -49,7 +49,6 @@ def test_haxby_blocks():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_haxby_volumes_decided_together():
     """Window and penalty are chosen in every fold, which takes minutes."""
     clean = {"drift": "polynomial", "order": 2, "scaling": "zscore"}

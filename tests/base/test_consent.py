@@ -197,7 +197,7 @@ def test_files_of_the_current_folder_are_no_modules(command, tmp_path):
         (tmp_path / f"{name}.py").write_text(PAYLOAD.format(mark=str(mark)))
     write_config(tmp_path / "run", encoder=EVIL)
     done = subprocess.run(
-        [sys.executable, *command, "run", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=100
+        [sys.executable, *command, "run", "run"], cwd=tmp_path, capture_output=True, text=True
     )
     assert (done.returncode, mark.exists()) == (2, False)
     assert done.stderr.startswith("error: ")

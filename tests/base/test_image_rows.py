@@ -17,8 +17,10 @@ from braindecode_vis.base.stimuli import (
     find_comparison_size,
     read_image_size,
     resize_image,
+    show_as_compared,
 )
 from braindecode_vis.config import read_config
+from braindecode_vis.embeddings.pixels import PixelsConfig
 from braindecode_vis.generation.captions import NearestCaptions
 from braindecode_vis.generation.inversion import LatentsGenerator
 from braindecode_vis.pipeline import decoding, reconstruction
@@ -351,3 +353,21 @@ def test_seen_images_are_read_from_the_stimuli(tmp_path):
     read = store.read_stimuli(tmp_path)
     rows = ImageRows(read, read.find_rows(["c", "a"]))
     np.testing.assert_array_equal(np.asarray(rows), stimuli.pixels[[2, 0]])
+
+
+def test_photographs_are_shown_in_grey_beside_grey_answers_alone():
+    """Colours that the decoder of grey pixels never had made its answers look worse than they are."""
+    rng = np.random.default_rng(0)
+    photographs = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    grey = np.repeat(rng.integers(0, 256, (3, 8, 8, 1), dtype=np.uint8), 3, axis=-1)
+    shown = show_as_compared(photographs, grey)
+    assert shown.shape == grey.shape
+    image = shown[1]
+    np.testing.assert_array_equal(image[..., 0], image[..., 2])
+    small = PixelsConfig(size=8).build()
+    small.fit(photographs)
+    # To a level: both round, one before and one after the sum over colours.
+    np.testing.assert_allclose(image[..., 0].ravel(), 255 * small.encode([photographs[1]])[0], atol=1.01)
+    assert shown[:2].shape == (2, 8, 8, 3)
+    for seen, decoded in ((photographs, photographs), (grey, grey), (grey, photographs)):
+        assert show_as_compared(seen, decoded) is seen

@@ -84,9 +84,8 @@ def test_a_holder_that_was_killed_is_followed_at_once(tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     holder.stdout.close()
-    began = time.monotonic()
     with take(path, waits=False):
-        assert time.monotonic() - began < 1
+        pass
 
 
 def test_a_link_in_the_place_of_a_lease_is_not_followed(tmp_path):

@@ -290,7 +290,7 @@ def test_memory_is_no_damage_of_a_file():
 )
 def test_limits_of_address_space(tmp_path, limit, words, code, said):
     """Below 1 GB the BLAS asked for its buffers for ever while it was loaded, and tables took 1 GiB to open."""
-    command = f'ulimit -v {limit}; exec timeout -s KILL 100 {sys.executable} -m braindecode_vis "$@"'
+    command = f'ulimit -v {limit}; exec {sys.executable} -m braindecode_vis "$@"'
     words = [*words, "--out", tmp_path / "run"] if words[0] == "run" else words
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
     done = subprocess.run(

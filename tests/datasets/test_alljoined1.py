@@ -19,6 +19,7 @@ from braindecode_vis.datasets.sources.meeg_source import find_scalp_positions
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.parts.phantom.formats.alljoined_format import write_session
 from braindecode_vis.preprocessing.meeg import write_meeg
+from tests.references import assert_close
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +112,7 @@ def test_raw_sessions_are_referenced_cut_and_paired_with_images(tmp_path, design
         referenced[row, onsets[5] : onsets[5] + 307] - referenced[row, onsets[5] - 26 : onsets[5] + 1].mean()
     )
     # Stored in single precision, in the file and in the store.
-    np.testing.assert_allclose(responses.data[5, row], epoch, atol=1e-9)
+    assert_close(responses.data[5, row], epoch)
     bump = responses.data[:, :, 60:70].mean(axis=(0, 2))
     assert bump[BIOSEMI64.index("Oz")] == pytest.approx(63e-6, rel=0.05)
     notes = read_json(tmp_path / "out/responses/meta.json")["provenance"]
@@ -341,7 +342,7 @@ def test_bad_electrodes_are_repaired_before_the_average(tmp_path, design):
     good = np.delete(data[:64], BIOSEMI64.index("Fp1"), axis=0)
     row = BIOSEMI64.index("Oz")
     expected = (data[row] - good.mean(axis=0))[onsets[5] : onsets[5] + 307]
-    np.testing.assert_allclose(dropped.data[5, 0], expected, atol=1e-9)
+    assert_close(dropped.data[5, 0], expected)
     make_epochs(tmp_path / "epochs", codes)
     with pytest.raises(ConfigError, match=r"dataset.notch needs continuous recordings"):
         config(tmp_path / "epochs", design, notch=(50.0,)).open_epochs()

@@ -86,6 +86,38 @@ def test_what_cannot_be_told_is_said(tmp_path):
         read_array_folder(root)
 
 
+def test_a_column_of_numbers_is_no_picture_by_chance(tmp_path):
+    """Runs 1 to 4 of files 1.png to 13.png: the first column that fitted was taken for the pictures."""
+    root = make_folder(tmp_path / "mine", pictures=0)
+    (root / "images").mkdir()
+    for n in range(1, 14):
+        Image.fromarray(np.full((4, 4, 3), 19 * n, np.uint8)).save(root / "images" / f"{n}.png")
+    codes = np.repeat([1, 2, 3, 4], 3)
+    for columns, found in (
+        ({"run": codes}, [None] * N),
+        ({"run": codes, "picture": codes + 1}, (codes + 1).astype(str).tolist()),
+    ):
+        (root / "trials.csv").unlink(missing_ok=True)
+        pd.DataFrame(columns).to_csv(root / "log.tsv", sep="\t", index=False)
+        started = start_folder(root)
+        assert started.complete == (found[0] is not None)
+        if found[0] is not None:
+            assert read_trials(root)["stimulus_id"].tolist() == found
+
+
+def test_an_array_of_pictures_and_codes_need_a_line_more(tmp_path):
+    root = make_folder(tmp_path / "mine", pictures=0)
+    np.save(root / "images.npy", np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8))
+    pd.DataFrame({"code of picture": np.tile([1, 2, 3, 4], 3)}).to_csv(root / "log.csv", index=False)
+    started = start_folder(root)
+    assert not started.complete
+    assert any("write into meta.yaml from which number they count (first_id: 1)" in n for n in started.notes)
+    meta = root / "meta.yaml"
+    assert "# first_id: 1" in meta.read_text()
+    meta.write_text(meta.read_text().replace("# first_id: 1", "first_id: 1"))
+    assert start_folder(root).complete
+
+
 def test_epochs_bring_their_own_table(tmp_path):
     mne = pytest.importorskip("mne")
     rng = np.random.default_rng(0)
@@ -108,7 +140,7 @@ def test_groups_choose_split_and_resampling(tmp_path):
     table.to_csv(root / "trials.csv", index=False)
     start_folder(root)
     config = read_config(root / "decode.yaml")
-    assert (config.split.kind, config.split.n_folds) == ("group_kfold", 4)
+    assert config.split.kind == "leave_one_group_out"
 
 
 def test_a_folder_without_trials_is_refused(tmp_path):

@@ -28,6 +28,11 @@ def make_pictures(seed=0, n=N_PICTURES):
     return np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
 
 
+def make_named(pictures=None):
+    """Return pictures by the ids that `make_table` shows."""
+    return {str(n): picture for n, picture in enumerate(make_pictures() if pictures is None else pictures)}
+
+
 def make_table(**columns):
     return pd.DataFrame({"stimulus_id": [str(n % N_PICTURES) for n in range(N_TRIALS)], **columns})
 
@@ -38,13 +43,14 @@ def write_folder(folder, *, table=None, pictures=None, data=None, meta=None):
     (make_table() if table is None else table).to_csv(folder / "trials.csv", index=False)
     if pictures is not None:
         np.save(folder / "images.npy", pictures)
+        meta = "first_id: 0\n" + (meta or "")
     if meta is not None:
         (folder / "meta.yaml").write_text(meta)
     return folder
 
 
 def test_what_is_missing_is_filled_in_and_said():
-    data = assemble_data(make_signals(), make_table(), make_pictures())
+    data = assemble_data(make_signals(), make_table(), make_named())
     trials = data.responses.trials
     assert set(trials["subject"]) == set(trials["run"]) == {"01"}
     assert trials["repetition"].tolist() == [n // N_PICTURES for n in range(N_TRIALS)]
@@ -72,13 +78,13 @@ def test_what_is_no_file_in_the_place_of_an_optional_one_is_told(tmp_path, name,
 
 def test_the_data_are_not_copied():
     X = make_signals()
-    assert np.shares_memory(assemble_data(X, make_table(), make_pictures()).responses.data, X)
+    assert np.shares_memory(assemble_data(X, make_table(), make_named()).responses.data, X)
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 2, 3], ["0", "1", "2", "3"], [0.0, 1.0, 2.0, 3.0]])
 def test_integer_text_and_float_ids_name_the_same_pictures(ids):
     table = pd.DataFrame({"stimulus_id": [ids[n % N_PICTURES] for n in range(N_TRIALS)]})
-    data = assemble_data(make_signals(), table, make_pictures())
+    data = assemble_data(make_signals(), table, make_named())
     assert data.responses.stimulus_ids.tolist() == [str(n % N_PICTURES) for n in range(N_TRIALS)]
 
 
@@ -86,16 +92,85 @@ def test_one_picture_under_two_ids_becomes_one_and_is_named(tmp_path):
     """The commonest mistake with arrays: one picture under several ids gave a pixel correlation of 0.963 for 0.85."""
     pictures = make_pictures()
     pictures[3] = pictures[1]
-    data = assemble_data(make_signals(), make_table(), pictures)
+    named = make_named(pictures)
+    data = assemble_data(make_signals(), make_table(), named)
     assert len(data.stimuli) == 3
     assert "3" not in set(data.responses.stimulus_ids)
     assert any("'3' is '1'" in note for note in data.notes)
     with pytest.raises(DataError, match="'3' is '1'"):
-        assemble_data(make_signals(), make_table(), pictures, merge_same_pictures=False)
+        assemble_data(make_signals(), make_table(), named, merge_same_pictures=False)
     folder = write_folder(tmp_path, pictures=pictures)
     assert len(ArraysConfig(root=folder).read().stimuli) == 3
     with pytest.raises(DataError, match="'3' is '1'"):
         ArraysConfig(root=folder, same_pictures="refuse").read()
+
+
+def number(first, n, *, step=1):
+    return pd.DataFrame({"stimulus_id": [first + step * (trial % n) for trial in range(N_TRIALS)]})
+
+
+@pytest.mark.parametrize(
+    "table, asked",
+    [
+        (number(1, 3), r"3 numbers from 1 to 3, and the 4 .*images=\{1: .*dict\(enumerate\(pictures, 1\)\)"),
+        (number(1, 4), r"4 numbers from 1 to 4"),
+        (number(0, 3), r"3 numbers from 0 to 2"),
+        (
+            number(0, 4),
+            r"4 numbers from 0 to 3",
+        ),  # codes that happen to begin at 0; nobody said that they are places
+        (number(10, 4, step=10), r"from 10 to 40, .* mapping: images=\{10: pictures\[0\], \.\.\.\}\.$"),
+        (number(2, 2), r"dict\(enumerate\(pictures, 1\)\) if the first picture has the number 1\.$"),
+        (pd.DataFrame({"stimulus_id": ["a", "b"] * 6}), r"'a', 'b', .*images=\{'a': pictures\[0\]"),
+    ],
+)
+def test_codes_are_no_places_in_an_array_of_pictures(table, asked):
+    """Of codes 1 to 59 with 60 pictures, code 1 showed the second picture, without a word."""
+    with pytest.raises(DataError, match=asked):
+        assemble_data(make_signals(), table, make_pictures())
+
+
+def test_numbers_may_be_places_where_every_trial_shows_the_next_picture():
+    data = assemble_data(make_signals(), number(0, N_TRIALS), make_pictures(n=N_TRIALS))
+    assert data.stimuli.ids.tolist() == [str(n) for n in range(N_TRIALS)]
+    with pytest.raises(DataError, match="12 numbers from 0 to 11"):
+        assemble_data(make_signals(), number(0, N_TRIALS)[::-1], make_pictures(n=N_TRIALS))
+
+
+def test_one_file_per_trial_goes_by_the_order_of_their_names(tmp_path):
+    for n, picture in enumerate(make_pictures(n=N_TRIALS)):
+        Image.fromarray(picture).save(tmp_path / f"p{n:02d}.png")
+    data = assemble_data(make_signals(), pd.DataFrame({"run": ["01"] * N_TRIALS}), tmp_path)
+    assert data.responses.stimulus_ids.tolist() == [f"p{n:02d}" for n in range(N_TRIALS)]
+    assert any("by the order of their names" in note for note in data.notes)
+
+
+def test_files_are_not_counted_to_find_what_a_code_means(tmp_path):
+    for n, picture in enumerate(make_pictures()):
+        Image.fromarray(picture).save(tmp_path / f"p{n}.png")
+    with pytest.raises(
+        DataError, match=r"shows '1', .*what each number means: images=\{1: 'a\.png', \.\.\.\}"
+    ):
+        assemble_data(make_signals(), number(1, 3), tmp_path)
+    mapped = {code: tmp_path / f"p{code - 1}.png" for code in range(1, 4)}
+    assert assemble_data(make_signals(), number(1, 3), mapped).stimuli.ids.tolist() == ["1", "2", "3"]
+
+
+def test_a_folder_says_from_which_number_its_array_of_pictures_counts(tmp_path):
+    folder = write_folder(tmp_path, table=number(1, 3), pictures=make_pictures())
+    for meta, said in (
+        ("", r"first_id: 1.*images/ that are named by these numbers"),
+        ("first_id: 0.5", "first_id must be a whole number"),
+    ):
+        (folder / "meta.yaml").write_text(meta)
+        with pytest.raises(DataError, match=said):
+            read_array_folder(folder)
+    for first in (0, 1):
+        (folder / "meta.yaml").write_text(f"first_id: {first}")
+        data = read_array_folder(folder)
+        shown = data.stimuli.select(["1"])
+        np.testing.assert_array_equal(next(iter(shown.iterate_images())), make_pictures()[1 - first])
+    assert "first_id" not in data.about
 
 
 def test_the_same_picture_as_png_and_bmp_is_one(tmp_path):
@@ -139,7 +214,7 @@ def test_copies_of_trials_are_found():
     X[7] = X[2]
     X[9] = 3 * X[4] + 1e-4 * make_signals(1)[4]
     assert find_copied_trials(X) == [(2, 7), (4, 9)]
-    notes = assemble_data(X, make_table(), make_pictures()).notes
+    notes = assemble_data(X, make_table(), make_named()).notes
     assert any("2 pair(s) of trials are copies" in note for note in notes)
     assert find_copied_trials(make_signals()) == []
 
@@ -227,7 +302,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_does_not_fit_is_one_sentence(name):
     changed, message = REFUSED[name]
-    arguments = {"X": make_signals(), "trials": make_table(), "pictures": make_pictures(), **changed}
+    arguments = {"X": make_signals(), "trials": make_table(), "pictures": make_named(), **changed}
     with pytest.raises(DataError, match=message) as caught:
         assemble_data(arguments.pop("X"), arguments.pop("trials"), arguments.pop("pictures"), **arguments)
     assert "\n" not in str(caught.value)
@@ -238,7 +313,7 @@ def test_a_folder_is_read_like_the_arrays_in_it(tmp_path):
         tmp_path, pictures=make_pictures(), meta="title: Mine\nunit: percent\nmodality: fmri\n"
     )
     data = read_array_folder(folder)
-    same = assemble_data(make_signals(), make_table(), make_pictures())
+    same = assemble_data(make_signals(), make_table(), make_named())
     np.testing.assert_array_equal(data.responses.data, same.responses.data)
     assert data.stimuli.table["sha256"].tolist() == same.stimuli.table["sha256"].tolist()
     assert (data.about["title"], data.responses.unit, data.responses.dims) == (
@@ -249,7 +324,7 @@ def test_a_folder_is_read_like_the_arrays_in_it(tmp_path):
 
 
 def test_what_the_store_wrote_is_taken_as_it_is(tmp_path):
-    first = assemble_data(make_signals(), make_table(), make_pictures())
+    first = assemble_data(make_signals(), make_table(), make_named())
     write_responses(tmp_path / "responses", first.responses)
     write_stimuli(tmp_path / "stimuli", first.stimuli)
     again = read_array_folder(tmp_path)
@@ -372,7 +447,7 @@ def test_a_damaged_folder_is_one_sentence(tmp_path, damage, message):
 def test_constant_features_are_named():
     X = make_signals(shape=(N_TRIALS, 3, 5))
     X[:, 1] = 7
-    data = assemble_data(X, make_table(), make_pictures(), ch_names=["Fz", "Cz", "Pz"])
+    data = assemble_data(X, make_table(), make_named(), ch_names=["Fz", "Cz", "Pz"])
     assert any("1 of 3 channels never vary and tell nothing, first Cz" in note for note in data.notes)
 
 
@@ -385,15 +460,13 @@ def test_trials_without_a_signal_are_told_or_refused():
     """Half of an array overwritten with zeros was taken without a word."""
     X = np.random.default_rng(0).standard_normal((N_TRIALS, 30)).astype(np.float32)
     X[-1] = 0
-    data = assemble_data(X, make_table(), make_pictures())
+    data = assemble_data(X, make_table(), make_named())
     assert any(f"1 of {N_TRIALS} trials hold one value" in note for note in data.notes)
     X[N_TRIALS // 2 :] = 0
     with pytest.raises(
         DataError, match=rf"of {N_TRIALS} trials hold one value throughout, the first in row {N_TRIALS // 2}"
     ):
-        assemble_data(X, make_table(), make_pictures())
+        assemble_data(X, make_table(), make_named())
     # Counts of a few cells may all be zero.
     few = np.random.default_rng(0).poisson(0.3, (N_TRIALS, 3)).astype(np.float32)
-    assert not any(
-        "hold one value" in note for note in assemble_data(few, make_table(), make_pictures()).notes
-    )
+    assert not any("hold one value" in note for note in assemble_data(few, make_table(), make_named()).notes)

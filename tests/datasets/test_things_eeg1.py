@@ -14,6 +14,7 @@ from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config, read_events, 
 from braindecode_vis.parts.phantom.formats import things_eeg1_format
 from braindecode_vis.parts.phantom.formats.bids_eeg import write_recording
 from braindecode_vis.preprocessing.meeg import write_meeg
+from tests.references import assert_close
 
 NAMES = ["Oz", "PO7", "O1"]
 CONCEPTS = ["camera_lens", "camera1", "coat_rack", "ant", "bee"]
@@ -292,7 +293,7 @@ def test_the_real_events_with_synthetic_signals(shared, tmp_path):
     onset = int(table["onset"].iloc[-1])
     assert events["sample"].iloc[-1] == onset
     expected = np.abs(np.arange(onset, onset + 50) % 100_000 - 50_000) * 1e-9
-    np.testing.assert_allclose(part.read(onset, onset + 50)[0], expected, atol=1e-10)
+    assert_close(part.read(onset, onset + 50)[0], expected)
     # Numbers count in another order than the concept list: names agree with it, numbers do not.
     concepts = pd.read_csv(shared / "data/things/things_concepts.tsv", sep="\t")["uniqueID"]
     main = table[table["isteststim"] == 0].drop_duplicates("object")

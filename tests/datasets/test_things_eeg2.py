@@ -18,6 +18,7 @@ from braindecode_vis.datasets.things_eeg2.layouts import read_image_list
 from braindecode_vis.parts.phantom.formats import bids_eeg, things_eeg2_format
 from braindecode_vis.parts.phantom.formats import things_eeg2_derived as derived
 from braindecode_vis.preprocessing.meeg import write_meeg
+from tests.references import assert_close
 
 CONCEPTS, PROBES = ("ant", "bee", "cow", "dog"), ("moth", "newt", "owl")
 CHANNELS = ("O1", "Oz", "O2")
@@ -295,7 +296,7 @@ def test_250_hz_pickles(images, tmp_path):
     config = make_config(images, dtype="float16")
     responses = write(config, tmp_path / "out")
     np.testing.assert_array_equal(responses.data, data.astype(np.float16))
-    np.testing.assert_allclose(responses.coords["times"], np.arange(250) / 250, atol=1e-9)
+    assert_close(responses.coords["times"], np.arange(250) / 250)
     assert (
         responses.trials.groupby("stimulus_id")["repetition"]
         .apply(list)
@@ -399,7 +400,7 @@ def test_bids_release(images, tmp_path):
     columns = ["subject", "session", "stimulus_id", "repetition", "split", "concept", "sample"]
     pd.testing.assert_frame_equal(responses.trials[columns], raw.trials[columns])
     # BrainVision holds float32 microvolts.
-    np.testing.assert_allclose(responses.data, raw.data, rtol=0, atol=1e-11)
+    assert_close(responses.data, raw.data)
     assert set(responses.trials["run"]) == {"01", "02"}
     with pytest.raises(ConfigError, match="layouts bids, raw; choose one"):
         make_config(images).open_epochs()
@@ -600,7 +601,7 @@ def test_cleaning_options_change_raw_trials_and_are_refused_for_epochs(master, i
         make_config(master, **{**options, "channels": CHANNELS[:1]}, reference="average"), tmp_path / "one"
     )
     average = write(make_config(master, **options, reference="average"), tmp_path / "all")
-    np.testing.assert_allclose(one.data, average.data[:, :1], atol=1e-12)
+    assert_close(one.data, average.data[:, :1])
     write_derived(images / "preprocessed", derived.write_official, 100)
     with pytest.raises(ConfigError, match=r"dataset.h_freq needs continuous recordings"):
         make_config(images, h_freq=20.0).open_epochs()

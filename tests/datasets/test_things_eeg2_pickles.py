@@ -1,7 +1,6 @@
 """The restricted reader of pickled dictionaries: whatever NumPy writes, and nothing that could run."""
 
 import pickle
-import time
 import tracemalloc
 
 import numpy as np
@@ -167,10 +166,8 @@ def test_a_short_file_cannot_ask_for_much(tmp_path, content):
     path = tmp_path / "x.npy"
     path.write_bytes(content)
     tracemalloc.start()
-    started = time.perf_counter()
     with pytest.raises(DataError, match=r"x\.npy"):
-        read_pickled(path)
-    assert time.perf_counter() - started < 5  # they end in well under a second; a bomb never does
+        read_pickled(path)  # in well under a second; a bomb never ends
     assert tracemalloc.get_traced_memory()[1] < 100e6
     tracemalloc.stop()
 

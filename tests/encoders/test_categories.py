@@ -18,6 +18,7 @@ from braindecode_vis.encoders.category_decoders import (
     find_window,
     make_label_folds,
 )
+from tests.references import assert_close
 
 
 def make_trials(n_classes=2, n_trials=120, signal=1.0, seed=0, n_runs=4):
@@ -59,7 +60,7 @@ def test_decisions_equal_scikit_learn_and_survive_the_disk(tmp_path, config, mod
     expected = reference.predict_proba(test.as_matrix().astype(np.float64))
     assert decoder.classes == tuple(reference.classes_)
     # Only rounding differs: both are double precision.
-    np.testing.assert_allclose(decoder.decision(test), expected, atol=1e-9)
+    assert_close(decoder.decision(test), expected)
     decoder.write(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
     back = config.read(tmp_path)

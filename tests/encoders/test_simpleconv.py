@@ -21,6 +21,7 @@ from braindecode_vis.encoders.simpleconv_config import (
     SimpleConvImageConfig,
     SimpleConvTimeAggConfig,
 )
+from tests.references import assert_close
 
 TINY = {"n_virtual_channels": 6, "initial_channels": 6, "hidden": 8}
 
@@ -189,7 +190,7 @@ def test_fourier_code_equals_a_plain_loop():
 def test_map_keeps_the_angle_from_the_vertex():
     angles = np.deg2rad([0, 30, 90, 120])
     places = 0.09 * np.stack([np.zeros(4), np.sin(angles), np.cos(angles)], axis=1)
-    np.testing.assert_allclose(project_positions(places), np.stack([np.zeros(4), angles], axis=1), atol=1e-12)
+    assert_close(project_positions(places), np.stack([np.zeros(4), angles], axis=1))
 
 
 def test_each_subject_has_its_own_matrix_and_others_the_mean():

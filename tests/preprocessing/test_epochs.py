@@ -21,6 +21,7 @@ from braindecode_vis.preprocessing.epochs import (
 )
 from braindecode_vis.preprocessing.noise_ceiling import compute_epochs_ceiling
 from braindecode_vis.preprocessing.scaling import fit_channel_zscore, fit_robust_scaler
+from tests.references import assert_close
 
 
 def make_band_limited(n_channels, n_samples, sfreq=1000.0, high=80.0, seed=0):
@@ -77,7 +78,7 @@ def test_same_as_mne_inside_the_band(tmax, late):
     events = np.stack([onsets, np.zeros_like(onsets), np.ones_like(onsets)], axis=1)
     reference = mne.Epochs(raw, events, tmin=-0.2, tmax=tmax, baseline=None, preload=True, verbose="error")
     reference.resample(250, verbose="error")
-    np.testing.assert_allclose(reference.times, -0.2 + np.arange(300) / 250, atol=1e-9)
+    assert_close(reference.times, -0.2 + np.arange(300) / 250)
     found = cut_epochs(data, onsets - 200 + late, n_times=300, decim=4)
     difference = (found - reference.get_data(verbose="error"))[..., 30:270]
     assert np.sqrt(np.mean(difference**2)) < 2e-3 * data.std()

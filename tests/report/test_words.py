@@ -1,11 +1,14 @@
 """Words for numbers and metrics."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from braindecode_vis.report import words
+from braindecode_vis.scoring.score_row import format_p_value
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,16 @@ def test_a_group_shares_its_decimals():
 
 @pytest.mark.parametrize("value, text", [(0.0, "< 0.001"), (0.04, "0.040"), (0.5, "0.50"), (None, "–")])
 def test_a_p_value_is_never_zero(value, text):
-    assert words.format_p_value(value) == text
+    assert format_p_value(value) == text
+    in_words = {"–": "no p", "< 0.001": "p < 0.001"}.get(text, f"p = {text}")
+    assert format_p_value(value, in_words=True) == in_words
+
+
+def test_one_function_writes_every_p_value():
+    """Some places printed 0.0005 with three decimals, which is 0.000, and others 0.00033."""
+    own = r"""(\bp_[a-z]+|\.p)["'\]]*:\.\d"""
+    sources = Path(words.__file__).parents[1].rglob("*.py")
+    assert [path for path in sources if re.search(own, path.read_text())] == []
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.scoring.metrics import brain_correlation as brain
+from tests.references import CLOSE, assert_close
 
 
 def correlate(model, rounds, measured, **options):
@@ -68,9 +69,7 @@ def test_standardising_knows_no_unit_and_takes_rounding_for_none(unit):
     rows[:, 3] = 0
     found = brain._standardise(unit * (rows + np.array([0, 10, 0, 0])))
     expected = rows[:, :2] - rows[:, :2].mean(axis=0)
-    np.testing.assert_allclose(
-        found[:, :2], expected / np.sqrt((expected**2).sum(axis=0)), rtol=1e-9, atol=1e-12
-    )
+    assert_close(found[:, :2], expected / np.sqrt((expected**2).sum(axis=0)))
     assert (found[:, 2:] == 0).all()
 
 
@@ -79,11 +78,11 @@ def test_blocks_of_voxels_change_nothing(world, monkeypatch):
     expected = correlate(model, [true], measured, regions=regions, n_boot=50, n_permutations=50)
     monkeypatch.setattr(brain, "BLOCK_VOXELS", 7)
     found = correlate(model, [true], measured, regions=regions, n_boot=50, n_permutations=50)
-    np.testing.assert_allclose(found.by_voxel, expected.by_voxel, atol=1e-12)
+    assert_close(found.by_voxel, expected.by_voxel)
     for name in ("all", "visual", "other"):
-        assert found.regions[name].value == pytest.approx(expected.regions[name].value, abs=1e-12)
+        assert found.regions[name].value == pytest.approx(expected.regions[name].value, rel=CLOSE)
         assert found.regions[name].interval.low == pytest.approx(
-            expected.regions[name].interval.low, abs=1e-12
+            expected.regions[name].interval.low, rel=CLOSE
         )
 
 
@@ -93,7 +92,7 @@ def test_the_bootstrap_equals_one_resample_at_a_time():
     rows = rng.integers(0, 9, 9)
     weights = np.bincount(rows, minlength=9)[None].astype(float)
     expected = [np.corrcoef(left[rows, v], right[rows, v])[0, 1] for v in range(3)]
-    np.testing.assert_allclose(brain._correlate_weighted(left, right, weights)[0], expected, atol=1e-12)
+    assert_close(brain._correlate_weighted(left, right, weights)[0], expected)
 
 
 def test_the_reconstructions_of_other_images_score_nothing(world):

@@ -20,6 +20,7 @@ from braindecode_vis.scoring.description_scores import (
 )
 from braindecode_vis.scoring.retrieval import compute_similarity
 from tests.embeddings.test_sentence_encoder import folder  # noqa: F401
+from tests.references import assert_close
 
 N = 30
 
@@ -39,8 +40,8 @@ def test_fusions_are_those_of_plain_loops():
                 )
                 by_ranks[q, g] += 1 / (60 + rank)
                 weighted[q, g] += weight * (row[g] - row.mean()) / row.std()
-    np.testing.assert_allclose(fuse_ranks(images, texts), by_ranks, atol=1e-9)
-    np.testing.assert_allclose(fuse_weighted(images, texts, 0.3), weighted, atol=1e-9)
+    assert_close(fuse_ranks(images, texts), by_ranks)
+    assert_close(fuse_weighted(images, texts, 0.3), weighted)
     # A gallery in which nothing can be told apart leaves the other one as it is.
     np.testing.assert_array_equal(np.argsort(fuse_weighted(images, np.ones((3, 6)), 0.5)), np.argsort(images))
 

@@ -23,6 +23,7 @@ from braindecode_vis.scoring.uncertainty import (
     widen_null,
     wilson_interval,
 )
+from tests.references import CLOSE, assert_close
 
 N = 8
 
@@ -81,15 +82,13 @@ def test_draws_are_scored_as_rounds_and_averaged():
     assert {"pixcorr", "mse", "ssim", "two_way_identification", "two_way_identification@mean"} <= metrics
     for metric in metrics:
         several = [find(one, metric) for one in ones]
-        assert find(scores, metric).value == pytest.approx(np.mean([s.value for s in several]), abs=1e-12)
-        assert find(scores, metric).chance == pytest.approx(np.mean([s.chance for s in several]), abs=1e-12)
+        assert find(scores, metric).value == pytest.approx(np.mean([s.value for s in several]), rel=CLOSE)
+        assert find(scores, metric).chance == pytest.approx(np.mean([s.chance for s in several]), rel=CLOSE)
     # Pooling the draws into one gallery would make copies of each stimulus act as ties.
     expected = two_way_identification(task.seen, task.images["decoded"])
-    np.testing.assert_allclose(items["two_way_identification"], expected, atol=1e-12)
-    np.testing.assert_allclose(
-        items["pixcorr"],
-        np.mean([compute_image_metric("pixcorr", task.seen, one) for one in rounds], axis=0),
-        atol=1e-9,
+    assert_close(items["two_way_identification"], expected)
+    assert_close(
+        items["pixcorr"], np.mean([compute_image_metric("pixcorr", task.seen, one) for one in rounds], axis=0)
     )
 
 
@@ -108,7 +107,7 @@ def test_best_of_several_is_another_metric_with_its_own_chance():
     rounds = np.moveaxis(task.images["decoded"], 1, 0)
     best = find(scores, "best_of_4_pixcorr")
     assert best.value == pytest.approx(
-        np.max([compute_image_metric("pixcorr", task.seen, one) for one in rounds], axis=0).mean(), abs=1e-9
+        np.max([compute_image_metric("pixcorr", task.seen, one) for one in rounds], axis=0).mean(), rel=CLOSE
     )
     assert best.chance > find(scores, "pixcorr").chance + 0.01
     assert find(scores, "best_of_4_two_way_identification").chance > 0.6  # never one half
@@ -248,9 +247,9 @@ def test_the_suite_scores_every_method_with_chance_and_interval(suite):
     assert task.not_computed == alone.not_computed
     assert task.not_computed[0].startswith("clip not computed")
     for metric, values in alone.values.items():
-        np.testing.assert_allclose(items[metric], values, atol=1e-12, err_msg=metric)
+        assert_close(items[metric], values, err_msg=metric)
         score = find(scores, metric)
-        assert score.value == pytest.approx(values.mean(), abs=1e-12)
+        assert score.value == pytest.approx(values.mean(), rel=CLOSE)
         assert score.ci_low <= score.value <= score.ci_high
         assert score.chance is not None
         assert find(scores, metric, "oracle").value == pytest.approx(
@@ -270,7 +269,7 @@ def test_the_suite_of_a_group_looks_at_its_own_rows_only(suite):
         rows = np.flatnonzero(task.subjects == subject)
         alone = compute_suite(task.seen[rows], task.images["decoded"][rows], task.suite.config)
         for metric, values in alone.values.items():
-            assert find(scores, metric, subject=subject).value == pytest.approx(values.mean(), abs=1e-12)
+            assert find(scores, metric, subject=subject).value == pytest.approx(values.mean(), rel=CLOSE)
 
 
 def replace_config(config, **changes):

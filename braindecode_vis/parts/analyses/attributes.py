@@ -59,6 +59,7 @@ from braindecode_vis.parts.analyses.window_categories import (
 )
 from braindecode_vis.report.drawing import draw_matrix, mark_stimulus
 from braindecode_vis.report.sensor_groups import REGIONS, assign_regions
+from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import compute_p_value, correct_fdr, correct_holm, permute_within
 
 if TYPE_CHECKING:
@@ -546,7 +547,7 @@ def _describe(own: pd.DataFrame, over_time: bool) -> str:
         for word in ("onset", "rise", "peak")
         if np.isfinite(best[word])
     ]
-    return f"{name} {area}, {', '.join(times)}, p = {best['p_holm']:.2g}"
+    return f"{name} {area}, {', '.join(times)}, {format_p_value(best['p_holm'], in_words=True)}"
 
 
 def _make_score(study: Study, own: pd.DataFrame, name: str, n_places: int, over_time: bool) -> Score:

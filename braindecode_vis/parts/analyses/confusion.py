@@ -32,6 +32,7 @@ from braindecode_vis.parts.analyses.window_categories import label_trials
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.report.drawing import draw_matrix
 from braindecode_vis.scoring.crossed import name_units
+from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within, wilson_interval
 
 if TYPE_CHECKING:
@@ -134,8 +135,8 @@ class ConfusionConfig(Settings):
         wrong = cells[(cells["seen"] != cells["decoded"]) & (cells["value"] > cells["chance"])]
         text = (
             f"{overall['value']:.3f} of {overall['n']} test trials are given their own class "
-            f"({describe_limits(overall, what='')}, chance {overall['chance']:.3f}, p = "
-            f"{overall['p_value']:.2g})."
+            f"({describe_limits(overall, what='')}, chance {overall['chance']:.3f}, "
+            f"{format_p_value(overall['p_value'], in_words=True)})."
         )
         if len(wrong):
             worst = wrong.iloc[int((wrong["value"] - wrong["chance"]).to_numpy(float).argmax())]

@@ -35,6 +35,7 @@ from braindecode_vis.parts.analyses.measure import (
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.report.drawing import draw_curve, mark_chance, mark_spans, mark_stimulus
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
+from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import compute_p_value
 
 if TYPE_CHECKING:
@@ -143,10 +144,10 @@ def describe_curve(curve: Curve, metric: str) -> str:
         f"{best['chance']:.3f}) in the window from {best['start'] * 1000:.0f} to {best['stop'] * 1000:.0f} ms. "
     )
     if curve.test.onset is None:
-        smallest = min(curve.test.p_values, default=1.0)
-        return f"{peak}No window is part of a significant cluster (smallest p = {smallest:.3g}; {curve.test.method})."
+        smallest = format_p_value(min(curve.test.p_values, default=1.0), in_words=True)
+        return f"{peak}No window is part of a significant cluster (smallest {smallest}; {curve.test.method})."
     spans = ", ".join(
-        f"{table['start'][a] * 1000:.0f} to {table['stop'][b] * 1000:.0f} ms (p = {p:.2g})"
+        f"{table['start'][a] * 1000:.0f} to {table['stop'][b] * 1000:.0f} ms ({format_p_value(p, in_words=True)})"
         for (a, b), p in zip(curve.test.spans, curve.test.p_values, strict=True)
         if p <= curve.test.alpha
     )

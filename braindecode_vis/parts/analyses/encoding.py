@@ -52,6 +52,7 @@ from braindecode_vis.scoring.metrics.brain_correlation import (
     correlate_responses,
     map_responses,
 )
+from braindecode_vis.scoring.score_row import format_p_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -223,10 +224,10 @@ class EncodingConfig(Settings):
         for one in found:
             whole, q = one.regions[WHOLE], one.maps.q_value
             bound = "" if one.ceiling is None else f", noise ceiling {describe_ceiling(one.ceiling)}"
-            best = int(np.argmax(one.maps.correlation))
+            best, p = int(np.argmax(one.maps.correlation)), format_p_value(whole.p_value, in_words=True)
             sentences.append(
                 f"subject {one.subject}: mean correlation {whole.value:.3f} ({whole.interval.low:.3f} to "
-                f"{whole.interval.high:.3f}, chance {whole.chance:.3f}, p = {whole.p_value:.2g}{bound}) over "
+                f"{whole.interval.high:.3f}, chance {whole.chance:.3f}, {p}{bound}) over "
                 f"{len(q)} responses and {one.n_images} test images, {100 * float((q <= self.fdr).mean()):.0f} % of "
                 f"them at q <= {self.fdr:g}, at most {one.maps.correlation[best]:.3f}"
             )

@@ -47,6 +47,7 @@ from braindecode_vis.report.drawing import draw_bars
 from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import Centre, compute_ranks, fit_centre
+from braindecode_vis.scoring.score_row import format_p_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -310,7 +311,7 @@ class ImageryConfig(Settings):
         own = shown[shown["task"] == self.task]
         parts = [
             f"{r.task}, {r.stimulus_set}: {metric} {r.value:.3f} ({describe_limits(r._asdict(), what='')}, chance "
-            f"{r.chance:.3f}, {r.n_stimuli} stimuli, p = {r.p_value:.2g})"
+            f"{r.chance:.3f}, {r.n_stimuli} stimuli, {format_p_value(r.p_value, in_words=True)})"
             for r in shown.itertuples()
         ]
         found = "; ".join(parts) + "."

@@ -40,6 +40,7 @@ from braindecode_vis.parts.analyses.rsa import (
 )
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.report.drawing import draw_matrix
+from braindecode_vis.scoring.score_row import format_p_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -180,8 +181,8 @@ class LayerTimeConfig(Settings):
             best = find_best(own)
             peaks.append(
                 f"{shorten(name)} at {float(own['peak'].iloc[0]) * 1000:.0f} ms ({best['value']:.3f}, "
-                f"{best['ci_low']:.3f} to {best['ci_high']:.3f}, chance {best['chance']:.2f}, p = "
-                f"{best['p_maximum']:.2g})"
+                f"{best['ci_low']:.3f} to {best['ci_high']:.3f}, chance {best['chance']:.2f}, "
+                f"{format_p_value(best['p_maximum'], in_words=True)})"
             )
         found = f"Peak of the {words}: " + "; ".join(peaks) + "."
         how = (

@@ -26,6 +26,7 @@ from braindecode_vis.parts.analyses.study import Change, Study, fit_picked, rank
 from braindecode_vis.scoring.crossed import NO_INTERVAL, PairedDifference, interval_of_rows, paired_difference
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
+from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import (
     FOLD_FACTOR,
     compute_p_value,
@@ -523,7 +524,7 @@ def find_best(table: pd.DataFrame) -> pd.Series:
 def describe_result(row: Any, metric: str, p_value: str = "p_value") -> str:
     """Return a value with interval, chance and p-value (of this column) as text."""
     p = row.get(p_value)
-    tail = "" if p is None or pd.isna(p) else f", p = {p:.2g}"
+    tail = "" if p is None or pd.isna(p) else f", {format_p_value(p, in_words=True)}"
     return f"{metric} {row['value']:.3f} ({describe_limits(row)}, chance {row['chance']:.3f}, n = {row['n']:.0f}{tail})"
 
 

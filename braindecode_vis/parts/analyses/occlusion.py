@@ -40,6 +40,7 @@ from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Stu
 from braindecode_vis.preprocessing.alignment import check_common_features
 from braindecode_vis.report.drawing import draw_bars, draw_curve, mark_stimulus
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
+from braindecode_vis.scoring.score_row import format_p_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,10 +135,10 @@ class OcclusionConfig(Settings):
             own = table[table["part"] == kind]
             best = find_best(own)
             what = f"{float(best['name']) * 1000:.0f} ms on" if kind == "time" else str(best["name"])
+            p = format_p_value(best["p_holm"], in_words=True)
             words.append(
                 f"hiding {what} costs most {kind if kind == 'time' else study.responses.dims[1]}-wise: "
-                f"{best['value']:.3f} ({describe_limits(best, what='')}, p = {best['p_holm']:.2g} by Holm over "
-                f"{len(own)} parts)"
+                f"{best['value']:.3f} ({describe_limits(best, what='')}, {p} by Holm over {len(own)} parts)"
             )
         found = f"Of {self.metric} {whole.value:.3f} (chance {whole.chance:.3f}), " + "; ".join(words) + "."
         how = "One part of the test trials at a time was replaced by its mean over training trials."

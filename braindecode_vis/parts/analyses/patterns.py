@@ -36,6 +36,7 @@ from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 from braindecode_vis.report.drawing import find_flat_positions
+from braindecode_vis.scoring.score_row import format_p_value
 
 
 class SpatialPatternsConfig(Settings):
@@ -221,7 +222,7 @@ def _report(
     found = (
         f"The decoded signal goes most with {study.responses.dims[1]} {best['column']}{when}: "
         f"{best['value']:.3g} {study.responses.unit} per standard deviation ({best['ci_low']:.3g} to "
-        f"{best['ci_high']:.3g}, p = {best['p_value']:.2g} corrected for all cells)."
+        f"{best['ci_high']:.3g}, {format_p_value(best['p_value'], in_words=True)} corrected for all cells)."
     )
     panels = []
     for k in range(1, n_components + 1):

@@ -45,6 +45,7 @@ from braindecode_vis.preprocessing.voxel_geometry import find_networks, find_roi
 from braindecode_vis.report.drawing import draw_bars
 from braindecode_vis.report.sensor_groups import REGIONS, assign_regions
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
+from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import correct_maximum
 
 if TYPE_CHECKING:
@@ -374,11 +375,12 @@ def _report(table: pd.DataFrame, metric: str, kind: str, title: str, noun: str, 
         low, high = SMOOTH_FALSE_POSITIVES
         found += (
             f" In {n_random} relabellings of all {noun}s, a group of the size of {best['group']} reaches "
-            f"{best['random']:.3f} on average; {best['group']} alone: p = {best['p_random']:.2g}, all but "
-            f"{worst['group']}: p = {worst['p_random']:.2g}, corrected for all {len(only)} groups, alone and left out. "
-            f"Relabelled groups are scattered. Where neighbouring {noun}s respond alike, such draws are no null for "
-            f"groups of neighbours: in simulated smooth maps without any effect, {low:g} to {high:g} had a group with "
-            "p <= 0.05. So a small p may mean that its parts lie together, and not that this group is special."
+            f"{best['random']:.3f} on average; {best['group']} alone: "
+            f"{format_p_value(best['p_random'], in_words=True)}, all but {worst['group']}: "
+            f"{format_p_value(worst['p_random'], in_words=True)}, corrected for all {len(only)} groups, alone and left "
+            f"out. Relabelled groups are scattered. Where neighbouring {noun}s respond alike, such draws are no null "
+            f"for groups of neighbours: in simulated smooth maps without any effect, {low:g} to {high:g} had a group "
+            "with p <= 0.05. So a small p may mean that its parts lie together, and not that this group is special."
         )
     how = f"An encoder was fitted and tested on each group of {noun}s alone and on all but each group."
     caption = (

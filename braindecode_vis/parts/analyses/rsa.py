@@ -38,6 +38,7 @@ from braindecode_vis.parts.analyses.measure import add_maximum, find_best
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.report.drawing import draw_bars, draw_curve, draw_matrix, mark_stimulus
+from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import compute_p_value
 
 if TYPE_CHECKING:
@@ -194,8 +195,8 @@ class RsaConfig(Settings):
 def _say(row: pd.Series) -> str:
     when = "" if pd.isna(row["start"]) else f" at {(row['start'] + row['stop']) * 500:.0f} ms"
     return (
-        f"{row['first']} and {row['second']}{when}, {row['value']:.3f} ({row['ci_low']:.3f} to {row['ci_high']:.3f}, p "
-        f"= {row['p_maximum']:.2g}, corrected for all that were compared)"
+        f"{row['first']} and {row['second']}{when}, {row['value']:.3f} ({row['ci_low']:.3f} to {row['ci_high']:.3f}, "
+        f"{format_p_value(row['p_maximum'], in_words=True)}, corrected for all that were compared)"
     )
 
 

@@ -24,6 +24,7 @@ from braindecode_vis.pipeline.leaks.findings import AuditFinding
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first
 from braindecode_vis.preprocessing.splits import find_shared, make_groups
 from braindecode_vis.scoring.design_control import ORDER_COLUMNS
+from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import compute_p_value
 
 N_PERMUTATIONS = 199
@@ -121,7 +122,7 @@ def _check_runs(
         return []
     single = [str(name) for name in np.unique(names) if len(np.unique(runs[names == name])) == 1]
     only = f"; {len(single)} concept(s) are in one run only, first {list_first(single)}" if single else ""
-    text = f"concept and run go together: Cramér's V {found.value:.2f} (p = {found.p:.3f}){only}"
+    text = f"concept and run go together: Cramér's V {found.value:.2f} ({format_p_value(found.p, in_words=True)}){only}"
     if is_within:
         return [
             AuditFinding(
@@ -143,7 +144,7 @@ def _check_order(
         return []
     text = (
         f"{found.value:.0%} of neighbouring trials show one concept, {found.chance:.0%} by chance "
-        f"(p = {found.p:.3f}, {how}): concepts come in blocks"
+        f"({format_p_value(found.p, in_words=True)}, {how}): concepts come in blocks"
     )
     if is_within:
         return [
@@ -169,7 +170,8 @@ def _check_places(codes: np.ndarray, runs: np.ndarray, seed: int) -> list[AuditF
         return []
     text = (
         f"concept and place in the run go together: Cramér's V {found.value:.2f}, {found.chance:.2f} by chance "
-        f"(p = {found.p:.3f}); drift within a run can stand in for what was seen, in other runs too."
+        f"({format_p_value(found.p, in_words=True)}); drift within a run can stand in for what was seen, in other "
+        "runs too."
     )
     return [AuditFinding("design", "warning", text)]
 

@@ -277,6 +277,8 @@ class Judge:
 
     def find_shown(self, named: str | None) -> str | None:
         """Return what a marker names if a decision on it can be scored: it is in the gallery, and taught nothing."""
+        if self.candidates.unnamed:  # a code is no place in an array of pictures
+            return None
         return named if named in self.row_of and named not in self.taught else None
 
     def _find_likelihood(self) -> ImageLikelihood | None:

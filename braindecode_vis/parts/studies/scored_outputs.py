@@ -29,7 +29,7 @@ from braindecode_vis.pipeline.prediction_files import check_out, publish_folder
 from braindecode_vis.report.gallery import GalleryContent, arrange_rows
 from braindecode_vis.report.page import ExtraSection, RankContent, ReportContent, write_report
 from braindecode_vis.scoring.retrieval import Retrieval
-from braindecode_vis.scoring.score_row import POOLED, describe_resampled
+from braindecode_vis.scoring.score_row import POOLED, describe_resampled, format_p_value
 
 Selection = Literal["not stated", "fixed", "validation", "test"]
 SELECTIONS = {
@@ -154,7 +154,8 @@ class ScoredOutputs:
         rows = self.scores[self.scores["method"] == "decoded"]
         shown = rows[["metric", "value", "ci_low", "ci_high", "chance", "p_value", "n_queries"]]
         told = "".join(f"<p>{text}</p>" for text in (*self.warnings, describe_resampled(self.list_rows())))
-        return f"{shown.to_html(index=False, float_format='{:.3f}'.format)}{told}"
+        formats = {"p_value": format_p_value}
+        return f"{shown.to_html(index=False, float_format='{:.3f}'.format, formatters=formats)}{told}"
 
 
 def put_together(

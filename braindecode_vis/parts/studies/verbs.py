@@ -282,7 +282,7 @@ def compare(
     from braindecode_vis.base.checks import ConfigError, check_option
     from braindecode_vis.base.store import replace_atomically
     from braindecode_vis.parts.studies.compare import compare_runs, describe_comparison
-    from braindecode_vis.scoring.score_row import name_population
+    from braindecode_vis.scoring.score_row import format_p_value, name_population
 
     if population is not None:
         check_option("--population", population, ("both", "images", "subjects"))
@@ -314,7 +314,7 @@ def compare(
     bounds = table[["ci_low", "ci_high"]].to_numpy(float)
     shown = shown.assign(
         interval=["" if isnan(low) else f"{low:.3g} to {high:.3g}" for low, high in bounds],
-        p=["" if isnan(p) else p for p in table["p_holm"]], n=table["n_items"],
+        p=["" if isnan(p) else format_p_value(p) for p in table["p_holm"]], n=table["n_items"],
     )  # fmt: skip
     _print_table(shown, f"Difference to {runs[0]} (95 % interval, Holm-corrected p)")
     console = make_console(stderr=False)

@@ -23,6 +23,7 @@ from braindecode_vis.report.figures import render_plot
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from braindecode_vis.scoring.retrieval import compute_similarity
 from tests.parts.analyses.planted import make_epochs_study, refit_and_rank
+from tests.references import assert_close
 
 RNG = np.random.default_rng(0)
 
@@ -53,7 +54,7 @@ def test_the_rest_set_to_zero_decodes_as_if_cut_away():
         SlidingWindowConfig(metric="two_way", step=0.15, outside=how).compute(study)
         for how in ("cut", "zero")
     ]
-    np.testing.assert_allclose(both[0].table["value"], both[1].table["value"], atol=1e-9)
+    assert_close(both[0].table["value"], both[1].table["value"])
 
 
 @pytest.mark.parametrize("metric", ["top1", "top3", "two_way", "4_way"])

@@ -158,7 +158,6 @@ def test_slurm_itself_refuses_in_one_sentence(slurm, tmp_path, command_line):
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # Slurm lets a job that was queued again wait for two minutes
 def test_a_job_is_preempted_and_goes_on(slurm, tmp_path, command_line):
     """submitit's signal, as at the end of the time: the job is queued again, which Slurm does after two minutes."""
     out = tmp_path / "out"
@@ -177,7 +176,6 @@ def test_a_job_is_preempted_and_goes_on(slurm, tmp_path, command_line):
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_folds_are_jobs_that_wait_for_each_other(slurm, tmp_path, command_line):
     """Dependencies of Slurm: what all need, the folds as an array, the rest; and nothing where the first one fails."""
     settings = [*QUICK, "split={kind: kfold, n_folds: 2}"]
@@ -220,12 +218,10 @@ def test_the_processes_of_a_job_know_their_place_and_the_end_of_one_is_that_of_a
         f"while os.environ['RANK'] == '0' or not open({str(log)!r}).read(): time.sleep(0.02)\n"
         "sys.exit('error: process 1: no weights here')"
     )
-    began = time.monotonic()
     with send_alone(tmp_path, print):
         task = Task("train", ["train", script], log, launch=Launch(1, 2))
         sent = send(tmp_path, [task], Cluster("slurm", ClusterConfig(time=5)))
     (state,) = wait_for_jobs(tmp_path, sent)
-    assert time.monotonic() - began < 30
     first, second = (path.read_text().split() for path in (log, log.with_name("train-process1.log")))
     assert first[:5] == ["0", "2", "0", "2", "127.0.0.1"]
     assert second[:6] == ["1", "2", "1", *first[3:6]]

@@ -201,9 +201,7 @@ def test_a_killed_process_leaves_what_it_had_heard(tmp_path):
         for n in range(100_000):
             recorder.hear(Chunk(np.full((2, 5), n * 1e-6), (5 * n + np.arange(5)) / 100))
         os._exit(0)
-    until = time.monotonic() + 20
     while not (found := list(tmp_path.rglob("*.eeg"))) or found[0].stat().st_size < 40 * 100:
-        assert time.monotonic() < until
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

@@ -11,6 +11,7 @@ from braindecode_vis.parts.phantom.noise import (
     simulate_noise,
 )
 from braindecode_vis.parts.phantom.phantom_config import NoiseConfig
+from tests.references import assert_close
 
 QUIET = {"blinks_per_minute": 0.0, "line": 0.0, "drift": 0.0}
 
@@ -120,7 +121,7 @@ def test_rhythm_and_blinks_are_where_and_as_large_as_stated(drive, eeg):
         record(make_noisy(drive, blink_size=size), eeg, 20, "run-1") for size in (0.0, 1.0, 2.0)
     )
     assert np.abs(once - calm).max() > 80e-6
-    np.testing.assert_allclose(twice - calm, 2 * (once - calm), atol=1e-9)
+    assert_close(twice - calm, 2 * (once - calm))
 
 
 def test_the_background_takes_the_patterns_of_evoked_responses_as_far_as_stated(drive, eeg):

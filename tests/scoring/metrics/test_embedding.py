@@ -13,6 +13,7 @@ from braindecode_vis.scoring.metrics.embedding import (
     find_bandwidth,
     tabulate_correlation_distance,
 )
+from tests.references import CLOSE, assert_close
 
 
 def test_values_equal_scipy():
@@ -23,11 +24,11 @@ def test_values_equal_scipy():
     ]
     # Double precision in both: rounding only.
     correlations = [distance.correlation(*p) for p in pairs]
-    np.testing.assert_allclose(correlation_distance(predicted, target), correlations, atol=1e-12)
+    assert_close(correlation_distance(predicted, target), correlations)
     table = tabulate_correlation_distance(predicted, target)
-    np.testing.assert_allclose(np.diagonal(table), correlations, atol=1e-12)
+    assert_close(np.diagonal(table), correlations)
     cosines = [1 - distance.cosine(*p) for p in pairs]
-    np.testing.assert_allclose(cosine_to_target(predicted, target), cosines, atol=1e-12)
+    assert_close(cosine_to_target(predicted, target), cosines)
 
 
 def test_uninformative_and_impossible_vectors():
@@ -57,11 +58,11 @@ def slow_mmd(x, y, width):
 def test_mmd_is_the_mean_over_pairs():
     left, right = make_rows(9, 4, seed=0), make_rows(7, 4, seed=1, shift=0.5)
     x, y = left.vectors.astype(float), right.vectors.astype(float)
-    assert compute_mmd(left, right, bandwidth=1.3) == pytest.approx(slow_mmd(x, y, 1.3), abs=1e-12)
+    assert compute_mmd(left, right, bandwidth=1.3) == pytest.approx(slow_mmd(x, y, 1.3), rel=CLOSE)
     pooled = np.concatenate([x, y])
     distances = [np.linalg.norm(pooled[i] - pooled[j]) for i in range(16) for j in range(i)]
     assert find_bandwidth(pooled) == pytest.approx(np.median(distances))
-    assert compute_mmd(left, right) == pytest.approx(slow_mmd(x, y, np.median(distances)), abs=1e-12)
+    assert compute_mmd(left, right) == pytest.approx(slow_mmd(x, y, np.median(distances)), rel=CLOSE)
 
 
 def test_it_grows_with_the_shift_and_ignores_the_pairing():
@@ -70,7 +71,7 @@ def test_it_grows_with_the_shift_and_ignores_the_pairing():
     mmd = [compute_mmd(base, make_rows(300, 5, seed=1, shift=s)) for s in (0.0, 0.3, 1.0)]
     assert abs(mmd[0]) < 0.01 < mmd[1] < mmd[2]
     shuffled = Embeddings(base.vectors[::-1].copy(), base.ids, "toy")
-    assert compute_mmd(shuffled, base) == pytest.approx(compute_mmd(base, base), abs=1e-12)
+    assert compute_mmd(shuffled, base) == pytest.approx(compute_mmd(base, base), rel=CLOSE)
     assert compute_mmd(Embeddings(base.vectors * 0.5, base.ids, "toy"), base) > 0.02
 
 

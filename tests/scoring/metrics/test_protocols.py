@@ -9,6 +9,7 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.scoring.metrics import protocols
 from braindecode_vis.scoring.retrieval import compute_ranks, compute_reciprocal_ranks
+from tests.references import assert_close
 
 SPACE = "toy"
 
@@ -45,7 +46,7 @@ def test_drawn_retrieval_equals_its_definition_in_both_directions():
             beaten = [cosine(queries[i], gallery[j]) < cosine(queries[i], gallery[i]) for j in others]
             expected[i] = np.mean([all(c) for c in itertools.combinations(beaten, 4)])
         result = found[name]
-        np.testing.assert_allclose(result.exact, expected, atol=1e-12)
+        assert_close(result.exact, expected)
         # 400 draws of 5 hits each: a standard error of about 0.01.
         assert result.value == pytest.approx(expected.mean(), abs=0.05)
         assert result.interval.low < expected.mean() < result.interval.high

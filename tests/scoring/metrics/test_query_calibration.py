@@ -17,6 +17,7 @@ from braindecode_vis.scoring.metrics.query_calibration import (
     rotate_onto,
     whiten,
 )
+from tests.references import assert_close
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def find_hits(similarity):
 
 def test_centring_and_moments_are_those_of_numpy(sets):
     queries, gallery = sets
-    np.testing.assert_allclose(centre_queries(queries).mean(axis=0), 0, atol=1e-12)
+    assert_close(centre_queries(queries).mean(axis=0), 0, scale=1)
     moved = match_moments(queries, gallery)
     np.testing.assert_allclose(moved.mean(axis=0), gallery.mean(axis=0))
     np.testing.assert_allclose(moved.std(axis=0), gallery.std(axis=0))
@@ -53,7 +54,7 @@ def test_whitening_is_the_symmetric_root_of_the_shrunk_covariance(sets):
     shrunk = 0.4 * covariance + 0.6 * np.trace(covariance) / 16 * np.eye(16)
     expected = (queries - queries.mean(axis=0)) @ np.linalg.inv(sqrtm(shrunk).real)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(whiten(queries, 0.6), expected, atol=1e-10)
+    assert_close(whiten(queries, 0.6), expected)
     few = whiten(queries[:5], 0.6)  # fewer rows than dimensions
     assert np.isfinite(few).all()
 
@@ -101,9 +102,7 @@ def test_the_rotation_solves_the_weighted_problem_and_undoes_a_turn():
     assert find_hits(compute_csls(compute_cosines(found.queries, gallery))) > before + 0.1
     # distances among the queries stay: it is a rotation
     spread = np.linalg.norm(turned[:20, None] - turned[None, :20], axis=-1)
-    np.testing.assert_allclose(
-        np.linalg.norm(found.queries[:20, None] - found.queries[None, :20], axis=-1), spread, atol=1e-9
-    )
+    assert_close(np.linalg.norm(found.queries[:20, None] - found.queries[None, :20], axis=-1), spread)
     # no orthogonal map near it has a larger weighted trace with the pulled cross product
     similarity = compute_csls(compute_cosines(turned, gallery))
     rows = find_mutual(similarity)
@@ -113,7 +112,7 @@ def test_the_rotation_solves_the_weighted_problem_and_undoes_a_turn():
     weight = np.maximum(two[:, -1] - two[:, -2], 1e-6)
     weight /= weight.sum()
     # the landmarks' own mean comes to lie on that of their images, wherever it was
-    np.testing.assert_allclose(weight @ found.queries[rows], weight @ gallery[best], atol=1e-9)
+    assert_close(weight @ found.queries[rows], weight @ gallery[best])
     x, y = turned[rows] - weight @ turned[rows], gallery[best] - weight @ gallery[best]
     cross = x.T @ np.diag(weight) @ y
     pulled = cross + 0.1 * np.linalg.norm(cross, 2) * np.eye(24)
@@ -153,7 +152,7 @@ def test_calibration_sees_no_labels_and_helps_a_subject_who_is_elsewhere():
     moved = calibrate(embed(queries[order]), embed(gallery)).similarities
     for name, similarity in found.items():
         np.testing.assert_array_equal(other[name], similarity)
-        np.testing.assert_allclose(moved[name], similarity[order], atol=1e-9)
+        assert_close(moved[name], similarity[order])
 
 
 def test_too_few_queries_are_refused():

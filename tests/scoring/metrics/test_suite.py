@@ -20,6 +20,7 @@ from braindecode_vis.scoring.metrics.image import make_image_table
 from braindecode_vis.scoring.metrics.lpips import Lpips
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from tests import references
+from tests.references import assert_close
 
 CPU = {"device": "cpu", "pixels": False, "semantic_ways": ()}
 
@@ -92,7 +93,7 @@ def test_alexnet_rows_equal_one_image_at_a_time(alexnet):
                 for images in (truth, decoded[:, 0], decoded[:, 1])
             )
         expected = np.mean([slow_two_way(seen, one) for one in made], axis=0)
-        np.testing.assert_allclose(found.values[f"two_way_identification@{name}"], expected, atol=1e-12)
+        assert_close(found.values[f"two_way_identification@{name}"], expected)
     assert found.not_computed == []
 
 
@@ -291,7 +292,7 @@ def test_every_distinct_image_is_encoded_once():
     ]
     assert len(encoded) == len(set(encoded)) == 9
     features = np.stack([extract(facts.prepare(table.images[i : i + 1], "cpu"))["toy"][0] for i in range(9)])
-    np.testing.assert_allclose(found, compute_correlations(features, features[table.shown]), atol=1e-12)
+    assert_close(found, compute_correlations(features, features[table.shown]))
 
 
 def test_seen_features_beyond_memory_lie_in_a_file(monkeypatch):
@@ -303,7 +304,7 @@ def test_seen_features_beyond_memory_lie_in_a_file(monkeypatch):
     monkeypatch.setattr(feature_networks, "LARGEST_IN_MEMORY", 0)
     monkeypatch.setattr(feature_networks, "FEATURE_CHUNK", 100)
     monkeypatch.setattr(feature_networks, "BLOCK", 1)
-    np.testing.assert_allclose(run(), expected, atol=1e-12)
+    assert_close(run(), expected)
 
 
 def test_a_blank_reconstruction_wins_against_nobody():

@@ -17,6 +17,7 @@ from braindecode_vis.training.objectives.objectives_config import (
     ClipObjectiveConfig,
     MseObjectiveConfig,
 )
+from tests.references import CLOSE
 
 
 def make_pair(n=7, d=5, seed=0):
@@ -77,7 +78,7 @@ def test_perfect_alignment_has_the_smallest_loss_that_duplicates_allow():
         math.log(2) / 2
     )
     assert float(compute_clip_loss(image, image, duplicates="mask", **options)) == pytest.approx(
-        0.0, abs=1e-12
+        0.0, abs=CLOSE
     )
 
 

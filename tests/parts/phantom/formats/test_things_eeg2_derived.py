@@ -9,6 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.parts.phantom.formats import things_eeg2_derived as derived
+from tests.references import assert_close
 
 SIZES = {"n_images": 4, "n_repetitions": 2, "ch_names": ["O1", "O2", "Oz"]}
 
@@ -75,4 +76,4 @@ def test_the_noise_is_that_of_the_published_scripts(over_repetitions):
         sets = [image[:, :, t] for t in range(20)] if over_repetitions else [trial.T for trial in image]
         expected.append(np.mean([shrink(samples) for samples in sets], axis=0))
     found = derived.average_noise_covariance(iter(images), over_repetitions=over_repetitions)
-    np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-10)
+    assert_close(found, np.mean(expected, axis=0))
