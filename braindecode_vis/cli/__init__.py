@@ -228,7 +228,9 @@ def main() -> None:
             # Threads of libraries that found no memory to end with would keep the process for ever.
             if ran_out := describe_out_of_memory(error, resumes=resumes):
                 _fail(ran_out, at_once=True)
-            missing = describe_missing_module(getattr(error, "name", None) or "")
+            missing = (
+                describe_missing_module(error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+            )
             sentence = f"{missing}." if missing else describe_failure(error, resumes=resumes)
             if not sentence:
                 raise
