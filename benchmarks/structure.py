@@ -463,8 +463,8 @@ def measure_settings(root: Path) -> dict[str, Figure]:
 
 # --- a training ---------------------------------------------------------------------------------------------------
 
-# Functions are counted, not the bodies of modules and classes, which run at import, nor comprehensions in these; the
-# stages before are not counted.
+# Functions are counted, not the bodies of modules and classes, which run at import, nor comprehensions in these, nor
+# what finds modules; the stages before are not counted.
 _TRACE = """
 import sys, threading
 from pathlib import Path
@@ -490,7 +490,10 @@ ran = set()
 
 def note(frame, event, argument):
     code = frame.f_code
-    at_import = code.co_name[0] == "<" and frame.f_back is not None and frame.f_back.f_code.co_name == "<module>"
+    caller = "" if frame.f_back is None else frame.f_back.f_code
+    at_import = caller and (
+        code.co_name[0] == "<" and caller.co_name == "<module>" or caller.co_filename.startswith("<frozen importlib")
+    )
     if event == "call" and code.co_filename.startswith(package) and code.co_flags & 0x2 and not at_import:
         ran.add(code.co_filename[len(package):])
 

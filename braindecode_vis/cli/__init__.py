@@ -222,18 +222,16 @@ def main() -> None:
             if debug:
                 raise
             _fail(str(error), shared)
-        except ModuleNotFoundError as error:
-            missing = describe_missing_module(error.name or "")
-            if debug or not missing:
-                raise
-            _fail(f"{missing}.", shared)
         except Exception as error:
             if debug:
                 raise
             # Threads of libraries that found no memory to end with would keep the process for ever.
             if ran_out := describe_out_of_memory(error, resumes=resumes):
                 _fail(ran_out, at_once=True)
-            sentence = describe_failure(error, resumes=resumes)
+            missing = (
+                describe_missing_module(error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+            )
+            sentence = f"{missing}." if missing else describe_failure(error, resumes=resumes)
             if not sentence:
                 raise
             _fail(sentence, shared)
