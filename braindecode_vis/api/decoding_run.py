@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from braindecode_vis.parts.live.stream_roles import Listener as LiveListener
     from braindecode_vis.parts.live.stream_roles import StreamSource
     from braindecode_vis.pipeline.predicting import RunPredictions
+    from braindecode_vis.scoring.crossed import Population
 
 
 @for_python
@@ -278,13 +279,20 @@ class DecodingRun:
         folder, _ = synthesise_into(self._run, str(images), Path(out), noise=noise, fold=fold)
         return read_synthetic(folder)[0]
 
-    def compare(self, *others: DecodingRun | str | Path) -> pd.DataFrame:
+    def compare(
+        self,
+        *others: DecodingRun | str | Path,
+        population: Population | None = None,
+    ) -> pd.DataFrame:
         """Return paired differences of other runs to this one on the same test items, with corrected p-values.
 
         Parameters
         ----------
         *others
             Runs or run folders.
+        population
+            Of whom differences speak where there are several subjects: ``both`` (subjects and images like these; the
+            default from three subjects on), ``images`` (these subjects) or ``subjects`` (these images).
         """
         from braindecode_vis.parts.studies.compare import compare_runs
 
@@ -292,7 +300,7 @@ class DecodingRun:
         # Comparisons read files; runs that are only open in memory have theirs written now.
         for run in (self, *(other for other in others if isinstance(other, DecodingRun))):
             scoring.evaluate(run._run)
-        return compare_runs([self.folder, *folders])
+        return compare_runs([self.folder, *folders], population=population)
 
     def to_xarray(self, what: str = "predictions", *, fold: int | None = None) -> xr.Dataset:
         """Return responses, predictions or scores as a data set of xarray.
