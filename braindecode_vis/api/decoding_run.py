@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from braindecode_vis.pipeline.predicting import RunPredictions
+    from braindecode_vis.scoring.crossed import Population
 
 
 @for_python
@@ -274,20 +275,27 @@ class DecodingRun:
         folder, _ = synthesise_into(self._run, str(images), Path(out), noise=noise, fold=fold)
         return read_synthetic(folder)[0]
 
-    def compare(self, *others: DecodingRun | str | Path) -> pd.DataFrame:
+    def compare(
+        self,
+        *others: DecodingRun | str | Path,
+        population: Population | None = None,
+    ) -> pd.DataFrame:
         """Return paired differences of other runs to this one on the same test items, with corrected p-values.
 
         Parameters
         ----------
         *others
             Runs or run folders.
+        population
+            Of whom differences speak where there are several subjects: ``both`` (subjects and images like these; the
+            default from three subjects on), ``images`` (these subjects) or ``subjects`` (these images).
         """
         compare_runs = ask_part("compare_runs")
         folders = [run.folder if isinstance(run, DecodingRun) else Path(run) for run in others]
         # Comparisons read files; runs that are only open in memory have theirs written now.
         for run in (self, *(other for other in others if isinstance(other, DecodingRun))):
             scoring.evaluate(run._run)
-        table: pd.DataFrame = compare_runs([self.folder, *folders])
+        table: pd.DataFrame = compare_runs([self.folder, *folders], population=population)
         return table
 
     def to_xarray(self, what: str = "predictions", *, fold: int | None = None) -> xr.Dataset:
