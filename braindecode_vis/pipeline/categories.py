@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 OWNERS = ("subject", "group", "session", "run")
 MOST_SMALL_FITS = 1_000_000  # of the smallest null; beyond, decisions are kept
 MOST_KEPT = 1 << 29  # bytes of trials that refits keep for the next label set
-LEAST_TOLD = 5.0  # seconds of refits that are announced
+#: Refits are announced that take more seconds and are more than this; few are quick on any machine that is not busy.
+LEAST_TOLD, FEWEST_TOLD = 5.0, 200
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def exchange_labels(
         started = time.perf_counter()
         refit(fold.train, truth[owners.codes[fold.train]], fold.test)
     seconds = sum(counts) * (time.perf_counter() - started)
-    if seconds > LEAST_TOLD:
+    if seconds > LEAST_TOLD and sum(counts) > FEWEST_TOLD:
         about = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
         run.tell(
             f"labels of whole {owners.unit}s are exchanged {len(sets.labels) - 1:,} times, and {config.encoder.kind} "

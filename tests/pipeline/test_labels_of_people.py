@@ -153,6 +153,7 @@ def test_a_decoder_that_is_dear_to_fit_is_not_fitted_again(monkeypatch):
 
 def test_the_cost_of_refits_is_told_beforehand(monkeypatch):
     monkeypatch.setattr(categories, "LEAST_TOLD", 0.0)
+    monkeypatch.setattr(categories, "FEWEST_TOLD", 100)
     X, labels, who = make_people(n=6)
     data = bdv.from_arrays(X, labels=labels, subject=who.astype(str))
     with pytest.warns(Notice, match=r"exchanged 9 times, and lda is fitted 150 times: about \d+ s"):
