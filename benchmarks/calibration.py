@@ -288,17 +288,6 @@ def _nested_seeds(rng: Generator, subjects: int, seeds: int, images: int, sd: fl
     return _range(crossed.crossed_interval(table.mean(axis=1)))
 
 
-def _nested_bootstrap(rng: Generator, subjects: int, seeds: int, images: int) -> Ranged:
-    table = 0.1 * rng.standard_normal((subjects, 1, 1)) + 0.05 * rng.standard_normal((subjects, seeds, 1))
-    table = table + 0.2 * rng.standard_normal((1, 1, images))
-    table = table + 0.4 * rng.standard_normal((subjects, seeds, images))
-    names = [[np.arange(images)] * seeds] * subjects
-    found = unc.bootstrap_nested(
-        [list(own) for own in table], names, n_boot=N_BOOT, seed=int(rng.integers(1 << 30))
-    )
-    return _range(found, float(table.mean()))
-
-
 def _these_subjects(rng: Generator, subjects: int, images: int, hits: float) -> Ranged:
     """The rate of each subject is fixed: only images are drawn."""
     fixed = np.linspace(-0.5, 0.5, subjects)[:, None]
@@ -312,6 +301,33 @@ def _these_subjects(rng: Generator, subjects: int, images: int, hits: float) -> 
 def _groups(rng: Generator, groups: int, each: int) -> Ranged:
     values = np.repeat(0.5 * rng.standard_normal(groups), each) + rng.standard_normal(groups * each)
     return _range(crossed.groups_interval(values, np.repeat(np.arange(groups), each)))
+
+
+def _resampled_groups(rng: Generator, groups: int, each: int) -> Ranged:
+    """A score of which whole groups are resampled, here a mean."""
+    means = 0.5 * rng.standard_normal(groups) + rng.standard_normal((groups, each)).mean(axis=1)
+    draws = means[rng.integers(0, groups, (N_BOOT, groups))].mean(axis=1)
+    return _range(crossed.resampled_interval(float(means.mean()), draws, groups, ends=(-9.0, 9.0)))
+
+
+def _persons(rng: Generator, persons: int, trials: int) -> Ranged:
+    """Trials of a person go together."""
+    from scipy.stats import norm
+
+    rates = norm.cdf(0.4 + 0.5 * rng.standard_normal(persons))
+    right = rng.binomial(trials, rates) / trials
+    found = label_exchange.spread_of_owners(
+        right, np.ones(persons), [np.full(persons, True)], persons * trials
+    )
+    return Ranged(float(right.mean()), *(found or (np.nan, np.nan)))
+
+
+def _person_pairs(rng: Generator, each: int, effect: float) -> Ranged:
+    high, low = effect + rng.standard_normal(each), rng.standard_normal(each)
+    wins = (high[:, None] > low).astype(float)
+    table = np.full((2 * each, 2 * each), np.nan)
+    table[:each, each:] = wins
+    return Ranged(float(wins.mean()), *(label_exchange.spread_of_pairs(table) or (np.nan, np.nan)))
 
 
 def _draw_differences(rng: Generator, subjects: int, images: int, sd: tuple[float, float]) -> np.ndarray:
@@ -335,9 +351,10 @@ def _subject_signs(rng: Generator, subjects: int, images: int, sd: tuple[float, 
 
 def _paired(rng: Generator, images: int) -> float:
     first = rng.standard_normal(images)
-    return unc.paired_difference(
+    found = crossed.paired_difference(
         first, first + 0.5 * rng.standard_normal(images), n_boot=N_PERMUTED, seed=int(rng.integers(1 << 30))
-    ).p_value
+    )
+    return float(found.p_value)
 
 
 # --- identification, folds --------------------------------------------------------------------------------------
@@ -572,6 +589,12 @@ def _ceiling_of_one(rng: Generator, n: int, k: int, share: float) -> Ranged:
     return Ranged(float(found.share[0]), float(low[0]), float(high[0]))
 
 
+def _area(effect: float) -> float:
+    from scipy.stats import norm
+
+    return float(norm.cdf(effect / np.sqrt(2)))
+
+
 def _share_truth(share: float, **_: Any) -> float:
     return share
 
@@ -584,9 +607,6 @@ CHECKS = (
           ({"n": 100, "of": "hits"}, {"n": 40, "of": "hits"}, {"n": 100, "of": "mean"},
            {"n": 50, "of": "repeated"}, {"n": 300, "of": "median"}, {"n": 100, "of": "median"}),
           lambda of, **_: {"hits": 0.4, "median": 1.0}.get(of, 0.0)),
-    Check("bootstrap over subjects, seeds and images", "sweep: images that all saw", _nested_bootstrap,
-          ({"subjects": 3, "seeds": 3, "images": 100}, {"subjects": 10, "seeds": 3, "images": 100}),
-          lambda **_: 0.0, None),
     Check("bootstrap of correlations", "one voxel", _correlation,
           ({"n": 100, "rho": 0.3}, {"n": 30, "rho": 0.3}), lambda rho, **_: rho, None),
     Check("bootstrap of correlations", "mean of 30 voxels", _region, ({"n": 100, "rho": 0.3},), None, None),
@@ -619,6 +639,12 @@ CHECKS = (
           ({"subjects": 3, "images": 100, "hits": 0.4}, {"subjects": 5, "images": 20, "hits": 0.15})),
     Check("t over groups", "rows in a few groups", _groups,
           tuple({"groups": g, "each": 20} for g in (5, 3, 12)), lambda **_: 0.0),
+    Check("t over resampled groups", "mean of a few groups", _resampled_groups,
+          tuple({"groups": g, "each": 20} for g in (5, 3, 12)), lambda **_: 0.0),
+    Check("share over persons", "hits of persons who differ", _persons,
+          tuple({"persons": n, "trials": 30} for n in (12, 6, 20))),
+    Check("pairs of persons", "area of two groups", _person_pairs,
+          tuple({"each": n, "effect": 1.0} for n in (10, 5, 20)), lambda effect, **_: _area(effect)),
     Check("jackknife of identification", "similarities of one subject", _identify,
           tuple({"n": n, "signal": signal, "k": k} for n, signal, k in
                 ((40, 0.3, 2), (20, 0.3, 2), (100, 0.3, 2), (40, 1.5, 2), (100, 1.5, 2), (40, 0.0, 10),
@@ -681,16 +707,16 @@ MADE_BY: dict[str, tuple[str, ...]] = {
         "scoring.uncertainty:bootstrap_interval", "parts.analyses.patterns:_bootstrap",
         "parts.analyses.hubness:_shift_interval",
     ),
-    "bootstrap over subjects, seeds and images": ("scoring.uncertainty:bootstrap_nested",),
     "bootstrap of correlations": (
         "scoring.metrics.brain_correlation:correlate_responses", "scoring.metrics.brain_correlation:map_responses",
-        "scoring.target_scores:_make_rows",
+        "scoring.target_scores:_Correlations.bound",
     ),
     "bootstrap of geometries": ("parts.analyses.rsa:compare_rdms",),
     "bootstrap of decisions": (
-        "scoring.category_scores:_make_scores", "scoring.category_scores:_make_control",
-        "scoring.category_scores:compute_category_scores", "parts.analyses.attributes:_measure",
-        "parts.analyses.window_categories:TimeResolvedCategoriesConfig.compute",
+        "scoring.category_scores:_Measured.bounds",
+        "scoring.category_scores:_bound_difference",
+        "scoring.category_scores:_make_scores",
+        "parts.analyses.window_categories:bound_areas",
     ),
     "crossed": (_CROSSED,),
     "crossed, logit": (_CROSSED,),
@@ -698,6 +724,9 @@ MADE_BY: dict[str, tuple[str, ...]] = {
     "crossed with seeds": (_CROSSED,),
     "images of these subjects": ("scoring.crossed:images_interval",),
     "t over groups": ("scoring.crossed:groups_interval",),
+    "t over resampled groups": ("scoring.crossed:resampled_interval",),
+    "share over persons": ("scoring.label_exchange:_spread_logit",),
+    "pairs of persons": ("scoring.label_exchange:_spread_logit",),
     "jackknife of identification": ("scoring.uncertainty:jackknife_interval",),
     "widened after folds": ("scoring.uncertainty:jackknife_interval",),
     "latency": (
@@ -719,7 +748,7 @@ MADE_BY: dict[str, tuple[str, ...]] = {
     "exchange of whole subjects": ("scoring.label_exchange:Exchange.test",),
     "refits on relabelled images": ("scoring.score_table:_judge_refits",),
     "permutation within folds, widened": ("scoring.uncertainty:widen_null",),
-    "signs of images": ("scoring.crossed:signs_p", "scoring.uncertainty:paired_difference"),
+    "signs of images": ("scoring.crossed:signs_p",),
     "signs of subjects": ("scoring.crossed:signs_p",),
     "crossed p": (_CROSSED,),
     "Holm": ("scoring.uncertainty:correct_holm",),

@@ -673,7 +673,6 @@ def _encode(labels: Labels | None, n: int, what: str) -> np.ndarray:
 KINDS = {
     "Wilson": "hits of few independent images",
     "bootstrap over images": "mean or median of one subject",
-    "bootstrap over subjects, seeds and images": "rows of earlier versions",
     "bootstrap of correlations": "correlation over images",
     "bootstrap of geometries": "correlation of dissimilarities",
     "bootstrap of decisions": "accuracy and area of categories",
@@ -683,6 +682,9 @@ KINDS = {
     "crossed with seeds": "subjects, seeds and images like these",
     "images of these subjects": "these subjects, images like these",
     "t over groups": "groups like these",
+    "t over resampled groups": "groups like these, areas and means over classes",
+    "share over persons": "persons like these, labels of persons",
+    "pairs of persons": "persons like these, area of labels of persons",
     "jackknife of identification": "images as queries and as distractors",
     "widened after folds": "scores after K folds",
     "latency": "onset, peak or rise over time",
