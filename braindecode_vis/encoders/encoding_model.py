@@ -30,7 +30,7 @@ from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.ridge import Backend, Device, Gram, make_gram, use_backend
-from braindecode_vis.preprocessing.scaling import ZScore, fit_zscore
+from braindecode_vis.preprocessing.alignment import ZScore, fit_zscore
 from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
 
 _BLOCK_VALUES = 16_000_000  # numbers of a block of responses, 128 MB in double precision

@@ -35,9 +35,14 @@ from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import read_json, replace_atomically, write_json
-from braindecode_vis.preprocessing.alignment import InputScalingConfig, InputTransform, check_common_features
+from braindecode_vis.preprocessing.alignment import (
+    InputScalingConfig,
+    InputTransform,
+    ZScore,
+    check_common_features,
+    fit_zscore,
+)
 from braindecode_vis.preprocessing.common_space import SubjectAlignment
-from braindecode_vis.preprocessing.scaling import ZScore, fit_zscore
 from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
 
 Device = Literal["auto", "cpu", "cuda"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -29,6 +29,9 @@ from braindecode_vis.preprocessing.common_space import (
     SubjectAlignment,
     fit_common_space,
 )
+
+if TYPE_CHECKING:
+    pass
 
 MEDIAN_BYTES = 512 << 20  # trials that medians are taken from; more than this are thinned evenly
 
@@ -371,3 +374,35 @@ def fit_euclidean_alignment(blocks: Iterator[np.ndarray], dims: tuple[str, ...])
         raise DataError("Euclidean alignment found trials that are all zero; drop that subject.")
     # V diag(1 / sqrt(w)) V^T: the symmetric root, which changes the channels least
     return ((vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ZScore:
+    """Mean and standard deviation of each feature of the training trials.
+
+    Parameters
+    ----------
+    mean, std : float32 arrays of shape (n_features,)
+        Constant features have `std` 1, so that they become 0 and stay finite.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    def apply(self, data: np.ndarray) -> np.ndarray:
+        """Return ``(data - mean) / std`` as float32 of the same shape (n_trials, n_features)."""
+        scaled = data - self.mean
+        scaled /= self.std  # in place: a second copy of all trials would be as large as they are
+        return scaled.astype(np.float32, copy=False)
+
+
+def fit_zscore(data: np.ndarray) -> ZScore:
+    """Compute the statistics of training trials, shape (n_trials, n_features).
+
+    Sums run in float64: voxel values can sit on a baseline a thousand times their variation.
+    """
+    mean = data.mean(axis=0, dtype=np.float64)
+    std = data.std(axis=0, dtype=np.float64)
+    # Rounding gives a constant feature a spread of about 1e-16 of its mean: that is none.
+    std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
+    return ZScore(mean.astype(np.float32), std.astype(np.float32))

@@ -20,42 +20,11 @@ from braindecode_vis.preprocessing.epochs import BLOCK_TRIALS
 
 if TYPE_CHECKING:
     import pandas as pd
+from braindecode_vis.preprocessing.alignment import ZScore
 
 # A block stays well below the memory of a laptop, and is large enough that the disk is read in long stretches.
 _BLOCK_BYTES = 32 << 20
 _CHANNEL_BLOCK_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class ZScore:
-    """Mean and standard deviation of each feature of the training trials.
-
-    Parameters
-    ----------
-    mean, std : float32 arrays of shape (n_features,)
-        Constant features have `std` 1, so that they become 0 and stay finite.
-    """
-
-    mean: np.ndarray
-    std: np.ndarray
-
-    def apply(self, data: np.ndarray) -> np.ndarray:
-        """Return ``(data - mean) / std`` as float32 of the same shape (n_trials, n_features)."""
-        scaled = data - self.mean
-        scaled /= self.std  # in place: a second copy of all trials would be as large as they are
-        return scaled.astype(np.float32, copy=False)
-
-
-def fit_zscore(data: np.ndarray) -> ZScore:
-    """Compute the statistics of training trials, shape (n_trials, n_features).
-
-    Sums run in float64: voxel values can sit on a baseline a thousand times their variation.
-    """
-    mean = data.mean(axis=0, dtype=np.float64)
-    std = data.std(axis=0, dtype=np.float64)
-    # Rounding gives a constant feature a spread of about 1e-16 of its mean: that is none.
-    std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
-    return ZScore(mean.astype(np.float32), std.astype(np.float32))
 
 
 @dataclass(frozen=True)

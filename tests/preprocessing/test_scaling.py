@@ -9,6 +9,7 @@ import pytest
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.sources.cleaning_options import ScalingConfig
 from braindecode_vis.preprocessing import scaling
+from braindecode_vis.preprocessing.alignment import fit_zscore
 from braindecode_vis.preprocessing.array_file import ArrayFile
 from braindecode_vis.preprocessing.scaling import (
     FeatureMoments,
@@ -16,7 +17,6 @@ from braindecode_vis.preprocessing.scaling import (
     fit_channel_zscore,
     fit_robust_scaler,
     fit_rows,
-    fit_zscore,
     pool_statistics,
     read_rows,
     scale_trials,

@@ -5,7 +5,7 @@ import pytest
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.registry import list_inside, validate_component
-from braindecode_vis.preprocessing.scaling import fit_zscore
+from braindecode_vis.preprocessing.alignment import fit_zscore
 from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.preprocessing.splits import (
     Fold,
