@@ -30,7 +30,7 @@ from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
 from braindecode_vis.datasets.corpus.manifest import (
     RUNS,
     VALUES,
-    Manifest,
+    CorpusManifest,
     Shard,
     find_shard,
     name_subject,
@@ -38,7 +38,7 @@ from braindecode_vis.datasets.corpus.manifest import (
 )
 from braindecode_vis.datasets.corpus.reader import open_corpus
 from braindecode_vis.datasets.corpus.recordings import Channels, Excluded, SeriesRun
-from braindecode_vis.parts.foundation.corpus.build import add_sources
+from braindecode_vis.parts.foundation.corpus.growing import add_sources
 
 N_PARCELS, MINUTES, T_R = 400, 15.0, 2.0
 N_TIMES = round(MINUTES * 60 / T_R)
@@ -119,7 +119,7 @@ def measure_building(sizes: Sequence[tuple[int, int]], what: str) -> None:
 def write_sparse_corpus(folder: Path, hours: float) -> None:
     """Write a corpus of zeros of the full size."""
     n_runs, per_shard = round(hours * 60 / MINUTES), round(128e6 / (N_TIMES * N_PARCELS * 2))
-    manifest = Manifest(CONFIG, Channels(NAMES, ("Vis",) * N_PARCELS), "fmri")
+    manifest = CorpusManifest(CONFIG, Channels(NAMES, ("Vis",) * N_PARCELS), "fmri")
     shards, subjects = [], []
     for number, first in enumerate(range(0, n_runs, per_shard)):
         rows = []

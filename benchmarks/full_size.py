@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from braindecode_vis.base.image_rows import ImageRows
+from braindecode_vis.base.stimuli import ImageRows
 from braindecode_vis.base.store import write_json
 from braindecode_vis.pipeline.image_files import DrawnImages, ImageWriter
 from braindecode_vis.scoring.metrics.feature_networks import NETWORKS, load_network

@@ -25,7 +25,7 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.store import read_responses, read_stimuli, write_json
 from braindecode_vis.generation.controls import MeanImageGenerator, NearestGenerator
 from braindecode_vis.generation.generator_data import GeneratorData
-from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
+from braindecode_vis.preprocessing.selection import average_repetitions, pick_rows
 
 N_CHANNELS, N_TIMES = 63, 250
 

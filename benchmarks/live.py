@@ -233,7 +233,7 @@ def measure_latency(folder: Path, size: Size) -> list[Row]:
     from braindecode_vis.parts.live.replay import ReplaySource, open_phantom
     from braindecode_vis.parts.live.stream_decoder import RunStreamDecoder
     from braindecode_vis.parts.phantom import read_truth
-    from braindecode_vis.pipeline.learning import embed
+    from braindecode_vis.pipeline.preparing import embed
 
     run = open_network(folder, size)
     table = read_truth(make_eeg(folder, size)).read_stimuli()
@@ -673,7 +673,7 @@ class AgeSource:
 
 
 def run_loopback(folder: Path, size: Size, seconds: float, faults: Any) -> tuple[Any, ...]:
-    from braindecode_vis.parts.live.sources import open_source
+    from braindecode_vis.parts.live.opening import open_source
     from braindecode_vis.parts.live.stream_decoder import RunStreamDecoder
 
     decoder = RunStreamDecoder(open_ridge(folder, size))
@@ -853,7 +853,7 @@ def tell_row(row: Row) -> str:
 
 def renew_section(page: str, parts: Mapping[str, Sequence[Row]], quick: bool) -> str:
     """Return the page with the table between its two marks, added at the end where there are none."""
-    from table import describe_machine
+    from measuring import describe_machine
 
     lines = ["| what | found | bar | how |", "|---" * 4 + "|"]
     for rows in parts.values():

@@ -13,6 +13,9 @@ import ctypes
 import gc
 import math
 import multiprocessing
+import os
+import platform
+import re
 import resource
 import sys
 import tempfile
@@ -22,6 +25,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,11 @@ import numpy as np
 OURS = "ours"
 #: How the package of a module is called where it is installed from.
 PACKAGES = {"faiss": "faiss-cpu", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+#: Whose versions stand beside a table.
+VERSIONS = (
+    "numpy", "scipy", "torch", "scikit-learn", "himalaya", "faiss-cpu", "torchmetrics", "scikit-image", "torchvision",
+    "open_clip_torch", "mne", "nilearn", "nibabel",
+)  # fmt: skip
 SHORTEST = 0.03  # s; what is quicker is called several times in a row
 
 
@@ -347,3 +356,24 @@ def fit_exponent(sizes: Any, values: Any) -> tuple[float, float]:
     slope = (x @ y) / (x @ x)
     error = math.sqrt(((y - slope * x) ** 2).sum() / (len(x) - 2) / (x @ x))
     return round(float(slope), 6), round(error, 6)
+
+
+def describe_machine() -> str:
+    """Return processor, cores, memory, system and versions in a sentence each."""
+    model, memory = platform.processor() or platform.machine(), math.nan
+    with suppress(OSError):
+        if found := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()):
+            model = found[1].strip()
+        memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
+    cores = f"{os.cpu_count()} cores"
+    if hasattr(os, "sched_getaffinity") and (own := len(os.sched_getaffinity(0))) != os.cpu_count():
+        cores = f"{own} of {cores}"
+    versions = []
+    for package in VERSIONS:
+        with suppress(PackageNotFoundError):
+            versions.append(f"{package} {version(package)}")
+    load = f"; load when it ended {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (
+        f"Measured on {model}, {cores}, {memory:.0f} GB of memory, {platform.system()}, one thread{load}. Python "
+        f"{platform.python_version()}, {', '.join(versions)}."
+    )

@@ -23,12 +23,12 @@ import torch
 from scipy import stats
 
 from braindecode_vis.datasets.corpus.reader import open_corpus
-from braindecode_vis.pipeline.learning import read_labelled
+from braindecode_vis.pipeline.preparing import read_labelled
 from braindecode_vis.training.optimisation import split_decayed
 from braindecode_vis.training.pretraining import Pretraining
 from braindecode_vis.training.pretraining_config import PretrainConfig
 from braindecode_vis.training.pretraining_data import CorpusRows
-from braindecode_vis.training.pretraining_model import Batch, draw_ranks, make_mask
+from braindecode_vis.training.pretraining_model import PretrainingBatch, draw_ranks, make_mask
 from braindecode_vis.training.pretraining_probes import measure_probes
 
 ENCODER = {
@@ -60,7 +60,10 @@ def measure_throughput(args):
             observed = None if read.observed is None else torch.from_numpy(read.observed)
             interval = torch.from_numpy(read.interval)
             held.append(
-                (Batch(torch.from_numpy(read.data), interval, observed), make_mask(ranks, 0.5, observed))
+                (
+                    PretrainingBatch(torch.from_numpy(read.data), interval, observed),
+                    make_mask(ranks, 0.5, observed),
+                )
             )
         groups = split_decayed(run.model.parameters(), 0.05)
         optimiser = torch.optim.AdamW(groups, lr=1e-4, betas=config.betas)

@@ -18,21 +18,18 @@ import os
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # one core
 import argparse
 import importlib
-import math
-import platform
 import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from growth import GROWTHS
 from live import carry_section
-from measuring import Curve, Pairs, fit_exponent, measure_growth, measure_row, read_clock
+from measuring import Curve, Pairs, describe_machine, fit_exponent, measure_growth, measure_row, read_clock
 from peers import ROWS
 from start_up import list_commands, measure, prepare
 
@@ -42,11 +39,6 @@ LIBRARIES = (
     "torch", "torchvision", "pandas", "sklearn.linear_model", "mne", "nilearn.glm.first_level", "skimage.metrics",
     "himalaya.kernel_ridge", "himalaya.ridge", "torchmetrics.functional.image", "open_clip", "faiss",
 )  # fmt: skip
-PACKAGES = (
-    "numpy", "scipy", "torch", "scikit-learn", "himalaya", "faiss-cpu", "torchmetrics", "scikit-image", "torchvision",
-    "open_clip_torch", "mne", "nilearn", "nibabel",
-)  # fmt: skip
-
 HEAD = """\
 # Benchmarks
 
@@ -292,27 +284,6 @@ def _judge(curve: Curve, values: Sequence[float], bound: float | None) -> str:
         "holds" if power <= bound else "undecided" if power - 2 * error <= bound else "**does not hold**"
     )
     return f"{_tell_exponent(curve, values)}, {verdict} ({bound})"
-
-
-def describe_machine() -> str:
-    """Return processor, cores, memory, system and versions in a sentence each."""
-    model, memory = platform.processor() or platform.machine(), math.nan
-    with suppress(OSError):
-        if found := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()):
-            model = found[1].strip()
-        memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
-    cores = f"{os.cpu_count()} cores"
-    if hasattr(os, "sched_getaffinity") and (own := len(os.sched_getaffinity(0))) != os.cpu_count():
-        cores = f"{own} of {cores}"
-    versions = []
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions.append(f"{package} {version(package)}")
-    load = f"; load when it ended {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (
-        f"Measured on {model}, {cores}, {memory:.0f} GB of memory, {platform.system()}, one thread{load}. Python "
-        f"{platform.python_version()}, {', '.join(versions)}."
-    )
 
 
 if __name__ == "__main__":

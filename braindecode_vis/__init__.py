@@ -30,6 +30,8 @@ from typing import Any
 
 __version__ = "0.2.0"
 
+#: Where a name comes from that a part brings.
+_PART = "part"
 #: Public name -> module below the package.
 _PUBLIC = {
     "BraindecodeVisError": "base.checks",
@@ -54,7 +56,7 @@ _PUBLIC = {
     "plot_gallery": "api.plotting",
     "plot_ranks": "api.plotting",
     "plot_scores": "api.plotting",
-    "score": "parts.studies.score_outputs",
+    "score": _PART,
 }
 
 __all__ = [
@@ -88,10 +90,19 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'braindecode_vis' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"braindecode_vis.{_PUBLIC[name]}"), name)
+    if _PUBLIC[name] == _PART:
+        from braindecode_vis.base.parts import ask_part
+
+        value = ask_part(name)
+    else:
+        value = getattr(importlib.import_module(f"braindecode_vis.{_PUBLIC[name]}"), name)
     globals()[name] = value  # the next access does not come here
     return value
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# Not an import statement: whoever imports the package would import the api by it.
+importlib.import_module("braindecode_vis.api.moved").find_old_paths()

@@ -571,6 +571,9 @@ def redirect_links(name: str, source: list[str]) -> str:
     if name.startswith("generated/"):  # copies of files on top, whose links start there
         pages |= TOP
         pages |= {f"docs/{path.name}": f"../{path.name}" for path in HERE.glob("*.md")}
+        pages |= {
+            f"docs/images/{path.name}": f"../images/{path.name}" for path in (HERE / "images").iterdir()
+        }
         pages |= {"notebooks": "../TUTORIALS.md", "configs": "configurations.md"}
 
     def lead(match: re.Match[str]) -> str:

@@ -48,12 +48,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 #: Files that take longest, with the longest first. One that comes last keeps a worker alone while the others wait.
 LONGEST = (
-    "test_config_runs.py", "test_together.py", "test_notebooks.py", "api/test_decode.py", "audit/test_plants.py",
-    "test_pipeline.py", "api/test_exports.py", "phantom/test_assemble.py", "api/test_predict.py", "test_outside.py",
-    "cluster/test_slurm.py", "audit/test_results.py", "test_cli.py", "test_ending.py", "test_digests.py",
-    "test_contributing.py", "generators/test_latent_diffusion.py", "datasets/test_things_eeg2.py", "test_install.py",
-    "audit/test_end_of_run.py", "api/test_real_data.py", "cluster/test_jobs.py", "test_hints.py",
-    "report/test_page_browser.py", "test_failures.py", "studies/test_sweep.py", "studies/test_imagery_runs.py",
+    "test_config_runs.py", "test_together.py", "test_notebooks.py", "api/test_decode.py",
+    "parts/audit/test_plants.py", "test_pipeline.py", "api/test_exports.py", "parts/phantom/test_assemble.py",
+    "api/test_predict.py", "test_outside.py", "parts/cluster/test_slurm.py", "parts/audit/test_results.py",
+    "test_cli.py", "test_ending.py", "base/test_digests.py", "test_contributing.py",
+    "generation/test_latent_diffusion.py", "datasets/test_things_eeg2.py", "test_install.py",
+    "parts/audit/test_end_of_run.py", "api/test_real_data.py", "parts/cluster/test_jobs.py", "test_hints.py",
+    "report/test_page_browser.py", "test_failures.py", "parts/studies/test_sweep.py",
+    "parts/studies/test_imagery_runs.py",
 )  # fmt: skip
 _RANKS = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
 

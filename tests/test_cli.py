@@ -425,9 +425,9 @@ def test_the_time_left_after_a_resume_is_at_the_pace_of_now(monkeypatch):
 
 def test_help_and_pages_name_every_format_of_the_phantom(call):
     """And every format belongs to a data set, of which `datasets` tells how to try it without its files."""
-    from braindecode_vis.cli.data import PHANTOM_FORMATS
     from braindecode_vis.datasets.manifests import read_manifests
     from braindecode_vis.parts.phantom import FORMATS, UNLABELLED
+    from braindecode_vis.parts.phantom.verbs import PHANTOM_FORMATS
 
     assert set(PHANTOM_FORMATS) == set(FORMATS)
     page = (Path(__file__).parents[1] / "docs" / "PHANTOM.md").read_text()
@@ -450,7 +450,9 @@ def test_a_phantom_says_what_it_costs_before_it_starts(call, tmp_path, monkeypat
         clock.now += 0.1
         return clock.now
 
-    monkeypatch.setattr("braindecode_vis.parts.studies.demo.time", SimpleNamespace(process_time=read_clock))
+    monkeypatch.setattr(
+        "braindecode_vis.parts.phantom.simulate.time", SimpleNamespace(process_time=read_clock)
+    )
     monkeypatch.setattr(EfficientNetEncoder, "encode", encode)
     done = call("phantom", "things-eeg2", "--size", "full", "--out", tmp_path, "--dry-run", "--json")
     estimate = json.loads(done.stdout)["estimate"]

@@ -9,14 +9,14 @@ import yaml
 
 from braindecode_vis import pipeline
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError
-from braindecode_vis.base.registry import INSIDE, find_component
+from braindecode_vis.base.registry import ROLES, find_component, list_inside
 from braindecode_vis.base.roles import SETTINGS_ROLES
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.config import RunConfig, check_files, dump_config, list_kinds, read_config
-from braindecode_vis.config.files import READS
+from braindecode_vis.config.missing_files import READS
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.parts.phantom import SIZES
-from braindecode_vis.parts.studies.demo import make_phantom
+from braindecode_vis.parts.phantom.simulate import make_phantom
 from braindecode_vis.pipeline.runs import open_run
 
 SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
@@ -438,9 +438,9 @@ def test_a_wrong_override_is_no_fault_of_the_version(old_run):
     assert "written by" not in str(caught.value)
 
 
-@pytest.mark.parametrize("role", list(INSIDE))
+@pytest.mark.parametrize("role", ROLES)
 def test_every_kind_leads_to_settings_of_that_kind_that_play_the_role(role):
-    for kind in INSIDE[role]:
+    for kind in list_inside(role):
         cls = find_component(role, kind)
         assert cls.model_fields["kind"].default == kind
         lacking = [
@@ -471,9 +471,9 @@ def test_the_settings_of_no_component_load_what_it_computes_with():
     """Reading a configuration loaded pandas, whatever it named, which took longer than all the rest of it."""
     code = (
         "import sys\nfrom braindecode_vis.config import RunConfig\n"
-        "from braindecode_vis.base.registry import INSIDE, find_component\n"
-        "for role in sorted(set(INSIDE) - {'analysis'}):\n"  # their files hold settings and tables
-        "    for kind in INSIDE[role]:\n        find_component(role, kind)\n"
+        "from braindecode_vis.base.registry import ROLES, find_component, list_inside\n"
+        "for role in sorted(set(ROLES) - {'analysis'}):\n"  # their files hold settings and tables
+        "    for kind in list_inside(role):\n        find_component(role, kind)\n"
         "print([m for m in ('pandas', 'scipy', 'torch', 'mne', 'nibabel', 'sklearn', 'PIL') if m in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -20,14 +20,14 @@ from braindecode_vis import pipeline
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.datasets.haxby_slices import CATEGORIES
 from braindecode_vis.datasets.manifests import find_package_data, read_manifest
+from braindecode_vis.parts.analyses.analyze import analyze
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
 from braindecode_vis.parts.phantom.formats.file_writers import write_tsv, write_volumes
-from braindecode_vis.parts.studies.analyze import analyze
 from braindecode_vis.pipeline.runs import open_run
 from tests.datasets.test_digits69 import make_phantom_file as make_digits
 from tests.datasets.test_muse_n170 import make_runs as make_muse
-from tests.embeddings.test_captions import write_git
+from tests.embeddings.test_caption_bank import write_git
 from tests.generation.hub_models import write_sd, write_sdxl, write_token_unclip
 
 SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))

@@ -14,7 +14,7 @@ from braindecode_vis.config import read_config
 from braindecode_vis.encoders.ridge import RidgeEncoder
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline.finished_run import open_finished
-from braindecode_vis.pipeline.leaks.files import open_audited
+from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.learning import needs_predictions, pick_training, predict_out_of_fold
 from braindecode_vis.pipeline.runs import open_run
 from tests.parts.audit.test_results import find_artifact, reseal
@@ -117,7 +117,7 @@ def test_they_are_those_that_the_encoder_gives_right_after_its_fit(tmp_path, enc
     run = make_run(tmp_path, encoder, "seed=5", "selection.encoding={n_best: 16}")
     part = predict_out_of_fold(run)[0]
     responses, targets = pick_training(run, 0)
-    encoder = pipeline.learning.build_encoder(run, 0, Context())
+    encoder = pipeline.preparing.build_encoder(run, 0, Context())
     expected = encoder.fit(responses, targets).predict_out_of_fold(responses, targets)
     assert part.predicted.ids.tolist() == expected.ids.tolist()
     assert part.predicted.space == expected.space

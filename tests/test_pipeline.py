@@ -21,7 +21,8 @@ from braindecode_vis.config import read_config
 from braindecode_vis.datasets import synthetic_digits
 from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
 from braindecode_vis.pipeline.decoding import name_retrieval
-from braindecode_vis.pipeline.learning import check_learnt, pick_test_trials
+from braindecode_vis.pipeline.learning import pick_test_trials
+from braindecode_vis.pipeline.preparing import check_learnt
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
 from braindecode_vis.pipeline.runs import SilentListener, open_run, read_run_scores, read_scores
 from braindecode_vis.pipeline.scoring import describe_choices, make_scoring_task

@@ -25,9 +25,9 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.embeddings.bank import embed_stimuli
-from braindecode_vis.embeddings.sentences import SentenceEncoder
+from braindecode_vis.embeddings.sentence_encoder import SentenceEncoder
 from braindecode_vis.parts.analyses import rsa
-from braindecode_vis.scoring.metrics.captions import compute_caption_metrics
+from braindecode_vis.scoring.metrics.caption_metrics import compute_caption_metrics
 from braindecode_vis.scoring.retrieval import compute_ranks
 
 FEW = {"n_bootstrap": 200, "n_permutations": 200}

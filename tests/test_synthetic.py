@@ -16,7 +16,7 @@ from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import read_config
 from braindecode_vis.config.models import SyntheticConfig
 from braindecode_vis.parts.audit.run import audit_run
-from braindecode_vis.pipeline import learning
+from braindecode_vis.pipeline import learning, preparing
 from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.pipeline.scoring import describe_choices
@@ -43,7 +43,7 @@ def trained(tmp_path_factory):
 
 def poison(run):
     """Give every trial and every image of the test absurd values, after everything was read."""
-    prepared = learning.preprocess(run)
+    prepared = preparing.preprocess(run)
     test = prepared.folds[0].test
     data, pixels = np.array(prepared.responses.data), np.array(prepared.stimuli.pixels)
     data[test] = 1e6
@@ -74,7 +74,7 @@ def test_training_takes_the_share_and_says_so(trained):
 
 def test_neither_test_trials_nor_test_images_move_a_synthetic_trial(trained, tmp_path):
     other = open_small(tmp_path / "other")
-    learning.preprocess(other)
+    preparing.preprocess(other)
     poison(other)
     first, second = synthesise_fold(trained, 0), synthesise_fold(other, 0)
     np.testing.assert_array_equal(first.responses.data, second.responses.data)
@@ -100,7 +100,7 @@ def test_noise_is_that_of_the_residuals_or_none(trained, tmp_path):
         synthesise_into(trained, "phantom:4", tmp_path / "x", noise="white")
     asked = SyntheticConfig(images="phantom:5,size=16", noise="none", share=0.5)
     config = trained.config.model_copy(update={"synthetic": asked})
-    other = replace(trained, config=config, seen={"preprocess": learning.preprocess(trained)})
+    other = replace(trained, config=config, seen={"preprocess": preparing.preprocess(trained)})
     with pytest.raises(DataError, match="which without noise would repeat"):
         synthesise_fold(other, 0)
 
@@ -121,7 +121,7 @@ def test_a_run_in_python_encodes_and_synthesises(trained, tmp_path):
 def test_images_that_were_shown_are_left_out(trained, tmp_path):
     from PIL import Image
 
-    stimuli = learning.preprocess(trained).stimuli
+    stimuli = preparing.preprocess(trained).stimuli
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for place, name in enumerate(stimuli.ids[[0, 70]]):  # one of training, one of the test
@@ -184,7 +184,7 @@ def test_the_audit_proves_it_and_finds_what_was_planted(trained, tmp_path):
     data = np.load(made / "responses" / "data.npy")
     np.save(made / "responses" / "data.npy", data + 0.5)  # as if other trials had taken part
     content = json.loads((made / "images.json").read_text())
-    tested = learning.preprocess(trained).stimuli.table["sha256"].iloc[-1]
+    tested = preparing.preprocess(trained).stimuli.table["sha256"].iloc[-1]
     content["images"][0][1] = tested
     (made / "images.json").write_text(json.dumps(content))
     found = [

@@ -16,19 +16,18 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.cli import app
 from braindecode_vis.config import validate_config
-from braindecode_vis.embeddings import sentences
+from braindecode_vis.embeddings import sentence_encoder
+from braindecode_vis.parts.analyses.analyze import analyze
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.parts.cluster.submitting import read_cluster
 from braindecode_vis.parts.cluster.verbs import _share
 from braindecode_vis.parts.phantom import SIZES as SIZES_OF
-from braindecode_vis.parts.studies.analyze import analyze
-from braindecode_vis.parts.studies.demo import make_phantom
+from braindecode_vis.parts.phantom.simulate import make_phantom
 from braindecode_vis.parts.studies.plan import plan_run
 from braindecode_vis.parts.studies.pretrain import pretrain
 from braindecode_vis.parts.studies.settings_table import list_differing
-from braindecode_vis.pipeline.learning import _keep_training
+from braindecode_vis.pipeline.preparing import _keep_training, find_shared_subjects
 from braindecode_vis.pipeline.runs import list_changes, open_run
-from braindecode_vis.pipeline.shared_subjects import find_shared_subjects
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.training.pretraining_config import PretrainConfig
 
@@ -93,11 +92,11 @@ def list_made(run):
 def test_pretraining_is_a_stage_that_training_hangs_on(done, root):
     assert list_made(done)[:4] == ["preprocess", "embed", "pretrain", "train fold00"]
     (fold,) = pipeline.train(done)
-    pretrained = pipeline.learning.pretrain_fold(done, 0)
+    pretrained = pipeline.preparing.pretrain_fold(done, 0)
     upstream = store.read_provenance(fold.artifact.path / store.PROVENANCE)["upstream"]
     assert upstream["pretrain"] == pretrained.fingerprint
     # The weights that training started from are those that were pretrained.
-    encoder = pipeline.learning.build_encoder(done, 0)
+    encoder = pipeline.preparing.build_encoder(done, 0)
     assert encoder.pretrained == pretrained.path
     rows = json.loads((done.folder.path / "scores.json").read_text())
     assert "encoder pretrained without labels on training trials" in rows[0]["protocol"]
@@ -126,12 +125,12 @@ def test_other_pretraining_is_another_encoder_of_the_same_images(done, root):
 def test_masks_follow_the_target_or_captions(done, root, tmp_path, monkeypatch):
     """The protocol no longer says that there were no labels, and another caption is another pretraining."""
     run = open_run(make_config(root, pretrain__guide="target"), done.folder.path)
-    made = store.read_provenance(pipeline.learning.pretrain_fold(run, 0).path / store.PROVENANCE)
+    made = store.read_provenance(pipeline.preparing.pretrain_fold(run, 0).path / store.PROVENANCE)
     assert made["upstream"]["embed"] == pipeline.embed(run)[0].artifact.fingerprint
     words = "encoder pretrained on training trials with masks guided by what they show"
-    assert pipeline.learning.describe_start(run) == words
+    assert pipeline.preparing.describe_start(run) == words
     monkeypatch.setattr(
-        sentences, "SentenceEncoder",
+        sentence_encoder, "SentenceEncoder",
         lambda folder, device: SimpleNamespace(
             embed_texts=lambda texts: np.array([[np.mean([len(text) for text in own]), 1.0] for own in texts])
         ),
@@ -145,21 +144,21 @@ def test_masks_follow_the_target_or_captions(done, root, tmp_path, monkeypatch):
             root, pretrain__guide="captions", pretrain__captions=str(tmp_path / "captions.csv"),
             pretrain__sentence_encoder=str(tmp_path),
         )  # fmt: skip
-        found.append(pipeline.learning.pretrain_fold(open_run(config, done.folder.path), 0).fingerprint)
+        found.append(pipeline.preparing.pretrain_fold(open_run(config, done.folder.path), 0).fingerprint)
     assert len({made["fingerprint"], *found}) == 3
     (tmp_path / "captions.csv").write_text("id,caption\nother,a star\n")
     config = config.model_copy(
         update={"pretrain": config.pretrain.model_copy(update={"captions_digest": None})}
     )
     with pytest.raises(DataError, match="none of the images of the run"):
-        pipeline.learning.pretrain_fold(open_run(config, done.folder.path), 0)
+        pipeline.preparing.pretrain_fold(open_run(config, done.folder.path), 0)
 
 
 def test_the_verb_and_the_stage_share_what_they_compute(done, root):
     run = open_run(make_config(root), done.folder.path)
     folder = pretrain(run)
     assert not list_made(run)
-    kept = pipeline.learning.pretrain_fold(done, 0).path
+    kept = pipeline.preparing.pretrain_fold(done, 0).path
     assert (folder / "encoder.safetensors").read_bytes() == (kept / "encoder.safetensors").read_bytes()
 
 
@@ -169,7 +168,7 @@ def test_analyses_refit_from_the_pretrained_encoder(done, root):
     (artifact,), refusals = analyze(run)
     assert not refusals
     upstream = store.read_provenance(artifact.path / store.PROVENANCE)["upstream"]
-    assert upstream["pretrain0"] == pipeline.learning.pretrain_fold(run, 0).fingerprint
+    assert upstream["pretrain0"] == pipeline.preparing.pretrain_fold(run, 0).fingerprint
 
 
 def test_the_audit_knows_what_was_pretrained(done):
@@ -178,7 +177,7 @@ def test_the_audit_knows_what_was_pretrained(done):
     (found,) = [item for item in audit.findings if item.check == "pretraining"]
     assert found.level == "ok"
     assert "56 trials, none of them tested" in found.message
-    path = pipeline.learning.pretrain_fold(done, 0).path / "encoder.json"
+    path = pipeline.preparing.pretrain_fold(done, 0).path / "encoder.json"
     before = path.read_bytes()
     path.write_bytes(before.replace(b'"depth": 1', b'"depth": 2'))
     try:
@@ -250,7 +249,7 @@ def test_outside_of_a_run_there_is_nothing_to_start_from(root):
 
 def test_a_tested_subject_who_was_pretrained_on_is_refused_or_named(done, root, tmp_path):
     folder = tmp_path / "pretrained"
-    shutil.copytree(pipeline.learning.pretrain_fold(done, 0).path, folder)
+    shutil.copytree(pipeline.preparing.pretrain_fold(done, 0).path, folder)
     record = store.read_json(folder / "encoder.json")
     rows = [{"source": root.name, "subject": "sub-01", "person": "p7"}]
     corpus = {"name": "many", "n_persons": 40, "hours": 12.5, "subjects": rows}
@@ -261,11 +260,11 @@ def test_a_tested_subject_who_was_pretrained_on_is_refused_or_named(done, root, 
     ):
         pipeline.train(open_run(config, tmp_path / "run"))
     named = make_config(root, encoder__network__pretrained=str(folder), pretrain__shared_subjects="named")
-    words = pipeline.learning.describe_start(open_run(named, tmp_path / "run"))
+    words = pipeline.preparing.describe_start(open_run(named, tmp_path / "run"))
     assert words.startswith("encoder pretrained without labels on corpora of 40 persons, 12.5 h, ")
     assert words.endswith("recordings of tested subject(s) 01 among them")
     with pytest.raises(ConfigError, match="are tested here"):  # the file of weights is no way around
-        pipeline.learning.describe_start(
+        pipeline.preparing.describe_start(
             open_run(
                 make_config(root, encoder__network__pretrained=str(folder / "encoder.safetensors")),
                 tmp_path / "run",
@@ -278,7 +277,7 @@ def test_a_tested_subject_who_was_pretrained_on_is_refused_or_named(done, root, 
     section = {**further.config.pretrain.model_dump(mode="json"), "shared_subjects": "named"}
     further = open_run(make_config(root, pretrain=section), tmp_path / "further")
     pipeline.train(further)
-    words = pipeline.learning.describe_start(further)
+    words = pipeline.preparing.describe_start(further)
     assert (
         "on training trials, begun from corpora of 40 persons, 12.5 h, recordings of tested subject(s) 01 among"
         in words
@@ -292,7 +291,7 @@ def test_a_tested_subject_who_was_pretrained_on_is_refused_or_named(done, root, 
         pipeline.train(open_run(config, tmp_path / "later"))
     # What goes on from them on trials of the run says both.
     both = make_config(root, pretrain__start_from=str(folder), pretrain__shared_subjects="named")
-    words = pipeline.learning.describe_start(open_run(both, tmp_path / "both"))
+    words = pipeline.preparing.describe_start(open_run(both, tmp_path / "both"))
     assert words.startswith("encoder pretrained without labels on training trials, begun from corpora of 80 ")
     # The same label in another data set is another person, unless the corpus says who it is.
     others = {"source": "elsewhere", "subject": "01", "person": "elsewhere/01"}

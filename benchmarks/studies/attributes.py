@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.embeddings.attributes import read_attributes
+from braindecode_vis.embeddings.attribute_table import read_attributes
 from braindecode_vis.embeddings.conditional import fit_ridge
 
 STAGES = ("early", "mid", "semantic")

@@ -34,11 +34,11 @@ from braindecode_vis.base.contracts import Context
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.config import read_config
 from braindecode_vis.embeddings.compositions import CompositionTest, read_compositions
-from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
+from braindecode_vis.embeddings.sentence_encoder import MINILM, SentenceEncoder, find_sentence_folder
 from braindecode_vis.embeddings.text import make_unit
 from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.galleries import GallerySource
-from braindecode_vis.pipeline.learning import pick_labelled_trials
+from braindecode_vis.pipeline.preparing import pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.scoring.metrics.protocols import compare_bindings, compare_parts
 from braindecode_vis.scoring.uncertainty import bootstrap_interval, paired_difference

@@ -32,12 +32,18 @@ from braindecode_vis.base.contracts import Context
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.datasets.drawn.images import describe_attributes
-from braindecode_vis.embeddings.captions import read_caption_bank
-from braindecode_vis.embeddings.sentences import MINILM, MinilmConfig, SentenceEncoder, find_sentence_folder
+from braindecode_vis.embeddings.caption_bank import read_caption_bank
+from braindecode_vis.embeddings.sentence_encoder import (
+    MINILM,
+    MinilmConfig,
+    SentenceEncoder,
+    find_sentence_folder,
+)
+from braindecode_vis.generation.captions import fit_decoder
 from braindecode_vis.generation.captions_config import CocaCaptionsConfig, NearestCaptionsConfig
 from braindecode_vis.generation.generator_data import GeneratorData
-from braindecode_vis.pipeline.learning import pick_labelled_trials
-from braindecode_vis.scoring.metrics.captions import compute_caption_metrics
+from braindecode_vis.pipeline.preparing import pick_labelled_trials
+from braindecode_vis.scoring.metrics.caption_metrics import compute_caption_metrics
 from braindecode_vis.scoring.uncertainty import bootstrap_interval, correct_holm, paired_difference
 
 CLIP = "CLIP"
@@ -99,7 +105,7 @@ class Study:
     def decode(
         self, settings: Any, data: GeneratorData, rows: Embeddings, seed: int
     ) -> tuple[list[str], dict[str, Any]]:
-        decoder = settings.fit(data, seed=seed)
+        decoder = fit_decoder(settings, data, seed=seed)
         return decoder.decode(rows), getattr(decoder, "described", {})
 
     def write_from_brain(self, seed: int) -> Iterator[tuple[str, Callable[[], list[str]]]]:

@@ -53,11 +53,11 @@ from braindecode_vis.base.roles import ENCODER_SETTINGS, play
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import find_package_data
-from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
+from braindecode_vis.embeddings.sentence_encoder import MINILM, SentenceEncoder, find_sentence_folder
 from braindecode_vis.embeddings.text import average_texts, find_texts, make_unit
 from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
-from braindecode_vis.pipeline.learning import pick_labelled_trials
+from braindecode_vis.pipeline.preparing import pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.scoring.uncertainty import bootstrap_interval, correct_holm, paired_difference
 

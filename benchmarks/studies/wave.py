@@ -34,13 +34,13 @@ from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
+from braindecode_vis.parts.analyses.analyze import make_study
 from braindecode_vis.parts.analyses.regions import NetworkAblationConfig
-from braindecode_vis.parts.foundation.corpus.build import add_sources
+from braindecode_vis.parts.foundation.corpus.growing import add_sources
 from braindecode_vis.parts.phantom import SIZES
-from braindecode_vis.parts.studies.analyze import make_study
-from braindecode_vis.parts.studies.demo import make_phantom
+from braindecode_vis.parts.phantom.simulate import make_phantom
 from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
-from braindecode_vis.pipeline.learning import build_encoder, find_guide, pick_labelled_trials
+from braindecode_vis.pipeline.preparing import build_encoder, find_guide, pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.scoring.uncertainty import bootstrap_interval
 from braindecode_vis.training.pretraining import Pretraining, pretrain

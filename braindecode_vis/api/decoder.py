@@ -56,10 +56,9 @@ from braindecode_vis.base.stimuli import StimulusSet, read_image_file
 from braindecode_vis.config.models import ReconstructionConfig
 from braindecode_vis.datasets.own_data import Pictures, index_pictures, make_new_trials
 from braindecode_vis.datasets.trial_values import check_trials
-from braindecode_vis.generation.captions_config import fit_decoders, write_with_encoder
+from braindecode_vis.generation.captions import CaptionDecoder, fit_decoders, write_with_encoder
 
 if TYPE_CHECKING:
-    from braindecode_vis.generation.captions import CaptionDecoder
     from braindecode_vis.generation.generator_data import GeneratorData
 
 
@@ -665,7 +664,7 @@ class Decoder(BaseEstimator):
     def _describe_gallery(self, path: Path) -> Embeddings:
         """Return the images that a file describes as candidates, without a look at them."""
         from braindecode_vis.config import RetrievalConfig
-        from braindecode_vis.embeddings.descriptions import read_captions_or_attributes
+        from braindecode_vis.embeddings.image_descriptions import read_captions_or_attributes
         from braindecode_vis.embeddings.text import open_clip_texts
         from braindecode_vis.pipeline.galleries import GallerySource, TextSide
 

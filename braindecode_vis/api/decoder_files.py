@@ -22,7 +22,7 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.consent import check_code, may_download
 from braindecode_vis.base.contracts import Context
 from braindecode_vis.base.registry import validate_component
-from braindecode_vis.generation.captions_config import read_decoders, write_decoders
+from braindecode_vis.generation.captions import read_decoders, write_decoders
 
 _FILE = "decoder.json"
 #: What `Decoder.save` writes, and the card and settings that stand beside it in a shared folder.

@@ -33,9 +33,9 @@ from braindecode_vis.base.checks import (
 )
 from braindecode_vis.base.consent import find_code, give_consent
 from braindecode_vis.base.digests import hash_anew
-from braindecode_vis.base.image_rows import ImageRows
+from braindecode_vis.base.parts import ask_part
 from braindecode_vis.base.registry import validate_component
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import ImageRows, StimulusSet
 from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.config.source import validate_config
 from braindecode_vis.datasets.array_folder import unpack_epochs
@@ -44,8 +44,8 @@ from braindecode_vis.datasets.trial_values import check_trials
 from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.finished_run import read_every_file
 from braindecode_vis.pipeline.hints import list_hints
-from braindecode_vis.pipeline.learning import preprocess
-from braindecode_vis.pipeline.runs import Listener, Run, check_run_folder, list_changes, read_earlier
+from braindecode_vis.pipeline.preparing import preprocess
+from braindecode_vis.pipeline.runs import ProgressListener, Run, check_run_folder, list_changes, read_earlier
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
 from braindecode_vis.scoring.score_row import describe_resampled
 
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
     import mne
     import xarray as xr
 
-    from braindecode_vis.parts.live.stream_roles import Listener as LiveListener
-    from braindecode_vis.parts.live.stream_roles import StreamSource
     from braindecode_vis.pipeline.predicting import RunPredictions
 
 
@@ -214,8 +212,7 @@ class DecodingRun:
         DataFrame
             Its ``attrs["verified"]`` says of chain, fit, choice, prediction, material and score how they were verified.
         """
-        from braindecode_vis.parts.audit.run import audit_run
-
+        audit_run = ask_part("audit_run")
         # What is audited must be finished.
         self.report()
         found = audit_run(self.folder, refit=refit).as_json()
@@ -244,9 +241,7 @@ class DecodingRun:
         ConfigError, DataError
             If the run decodes categories, or a subject has too few test images.
         """
-        from braindecode_vis.parts.studies.encode import encode
-
-        run = self._run
+        encode, run = ask_part("encode_responses"), self._run
         if settings is not None:
             asked = validate_component("analysis", {"kind": "encoding", **settings})
             run = replace(run, config=run.config.model_copy(update={"encode": asked}))
@@ -286,13 +281,13 @@ class DecodingRun:
         *others
             Runs or run folders.
         """
-        from braindecode_vis.parts.studies.compare import compare_runs
-
+        compare_runs = ask_part("compare_runs")
         folders = [run.folder if isinstance(run, DecodingRun) else Path(run) for run in others]
         # Comparisons read files; runs that are only open in memory have theirs written now.
         for run in (self, *(other for other in others if isinstance(other, DecodingRun))):
             scoring.evaluate(run._run)
-        return compare_runs([self.folder, *folders])
+        table: pd.DataFrame = compare_runs([self.folder, *folders])
+        return table
 
     def to_xarray(self, what: str = "predictions", *, fold: int | None = None) -> xr.Dataset:
         """Return responses, predictions or scores as a data set of xarray.
@@ -463,11 +458,11 @@ class DecodingRun:
 
     def live(
         self,
-        stream: StreamSource | str,
+        stream: Any,
         *,
         source: str = "lsl",
         source_options: Mapping[str, Any] | None = None,
-        listeners: Sequence[LiveListener] = (),
+        listeners: Sequence[Any] = (),
         duration: float | None = None,
         decisions: int | None = None,
         **options: Any,
@@ -477,8 +472,8 @@ class DecodingRun:
         Parameters
         ----------
         stream
-            A source with `connect`, `read` and `close`, or the name of a stream of the kind `source`: ``lsl``,
-            ``fieldtrip``, ``replay`` or ``phantom``.
+            A `braindecode_vis.parts.live.stream_roles.StreamSource` (`connect`, `read` and `close`), or the name of a
+            stream of the kind `source`: ``lsl``, ``fieldtrip``, ``replay`` or ``phantom``.
         source_options
             Of a source that is named, for example ``{"markers": "triggers"}``.
         listeners
@@ -500,12 +495,11 @@ class DecodingRun:
         ConfigError, DataError
             If the run is unfinished or there is no such stream, or it lacks channels or has another rate or unit.
         """
-        from braindecode_vis.parts.live.opening import open_session
-
-        return open_session(
+        summary: dict[str, Any] = ask_part("open_session")(
             self.folder, stream, source=source, source_options=source_options, listeners=listeners, duration=duration,
             decisions=decisions, **options,
         ).run()  # fmt: skip
+        return summary
 
     def _require_images(self, name: str, instead: str) -> None:
         if self.decodes_categories:
@@ -551,7 +545,7 @@ def decode(
     name: str | None = None,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
     verify: bool = False,
 ) -> DecodingRun:
     """Fit and test a decoder with one of the honest splits, and return the run.
@@ -658,8 +652,6 @@ def decode(
         )
     with give_consent(code=find_code(content)):  # the person wrote it, for this call
         config = validate_config(content, where="decode").take_addresses()
-    from braindecode_vis.parts.studies.analyze import analyze_in_run
-
     # Before the data are written, which would overwrite those of the other run.
     _refuse_another_run(folder, config, data)
     run = open_run_folder(config, folder, listener)
@@ -667,7 +659,8 @@ def decode(
         if out is not None:  # another process may have been waited for, which left a run of other data
             _refuse_another_run(folder, config, data)
         data.write_for_run(folder / "data")
-        analyze_in_run(run)
+        if config.run_analyses:
+            ask_part("analyze_in_run")(run)
         reporting.run_all(run)
     decoded = DecodingRun(run)
     if out is None:

@@ -24,7 +24,8 @@ from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError, check_option, require
 from braindecode_vis.pipeline.decoding import retrieve
 from braindecode_vis.pipeline.finished_run import FinishedRun, open_finished
-from braindecode_vis.pipeline.learning import pick_test_trials, preprocess
+from braindecode_vis.pipeline.learning import pick_test_trials
+from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.pipeline.runs import Run, read_scores
 from braindecode_vis.preprocessing.epochs import export_epochs
 from braindecode_vis.preprocessing.voxel_geometry import inverse_transform

@@ -12,17 +12,10 @@ from braindecode_vis.api.exports import check_fold, check_request, describe_data
 from braindecode_vis.api.model_export import CHECKED_TRIALS, FEWEST_CHECKED, CardFacts, export_decoder
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.generation.captions_config import read_decoders
-from braindecode_vis.pipeline.learning import (
-    embed,
-    name_fold,
-    needs_predictions,
-    pick_test_trials,
-    predict_out_of_fold,
-    preprocess,
-    train,
-)
+from braindecode_vis.generation.captions import read_decoders
+from braindecode_vis.pipeline.learning import needs_predictions, pick_test_trials, predict_out_of_fold, train
 from braindecode_vis.pipeline.predicting import find_fits
+from braindecode_vis.pipeline.preparing import embed, name_fold, preprocess
 from braindecode_vis.pipeline.runs import Run
 
 

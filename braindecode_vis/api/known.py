@@ -6,7 +6,7 @@ import pandas as pd
 
 from braindecode_vis.base.checks import check_option
 from braindecode_vis.base.consent import give_consent
-from braindecode_vis.base.registry import INSIDE, find_component, list_kinds
+from braindecode_vis.base.registry import ROLES, find_component, list_kinds
 from braindecode_vis.config import find_config, list_shipped, read_header
 from braindecode_vis.config.explain import explain, explain_class
 
@@ -62,7 +62,7 @@ def describe(role: str, kind: str | None = None) -> pd.DataFrame:
     >>> describe("config", "things_eeg2_nice_vitl")["part"].unique().tolist()
     ['about', 'source', 'as published', 'same as published', 'departs']
     """
-    check_option("the role", role, [*INSIDE, "config"])
+    check_option("the role", role, [*ROLES, "config"])
     if role == "config":
         if kind is None:
             return list_configs().rename(columns={"name": "kind"})[["kind", "about"]]

@@ -56,7 +56,7 @@ class Data:
     def _read(self) -> tuple[Responses, StimulusSet]:
         if self._held is not None:
             return self._held.responses, self._held.stimuli
-        from braindecode_vis.pipeline.learning import read_dataset, write_dataset
+        from braindecode_vis.pipeline.preparing import read_dataset, write_dataset
         from braindecode_vis.pipeline.runs import SilentListener
 
         # What is read are memory maps, so the folder stays for as long as this object does.

@@ -20,6 +20,7 @@ from braindecode_vis.base.checks import DataError, check_columns, check_finite
 Modality = Literal["eeg", "meg", "fmri"]
 TRIAL_COLUMNS = ("subject", "session", "run", "stimulus_id", "repetition", "split")
 EVENT_COLUMNS = ("onset", "stimulus_id")
+BLOCK_BYTES = 64 << 20  # of trials that are looked at together
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,17 @@ def read_rows(data: np.ndarray, rows: np.ndarray) -> np.ndarray:
                 target = target[n:]
             first = end
     return out
+
+
+def iterate_blocks(data: Any, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield row numbers and trials in bounded memory; rows are read in ascending order."""
+    trial_bytes = 8 * max(1, int(np.prod(data.shape[1:])))
+    size = max(1, BLOCK_BYTES // trial_bytes)
+    # Ascending, as a memory map is read fastest.
+    rows = np.sort(rows)
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        yield chunk, np.asarray(data[chunk])
 
 
 class MappedRows:
@@ -374,6 +386,11 @@ class Responses:
     def as_matrix(self) -> np.ndarray:
         """Return the data as a float32 matrix of shape (n_trials, n_features)."""
         return np.ascontiguousarray(self.data, dtype=np.float32).reshape(len(self.data), -1)
+
+
+def count_own_voxels(responses: Responses) -> dict[str, int]:
+    """Return how many features belong to each subject where rows are padded; empty where features are common to all."""
+    return {str(s): int(n) for s, n in dict(responses.coords.get("n_voxels_of", {})).items()}
 
 
 def _describe_trials(trials: pd.DataFrame) -> Sequence[str]:

@@ -556,7 +556,7 @@ class WholeSettings(Protocol):
         ...
 
     def list_parts(self, stimuli: StimulusSet) -> Any:
-        """Image encoder: return what tokens or features mean (`embeddings.attributes.TargetParts`), or None."""
+        """Image encoder: return what tokens or features mean (`embeddings.attribute_table.TargetParts`), or None."""
         ...
 
     def check_low_level(self, n_values: int) -> None:

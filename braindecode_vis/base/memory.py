@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from braindecode_vis.base.checks import DataError, Notice
+from braindecode_vis.base.parts import find_parts
 
 #: Above this share of what is free a step is announced as tight.
 TIGHT = 0.8
@@ -237,11 +238,10 @@ def check_libraries(*, computes: bool) -> None:
 
 # --- after a failure --------------------------------------------------------------------------------------
 
-#: What to reduce where memory ran out, by the first part of a module's name; the longest that fits is taken.
+#: What to reduce where memory ran out, by the beginning of a module's name; the longest that fits is taken. Parts bring
+#: their own.
 _REDUCE = {
     "": "the number of subjects (--subject), trials or images",
-    "parts.phantom": "--size, --subjects, --sessions or --concepts",
-    "parts.studies.demo": "--size, --subjects, --sessions or --concepts",
     "datasets": "dataset.subjects, the time window, channels or regions, or set dataset.dtype=float16",
     "preprocessing": "dataset.subjects, the time window, channels or regions, or set dataset.dtype=float16",
     "embeddings": "target.batch_size or the size of its images",
@@ -252,9 +252,6 @@ _REDUCE = {
     "generation": "generator.batch_size, reconstruction.n_draws or the size of the images",
     "pipeline.reconstruction": "reconstruction.n_draws, the number of test images or their size",
     "scoring": "evaluation.n_bootstrap, evaluation.n_permutations or reconstruction.n_draws",
-    "parts.analyses": "the number of trials, or of times (the analysis' own settings)",
-    "parts.studies.score_outputs": "the number of predictions or targets, or score groups one by one",
-    "parts.live": "the batch of trials",
 }  # fmt: skip
 _NO_THREAD = ("can't start new thread", "launch worker thread", "thread constructor failed", "pthread_create")
 _NO_MAPPING = (
@@ -303,7 +300,13 @@ def describe_out_of_memory(error: BaseException, *, resumes: bool = True) -> str
     module = _find_module(error.__traceback__)
     limit = find_memory()  # before the frames are let go: this is what the step was left with
     traceback.clear_frames(error.__traceback__)
-    reduce = _REDUCE[max((key for key in _REDUCE if module.startswith(key)), key=len)]
+    known = {f"braindecode_vis.{key}".rstrip("."): text for key, text in _REDUCE.items()}
+    known |= {
+        f"{part.package}.{key}".rstrip("."): text
+        for part in find_parts()
+        for key, text in part.reduce.items()
+    }
+    reduce = known[max((key for key in known if module.startswith(key)), key=len, default="braindecode_vis")]
     gpu = "cuda" in lower or "hip out of memory" in lower
     bound = "" if limit is None or gpu else f"; {limit.describe()}"
     remedy = "" if limit is None or gpu else f", or {limit.remedy}"
@@ -319,24 +322,20 @@ def describe_out_of_memory(error: BaseException, *, resumes: bool = True) -> str
     asked = _find_asked(words)
     where = "the memory of the GPU" if gpu else "memory"
     more = f" ({asked} more were asked for)" if asked else ""
-    ran_out = f"{where} ran out in {module or 'the command'}{more}{bound}"
+    place = module.removeprefix("braindecode_vis.") or "the command"
+    ran_out = f"{where} ran out in {place}{more}{bound}"
     return f"{ran_out}; reduce {reduce}{remedy}{'; what is finished is kept' if resumes else ''}."
 
 
 def _find_module(trace: TracebackType | None) -> str:
-    """Return the innermost module of the package in a traceback, without the package's name."""
-    package, found = __name__.partition(".")[0], ""
+    """Return the innermost module of the package, or of a part from outside, in a traceback."""
+    packages, found = ("braindecode_vis", *(part.package for part in find_parts())), ""
     for frame, _ in traceback.walk_tb(trace):
         name = str(frame.f_globals.get("__name__", ""))
         # Where bytes are read and written, the step is the one that asked for it.
-        if name.startswith(f"{package}.") and name.split(".")[1] not in (
-            "cli",
-            "memory",
-            "store",
-            "arrays",
-            "checks",
-        ):
-            found = name.partition(".")[2]
+        below = name.startswith(("braindecode_vis.cli", "braindecode_vis.base."))
+        if name.startswith(tuple(f"{package}." for package in packages)) and not below:
+            found = name
     return found
 
 

@@ -1,30 +1,238 @@
-"""The parts that are there: folders of `braindecode_vis.parts` with a file ``register.py``."""
+"""The parts that are there: what each brings, and the sentence where one is missing.
 
+A part is an ability around the data flow: a folder of `braindecode_vis.parts` with a file ``register.py``, or an entry
+point of another package. Both hold one `Part`, which names its verbs, kinds, abilities and report section as text, so
+that looking for parts imports none of them. The core asks for what a part brings by name and knows no part.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import import_module, util
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from importlib import metadata
+
+#: Group of the entry points by which another package brings a part: ``name = "package.register:PART"``.
+GROUP = "braindecode_vis.parts"
+_NONE: Mapping[str, Any] = MappingProxyType({})
+#: Part of this package -> the verbs, kinds and abilities that it brings. Only for the sentence where the part is
+#: missing; a test compares it with what the parts register.
+SHIPPED: dict[str, str] = {
+    "analyses": "analyze encode analyze_in_run encode_responses attributes confusion encoding failures few_shot "
+    "frequency_bands growing_window hubness imagery integrated_gradients layer_time network_ablation occlusion "
+    "repetitions rois rsa sensor_regions sliding_window spatial_patterns time_generalization time_resolved_categories "
+    "window_reconstructions",
+    "audit": "audit audit_run",
+    "cluster": "plan status collect cancel send_sweep take_jobs",
+    "foundation": "corpus labram cbramod brainlm brain_jepa cortex_mae neurostorm eegpt bendr reve luna",
+    "live": "stream live open_session",
+    "phantom": "phantom",
+    "studies": "demo pretrain train-generator sweep compare board score compare_runs",
+}
 
 
-def find_parts() -> list[ModuleType]:
-    """Import the file ``register.py`` of every part that is there."""
-    spec = util.find_spec("braindecode_vis.parts")
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the command.
+
+    Parameters
+    ----------
+    call
+        ``module:function`` below the part.
+    examples
+        Lines of its help page, without the name of the command.
+    only_reads
+        Whether it loads no more than tables.
+    starts_anew
+        Whether it writes only at its end, so that a stopped call begins again.
+    """
+
+    call: str
+    examples: tuple[str, ...] = ()
+    only_reads: bool = False
+    starts_anew: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part brings. Every reference is ``module:name``, with the module below `package`.
+
+    Parameters
+    ----------
+    name
+        Of the part.
+    says
+        What it is for, in a few words.
+    package
+        The package that holds it: ``__package__`` of the file that registers it.
+    verbs
+        Verb of the command to how it is called, in the order of the help.
+    kinds
+        Role (``analysis``, ``network``, ...) to kind to its settings class.
+    abilities
+        What the core or another part may ask for with `ask_part`, by name.
+    page
+        Function of a run that returns a `braindecode_vis.report.page.Addition` to its report.
+    reduce
+        Module below `package` to what a person can reduce where memory ran out in it; ``""`` is the whole part.
+    distribution
+        The installed package of a part from outside; None for a part of this package.
+    """
+
+    name: str
+    says: str
+    package: str
+    verbs: Mapping[str, Verb] = field(default_factory=lambda: _NONE)
+    kinds: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: _NONE)
+    abilities: Mapping[str, str] = field(default_factory=lambda: _NONE)
+    page: str = ""
+    reduce: Mapping[str, str] = field(default_factory=lambda: _NONE)
+    distribution: metadata.Distribution | None = None
+
+    def load(self, reference: str) -> Any:
+        """Import what a reference names.
+
+        Raises
+        ------
+        ConfigError
+            If its module needs another part, which is missing.
+        """
+        module, _, name = reference.partition(":")
+        try:
+            return getattr(import_module(f"{self.package}.{module}"), name)
+        except ModuleNotFoundError as error:
+            if not (missing := describe_missing_module(error.name or "")):
+                raise
+            from braindecode_vis.base.checks import ConfigError  # which loads numpy
+
+            raise ConfigError(f"{missing}.") from error
+
+
+def find_parts() -> tuple[Part, ...]:
+    """Return the parts that are there: those of this package by name, then those of other packages."""
+    return _look_for_parts()[0]
+
+
+def list_broken_parts() -> tuple[str, ...]:
+    """Return a sentence for each part of another package that cannot be used."""
+    return _look_for_parts()[1]
+
+
+@cache
+def _look_for_parts() -> tuple[tuple[Part, ...], tuple[str, ...]]:
+    spec = util.find_spec(GROUP)
     folders = [] if spec is None else spec.submodule_search_locations or []
-    found = sorted(path.parent.name for folder in folders for path in Path(folder).glob("*/register.py"))
-    return [import_module(f"braindecode_vis.parts.{name}.register") for name in found]
+    names = sorted(path.parent.name for folder in folders for path in Path(folder).glob("*/register.py"))
+    parts: list[Part] = [import_module(f"{GROUP}.{name}.register").PART for name in names]
+    broken: list[str] = []
+    for entry in _find_entries():
+        if is_beside_the_caller(entry):
+            continue
+        try:
+            part = entry.load()
+        except Exception as error:  # code of others
+            broken.append(
+                f"the part {entry.name} ({entry.value}) fails at import with {type(error).__name__}: {error}"
+            )
+            continue
+        clash = "" if not isinstance(part, Part) else _find_clash(part, parts)
+        if not isinstance(part, Part):
+            broken.append(f"the part {entry.name} ({entry.value}) is no braindecode_vis.base.parts.Part")
+        elif clash:
+            broken.append(
+                f"the part {entry.name} ({entry.value}) brings {clash}, which another part brings already"
+            )
+        else:
+            parts.append(replace(part, distribution=entry.dist))
+    return tuple(parts), tuple(broken)
 
 
-def find_hook(name: str, part: str) -> Any:
+def _find_entries() -> Iterator[metadata.EntryPoint]:
+    """Yield the entry points of parts; without any, nothing is imported, which every command would wait for."""
+    lists = (path for folder in sys.path for path in Path(folder).glob("*-info/entry_points.txt"))
+    if any(f"[{GROUP}]".encode() in path.read_bytes() for path in lists):
+        from importlib import metadata
+
+        yield from metadata.entry_points(group=GROUP)
+
+
+def _find_clash(part: Part, parts: list[Part]) -> str:
+    """Return the name of the part, or the first verb or ability, that other parts have too; empty if there is none."""
+    taken = {part.name for part in parts} | {n for other in parts for n in (*other.verbs, *other.abilities)}
+    return next((name for name in (part.name, *part.verbs, *part.abilities) if name in taken), "")
+
+
+class _Installed(Protocol):
+    """An entry point, or what names its package as one does."""
+
+    @property
+    def dist(self) -> metadata.Distribution | None: ...
+
+
+def is_beside_the_caller(entry: _Installed) -> bool:
+    """Say whether the metadata of a package lie in the current folder, which Python may have on its path.
+
+    A folder that was downloaded would else need no more than such metadata to have its code imported.
+    """
+    distribution = entry.dist
+    return distribution is not None and Path(str(distribution.locate_file(""))).resolve() == Path.cwd()
+
+
+def ask_part(ability: str) -> Any:
     """Return what a part brings under a name.
+
+    Parameters
+    ----------
+    ability
+        A key of `Part.abilities` of any part.
 
     Raises
     ------
     ConfigError
-        If the part is not installed.
+        If no part that is there brings it.
     """
     from braindecode_vis.base.checks import ConfigError  # which loads numpy
 
-    found = next((getattr(each, name) for each in find_parts() if hasattr(each, name)), None)
-    if found is None:
-        raise ConfigError(f"the part {part} of braindecode_vis is not installed, and this needs it.")
-    return found
+    part = next((part for part in find_parts() if ability in part.abilities), None)
+    if part is None:
+        raise ConfigError(f"{describe_missing(ability) or f'no part brings {ability}'}.")
+    return part.load(part.abilities[ability])
+
+
+def describe_missing(name: str) -> str:
+    """Return the clause that says which part of this package brings a verb, kind or ability, if that part is missing.
+
+    Parameters
+    ----------
+    name
+        As it was asked for.
+
+    Returns
+    -------
+    clause
+        Without a full stop; empty if no missing part brings it.
+    """
+    there = {part.name for part in find_parts() if part.distribution is None}
+    for part, names in SHIPPED.items():
+        if part not in there and name in names.split():
+            return f"{name!r} belongs to {GROUP}.{part}, which is not installed; reinstall braindecode_vis to get it"
+    return ""
+
+
+def describe_missing_module(module: str) -> str:
+    """Return the clause that says that a module of a missing part is needed; empty for any other module."""
+    part = module.removeprefix(f"{GROUP}.").partition(".")[0]
+    if (
+        not module.startswith(f"{GROUP}.")
+        or part not in SHIPPED
+        or part in {each.name for each in find_parts()}
+    ):
+        return ""
+    return f"this needs {GROUP}.{part}, which is not installed; reinstall braindecode_vis to get it"

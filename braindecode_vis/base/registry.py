@@ -1,9 +1,9 @@
 """Which settings class a `kind` stands for, by role, inside the package and outside it.
 
-Owns the tables of the components that ship with the package, the entry points by which other packages add theirs, and
+Owns the tables of the components of the core, the entry points by which other packages add theirs, and
 the annotation with which a field of settings takes any component of a role. The module of a component is imported when
 its kind is asked for, so that a mistyped name is answered before torch, mne and pandas are loaded. Knows no component
-and no method of a role: those are in `roles`.
+and no method of a role: those are in `roles`. What parts bring is asked of `parts`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from pydantic import GetCoreSchemaHandler, SerializationInfo, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from braindecode_vis.base.checks import ConfigError, check_option
 from braindecode_vis.base.consent import ConsentError, describe_refusal, find_code, give_consent, may_import
+from braindecode_vis.base.parts import describe_missing, find_parts, is_beside_the_caller
 from braindecode_vis.base.settings import (
     OUTSIDE,
     OutsideCode,
@@ -30,8 +32,8 @@ from braindecode_vis.base.settings import (
     describe_validation_error,
 )
 
-#: Role -> kind -> ``module:Class`` below the package, in the order in which kinds are listed.
-INSIDE: dict[str, dict[str, str]] = {
+#: Role -> kind of the core -> ``module:Class`` below the package, in the order in which kinds are listed.
+_CORE: dict[str, dict[str, str]] = {
     "dataset": {
         "alljoined1": "datasets.alljoined.alljoined1:Alljoined1Config",
         "alljoined16m": "datasets.alljoined.alljoined16m:Alljoined16mConfig",
@@ -84,7 +86,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "views": "embeddings.degradations:ViewsConfig",
         "imported": "embeddings.imported:ImportedConfig",
         "clip_text": "embeddings.text:ClipTextConfig",
-        "minilm": "embeddings.sentences:MinilmConfig",
+        "minilm": "embeddings.sentence_encoder:MinilmConfig",
         "conditional": "embeddings.conditional:ConditionalConfig",
         "concept_table": "embeddings.concept_table:ConceptTableConfig",
     },
@@ -112,16 +114,6 @@ INSIDE: dict[str, dict[str, str]] = {
         "shared_space": "encoders.mindeye_config:SharedSpaceConfig",
         "parcels": "encoders.parcels_config:ParcelsConfig",
         "latent_decoder": "encoders.latent_decoder_config:LatentDecoderConfig",
-        "labram": "parts.foundation.models.foundation_config:LabramConfig",
-        "cbramod": "parts.foundation.models.foundation_config:CBraModConfig",
-        "brainlm": "parts.foundation.models.foundation_fmri_config:BrainLMConfig",
-        "brain_jepa": "parts.foundation.models.foundation_fmri_config:BrainJepaConfig",
-        "cortex_mae": "parts.foundation.models.foundation_fmri_config:CortexMaeConfig",
-        "neurostorm": "parts.foundation.models.foundation_fmri_config:NeuroStormConfig",
-        "eegpt": "parts.foundation.models.foundation_config:EegptConfig",
-        "bendr": "parts.foundation.models.foundation_config:BendrConfig",
-        "reve": "parts.foundation.models.foundation_config:ReveConfig",
-        "luna": "parts.foundation.models.foundation_config:LunaConfig",
     },
     "objective": {
         "clip": "training.objectives.objectives_config:ClipObjectiveConfig",
@@ -177,38 +169,18 @@ INSIDE: dict[str, dict[str, str]] = {
         "versatile_diffusion": "generation.hub_config:VersatileDiffusionConfig",
         "unclip": "generation.hub_config:UnclipConfig",
         "kandinsky": "generation.hub_config:KandinskyConfig",
-        "token_unclip": "generation.hub_config:TokenUnclipConfig",
+        "token_unclip": "generation.token_unclip:TokenUnclipConfig",
     },
-    "analysis": {
-        "growing_window": "parts.analyses.windows:GrowingWindowConfig",
-        "sliding_window": "parts.analyses.windows:SlidingWindowConfig",
-        "window_reconstructions": "parts.analyses.window_images:WindowReconstructionsConfig",
-        "time_resolved_categories": "parts.analyses.window_categories:TimeResolvedCategoriesConfig",
-        "time_generalization": "parts.analyses.generalization:TimeGeneralizationConfig",
-        "frequency_bands": "parts.analyses.bands:FrequencyBandsConfig",
-        "sensor_regions": "parts.analyses.regions:SensorRegionsConfig",
-        "rois": "parts.analyses.regions:RoisConfig",
-        "network_ablation": "parts.analyses.regions:NetworkAblationConfig",
-        "layer_time": "parts.analyses.layer_time:LayerTimeConfig",
-        "spatial_patterns": "parts.analyses.patterns:SpatialPatternsConfig",
-        "occlusion": "parts.analyses.occlusion:OcclusionConfig",
-        "integrated_gradients": "parts.analyses.attribution:IntegratedGradientsConfig",
-        "confusion": "parts.analyses.confusion:ConfusionConfig",
-        "hubness": "parts.analyses.hubness:HubnessConfig",
-        "failures": "parts.analyses.failures:FailuresConfig",
-        "repetitions": "parts.analyses.repetitions:RepetitionsConfig",
-        "few_shot": "parts.analyses.few_shot:FewShotConfig",
-        "rsa": "parts.analyses.rsa:RsaConfig",
-        "imagery": "parts.analyses.imagery:ImageryConfig",
-        "encoding": "parts.analyses.encoding:EncodingConfig",
-        "attributes": "parts.analyses.attributes:AttributesConfig",
-    },
+    "analysis": {},  # the part `analyses` brings them
     # only those that are scored where a configuration names them; all others need no settings
     "metric": {
         "cosine_to_target": "scoring.metrics.metric_config:CosineToTargetConfig",
         "correlation_distance": "scoring.metrics.metric_config:CorrelationDistanceConfig",
     },
 }
+
+#: The roles of components.
+ROLES = tuple(_CORE)
 
 #: Role -> kind that is no more -> what to write instead.
 DROPPED: dict[str, dict[str, str]] = {
@@ -234,10 +206,21 @@ GROUPS: dict[str, str] = {
 }
 
 
+@cache
+def list_inside(role: str) -> Mapping[str, str]:
+    """Return the kinds of a role in this package and where their settings are: ``module:Class``, parts included."""
+    found = {kind: f"braindecode_vis.{reference}" for kind, reference in _CORE[role].items()}
+    for part in find_parts():
+        if part.distribution is None:
+            found |= {kind: f"{part.package}.{place}" for kind, place in part.kinds.get(role, {}).items()}
+    return MappingProxyType(found)
+
+
 def list_kinds(role: str) -> list[str]:
     """Return the known kinds of a role, first those of the package, then those of other installed packages."""
-    check_option("role", role, INSIDE)
-    return [*INSIDE[role], *(kind for kind in _read_entry_points()[role] if kind not in INSIDE[role])]
+    check_option("role", role, ROLES)
+    inside = list_inside(role)
+    return [*inside, *(kind for kind in _read_entry_points()[role] if kind not in inside)]
 
 
 def find_component(role: str, kind: str) -> type[Settings]:
@@ -246,7 +229,7 @@ def find_component(role: str, kind: str) -> type[Settings]:
     Parameters
     ----------
     role
-        A key of `INSIDE`.
+        One of `ROLES`.
     kind
         Name of a component of the package, of an entry point, or ``package.module:Class``.
 
@@ -261,14 +244,16 @@ def find_component(role: str, kind: str) -> type[Settings]:
         return _find_outside(role, kind)
     # Read for kinds inside too: a package that takes one of their names would else be ignored without a word.
     entries = _read_entry_points()[role].get(kind, [])
-    if kind in INSIDE[role]:
+    if kind in (inside := list_inside(role)):
         if entries:
             raise ConfigError(_describe_clash(kind, _describe_package(entries[0])))
-        module, _, name = INSIDE[role][kind].partition(":")
-        found: type[Settings] = getattr(importlib.import_module(f"braindecode_vis.{module}"), name)
+        module, _, name = inside[kind].partition(":")
+        found: type[Settings] = getattr(importlib.import_module(module), name)
         return found
     if not entries and kind in DROPPED.get(role, {}):
         raise ConfigError(f"{kind!r} is no {role} of its own any more; write {DROPPED[role][kind]}")
+    if not entries and (missing := describe_missing(kind)):
+        raise ConfigError(missing)
     if not entries:
         raise LookupError(kind)
     if len(entries) > 1:
@@ -285,7 +270,7 @@ def validate_component(role: str, content: Any, *, trusted: bool = False) -> Any
     Parameters
     ----------
     role
-        A key of `INSIDE`.
+        One of `ROLES`.
     content
         Plain values, or settings.
     trusted
@@ -312,7 +297,7 @@ class Component:
     Parameters
     ----------
     role
-        A key of `INSIDE`.
+        One of `ROLES`.
     only
         The kinds of the package that fit; None is all of them.
     outside
@@ -321,14 +306,19 @@ class Component:
 
     def __init__(self, role: str, *, only: Sequence[str] | None = None, outside: bool = True) -> None:
         self.role, self.outside = role, outside and role in GROUPS
-        self.kinds = tuple(INSIDE[role]) if only is None else tuple(only)
+        self._only = None if only is None else tuple(only)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of this package that fit."""
+        return tuple(list_inside(self.role)) if self._only is None else self._only
 
     def list_kinds(self) -> list[str]:
         """Return the kinds that fit."""
         return [kind for kind in list_kinds(self.role) if kind in self.kinds or self._is_outside(kind)]
 
     def _is_outside(self, kind: str) -> bool:
-        return self.outside and kind not in INSIDE[self.role]
+        return self.outside and kind not in list_inside(self.role)
 
     def find(self, content: Mapping[str, Any], key: str) -> type[Settings] | None:
         """Return the class of the package that plain values name, None where only `validate` can tell."""
@@ -336,7 +326,10 @@ class Component:
         if not isinstance(kind, str) or ":" in kind or kind in DROPPED.get(self.role, {}):
             return None
         if kind not in self.list_kinds():
-            raise ConfigError(describe_unknown_kind(kind, key, self.list_kinds()))
+            missing = describe_missing(kind)
+            raise ConfigError(
+                f"{key}: {missing}." if missing else describe_unknown_kind(kind, key, self.list_kinds())
+            )
         return find_component(self.role, kind) if kind in self.kinds else None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -490,34 +483,38 @@ def _make_unknown(kind: str, known: list[str]) -> PydanticCustomError:
     return PydanticCustomError("unknown_kind", "unknown kind {given}", {"given": kind, "known": known})
 
 
+class _Entry(NamedTuple):
+    """A component of another package, by an entry point of its own or by a part of that package."""
+
+    name: str
+    value: str
+    dist: metadata.Distribution | None
+
+
 @cache
-def _read_entry_points() -> dict[str, dict[str, list[metadata.EntryPoint]]]:
-    """Return the entry points of each role by name; one name may stand in several packages."""
+def _read_entry_points() -> dict[str, dict[str, list[_Entry]]]:
+    """Return the components of other packages by role and name; one name may stand in several packages."""
     there = metadata.entry_points()  # once for all roles: it opens the metadata of every installed package
-    found: dict[str, dict[str, list[metadata.EntryPoint]]] = {role: {} for role in INSIDE}
+    found: dict[str, dict[str, list[_Entry]]] = {role: {} for role in ROLES}
     for role, group in GROUPS.items():
         for entry in there.select(group=group):
-            found[role].setdefault(entry.name, []).append(entry)
+            found[role].setdefault(entry.name, []).append(_Entry(entry.name, entry.value, entry.dist))
+        for part in find_parts():
+            if part.distribution is not None:
+                for kind, place in part.kinds.get(role, {}).items():
+                    reference = f"{part.package}.{place}"
+                    found[role].setdefault(kind, []).append(_Entry(kind, reference, part.distribution))
     return found
 
 
-def _find_outside(role: str, reference: str, entry: metadata.EntryPoint | None = None) -> type[Settings]:
+def _find_outside(role: str, reference: str, entry: _Entry | None = None) -> type[Settings]:
     """Return a component from outside if this call may import it; what is installed was allowed by installing it."""
     # What a stage has stored of a component names its class, and not its entry point.
     same = [e for listed in _read_entry_points()[role].values() for e in listed if e.value == reference]
-    installed = any(not _is_beside_the_caller(e) for e in ([entry] if entry else same))
+    installed = any(not is_beside_the_caller(e) for e in ([entry] if entry else same))
     if not installed and not may_import(reference.partition(":")[0]):
         raise ConsentError(f"it {describe_refusal([reference])}")
     return _load_outside(role, reference, entry)
-
-
-def _is_beside_the_caller(entry: metadata.EntryPoint) -> bool:
-    """Say whether the metadata of a package lie in the current folder, which Python may have on its path.
-
-    A folder that was downloaded would else need no more than such metadata to have its code imported.
-    """
-    distribution = entry.dist
-    return distribution is not None and Path(str(distribution.locate_file(""))).resolve() == Path.cwd()
 
 
 def import_reference(reference: str, whose: str) -> tuple[Any, Any]:
@@ -562,7 +559,7 @@ def import_reference(reference: str, whose: str) -> tuple[Any, Any]:
 
 
 @cache
-def _load_outside(role: str, reference: str, entry: metadata.EntryPoint | None = None) -> type[Settings]:
+def _load_outside(role: str, reference: str, entry: _Entry | None = None) -> type[Settings]:
     """Import a component from outside and note where its code comes from."""
     if role not in GROUPS:
         raise ConfigError(f"the role {role} takes no components from outside the package")
@@ -574,7 +571,7 @@ def _load_outside(role: str, reference: str, entry: metadata.EntryPoint | None =
     kind = None if field is None else field.default
     if not isinstance(kind, str):
         raise ConfigError(f"{whose} has no kind; declare kind: Literal[NAME] = NAME in it")
-    if kind in INSIDE[role]:
+    if kind in list_inside(role):
         raise ConfigError(_describe_clash(kind, whose))
     if entry is not None and kind != entry.name:
         raise ConfigError(f"{whose} leads to settings of the kind {kind!r}; the two names must be one")
@@ -592,7 +589,7 @@ def _describe_clash(kind: str, whose: str) -> str:
     return f"{whose} has the name of a component of braindecode_vis, {kind!r}; rename it or uninstall its package"
 
 
-def _describe_package(entry: metadata.EntryPoint) -> str:
+def _describe_package(entry: _Entry) -> str:
     return " ".join(part for part in _read_distribution(entry.dist) if part) or "a package without metadata"
 
 

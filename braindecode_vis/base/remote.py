@@ -45,7 +45,7 @@ import xxhash
 
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError, require
 from braindecode_vis.base.consent import ConsentError, may_download
-from braindecode_vis.base.leases import lock_file
+from braindecode_vis.base.locks import lock_file
 from braindecode_vis.base.memory import describe_bytes
 
 SCHEMES = ("s3", "https", "http")

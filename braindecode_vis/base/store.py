@@ -15,11 +15,9 @@ import json
 import os
 import platform
 import re
-import shlex
 import shutil
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,7 +33,7 @@ from braindecode_vis import __version__
 from braindecode_vis.base import digests
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.leases import LEASE, hold_lease, is_alive, is_leased
+from braindecode_vis.base.locks import LEASE, describe_command, hold_lease, is_alive, is_leased
 from braindecode_vis.base.memory import profile_step
 from braindecode_vis.base.remote import revive
 from braindecode_vis.base.stimuli import StimulusSet
@@ -150,7 +148,7 @@ class RunFolder:
     ) -> Artifact:
         """Reuse the artifact of this fingerprint, or compute it into a temporary folder and rename it.
 
-        Of several processes that ask for it at once, one computes it; see `leases`.
+        Of several processes that ask for it at once, one computes it; see `locks`.
 
         Parameters
         ----------
@@ -171,7 +169,7 @@ class RunFolder:
         ------
         DataError
             If it cannot be computed or written.
-        leases.BeingMade
+        locks.BeingMade
             If another process computes it and `waits` is false.
         """
         fingerprint = compute_fingerprint(stage, version, fields, upstream)
@@ -758,12 +756,6 @@ def collect_provenance() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "command": describe_command(),
     }
-
-
-def describe_command() -> str:
-    """Return the command line of this process as a reader would type it."""
-    name = Path(sys.argv[0]).name
-    return shlex.join(["braindecode-vis" if name in ("__main__.py", "-c") else name, *sys.argv[1:]])
 
 
 @cache

@@ -1,7 +1,7 @@
-"""The command ``braindecode-vis``: one verb per stage of the pipeline, and verbs about data and studies.
+"""The command ``braindecode-vis``: one verb per stage of the pipeline, verbs about data, and the verbs of the parts.
 
 Owns arguments, tables, progress bars and the way errors are told. Computes nothing; everything heavy is imported
-inside the verb that needs it, so that ``--help`` answers at once.
+inside the verb that needs it, so that ``--help`` answers at once. Which verbs a part brings stands in its register.
 """
 
 from __future__ import annotations
@@ -11,17 +11,38 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from braindecode_vis import __version__
-from braindecode_vis.base.parts import find_parts
-from braindecode_vis.cli import data, discover, encode, export, predict, stages, weights
+from braindecode_vis.base.parts import (
+    Part,
+    describe_missing,
+    describe_missing_module,
+    find_parts,
+    list_broken_parts,
+)
+from braindecode_vis.cli import data, discover, export, predict, stages, weights
 from braindecode_vis.cli.failures import StopSignals, announce_notices, describe_failure, stop_cleanly
+
+
+class _Verbs(TyperGroup):
+    """The verbs; one that belongs to a missing part is named with that part."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the verb of the first argument."""
+        if args and args[0] not in self.commands and (missing := describe_missing(args[0])):
+            from braindecode_vis.base.checks import ConfigError
+
+            raise ConfigError(f"{missing}.")
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="braindecode-vis",
+    cls=_Verbs,
     help="Decode seen images from EEG, MEG and fMRI: brain encoders, retrieval, reconstruction, honest reports.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -74,45 +95,48 @@ _VERBS: dict[str, Callable[..., None]] = {
     "new": data.new,
     **stages.VERBS,
     "predict": predict.predict,
-    "encode": encode.encode,
     "export": export.export,
     "banks": data.banks,
     "weights": weights.weights,
-    "phantom": data.phantom,
-    "demo": data.demo,
 }
 #: These can be sent as jobs; sweep sends its runs.
 _SENT = ("run", "embed", "train", "reconstruct", "predict", "pretrain", "train-generator", "analyze")
+#: Parts of other packages whose verbs cannot be used, one sentence each.
+_BROKEN = list(list_broken_parts())
+
+
+def _add_verbs(part: Part) -> None:
+    for name, verb in part.verbs.items():
+        if part.distribution is None:
+            _VERBS[name] = part.load(verb.call)
+            continue
+        try:  # code of others, which must not end every command
+            if name in _VERBS:
+                raise ValueError("braindecode_vis has a verb of that name")
+            _VERBS[name] = part.load(verb.call)
+        except Exception as error:
+            _BROKEN.append(f"the verb {name} of the part {part.name} cannot be used: {error}")
+
+
 for _part in find_parts():
-    _VERBS |= getattr(_part, "VERBS", {})
+    _add_verbs(_part)
 for _part in find_parts():
-    if wrap := getattr(_part, "WRAP", None):
-        _VERBS |= {name: wrap(name, _VERBS[name]) for name in _SENT if name in _VERBS}
+    if "take_jobs" in _part.abilities:
+        _take_jobs = _part.load(_part.abilities["take_jobs"])
+        _VERBS |= {name: _take_jobs(name, _VERBS[name]) for name in _SENT if name in _VERBS}
+_OF_PARTS = {name: verb for part in find_parts() for name, verb in part.verbs.items() if name in _VERBS}
 #: Of these, none loads more than tables.
 _READING_VERBS = frozenset(
-    {"datasets", "configs", "describe", "fetch", "new", "banks", "weights", "status", "cancel"}
+    {
+        *("datasets", "configs", "describe", "fetch", "new", "banks", "weights"),
+        *(name for name, verb in _OF_PARTS.items() if verb.only_reads),
+    }
 )
 #: These write at their end, if at all; the others go on from what they have finished when they are given again.
 _STARTING_ANEW = frozenset(
     {
-        "datasets",
-        "configs",
-        "describe",
-        "check",
-        "new",
-        "predict",
-        "score",
-        "compare",
-        "board",
-        "audit",
-        "export",
-        "banks",
-        "plan",
-        "status",
-        "collect",
-        "cancel",
-        "stream",
-        "live",
+        *("datasets", "configs", "describe", "check", "new", "predict", "export", "banks"),
+        *(name for name, verb in _OF_PARTS.items() if verb.starts_anew),
     }
 )
 #: What a help page ends with; without the name of the command.
@@ -151,53 +175,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "run things_eeg2_ridge --root /data/things-eeg2 --subject 8 --set seed=1 --out runs/sub-08",
     ),
     "predict": ("predict runs/sub-08 --on new_recording --out predicted",),
-    "score": ("score predicted.npy --targets true.npy", "score decoded_images --targets seen_images --kind images"),
-    "corpus": (
-        "corpus rest --add /data/hcp --add /data/ds002 --set interval_s=1", "corpus rest --add /data/ds003 --dry-run",
-        "corpus rest", "corpus rest --check", "corpus caps --add /data/eeg --set channels.kind=meeg",
-    ),
-    "pretrain": (
-        "pretrain bold5000_wave_vith --root /data/bold5000 --out runs/wave",
-        "pretrain --corpus corpora/rest --out encoders/rest --set n_epochs=50 --set encoder.patch_times=8",
-    ),
-    "train-generator": ("train-generator --out generator",),
-    "analyze": ("analyze --list", "analyze runs/sub-08 --analysis growing_window --analysis sensor_regions"),
-    "encode": (
-        "encode runs/sub-01", "encode nsd_ridge --root /data/nsd --subject 1 --set encode.model.combine=banded",
-        "encode runs/sub-01 --synthesise pictures --to synthetic_responses",
-    ),
-    "sweep": (
-        "sweep synthetic_digits --over seed=0..2 --out runs/seeds",
-        "sweep synthetic_digits --over seed=0..199 --out runs/seeds --cluster slurm --cluster-set memory=4 --no-wait",
-    ),
-    "plan": (
-        "plan things_eeg2_ridge", "plan runs/sub-08",
-        "plan things_eeg2_atm_vith --root /data/things-eeg2 --over dataset.subjects=[1],[2] --over seed=0..4",
-    ),
-    "status": ("status runs/seeds",),
-    "collect": ("collect runs/seeds",),
-    "cancel": ("cancel runs/seeds",),
-    "compare": ("compare runs/ridge runs/atm",),
-    "board": ("board runs", "board runs/seeds --reference runs/seeds/seed-0 --out seeds.html"),
-    "audit": ("audit runs/sub-08", "audit runs/sub-08 --refit"),
     "export": ("export runs/sub-08 --what scores --to csv --out scores.csv",),
     "banks": ("banks",),
     "weights": ("weights list", "weights list sdxl_turbo", "weights fetch sdxl_turbo ip_adapter --to /data/weights",
         "weights convert unclip6_epoch0_step110000.ckpt --to /data/weights/unclip"),
-    "phantom": (
-        "phantom things-eeg2 --out phantom_eeg", "phantom nsd --size demo --snr 0.05 --out phantom_fmri --dry-run",
-    ),
-    "stream": (
-        "stream phantom --run demo_run", "stream sub-01_task-images_eeg.vhdr --name lab --speed 2",
-        "stream phantom --run demo_run --drop 0.01 --jitter 5 --pause 5@60",
-    ),
-    "live": (
-        "live demo_run --stream phantom", "live demo_run --stream lab --events codes.tsv --record recorded",
-        "live demo_run --stream lab --every 0.5 --no-page --jsonl decisions.jsonl",
-    ),
-    "demo": ("demo", "demo --size tiny --out quick"),
+    **{name: verb.examples for name, verb in _OF_PARTS.items()},
 }  # fmt: skip
-for _name, _verb in ((name, _VERBS[name]) for name in EXAMPLES if name in _VERBS):
+for _name, _verb in _VERBS.items():
     _lines = "\n".join(f"  braindecode-vis {line}" for line in EXAMPLES[_name])
     # The first character keeps the lines of a paragraph apart.
     app.command(_name, epilog=f"\b\nExamples:\n{_lines}")(_verb)
@@ -218,6 +202,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     resumes = not _STARTING_ANEW & set(sys.argv[1:2])
     announce_notices()
+    for sentence in _BROKEN:
+        sys.stderr.write(f"warning: {sentence}\n")
     # A process that waits for the others of its training hears no signal that Python handles: those end at once.
     with stop_cleanly() if not shared else nullcontext(StopSignals()) as stops:
         try:
@@ -236,6 +222,11 @@ def main() -> None:
             if debug:
                 raise
             _fail(str(error), shared)
+        except ModuleNotFoundError as error:
+            missing = describe_missing_module(error.name or "")
+            if debug or not missing:
+                raise
+            _fail(f"{missing}.", shared)
         except Exception as error:
             if debug:
                 raise

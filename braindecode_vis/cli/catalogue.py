@@ -13,7 +13,7 @@ from braindecode_vis.datasets.manifests import CheckFinding, Manifest, read_mani
 if TYPE_CHECKING:
     from braindecode_vis.config import RunConfig
     from braindecode_vis.datasets.fetching import Plan
-    from braindecode_vis.pipeline.runs import Listener
+    from braindecode_vis.pipeline.runs import ProgressListener
 
 
 def list_datasets(root: Path | None = None) -> Iterator[tuple[Manifest, str]]:
@@ -64,7 +64,7 @@ def _lies_there(path: Path) -> bool:
     return path.is_file() or path.with_name(f"{path.name}.gz").is_file()
 
 
-def fetch_dataset(plan: Plan, *, jobs: int, listener: Listener) -> list[CheckFinding]:
+def fetch_dataset(plan: Plan, *, jobs: int, listener: ProgressListener) -> list[CheckFinding]:
     """Download what is missing of a data set; every file that could not be fetched is an error at the end.
 
     Parameters
@@ -98,7 +98,9 @@ def fetch_dataset(plan: Plan, *, jobs: int, listener: Listener) -> list[CheckFin
     return findings
 
 
-def check(config: RunConfig, *, full: bool = False, listener: Listener | None = None) -> list[CheckFinding]:
+def check(
+    config: RunConfig, *, full: bool = False, listener: ProgressListener | None = None
+) -> list[CheckFinding]:
     """Verify the files of a data set and recompute the facts that its manifest declares.
 
     Parameters

@@ -293,10 +293,10 @@ def print_explanation(found: Explanation) -> None:
 
 
 def _complete_kinds(incomplete: str) -> list[str]:
-    from braindecode_vis.base.registry import INSIDE
+    from braindecode_vis.base.registry import ROLES, list_inside
 
-    kinds = [f"{role}.{kind}" for role, known in INSIDE.items() for kind in known]
-    return complete(("run", *INSIDE, *kinds), incomplete)
+    kinds = [f"{role}.{kind}" for role in ROLES for kind in list_inside(role)]
+    return complete(("run", *ROLES, *kinds), incomplete)
 
 
 def print_table(columns: Sequence[str | None], rows: Iterable[Sequence[str | None]]) -> None:

@@ -128,7 +128,7 @@ def plan_images(
     from braindecode_vis.config import check_files, read_config
     from braindecode_vis.embeddings.image_bank import plan_bank
     from braindecode_vis.embeddings.image_sources import open_images
-    from braindecode_vis.parts.studies.embed_images import open_encoder
+    from braindecode_vis.pipeline.embed_images import open_encoder
 
     kept: Any = dtype or "float16"
     check_option("--dtype", kept, ("float16", "float32"))
@@ -160,7 +160,7 @@ def _embed_images(
     as_json: bool,
 ) -> None:
     """Embed what is missing of a bank, in this process or several, or a share of it, and say what is there."""
-    from braindecode_vis.parts.studies.embed_images import embed_images, embed_in_processes
+    from braindecode_vis.pipeline.embed_images import embed_images, embed_in_processes
 
     console, listener = make_console(stderr=False), ConsoleListener()
     with listener.progress("embedding images", plan.n_images) as advance:

@@ -39,9 +39,9 @@ def _complete_files(folder: str, incomplete: str) -> list[str]:
 
 def complete_analyses(incomplete: str) -> list[str]:
     """Return the kinds of analyses that begin so."""
-    from braindecode_vis.base.registry import INSIDE
+    from braindecode_vis.base.registry import list_inside
 
-    return complete(INSIDE["analysis"], incomplete)
+    return complete(list_inside("analysis"), incomplete)
 
 
 def complete_weights(incomplete: str) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from braindecode_vis.base.parts import find_hook
+from braindecode_vis.base.parts import ask_part
 from braindecode_vis.cli.embed import embed_command
 from braindecode_vis.cli.show import (
     AllowDownload,
@@ -177,8 +177,8 @@ def run_command(
     from braindecode_vis.config import check_files
 
     def analyze(run: Run) -> None:
-        if run.config.analyses:
-            find_hook("ANALYZE", "studies")(run)
+        if run.config.run_analyses:
+            ask_part("analyze_in_run")(run)
 
     run = open_source(source, root, out, overrides, subjects)
     check_files(run.config)

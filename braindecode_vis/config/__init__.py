@@ -1,13 +1,13 @@
 """The configuration of a run: which component plays each role, with which settings.
 
 `models` says what a configuration holds and what goes together; `source` reads YAML, applies dotted overrides and
-validates; `files` looks whether named files are there; `header` reads what the comment on top says. Components are
-found by `braindecode_vis.base.registry`.
+validates; `missing_files` looks whether named files are there; `header` reads what the comment on top says.
+Components are found by `braindecode_vis.base.registry`.
 """
 
 from braindecode_vis.base.registry import list_kinds
-from braindecode_vis.config.files import check_files
 from braindecode_vis.config.header import ConfigHeader, read_header
+from braindecode_vis.config.missing_files import check_files
 from braindecode_vis.config.models import (
     EvaluationConfig,
     RepeatsConfig,

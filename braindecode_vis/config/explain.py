@@ -20,7 +20,8 @@ from pydantic.fields import FieldInfo
 
 import braindecode_vis
 from braindecode_vis.base.checks import ConfigError, suggest
-from braindecode_vis.base.registry import INSIDE, Component, find_component, find_nested, list_kinds
+from braindecode_vis.base.parts import describe_missing
+from braindecode_vis.base.registry import Component, find_component, find_nested, list_inside, list_kinds
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.config.models import RunConfig
 
@@ -145,7 +146,7 @@ def _describe_component(field: Component) -> str:
     link = re.sub(r"[^a-z -]", "", ROLES[field.role].lower().replace(".", "")).replace(" ", "-")
     chosen = (
         ""
-        if field.kinds == tuple(INSIDE[field.role])
+        if field.kinds == tuple(list_inside(field.role))
         else f": {', '.join(f'`{kind}`' for kind in field.kinds)}"
     )
     return f"[{field.role}](#{link}){chosen}"
@@ -188,7 +189,7 @@ def find_classes(
     *more
         Further classes whose settings are looked through.
     """
-    roles = {role: {kind: find_component(role, kind) for kind in INSIDE[role]} for role in ROLES}
+    roles = {role: {kind: find_component(role, kind) for kind in list_inside(role)} for role in ROLES}
     waiting: list[type[Settings]] = [
         RunConfig,
         *(c for kinds in roles.values() for c in kinds.values()),
@@ -273,13 +274,15 @@ def explain(name: str, *, besides: Sequence[str] = ()) -> list[Explanation]:
         ]
     role, _, kind = name.rpartition(".")
     found = [explain_class(f"{r}.{kind}", find_component(r, kind))
-             for r in ROLES if role in ("", r) and kind in INSIDE[r]]  # fmt: skip
+             for r in ROLES if role in ("", r) and kind in list_inside(r)]  # fmt: skip
     if found:
         return found
     others = {cls.__name__: cls for cls in find_classes()[1]}
     if name in others:
         return [explain_class(name, others[name])]
-    known = [*besides, *ROLES, *(kind for role in ROLES for kind in INSIDE[role]), *others]
+    known = [*besides, *ROLES, *(kind for role in ROLES for kind in list_inside(role)), *others]
+    if missing := describe_missing(kind):
+        raise ConfigError(f"{missing}.")
     near = suggest(kind, known)
     raise ConfigError(
         f"nothing is called {name!r}{near}; braindecode-vis configs lists configurations, and braindecode-vis describe "

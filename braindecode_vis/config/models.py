@@ -6,18 +6,19 @@ Components are found by `braindecode_vis.base.registry`; a new one is one file a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError, suggest
+from braindecode_vis.base.parts import describe_missing
 from braindecode_vis.base.registry import (
-    INSIDE,
     Component,
     LayerConfig,
     find_component,
+    list_inside,
     list_kinds,
     validate_component,
 )
@@ -34,7 +35,7 @@ from braindecode_vis.base.roles import (
 from braindecode_vis.base.settings import OUTSIDE, Settings
 from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.embeddings.compositions import CompositionConfig
-from braindecode_vis.embeddings.descriptions import DescriptionsConfig
+from braindecode_vis.embeddings.image_descriptions import DescriptionsConfig
 from braindecode_vis.embeddings.text import ConceptTextConfig
 from braindecode_vis.encoders.encoding_model import EncodingModelConfig
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
@@ -511,7 +512,7 @@ class RunConfig(Settings):
         task = "categories" if self.decodes_categories else "images"
         if task not in self.split.decodes:
             # Of the package alone: asking others would import their code for the sake of a message.
-            decoders = [kind for kind in INSIDE["encoder"] if _names_classes(kind)]
+            decoders = [kind for kind in list_inside("encoder") if _names_classes(kind)]
             raise ValueError(
                 f"the encoder {self.encoder.kind!r} and the split {self.split.kind!r} do not go together: the encoder "
                 f"decodes {task}, and the split is for {' and '.join(self.split.decodes)}; categories are decoded by "
@@ -741,3 +742,23 @@ def list_analyses() -> list[str]:
 def make_analysis(kind: str) -> Any:
     """Return the configuration of one kind of analysis with its defaults."""
     return validate_component("analysis", {"kind": kind})
+
+
+def choose_analyses(config: RunConfig, kinds: Sequence[str] = ()) -> list[Any]:
+    """Return the settings of the analyses that are asked for; parameters and errors are those of `analyze`."""
+    known = list_analyses()
+    for kind in kinds:
+        if kind not in known:
+            if missing := describe_missing(kind):
+                raise ConfigError(f"{missing}.")
+            raise ConfigError(
+                f"unknown analysis {kind!r}; known are {', '.join(known)}{suggest(kind, known)}."
+            )
+    configured = list(config.analyses)
+    chosen = [c for c in configured if not kinds or c.kind in kinds]
+    chosen += [make_analysis(kind) for kind in kinds if kind not in {c.kind for c in configured}]
+    if not chosen:
+        raise ConfigError(
+            f"{config.name} sets up no analyses; name some with --analysis. Known are {', '.join(known) or 'none'}."
+        )
+    return chosen

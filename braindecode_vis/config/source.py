@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from braindecode_vis import __version__
 from braindecode_vis.base.checks import ConfigError, suggest
 from braindecode_vis.base.consent import ConsentError, check_code, find_code, give_consent, may_download
-from braindecode_vis.base.registry import INSIDE, check_names, find_component
+from braindecode_vis.base.registry import check_names, find_component, list_inside
 from braindecode_vis.base.remote import as_path, is_address, name_address
 from braindecode_vis.base.settings import Settings, describe_validation_error
 from braindecode_vis.base.store import PROVENANCE
@@ -124,7 +124,7 @@ def _refuse_root(dataset: Mapping[str, Any]) -> None:
     kind = dataset.get("kind")
     if (
         isinstance(kind, str)
-        and kind in INSIDE["dataset"]
+        and kind in list_inside("dataset")
         and "root" not in find_component("dataset", kind).model_fields
     ):
         raise ConfigError(f"the data set {kind} is read from no folder; leave --root out.")

@@ -22,8 +22,8 @@ from pydantic import Field
 from braindecode_vis.base.checks import DataError, check_columns, check_file, check_installed
 from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.embeddings.captions import read_text
-from braindecode_vis.embeddings.sentences import find_sentence_folder, hash_sentence_encoder
+from braindecode_vis.embeddings.caption_bank import read_text
+from braindecode_vis.embeddings.sentence_encoder import find_sentence_folder, hash_sentence_encoder
 
 
 class CompositionConfig(Settings):

@@ -27,8 +27,8 @@ from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import hash_json
-from braindecode_vis.embeddings.attributes import KEYS, TargetParts, describe_missing
-from braindecode_vis.embeddings.captions import read_text
+from braindecode_vis.embeddings.attribute_table import KEYS, TargetParts, describe_missing
+from braindecode_vis.embeddings.caption_bank import read_text
 from braindecode_vis.embeddings.text import refuse_pictures
 
 

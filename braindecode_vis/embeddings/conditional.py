@@ -31,7 +31,7 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import read_json, write_json
-from braindecode_vis.embeddings.attributes import AttributeTable, TargetParts, read_attributes
+from braindecode_vis.embeddings.attribute_table import AttributeTable, TargetParts, read_attributes
 from braindecode_vis.embeddings.degradations import VIEWED_KINDS
 
 FILE, RECORD = "conditional.safetensors", "conditional.json"

@@ -55,7 +55,7 @@ Dtype = Literal["float16", "float32"]
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardRange:
     """A range of images of one shard."""
 
     number: int
@@ -88,23 +88,23 @@ class BankPlan:
         return sum(n for _, _, n in self.shards)
 
     @cached_property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[ShardRange]:
         """All parts, in the order of the images."""
         cut = [
             (name, start, min(start + PART, n)) for name, _, n in self.shards for start in range(0, n, PART)
         ]
-        return [Part(number, *where) for number, where in enumerate(cut)]
+        return [ShardRange(number, *where) for number, where in enumerate(cut)]
 
     @property
     def is_finished(self) -> bool:
         """Whether the bank is there."""
         return (self.folder / MANIFEST).is_file()
 
-    def find(self, part: Part) -> Path:
+    def find(self, part: ShardRange) -> Path:
         """Return the file of a part."""
         return self.folder / f"part-{part.number:07d}.npz"
 
-    def list_missing(self) -> list[Part]:
+    def list_missing(self) -> list[ShardRange]:
         """Return the parts that are not there."""
         there = {path.name for path in self.folder.glob("part-*.npz")}
         return [part for part in self.parts if self.find(part).name not in there]
@@ -271,7 +271,7 @@ def _read_digests(plan: BankPlan, shards: Sequence[str]) -> Iterator[dict[str, i
 # --- parts ------------------------------------------------------------------------------------------------
 
 
-def take_share(parts: Sequence[Part], worker: int, n_workers: int) -> list[Part]:
+def take_share(parts: Sequence[ShardRange], worker: int, n_workers: int) -> list[ShardRange]:
     """Return the parts of one of several processes: a run of neighbours, which lie in few shards."""
     first, last = (len(parts) * n // n_workers for n in (worker, worker + 1))
     return list(parts[first:last])
@@ -281,7 +281,7 @@ def embed_parts(
     plan: BankPlan,
     source: ImageSource,
     encoder: ImageEncoder,
-    parts: Sequence[Part],
+    parts: Sequence[ShardRange],
     *,
     skip_broken: bool = False,
     advance: Callable[[int], None] = lambda n: None,
@@ -315,7 +315,7 @@ def embed_parts(
 
 
 def _embed_part(
-    plan: BankPlan, source: ImageSource, encoder: ImageEncoder, part: Part, skip_broken: bool
+    plan: BankPlan, source: ImageSource, encoder: ImageEncoder, part: ShardRange, skip_broken: bool
 ) -> dict[str, np.ndarray]:
     ids, digests, broken = [], [], []
 
@@ -380,7 +380,7 @@ def _name_full_disk(plan: BankPlan) -> Iterator[None]:
         ) from error
 
 
-def _read_part(plan: BankPlan, part: Part, *names: str) -> dict[str, np.ndarray]:
+def _read_part(plan: BankPlan, part: ShardRange, *names: str) -> dict[str, np.ndarray]:
     """Return the arrays of a part, or some of them."""
     path = plan.find(part)
     try:

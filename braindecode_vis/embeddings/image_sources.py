@@ -63,7 +63,7 @@ class SourceImage:
 
 
 @dataclass(frozen=True)
-class Shard:
+class ImageShard:
     """A file, or a block of a folder.
 
     Parameters
@@ -84,7 +84,7 @@ class ImageSource(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return what decides which images these are, apart from the shards."""
 
-    def list_shards(self) -> list[Shard]:
+    def list_shards(self) -> list[ImageShard]:
         """Return all shards without reading them."""
 
     def name_images(self, shard: str) -> Sequence[str]:
@@ -273,8 +273,8 @@ def _stamp(path: Path) -> str:
     return f"{about.st_size}:{about.st_mtime_ns}"
 
 
-def _list_shards(files: Mapping[str, Path]) -> list[Shard]:
-    return [Shard(name, _stamp(path)) for name, path in files.items()]
+def _list_shards(files: Mapping[str, Path]) -> list[ImageShard]:
+    return [ImageShard(name, _stamp(path)) for name, path in files.items()]
 
 
 def _strip(name: str) -> str:
@@ -306,14 +306,14 @@ class FolderImages:
         """Return the kind."""
         return {"kind": "folder"}
 
-    def list_shards(self) -> list[Shard]:
+    def list_shards(self) -> list[ImageShard]:
         """Return blocks of pictures; their stamp holds size and time of each."""
         shards = []
         for number, start in enumerate(range(0, len(self._files), BLOCK)):
             digest = xxhash.xxh3_64()
             for name in self._files[start : start + BLOCK]:
                 digest.update(f"{name}\0{_stamp(self.top / name)}\n".encode("utf-8", "surrogateescape"))
-            shards.append(Shard(f"block-{number:06d}", digest.hexdigest()))
+            shards.append(ImageShard(f"block-{number:06d}", digest.hexdigest()))
         return shards
 
     def name_images(self, shard: str) -> Sequence[str]:
@@ -341,7 +341,7 @@ class TarImages:
         """Return the kind."""
         return {"kind": "tar"}
 
-    def list_shards(self) -> list[Shard]:
+    def list_shards(self) -> list[ImageShard]:
         """Return the tars."""
         return _list_shards(self._files)
 
@@ -410,7 +410,7 @@ class TableImages:
         """Return kind and columns."""
         return {"kind": "table", "column": self.column, "id_column": self.id_column}
 
-    def list_shards(self) -> list[Shard]:
+    def list_shards(self) -> list[ImageShard]:
         """Return the files."""
         return _list_shards(self._files)
 
@@ -564,7 +564,7 @@ class Hdf5Images:
         """Return kind and data sets."""
         return {"kind": "hdf5", "column": self.column, "id_column": self.id_column}
 
-    def list_shards(self) -> list[Shard]:
+    def list_shards(self) -> list[ImageShard]:
         """Return the files."""
         return _list_shards(self._files)
 
@@ -656,9 +656,9 @@ class PhantomImages:
         """Return number, size and seed."""
         return {"kind": "phantom", "n_images": self.n_images, "size": self.size, "seed": self.seed}
 
-    def list_shards(self) -> list[Shard]:
+    def list_shards(self) -> list[ImageShard]:
         """Return one shard."""
-        return [Shard("phantom", "")]
+        return [ImageShard("phantom", "")]
 
     def _name_concepts(self) -> list[str]:
         return _name_concepts(self.seed, min(self.n_images, N_MAX_CONCEPTS))

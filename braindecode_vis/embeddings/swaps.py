@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from braindecode_vis.embeddings.attributes import AttributeTable
+from braindecode_vis.embeddings.attribute_table import AttributeTable
 
 #: Words of which each can stand in the place of another of its line.
 ENGLISH = tuple(

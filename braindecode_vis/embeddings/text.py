@@ -31,7 +31,7 @@ from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import hash_json
-from braindecode_vis.embeddings.captions import read_caption_bank
+from braindecode_vis.embeddings.caption_bank import read_caption_bank
 from braindecode_vis.embeddings.imported import ImportedConfig
 from braindecode_vis.embeddings.layer_readout import OUTPUT
 from braindecode_vis.embeddings.openclip import OpenClipConfig, read_description

@@ -30,8 +30,8 @@ from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.preprocessing.alignment import check_common_features
 from braindecode_vis.preprocessing.splits import make_inner_folds
-from braindecode_vis.preprocessing.voxel_geometry import check_common_features
 from braindecode_vis.preprocessing.whitening import make_whitener
 
 _SHRINK = 0.01  # of a covariance toward a multiple of the identity

@@ -1,6 +1,6 @@
 """The fMRI networks of MindEye: its residual perceptron, and MindEye2's space that subjects share.
 
-Knows nothing of training. `training.adaptation` gives a trained shared space the layer of a new subject.
+Knows nothing of training. `training.fitted` gives a trained shared space the layer of a new subject.
 
 References
 ----------

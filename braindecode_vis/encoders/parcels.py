@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from braindecode_vis.base.checks import DataError, check_file
 from braindecode_vis.base.store import read_json
-from braindecode_vis.encoders.parcels_config import DESCRIPTION
 from braindecode_vis.encoders.signal import Signal
 
 # About the size of the fixed sinusoids that He et al. add (0.7); at 0.02 places drown in the values.
@@ -534,12 +533,10 @@ def read_encoder(
     return LoadReport(file, loaded, tuple(ignored))
 
 
-def check_description(found: Mapping[str, Any], folder: Path) -> None:
-    """Raise `DataError` if `folder` was pretrained with another architecture or parcellation than `found`."""
-    path = folder / DESCRIPTION
-    if not path.is_file():
-        return
-    check_architecture(read_json(path).get("architecture", {}), found, folder)
+def check_description(found: Mapping[str, Any], path: Path) -> None:
+    """Raise `DataError` if an encoder, described in `path`, has another architecture or parcellation than `found`."""
+    if path.is_file():
+        check_architecture(read_json(path).get("architecture", {}), found, path.parent)
 
 
 def check_architecture(wanted: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:

@@ -209,7 +209,9 @@ class ParcelsConfig(Settings):
         )
         if (weights := self.weights_file) is not None:
             if weights.name == WEIGHTS:
-                parcels.check_description(parcels.describe_encoder(network.encoder), weights.parent)
+                parcels.check_description(
+                    parcels.describe_encoder(network.encoder), weights.parent / DESCRIPTION
+                )
             network.load_report = parcels.read_encoder(
                 network.encoder, weights, key_map=self.key_map, ignore=self.ignore_keys
             )

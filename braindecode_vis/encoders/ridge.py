@@ -27,7 +27,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import NOTHING_LENT, Context
 from braindecode_vis.base.devices import choose_device
@@ -35,11 +35,10 @@ from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import read_json, replace_atomically, write_json
-from braindecode_vis.preprocessing.alignment import InputScalingConfig, InputTransform
+from braindecode_vis.preprocessing.alignment import InputScalingConfig, InputTransform, check_common_features
 from braindecode_vis.preprocessing.common_space import SubjectAlignment
 from braindecode_vis.preprocessing.scaling import ZScore, fit_zscore
 from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
-from braindecode_vis.preprocessing.voxel_geometry import check_common_features, count_own_voxels
 
 Device = Literal["auto", "cpu", "cuda"]
 SMALL_PROBLEM = (

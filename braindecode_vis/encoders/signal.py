@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.arrays import Responses, count_own_voxels
 from braindecode_vis.base.checks import DataError
 
 
@@ -136,7 +136,7 @@ def describe_signal(responses: Responses) -> Signal:
         positions = np.asarray(positions, float)
         if positions.shape != (len(coords.get("ch_names", ())), 3) or not np.isfinite(positions).all():
             positions = None
-    counts = {str(k): int(v) for k, v in dict(coords.get("n_voxels_of", {})).items()}
+    counts = count_own_voxels(responses)
     return Signal(
         dims=responses.dims[1:],  # without the axis of trials
         shape=tuple(int(n) for n in responses.data.shape[1:]),

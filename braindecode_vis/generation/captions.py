@@ -2,7 +2,7 @@
 
 Owns the fitted decoders, one per kind of `captions_config`, their files, and retrieval of captions. A decoder is given
 embeddings (predictions, or draws of the prior) and returns a text each; it never samples, so that the same embeddings
-give the same captions. Networks are in `caption_networks`, how captions are scored in `scoring.metrics.captions`.
+give the same captions. Networks are in `caption_networks`, scores of captions in `scoring.metrics.caption_metrics`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.devices import choose_device, seeded
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.store import read_json, write_json
-from braindecode_vis.embeddings.captions import (
+from braindecode_vis.embeddings.caption_bank import (
     END,
     PAD,
     SPECIAL,
@@ -33,13 +33,19 @@ from braindecode_vis.embeddings.captions import (
     write_captions,
 )
 from braindecode_vis.embeddings.text import make_unit
-from braindecode_vis.generation.captions_config import CocaCaptionsConfig, GitCaptionsConfig, find_device
+from braindecode_vis.generation.captions_config import (
+    CocaCaptionsConfig,
+    GitCaptionsConfig,
+    NearestCaptionsConfig,
+)
 from braindecode_vis.generation.gap import Gap, GapConfig, fit_gap
 from braindecode_vis.generation.generator_data import GeneratorData
+from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 
 if TYPE_CHECKING:
+    from braindecode_vis.base.arrays import Responses
+    from braindecode_vis.base.contracts import WholeBrainEncoder
     from braindecode_vis.training.caption_networks import CaptionNetwork, TokenProjector
-from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 
 _BATCH = 64  # captions that are written together; changes nothing but rounding
 
@@ -54,6 +60,73 @@ class CaptionDecoder(Protocol):
     def write(self, folder: Path) -> None:
         """Write the fitted state into `folder`, which exists, without pickle."""
         ...
+
+
+def fit_decoders(settings: tuple[Any, ...], data: GeneratorData, *, seed: int) -> dict[str, CaptionDecoder]:
+    """Return every decoder of embeddings of a run, by its kind, fitted on the training split."""
+    return {each.kind: fit_decoder(each, data, seed=seed) for each in settings if not each.reads_responses}
+
+
+@dataclass(frozen=True)
+class WrittenCaptions:
+    """What a brain encoder has written: a caption of each trial, and the one of no trial in particular."""
+
+    rows: list[str]
+    mean: str
+
+
+def write_with_encoder(
+    settings: Sequence[Any], encoder: WholeBrainEncoder, responses: Responses
+) -> WrittenCaptions | None:
+    """Return what the brain encoder writes of responses; None where none of the settings asks for it."""
+    asked = next((each for each in settings if each.reads_responses), None)
+    if asked is None:
+        return None
+    return WrittenCaptions(encoder.describe(responses, asked.n_beams), encoder.describe_mean(asked.n_beams))
+
+
+def write_decoders(folder: Path, decoders: Mapping[str, CaptionDecoder]) -> None:
+    """Write fitted decoders below `folder`, each under its kind; see `read_decoders`."""
+    for kind, decoder in decoders.items():
+        (folder / "captions" / kind).mkdir(parents=True)
+        decoder.write(folder / "captions" / kind)
+
+
+def read_decoders(folder: Path, settings: Sequence[Any], data: GeneratorData) -> dict[str, CaptionDecoder]:
+    """Return the decoders that `write_decoders` wrote, by their kinds.
+
+    Parameters
+    ----------
+    folder
+        That they lie below.
+    settings
+        Name them.
+    data
+        Of the training split.
+    """
+    learnt = [each for each in settings if not each.reads_responses]
+    return {each.kind: read_decoder(each, folder / "captions" / each.kind, data) for each in learnt}
+
+
+def fit_decoder(settings: Any, data: GeneratorData, *, seed: int) -> CaptionDecoder:
+    """Return the decoder of some settings, fitted on the training split."""
+    if isinstance(settings, NearestCaptionsConfig):
+        return NearestCaptions(settings.read_training(data), data.embeddings, settings.device)
+    fit = fit_git if isinstance(settings, GitCaptionsConfig) else fit_coca
+    return fit(settings, data, seed=seed)
+
+
+def read_decoder(settings: Any, folder: Path, data: GeneratorData) -> CaptionDecoder:
+    """Return the decoder that was written into `folder`."""
+    if isinstance(settings, NearestCaptionsConfig):
+        return NearestCaptions(read_json(folder / "captions.json"), data.embeddings, settings.device)
+    read = read_git if isinstance(settings, GitCaptionsConfig) else read_coca
+    return read(settings, folder)
+
+
+def find_device(settings: Any) -> str:
+    """Return ``cpu`` or ``cuda``."""
+    return choose_device(settings.device, setting="reconstruction.captions.device")
 
 
 # --- of the nearest training image ----------------------------------------------------------------------------
@@ -78,7 +151,7 @@ class NearestCaptions:
 
     def decode(self, embeddings: Embeddings) -> list[str]:
         """Return the first caption of the training image nearest to each row."""
-        device = choose_device(self.device, setting="reconstruction.captions.device")
+        device = find_device(self)
         return retrieve_nearest([embeddings], [self.training], self.bank, device=device)
 
     def write(self, folder: Path) -> None:

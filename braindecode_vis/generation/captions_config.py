@@ -14,8 +14,6 @@ arXiv:2211.09778 (noise on embeddings while a decoder learns).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -23,20 +21,17 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_file
 from braindecode_vis.base.consent import may_download
-from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.registry import ByKind
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_file, hash_json, read_json
-from braindecode_vis.embeddings.captions import read_caption_bank
+from braindecode_vis.embeddings.caption_bank import read_caption_bank
 from braindecode_vis.embeddings.weights import find_snapshot
 from braindecode_vis.generation.gap import GapConfig
 from braindecode_vis.generation.generator_data import GeneratorData
 
 if TYPE_CHECKING:
-    from braindecode_vis.base.arrays import Responses
-    from braindecode_vis.base.contracts import WholeBrainEncoder
-    from braindecode_vis.generation.captions import CaptionDecoder, CocaCaptions, GitCaptions, NearestCaptions
+    pass
 
 Device = Literal["auto", "cpu", "cuda"]
 GIT = "microsoft/git-large-coco"
@@ -99,18 +94,6 @@ class NearestCaptionsConfig(_Banked):
     """The caption of the training image nearest to the prediction, after the training mean is taken off."""
 
     kind: Literal["nearest"] = "nearest"
-
-    def fit(self, data: GeneratorData, *, seed: int) -> NearestCaptions:
-        """Return the decoder with the captions of the training images."""
-        from braindecode_vis.generation.captions import NearestCaptions
-
-        return NearestCaptions(self.read_training(data), data.embeddings, self.device)
-
-    def read(self, folder: Path, data: GeneratorData) -> NearestCaptions:
-        """Return the decoder that was written into `folder`."""
-        from braindecode_vis.generation.captions import NearestCaptions
-
-        return NearestCaptions(read_json(folder / "captions.json"), data.embeddings, self.device)
 
 
 class GitCaptionsConfig(Settings):
@@ -184,18 +167,6 @@ class GitCaptionsConfig(Settings):
                 "bring the folder of a GIT."
             )
         return config.parent
-
-    def fit(self, data: GeneratorData, *, seed: int) -> GitCaptions:
-        """Return the decoder, its projector fitted on training images."""
-        from braindecode_vis.generation.captions import fit_git
-
-        return fit_git(self, data, seed=seed)
-
-    def read(self, folder: Path, data: GeneratorData) -> GitCaptions:
-        """Return the decoder that was written into `folder`."""
-        from braindecode_vis.generation.captions import read_git
-
-        return read_git(self, folder)
 
 
 class CocaCaptionsConfig(_Banked):
@@ -310,18 +281,6 @@ class CocaCaptionsConfig(_Banked):
         """Whether it describes draws of the prior."""
         return self.learns_from == "images" and self.gap is None
 
-    def fit(self, data: GeneratorData, *, seed: int) -> CocaCaptions:
-        """Return the decoder, learnt from the captions of training images."""
-        from braindecode_vis.generation.captions import fit_coca
-
-        return fit_coca(self, data, seed=seed)
-
-    def read(self, folder: Path, data: GeneratorData) -> CocaCaptions:
-        """Return the decoder that was written into `folder`."""
-        from braindecode_vis.generation.captions import read_coca
-
-        return read_coca(self, folder)
-
 
 class BrainCaptionsConfig(Settings):
     """Captions that the brain encoder writes of responses, without any embedding of images between.
@@ -342,58 +301,7 @@ class BrainCaptionsConfig(Settings):
     reads_responses: ClassVar[bool] = True
 
 
-@dataclass(frozen=True)
-class WrittenCaptions:
-    """What a brain encoder has written: a caption of each trial, and the one of no trial in particular."""
-
-    rows: list[str]
-    mean: str
-
-
 #: Settings of any decoder of captions.
 CaptionsConfig = Annotated[
     NearestCaptionsConfig | GitCaptionsConfig | CocaCaptionsConfig | BrainCaptionsConfig, ByKind()
 ]
-
-
-def fit_decoders(settings: tuple[Any, ...], data: GeneratorData, *, seed: int) -> dict[str, CaptionDecoder]:
-    """Return every decoder of embeddings of a run, by its kind, fitted on the training split."""
-    return {each.kind: each.fit(data, seed=seed) for each in settings if not each.reads_responses}
-
-
-def write_with_encoder(
-    settings: Sequence[Any], encoder: WholeBrainEncoder, responses: Responses
-) -> WrittenCaptions | None:
-    """Return what the brain encoder writes of responses; None where none of the settings asks for it."""
-    asked = next((each for each in settings if each.reads_responses), None)
-    if asked is None:
-        return None
-    return WrittenCaptions(encoder.describe(responses, asked.n_beams), encoder.describe_mean(asked.n_beams))
-
-
-def write_decoders(folder: Path, decoders: Mapping[str, CaptionDecoder]) -> None:
-    """Write fitted decoders below `folder`, each under its kind; see `read_decoders`."""
-    for kind, decoder in decoders.items():
-        (folder / "captions" / kind).mkdir(parents=True)
-        decoder.write(folder / "captions" / kind)
-
-
-def read_decoders(folder: Path, settings: Sequence[Any], data: GeneratorData) -> dict[str, CaptionDecoder]:
-    """Return the decoders that `write_decoders` wrote, by their kinds.
-
-    Parameters
-    ----------
-    folder
-        That they lie below.
-    settings
-        Name them.
-    data
-        Of the training split.
-    """
-    learnt = [each for each in settings if not each.reads_responses]
-    return {each.kind: each.read(folder / "captions" / each.kind, data) for each in learnt}
-
-
-def find_device(settings: Any) -> str:
-    """Return ``cpu`` or ``cuda``."""
-    return choose_device(settings.device, setting="reconstruction.captions.device")

@@ -11,8 +11,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.contracts import NOTHING_LENT, Context
-from braindecode_vis.base.image_rows import ImageRows
-from braindecode_vis.base.stimuli import StimulusSet, resize_image
+from braindecode_vis.base.stimuli import ImageRows, StimulusSet, resize_image
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from braindecode_vis.base.seeds import derive_seed, make_torch_generator
 from braindecode_vis.base.stimuli import resize_image
 from braindecode_vis.generation.adapters import Adapter
 from braindecode_vis.generation.generator_data import GeneratorData
-from braindecode_vis.generation.hub_config import read_parts
 from braindecode_vis.generation.priors.sampling import guide
 
 MOST_AT_ONCE = 16  # images; larger batches are hardly faster
@@ -879,6 +878,16 @@ def _find_variant(folder: Path) -> str | None:
     """Return ``fp16`` where a folder holds weights in half precision alone, as SDXL-Turbo is fetched."""
     names = [path.name for path in folder.rglob("*.safetensors")]
     return "fp16" if names and all(".fp16." in name for name in names) else None
+
+
+def read_parts(folder: Path) -> dict[str, str]:
+    """Return the library of each part that the index of a pipeline lists; nothing where there is no such index."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    entries = index.items() if isinstance(index, dict) else ()
+    return {name: str(entry[0]) for name, entry in entries if isinstance(entry, list) and entry and entry[0]}
 
 
 def _refuse_other_libraries(folder: Path) -> None:

@@ -432,138 +432,6 @@ class KandinskyConfig(HubConfig):
 
 
 #: What MindEye2's refinement leads away from (enhanced_recon_inference.ipynb), as facts of its protocol.
-NOT_WANTED = (
-    "painting, extra fingers, mutated hands, poorly drawn hands, poorly drawn face, deformed, ugly, blurry, bad "
-    "anatomy, bad proportions, extra limbs, cloned face, skinny, glitchy, double torso, extra arms, extra hands, "
-    "mangled fingers, missing lips, ugly face, distorted face, extra legs, anime"
-)
-
-
-class RefineConfig(Settings):
-    """A second pass over made images by SDXL, led by a text of each trial (MindEye2).
-
-    The texts are those of ``reconstruction.prompt``. Numbers are those of MindEye2's notebook: 12 of 25 steps, guidance
-    5, images that were 256 pixels large in between.
-
-    Parameters
-    ----------
-    weights
-        Folder of an SDXL in the format of diffusers; MindEye2 takes zavychromaxl_v30, which is published as one file.
-    steps, strength, guidance
-        Denoising steps, the share that is run, and the scale of guidance.
-    prompt, negative_prompt
-        Text where trials have none of their own, and what guidance leads away from.
-    start_size
-        Side that images are reduced to first, pixels; None leaves them.
-    """
-
-    weights: Path | None = None
-    steps: int = Field(default=25, ge=1)
-    strength: float = Field(default=0.5, gt=0, le=1)
-    guidance: float = Field(default=5.0, ge=0)
-    prompt: str = ""
-    negative_prompt: str = NOT_WANTED
-    start_size: int | None = Field(default=256, ge=8)
-
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"weights"})
-
-    @model_validator(mode="after")
-    def _check_strength(self) -> Self:
-        if int(self.steps * self.strength) < 1:
-            raise ValueError(
-                f"strength {self.strength:g} of {self.steps} steps leaves no step to run; raise one of them"
-            )
-        if self.guidance <= 1:
-            self.refuse_unused("negative_prompt", because="guidance of 1 or less leads away from nothing")
-        return self
-
-    def find_folder(self) -> Path:
-        """Return the folder of the SDXL."""
-        if self.weights is None:
-            raise ConfigError(
-                "the refinement of the generator token_unclip has no weights: set generator.refine.weights to a folder "
-                "that holds an SDXL in the format of diffusers (6.9 GB in half precision), or generator.refine to null."
-            )
-        return find_folder(self.weights, False, "", "refinement of the generator token_unclip")
-
-    def check_files(self) -> None:
-        """Raise `ConfigError` unless the folder is there."""
-        self.find_folder()
-
-    def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain fields and the digest of the weights."""
-        return {**super().hashed_fields(), "weights_digest": digest_folder(self.find_folder())}
-
-
-class TokenUnclipConfig(HubConfig):
-    """SDXL unCLIP on 256 tokens of OpenCLIP ViT-bigG/14 (1664 values each, after the last norm, not projected).
-
-    Steps and guidance are as remembered from MindEye2's configuration (unverified); the three settings below are those
-    of its sampling function. `token_unclip` says what the folder must hold. No revision or hash of the published
-    checkpoint is known here, so none is pinned: note which one was converted.
-
-    Parameters
-    ----------
-    n_tokens
-        Length of the sequence that the network was trained with; it cannot be told from the weights.
-    unconditional
-        What guidance leads away from: tokens of Gaussian ``noise``, as in MindEye2, or ``zeros``.
-    offset_noise
-        Strength of a constant per image and channel-free shift of the starting noise.
-    brightness
-        ``mindeye2`` shows the decoder's values v in -1..1 as 0.8 v + 0.2, ``plain`` as 0.5 v + 0.5.
-    original_size
-        Side that the network is to take its training image to have had.
-    refine
-        A second pass by SDXL, led by a text of each trial; none by default.
-    """
-
-    kind: Literal["token_unclip"] = "token_unclip"
-    n_tokens: int = Field(default=256, ge=1)
-    unconditional: Literal["noise", "zeros"] = "noise"
-    offset_noise: float = Field(default=0.04, ge=0)
-    brightness: Literal["mindeye2", "plain"] = "mindeye2"
-    original_size: int = Field(default=768, ge=1)
-    refine: RefineConfig | None = None
-    condition_spaces: tuple[str, ...] = ("openclip/ViT-bigG-14/*/output/patches/raw/*",)
-    steps: int = Field(default=38, ge=1)
-    guidance: float = Field(default=5.0, ge=0)
-    image_size: int | None = Field(default=768, ge=8, multiple_of=8)
-
-    supports_initial: ClassVar[bool] = True
-    hashed_if_set: ClassVar[frozenset[str]] = HubConfig.hashed_if_set | {"refine"}
-
-    @property
-    def supports_prompts(self) -> bool:  # type: ignore[override]
-        """Whether there is a second pass, which reads them."""
-        return self.refine is not None
-
-    def describe_choices(self) -> list[str]:
-        """Return what makes its images those of another protocol."""
-        if self.refine is None:
-            return []
-        run = int(self.refine.steps * self.refine.strength)
-        return [
-            f"images refined by SDXL, {run} of {self.refine.steps} steps at guidance {self.refine.guidance:g}"
-        ]
-
-    @model_validator(mode="after")
-    def _check_used(self) -> Self:
-        if self.guidance <= 1:
-            self.refuse_unused("unconditional", because="guidance of 1 or less leads away from nothing")
-        return self
-
-    def load(self) -> Any:
-        """Return networks and scheduler."""
-        from braindecode_vis.generation.token_unclip import TokenUnclip
-
-        return TokenUnclip(
-            self.find_folder(), self.options, n_tokens=self.n_tokens, unconditional=self.unconditional,
-            offset_noise=self.offset_noise, brightness=self.brightness, original_size=self.original_size,
-            refine=self.refine,
-        )  # fmt: skip
-
-
 def find_folder(
     weights: Path | None,
     allow_download: bool,
@@ -623,18 +491,10 @@ def find_folder(
     )  # fmt: skip
 
 
-def read_parts(folder: Path) -> dict[str, str]:
-    """Return the library of each part that the index of a pipeline lists; nothing where there is no such index."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    entries = index.items() if isinstance(index, dict) else ()
-    return {name: str(entry[0]) for name, entry in entries if isinstance(entry, list) and entry and entry[0]}
-
-
 def check_pipeline(folder: Path, unused: frozenset[str] = frozenset()) -> None:
     """Raise `DataError` unless every part of a pipeline but those `unused` is there with all files of its weights."""
+    from braindecode_vis.generation.hub import read_parts
+
     parts = read_parts(folder)
     if not parts:
         raise DataError(f"{folder} holds no model_index.json that lists parts; copy the whole folder.")

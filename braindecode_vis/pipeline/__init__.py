@@ -6,8 +6,8 @@ Owns the order of the stages, what each of them reads and writes in the run fold
 fingerprint. Each function asks for what it needs from the stage before, which is reused when nothing it depends on
 changed. Knows components by their roles (`braindecode_vis.base.roles`), never by their kinds.
 
-`learning` fits on training trials alone; `decoding`, `categories` and `scoring` read test trials; `reporting` shows. A
-stage is imported when it is asked for, so that preprocessing loads no metric.
+`preparing` comes before a fit; `learning` fits on training trials alone; `decoding`, `categories` and `scoring` read
+test trials; `reporting` shows. A stage is imported when it is asked for, so that preprocessing loads no metric.
 """
 
 from importlib import import_module
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from braindecode_vis.pipeline.decoding import reconstruct, retrieve
     from braindecode_vis.pipeline.ending import finish_run
     from braindecode_vis.pipeline.hints import list_hints
-    from braindecode_vis.pipeline.learning import embed, preprocess, pretrain, train
+    from braindecode_vis.pipeline.learning import train
+    from braindecode_vis.pipeline.preparing import embed, preprocess, pretrain
     from braindecode_vis.pipeline.reporting import check_leaks, report, run_all
     from braindecode_vis.pipeline.scoring import evaluate
     from braindecode_vis.pipeline.together import fit_share, reconstruct_share, train_together
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report")
 
 _MODULES = {
-    "preprocess": "learning", "embed": "learning", "pretrain": "learning", "train": "learning",
+    "preprocess": "preparing", "embed": "preparing", "pretrain": "preparing", "train": "learning",
     "train_together": "together", "reconstruct_share": "together", "fit_share": "together",
     "retrieve": "decoding", "reconstruct": "decoding", "evaluate": "scoring", "report": "reporting",
     "check_leaks": "reporting", "finish_run": "ending", "list_hints": "hints", "run_all": "reporting",

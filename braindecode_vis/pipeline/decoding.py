@@ -20,10 +20,9 @@ from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.contracts import NOTHING_LENT, Context
-from braindecode_vis.base.image_rows import ImageRows, find_comparison_size
 from braindecode_vis.base.seeds import derive_seed, make_generator
-from braindecode_vis.base.stimuli import StimulusSet
-from braindecode_vis.generation.captions_config import WrittenCaptions, write_with_encoder
+from braindecode_vis.base.stimuli import ImageRows, StimulusSet, find_comparison_size
+from braindecode_vis.generation.captions import WrittenCaptions, write_with_encoder
 from braindecode_vis.pipeline.galleries import (
     GalleryPart,
     GallerySource,
@@ -39,16 +38,13 @@ from braindecode_vis.pipeline.image_files import (
     read_image_rows,
     write_index,
 )
-from braindecode_vis.pipeline.learning import (
+from braindecode_vis.pipeline.learning import needs_predictions, pick_test_trials, predict_out_of_fold, train
+from braindecode_vis.pipeline.preparing import (
     embed,
     name_fold,
-    needs_predictions,
     pick_labelled_trials,
-    pick_test_trials,
-    predict_out_of_fold,
     preprocess,
     refuse_categories,
-    train,
 )
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, lend_context, remember
 from braindecode_vis.preprocessing.array_file import ArrayFile

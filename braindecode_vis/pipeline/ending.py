@@ -18,6 +18,7 @@ from typing import Any
 
 from braindecode_vis.base import digests, store
 from braindecode_vis.base.checks import BraindecodeVisError, DataError
+from braindecode_vis.base.parts import find_parts
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, read_scores
 
@@ -71,8 +72,8 @@ def finish_run(run: Run, analyze: Callable[[Run], None] = lambda run: None) -> E
     if found is None:
         return Ending(rows, hints, "", "")
     summary, leaks = found.summarise(), found.summarise_leaks()
-    # A damaged analysis is told by each call.
-    if asked and not run.seen["damaged analyses"]:
+    # A problem, such as a damaged analysis, is named by each call.
+    if asked and not run.seen["problems of parts"]:
         with suppress(
             OSError, RuntimeError, DataError
         ):  # no room, no home, dead links: looked at again next time
@@ -139,7 +140,7 @@ def _describe_asked(run: Run) -> str:
     config = run.config
     asked = [
         config.model_dump(mode="json"), config.hashed_fields(), config.dataset.hash_inputs(), STAGE_VERSIONS,
-        _identify_code(),
+        _identify_code(), [[p.name, p.distribution.version] for p in find_parts() if p.distribution is not None],
     ]  # fmt: skip
     return store.hash_json(store.json_plain(asked))
 

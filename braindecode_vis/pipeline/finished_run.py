@@ -15,8 +15,8 @@ from typing import Any
 from braindecode_vis.base import digests, store
 from braindecode_vis.base.checks import BraindecodeVisError, DataError
 from braindecode_vis.config import read_config
-from braindecode_vis.pipeline.learning import Prepared, read_dataset
-from braindecode_vis.pipeline.runs import Compute, Listener, Run, SilentListener
+from braindecode_vis.pipeline.preparing import Prepared, read_dataset
+from braindecode_vis.pipeline.runs import Compute, ProgressListener, Run, SilentListener
 from braindecode_vis.preprocessing.splits import Split
 
 
@@ -36,7 +36,7 @@ class FinishedRun(Run):
         return self.folder.find(stage, fields=fields, upstream=upstream, unit=unit)
 
 
-def open_finished(folder: Path, listener: Listener | None = None) -> FinishedRun:
+def open_finished(folder: Path, listener: ProgressListener | None = None) -> FinishedRun:
     """Open a run folder for reading.
 
     Parameters

@@ -20,12 +20,7 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.contracts import WholeBrainEncoder, WholeImageEncoder
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.config import RetrievalConfig
-from braindecode_vis.embeddings.descriptions import (
-    Description,
-    Read,
-    learn_texts,
-    open_reader,
-)
+from braindecode_vis.embeddings.image_descriptions import Description, Read, learn_texts, open_reader
 from braindecode_vis.embeddings.text import average_texts, make_unit
 from braindecode_vis.scoring.retrieval import Centre, Retrieval, compute_ranks, fit_centre
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from braindecode_vis.base import store
 from braindecode_vis.pipeline.decoding import retrieve
-from braindecode_vis.pipeline.learning import preprocess, train
+from braindecode_vis.pipeline.learning import train
+from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.pipeline.scoring import evaluate
 

@@ -27,8 +27,7 @@ import pandas as pd
 
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.image_rows import ImageRows
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import ImageRows, StimulusSet
 from braindecode_vis.preprocessing.array_file import ArrayFile
 
 INDEX = "images.json"

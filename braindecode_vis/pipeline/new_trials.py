@@ -26,9 +26,9 @@ from braindecode_vis.datasets.array_folder import find_trials, read_new_trials
 from braindecode_vis.datasets.bids.live_recording import is_live_recording, make_live_dataset
 from braindecode_vis.datasets.own_data import UNSTATED
 from braindecode_vis.pipeline.finished_run import FinishedRun
-from braindecode_vis.pipeline.learning import preprocess, read_dataset, write_dataset
+from braindecode_vis.pipeline.preparing import preprocess, read_dataset, write_dataset
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
-from braindecode_vis.preprocessing.repeats import pick_rows
+from braindecode_vis.preprocessing.selection import pick_rows
 from braindecode_vis.preprocessing.voxel_geometry import read_geometry
 
 #: Units that mean the same, as users and files write them.

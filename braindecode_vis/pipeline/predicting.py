@@ -21,16 +21,15 @@ from braindecode_vis.base.arrays import Embeddings, Responses, check_same_space
 from braindecode_vis.base.checks import ConfigError, DataError, NoResultError
 from braindecode_vis.base.contracts import Context
 from braindecode_vis.base.devices import choose_device
-from braindecode_vis.base.image_rows import ImageRows
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import ImageRows, StimulusSet
 from braindecode_vis.base.store import Artifact
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.array_folder import load_array
 from braindecode_vis.datasets.own_data import Pictures, make_picture_set
-from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
-from braindecode_vis.embeddings.descriptions import read_captions_or_attributes
+from braindecode_vis.embeddings.caption_bank import caption_images, read_caption_bank
 from braindecode_vis.embeddings.image_bank import is_image_bank, read_image_bank
-from braindecode_vis.generation.captions_config import WrittenCaptions, write_with_encoder
+from braindecode_vis.embeddings.image_descriptions import read_captions_or_attributes
+from braindecode_vis.generation.captions import WrittenCaptions, write_with_encoder
 from braindecode_vis.pipeline.decoding import (
     decode_low_level,
     make_generator_data,
@@ -45,8 +44,9 @@ from braindecode_vis.pipeline.decoding import (
 from braindecode_vis.pipeline.finished_run import FinishedRun
 from braindecode_vis.pipeline.galleries import GallerySource, map_bank, order_by_gallery
 from braindecode_vis.pipeline.image_files import DrawnImages
-from braindecode_vis.pipeline.learning import embed, name_fold, pick_trials, preprocess, train
+from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.new_trials import NewTrials
+from braindecode_vis.pipeline.preparing import embed, name_fold, pick_trials, preprocess
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.pipeline.scoring import describe_choices, open_text_side, read_descriptions
 from braindecode_vis.scoring.caption_retrieval import retrieve_nearest

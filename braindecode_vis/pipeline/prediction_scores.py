@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.arrays import SCORE_KEYS
-from braindecode_vis.base.image_rows import ImageRows, Images
-from braindecode_vis.pipeline.learning import preprocess
+from braindecode_vis.base.stimuli import ImageRows, Images
+from braindecode_vis.pipeline.preparing import preprocess
 
 NEW_PICTURES, TRAINED_PICTURES = "new pictures", "pictures of the training"
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,12 +21,12 @@ from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import WholeImageGenerator, WholePrior
-from braindecode_vis.base.image_rows import ImageRows, Images
 from braindecode_vis.base.memory import check_memory, describe_bytes
 from braindecode_vis.base.seeds import derive_seed
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import ImageRows, Images, StimulusSet
 from braindecode_vis.config import RunConfig
-from braindecode_vis.generation.captions_config import (
+from braindecode_vis.generation.captions import (
+    CaptionDecoder,
     WrittenCaptions,
     fit_decoders,
     read_decoders,
@@ -37,9 +37,6 @@ from braindecode_vis.generation.generator_data import GeneratorData, RepetitionN
 from braindecode_vis.generation.image_fusion import fuse_branches
 from braindecode_vis.generation.priors.closed_form import IdentityPrior, MeanPrior
 from braindecode_vis.pipeline.image_files import DrawnImages, ImageWriter, name_file, name_stimuli
-
-if TYPE_CHECKING:
-    from braindecode_vis.generation.captions import CaptionDecoder
 
 #: Single trials that the noise of repetitions is measured on; a covariance of embeddings needs no more.
 MOST_REPEATED = 2048

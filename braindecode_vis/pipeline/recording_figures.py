@@ -17,7 +17,8 @@ from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import BraindecodeVisError
 from braindecode_vis.config import find_config, read_config
 from braindecode_vis.config.header import read_header
-from braindecode_vis.pipeline.learning import preprocess, train
+from braindecode_vis.pipeline.learning import train
+from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.pipeline.runs import Run, list_changes
 from braindecode_vis.preprocessing.noise_ceiling import compute_noise_ceilings, read_epochs_ceiling
 from braindecode_vis.report.drawing import find_flat_positions, list_brains, mark_stimulus, place_pattern

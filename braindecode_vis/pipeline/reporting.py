@@ -9,19 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.checks import BraindecodeVisError, DataError
+from braindecode_vis.base.parts import find_parts
 from braindecode_vis.config import check_files
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.pipeline.decoding import open_branches, reconstruct, retrieve
 from braindecode_vis.pipeline.hints import list_hints
-from braindecode_vis.pipeline.learning import (
-    embed,
-    name_pretraining,
-    needs_predictions,
-    predict_out_of_fold,
-    preprocess,
-    pretrain_fold,
-    train,
-)
+from braindecode_vis.pipeline.learning import needs_predictions, predict_out_of_fold, train
+from braindecode_vis.pipeline.preparing import embed, preprocess, pretrain_fold
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
 from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.pipeline.scoring import check_texts, evaluate, find_phantom
@@ -66,10 +60,11 @@ def report(run: Run) -> Path:
     )
     stages = collect_stages(run)
     path = run.folder.path / "report.html"
-    analyses, damaged = summary.find_analyses(run.folder.path, describe_question(run))
-    for sentence in damaged:
+    additions = [part.load(part.page)(run) for part in find_parts() if part.page]
+    problems = [sentence for addition in additions for sentence in addition.problems]
+    for sentence in problems:
         run.tell(sentence)
-    run.seen["damaged analyses"] = damaged
+    run.seen["problems of parts"] = problems
     audit = check_leaks(run)
     leaks = [] if audit is None else [f"{item.message} {item.where}".strip() for item in audit.leaks]
     # A report is written anew only if something that it shows has changed, or the page itself was.
@@ -80,7 +75,7 @@ def report(run: Run) -> Path:
             run.seen["differences"],
             stages,
             run.config.model_dump(mode="json"),
-            [path.name for path in analyses],
+            [addition.shows for addition in additions],
             [manifest.title, manifest.summary, manifest.modality, manifest.citation, manifest.licence],
             *([leaks] if leaks else []),
         ]
@@ -96,11 +91,11 @@ def report(run: Run) -> Path:
     provenance = collect_run_provenance(run, stages)
     parts = summary.describe_run(run)
     parts["sections"] = [
-        *recording_figures.describe_recording(run, has_time_course=summary.find_time_course(analyses)),
+        *recording_figures.describe_recording(run, has_time_course=any(a.has_time_course for a in additions)),
         *parts.get("sections", []),
         *recording_figures.describe_publication(run, rows),
         *summary.describe_ceilings(run.seen.get("response_ceilings")),
-        *summary.describe_analyses(analyses, run.folder.path),
+        *(section for addition in additions for section in addition.make()),
     ]
     simulated = find_phantom(run.config) is not None
     warnings = [str(text) for text in prepared.responses.coords.get("warnings", [])]
@@ -134,26 +129,6 @@ def report(run: Run) -> Path:
     with store.record_results(run.folder.path, path.name, about={**provenance, "content": digest}):
         write_report(path, content)
     return path
-
-
-def describe_question(run: Run) -> dict[str, Any]:
-    """Return what an analysis must have been asked of to belong into the report of this run."""
-    from braindecode_vis.pipeline.synthetic import hash_settings
-
-    config = run.config
-    return store.json_plain(
-        {
-            "encoder": config.encoder.hashed_fields(),
-            "repeats": config.repeats.hashed_fields(),
-            "centre": config.retrieval.centre,
-            "selection": None if config.selection.is_empty else config.selection.hashed_fields(),
-            "text": config.text.hashed_fields() if run.encoder.reads_text else None,
-            "synthetic": None if config.synthetic is None else hash_settings(run),
-            "seed": config.seed,
-            "preprocess": preprocess(run).artifact.fingerprint,
-            **name_pretraining(run),
-        }
-    )
 
 
 def collect_stages(run: Run) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from braindecode_vis.base import digests, roles, store
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError, Notice
 from braindecode_vis.base.consent import ConsentError
 from braindecode_vis.base.contracts import Context, WholeSettings
-from braindecode_vis.base.folder_lock import hold_folder
+from braindecode_vis.base.locks import hold_folder
 from braindecode_vis.base.remote import refuse_address_to_write
 from braindecode_vis.config import RunConfig, dump_config, read_config
 
@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 Compute = Callable[[Path], Mapping[str, Any] | None]
 
 
-class Listener(Protocol):
+class ProgressListener(Protocol):
     """Whoever shows the progress of a run."""
 
     def finished(self, stage: str, artifact: store.Artifact, seconds: float) -> None:
@@ -79,13 +79,13 @@ class Run:
 
     `follows` is true in a process that trains together with others of which another one writes. `passes_by` are stages
     of which a process makes some artifacts while others make the rest: it does not hold the folder, and leaves an
-    artifact to whoever makes it (`leases.BeingMade`). `produced` are the artifacts that were reused or computed, by
+    artifact to whoever makes it (`locks.BeingMade`). `produced` are the artifacts that were reused or computed, by
     what the listener was told of them.
     """
 
     config: RunConfig
     folder: store.RunFolder
-    listener: Listener = field(default_factory=SilentListener)
+    listener: ProgressListener = field(default_factory=SilentListener)
     seen: dict[str, Any] = field(default_factory=dict)
     follows: bool = False
     passes_by: frozenset[str] = frozenset()
@@ -129,11 +129,13 @@ class Run:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep the run folder from other processes while the context lasts; see `folder_lock`."""
+        """Keep the run folder from other processes while the context lasts; see `locks`."""
         if self.follows or self.shares or not self.folder.writable:
             yield
             return
-        with hold_folder(self.folder.path, _digest_settings(self.config), self.tell):
+        # Once for all stages: it looks at the weights of every component.
+        settings = self.once("settings", lambda: _digest_settings(self.config))
+        with hold_folder(self.folder.path, settings, self.tell):
             yield
 
     def tell(self, sentence: str, about: str = "run folder:") -> None:
@@ -189,7 +191,11 @@ def _digest_settings(config: RunConfig) -> str:
 
 
 def open_run(
-    config: RunConfig, out: Path | None = None, listener: Listener | None = None, *, reading: bool = False
+    config: RunConfig,
+    out: Path | None = None,
+    listener: ProgressListener | None = None,
+    *,
+    reading: bool = False,
 ) -> Run:
     """Make or open the run folder.
 

@@ -23,7 +23,7 @@ from braindecode_vis.embeddings.compositions import (
     pick_tests,
     read_compositions,
 )
-from braindecode_vis.embeddings.descriptions import (
+from braindecode_vis.embeddings.image_descriptions import (
     Description,
     DescriptionsConfig,
     describe_captions,
@@ -47,22 +47,19 @@ from braindecode_vis.pipeline.galleries import (
     rank_fold,
     split_by_gallery,
 )
-from braindecode_vis.pipeline.learning import (
+from braindecode_vis.pipeline.learning import pick_test_trials, predict_fold, predict_out_of_fold, train
+from braindecode_vis.pipeline.preparing import (
     Prepared,
     describe_start,
     embed,
     name_classes,
     pick_labelled_trials,
-    pick_test_trials,
     pick_trials,
-    predict_fold,
-    predict_out_of_fold,
     preprocess,
-    train,
 )
 from braindecode_vis.pipeline.relabelling import describe_folding
 from braindecode_vis.pipeline.runs import Run, publish_scores, remember
-from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.scoring.design_control import predict_from_design, tabulate_design
 from braindecode_vis.scoring.metrics.metric_registry import register_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity

@@ -5,7 +5,6 @@ stages.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,12 @@ from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Manifest
 from braindecode_vis.pipeline.categories import tabulate_confusions, tabulate_runs
 from braindecode_vis.pipeline.decoding import Reconstructed, Retrieved, reconstruct, retrieve
-from braindecode_vis.pipeline.learning import Prepared, embed, preprocess, train
+from braindecode_vis.pipeline.learning import train
+from braindecode_vis.pipeline.preparing import Prepared, embed, preprocess
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.pipeline.scoring import evaluate, find_phantom
 from braindecode_vis.report.gallery import GalleryContent, arrange_rows
-from braindecode_vis.report.page import ExtraSection, RankContent, SectionFigure, SectionFile
+from braindecode_vis.report.page import ExtraSection, RankContent
 from braindecode_vis.report.words import describe_encoder
 from braindecode_vis.scoring.caption_scores import join_sources, name_decoded
 
@@ -229,72 +229,6 @@ def describe_ceilings(rows: list[dict[str, Any]] | None) -> list[ExtraSection]:
         "reach with the mean of its repetitions. It bounds brain correlation, not retrieval or image scores."
     )
     return [ExtraSection("Noise ceiling of the responses", caption, table=pd.DataFrame(rows))]
-
-
-def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> tuple[list[Path], list[str]]:
-    """Return the artifacts of analyses that belong to the present configuration, and what is wrong with damaged ones.
-
-    Of several of a kind the newest is taken; to whom a damaged one belonged, nobody can tell.
-
-    Parameters
-    ----------
-    folder
-        The run folder.
-    wanted
-        Fields that the provenance of an analysis must have: what it was asked of, apart from its own settings.
-    """
-    found: dict[str, tuple[str, Path]] = {}
-    damaged: list[str] = []
-    for path in sorted((folder / "stages" / "analyze").glob(f"*/{store.PROVENANCE}")):
-        # Names with a dot are being written, perhaps by another process.
-        if path.parent.name.startswith("."):
-            continue
-        if damage := store.find_damage(path.parent):
-            damaged.append(
-                f"the analysis {path.parent.name} is damaged ({damage}) and stands in no report; run braindecode-vis "
-                f"analyze {folder} again, or remove {path.parent}."
-            )
-            continue
-        record = store.read_json(path)
-        fields = {**record["fields"], **record["upstream"]}
-        if all(fields.get(key) == value for key, value in wanted.items()):
-            # The same kind with other settings is another analysis, and stays on the page.
-            key = store.hash_json(record["fields"]["analysis"])
-            found[key] = (record["created"], path.parent)
-    return [path for _, path in sorted(found.values())], damaged
-
-
-def find_time_course(artifacts: list[Path]) -> bool:
-    """Return whether one of these analyses says when the image can be decoded."""
-    kinds = {store.read_json(path / store.PROVENANCE)["fields"]["analysis"]["kind"] for path in artifacts}
-    return not kinds.isdisjoint(
-        ("sliding_window", "growing_window", "time_resolved_categories", "time_generalization")
-    )
-
-
-def describe_analyses(artifacts: list[Path], folder: Path) -> list[ExtraSection]:
-    """Return one section per analysis: its figures, links to its files from the run folder, then its table."""
-    sections = []
-    for path in artifacts:
-        record = store.read_provenance(path / store.PROVENANCE)
-        figures = [
-            SectionFigure(
-                (path / f"{plot['name']}.light.svg").read_text(),
-                (path / f"{plot['name']}.dark.svg").read_text(),
-                plot["alt"],
-                plot["caption"],
-            )
-            for plot in record["plots"]
-        ]
-        table = pd.read_parquet(path / "table.parquet")
-        files = [
-            SectionFile((path / file["name"]).relative_to(folder).as_posix(), file["name"], file["caption"])
-            for file in record.get("attachments", ())
-        ]
-        sections.append(
-            ExtraSection(record["title"], record["summary"], figures=figures, files=files, table=table)
-        )
-    return sections
 
 
 def describe_imagined(prepared: Prepared) -> list[str]:

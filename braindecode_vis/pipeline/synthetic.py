@@ -25,14 +25,13 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base import roles, store
-from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.stimuli import hash_pixels, resize_image
 from braindecode_vis.config.models import NOT_AT_HAND, UNSEEN, SyntheticConfig
 from braindecode_vis.encoders.encoding_model import draw_residuals, fit_encoding
 from braindecode_vis.pipeline.runs import Run, remember
-from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 
 PREFIX = "synthetic/"  # of the ids of synthetic trials, unlike any of a data set
 _AT_ONCE = 256  # images that are decoded and encoded together
@@ -110,7 +109,7 @@ def count_synthetic(n_real: int, share: float) -> int:
 @remember
 def synthesise(run: Run) -> list[SyntheticTrials]:
     """Return the synthetic trials of every fold; see `synthesise_fold`."""
-    from braindecode_vis.pipeline.learning import count_folds
+    from braindecode_vis.pipeline.preparing import count_folds
 
     return [synthesise_fold(run, number) for number in range(count_folds(run))]
 
@@ -141,14 +140,14 @@ def synthesise_fold(run: Run, number: int) -> SyntheticTrials:
 
 
 def _synthesise_fold(run: Run, number: int) -> SyntheticTrials:
-    from braindecode_vis.pipeline import learning
+    from braindecode_vis.pipeline import preparing
 
-    config, prepared = run.config, learning.preprocess(run)
+    config, prepared = run.config, preparing.preprocess(run)
     settings = config.synthetic
     assert settings is not None
-    bank = learning.embed_fold(run, number)
-    real = learning.pick_labelled_trials(prepared, prepared.folds[number].train, config.repeats.train)
-    held = sorted(map(str, learning.build_encoder(run, number).list_held_out(real)))
+    bank = preparing.embed_fold(run, number)
+    real = preparing.pick_labelled_trials(prepared, prepared.folds[number].train, config.repeats.train)
+    held = sorted(map(str, preparing.build_encoder(run, number).list_held_out(real)))
     fields = {
         "synthetic": hash_settings(run), "repeats": config.repeats.train, "seed": config.seed, "fold": number,
         "held_out": store.hash_json(held) if held else "",
@@ -160,7 +159,7 @@ def _synthesise_fold(run: Run, number: int) -> SyntheticTrials:
         found = draw_synthetic(run, number, settings, real.select(learns), share=settings.share)
         return write_synthetic(folder, *found, n_held_out=len(held))
 
-    artifact = run.produce("synthesise", fields, upstream, compute, learning.name_fold(number))
+    artifact = run.produce("synthesise", fields, upstream, compute, preparing.name_fold(number))
     return SyntheticTrials(artifact, *read_synthetic(artifact.path))
 
 
@@ -201,9 +200,9 @@ def draw_synthetic(
     about
         What was done, for the record.
     """
-    from braindecode_vis.pipeline import learning
+    from braindecode_vis.pipeline import preparing
 
-    bank = learning.embed_fold(run, number)
+    bank = preparing.embed_fold(run, number)
     subjects = real.trials["subject"].astype(str).to_numpy()
     names = list(dict.fromkeys(subjects.tolist()))
     counts = None if share is None else {w: count_synthetic(int((subjects == w).sum()), share) for w in names}
@@ -259,7 +258,7 @@ def draw_synthetic(
             values = real.trials[column]
             trials[column] = values.iloc[0] if column in ("task", "n_averaged") else pd.NA
     if settings.images == UNSEEN:
-        stimuli = learning.preprocess(run).stimuli
+        stimuli = preparing.preprocess(run).stimuli
         trials["concept"] = stimuli.concepts_of(images.ids[row] for row in chosen)
     responses = Responses(data, real.dims, trials, real.unit, real.coords)
     target = images.spaces[bank.embeddings.space]
@@ -301,13 +300,13 @@ def _embed_training(
     """Return the embedding of the image of each real trial in the spaces that the model regresses on."""
     from braindecode_vis.base.digests import find_cache_folder
     from braindecode_vis.embeddings.bank import embed_stimuli
-    from braindecode_vis.pipeline import learning
+    from braindecode_vis.pipeline import preparing
 
-    bank = learning.embed_fold(run, number).embeddings
+    bank = preparing.embed_fold(run, number).embeddings
     if not settings.features:
         return {bank.space: bank.select(list(real.stimulus_ids))}
     ids = list(pd.unique(real.stimulus_ids))
-    stimuli, found = learning.preprocess(run).stimuli.select(ids), {}
+    stimuli, found = preparing.preprocess(run).stimuli.select(ids), {}
     for config in settings.features:
         encoder = roles.build(roles.IMAGE_ENCODER, config)
         with run.listener.progress(f"encoding images: {config.kind}", len(ids)) as advance:
@@ -325,7 +324,7 @@ def _collect_images(
 ) -> NewImages:
     """Choose images that may be used, and embed them in the target's and the model's spaces."""
     from braindecode_vis.embeddings.image_bank import is_image_bank
-    from braindecode_vis.pipeline import learning
+    from braindecode_vis.pipeline import preparing
 
     if settings.images != UNSEEN and is_image_bank(Path(settings.images)):
         return _read_bank(run, number, settings, n_wanted, seed)
@@ -334,7 +333,7 @@ def _collect_images(
     names, read = _open_source(run, settings)
     if tested:
         concept = (
-            (lambda name: learning.preprocess(run).stimuli.concepts_of([name])[0])
+            (lambda name: preparing.preprocess(run).stimuli.concepts_of([name])[0])
             if settings.images == UNSEEN
             else (lambda name: name_concept(settings.images, name))
         )
@@ -372,7 +371,7 @@ def _collect_images(
     spaces = {}
     for encoder, vectors in zip(encoders, rows, strict=True):
         spaces[encoder.space] = Embeddings(np.concatenate(vectors), ids, encoder.space)
-    bank = learning.embed_fold(run, number).embeddings
+    bank = preparing.embed_fold(run, number).embeddings
     target = next(iter(spaces.values()))
     if target.vectors.shape[1:] != bank.vectors.shape[1:]:
         raise ConfigError(
@@ -385,12 +384,12 @@ def _collect_images(
 
 def _open_encoders(run: Run, number: int, settings: SyntheticConfig) -> list[Any]:
     """Return the target's encoder, and those of the model where they are others."""
-    from braindecode_vis.pipeline import learning
+    from braindecode_vis.pipeline import preparing
 
-    encoders: list[Any] = [learning.embed_fold(run, number).encoder]
+    encoders: list[Any] = [preparing.embed_fold(run, number).encoder]
     for config in settings.features:
         encoder = roles.build(roles.IMAGE_ENCODER, config)
-        stimuli = learning.preprocess(run).stimuli
+        stimuli = preparing.preprocess(run).stimuli
         first = stimuli.select_pictured().ids[:1]
         encoder.fit(stimuli.iterate_images(first))  # `pixels` takes its size from it
         if encoder.space not in {one.space for one in encoders}:
@@ -406,10 +405,10 @@ def _iterate_blocks(items: Iterable[Any]) -> Iterator[list[Any]]:
 def _open_source(run: Run, settings: SyntheticConfig) -> tuple[list[str], Any]:
     """Return the names of all candidates, and what yields name, pixels and stored bytes of some of them."""
     from braindecode_vis.embeddings.image_sources import load_image, open_images
-    from braindecode_vis.pipeline import learning
+    from braindecode_vis.pipeline import preparing
 
     if settings.images == UNSEEN:
-        prepared = learning.preprocess(run)
+        prepared = preparing.preprocess(run)
         stimuli = prepared.stimuli.select_pictured()
         shown = set(prepared.responses.stimulus_ids.tolist())
         names = [name for name in stimuli.ids.tolist() if name not in shown]
@@ -447,9 +446,9 @@ def _read_bank(
 ) -> NewImages:
     """Take embeddings of a finished bank, without those that are a shown image's."""
     from braindecode_vis.embeddings.image_bank import read_image_bank
-    from braindecode_vis.pipeline import learning
+    from braindecode_vis.pipeline import preparing
 
-    bank, own = read_image_bank(Path(settings.images)), learning.embed_fold(run, number).embeddings
+    bank, own = read_image_bank(Path(settings.images)), preparing.embed_fold(run, number).embeddings
     if settings.features or bank.space != own.space:
         raise ConfigError(
             f"the bank {settings.images} holds embeddings in {bank.space}, and nothing of its images in other spaces: "
@@ -466,7 +465,7 @@ def _read_bank(
     source = "phantom:" if known == "phantom" else settings.images
     fits = np.array([name_concept(source, name) not in tested for name in ids])
     vectors = np.asarray(bank.vectors[rows], np.float32)
-    shown = np.unique(learning.preprocess(run).responses.stimulus_ids)
+    shown = np.unique(preparing.preprocess(run).responses.stimulus_ids)
     seen = own.select(list(shown)).flat()
     new = ~_find_same(vectors.reshape(len(vectors), -1), seen)
     keep = np.flatnonzero(fits & new)
@@ -494,9 +493,9 @@ def _find_same(vectors: np.ndarray, shown: np.ndarray) -> np.ndarray:
 
 def _list_tested_concepts(run: Run, number: int) -> set[str]:
     """Return the concepts that a fold tests, where it trains on none of them; empty elsewhere."""
-    from braindecode_vis.pipeline import learning
+    from braindecode_vis.pipeline import preparing
 
-    prepared = learning.preprocess(run)
+    prepared = preparing.preprocess(run)
     ids, fold = prepared.responses.stimulus_ids, prepared.folds[number]
     train, test = (
         set(map(str, prepared.stimuli.concepts_of(pd.unique(ids[rows])))) for rows in (fold.train, fold.test)
@@ -519,9 +518,9 @@ class _Shown:
 
     @classmethod
     def _read(cls, run: Run) -> _Shown:
-        from braindecode_vis.pipeline import learning
+        from braindecode_vis.pipeline import preparing
 
-        prepared = learning.preprocess(run)
+        prepared = preparing.preprocess(run)
         shown = pd.unique(prepared.responses.stimulus_ids)
         stimuli = prepared.stimuli.select(shown).select_pictured()
         digests = {str(digest) for digest in stimuli.table["sha256"]}
@@ -597,14 +596,14 @@ def synthesise_into(
     ConfigError
         If the folder exists, or a fold must be named.
     """
-    from braindecode_vis.pipeline import learning
+    from braindecode_vis.pipeline import preparing
 
-    learning.refuse_categories(run, "encode")
+    preparing.refuse_categories(run, "encode")
     check_option("noise", noise, ("residual", "none"))
     path = out.expanduser().absolute()
     if path.exists():
         raise ConfigError(f"{path} exists; choose another folder with --to, or remove it first.")
-    prepared = learning.preprocess(run)
+    prepared = preparing.preprocess(run)
     n_folds = len(prepared.folds)
     if fold is None and n_folds > 1:
         raise ConfigError(
@@ -616,7 +615,7 @@ def synthesise_into(
     asked = run.config.encode
     own = {} if asked is None else {"features": asked.features, "model": asked.model}
     settings = SyntheticConfig.model_validate({"images": images, "noise": noise, **own})
-    real = learning.pick_labelled_trials(prepared, prepared.folds[number].train, run.config.repeats.train)
+    real = preparing.pick_labelled_trials(prepared, prepared.folds[number].train, run.config.repeats.train)
     responses, targets, about = draw_synthetic(run, number, settings, real, share=None)
     protocol = f"{run.config.dataset.kind}; {prepared.split.protocol}; fold {number}"
     with store.open_scratch(path.parent, path.name) as work:

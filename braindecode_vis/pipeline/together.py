@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from braindecode_vis.base.devices import (
     naming_lost_processes,
     spans_machines,
 )
-from braindecode_vis.base.leases import BeingMade
+from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.pipeline.decoding import (
     ask_images,
     find_shared_fits,
@@ -50,16 +51,13 @@ from braindecode_vis.pipeline.decoding import (
 )
 from braindecode_vis.pipeline.image_files import Share
 from braindecode_vis.pipeline.learning import (
-    count_folds,
-    embed,
     needs_predictions,
     predict_fold,
     predict_out_of_fold,
-    preprocess,
-    refuse_categories,
     train,
     train_fold,
 )
+from braindecode_vis.pipeline.preparing import count_folds, embed, preprocess, refuse_categories
 from braindecode_vis.pipeline.runs import Compute, Run, name_workspace
 
 
@@ -310,3 +308,29 @@ def _draw_share(run: Run, folder: Path, worker: int, n_workers: int) -> int:
                 )  # fmt: skip
                 first += len(predicted)
     return n_images
+
+
+#: The command without the current folder on the path, where a file named like any module would be run in its place.
+_START = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); import braindecode_vis; del sys.path[0]; "
+    "from braindecode_vis.cli import main; main()"
+)
+
+
+def make_command(words: Sequence[str]) -> list[str]:
+    """Return program and arguments of a command of this package, as a process of its own."""
+    return [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[2]), *words]
+
+
+def limit_threads(n_processes: int) -> dict[str, str]:
+    """Return the environment of one of several processes that use the machine once together."""
+    # Each library would otherwise start as many threads as there are cores, in every process.
+    threads = str(max(1, (os.cpu_count() or 1) // n_processes))
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+    return {**os.environ, **limits}
+
+
+def read_last_line(log: Path) -> str:
+    """Return what a command that failed said, the one sentence that it prints last; empty if it said nothing."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ") if lines else ""

@@ -20,18 +20,15 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.arrays import Responses, count_own_voxels, iterate_blocks
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.preprocessing.common_space import (
-    COMMON_SPACES,
+    OWN_ALIGNMENTS,
     CommonSpace,
     SubjectAlignment,
     fit_common_space,
-    name_alignment,
 )
-from braindecode_vis.preprocessing.scaling import iterate_blocks
-from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 
 MEDIAN_BYTES = 512 << 20  # trials that medians are taken from; more than this are thinned evenly
 
@@ -103,7 +100,7 @@ class InputTransform:
     @property
     def uses_images(self) -> bool:
         """Whether the alignment is learnt from what was shown; where an image is left out, it must be learnt anew."""
-        return name_alignment(self.alignment) in COMMON_SPACES
+        return self.alignment not in OWN_ALIGNMENTS
 
     def fit(
         self,
@@ -322,6 +319,25 @@ class InputTransform:
         if "scale_centre" in named:
             transform.scale = InputScale(named["scale_centre"], named["scale_spread"])
         return transform
+
+
+def check_common_features(responses: Responses, *, what: str) -> None:
+    """Raise `DataError` if a feature is another voxel in every subject.
+
+    Parameters
+    ----------
+    what
+        What needs common features, for the message.
+    """
+    counts = count_own_voxels(responses)
+    if counts and responses.trials["subject"].nunique() > 1:
+        words = ", ".join(f"{n} of subject {subject}" for subject, n in counts.items())
+        raise DataError(
+            f"{what} needs features that mean the same in every subject, but these are voxels of several brains "
+            f"({words}, padded with zeros): read one subject, average over the regions of an atlas with dataset.atlas, "
+            "or choose an encoder that aligns subjects (encoder.subject_alignment=hyperalignment) or has a layer for "
+            "each (encoder.network.kind=shared_space)."
+        )
 
 
 def fit_euclidean_alignment(blocks: Iterator[np.ndarray], dims: tuple[str, ...]) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.contracts import Progress
-from braindecode_vis.base.leases import LEASE, BeingMade, hold_lease
+from braindecode_vis.base.locks import LEASE, BeingMade, hold_lease
 from braindecode_vis.base.store import hash_json, replace_atomically
 
 _FLOAT16_MAX = 65504.0  # larger values would become infinite without a word

@@ -22,12 +22,10 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.arrays import Responses, count_own_voxels, iterate_blocks
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.registry import ByKind
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.preprocessing.scaling import iterate_blocks
-from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 
 FIT_BYTES = 1 << 30  # of mean responses that maps are fitted on; images are thinned evenly beyond it
 FEWEST_IMAGES = 2  # one image says nothing once the mean is taken off
@@ -107,14 +105,15 @@ class FunctionalPcaConfig(Settings):
 
 
 CommonSpaceConfig = ProcrustesConfig | HyperalignmentConfig | SharedResponseConfig | FunctionalPcaConfig
-_WORDS = ("none", "euclidean", "zscore")  # alignments without settings
+#: Alignments of each subject by its own trials, whatever they showed; one word names them.
+OWN_ALIGNMENTS = ("none", "euclidean", "zscore")
 COMMON_SPACES: tuple[str, ...] = tuple(c.model_fields["kind"].default for c in get_args(CommonSpaceConfig))
 
 
 def _name_kind(value: Any) -> Any:
     """Let the name of a kind stand for its settings with their defaults."""
-    if isinstance(value, str) and value not in (*_WORDS, *COMMON_SPACES):
-        known = [*_WORDS, *COMMON_SPACES]
+    if isinstance(value, str) and value not in (*OWN_ALIGNMENTS, *COMMON_SPACES):
+        known = [*OWN_ALIGNMENTS, *COMMON_SPACES]
         raise PydanticCustomError("unknown_kind", "unknown kind {given}", {"given": value, "known": known})
     return {"kind": value} if isinstance(value, str) and value in COMMON_SPACES else value
 

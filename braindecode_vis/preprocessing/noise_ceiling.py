@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.arrays import Responses, count_own_voxels
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.preprocessing.reliability import compute_ncsnr, compute_split_half
-from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels, read_geometry
+from braindecode_vis.preprocessing.voxel_geometry import read_geometry
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 # A block stays well below the memory of a laptop, and is large enough that the disk is read in long stretches.
 _BLOCK_BYTES = 32 << 20
 _CHANNEL_BLOCK_BYTES = 64 << 20
-BLOCK_BYTES = 64 << 20  # of trials that are looked at together
 
 
 @dataclass(frozen=True)
@@ -205,17 +204,6 @@ def _iterate_runs(rows: np.ndarray) -> list[tuple[int, int]]:
         first, last = int(run[0]), int(run[-1]) + 1
         blocks += [(start, min(start + BLOCK_TRIALS, last)) for start in range(first, last, BLOCK_TRIALS)]
     return blocks
-
-
-def iterate_blocks(data: Any, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield row numbers and trials in bounded memory; rows are read in ascending order."""
-    trial_bytes = 8 * max(1, int(np.prod(data.shape[1:])))
-    size = max(1, BLOCK_BYTES // trial_bytes)
-    # Ascending, as a memory map is read fastest.
-    rows = np.sort(rows)
-    for start in range(0, len(rows), size):
-        chunk = rows[start : start + size]
-        yield chunk, np.asarray(data[chunk])
 
 
 def split_rows(n: int, row: int) -> Iterator[tuple[int, int]]:

@@ -1,9 +1,12 @@
-"""Which features of the responses a brain encoder sees: by name, by reliability, by what images explain of them.
+"""Which trials and which features a brain encoder sees: repetitions averaged or not; features by name or by score.
 
-Owns the configuration of the choice, its fit on training trials, and the fitted choice, which is kept beside the
-encoder and applied to every trial that the encoder is asked about. Steps follow each other in this order: names of
-regions, networks or channels; reliability among what is left; encoding score among what is left then. Nothing but the
-trials passed to `fit_selection` is looked at, so a fold that passes its training trials cannot leak the tested ones.
+Trials are picked, and repetitions of an image averaged, without copying what does not fit in memory.
+
+Of features it owns the configuration of the choice, its fit on training trials, and the fitted choice, which is kept
+beside the encoder and applied to every trial that the encoder is asked about. Steps follow each other in this order:
+names of regions, networks or channels; reliability among what is left; encoding score among what is left then. Nothing
+but the trials passed to `fit_selection` is looked at, so a fold that passes its training trials cannot leak the tested
+ones.
 
 Where several subjects have voxels of their own (rows padded with zeros), each gets a choice of its own, of the same
 number or above the same threshold. Where features are common to all, the scores of the subjects are averaged, so that a
@@ -21,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.arrays import Embeddings, Responses, TrialRows, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import read_json, write_json
@@ -31,13 +34,15 @@ from braindecode_vis.preprocessing.reliability import (
     compute_split_half,
 )
 from braindecode_vis.preprocessing.voxel_geometry import (
-    count_own_voxels,
     find_networks,
     find_rois,
     select_features,
     select_own_features,
 )
 
+#: Picked trials of more bytes than this stay in their file, and averages of more than this are taken when asked for.
+MAX_COPIED_BYTES = 64 << 20
+MAX_AVERAGED_BYTES = 1 << 30
 _FILE = "selection"
 _ALL = ""  # key of a choice that is common to all subjects
 
@@ -93,7 +98,7 @@ class ReliabilityConfig(BestConfig):
     n_splits: int = Field(default=20, ge=1)
 
 
-class EncodingConfig(BestConfig):
+class EncodingSelectionConfig(BestConfig):
     """Columns that image features predict, by ridge regression cross-validated over the training images.
 
     Parameters
@@ -129,7 +134,7 @@ class SelectionConfig(Settings):
     networks: NamesConfig = NamesConfig()
     ch_names: NamesConfig = NamesConfig()
     reliability: ReliabilityConfig | None = None
-    encoding: EncodingConfig | None = None
+    encoding: EncodingSelectionConfig | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -360,3 +365,95 @@ def _pick_subject(responses: Responses, subject: str, n_own: int | None) -> Resp
 
 def _mean_over_times(scores: np.ndarray, own: Responses) -> np.ndarray:
     return scores.reshape(-1, int(own.coords["n_times"])).mean(axis=1)
+
+
+# --- picking trials and averaging repetitions --------------------------------------------------------------
+
+
+def pick_rows(responses: Responses, rows: np.ndarray) -> Responses:
+    """Return the given trials, in this order, as they are.
+
+    Trials that lie in a file and are many are not copied: neighbouring ones become a slice of the memory map, others
+    `TrialRows` of it.
+
+    Parameters
+    ----------
+    responses
+        Trials, possibly memory-mapped.
+    rows : int array
+        Row numbers.
+    """
+    rows = np.asarray(rows)
+    n_bytes = len(rows) * (responses.data.nbytes // max(1, len(responses.data)))
+    if not _lies_in_file(responses.data) or n_bytes <= MAX_COPIED_BYTES:
+        return responses.select(rows)
+    data: Any
+    if isinstance(responses.data, TrialRows):
+        data = _take(responses.data, rows)
+    elif (np.diff(rows) == 1).all():
+        data = responses.data[rows[0] : rows[-1] + 1]
+    else:
+        data = TrialRows(responses.data, rows)
+    trials = responses.trials.iloc[rows].reset_index(drop=True)
+    return Responses.from_checked(data, responses.dims, trials, responses.unit, responses.coords)
+
+
+def average_repetitions(responses: Responses, rows: np.ndarray | None = None) -> Responses:
+    """Average the trials of each subject and stimulus, in order of first appearance.
+
+    Where the trial table has a column `task`, what was seen is not averaged with what was imagined.
+    Trials are read group by group, so only the averages are held in memory; where they would take more than 1 GiB,
+    they are `TrialRows`, averaged whenever they are read.
+
+    Parameters
+    ----------
+    responses
+        Trials, possibly memory-mapped.
+    rows : int array, optional
+        The trials that take part; all by default.
+
+    Returns
+    -------
+    Responses
+        One float32 trial per subject and stimulus (and task); `repetition` becomes the number of trials averaged, and
+        the column `n_averaged` tells how many repetitions each is the mean of. Nothing changes where none is repeated.
+    """
+    rows = np.arange(responses.n_trials) if rows is None else np.asarray(rows)
+    trials = responses.trials.iloc[rows]
+    keys = ["subject", "stimulus_id", *(["task"] if "task" in trials else [])]
+    groups = trials.groupby(keys, sort=False, dropna=False).ngroup().to_numpy()
+    n_groups = int(groups.max()) + 1 if len(groups) else 0
+    # Nothing is repeated, so nothing is copied.
+    if n_groups == len(groups):
+        return pick_rows(responses, rows)
+    # Trials of a group lie together in `order`, in the order of the file: starts[g] is where group g begins.
+    order = np.argsort(groups, kind="stable")
+    starts = np.searchsorted(groups[order], np.arange(n_groups))
+    counts = np.diff(np.append(starts, len(groups)))
+    averaged = trials.iloc[order[starts]].reset_index(drop=True)
+    averaged["repetition"] = counts
+    behind = responses.n_averaged[rows][order]
+    averaged["n_averaged"] = np.add.reduceat(behind, starts).astype(int)
+    source: Any = responses.data
+    if isinstance(source, TrialRows) and source.starts is None:  # one step from the file, not two
+        source, rows = source.data, source.rows[rows]
+    lazy: Any = TrialRows(source, rows[order], starts)
+    if lazy.nbytes > MAX_AVERAGED_BYTES and _lies_in_file(responses.data):
+        return Responses.from_checked(lazy, responses.dims, averaged, responses.unit, responses.coords)
+    return replace(responses, data=np.asarray(lazy), trials=averaged)
+
+
+def _take(data: TrialRows, numbers: np.ndarray) -> TrialRows:
+    """Return some trials of trials that are read on demand, read from the same file."""
+    if data.starts is None:
+        return TrialRows(data.data, data.rows[numbers])
+    ends = np.append(data.starts[1:], len(data.rows))
+    parts = [data.rows[data.starts[n] : ends[n]] for n in numbers.tolist()]
+    starts = np.cumsum([0, *[len(part) for part in parts[:-1]]])
+    return TrialRows(data.data, np.concatenate(parts), starts)
+
+
+def _lies_in_file(data: np.ndarray | TrialRows) -> bool:
+    if isinstance(data, TrialRows):
+        return _lies_in_file(data.data)
+    return isinstance(data, np.memmap)

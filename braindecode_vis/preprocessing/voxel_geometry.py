@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.arrays import Responses, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
 from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.preprocessing.parcellation import spread_parcels
@@ -38,30 +38,6 @@ def read_geometry(responses: Responses, subject: str | None = None) -> Geometry:
     own = {k.removesuffix(end): v for k, v in responses.coords.items() if k.endswith(end)}
     common = {k: v for k, v in responses.coords.items() if k in ("parcel_names", "parcel_networks")}
     return Geometry.from_coords({**common, **own})
-
-
-def count_own_voxels(responses: Responses) -> dict[str, int]:
-    """Return how many features belong to each subject where rows are padded; empty where features are common to all."""
-    return {str(s): int(n) for s, n in dict(responses.coords.get("n_voxels_of", {})).items()}
-
-
-def check_common_features(responses: Responses, *, what: str) -> None:
-    """Raise `DataError` if a feature is another voxel in every subject.
-
-    Parameters
-    ----------
-    what
-        What needs common features, for the message.
-    """
-    counts = count_own_voxels(responses)
-    if counts and responses.trials["subject"].nunique() > 1:
-        words = ", ".join(f"{n} of subject {subject}" for subject, n in counts.items())
-        raise DataError(
-            f"{what} needs features that mean the same in every subject, but these are voxels of several brains "
-            f"({words}, padded with zeros): read one subject, average over the regions of an atlas with dataset.atlas, "
-            "or choose an encoder that aligns subjects (encoder.subject_alignment=hyperalignment) or has a layer for "
-            "each (encoder.network.kind=shared_space)."
-        )
 
 
 def inverse_transform(

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.base.checks import DataError, check_columns, check_option, check_unique
-from braindecode_vis.base.image_rows import Images
 from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.stimuli import Images
 from braindecode_vis.report.words import count_decimals, describe_metric, format_number, write_within_sentence
 
 __all__ = [

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from braindecode_vis.base.checks import check_columns, check_option
-from braindecode_vis.base.image_rows import Images
+from braindecode_vis.base.stimuli import Images
 from braindecode_vis.report.figures import THEMES, Theme, ThemeName
 from braindecode_vis.report.gallery import GalleryContent, describe_rule
 from braindecode_vis.report.page_gallery import PIXELATED_BELOW

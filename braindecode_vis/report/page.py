@@ -143,6 +143,28 @@ class ExtraSection:
 
 
 @dataclass(frozen=True)
+class Addition:
+    """What a part adds to the report of a run.
+
+    Parameters
+    ----------
+    shows
+        Plain values that change when what is shown changes; the page is then written anew.
+    make
+        Returns the sections, in order; called only when the page is written.
+    problems
+        What could not be shown, one sentence each.
+    has_time_course
+        Whether one of them says when the image can be decoded.
+    """
+
+    shows: Sequence[Any]
+    make: Callable[[], Sequence[ExtraSection]]
+    problems: Sequence[str] = ()
+    has_time_course: bool = False
+
+
+@dataclass(frozen=True)
 class ReportContent:
     """Everything that a report says.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.base.image_rows import Images
+from braindecode_vis.base.stimuli import Images
 from braindecode_vis.report.gallery import SEEN, GalleryContent, describe_rule
 from braindecode_vis.report.words import (
     count_decimals,

@@ -18,16 +18,18 @@ from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import ConfigError, DataError, check_installed
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.base.image_rows import Images
 from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import Images
 from braindecode_vis.base.store import hash_file, hash_json
-from braindecode_vis.embeddings.captions import caption_images, read_caption_bank
-from braindecode_vis.embeddings.sentences import SentenceEncoder, find_sentence_folder
+from braindecode_vis.embeddings.caption_bank import caption_images, read_caption_bank
+from braindecode_vis.embeddings.sentence_encoder import SentenceEncoder, find_sentence_folder
 from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 from braindecode_vis.scoring.image_scores import make_blocks
-from braindecode_vis.scoring.metrics.captions import score_captions, tabulate_captions
+from braindecode_vis.scoring.metrics.caption_metrics import compute_caption_metrics, tabulate_captions
 from braindecode_vis.scoring.metrics.image import make_image_table
+from braindecode_vis.scoring.score_row import make_score
 from braindecode_vis.scoring.scoring_task import POOLED, average, list_subjects
+from braindecode_vis.scoring.uncertainty import permutation_test
 from braindecode_vis.scoring.units import Units
 
 NEAREST = "nearest-caption"
@@ -314,3 +316,89 @@ def _describe_images(task: CaptionTask, folder: Path) -> dict[str, list[list[str
         batch_size=config.batch_size, device=config.torch_device,
     )  # fmt: skip
     return {name: [[captions[row] for row in one] for one in several] for name, several in table.made.items()}
+
+
+def score_captions(
+    references: Sequence[Sequence[str]],
+    candidates: Sequence[str] | Sequence[Sequence[str]],
+    ids: Sequence[object] | np.ndarray,
+    *,
+    method: str,
+    protocol: str,
+    subject: str,
+    split: str,
+    seed: int,
+    source: str = "",
+    subjects: Sequence[object] | np.ndarray | None = None,
+    encoder: SentenceEncoder | None = None,
+    n_boot: int = 10_000,
+    tables: Mapping[str, np.ndarray] | None = None,
+    truth: np.ndarray | None = None,
+    blocks: np.ndarray | None = None,
+    n_permutations: int = 10_000,
+    clusters: Sequence[object] | np.ndarray | None = None,
+    unit: str = "image",
+) -> list[Score]:
+    """Return one row per caption metric; chance is the mean against the references of the next stimulus.
+
+    With tables, chance is the mean over all permutations of the stimuli instead, and the row has a p-value.
+
+    Parameters
+    ----------
+    references, encoder
+        As for `compute_caption_metrics`.
+    candidates : sequence of length n_items, or several of them
+        One caption of each item; several rounds of captions are scored one at a time and averaged.
+    ids : sequence of length n_items
+        Stimulus of each item.
+    source
+        Where the captions are from, which follows the ``@`` of the metric.
+    method, protocol, subject, split, seed, subjects, n_boot
+        As for `braindecode_vis.scoring.score_row.make_score`.
+    tables
+        Metric to an array of shape (n_items, n_stimuli) from `tabulate_captions`, rounds averaged.
+    truth : int array of shape (n_items,)
+        Column of the tables that each item saw.
+    blocks : array of shape (n_stimuli,), optional
+        Stimuli are permuted within their block, where the tables hold these pairs only.
+    n_permutations
+        Permutations of the stimuli.
+    clusters : sequence of length n_items, optional
+        What intervals resample, if not stimuli.
+    unit
+        What they are, in one word.
+    """
+    names = [str(i) for i in ids]
+    rounds: list[Any] = [candidates] if candidates and isinstance(candidates[0], str) else list(candidates)
+    values = _average_metrics(references, rounds, encoder)
+    distinct = list(dict.fromkeys(names))
+    level: dict[str, float | None] = dict.fromkeys(values)
+    p_values: dict[str, float | None] = dict.fromkeys(values)
+    if len(distinct) > 1 and tables is not None:
+        for name in values:
+            null = permutation_test(
+                tables[name], truth=truth, groups=blocks, n_permutations=n_permutations, seed=seed
+            )
+            level[name], p_values[name] = null.null_mean, null.p_value
+    elif len(distinct) > 1:
+        following = dict(zip(distinct, distinct[1:] + distinct[:1], strict=True))
+        first = {name: names.index(name) for name in distinct}
+        others = [references[first[following[name]]] for name in names]
+        mismatched = _average_metrics(others, rounds, encoder)
+        level = {name: float(rows.mean()) for name, rows in mismatched.items()}
+    return [
+        make_score(
+            rows, metric=f"{name}@{source}" if source else name, method=method, protocol=protocol, subject=subject,
+            split=split, seed=seed, chance=level[name], stimulus_ids=names if clusters is None else clusters, unit=unit,
+            subjects=subjects, n_boot=n_boot, p_value=p_values[name],
+        )
+        for name, rows in values.items()
+    ]  # fmt: skip
+
+
+def _average_metrics(
+    references: Sequence[Sequence[str]], rounds: Sequence[Sequence[str]], encoder: SentenceEncoder | None
+) -> dict[str, np.ndarray]:
+    """Return each metric of each item, the mean over rounds of captions."""
+    found = [compute_caption_metrics(references, one, encoder=encoder) for one in rounds]
+    return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}

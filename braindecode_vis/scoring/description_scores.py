@@ -2,7 +2,7 @@
 
 Owns how two rankings of one gallery are fused, how the weight of texts is chosen on training images, and the rows of
 the table of scores. Queries, images and texts come in one space; how texts get there is the business of
-`braindecode_vis.embeddings.descriptions`.
+`braindecode_vis.embeddings.image_descriptions`.
 
 References
 ----------

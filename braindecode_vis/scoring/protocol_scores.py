@@ -16,8 +16,8 @@ import numpy as np
 from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
 from braindecode_vis.scoring.metrics import protocols
-from braindecode_vis.scoring.metrics.calibration import calibrate
 from braindecode_vis.scoring.metrics.protocols import ProtocolName
+from braindecode_vis.scoring.metrics.query_calibration import calibrate
 from braindecode_vis.scoring.retrieval import (
     Retrieval,
     compute_ranks,
@@ -153,8 +153,8 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
         ``relative_median_rank`` (both definitions), ``mean_average_precision`` (all images of the concept are
         relevant), ``within_concept``, ``instances`` (single trials beside averaged predictions), ``nsd_300`` (drawn and
         exact, both directions), ``zero_shot_text``, ``concept_templates``, ``transductive`` (the unlabelled test
-        queries of each subject correct their own similarities; see `scoring.metrics.calibration`), ``composition``
-        (what was seen against the same parts bound otherwise, and as a control against other parts).
+        queries of each subject correct their own similarities; see `scoring.metrics.query_calibration`),
+        ``composition`` (what was seen against the same parts bound otherwise, and as a control against other parts).
 
     Raises
     ------

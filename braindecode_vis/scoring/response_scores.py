@@ -16,14 +16,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from braindecode_vis.base import roles
-from braindecode_vis.base.arrays import Embeddings, Responses, Score
+from braindecode_vis.base.arrays import Embeddings, Responses, Score, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
 from braindecode_vis.base.registry import Component
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import StimulusSet, resize_image
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.preprocessing.noise_ceiling import ResponseCeiling, compute_noise_ceilings
-from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels, read_geometry
+from braindecode_vis.preprocessing.voxel_geometry import read_geometry
 from braindecode_vis.scoring.metrics.brain_correlation import (
     correlate_responses,
     fit_encoding_model,

@@ -11,7 +11,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.image_rows import ImageRows, Images, find_comparison_size
+from braindecode_vis.base.stimuli import ImageRows, Images, find_comparison_size
 from braindecode_vis.scoring.metrics.image import check_stack
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from braindecode_vis.scoring.refits import Refits

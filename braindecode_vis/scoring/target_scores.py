@@ -15,7 +15,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, Score, normalise_rows
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.embeddings.attributes import AttributeTable, TargetParts
+from braindecode_vis.embeddings.attribute_table import AttributeTable, TargetParts
 from braindecode_vis.scoring.category_scores import CategoryTask, compute_category_scores
 from braindecode_vis.scoring.score_row import name_units
 from braindecode_vis.scoring.scoring_task import POOLED, list_subjects

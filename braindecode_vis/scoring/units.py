@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Resample = Literal["auto", "image", "trial", "group", "run", "session", "subject"]
-#: Columns whose repetitions are averaged into one test item; see `preprocessing.repeats.average_repetitions`.
+#: Columns whose repetitions are averaged into one test item; see `preprocessing.selection.average_repetitions`.
 _AVERAGED_OVER = ["subject", "stimulus_id", "task"]
 
 

@@ -320,30 +320,6 @@ class SubjectMixingConfig(Settings):
         return np.where(rng.random(n) < self.probability, share, 1.0).astype(np.float32)
 
 
-def augment_trials(data: Tensor, augmentations: Any, generator: Generator, signal: Signal) -> Tensor:
-    """Apply every augmentation in order."""
-    for augmentation in augmentations:
-        data = augmentation.apply(data, generator, signal)
-    return data
-
-
-def augment_and_time(
-    data: Tensor, augmentations: Any, generator: Generator, signal: Signal
-) -> tuple[Tensor, Tensor]:
-    """Apply every augmentation in order; also return how late each trial is for it, in ms, shape (n_trials,).
-
-    The same draws as `augment_trials`. Only ``time_shift`` is known to move a trial in time.
-    """
-    offsets = data.new_zeros(len(data))
-    for augmentation in augmentations:
-        if isinstance(augmentation, TimeShiftConfig):
-            data, moved = augmentation.shift(data, generator, signal)
-            offsets = offsets + moved * (1000 / _require_sfreq(signal, augmentation.kind))
-        else:
-            data = augmentation.apply(data, generator, signal)
-    return data, offsets
-
-
 def mix_trials(
     data: Tensor, subject: Tensor, config: TrialMixingConfig | None, generator: Generator
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from braindecode_vis.base.contracts import Progress
 from braindecode_vis.base.devices import seeded
 from braindecode_vis.base.seeds import derive_seed, make_generator
-from braindecode_vis.embeddings.captions import END, PAD, START
+from braindecode_vis.embeddings.caption_bank import END, PAD, START
 from braindecode_vis.training.optimisation import (
     compute_warm_cosine,
     list_shapes,

@@ -169,11 +169,7 @@ class NetworkCategoryDecoder:
 
     def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
         """Return the decision as a torch module, and these trials as its input."""
-        from braindecode_vis.training.network_prediction import (
-            NetworkPrediction,
-            PrototypePrediction,
-            take_inputs,
-        )
+        from braindecode_vis.training.fitted import NetworkPrediction, PrototypePrediction, take_inputs
 
         fit = self._require_fit().require_fit()
         module = PrototypePrediction(NetworkPrediction(fit), *self._find_prototypes())

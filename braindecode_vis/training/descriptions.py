@@ -16,8 +16,8 @@ import numpy as np
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError, Notice
 from braindecode_vis.base.store import hash_json
-from braindecode_vis.embeddings.attributes import read_attributes
-from braindecode_vis.embeddings.captions import END, PAD, SPECIAL, START, read_caption_bank, split_words
+from braindecode_vis.embeddings.attribute_table import read_attributes
+from braindecode_vis.embeddings.caption_bank import END, PAD, SPECIAL, START, read_caption_bank, split_words
 from braindecode_vis.embeddings.swaps import ENGLISH, find_groups, swap_captions
 from braindecode_vis.training.batches import code_trials
 
@@ -314,7 +314,7 @@ def check_text_targets(found: Descriptions | None, config: Any, targets: Embeddi
 
 def make_sentence_encoder(config: Any, space: str = "") -> Any:
     """Return the sentence encoder that the settings name; of an average, those of its member with the space `space`."""
-    from braindecode_vis.embeddings.sentences import SentenceEncoder, find_sentence_folder
+    from braindecode_vis.embeddings.sentence_encoder import SentenceEncoder, find_sentence_folder
 
     if members := getattr(config, "members", ()):
         config = next(member for member in members if getattr(member, "sentence_space", "") == space)

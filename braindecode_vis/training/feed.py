@@ -3,8 +3,8 @@
 Owns the tables that join trials to images, and the assembly of a `Batch` on the device: from tensors there where the
 data fit, otherwise batch by batch in ascending row order by a thread that reads ahead; both ways give the same numbers.
 Of several processes each reads its share from the disk: of every batch, or once of what then stays on all devices.
-Which trials stand behind the rows of a batch is the business of `units`. Everything about a batch is a function of the
-seed, the epoch and the place in it, so that a resumed run, or a search for the batch that went wrong, sees the same
+Which trials stand behind the rows of a batch is the business of `batches`. Everything about a batch is a function of
+the seed, the epoch and the place in it, so that a resumed run, or a search for the batch that went wrong, sees the same
 numbers.
 """
 
@@ -37,9 +37,9 @@ from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.training.augment import (
     RepetitionAveragingConfig,
     SubjectMixingConfig,
+    TimeShiftConfig,
     TrialMixingConfig,
-    augment_and_time,
-    augment_trials,
+    find_sfreq,
     mix_trials,
 )
 from braindecode_vis.training.batches import (
@@ -520,6 +520,32 @@ class Feed:
                 batch.data, subject, self.mixing if counts else None, generator
             )
         return batch, plain
+
+
+def augment_trials(data: Tensor, augmentations: Any, generator: torch.Generator, signal: Signal) -> Tensor:
+    """Apply every augmentation in order."""
+    for augmentation in augmentations:
+        data = augmentation.apply(data, generator, signal)
+    return data
+
+
+def augment_and_time(
+    data: Tensor, augmentations: Any, generator: torch.Generator, signal: Signal
+) -> tuple[Tensor, Tensor]:
+    """Apply every augmentation in order; also return how late each trial is for it, in ms, shape (n_trials,).
+
+    The same draws as `augment_trials`. Only ``time_shift`` is known to move a trial in time.
+    """
+    offsets = data.new_zeros(len(data))
+    for augmentation in augmentations:
+        if isinstance(augmentation, TimeShiftConfig):
+            data, moved = augmentation.shift(data, generator, signal)
+            rate = find_sfreq(signal)
+            assert rate is not None  # as `shift` has required
+            offsets = offsets + moved * (1000 / rate)
+        else:
+            data = augmentation.apply(data, generator, signal)
+    return data, offsets
 
 
 def _cut(draw: Draw, mine: slice) -> Draw:

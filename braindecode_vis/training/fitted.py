@@ -1,31 +1,35 @@
-"""A trained network: held-out scores, predictions, and its files.
+"""A trained network: its predictions, its files, room for a new subject, and its form for export.
 
-Owns the scores by which an epoch is chosen, in which space a prediction lives, how unknown subjects are met, and the
-safetensors and JSON of a fitted encoder.
+Owns in which space a prediction lives, how unknown subjects are met, the safetensors and JSON of a fitted encoder, the
+wider statistics and tables with which a network goes on learning from a few trials of a new subject
+(`NetworkEncoder.adapt` puts them together), and the prediction as one torch module: alignment, scaling, network,
+projector, units. Knows nothing of how the network was trained; see `loop`.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-from braindecode_vis.base.arrays import Embeddings, Responses, normalise_rows
-from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.store import json_plain, read_json, write_json
-from braindecode_vis.embeddings.captions import write_captions
+from braindecode_vis.embeddings.caption_bank import write_captions
 from braindecode_vis.encoders.signal import Signal, check_signal
 from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.training.descriptions import Lexicon
 
 if TYPE_CHECKING:
-    from braindecode_vis.training.feed import Feed
     from braindecode_vis.training.image_config import ViewChoice
     from braindecode_vis.training.lora import ImageSource
     from braindecode_vis.training.model import BrainImageModel
@@ -35,8 +39,6 @@ if TYPE_CHECKING:
 
 WEIGHTS, RECORD = "network.safetensors", "network.json"
 PREDICTED_TOGETHER = 1024  # trials
-TOP_K = 5
-SMALL_GALLERY = 4 * TOP_K  # below, top-5 is passed by chance too often to tell epochs apart
 BLUR_LEVELS, USUAL_BLUR = 3, 1  # less, usual and more, as UBP has them (arXiv:2503.04207)
 
 
@@ -437,134 +439,298 @@ def name_reduced(space: str, choice: ViewChoice | None) -> str:
     return f"{space}/{'usual' if choice == 'uncertainty' else 'mean'}-view"
 
 
-# --- held-out trials --------------------------------------------------------------------------------------
+# --- a new subject --------------------------------------------------------------------------------------
 
 
-def name_top_k(n_gallery: int) -> tuple[str, int]:
-    """Return the name and the k of the accuracy that a gallery of this size can tell: top-5, or top-1 below 20."""
-    return (f"top{TOP_K}", TOP_K) if n_gallery >= SMALL_GALLERY else ("top1", 1)
+def check_adaptation(fit: NetworkFit, responses: Responses, targets: Embeddings) -> None:
+    """Raise `DataError` if axes or target space differ from those of the first training."""
+    fit.check_input(responses)
+    reduced = reduce_views(Embeddings(targets.vectors[:1], targets.ids[:1], targets.space), fit.view_choice)
+    if reduced.space != fit.space or tuple(reduced.vectors.shape[1:]) != fit.target_shape:
+        raise DataError(f"this encoder predicts {fit.space!r}, so it cannot be adapted to {targets.space!r}.")
 
 
-def compute_top_k(brain: np.ndarray, gallery: np.ndarray, truth: np.ndarray, k: int) -> float:
-    """Return how often the true image is among the `k` most similar ones by cosine.
+def extend_signal(known: Signal, found: Signal) -> Signal:
+    """Return the known signal with the new subjects of another one behind its own."""
+    new = [i for i, name in enumerate(found.subjects) if name not in known.subjects]
+    voxels = known.n_voxels
+    if voxels and new:
+        counts = found.n_voxels or (found.shape[0],) * len(found.subjects)
+        # behind the known ones, as rows of a table are added at its end
+        voxels = (*voxels, *(counts[i] for i in new))
+    return replace(known, subjects=(*known.subjects, *(found.subjects[i] for i in new)), n_voxels=voxels)
 
-    Ties count against the network, so that constant outputs find nothing.
+
+def imagine_subject(signal: Signal) -> Signal:
+    """Return the signal with one more subject, whose weights are then told from those that all share."""
+    counts = signal.n_voxels
+    wider = (*counts, counts[-1]) if counts else ()
+    return replace(signal, subjects=(*signal.subjects, "\0"), n_voxels=wider)
+
+
+def digest_weights(weights: dict[str, Tensor]) -> str:
+    """Return what tells these weights from others."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def grow_state(
+    old: dict[str, Tensor], fresh: dict[str, Tensor], n_subjects: int, n_new: int
+) -> tuple[dict[str, Tensor], set[str]]:
+    """Return weights for a model with more subjects, and the names of the weights that belong to subjects.
+
+    A tensor that grew by `n_new` along one axis is a table of subjects: rows of known subjects are kept, new ones start
+    from the row of unknown subjects if the table has one, else from the mean row. A tensor that is new keeps its fresh
+    values.
 
     Parameters
     ----------
-    brain : array of shape (n_queries, d)
-    gallery : array of shape (n_gallery, d)
-    truth : int array of shape (n_queries,)
-        Row of the true image in the gallery.
-    k
-        How many candidates count.
-
-    Examples
-    --------
-    >>> compute_top_k(np.eye(3), np.eye(3), np.array([0, 1, 0]), 1) == 2 / 3
-    True
+    old, fresh
+        State of the fitted model, and of a new one that was built for all subjects.
+    n_subjects, n_new
+        Subjects of the fitted model, and how many join.
     """
-    similarity = normalise_rows(brain) @ normalise_rows(gallery).T
-    own = similarity[np.arange(len(truth)), truth]
-    # candidates at least as similar as the true one, itself included
-    return float(((similarity >= own[:, None]).sum(axis=1) <= k).mean())
+    grown, subject_names = {}, set()
+    for name, value in fresh.items():
+        if name not in old:
+            grown[name] = value
+            subject_names.add(name)
+        elif old[name].shape == value.shape:
+            grown[name] = old[name]
+        else:
+            grown[name] = _grow_table(name, old[name], value, n_subjects, n_new)
+            subject_names.add(name)
+    return grown, subject_names
 
 
-def score_held_out(model: BrainImageModel, feed: Feed, batch_size: int, progress: float) -> dict[str, Any]:
-    """Return loss and accuracy of the held-out trials, nothing if none were held out.
+def _grow_table(name: str, old: Tensor, fresh: Tensor, n_subjects: int, n_new: int) -> Tensor:
+    # A table of subjects grows along exactly one axis, by exactly the new subjects.
+    axes = [a for a in range(old.ndim) if old.shape[a] != fresh.shape[a]] if old.ndim == fresh.ndim else []
+    if len(axes) != 1 or fresh.shape[axes[0]] != old.shape[axes[0]] + n_new:
+        raise DataError(
+            f"the weight {name} changes from {tuple(old.shape)} to {tuple(fresh.shape)} with a new subject, so this "
+            "network cannot be adapted; train it again with that subject."
+        )
+    table = old.movedim(axes[0], 0)
+    known, rest = table[:n_subjects], table[n_subjects:]
+    # The row behind the known subjects is the one of unknown subjects, learnt by hiding who is who.
+    start = rest[:1] if len(rest) else known.mean(dim=0, keepdim=True)
+    # known subjects, new ones, and the row of unknown ones last again
+    return torch.cat([known, start.expand(n_new, *start.shape[1:]), rest]).movedim(0, axes[0]).contiguous()
+
+
+# --- the prediction as one torch module, for export -----------------------------------------------------
+# A subject is given by its number in the order of training; the number of subjects stands for an unknown one, which has
+# no alignment of its own. Nothing is learnt here: modules hold copies of what prediction needs.
+
+
+class NetworkPrediction(nn.Module):
+    """What `NetworkFit.predict` does to trials, in the space of comparison."""
+
+    def __init__(self, fit: NetworkFit) -> None:
+        super().__init__()
+        model = copy.deepcopy(fit.model).cpu().eval()
+        maps = [part for part in (model.brain_projector, model.shared_projector) if part is not None]
+        self.network, self.projector = model.network, nn.Sequential(*maps) if maps else None
+        # Outputs of a learnt space stay there; others return to the units of the targets.
+        self.target_scale = None if model.learns_space else model.target_scale
+        self.shape = (model.n_common,) if model.learns_space else fit.target_shape
+        transform, subjects = fit.transform, fit.signal.subjects
+        self.clamp = transform.scaling.clamp
+        named: dict[str, np.ndarray | None] = {"matrices": None, "own_centre": None, "own_spread": None}
+        if transform.alignment == "euclidean":
+            named["matrices"] = np.stack([transform.matrices[name] for name in subjects])
+        elif transform.alignment == "zscore":
+            named["own_centre"] = np.stack([transform.scales[name].centre for name in subjects])
+            named["own_spread"] = np.stack([transform.scales[name].spread for name in subjects])
+        elif transform.space is not None:
+            fitted = [transform.space.maps[name] for name in subjects]
+            widest = max(len(one.centre) for one in fitted)
+
+            def pad(array: np.ndarray) -> np.ndarray:
+                return np.concatenate([array, np.zeros((widest - len(array), *array.shape[1:]), np.float32)])
+
+            named["map_centre"] = np.stack([pad(one.centre) for one in fitted])
+            named["map_matrix"] = np.stack([pad(one.matrix).T for one in fitted])
+            named["map_offset"] = np.stack([one.offset for one in fitted])
+        named["centre"] = None if transform.scale is None else transform.scale.centre
+        named["spread"] = None if transform.scale is None else transform.scale.spread
+        for name, array in named.items():
+            self.register_buffer(name, None if array is None else torch.from_numpy(np.array(array)))
+
+    def forward(self, responses: Tensor, subject: Tensor) -> Tensor:
+        """Return one embedding per trial, shape (n_trials, *shape).
+
+        Parameters
+        ----------
+        responses : float32 tensor of shape (n_trials, ...)
+        subject : int64 tensor of shape (n_trials,)
+        """
+        parts: dict[str, Any] = dict(self.named_buffers(recurse=False))
+        data = responses
+        if "matrices" in parts:
+            # (n_trials, n_channels, n_channels) @ (n_trials, n_channels, n_times)
+            data = torch.matmul(parts["matrices"][subject], data)
+        if "map_matrix" in parts:
+            wide = data if data.ndim > 2 else data.unsqueeze(2)
+            centre, matrix, offset = (
+                parts[f"map_{name}"][subject] for name in ("centre", "matrix", "offset")
+            )
+            # (n_trials, n_components, n_features) @ (n_trials, n_features, n_times or 1)
+            wide = torch.matmul(matrix, wide[:, : centre.shape[1]] - centre.unsqueeze(2)) + offset.unsqueeze(
+                2
+            )
+            data = wide if data.ndim > 2 else wide.squeeze(2)
+        if "own_centre" in parts:
+            data = (data - parts["own_centre"][subject]) / parts["own_spread"][subject]
+        if "centre" in parts:
+            data = (data - parts["centre"]) / parts["spread"]
+        if self.clamp is not None:
+            data = data.clamp(-self.clamp, self.clamp)
+        output = self.network(data, subject)
+        if self.projector is not None:
+            output = self.projector(output)
+        if self.target_scale is not None:
+            output = self.target_scale.undo(output)
+        return output.unflatten(1, self.shape) if len(self.shape) > 1 else output
+
+
+class StackedPrediction(nn.Module):
+    """Outputs of several fits side by side, each as it is compared and of unit length.
 
     Parameters
     ----------
-    model
-        The weights to judge; left in evaluation mode.
-    feed
-        Its data; the held-out training trials alone are read.
-    batch_size
-        Trials at a time.
-    progress
-        Share of the training that is done, for objectives that change with it.
+    fits
+        Of the same trials and subjects.
     """
-    held = feed.held
-    if held is None:
-        return {}
-    model.eval()
-    brain, subjects, losses, sizes = [], [], [], []
-    images: dict[int, torch.Tensor] = {}
-    with torch.no_grad():
-        for start in range(0, len(held), batch_size):
-            rows = np.arange(start, min(start + batch_size, len(held)))
-            plan = feed.plan(held, rows, update=0, part=0, rank=0, n_ranks=1)
-            batch = feed.assemble(held, *feed.load_all(held, plan), progress)
-            brain.append(model.encode_brain(batch.data, batch.subject).float().cpu().numpy())
-            subjects.append(batch.subject)
-            batch.tuned = model.embed_images(batch)
-            for stimulus, image in zip(batch.stimuli.tolist(), batch.tuned, strict=True):
-                images.setdefault(stimulus, image)  # each image once in the gallery, whatever its repetitions
-            # A contrast of one image or concept with itself says nothing.
-            if len(torch.unique(batch.stimuli)) > 1 and len(torch.unique(batch.concepts)) > 1:
-                loss = model.compute_plain_loss(batch)
-                if loss is not None:
-                    losses.append(float(loss))
-                    sizes.append(len(batch.data))
-    # ascending, so that searchsorted finds the row of each trial's image
-    gallery = sorted(images)
-    name, k = name_top_k(len(gallery))
-    truth = np.searchsorted(gallery, held.stimuli)
-    raw = torch.stack([images[i] for i in gallery])
-    score = _find_accuracy(model, np.concatenate(brain), torch.cat(subjects), raw, truth, k)
-    found = {f"validation_{name}": score, "n_validation_images": len(gallery)}
-    if losses:
-        # weighted by batch: the last one is smaller
-        found["validation_loss"] = float(np.average(losses, weights=sizes))
-    return found
+
+    def __init__(self, fits: Sequence[NetworkFit]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(NetworkPrediction(fit) for fit in fits)
+
+    def forward(self, responses: Tensor, subject: Tensor) -> Tensor:
+        """Return one embedding per trial, shape (n_trials, sum of features)."""
+        parts = []
+        for stage in self.stages:
+            output, scale = stage(responses, subject).flatten(1), stage.target_scale
+            if isinstance(scale, nn.Module):
+                output = scale(output)
+            parts.append(functional.normalize(output, dim=1))
+        return torch.cat(parts, dim=1)
 
 
-def _find_accuracy(
-    model: BrainImageModel,
-    brain: np.ndarray,
-    subjects: torch.Tensor,
-    raw: torch.Tensor,
-    truth: np.ndarray,
-    k: int,
-) -> float:
-    """Return the accuracy over all trials, each searched in the gallery of its own subject where there are several."""
+class MontagePrediction(nn.Module):
+    """A fitted network for trials of any channels and length, in the form that NeuralBench asks of a model.
 
-    def encode(subject: torch.Tensor | None) -> np.ndarray:
-        with torch.no_grad():
-            return model.encode_image(raw, subject).float().cpu().numpy()
-
-    if not model.has_subject_galleries:
-        return compute_top_k(brain, encode(None), truth, k)
-    found, numbers = 0.0, subjects.cpu().numpy()
-    # Weights of layers differ between subjects, and with them the vectors of the gallery.
-    for number in np.unique(numbers):
-        own = numbers == number
-        gallery = encode(subjects.new_full((len(raw),), int(number)))
-        # weighted by the subject's share of the trials
-        found += float(own.mean()) * compute_top_k(brain[own], gallery, truth[own], k)
-    return found
-
-
-def get_monitored_score(monitor: str, record: dict[str, Any]) -> float:
-    """Return the number of an epoch's record by which the best epoch is chosen; higher is better.
+    Each of the network's channels becomes a weighted mean of the channels that come, by the distance of their
+    positions once both sets are brought to a common centre and radius; samples are interpolated to the network's
+    number, whatever time they stand for. Every channel of a trial is brought to the mean and spread that the network
+    was trained with, since units are not known. The subject is an unknown one where the network takes such, else the
+    first. All of this is a choice of ours: it makes any montage fit, and is no claim that a decoder transfers to it.
 
     Parameters
     ----------
-    monitor
-        ``accuracy`` or ``loss``.
-    record
-        With the entries of `score_held_out`.
+    fit
+        A fitted network over channels and times whose positions are known.
 
     Raises
     ------
-    ConfigError
-        If the loss is asked for and no objective can be computed on held-out trials.
+    DataError
+        If there are no channels with positions, or subjects are aligned one by one.
     """
-    if monitor != "loss":
-        return next(v for k, v in record.items() if k.startswith("validation_top"))
-    if "validation_loss" not in record:
-        raise ConfigError(
-            "encoder.selection.monitor is loss, but no objective can be computed on held-out trials alone; "
-            "set it to accuracy."
+
+    def __init__(self, fit: NetworkFit) -> None:
+        super().__init__()
+        signal = fit.signal
+        if signal.dims != ("channel", "time") or signal.ch_pos is None:
+            raise DataError(
+                "a network for any montage needs trials of channels x times with known positions, and this one has "
+                f"{', '.join(signal.dims)}{'' if signal.ch_pos is None else ' and positions'}."
+            )
+        if fit.transform.alignment != "none":
+            raise DataError(
+                "a network for any montage sees subjects without an alignment of their own; train it with "
+                "encoder.subject_alignment none."
+            )
+        self.prediction = NetworkPrediction(fit).eval()
+        self.n_times = signal.shape[1]
+        self.subject = signal.unknown_subject if fit.takes_unknown else 0
+        self.register_buffer("positions", _bring_to_sphere(torch.from_numpy(np.array(signal.ch_pos)).float()))
+
+    def forward(self, x: Tensor, channel_positions: Tensor | None = None) -> Tensor:
+        """Return one embedding per trial, shape (n_trials, n_features).
+
+        Parameters
+        ----------
+        x : float tensor of shape (n_trials, n_channels, n_times)
+            Any numbers of channels and times.
+        channel_positions : float tensor of shape (n_trials, n_channels, 3), optional
+            In any unit; without them the channels must be the network's own.
+        """
+        x = functional.interpolate(x.float(), size=self.n_times, mode="linear")
+        if channel_positions is not None:
+            own: Any = self.positions
+            squares = (
+                torch.cdist(own.expand(len(x), -1, -1), _bring_to_sphere(channel_positions.float())) ** 2
+            )
+            # a fifth of the head's radius: about the spacing of 64 electrodes
+            x = (-squares / (2 * 0.2**2)).softmax(
+                dim=-1
+            ) @ x  # (n, own channels, n_channels) @ (n, n_channels, n_times)
+        x = (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6)
+        known: dict[str, Any] = dict(self.prediction.named_buffers(recurse=False))
+        if "centre" in known:
+            x = x * known["spread"] + known["centre"]
+        return self.prediction(x, torch.full((len(x),), self.subject, device=x.device)).flatten(1)
+
+
+def _bring_to_sphere(positions: Tensor) -> Tensor:
+    """Return positions of shape (..., n_channels, 3) around their mean, at a mean distance of one."""
+    centred = positions - positions.mean(dim=-2, keepdim=True)
+    return centred / centred.norm(dim=-1, keepdim=True).mean(dim=-2, keepdim=True).clamp_min(1e-12)
+
+
+class PrototypePrediction(nn.Module):
+    """Probabilities of classes, by the cosine of a network's output with the prototype of each class.
+
+    Parameters
+    ----------
+    network
+        Gives one vector per trial.
+    prototypes : array of shape (n_classes, n_features)
+        Of length one each.
+    scale
+        Inverse temperature.
+    """
+
+    prototypes: Tensor
+
+    def __init__(self, network: NetworkPrediction, prototypes: np.ndarray, scale: float) -> None:
+        super().__init__()
+        self.network, self.scale = network, scale
+        self.register_buffer("prototypes", torch.from_numpy(prototypes.astype(np.float32)))
+
+    def forward(self, responses: Tensor, subject: Tensor) -> Tensor:
+        """Return probabilities of shape (n_trials, n_classes); arguments as of `NetworkPrediction`."""
+        brain = functional.normalize(self.network(responses, subject), dim=1)
+        return torch.softmax(self.scale * brain @ self.prototypes.T, dim=1)
+
+
+def take_inputs(fit: NetworkFit, responses: Responses) -> dict[str, Tensor]:
+    """Return trials, and the number of each one's subject, as the modules take them.
+
+    Raises
+    ------
+    DataError
+        If a subject was not trained on, but subjects are aligned one by one.
+    """
+    index = fit.signal.index_subjects(responses.trials["subject"].astype(str))
+    if fit.transform.alignment != "none" and (index == fit.signal.unknown_subject).any():
+        raise DataError(
+            "the encoder aligns each subject by its own training trials, so its exported form takes the subjects "
+            f"{', '.join(fit.signal.subjects)} only."
         )
-    return -record["validation_loss"]
+    data = np.array(responses.data, dtype=np.float32)
+    return {"responses": torch.from_numpy(data), "subject": torch.from_numpy(index)}

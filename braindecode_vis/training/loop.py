@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from braindecode_vis.base.arrays import normalise_rows
 from braindecode_vis.base.checks import ConfigError, DataError, require
 from braindecode_vis.base.devices import (
     broadcast_flag,
@@ -40,7 +41,6 @@ from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.training.batches import count_batches, make_batches, make_grouped_batches
 from braindecode_vis.training.feed import BatchPlan, Feed, read_ahead
-from braindecode_vis.training.fitted import get_monitored_score, score_held_out
 from braindecode_vis.training.model import Batch, BrainImageModel, Teacher
 from braindecode_vis.training.optimisation import (
     MovingAverage,
@@ -63,6 +63,8 @@ BAD_BATCH = "bad_batch.npz"
 LOG_FILE = "training.jsonl"
 #: Updates between checks of the loss, each of which waits for a GPU.
 CHECK_EVERY = {"cpu": 1, "cuda": 20}
+TOP_K = 5
+SMALL_GALLERY = 4 * TOP_K  # below, top-5 is passed by chance too often to tell epochs apart
 GROUP_KEYS = ("params", "lr", "lr_scale", "weight_decay")
 
 
@@ -716,3 +718,136 @@ def _open_tensorboard(folder: Path, first_epoch: int) -> Any:
 def _open_wandb(workspace: Path, config: dict[str, Any]) -> Any:
     wandb = require("wandb", "encoder.log: [wandb]")
     return wandb.init(project="braindecode_vis", dir=str(workspace), config=config, resume="allow")
+
+
+# --- held-out trials --------------------------------------------------------------------------------------
+
+
+def name_top_k(n_gallery: int) -> tuple[str, int]:
+    """Return the name and the k of the accuracy that a gallery of this size can tell: top-5, or top-1 below 20."""
+    return (f"top{TOP_K}", TOP_K) if n_gallery >= SMALL_GALLERY else ("top1", 1)
+
+
+def compute_top_k(brain: np.ndarray, gallery: np.ndarray, truth: np.ndarray, k: int) -> float:
+    """Return how often the true image is among the `k` most similar ones by cosine.
+
+    Ties count against the network, so that constant outputs find nothing.
+
+    Parameters
+    ----------
+    brain : array of shape (n_queries, d)
+    gallery : array of shape (n_gallery, d)
+    truth : int array of shape (n_queries,)
+        Row of the true image in the gallery.
+    k
+        How many candidates count.
+
+    Examples
+    --------
+    >>> compute_top_k(np.eye(3), np.eye(3), np.array([0, 1, 0]), 1) == 2 / 3
+    True
+    """
+    similarity = normalise_rows(brain) @ normalise_rows(gallery).T
+    own = similarity[np.arange(len(truth)), truth]
+    # candidates at least as similar as the true one, itself included
+    return float(((similarity >= own[:, None]).sum(axis=1) <= k).mean())
+
+
+def score_held_out(model: BrainImageModel, feed: Feed, batch_size: int, progress: float) -> dict[str, Any]:
+    """Return loss and accuracy of the held-out trials, nothing if none were held out.
+
+    Parameters
+    ----------
+    model
+        The weights to judge; left in evaluation mode.
+    feed
+        Its data; the held-out training trials alone are read.
+    batch_size
+        Trials at a time.
+    progress
+        Share of the training that is done, for objectives that change with it.
+    """
+    held = feed.held
+    if held is None:
+        return {}
+    model.eval()
+    brain, subjects, losses, sizes = [], [], [], []
+    images: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        for start in range(0, len(held), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(held)))
+            plan = feed.plan(held, rows, update=0, part=0, rank=0, n_ranks=1)
+            batch = feed.assemble(held, *feed.load_all(held, plan), progress)
+            brain.append(model.encode_brain(batch.data, batch.subject).float().cpu().numpy())
+            subjects.append(batch.subject)
+            batch.tuned = model.embed_images(batch)
+            for stimulus, image in zip(batch.stimuli.tolist(), batch.tuned, strict=True):
+                images.setdefault(stimulus, image)  # each image once in the gallery, whatever its repetitions
+            # A contrast of one image or concept with itself says nothing.
+            if len(torch.unique(batch.stimuli)) > 1 and len(torch.unique(batch.concepts)) > 1:
+                loss = model.compute_plain_loss(batch)
+                if loss is not None:
+                    losses.append(float(loss))
+                    sizes.append(len(batch.data))
+    # ascending, so that searchsorted finds the row of each trial's image
+    gallery = sorted(images)
+    name, k = name_top_k(len(gallery))
+    truth = np.searchsorted(gallery, held.stimuli)
+    raw = torch.stack([images[i] for i in gallery])
+    score = _find_accuracy(model, np.concatenate(brain), torch.cat(subjects), raw, truth, k)
+    found = {f"validation_{name}": score, "n_validation_images": len(gallery)}
+    if losses:
+        # weighted by batch: the last one is smaller
+        found["validation_loss"] = float(np.average(losses, weights=sizes))
+    return found
+
+
+def _find_accuracy(
+    model: BrainImageModel,
+    brain: np.ndarray,
+    subjects: torch.Tensor,
+    raw: torch.Tensor,
+    truth: np.ndarray,
+    k: int,
+) -> float:
+    """Return the accuracy over all trials, each searched in the gallery of its own subject where there are several."""
+
+    def encode(subject: torch.Tensor | None) -> np.ndarray:
+        with torch.no_grad():
+            return model.encode_image(raw, subject).float().cpu().numpy()
+
+    if not model.has_subject_galleries:
+        return compute_top_k(brain, encode(None), truth, k)
+    found, numbers = 0.0, subjects.cpu().numpy()
+    # Weights of layers differ between subjects, and with them the vectors of the gallery.
+    for number in np.unique(numbers):
+        own = numbers == number
+        gallery = encode(subjects.new_full((len(raw),), int(number)))
+        # weighted by the subject's share of the trials
+        found += float(own.mean()) * compute_top_k(brain[own], gallery, truth[own], k)
+    return found
+
+
+def get_monitored_score(monitor: str, record: dict[str, Any]) -> float:
+    """Return the number of an epoch's record by which the best epoch is chosen; higher is better.
+
+    Parameters
+    ----------
+    monitor
+        ``accuracy`` or ``loss``.
+    record
+        With the entries of `score_held_out`.
+
+    Raises
+    ------
+    ConfigError
+        If the loss is asked for and no objective can be computed on held-out trials.
+    """
+    if monitor != "loss":
+        return next(v for k, v in record.items() if k.startswith("validation_top"))
+    if "validation_loss" not in record:
+        raise ConfigError(
+            "encoder.selection.monitor is loss, but no objective can be computed on held-out trials alone; "
+            "set it to accuracy."
+        )
+    return -record["validation_loss"]

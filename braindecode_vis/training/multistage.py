@@ -308,7 +308,7 @@ class MultistageEncoder:
 
     def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
         """Return `predict` as a torch module, and these trials as its inputs."""
-        from braindecode_vis.training.network_prediction import StackedPrediction, take_inputs
+        from braindecode_vis.training.fitted import StackedPrediction, take_inputs
 
         fits = [stage.require_fit() for stage in self.stages]
         return StackedPrediction(fits).eval(), take_inputs(fits[0], responses)

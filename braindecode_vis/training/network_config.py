@@ -20,8 +20,8 @@ from braindecode_vis.base.checks import ConfigError, check_file, check_installed
 from braindecode_vis.base.digests import hash_once, remember_digest
 from braindecode_vis.base.registry import ByKind, Component
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.embeddings.attributes import read_attributes
-from braindecode_vis.embeddings.captions import read_caption_bank
+from braindecode_vis.embeddings.attribute_table import read_attributes
+from braindecode_vis.embeddings.caption_bank import read_caption_bank
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
 from braindecode_vis.preprocessing.alignment import InputScalingConfig
 from braindecode_vis.preprocessing.common_space import SubjectAlignment
@@ -473,12 +473,12 @@ class NetworkEncoderConfig(Settings):
         """Name of the space of the sentence vectors that an objective learns from; empty without any."""
         if self.sentence_encoder is None:
             return ""
-        from braindecode_vis.embeddings.sentences import find_sentence_folder, name_sentence_space
+        from braindecode_vis.embeddings.sentence_encoder import find_sentence_folder, name_sentence_space
 
         return name_sentence_space(find_sentence_folder(self.sentence_encoder, "encoder.sentence_encoder"))
 
     def _hash_sentence_encoder(self) -> str:
-        from braindecode_vis.embeddings.sentences import find_sentence_folder, hash_sentence_encoder
+        from braindecode_vis.embeddings.sentence_encoder import find_sentence_folder, hash_sentence_encoder
 
         assert self.sentence_encoder is not None
         return hash_sentence_encoder(find_sentence_folder(self.sentence_encoder, "encoder.sentence_encoder"))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import Context
 from braindecode_vis.base.memory import TooLargeError, check_memory, is_out_of_memory
@@ -29,9 +29,21 @@ from braindecode_vis.base.store import hash_json
 from braindecode_vis.encoders.signal import Signal, describe_signal
 from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.preprocessing.splits import make_inner_folds
-from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.training.descriptions import Descriptions, Lexicon, check_text_targets, describe_images
-from braindecode_vis.training.fitted import NetworkFit, read_fit, write_fit
+from braindecode_vis.training.fitted import (
+    MontagePrediction,
+    NetworkFit,
+    NetworkPrediction,
+    check_adaptation,
+    digest_weights,
+    extend_signal,
+    grow_state,
+    imagine_subject,
+    read_fit,
+    reduce_views,
+    take_inputs,
+    write_fit,
+)
 from braindecode_vis.training.optimisation import load_weights, read_checkpoint
 
 LARGEST_AUTO, SMALLEST_AUTO = 1024, 16
@@ -208,7 +220,6 @@ class NetworkEncoder:
 
     def build_model(self, signal: Signal, targets: Embeddings, train: np.ndarray) -> BrainImageModel:
         """Return the untrained model, its target statistics from the images of the training rows."""
-        from braindecode_vis.training.fitted import reduce_views
         from braindecode_vis.training.model import build_model, make_scales
 
         if self.config.image_tower is not None:
@@ -272,9 +283,7 @@ class NetworkEncoder:
             Further arguments of the `Trainer`.
         """
         from braindecode_vis.base.devices import count_processes, open_accelerator
-        from braindecode_vis.training.adaptation import digest_weights
         from braindecode_vis.training.feed import Feed
-        from braindecode_vis.training.fitted import reduce_views
         from braindecode_vis.training.loop import CHECKPOINT, Trainer
         from braindecode_vis.training.model import estimate_training_bytes, takes_unknown_subjects
 
@@ -394,14 +403,6 @@ class NetworkEncoder:
         DataError
             If axes or target space differ from those of the first training.
         """
-        from braindecode_vis.training.adaptation import (
-            check_adaptation,
-            digest_weights,
-            extend_signal,
-            grow_state,
-            imagine_subject,
-        )
-
         check_rows(responses, targets)
         fit = self.require_fit()
         check_adaptation(fit, responses, targets)
@@ -501,9 +502,9 @@ class NetworkEncoder:
         """Return one vector per trial in the space of the sentence encoder, by the head of ``sentence_contrast`` or
         ``composition``.
 
-        The space is ``sentences/weights=DIGEST`` (`embeddings.sentences.name_sentence_space` of the encoder's folder),
-        whatever the texts: vectors that `SentenceEncoder.encode` gives of any texts are compared with these by cosine.
-        None without that objective.
+        The space is ``sentences/weights=DIGEST`` (`embeddings.sentence_encoder.name_sentence_space` of the encoder's
+        folder), whatever the texts: vectors that `SentenceEncoder.encode` gives of any texts are compared with these by
+        cosine. None without that objective.
         """
         if self.require_fit().find_sentence_head() is None:
             return None
@@ -558,8 +559,6 @@ class NetworkEncoder:
 
         With `view_choice` that is the one vector that stands for the views of each image.
         """
-        from braindecode_vis.training.fitted import reduce_views
-
         fit = self.require_fit()
         return reduce_views(embeddings, fit.view_choice) if embeddings.space == fit.bank_space else embeddings
 
@@ -671,7 +670,7 @@ class NetworkEncoder:
 
         from braindecode_vis.base.devices import choose_device
         from braindecode_vis.training.feed import Feed
-        from braindecode_vis.training.fitted import score_held_out
+        from braindecode_vis.training.loop import score_held_out
 
         fit = self.require_fit()
         device = torch.device(choose_device(self.config.device, setting="encoder.device"))
@@ -695,8 +694,6 @@ class NetworkEncoder:
 
     def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
         """Return `predict` as a torch module, and these trials as its inputs."""
-        from braindecode_vis.training.network_prediction import NetworkPrediction, take_inputs
-
         fit = self.require_fit()
         return NetworkPrediction(fit).eval(), take_inputs(fit, responses)
 
@@ -706,10 +703,8 @@ class NetworkEncoder:
         Raises
         ------
         DataError
-            If the positions of the channels are not known; see `network_prediction.MontagePrediction`.
+            If the positions of the channels are not known; see `fitted.MontagePrediction`.
         """
-        from braindecode_vis.training.network_prediction import MontagePrediction
-
         return MontagePrediction(self.require_fit()).eval()
 
     def require_fit(self) -> NetworkFit:

@@ -57,15 +57,15 @@ from braindecode_vis.training.optimisation import (
 from braindecode_vis.training.pretraining_config import PretrainConfig
 from braindecode_vis.training.pretraining_data import (
     Material,
-    Partners,
     Rows,
+    WindowPartners,
     open_material,
     read_learnt,
     read_start,
 )
 from braindecode_vis.training.pretraining_model import (
-    Batch,
     Mask,
+    PretrainingBatch,
     SelfSupervised,
     TokenMatch,
     average_hidden,
@@ -289,7 +289,7 @@ class Pretraining:
                 stacklevel=2,
             )
 
-    def _make_partners(self) -> dict[str, Partners]:
+    def _make_partners(self) -> dict[str, WindowPartners]:
         if "run_contrast" not in self.config.objectives:
             return {}
         material, found = self.material, {}
@@ -306,7 +306,7 @@ class Pretraining:
                     "run_contrast tells the windows of a person from those of others, but there is one person to learn "
                     "from; leave it out of pretrain.objectives, or add persons."
                 )
-            found[part] = Partners(rows, material.person, material.run)
+            found[part] = WindowPartners(rows, material.person, material.run)
         return found
 
     def _fit_guide(self, guide: Embeddings) -> None:
@@ -515,7 +515,7 @@ class Pretraining:
 
     def _make_view(
         self, rows: np.ndarray, ranks: Tensor, guided: np.ndarray | None = None
-    ) -> tuple[Batch, Mask]:
+    ) -> tuple[PretrainingBatch, Mask]:
         read = self._read(rows)
         batch = self._to_device(read)
         if guided is not None and guided.any():
@@ -535,13 +535,13 @@ class Pretraining:
             )
         return rank_by_match(match.cpu(), ranks, encoder.n_parcels, self.config.mask)
 
-    def _to_device(self, read: Rows) -> Batch:
+    def _to_device(self, read: Rows) -> PretrainingBatch:
         moved = [
             None if part is None else torch.from_numpy(part).to(self.device)
             for part in (np.asarray(read.data, dtype=np.float32), read.interval, read.observed)
         ]
         assert moved[0] is not None
-        return Batch(moved[0], moved[1], moved[2])
+        return PretrainingBatch(moved[0], moved[1], moved[2])
 
     def _describe_rescue(self) -> str:
         kept = self.folder / CHECKPOINT

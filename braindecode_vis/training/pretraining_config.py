@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from braindecode_vis.base.checks import DataError, check_file, check_installed
 from braindecode_vis.base.digests import hash_once, remember_digest
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.embeddings.captions import read_caption_bank
+from braindecode_vis.embeddings.caption_bank import read_caption_bank
 from braindecode_vis.encoders.parcels_config import WEIGHTS, ParcelsConfig
 
 Objective = Literal["masked", "jepa", "run_contrast"]
@@ -343,7 +343,10 @@ class PretrainConfig(Settings):
         if (file := self.start_file) is not None:
             fields["start_digest"] = hash_once(file)
         if self.guide == "captions":
-            from braindecode_vis.embeddings.sentences import find_sentence_folder, hash_sentence_encoder
+            from braindecode_vis.embeddings.sentence_encoder import (
+                find_sentence_folder,
+                hash_sentence_encoder,
+            )
             from braindecode_vis.embeddings.text import hash_captions
 
             folder = find_sentence_folder(self.sentence_encoder, "pretrain.sentence_encoder")

@@ -291,7 +291,7 @@ def split_rows(responses: Responses, config: PretrainConfig, seed: int) -> tuple
     return allowed[~is_out], allowed[is_out]
 
 
-class Partners:
+class WindowPartners:
     """For each window another one of the same person, of another run where there is one.
 
     Parameters

@@ -37,7 +37,7 @@ RIDGE = (
 
 
 @dataclass(frozen=True)
-class Batch:
+class PretrainingBatch:
     """Trials or windows on the device.
 
     Parameters
@@ -393,9 +393,9 @@ class SelfSupervised(nn.Module):
 
     def forward(
         self,
-        batch: Batch,
+        batch: PretrainingBatch,
         mask: Mask,
-        partner: tuple[Batch, Mask] | None = None,
+        partner: tuple[PretrainingBatch, Mask] | None = None,
         person: Tensor | None = None,
         counts: Tensor | None = None,
     ) -> dict[str, Tensor]:
@@ -448,7 +448,7 @@ class SelfSupervised(nn.Module):
             errors["run_contrast"] = contrast(*pair, person, self.temperature, counts)
         return errors
 
-    def make_latents(self, batch: Batch) -> Tensor:
+    def make_latents(self, batch: PretrainingBatch) -> Tensor:
         """Return what the teacher, which sees every token that has data, makes of each: (batch, n_tokens, width)."""
         assert self.teacher is not None
         self.teacher.eval()

@@ -19,6 +19,7 @@ from braindecode_vis.cli import _VERBS
 from braindecode_vis.config import check_files, dump_config, read_config
 from braindecode_vis.embeddings.weights import read_state, weights_only
 from braindecode_vis.parts.studies import sweep
+from braindecode_vis.pipeline import together
 from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.runs import read_earlier
 
@@ -186,7 +187,7 @@ def test_metadata_in_the_current_folder_are_no_installation(mark, tmp_path, monk
 
 @pytest.mark.parametrize(
     "command",
-    [("-m", "braindecode_vis"), ("-P", "-c", sweep._START, str(Path(bdv.__file__).parents[1]))],
+    [("-m", "braindecode_vis"), ("-P", "-c", together._START, str(Path(bdv.__file__).parents[1]))],
     ids=["python -m", "a run of a sweep"],
 )
 def test_files_of_the_current_folder_are_no_modules(command, tmp_path):
@@ -290,7 +291,7 @@ def test_folders_of_networks_bring_no_code(mark, tmp_path):
     """The index of a pipeline can name modules, a configuration compiled code, a tokenizer files that lie beside it."""
     from transformers import AutoModel, AutoTokenizer
 
-    from braindecode_vis.embeddings.captions import load_parts
+    from braindecode_vis.embeddings.caption_bank import load_parts
     from braindecode_vis.embeddings.transformers_models import read_network
     from braindecode_vis.generation.hub import _refuse_other_libraries
 

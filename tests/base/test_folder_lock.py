@@ -17,9 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 import braindecode_vis as bdv
-from braindecode_vis.base import folder_lock
+from braindecode_vis.base import locks
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
-from braindecode_vis.base.folder_lock import HOLDER, hold_folder
+from braindecode_vis.base.locks import HOLDER, hold_folder
 from braindecode_vis.cli import app
 from braindecode_vis.config import read_config
 from braindecode_vis.parts.audit.run import audit_run
@@ -32,7 +32,7 @@ from braindecode_vis.pipeline.runs import SilentListener, open_run, read_scores
 HOLD = """
 import sys
 from pathlib import Path
-from braindecode_vis.base.folder_lock import hold_folder
+from braindecode_vis.base.locks import hold_folder
 
 sys.argv[0] = "braindecode-vis"
 with hold_folder(Path(sys.argv[1]), sys.argv[2], print):
@@ -107,12 +107,12 @@ def test_only_a_lock_whose_holder_cannot_be_seen_may_be_deleted(tmp_path, holder
 
 def test_the_note_of_a_process_that_is_gone_refuses_nobody(tmp_path, monkeypatch):
     """It lies there until the next holder has written its own."""
-    folder_lock._write_holder(tmp_path, "a")
-    assert folder_lock._read_holder(tmp_path)["pid"] == os.getpid()
-    monkeypatch.setattr(folder_lock.leases, "is_alive", lambda pid: False)
-    assert folder_lock._read_holder(tmp_path) == {}
+    locks._write_holder(tmp_path, "a")
+    assert locks._read_holder(tmp_path)["pid"] == os.getpid()
+    monkeypatch.setattr(locks, "is_alive", lambda pid: False)
+    assert locks._read_holder(tmp_path) == {}
     (tmp_path / HOLDER).write_text("[")
-    assert folder_lock._read_holder(tmp_path) == {}
+    assert locks._read_holder(tmp_path) == {}
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])

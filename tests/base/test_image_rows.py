@@ -10,8 +10,14 @@ import braindecode_vis as bdv
 from braindecode_vis import pipeline
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError, Notice
-from braindecode_vis.base.image_rows import ImageRows, find_comparison_size
-from braindecode_vis.base.stimuli import StimulusSet, crop_square, read_image_size, resize_image
+from braindecode_vis.base.stimuli import (
+    ImageRows,
+    StimulusSet,
+    crop_square,
+    find_comparison_size,
+    read_image_size,
+    resize_image,
+)
 from braindecode_vis.config import read_config
 from braindecode_vis.generation.captions import NearestCaptions
 from braindecode_vis.generation.inversion import LatentsGenerator

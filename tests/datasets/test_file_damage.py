@@ -13,7 +13,7 @@ from braindecode_vis.cli.catalogue import check
 from braindecode_vis.datasets.sources.file_damage import check_data_file, check_data_files, check_texts
 from braindecode_vis.parts.phantom import FORMATS, SIZES, PhantomConfig, make_phantom
 from braindecode_vis.parts.phantom.formats.nsd_repacks import write_tar
-from braindecode_vis.pipeline.learning import write_dataset
+from braindecode_vis.pipeline.preparing import write_dataset
 from braindecode_vis.pipeline.runs import SilentListener
 from braindecode_vis.preprocessing.whole_check import check_trials
 from tests.parts.phantom.test_assemble import LOADERS, embed

@@ -12,7 +12,7 @@ from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import read_manifest
-from braindecode_vis.datasets.nsd.betas import SurfaceBetas
+from braindecode_vis.datasets.nsd.beta_files import SurfaceBetas
 from braindecode_vis.datasets.nsd.dataset import NsdConfig, check_design_facts
 from braindecode_vis.datasets.nsd.experiment_design import describe_protocol, make_trials, read_design
 from braindecode_vis.parts.phantom.formats import nsd_format

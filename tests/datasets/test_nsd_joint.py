@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
+from braindecode_vis.datasets.nsd.beta_files import check_scale, read_sample
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.preprocessing.betas import write_fmri

@@ -10,8 +10,12 @@ import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.store import read_responses, read_stimuli
-from braindecode_vis.datasets.things_fmri.betas import ResponseTable, find_concept, open_response_table
 from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
+from braindecode_vis.datasets.things_fmri.response_tables import (
+    ResponseTable,
+    find_concept,
+    open_response_table,
+)
 from braindecode_vis.parts.phantom.formats import things_fmri_format as phantom
 from braindecode_vis.preprocessing.betas import write_fmri
 
@@ -130,7 +134,7 @@ def test_a_trial_that_the_list_lacks_is_told(tree):
 @pytest.mark.parametrize("chunks", [None, (4, 3)])
 def test_reading_is_the_same_from_contiguous_and_chunked_files(tree, chunks, monkeypatch):
     """pandas compresses if asked to; then the matrix is no plain part of the file. Small caches change nothing."""
-    from braindecode_vis.datasets.things_fmri import betas
+    from braindecode_vis.datasets.things_fmri import response_tables
 
     expected = ThingsFmriConfig(root=tree).open_betas().parts[0]
     n = len(expected.trials)
@@ -144,7 +148,7 @@ def test_reading_is_the_same_from_contiguous_and_chunked_files(tree, chunks, mon
                 "block0_values", data=values, chunks=chunks, compression="gzip"
             )
     assert (open_response_table(path, n_trials=10).contiguous is None) == bool(chunks)
-    monkeypatch.setattr(betas, "_CACHE_BYTES", 64)
+    monkeypatch.setattr(response_tables, "_CACHE_BYTES", 64)
     part = ThingsFmriConfig(root=tree).open_betas().parts[0]
     pieces = [part.read(start, min(start + 2, n)) for start in range(0, n, 2)]
     np.testing.assert_array_equal(np.concatenate(pieces), expected)

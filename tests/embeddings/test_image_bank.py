@@ -405,7 +405,7 @@ def test_the_verb_shares_images_between_processes(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from braindecode_vis.cli import app
-    from braindecode_vis.parts.studies import embed_images
+    from braindecode_vis.pipeline import embed_images
 
     def call(words):
         return CliRunner().invoke(app, words, catch_exceptions=False)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from braindecode_vis.embeddings.attributes import AttributeTable
+from braindecode_vis.embeddings.attribute_table import AttributeTable
 from braindecode_vis.embeddings.swaps import find_groups, swap_captions
 
 

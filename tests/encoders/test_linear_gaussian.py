@@ -13,7 +13,7 @@ from braindecode_vis.base.roles import BRAIN_ENCODER, build
 from braindecode_vis.encoders.linear_gaussian import LinearGaussianConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.generation.priors.neighbours import NeighboursPriorConfig
-from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.preprocessing.selection import average_repetitions
 
 N_CHANNELS, N_TIMES, N_LATENT = 6, 20, 3
 

@@ -9,7 +9,7 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.encoders.parcels import read_centroids
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.training.pretraining_model import Batch, Mask, SelfSupervised
+from braindecode_vis.training.pretraining_model import Mask, PretrainingBatch, SelfSupervised
 
 NETWORKS = ("Vis", "Vis", "Default", "Default", "Cont", "Vis")
 SIGNAL = Signal(("parcel", "time"), (6, 8), ("01",), networks=NETWORKS)
@@ -37,7 +37,7 @@ def reconstruct(model, data, order, n_visible):
 
 
 def compute_error(model, data, order, n_visible):
-    return model(Batch(data), Mask(order, n_visible, n_visible))["masked"]
+    return model(PretrainingBatch(data), Mask(order, n_visible, n_visible))["masked"]
 
 
 def count(module):

@@ -9,6 +9,7 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import Context
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import read_config
+from braindecode_vis.generation.captions import fit_decoder, read_decoder
 from braindecode_vis.generation.captions_config import (
     CocaCaptionsConfig,
     GitCaptionsConfig,
@@ -17,7 +18,7 @@ from braindecode_vis.generation.captions_config import (
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.scoring.caption_retrieval import retrieve_captions
 from braindecode_vis.training import caption_networks as networks
-from tests.embeddings.test_captions import write_git
+from tests.embeddings.test_caption_bank import write_git
 
 COLOURS, THINGS = ["red", "blue", "green"], ["star", "cat", "ring"]
 PLACES = np.random.default_rng(0).normal(size=(6, 16)).astype(np.float32)
@@ -76,21 +77,21 @@ def test_the_caption_of_the_nearest_training_image_is_found():
 def test_a_decoder_learns_to_say_what_is_in_the_embedding(tmp_path, n_tokens, masked):
     data = make_data(tmp_path, n_tokens=n_tokens)
     config = configure(tmp_path, masked=masked)
-    decoder = config.fit(data, seed=0)
+    decoder = fit_decoder(config, data, seed=0)
     codes = np.random.default_rng(3).integers(0, 3, (40, 2))
     test = Embeddings(embed(codes, n_tokens), [f"t{k}" for k in range(40)], "toy")
     captions = decoder.decode(test)
     assert measure_named(captions, codes) > 0.9  # a ninth by chance
     assert "never" not in decoder.vocabulary  # of a test image
     decoder.write(tmp_path)
-    again = config.read(tmp_path, data)
+    again = read_decoder(config, tmp_path, data)
     assert again.decode(test) == captions
     assert again.described == decoder.described
 
 
 def test_a_decoder_that_was_killed_goes_on(tmp_path, monkeypatch):
     data, config = make_data(tmp_path), configure(tmp_path, epochs=3)
-    whole = config.fit(data, seed=0)
+    whole = fit_decoder(config, data, seed=0)
     told = []
 
     def stop(done, total, text):
@@ -100,8 +101,8 @@ def test_a_decoder_that_was_killed_goes_on(tmp_path, monkeypatch):
 
     data = make_data(tmp_path, context=Context(checkpoints=tmp_path / "work", progress=stop))
     with pytest.raises(KeyboardInterrupt):
-        config.fit(data, seed=0)
-    continued = config.fit(data, seed=0)
+        fit_decoder(config, data, seed=0)
+    continued = fit_decoder(config, data, seed=0)
     assert told == [1, 2, 3]
     for name, tensor in whole.network.state_dict().items():
         torch.testing.assert_close(continued.network.state_dict()[name], tensor, rtol=0, atol=0)
@@ -139,14 +140,14 @@ def test_git_speaks_through_projected_tokens(tmp_path):
     folder = write_git(tmp_path / "git")
     data = make_data(tmp_path, n=6)
     config = GitCaptionsConfig(captioner=folder, epochs=2, batch_size=4, max_new_tokens=4, device="cpu")
-    decoder = config.fit(data, seed=0)
+    decoder = fit_decoder(config, data, seed=0)
     captions = decoder.decode(data.embeddings)
     assert len(captions) == 6
     (tmp_path / "fits").mkdir()
     decoder.write(tmp_path / "fits")
-    assert config.read(tmp_path / "fits", data).decode(data.embeddings) == captions
+    assert read_decoder(config, tmp_path / "fits", data).decode(data.embeddings) == captions
     # With GIT's own tokens in place of the projector's, the caption is GIT's own.
-    from braindecode_vis.embeddings.captions import caption_images, load_captioner
+    from braindecode_vis.embeddings.caption_bank import caption_images, load_captioner
 
     images = list(data.stimuli.iterate_images())
     processor, model = load_captioner(folder)
@@ -172,16 +173,16 @@ def test_the_projector_has_the_published_form():
 def test_what_cannot_be_decoded_is_one_sentence(tmp_path):
     data = make_data(tmp_path)
     with pytest.raises(ConfigError, match=r"masked rebuilds hidden patches, and 'toy' has 1 vector"):
-        configure(tmp_path, masked=1.0).fit(data, seed=0)
+        fit_decoder(configure(tmp_path, masked=1.0), data, seed=0)
     with pytest.raises(ValueError, match=r"noise is 0\.5, which nothing looks at: predictions have errors"):
         configure(tmp_path, learns_from="predictions", noise=0.5)
     with pytest.raises(ValueError, match="width 30 does not part into 4 heads"):
         configure(tmp_path, width=30, heads=4)
     with pytest.raises(ConfigError, match=r"learn from predictions of training trials .* it gave none"):
-        configure(tmp_path, learns_from="predictions", noise=0.0).fit(data, seed=0)
+        fit_decoder(configure(tmp_path, learns_from="predictions", noise=0.0), data, seed=0)
     (tmp_path / "other.csv").write_text("id,caption\nx,a cat\n")
     with pytest.raises(DataError, match="names none of the training images"):
-        NearestCaptionsConfig(bank=tmp_path / "other.csv").fit(data, seed=0)
+        fit_decoder(NearestCaptionsConfig(bank=tmp_path / "other.csv"), data, seed=0)
     with pytest.raises(ConfigError, match=r"holds no config\.json"):
         GitCaptionsConfig(captioner=tmp_path).hashed_fields()
     (tmp_path / "config.json").write_text('{"model_type": "blip"}')

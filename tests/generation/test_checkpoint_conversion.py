@@ -13,7 +13,7 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.generation import checkpoint_conversion
 from braindecode_vis.generation.checkpoint_conversion import AUTOENCODER, UNET, convert_folder, convert_unclip
-from braindecode_vis.generation.hub_config import TokenUnclipConfig
+from braindecode_vis.generation.token_unclip import TokenUnclipConfig
 
 
 def load_models():

@@ -6,6 +6,7 @@ import pytest
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import Context
+from braindecode_vis.generation.captions import fit_decoder, read_decoder
 from braindecode_vis.generation.captions_config import CocaCaptionsConfig
 from braindecode_vis.generation.gap import GapConfig, fit_gap
 from braindecode_vis.generation.generator_data import GeneratorData
@@ -107,34 +108,34 @@ def test_a_decoder_of_texts_alone_describes_predictions(tmp_path, gap, bridged):
     data, (codes, test) = make_text_data(tmp_path), predict()
     config = configure(tmp_path, learns_from="texts", gap=gap, noise=0.0, epochs=60)
     assert (config.needs_predictions, config.reads_draws) == (bridged, False)
-    decoder = config.fit(data, seed=0)
+    decoder = fit_decoder(config, data, seed=0)
     captions = decoder.decode(test)
     assert (measure_named(captions, codes) > 0.7) == bridged  # a ninth by chance
     decoder.write(tmp_path)
-    assert config.read(tmp_path, data).decode(test) == captions
+    assert read_decoder(config, tmp_path, data).decode(test) == captions
 
 
 def test_further_texts_are_of_no_image_of_the_run(tmp_path):
     data = make_text_data(tmp_path)
     (tmp_path / "more.csv").write_text("id,caption\nx1,a green cat indeed\n")
     config = configure(tmp_path, learns_from="texts", noise=0.0, epochs=1, texts=tmp_path / "more.csv")
-    assert "indeed" in config.fit(data, seed=0).vocabulary
+    assert "indeed" in fit_decoder(config, data, seed=0).vocabulary
     plain = configure(tmp_path, learns_from="texts", noise=0.0, epochs=1)
     assert config.hashed_fields() != plain.hashed_fields()
     (tmp_path / "more.csv").write_text("id,caption\ni3,a green cat indeed\n")
     with pytest.raises(DataError, match=r"describes 1 image\(s\) of the run, first i3"):
-        config.fit(data, seed=0)
+        fit_decoder(config, data, seed=0)
 
 
 def test_what_stops_it_is_one_sentence(tmp_path):
     texts = {"learns_from": "texts", "noise": 0.0}
     side = type("Side", (TextSide,), {"embed_texts": lambda self, texts, fill: None})()
     with pytest.raises(ConfigError, match="need a target that embeds texts as well, and 'toy' does not"):
-        configure(tmp_path, **texts).fit(make_text_data(tmp_path, side=side), seed=0)
+        fit_decoder(configure(tmp_path, **texts), make_text_data(tmp_path, side=side), seed=0)
     with pytest.raises(ConfigError, match="learn in 'toy', and images are made from predictions in 'learnt'"):
-        configure(tmp_path, **texts).fit(make_text_data(tmp_path, space="learnt"), seed=0)
+        fit_decoder(configure(tmp_path, **texts), make_text_data(tmp_path, space="learnt"), seed=0)
     with pytest.raises(ConfigError, match="measures its gap on predictions of training trials"):
-        configure(tmp_path, **texts).fit(make_text_data(tmp_path, predicted=False), seed=0)
+        fit_decoder(configure(tmp_path, **texts), make_text_data(tmp_path, predicted=False), seed=0)
     with pytest.raises(ValueError, match=r"noise is 0\.5, which nothing looks at: gap\.noise says"):
         configure(tmp_path, learns_from="texts", noise=0.5)
     with pytest.raises(ValueError, match=r"masked is 1\.0, which nothing looks at: a text has no patches"):
@@ -144,7 +145,7 @@ def test_what_stops_it_is_one_sentence(tmp_path):
     data = make_text_data(tmp_path)
     (tmp_path / "bank.csv").write_text("id,caption\n" + "\n".join(f"i{k},star" for k in range(60)))
     with pytest.raises(DataError, match="one and the same text for all training images"):
-        configure(tmp_path, **texts).fit(data, seed=0)
+        fit_decoder(configure(tmp_path, **texts), data, seed=0)
 
 
 def test_old_settings_keep_their_fingerprint(tmp_path):

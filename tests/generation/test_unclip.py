@@ -7,7 +7,8 @@ import pytest
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.generation.hub import CLIP_GREY
-from braindecode_vis.generation.hub_config import KandinskyConfig, TokenUnclipConfig, UnclipConfig
+from braindecode_vis.generation.hub_config import KandinskyConfig, UnclipConfig
+from braindecode_vis.generation.token_unclip import TokenUnclipConfig
 
 
 def load_models():

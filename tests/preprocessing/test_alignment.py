@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from braindecode_vis.base import arrays
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.preprocessing import scaling
 from braindecode_vis.preprocessing.alignment import InputScalingConfig, InputTransform
 from tests.training.toy_task import make_config, make_task
 
@@ -29,7 +29,7 @@ def fit(data, scaling="none", align="none", subjects=None, dims=DIMS, clamp=None
 
 @pytest.mark.parametrize("block", [1 << 12, 64 << 20])
 def test_zscore_and_robust_agree_with_numpy_in_any_block(data, block, monkeypatch):
-    monkeypatch.setattr(scaling, "BLOCK_BYTES", block)
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", block)
     samples = data.transpose(0, 2, 1).reshape(-1, 4).astype(np.float64)
     transform, subjects = fit(data, "zscore")
     expected = (data - samples.mean(0)[:, None]) / samples.std(0)[:, None]

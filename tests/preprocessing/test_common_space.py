@@ -18,7 +18,7 @@ from braindecode_vis.preprocessing.common_space import (
     ProcrustesConfig,
     SharedResponseConfig,
 )
-from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.preprocessing.splits import LeaveOneSubjectOutConfig
 from tests.references import align_by_hand, share_by_hand
 from tests.training.toy_task import make_config

@@ -319,9 +319,9 @@ def test_a_folder_without_locks_keeps_no_sessions(tmp_path, monkeypatch):
         asked.append(parts)
         raise DataError("far enough")
 
-    monkeypatch.setattr("braindecode_vis.pipeline.learning.write_dataset", write)
+    monkeypatch.setattr("braindecode_vis.pipeline.preparing.write_dataset", write)
     for locked in (True, False):
-        monkeypatch.setattr("braindecode_vis.pipeline.learning.is_locked", lambda _, locked=locked: locked)
+        monkeypatch.setattr("braindecode_vis.pipeline.preparing.is_locked", lambda _, locked=locked: locked)
         with pytest.raises(DataError, match="far enough"):
             pipeline.preprocess(open_run(read_config("synthetic_digits"), tmp_path / str(locked)))
     assert [parts is None for parts in asked] == [False, True]

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.base.arrays import Responses, TrialRows
-from braindecode_vis.preprocessing import repeats
-from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
+from braindecode_vis.preprocessing import selection
+from braindecode_vis.preprocessing.selection import average_repetitions, pick_rows
 
 
 def make_responses(tmp_path, n_images=20, n_repeats=4, shape=(3, 5), dtype=np.float32):
@@ -24,7 +24,7 @@ def make_responses(tmp_path, n_images=20, n_repeats=4, shape=(3, 5), dtype=np.fl
 
 @pytest.fixture
 def responses(tmp_path, monkeypatch):
-    monkeypatch.setattr(repeats, "MAX_COPIED_BYTES", 0)
+    monkeypatch.setattr(selection, "MAX_COPIED_BYTES", 0)
     return make_responses(tmp_path)
 
 
@@ -85,7 +85,7 @@ def test_averages_on_demand_equal_averages_in_memory(responses, monkeypatch):
     rows = np.random.default_rng(1).permutation(70)
     eager = average_repetitions(responses, rows)
     assert isinstance(eager.data, np.ndarray)
-    monkeypatch.setattr(repeats, "MAX_AVERAGED_BYTES", 0)
+    monkeypatch.setattr(selection, "MAX_AVERAGED_BYTES", 0)
     lazy = average_repetitions(responses, rows)
     assert isinstance(lazy.data, TrialRows)
     assert lazy.data.dtype == np.float32
@@ -101,8 +101,8 @@ def test_averages_on_demand_equal_averages_in_memory(responses, monkeypatch):
 
 def test_memory_is_that_of_a_batch(tmp_path, monkeypatch):
     responses = make_responses(tmp_path, n_images=400, shape=(32, 100))  # 20 MB
-    monkeypatch.setattr(repeats, "MAX_COPIED_BYTES", 1 << 20)
-    monkeypatch.setattr(repeats, "MAX_AVERAGED_BYTES", 1 << 20)
+    monkeypatch.setattr(selection, "MAX_COPIED_BYTES", 1 << 20)
+    monkeypatch.setattr(selection, "MAX_AVERAGED_BYTES", 1 << 20)
     order = np.random.default_rng(0).permutation(responses.n_trials)
     tracemalloc.start()
     single, averaged = pick_rows(responses, order), average_repetitions(responses, order)

@@ -19,6 +19,7 @@ from braindecode_vis.datasets.sources.betas_source import (
 )
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.preprocessing import selection
+from braindecode_vis.preprocessing.alignment import check_common_features
 from braindecode_vis.preprocessing.betas import write_fmri_source
 from braindecode_vis.preprocessing.selection import (
     ReliabilityConfig,
@@ -27,12 +28,7 @@ from braindecode_vis.preprocessing.selection import (
     _keep_best,
     fit_selection,
 )
-from braindecode_vis.preprocessing.voxel_geometry import (
-    check_common_features,
-    find_rois,
-    inverse_transform,
-    read_geometry,
-)
+from braindecode_vis.preprocessing.voxel_geometry import find_rois, inverse_transform, read_geometry
 
 AFFINE = np.diag([2.0, 2, 2, 1])
 SHAPE = (4, 3, 2)

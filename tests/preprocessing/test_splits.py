@@ -4,9 +4,9 @@ import pytest
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.registry import INSIDE, validate_component
-from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.base.registry import list_inside, validate_component
 from braindecode_vis.preprocessing.scaling import fit_zscore
+from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.preprocessing.splits import (
     Fold,
     GroupKFoldSplitConfig,
@@ -252,7 +252,7 @@ def test_images_of_tested_groups_leave_the_training_where_that_is_asked(config, 
             config(by="session", images=True, **options).make(same, make_concepts(same), seed=0)
 
 
-@pytest.mark.parametrize("kind", sorted(INSIDE["split"]))
+@pytest.mark.parametrize("kind", sorted(list_inside("split")))
 def test_a_split_that_tests_declared_training_trials_says_so(kind):
     """What is learnt before the split, from declared training trials, would know what it tests."""
     trials = make_trials()

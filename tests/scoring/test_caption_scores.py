@@ -7,7 +7,7 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.scoring import caption_scores
 from braindecode_vis.scoring.caption_scores import CaptionScoresConfig, CaptionTask, score_caption_task
-from braindecode_vis.scoring.metrics import captions
+from braindecode_vis.scoring.metrics import caption_metrics as captions
 
 
 def make_task(folder, *, subjects=("01",) * 3, references=None, **changes):

@@ -9,7 +9,7 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import read_config
-from braindecode_vis.embeddings.sentences import MinilmConfig
+from braindecode_vis.embeddings.sentence_encoder import MinilmConfig
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.scoring.description_scores import (
     DescriptionTask,
@@ -19,7 +19,7 @@ from braindecode_vis.scoring.description_scores import (
     score_descriptions,
 )
 from braindecode_vis.scoring.retrieval import compute_similarity
-from tests.embeddings.test_sentences import folder  # noqa: F401
+from tests.embeddings.test_sentence_encoder import folder  # noqa: F401
 
 N = 30
 

@@ -40,7 +40,7 @@ def make_recording(signal=1.0, subject="01", dims=("trial", "voxel")):
 
 
 def pick(responses, numbers):
-    from braindecode_vis.preprocessing.repeats import average_repetitions
+    from braindecode_vis.preprocessing.selection import average_repetitions
 
     rows = np.flatnonzero(np.isin(responses.stimulus_ids, [f"i{k:02d}" for k in numbers]))
     return average_repetitions(responses, rows), rows

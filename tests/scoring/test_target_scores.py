@@ -10,7 +10,7 @@ from sklearn.metrics import balanced_accuracy_score
 from braindecode_vis import pipeline
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.config import read_config
-from braindecode_vis.embeddings.attributes import TargetParts, read_attributes
+from braindecode_vis.embeddings.attribute_table import TargetParts, read_attributes
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.scoring.target_scores import (
     TargetTask,

@@ -6,7 +6,7 @@ import torch
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.training.adaptation import grow_state
+from braindecode_vis.training.fitted import grow_state
 from tests.training.toy_task import assert_same_weights, get_weights, make_config, make_task
 
 SIMPLE = {

@@ -15,9 +15,9 @@ from braindecode_vis.training.augment import (
     SubjectMixingConfig,
     TimeShiftConfig,
     TrialMixingConfig,
-    augment_trials,
     mix_trials,
 )
+from braindecode_vis.training.feed import augment_trials
 from braindecode_vis.training.loop import Trainer
 from tests.training.toy_task import make_config, make_task
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from braindecode_vis.base.checks import ConfigError, DataError, Notice
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.embeddings.captions import END, PAD, START
+from braindecode_vis.embeddings.caption_bank import END, PAD, START
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.training import descriptions
 from braindecode_vis.training.batches import code_trials, pair_neighbours

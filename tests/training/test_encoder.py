@@ -14,7 +14,7 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import BrainEncoder
 from braindecode_vis.config.models import RetrievalConfig
 from braindecode_vis.encoders.signal import describe_signal
-from braindecode_vis.training.fitted import compute_top_k
+from braindecode_vis.training.loop import compute_top_k
 from braindecode_vis.training.network_config import NetworkEncoderConfig
 from braindecode_vis.training.network_encoder import identify_training
 from tests.training.toy_task import N_TARGETS, assert_same_weights, get_weights, make_config, make_task

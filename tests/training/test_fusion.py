@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.training.fitted import compute_top_k
 from braindecode_vis.training.image_config import LayerFusionConfig
 from braindecode_vis.training.image_side import LayerFusion
+from braindecode_vis.training.loop import compute_top_k
 from tests.training.test_loop import Killed, kill_after
 from tests.training.toy_task import N_TARGETS, assert_same_weights, make_config, make_task
 

@@ -147,8 +147,12 @@ def test_bad_settings_are_refused(tmp_path):
 
 
 def test_a_run_is_read_without_the_captions_that_guided_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("braindecode_vis.embeddings.sentences.find_sentence_folder", lambda *asked: tmp_path)
-    monkeypatch.setattr("braindecode_vis.embeddings.sentences.hash_sentence_encoder", lambda folder: "")
+    monkeypatch.setattr(
+        "braindecode_vis.embeddings.sentence_encoder.find_sentence_folder", lambda *asked: tmp_path
+    )
+    monkeypatch.setattr(
+        "braindecode_vis.embeddings.sentence_encoder.hash_sentence_encoder", lambda folder: ""
+    )
     captions = tmp_path / "captions.csv"
     captions.write_text("id,caption\nimage0,a bird\n")
     config = change(guide="captions", captions=captions)

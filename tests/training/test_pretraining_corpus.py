@@ -15,8 +15,14 @@ from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.training.pretraining import Pretraining, pretrain
 from braindecode_vis.training.pretraining_config import PretrainConfig, ProbesConfig
-from braindecode_vis.training.pretraining_data import CorpusRows, Partners, read_learnt
-from braindecode_vis.training.pretraining_model import Batch, SelfSupervised, contrast, draw_ranks, make_mask
+from braindecode_vis.training.pretraining_data import CorpusRows, WindowPartners, read_learnt
+from braindecode_vis.training.pretraining_model import (
+    PretrainingBatch,
+    SelfSupervised,
+    contrast,
+    draw_ranks,
+    make_mask,
+)
 from tests.training.toy_corpus import ToyCorpus
 
 ENCODER = {
@@ -128,8 +134,8 @@ def test_jepa_predicts_latents_of_a_teacher_that_follows(corpora, tmp_path):
     ).eval()
     data, order = torch.randn(3, 12, 16), make_mask(draw_ranks(3, 12, 4, "tokens"), 0.5)
     wanted = torch.nn.functional.layer_norm(encoder(data)[:, 1:], (16,))
-    torch.testing.assert_close(model.make_latents(Batch(data)), wanted)
-    errors = model(Batch(data), order)
+    torch.testing.assert_close(model.make_latents(PretrainingBatch(data)), wanted)
+    errors = model(PretrainingBatch(data), order)
     errors["jepa"].sum().backward()
     assert all(p.grad is None for p in model.teacher.parameters())
     before = model.teacher.norm.bias.clone()
@@ -170,7 +176,7 @@ def test_partners_are_of_the_same_person_and_another_run():
     run_of = np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5, 6])
     order = np.random.default_rng(0).permutation(14)
     person, run_of = person[order], run_of[order]
-    partners = Partners(np.arange(14), person, run_of)
+    partners = WindowPartners(np.arange(14), person, run_of)
     met = set()
     for seed in range(50):
         found = partners.draw(np.arange(14), np.random.default_rng(seed))

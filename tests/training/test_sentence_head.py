@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from braindecode_vis.base.roles import BRAIN_ENCODER, play
-from braindecode_vis.embeddings.sentences import name_sentence_space
+from braindecode_vis.embeddings.sentence_encoder import name_sentence_space
 from braindecode_vis.training import descriptions
 from braindecode_vis.training.network_encoder import NetworkEncoder
 from tests.training.test_descriptions import write_table

@@ -8,10 +8,10 @@ from torch.nn import functional
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.training.fitted import NetworkPrediction, take_inputs
 from braindecode_vis.training.image_config import LayerFusionConfig
 from braindecode_vis.training.image_side import LayerFusion
 from braindecode_vis.training.loop import Trainer
-from braindecode_vis.training.network_prediction import NetworkPrediction, take_inputs
 from braindecode_vis.training.objectives.objectives_config import MmdObjectiveConfig
 from tests.training.test_loop import Killed, kill_after
 from tests.training.toy_task import assert_same_weights, make_config, make_task

@@ -6,7 +6,8 @@ import torch
 from pydantic import ValidationError
 
 from braindecode_vis.encoders.signal import describe_signal
-from braindecode_vis.training.augment import TimeShiftConfig, augment_and_time, augment_trials
+from braindecode_vis.training.augment import TimeShiftConfig
+from braindecode_vis.training.feed import augment_and_time, augment_trials
 from braindecode_vis.training.network_encoder import NetworkEncoder
 from tests.training.toy_task import assert_same_weights, make_config, make_task
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.training.fitted import compute_top_k, name_top_k
+from braindecode_vis.training.loop import compute_top_k, name_top_k
 from braindecode_vis.training.network_encoder import hold_out
 
 

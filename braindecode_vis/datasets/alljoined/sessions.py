@@ -38,7 +38,7 @@ from braindecode_vis.datasets.bids.meeg_files import RawReader, bring_recording,
 from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, name_image
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, read_pickled
-from braindecode_vis.datasets.things_eeg2.parts import check_codes
+from braindecode_vis.datasets.things_eeg2.lazy_files import check_codes
 
 if TYPE_CHECKING:
     import pandas as pd

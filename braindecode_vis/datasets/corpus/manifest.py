@@ -52,7 +52,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CorpusManifest:
     """The state of a corpus.
 
     Parameters
@@ -141,7 +141,7 @@ def name_subject(source: str, subject: str) -> str:
     return f"{source}/{subject}"
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> str:
+def write_manifest(folder: Path, manifest: CorpusManifest) -> str:
     """Write the manifest, and keep it under its digest, which is returned."""
     digest = manifest.compute_digest()
     channels = manifest.channels
@@ -176,7 +176,7 @@ def list_states(folder: Path) -> set[str]:
     return {path.stem for path in (folder / _EARLIER).glob("*.json")}
 
 
-def read_manifest(folder: Path, digest: str | None = None) -> Manifest:
+def read_manifest(folder: Path, digest: str | None = None) -> CorpusManifest:
     """Read the manifest as it is, or as it was when it had a digest.
 
     Raises
@@ -210,12 +210,12 @@ def read_manifest(folder: Path, digest: str | None = None) -> Manifest:
     return manifest
 
 
-def _parse(record: Mapping[str, Any]) -> Manifest:
+def _parse(record: Mapping[str, Any]) -> CorpusManifest:
     about = record["channels"]
     coordinates = about["coordinates"]
     if record["modality"] not in get_args(Modality):
         raise ValueError(f"modality {record['modality']!r}")
-    return Manifest(
+    return CorpusManifest(
         config=CorpusConfig.model_validate(record["config"]),
         channels=Channels(
             tuple(about["names"]), tuple(about["networks"]),
@@ -238,7 +238,7 @@ def find_shard(folder: Path, name: str) -> Path:
     return folder / "stages" / "shard" / name
 
 
-def take_up_shards(folder: Path, manifest: Manifest) -> Manifest:
+def take_up_shards(folder: Path, manifest: CorpusManifest) -> CorpusManifest:
     """Return the manifest with all finished shards on disk, whose making may have been killed before it was told.
 
     Runs that are stored twice are left unused: of one recording that has changed, the earlier ones; of the same samples
@@ -256,7 +256,7 @@ def take_up_shards(folder: Path, manifest: Manifest) -> Manifest:
     return settle_runs(folder, replace(manifest, shards=tuple(sorted(shards, key=lambda shard: shard.name))))
 
 
-def settle_runs(folder: Path, manifest: Manifest) -> Manifest:
+def settle_runs(folder: Path, manifest: CorpusManifest) -> CorpusManifest:
     """Return the manifest with `unused`, `links` and `subjects` as the runs of its shards ask for."""
     rows = read_rows(folder, manifest.shards)
     first: dict[str, dict[str, Any]] = {}

@@ -21,7 +21,7 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.datasets.corpus.manifest import (
     RUNS,
     VALUES,
-    Manifest,
+    CorpusManifest,
     find_shard,
     name_subject,
     read_manifest,
@@ -61,7 +61,7 @@ class Corpus:
         of its first number in the shard), `missing` (tuple of channel names), `held_out` and `digest`.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: CorpusManifest) -> None:
         self.folder, self.manifest, self.config = folder, manifest, manifest.config
         self.digest = manifest.compute_digest()
         self.modality = manifest.modality
@@ -333,7 +333,7 @@ def open_corpus(folder: Path, digest: str | None = None) -> Corpus:
 _TEXTS = ("run_id", "source", "subject", "session", "run", "task", "site", "licence", "shard", "digest")
 
 
-def _make_table(folder: Path, manifest: Manifest) -> pd.DataFrame:
+def _make_table(folder: Path, manifest: CorpusManifest) -> pd.DataFrame:
     import pandas as pd
 
     people, held = manifest.name_people(), manifest.find_held_out()

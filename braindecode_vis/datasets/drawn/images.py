@@ -30,13 +30,6 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, check_columns, check_option
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import hash_file
-from braindecode_vis.datasets.drawn.composition import (
-    FIRST_COMPOSED,
-    count_composed,
-    describe_composition,
-    find_superordinate,
-    render_composition,
-)
 from braindecode_vis.datasets.drawn.render import (
     BACKGROUNDS,
     TEXTURES,
@@ -44,6 +37,13 @@ from braindecode_vis.datasets.drawn.render import (
     draw_scene,
     render_look,
     shows_accent,
+)
+from braindecode_vis.datasets.drawn.scene_pairs import (
+    FIRST_COMPOSED,
+    count_composed,
+    describe_composition,
+    find_superordinate,
+    render_composition,
 )
 from braindecode_vis.datasets.drawn.shapes import list_shapes
 
@@ -157,7 +157,7 @@ def render_scene(concept_index: int, exemplar: int, *, size: int, seed: int) -> 
     Parameters
     ----------
     concept_index
-        Row of `make_concepts` for the same `seed`, or the number of a composed scene (see `composition`).
+        Row of `make_concepts` for the same `seed`, or the number of a composed scene (see `scene_pairs`).
     exemplar
         Any non-negative integer.
     size
@@ -247,7 +247,7 @@ def make_things_like_split(
     The test concepts are the first of the seed, which differ most from each other; the training concepts
     are those that follow. No concept is in both splits.
 
-    With `n_pairs`, some concepts are composed scenes (see `composition`), each with its partner: so many pairs of the
+    With `n_pairs`, some concepts are composed scenes (see `scene_pairs`), each with its partner: so many pairs of the
     test concepts, and the same share of the training concepts. No pair is in both splits.
 
     Parameters
@@ -333,7 +333,7 @@ def make_compositions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns `id`, `kind` (what changed places, see `composition`), `caption`, `swapped` (the caption of the other
+        Columns `id`, `kind` (what changed places, see `scene_pairs`), `caption`, `swapped` (the caption of the other
         scene of the pair) and `partner` (its id); one row per composed image.
 
     Examples
@@ -474,7 +474,7 @@ def make_attributes(table: pd.DataFrame, seed: int) -> pd.DataFrame:
         the home of the concept in about three of four images. `accent` is empty where nothing shows it. `place` is
         ``left`` or ``right`` where the centre of the object is more than 2 % of the image's width beside its middle,
         and ``middle`` otherwise; `size` is ``large`` where the object takes at least 82 % of the image, and ``small``
-        otherwise. Of composed scenes (see `composition`) both are empty, and of two objects the left one is told.
+        otherwise. Of composed scenes (see `scene_pairs`) both are empty, and of two objects the left one is told.
 
     Examples
     --------

@@ -22,7 +22,7 @@ from braindecode_vis.base.checks import ConfigError, DataError, is_there
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts, read_manifest
-from braindecode_vis.datasets.nsd.betas import (
+from braindecode_vis.datasets.nsd.beta_files import (
     UNIT,
     Regions,
     SessionFile,

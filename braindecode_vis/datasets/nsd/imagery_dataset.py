@@ -22,7 +22,7 @@ from braindecode_vis.base.checks import DataError, is_there
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
-from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
+from braindecode_vis.datasets.nsd.beta_files import check_scale, read_sample
 from braindecode_vis.datasets.nsd.dataset import NsdConfig, NsdSettings
 from braindecode_vis.datasets.nsd.further_sessions import describe_standardising, join_sessions, open_training
 from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, keep_rows, number_betas

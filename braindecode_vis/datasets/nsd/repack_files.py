@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from braindecode_vis.base.checks import DataError, refuse_damage
-from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
+from braindecode_vis.datasets.nsd.beta_files import check_scale, read_sample
 from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, find_design, name_image, read_design
 from braindecode_vis.datasets.sources.betas_source import BetasPart, count_repetitions
 from braindecode_vis.datasets.sources.file_damage import check_tar_end

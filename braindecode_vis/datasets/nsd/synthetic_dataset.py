@@ -26,7 +26,7 @@ from braindecode_vis.base.checks import DataError, check_columns, check_file, is
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
-from braindecode_vis.datasets.nsd.betas import (
+from braindecode_vis.datasets.nsd.beta_files import (
     UNIT,
     SurfaceBetas,
     check_trial_count,

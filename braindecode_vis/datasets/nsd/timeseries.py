@@ -22,7 +22,7 @@ from pydantic import Field
 
 from braindecode_vis.base.checks import DataError, is_there, refuse_damage
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings
-from braindecode_vis.datasets.nsd.betas import find_mask, find_regions, make_volume_geometry
+from braindecode_vis.datasets.nsd.beta_files import find_mask, find_regions, make_volume_geometry
 from braindecode_vis.datasets.nsd.dataset import NsdSettings
 from braindecode_vis.datasets.nsd.experiment_design import describe_protocol, make_stimuli, make_trials
 from braindecode_vis.datasets.sources.betas_source import count_repetitions

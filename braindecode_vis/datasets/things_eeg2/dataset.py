@@ -51,7 +51,7 @@ from braindecode_vis.datasets.things_eeg2.layouts import (
     make_stimuli,
     read_image_list,
 )
-from braindecode_vis.datasets.things_eeg2.parts import open_held
+from braindecode_vis.datasets.things_eeg2.lazy_files import open_held
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -49,7 +49,7 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
     read_volume,
     read_volume_header,
 )
-from braindecode_vis.datasets.things_fmri.betas import (
+from braindecode_vis.datasets.things_fmri.response_tables import (
     TableReader,
     VolumeReader,
     find_regions,

@@ -31,7 +31,7 @@ from braindecode_vis.base.checks import DataError, Notice
 from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.embeddings.attributes import AttributeTable, read_attributes
+from braindecode_vis.embeddings.attribute_table import AttributeTable, read_attributes
 from braindecode_vis.embeddings.conditional import find_trained_values
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.parts.analyses.curves import (
@@ -44,7 +44,6 @@ from braindecode_vis.parts.analyses.curves import (
 from braindecode_vis.parts.analyses.cuts import Window, cut_window, keep_features, make_sliding_windows
 from braindecode_vis.parts.analyses.measure import check_retrieval, find_best
 from braindecode_vis.parts.analyses.regions import list_rois
-from braindecode_vis.parts.analyses.sensor_groups import REGIONS, assign_regions
 from braindecode_vis.parts.analyses.study import Change, Findings, Plot, Study, fit_picked, play_encoder
 from braindecode_vis.parts.analyses.window_categories import (
     RunDecisions,
@@ -53,6 +52,7 @@ from braindecode_vis.parts.analyses.window_categories import (
     bootstrap_areas,
 )
 from braindecode_vis.report.drawing import draw_matrix, mark_stimulus
+from braindecode_vis.report.sensor_groups import REGIONS, assign_regions
 from braindecode_vis.scoring.uncertainty import compute_p_value, correct_fdr, correct_holm, permute_within
 
 if TYPE_CHECKING:
@@ -152,7 +152,9 @@ class AttributesConfig(Settings):
         parts = [Place(name, partial(keep_features, keep=features)) for name, features in groups.items()]
         return [*parts, Place(WHOLE, None)]
 
-    def _decide(self, study: Study, asked: Asked, places: Sequence[Place]) -> dict[str, list[RunDecisions]]:
+    def _decide(
+        self, study: Study, asked: DecodableAttributes, places: Sequence[Place]
+    ) -> dict[str, list[RunDecisions]]:
         """Fit a ridge per fold and place, and rank the decisions on held-out items of each subject."""
         from scipy.stats import rankdata
 
@@ -200,7 +202,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Asked:
+class DecodableAttributes:
     """The attributes that can be decoded.
 
     Parameters
@@ -237,7 +239,9 @@ class Asked:
         return numbers, (self.concepts[rows] if name in self.shared else ids)
 
 
-def find_decodable(study: Study, table: AttributeTable, *, strict: bool) -> tuple[Asked, list[str]]:
+def find_decodable(
+    study: Study, table: AttributeTable, *, strict: bool
+) -> tuple[DecodableAttributes, list[str]]:
     """Return what can be decoded, and which attributes cannot, with the reason in brackets.
 
     Parameters
@@ -302,7 +306,7 @@ def find_decodable(study: Study, table: AttributeTable, *, strict: bool) -> tupl
         if (known[known[position] >= 0].groupby("concept")[position].nunique() <= 1).all()
     )
     row_of = {name: row for row, name in enumerate(ids.tolist())}
-    return Asked(table, banks, columns, kept, row_of, codes, concepts, fixed), left_out
+    return DecodableAttributes(table, banks, columns, kept, row_of, codes, concepts, fixed), left_out
 
 
 def _make_indicators(

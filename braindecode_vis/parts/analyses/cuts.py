@@ -11,13 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.arrays import Responses, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.preprocessing.voxel_geometry import (
-    count_own_voxels,
-    select_features,
-    select_own_features,
-)
+from braindecode_vis.preprocessing.voxel_geometry import select_features, select_own_features
 
 Outside = Literal["cut", "zero"]
 Features = np.ndarray | Mapping[str, np.ndarray]

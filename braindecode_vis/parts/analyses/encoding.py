@@ -22,27 +22,22 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.base.arrays import Embeddings, Responses, Score
+from braindecode_vis.base.arrays import Embeddings, Responses, Score, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.registry import LayerConfig
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.encoding_model import EncodingModelConfig, count_fits, fit_encoding
+from braindecode_vis.parts.analyses.analysis_figures import write_nifti
 from braindecode_vis.parts.analyses.cuts import Window, make_sliding_windows
-from braindecode_vis.parts.analyses.drawing import write_nifti
 from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.rsa import collect_layers, shorten
-from braindecode_vis.parts.analyses.sensor_groups import assign_regions
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
 from braindecode_vis.preprocessing.noise_ceiling import compute_epochs_ceiling, compute_noise_ceilings
-from braindecode_vis.preprocessing.repeats import average_repetitions
-from braindecode_vis.preprocessing.voxel_geometry import (
-    count_own_voxels,
-    find_networks,
-    inverse_transform,
-    read_geometry,
-)
+from braindecode_vis.preprocessing.selection import average_repetitions
+from braindecode_vis.preprocessing.voxel_geometry import find_networks, inverse_transform, read_geometry
 from braindecode_vis.report.drawing import draw_bars, draw_curve, find_flat_positions, place_pattern
+from braindecode_vis.report.sensor_groups import assign_regions
 from braindecode_vis.scoring.metrics.brain_correlation import (
     WHOLE,
     RegionCorrelation,

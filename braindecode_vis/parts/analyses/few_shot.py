@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, TypeAdapter, model_validator
 
-from braindecode_vis.base.arrays import Responses, Score
+from braindecode_vis.base.arrays import Responses, Score, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.leases import BeingMade
+from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.measure import (
@@ -38,7 +38,6 @@ from braindecode_vis.parts.analyses.measure import (
 )
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
 from braindecode_vis.preprocessing.common_space import COMMON_SPACES, SubjectAlignment, name_alignment
-from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.report.drawing import mark_chance
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from braindecode_vis.training.pretraining_config import ON_GUIDED_TRIALS, ON_TRAINING_TRIALS

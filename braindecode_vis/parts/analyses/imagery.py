@@ -30,13 +30,13 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_file, hash_json
-from braindecode_vis.embeddings.captions import read_caption_bank
-from braindecode_vis.embeddings.descriptions import describe_captions, fit_ridge, open_reader
-from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
+from braindecode_vis.embeddings.caption_bank import read_caption_bank
+from braindecode_vis.embeddings.image_descriptions import describe_captions, fit_ridge, open_reader
+from braindecode_vis.embeddings.sentence_encoder import MINILM, SentenceEncoder, find_sentence_folder
 from braindecode_vis.embeddings.text import name_concept
 from braindecode_vis.parts.analyses.measure import Meter, RetrievalMetric, check_retrieval
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study, play_encoder
-from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.report.drawing import draw_bars
 from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.leases import BeingMade
+from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.analyses.study import Change, Study, fit_picked, rank_trials
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
@@ -312,7 +312,7 @@ def refit(
     """Yield ``measure(number, key, train, change, tests, permute=True)``, which fits once and measures every test.
 
     What an earlier process measured before it was stopped is not fitted again. Where processes share the fits, one that
-    another makes measures nothing, and the block ends with `leases.BeingMade`.
+    another makes measures nothing, and the block ends with `locks.BeingMade`.
 
     Parameters
     ----------

@@ -22,8 +22,8 @@ from pydantic import Field
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.settings import Settings
+from braindecode_vis.parts.analyses.analysis_figures import make_maps
 from braindecode_vis.parts.analyses.cuts import make_sliding_windows
-from braindecode_vis.parts.analyses.drawing import make_maps
 from braindecode_vis.parts.analyses.measure import (
     FoldValues,
     Measured,
@@ -35,7 +35,7 @@ from braindecode_vis.parts.analyses.measure import (
 )
 from braindecode_vis.parts.analyses.patterns import list_columns
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
-from braindecode_vis.preprocessing.voxel_geometry import check_common_features
+from braindecode_vis.preprocessing.alignment import check_common_features
 from braindecode_vis.report.drawing import draw_bars, draw_curve, mark_stimulus
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
 

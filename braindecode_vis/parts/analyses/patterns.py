@@ -24,11 +24,11 @@ from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
+from braindecode_vis.parts.analyses.analysis_figures import make_maps
 from braindecode_vis.parts.analyses.cuts import Window, make_sliding_windows
-from braindecode_vis.parts.analyses.drawing import make_maps
 from braindecode_vis.parts.analyses.measure import check_retrieval
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
-from braindecode_vis.preprocessing.voxel_geometry import check_common_features
+from braindecode_vis.preprocessing.alignment import check_common_features
 from braindecode_vis.report.drawing import place_pattern
 from braindecode_vis.scoring.score_row import name_units
 from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within

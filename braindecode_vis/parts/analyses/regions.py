@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.arrays import Responses, count_own_voxels
 from braindecode_vis.base.checks import DataError, check_option
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
@@ -34,15 +34,10 @@ from braindecode_vis.parts.analyses.measure import (
     describe_result,
     measure_changes,
 )
-from braindecode_vis.parts.analyses.sensor_groups import REGIONS, assign_regions
 from braindecode_vis.parts.analyses.study import Change, Findings, Plot, Study
-from braindecode_vis.preprocessing.voxel_geometry import (
-    count_own_voxels,
-    find_networks,
-    find_rois,
-    read_geometry,
-)
+from braindecode_vis.preprocessing.voxel_geometry import find_networks, find_rois, read_geometry
 from braindecode_vis.report.drawing import draw_bars
+from braindecode_vis.report.sensor_groups import REGIONS, assign_regions
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
 from braindecode_vis.scoring.uncertainty import compute_p_value
 

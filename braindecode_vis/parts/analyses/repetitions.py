@@ -25,7 +25,7 @@ from braindecode_vis.parts.analyses.measure import (
     describe_result,
 )
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
-from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.report.drawing import draw_curve, mark_chance
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
 

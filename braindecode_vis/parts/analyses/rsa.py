@@ -36,7 +36,7 @@ from braindecode_vis.base.store import read_responses
 from braindecode_vis.parts.analyses.cuts import Window, cut_window, make_sliding_windows
 from braindecode_vis.parts.analyses.measure import find_best
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study
-from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.report.drawing import draw_bars, draw_curve, draw_matrix, mark_stimulus
 from braindecode_vis.scoring.uncertainty import compute_p_value
 

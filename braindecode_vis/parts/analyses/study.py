@@ -20,15 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.base.arrays import Embeddings, Responses, Score
+from braindecode_vis.base.arrays import Embeddings, Responses, Score, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.image_rows import Images
 from braindecode_vis.base.roles import BRAIN_ENCODER, WholeBrainEncoder, play
-from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.stimuli import Images, StimulusSet
 from braindecode_vis.preprocessing.array_file import KeptParts
 from braindecode_vis.preprocessing.selection import BestConfig, Selection, SelectionConfig, fit_selection
 from braindecode_vis.preprocessing.splits import Fold
-from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.scoring.retrieval import Retrieval, compute_ranks, fit_centre
 
 if TYPE_CHECKING:

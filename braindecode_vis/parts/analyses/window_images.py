@@ -21,10 +21,9 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.image_rows import Images
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.base.stimuli import resize_image
+from braindecode_vis.base.stimuli import Images, resize_image
 from braindecode_vis.parts.analyses.curves import check_windows, make_curve, report_curve
 from braindecode_vis.parts.analyses.cuts import (
     Outside,

@@ -15,12 +15,12 @@ import numpy as np
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings, normalise_rows
 from braindecode_vis.base.store import read_json
-from braindecode_vis.parts.audit.compare import compare_files
+from braindecode_vis.parts.audit.differences import compare_files
 from braindecode_vis.parts.audit.recompute import RecomputedRun
-from braindecode_vis.pipeline import learning
-from braindecode_vis.pipeline.leaks.files import AuditedRun, Record, list_first, name_fold
+from braindecode_vis.pipeline import learning, preparing
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
-from braindecode_vis.training.fitted import get_monitored_score
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun, Record, list_first, name_fold
+from braindecode_vis.training.loop import get_monitored_score
 
 LOSS_TOLERANCE = 0.02  # of a validation loss, between the machines that trained and that audit
 WEIGHT_TOLERANCE = 1e-3  # of the largest weight: the same machine trains the same weights
@@ -178,7 +178,7 @@ def _describe_knowledge(again: RecomputedRun, number: int, stored: Any, other: A
 
 def measure_distance(again: RecomputedRun, number: int, predicted: Embeddings) -> np.ndarray:
     """Return the cosine distance of each prediction of a fold from the target of its image, shape (n_rows,)."""
-    targets = learning.embed(again)[number].embeddings.select(list(predicted.ids))
+    targets = preparing.embed(again)[number].embeddings.select(list(predicted.ids))
     left, right = normalise_rows(predicted.flat()), normalise_rows(targets.flat())
     return np.asarray(1 - (left * right).sum(axis=1))
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.pipeline.leaks.files import AuditedRun, list_first
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.scoring.design_control import ORDER_COLUMNS
 from braindecode_vis.scoring.uncertainty import compute_p_value

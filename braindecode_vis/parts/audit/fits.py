@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from braindecode_vis.base.arrays import Embeddings, Responses
+from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
 from braindecode_vis.base.checks import BraindecodeVisError, DataError
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.roles import (
@@ -32,15 +32,19 @@ from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.store import read_embeddings, read_json, read_responses
 from braindecode_vis.encoders.category_decoders import find_window
 from braindecode_vis.parts.audit.statistics import compute_moments
-from braindecode_vis.pipeline.leaks.files import AuditedRun, Record, drop_digests, name_fold
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun, Record, drop_digests, name_fold
 from braindecode_vis.pipeline.leaks.split_overlap import count_units
 from braindecode_vis.pipeline.synthetic import add_synthetic, join_embeddings
 from braindecode_vis.preprocessing.alignment import InputScalingConfig, InputTransform
 from braindecode_vis.preprocessing.common_space import SubjectAlignment
-from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
-from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
-from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
+from braindecode_vis.preprocessing.selection import (
+    Selection,
+    SelectionConfig,
+    average_repetitions,
+    fit_selection,
+    pick_rows,
+)
 
 #: Bytes of training responses, or of targets, up to which a fit is made again without ``--refit``.
 LARGEST_REFIT = 512 << 20

@@ -24,11 +24,11 @@ from braindecode_vis.base.contracts import Context
 from braindecode_vis.base.stimuli import resize_image
 from braindecode_vis.base.store import hash_file, read_json
 from braindecode_vis.parts.audit.choices import describe_advantage
-from braindecode_vis.parts.audit.compare import compare_files
+from braindecode_vis.parts.audit.differences import compare_files
 from braindecode_vis.parts.audit.recompute import RecomputedRun
-from braindecode_vis.pipeline import decoding, learning
-from braindecode_vis.pipeline.leaks.files import AuditedRun, list_first, name_fold
+from braindecode_vis.pipeline import decoding, preparing
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first, name_fold
 from braindecode_vis.pipeline.reconstruction import read_fits, refit_prior
 
 TOLERANCE = 1e-3  # relative, of means, gains and weights
@@ -91,7 +91,7 @@ def check_material(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         return []
     findings = []
     for number in range(len(run.folds)):
-        fits, where = record.path / "fits" / learning.name_fold(number), name_fold(number)
+        fits, where = record.path / "fits" / preparing.name_fold(number), name_fold(number)
         problems = list(_check_record(run, number, fits))
         material = _Material(run, again, number, fits)
         problems += filter(
@@ -239,7 +239,7 @@ def check_captions(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     """Retrieve captions again, and look for captions of test images among those of training images."""
     if run.evaluated is None or not (run.evaluated.path / "captions.json").is_file():
         return []
-    from braindecode_vis.embeddings.captions import read_caption_bank
+    from braindecode_vis.embeddings.caption_bank import read_caption_bank
     from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
     from braindecode_vis.scoring.caption_scores import NEAREST
 

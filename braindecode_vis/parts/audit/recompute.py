@@ -15,8 +15,8 @@ from typing import Any
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.config import read_config
-from braindecode_vis.pipeline import learning
-from braindecode_vis.pipeline.leaks.files import AuditedRun, Record
+from braindecode_vis.pipeline import preparing
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun, Record
 from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Compute, Run
 from braindecode_vis.preprocessing.splits import Split
 
@@ -101,5 +101,5 @@ def open_recomputed(run: AuditedRun, temporary: Path) -> RecomputedRun:
     again = RecomputedRun(config, store.RunFolder(temporary, writable=False), audited=run)
     split = Split.from_json(dict(run.split), run.responses.trials, run.concepts)
     artifact = store.Artifact(run.prepared.path, run.prepared.fingerprint, True, "audited")
-    again.seen["preprocess"] = learning.Prepared(artifact, run.responses, run.stimuli, split)
+    again.seen["preprocess"] = preparing.Prepared(artifact, run.responses, run.stimuli, split)
     return again

@@ -1,5 +1,15 @@
-"""What the part brings: its verbs."""
+"""What the part brings."""
 
-from braindecode_vis.parts.audit import verbs
+from braindecode_vis.base.parts import Part, Verb
 
-VERBS = {"audit": verbs.audit}
+PART = Part(
+    name="audit",
+    says="proofs over a finished run, by recomputing",
+    package=__package__,
+    verbs={
+        "audit": Verb(
+            "verbs:audit", examples=("audit runs/sub-08", "audit runs/sub-08 --refit"), starts_anew=True
+        ),
+    },
+    abilities={"audit_run": "run:audit_run"},
+)

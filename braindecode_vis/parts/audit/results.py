@@ -18,20 +18,25 @@ from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, normalise_rows
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.contracts import Context
-from braindecode_vis.base.image_rows import ImageRows, find_comparison_size
 from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.stimuli import ImageRows, find_comparison_size
 from braindecode_vis.parts.audit.choices import (
     LONGEST_TRAINING,
     check_networks,
     describe_advantage,
     measure_distance,
 )
-from braindecode_vis.parts.audit.compare import compare_files, compare_images, compare_tables, compare_vectors
+from braindecode_vis.parts.audit.differences import (
+    compare_files,
+    compare_images,
+    compare_tables,
+    compare_vectors,
+)
 from braindecode_vis.parts.audit.recompute import RecomputedRun
-from braindecode_vis.pipeline import decoding, learning
+from braindecode_vis.pipeline import decoding, learning, preparing
 from braindecode_vis.pipeline.image_files import INDEX, read_image_rows
-from braindecode_vis.pipeline.leaks.files import BRANCH_WORDS, AuditedRun, Record, name_fold
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
+from braindecode_vis.pipeline.leaks.run_files import BRANCH_WORDS, AuditedRun, Record, name_fold
 from braindecode_vis.pipeline.reconstruction import (
     derange,
     draw_images,
@@ -65,8 +70,8 @@ def check_embedded(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     findings, n_checked = [], 0
     if again.config.decodes_categories:
         return []
-    for number, bank in enumerate(learning.embed(again)):
-        if number and bank is learning.embed(again)[0]:
+    for number, bank in enumerate(preparing.embed(again)):
+        if number and bank is preparing.embed(again)[0]:
             break
         dear = roles.keeps_default(bank.encoder, "embed") and not again.target.fitted_on_training_images
         if dear and not run.thorough:
@@ -112,7 +117,7 @@ def check_embedded(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     return findings
 
 
-def _embed_again(run: AuditedRun, number: int, bank: learning.TargetBank) -> Embeddings:
+def _embed_again(run: AuditedRun, number: int, bank: preparing.TargetBank) -> Embeddings:
     """Return the embeddings of all stimuli by an encoder that finds them by their ids, fitted anew if it is fitted."""
 
     def encode(member: Any) -> Embeddings:
@@ -189,7 +194,7 @@ def check_out_of_fold(run: AuditedRun, again: RecomputedRun) -> list[AuditFindin
         if off <= (NETWORK_TOLERANCE if trained else LINEAR_TOLERANCE):
             run.state("prediction", "recomputed", what)
             continue
-        same = stored.space == learning.embed(again)[number].embeddings.space
+        same = stored.space == preparing.embed(again)[number].embeddings.space
         distances = [measure_distance(again, number, one) for one in (stored, computed) if same]
         if not trained or (same and describe_advantage(*distances)):
             text = f"the prediction of {stored.ids[first]} is not one of a fit that has not seen it (off by {off:.2g})"
@@ -219,7 +224,7 @@ def check_predictions(run: AuditedRun, again: RecomputedRun) -> list[AuditFindin
     findings = []
     for number, fitted in enumerate(learning.train(again)):
         responses = learning.pick_test_trials(again, number)
-        stored = store.read_embeddings(run.retrieved.path / learning.name_fold(number))
+        stored = store.read_embeddings(run.retrieved.path / preparing.name_fold(number))
         if list(stored.ids) != list(responses.stimulus_ids):
             findings.append(
                 name_tampering(
@@ -259,7 +264,7 @@ def check_ranks(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     gallery = decoding.choose_gallery(again)
     for number, source in enumerate(decoding.list_gallery_sources(again)):
         stored_at, folder = (
-            run.retrieved.path / learning.name_fold(number),
+            run.retrieved.path / preparing.name_fold(number),
             again.folder.path / f"ranks{number}",
         )
         folder.mkdir()
@@ -423,7 +428,7 @@ def _draw_again(
     config = again.config
     data = decoding.make_generator_data(again, number, embeddings, Context(device=config.retrieval.device))
     tested = embeddings.select(pd.unique(predicted.ids))
-    fitted = open_fits(record.path / "fits" / learning.name_fold(number), config, data, tested, number)
+    fitted = open_fits(record.path / "fits" / preparing.name_fold(number), config, data, tested, number)
     subjects = decoding.retrieve(again).folds[number].subjects
     with decoding.open_writer(again, folder / "drawn", len(predicted)) as writer:
         part = draw_images(

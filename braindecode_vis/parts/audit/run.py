@@ -44,8 +44,7 @@ from braindecode_vis.parts.audit.statistics import (
     check_standardised,
     check_whitened,
 )
-from braindecode_vis.parts.audit.synthetic import check_synthetic, check_synthetic_again
-from braindecode_vis.pipeline.leaks.files import BRANCH_WORDS, AuditedRun, open_audited
+from braindecode_vis.parts.audit.synthetic_trials import check_synthetic, check_synthetic_again
 from braindecode_vis.pipeline.leaks.findings import LEVELS, Audit, AuditFinding, Part, PartStatus
 from braindecode_vis.pipeline.leaks.quick import FIRST, make_checks
 from braindecode_vis.pipeline.leaks.records import (
@@ -56,6 +55,7 @@ from braindecode_vis.pipeline.leaks.records import (
     check_pretraining,
     check_recordings,
 )
+from braindecode_vis.pipeline.leaks.run_files import BRANCH_WORDS, AuditedRun, open_audited
 from braindecode_vis.pipeline.leaks.split_overlap import (
     check_likeness,
     check_near_copies,

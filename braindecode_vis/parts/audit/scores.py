@@ -14,12 +14,12 @@ from typing import Any
 import pandas as pd
 
 from braindecode_vis.base import store
-from braindecode_vis.parts.audit.compare import compare_files, compare_tables, find_difference
+from braindecode_vis.parts.audit.differences import compare_files, compare_tables, find_difference
 from braindecode_vis.parts.audit.recompute import RecomputedRun
 from braindecode_vis.parts.audit.results import name_tampering
 from braindecode_vis.pipeline import decoding, scoring
-from braindecode_vis.pipeline.leaks.files import AuditedRun
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun
 from braindecode_vis.scoring.target_scores import CORRELATION
 
 #: Pairs of images, and their pixels, up to which the nulls of permutations are drawn again without ``--refit``: 3 s.

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.pipeline.leaks.files import AuditedRun, list_first, name_fold
 from braindecode_vis.pipeline.leaks.findings import AuditFinding, Level
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first, name_fold
 from braindecode_vis.preprocessing.scaling import fit_robust_scaler
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.preprocessing.whitening import CovarianceSum, compute_condition_weights

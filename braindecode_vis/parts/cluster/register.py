@@ -1,20 +1,24 @@
-"""What the part brings: its verbs."""
+"""What the part brings."""
 
-from typing import Any
+from braindecode_vis.base.parts import Part, Verb
 
-from braindecode_vis.parts.cluster import plan_verbs, verbs
-
-VERBS = {"plan": plan_verbs.plan, "status": verbs.status, "collect": verbs.collect, "cancel": verbs.cancel}
-
-#: How a verb is told that it may be sent as a job.
-WRAP = verbs.on_cluster
-
-
-def send_sweep(*given: Any) -> Any:
-    """Send a sweep as jobs."""
-    from braindecode_vis.parts.cluster.sweep_verb import _sweep_on_cluster
-
-    return _sweep_on_cluster(*given)
-
-
-SEND_SWEEP = send_sweep
+PART = Part(
+    name="cluster",
+    says="stages of many runs as jobs, and plans of what they cost",
+    package=__package__,
+    verbs={
+        "plan": Verb(
+            "plan_verbs:plan",
+            examples=(
+                "plan things_eeg2_ridge",
+                "plan runs/sub-08",
+                "plan things_eeg2_atm_vith --root /data/things-eeg2 --over dataset.subjects=[1],[2] --over seed=0..4",
+            ),
+            starts_anew=True,
+        ),
+        "status": Verb("verbs:status", examples=("status runs/seeds",), only_reads=True, starts_anew=True),
+        "collect": Verb("verbs:collect", examples=("collect runs/seeds",), starts_anew=True),
+        "cancel": Verb("verbs:cancel", examples=("cancel runs/seeds",), only_reads=True, starts_anew=True),
+    },
+    abilities={"take_jobs": "verbs:on_cluster", "send_sweep": "sweep_verb:send_sweep"},
+)

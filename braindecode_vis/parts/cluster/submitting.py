@@ -30,13 +30,13 @@ from pydantic import ValidationError
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError, check_option, require, suggest
 from braindecode_vis.base.consent import ConsentError, may_run_commands
-from braindecode_vis.base.folder_lock import hold_folder
+from braindecode_vis.base.locks import hold_folder
 from braindecode_vis.base.settings import describe_validation_error
 from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.config.source import read_override
 from braindecode_vis.parts.cluster.job import CommandJob, identify_software
 from braindecode_vis.parts.cluster.launching import SINGLE, Launch
-from braindecode_vis.parts.studies.sweep import make_command
+from braindecode_vis.pipeline.together import make_command
 
 Executor = Literal["local", "debug", "slurm"]
 #: Folder of jobs in that of a run or a sweep.

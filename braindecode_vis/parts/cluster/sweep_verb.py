@@ -1,4 +1,4 @@
-"""_sweep_on_cluster, and what belongs to it."""
+"""Sends a sweep as jobs, one for each run that is missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def _sweep_on_cluster(
+def send_sweep(
     source: str,
     axes: dict[str, list[str]],
     out: Path,

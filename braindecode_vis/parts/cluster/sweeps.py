@@ -35,7 +35,7 @@ from braindecode_vis.parts.studies.sweep import (
     read_list,
     write_tables,
 )
-from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Listener, SilentListener
+from braindecode_vis.pipeline.runs import STAGE_VERSIONS, ProgressListener, SilentListener
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,7 @@ def sweep_as_jobs(
     overrides: Sequence[str] = (),
     root: Path | None = None,
     wait: bool = True,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
 ) -> SweepJobs:
     """Send every run of a sweep that is missing as a job of one array; wait, and collect what is there.
 

@@ -212,8 +212,8 @@ def _share(
     """Return the jobs of a verb in groups, each of which waits for the one before: what all need, shares, the rest."""
     from braindecode_vis.base import roles
     from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.config.models import choose_analyses
     from braindecode_vis.parts.cluster.submitting import Task
-    from braindecode_vis.parts.studies.analyze import choose_analyses
 
     asked, folder = given["n_workers"], given["out"]
     if given.get("worker") is not None or (asked is not None and asked < 1):

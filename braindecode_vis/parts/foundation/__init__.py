@@ -1,1 +1,1 @@
-"""Corpora of recordings without labels, pretraining on them, and published foundation models."""
+"""Builds corpora of recordings without labels; holds published foundation models of EEG and fMRI as networks."""

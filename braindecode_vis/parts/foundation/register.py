@@ -1,5 +1,35 @@
-"""What the part brings: its verbs."""
+"""What the part brings."""
 
-from braindecode_vis.parts.foundation import verbs
+from braindecode_vis.base.parts import Part, Verb
 
-VERBS = {"corpus": verbs.corpus}
+PART = Part(
+    name="foundation",
+    says="corpora of recordings without labels, and published foundation models",
+    package=__package__,
+    verbs={
+        "corpus": Verb(
+            "verbs:corpus",
+            examples=(
+                "corpus rest --add /data/hcp --add /data/ds002 --set interval_s=1",
+                "corpus rest --add /data/ds003 --dry-run",
+                "corpus rest",
+                "corpus rest --check",
+                "corpus caps --add /data/eeg --set channels.kind=meeg",
+            ),
+        ),
+    },
+    kinds={
+        "network": {
+            "labram": "models.foundation_config:LabramConfig",
+            "cbramod": "models.foundation_config:CBraModConfig",
+            "brainlm": "models.foundation_fmri_config:BrainLMConfig",
+            "brain_jepa": "models.foundation_fmri_config:BrainJepaConfig",
+            "cortex_mae": "models.foundation_fmri_config:CortexMaeConfig",
+            "neurostorm": "models.foundation_fmri_config:NeuroStormConfig",
+            "eegpt": "models.foundation_config:EegptConfig",
+            "bendr": "models.foundation_config:BendrConfig",
+            "reve": "models.foundation_config:ReveConfig",
+            "luna": "models.foundation_config:LunaConfig",
+        }
+    },
+)

@@ -19,7 +19,7 @@ from braindecode_vis.cli.show import (
 
 if TYPE_CHECKING:
     from braindecode_vis.datasets.corpus.reader import Corpus
-    from braindecode_vis.parts.foundation.corpus.build import Addition, Estimate
+    from braindecode_vis.parts.foundation.corpus.growing import Addition, AdditionEstimate
 
 
 def corpus(
@@ -62,7 +62,7 @@ def corpus(
     from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.datasets.corpus.manifest import MANIFEST, read_manifest
     from braindecode_vis.datasets.corpus.reader import open_corpus
-    from braindecode_vis.parts.foundation.corpus.build import add_sources, estimate_addition, read_people
+    from braindecode_vis.parts.foundation.corpus.growing import add_sources, estimate_addition, read_people
 
     listener = ConsoleListener()
     console = make_console(stderr=False)
@@ -213,7 +213,7 @@ def _plain(done: Addition) -> dict[str, Any]:
     }
 
 
-def _show_estimate(found: Estimate, as_json: bool) -> None:
+def _show_estimate(found: AdditionEstimate, as_json: bool) -> None:
     from braindecode_vis.base.memory import describe_bytes
 
     if as_json:

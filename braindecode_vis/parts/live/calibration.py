@@ -32,8 +32,8 @@ from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.parts.live.judge import Judge
 from braindecode_vis.parts.live.session import LiveSession
 from braindecode_vis.parts.live.stream_roles import Chunk, Decision, Listener, Marker, StreamInfo
-from braindecode_vis.pipeline.learning import embed, preprocess
 from braindecode_vis.pipeline.predicting import open_given_gallery
+from braindecode_vis.pipeline.preparing import embed, preprocess
 from braindecode_vis.scoring.uncertainty import bootstrap_interval
 
 #: Pictures and trials below which nothing is learnt: a choice of ours, as fewer leave no interval worth its name.

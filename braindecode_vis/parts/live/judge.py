@@ -40,7 +40,7 @@ MOST_TOLD = 10_000
 
 
 @dataclass
-class Verdict:
+class JudgedPrediction:
     """What was found for one prediction; the fields are those of `Decision`."""
 
     unit: np.ndarray
@@ -236,7 +236,7 @@ class Judge:
         length = float(np.linalg.norm(query))
         return query / length if length else query
 
-    def judge(self, predicted: Embeddings, key: str | None = None) -> Verdict:
+    def judge(self, predicted: Embeddings, key: str | None = None) -> JudgedPrediction:
         """Return the best candidates for a prediction.
 
         Parameters
@@ -255,7 +255,7 @@ class Judge:
             else np.exp(scale * cosines - self.search.sum_exponentials(unit, scale))
         )
         names = self._name(best)
-        found = Verdict(unit, names, cosines, probability, names, probability)
+        found = JudgedPrediction(unit, names, cosines, probability, names, probability)
         if key is None:
             return found
         known = self._find_likelihood()

@@ -22,6 +22,7 @@ import numpy as np
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
 from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.parts.live.sources import MARKERS_SUFFIX, describe_stream, find_triggers, load_lsl
 from braindecode_vis.parts.live.stream_roles import Chunk, Marker, StreamInfo
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 Block = tuple[np.ndarray, list[tuple[int, str]]]
 _BLOCK_S = 5.0
 _EMPTY = np.empty(0)
-MARKERS_SUFFIX = "-markers"
 """What the name of a marker stream that `play` makes ends with."""
 _LOOSE_V = 100e-6  # mains and noise of an electrode that has come off, beside some 10 microvolt of brain
 
@@ -503,24 +503,6 @@ def _find_markers(raw: Any, path: Path, column: str | None) -> tuple[list[tuple[
     return [], ""
 
 
-def find_triggers(values: np.ndarray, before: int) -> list[tuple[int, str]]:
-    """Return sample and code of each trigger: where the value changes to another one that is not zero.
-
-    Parameters
-    ----------
-    values : integer array of shape (n_samples,)
-    before
-        The value before the first sample.
-
-    Examples
-    --------
-    >>> find_triggers(np.array([0, 3, 3, 0, 4, 5]), 0)
-    [(1, '3'), (4, '4'), (5, '5')]
-    """
-    previous = np.concatenate([[before], values[:-1]])
-    return [(int(at), str(int(values[at]))) for at in np.flatnonzero((values != previous) & (values != 0))]
-
-
 def _play_arrays(
     info: StreamInfo,
     ch_types: tuple[str, ...],
@@ -635,7 +617,7 @@ def open_phantom(
     from braindecode_vis.parts.phantom.brain import RESPONSE_S, compute_time_course, draw_trials, make_person
     from braindecode_vis.parts.phantom.build import get_format
     from braindecode_vis.parts.phantom.drive import compute_drive
-    from braindecode_vis.parts.phantom.recordings import make_sensor_map, simulate_endless
+    from braindecode_vis.parts.phantom.meeg_signal import make_sensor_map, simulate_endless
     from braindecode_vis.parts.phantom.truth import read_truth
 
     truth = read_truth(_find_phantom(root, run))
@@ -759,8 +741,6 @@ def play(
     DataError
         If there is a stream of that name already.
     """
-    from braindecode_vis.parts.live.sources import describe_stream, load_lsl
-
     if speed <= 0:
         raise ConfigError(f"the speed must be positive, not {speed:g}.")
     lsl = load_lsl("stream")

@@ -1,6 +1,6 @@
-"""Where a stream comes from: the Lab Streaming Layer, a FieldTrip buffer, a folder, a replay, or a class from outside.
+"""Where a stream comes from over a network: the Lab Streaming Layer, a FieldTrip buffer.
 
-Owns `open_source`, the two clients of a network, and the times of samples: stamps that jitter are smoothed, and gaps
+Owns the two clients of a network, and the times of samples: stamps that jitter are smoothed, and gaps
 stay gaps. Knows nothing of what is decoded.
 
 References
@@ -11,8 +11,6 @@ The FieldTrip buffer: https://www.fieldtriptoolbox.org/development/realtime/buff
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import itertools
 import os
 import re
@@ -20,118 +18,22 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.base.checks import ConfigError, DataError, require, suggest
-from braindecode_vis.base.registry import import_reference
+from braindecode_vis.base.checks import ConfigError, DataError, require
 from braindecode_vis.parts.live.stream_channels import UNITS
-from braindecode_vis.parts.live.stream_roles import Chunk, Marker, StreamInfo, StreamSource
+from braindecode_vis.parts.live.stream_roles import Chunk, Marker, StreamInfo
 
 if TYPE_CHECKING:
     from braindecode_vis.base.arrays import Modality
 
-KINDS = ("lsl", "fieldtrip", "folder", "replay", "phantom")
-"""Sources that the package has; others are ``package.module:Class``."""
-
-
-def open_source(kind: str, name: str, **options: Any) -> StreamSource:
-    """Return a source, not yet connected.
-
-    Parameters
-    ----------
-    kind
-        One of `KINDS`, or ``package.module:Class`` for a class of one's own with `connect`, `read` and `close`, which
-        is called with `name` and the options. Whoever names it here allows its code to be imported, for this call.
-    name
-        Of the stream; ``host:port`` of a FieldTrip buffer; a folder of volumes; a recording, run or configuration to
-        replay; the folder of a phantom or a run on one.
-    **options
-        `markers` of ``lsl`` and ``fieldtrip``; `speed`, `chunk`, `repeat`, `faults` and those of `open_playback` or
-        `open_phantom` of ``replay`` and ``phantom``; for the others see `LslSource`, `FieldTripSource` and `volumes`.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such source, or it has no such option.
-    """
-    if ":" in kind:
-        return _open_outside(kind, name, options)
-    if kind not in KINDS:
-        raise ConfigError(
-            f"--source is {kind!r}, but must be one of {', '.join(KINDS)}, or package.module:Class"
-            f"{suggest(kind, KINDS)}."
-        )
-    makers: Mapping[str, Callable[[], Callable[..., Any]]] = {
-        "lsl": lambda: LslSource,
-        "fieldtrip": lambda: FieldTripSource,
-        "folder": lambda: importlib.import_module("braindecode_vis.parts.live.volumes").FolderSource,
-        "replay": lambda: _open_replay,
-        "phantom": lambda: _open_replay_of_phantom,
-    }
-    source: StreamSource = _call(makers[kind](), f"--source {kind}", name, options)
-    return source
-
-
-def _call(make: Callable[..., Any], what: str, name: str | Path, options: Mapping[str, Any]) -> Any:
-    """Call with the name and the options; one that it does not take is refused, where it would have no effect."""
-    parameters = inspect.signature(make).parameters.values()
-    if not any(each.kind is each.VAR_KEYWORD for each in parameters):
-        known = [each.name for each in parameters][1:]
-        unknown = [option for option in options if option not in known]
-        if unknown:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise ConfigError(f"{what} has no option {unknown[0]!r}; {has}{suggest(unknown[0], known)}.")
-    return make(name, **options)
-
-
-def _open_replay(name: str, **options: Any) -> StreamSource:
-    from braindecode_vis.parts.live import replay as playing
-
-    own = {key: options.pop(key) for key in ("chunk", "speed", "faults", "repeat") if key in options}
-    return playing.ReplaySource(_call(playing.open_playback, "--source replay", name, options), **own)
-
-
-def _open_replay_of_phantom(name: str, **options: Any) -> StreamSource:
-    from braindecode_vis.parts.live import replay as playing
-
-    own = {key: options.pop(key) for key in ("chunk", "speed", "faults") if key in options}
-    folder = Path(name).expanduser()
-    place = "run" if (folder / "config.yaml").is_file() else "root"
-
-    def make(
-        name: Path,
-        *,
-        subject: int = 1,
-        split: Literal["test", "train", "all"] = "test",
-        soa: float | None = None,
-        seed: int = 0,
-    ) -> playing.Playback:
-        return playing.open_phantom(**{place: name}, subject=subject, split=split, soa=soa, seed=seed)
-
-    return playing.ReplaySource(_call(make, "--source phantom", folder, options), **own)
-
-
-def _open_outside(kind: str, name: str, options: Mapping[str, Any]) -> StreamSource:
-    try:
-        _, found = import_reference(kind, f"the source {kind}")
-    except ConfigError as error:
-        raise ConfigError(f"{error}.") from error
-    missing = [
-        method for method in ("connect", "read", "close") if not callable(getattr(found, method, None))
-    ]
-    if missing:
-        raise ConfigError(
-            f"{kind} is no source: it lacks the method {missing[0]}; it needs connect, read and close."
-        )
-    source: StreamSource = _call(found, f"the source {kind}", name, options)
-    return source
-
+MARKERS_SUFFIX = "-markers"
+"""What the name of a stream of markers has behind that of its samples."""
 
 _N_RECENT = 8
 
@@ -270,6 +172,24 @@ class SampleClock:
         breaks = np.flatnonzero(np.abs(np.diff(stamps) - 1 / self.sfreq) > 0.01 / self.sfreq) + 1
         edges = [0, *breaks.tolist(), len(stamps)]
         return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
+
+
+def find_triggers(values: np.ndarray, before: int) -> list[tuple[int, str]]:
+    """Return sample and code of each trigger: where the value changes to another one that is not zero.
+
+    Parameters
+    ----------
+    values : integer array of shape (n_samples,)
+    before
+        The value before the first sample.
+
+    Examples
+    --------
+    >>> find_triggers(np.array([0, 3, 3, 0, 4, 5]), 0)
+    [(1, '3'), (4, '4'), (5, '5')]
+    """
+    previous = np.concatenate([[before], values[:-1]])
+    return [(int(at), str(int(values[at]))) for at in np.flatnonzero((values != previous) & (values != 0))]
 
 
 def load_lsl(what: str) -> Any:
@@ -428,8 +348,6 @@ class LslSource:
 
     def connect(self) -> StreamInfo:
         """Find the stream and its markers."""
-        from braindecode_vis.parts.live.replay import MARKERS_SUFFIX
-
         self.close()
         self._trigger, self._code, self._n_seen, self._floor = None, 0, 0, np.inf
         self._told_silence = self._told_rate = False
@@ -606,8 +524,6 @@ class LslSource:
         self._check_rate(stamps, notes)
         markers = self._pull_markers(notes)
         if self._trigger is not None:
-            from braindecode_vis.parts.live.replay import find_triggers
-
             codes = values[:, self._trigger].astype(np.int64)
             markers = tuple(Marker(float(times[at]), code) for at, code in find_triggers(codes, self._code))
             self._code = int(codes[-1])
@@ -808,8 +724,6 @@ class FieldTripSource:
         times = (self._base + first + np.arange(len(values))) / self._sfreq
         self._read = first + len(values)
         if self._trigger is not None:
-            from braindecode_vis.parts.live.replay import find_triggers
-
             codes = values[:, self._trigger].astype(np.int64)
             markers = tuple(Marker(float(times[at]), code) for at, code in find_triggers(codes, self._code))
             self._code = int(codes[-1])

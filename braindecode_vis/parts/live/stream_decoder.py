@@ -29,7 +29,7 @@ from braindecode_vis.parts.live.stream_plan import find_stream_plan
 from braindecode_vis.parts.live.stream_roles import Chunk, Decision, Marker, StreamInfo
 from braindecode_vis.pipeline import new_trials
 from braindecode_vis.pipeline.finished_run import FinishedRun
-from braindecode_vis.pipeline.learning import preprocess
+from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.preprocessing.causal import CausalFilter, make_resampling
 from braindecode_vis.preprocessing.epochs import cut_stretch, find_extent, make_antialias_filter
 

@@ -13,7 +13,7 @@ from braindecode_vis.datasets.sources.cleaning_options import Cleaning
 from braindecode_vis.datasets.sources.meeg_source import EpochPlan
 from braindecode_vis.pipeline import new_trials
 from braindecode_vis.pipeline.finished_run import FinishedRun
-from braindecode_vis.pipeline.learning import preprocess
+from braindecode_vis.pipeline.preparing import preprocess
 
 
 @dataclass(frozen=True)

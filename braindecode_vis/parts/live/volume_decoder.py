@@ -27,7 +27,7 @@ from braindecode_vis.parts.live.evidence import Evidence
 from braindecode_vis.parts.live.judge import Judge, MarkerDecoder
 from braindecode_vis.parts.live.stream_roles import Chunk, Decision, Marker, StreamInfo
 from braindecode_vis.pipeline.finished_run import FinishedRun
-from braindecode_vis.pipeline.learning import preprocess
+from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.preprocessing.bold import find_windows
 from braindecode_vis.preprocessing.glm import fit_trials, make_drifts, make_nuisance_basis, make_regressors
 from braindecode_vis.preprocessing.parcellation import average_parcels

@@ -15,8 +15,8 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.phantom.bold_signal import compute_betas, make_noise_modes
 from braindecode_vis.parts.phantom.brain import RESPONSE_S, Person, compute_time_course
 from braindecode_vis.parts.phantom.forward import SensorSystem
+from braindecode_vis.parts.phantom.meeg_signal import SNR_WINDOW_S, compute_evoked, make_sensor_map
 from braindecode_vis.parts.phantom.noise import compute_noise_power, compute_noise_spectra
-from braindecode_vis.parts.phantom.recordings import SNR_WINDOW_S, compute_evoked, make_sensor_map
 from braindecode_vis.parts.phantom.scanner import Scanner
 
 HIGHEST_HZ = 100.0  # evoked responses have no power above

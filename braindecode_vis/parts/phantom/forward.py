@@ -5,7 +5,7 @@ the head of fsaverage. EEG uses the multi-shell spherical head of MNE (Berg and 
 doi:10.1016/0013-4694(94)90113-9), with the cortex warped radially so that the inner skull of fsaverage becomes the
 brain sphere; MEG uses the boundary-element inner skull of fsaverage that ships with MNE. Systems are made on first
 use and kept in the process. `compute_patterns` is the product of tuning (`brain`) and lead field, which both the
-signal (`recordings`) and the spontaneous activity (`noise`) are built from.
+signal (`meeg_signal`) and the spontaneous activity (`noise`) are built from.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ from braindecode_vis.parts.phantom.ceiling import (
 from braindecode_vis.parts.phantom.drive import N_EARLY, N_MID
 from braindecode_vis.parts.phantom.format_plan import TRUTH, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.formats.file_writers import write_csv, write_text, write_tsv, write_volume
+from braindecode_vis.parts.phantom.meeg_signal import compute_evoked
 from braindecode_vis.parts.phantom.phantom_config import PhantomConfig
-from braindecode_vis.parts.phantom.recordings import compute_evoked
 from braindecode_vis.parts.phantom.scanner import count_voxels, describe_voxels, make_parcels
 from braindecode_vis.parts.phantom.sizes import PhantomSize
 

@@ -1,1 +1,1 @@
-"""Questions asked of a run: analyses of what is decoded when and where, the leak audit, and sweeps over settings."""
+"""Questions to many runs: sweeps, comparisons, a board, scores of the outputs of others, and the demo."""

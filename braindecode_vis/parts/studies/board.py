@@ -23,7 +23,7 @@ from braindecode_vis.base import store
 from braindecode_vis.base.checks import BraindecodeVisError, DataError, check_option, require
 from braindecode_vis.parts.studies.compare import compare_tables, tabulate_items
 from braindecode_vis.parts.studies.settings_table import (
-    FinishedRun,
+    RunSummary,
     as_frame,
     is_finite,
     list_differing,
@@ -148,8 +148,8 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     return sorted(found.values())
 
 
-def _read_run(folder: Path) -> FinishedRun:
-    run = FinishedRun(folder)
+def _read_run(folder: Path) -> RunSummary:
+    run = RunSummary(folder)
     try:
         path = folder / "config.yaml"
         if path.stat().st_size > _LARGEST_CONFIG:
@@ -192,7 +192,7 @@ def _holds(row: Any, names: Sequence[str], numbers: Sequence[str]) -> bool:
     )
 
 
-def _choose_metrics(runs: Sequence[FinishedRun]) -> list[str]:
+def _choose_metrics(runs: Sequence[RunSummary]) -> list[str]:
     """Return the metrics of the columns: well-known ones of most runs first, and of each run at least one."""
     counts: dict[str, int] = {}
     for run in runs:
@@ -212,7 +212,7 @@ def _choose_metrics(runs: Sequence[FinishedRun]) -> list[str]:
     return chosen
 
 
-def _find_reference(runs: Sequence[FinishedRun], wanted: Path | None) -> FinishedRun | None:
+def _find_reference(runs: Sequence[RunSummary], wanted: Path | None) -> RunSummary | None:
     finished = [run for run in runs if run.scores]
     if wanted is None:
         return finished[0] if len(finished) > 1 else None
@@ -240,7 +240,7 @@ def _as_mapping(value: Any) -> Mapping[str, Any]:
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
-def _pick_scores(run: FinishedRun, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _pick_scores(run: RunSummary, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return the main score of each metric with the verdict of the page; nothing where the run lacks it."""
     found = {}
     for metric in metrics:
@@ -255,7 +255,7 @@ def _pick_scores(run: FinishedRun, metrics: Sequence[str]) -> dict[str, dict[str
     return found
 
 
-def _read_items(run: FinishedRun) -> pd.DataFrame | None:
+def _read_items(run: RunSummary) -> pd.DataFrame | None:
     """Return the values of test items as they are compared, in the order of `evaluate`; None where none are there."""
     fingerprint = next((str(row.get("fingerprint") or "") for row in run.scores), "")
     path = run.folder / "stages" / "evaluate" / fingerprint / "items.parquet"
@@ -268,8 +268,8 @@ def _read_items(run: FinishedRun) -> pd.DataFrame | None:
 
 
 def _compare(
-    run: FinishedRun,
-    base: FinishedRun | None,
+    run: RunSummary,
+    base: RunSummary | None,
     items: Mapping[Path, pd.DataFrame | None],
     metrics: Sequence[str],
     seed: int,
@@ -293,7 +293,7 @@ def _compare(
     return {row["metric"]: {key: row[key] for key in keys} for row in rows}
 
 
-def _read_images(run: FinishedRun, items: pd.DataFrame | None) -> tuple[np.ndarray, np.ndarray] | None:
+def _read_images(run: RunSummary, items: pd.DataFrame | None) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the seen and the decoded image of the item of the highest pixel correlation; None without images."""
     if items is None or "pixcorr" not in items or not len(items):
         return None

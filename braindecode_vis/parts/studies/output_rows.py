@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_finite, check_unique, suggest
-from braindecode_vis.base.image_rows import ImageRows
-from braindecode_vis.base.stimuli import read_image_size
+from braindecode_vis.base.stimuli import ImageRows, read_image_size
 from braindecode_vis.datasets.own_data import UNSTATED
 from braindecode_vis.parts.studies.output_files import ABOUT, Given, name_values, read_ids
 
@@ -26,7 +25,7 @@ _DRAW = re.compile(r"(.+?)[_/](?:draw|sample|seed)?[_-]?(\d+)")
 
 
 @dataclass(frozen=True)
-class Rows:
+class OutputRows:
     """What is said of the rows of one side.
 
     Parameters
@@ -39,7 +38,7 @@ class Rows:
     table: pd.DataFrame
 
     @classmethod
-    def make(cls, table: pd.DataFrame, n: int) -> Rows:
+    def make(cls, table: pd.DataFrame, n: int) -> OutputRows:
         """Return rows with the columns that may be missing."""
         known = table[[c for c in table if c in ABOUT]] if len(table) else pd.DataFrame(index=range(n))
         # Unstated rows share one label, so that they count as one subject and not as many.
@@ -76,16 +75,16 @@ class Rows:
         known = dict(zip(self.ids.tolist(), self.concepts.tolist(), strict=True))
         return np.array([known[i] for i in ids.tolist()], dtype=object)
 
-    def with_ids(self, ids: Any) -> Rows:
+    def with_ids(self, ids: Any) -> OutputRows:
         """Return the same rows under these ids."""
-        return Rows(self.table.assign(stimulus_id=np.asarray(ids, dtype=object)))
+        return OutputRows(self.table.assign(stimulus_id=np.asarray(ids, dtype=object)))
 
-    def select(self, index: np.ndarray) -> Rows:
+    def select(self, index: np.ndarray) -> OutputRows:
         """Return some rows, in this order."""
-        return Rows(self.table.iloc[index].reset_index(drop=True))
+        return OutputRows(self.table.iloc[index].reset_index(drop=True))
 
 
-def name_rows(given: Given, source: Any, what: str, *, other: int | None = None) -> Rows:
+def name_rows(given: Given, source: Any, what: str, *, other: int | None = None) -> OutputRows:
     """Return what is said of the rows of one side.
 
     Parameters
@@ -101,7 +100,7 @@ def name_rows(given: Given, source: Any, what: str, *, other: int | None = None)
     """
     n = len(given)
     if source is None:
-        return Rows.make(given.about, n)
+        return OutputRows.make(given.about, n)
     # Only ids that fit the other axis and not this one prove that the matrix is turned.
     if other is not None and other != n:
         found = None
@@ -116,10 +115,10 @@ def name_rows(given: Given, source: Any, what: str, *, other: int | None = None)
             )
     table = read_ids(source, n, what)
     further = given.about[[c for c in given.about if c not in table]]
-    return Rows.make(pd.concat([table, further.reset_index(drop=True)], axis=1), n)
+    return OutputRows.make(pd.concat([table, further.reset_index(drop=True)], axis=1), n)
 
 
-def match_rows(rows: Rows, gallery: Rows) -> tuple[Rows, Rows, list[str]]:
+def match_rows(rows: OutputRows, gallery: OutputRows) -> tuple[OutputRows, OutputRows, list[str]]:
     """Return both sides with ids, and how they came to them.
 
     Parameters
@@ -135,11 +134,11 @@ def match_rows(rows: Rows, gallery: Rows) -> tuple[Rows, Rows, list[str]]:
     rows, gallery, notes = _find_ids(rows, gallery)
     if rows.has_concepts and not gallery.has_concepts:
         known = dict(zip(rows.ids.tolist(), rows.concepts.tolist(), strict=True))
-        gallery = Rows(gallery.table.assign(concept=[known.get(i, i) for i in gallery.ids.tolist()]))
+        gallery = OutputRows(gallery.table.assign(concept=[known.get(i, i) for i in gallery.ids.tolist()]))
     return rows, gallery, notes
 
 
-def _find_ids(rows: Rows, gallery: Rows) -> tuple[Rows, Rows, list[str]]:
+def _find_ids(rows: OutputRows, gallery: OutputRows) -> tuple[OutputRows, OutputRows, list[str]]:
     n, size = len(rows.table), len(gallery.table)
     if rows.has_ids and gallery.has_ids:
         check_known(rows.ids, gallery.ids)
@@ -205,7 +204,9 @@ def _simplify(name: str) -> str:
 # --- embeddings ---------------------------------------------------------------------------------------------------
 
 
-def expand_repetitions(given: Given, true: Given, ids: Any) -> tuple[np.ndarray, np.ndarray, Rows, list[str]]:
+def expand_repetitions(
+    given: Given, true: Given, ids: Any
+) -> tuple[np.ndarray, np.ndarray, OutputRows, list[str]]:
     """Return predictions and targets as rows of one shape, with repetitions in an axis of their own made rows.
 
     Parameters
@@ -254,8 +255,8 @@ def _name_by_position(n: int, size: int, true: Given) -> Any:
 
 
 def merge_equal_targets(
-    values: np.ndarray, gallery: Rows, rows: Rows
-) -> tuple[np.ndarray, Rows, Rows, list[str]]:
+    values: np.ndarray, gallery: OutputRows, rows: OutputRows
+) -> tuple[np.ndarray, OutputRows, OutputRows, list[str]]:
     """Return targets with one row per item, where they were saved once per prediction.
 
     Rows of one id must be equal. Without ids, equal rows are one item: two copies in a gallery would tie, and a tie is
@@ -331,7 +332,7 @@ def is_one_hot(values: np.ndarray) -> bool:
 
 def find_classes(
     given: Given, true: Given, ids: Any, target_ids: Any
-) -> tuple[np.ndarray, list[str], np.ndarray, Rows, list[str]]:
+) -> tuple[np.ndarray, list[str], np.ndarray, OutputRows, list[str]]:
     """Return a score per class, the classes, the true labels, and what is said of the trials.
 
     Parameters
@@ -443,7 +444,7 @@ def _sort_key(name: str) -> tuple[int, str]:
 
 def find_images(
     given: Given, true: Given, ids: Any, size: int | None
-) -> tuple[ImageRows, ImageRows, tuple[int, int], Rows, list[str]]:
+) -> tuple[ImageRows, ImageRows, tuple[int, int], OutputRows, list[str]]:
     """Return seen and decoded images, which are read when they are asked for, matched by the names of the files.
 
     Parameters
@@ -498,7 +499,7 @@ def find_images(
         # Folders of concepts hold several images; one folder for all says nothing.
         concepts = parents if len(set(parents)) > 1 else wanted
         table = pd.DataFrame({"stimulus_id": wanted} if table is None else table).assign(concept=concepts)
-    return seen, made, shape, Rows.make(table, len(wanted)), notes
+    return seen, made, shape, OutputRows.make(table, len(wanted)), notes
 
 
 def read_ids_of_images(source: Any, stimuli: Mapping[str, Path]) -> pd.DataFrame:

@@ -163,7 +163,7 @@ def _open_sizes(config: RunConfig) -> tuple[RunSizes, Any]:
     kind = roles.find_source(config.dataset)
     with tempfile.TemporaryDirectory() as made:
         if kind == "write":
-            from braindecode_vis.pipeline.learning import read_dataset, write_dataset
+            from braindecode_vis.pipeline.preparing import read_dataset, write_dataset
 
             write_dataset(config.dataset, Path(made), seed=config.seed, listener=SilentListener())
             responses, stimuli = read_dataset(Path(made))
@@ -281,7 +281,7 @@ def _read_published(config: RunConfig) -> RunSizes | None:
 
 
 @dataclass
-class Piece:
+class PieceCost:
     """What one piece took: seconds, processor seconds, bytes of memory beyond the process before, and bytes written."""
 
     size: float
@@ -292,9 +292,9 @@ class Piece:
 
 
 @contextmanager
-def _measure(size: float) -> Iterator[Piece]:
+def _measure(size: float) -> Iterator[PieceCost]:
     """Yield a piece that is filled with what the block took."""
-    piece = Piece(size)
+    piece = PieceCost(size)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts anew
     held, cpu, started = _read_memory("VmRSS"), time.process_time(), time.perf_counter()
@@ -312,10 +312,10 @@ def _read_memory(name: str) -> float:
 
 
 def _grow(
-    sizes: Sequence[float], run: Callable[[float], Piece], budget: float, power: float = 1.0
-) -> list[Piece]:
+    sizes: Sequence[float], run: Callable[[float], PieceCost], budget: float, power: float = 1.0
+) -> list[PieceCost]:
     """Run pieces of growing size, the time of which grows by a power, while the next one should fit; at least two."""
-    pieces: list[Piece] = []
+    pieces: list[PieceCost] = []
     for size in sizes:
         next_one = pieces[-1].seconds * (size / pieces[-1].size) ** power if pieces else 0.0
         if len(pieces) > 1 and sum(piece.seconds for piece in pieces) + next_one > budget:
@@ -324,7 +324,7 @@ def _grow(
     return pieces
 
 
-def extrapolate(pieces: Sequence[Piece], name: str, size: float, *, power: float | None = None) -> float:
+def extrapolate(pieces: Sequence[PieceCost], name: str, size: float, *, power: float | None = None) -> float:
     """Return a number of the pieces at another size: in proportion beyond the last two, or by a power.
 
     Parameters
@@ -367,7 +367,7 @@ def _find_factor(ratio: float) -> float:
 
 
 def _make_step(
-    name: str, pieces: Sequence[Piece], size: float, what: str, *, times: float = 1.0, power: float | None = None,
+    name: str, pieces: Sequence[PieceCost], size: float, what: str, *, times: float = 1.0, power: float | None = None,
     more: float = 0.0, in_batches: bool = False, on_gpu: bool = False,
 ) -> Step:  # fmt: skip
     """Return a step of `times` equal parts of a size; `more` are bytes of memory held beside.
@@ -448,7 +448,7 @@ def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Call
     memory = _read_memory("VmRSS")
     if roles.find_source(config.dataset) == "write":
         with tempfile.TemporaryDirectory() as made, _measure(1.0) as piece:
-            from braindecode_vis.pipeline.learning import write_dataset
+            from braindecode_vis.pipeline.preparing import write_dataset
 
             write_dataset(config.dataset, Path(made), seed=config.seed, listener=SilentListener())
         piece.disk = disk
@@ -470,7 +470,7 @@ def _plan_preprocess(config: RunConfig, sizes: RunSizes, source: Any, tell: Call
     return replace(step, disk=disk)
 
 
-def _preprocess_start(source: Any, n: int) -> Piece:
+def _preprocess_start(source: Any, n: int) -> PieceCost:
     """Preprocess the first `n` trials of the first part, or all that it has."""
     from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, drop_events, replace_trials
 
@@ -552,7 +552,7 @@ def _plan_pictures(config: RunConfig, sizes: RunSizes) -> tuple[list[Step], tupl
 
 def _run_pictures(
     config: RunConfig, sizes: RunSizes, n_train: int, n_test: int
-) -> tuple[dict[str, Piece], tuple[int, ...]]:
+) -> tuple[dict[str, PieceCost], tuple[int, ...]]:
     """Decode random pictures by a small ridge, and return what each stage took and the size of an embedding."""
     from braindecode_vis.datasets.array_folder import ArraysConfig
     from braindecode_vis.pipeline import embed, evaluate, report
@@ -602,7 +602,7 @@ def _run_pictures(
             (store.read_provenance(a.path / store.PROVENANCE), a) for _, a in run.produced
         ):
             profile = record.get("profile", {})
-            piece = found.setdefault(record["stage"], Piece(1.0))
+            piece = found.setdefault(record["stage"], PieceCost(1.0))
             piece.seconds += float(record["seconds"])
             piece.cpu_seconds += float(profile.get("cpu_seconds", 0))
             piece.memory = max(piece.memory, whole.memory)
@@ -676,7 +676,7 @@ def _plan_pretraining(config: RunConfig, sizes: RunSizes, budget: float, tell: C
     }
     quick, held = settings.model_copy(update=changes), _read_memory("VmRSS")
 
-    def fit(number: float) -> Piece:
+    def fit(number: float) -> PieceCost:
         responses = _make_random(config, sizes, int(number), shape)[0]
         with tempfile.TemporaryDirectory() as made, _measure(number) as piece:
             pretrain(quick, responses, folder=Path(made), checkpoints=Path(made) / "state", seed=0)
@@ -723,7 +723,7 @@ def _plan_epochs(
     quick = settings.model_copy(update=changes)
     numbers = [2 * batch, *(n * batch for n in (4, 8, 16, 32) if n * batch <= sizes.n_train)]
 
-    def fit(n: float) -> Piece:
+    def fit(n: float) -> PieceCost:
         return _fit_random(config, quick, sizes, int(n), sizes.shape, target)
 
     tell(f"measuring batches of {batch} trials through the network")
@@ -774,7 +774,7 @@ def _plan_whole_fit(
     return _make_step("train", pieces, 1.0, what, times=sizes.n_folds, power=3.0, more=held)
 
 
-def _fit_scaled(config: RunConfig, sizes: RunSizes, scale: float, target: tuple[int, ...]) -> Piece:
+def _fit_scaled(config: RunConfig, sizes: RunSizes, scale: float, target: tuple[int, ...]) -> PieceCost:
     settings: Any = config.encoder
     shape = (max(2, round(scale * sizes.shape[0])), *sizes.shape[1:])
     if "n_features" in type(settings).model_fields:
@@ -819,7 +819,7 @@ def _make_random(
 
 def _fit_random(
     config: RunConfig, settings: Any, sizes: RunSizes, n: int, shape: tuple[int, ...], target: tuple[int, ...]
-) -> Piece:
+) -> PieceCost:
     """Fit an encoder on `n` random trials, and return what the fit took."""
     responses, shown, n_images = _make_random(config, sizes, n, shape)
     trials, ids, rng = responses.trials, responses.stimulus_ids, np.random.default_rng(1)

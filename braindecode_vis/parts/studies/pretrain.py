@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.devices import count_launched, is_first, join_processes, naming_lost_processes
-from braindecode_vis.base.folder_lock import hold_folder
+from braindecode_vis.base.locks import hold_folder
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.settings import describe_validation_error
-from braindecode_vis.pipeline import learning
-from braindecode_vis.pipeline.runs import Listener, Run, SilentListener, remember
+from braindecode_vis.pipeline import preparing
+from braindecode_vis.pipeline.runs import ProgressListener, Run, SilentListener, remember
 from braindecode_vis.pipeline.together import work_together
 from braindecode_vis.training.pretraining_config import PretrainConfig
 
@@ -28,7 +28,7 @@ WORK = "work"
 
 @remember
 def pretrain(run: Run) -> Path:
-    """Pretrain by `learning.pretrain` and return the folder for ``encoder.network.pretrained``.
+    """Pretrain by `preparing.pretrain` and return the folder for ``encoder.network.pretrained``.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def pretrain(run: Run) -> Path:
     DataError
         If every trial is tested by some fold.
     """
-    artifact, published = learning.pretrain(run), run.folder.path / FOLDER
+    artifact, published = preparing.pretrain(run), run.folder.path / FOLDER
     return published if run.follows else _publish(artifact, published)
 
 
@@ -66,7 +66,7 @@ def pretrain_on_corpora(
     out: Path,
     *,
     seed: int = 0,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
 ) -> dict[str, Any]:
     """Pretrain on corpora without a configuration and return what was reached; the encoder lies in `out`.
 
@@ -115,7 +115,7 @@ def pretrain_on_corpora(
             return reached
         reached = fit(
             config, None, folder=out, checkpoints=out / WORK, seed=derive_seed(seed, "pretrain"),
-            progress=listener.progress, labelled=learning.read_labelled(config, seed, out / WORK),
+            progress=listener.progress, labelled=preparing.read_labelled(config, seed, out / WORK),
             fingerprint=fingerprint,
         )  # fmt: skip
         if first:
@@ -130,7 +130,7 @@ def pretrain_on_corpora(
         return work()
 
 
-def _tell(listener: Listener, text: str) -> None:
+def _tell(listener: ProgressListener, text: str) -> None:
     with listener.watch("pretraining:") as show:
         show(0, 0, text)
 

@@ -1,25 +1,47 @@
-"""What the part brings: its verbs."""
+"""What the part brings."""
 
-from typing import Any
+from braindecode_vis.base.parts import Part, Verb
 
-from braindecode_vis.parts.studies import score_verbs, verbs
-
-VERBS = {
-    "pretrain": verbs.pretrain,
-    "train-generator": verbs.train_generator,
-    "analyze": verbs.analyze,
-    "sweep": verbs.sweep,
-    "compare": verbs.compare,
-    "board": verbs.board,
-    "score": score_verbs.score,
-}
-
-
-def analyze(run: Any) -> None:
-    """Answer the analyses that a configuration names, after the run."""
-    from braindecode_vis.parts.studies.analyze import analyze_in_run
-
-    analyze_in_run(run)
-
-
-ANALYZE = analyze
+PART = Part(
+    name="studies",
+    says="questions to many runs: sweep, compare, board, score others' outputs; and the demo",
+    package=__package__,
+    verbs={
+        "demo": Verb("verbs:demo", examples=("demo", "demo --size tiny --out quick")),
+        "pretrain": Verb(
+            "verbs:pretrain",
+            examples=(
+                "pretrain bold5000_wave_vith --root /data/bold5000 --out runs/wave",
+                "pretrain --corpus corpora/rest --out encoders/rest --set n_epochs=50 --set encoder.patch_times=8",
+            ),
+        ),
+        "train-generator": Verb("verbs:train_generator", examples=("train-generator --out generator",)),
+        "sweep": Verb(
+            "verbs:sweep",
+            examples=(
+                "sweep synthetic_digits --over seed=0..2 --out runs/seeds",
+                "sweep synthetic_digits --over seed=0..199 --out runs/seeds --cluster slurm "
+                "--cluster-set memory=4 --no-wait",
+            ),
+        ),
+        "compare": Verb("verbs:compare", examples=("compare runs/ridge runs/atm",), starts_anew=True),
+        "board": Verb(
+            "verbs:board",
+            examples=("board runs", "board runs/seeds --reference runs/seeds/seed-0 --out seeds.html"),
+            starts_anew=True,
+        ),
+        "score": Verb(
+            "score_verbs:score",
+            examples=(
+                "score predicted.npy --targets true.npy",
+                "score decoded_images --targets seen_images --kind images",
+            ),
+            starts_anew=True,
+        ),
+    },
+    abilities={"compare_runs": "compare:compare_runs", "score": "score_outputs:score"},
+    reduce={
+        "demo": "--size, --subjects, --sessions or --concepts",
+        "score_outputs": "the number of predictions or targets, or score groups one by one",
+    },
+)

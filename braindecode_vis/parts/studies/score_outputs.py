@@ -20,7 +20,7 @@ from braindecode_vis.base.checks import ConfigError, DataError, check_finite, ch
 from braindecode_vis.parts.studies import output_signs as signs
 from braindecode_vis.parts.studies.output_files import Given, read_given
 from braindecode_vis.parts.studies.output_rows import (
-    Rows,
+    OutputRows,
     check_transposed,
     expand_repetitions,
     find_classes,
@@ -298,8 +298,8 @@ class _Ranking:
     queries: Embeddings
     candidates: Embeddings
     ranked: Retrieval
-    rows: Rows
-    gallery: Rows
+    rows: OutputRows
+    gallery: OutputRows
     words: str
     notes: list[str]
     signs: list[str]
@@ -314,8 +314,8 @@ def _read_descriptions(descriptions: Any) -> Given:
     path = Path(descriptions) if isinstance(descriptions, str | Path) else None
     if path is None or path.suffix.lower() != ".csv" or not path.is_file():
         return read_given(descriptions, "the descriptions")
-    from braindecode_vis.embeddings.captions import read_caption_bank
-    from braindecode_vis.embeddings.sentences import MINILM, SentenceEncoder, find_sentence_folder
+    from braindecode_vis.embeddings.caption_bank import read_caption_bank
+    from braindecode_vis.embeddings.sentence_encoder import MINILM, SentenceEncoder, find_sentence_folder
 
     bank = read_caption_bank(path)
     sentences = SentenceEncoder(find_sentence_folder(MINILM, "descriptions"))
@@ -324,7 +324,7 @@ def _read_descriptions(descriptions: Any) -> Given:
     )
 
 
-def _place_descriptions(said: Given, gallery: Rows, shape: tuple[int, ...]) -> Embeddings:
+def _place_descriptions(said: Given, gallery: OutputRows, shape: tuple[int, ...]) -> Embeddings:
     """Return descriptions in the order of the gallery."""
     if said.values is None or said.values.shape[1:] != shape:
         held = "no values" if said.values is None else f"rows of shape {said.values.shape[1:]}"
@@ -395,7 +395,7 @@ def _score_embeddings(
     return _score_ranking(ranking, asked, given, true)
 
 
-def _read_texts(text: Any, gallery: Rows, shape: tuple[int, ...]) -> Embeddings:
+def _read_texts(text: Any, gallery: OutputRows, shape: tuple[int, ...]) -> Embeddings:
     """Return one text embedding per concept of the gallery."""
     given = read_given(text, "the text embeddings")
     if given.values is None or given.values.shape[1:] != shape:
@@ -660,7 +660,7 @@ def _score_images(given: Given, true: Given | None, ids: Any, target_ids: Any, a
 # --- what all kinds share -----------------------------------------------------------------------------------------
 
 
-def _find_row_units(rows: Rows) -> Units | None:
+def _find_row_units(rows: OutputRows) -> Units | None:
     return find_units(rows.table, rows.table, "auto")[0]
 
 

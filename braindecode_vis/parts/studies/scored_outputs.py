@@ -23,7 +23,7 @@ import pandas as pd
 from braindecode_vis.base import store
 from braindecode_vis.base.arrays import SCORE_KEYS, Score
 from braindecode_vis.base.checks import ConfigError, for_python
-from braindecode_vis.base.image_rows import ImageRows
+from braindecode_vis.base.stimuli import ImageRows
 from braindecode_vis.parts.studies.output_files import Given
 from braindecode_vis.pipeline.prediction_files import check_out, publish_folder
 from braindecode_vis.report.gallery import GalleryContent, arrange_rows

@@ -40,7 +40,7 @@ _SAME_GALLERY = 1.1
 
 
 @dataclass
-class FinishedRun:
+class RunSummary:
     """What was read of one run folder; `trouble` says in words what is missing or damaged."""
 
     folder: Path
@@ -142,7 +142,7 @@ def _digest_setting(config: Mapping[str, Any], beside: Sequence[str]) -> str:
 
 
 def tabulate_settings(
-    runs: Sequence[FinishedRun],
+    runs: Sequence[RunSummary],
     names: Sequence[str],
     items: Mapping[Path, pd.DataFrame | None],
     metrics: Sequence[str],
@@ -188,7 +188,7 @@ def tabulate_settings(
     return SettingsTable(keys, rows, *_choose(rows, subjects))
 
 
-def _group_runs(runs: Sequence[FinishedRun]) -> list[tuple[list[int], tuple[str, ...]]]:
+def _group_runs(runs: Sequence[RunSummary]) -> list[tuple[list[int], tuple[str, ...]]]:
     """Return the places of the runs of each setting, with the repeated settings that part them after all."""
     for parting in ((), ("dataset.subjects",)):
         beside = [*_BESIDE_RESULT, *(key for key in REPEATED if key not in parting)]
@@ -201,18 +201,18 @@ def _group_runs(runs: Sequence[FinishedRun]) -> list[tuple[list[int], tuple[str,
     return [(places, parting) for places in groups.values()]
 
 
-def _is_repeated_once(runs: Sequence[FinishedRun]) -> bool:
+def _is_repeated_once(runs: Sequence[RunSummary]) -> bool:
     found = [(look_up(run.config, "seed"), subject) for run in runs for subject in _list_subjects(run)]
     return len(set(found)) == len(found)
 
 
-def _list_subjects(run: FinishedRun) -> list[str]:
+def _list_subjects(run: RunSummary) -> list[str]:
     names = dict.fromkeys(str(row["subject"]) for row in run.scores if row["method"] == "decoded")
     return [name for name in names if name != "all"] or list(names)
 
 
 def _pool(
-    metric: str, runs: Sequence[FinishedRun], items: Mapping[Path, pd.DataFrame | None], seed: int
+    metric: str, runs: Sequence[RunSummary], items: Mapping[Path, pd.DataFrame | None], seed: int
 ) -> dict[str, Any] | None:
     """Return the mean of a metric over subjects and seeds with its interval; None if a run lacks it."""
     cells: dict[str, list[tuple[np.ndarray, list[str]]]] = {}
@@ -350,7 +350,7 @@ def _read_history(history: Sequence[Mapping[str, Any]], config: Mapping[str, Any
     rule = config["encoder"].get("selection") or {}
     kept = history[-1]
     if rule.get("kind") == "early_stopping":
-        # As `training.fitted.get_monitored_score` does, which would load torch for a table.
+        # As `training.loop.get_monitored_score` does, which would load torch for a table.
         by_loss = rule.get("monitor") == "loss"
         kept = max(history, key=lambda one: -one["validation_loss"] if by_loss else one[name])
     return Validation(

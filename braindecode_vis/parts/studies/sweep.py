@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import re
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -26,22 +24,18 @@ import yaml
 
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.folder_lock import hold_folder
+from braindecode_vis.base.locks import hold_folder
 from braindecode_vis.base.remote import RemotePath, refuse_address_to_write
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.parts.studies.board import pool_runs, write_settings
 from braindecode_vis.parts.studies.settings_table import describe_choice
-from braindecode_vis.pipeline.runs import Listener, SilentListener, read_scores
+from braindecode_vis.pipeline.runs import ProgressListener, SilentListener, read_scores
+from braindecode_vis.pipeline.together import limit_threads, make_command, read_last_line
 
 #: Runs of one sweep: each has a folder and takes seconds, so that more are a slip of the pen.
 MAX_RUNS = 10_000
 #: In the folder of a sweep: the swept keys, and the settings of each run.
 LIST = "sweep.json"
-#: The command without the current folder on the path, where a file named like any module would be run in its place.
-_START = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); import braindecode_vis; del sys.path[0]; "
-    "from braindecode_vis.cli import main; main()"
-)
 
 
 @dataclass(frozen=True)
@@ -141,7 +135,7 @@ def sweep(
     overrides: Sequence[str] = (),
     root: Path | None = None,
     n_jobs: int = 1,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
 ) -> pd.DataFrame:
     """Run every combination and return one row per score, with the swept keys beside it.
 
@@ -215,7 +209,7 @@ def plan_sweep(
 
 
 @contextmanager
-def hold_sweep(out: Path, configs: Sequence[RunConfig], show: Listener) -> Iterator[None]:
+def hold_sweep(out: Path, configs: Sequence[RunConfig], show: ProgressListener) -> Iterator[None]:
     """Make the folder of a sweep and hold it while the context lasts."""
 
     def tell(sentence: str) -> None:
@@ -316,25 +310,6 @@ def list_consents(config: RunConfig) -> list[str]:
     for code in config.find_outside().values():
         options[f"--trust-code={code.reference}"] = None
     return list(options)
-
-
-def make_command(words: Sequence[str]) -> list[str]:
-    """Return program and arguments of a command of this package, as a process of its own."""
-    return [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[3]), *words]
-
-
-def limit_threads(n_processes: int) -> dict[str, str]:
-    """Return the environment of one of several processes that use the machine once together."""
-    # Each library would otherwise start as many threads as there are cores, in every process.
-    threads = str(max(1, (os.cpu_count() or 1) // n_processes))
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
-    return {**os.environ, **limits}
-
-
-def read_last_line(log: Path) -> str:
-    """Return what a command that failed said, the one sentence that it prints last; empty if it said nothing."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ") if lines else ""
 
 
 def _run_one(folder: Path, n_jobs: int, consents: Sequence[str] = ()) -> str:

@@ -1,4 +1,4 @@
-"""Verbs that ask more of runs: analyses, sweeps over settings, and comparisons."""
+"""The verbs of many runs, sweeps, comparisons and boards; of pretraining and generators; and the demo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from braindecode_vis.base.parts import find_hook
+from braindecode_vis.base.parts import ask_part
 from braindecode_vis.cli.job_options import ClusterName, ClusterSet, DryRun, Wait, refuse_alone
 from braindecode_vis.cli.show import (
     SOURCE,
@@ -23,126 +23,17 @@ from braindecode_vis.cli.show import (
     Subject,
     TrustCode,
     Verify,
-    Worker,
-    Workers,
-    complete_analyses,
     finish,
     make_console,
     make_table_console,
     open_source,
     print_json,
-    refuse_lone_worker,
+    print_scores,
     training_together,
 )  # fmt: skip
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def analyze(
-    source: Annotated[str | None, SOURCE] = None,
-    analyses: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--analysis",
-            help="Kind of analysis; those of the configuration by default. Repeatable.",
-            autocompletion=complete_analyses,
-        ),
-    ] = None,
-    list_kinds: Annotated[
-        bool, typer.Option("--list", help="List the analyses, with what each asks, and stop.")
-    ] = False,
-    root: Root = None,
-    out: Out = None,
-    subjects: Subject = None,
-    overrides: Set = None,
-    worker: Worker = None,
-    n_workers: Workers = None,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
-    verify: Verify = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Ask when, where and how the brain is decoded; each analysis writes a table, figures and a report section.
-
-    Processes started with --worker and --workers share the analyses, and the fits of each.
-    """
-    from braindecode_vis.base.checks import ConfigError
-    from braindecode_vis.parts.studies.analyze import analyze as analyze_run
-    from braindecode_vis.parts.studies.analyze import analyze_share, read_findings
-    from braindecode_vis.pipeline.decoding import find_untested
-    from braindecode_vis.pipeline.reporting import report
-
-    if list_kinds:
-        if source is not None or analyses:
-            raise ConfigError("--list names the analyses that there are; leave the rest out.")
-        from braindecode_vis.cli.discover import print_explanation
-        from braindecode_vis.config.explain import explain
-
-        (found_kinds,) = explain("analysis")
-        if as_json:
-            print_json({"run_folder": None, "scores": [], "analyses": dict(found_kinds.kinds)})
-        else:
-            print_explanation(found_kinds)
-        return
-    if source is None:
-        raise ConfigError(
-            "analyze needs a configuration, a run folder or a data set; --list names the analyses."
-        )
-    refuse_lone_worker(worker, n_workers)
-    run = open_source(source, root, out, overrides, subjects, holds=worker is None)
-    if worker is not None and n_workers is not None:
-        if n_left := analyze_share(run, analyses or (), worker, n_workers):
-            run.tell(
-                f"worker {worker} of {n_workers} has made its share, and {n_left} analyses are left to the other "
-                "workers; analyze without --worker makes what is missing in the end",
-                "analyze:",
-            )
-        finish(run, as_json)
-        return
-    artifacts, refusals = analyze_run(run, analyses or ())
-    found = [read_findings(artifact) for artifact in artifacts]
-    # The page takes up the sections of the analyses.
-    page: object = report(run) if find_untested(run) is None else "none, since no test trial shows a picture"
-    if as_json:
-        listed = [
-            {
-                "kind": item["kind"],
-                "summary": item["summary"],
-                "folder": str(item["path"]),
-                "files": [str(path) for path in item["files"]],
-                "rows": json.loads(item["table"].to_json(orient="records")),
-            }
-            for item in found
-        ]
-        scores = [row for item in found for row in item["scores"]]
-        print_json(
-            {
-                "run_folder": str(run.folder.path),
-                "scores": scores,
-                "analyses": listed,
-                "refused": refusals,
-            }
-        )
-    else:
-        console = make_console(stderr=False)
-        for item in found:
-            files = "".join(f"\n  file: {path}" for path in item["files"])
-            console.print(
-                f"{item['title']}\n  {item['summary']}\n  table: {item['path'] / 'table.csv'}{files}",
-                markup=False,
-            )
-        console.print(f"report: {page}\nrun folder: {run.folder.path}", markup=False)
-    if refusals:
-        # The last refusal is the error of the command, those before it are lines, so that one exit code tells of
-        # all.
-        *others, last = [
-            f"the analysis {kind} does not fit this run: {text}" for kind, text in refusals.items()
-        ]
-        for sentence in others:
-            make_console().print(f"refused: {sentence}", markup=False)
-        raise ConfigError(last)
 
 
 def pretrain(
@@ -334,7 +225,7 @@ def sweep(
             raise ConfigError(
                 "--jobs is for runs of this process; use --cluster-set parallel=N with --cluster."
             )
-        table = find_hook("SEND_SWEEP", "cluster")(
+        table = ask_part("send_sweep")(
             source, axes, out, overrides or [], root, cluster, cluster_set or [], wait, as_json, dry_run
         )
         if table is None:
@@ -484,3 +375,34 @@ def _print_table(frame: pd.DataFrame, title: str) -> None:
             *[cell.replace("identification", "ident").replace("efficientnet", "effnet") for cell in cells]
         )
     make_table_console().print(table)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("demo_run"),
+    size: Annotated[
+        str, typer.Option("--size", help="Size of the simulated data set: tiny, small or demo.")
+    ] = "demo",
+    snr: Annotated[
+        float | None, typer.Option("--snr", min=0.0, max=1000.0, help="Signal power over noise power.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate EEG of a subject looking at images and decode it: no data, no GPU and no network needed."""
+    from braindecode_vis.base.checks import check_option
+    from braindecode_vis.parts.studies import demo as simulation
+    from braindecode_vis.pipeline.runs import read_scores
+
+    check_option("--size", size, ("tiny", "small", "demo"))
+    level = simulation.DEMO_SNR if snr is None else snr
+    run, truth = simulation.run_demo(out, size=size, snr=level, seed=seed, listener=ConsoleListener())
+    if not as_json:
+        print_scores(read_scores(run.folder.path))
+        ceiling = max(top for subject in truth.subjects for top in subject["ideal_top1"].values())
+        make_console(stderr=False).print(
+            f"{truth.n_test} unseen concepts, chance of top-1 {truth.chance:.3f}; the noise would let an observer who "
+            f"knows the simulated brain reach {ceiling:.3f}",
+            markup=False,
+        )
+    finish(run, as_json, f"report: {run.folder.path / 'report.html'}")

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from braindecode_vis.base.checks import BraindecodeVisError
-from braindecode_vis.pipeline.leaks.files import AuditedRun, open_audited
 from braindecode_vis.pipeline.leaks.findings import Audit, AuditFinding, Part
 from braindecode_vis.pipeline.leaks.records import check_chain
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun, open_audited
 from braindecode_vis.pipeline.leaks.split_overlap import check_copies, check_pixels, check_rows, check_sides
 
 Check = Callable[[AuditedRun], list[AuditFinding]]

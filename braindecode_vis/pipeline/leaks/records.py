@@ -21,9 +21,9 @@ from braindecode_vis.base.checks import BraindecodeVisError
 from braindecode_vis.base.consent import ConsentError
 from braindecode_vis.base.store import read_embeddings, read_json
 from braindecode_vis.config import read_config
-from braindecode_vis.pipeline.leaks.files import AuditedRun, Record, list_first, name_fold
 from braindecode_vis.pipeline.leaks.findings import AuditFinding, Level
-from braindecode_vis.pipeline.shared_subjects import find_shared_subjects, list_earlier, name_sources
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun, Record, list_first, name_fold
+from braindecode_vis.pipeline.preparing import find_shared_subjects, list_earlier, name_sources
 from braindecode_vis.preprocessing.common_space import name_alignment
 
 #: A word of its own: ``test_top1`` and ``tested``, but neither ``latest`` nor ``testimony``.

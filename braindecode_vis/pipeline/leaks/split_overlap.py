@@ -18,8 +18,8 @@ from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.base.store import read_json
 from braindecode_vis.datasets.trial_values import COPY_CORRELATION, MAX_CORRELATED, find_copied_trials
-from braindecode_vis.pipeline.leaks.files import AuditedRun, list_first, name_fold
 from braindecode_vis.pipeline.leaks.findings import AuditFinding, Level
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first, name_fold
 from braindecode_vis.preprocessing.splits import SIDES, Fold, find_shared, make_groups, split_imagined_trials
 
 LARGEST_HASHED = 2 << 30  # bytes of pixels that are hashed again; larger sets are known by their table

@@ -1,1 +1,7 @@
-"""What a metric computes: one value per image, embedding, caption or query; and every metric by its name."""
+"""What a metric computes: one value per image, embedding, caption or query; and every metric by its name.
+
+`metric_registry` knows every metric. `image` compares pixels, `embedding` vectors, `captions` words, `identification`
+asks which image was meant, `suite` compares images in published networks (`feature_networks`, `lpips`),
+`brain_correlation` the responses that a reconstruction would cause; `protocols` holds the retrieval rules of single
+papers.
+"""

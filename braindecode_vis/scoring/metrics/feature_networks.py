@@ -24,7 +24,7 @@ import numpy as np
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.devices import choose_device, repeatable_convolutions
-from braindecode_vis.base.image_rows import ImageRows, Images
+from braindecode_vis.base.stimuli import ImageRows, Images
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Triple
 from braindecode_vis.embeddings.weights import load_state, read_state, weights_only
 

@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from braindecode_vis.base.checks import DataError, check_option
-from braindecode_vis.base.image_rows import ImageRows, Images, join_pictures
+from braindecode_vis.base.stimuli import ImageRows, Images, join_pictures
 
 Protocol = Literal["native", "425", "425-legacy"]
 Compare = Callable[..., np.ndarray]

@@ -20,7 +20,7 @@ import numpy as np
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.devices import choose_device
-from braindecode_vis.base.image_rows import Images
+from braindecode_vis.base.stimuli import Images
 from braindecode_vis.embeddings.weights import read_state
 from braindecode_vis.scoring.metrics.feature_networks import FIRST_SIDE, load_trunk, normalise, resize_twice
 

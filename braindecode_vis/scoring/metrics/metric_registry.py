@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from braindecode_vis.base.checks import ConfigError, DataError, suggest
-from braindecode_vis.base.image_rows import Images
+from braindecode_vis.base.stimuli import Images
 from braindecode_vis.scoring.metrics import embedding, identification, image
 from braindecode_vis.scoring.retrieval import (
     Retrieval,

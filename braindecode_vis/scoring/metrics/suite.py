@@ -29,8 +29,8 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_finite, check_installed
 from braindecode_vis.base.devices import choose_device
-from braindecode_vis.base.image_rows import Images
 from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.stimuli import Images
 from braindecode_vis.scoring.metrics.identification import make_identification_table
 from braindecode_vis.scoring.metrics.image import ImageTable, make_image_table
 from braindecode_vis.scoring.metrics.metric_registry import compare_rounds

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.embeddings.captions import PAD
+from braindecode_vis.embeddings.caption_bank import PAD
 from braindecode_vis.training.caption_networks import (
     MOST_SCALE,
     CaptionNetwork,

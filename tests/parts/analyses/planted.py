@@ -11,7 +11,7 @@ from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.parts.analyses.study import Study, fit_picked, rank_trials
-from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.preprocessing.splits import Fold
 
 TEN_TWENTY = (

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.embeddings.attributes import read_attributes
+from braindecode_vis.embeddings.attribute_table import read_attributes
 from braindecode_vis.parts.analyses.attributes import AttributesConfig, find_decodable, find_rises
 from braindecode_vis.report.figures import render_plot
 from tests.parts.analyses.planted import TEN_TWENTY, make_parcel_study, make_study

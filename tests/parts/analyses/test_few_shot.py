@@ -15,7 +15,7 @@ from braindecode_vis.parts.analyses.few_shot import FewShotConfig, find_trial_se
 from braindecode_vis.parts.analyses.study import Study
 from braindecode_vis.preprocessing.array_file import KeptParts
 from braindecode_vis.preprocessing.common_space import name_alignment
-from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.preprocessing.splits import LeaveOneSubjectOutConfig, PublishedSplitConfig
 from braindecode_vis.report.figures import render_plot
 from tests.parts.analyses.planted import make_parcel_study

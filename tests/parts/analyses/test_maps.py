@@ -10,8 +10,8 @@ import pytest
 
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.parts.analyses.analysis_figures import make_maps
 from braindecode_vis.parts.analyses.attribution import IntegratedGradientsConfig, explain_trials
-from braindecode_vis.parts.analyses.drawing import make_maps
 from braindecode_vis.parts.analyses.layer_time import LayerTimeConfig, embed_subjects
 from braindecode_vis.parts.analyses.occlusion import OcclusionConfig
 from braindecode_vis.parts.analyses.patterns import SpatialPatternsConfig, _whiten, predict_signal

@@ -23,10 +23,10 @@ from braindecode_vis.parts.analyses.regions import (
     _key,
     list_rois,
 )
-from braindecode_vis.parts.analyses.sensor_groups import assign_regions, find_region, place_regions
 from braindecode_vis.preprocessing.array_file import KeptParts
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.report.figures import render_plot
+from braindecode_vis.report.sensor_groups import assign_regions, find_region, place_regions
 from tests.parts.analyses.planted import TEN_TWENTY, make_epochs_study, make_parcel_study, make_study
 
 

@@ -14,7 +14,7 @@ from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.parts.audit.design import compute_cramers_v, permute
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.parts.audit.statistics import fit_standardised
-from braindecode_vis.pipeline.leaks.files import open_audited
+from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.leaks.split_overlap import find_copies
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.preprocessing.scaling import fit_robust_scaler

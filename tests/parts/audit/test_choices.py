@@ -13,8 +13,8 @@ from braindecode_vis.config import read_config
 from braindecode_vis.parts.audit import choices
 from braindecode_vis.parts.audit.choices import describe_advantage
 from braindecode_vis.parts.audit.run import audit_run
-from braindecode_vis.pipeline.leaks.files import Record
 from braindecode_vis.pipeline.leaks.findings import Verified
+from braindecode_vis.pipeline.leaks.run_files import Record
 from braindecode_vis.pipeline.learning import predict_out_of_fold
 from braindecode_vis.pipeline.runs import open_run
 from tests.parts.audit.test_audit import QUICK, find, find_artifact, reseal

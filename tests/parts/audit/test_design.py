@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis.parts.audit.design import check_design, compute_cramers_v, permute
-from braindecode_vis.pipeline.leaks.files import open_audited
+from braindecode_vis.pipeline.leaks.run_files import open_audited
 from tests.parts.audit.small_runs import write_prepared
 
 N_CONCEPTS, N_RUNS, N_EACH = 4, 6, 20

@@ -12,7 +12,7 @@ import braindecode_vis as bdv
 from braindecode_vis import pipeline
 from braindecode_vis.config import read_config
 from braindecode_vis.parts.phantom import SIZES
-from braindecode_vis.parts.studies.demo import make_phantom
+from braindecode_vis.parts.phantom.simulate import make_phantom
 from braindecode_vis.pipeline.leaks.quick import audit_quickly
 from braindecode_vis.pipeline.runs import open_run
 

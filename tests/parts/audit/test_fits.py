@@ -20,7 +20,7 @@ from braindecode_vis.parts.audit.fits import (
     check_target_means,
     check_targets,
 )
-from braindecode_vis.pipeline.leaks.files import Record, open_audited
+from braindecode_vis.pipeline.leaks.run_files import Record, open_audited
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
 from tests.parts.audit.small_runs import write_artifact, write_bank, write_prepared, write_trained
 

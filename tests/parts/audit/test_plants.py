@@ -25,7 +25,7 @@ from braindecode_vis.config import read_config
 from braindecode_vis.datasets import synthetic_digits
 from braindecode_vis.generation.latent_diffusion_training import StimulusSource, train_generator
 from braindecode_vis.parts.audit.run import audit_run
-from braindecode_vis.pipeline import decoding, learning
+from braindecode_vis.pipeline import decoding, learning, preparing
 from braindecode_vis.pipeline.reconstruction import fit_prior
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.preprocessing.selection import SelectionConfig, fit_selection
@@ -68,7 +68,7 @@ def run_until(folder, overrides, stage):
 
 def caption_images(folder, overrides, change=lambda captions: None):
     """Write a caption for each image into a bank, and return the setting that names it."""
-    prepared = learning.preprocess(
+    prepared = preparing.preprocess(
         open_run(read_config("synthetic_digits", [*SIZES, *overrides]), folder / "bare")
     )
     ids = list(map(str, prepared.stimuli.ids))
@@ -82,9 +82,9 @@ def caption_images(folder, overrides, change=lambda captions: None):
 def train_weights(folder, overrides, n_images=N_TRAIN):
     """Train a tiny generator on the first images, and return the setting that names its weights."""
     run = open_run(read_config("synthetic_digits", [*SIZES, *overrides]), folder / "bare")
-    ids = learning.preprocess(run).stimuli.ids[:n_images]
+    ids = preparing.preprocess(run).stimuli.ids[:n_images]
     source = StimulusSource(
-        learning.preprocess(run).stimuli.select(ids), learning.embed(run)[0].embeddings.select(ids)
+        preparing.preprocess(run).stimuli.select(ids), preparing.embed(run)[0].embeddings.select(ids)
     )
     weights = train_generator(TINY, source, folder / "generator", seed=0)
     return f"generator={{kind: latent_diffusion, weights: {weights}, steps: 2, candidates: 1, device: cpu}}"
@@ -131,7 +131,7 @@ class Plant:
 
 def open_copy(folder):
     run = open_run(read_config(folder), folder)
-    return run, learning.preprocess(run), learning.embed(run)[0]
+    return run, preparing.preprocess(run), preparing.embed(run)[0]
 
 
 def edit_json(path, change):
@@ -285,7 +285,7 @@ def count_test_images_as_material(folder):
 
 def make_data_with_the_test(run):
     """Return the material of prior and generator with the test images and their true predictions among it."""
-    prepared, bank = learning.preprocess(run), learning.embed(run)[0]
+    prepared, bank = preparing.preprocess(run), preparing.embed(run)[0]
     embeddings, _ = decoding.map_for_generator(run, 0)
     data = decoding.make_generator_data(run, 0, embeddings)
     test = list(pd.unique(prepared.responses.stimulus_ids[prepared.folds[0].test]))

@@ -27,8 +27,8 @@ from braindecode_vis.parts.audit.results import (
 )
 from braindecode_vis.parts.audit.run import STEPS, audit_run
 from braindecode_vis.parts.audit.scores import check_report, check_scores
-from braindecode_vis.parts.audit.synthetic import check_synthetic_again
-from braindecode_vis.pipeline.leaks.files import open_audited
+from braindecode_vis.parts.audit.synthetic_trials import check_synthetic_again
+from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.runs import open_run
 
 QUICK = [

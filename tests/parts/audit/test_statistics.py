@@ -16,7 +16,7 @@ from braindecode_vis.parts.audit.statistics import (
     fit_standardised,
     fit_whitened,
 )
-from braindecode_vis.pipeline.leaks.files import open_audited
+from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.preprocessing.scaling import fit_robust_scaler
 from braindecode_vis.preprocessing.whitening import CovarianceSum, compute_condition_weights
 from tests.parts.audit.small_runs import write_prepared

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.base.leases import LEASE, BeingMade, hold_lease
+from braindecode_vis.base.locks import LEASE, BeingMade, hold_lease
 from braindecode_vis.config import read_config
+from braindecode_vis.parts.analyses.analyze import analyze, analyze_share
 from braindecode_vis.parts.analyses.windows import SlidingWindowConfig
-from braindecode_vis.parts.studies.analyze import analyze, analyze_share
 from braindecode_vis.pipeline import fit_share, train
 from braindecode_vis.pipeline.learning import predict_out_of_fold, train_fold
 from braindecode_vis.pipeline.runs import open_run

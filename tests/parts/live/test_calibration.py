@@ -301,7 +301,7 @@ def test_the_verb_hands_on_every_option_of_a_block(folder, command_line, monkeyp
     info = StreamInfo("x", "eeg", ("O1", "O2", "Oz", "Pz", "P3", "P4"), 100.0, "V")
     source = ChunkSource(info, [])
     monkeypatch.setattr(
-        "braindecode_vis.parts.live.sources.open_source", lambda kind, name, **options: source
+        "braindecode_vis.parts.live.opening.open_source", lambda kind, name, **options: source
     )
     words = ["live", folder, "--stream", "x"]
     ran = command_line(*words, "--adapt", "running", "--calibrate", "run", "--pictures", "7", "--json")

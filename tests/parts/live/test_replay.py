@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.parts.live.opening import open_source
 from braindecode_vis.parts.live.replay import (
     Faults,
     Playback,
     ReplaySource,
-    find_triggers,
     open_playback,
     read_faults,
 )
-from braindecode_vis.parts.live.sources import open_source
+from braindecode_vis.parts.live.sources import find_triggers
 from braindecode_vis.parts.live.stream_roles import StreamInfo, StreamSource
 from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
 

@@ -14,7 +14,8 @@ import pytest
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.parts.live import replay
 from braindecode_vis.parts.live.listeners import OutletListener
-from braindecode_vis.parts.live.sources import FieldTripSource, LslSource, SampleClock, open_source
+from braindecode_vis.parts.live.opening import open_source
+from braindecode_vis.parts.live.sources import FieldTripSource, LslSource, SampleClock
 from braindecode_vis.parts.live.stream_roles import StreamInfo, StreamSource
 
 # --- times from stamps ------------------------------------------------------------------------------------------------

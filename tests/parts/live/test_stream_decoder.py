@@ -21,7 +21,8 @@ from braindecode_vis.parts.live.session import LiveSession
 from braindecode_vis.parts.live.stream_channels import map_channels, read_pairs
 from braindecode_vis.parts.live.stream_decoder import RunStreamDecoder
 from braindecode_vis.parts.live.stream_roles import Chunk, Decision, Listener, Marker, StreamInfo
-from braindecode_vis.pipeline.learning import preprocess, train
+from braindecode_vis.pipeline.learning import train
+from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.preprocessing.causal import CausalFilter, make_resampling
 from braindecode_vis.preprocessing.epochs import cut_stretch, make_antialias_filter
 from braindecode_vis.scoring.retrieval import GallerySearch

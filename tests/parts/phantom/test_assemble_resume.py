@@ -25,7 +25,7 @@ from braindecode_vis.parts.phantom import (
 )
 from braindecode_vis.parts.phantom.build import Ledger
 from braindecode_vis.parts.phantom.format_plan import TRUTH
-from braindecode_vis.parts.phantom.recordings import cut_epochs, make_lowpass
+from braindecode_vis.parts.phantom.meeg_signal import cut_epochs, make_lowpass
 
 CONFIG = PhantomConfig(snr=0.3)
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.datasets.drawn.composition import FIRST_COMPOSED, KINDS, describe_composition
 from braindecode_vis.datasets.drawn.images import (
     COLOURS,
     N_MAX_COMPOSED,
@@ -18,6 +17,7 @@ from braindecode_vis.datasets.drawn.images import (
     make_things_like_split,
     render_scene,
 )
+from braindecode_vis.datasets.drawn.scene_pairs import FIRST_COMPOSED, KINDS, describe_composition
 from braindecode_vis.parts.phantom import SIZES
 from braindecode_vis.parts.phantom.build import estimate_phantom
 

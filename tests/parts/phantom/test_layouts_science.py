@@ -5,7 +5,7 @@ import pytest
 from braindecode_vis import pipeline
 from braindecode_vis.config import read_config
 from braindecode_vis.parts.phantom import SIZES
-from braindecode_vis.parts.studies.demo import make_phantom
+from braindecode_vis.parts.phantom.simulate import make_phantom
 from braindecode_vis.pipeline.runs import open_run
 
 MANY = {"n_train_concepts": 40, "n_test_concepts": 10}

@@ -8,7 +8,7 @@ import pytest
 
 from braindecode_vis.api.decoding_run import decode
 from braindecode_vis.api.own import from_arrays
-from braindecode_vis.parts.studies.analyze import analyze, read_findings
+from braindecode_vis.parts.analyses.analyze import analyze, read_findings
 from braindecode_vis.parts.studies.compare import compare_runs, read_items
 from braindecode_vis.scoring.uncertainty import paired_difference
 from braindecode_vis.scoring.units import make_labels

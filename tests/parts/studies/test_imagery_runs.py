@@ -12,10 +12,10 @@ from braindecode_vis import pipeline
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.cli import app
 from braindecode_vis.config import read_config
+from braindecode_vis.parts.analyses.analyze import analyze
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.parts.phantom import SIZES
-from braindecode_vis.parts.studies.analyze import analyze
-from braindecode_vis.parts.studies.demo import make_phantom
+from braindecode_vis.parts.phantom.simulate import make_phantom
 from braindecode_vis.pipeline.runs import open_run
 
 CONFIG = str(Path(__file__).parents[3] / "configs" / "god_ridge.yaml")

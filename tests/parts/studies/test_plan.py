@@ -12,7 +12,7 @@ from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.parts.studies import plan
 from braindecode_vis.parts.studies.plan import (
-    Piece,
+    PieceCost,
     RunPlan,
     RunSizes,
     Step,
@@ -84,11 +84,11 @@ def test_published_sizes_are_the_facts_of_the_manifest():
 
 
 def test_a_piece_grows_in_proportion_or_by_the_power_that_is_seen():
-    pieces = [Piece(1.0, 1.0), Piece(2.0, 5.0)]
+    pieces = [PieceCost(1.0, 1.0), PieceCost(2.0, 5.0)]
     assert extrapolate(pieces, "seconds", 4.0) == 13.0
     assert extrapolate(pieces, "seconds", 4.0, power=3.0) == pytest.approx(25.0)
     assert extrapolate(pieces, "seconds", 4.0, power=2.0) == pytest.approx(20.0)
-    assert extrapolate([Piece(1.0, 2.0), Piece(2.0, 1.0)], "seconds", 4.0) == 1.0  # noise is no speed
+    assert extrapolate([PieceCost(1.0, 2.0), PieceCost(2.0, 1.0)], "seconds", 4.0) == 1.0  # noise is no speed
 
 
 def test_runs_that_share_an_artifact_compute_it_once(monkeypatch):

@@ -13,7 +13,7 @@ from braindecode_vis.base.arrays import Score
 from braindecode_vis.cli import main
 from braindecode_vis.parts.studies.board import log_board, make_board, pool_runs
 from braindecode_vis.parts.studies.settings_table import (
-    FinishedRun,
+    RunSummary,
     as_frame,
     describe_choice,
     tabulate_settings,
@@ -36,7 +36,7 @@ def make_run(folder, seed=0, subject="01", value=0.5, **encoder):
         "decoded", "top1", float(items.mean()), 0.1, N, "toy", subject, "test", seed, ci_low=0.2, ci_high=0.8
     ).as_row()
     table = pd.DataFrame({"subject": subject, "stimulus_id": [f"i{n}" for n in range(N)], "top1": items})
-    return FinishedRun(folder, config, [row]), table
+    return RunSummary(folder, config, [row]), table
 
 
 def tabulate(*made):

@@ -5,7 +5,6 @@ import pytest
 
 from braindecode_vis.base import store
 from braindecode_vis.base.arrays import Embeddings
-from braindecode_vis.pipeline.leaks.files import Record, open_audited
 from braindecode_vis.pipeline.leaks.records import (
     _check_centre,
     _check_epochs,
@@ -15,6 +14,7 @@ from braindecode_vis.pipeline.leaks.records import (
     check_options,
     check_penalties,
 )
+from braindecode_vis.pipeline.leaks.run_files import Record, open_audited
 from tests.parts.audit.small_runs import read_name, write_artifact, write_bank, write_prepared, write_trained
 
 N, N_TRAIN = 24, 16

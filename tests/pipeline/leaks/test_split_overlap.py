@@ -6,7 +6,7 @@ import pytest
 from braindecode_vis.base import store
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.drawn.images import render_batch
-from braindecode_vis.pipeline.leaks.files import open_audited
+from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.leaks.split_overlap import (
     check_copies,
     check_likeness,

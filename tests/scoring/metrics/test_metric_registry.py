@@ -91,7 +91,7 @@ def test_what_is_no_metric_is_refused(changes, words):
     assert "mine" not in registry.list_metrics()
 
 
-@pytest.mark.parametrize("kind", components.INSIDE["metric"])
+@pytest.mark.parametrize("kind", list(components.list_inside("metric")))
 def test_a_metric_of_the_package_is_asked_for_by_its_kind(kind):
     metric = components.find_component("metric", kind)().build()
     assert register_metric(metric) == kind

@@ -10,12 +10,12 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.registry import INSIDE, Component, find_component
+from braindecode_vis.base.registry import Component, find_component, list_inside
 from braindecode_vis.training.objectives.objective import NEED_FIELDS, Outputs, StepSizes
 from braindecode_vis.training.objectives.objectives_config import ClipObjectiveConfig
 
 ADAPTER = TypeAdapter(typing.Annotated[typing.Any, Component("objective")])
-CONFIGS = [find_component("objective", kind)() for kind in INSIDE["objective"]]
+CONFIGS = [find_component("objective", kind)() for kind in list_inside("objective")]
 CONFIGS += [
     ADAPTER.validate_python(extra)
     for extra in (

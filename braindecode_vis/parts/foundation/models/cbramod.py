@@ -41,7 +41,7 @@ class CBraMod(Backbone):
     def __init__(self, *, depth: int = 12, reconstructs: bool = False) -> None:
         super().__init__()
         self.patch_embedding = PatchEmbedding()
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Layer() for _ in range(depth))})
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(CrissCrossLayer() for _ in range(depth))})
         if reconstructs:
             self.proj_out = nn.Sequential(nn.Linear(WIDTH, PATCH))
 
@@ -114,7 +114,7 @@ class PatchEmbedding(nn.Module):
         return tokens + place.permute(0, 2, 3, 1)
 
 
-class Layer(nn.Module):
+class CrissCrossLayer(nn.Module):
     """Half of the features attend over channels, the other half over patches; then a feed-forward part."""
 
     def __init__(self) -> None:

@@ -57,7 +57,7 @@ class EEGPT(Backbone):
         self.summary_token = nn.Parameter(torch.zeros(1, N_SUMMARIES, size))
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(1, size, (1, PATCH), stride=(1, PATCH))})
         self.chan_embed = nn.Embedding(len(CH_NAMES), size)
-        self.blocks = nn.ModuleList(Block(size, Attention(size, n_heads)) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(size, RotaryAttention(size, n_heads)) for _ in range(depth))
         self.norm = nn.LayerNorm(size, eps=EPS)
         for table in (self.summary_token, self.chan_embed.weight):
             nn.init.trunc_normal_(table, std=0.02)
@@ -119,7 +119,9 @@ class Predictor(nn.Module):
         self.register_buffer("mask_token", torch.zeros(1, 1, N_SUMMARIES, size))
         self.predictor_embed = nn.Linear(size, size)
         self.time_embed = Rates(size // n_heads)
-        self.predictor_blocks = nn.ModuleList(Block(size, Attention(size, n_heads)) for _ in range(depth))
+        self.predictor_blocks = nn.ModuleList(
+            Block(size, RotaryAttention(size, n_heads)) for _ in range(depth)
+        )
         self.predictor_norm = nn.LayerNorm(size, eps=EPS)
         self.predictor_proj = nn.Linear(size, size)
 
@@ -147,7 +149,7 @@ class Predictor(nn.Module):
         return self.predictor_proj(self.predictor_norm(tokens)).unflatten(1, shape)
 
 
-class Reconstructor(nn.Module):
+class ChannelReconstructor(nn.Module):
     """Attention of channels that are asked for over the summaries of all patches; decoding does not need it.
 
     Parameters
@@ -168,7 +170,9 @@ class Reconstructor(nn.Module):
         self.reconstructor_embed = nn.Linear(size, size)
         self.time_embed = Rates(size // n_heads)
         self.chan_embed = nn.Embedding(len(CH_NAMES), size)
-        self.reconstructor_blocks = nn.ModuleList(Block(size, Attention(size, n_heads)) for _ in range(depth))
+        self.reconstructor_blocks = nn.ModuleList(
+            Block(size, RotaryAttention(size, n_heads)) for _ in range(depth)
+        )
         self.reconstructor_norm = nn.LayerNorm(size, eps=EPS)
         self.reconstructor_proj = nn.Linear(size, PATCH)
 
@@ -215,7 +219,7 @@ class Rates(nn.Module):
         return (patches / 2)[:, None] * self.freqs
 
 
-class Attention(JointAttention):
+class RotaryAttention(JointAttention):
     """Self-attention, of queries and keys that turn with time if angles are given."""
 
     def forward(self, tokens: Tensor, angles: Tensor | None = None) -> Tensor:

@@ -24,7 +24,7 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.devices import autocast
 from braindecode_vis.encoders.parcels import read_content
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.parts.foundation.models.foundation_config import FROZEN, MARKS, FoundationConfig, Layout
+from braindecode_vis.parts.foundation.models import FROZEN, MARKS, Layout
 
 #: Of the norms of vision transformers.
 EPS = 1e-6
@@ -71,7 +71,7 @@ class FoundationNetwork(nn.Module):
     n_outputs
         Size of the output.
     settings
-        Tuning, pooling and projector.
+        Tuning, pooling and projector: a `FoundationConfig`.
     missing
         Path of a file of weights that is not there: the network then answers only after its weights were loaded.
     """
@@ -82,7 +82,7 @@ class FoundationNetwork(nn.Module):
         backbone: Backbone,
         signal: Signal,
         n_outputs: int,
-        settings: FoundationConfig,
+        settings: Any,
         *,
         missing: str = "",
     ) -> None:

@@ -13,7 +13,6 @@ Döner et al. (2025), LUNA, arXiv:2510.22257.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -24,6 +23,7 @@ from braindecode_vis.base.checks import ConfigError, DataError, check_file, sugg
 from braindecode_vis.base.digests import hash_once, remember_digest
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.signal import Signal, read_axes
+from braindecode_vis.parts.foundation.models import FROZEN, Layout
 
 if TYPE_CHECKING:
     import torch
@@ -31,61 +31,11 @@ if TYPE_CHECKING:
     from braindecode_vis.parts.foundation.models.foundation import Backbone, Front
 
 Tuning = Literal["full", "freeze", "linear_probe", "attentive_probe", "probe_then_full", "lora"]
-#: Presets in which the pretrained weights never change.
-FROZEN = ("freeze", "linear_probe", "attentive_probe")
 #: Volts of a unit.
 _VOLTS = {"V": 1.0, "mV": 1e-3, "uV": 1e-6, "µV": 1e-6}
 #: Names of the same place in the older and the newer 10-20 system.
 _SYNONYMS = {"T3": "T7", "T4": "T8", "T5": "P7", "T6": "P8"}
 _SYNONYMS |= {new: old for old, new in _SYNONYMS.items()}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the public file of a model names its tensors.
-
-    Parameters
-    ----------
-    title
-        Name of the model, as its authors write it.
-    wrappers
-        Keys under which the table of tensors may lie; the first that is there is taken.
-    prefix
-        Start of the names that belong to the network; removed. Names without it are left out.
-    prefix_may_lack
-        Whether a file in which no name has the prefix is read as it is.
-    beside
-        Starts of names of parts that stand beside it and keep their names; they are read if the network has them.
-    ignored
-        Starts of names (after the prefix) of parts that decoding does not use.
-    absent
-        Starts of names that the network has and the file has not; they keep their first values.
-    """
-
-    title: str
-    wrappers: tuple[str, ...] = ()
-    prefix: str = ""
-    prefix_may_lack: bool = False
-    beside: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    absent: tuple[str, ...] = ()
-
-
-#: Parts of names that give a model's file away, and the title of its layout; the first that fits counts.
-MARKS = {
-    "quantize.embedding": "LaBraM's tokenizer (vqnsp)",
-    "patch_embed.conv1.weight": "LaBraM",
-    "patch_embedding.mask_encoding": "CBraMod",
-    "summary_token": "EEGPT",
-    "Encoder_0.0.weight": "BENDR",
-    "mask_replacement": "BENDR",
-    "to_patch_embedding.0.weight": "REVE",
-    "vit.embeddings.": "BrainLM",
-    "pos_embed_proj.emb_h": "Brain-JEPA",
-    "mamba.A_log": "NeuroSTORM",
-    "temparature": "LUNA",
-    "pos_embed.weight_spatial": "CortexMAE",
-}
 
 
 class FoundationConfig(Settings):

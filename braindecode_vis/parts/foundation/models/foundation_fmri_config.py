@@ -22,7 +22,8 @@ from pydantic import Field, model_validator
 from braindecode_vis.base.checks import ConfigError, DataError, check_file
 from braindecode_vis.base.store import hash_file
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.parts.foundation.models.foundation_config import FoundationConfig, Layout, check_heads
+from braindecode_vis.parts.foundation.models import Layout
+from braindecode_vis.parts.foundation.models.foundation_config import FoundationConfig, check_heads
 
 if TYPE_CHECKING:
     from braindecode_vis.parts.foundation.models.foundation import Backbone

@@ -66,7 +66,7 @@ class Labram(Backbone):
         self.pos_embed = nn.Parameter(torch.zeros(1, len(CH_NAMES) + 1, width))
         self.time_embed = nn.Parameter(torch.zeros(1, N_TIMES, width))
         self.patch_embed = Stem(width // (PATCH // Stem.stride))
-        self.blocks = nn.ModuleList(Block(width, n_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(LayerScaledBlock(width, n_heads) for _ in range(depth))
         if student:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
             self.norm = nn.LayerNorm(width, eps=EPS)
@@ -140,14 +140,14 @@ class Stem(nn.Module):
         return maps.permute(0, 2, 3, 1).flatten(2)  # a step's maps side by side, step after step
 
 
-class Block(nn.Module):
+class LayerScaledBlock(nn.Module):
     """Attention with normed queries and keys, then a feed-forward part, each scaled by feature."""
 
     def __init__(self, width: int, n_heads: int) -> None:
         super().__init__()
         self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((width,), 0.1)) for _ in range(2))
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width, eps=EPS)
-        self.attn = Attention(width, n_heads)
+        self.attn = UnbiasedAttention(width, n_heads)
         self.mlp = Mlp(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class Block(nn.Module):
         return tokens + self.gamma_2 * self.mlp(self.norm2(tokens))
 
 
-class Attention(nn.Module):
+class UnbiasedAttention(nn.Module):
     """Self-attention without biases of queries, keys and values."""
 
     def __init__(self, width: int, n_heads: int) -> None:

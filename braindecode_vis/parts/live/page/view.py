@@ -172,7 +172,7 @@ def place_on_head(
 
 def group_channels(names: Sequence[str], regions: Mapping[str, Sequence[Any]] | None) -> dict[str, list[int]]:
     """Return the rows of each region: those that are given by name or number, else by the names of sensors."""
-    from braindecode_vis.parts.analyses.sensor_groups import REGIONS, find_region
+    from braindecode_vis.report.sensor_groups import REGIONS, find_region
 
     place = {name: n for n, name in enumerate(names)}
     if regions:

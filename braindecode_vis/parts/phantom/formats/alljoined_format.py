@@ -40,7 +40,7 @@ from braindecode_vis.parts.phantom.formats.fif import write_raw_fif
 from braindecode_vis.parts.phantom.formats.file_writers import write_text
 from braindecode_vis.parts.phantom.formats.nsd_design import Design, make_nsd_expdesign, write_expdesign
 from braindecode_vis.parts.phantom.forward import make_sensor_system
-from braindecode_vis.parts.phantom.recordings import find_samples, simulate_continuous
+from braindecode_vis.parts.phantom.meeg_signal import find_samples, simulate_continuous
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, count_images, divide
 
 SESSION_SOA_S, SESSION_STIMULUS_S = 0.35, 0.3  # [1]_

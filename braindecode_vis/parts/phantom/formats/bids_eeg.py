@@ -36,7 +36,7 @@ from braindecode_vis.parts.phantom.formats.file_writers import (
     write_tsv,
 )
 from braindecode_vis.parts.phantom.forward import make_sensor_system
-from braindecode_vis.parts.phantom.recordings import simulate_continuous
+from braindecode_vis.parts.phantom.meeg_signal import simulate_continuous
 from braindecode_vis.parts.phantom.scanner import GRIDS
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, divide
 

@@ -34,8 +34,8 @@ from braindecode_vis.parts.phantom.formats.corpus_format import (
 )
 from braindecode_vis.parts.phantom.formats.file_writers import write_json_file, write_tsv
 from braindecode_vis.parts.phantom.forward import SensorSystem, make_sensor_system
+from braindecode_vis.parts.phantom.meeg_signal import simulate_continuous
 from braindecode_vis.parts.phantom.noise import compute_noise_power
-from braindecode_vis.parts.phantom.recordings import simulate_continuous
 from braindecode_vis.parts.phantom.sizes import PhantomSize
 
 _OLD_NAMES = {"T7": "T3", "T8": "T4", "P7": "T5", "P8": "T6"}

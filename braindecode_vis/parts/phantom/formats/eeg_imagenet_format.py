@@ -27,7 +27,7 @@ from braindecode_vis.datasets.eeg_imagenet import CHANNELS, N_TRAIN_PER_BLOCK
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.forward import make_sensor_system
-from braindecode_vis.parts.phantom.recordings import cut_epochs, simulate_continuous
+from braindecode_vis.parts.phantom.meeg_signal import cut_epochs, simulate_continuous
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, count_images, divide
 
 SOA_S = 0.5  # each picture stays until the next one [1]_

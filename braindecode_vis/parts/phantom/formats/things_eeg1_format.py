@@ -29,7 +29,7 @@ from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob
 from braindecode_vis.parts.phantom.formats.bids_eeg import estimate_bytes, write_recording
 from braindecode_vis.parts.phantom.formats.file_writers import write_json_file, write_tsv
 from braindecode_vis.parts.phantom.forward import make_sensor_system
-from braindecode_vis.parts.phantom.recordings import simulate_continuous
+from braindecode_vis.parts.phantom.meeg_signal import simulate_continuous
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, count_images_of_concepts
 
 SYSTEM, SFREQ, N_CHANNELS = "eeg63-cz", 1000.0, 63

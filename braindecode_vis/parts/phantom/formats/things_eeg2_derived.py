@@ -45,7 +45,7 @@ from braindecode_vis.parts.phantom.formats.things_eeg2_format import (
     SessionDesign,
 )
 from braindecode_vis.parts.phantom.forward import make_sensor_system_at
-from braindecode_vis.parts.phantom.recordings import cut_epochs, make_lowpass
+from braindecode_vis.parts.phantom.meeg_signal import cut_epochs, make_lowpass
 from braindecode_vis.parts.phantom.sizes import PhantomSize
 
 N_BASELINE_S = 0.2  # epochs start here, and their mean up to the onset is subtracted

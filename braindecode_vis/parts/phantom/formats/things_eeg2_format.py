@@ -36,7 +36,7 @@ from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob
 from braindecode_vis.parts.phantom.formats.file_writers import check_block, check_count
 from braindecode_vis.parts.phantom.formats.pickles import PendingArray, split_pickle
 from braindecode_vis.parts.phantom.forward import SensorSystem, make_sensor_system
-from braindecode_vis.parts.phantom.recordings import simulate_continuous
+from braindecode_vis.parts.phantom.meeg_signal import simulate_continuous
 from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, divide
 
 TARGET_FRACTION = 0.06  # of the shown images are the target that subjects look for

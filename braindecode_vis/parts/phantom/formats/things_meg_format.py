@@ -43,7 +43,7 @@ from braindecode_vis.parts.phantom.formats.file_writers import (
     write_tsv,
 )
 from braindecode_vis.parts.phantom.forward import make_sensor_system, make_sensor_system_at
-from braindecode_vis.parts.phantom.recordings import cut_epochs, make_lowpass, simulate_continuous
+from braindecode_vis.parts.phantom.meeg_signal import cut_epochs, make_lowpass, simulate_continuous
 from braindecode_vis.parts.phantom.sizes import (
     PhantomSize,
     check_numbers,

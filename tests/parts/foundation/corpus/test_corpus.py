@@ -14,8 +14,8 @@ from braindecode_vis.datasets.corpus import manifest
 from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
 from braindecode_vis.datasets.corpus.reader import open_corpus
 from braindecode_vis.datasets.corpus.recordings import Channels, Excluded, SeriesRun
-from braindecode_vis.parts.foundation.corpus import build
-from braindecode_vis.parts.foundation.corpus.build import add_sources, resample_series
+from braindecode_vis.parts.foundation.corpus import growing
+from braindecode_vis.parts.foundation.corpus.growing import add_sources, resample_series
 
 NAMES = tuple(f"P{n}" for n in range(6))
 CONFIG = CorpusConfig(interval_s=2.0, shard_mb=0.004, min_duration_s=10, dtype="float32")
@@ -470,8 +470,8 @@ def test_resampling_keeps_what_both_rates_can_hold_and_takes_out_the_rest(old, n
 
 
 def test_packing_fills_shards_and_divides_no_run():
-    runs = [build.NewRun(None, str(n), "", n_bytes) for n, n_bytes in enumerate([400, 500, 300, 2000, 100])]
-    assert [[run.run_id for run in group] for group in build.pack(runs, 1e-3)] == [
+    runs = [growing.NewRun(None, str(n), "", n_bytes) for n, n_bytes in enumerate([400, 500, 300, 2000, 100])]
+    assert [[run.run_id for run in group] for group in growing.pack(runs, 1e-3)] == [
         ["0", "1"],
         ["2"],
         ["3"],

@@ -76,7 +76,7 @@ def test_eegpt_answers_as_the_public_code():
     first = [-0.78612, -0.74664, 0.40102, 0.95991, 0.21526]
     check_fingerprint(half, (2, 8, 4, 512), 0.003726, 1.006274, first)
     check_fingerprint(filled, shape, 0.030088, 0.965979, [-0.15595, -1.56011, 1.48586, 0.49895, -0.99275])
-    reconstructor, odd = fill(eegpt.Reconstructor(ROWS), keep=("freqs",)), torch.arange(1, 16, 2)
+    reconstructor, odd = fill(eegpt.ChannelReconstructor(ROWS), keep=("freqs",)), torch.arange(1, 16, 2)
     assert count(reconstructor) == (25_547_856, 105)
     filled[:, even] = half
     with torch.no_grad():

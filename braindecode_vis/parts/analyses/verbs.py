@@ -1,0 +1,225 @@
+"""The verbs that ask more of one run: its analyses, and the encoding direction from images to responses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from braindecode_vis.cli.show import (
+    SOURCE,
+    AllowDownload,
+    Debug,
+    Json,
+    Out,
+    Root,
+    Set,
+    Source,
+    Subject,
+    TrustCode,
+    Verify,
+    Worker,
+    Workers,
+    complete_analyses,
+    finish,
+    make_console,
+    open_source,
+    print_json,
+    refuse_lone_worker,
+)  # fmt: skip
+
+
+def analyze(
+    source: Annotated[str | None, SOURCE] = None,
+    analyses: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--analysis",
+            help="Kind of analysis; those of the configuration by default. Repeatable.",
+            autocompletion=complete_analyses,
+        ),
+    ] = None,
+    list_kinds: Annotated[
+        bool, typer.Option("--list", help="List the analyses, with what each asks, and stop.")
+    ] = False,
+    root: Root = None,
+    out: Out = None,
+    subjects: Subject = None,
+    overrides: Set = None,
+    worker: Worker = None,
+    n_workers: Workers = None,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
+    verify: Verify = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ask when, where and how the brain is decoded; each analysis writes a table, figures and a report section.
+
+    Processes started with --worker and --workers share the analyses, and the fits of each.
+    """
+    from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.parts.analyses.analyze import analyze as analyze_run
+    from braindecode_vis.parts.analyses.analyze import analyze_share, read_findings
+    from braindecode_vis.pipeline.decoding import find_untested
+    from braindecode_vis.pipeline.reporting import report
+
+    if list_kinds:
+        if source is not None or analyses:
+            raise ConfigError("--list names the analyses that there are; leave the rest out.")
+        from braindecode_vis.cli.discover import print_explanation
+        from braindecode_vis.config.explain import explain
+
+        (found_kinds,) = explain("analysis")
+        if as_json:
+            print_json({"run_folder": None, "scores": [], "analyses": dict(found_kinds.kinds)})
+        else:
+            print_explanation(found_kinds)
+        return
+    if source is None:
+        raise ConfigError(
+            "analyze needs a configuration, a run folder or a data set; --list names the analyses."
+        )
+    refuse_lone_worker(worker, n_workers)
+    run = open_source(source, root, out, overrides, subjects, holds=worker is None)
+    if worker is not None and n_workers is not None:
+        if n_left := analyze_share(run, analyses or (), worker, n_workers):
+            run.tell(
+                f"worker {worker} of {n_workers} has made its share, and {n_left} analyses are left to the other "
+                "workers; analyze without --worker makes what is missing in the end",
+                "analyze:",
+            )
+        finish(run, as_json)
+        return
+    artifacts, refusals = analyze_run(run, analyses or ())
+    found = [read_findings(artifact) for artifact in artifacts]
+    # The page takes up the sections of the analyses.
+    page: object = report(run) if find_untested(run) is None else "none, since no test trial shows a picture"
+    if as_json:
+        listed = [
+            {
+                "kind": item["kind"],
+                "summary": item["summary"],
+                "folder": str(item["path"]),
+                "files": [str(path) for path in item["files"]],
+                "rows": json.loads(item["table"].to_json(orient="records")),
+            }
+            for item in found
+        ]
+        scores = [row for item in found for row in item["scores"]]
+        print_json(
+            {
+                "run_folder": str(run.folder.path),
+                "scores": scores,
+                "analyses": listed,
+                "refused": refusals,
+            }
+        )
+    else:
+        console = make_console(stderr=False)
+        for item in found:
+            files = "".join(f"\n  file: {path}" for path in item["files"])
+            console.print(
+                f"{item['title']}\n  {item['summary']}\n  table: {item['path'] / 'table.csv'}{files}",
+                markup=False,
+            )
+        console.print(f"report: {page}\nrun folder: {run.folder.path}", markup=False)
+    if refusals:
+        # The last refusal is the error of the command, those before it are lines, so that one exit code tells of
+        # all.
+        *others, last = [
+            f"the analysis {kind} does not fit this run: {text}" for kind, text in refusals.items()
+        ]
+        for sentence in others:
+            make_console().print(f"refused: {sentence}", markup=False)
+        raise ConfigError(last)
+
+
+def encode(
+    source: Source,
+    root: Root = None,
+    out: Out = None,
+    subjects: Subject = None,
+    overrides: Set = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            "--synthesise",
+            help="Write the expected response to each of these images, which nobody was shown: a folder, tars, tables, "
+            "phantom:N, a bank of embeddings, or unseen for those of the data set.",
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder of the synthetic responses; it must not exist.")
+    ] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(
+            "--noise",
+            help="residual (default) adds noise with the covariance of training residuals, or none.",
+        ),
+    ] = None,
+    fold: Annotated[
+        int | None,
+        typer.Option("--fold", min=0, help="Fold whose training trials synthetic responses are fitted on."),
+    ] = None,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
+    verify: Verify = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Predict responses from images: scores beside noise ceilings, maps, and synthetic responses to new images.
+
+    Models are fitted on training trials; settings are those of encode, for example --set encode.model.combine=banded.
+    """
+    from braindecode_vis.base.checks import ConfigError
+
+    given = {"--to": to, "--noise": noise, "--fold": fold}
+    if images is None and (needless := [name for name, value in given.items() if value is not None]):
+        raise ConfigError(f"{needless[0]} is for --synthesise; leave it out, or name images.")
+    if images is not None and to is None:
+        raise ConfigError("--synthesise needs a folder to write to; name one with --to.")
+    run = open_source(source, root, out, overrides, subjects)
+    console = make_console(stderr=False)
+    if images is not None and to is not None:
+        from braindecode_vis.pipeline.synthetic import synthesise_into
+
+        folder, sentences = synthesise_into(run, images, to, noise=noise or "residual", fold=fold)
+        if as_json:
+            print_json(
+                {"run_folder": str(run.folder.path), "scores": [], "written": str(folder), "about": sentences}
+            )
+            return
+        for sentence in sentences:
+            console.print(sentence, markup=False)
+        console.print(f"synthetic responses: {folder}", markup=False)
+        return
+    from braindecode_vis.parts.analyses.encode import encode as encode_run
+    from braindecode_vis.pipeline.reporting import report
+    from braindecode_vis.pipeline.runs import read_scores
+
+    found = encode_run(run)
+    # Maps need no decoder: a page is only made where the rest of it is there.
+    page = report(run) if read_scores(run.folder.path) else None
+    if as_json:
+        print_json(
+            {
+                "run_folder": str(run.folder.path), "scores": found["scores"], "summary": found["summary"],
+                "folder": str(found["path"]), "files": [str(path) for path in found["files"]],
+            }
+        )  # fmt: skip
+        return
+    console.print(f"{found['title']}\n  {found['summary']}", markup=False)
+    for row in found["scores"]:
+        name = row["metric"].partition("@")[2]
+        bound = "" if row["noise_ceiling"] is None else f", ceiling {row['noise_ceiling']:.3f}"
+        value = f"{row['value']:.3f} ({row['ci_low']:.3f} to {row['ci_high']:.3f}{bound})"
+        console.print(f"  subject {row['subject']}, {name}: {value}", markup=False)
+    figures = sorted(path for path in found["path"].glob("*.light.svg"))
+    for path in [found["path"] / "table.csv", *figures, *found["files"]]:
+        console.print(f"  file: {path}", markup=False)
+    page_words = "none, since the run was not evaluated: run makes it" if page is None else str(page)
+    console.print(f"report: {page_words}\nrun folder: {run.folder.path}", markup=False)

@@ -1,0 +1,96 @@
+"""Checks of synthetic trials: no shown image among theirs, no test trial behind them, none of them validated on.
+
+`check_synthetic` compares what lies in the run: ids, digests of pixels, numbers of trials, and what was held out.
+`check_synthetic_again` fits the encoding models again, on the training trials that the split gives, and draws the
+trials anew: only if these alone come to the same numbers can nothing else have taken part.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from braindecode_vis.base.checks import BraindecodeVisError
+from braindecode_vis.base.store import read_json
+from braindecode_vis.parts.audit.differences import compare_files
+from braindecode_vis.parts.audit.recompute import RecomputedRun
+from braindecode_vis.pipeline.leaks.findings import AuditFinding
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun, list_first, name_fold
+from braindecode_vis.pipeline.leaks.split_overlap import count_units, hash_images
+from braindecode_vis.pipeline.synthetic import PREFIX, count_synthetic, synthesise
+
+#: Seconds that the models took by their record, up to which they are fitted again without ``--refit``.
+SHORTEST_FIT = 30.0
+TOLERANCE = 1e-3  # of the largest value, between machines
+
+
+def check_synthetic(run: AuditedRun) -> list[AuditFinding]:
+    """Compare images and numbers of synthetic trials with what was shown, trained on and held out."""
+    if not run.synthetic:
+        return []
+    findings: list[AuditFinding] = []
+    shown = set(run.responses.stimulus_ids.astype(str).tolist())
+    digests = dict(zip(hash_images(run.stimuli)[0].tolist(), run.stimuli.ids.tolist(), strict=True))
+    for number, (fold, record) in enumerate(zip(run.folds, run.trained, strict=False)):
+        made, where = run.synthetic.get(record.upstream.get("synthesise", "")), name_fold(number)
+        if made is None:
+            continue
+        responses = run.read_synthetic(record)[0]  # type: ignore[index]  # it is there
+        names = {name.removeprefix(PREFIX) for name in responses.stimulus_ids.astype(str).tolist()}
+        listed = {str(name): str(digest) for name, digest in read_json(made.path / "images.json")["images"]}
+        tested = shown & names if made.fields["synthetic"]["images_digest"] == "unseen" else set[str]()
+        same = {digests[digest] for digest in listed.values() if digests.get(digest) in shown}
+        for some, words in ((tested, "by their id"), (same, "by their pixels")):
+            if some:
+                text = (
+                    f"{len(some)} image(s) of synthetic trials were shown {words}, first {list_first(some)}."
+                )
+                findings.append(AuditFinding("synthetic", "leak", text, where))
+        if unknown := names - listed.keys():
+            text = f"tampered: {len(unknown)} synthetic trial(s) are of images that are not listed, first "
+            findings.append(AuditFinding("synthetic", "leak", f"{text}{list_first(unknown)}.", where))
+        real = count_units(run.trials, fold.train, str(record.fields.get("repeats", "single")))
+        path = record.path / "network.json"
+        held = {str(name) for name in read_json(path)["held_out"]} if path.is_file() else set[str]()
+        if invalid := {name for name in held if name.startswith(PREFIX)}:
+            text = f"{len(invalid)} synthetic image(s) were validated on, first {list_first(invalid)}."
+            findings.append(AuditFinding("synthetic", "leak", text, where))
+        learnt = real[~real["stimulus_id"].astype(str).isin(held)]
+        share = float(made.fields["synthetic"]["share"])
+        for who, rows in learnt.groupby(learnt["subject"].astype(str)):
+            n = int((responses.trials["subject"].astype(str) == who).sum())
+            if n != count_synthetic(len(rows), share):
+                text = f"subject {who} has {n} synthetic trials, and the share {share:g} is "
+                text += f"{count_synthetic(len(rows), share)} of {len(rows)} real ones."
+                findings.append(AuditFinding("synthetic", "warning", text, where))
+        if not np.asarray(responses.trials["synthetic"], dtype=bool).all():
+            text = "tampered: synthetic trials are not marked as such."
+            findings.append(AuditFinding("synthetic", "leak", text, where))
+    text = "synthetic trials show no image that was shown, and none of them is validated or tested."
+    return findings or [AuditFinding("synthetic", "ok", text)]
+
+
+def check_synthetic_again(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
+    """Fit the encoding models again on the training trials of each fold, and draw the synthetic trials anew."""
+    if not run.synthetic:
+        return []
+    took = sum(float(record.content.get("seconds", np.inf)) for record in run.synthetic.values())
+    if took > SHORTEST_FIT and not run.thorough:
+        run.state("fit", "by record", "synthetic trials", f"they took {took:.0f} s; add --refit")
+        return []
+    for record in run.synthetic.values():
+        again.require_current(record)
+    assert again.config.synthetic is not None
+    try:
+        again.config.synthetic.check_files()
+    except BraindecodeVisError as error:
+        run.state("fit", "by record", "synthetic trials", str(error).rstrip("."))
+        return []
+    made, findings = again.compute("synthesise", synthesise), []
+    for record in run.synthetic.values():
+        text = compare_files(record.path, made[record.path.as_posix()], TOLERANCE)
+        if text:
+            words = f"tampered: {text}, of what an encoding model of the training trials alone expects."
+            where = record.path.relative_to(run.folder).as_posix()
+            findings.append(AuditFinding("synthetic", "leak", words, where))
+    run.state("fit", "recomputed", "synthetic trials")
+    return findings

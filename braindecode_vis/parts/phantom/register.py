@@ -1,0 +1,19 @@
+"""What the part brings."""
+
+from braindecode_vis.base.parts import Part, Verb
+
+PART = Part(
+    name="phantom",
+    says="simulated subjects in the files of public data sets",
+    package=__package__,
+    verbs={
+        "phantom": Verb(
+            "verbs:phantom",
+            examples=(
+                "phantom things-eeg2 --out phantom_eeg",
+                "phantom nsd --size demo --snr 0.05 --out phantom_fmri --dry-run",
+            ),
+        ),
+    },
+    reduce={"": "--size, --subjects, --sessions or --concepts"},
+)

@@ -1,0 +1,155 @@
+"""Of processes that need one artifact at once, one makes it; a holder that is gone holds nobody up."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from braindecode_vis.base import locks
+from braindecode_vis.base.locks import BeingMade, hold_lease, is_leased
+from braindecode_vis.base.store import RunFolder
+
+
+def take(path, waits=True, said=None):
+    return hold_lease(path, lambda: False, [].append if said is None else said.append, waits=waits)
+
+
+def write_holder(path, host="elsewhere", pid=1, beat=0):
+    path.touch()
+    with path.open("r+b") as file:  # in place, as a holder does
+        file.write(json.dumps({"host": host, "pid": pid, "beat": beat}).ljust(400).encode())
+
+
+def test_two_that_ask_at_once_make_an_artifact_once(tmp_path):
+    made, found, said = [], [], []
+
+    def compute(folder):
+        made.append(folder)
+        time.sleep(0.4)
+        (folder / "number.txt").write_text("1")
+
+    def ask():
+        folder = RunFolder(tmp_path)
+        asked = {"version": 1, "fields": {}, "upstream": {}, "compute": compute, "tell": said.append}
+        found.append(folder.produce("train", **asked))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert sorted(artifact.reused for artifact in found) == [False, True, True]
+    # Whoever asks between the lock and the first beat does not know yet whose it is.
+    assert said[0].startswith(
+        (f"waiting for process {os.getpid()} of this machine", "waiting for another process")
+    )
+    assert not list((tmp_path / "stages").rglob(".*"))
+    killed = found[0].path.with_name(f".lease-{found[0].path.name}")
+    killed.touch()
+    ask()
+    assert not killed.exists()
+
+
+def test_who_does_not_wait_goes_on_with_something_else(tmp_path):
+    path = tmp_path / ".lease-a"
+    with take(path):
+        with take(path):  # a stage may ask for itself again
+            pass
+        found = []
+        thread = threading.Thread(target=lambda: found.append(is_leased(path)))
+        thread.start()
+        thread.join()
+        assert found == [True]
+    assert not is_leased(path)
+    assert not path.exists()
+
+
+def test_a_holder_that_was_killed_is_followed_at_once(tmp_path):
+    path = tmp_path / ".lease-a"
+    code = (
+        "import sys, time, pathlib\nfrom braindecode_vis.base.locks import hold_lease\n"
+        "with hold_lease(pathlib.Path(sys.argv[1]), lambda: False, print):\n print(1, flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    with pytest.raises(BeingMade), take(path, waits=False):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    began = time.monotonic()
+    with take(path, waits=False):
+        assert time.monotonic() - began < 1
+
+
+def test_a_link_in_the_place_of_a_lease_is_not_followed(tmp_path):
+    """A run folder that came from somebody else had its links written to."""
+    own, path = tmp_path / "own.txt", tmp_path / ".lease-a"
+    own.write_text("mine")
+    path.symlink_to(own)
+    with take(path):
+        pass
+    (tmp_path / ".lease-b").mkdir()
+    with take(tmp_path / ".lease-b"):
+        pass
+    assert own.read_text() == "mine"
+    assert path.is_symlink()
+
+
+def test_where_locks_stay_on_their_node_the_number_counts(tmp_path, monkeypatch):
+    """No lock is held here, and nothing is compared with a clock: whether the number changes is all that counts."""
+    monkeypatch.setattr(locks, "_STILL_S", 0.5)
+    monkeypatch.setattr(locks, "_POLL_S", 0.02)
+    path, said = tmp_path / ".lease-a", []
+    write_holder(path)
+    os.utime(path, (2e9, 2e9))  # the other clock is years ahead
+    until = time.monotonic() + 1.0
+
+    def work():
+        beat = 0
+        while time.monotonic() < until:
+            beat += 1
+            write_holder(path, beat=beat)
+            time.sleep(0.1)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    with take(path, said=said):
+        assert time.monotonic() > until
+    worker.join()
+    assert said == ["waiting for process 1 on elsewhere, which makes it"]
+
+
+def test_a_lock_that_a_dead_node_still_holds_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_SILENT_S", 0.3)
+    monkeypatch.setattr(locks, "_POLL_S", 0.02)
+    path = tmp_path / ".lease-a"
+    with path.open("w+b") as other:
+        locks.fcntl.flock(other, locks.fcntl.LOCK_EX)
+        write_holder(path)
+        with take(path):
+            pass
+    assert not path.exists()
+
+
+def test_a_disk_without_locks_has_leases_too(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    path = tmp_path / ".lease-a"
+    with take(path):
+        monkeypatch.setattr(locks._LEASES, "paths", set())
+        assert is_leased(path)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    write_holder(path, host=locks.platform.node(), pid=dead.pid)
+    with take(path, waits=False):
+        pass
