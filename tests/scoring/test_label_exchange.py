@@ -222,3 +222,29 @@ def test_a_test_of_one_class_has_no_area_and_no_small_p():
     assert set(rows) == {"accuracy", "balanced_accuracy"}
     assert rows["accuracy"].p_value == 1
     assert "no p below 1" in rows["accuracy"].protocol
+
+
+def test_people_without_an_effect_are_rarely_told_apart():
+    """At most .05 of 200 groups of eight people, and three binomial standard deviations: complements tie, so fewer."""
+    truth, found = np.array([0, 0, 0, 0, 1, 1, 1, 1]), []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        X = rng.normal(size=(8, 1, 5)) + rng.normal(
+            size=(8, 3, 5)
+        )  # three trials of each, alike by the person
+        exchange = make(truth)
+        labels, means = exchange.labels, X.mean(axis=1)
+        hits = np.zeros(labels.shape)
+        for person in range(8):  # the nearest class mean of the others, for all label sets at once
+            rest = np.arange(8) != person
+            sets = labels[:, rest]
+            high = sets @ means[rest] / sets.sum(axis=1, keepdims=True)
+            low = (1 - sets) @ means[rest] / (1 - sets).sum(axis=1, keepdims=True)
+            margin = (high - low) @ X[person].T - ((high**2).sum(axis=1) - (low**2).sum(axis=1))[:, None] / 2
+            hits[:, person] = ((margin > 0) == labels[:, [person]]).mean(axis=1)
+        p, chance, _ = exchange.test(hits.mean(axis=1))
+        found.append((p, chance))
+    rates, chances = np.array(found).T
+    assert (rates <= 0.05).mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+    assert rates.min() >= 2 / 70 - 1e-9
+    assert chances.mean() < 0.49  # who is left out leaves more of the other class
