@@ -673,7 +673,7 @@ CHECKS = (
            {"subjects": 8, "score": "pairs"}), goal=HOLDS),
     Check("refits on relabelled images", "ridge on noise, two-way", _refit,
           tuple({"n": n, "k": k, "within": within} for n, k, within in
-                ((20, 5, True), (60, 5, True), (60, 5, False), (60, 10, False), (200, 2, True))), goal=HOLDS),
+                ((20, 5, True), (60, 5, True), (60, 5, False), (60, 10, False), (60, 2, True))), goal=HOLDS),
     Check("permutation within folds, widened", "ridge on noise, two-way", _widened_p,
           tuple({"n": n, "k": k} for n, k in ((60, 5), (20, 2), (200, 2), (60, 10))), goal=HOLDS),
     Check("signs of images", "difference of 0, images differ", _image_signs,
