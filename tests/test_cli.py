@@ -491,7 +491,7 @@ def test_no_number_is_cut_in_a_narrow_window(capsys, monkeypatch):
     }
     show.print_scores([row | numbers])
     shown = capsys.readouterr().out
-    for text in ("0.366", "0.100-0.913", "0.350", "0.4478", "200"):
+    for text in ("0.366", "0.100-0.913", "0.350", "0.45", "200"):
         assert text in shown
 
 
