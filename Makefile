@@ -36,7 +36,7 @@ live: $(VENV)/.live
 	  trap 'kill $$stream 2>/dev/null; wait $$stream 2>/dev/null' EXIT; \
 	  $(BIN)/braindecode-vis live demo_run --stream phantom $(LIVE) $(if $(OPEN),--open)
 
-# PYTEST has further options, for example --allowed-skips, with which .ci/run refuses skips
+# PYTEST has further options, for example --allowed-skips=FILE, with which .ci/run refuses skips
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
