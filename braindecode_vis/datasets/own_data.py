@@ -706,6 +706,15 @@ def complete_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return table, notes
 
 
+def _subjects_have_one_class(trials: pd.DataFrame) -> bool:
+    """Return whether each subject has trials of one class only, and each of several classes two subjects or more."""
+    classes = trials.groupby("subject", observed=True)["concept"].unique()
+    if classes.map(len).max() > 1:
+        return False
+    counts = classes.map(lambda found: found[0]).value_counts()
+    return len(counts) > 1 and int(counts.min()) > 1
+
+
 def choose_split(trials: pd.DataFrame, n_pictures: int) -> tuple[dict[str, Any], str]:
     """Return the split that `decode` and `new` take where the user names none, and the reason in a sentence.
 
@@ -731,6 +740,11 @@ def choose_split(trials: pd.DataFrame, n_pictures: int) -> tuple[dict[str, Any],
             {"kind": "kfold", "n_folds": n},
             "Each picture is tested once, by a decoder that never saw it; leave_one_subject_out asks for new subjects.",
         )
+    # What identifies a person would decode a class that all trials of that person have.
+    if _subjects_have_one_class(trials):
+        return {
+            "kind": "leave_one_subject_out"
+        }, "All trials of a subject have one class: each is tested as a whole."
     if len(trials[["subject", "session", "run"]].drop_duplicates()) > trials["subject"].nunique():
         return {"kind": "leave_one_run_out"}, "Each run is decoded by the others of its subject."
     if "group" in trials and trials["group"].nunique() > 1:
