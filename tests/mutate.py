@@ -60,6 +60,7 @@ SCOPE = [
     "braindecode_vis/embeddings/layer_*.py",
     "braindecode_vis/embeddings/vision_network.py",
     "braindecode_vis/parts/audit/*.py",
+    "braindecode_vis/parts/foundation/models/*.py",
     "braindecode_vis/pipeline/leaks/*.py",
 ]
 # The tests that mirror these packages and those of whole runs. Tests of single formats would notice more, at ten times
@@ -75,15 +76,15 @@ TESTS = [
             "encoders",
             "embeddings",
             "parts/audit",
+            "parts/foundation/models",
             "pipeline/leaks",
         )
     ),
     "tests/training/test_*.py",
+    "tests/base/test_memory.py",
+    "tests/base/test_roles.py",
     "tests/training/objectives/test_*.py",
-    *(
-        f"tests/test_{name}.py"
-        for name in ("settings_page", "roles", "pipeline", "categories", "reality", "memory")
-    ),
+    *(f"tests/test_{name}.py" for name in ("settings_page", "pipeline", "categories", "reality")),
 ]
 HEAVY = (
     "numpy", "pandas", "scipy.stats", "sklearn.linear_model", "sklearn.decomposition", "torch", "torchvision", "mne",
