@@ -63,6 +63,7 @@ SCOPE = [
     "braindecode_vis/parts/audit/*.py",
     "braindecode_vis/parts/live/*.py",
     "braindecode_vis/parts/studies/*.py",
+    "braindecode_vis/parts/foundation/models/*.py",
     "braindecode_vis/pipeline/leaks/*.py",
     "braindecode_vis/api/*.py",
 ]
@@ -82,6 +83,7 @@ TESTS = [
             "parts/audit",
             "parts/live",
             "parts/studies",
+            "parts/foundation/models",
             "pipeline/leaks",
             "api",
         )

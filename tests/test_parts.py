@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -190,7 +191,7 @@ def test_every_reference_of_a_part_leads_somewhere(part):
     for reference in {*verbs, *kinds, *part.abilities.values(), *filter(None, [part.page])}:
         assert callable(part.load(reference)), reference
     for module in filter(None, part.reduce):
-        assert (ROOT / part.package.replace(".", "/") / f"{module}.py").is_file()
+        assert find_spec(f"{part.package}.{module}") is not None
     assert set(part.verbs) <= set(EXAMPLES)
 
 
@@ -217,6 +218,9 @@ def greet(name: Annotated[str, typer.Argument()]):
     """Say hello."""
     typer.echo(f"hello {name}")
 
+def greet_oddly(name: int | str):
+    """Take what typer cannot read."""
+
 class CountRowsConfig(Settings):
     """Count the trials."""
     kind: Literal["count_rows"] = "count_rows"
@@ -229,6 +233,13 @@ class CountRowsConfig(Settings):
 def add_greeting(run):
     from braindecode_vis.report.page import Addition, ExtraSection
     return Addition(shows=["hello"], make=lambda: [ExtraSection("A greeting", "Hello from outside.")])
+
+def fail_at_once(run):
+    raise KeyError("who")
+
+def fail_late(run):
+    from braindecode_vis.report.page import Addition
+    return Addition(shows=["hello"], make=lambda: [1 / 0])
 '''
 
 
@@ -273,10 +284,15 @@ def test_a_part_of_another_package_brings_a_verb_an_analysis_and_a_section(tmp_p
     "register, said",
     [
         ("import missing_library", "fails at import with ModuleNotFoundError"),
+        ("import sys; sys.exit('no licence')", "fails at import with SystemExit: no licence"),
         ("PART = 3", "is no braindecode_vis.base.parts.Part"),
         (OUTSIDE.replace('"greet"', '"audit"'), "brings audit, which another part brings already"),
         (OUTSIDE.replace('"greet"', '"run"'), "braindecode_vis has a verb of that name"),
         (OUTSIDE.replace("work:greet", "lost:greet"), "the verb greet of the part greetings cannot be used"),
+        (
+            OUTSIDE.replace("work:greet", "work:greet_oddly"),
+            "the verb greet of the part greetings cannot be used",
+        ),
     ],
 )
 def test_a_broken_part_of_another_package_is_named_and_the_rest_works(register, said, tmp_path):
@@ -289,6 +305,26 @@ def test_a_broken_part_of_another_package_is_named_and_the_rest_works(register, 
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("warning: ")
     assert said in done.stderr
+    # The help of a verb of the same name stays as it is.
+    assert "greet you" not in _call(tmp_path / "site", tmp_path, "run", "--help").stdout
+
+
+def test_a_section_that_fails_costs_a_run_no_report(tmp_path):
+    """The page is written without it, and once more when the part is mended."""
+    few = ["--set", "evaluation.n_bootstrap=100", "--set", "evaluation.n_permutations=100"]
+    site, page = tmp_path / "site", tmp_path / "run" / "report.html"
+    modules = {"greetings/__init__.py": "", "greetings/work.py": OUTSIDE_WORK}
+    _install(site, {**modules, "greetings/register.py": OUTSIDE}, "greetings.register:PART")
+    for name, said in (
+        ("fail_at_once", "the part greetings adds nothing to the report: KeyError: 'who'"),
+        ("fail_late", "the part greetings adds nothing to the report: ZeroDivisionError: division by zero"),
+        ("add_greeting", ""),
+    ):
+        (site / "greetings" / "register.py").write_text(OUTSIDE.replace("work:add_greeting", f"work:{name}"))
+        done = _call(site, tmp_path, "run", "synthetic_digits", "--out", "run", *few)
+        assert done.returncode == 0, done.stderr
+        assert said in " ".join(done.stderr.split())
+        assert ("Hello from outside." in page.read_text()) == (not said)
 
 
 def test_metadata_in_the_current_folder_bring_no_part(tmp_path):

@@ -2,8 +2,8 @@
 
 Owns the limits that may bind (of the process, of its control groups, of the machine), the check before a large step,
 the wording once memory ran out, and the profile of a step: its time, memory, and bytes read and written. How many bytes
-a step takes is known where the step is. Imports the standard library and `checks` only, since it has to speak when
-nothing more can be loaded.
+a step takes is known where the step is. Imports the standard library, `checks` and `parts` only, since it has to speak
+when nothing more can be loaded; the command has looked for the parts before.
 """
 
 from __future__ import annotations
@@ -252,6 +252,7 @@ _REDUCE = {
     "generation": "generator.batch_size, reconstruction.n_draws or the size of the images",
     "pipeline.reconstruction": "reconstruction.n_draws, the number of test images or their size",
     "scoring": "evaluation.n_bootstrap, evaluation.n_permutations or reconstruction.n_draws",
+    "scoring.metrics": "evaluation.networks.batch_size, evaluation.n_bootstrap or reconstruction.n_draws",
 }  # fmt: skip
 _NO_THREAD = ("can't start new thread", "launch worker thread", "thread constructor failed", "pthread_create")
 _NO_MAPPING = (

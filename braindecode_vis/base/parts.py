@@ -137,7 +137,7 @@ def _look_for_parts() -> tuple[tuple[Part, ...], tuple[str, ...]]:
             continue
         try:
             part = entry.load()
-        except Exception as error:  # code of others
+        except (Exception, SystemExit) as error:  # code of others: a module may also call sys.exit
             broken.append(
                 f"the part {entry.name} ({entry.value}) fails at import with {type(error).__name__}: {error}"
             )
@@ -157,10 +157,17 @@ def _look_for_parts() -> tuple[tuple[Part, ...], tuple[str, ...]]:
 def _find_entries() -> Iterator[metadata.EntryPoint]:
     """Yield the entry points of parts; without any, nothing is imported, which every command would wait for."""
     lists = (path for folder in sys.path for path in Path(folder).glob("*-info/entry_points.txt"))
-    if any(f"[{GROUP}]".encode() in path.read_bytes() for path in lists):
+    if any(_names_parts(path) for path in lists):
         from importlib import metadata
 
         yield from metadata.entry_points(group=GROUP)
+
+
+def _names_parts(path: Path) -> bool:
+    try:
+        return f"[{GROUP}]".encode() in path.read_bytes()
+    except OSError:  # `metadata` passes over what it may not read, too
+        return False
 
 
 def _find_clash(part: Part, parts: list[Part]) -> str:

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from braindecode_vis import __version__
 from braindecode_vis.base.parts import (
     Part,
+    Verb,
     describe_missing,
     describe_missing_module,
     find_parts,
@@ -105,17 +106,32 @@ _SENT = ("run", "embed", "train", "reconstruct", "predict", "pretrain", "train-g
 _BROKEN = list(list_broken_parts())
 
 
+#: Verbs that parts bring.
+_OF_PARTS: dict[str, Verb] = {}
+
+
 def _add_verbs(part: Part) -> None:
     for name, verb in part.verbs.items():
-        if part.distribution is None:
-            _VERBS[name] = part.load(verb.call)
-            continue
-        try:  # code of others, which must not end every command
-            if name in _VERBS:
-                raise ValueError("braindecode_vis has a verb of that name")
-            _VERBS[name] = part.load(verb.call)
-        except Exception as error:
+        try:
+            _VERBS[name] = part.load(verb.call) if part.distribution is None else _load_outside(part, name)
+        except (Exception, SystemExit) as error:
+            if part.distribution is None:
+                raise
+            # Code of others, which must not end every command.
             _BROKEN.append(f"the verb {name} of the part {part.name} cannot be used: {error}")
+        else:
+            _OF_PARTS[name] = verb
+
+
+def _load_outside(part: Part, name: str) -> Callable[..., None]:
+    if name in _VERBS:
+        raise ValueError("braindecode_vis has a verb of that name")
+    found: Callable[..., None] = part.load(part.verbs[name].call)
+    # An option of a type that typer does not know is an error only when the verbs become a command.
+    trial = typer.Typer()
+    trial.command()(found)
+    typer.main.get_command(trial)
+    return found
 
 
 for _part in find_parts():
@@ -124,7 +140,6 @@ for _part in find_parts():
     if "take_jobs" in _part.abilities:
         _take_jobs = _part.load(_part.abilities["take_jobs"])
         _VERBS |= {name: _take_jobs(name, _VERBS[name]) for name in _SENT if name in _VERBS}
-_OF_PARTS = {name: verb for part in find_parts() for name, verb in part.verbs.items() if name in _VERBS}
 #: Of these, none loads more than tables.
 _READING_VERBS = frozenset(
     {

@@ -19,8 +19,6 @@ from braindecode_vis.cli.show import (
     print_json,
 )
 
-"""What `phantom` can write, for its help; the simulation takes a second to import."""
-
 
 def new(
     folder: Annotated[

@@ -1,14 +1,11 @@
-"""ClusterName, and what belongs to it."""
+"""Options of verbs that can be sent as jobs, and the sentence where one stands without ``--cluster``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    pass
 
 ClusterName = Annotated[
     str | None,

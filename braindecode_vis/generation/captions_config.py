@@ -15,7 +15,7 @@ arXiv:2211.09778 (noise on embeddings while a decoder learns).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,9 +29,6 @@ from braindecode_vis.embeddings.caption_bank import read_caption_bank
 from braindecode_vis.embeddings.weights import find_snapshot
 from braindecode_vis.generation.gap import GapConfig
 from braindecode_vis.generation.generator_data import GeneratorData
-
-if TYPE_CHECKING:
-    pass
 
 Device = Literal["auto", "cpu", "cuda"]
 GIT = "microsoft/git-large-coco"

@@ -41,9 +41,6 @@ from braindecode_vis.pipeline.runs import (
 from braindecode_vis.preprocessing.selection import Selection, fit_selection
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from braindecode_vis.pipeline.synthetic import SyntheticTrials
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.checks import BraindecodeVisError, DataError
-from braindecode_vis.base.parts import find_parts
+from braindecode_vis.base.parts import Part, find_parts
 from braindecode_vis.config import check_files
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.pipeline.decoding import open_branches, reconstruct, retrieve
@@ -22,6 +24,7 @@ from braindecode_vis.pipeline.scoring import check_texts, evaluate, find_phantom
 
 if TYPE_CHECKING:
     from braindecode_vis.pipeline.leaks.findings import Audit
+    from braindecode_vis.report.page import Addition, ExtraSection
 
 
 #: Raise it when the page says more of the same results, so that it is written anew.
@@ -60,11 +63,8 @@ def report(run: Run) -> Path:
     )
     stages = collect_stages(run)
     path = run.folder.path / "report.html"
-    additions = [part.load(part.page)(run) for part in find_parts() if part.page]
-    problems = [sentence for addition in additions for sentence in addition.problems]
-    for sentence in problems:
-        run.tell(sentence)
-    run.seen["problems of parts"] = problems
+    added = _ask_parts(run)
+    additions = [addition for _, addition in added]
     audit = check_leaks(run)
     leaks = [] if audit is None else [f"{item.message} {item.where}".strip() for item in audit.leaks]
     # A report is written anew only if something that it shows has changed, or the page itself was.
@@ -89,13 +89,13 @@ def report(run: Run) -> Path:
     if path.is_file() and known.get("content") == digest and unchanged and has_full_images(path):
         return path
     provenance = collect_run_provenance(run, stages)
-    parts = summary.describe_run(run)
+    parts, n_problems = summary.describe_run(run), len(run.seen["problems of parts"])
     parts["sections"] = [
         *recording_figures.describe_recording(run, has_time_course=any(a.has_time_course for a in additions)),
         *parts.get("sections", []),
         *recording_figures.describe_publication(run, rows),
         *summary.describe_ceilings(run.seen.get("response_ceilings")),
-        *(section for addition in additions for section in addition.make()),
+        *_make_sections(run, added),
     ]
     simulated = find_phantom(run.config) is not None
     warnings = [str(text) for text in prepared.responses.coords.get("warnings", [])]
@@ -126,9 +126,56 @@ def report(run: Run) -> Path:
         command=provenance["command"],
         **parts,
     )
-    with store.record_results(run.folder.path, path.name, about={**provenance, "content": digest}):
+    # A page without a section that could not be made is written again by the next report.
+    complete = len(run.seen["problems of parts"]) == n_problems
+    about = {**provenance, "content": digest if complete else ""}
+    with store.record_results(run.folder.path, path.name, about=about):
         write_report(path, content)
     return path
+
+
+def _ask_parts(run: Run) -> list[tuple[Part, Addition]]:
+    """Return what the parts add to the report, and report their problems."""
+    from braindecode_vis.report.page import Addition
+
+    run.seen["problems of parts"] = []
+    added = []
+    for part in find_parts():
+        if part.page:
+            with _go_on_without(run, part):
+                addition = part.load(part.page)(run)
+                if not isinstance(addition, Addition):
+                    raise TypeError(f"{part.page} returns no braindecode_vis.report.page.Addition")
+                for sentence in addition.problems:
+                    _report_problem(run, sentence)
+                added.append((part, addition))
+    return added
+
+
+def _make_sections(run: Run, added: list[tuple[Part, Addition]]) -> list[ExtraSection]:
+    sections: list[ExtraSection] = []
+    for part, addition in added:
+        with _go_on_without(run, part):
+            sections += addition.make()
+    return sections
+
+
+@contextmanager
+def _go_on_without(run: Run, part: Part) -> Iterator[None]:
+    """Report an error in the code of a part from outside, which must not cost a run its report."""
+    try:
+        yield
+    except Exception as error:
+        if part.distribution is None or isinstance(error, MemoryError):
+            raise
+        _report_problem(
+            run, f"the part {part.name} adds nothing to the report: {type(error).__name__}: {error}"
+        )
+
+
+def _report_problem(run: Run, sentence: str) -> None:
+    run.seen["problems of parts"].append(sentence)
+    run.tell(sentence)
 
 
 def collect_stages(run: Run) -> dict[str, Any]:

@@ -1,18 +1,14 @@
-"""retrieve_nearest, and what belongs to it."""
+"""Captions of training images that lie nearest to predicted embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.scoring.retrieval import compute_similarity
-
-if TYPE_CHECKING:
-    pass
 
 
 def retrieve_nearest(

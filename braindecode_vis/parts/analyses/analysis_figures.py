@@ -10,15 +10,12 @@ from __future__ import annotations
 import gzip
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.parts.analyses.study import Attachment
-
-if TYPE_CHECKING:
-    pass
 from braindecode_vis.report.drawing import list_brains, place_pattern
 
 # --- maps of the brain ---------------------------------------------------------------------------------------------

@@ -32,4 +32,5 @@ PART = Part(
             "luna": "models.foundation_config:LunaConfig",
         }
     },
+    reduce={"models": "encoder.batch_size, encoder.max_device_bytes or dataset.subjects"},
 )
