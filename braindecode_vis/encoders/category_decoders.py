@@ -373,7 +373,9 @@ def solve_shrunk(data: np.ndarray, codes: np.ndarray, means: np.ndarray) -> np.n
         shrinkage, level = _find_shrinkage(centred / scale)
         rows[own] = centred * np.sqrt((1 - shrinkage) / n)
         diagonal += len(own) / n * shrinkage * level * scale**2
-    if n_features <= n or not (diagonal > 0).all():
+    # Next to no shrinkage, as a class of two trials has it, divides by rounding errors.
+    shrinks = (diagonal > 1e-12 * (rows**2).sum(axis=0)).all() and (diagonal > 0).all()
+    if n_features <= n or not shrinks:
         covariance = rows.T @ rows
         covariance[np.diag_indices(n_features)] += diagonal
         try:

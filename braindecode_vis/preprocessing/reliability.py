@@ -25,7 +25,7 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.preprocessing.splits import make_inner_folds
 
 _BLOCK_BYTES = 64 << 20
-_SMALL_BLOCK_BYTES = 2 << 20  # of the share of signal, which holds some copies of a block
+_SMALL_BLOCK_BYTES = 1 << 20  # of the share of signal, which holds some copies of a block
 _FEWEST_LEFT_OUT = 4  # images: of three, the mean of 1 / F is infinite
 Measure = Literal["ncsnr", "split_half"]
 

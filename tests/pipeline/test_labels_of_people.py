@@ -165,7 +165,7 @@ def test_labels_that_vary_within_people_are_scored_as_before():
     labels = np.array(["a", "b"])[np.arange(len(who)) % 2]
     run = decode(X, labels, split="leave-one-subject-out", subject=who)
     assert not run.scores["protocol"].str.contains("exchanged").any()
-    assert find(run, "accuracy").resampled == "subjects, then trials"
+    assert find(run, "accuracy").resampled == "8 subjects (t)"
 
 
 def test_a_network_keeps_its_decisions():

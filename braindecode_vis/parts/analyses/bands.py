@@ -29,6 +29,7 @@ from braindecode_vis.parts.analyses.measure import (
 from braindecode_vis.parts.analyses.study import Change, Findings, Plot, Study
 from braindecode_vis.report.drawing import draw_bars
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
+from braindecode_vis.scoring.score_row import format_p_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,9 +114,10 @@ class FrequencyBandsConfig(Settings):
             if mode == "only":
                 parts.append(describe_result(pick, f"best alone is {pick['band']}: {self.metric}", "p_holm"))
             else:
+                p = format_p_value(pick["p_holm"], in_words=True)
                 parts.append(
                     f"the score loses most without {pick['band']}: {pick['difference']:+.3f} "
-                    f"({pick['difference_low']:+.3f} to {pick['difference_high']:+.3f}, p = {pick['p_holm']:.2g})"
+                    f"({pick['difference_low']:+.3f} to {pick['difference_high']:+.3f}, {p})"
                 )
         found = "; ".join(parts) + f"; p-values of bands by Holm over {len(own)} bands."
         note = f" Left out, above half the sampling rate: {', '.join(lost)}." if lost else ""
