@@ -111,7 +111,7 @@ def test_raw_sessions_are_referenced_cut_and_paired_with_images(tmp_path, design
     epoch = (
         referenced[row, onsets[5] : onsets[5] + 307] - referenced[row, onsets[5] - 26 : onsets[5] + 1].mean()
     )
-    # Stored in single precision, in the file and in the store, with what reference and baseline take away, in sums of 64 channels.
+    # Stored in single precision, in the file and in the store, with what reference and baseline take away.
     assert_close(responses.data[5, row], epoch, scale=10 * np.abs(data[:64]).max())
     bump = responses.data[:, :, 60:70].mean(axis=(0, 2))
     assert bump[BIOSEMI64.index("Oz")] == pytest.approx(63e-6, rel=0.05)

@@ -502,7 +502,7 @@ def test_one_image_a_fold_leaves_nothing_to_exchange():
 
 
 def test_a_subject_that_one_fold_tests_is_no_sum_of_folds():
-    """Each subject is left out by a fold of its own, whose images may be exchanged at will; the row of both is widened."""
+    """Each subject is left out by a fold of its own, whose images may be exchanged; the row of both is widened."""
     task = make_task(subjects=("01", "02"))
     queries, gallery, _ = task.retrievals[0]
     parts = []
