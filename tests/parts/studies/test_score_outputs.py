@@ -145,9 +145,15 @@ def test_subjects_and_groups_of_the_table_are_resampled(vectors):
     table = pd.DataFrame({"stimulus_id": [*range(N), *range(N)[::-1]], "subject": np.repeat(["a", "b"], N)})
     found = score(both, targets, ids=table, target_ids=np.arange(N))
     assert set(found.scores["subject"]) == {"a", "b", "all"}
-    assert found.get("top1")["resampled"] == "subjects, then images"
+    assert found.get("top1")["resampled"].startswith("no interval: 2 subjects")
+    third = np.concatenate([both, predicted + 0.25])
+    wider = pd.DataFrame(
+        {"stimulus_id": [*table["stimulus_id"], *range(N)], "subject": [*table["subject"], *["c"] * N]}
+    )
+    three = score(third, targets, ids=wider, target_ids=np.arange(N))
+    assert three.get("top1")["resampled"].startswith(f"3 subjects and {N} images (crossed")
     grouped = score(predicted, targets, ids=pd.DataFrame({"id": range(N), "group": np.arange(N) // 4}))
-    assert grouped.get("2_way")["resampled"] == "6 groups"
+    assert grouped.get("2_way")["resampled"] == "6 groups (t, logit)"
 
 
 def test_descriptions_are_a_gallery_beside_that_of_images_and_without_it(vectors):
@@ -243,7 +249,7 @@ def test_top_5_of_many_classes_and_classes_of_one_trial():
     assert values_of(score(np.zeros((720, 60)), labels))["top5"] == 0  # ties are lost
     one_each = score(logits[::12], labels[::12], kind="classes")
     assert one_each.get("accuracy")["ci_high"] - one_each.get("accuracy")["ci_low"] > 0.1
-    assert one_each.get("accuracy")["resampled"] == "60 items"
+    assert one_each.get("accuracy")["resampled"] == "60 items (t)"
 
 
 def test_classes_that_do_not_fit_are_one_sentence():
