@@ -365,7 +365,7 @@ def test_targets_of_attributes_and_dimensions_are_scored_and_audited(tmp_path, k
     found = {row["metric"]: row for row in scores if row["method"] == "decoded" and metric in row["metric"]}
     assert {f"{metric}@round", f"{metric}@even"} <= set(found)
     assert found[f"{metric}@round"]["value"] > found[f"{metric}@round"]["chance"] + 0.2
-    assert found[f"{metric}@round"]["resampled"].endswith(" concepts")
+    assert found[f"{metric}@round"]["resampled"].endswith(" concepts (t)")
     audit = audit_run(folder)
     assert [item.message for item in audit.leaks] == []
 

@@ -146,6 +146,12 @@ def test_subjects_and_groups_of_the_table_are_resampled(vectors):
     found = score(both, targets, ids=table, target_ids=np.arange(N))
     assert set(found.scores["subject"]) == {"a", "b", "all"}
     assert found.get("top1")["resampled"].startswith("no interval: 2 subjects")
+    third = np.concatenate([both, predicted + 0.25])
+    wider = pd.DataFrame(
+        {"stimulus_id": [*table["stimulus_id"], *range(N)], "subject": [*table["subject"], *["c"] * N]}
+    )
+    three = score(third, targets, ids=wider, target_ids=np.arange(N))
+    assert three.get("top1")["resampled"].startswith(f"3 subjects and {N} images (crossed")
     grouped = score(predicted, targets, ids=pd.DataFrame({"id": range(N), "group": np.arange(N) // 4}))
     assert grouped.get("2_way")["resampled"] == "6 groups (t, logit)"
 
