@@ -1,4 +1,4 @@
-"""draw_curve, and what belongs to it."""
+"""Curves, bars and matrices that analyses and pages draw alike, with what marks a stimulus."""
 
 from __future__ import annotations
 
