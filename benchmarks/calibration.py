@@ -725,8 +725,8 @@ MADE_BY: dict[str, tuple[str, ...]] = {
     "images of these subjects": ("scoring.crossed:images_interval",),
     "t over groups": ("scoring.crossed:groups_interval",),
     "t over resampled groups": ("scoring.crossed:resampled_interval",),
-    "share over persons": ("scoring.label_exchange:_spread_logit",),
-    "pairs of persons": ("scoring.label_exchange:_spread_logit",),
+    "share over persons": ("scoring.label_exchange:spread_of_owners",),
+    "pairs of persons": ("scoring.label_exchange:spread_of_pairs",),
     "jackknife of identification": ("scoring.uncertainty:jackknife_interval",),
     "widened after folds": ("scoring.uncertainty:jackknife_interval",),
     "latency": (

@@ -28,6 +28,7 @@ from braindecode_vis.encoders.category_decoders import find_first_rows
 from braindecode_vis.pipeline.runs import Run, lend_context, publish_scores
 from braindecode_vis.preprocessing.splits import Side, Split, find_shared, make_groups
 from braindecode_vis.scoring.design_control import predict_from_design, tabulate_design
+from braindecode_vis.scoring.uncertainty import FOLD_FACTOR
 from braindecode_vis.scoring.units import Units, find_units
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def exchange_labels(
         parts = np.split(place, np.cumsum([len(block) for block in blocks])[:-1])
         return exchange.keep_decisions(
             owners.unit, codes, truth[tested], [part for part in parts if len(part)], decisions, most=most,
-            generator=draw(), widening=exchange.FOLD_WIDENING if n_folds > 1 else 1.0,
+            generator=draw(), widening=FOLD_FACTOR if n_folds > 1 else 1.0,
         )  # fmt: skip
     # Owners that are only trained on keep their labels.
     blocks = [block for block in (*blocks, np.setdiff1d(np.arange(len(truth)), tested)) if len(block)]
@@ -251,7 +252,7 @@ def exchange_labels(
     decided[0] = decisions.argmax(axis=1)  # those of the run, to the last tie
     return exchange.ExchangedLabels(
         owners.unit, owners.codes[rows], sets, decided, areas, wins, paired=paired, refits=True,
-        widening=exchange.FOLD_WIDENING,
+        widening=FOLD_FACTOR,
     )  # fmt: skip
 
 

@@ -20,13 +20,8 @@ from braindecode_vis.pipeline.decoding import (
     retrieve,
 )
 from braindecode_vis.pipeline.galleries import GallerySource
-from braindecode_vis.pipeline.learning import (
-    build_encoder,
-    embed,
-    pick_test_trials,
-    pick_training,
-    preprocess,
-)
+from braindecode_vis.pipeline.learning import pick_test_trials, pick_training
+from braindecode_vis.pipeline.preparing import build_encoder, embed, preprocess
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.scoring.refits import Refits, RelabelledFold, rank_relabelled
 from braindecode_vis.scoring.scoring_task import Folding

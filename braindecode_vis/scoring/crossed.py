@@ -26,6 +26,7 @@ from braindecode_vis.scoring.uncertainty import (
     Statistic,
     bootstrap_interval,
     compute_p_value,
+    logit_limits,
     wilson_interval,
 )
 
@@ -724,25 +725,6 @@ def tabulate_cells(values: np.ndarray, subjects: Labels, images: Labels) -> np.n
         means = sums.sum(axis=1, keepdims=True) / counts.sum(axis=1, keepdims=True)
         table = means + (table - means) * counts / usual
     return table
-
-
-def logit_limits(mean: float, half_width: float, n: int) -> tuple[float, float]:
-    """Return limits of a proportion between 0 and 1 from a half-width on its own scale.
-
-    Parameters
-    ----------
-    mean
-        Share of hits.
-    half_width
-        On the scale of the share.
-    n
-        Number of hits and misses; half a hit and half a miss are added.
-    """
-    from scipy.special import expit, logit
-
-    share = (mean * n + 0.5) / (n + 1)
-    wide = half_width / (share * (1 - share))
-    return float(expit(logit(share) - wide)), float(expit(logit(share) + wide))
 
 
 def sum_images(values: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.scoring.uncertainty import compute_p_value
+from braindecode_vis.scoring.uncertainty import compute_p_value, logit_limits
 
 #: Takes training rows, the label code of each, and test rows; returns decisions of shape (n_test, n_classes).
 Refit = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -32,9 +32,6 @@ MOST_FITS = 20_000
 FEWEST_DRAWS, MOST_DRAWS = 99, 999
 #: Pairs that are left out together; of more, some in which every owner of the larger class is equally often.
 MOST_PAIRS = 100
-#: Of the standard error of a share over owners that were left out fold by fold: what one of a pair of folds teaches the
-#: other comes back, which doubles the variance.
-FOLD_WIDENING = math.sqrt(2)
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ class ExchangedLabels:
     refits
         Whether decoders were fitted again.
     widening
-        Of the standard error of shares; see `FOLD_WIDENING`.
+        Of the standard error of shares; see `FOLD_FACTOR`.
     """
 
     unit: str
@@ -403,7 +400,7 @@ def spread_of_owners(
     n_trials
         That the share was counted in.
     widening
-        Factor of the standard error: `FOLD_WIDENING` where owners were left out fold by fold, whose decoders have
+        Factor of the standard error: `FOLD_FACTOR` where owners were left out fold by fold, whose decoders have
         learnt from each other's owners.
 
     Returns
@@ -431,8 +428,11 @@ def spread_of_owners(
         n_owners += n
     if n_owners < 3 or variance < 1e-24:
         return None
+    from scipy.stats import t
+
     error = widening * math.sqrt(variance) / len(classes)
-    return _spread_logit(float(np.mean(share)), error, n_owners - len(classes), n_trials)
+    half = float(t.ppf(0.975, n_owners - len(classes))) * error
+    return logit_limits(float(np.mean(share)), half, n_trials)
 
 
 def spread_of_pairs(wins: np.ndarray) -> tuple[float, float] | None:
@@ -469,21 +469,13 @@ def spread_of_pairs(wins: np.ndarray) -> tuple[float, float] | None:
     if min(sizes) < 3:
         return None
     area = float(np.nanmean(wins))
+    from scipy.stats import t
+
     error = math.sqrt(sum(float(np.var(side, ddof=1)) / len(side) for side in sides))
     if error < 1e-12:
         bound = 0.025 ** (1 / min(sizes))
         return (bound, 1.0) if area == 1 else (0.0, 1 - bound) if area == 0 else None
-    return _spread_logit(area, error, sum(sizes) - 2, int(made.sum()))
-
-
-def _spread_logit(mean: float, error: float, freedom: int, n: int) -> tuple[float, float]:
-    """Return the interval of a share; `n` keeps one that is 0 or 1 off the ends."""
-    from scipy.special import expit, logit
-    from scipy.stats import t
-
-    inner = (mean * n + 0.5) / (n + 1)
-    half = float(t.ppf(0.975, freedom)) * error / (inner * (1 - inner))
-    return float(expit(logit(inner) - half)), float(expit(logit(inner) + half))
+    return logit_limits(area, float(t.ppf(0.975, sum(sizes) - 2)) * error, int(made.sum()))
 
 
 def list_pairs(labels: np.ndarray, most: int = MOST_PAIRS) -> list[tuple[int, int]]:
@@ -506,8 +498,3 @@ def list_pairs(labels: np.ndarray, most: int = MOST_PAIRS) -> list[tuple[int, in
         for turn in range(n_rounds)
         for i in range(larger)
     ]
-
-
-def count_pairs(truth: np.ndarray) -> int:
-    """Return how many pairs `list_pairs` gives."""
-    return len(list_pairs(truth))

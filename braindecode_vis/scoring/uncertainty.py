@@ -157,6 +157,25 @@ def wilson_interval(n_hits: int, n: int, *, level: float = 0.95) -> Interval:
     return Interval(float(found.low), float(found.high), level, "wilson", n)
 
 
+def logit_limits(mean: float, half_width: float, n: int) -> tuple[float, float]:
+    """Return limits of a proportion between 0 and 1 from a half-width on its own scale.
+
+    Parameters
+    ----------
+    mean
+        Share of hits.
+    half_width
+        On the scale of the share.
+    n
+        Number of hits and misses; half a hit and half a miss are added.
+    """
+    from scipy.special import expit, logit
+
+    share = (mean * n + 0.5) / (n + 1)
+    wide = half_width / (share * (1 - share))
+    return float(expit(logit(share) - wide)), float(expit(logit(share) + wide))
+
+
 def jackknife_interval(
     value: float, left_out: np.ndarray, *, level: float = 0.95, widen: float = 1.0
 ) -> Interval | None:
