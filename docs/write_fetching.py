@@ -19,9 +19,9 @@ HEADER = """# Fetching data sets
     # into the user's cache; --root DIR for elsewhere
     braindecode-vis fetch digits69
     # addresses, sizes, checksums and terms; nothing is fetched, and no terms need be accepted
-    braindecode-vis fetch nsd --subjects 1 --dry-run
-    braindecode-vis fetch things_meg --subjects 1,2 --root /data/things-meg
-    braindecode-vis fetch nsd --subjects 1 --parts design,betas --root /data/nsd --accept-terms
+    braindecode-vis fetch nsd --subject 1 --dry-run
+    braindecode-vis fetch things_meg --subject 1,2 --root /data/things-meg
+    braindecode-vis fetch nsd --subject 1 --parts design,betas --root /data/nsd --accept-terms
     # asks each address whether it answers
     braindecode-vis fetch things_eeg2 --check-addresses
 

@@ -61,6 +61,16 @@ def test_help_imports_nothing_heavy():
         assert f"  {verb} " in done.stdout
 
 
+def test_help_groups_all_verbs_and_cuts_no_line(call):
+    _, *lines = call("--help").stdout.splitlines()
+    verbs = [line.split()[0] for line in lines[lines.index("Data:") :] if line.startswith("  ")]
+    assert sorted(verbs) == sorted(EXAMPLES)
+    assert [line for line in lines if line.endswith(":")][1:] == [
+        "Data:", "Run:", "Ask:", "Live:", "Scale:", "Models:",
+    ]  # fmt: skip
+    assert not [line for line in lines if len(line) > 80 or line.endswith("...")]
+
+
 def list_loaded(*arguments):
     """Return which of the libraries that take long to import are loaded when the command ends."""
     heavy = (

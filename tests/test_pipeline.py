@@ -239,7 +239,7 @@ def test_one_image_a_fold_has_a_null_of_refits(tmp_path):
         "dataset.n_test=4",
         "split={kind: kfold, n_folds: 24, stratify: false}",
     ]
-    run = make_run(tmp_path, *overrides, "encoder.alphas=[100]")
+    run = make_run(tmp_path, *overrides, "encoder.alphas=[100]", "evaluation.n_permutations=100")
     rows = pipeline.run_all(run)
     assert find(rows, "mean_rank")["p_value"] < 0.05
     top1 = find(rows, "top1")

@@ -318,8 +318,8 @@ _IN_PYTHON: tuple[tuple[str, Any], ...] = (
         lambda m: f'settings={{"{m[1]}": {_quote(m[2])}}}',
     ),
     (r"; without these, pass --parts [\w,]+", ""),  # parts are named on the command line alone
-    (r"(with )--subjects and --parts", r"\1subjects"),
-    (r"--subjects\b", "subjects"),
+    (r"(with )--subject and --parts", r"\1subjects"),
+    (r"--subject\b", "subjects"),
     (r"--accept-terms\b", "accept_terms=True"),
     (r"\bset split\.kind to (\w+)", r'pass split="\1"'),
     (r"\bdataset\.(\w+)=", r"\1="),

@@ -52,12 +52,15 @@ class Verb:
         Whether it loads no more than tables.
     starts_anew
         Whether it writes only at its end, so that a stopped call begins again.
+    group
+        Heading of ``--help`` under which it stands: Data, Run, Ask, Live, Scale or Models, or one of its own.
     """
 
     call: str
     examples: tuple[str, ...] = ()
     only_reads: bool = False
     starts_anew: bool = False
+    group: str = "Others"
 
 
 @dataclass(frozen=True)

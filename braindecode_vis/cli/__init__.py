@@ -40,6 +40,17 @@ class _Verbs(TyperGroup):
             raise ConfigError(f"{missing}.")
         return super().resolve_command(ctx, args)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the verbs under the headings of their groups, each with the first sentence of its help."""
+        for group, names in _GROUPS.items():
+            with formatter.section(group):
+                formatter.write_dl([(name, _read_first_sentence(self.commands[name])) for name in names])
+
+
+def _read_first_sentence(command: Any) -> str:
+    sentence: str = (command.help or "").partition("\n\n")[0]
+    return " ".join(sentence.split()).removesuffix(".")
+
 
 app = typer.Typer(
     name="braindecode-vis",
@@ -102,6 +113,15 @@ _VERBS: dict[str, Callable[..., None]] = {
 }
 #: These can be sent as jobs; sweep sends its runs.
 _SENT = ("run", "embed", "train", "reconstruct", "predict", "pretrain", "train-generator", "analyze")
+#: Heading of the help to its verbs, in order; verbs of parts follow those of the core.
+_GROUPS: dict[str, list[str]] = {
+    "Data": ["datasets", "check", "fetch", "new"],
+    "Run": [*("run", *(name for name in stages.VERBS if name != "run")), "predict", "export"],
+    "Ask": ["configs", "describe"],
+    "Live": [],
+    "Scale": [],
+    "Models": ["weights", "banks"],
+}
 #: Parts of other packages whose verbs cannot be used, one sentence each.
 _BROKEN = list(list_broken_parts())
 
@@ -121,6 +141,7 @@ def _add_verbs(part: Part) -> None:
             _BROKEN.append(f"the verb {name} of the part {part.name} cannot be used: {error}")
         else:
             _OF_PARTS[name] = verb
+            _GROUPS.setdefault(verb.group, []).append(name)
 
 
 def _load_outside(part: Part, name: str) -> Callable[..., None]:
@@ -164,8 +185,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "describe": ("describe things_eeg2_atm_vith", "describe network", "describe atm_s", "describe dataset.nsd"),
     "check": ("check things_eeg2 --root /data/things-eeg2", "check nsd --root /data/nsd --full"),
     "fetch": (
-        "fetch digits69 --root /data/digits69", "fetch things_meg --subjects 1,2 --root /data/things-meg --dry-run",
-        "fetch nsd --subjects 1 --parts design,betas --root /data/nsd --accept-terms",
+        "fetch digits69 --root /data/digits69", "fetch things_meg --subject 1,2 --root /data/things-meg --dry-run",
+        "fetch nsd --subject 1 --parts design,betas --root /data/nsd --accept-terms",
     ),
     "new": ("new my_recording",),
     "preprocess": ("preprocess things_eeg2_ridge --root /data/things-eeg2 --subject 8 --out runs/sub-08",),

@@ -27,7 +27,10 @@ def new(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Look at a folder of your own data; write the table, meta.yaml and configuration that it lacks, nothing else."""
+    """Prepare a folder of your own data.
+
+    Writes the table, meta.yaml and configuration that the folder lacks, and changes nothing else.
+    """
     from braindecode_vis.datasets.new_folder import CONFIG, start_folder
 
     started = start_folder(folder)
@@ -59,7 +62,10 @@ def check(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Verify the files of a data set, name all damaged ones, and recompute every fact that its manifest declares."""
+    """Verify the files and the declared facts of a data set.
+
+    Names all damaged files, and recomputes every fact that the manifest declares.
+    """
     from braindecode_vis.base.checks import DataError
     from braindecode_vis.cli import catalogue
     from braindecode_vis.config import read_config
@@ -97,11 +103,19 @@ def fetch(
         ),
     ] = None,
     subjects: Annotated[
-        str | None, typer.Option("--subjects", help="Of these alone, separated by commas: 1,2.")
+        list[str] | None,
+        typer.Option(
+            "--subject",
+            "--subjects",
+            help="Fetch this subject only. Repeatable, or several with commas: 1,2.",
+        ),
     ] = None,
     parts: Annotated[
-        str | None,
-        typer.Option("--parts", help="These parts, separated by commas, or all; datasets NAME lists them."),
+        list[str] | None,
+        typer.Option(
+            "--parts",
+            help="Fetch this part, or all. Repeatable, or several with commas; datasets NAME lists them.",
+        ),
     ] = None,
     accept_terms: Annotated[
         bool,
@@ -119,7 +133,10 @@ def fetch(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Download a data set by parts and subjects, verified, its size told first; a stopped call goes on where it was."""
+    """Download a data set, verified, by subjects and parts.
+
+    Says the size first. A stopped download goes on where it was.
+    """
     from braindecode_vis.cli import catalogue
     from braindecode_vis.datasets import fetching
     from braindecode_vis.datasets.manifests import read_manifest
@@ -166,12 +183,16 @@ def fetch(
         out.print(f"next: braindecode-vis check {dataset} --root {plan.root}", markup=False)
 
 
-def _split(text: str | None) -> list[str] | None:
-    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+def _split(texts: list[str] | None) -> list[str] | None:
+    words = [word.strip() for text in texts or () for word in text.split(",")]
+    return None if texts is None else [word for word in words if word]
 
 
 def banks(as_json: Json = False, debug: Debug = False) -> None:
-    """List the cached image embeddings: one bank per space."""
+    """List the cached image embeddings.
+
+    There is one bank for each target space.
+    """
     from braindecode_vis.base.digests import find_cache_folder
     from braindecode_vis.embeddings.bank import list_banks
 

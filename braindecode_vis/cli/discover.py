@@ -31,7 +31,10 @@ def datasets(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the data sets, or say of one what it is, where to get it, what is on disk, and which phantom stands in."""
+    """List the data sets, or describe one.
+
+    The page of one says where to get it, what is on disk, and which phantom stands in.
+    """
     from braindecode_vis.cli import catalogue
     from braindecode_vis.datasets.manifests import describe_source, read_manifest
 
@@ -167,7 +170,10 @@ def configs(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the shipped configurations, by data set, modality or paper, or print one of them."""
+    """List the shipped configurations, or print one of them.
+
+    The list can be limited to a data set, a modality or a paper.
+    """
     from braindecode_vis.base.checks import ConfigError, check_option
 
     if (name is not None or schema) and any(given is not None for given in (dataset, modality, paper)):
@@ -226,7 +232,9 @@ def describe(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a configuration follows and where it departs, or what a kind is and which settings it has.
+    """Explain a configuration, or a kind and its settings.
+
+    A configuration's page says which paper it follows and where it departs.
 
     Without a name, the roles that a run is made of.
     """

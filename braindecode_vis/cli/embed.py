@@ -76,7 +76,10 @@ def embed_command(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Encode the images into the target space; with --images, any number of other images into a bank of their own."""
+    """Encode the images into the target space.
+
+    With --images, encodes any number of other images into a bank of their own.
+    """
     from braindecode_vis import pipeline
     from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.config import check_files

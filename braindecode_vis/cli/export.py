@@ -32,7 +32,10 @@ def export(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write responses, predictions, scores or the encoder of a finished run for other tools; nothing is computed."""
+    """Write the results of a run for other tools.
+
+    Writes responses, predictions, scores or the encoder of a finished run. Computes nothing.
+    """
     from braindecode_vis.api.decoding_run import open_run
     from braindecode_vis.api.exports import check_request
 

@@ -58,7 +58,10 @@ def predict(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Apply a finished run to new recordings without fitting anything: pictures, images and a page."""
+    """Apply a finished run to new recordings.
+
+    Fits nothing. Writes the ranked pictures, images and a page.
+    """
     from braindecode_vis.base.store import open_scratch
     from braindecode_vis.pipeline.finished_run import open_finished
     from braindecode_vis.pipeline.new_trials import read_new

@@ -84,7 +84,9 @@ def train_command(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fit the brain encoder on the training trials of every fold, with all processes that torchrun started.
+    """Fit the brain encoder on the training trials.
+
+    Fits every fold, with all processes that torchrun started.
 
     Processes started with --worker and --workers share the folds.
     """
@@ -124,7 +126,7 @@ def reconstruct_command(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Turn predicted embeddings into images, with every control beside them.
+    """Turn predicted embeddings into images, with controls.
 
     All processes that torchrun started share the images, and so do those started with --worker and --workers.
     """
@@ -167,7 +169,9 @@ def run_command(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run every stage, reuse what is already there and say why, and check for leaks, which are exit code 2.
+    """Run every stage, and check for leaks.
+
+    Reuses what is already there and says why. A leak is exit code 2.
 
     All processes that torchrun started train together.
     """
@@ -203,18 +207,12 @@ def run_command(
 
 #: In the order of the stages, as the help lists them.
 VERBS: dict[str, Callable[..., None]] = {
-    "preprocess": _make_stage(
-        "preprocess", "Read a recording and its images into a run folder, and fix the split."
-    ),
+    "preprocess": _make_stage("preprocess", "Read recordings and images, and fix the split."),
     "embed": embed_command,
     "train": train_command,
-    "retrieve": _make_stage(
-        "retrieve", "Predict the embeddings of the test trials and rank the true images in the gallery."
-    ),
+    "retrieve": _make_stage("retrieve", "Predict test embeddings and rank the true images."),
     "reconstruct": reconstruct_command,
-    "evaluate": _make_stage(
-        "evaluate", "Score retrieval and reconstructions, with intervals, chance and controls."
-    ),
+    "evaluate": _make_stage("evaluate", "Score retrieval and images, with intervals and chance."),
     "report": _make_stage("report", "Write the self-contained report.html of a run."),
     "run": run_command,
 }

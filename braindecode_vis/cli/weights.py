@@ -46,7 +46,9 @@ def weights(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the published weights that configurations name, with size, licence and revision; fetch some; convert some.
+    """List, fetch or convert published weights.
+
+    The list has size, licence and revision of all weights that configurations name.
 
     convert reads MindEye2's SDXL unCLIP (unclip6_epoch0_step110000.ckpt) for the generator token_unclip, or a folder of
     diffusers with torch files, tensors alone, and writes safetensors into --to.

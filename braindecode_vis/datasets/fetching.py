@@ -139,7 +139,7 @@ class Plan:
         if needed > free:
             raise DataError(
                 f"{self.manifest.name} needs {describe_bytes(needed)} more, but the disk of {self.root} has "
-                f"{describe_bytes(free)} free; make room, choose another place with --root, or less with --subjects "
+                f"{describe_bytes(free)} free; make room, choose another place with --root, or less with --subject "
                 "and --parts."
             )
 
@@ -172,7 +172,7 @@ def make_plan(
     DataError
         If nothing can be fetched, terms were not accepted, or a host does not answer.
     """
-    for option, names in (("--subjects", subjects), ("--parts", parts)):
+    for option, names in (("--subject", subjects), ("--parts", parts)):
         if names is not None and not names:
             raise ConfigError(f"{option} names none; name some, or leave it out for all that are needed.")
     chosen = _pick_parts(manifest, parts)
@@ -249,10 +249,10 @@ def _check_subjects(
     there = list(dict.fromkeys(subject for part in parts for subject in part.list_subjects()))
     for subject in subjects or ():
         if not there:
-            raise ConfigError(f"the files of {manifest.name} are not kept by subject; leave --subjects out.")
+            raise ConfigError(f"the files of {manifest.name} are not kept by subject; leave --subject out.")
         if find_label(subject, there) not in there:
             raise ConfigError(
-                f"--subjects names {subject}, but {manifest.name} has the subjects {', '.join(there)}."
+                f"--subject names {subject}, but {manifest.name} has the subjects {', '.join(there)}."
             )
 
 

@@ -86,7 +86,7 @@ def test_an_opened_run_gives_the_same(run):
 def test_the_same_from_a_folder_gives_the_same_to_the_last_digit(kind, tmp_path, command_line):
     """The folder had a grid, repetitions and folds of its own: top-1 .150 where `decode` gave .200."""
     X, pictures, shown = make_experiment()
-    few = {"evaluation.n_permutations": 200, "evaluation.n_bootstrap": 200}
+    few = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100}
     folder = tmp_path / "folder"
     folder.mkdir()
     np.save(folder / "data.npy", X)

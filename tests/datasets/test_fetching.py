@@ -447,11 +447,11 @@ def test_subjects_and_parts_are_chosen(server, tmp_path):
     assert len(fetch(manifest, tmp_path)) == 3
     assert [f.item for f in fetch(manifest, tmp_path, parts=["extra"])] == ["sub/a.bin"]
     assert len(fetch(manifest, tmp_path, parts=["all"], jobs=4)) == 4
-    with pytest.raises(ConfigError, match="--subjects names 3, but toy has the subjects 01, 02"):
+    with pytest.raises(ConfigError, match="--subject names 3, but toy has the subjects 01, 02"):
         fetch(manifest, tmp_path, subjects=["3"])
     for nobody in ({"subjects": []}, {"parts": []}):
-        # ``--subjects ,`` fetched what all share, ``--parts ""`` said that there is nothing to fetch.
-        with pytest.raises(ConfigError, match=r"--(subjects|parts) names none; name some"):
+        # ``--subject ,`` fetched what all share, ``--parts ""`` said that there is nothing to fetch.
+        with pytest.raises(ConfigError, match=r"--(subject|parts) names none; name some"):
             fetch(manifest, tmp_path, **nobody)
     with pytest.raises(ConfigError, match="are not kept by subject"):
         fetch(manifest, tmp_path, parts=["extra"], subjects=["1"])
@@ -467,7 +467,7 @@ def test_the_total_is_told_first_and_compared_with_the_disk(server, tmp_path, mo
     assert plan.describe()[-1].startswith("to fetch: 1 MB and 1 file of unknown size, 2 of 2 files; ")
     assert plan.missing == {"sub/a.bin": 1_000_000, "sub/b.bin": None}
     monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: SimpleNamespace(free=999_999))
-    with pytest.raises(DataError, match=r"toy needs 1 MB more, but .* has 1,000 kB free; .*--subjects"):
+    with pytest.raises(DataError, match=r"toy needs 1 MB more, but .* has 1,000 kB free; .*--subject "):
         fetching.fetch(plan)
     assert not server.requests
 

@@ -9,6 +9,7 @@ PART = Part(
     verbs={
         "analyze": Verb(
             "verbs:analyze",
+            group="Ask",
             examples=(
                 "analyze --list",
                 "analyze runs/sub-08 --analysis growing_window --analysis sensor_regions",
@@ -16,6 +17,7 @@ PART = Part(
         ),
         "encode": Verb(
             "verbs:encode",
+            group="Ask",
             examples=(
                 "encode runs/sub-01",
                 "encode nsd_ridge --root /data/nsd --subject 1 --set encode.model.combine=banded",

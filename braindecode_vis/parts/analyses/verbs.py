@@ -56,7 +56,9 @@ def analyze(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Ask when, where and how the brain is decoded; each analysis writes a table, figures and a report section.
+    """Analyse when, where and how the brain is decoded.
+
+    Each analysis writes a table, figures and a report section.
 
     Processes started with --worker and --workers share the analyses, and the fits of each.
     """
@@ -171,7 +173,9 @@ def encode(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Predict responses from images: scores beside noise ceilings, maps, and synthetic responses to new images.
+    """Predict responses from images.
+
+    Writes scores beside noise ceilings, maps, and synthetic responses to new images.
 
     Models are fitted on training trials; settings are those of encode, for example --set encode.model.combine=banded.
     """

@@ -8,7 +8,10 @@ PART = Part(
     package=__package__,
     verbs={
         "audit": Verb(
-            "verbs:audit", examples=("audit runs/sub-08", "audit runs/sub-08 --refit"), starts_anew=True
+            "verbs:audit",
+            group="Ask",
+            examples=("audit runs/sub-08", "audit runs/sub-08 --refit"),
+            starts_anew=True,
         ),
     },
     abilities={"audit_run": "run:audit_run"},

@@ -29,7 +29,10 @@ def audit(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Prove from the files of a run that no test data reached what was fitted or chosen; a leak is exit code 2."""
+    """Check the files of a run for leaks of test data.
+
+    Proves that no test data reached what was fitted or chosen. A leak is exit code 2.
+    """
     from braindecode_vis.base.checks import DataError
     from braindecode_vis.parts.audit.run import audit_run
 

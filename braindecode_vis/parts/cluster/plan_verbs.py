@@ -48,7 +48,9 @@ def plan(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Estimate time, memory, disk and GPU hours of a run or a sweep from pieces that are measured on this machine.
+    """Estimate the time, memory and disk of a run or a sweep.
+
+    Measures small pieces on this machine, and computes GPU hours too.
 
     Nothing is written or sent. Without the data their published sizes are taken; --dry-run of sweep and of verbs with
     --cluster shows the script that they would send.

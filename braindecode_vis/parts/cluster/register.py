@@ -9,6 +9,7 @@ PART = Part(
     verbs={
         "plan": Verb(
             "plan_verbs:plan",
+            group="Scale",
             examples=(
                 "plan things_eeg2_ridge",
                 "plan runs/sub-08",
@@ -16,9 +17,13 @@ PART = Part(
             ),
             starts_anew=True,
         ),
-        "status": Verb("verbs:status", examples=("status runs/seeds",), only_reads=True, starts_anew=True),
-        "collect": Verb("verbs:collect", examples=("collect runs/seeds",), starts_anew=True),
-        "cancel": Verb("verbs:cancel", examples=("cancel runs/seeds",), only_reads=True, starts_anew=True),
+        "status": Verb(
+            "verbs:status", group="Scale", examples=("status runs/seeds",), only_reads=True, starts_anew=True
+        ),
+        "collect": Verb("verbs:collect", group="Scale", examples=("collect runs/seeds",), starts_anew=True),
+        "cancel": Verb(
+            "verbs:cancel", group="Scale", examples=("cancel runs/seeds",), only_reads=True, starts_anew=True
+        ),
     },
     abilities={"take_jobs": "verbs:on_cluster", "send_sweep": "sweep_verb:send_sweep"},
 )

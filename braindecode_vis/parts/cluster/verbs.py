@@ -414,7 +414,10 @@ def _read_states(folder: Path) -> list[JobState]:
 
 
 def status(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
-    """Tell how the jobs of a run or a sweep are: states, stages, who waits for what, and the end of a failed log."""
+    """Show the states of the jobs of a run or a sweep.
+
+    Shows stages, which job waits for which, and the end of a failed log.
+    """
     states = _read_states(folder)
     if as_json:
         rows = [_as_row(state) for state in states]
@@ -424,7 +427,10 @@ def status(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
 
 
 def cancel(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
-    """End the jobs of a run or a sweep that wait or work; what they have finished is kept."""
+    """End the jobs of a run or a sweep.
+
+    Ends those that wait or work. What they have finished is kept.
+    """
     from braindecode_vis.base.checks import DataError
     from braindecode_vis.parts.cluster.watching import cancel_jobs
 
@@ -447,7 +453,10 @@ def cancel(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
 
 
 def collect(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
-    """Make tables and a page of what is there of a sweep or a run, and say what the rest does; nothing is computed."""
+    """Tabulate what a sweep or a run has so far.
+
+    Writes tables and a page of what is there, and says what the rest does. Computes nothing.
+    """
     from braindecode_vis.parts.cluster.submitting import read_jobs
     from braindecode_vis.parts.cluster.sweeps import collect_sweep
     from braindecode_vis.parts.cluster.watching import find_states

@@ -9,6 +9,7 @@ PART = Part(
     verbs={
         "corpus": Verb(
             "verbs:corpus",
+            group="Models",
             examples=(
                 "corpus rest --add /data/hcp --add /data/ds002 --set interval_s=1",
                 "corpus rest --add /data/ds003 --dry-run",

@@ -55,7 +55,9 @@ def corpus(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Prepare recordings without labels of many people and sites for pretraining; without --add, describe a corpus.
+    """Prepare recordings without labels for pretraining.
+
+    Recordings may come from many people and sites. Without --add, describes a corpus.
 
     A stopped call goes on where it was, and what was added before is not read again.
     """

@@ -9,6 +9,7 @@ PART = Part(
     verbs={
         "stream": Verb(
             "stream_verbs:stream",
+            group="Live",
             examples=(
                 "stream phantom --run demo_run",
                 "stream sub-01_task-images_eeg.vhdr --name lab --speed 2",
@@ -18,6 +19,7 @@ PART = Part(
         ),
         "live": Verb(
             "verbs:live",
+            group="Live",
             examples=(
                 "live demo_run --stream phantom",
                 "live demo_run --stream lab --events codes.tsv --record recorded",

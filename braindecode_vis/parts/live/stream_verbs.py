@@ -71,7 +71,10 @@ def stream(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Play a recording, or a simulated subject who looks at pictures, as a stream of the Lab Streaming Layer."""
+    """Send a recording or a phantom as a live stream.
+
+    The stream is one of the Lab Streaming Layer. A phantom is a simulated subject who looks at pictures.
+    """
     from dataclasses import replace
 
     from braindecode_vis.base.checks import ConfigError, require

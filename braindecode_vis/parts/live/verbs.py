@@ -158,7 +158,10 @@ def live(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Decode a stream while it runs: ranked pictures for every marker or window, in the terminal and a page."""
+    """Decode a stream while it runs.
+
+    Shows ranked pictures for every marker or window, in the terminal and on a page.
+    """
     from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.parts.live.listeners import JsonLinesListener, OutletListener, TerminalListener
     from braindecode_vis.parts.live.opening import open_session

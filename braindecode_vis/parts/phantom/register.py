@@ -9,6 +9,7 @@ PART = Part(
     verbs={
         "phantom": Verb(
             "verbs:phantom",
+            group="Data",
             examples=(
                 "phantom things-eeg2 --out phantom_eeg",
                 "phantom nsd --size demo --snr 0.05 --out phantom_fmri --dry-run",

@@ -98,7 +98,10 @@ def phantom(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Simulate subjects looking at images, in the files of a public data set, with the truth beside them."""
+    """Simulate recordings in the files of a public data set.
+
+    Simulated subjects look at images; the truth stands beside the files.
+    """
     from braindecode_vis.base.checks import check_option
     from braindecode_vis.parts import phantom as simulated
     from braindecode_vis.parts.phantom import simulate

@@ -7,31 +7,39 @@ PART = Part(
     says="questions to many runs: sweep, compare, board, score others' outputs; and the demo",
     package=__package__,
     verbs={
-        "demo": Verb("verbs:demo", examples=("demo", "demo --size tiny --out quick")),
+        "demo": Verb("verbs:demo", group="Run", examples=("demo", "demo --size tiny --out quick")),
         "pretrain": Verb(
             "verbs:pretrain",
+            group="Models",
             examples=(
                 "pretrain bold5000_wave_vith --root /data/bold5000 --out runs/wave",
                 "pretrain --corpus corpora/rest --out encoders/rest --set n_epochs=50 --set encoder.patch_times=8",
             ),
         ),
-        "train-generator": Verb("verbs:train_generator", examples=("train-generator --out generator",)),
+        "train-generator": Verb(
+            "verbs:train_generator", group="Models", examples=("train-generator --out generator",)
+        ),
         "sweep": Verb(
             "verbs:sweep",
+            group="Scale",
             examples=(
                 "sweep synthetic_digits --over seed=0..2 --out runs/seeds",
                 "sweep synthetic_digits --over seed=0..199 --out runs/seeds --cluster slurm "
                 "--cluster-set memory=4 --no-wait",
             ),
         ),
-        "compare": Verb("verbs:compare", examples=("compare runs/ridge runs/atm",), starts_anew=True),
+        "compare": Verb(
+            "verbs:compare", group="Ask", examples=("compare runs/ridge runs/atm",), starts_anew=True
+        ),
         "board": Verb(
             "verbs:board",
+            group="Ask",
             examples=("board runs", "board runs/seeds --reference runs/seeds/seed-0 --out seeds.html"),
             starts_anew=True,
         ),
         "score": Verb(
             "score_verbs:score",
+            group="Ask",
             examples=(
                 "score predicted.npy --targets true.npy",
                 "score decoded_images --targets seen_images --kind images",

@@ -88,7 +88,10 @@ def score(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Score outputs of any system: the full table with intervals, chance, p, hubs, ties, signs of transduction."""
+    """Score predictions or images of any system.
+
+    Gives the full table: intervals, chance, p, hubs, ties, signs of transduction.
+    """
     from braindecode_vis.parts.studies.score_outputs import score as score_outputs
 
     given: dict[str, Any] = {"kind": kind, "protocols": tuple(protocol or ()), "selection": selection}

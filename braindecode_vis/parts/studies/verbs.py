@@ -55,7 +55,9 @@ def pretrain(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Pretrain the whole-cortex encoder without labels, for encoder.network.pretrained.
+    """Pretrain the whole-cortex encoder without labels.
+
+    The weights are for encoder.network.pretrained.
 
     On the responses of a configuration, or on corpora; without a configuration, --set names settings of pretrain
     (--set n_epochs=50) and seed. All processes that torchrun started train together.
@@ -162,7 +164,10 @@ def train_generator(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train the embedded image generator; an interrupted training goes on where it stopped."""
+    """Train the embedded image generator.
+
+    An interrupted training goes on where it stopped.
+    """
     from braindecode_vis.config.source import read_override
     from braindecode_vis.parts.studies.train_generator import train_on_phantom, train_on_run
 
@@ -211,7 +216,9 @@ def sweep(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run every combination of some settings, in parallel, into one table; an interrupted sweep goes on.
+    """Run every combination of some settings.
+
+    Runs work in parallel and give one table. An interrupted sweep goes on.
 
     With --cluster each run that is missing becomes a job.
     """
@@ -278,7 +285,10 @@ def compare(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare runs on the same test items, with paired intervals and corrected p-values."""
+    """Compare runs on the same test items.
+
+    Gives paired intervals and corrected p-values.
+    """
     from braindecode_vis.base.checks import ConfigError, check_option
     from braindecode_vis.base.store import replace_atomically
     from braindecode_vis.parts.studies.compare import compare_runs, describe_comparison
@@ -348,7 +358,9 @@ def board(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Put many runs on one page, board.html: a table that sorts and filters, paired differences, settings over seeds.
+    """Put many runs on one page, board.html.
+
+    The page has a table that sorts and filters, paired differences, and settings over seeds.
 
     Settings are pooled over subjects and seeds, drawn as parallel coordinates, and the best is chosen by validation
     scores alone. experiment.json beside it holds the rows of runs, settings.csv those of settings.
@@ -409,7 +421,10 @@ def demo(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Simulate EEG of a subject looking at images and decode it: no data, no GPU and no network needed."""
+    """Simulate EEG of a subject and decode it.
+
+    Needs no data, no GPU and no network.
+    """
     from braindecode_vis.base.checks import check_option
     from braindecode_vis.parts.studies import demo as simulation
     from braindecode_vis.pipeline.runs import read_scores
