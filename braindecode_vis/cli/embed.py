@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from braindecode_vis.cli.show import (
-    AllowDownload,
     ConsoleListener,
-    Debug,
     Json,
-    Out,
     Profile,
-    Root,
-    Set,
-    Source,
-    Subject,
-    TrustCode,
-    Verify,
+    RunOptions,
     Worker,
     finish,
-    list_overrides,
     make_console,
-    open_source,
     print_json,
     strip_words,
+    takes,
     training_together,
 )
 
@@ -36,12 +28,10 @@ if TYPE_CHECKING:
     from braindecode_vis.embeddings.image_sources import ImageSource
 
 
-def embed_command(
-    source: Source,
-    root: Root = None,
-    out: Out = None,
-    subjects: Subject = None,
-    overrides: Set = None,
+@dataclass(frozen=True)
+class ImageOptions:
+    """Images that are embedded instead of those of a data set, and the bank that they go to."""
+
     images: Annotated[
         str | None,
         typer.Option(
@@ -49,19 +39,25 @@ def embed_command(
             help="Embed these images instead of those of the data set: a folder, tar, parquet, arrow or HDF5 files "
             "(also a pattern such as 'shards/{000..099}.tar'), or phantom:N.",
         ),
-    ] = None,
+    ] = None
     bank: Annotated[
         Path | None, typer.Option("--bank", help="Folder that gets the embeddings of --images.")
-    ] = None,
+    ] = None
     column: Annotated[
         str | None, typer.Option("--column", help="Column of tables, or data set of HDF5, with the images.")
-    ] = None,
+    ] = None
     id_column: Annotated[
         str | None, typer.Option("--id-column", help="Column or data set with their ids.")
-    ] = None,
+    ] = None
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="Numbers that are kept: float16 (default) or float32.")
-    ] = None,
+    ] = None
+
+
+@takes()
+def embed_command(
+    where: RunOptions,
+    own: ImageOptions,
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave out images that cannot be decoded, and list them.")
     ] = False,
@@ -69,12 +65,8 @@ def embed_command(
     n_workers: Annotated[
         int | None, typer.Option("--workers", help="How many processes share the images of --images.")
     ] = None,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
-    verify: Verify = False,
     profile: Profile = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Encode the images into the target space.
 
@@ -84,24 +76,24 @@ def embed_command(
     from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.config import check_files
 
-    if images is None:
+    if own.images is None:
         given = {
-            "--bank": bank, "--column": column, "--id-column": id_column, "--dtype": dtype,
+            "--bank": own.bank, "--column": own.column, "--id-column": own.id_column, "--dtype": own.dtype,
             "--skip-broken": skip_broken or None, "--worker": worker, "--workers": n_workers,
         }  # fmt: skip
         if said := [name for name, value in given.items() if value is not None]:
             raise ConfigError(
                 f"{said[0]} is for images of your own; name them with --images, or leave it out."
             )
-        run = open_source(source, root, out, overrides, subjects)
+        run = where.open()
         check_files(run.config, "embed")
         with training_together(run):
             pipeline.embed(run)
             finish(run, as_json, profile=profile)
         return
-    if bank is None:
+    if own.bank is None:
         raise ConfigError("--images needs a folder for the embeddings; name one with --bank.")
-    if profile or out is not None:
+    if profile or where.out is not None:
         raise ConfigError(
             f"{'--profile' if profile else '--out'} is for the stages of a run; with --images leave it out."
         )
@@ -109,23 +101,11 @@ def embed_command(
         raise ConfigError("--worker needs the number of all; give both, such as --worker 0 --workers 4.")
     if n_workers is not None and (n_workers < 1 or not 0 <= (worker or 0) < n_workers):
         raise ConfigError("--workers must be 1 or more, and --worker one of them, from 0.")
-    plan, found, encoder = plan_images(
-        source, root, subjects, overrides, images, bank, column, id_column, dtype
-    )
+    plan, found, encoder = plan_images(where, own)
     _embed_images(plan, found, encoder, skip_broken, worker, n_workers, as_json)
 
 
-def plan_images(
-    source: str,
-    root: Path | None,
-    subjects: list[str] | None,
-    overrides: list[str] | None,
-    images: str,
-    bank: Path,
-    column: str | None,
-    id_column: str | None,
-    dtype: str | None,
-) -> tuple[BankPlan, ImageSource, Any]:
+def plan_images(where: RunOptions, own: ImageOptions) -> tuple[BankPlan, ImageSource, Any]:
     """Return the plan of a bank, the source of its images and their encoder."""
     from braindecode_vis.base.checks import check_option
     from braindecode_vis.config import check_files, read_config
@@ -133,21 +113,23 @@ def plan_images(
     from braindecode_vis.embeddings.image_sources import open_images
     from braindecode_vis.pipeline.embed_images import open_encoder
 
-    kept: Any = dtype or "float16"
+    assert own.images is not None
+    assert own.bank is not None
+    kept: Any = own.dtype or "float16"
     check_option("--dtype", kept, ("float16", "float32"))
     run = None
-    if (Path(source).expanduser() / "config.yaml").is_file():
+    if (Path(where.source).expanduser() / "config.yaml").is_file():
         # Not held: the images may take days, and the run is only read.
-        run = open_source(source, root, None, overrides, subjects, holds=False)
+        run = replace(where, out=None).open(holds=False)
         config = run.config
     else:
-        config = read_config(source, list_overrides(overrides, subjects), root=root)
+        config = read_config(where.source, where.list_changes(), root=where.root)
     check_files(config, "embed")
-    found = open_images(images, column=column, id_column=id_column)
+    found = open_images(own.images, column=own.column, id_column=own.id_column)
     encoder = open_encoder(config, run, found)
     console = make_console()
     plan = plan_bank(
-        bank.expanduser().absolute(), found, encoder, dtype=kept,
+        own.bank.expanduser().absolute(), found, encoder, dtype=kept,
         tell=lambda sentence: console.print(f"embed: {sentence}", markup=False),
     )  # fmt: skip
     return plan, found, encoder

@@ -7,9 +7,15 @@ from typing import Annotated
 
 import typer
 
-from braindecode_vis.cli.show import AllowDownload, Debug, Json, TrustCode, Verify, make_console, print_json
+from braindecode_vis.cli.show import (
+    Json,
+    make_console,
+    print_json,
+    takes,
+)
 
 
+@takes()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     what: Annotated[str, typer.Option("--what", help="responses, predictions, scores or encoder.")],
@@ -26,11 +32,7 @@ def export(
         int | None, typer.Option("--fold", min=0, help="Fold of the predictions or the encoder.")
     ] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="Responses of this subject only.")] = None,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
-    verify: Verify = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Write the results of a run for other tools.
 

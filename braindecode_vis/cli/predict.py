@@ -8,18 +8,16 @@ from typing import Annotated
 import typer
 
 from braindecode_vis.cli.show import (
-    AllowDownload,
     ConsoleListener,
-    Debug,
     Json,
-    TrustCode,
-    Verify,
     make_console,
     print_json,
     print_scores,
+    takes,
 )
 
 
+@takes()
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     on: Annotated[
@@ -52,11 +50,7 @@ def predict(
         list[str] | None,
         typer.Option("--set", help="How another root is read, for example dataset.subjects=[9]. Repeatable."),
     ] = None,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
-    verify: Verify = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Apply a finished run to new recordings.
 

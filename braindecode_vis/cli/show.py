@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -135,6 +138,116 @@ Workers = Annotated[
     typer.Option("--workers", help="How many processes, started at once, share the work of one run folder."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+Group = TypeVar("Group")
+#: Options that act by themselves, with their defaults; `takes` adds them to a verb, which is not given them.
+_ACTING: dict[str, tuple[Any, Any]] = {
+    "trust_code": (TrustCode, None),
+    "allow_download": (AllowDownload, False),
+    "verify": (Verify, False),
+    "debug": (Debug, False),
+}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The run that a verb works on, as the options say it."""
+
+    source: Source
+    root: Root = None
+    out: Out = None
+    subjects: Subject = None
+    overrides: Set = None
+
+    def open(self, *, holds: bool = True) -> Run:
+        """Return the run; by default its folder is held until the verb has ended."""
+        from braindecode_vis.base.devices import is_first
+        from braindecode_vis.pipeline.runs import SilentListener, open_run
+
+        config, out = self.find()
+        run = open_run(config, out, ConsoleListener() if is_first() else SilentListener())
+        if holds and is_first():  # others of the same training follow it
+            HELD.enter_context(run.hold())
+        return run
+
+    def find(self) -> tuple[RunConfig, Path]:
+        """Return the configuration and the folder of the run, which need not be there."""
+        from braindecode_vis.config import read_config
+        from braindecode_vis.pipeline.runs import check_run_folder
+
+        out = self.out
+        if out is not None:
+            check_run_folder(out)
+        config = read_config(self.source, self.list_changes(), root=self.root)
+        folder = Path(self.source).expanduser()
+        # A run folder that is named as the source is continued where it is.
+        if out is None:
+            out = folder if (folder / "config.yaml").is_file() else Path("runs") / config.name
+        if not (folder.is_dir() and out.expanduser().absolute() == folder.absolute()):
+            _tell_earlier(out.expanduser().absolute(), config)
+        return config, out
+
+    def list_changes(self) -> list[str]:
+        """Return --subject and --set as changes of a configuration."""
+        return list_overrides(self.overrides, self.subjects)
+
+
+@dataclass(frozen=True)
+class MaybeRunOptions(RunOptions):
+    """The same for verbs that also do something without a run."""
+
+    source: Annotated[str | None, SOURCE] = None  # type: ignore[assignment]
+
+
+def pick(group: type[Group], given: Mapping[str, Any]) -> Group:
+    """Return the options of a group among those that were given to a verb."""
+    return group(**{field.name: given[field.name] for field in fields(group) if field.name in given})  # type: ignore[arg-type]
+
+
+def takes(*acting: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb options in groups.
+
+    A parameter whose type is a dataclass becomes one option for each field.
+
+    Parameters
+    ----------
+    acting
+        Options that act by themselves and that the verb takes beside its own: ``trust_code``, ``allow_download``,
+        ``verify`` and ``debug``, which are all of them by default.
+    """
+    names = acting or tuple(_ACTING)
+
+    def make(verb: Callable[..., None]) -> Callable[..., None]:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        groups: dict[str, Any] = {}
+        flat = []
+        own = inspect.signature(verb, eval_str=True).parameters
+        for each in own.values():
+            if not is_dataclass(each.annotation):
+                flat.append(each.replace(kind=kind))
+                continue
+            groups[each.name] = each.annotation
+            types = get_type_hints(each.annotation, include_extras=True)
+            for field in fields(each.annotation):
+                default = inspect.Parameter.empty if field.default is MISSING else field.default
+                flat.append(
+                    inspect.Parameter(field.name, kind, default=default, annotation=types[field.name])
+                )
+        for name in names:
+            annotation, default = _ACTING[name]
+            flat.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
+
+        @functools.wraps(verb)
+        def call(**given: Any) -> None:
+            for name, group in groups.items():
+                given[name] = pick(group, given)
+            verb(**{name: given[name] for name in own})
+
+        call.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+        call.__annotations__ = {each.name: each.annotation for each in flat}
+        del call.__wrapped__
+        return call
+
+    return make
 
 
 def strip_words(words: Sequence[str], options: Mapping[str, bool]) -> list[str]:
@@ -283,49 +396,6 @@ class ConsoleListener:
         from rich.progress import Progress
 
         return Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-
-
-def open_source(
-    source: str,
-    root: Path | None,
-    out: Path | None,
-    overrides: list[str] | None,
-    subjects: list[str] | None = None,
-    *,
-    holds: bool = True,
-) -> Run:
-    """Return the run that a verb works on; by default its folder is held until the verb has ended."""
-    from braindecode_vis.base.devices import is_first
-    from braindecode_vis.pipeline.runs import SilentListener, open_run
-
-    config, out = find_run(source, root, out, overrides, subjects)
-    run = open_run(config, out, ConsoleListener() if is_first() else SilentListener())
-    if holds and is_first():  # others of the same training follow it
-        HELD.enter_context(run.hold())
-    return run
-
-
-def find_run(
-    source: str,
-    root: Path | None,
-    out: Path | None,
-    overrides: list[str] | None,
-    subjects: list[str] | None = None,
-) -> tuple[RunConfig, Path]:
-    """Return the configuration that a verb works with and the folder it works in, which need not be there."""
-    from braindecode_vis.config import read_config
-    from braindecode_vis.pipeline.runs import check_run_folder
-
-    if out is not None:
-        check_run_folder(out)
-    config = read_config(source, list_overrides(overrides, subjects), root=root)
-    folder = Path(source).expanduser()
-    # A run folder that is named as the source is continued where it is.
-    if out is None:
-        out = folder if (folder / "config.yaml").is_file() else Path("runs") / config.name
-    if not (folder.is_dir() and out.expanduser().absolute() == folder.absolute()):
-        _tell_earlier(out.expanduser().absolute(), config)
-    return config, out
 
 
 def list_overrides(overrides: list[str] | None, subjects: list[str] | None) -> list[str]:

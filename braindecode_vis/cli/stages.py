@@ -10,24 +10,16 @@ from typing import TYPE_CHECKING, Any
 from braindecode_vis.base.parts import ask_part
 from braindecode_vis.cli.embed import embed_command
 from braindecode_vis.cli.show import (
-    AllowDownload,
-    Debug,
     Json,
-    Out,
     Profile,
-    Root,
-    Set,
-    Source,
-    Subject,
-    TrustCode,
-    Verify,
+    RunOptions,
     Worker,
     Workers,
     finish,
     make_console,
-    open_source,
     print_scores,
     refuse_lone_worker,
+    takes,
     training_together,
 )  # fmt: skip
 
@@ -36,24 +28,17 @@ if TYPE_CHECKING:
 
 
 def _make_stage(name: str, summary: str) -> Callable[..., None]:
+    @takes()
     def verb(
-        source: Source,
-        root: Root = None,
-        out: Out = None,
-        subjects: Subject = None,
-        overrides: Set = None,
-        trust_code: TrustCode = None,
-        allow_download: AllowDownload = False,
-        verify: Verify = False,
+        where: RunOptions,
         profile: Profile = False,
         as_json: Json = False,
-        debug: Debug = False,
     ) -> None:
         from braindecode_vis import pipeline
         from braindecode_vis.config import check_files
         from braindecode_vis.pipeline.runs import read_scores
 
-        run = open_source(source, root, out, overrides, subjects)
+        run = where.open()
         # Only what is read up to this stage: weights of a generator may still be missing when an encoder is
         # trained.
         check_files(run.config, name)
@@ -69,20 +54,13 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
     return verb
 
 
+@takes()
 def train_command(
-    source: Source,
-    root: Root = None,
-    out: Out = None,
-    subjects: Subject = None,
-    overrides: Set = None,
+    where: RunOptions,
     worker: Worker = None,
     n_workers: Workers = None,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
-    verify: Verify = False,
     profile: Profile = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Fit the brain encoder on the training trials.
 
@@ -95,7 +73,7 @@ def train_command(
     from braindecode_vis.config import check_files
 
     refuse_lone_worker(worker, n_workers, launched=count_launched() > 1)
-    run = open_source(source, root, out, overrides, subjects, holds=worker is None)
+    run = where.open(holds=worker is None)
     check_files(run.config, "train")
     if worker is None or n_workers is None:
         with training_together(run):
@@ -111,20 +89,13 @@ def train_command(
     finish(run, as_json, profile=profile)
 
 
+@takes()
 def reconstruct_command(
-    source: Source,
-    root: Root = None,
-    out: Out = None,
-    subjects: Subject = None,
-    overrides: Set = None,
+    where: RunOptions,
     worker: Worker = None,
     n_workers: Workers = None,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
-    verify: Verify = False,
     profile: Profile = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Turn predicted embeddings into images, with controls.
 
@@ -140,13 +111,13 @@ def reconstruct_command(
     if launched:
         worker, n_workers = int(os.environ["RANK"]), count_launched()
         take_local_gpu()
-    where = Path(source).expanduser() if out is None else out
-    if worker is not None and not (where / "config.yaml").is_file():
+    folder = Path(where.source).expanduser() if where.out is None else where.out
+    if worker is not None and not (folder / "config.yaml").is_file():
         raise ConfigError(
-            f"{where} is no run folder, so there are no images to share; train a run first, for example by "
+            f"{folder} is no run folder, so there are no images to share; train a run first, for example by "
             "braindecode-vis retrieve, then name its folder."
         )
-    run = open_source(source, root, out, overrides, subjects, holds=worker is None)
+    run = where.open(holds=worker is None)
     forget_launch()
     check_files(run.config, "reconstruct")
     if worker is None or n_workers is None:
@@ -156,18 +127,11 @@ def reconstruct_command(
     finish(run, as_json, profile=profile)
 
 
+@takes()
 def run_command(
-    source: Source,
-    root: Root = None,
-    out: Out = None,
-    subjects: Subject = None,
-    overrides: Set = None,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
-    verify: Verify = False,
+    where: RunOptions,
     profile: Profile = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Run every stage, and check for leaks.
 
@@ -184,7 +148,7 @@ def run_command(
         if run.config.run_analyses:
             ask_part("analyze_in_run")(run)
 
-    run = open_source(source, root, out, overrides, subjects)
+    run = where.open()
     check_files(run.config)
     with training_together(run):
         ending = pipeline.finish_run(run, analyze)

@@ -9,30 +9,23 @@ from typing import Annotated
 import typer
 
 from braindecode_vis.cli.show import (
-    SOURCE,
-    AllowDownload,
-    Debug,
     Json,
-    Out,
-    Root,
-    Set,
-    Source,
-    Subject,
-    TrustCode,
-    Verify,
+    MaybeRunOptions,
+    RunOptions,
     Worker,
     Workers,
     complete_analyses,
     finish,
     make_console,
-    open_source,
     print_json,
     refuse_lone_worker,
+    takes,
 )  # fmt: skip
 
 
+@takes()
 def analyze(
-    source: Annotated[str | None, SOURCE] = None,
+    where: MaybeRunOptions,
     analyses: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,17 +37,9 @@ def analyze(
     list_kinds: Annotated[
         bool, typer.Option("--list", help="List the analyses, with what each asks, and stop.")
     ] = False,
-    root: Root = None,
-    out: Out = None,
-    subjects: Subject = None,
-    overrides: Set = None,
     worker: Worker = None,
     n_workers: Workers = None,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
-    verify: Verify = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Analyse when, where and how the brain is decoded.
 
@@ -69,7 +54,7 @@ def analyze(
     from braindecode_vis.pipeline.reporting import report
 
     if list_kinds:
-        if source is not None or analyses:
+        if where.source is not None or analyses:
             raise ConfigError("--list names the analyses that there are; leave the rest out.")
         from braindecode_vis.cli.discover import print_explanation
         from braindecode_vis.config.explain import explain
@@ -80,12 +65,12 @@ def analyze(
         else:
             print_explanation(found_kinds)
         return
-    if source is None:
+    if where.source is None:
         raise ConfigError(
             "analyze needs a configuration, a run folder or a data set; --list names the analyses."
         )
     refuse_lone_worker(worker, n_workers)
-    run = open_source(source, root, out, overrides, subjects, holds=worker is None)
+    run = where.open(holds=worker is None)
     if worker is not None and n_workers is not None:
         if n_left := analyze_share(run, analyses or (), worker, n_workers):
             run.tell(
@@ -139,12 +124,9 @@ def analyze(
         raise ConfigError(last)
 
 
+@takes()
 def encode(
-    source: Source,
-    root: Root = None,
-    out: Out = None,
-    subjects: Subject = None,
-    overrides: Set = None,
+    where: RunOptions,
     images: Annotated[
         str | None,
         typer.Option(
@@ -167,11 +149,7 @@ def encode(
         int | None,
         typer.Option("--fold", min=0, help="Fold whose training trials synthetic responses are fitted on."),
     ] = None,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
-    verify: Verify = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Predict responses from images.
 
@@ -186,7 +164,7 @@ def encode(
         raise ConfigError(f"{needless[0]} is for --synthesise; leave it out, or name images.")
     if images is not None and to is None:
         raise ConfigError("--synthesise needs a folder to write to; name one with --to.")
-    run = open_source(source, root, out, overrides, subjects)
+    run = where.open()
     console = make_console(stderr=False)
     if images is not None and to is not None:
         from braindecode_vis.pipeline.synthetic import synthesise_into

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from braindecode_vis.cli.show import AllowDownload, Debug, Json, TrustCode, Verify, make_console, print_json
+from braindecode_vis.cli.show import (
+    Json,
+    make_console,
+    print_json,
+    takes,
+)
 
 if TYPE_CHECKING:
     from braindecode_vis.pipeline.leaks.findings import Audit
@@ -15,6 +20,7 @@ if TYPE_CHECKING:
 _STYLES = {"ok": "green", "transductive": "yellow", "warning": "yellow", "leak": "bold red"}
 
 
+@takes()
 def audit(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     refit: Annotated[
@@ -23,11 +29,7 @@ def audit(
             "--refit", help="Also fit every fold again, with poisoned test trials, and compute what is dear."
         ),
     ] = False,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
-    verify: Verify = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Check the files of a run for leaks of test data.
 

@@ -11,18 +11,16 @@ import typer
 
 from braindecode_vis.cli.job_options import ClusterSet
 from braindecode_vis.cli.show import (
-    AllowDownload,
-    Debug,
     Json,
     Root,
     Set,
     Source,
     Subject,
-    TrustCode,
     list_overrides,
     make_console,
     make_table_console,
     print_json,
+    takes,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from braindecode_vis.parts.studies.plan import SweepPlan
 
 
+@takes("trust_code", "allow_download", "debug")
 def plan(
     source: Source,
     over: Annotated[
@@ -43,10 +42,7 @@ def plan(
     budget: Annotated[
         float, typer.Option("--budget", min=1, help="Seconds that each piece may be measured, about.")
     ] = 20.0,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Estimate the time, memory and disk of a run or a sweep.
 

@@ -16,9 +16,10 @@ import typer
 from braindecode_vis.cli.show import (
     Debug,
     Json,
-    list_overrides,
+    RunOptions,
     make_console,
     make_table_console,
+    pick,
     print_json,
     strip_words,
 )
@@ -70,15 +71,11 @@ def on_cluster(name: str, verb: Callable[..., None]) -> Callable[..., None]:
         refuse_alone(changes, wait, **more, dry_run=dry_run)
         verb(**given)
 
-    parameters = list(signature.parameters.values())
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [parameter.replace(kind=kind) for parameter in signature.parameters.values()]
     before = next((n for n, p in enumerate(parameters) if p.name == "trust_code"), len(parameters))
     parameters[before:before] = [
-        inspect.Parameter(
-            key,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            annotation=annotation,
-            default=False if key == "dry_run" else None,
-        )
+        inspect.Parameter(key, kind, annotation=annotation, default=False if key == "dry_run" else None)
         for key, annotation in added.items()
     ]
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -125,11 +122,7 @@ def _send_verb(
         config, folder = _plan_images(given, writes=not dry_run)
         settings = config.cluster
     else:
-        from braindecode_vis.cli.show import find_run
-
-        config, folder = find_run(
-            given["source"], given["root"], given["out"], given["overrides"], given["subjects"]
-        )
+        config, folder = pick(RunOptions, given).find()
         settings = config.cluster
     cluster = read_cluster(executor, settings, changes, where=str(given.get("source") or "the run"))
     if not dry_run:
@@ -177,16 +170,15 @@ def _send_verb(
 def _plan_images(given: dict[str, Any], *, writes: bool) -> tuple[RunConfig, Path]:
     """Return the configuration of a bank and its folder; write its plan, so that no job has to list all images."""
     from braindecode_vis.base.checks import ConfigError
-    from braindecode_vis.cli.embed import plan_images
+    from braindecode_vis.cli.embed import ImageOptions, plan_images
     from braindecode_vis.config import read_config
 
     if given["bank"] is None:
         raise ConfigError("--images needs a folder for the embeddings; name one with --bank.")
-    names = ("source", "root", "subjects", "overrides", "images", "bank", "column", "id_column", "dtype")
+    where = pick(RunOptions, given)
     if writes:
-        plan_images(**{name: given[name] for name in names})
-    overrides = list_overrides(given["overrides"], given["subjects"])
-    return read_config(given["source"], overrides, root=given["root"]), given["bank"].expanduser()
+        plan_images(where, pick(ImageOptions, given))
+    return read_config(where.source, where.list_changes(), root=where.root), given["bank"].expanduser()
 
 
 def print_preview(folder: Path, groups: Sequence[Sequence[Task]], cluster: Cluster, as_json: bool) -> None:

@@ -2,14 +2,98 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from braindecode_vis.cli.show import Debug, Json, Root, Set, Subject, TrustCode, make_console, print_json
+from braindecode_vis.cli.show import Json, Root, Set, Subject, make_console, print_json, takes
+
+if TYPE_CHECKING:
+    from braindecode_vis.parts.live.replay import Faults, Playback
 
 
+@dataclass(frozen=True)
+class PlayedOptions:
+    """Which recording or simulated subject is played."""
+
+    root: Root = None
+    run: Annotated[
+        Path | None, typer.Option("--run", help="With phantom: a run on one, whose subject is simulated.")
+    ] = None
+    subject: Subject = None
+    overrides: Set = None
+    split: Annotated[
+        str, typer.Option("--split", help="Recordings or pictures of this split: test, train or all.")
+    ] = "test"
+    recording: Annotated[
+        int | None,
+        typer.Option("--recording", min=1, help="Which recording of a data set, from 1; all by default."),
+    ] = None
+    column: Annotated[
+        str | None, typer.Option("--column", help="Column of the events table that markers are made of.")
+    ] = None
+    soa: Annotated[
+        float | None, typer.Option("--soa", help="With phantom: from one picture to the next, in s.")
+    ] = None
+
+    def open(self, source: str, seed: int) -> Playback:
+        """Return what is played."""
+        from braindecode_vis.base.checks import ConfigError
+        from braindecode_vis.parts.live import replay
+
+        split: Any = self.split  # which is checked there
+        if source != "phantom":
+            if unused := [
+                option for option, value in {"--run": self.run, "--soa": self.soa}.items() if value
+            ]:
+                raise ConfigError(f"{unused[0]} is for stream phantom; leave it out.")
+            return replay.open_playback(
+                source, root=self.root, subjects=self.subject, overrides=self.overrides, split=split,
+                recording=self.recording, column=self.column,
+            )  # fmt: skip
+        beside = {"--set": self.overrides, "--recording": self.recording, "--column": self.column}
+        if unused := [option for option, value in beside.items() if value]:
+            raise ConfigError(f"{unused[0]} has no effect on a phantom; leave it out.")
+        if self.subject and (len(self.subject) > 1 or not self.subject[0].isdigit()):
+            raise ConfigError(f"--subject of a phantom is one number from 1, not {', '.join(self.subject)}.")
+        number = int(self.subject[0]) if self.subject else 1
+        return replay.open_phantom(
+            self.root, run=self.run, subject=number, split=split, soa=self.soa, seed=seed
+        )
+
+
+@dataclass(frozen=True)
+class FaultOptions:
+    """What goes wrong on the way, and the seed of it."""
+
+    drop: Annotated[float, typer.Option("--drop", help="Share of the chunks that are lost.")] = 0.0
+    jitter: Annotated[float, typer.Option("--jitter", help="How late chunks come, in ms.")] = 0.0
+    drift: Annotated[
+        float, typer.Option("--drift", help="By how many ppm samples come faster than the stream says.")
+    ] = 0.0
+    lose: Annotated[
+        list[str] | None,
+        typer.Option("--lose", help="CHANNEL@S: its electrode comes off after S seconds. Repeatable."),
+    ] = None
+    pause: Annotated[
+        list[str] | None,
+        typer.Option("--pause", help="SECONDS@S: the stream is away so long after S seconds. Repeatable."),
+    ] = None
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of faults, and of the phantom.")] = 0
+
+    def read(self) -> Faults:
+        """Return the faults."""
+        from braindecode_vis.parts.live import replay
+
+        return replay.read_faults(
+            drop=self.drop, jitter=self.jitter, drift=self.drift, lose=self.lose or [], pause=self.pause or [],
+            seed=self.seed,
+        )  # fmt: skip
+
+
+@takes("trust_code", "debug")
 def stream(
     source: Annotated[
         str,
@@ -18,6 +102,8 @@ def stream(
             "configuration whose data set is played."
         ),
     ],
+    played: PlayedOptions,
+    wrong: FaultOptions,
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the stream; that of SOURCE by default.")
     ] = None,
@@ -28,91 +114,41 @@ def stream(
     duration: Annotated[
         float | None, typer.Option("--duration", help="End after so many seconds of the recording.")
     ] = None,
-    root: Root = None,
-    run: Annotated[
-        Path | None, typer.Option("--run", help="With phantom: a run on one, whose subject is simulated.")
-    ] = None,
-    subject: Subject = None,
-    overrides: Set = None,
-    split: Annotated[
-        str, typer.Option("--split", help="Recordings or pictures of this split: test, train or all.")
-    ] = "test",
-    recording: Annotated[
-        int | None,
-        typer.Option("--recording", min=1, help="Which recording of a data set, from 1; all by default."),
-    ] = None,
-    column: Annotated[
-        str | None, typer.Option("--column", help="Column of the events table that markers are made of.")
-    ] = None,
-    soa: Annotated[
-        float | None, typer.Option("--soa", help="With phantom: from one picture to the next, in s.")
-    ] = None,
-    drop: Annotated[float, typer.Option("--drop", help="Share of the chunks that are lost.")] = 0.0,
-    jitter: Annotated[float, typer.Option("--jitter", help="How late chunks come, in ms.")] = 0.0,
-    drift: Annotated[
-        float, typer.Option("--drift", help="By how many ppm samples come faster than the stream says.")
-    ] = 0.0,
-    lose: Annotated[
-        list[str] | None,
-        typer.Option("--lose", help="CHANNEL@S: its electrode comes off after S seconds. Repeatable."),
-    ] = None,
-    pause: Annotated[
-        list[str] | None,
-        typer.Option("--pause", help="SECONDS@S: the stream is away so long after S seconds. Repeatable."),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of faults, and of the phantom.")] = 0,
     to: Annotated[
         Path | None,
         typer.Option(
             "--to", help="Write a scan of --run volume by volume into this folder, as a scanner does."
         ),
     ] = None,
-    trust_code: TrustCode = None,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Send a recording or a phantom as a live stream.
 
     The stream is one of the Lab Streaming Layer. A phantom is a simulated subject who looks at pictures.
     """
-    from dataclasses import replace
-
     from braindecode_vis.base.checks import ConfigError, require
 
     if to is not None:
-        place = run if run is not None else None if source == "phantom" else Path(source)
+        place = played.run if played.run is not None else None if source == "phantom" else Path(source)
         if place is None:
             raise ConfigError("--to writes the volumes of a run of fMRI; name it with --run.")
         beside = {
-            "--name": name, "--chunk": chunk != 20, "--repeat": repeat, "--wait": wait, "--root": root, "--soa": soa,
-            "--subject": subject, "--set": overrides, "--split": split != "test", "--column": column, "--drop": drop,
-            "--jitter": jitter, "--drift": drift, "--lose": lose, "--pause": pause, "--seed": seed,
+            "--name": name, "--chunk": chunk != 20, "--repeat": repeat, "--wait": wait, "--root": played.root,
+            "--soa": played.soa, "--subject": played.subject, "--set": played.overrides,
+            "--split": played.split != "test", "--column": played.column,
+            **{f"--{option}": value for option, value in vars(wrong).items()},
         }  # fmt: skip
         if unused := [option for option, value in beside.items() if value]:
             raise ConfigError(f"{unused[0]} has no effect on volumes; leave it out.")
-        _write_scan(place, to, speed, recording, duration, as_json)
+        _write_scan(place, to, speed, played.recording, duration, as_json)
         return
     from braindecode_vis.parts.live import replay
 
     require("mne_lsl", "stream")
-    faults = replay.read_faults(
-        drop=drop, jitter=jitter, drift=drift, lose=lose or [], pause=pause or [], seed=seed
-    )
-    if source == "phantom":
-        beside = {"--set": overrides, "--recording": recording, "--column": column, "--repeat": repeat}
-        if unused := [option for option, value in beside.items() if value]:
-            raise ConfigError(f"{unused[0]} has no effect on a phantom; leave it out.")
-        if subject and (len(subject) > 1 or not subject[0].isdigit()):
-            raise ConfigError(f"--subject of a phantom is one number from 1, not {', '.join(subject)}.")
-        number = int(subject[0]) if subject else 1
-        playback = replay.open_phantom(root, run=run, subject=number, split=split, soa=soa, seed=seed)  # type: ignore[arg-type]
-    else:
-        if unused := [option for option, value in {"--run": run, "--soa": soa}.items() if value]:
-            raise ConfigError(f"{unused[0]} is for stream phantom; leave it out.")
-        playback = replay.open_playback(
-            source, root=root, subjects=subject, overrides=overrides, split=split, recording=recording,  # type: ignore[arg-type]
-            column=column,
-        )  # fmt: skip
+    faults = wrong.read()
+    if source == "phantom" and repeat:
+        raise ConfigError("--repeat has no effect on a phantom; leave it out.")
+    playback = played.open(source, wrong.seed)
     if duration is not None:
         playback = replay.shorten(playback, duration)
     title = name or ("phantom" if source == "phantom" else Path(source).name.split(".")[0])

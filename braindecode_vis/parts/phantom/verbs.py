@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from braindecode_vis.cli.show import (
-    ConsoleListener,
-    Debug,
-    Json,
-    complete,
-    make_console,
-    print_json,
-)
+from braindecode_vis.cli.show import ConsoleListener, Json, complete, make_console, print_json, takes
 
 PHANTOM_FORMATS = (
     "things-eeg2", "things-eeg2-official", "things-eeg2-250hz", "things-eeg2-ubp", "things-eeg2-neurobridge",
@@ -25,6 +19,77 @@ PHANTOM_FORMATS = (
 """What `phantom` can write, for its help; the simulation takes a second to import."""
 
 
+@dataclass(frozen=True)
+class SizeOptions:
+    """How much is simulated, where it differs from a named size."""
+
+    subjects: Annotated[int | None, typer.Option("--subjects", min=1, help="Simulated subjects.")] = None
+    concepts: Annotated[int | None, typer.Option("--concepts", min=1, help="Training concepts.")] = None
+    exemplars: Annotated[int | None, typer.Option("--exemplars", min=1, help="Images of each of them.")] = (
+        None
+    )
+    test_concepts: Annotated[int | None, typer.Option("--test-concepts", min=2, help="Test concepts.")] = None
+    sessions: Annotated[int | None, typer.Option("--sessions", min=1, help="Sessions of each subject.")] = (
+        None
+    )
+    train_repetitions: Annotated[int | None, typer.Option(min=1, help="Times a training image is seen.")] = (
+        None
+    )
+    test_repetitions: Annotated[int | None, typer.Option(min=1, help="Times a test image is seen.")] = None
+    imagery: Annotated[
+        int | None,
+        typer.Option(
+            "--imagery", min=0, help="Test images that are imagined too, where the format has imagery."
+        ),
+    ] = None
+    imagery_repetitions: Annotated[
+        int | None, typer.Option(min=0, help="Times each of them is imagined.")
+    ] = None
+    voxel_mm: Annotated[
+        float | None,
+        typer.Option("--voxel-mm", help="Side of a voxel (fMRI); 1.8 gives the volumes of NSD's own files."),
+    ] = None
+    betas: Annotated[
+        str | None, typer.Option("--betas", help="Versions of NSD's betas, separated by commas, or all.")
+    ] = None
+    beta_form: Annotated[
+        str | None, typer.Option("--beta-form", help="Files of NSD's betas: nii.gz or hdf5.")
+    ] = None
+    parcels: Annotated[
+        int | None, typer.Option("--parcels", min=14, help="Parcels of the atlas beside fMRI; up to 28 else.")
+    ] = None
+    sites: Annotated[int | None, typer.Option("--sites", min=1, help="Sites of a corpus.")] = None
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=1, help="Minutes of a corpus recorded of each subject.")
+    ] = None
+    pairs: Annotated[
+        int | None,
+        typer.Option("--pairs", min=1, help="Pairs of test images that show the same parts bound otherwise."),
+    ] = None
+
+    def list_changes(self) -> dict[str, Any]:
+        """Return the fields of `braindecode_vis.parts.phantom.PhantomSize` that change."""
+        from braindecode_vis.parts import phantom as simulated
+
+        versions = simulated.BETA_VERSIONS if self.betas == "all" else (self.betas or "").split(",")
+        changes = {
+            "n_subjects": self.subjects, "n_train_concepts": self.concepts, "n_train_exemplars": self.exemplars,
+            "n_test_concepts": self.test_concepts, "n_sessions": self.sessions,
+            "train_repetitions": self.train_repetitions, "test_repetitions": self.test_repetitions,
+            "n_imagery": self.imagery, "imagery_repetitions": self.imagery_repetitions, "beta_form": self.beta_form,
+            "n_parcels": self.parcels, "n_sites": self.sites, "n_pairs": self.pairs,
+            "minutes": _shorten(self.minutes), "voxel_mm": _shorten(self.voxel_mm),
+            "beta_versions": tuple(versions) if self.betas else None,
+        }  # fmt: skip
+        return {key: value for key, value in changes.items() if value is not None}
+
+
+def _shorten(number: float | None) -> float | None:
+    """Return 8.0 as 8: the ledger compares requests as they are written."""
+    return int(number) if number is not None and number.is_integer() else number
+
+
+@takes("debug")
 def phantom(
     form: Annotated[
         str,
@@ -35,52 +100,8 @@ def phantom(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the simulated data set.")],
+    sizes: SizeOptions,
     size: Annotated[str, typer.Option("--size", help="tiny, small, demo or full.")] = "small",
-    subjects: Annotated[int | None, typer.Option("--subjects", min=1, help="Simulated subjects.")] = None,
-    concepts: Annotated[int | None, typer.Option("--concepts", min=1, help="Training concepts.")] = None,
-    exemplars: Annotated[
-        int | None, typer.Option("--exemplars", min=1, help="Images of each of them.")
-    ] = None,
-    test_concepts: Annotated[
-        int | None, typer.Option("--test-concepts", min=2, help="Test concepts.")
-    ] = None,
-    sessions: Annotated[
-        int | None, typer.Option("--sessions", min=1, help="Sessions of each subject.")
-    ] = None,
-    train_repetitions: Annotated[
-        int | None, typer.Option(min=1, help="Times a training image is seen.")
-    ] = None,
-    test_repetitions: Annotated[int | None, typer.Option(min=1, help="Times a test image is seen.")] = None,
-    imagery: Annotated[
-        int | None,
-        typer.Option(
-            "--imagery", min=0, help="Test images that are imagined too, where the format has imagery."
-        ),
-    ] = None,
-    imagery_repetitions: Annotated[
-        int | None, typer.Option(min=0, help="Times each of them is imagined.")
-    ] = None,
-    voxel_mm: Annotated[
-        float | None,
-        typer.Option("--voxel-mm", help="Side of a voxel (fMRI); 1.8 gives the volumes of NSD's own files."),
-    ] = None,
-    betas: Annotated[
-        str | None, typer.Option("--betas", help="Versions of NSD's betas, separated by commas, or all.")
-    ] = None,
-    beta_form: Annotated[
-        str | None, typer.Option("--beta-form", help="Files of NSD's betas: nii.gz or hdf5.")
-    ] = None,
-    parcels: Annotated[
-        int | None, typer.Option("--parcels", min=14, help="Parcels of the atlas beside fMRI; up to 28 else.")
-    ] = None,
-    sites: Annotated[int | None, typer.Option("--sites", min=1, help="Sites of a corpus.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option("--minutes", min=1, help="Minutes of a corpus recorded of each subject.")
-    ] = None,
-    pairs: Annotated[
-        int | None,
-        typer.Option("--pairs", min=1, help="Pairs of test images that show the same parts bound otherwise."),
-    ] = None,
     ongoing: Annotated[
         float | None,
         typer.Option(
@@ -96,7 +117,6 @@ def phantom(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")] = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Simulate recordings in the files of a public data set.
 
@@ -108,19 +128,7 @@ def phantom(
 
     check_option("FORMAT", form, simulated.FORMATS)
     check_option("--size", size, simulated.SIZES[form])
-    changes = {
-        "n_subjects": subjects, "n_train_concepts": concepts, "n_train_exemplars": exemplars,
-        "n_test_concepts": test_concepts, "n_sessions": sessions, "train_repetitions": train_repetitions,
-        "test_repetitions": test_repetitions, "n_imagery": imagery, "imagery_repetitions": imagery_repetitions,
-        "beta_form": beta_form,
-        "n_parcels": parcels, "n_sites": sites, "n_pairs": pairs,
-        "minutes": int(minutes) if minutes is not None and minutes.is_integer() else minutes,
-        # 8.0 becomes 8: the ledger compares requests as they are written.
-        "voxel_mm": int(voxel_mm) if voxel_mm is not None and voxel_mm.is_integer() else voxel_mm,
-        "beta_versions": simulated.BETA_VERSIONS if betas == "all" else tuple(betas.split(",")) if betas else None,
-    }  # fmt: skip
-    given = {key: value for key, value in changes.items() if value is not None}
-    chosen = simulated.change_size(form, simulated.SIZES[form][size], **given)
+    chosen = simulated.change_size(form, simulated.SIZES[form][size], **sizes.list_changes())
     estimate = simulate.estimate_phantom(form, chosen)
     cost = (
         f"{form}: {estimate.n_images} images, {estimate.n_trials} trials, {estimate.recording_s / 60:.1f} min "

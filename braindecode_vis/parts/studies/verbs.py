@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,24 +13,20 @@ import typer
 from braindecode_vis.base.parts import ask_part
 from braindecode_vis.cli.job_options import ClusterName, ClusterSet, DryRun, Wait, refuse_alone
 from braindecode_vis.cli.show import (
-    SOURCE,
-    AllowDownload,
     ConsoleListener,
     Debug,
     Json,
-    Out,
+    MaybeRunOptions,
     Root,
+    RunOptions,
     Set,
     Source,
-    Subject,
-    TrustCode,
-    Verify,
     finish,
     make_console,
     make_table_console,
-    open_source,
     print_json,
     print_scores,
+    takes,
     training_together,
 )  # fmt: skip
 
@@ -37,23 +34,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@takes()
 def pretrain(
-    source: Annotated[str | None, SOURCE] = None,
+    where: MaybeRunOptions,
     corpus: Annotated[
         list[Path] | None,
         typer.Option(
             "--corpus", help="Folder of a corpus to learn from, made by the verb corpus. Repeatable."
         ),
     ] = None,
-    root: Root = None,
-    out: Out = None,
-    subjects: Subject = None,
-    overrides: Set = None,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
-    verify: Verify = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Pretrain the whole-cortex encoder without labels.
 
@@ -65,12 +55,13 @@ def pretrain(
     from braindecode_vis.parts.studies.pretrain import pretrain as pretrain_run
     from braindecode_vis.parts.studies.pretrain import pretrain_together
 
-    if source is None:
-        _pretrain_alone(corpus, root, out, subjects, overrides, as_json)
+    if where.source is None:
+        _pretrain_alone(corpus, where, as_json)
         return
     if corpus:
-        overrides = [*(overrides or []), f"pretrain.corpus={json.dumps([str(path) for path in corpus])}"]
-    run = open_source(source, root, out, overrides, subjects)
+        chosen = f"pretrain.corpus={json.dumps([str(path) for path in corpus])}"
+        where = replace(where, overrides=[*(where.overrides or []), chosen])
+    run = where.open()
     with training_together(run, pretrain_together):
         folder = pretrain_run(run)
         if as_json:
@@ -82,14 +73,7 @@ def pretrain(
         )
 
 
-def _pretrain_alone(
-    corpus: list[Path] | None,
-    root: Path | None,
-    out: Path | None,
-    subjects: list[str] | None,
-    overrides: list[str] | None,
-    as_json: bool,
-) -> None:
+def _pretrain_alone(corpus: list[Path] | None, where: MaybeRunOptions, as_json: bool) -> None:
     """Pretrain on corpora without a configuration."""
     from braindecode_vis.base.checks import ConfigError
     from braindecode_vis.base.devices import count_launched, forget_launch, is_first, leave
@@ -97,14 +81,15 @@ def _pretrain_alone(
     from braindecode_vis.parts.studies.pretrain import pretrain_on_corpora
     from braindecode_vis.pipeline.runs import SilentListener
 
+    out = where.out
     if not corpus or out is None:
         raise ConfigError(
             "pretrain needs a configuration, a run folder or a data set, or --corpus DIR and --out FOLDER."
         )
-    if root is not None or subjects:
+    if where.root is not None or where.subjects:
         raise ConfigError("--root and --subject are for a data set; a corpus says itself what it holds.")
     changes: dict[str, object] = {}
-    for text in overrides or []:
+    for text in where.overrides or []:
         parts, value = read_override(text)
         # as in a configuration, too
         apply_override(
@@ -145,6 +130,7 @@ def _describe_reached(reached: dict[str, Any]) -> str:
     return text + (f"\nprobes: {', '.join(parts)}" if parts else "")
 
 
+@takes("trust_code", "allow_download", "debug")
 def train_generator(
     out: Annotated[Path, typer.Option("--out", help="Folder of the training.")],
     source: Annotated[
@@ -159,10 +145,7 @@ def train_generator(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 2026,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Train the embedded image generator.
 
@@ -184,7 +167,7 @@ def train_generator(
         if source is None:
             weights = train_on_phantom(out, changes, seed=seed, progress=progress)
         else:
-            run = open_source(source, root, None, None)
+            run = RunOptions(source, root).open()
             weights = train_on_run(run, out, changes, seed=seed, progress=progress)
     if as_json:
         print_json({"run_folder": None, "scores": [], "weights": str(weights)})
@@ -195,6 +178,7 @@ def train_generator(
     )
 
 
+@takes("trust_code", "allow_download", "debug")
 def sweep(
     source: Source,
     out: Annotated[Path, typer.Option("--out", help="Folder of the sweep.")],
@@ -211,10 +195,7 @@ def sweep(
     cluster_set: ClusterSet = None,
     wait: Wait = None,
     dry_run: DryRun = False,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Run every combination of some settings.
 
@@ -267,6 +248,7 @@ def print_sweep(table: pd.DataFrame, keys: list[str], out: Path) -> None:
     console.print(f"a page of them: braindecode-vis board {out}", markup=False)
 
 
+@takes()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the others are compared with the first.")],
     out: Annotated[Path | None, typer.Option("--out", help="CSV file to write as well.")] = None,
@@ -279,11 +261,7 @@ def compare(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of resamples and sign flips.")] = 0,
-    trust_code: TrustCode = None,
-    allow_download: AllowDownload = False,
-    verify: Verify = False,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Compare runs on the same test items.
 
