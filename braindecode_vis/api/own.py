@@ -39,7 +39,13 @@ _COLUMNS = ("subject", "session", "run", "group", "split", "repetition")
 _SAVED = ("responses", "stimuli", "meta.yaml")
 
 #: The generator that shows what a target can: inverted latents where the target is itself an image or its components.
-GENERATORS = {"pixels": "latents", "pca": "latents", "vae": "latents", "taesd": "latents"}
+GENERATORS = {
+    "pixels": "latents",
+    "pca": "latents",
+    "vae": "latents",
+    "taesd": "latents",
+    "packaged_latents": "latents",
+}
 
 
 @for_python

@@ -83,6 +83,7 @@ _CORE: dict[str, dict[str, str]] = {
         "layers": "embeddings.layer_fusion:LayersConfig",
         "vae": "embeddings.autoencoders:AutoencoderKLConfig",
         "taesd": "embeddings.autoencoders:TinyAutoencoderConfig",
+        "packaged_latents": "generation.packaged_latents:PackagedLatentsConfig",
         "views": "embeddings.degradations:ViewsConfig",
         "imported": "embeddings.imported:ImportedConfig",
         "clip_text": "embeddings.text:ClipTextConfig",

@@ -160,6 +160,12 @@ class SyntheticConfig(Settings):
 
 #: Word for the images of a data set that no trial shows, and the digest of images that are gone.
 UNSEEN, NOT_AT_HAND = "unseen", "not at hand"
+#: Kinds of branches that need no weights of a hub -> what they stand in for; run, rows and report say so.
+STAND_INS = {
+    "pca": "latents of a published autoencoder",
+    "packaged_latents": "latents of a published autoencoder",
+    "minilm": "image tokens of GIT",
+}
 #: Of branches: what is fitted again from the same pairs in a moment.
 BRANCH_PRIORS = ("identity", "spread", "moments")
 
@@ -170,7 +176,8 @@ class LowLevelConfig(Settings):
     Parameters
     ----------
     target
-        Latents that are predicted: a target of kind ``taesd`` or ``vae``.
+        Latents that are predicted: a target of kind ``taesd`` or ``vae``, or a stand-in that needs no weights of a hub
+        (`STAND_INS`), which run, rows and report name as one.
     encoder
         The brain encoder that predicts them.
     prior
@@ -179,7 +186,7 @@ class LowLevelConfig(Settings):
         How its images and those of the generator become one.
     """
 
-    target: Annotated[Any, Component("target", only=("vae", "taesd"), outside=False)]
+    target: Annotated[Any, Component("target", only=("vae", "taesd", "packaged_latents"), outside=False)]
     encoder: Annotated[Any, Component("encoder")] = Field(default={"kind": "ridge"})
     prior: Annotated[Any, Component("prior", only=BRANCH_PRIORS, outside=False)] = Field(
         default={"kind": "identity"}
@@ -246,8 +253,8 @@ class ReconstructionConfig(Settings):
         A branch for colour and layout; none by default.
     captions
         What decodes a caption of each trial: from its embedding, of the nearest training image, through GIT's image
-        tokens, or by a decoder learnt from the captions of training images; from the response itself, by a brain
-        encoder that has learnt to. They are scored where ``evaluation.captions`` is set.
+        tokens or sentence vectors in their place, or by a decoder learnt from the captions of training images; from
+        the response itself, by a brain encoder that has learnt to. They are scored where `evaluation.captions` is set.
     prompt
         The kind of `captions` whose text leads the image of its trial, for generators that read texts (ATM's caption
         branch: ``git``).
@@ -258,7 +265,7 @@ class ReconstructionConfig(Settings):
     n_draws: int = Field(default=1, ge=1, le=64)
     low_level: LowLevelConfig | None = None
     captions: tuple[CaptionsConfig, ...] = ()
-    prompt: Literal["nearest", "git", "coca", "brain"] | None = None
+    prompt: Literal["nearest", "git", "minilm", "coca", "brain"] | None = None
     text: TextBranchConfig | None = None
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"captions", "prompt", "text"})
@@ -274,6 +281,19 @@ class ReconstructionConfig(Settings):
                 f"{self.prompt}, ...}} to captions, or leave prompt out"
             )
         return self
+
+    def describe_stand_ins(self) -> str:
+        """Return in one clause which branches do without weights of a hub, and in whose place; empty if none does.
+
+        >>> ReconstructionConfig().describe_stand_ins()
+        ''
+        """
+        used = [] if self.low_level is None else [("low level", self.low_level.target.kind)]
+        used += [("captions", each.kind) for each in self.captions]
+        words = [
+            f"{branch} by {kind} in place of {STAND_INS[kind]}" for branch, kind in used if kind in STAND_INS
+        ]
+        return f"stand-ins: {', '.join(words)}" if words else ""
 
 
 class EvaluationConfig(Settings):

@@ -70,7 +70,7 @@ class LatentDecoderConfig(Settings):
         if self.latent_channels * side * side != n_outputs or side < 2:
             raise ConfigError(
                 f"the network latent_decoder needs a target of {self.latent_channels} square maps, but this one has "
-                f"{n_outputs} values; use a target of kind vae or taesd, or set latent_channels."
+                f"{n_outputs} values; use a target of kind vae or taesd, or set latent_channels (packaged_latents: 8)."
             )
         first, n_stages = side, 0
         while first % 2 == 0:  # the odd part of the side is the first map, grown from a point in one stage

@@ -1,4 +1,4 @@
-"""Captions decoded from embeddings: of the nearest training image, through GIT's image tokens, by a decoder of its own.
+"""Captions decoded from embeddings: of the nearest image, by GIT's tokens or sentence vectors, by a decoder of its own.
 
 Owns the fitted decoders, one per kind of `captions_config`, their files, and retrieval of captions. A decoder is given
 embeddings (predictions, or draws of the prior) and returns a text each; it never samples, so that the same embeddings
@@ -36,6 +36,7 @@ from braindecode_vis.embeddings.text import make_unit
 from braindecode_vis.generation.captions_config import (
     CocaCaptionsConfig,
     GitCaptionsConfig,
+    MinilmCaptionsConfig,
     NearestCaptionsConfig,
 )
 from braindecode_vis.generation.gap import Gap, GapConfig, fit_gap
@@ -112,6 +113,8 @@ def fit_decoder(settings: Any, data: GeneratorData, *, seed: int) -> CaptionDeco
     """Return the decoder of some settings, fitted on the training split."""
     if isinstance(settings, NearestCaptionsConfig):
         return NearestCaptions(settings.read_training(data), data.embeddings, settings.device)
+    if isinstance(settings, MinilmCaptionsConfig):
+        return fit_minilm(settings, data, seed=seed)
     fit = fit_git if isinstance(settings, GitCaptionsConfig) else fit_coca
     return fit(settings, data, seed=seed)
 
@@ -120,6 +123,8 @@ def read_decoder(settings: Any, folder: Path, data: GeneratorData) -> CaptionDec
     """Return the decoder that was written into `folder`."""
     if isinstance(settings, NearestCaptionsConfig):
         return NearestCaptions(read_json(folder / "captions.json"), data.embeddings, settings.device)
+    if isinstance(settings, MinilmCaptionsConfig):
+        return read_minilm(settings, folder)
     read = read_git if isinstance(settings, GitCaptionsConfig) else read_coca
     return read(settings, folder)
 
@@ -315,6 +320,115 @@ def read_git(config: GitCaptionsConfig, folder: Path) -> GitCaptions:
     projector = TokenProjector(*sizes)
     projector.load_state_dict(weights)
     return GitCaptions(config, projector.eval(), record.pop("scale"), record)
+
+
+# --- through sentence vectors ------------------------------------------------------------------------------------
+
+
+class MinilmCaptions:
+    """ATM's caption branch with sentence vectors in the place of GIT, fitted.
+
+    Parameters
+    ----------
+    network
+        Linear, from an embedding to a sentence vector.
+    captions
+        Those of training images, each once.
+    vectors : float32 array of shape (n_captions, n_features)
+        Their sentence vectors.
+    scale
+        What embeddings are multiplied with first, so that those of training images have unit mean square.
+    device
+        Where it runs.
+    described
+        What came of the training.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        captions: list[str],
+        vectors: np.ndarray,
+        scale: float,
+        device: str,
+        described: dict[str, Any],
+    ) -> None:
+        self.network, self.captions, self.vectors = network, captions, vectors
+        self.scale, self.device, self.described = scale, device, described
+
+    def decode(self, embeddings: Embeddings) -> list[str]:
+        """Return the training caption whose sentence vector is nearest to what each row is mapped onto."""
+        import torch
+
+        rows = torch.from_numpy(embeddings.flat().astype(np.float32) * self.scale)
+        with torch.inference_mode():
+            made = self.network.cpu()(rows).numpy()
+        names = [f"{place:09d}" for place in range(len(self.captions))]
+        known = Embeddings(self.vectors, names, "sentences")
+        bank = {name: [text] for name, text in zip(names, self.captions, strict=True)}
+        return retrieve_nearest(
+            [Embeddings(made, embeddings.ids, "sentences")], [known], bank, device=self.device
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write the map, the captions and their vectors; the sentence encoder is not needed again."""
+        record = {"scale": self.scale, "captions": self.captions, **self.described}
+        _write_network(folder, self.network, record, {"vectors": self.vectors})
+
+
+def fit_minilm(config: MinilmCaptionsConfig, data: GeneratorData, *, seed: int) -> MinilmCaptions:
+    """Learn the map from training images: their embeddings, and the sentence vectors of their captions."""
+    import torch
+
+    from braindecode_vis.embeddings.sentence_encoder import SentenceEncoder
+    from braindecode_vis.training.caption_networks import CaptionTraining, train_rows
+    from braindecode_vis.training.optimisation import sum_rows
+
+    device, known = find_device(config), config.read_training(data)
+    kept = np.flatnonzero([str(name) in known for name in data.embeddings.ids])
+    rows = data.embeddings.flat()[kept].astype(np.float32)
+    scale = float(1 / np.sqrt(np.mean(rows.astype(np.float64) ** 2)))
+    rows *= scale
+    captions = sorted({text for texts in known.values() for text in texts})
+    place = {text: row for row, text in enumerate(captions)}
+    vectors = SentenceEncoder(config.folder, device=config.device).encode(captions)
+    images = [str(data.embeddings.ids[row]) for row in kept]
+    # An image is brought to the mean of its captions, as a target of kind minilm is.
+    wanted = make_unit(
+        np.stack([np.mean([vectors[place[t]] for t in known[name]], axis=0) for name in images])
+    )
+    wanted = (wanted * np.sqrt(wanted.shape[1])).astype(np.float32)
+    with seeded(derive_seed(seed, "minilm captions")):
+        network = torch.nn.Linear(rows.shape[1], wanted.shape[1]).to(device)
+
+    def compute_loss(batch: np.ndarray, rng: np.random.Generator) -> Any:
+        made = network(torch.from_numpy(rows[batch]).to(device))
+        return torch.nn.functional.mse_loss(made, torch.from_numpy(wanted[batch]).to(device))
+
+    how = CaptionTraining(
+        config.epochs, config.batch_size, config.learning_rate, 0.01, False,
+        derive_seed(seed, "minilm captions", "training"), "captions through sentence vectors",
+    )  # fmt: skip
+    context = data.context.take_part("captions_minilm")
+    losses = train_rows(
+        network, len(rows), compute_loss, how, data=[sum_rows([rows]), sum_rows([wanted])],
+        workspace=context.checkpoints, progress=context.progress,
+    )  # fmt: skip
+    described = {"loss": losses[-1], "images": images}
+    return MinilmCaptions(network.eval(), captions, vectors, scale, device, described)
+
+
+def read_minilm(config: MinilmCaptionsConfig, folder: Path) -> MinilmCaptions:
+    """Return the decoder that `MinilmCaptions.write` wrote."""
+    import torch
+
+    weights, record = _read_network(folder)
+    vectors = weights.pop("state.vectors").numpy()
+    network = torch.nn.Linear(*reversed(weights["weight"].shape))
+    network.load_state_dict(weights)
+    return MinilmCaptions(
+        network.eval(), record.pop("captions"), vectors, record.pop("scale"), find_device(config), record
+    )
 
 
 # --- by a decoder of its own ---------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Settings of what decodes captions from embeddings; the decoders themselves are in `captions`.
 
-Four ways, each a ``kind``: the caption of the nearest training image, which can say nothing new; ATM's caption branch,
-which projects an embedding onto the image tokens of GIT and lets GIT speak; a small decoder of its own, learnt from the
+Five ways, each a ``kind``: the caption of the nearest training image, which can say nothing new; ATM's caption branch,
+which projects an embedding onto the image tokens of GIT and lets GIT speak; the same without weights of a hub, which
+projects it onto sentence vectors and takes the nearest caption; a small decoder of its own, learnt from the
 captions of training images, or from texts alone, with CoCa's loss; and the decoder that a brain encoder has learnt with
 the objective ``captioning``. None sees a test image or its caption.
 
@@ -26,6 +27,7 @@ from braindecode_vis.base.registry import ByKind
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_file, hash_json, read_json
 from braindecode_vis.embeddings.caption_bank import read_caption_bank
+from braindecode_vis.embeddings.sentence_encoder import MINILM, find_sentence_folder, hash_sentence_encoder
 from braindecode_vis.embeddings.weights import find_snapshot
 from braindecode_vis.generation.gap import GapConfig
 from braindecode_vis.generation.generator_data import GeneratorData
@@ -166,6 +168,48 @@ class GitCaptionsConfig(Settings):
         return config.parent
 
 
+class MinilmCaptionsConfig(_Banked):
+    """ATM's caption branch without weights of a hub: embedding, linear map, sentence vector, nearest training caption.
+
+    A stand-in for ``git``: sentence vectors of all-MiniLM-L6-v2, which the extra ``text`` installs, take the place of
+    GIT's image tokens, and the training caption nearest to the mapped draw that of the written one, so that it can say
+    nothing new. The map is learnt as ATM's is (mean squared error, AdamW 1e-3, 30 epochs of batches of 32), and reads
+    the prior's draw, the very one that the image is made from.
+
+    Parameters
+    ----------
+    weights
+        Folder of a sentence encoder; None takes all-MiniLM-L6-v2 where it is installed.
+    epochs, batch_size, learning_rate
+        Training of the map.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ("transformers",)
+
+    kind: Literal["minilm"] = "minilm"
+    weights: Path | None = None
+    epochs: int = Field(default=30, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+
+    not_hashed: ClassVar[frozenset[str]] = _Banked.not_hashed | {"weights"}
+    reads_draws: ClassVar[bool] = True
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the sentence encoder."""
+        return find_sentence_folder(self.weights or MINILM, "reconstruction.captions.weights")
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digests of bank and sentence encoder."""
+        return {**super().hashed_fields(), "weights_digest": hash_sentence_encoder(self.folder)}
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless the bank can be read and there is a sentence encoder."""
+        super().check_files()
+        hash_sentence_encoder(self.folder)
+
+
 class CocaCaptionsConfig(_Banked):
     """A small decoder of captions, learnt from those of training images with CoCa's loss.
 
@@ -300,5 +344,10 @@ class BrainCaptionsConfig(Settings):
 
 #: Settings of any decoder of captions.
 CaptionsConfig = Annotated[
-    NearestCaptionsConfig | GitCaptionsConfig | CocaCaptionsConfig | BrainCaptionsConfig, ByKind()
+    NearestCaptionsConfig
+    | GitCaptionsConfig
+    | MinilmCaptionsConfig
+    | CocaCaptionsConfig
+    | BrainCaptionsConfig,
+    ByKind(),
 ]

@@ -57,7 +57,7 @@ class LatentsConfig(Settings):
 
     def accepts(self, target_kind: str) -> bool:
         """Say whether embeddings of this kind of target can be turned into images."""
-        return target_kind in ("pixels", "pca", "vae", "taesd")
+        return target_kind in ("pixels", "pca", "vae", "taesd", "packaged_latents")
 
     def build(self, data: GeneratorData) -> LatentsGenerator:
         """Return the generator, its contrast chosen on the training data."""
@@ -74,7 +74,7 @@ class LatentsGenerator:
         if not self.encoder.decodes:
             raise ConfigError(
                 f"the generator 'latents' cannot turn the space {self.encoder.space!r} into images; "
-                "use a target of kind pixels, pca, vae or taesd, or a generator of kind nearest."
+                "use a target of kind pixels, pca, vae, taesd or packaged_latents, or a generator of kind nearest."
             )
         self.threshold, self.gain = 0.0, 1.0
         if config.contrast == "ssim":

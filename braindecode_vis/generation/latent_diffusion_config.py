@@ -14,12 +14,11 @@ from pydantic import Field
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.embeddings.weights import check_intact
 from braindecode_vis.generation.generator_data import GeneratorData
-from braindecode_vis.generation.weights_file import hash_weights, read_header
+from braindecode_vis.generation.weights_file import PACKAGED_WEIGHTS, hash_weights, read_header
 
 if TYPE_CHECKING:
     from braindecode_vis.generation.latent_diffusion import LatentDiffusionGenerator
 
-PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "latent_diffusion.safetensors"
 PACKAGED_TARGET = "efficientnet-lite0"
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+#: The file that the package brings.
+PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "latent_diffusion.safetensors"
 _HEADER = "latent_diffusion"
 _IMAGES = "images.components"
 _SCALE = ".scale"  # ends the name of the scales of a tensor that is stored in whole numbers

@@ -327,6 +327,8 @@ def _write_images(
     config, prepared, banks, retrieved = run.config, preprocess(run), embed(run), retrieve(run)
     n_rows = sum(len(fold.predicted) for fold in retrieved.folds)
     counts = count_images(config, n_rows)
+    if stand_ins := config.reconstruction.describe_stand_ins():
+        run.tell(f"{stand_ins}; published numbers of the method are not to be expected", "reconstruct:")
     parts: list[FoldImages] = []
     with (
         lend_context(run, "generator", _name_fit(run, "generator")) as lent,

@@ -763,6 +763,8 @@ def describe_choices(config: RunConfig) -> list[str]:
         words.append(f"images fused with {low.target.kind} by {low.encoder.kind} ({low.fusion.describe()})")
     if config.reconstruction.prompt is not None:
         words.append(f"images led by decoded captions ({config.reconstruction.prompt})")
+    if stand_ins := config.reconstruction.describe_stand_ins():
+        words.append(stand_ins)
     if (text := config.reconstruction.text) is not None:
         words.append(f"led by {text.target.kind} by {text.encoder.kind} too")
     if config.synthetic is not None:

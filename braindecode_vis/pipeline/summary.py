@@ -191,6 +191,8 @@ def describe_images(
         low_level["Low-level branch"] = f"{branch.encoder.kind} to {target}; {branch.fusion.describe()}"
     if (text := config.reconstruction.text) is not None:
         low_level["Text branch"] = f"{text.encoder.kind} to {text.target.kind}"
+    if stand_ins := config.reconstruction.describe_stand_ins():
+        low_level["Without weights of a hub"] = stand_ins
     return {
         "protocol": {
             "Data set": config.dataset.kind,

@@ -34,7 +34,9 @@ from braindecode_vis.scoring.units import Units
 
 NEAREST = "nearest-caption"
 #: Kind of a decoder of the run -> what follows the ``@`` of its metrics. GIT describes images too, under its own name.
-DECODERS = {"nearest": NEAREST, "git": "git-tokens", "coca": "coca", "brain": "brain"}
+DECODERS = {
+    "nearest": NEAREST, "git": "git-tokens", "minilm": "minilm-vectors", "coca": "coca", "brain": "brain",
+}  # fmt: skip
 #: Methods whose images a network describes: the system, its ceiling, and the copying control.
 DESCRIBED = ("decoded", "oracle", "nearest")
 LARGEST_TEXT_TABLE = 400_000  # pairs of captions that are compared for a null, about half a minute

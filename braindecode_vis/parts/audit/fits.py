@@ -244,7 +244,7 @@ def check_targets(run: AuditedRun) -> list[AuditFinding]:
     findings = []
     for number, (fold, record) in enumerate(zip(run.folds, run.embedded, strict=False)):
         target = drop_digests(record.fields["target"])
-        if target["kind"] in ("vae", "taesd"):
+        if target["kind"] in ("vae", "taesd", "packaged_latents"):
             continue  # pretrained; sizes of untrained ones are not taken without the word that says so
         if (
             target["kind"] == "conditional"
