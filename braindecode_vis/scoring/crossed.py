@@ -281,8 +281,9 @@ def images_interval(
         return CrossedInterval(mean, None, None, None, f"no interval: one {column}")
     if _is_constant(values):
         return CrossedInterval(mean, None, None, None, f"{NO_INTERVAL}: all values are equal")
-    effects = sum_images(values)
-    variance = n_columns / (n_columns - 1) * float(((effects - effects.mean()) ** 2).sum())
+    # About the mean of each subject: how much an image weighs, by who saw it, is no spread of values.
+    effects = sum_images(values - np.nanmean(values, axis=1, keepdims=True))
+    variance = n_columns / (n_columns - 1) * float((effects**2).sum())
     half = float(t.isf((1 - level) / 2, n_columns - 1) * np.sqrt(variance))
     n_cells = int(np.isfinite(values).sum())
     if proportion and min(n_cells / len(values), mean * n_cells, (1 - mean) * n_cells) <= FEW_HITS:
@@ -301,6 +302,7 @@ def groups_interval(
     proportion: bool = False,
     level: float = 0.95,
     unit: str = "group",
+    n_counted: int | None = None,
 ) -> CrossedInterval:
     """Return the interval of rows that come in a few groups: t with groups - 1 degrees of freedom.
 
@@ -313,6 +315,8 @@ def groups_interval(
         As for `crossed_interval`.
     unit
         What the groups are, in one word.
+    n_counted
+        Number of hits and misses behind the values, where these are shares of several; by default each value is one.
 
     Examples
     --------
@@ -337,8 +341,9 @@ def groups_interval(
     half = float(t.isf((1 - level) / 2, n - 1) * np.sqrt(n / (n - 1) * (sums**2).sum()))
     if statistic == "median":
         return CrossedInterval(value, *_find_order_statistics(rows, half), half, f"{n} {unit}s (t, Woodruff)")
-    if proportion and min(n, value * len(rows), (1 - value) * len(rows)) <= FEW_HITS:
-        return CrossedInterval(value, *logit_limits(value, half, len(rows)), half, f"{n} {unit}s (t, logit)")
+    n_counted = len(rows) if n_counted is None else n_counted
+    if proportion and min(n, value * n_counted, (1 - value) * n_counted) <= FEW_HITS:
+        return CrossedInterval(value, *logit_limits(value, half, n_counted), half, f"{n} {unit}s (t, logit)")
     return CrossedInterval(value, *_clip(value - half, value + half, proportion), half, f"{n} {unit}s (t)")
 
 
@@ -491,7 +496,9 @@ def _bound_subjects(
         # Whole subjects alone: the mean of each counts once, whatever its number of rows.
         names = np.unique(whose)
         means = np.array([rows[whose == name].mean() for name in names])
-        return groups_interval(means, names, statistic=statistic, level=level, unit="subject")
+        return groups_interval(
+            means, names, statistic=statistic, proportion=proportion, level=level, unit="subject", n_counted=len(rows)
+        )
     if statistic == "median":
         below = tabulate_cells((rows <= np.median(rows)).astype(float), whose, units)
         return crossed_median(rows, below, level=level, column=unit)

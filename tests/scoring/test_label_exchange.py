@@ -58,7 +58,10 @@ def test_the_example_of_eight_subjects():
         ([0, 0, 0, 1, 1, 1], False, 1 / 20),  # fixed decisions: the complement is another score
         ([0, 0, 0, 1, 1, 1, 1, 1], True, 1 / 56),
         ([0, 0, 0, 0, 1, 1, 1, 1], True, 2 / 70),
-        ([0, 0, 1, 1, 2, 2], True, 1 / 90),
+        ([0, 0, 1, 1, 2, 2], True, 6 / 90),  # three names change places
+        ([0, 0, 1, 1, 2, 2], False, 1 / 90),
+        ([0, 0, 1, 1, 2, 2, 2], True, 2 / 210),
+        ([0, 1, 2], True, 1.0),
         ([0, 1], True, 1.0),
     ],
 )
@@ -69,9 +72,13 @@ def test_the_smallest_p_is_that_of_all_label_sets(truth, refits, smallest):
     assert exchange.labels[0].tolist() == truth
     assert exchange.weights.sum() == count_arrangements(np.array(truth))
     assert len({tuple(row) for row in exchange.labels.tolist()}) == len(exchange.labels)
-    scores = np.zeros(len(exchange.labels))
-    scores[0] = 1  # nothing else reaches it
-    assert exchange.test(scores)[0] == pytest.approx(smallest)
+    # What a perfect decoder scores: 1 on the observed labels, and on the same labels under other names if it is fitted
+    # again; nothing else reaches it.
+    scores = [
+        float(len(set(zip(labels, truth, strict=True))) == len(set(truth)) if refits else labels == truth)
+        for labels in exchange.labels.tolist()
+    ]
+    assert exchange.test(np.array(scores))[0] == pytest.approx(smallest)
 
 
 def test_many_subjects_are_drawn():
