@@ -470,8 +470,9 @@ def interval_of_rows(
     )
     # Wilson's interval counts items as independent, which repetitions of an image are not.
     counted = proportion and bool(np.isin(rows, (0.0, 1.0)).all())
-    if n_units == len(rows) and counted and (len(rows) < WILSON_BELOW or _is_constant(rows)):
-        wilson = wilson_interval(int(rows.sum()), len(rows), level=level)
+    if counted and (_is_constant(rows) or n_units == len(rows) < WILSON_BELOW):
+        # Where all are alike, repetitions add nothing: each image counts once.
+        wilson = wilson_interval(round(value * n_units), n_units, level=level)
         return CrossedInterval(value, wilson.low, wilson.high, None, f"{name_units(unit, n_units)} (Wilson)")
     if n_units < 2:
         return CrossedInterval(value, None, None, None, f"{NO_INTERVAL}: one {unit}")
