@@ -26,6 +26,7 @@ from braindecode_vis.scoring.label_exchange import (
     ExchangedLabels,
     spread_of_owners,
     spread_of_pairs,
+    tell_no_spread,
 )
 from braindecode_vis.scoring.score_row import POOLED
 from braindecode_vis.scoring.scoring_task import SHUFFLES
@@ -216,12 +217,14 @@ def _pool(task: CategoryTask, parts: list[_Measured]) -> _Measured:
     """Return the mean over subjects, with Student's t over subjects."""
     generator = make_generator(task.seed, "category_subjects")
     values = np.array([part.value for part in parts])
+    n_trials = sum(part.n_trials for part in parts)
     found = groups_interval(values, np.arange(len(parts)), unit="subject")
+    bounds = (None, None) if found.low is None else tuple(np.clip([found.low, found.high], 0, 1).tolist())
     # The permutations of subjects are drawn alike; in another order for each, they are independent.
     null = np.mean([generator.permutation(part.null) for part in parts], axis=0)
     return _Measured(
-        parts[0].metric, found.value, sum(part.n_trials for part in parts), np.empty(0), null, found.resampled,
-        (found.low, found.high), values,
+        parts[0].metric, found.value, n_trials, np.empty(0), null, found.resampled,
+        bounds, values,
     )  # fmt: skip
 
 
@@ -302,8 +305,11 @@ def _measure_owned(
         present = (
             [np.full(len(known), True)] if len(classes) == 1 else [own == code for code in np.unique(own)]
         )
-        interval = spread_of_owners(right[0], mass, present, len(rows), exchanged.widening)
-        told = words if interval is not None else ""
+        interval: Any = spread_of_owners(right[0], mass, present, len(rows), exchanged.widening)
+        told = words
+        if interval is None:
+            sizes = [int(inside.sum()) for inside in present]
+            interval, told = (None, None), tell_no_spread(sizes, exchanged.unit, 3 if len(sizes) == 1 else 2)
         if len(known) == 1:  # the trials of one subject
             wilson = wilson_interval(int(hits[0].sum()), len(rows))
             interval, told = (wilson.low, wilson.high), "trials (Wilson)"
@@ -341,9 +347,12 @@ def _measure_area(task: CategoryTask, n_trials: int) -> list[_Measured]:
     else:
         return []
     chance, null = _describe_null(exchange, areas)
-    interval = spread_of_pairs(wins)
+    interval: Any = spread_of_pairs(wins)
     n_owners = exchange.labels.shape[1]
-    told = f"{name_units(exchanged.unit, n_owners)} (t)" if interval is not None else ""
+    told = f"{name_units(exchanged.unit, n_owners)} (t)"
+    if interval is None:
+        sizes = np.unique(exchange.labels[0], return_counts=True)[1].tolist()
+        interval, told = (None, None), tell_no_spread(sizes, exchanged.unit, 3)
     about = f"{how}; {exchange.describe(exchanged.unit, refits=exchanged.refits)}"
     return [
         _Measured(

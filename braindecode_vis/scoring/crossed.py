@@ -302,7 +302,6 @@ def groups_interval(
     proportion: bool = False,
     level: float = 0.95,
     unit: str = "group",
-    n_counted: int | None = None,
 ) -> CrossedInterval:
     """Return the interval of rows that come in a few groups: t with groups - 1 degrees of freedom.
 
@@ -315,8 +314,6 @@ def groups_interval(
         As for `crossed_interval`.
     unit
         What the groups are, in one word.
-    n_counted
-        Number of hits and misses behind the values, where these are shares of several; by default each value is one.
 
     Examples
     --------
@@ -341,9 +338,8 @@ def groups_interval(
     half = float(t.isf((1 - level) / 2, n - 1) * np.sqrt(n / (n - 1) * (sums**2).sum()))
     if statistic == "median":
         return CrossedInterval(value, *_find_order_statistics(rows, half), half, f"{n} {unit}s (t, Woodruff)")
-    n_counted = len(rows) if n_counted is None else n_counted
-    if proportion and min(n, value * n_counted, (1 - value) * n_counted) <= FEW_HITS:
-        return CrossedInterval(value, *logit_limits(value, half, n_counted), half, f"{n} {unit}s (t, logit)")
+    if proportion and min(n, value * len(rows), (1 - value) * len(rows)) <= FEW_HITS:
+        return CrossedInterval(value, *logit_limits(value, half, len(rows)), half, f"{n} {unit}s (t, logit)")
     return CrossedInterval(value, *_clip(value - half, value + half, proportion), half, f"{n} {unit}s (t)")
 
 
@@ -497,9 +493,11 @@ def _bound_subjects(
         # Whole subjects alone: the mean of each counts once, whatever its number of rows.
         names = np.unique(whose)
         means = np.array([rows[whose == name].mean() for name in names])
-        return groups_interval(
-            means, names, statistic=statistic, proportion=proportion, level=level, unit="subject", n_counted=len(rows)
-        )
+        found = groups_interval(means, names, statistic=statistic, level=level, unit="subject")
+        if found.low is not None and found.high is not None:
+            low, high = _clip(found.low, found.high, proportion)
+            found = replace(found, low=low, high=high)
+        return found
     if statistic == "median":
         below = tabulate_cells((rows <= np.median(rows)).astype(float), whose, units)
         return crossed_median(rows, below, level=level, column=unit)

@@ -312,7 +312,9 @@ class ScoredGroup:
         """What rows say of how they were made."""
         words = "" if self.task.folding is None else self.task.folding.words
         classes = self.find_classes(self.columns, self.column_folds)
-        counts = [len(self.columns)] if classes is None else np.unique(classes, return_counts=True)[1].tolist()
+        counts = (
+            [len(self.columns)] if classes is None else np.unique(classes, return_counts=True)[1].tolist()
+        )
         # Of five images or more there are enough orders.
         n_orders = math.prod(math.factorial(min(n, 5)) for n in counts)
         few = f"{FEW_ORDERS} in {n_orders} ways: no p much below {1 / n_orders:.2g}"

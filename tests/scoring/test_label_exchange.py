@@ -191,6 +191,22 @@ def test_too_few_people_or_people_who_are_alike_have_no_interval():
     assert spread_of_pairs(np.zeros((3, 5))) == pytest.approx((0.0, 1 - 0.025 ** (1 / 3)))
 
 
+def test_rows_without_an_interval_say_why():
+    """Two people of each class, one of them always right: nothing varies within a class."""
+    rows = score_given([0, 0, 1, 1], np.eye(2)[np.zeros(20, int)])[0]
+    told = {
+        metric: (row.ci_low, row.resampled)
+        for (metric, subject, method), row in rows.items()
+        if (subject, method) == ("all", "decoded")
+    }
+    assert told["balanced_accuracy"] == (None, "no interval: all subjects of a class are alike")
+    assert told["auc"] == (
+        None,
+        "no interval: 2 subjects of a class, and an interval over subjects needs at least 3",
+    )
+    assert told["accuracy"][1] == "4 subjects (t)"
+
+
 def test_families_of_several_people_are_exchanged_as_wholes():
     """The owner of a label is the family: two people each, so that the row over all people has 6 owners, not 12."""
     truth, who = np.array([0, 0, 0, 1, 1, 1]), np.repeat(np.arange(12), 3)

@@ -114,7 +114,7 @@ def test_no_value_without_finite_items(values):
         ("image", [0.1], None, "no interval: one image"),
         ("trial", [0.1, 0.5, 0.4], ["1", "2", "3"], "3 subjects, each with its own trials (crossed, logit)"),
         ("group", [0.1, 0.5, 0.4], ["1", "2", "3"], "3 subjects, each with its own groups (crossed, logit)"),
-        ("subject", [0.1, 0.5, 0.4, 0.2], ["1", "1", "2", "3"], "3 subjects (t, logit)"),
+        ("subject", [0.1, 0.5, 0.4, 0.2], ["1", "1", "2", "3"], "3 subjects (t)"),
         (
             "image",
             [0.1, 0.5],
