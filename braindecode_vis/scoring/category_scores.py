@@ -522,7 +522,9 @@ def _resample_units(
         # Units within runs: a run may have one unit of each class, which alone has no spread, so runs are drawn.
         of_runs = np.concatenate([compute_auc(decision[block][None], truth[block][None]) for block in usable])
         turns = generator.integers(0, len(usable), (task.n_bootstrap, len(usable)))
-        found["auc"] = (of_runs[turns].mean(axis=1), len(usable), "run")
+        # Where several decoders test trials of one run, the parts are folds.
+        part = "fold" if str(task.runs[0]).startswith("fold ") else "run"
+        found["auc"] = (of_runs[turns].mean(axis=1), len(usable), part)
         return found
     areas = []
     for block in usable:
