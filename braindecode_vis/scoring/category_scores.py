@@ -20,7 +20,13 @@ import pandas as pd
 from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.scoring.crossed import MANY, groups_interval, name_units, resampled_interval
+from braindecode_vis.scoring.crossed import (
+    MANY,
+    NO_INTERVAL,
+    groups_interval,
+    name_units,
+    resampled_interval,
+)
 from braindecode_vis.scoring.label_exchange import (
     Exchange,
     ExchangedLabels,
@@ -432,8 +438,10 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
         if name in of_units and of_units[name][2] not in MANY:
             bound = resampled_interval(value, *of_units[name][:2], unit=of_units[name][2])
             interval, words = (bound.low, bound.high), bound.resampled
+        if len(draws) and np.ptp(draws) == 0:  # every pair is in order, or no trial is a hit
+            interval, words = (None, None), f"{NO_INTERVAL}: all values are equal"
         # A bootstrap of few hits is too narrow, and has no width at all where every trial is a hit.
-        if name == "accuracy" and len(rows) < 40 and units is None:
+        if name == "accuracy" and units is None and (len(rows) < 40 or value in (0, 1)):
             wilson = wilson_interval(round(value * len(rows)), len(rows))
             interval, words = (wilson.low, wilson.high), "trials (Wilson)"
         found.append(_Measured(name, value, len(rows), draws, null[np.isfinite(null)], words, interval))
