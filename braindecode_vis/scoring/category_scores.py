@@ -32,7 +32,6 @@ from braindecode_vis.scoring.label_exchange import (
     ExchangedLabels,
     spread_of_owners,
     spread_of_pairs,
-    tell_no_spread,
 )
 from braindecode_vis.scoring.score_row import POOLED
 from braindecode_vis.scoring.scoring_task import SHUFFLES
@@ -315,7 +314,7 @@ def _measure_owned(
         told = words
         if interval is None:
             sizes = [int(inside.sum()) for inside in present]
-            interval, told = (None, None), tell_no_spread(sizes, exchanged.unit, 3 if len(sizes) == 1 else 2)
+            interval, told = (None, None), _tell_no_spread(sizes, exchanged.unit, 3 if len(sizes) == 1 else 2)
         if len(known) == 1:  # the trials of one subject
             wilson = wilson_interval(int(hits[0].sum()), len(rows))
             interval, told = (wilson.low, wilson.high), "trials (Wilson)"
@@ -358,13 +357,22 @@ def _measure_area(task: CategoryTask, n_trials: int) -> list[_Measured]:
     told = f"{name_units(exchanged.unit, n_owners)} (t)"
     if interval is None:
         sizes = np.unique(exchange.labels[0], return_counts=True)[1].tolist()
-        interval, told = (None, None), tell_no_spread(sizes, exchanged.unit, 3)
+        interval, told = (None, None), _tell_no_spread(sizes, exchanged.unit, 3)
     about = f"{how}; {exchange.describe(exchanged.unit, refits=exchanged.refits)}"
     return [
         _Measured(
             "auc", float(areas[0]), n_trials, np.array([]), null, told, interval, chance=chance, about=about
         )
     ]
+
+
+def _tell_no_spread(sizes: list[int], unit: str, fewest: int) -> str:
+    """Return why there is no spread of owners, of which there are so many in each class: too few, or all alike."""
+    n, of = min(sizes), " of a class" if len(sizes) > 1 else ""
+    if n < fewest:
+        owners = f"{n} {unit}" if n == 1 else f"{n} {unit}s"
+        return f"{NO_INTERVAL}: {owners}{of}, and an interval over {unit}s needs at least {fewest}"
+    return f"{NO_INTERVAL}: all {unit}s{of} are alike"
 
 
 def _describe_null(exchange: Exchange, scores: np.ndarray) -> tuple[float | None, np.ndarray]:

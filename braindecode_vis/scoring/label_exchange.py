@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.scoring.crossed import NO_INTERVAL
 from braindecode_vis.scoring.uncertainty import compute_p_value, logit_limits
 
 #: Takes training rows, the label code of each, and test rows; returns decisions of shape (n_test, n_classes).
@@ -437,32 +436,6 @@ def spread_of_owners(
     error = widening * math.sqrt(variance) / len(classes)
     half = float(t.ppf(0.975, n_owners - len(classes))) * error
     return logit_limits(float(np.mean(share)), half, n_trials)
-
-
-def tell_no_spread(sizes: Sequence[int], unit: str, fewest: int) -> str:
-    """Return why there is no spread of owners: too few of them, or all alike.
-
-    Parameters
-    ----------
-    sizes
-        Number of owners of each class; of all together where classes do not matter.
-    unit
-        What an owner is, in one word.
-    fewest
-        Of a class, that a spread needs.
-
-    Examples
-    --------
-    >>> tell_no_spread([2, 5], "subject", 3)
-    'no interval: 2 subjects of a class, and an interval over subjects needs at least 3'
-    >>> tell_no_spread([6], "group", 3)
-    'no interval: all groups are alike'
-    """
-    n, of = min(sizes), " of a class" if len(sizes) > 1 else ""
-    if n < fewest:
-        owners = f"{n} {unit}" if n == 1 else f"{n} {unit}s"
-        return f"{NO_INTERVAL}: {owners}{of}, and an interval over {unit}s needs at least {fewest}"
-    return f"{NO_INTERVAL}: all {unit}s{of} are alike"
 
 
 def spread_of_pairs(wins: np.ndarray) -> tuple[float, float] | None:
