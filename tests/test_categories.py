@@ -87,6 +87,23 @@ def test_few_trials_get_a_wilson_interval():
     assert 0.7 < score.ci_low < 0.8
 
 
+def test_trials_that_are_all_hits_have_no_certain_interval():
+    """Resamples of 300 hits are 300 hits; a rate of misses of one in a hundred would show as many."""
+    scores, _ = compute_category_scores(make_task(effect=50.0)[0])
+    accuracy = find(scores, "accuracy")
+    assert (accuracy.value, accuracy.resampled) == (1.0, "trials (Wilson)")
+    assert accuracy.ci_low == pytest.approx(
+        1 / (1 + 1.959964**2 / 300), rel=1e-6
+    )  # Wilson's closed form at n hits
+    for metric in ("balanced_accuracy", "auc"):
+        found = find(scores, metric)
+        assert (found.ci_low, found.ci_high, found.resampled) == (
+            None,
+            None,
+            "no interval: all values are equal",
+        )
+
+
 def test_tables_for_the_report():
     items = pd.DataFrame(
         {

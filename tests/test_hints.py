@@ -98,3 +98,12 @@ def test_folds_of_one_class():
         bdv.from_arrays(X, labels=labels, group=groups), split="leave-one-group-out", settings=QUICK
     )
     assert any("2 of 4 folds test trials of one class only" in hint for hint in run.hints)
+
+
+def test_test_images_that_have_few_orders():
+    X, pictures, shown = make_experiment(n_pictures=23)
+    split = ["train"] * 20 + ["test"] * 3
+    data = bdv.from_arrays(X, images=pictures, shown=shown, split=split)
+    hints = bdv.decode(data, settings=QUICK).hints
+    (hint,) = [hint for hint in hints if "too few for a small p" in hint]
+    assert "change places in 6 ways, and no p lies much below 0.17" in hint

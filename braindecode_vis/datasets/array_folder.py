@@ -177,7 +177,7 @@ def read_array_folder(root: Path, *, images: Path | None = None, merge_same_pict
     DataError
         If a file is missing or damaged, or the files do not fit together; the message names the file.
     """
-    written = _find_written(root)
+    written = find_written(root)
     if written is not None:
         responses = store.read_responses(written)
         if (written.parent / "stimuli").is_dir() and written != root:
@@ -259,7 +259,7 @@ def read_new_trials(path: Path) -> tuple[Responses, StimulusSet | None]:
         If a file is missing or damaged, or the files do not fit together.
     """
     root = path if path.is_dir() else path.parent
-    written = _find_written(path) if path.is_dir() else None
+    written = find_written(path) if path.is_dir() else None
     if written is not None:
         responses, stimuli = store.read_responses(written), None
         if (written.parent / "stimuli").is_dir() and written != root:
@@ -283,7 +283,7 @@ def read_new_trials(path: Path) -> tuple[Responses, StimulusSet | None]:
 
 def find_input_files(root: Path, images: Path | None = None) -> dict[str, Path]:
     """Return every file that is read, by a name that does not depend on where the folder lies."""
-    written = _find_written(root)
+    written = find_written(root)
     if written is not None:
         files = {path.name: path for path in sorted(written.iterdir()) if path.is_file()}
         if written != root and (written.parent / "stimuli").is_dir():
@@ -310,7 +310,7 @@ def find_input_files(root: Path, images: Path | None = None) -> dict[str, Path]:
     return files
 
 
-def _find_written(root: Path) -> Path | None:
+def find_written(root: Path) -> Path | None:
     """Return the folder that `store.write_responses` wrote: the root itself or its ``responses``."""
     for folder in (root, root / "responses"):
         if all((folder / name).is_file() for name in ("data.npy", "trials.parquet", "meta.json")):
@@ -324,7 +324,7 @@ def find_trials(root: Path) -> bool:
     Epochs files (``-epo.fif``) are not asked for, since data sets are published in them too.
     """
     names = ("data.npy", "data.npz", "data.nii.gz", "data.nii")
-    return _find_written(root) is not None or any((root / name).is_file() for name in names)
+    return find_written(root) is not None or any((root / name).is_file() for name in names)
 
 
 def find_data_file(root: Path) -> Path:

@@ -18,6 +18,7 @@ from braindecode_vis.datasets.array_folder import (
     TABLES,
     find_data_file,
     find_pictures,
+    find_written,
     read_array_folder,
     read_data_file,
     read_pictures,
@@ -56,6 +57,8 @@ def start_folder(root: Path) -> StartedFolder:
     root = root.expanduser().absolute()
     if not root.is_dir():
         raise DataError(f"{root} is no folder; make it and put data.npy (trials first) and images/ into it.")
+    if find_written(root) is not None:
+        return _start_written(root)
     data, given = read_data_file(find_data_file(root), root)
     notes = [f"{find_data_file(root).name}: {' x '.join(map(str, data.shape))}, trials first."]
     ids = _list_pictures(root, notes)
@@ -81,6 +84,16 @@ def start_folder(root: Path) -> StartedFolder:
             complete = False
     _write(root / CONFIG, _write_config(root, trials, n_pictures), written, notes)
     return StartedFolder(tuple(written), tuple(notes), complete)
+
+
+def _start_written(root: Path) -> StartedFolder:
+    """Write the configuration of a folder that `Data.save` wrote, in which nothing else is missing."""
+    own = read_array_folder(root)
+    shape = " x ".join(map(str, own.responses.data.shape))
+    written, notes = [], [f"responses: {shape}, trials first, with their table, as they were saved."]
+    n_pictures = len(own.stimuli) if own.knows_images else 0
+    _write(root / CONFIG, _write_config(root, own.responses.trials, n_pictures), written, notes)
+    return StartedFolder(tuple(written), tuple(notes), True)
 
 
 def _write(path: Path, text: str, written: list[Path], notes: list[str]) -> None:

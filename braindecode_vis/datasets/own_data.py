@@ -478,6 +478,8 @@ def _check_numbers(shown: list[str], n: int) -> None:
     if _are_whole(names):
         numbers = sorted(int(float(name)) for name in names)
         told = f"{len(numbers)} numbers from {numbers[0]} to {numbers[-1]}"
+        if len(numbers) == 1:
+            told = f"the number {numbers[0]} alone"
         advice = f"images={{{numbers[0]}: pictures[0], ...}}"
         # 1 to 59 may be the first or the last of 60 pictures, and only the user knows.
         likely = [start for start in (1, 0, numbers[0]) if start <= numbers[0] and numbers[-1] < start + n]

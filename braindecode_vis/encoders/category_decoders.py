@@ -73,7 +73,7 @@ class LogisticConfig(Settings):
     n_inner_folds
         Folds of the inner cross-validation. They keep runs whole, and groups where there are some; subjects (or groups)
         where each of them shows one class. With fewer of these than folds, each is left out in turn. Trials are parted
-        where there is one run only.
+        where there is one run and no group.
     max_iter
         Bound on the steps of the solver; not converging by then is an error.
     pool
@@ -537,7 +537,9 @@ def _find_inner_units(labels: np.ndarray, trials: pd.DataFrame) -> tuple[np.ndar
     if units.max() > 0:
         return units, is_owned
     # Runs that all groups share: what would be recognised is the group.
-    return (owned, True) if owned is not None and is_owned else (runs, False)
+    if owned is not None and is_owned:
+        return owned, True
+    return (runs if runs.max() > 0 else joined[-1]), False  # one run: its groups, where there are some
 
 
 def has_one_label(labels: np.ndarray, codes: np.ndarray) -> bool:

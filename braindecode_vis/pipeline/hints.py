@@ -5,6 +5,7 @@ Looks at finished stages only and changes nothing. A hint is no error: the score
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.pipeline.scoring import evaluate
 from braindecode_vis.scoring.label_exchange import find_exchange
+from braindecode_vis.scoring.scoring_task import FEW_ORDERS
 
 # On real fMRI of 12 to 60 pictures, single trials gave top-1 0.75 where their averages gave 0.45. So they do in a
 # simulation where voxels share most of their noise, which single trials show and averages hide: 0.90 and 0.49 of 40
@@ -32,7 +34,7 @@ def list_hints(run: Run) -> list[str]:
     hints = _judge_penalties(run)
     if run.config.decodes_categories:
         return [*_judge_owners(run, rows), *hints]
-    return [*_judge_repeats(run), *_judge_gallery(run, rows), *_judge_ties(run), *hints]
+    return [*_judge_repeats(run), *_judge_gallery(run, rows), *_judge_orders(rows), *_judge_ties(run), *hints]
 
 
 def _judge_repeats(run: Run) -> list[str]:
@@ -83,6 +85,19 @@ def _judge_gallery(run: Run, rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _judge_orders(rows: list[dict[str, Any]]) -> list[str]:
+    """Say where test images are too few to be permuted."""
+    for row in reversed(rows):  # all subjects together stand last
+        found = re.search(FEW_ORDERS + r" in (\d+) ways: no p much below ([\d.]+)", str(row["protocol"]))
+        if found is not None:
+            return [
+                "the test images are too few for a small p: wherever they are permuted, within folds where there are "
+                f"several, they change places in {found[1]} ways, and no p lies much below {found[2]}, however well "
+                "they are decoded; more images, or fewer folds, allow less."
+            ]
+    return []
+
+
 def _judge_owners(run: Run, rows: list[dict[str, Any]]) -> list[str]:
     """Say what subjects (or groups) that have one class each are too few or too small for."""
     found = find_exchange(rows)
@@ -92,8 +107,8 @@ def _judge_owners(run: Run, rows: list[dict[str, Any]]) -> list[str]:
     if found.smallest_p > 0.05:
         hints.append(
             f"the {found.unit}s are too few for a small p: exchanging the labels of whole {found.unit}s gives none "
-            f"below {found.smallest_p:.2g}, however well they are told apart; four {found.unit}s of each class allow "
-            "0.029."
+            f"below {found.smallest_p:.2g}, however well they are told apart; four {found.unit}s of each of two "
+            "classes allow 0.029."
         )
     trials = preprocess(run).responses.trials
     if (

@@ -324,7 +324,9 @@ class KFoldSplitConfig(SplitSettings):
         what = {"image": "images", "trial": "trials"}[by]
         first = pd.DataFrame({"id": units, "concept": concepts}).drop_duplicates("id")
         if len(first) < self.n_folds:
-            raise ConfigError(f"split.n_folds is {self.n_folds}, but there are only {len(first)} {what}.")
+            raise ConfigError(
+                f"split.n_folds is {self.n_folds}, but there are only {len(first)} {what}; set it to at most that many."
+            )
         order = make_generator(seed, "split", "kfold").permutation(len(first))
         shuffled = first.iloc[order]
         if self.stratify:
@@ -373,7 +375,10 @@ class GroupKFoldSplitConfig(SplitSettings):
         groups = make_groups(trials.assign(concept=concepts), self.by).astype(str)
         names, codes, counts = np.unique(groups, return_inverse=True, return_counts=True)
         if len(names) < self.n_folds:
-            raise ConfigError(f"split.n_folds is {self.n_folds}, but there are only {len(names)} {self.by}s.")
+            raise ConfigError(
+                f"split.n_folds is {self.n_folds}, but there are only {len(names)} {self.by}s; set it to at most that "
+                "many."
+            )
         # Shuffled first, so that groups of one size fall anywhere; the largest then go to the emptiest fold.
         order = make_generator(seed, "split", "group_kfold").permutation(len(names))
         order = order[np.argsort(-counts[order], kind="stable")]

@@ -20,7 +20,13 @@ import pandas as pd
 from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.scoring.crossed import MANY, groups_interval, name_units, resampled_interval
+from braindecode_vis.scoring.crossed import (
+    MANY,
+    NO_INTERVAL,
+    groups_interval,
+    name_units,
+    resampled_interval,
+)
 from braindecode_vis.scoring.label_exchange import (
     Exchange,
     ExchangedLabels,
@@ -216,12 +222,14 @@ def _pool(task: CategoryTask, parts: list[_Measured]) -> _Measured:
     """Return the mean over subjects, with Student's t over subjects."""
     generator = make_generator(task.seed, "category_subjects")
     values = np.array([part.value for part in parts])
+    n_trials = sum(part.n_trials for part in parts)
     found = groups_interval(values, np.arange(len(parts)), unit="subject")
+    bounds = (None, None) if found.low is None else tuple(np.clip([found.low, found.high], 0, 1).tolist())
     # The permutations of subjects are drawn alike; in another order for each, they are independent.
     null = np.mean([generator.permutation(part.null) for part in parts], axis=0)
     return _Measured(
-        parts[0].metric, found.value, sum(part.n_trials for part in parts), np.empty(0), null, found.resampled,
-        (found.low, found.high), values,
+        parts[0].metric, found.value, n_trials, np.empty(0), null, found.resampled,
+        bounds, values,
     )  # fmt: skip
 
 
@@ -302,8 +310,11 @@ def _measure_owned(
         present = (
             [np.full(len(known), True)] if len(classes) == 1 else [own == code for code in np.unique(own)]
         )
-        interval = spread_of_owners(right[0], mass, present, len(rows), exchanged.widening)
-        told = words if interval is not None else ""
+        interval: Any = spread_of_owners(right[0], mass, present, len(rows), exchanged.widening)
+        told = words
+        if interval is None:
+            sizes = [int(inside.sum()) for inside in present]
+            interval, told = (None, None), _tell_no_spread(sizes, exchanged.unit, 3 if len(sizes) == 1 else 2)
         if len(known) == 1:  # the trials of one subject
             wilson = wilson_interval(int(hits[0].sum()), len(rows))
             interval, told = (wilson.low, wilson.high), "trials (Wilson)"
@@ -341,15 +352,27 @@ def _measure_area(task: CategoryTask, n_trials: int) -> list[_Measured]:
     else:
         return []
     chance, null = _describe_null(exchange, areas)
-    interval = spread_of_pairs(wins)
+    interval: Any = spread_of_pairs(wins)
     n_owners = exchange.labels.shape[1]
-    told = f"{name_units(exchanged.unit, n_owners)} (t)" if interval is not None else ""
+    told = f"{name_units(exchanged.unit, n_owners)} (t)"
+    if interval is None:
+        sizes = np.unique(exchange.labels[0], return_counts=True)[1].tolist()
+        interval, told = (None, None), _tell_no_spread(sizes, exchanged.unit, 3)
     about = f"{how}; {exchange.describe(exchanged.unit, refits=exchanged.refits)}"
     return [
         _Measured(
             "auc", float(areas[0]), n_trials, np.array([]), null, told, interval, chance=chance, about=about
         )
     ]
+
+
+def _tell_no_spread(sizes: list[int], unit: str, fewest: int) -> str:
+    """Return why there is no spread of owners, of which there are so many in each class: too few, or all alike."""
+    n, of = min(sizes), " of a class" if len(sizes) > 1 else ""
+    if n < fewest:
+        owners = f"{n} {unit}" if n == 1 else f"{n} {unit}s"
+        return f"{NO_INTERVAL}: {owners}{of}, and an interval over {unit}s needs at least {fewest}"
+    return f"{NO_INTERVAL}: all {unit}s{of} are alike"
 
 
 def _describe_null(exchange: Exchange, scores: np.ndarray) -> tuple[float | None, np.ndarray]:
@@ -423,8 +446,10 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
         if name in of_units and of_units[name][2] not in MANY:
             bound = resampled_interval(value, *of_units[name][:2], unit=of_units[name][2])
             interval, words = (bound.low, bound.high), bound.resampled
+        if len(draws) and np.ptp(draws) == 0:  # every pair is in order, or no trial is a hit
+            interval, words = (None, None), f"{NO_INTERVAL}: all values are equal"
         # A bootstrap of few hits is too narrow, and has no width at all where every trial is a hit.
-        if name == "accuracy" and len(rows) < 40 and units is None:
+        if name == "accuracy" and units is None and (len(rows) < 40 or value in (0, 1)):
             wilson = wilson_interval(round(value * len(rows)), len(rows))
             interval, words = (wilson.low, wilson.high), "trials (Wilson)"
         found.append(_Measured(name, value, len(rows), draws, null[np.isfinite(null)], words, interval))
@@ -513,7 +538,9 @@ def _resample_units(
         # Units within runs: a run may have one unit of each class, which alone has no spread, so runs are drawn.
         of_runs = np.concatenate([compute_auc(decision[block][None], truth[block][None]) for block in usable])
         turns = generator.integers(0, len(usable), (task.n_bootstrap, len(usable)))
-        found["auc"] = (of_runs[turns].mean(axis=1), len(usable), "run")
+        # Where several decoders test trials of one run, the parts are folds.
+        part = "fold" if str(task.runs[0]).startswith("fold ") else "run"
+        found["auc"] = (of_runs[turns].mean(axis=1), len(usable), part)
         return found
     areas = []
     for block in usable:

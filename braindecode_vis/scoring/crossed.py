@@ -281,8 +281,9 @@ def images_interval(
         return CrossedInterval(mean, None, None, None, f"no interval: one {column}")
     if _is_constant(values):
         return CrossedInterval(mean, None, None, None, f"{NO_INTERVAL}: all values are equal")
-    effects = sum_images(values)
-    variance = n_columns / (n_columns - 1) * float(((effects - effects.mean()) ** 2).sum())
+    # About the mean of each subject: how much an image weighs, by who saw it, is no spread of values.
+    effects = sum_images(values - np.nanmean(values, axis=1, keepdims=True))
+    variance = n_columns / (n_columns - 1) * float((effects**2).sum())
     half = float(t.isf((1 - level) / 2, n_columns - 1) * np.sqrt(variance))
     n_cells = int(np.isfinite(values).sum())
     if proportion and min(n_cells / len(values), mean * n_cells, (1 - mean) * n_cells) <= FEW_HITS:
@@ -465,8 +466,9 @@ def interval_of_rows(
     )
     # Wilson's interval counts items as independent, which repetitions of an image are not.
     counted = proportion and bool(np.isin(rows, (0.0, 1.0)).all())
-    if n_units == len(rows) and counted and (len(rows) < WILSON_BELOW or _is_constant(rows)):
-        wilson = wilson_interval(int(rows.sum()), len(rows), level=level)
+    if counted and (_is_constant(rows) or n_units == len(rows) < WILSON_BELOW):
+        # Where all are alike, repetitions add nothing: each image counts once.
+        wilson = wilson_interval(round(value * n_units), n_units, level=level)
         return CrossedInterval(value, wilson.low, wilson.high, None, f"{name_units(unit, n_units)} (Wilson)")
     if n_units < 2:
         return CrossedInterval(value, None, None, None, f"{NO_INTERVAL}: one {unit}")
@@ -491,7 +493,11 @@ def _bound_subjects(
         # Whole subjects alone: the mean of each counts once, whatever its number of rows.
         names = np.unique(whose)
         means = np.array([rows[whose == name].mean() for name in names])
-        return groups_interval(means, names, statistic=statistic, level=level, unit="subject")
+        found = groups_interval(means, names, statistic=statistic, level=level, unit="subject")
+        if found.low is not None and found.high is not None:
+            low, high = _clip(found.low, found.high, proportion)
+            found = replace(found, low=low, high=high)
+        return found
     if statistic == "median":
         below = tabulate_cells((rows <= np.median(rows)).astype(float), whose, units)
         return crossed_median(rows, below, level=level, column=unit)

@@ -43,7 +43,7 @@ class Exchange:
     labels : int array of shape (n_sets, n_owners)
         Label of each owner.
     weights : int array of shape (n_sets,)
-        How many label sets each one stands for: two where exchanging the names of two classes changes no score.
+        How many label sets each one stands for: two where exchanging the names of two classes gives the same decoder.
     is_complete
         Whether these are all label sets, not draws.
     smallest_p
@@ -237,7 +237,9 @@ def make_exchange(
     ((10, 6), True, 0.1)
     """
     n_ways = math.prod(count_arrangements(truth[block]) for block in blocks)
-    mirrored = refits and _is_own_complement(truth, blocks)
+    # With refits, sets that differ by the names of equally frequent classes score alike.
+    alike = _count_renamings(truth, blocks) if refits else 1
+    mirrored = alike > 1 and len(np.unique(truth)) == 2
     step = 2 if mirrored else 1
     # Without refits a label set costs next to nothing.
     affordable = max(FEWEST_DRAWS, MOST_FITS // max(1, fits_each)) if refits else most + 1
@@ -247,12 +249,12 @@ def make_exchange(
             found = found[found[:, 0] == truth[0]]
         own = np.flatnonzero((found == truth).all(axis=1))[0]
         order = np.r_[own, generator.permutation(np.delete(np.arange(len(found)), own))]
-        return Exchange(found[order], np.full(len(found), step), True, step / n_ways)
+        return Exchange(found[order], np.full(len(found), step), True, alike / n_ways)
     most = min(most, affordable, MOST_DRAWS) if refits else most
     draws = np.tile(truth, (most + 1, 1))
     for block in blocks:
         draws[1:, block] = generator.permuted(draws[1:, block], axis=1)
-    return Exchange(draws, np.ones(most + 1, int), False, max(1 / (most + 1), step / n_ways))
+    return Exchange(draws, np.ones(most + 1, int), False, max(1 / (most + 1), alike / n_ways))
 
 
 def count_arrangements(truth: np.ndarray) -> int:
@@ -267,10 +269,11 @@ def count_arrangements(truth: np.ndarray) -> int:
     return math.factorial(len(truth)) // math.prod(math.factorial(int(n)) for n in counts)
 
 
-def _is_own_complement(truth: np.ndarray, blocks: Sequence[np.ndarray]) -> bool:
-    """Say whether there are two classes, equally often in every block."""
+def _count_renamings(truth: np.ndarray, blocks: Sequence[np.ndarray]) -> int:
+    """Return in how many ways classes can change names with others that are as frequent in every block."""
     known = np.unique(truth)
-    return len(known) == 2 and all(2 * (truth[block] == known[0]).sum() == len(block) for block in blocks)
+    counts = np.array([[(truth[block] == name).sum() for block in blocks] for name in known])
+    return math.prod(math.factorial(int(n)) for n in np.unique(counts, axis=0, return_counts=True)[1])
 
 
 def _iterate_arrangements(truth: np.ndarray, blocks: Sequence[np.ndarray]) -> Iterator[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 LARGEST_TABLE = 4_000_000  # cells of a query-by-gallery table that is permuted
 SHUFFLES = "one shuffle; the interval holds 95 % of all shuffles"
+#: What a protocol says where permutations of a few images allow no small p.
+FEW_ORDERS = "permuted images change places"
 #: Values of a table in single precision differ by less, in parts of one, from those of pairs in double precision.
 ROUNDING = 1e-5
 
@@ -292,8 +295,6 @@ class ScoredGroup:
 
     def __init__(self, task: ScoringTask, group: Group) -> None:
         self.task, self.subject, self.rows = task, group.subject, group.rows
-        words = "" if task.folding is None else task.folding.words
-        self.protocol = "; ".join(filter(None, [task.protocol, words]))
         self.split = task.split if group.condition is None else f"{task.split}, {group.condition}"
         self.has_ceiling = group.condition is None
         self.ids, self.concepts = task.ids[group.rows], task.concepts[group.rows]
@@ -305,6 +306,19 @@ class ScoredGroup:
         self.fold_numbers = task.fold_numbers[group.rows]
         #: Whether the rows are tested in several folds that train each other.
         self.over_folds = len(np.unique(self.fold_numbers)) > 1
+
+    @cached_property
+    def protocol(self) -> str:
+        """What rows say of how they were made."""
+        words = "" if self.task.folding is None else self.task.folding.words
+        classes = self.find_classes(self.columns, self.column_folds)
+        counts = (
+            [len(self.columns)] if classes is None else np.unique(classes, return_counts=True)[1].tolist()
+        )
+        # Of five images or more there are enough orders.
+        n_orders = math.prod(math.factorial(min(n, 5)) for n in counts)
+        few = f"{FEW_ORDERS} in {n_orders} ways: no p much below {1 / n_orders:.2g}"
+        return "; ".join(filter(None, [self.task.protocol, words, few * (1 < n_orders < 20)]))
 
     @cached_property
     def column_folds(self) -> np.ndarray | None:

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import braindecode_vis as bdv
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.array_folder import read_array_folder
@@ -161,3 +162,19 @@ def test_from_a_bare_folder_to_a_report(tmp_path, command_line):
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "run" / "report.html").read_text()
     assert "mine" in page
+
+
+def test_what_was_saved_from_python_lacks_the_configuration_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    data = bdv.from_arrays(
+        rng.normal(size=(N, 5)), labels=["old", "young"] * (N // 2), subject=np.arange(N) % 6
+    )
+    root = data.save(tmp_path / "saved")
+    started = start_folder(root)
+    assert started.complete
+    assert [path.name for path in started.written] == ["decode.yaml"]
+    config = read_config(root / "decode.yaml")
+    # As `decode` would split these people, each of whom has one class.
+    assert (config.split.kind, config.encoder.kind) == ("leave_one_subject_out", "lda")
+    assert started.notes == ("responses: 12 x 5, trials first, with their table, as they were saved.",)
+    assert start_folder(root).written == ()

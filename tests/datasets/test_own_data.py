@@ -114,6 +114,7 @@ def number(first, n, *, step=1):
     [
         (number(1, 3), r"3 numbers from 1 to 3, and the 4 .*images=\{1: .*dict\(enumerate\(pictures, 1\)\)"),
         (number(1, 4), r"4 numbers from 1 to 4"),
+        (number(7, 1), r"the trials show the number 7 alone, and the 4 pictures"),
         (number(0, 3), r"3 numbers from 0 to 2"),
         (
             number(0, 4),

@@ -150,6 +150,8 @@ MANY = np.arange(48)
         (PEOPLE % 2, {"subject": PEOPLE, "run": MANY % 2}, PEOPLE, 5),
         (MANY % 2, {"subject": PEOPLE, "run": MANY // 2 % 3}, PEOPLE * 3 + MANY // 2 % 3, 5),
         (PEOPLE % 2, {"group": PEOPLE, "run": MANY % 2}, PEOPLE, 5),  # runs of the same numbers in everybody
+        (MANY % 2, {"group": MANY // 6}, MANY // 6, 5),  # one run, as where none is told: its groups
+        (MANY % 2, {"run": MANY // 12, "group": MANY // 3 % 2}, MANY // 12, 4),  # groups that all runs share
         (MANY % 2, {}, MANY, 5),  # one run: trials
         (MANY // 12, {"run": MANY // 12}, MANY, 5),  # every class in a run of its own: trials
     ],

@@ -76,7 +76,7 @@ def test_few_people_are_told_what_p_they_allow():
     assert find(run, "accuracy").p_value == pytest.approx(0.1)
     (hint,) = run.hints
     assert "gives none below 0.1" in hint
-    assert "four subjects of each class" in hint
+    assert "four subjects of each of two classes" in hint
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ def test_a_leaking_split_refuses_to_exist(folds, message):
 
 def test_more_folds_than_images_is_an_error():
     trials = make_trials(n_images=4)
-    with pytest.raises(ConfigError, match=r"n_folds is 10, but there are only 4 images"):
+    with pytest.raises(
+        ConfigError, match=r"n_folds is 10, but there are only 4 images; set it to at most that many"
+    ):
         KFoldSplitConfig(n_folds=10).make(trials, make_concepts(trials), seed=0)
 
 

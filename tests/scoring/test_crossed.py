@@ -247,6 +247,30 @@ def test_groups_have_t_limits():
     )
 
 
+def test_who_saw_an_image_is_no_spread_of_values():
+    """Of two subjects an image that both saw weighs twice; adding a constant must change no width."""
+    table = own_images(VALUES[:2], 2)
+    found, moved = crossed.images_interval(table), crossed.images_interval(table + 5)
+    assert moved.half_width == pytest.approx(found.half_width, rel=1e-9)  # rounding
+    # By hand: of six images, the two shared ones move both means by a quarter of their deviation.
+    deviations = VALUES[:2] - VALUES[:2].mean(axis=1, keepdims=True)
+    effects = np.r_[deviations[:, :2].sum(axis=0), deviations[0, 2:], deviations[1, 2:]] / 8
+    half = stats.t.ppf(0.975, 5) * (6 / 5 * (effects**2).sum()) ** 0.5
+    assert found.half_width == pytest.approx(half, rel=1e-9)
+
+
+def test_shares_of_subjects_stay_between_0_and_1():
+    hits = np.repeat([1.0, 1, 1, 1, 0, 1], 4)
+    rows = {"subjects": np.repeat(list("abcdef"), 4), "unit": "subject"}
+    found, free = (
+        crossed.interval_of_rows(hits, proportion=True, **rows),
+        crossed.interval_of_rows(hits, **rows),
+    )
+    half = stats.t.ppf(0.975, 5) * np.std([1, 1, 1, 1, 0, 1], ddof=1) / 6**0.5
+    assert (free.low, free.high) == pytest.approx((5 / 6 - half, 5 / 6 + half), rel=1e-9)
+    assert (found.low, found.high, found.resampled) == (free.low, 1.0, "6 subjects (t)")
+
+
 def test_paired_difference_sees_what_separate_intervals_hide():
     rng = np.random.default_rng(8)
     base = rng.standard_normal(100)

@@ -58,7 +58,10 @@ def test_the_example_of_eight_subjects():
         ([0, 0, 0, 1, 1, 1], False, 1 / 20),  # fixed decisions: the complement is another score
         ([0, 0, 0, 1, 1, 1, 1, 1], True, 1 / 56),
         ([0, 0, 0, 0, 1, 1, 1, 1], True, 2 / 70),
-        ([0, 0, 1, 1, 2, 2], True, 1 / 90),
+        ([0, 0, 1, 1, 2, 2], True, 6 / 90),  # three names change places
+        ([0, 0, 1, 1, 2, 2], False, 1 / 90),
+        ([0, 0, 1, 1, 2, 2, 2], True, 2 / 210),
+        ([0, 1, 2], True, 1.0),
         ([0, 1], True, 1.0),
     ],
 )
@@ -69,9 +72,13 @@ def test_the_smallest_p_is_that_of_all_label_sets(truth, refits, smallest):
     assert exchange.labels[0].tolist() == truth
     assert exchange.weights.sum() == count_arrangements(np.array(truth))
     assert len({tuple(row) for row in exchange.labels.tolist()}) == len(exchange.labels)
-    scores = np.zeros(len(exchange.labels))
-    scores[0] = 1  # nothing else reaches it
-    assert exchange.test(scores)[0] == pytest.approx(smallest)
+    # What a perfect decoder scores: 1 on the observed labels, and on the same labels under other names if it is fitted
+    # again; nothing else reaches it.
+    scores = [
+        float(len(set(zip(labels, truth, strict=True))) == len(set(truth)) if refits else labels == truth)
+        for labels in exchange.labels.tolist()
+    ]
+    assert exchange.test(np.array(scores))[0] == pytest.approx(smallest)
 
 
 def test_many_subjects_are_drawn():
@@ -182,6 +189,22 @@ def test_too_few_people_or_people_who_are_alike_have_no_interval():
     assert spread_of_pairs(np.ones((2, 5))) is None
     assert spread_of_pairs(np.ones((3, 5))) == pytest.approx((0.025 ** (1 / 3), 1.0))
     assert spread_of_pairs(np.zeros((3, 5))) == pytest.approx((0.0, 1 - 0.025 ** (1 / 3)))
+
+
+def test_rows_without_an_interval_say_why():
+    """Two people of each class, one of them always right: nothing varies within a class."""
+    rows = score_given([0, 0, 1, 1], np.eye(2)[np.zeros(20, int)])[0]
+    told = {
+        metric: (row.ci_low, row.resampled)
+        for (metric, subject, method), row in rows.items()
+        if (subject, method) == ("all", "decoded")
+    }
+    assert told["balanced_accuracy"] == (None, "no interval: all subjects of a class are alike")
+    assert told["auc"] == (
+        None,
+        "no interval: 2 subjects of a class, and an interval over subjects needs at least 3",
+    )
+    assert told["accuracy"][1] == "4 subjects (t)"
 
 
 def test_families_of_several_people_are_exchanged_as_wholes():

@@ -57,6 +57,9 @@ def test_small_counts_and_unanimous_hits_get_wilson():
     assert (few.ci_low, few.ci_high) == pytest.approx((0.5958, 0.9821), abs=1e-4)  # published example
     unanimous = _score(np.ones(100))
     assert unanimous.ci_low == wilson_interval(100, 100).low < 1
+    # Five trials of each of 20 images are no more evidence than the images are.
+    repeated = _score(np.ones(100), stimulus_ids=np.repeat(np.arange(20), 5))
+    assert (repeated.ci_low, repeated.resampled) == (wilson_interval(20, 20).low, "images (Wilson)")
     fractions = _score(np.linspace(0, 1, 21))
     assert fractions.ci_low > 0.3
     perfect = _score(np.zeros(10), "mse@native", chance=0.05)  # an error of zero is no proportion

@@ -16,7 +16,7 @@ from braindecode_vis.scoring.metrics.suite import MetricSuiteConfig, compute_sui
 from braindecode_vis.scoring.refits import Refits
 from braindecode_vis.scoring.retrieval import compute_ranks, rank_similarities
 from braindecode_vis.scoring.score_table import ScoringTask, compute_scores
-from braindecode_vis.scoring.scoring_task import Folding
+from braindecode_vis.scoring.scoring_task import Folding, ScoredGroup
 from braindecode_vis.scoring.uncertainty import (
     permutation_test_folds,
     widen_interval,
@@ -487,6 +487,18 @@ def test_refits_are_the_null_of_retrieval_and_its_level_among_trained_images():
         assert score.chance == pytest.approx(values.mean())
         beyond = values <= score.value + 1e-9 if metric == "median_rank" else values >= score.value - 1e-9
         assert score.p_value == pytest.approx((1 + beyond.sum()) / 100)
+
+
+def test_few_orders_of_images_are_told():
+    """Folds of two images each have two orders, so that p is at least a half of a half, up to the draws."""
+    words = "permuted images change places in 4 ways: no p much below 0.25"
+    few = make_folds(n_folds=N // 2)
+    scored = ScoredGroup(few, few.groups[0]._replace(rows=np.arange(4)))
+    assert scored.protocol.endswith(f"; in folds; {words}")
+    whole = make_task()
+    assert "change places" not in ScoredGroup(whole, whole.groups[0]).protocol
+    three = ScoredGroup(whole, whole.groups[0]._replace(rows=np.arange(3)))
+    assert three.protocol.endswith("change places in 6 ways: no p much below 0.17")
 
 
 def test_one_image_a_fold_leaves_nothing_to_exchange():

@@ -157,14 +157,11 @@ def check_identity(run: AuditedRun) -> list[AuditFinding]:
         groups = make_groups(run.trials, side).astype(str)
         if side == "group" and _is_class(groups, labels, subjects):
             continue
-        shares = [measure_known_classes(groups, labels, fold) for fold in run.folds]
-        sizes = [len(fold.test) for fold in run.folds]
-        known = float(np.average([share for share, _ in shares], weights=sizes))
+        known, names = measure_known_classes(groups, labels, run.folds)
         if known < LEAST_KNOWN or (known < MOSTLY_KNOWN and not run.decodes_categories):
             continue
-        number = int(np.argmax([share for share, _ in shares]))
-        names = shares[number][1]
         first = names[0]
+        number = int(np.argmax([np.isin(groups[fold.test], names).sum() for fold in run.folds]))
         everybody = known >= MOSTLY_KNOWN
         level: Level = "leak" if everybody and run.decodes_categories else "warning"
         split = {"subject": "leave_one_subject_out", "group": "leave_one_group_out"}[side]
@@ -180,13 +177,17 @@ def check_identity(run: AuditedRun) -> list[AuditFinding]:
     return findings or [AuditFinding("identity", "ok", text)]
 
 
-def measure_known_classes(groups: np.ndarray, labels: np.ndarray, fold: Fold) -> tuple[float, list[str]]:
+def measure_known_classes(
+    groups: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]
+) -> tuple[float, list[str]]:
     """Return how many more test trials than by chance lie in trained groups of one class, and these groups.
+
+    Of all folds together: the few test trials of one of many folds tell little.
 
     Parameters
     ----------
     groups, labels : str arrays of shape (n_trials,)
-    fold
+    folds
         Rows of both.
 
     Returns
@@ -200,14 +201,16 @@ def measure_known_classes(groups: np.ndarray, labels: np.ndarray, fold: Fold) ->
     Examples
     --------
     >>> who, what = np.array(list("aaabbb")), np.array(list("xxxyyy"))
-    >>> measure_known_classes(who, what, Fold(np.array([0, 1, 3, 4]), np.array([2, 5])))
+    >>> measure_known_classes(who, what, [Fold(np.array([0, 1, 3, 4]), np.array([2, 5]))])
     (1.0, ['a', 'b'])
     """
     known, first, codes, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
     frequency = np.unique(labels, return_counts=True)[1] / len(labels)
     is_single = np.bincount(codes, labels != labels[first][codes], minlength=len(known)) == 0
-    tested = np.bincount(codes[fold.test], minlength=len(known))
-    tested[np.bincount(codes[fold.train], minlength=len(known)) == 0] = 0  # on one side only
+    tested = np.zeros(len(known), np.intp)  # trials of each group that are tested beside trained ones
+    for fold in folds:
+        is_taught = np.bincount(codes[fold.train], minlength=len(known)) > 0
+        tested += np.bincount(codes[fold.test], minlength=len(known)) * is_taught
     n_known = int(tested[is_single].sum())
     # By chance a group of n trials shows one class with the probability of n trials of one class.
     chances = np.array([float((frequency ** int(n)).sum()) for n in np.unique(sizes)])
@@ -217,7 +220,8 @@ def measure_known_classes(groups: np.ndarray, labels: np.ndarray, fold: Fold) ->
     certain = is_known.sum() > 1 and is_known.sum() == (tested > 0).sum()  # all of them
     if len(frequency) < 2 or not (certain or n_known > expected + 3 * spread):
         return 0.0, []
-    return (n_known - expected) / (len(fold.test) - expected), known[is_known].tolist()
+    n_tested = sum(len(fold.test) for fold in folds)
+    return (n_known - expected) / (n_tested - expected), known[is_known].tolist()
 
 
 def _is_class(groups: np.ndarray, labels: np.ndarray, subjects: np.ndarray) -> bool:

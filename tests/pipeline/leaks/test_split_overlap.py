@@ -271,8 +271,23 @@ def test_small_groups_of_one_class_are_no_leak_by_chance(open_small):
     labels = rng.permutation(ROWS % 2).astype(str)
     assert 0.3 < np.mean([len(set(labels[groups == g])) == 1 for g in range(12)]) < 0.7
     fold = Fold(*every_other[0])
-    assert measure_known_classes(groups.astype(str), labels, fold)[0] < 0.1
-    assert measure_known_classes(groups.astype(str), (groups % 2).astype(str), fold)[0] == 1
+    assert measure_known_classes(groups.astype(str), labels, [fold])[0] < 0.1
+    assert measure_known_classes(groups.astype(str), (groups % 2).astype(str), [fold])[0] == 1
+
+
+def test_many_folds_of_few_trials_tell_as_much_as_one():
+    """Two of eight people show one class; each of forty folds tests two trials, which alone say nothing."""
+    n = 80
+    who = np.arange(n) % 8
+    labels = np.where(who < 2, 0, np.arange(n) // 8 % 2).astype(str)
+    parts = np.random.default_rng(0).permutation(n).reshape(40, 2)
+    folds = [Fold(np.setdiff1d(np.arange(n), part), part) for part in parts]
+    share, names = measure_known_classes(who.astype(str), labels, folds)
+    assert names == ["0", "1"]
+    by_chance = n * (0.625**10 + 0.375**10)
+    assert share == pytest.approx((20 - by_chance) / (n - by_chance), rel=1e-9)
+    everybody = measure_known_classes(who.astype(str), (who % 2).astype(str), folds)
+    assert everybody == (1.0, [str(number) for number in range(8)])
 
 
 def test_one_person_of_one_class_among_others_is_a_share(tmp_path):
@@ -281,7 +296,7 @@ def test_one_person_of_one_class_among_others_is_a_share(tmp_path):
     labels = np.where(who == 0, 0, np.arange(120) % 2)
     # Fifths by turns, so that both classes are tested in everybody.
     folds = [(np.flatnonzero(np.arange(120) % 5), np.flatnonzero(np.arange(120) % 5 == 0))]
-    share, names = measure_known_classes(who.astype(str), labels.astype(str), Fold(*folds[0]))
+    share, names = measure_known_classes(who.astype(str), labels.astype(str), [Fold(*folds[0])])
     assert share == pytest.approx(1 / 6, abs=0.001)
     assert names == ["0"]
     named = [f"c{label}" for label in labels]
