@@ -152,9 +152,10 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
     names
         ``relative_median_rank`` (both definitions), ``mean_average_precision`` (all images of the concept are
         relevant), ``within_concept``, ``instances`` (single trials beside averaged predictions), ``nsd_300`` (drawn and
-        exact, in both directions: images for a response, responses for an image), ``zero_shot_text``, ``concept_templates``, ``transductive`` (the unlabelled test
-        queries of each subject correct their own similarities; see `scoring.metrics.query_calibration`),
-        ``composition`` (what was seen against the same parts bound otherwise, and as a control against other parts).
+        exact, in both directions: images for a response, responses for an image), ``zero_shot_text``,
+        ``concept_templates``, ``transductive`` (the unlabelled test queries of each subject correct their own
+        similarities; see `scoring.metrics.query_calibration`), ``composition`` (what was seen against the same parts
+        bound otherwise, and as a control against other parts).
 
     Raises
     ------
@@ -348,7 +349,9 @@ def score_draws(task: ProtocolTask) -> Iterator[Score]:
         own, _ = protocols.average_predictions(
             Embeddings(queries.vectors[rows], queries.ids[rows], queries.space)
         )
-        n_drawn = min(task.n_drawn, len(own))  # a smaller test set is searched whole, which the name of a row says
+        n_drawn = min(
+            task.n_drawn, len(own)
+        )  # a smaller test set is searched whole, which the name of a row says
         found = protocols.retrieve_in_draws(
             own, gallery, n_items=n_drawn, n_draws=task.n_draws, seed=task.seed, n_boot=task.n_bootstrap,
             device=task.device,

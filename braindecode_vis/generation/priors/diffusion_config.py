@@ -70,8 +70,8 @@ class DiffusionPriorConfig(ImageSourceSettings):
         Share of the training images kept aside; the weights of the epoch with the lowest loss on their predictions
         are taken. 0 takes the last epoch, as ATM does.
     sampler, steps, guidance
-        How samples are drawn (ATM: ddpm, 50, 5; MindEye2: stochastic-ddim, 20, 1). A guidance above 1 moves samples toward what the condition says and
-        away from the true spread of images.
+        How samples are drawn (ATM: ddpm, 50, 5; MindEye2: stochastic-ddim, 20, 1). A guidance above 1 moves samples
+        toward what the condition says and away from the true spread of images.
     spacing
         Which steps of the schedule are sampled: ``trailing`` begins with pure noise; ``leading`` a piece before, as ATM
         does, which takes the default scheduler of diffusers.
@@ -150,7 +150,9 @@ class DiffusionPriorConfig(ImageSourceSettings):
             self.refuse_unused("candidates", because="select none keeps every draw")
         if self.network == "mindeye2":
             unused = ("widths", "time_features", "dropout", "token_width")
-            self.refuse_unused(*unused, because="network mindeye2 is as wide as a token and drops nothing out")
+            self.refuse_unused(
+                *unused, because="network mindeye2 is as wide as a token and drops nothing out"
+            )
         if self.sampler == "stochastic-ddim":
             self.refuse_unused("spacing", because="sampler stochastic-ddim has steps of its own")
             if self.steps < 2:

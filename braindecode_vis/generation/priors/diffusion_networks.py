@@ -366,7 +366,9 @@ class _DirectionAttention(nn.Module):
     def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
         """Return what each token takes from all, shape (n, n_tokens, n_features)."""
         tokens = self.norm(tokens)
-        query = self.query(tokens).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (n, heads, tokens, width)
+        query = (
+            self.query(tokens).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        )  # (n, heads, tokens, width)
         key, value = self.key_value(tokens).chunk(2, dim=-1)  # (n, tokens, width)
         first = self.first[:, None, None].expand(-1, len(tokens), -1, -1)  # (2, n, 1, width)
         key = torch.cat([first[0], _rotate(key)], dim=1)[:, None]
@@ -400,7 +402,11 @@ def _code_time(timesteps: Tensor, n_features: int) -> Tensor:
     rate = math.log(10_000) / max(1, half - 1)
     angles = timesteps[:, None] * torch.exp(-rate * torch.arange(half, device=timesteps.device))[None]
     code = torch.cat([angles.sin(), angles.cos()], dim=1)
-    return functional.pad(code, (0, n_features - code.shape[1])) if code.shape[1] < n_features else code[:, :n_features]
+    return (
+        functional.pad(code, (0, n_features - code.shape[1]))
+        if code.shape[1] < n_features
+        else code[:, :n_features]
+    )
 
 
 def _bucket_distances(n_tokens: int, device: torch.device) -> Tensor:

