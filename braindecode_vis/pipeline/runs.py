@@ -30,7 +30,7 @@ from braindecode_vis.config import RunConfig, dump_config, read_config
 #: Raise a number when the code of that stage changes its result.
 STAGE_VERSIONS = {
     "preprocess": 2, "pretrain": 1, "embed": 1, "synthesise": 1, "train": 3, "out_of_fold": 1, "retrieve": 2,
-    "reconstruct": 6, "evaluate": 7, "analyze": 3,
+    "reconstruct": 6, "evaluate": 8, "analyze": 4,
 }  # fmt: skip
 #: From this version of `evaluate` on, intervals of several subjects and of groups are those of `scoring.crossed`.
 CROSSED_SINCE = 7
