@@ -72,6 +72,9 @@ def test_every_kind_has_a_row_and_every_maker_a_kind(calibration):
     assert {check.kind for check in calibration.CHECKS} == set(KINDS) == set(calibration.MADE_BY)
     listed = [name for names in calibration.MADE_BY.values() for name in names]
     assert list_makers() == {*listed, *calibration.NO_CLAIM}
+    own = [check for check in calibration.CHECKS if check.goal not in (calibration.COVERS, calibration.HOLDS)]
+    assert own
+    assert all(check.why for check in own)
 
 
 def test_makers_are_found_where_they_stand():
@@ -105,7 +108,7 @@ def test_a_wrong_interval_and_a_wrong_p_are_noticed(calibration):
     assert calibration.misses(p, calibration.simulate(p, {}, N_DRAWS), slack=4)
     nothing = calibration.Check("crossed", "never", lambda rng: None, ({},))
     assert calibration.simulate(nothing, {}, 3).n_none == 3
-    assert "**" in calibration.tabulate([(broken, broken.sizes[0], cell)], "x", N_DRAWS)
+    assert "**" in calibration.tabulate([(broken, broken.sizes[0], cell)], "x")
 
 
 def pytest_generate_tests(metafunc):

@@ -141,3 +141,19 @@ def test_a_deranged_row_shows_another_image(n_repeats):
     order = derange(ids, np.random.default_rng(0))
     assert (ids[order] != ids).all()
     assert set(ids[order]) == set(ids)
+
+
+def test_decoders_of_several_folds_have_wider_intervals_and_nulls():
+    """Decisions of noise by decoders that learnt from each other's trials were called better than chance in .10."""
+    plain, wide = (
+        compute_category_scores(make_task(n=80, effect=0.3, over_folds=over)[0])[0] for over in (False, True)
+    )
+    for metric in ("accuracy", "balanced_accuracy", "auc"):
+        one, other = find(plain, metric), find(wide, metric)
+        assert (one.value, one.chance) == (other.value, other.chance)
+        assert other.p_value >= one.p_value  # exchanging two labels changes no hit, or two
+        assert metric != "auc" or other.p_value > one.p_value
+        assert other.ci_low - other.value == pytest.approx(2**0.5 * (one.ci_low - one.value))
+        assert other.resampled == f"{one.resampled}, widened by sqrt 2 after folds"
+        words = "p-values: labels are permuted without refits, the null widened by sqrt 2 (conservative)"
+        assert other.protocol == f"{one.protocol}; {words}"

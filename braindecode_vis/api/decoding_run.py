@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.api.own import GENERATORS, Data, as_component, read_encoder
+from braindecode_vis.api.score_frame import ScoreFrame
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import (
     ConfigError,
@@ -87,7 +88,7 @@ class DecodingRun:
     @cached_property
     def scores(self) -> pd.DataFrame:
         """One row per metric and method: value, interval, chance, n, p, protocol, seed."""
-        return pd.DataFrame(scoring.evaluate(self._run))
+        return ScoreFrame(scoring.evaluate(self._run))
 
     @property
     def hints(self) -> list[str]:
@@ -248,7 +249,7 @@ class DecodingRun:
             asked = validate_component("analysis", {"kind": "encoding", **settings})
             run = replace(run, config=run.config.model_copy(update={"encode": asked}))
         found = encode(run)
-        table: pd.DataFrame = found["table"]
+        table = ScoreFrame(found["table"])
         table.attrs.update({name: found[name] for name in ("summary", "scores", "files")})
         return table
 
@@ -295,8 +296,7 @@ class DecodingRun:
         # Comparisons read files; runs that are only open in memory have theirs written now.
         for run in (self, *(other for other in others if isinstance(other, DecodingRun))):
             scoring.evaluate(run._run)
-        table: pd.DataFrame = compare_runs([self.folder, *folders], population=population)
-        return table
+        return ScoreFrame(compare_runs([self.folder, *folders], population=population))
 
     def to_xarray(self, what: str = "predictions", *, fold: int | None = None) -> xr.Dataset:
         """Return responses, predictions or scores as a data set of xarray.

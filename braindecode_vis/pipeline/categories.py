@@ -28,7 +28,6 @@ from braindecode_vis.encoders.category_decoders import find_first_rows
 from braindecode_vis.pipeline.runs import Run, lend_context, publish_scores
 from braindecode_vis.preprocessing.splits import Side, Split, find_shared, make_groups
 from braindecode_vis.scoring.design_control import predict_from_design, tabulate_design
-from braindecode_vis.scoring.uncertainty import FOLD_FACTOR
 from braindecode_vis.scoring.units import Units, find_units
 
 if TYPE_CHECKING:
@@ -213,7 +212,7 @@ def exchange_labels(
         parts = np.split(place, np.cumsum([len(block) for block in blocks])[:-1])
         return exchange.keep_decisions(
             owners.unit, codes, truth[tested], [part for part in parts if len(part)], decisions, most=most,
-            generator=draw(), widening=FOLD_FACTOR if n_folds > 1 else 1.0,
+            generator=draw(),
         )  # fmt: skip
     # Owners that are only trained on keep their labels.
     blocks = [block for block in (*blocks, np.setdiff1d(np.arange(len(truth)), tested)) if len(block)]
@@ -251,9 +250,8 @@ def exchange_labels(
     decided = decided[:, rows]
     decided[0] = decisions.argmax(axis=1)  # those of the run, to the last tie
     return exchange.ExchangedLabels(
-        owners.unit, owners.codes[rows], sets, decided, areas, wins, paired=paired, refits=True,
-        widening=FOLD_FACTOR,
-    )  # fmt: skip
+        owners.unit, owners.codes[rows], sets, decided, areas, wins, paired=paired, refits=True
+    )
 
 
 def _make_refit(run: Run, responses: Responses, classes: tuple[str, ...]) -> Refit:
@@ -363,12 +361,15 @@ def evaluate_categories(
             exchanged=None
             if owners is None
             else exchange_labels(run, responses, split, owners, rows, decisions, classes),
+            over_folds=len(split.folds) > 1,
         )
         differences: list[dict[str, Any]] = []
         scores, items = compute_category_scores(task, differences=differences)
         store.write_json(folder / "scores.json", [score.as_row() for score in scores])
         store.write_json(folder / "differences.json", differences)
         store.write_json(folder / "design.json", variables)
+        if len(split.folds) > 1:  # whose decoders have learnt from each other's trials
+            items["fold"] = pd.factorize(decoder_of[rows])[0]
         if units is not None:  # what `compare` resamples
             items = items.assign(unit=units.unit, cluster=units.labels.astype(str))
         items.to_parquet(folder / "items.parquet", index=False)

@@ -52,7 +52,7 @@ def describe_folding(run: Run, units: Units | None) -> Folding | None:
     whole = choose_gallery(run)[0]
     remembered = whole is not None and remembers_candidates(ids, prepared.folds)
     refits = refit_relabelled(run, units)
-    how = "images are permuted within folds, the null widened by sqrt 2"
+    how = "images are permuted within folds, the null widened by sqrt 2 (conservative)"
     if refits is not None:
         how = f"{len(refits.n_above)} refits on relabelled images in retrieval, elsewhere {how}"
     words = "; ".join(

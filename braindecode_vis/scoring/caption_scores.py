@@ -29,7 +29,7 @@ from braindecode_vis.scoring.metrics.caption_metrics import compute_caption_metr
 from braindecode_vis.scoring.metrics.image import make_image_table
 from braindecode_vis.scoring.score_row import POOLED, make_score
 from braindecode_vis.scoring.scoring_task import average, list_subjects
-from braindecode_vis.scoring.uncertainty import permutation_test
+from braindecode_vis.scoring.uncertainty import permutation_test, widen_null
 from braindecode_vis.scoring.units import Units
 
 NEAREST = "nearest-caption"
@@ -262,6 +262,7 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
                 subjects=task.subjects[rows] if subject == POOLED else None, tables=tables or None,
                 truth=truth[rows], blocks=null.get("blocks"), n_permutations=task.n_permutations,
                 clusters=None if units is None else units.labels, unit="image" if units is None else units.unit,
+                over_folds=len(task.predicted) > 1,
             )  # fmt: skip
     return CaptionScores(scores, texts, sources)
 
@@ -341,6 +342,7 @@ def score_captions(
     n_permutations: int = 10_000,
     clusters: Sequence[object] | np.ndarray | None = None,
     unit: str = "image",
+    over_folds: bool = False,
 ) -> list[Score]:
     """Return one row per caption metric; chance is the mean against the references of the next stimulus.
 
@@ -370,6 +372,8 @@ def score_captions(
         What intervals resample, if not stimuli.
     unit
         What they are, in one word.
+    over_folds
+        Whether the captions are of several folds that train each other: limits and nulls are wider by sqrt 2.
     """
     names = [str(i) for i in ids]
     rounds: list[Any] = [candidates] if candidates and isinstance(candidates[0], str) else list(candidates)
@@ -382,6 +386,7 @@ def score_captions(
             null = permutation_test(
                 tables[name], truth=truth, groups=blocks, n_permutations=n_permutations, seed=seed
             )
+            null = widen_null(null) if over_folds else null
             level[name], p_values[name] = null.null_mean, null.p_value
     elif len(distinct) > 1:
         following = dict(zip(distinct, distinct[1:] + distinct[:1], strict=True))
@@ -393,7 +398,7 @@ def score_captions(
         make_score(
             rows, metric=f"{name}@{source}" if source else name, method=method, protocol=protocol, subject=subject,
             split=split, seed=seed, chance=level[name], stimulus_ids=names if clusters is None else clusters, unit=unit,
-            subjects=subjects, n_boot=n_boot, p_value=p_values[name],
+            subjects=subjects, n_boot=n_boot, p_value=p_values[name], over_folds=over_folds,
         )
         for name, rows in values.items()
     ]  # fmt: skip

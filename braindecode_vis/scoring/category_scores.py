@@ -21,11 +21,12 @@ from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.scoring.crossed import (
-    MANY,
     NO_INTERVAL,
+    CrossedInterval,
     groups_interval,
     name_units,
     resampled_interval,
+    widen_interval,
 )
 from braindecode_vis.scoring.label_exchange import (
     Exchange,
@@ -35,7 +36,14 @@ from braindecode_vis.scoring.label_exchange import (
 )
 from braindecode_vis.scoring.score_row import POOLED
 from braindecode_vis.scoring.scoring_task import SHUFFLES
-from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within, wilson_interval
+from braindecode_vis.scoring.uncertainty import (
+    FOLD_FACTOR,
+    WIDENED,
+    compute_p_value,
+    permute_within,
+    widen_about,
+    wilson_interval,
+)
 from braindecode_vis.scoring.units import Units
 
 #: What the interval of the control ``shuffled`` is, where labels of whole owners were exchanged.
@@ -66,6 +74,9 @@ class CategoryTask:
     exchanged
         What was decided for exchanged labels, where each owner (subject, group, ...) has one label and is tested by
         decoders that have not seen it.
+    over_folds
+        Whether the decoders of several folds have learnt from each other's trials: limits, and the null of permuted
+        labels without refits, are then wider by sqrt 2.
     """
 
     decisions: np.ndarray
@@ -82,6 +93,7 @@ class CategoryTask:
     top: tuple[int, ...] = ()
     design: np.ndarray | None = None
     exchanged: ExchangedLabels | None = None
+    over_folds: bool = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.labels.tolist()) - set(self.classes))
@@ -125,7 +137,7 @@ def compute_category_scores(
                 continue
             scores.append(_make_control(task, subject, one, other))
             if differences is not None:
-                low, high = _bound_difference(one, other)
+                low, high = _bound_difference(task, one, other)
                 differences.append(
                     {
                         "metric": one.metric, "control": "design", "subject": subject, "split": task.split,
@@ -153,29 +165,30 @@ class _Measured:
     draws: np.ndarray
     null: np.ndarray
     resampled: str
-    interval: tuple[float | None, float | None] | None = None  # where it is not that of the draws
+    bounds: tuple[float | None, float | None] = (None, None)
     of_subjects: np.ndarray | None = None
     chance: float | None = None  # where it is not the mean of the null
     about: str = ""  # what the null is, where it is none of single trials
 
-    @property
-    def bounds(self) -> tuple[float | None, float | None]:
-        """Ends of the interval, none where nothing was resampled."""
-        if self.interval is not None:
-            return self.interval
-        if not self.resampled:
-            return None, None
-        low, high = np.quantile(self.draws, [0.025, 0.975])
-        return float(low), float(high)
 
-
-def _bound_difference(one: _Measured, other: _Measured) -> tuple[float | None, float | None]:
+def _bound_difference(
+    task: CategoryTask, one: _Measured, other: _Measured
+) -> tuple[float | None, float | None]:
     if one.of_subjects is not None and other.of_subjects is not None:
         pairs = one.of_subjects - other.of_subjects
         found = groups_interval(pairs, np.arange(len(pairs)), unit="subject")
-        return found.low, found.high
-    low, high = np.quantile(one.draws - other.draws, [0.025, 0.975])
-    return float(low), float(high)
+        found = widen_interval(found, (-1.0, 1.0)) if task.over_folds else found
+    else:
+        draws = one.draws - other.draws
+        found = resampled_interval(
+            one.value - other.value,
+            draws,
+            len(draws),
+            unit="trial",
+            ends=(-1.0, 1.0),
+            over_folds=task.over_folds,
+        )
+    return found.low, found.high
 
 
 def _replace_decisions(task: CategoryTask, decisions: np.ndarray) -> CategoryTask:
@@ -192,14 +205,17 @@ def _replace_decisions(task: CategoryTask, decisions: np.ndarray) -> CategoryTas
 def _make_scores(task: CategoryTask, subject: str, found: _Measured) -> Iterator[Score]:
     common: dict[str, Any] = {
         "metric": found.metric, "chance": float(found.null.mean()) if found.chance is None else found.chance,
-        "n_queries": found.n_trials, "protocol": "; ".join(filter(None, [task.protocol, found.about])),
-        "subject": subject, "split": task.split, "seed": task.seed,
+        "n_queries": found.n_trials, "protocol": _describe_protocol(task, found), "subject": subject,
+        "split": task.split, "seed": task.seed,
         "gallery_size": len(task.classes),
     }  # fmt: skip
     low, high = found.bounds
+    # Decisions were not made again on permuted labels, unless the row says so.
+    widen = task.over_folds and not found.about
+    null = widen_about(found.null, found.null.mean()) if widen else found.null
     yield Score(
         method="decoded", value=found.value, ci_low=low, ci_high=high, resampled=found.resampled,
-        p_value=float(compute_p_value(found.value, found.null)), **common,
+        p_value=float(compute_p_value(found.value, null)), **common,
     )  # fmt: skip
     null_low, null_high = (float(q) for q in np.quantile(found.null, [0.025, 0.975]))
     yield Score(
@@ -208,13 +224,18 @@ def _make_scores(task: CategoryTask, subject: str, found: _Measured) -> Iterator
     )  # fmt: skip
 
 
+def _describe_protocol(task: CategoryTask, found: _Measured) -> str:
+    permuted = "p-values: labels are permuted without refits, the null widened by sqrt 2 (conservative)"
+    return "; ".join(filter(None, [task.protocol, found.about or permuted * task.over_folds]))
+
+
 def _make_control(task: CategoryTask, subject: str, found: _Measured, other: _Measured) -> Score:
     low, high = other.bounds
     return Score(
         method="design", metric=other.metric, value=other.value, ci_low=low, ci_high=high, resampled=other.resampled,
         chance=float(found.null.mean()) if found.chance is None else found.chance, n_queries=other.n_trials,
-        protocol="; ".join(filter(None, [task.protocol, found.about])), subject=subject, split=task.split,
-        seed=task.seed, gallery_size=len(task.classes),
+        protocol=_describe_protocol(task, found), subject=subject, split=task.split, seed=task.seed,
+        gallery_size=len(task.classes),
     )  # fmt: skip
 
 
@@ -224,6 +245,7 @@ def _pool(task: CategoryTask, parts: list[_Measured]) -> _Measured:
     values = np.array([part.value for part in parts])
     n_trials = sum(part.n_trials for part in parts)
     found = groups_interval(values, np.arange(len(parts)), unit="subject")
+    found = widen_interval(found, (0.0, 1.0)) if task.over_folds else found
     bounds = (None, None) if found.low is None else tuple(np.clip([found.low, found.high], 0, 1).tolist())
     # The permutations of subjects are drawn alike; in another order for each, they are independent.
     null = np.mean([generator.permutation(part.null) for part in parts], axis=0)
@@ -283,7 +305,7 @@ def _measure_owned(
     right = np.stack([np.bincount(owners, weights * hit, minlength=len(known)) for hit in hits])
     counted = exchange.describe(exchanged.unit, refits=exchanged.refits)
     own = np.array([truth[owners == owner][0] for owner in range(len(known))])
-    words = f"{name_units(exchanged.unit, len(known))} (t{', widened for folds' if exchanged.widening > 1 else ''})"
+    words = f"{name_units(exchanged.unit, len(known))} (t)" + WIDENED * task.over_folds
     # Resamples of owners, or of the trials of a single one: how much each weighs and how much of it is right.
     alone = len(known) == 1
     parts = (weights, weights * hits[0]) if alone else (mass, right[0])
@@ -310,22 +332,31 @@ def _measure_owned(
         present = (
             [np.full(len(known), True)] if len(classes) == 1 else [own == code for code in np.unique(own)]
         )
-        interval: Any = spread_of_owners(right[0], mass, present, len(rows), exchanged.widening)
+        bounds: Any = spread_of_owners(
+            right[0], mass, present, len(rows), FOLD_FACTOR if task.over_folds else 1.0
+        )
         told = words
-        if interval is None:
+        if bounds is None:
             sizes = [int(inside.sum()) for inside in present]
-            interval, told = (None, None), _tell_no_spread(sizes, exchanged.unit, 3 if len(sizes) == 1 else 2)
+            bounds, told = (None, None), _tell_no_spread(sizes, exchanged.unit, 3 if len(sizes) == 1 else 2)
         if len(known) == 1:  # the trials of one subject
-            wilson = wilson_interval(int(hits[0].sum()), len(rows))
-            interval, told = (wilson.low, wilson.high), "trials (Wilson)"
+            own_trials = _bound_hits(task, int(hits[0].sum()), len(rows))
+            bounds, told = (own_trials.low, own_trials.high), own_trials.resampled
         found.append(
             _Measured(
-                name, float(scores[0]), len(rows), draws, null, told, interval, chance=chance, about=counted
+                name, float(scores[0]), len(rows), draws, null, told, bounds, chance=chance, about=counted
             )
         )
     if len(task.classes) == 2 and len(known) == exchange.labels.shape[1]:
         found += _measure_area(task, len(rows))
     return found
+
+
+def _bound_hits(task: CategoryTask, n_hits: int, n: int) -> CrossedInterval:
+    """Return Wilson's interval of single trials."""
+    wilson = wilson_interval(n_hits, n)
+    found = CrossedInterval(n_hits / n, wilson.low, wilson.high, None, "trials (Wilson)")
+    return widen_interval(found, (0.0, 1.0)) if task.over_folds else found
 
 
 def _measure_area(task: CategoryTask, n_trials: int) -> list[_Measured]:
@@ -352,16 +383,15 @@ def _measure_area(task: CategoryTask, n_trials: int) -> list[_Measured]:
     else:
         return []
     chance, null = _describe_null(exchange, areas)
-    interval: Any = spread_of_pairs(wins)
-    n_owners = exchange.labels.shape[1]
-    told = f"{name_units(exchanged.unit, n_owners)} (t)"
-    if interval is None:
+    bounds: Any = spread_of_pairs(wins, FOLD_FACTOR if task.over_folds else 1.0)
+    told = f"{name_units(exchanged.unit, exchange.labels.shape[1])} (t)" + WIDENED * task.over_folds
+    if bounds is None:
         sizes = np.unique(exchange.labels[0], return_counts=True)[1].tolist()
-        interval, told = (None, None), _tell_no_spread(sizes, exchanged.unit, 3)
+        bounds, told = (None, None), _tell_no_spread(sizes, exchanged.unit, 3)
     about = f"{how}; {exchange.describe(exchanged.unit, refits=exchanged.refits)}"
     return [
         _Measured(
-            "auc", float(areas[0]), n_trials, np.array([]), null, told, interval, chance=chance, about=about
+            "auc", float(areas[0]), n_trials, np.array([]), null, told, bounds, chance=chance, about=about
         )
     ]
 
@@ -415,8 +445,7 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
         hits[f"top{k}"] = table[np.arange(len(rows)), truth].astype(float)
         # Which class was seen is looked up under every permutation, trial by trial.
         metrics.append((f"top{k}", np.arange(len(rows)), partial(_look_up, table)))
-    resampled: dict[str, tuple[np.ndarray, str]]
-    of_units: dict[str, tuple[np.ndarray, int, str]] = {}
+    resampled: dict[str, tuple[np.ndarray, int, str]]
     if units is None:
         # Trials of one run share a decoder, so an AUC of a run is resampled within it; accuracy has one scale for all.
         everywhere, within_runs = (
@@ -427,13 +456,12 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
             name: (
                 metric(predicted[within_runs], truth[within_runs]) if name == "auc"
                 else metric(predicted[everywhere], truth[everywhere]),
-                "trials within runs" if name == "auc" and len(blocks) > 1 else "trials",
+                len(rows), "trial",
             )
             for name, predicted, metric in metrics
         }  # fmt: skip
     else:
-        of_units = _resample_units(task, units, truth, hits, decisions[:, -1] - decisions[:, 0], usable)
-        resampled = {name: (draws, name_units(unit, n)) for name, (draws, n, unit) in of_units.items()}
+        resampled = _resample_units(task, units, truth, hits, decisions[:, -1] - decisions[:, 0], usable)
     fixed = np.arange(len(rows))[None]  # (1, n_trials): the sample itself as one more resample
     found = []
     for name, predicted, metric in metrics:
@@ -441,18 +469,19 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
         with np.errstate(invalid="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of a mean over no run
             null = metric(np.broadcast_to(predicted, permuted.shape), permuted)
-        draws, words = resampled[name]
-        interval: tuple[float | None, float | None] | None = None
-        if name in of_units and of_units[name][2] not in MANY:
-            bound = resampled_interval(value, *of_units[name][:2], unit=of_units[name][2])
-            interval, words = (bound.low, bound.high), bound.resampled
-        if len(draws) and np.ptp(draws) == 0:  # every pair is in order, or no trial is a hit
-            interval, words = (None, None), f"{NO_INTERVAL}: all values are equal"
+        draws, n_units, unit = resampled[name]
         # A bootstrap of few hits is too narrow, and has no width at all where every trial is a hit.
         if name == "accuracy" and units is None and (len(rows) < 40 or value in (0, 1)):
-            wilson = wilson_interval(round(value * len(rows)), len(rows))
-            interval, words = (wilson.low, wilson.high), "trials (Wilson)"
-        found.append(_Measured(name, value, len(rows), draws, null[np.isfinite(null)], words, interval))
+            bound = _bound_hits(task, round(value * len(rows)), len(rows))
+        else:
+            bound = resampled_interval(value, draws, n_units, unit=unit, over_folds=task.over_folds)
+            if len(draws) and np.ptp(draws) == 0:  # every pair is in order, or no trial is a hit
+                bound = CrossedInterval(value, None, None, None, f"{NO_INTERVAL}: all values are equal")
+        words = bound.resampled
+        if name == "auc" and units is None and len(blocks) > 1:
+            words = words.replace("trials", "trials within runs", 1)
+        bounds = (bound.low, bound.high)
+        found.append(_Measured(name, value, len(rows), draws, null[np.isfinite(null)], words, bounds))
     return found
 
 

@@ -22,11 +22,14 @@ import numpy as np
 from braindecode_vis.base.checks import DataError, check_option
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.scoring.uncertainty import (
+    FOLD_FACTOR,
+    WIDENED,
     Labels,
     Statistic,
     bootstrap_interval,
     compute_p_value,
     logit_limits,
+    widen_limits,
     wilson_interval,
 )
 
@@ -343,29 +346,81 @@ def groups_interval(
     return CrossedInterval(value, *_clip(value - half, value + half, proportion), half, f"{n} {unit}s (t)")
 
 
-def resampled_interval(
-    value: float,
+def bound_draws(
+    values: np.ndarray,
     draws: np.ndarray,
-    n_groups: int,
+    n_units: int,
     *,
-    ends: tuple[float, float] = (0.0, 1.0),
-    level: float = 0.95,
-    unit: str = "group",
-) -> CrossedInterval:
-    """Return Student's t limits of a score whose spread is known from resamples of whole groups.
+    unit: str = "image",
+    ends: tuple[float, float] = (-np.inf, np.inf),
+    over_folds: bool = False,
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return 95 % limits of scores of which whole units were resampled, and in words what they resample.
+
+    Images and trials are many: the percentiles of the resamples. Groups, runs and sessions are few: Student's t with
+    their number - 1 degrees of freedom, and the spread of the resamples, of which n units show sqrt((n - 1) / n) of
+    what varies.
 
     Parameters
     ----------
-    value
-        The score, of which the squared error is not a plain sum: an area, or a mean over classes.
-    draws : array of shape (n_draws,)
-        The score in resamples of the groups. n groups spread their mean by sqrt((n - 1) / n) of what it really varies.
-    n_groups, unit
-        Number of groups, and what they are in one word.
+    values : array of shape (n_scores,)
+        Whose squared error is not a plain sum: areas, correlations, means over classes.
+    draws : array of shape (n_draws, n_scores)
+        The scores in resamples of the units.
+    n_units, unit
+        Number of units, and what they are in one word.
     ends
         Between which values a score lies at all.
-    level
-        Coverage.
+    over_folds
+        Whether the scores are of several folds that train each other, so that limits are wider by sqrt 2.
+
+    Returns
+    -------
+    low, high : arrays of shape (n_scores,)
+        NaN where there are fewer than three groups, or nothing varies.
+    words
+        One of each score; why there is no interval.
+
+    Examples
+    --------
+    >>> low, high, words = bound_draws(np.array([0.5]), np.array([[0.4], [0.5], [0.6]]), 4, unit="run")
+    >>> low.round(3).tolist(), high.round(3).tolist(), words
+    ([0.2], [0.8], ['4 runs (t)'])
+    """
+    from scipy.stats import t
+
+    values = np.asarray(values, dtype=np.float64)
+    nothing = np.full(len(values), np.nan)
+    if unit in MANY:
+        low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+        varies, words = np.full(len(values), True), name_units(unit, n_units)
+    elif n_units < FEWEST:
+        words = (
+            f"{NO_INTERVAL}: {_count(n_units, unit)}, and an interval over {unit}s needs at least {FEWEST}"
+        )
+        return nothing, nothing, [words] * len(values)
+    else:
+        spread = np.nanstd(draws, axis=0)
+        half = float(t.isf(0.025, n_units - 1) * np.sqrt(n_units / (n_units - 1))) * spread
+        low, high = values - half, values + half
+        varies, words = spread > 0, f"{n_units} {unit}s (t)"
+    if over_folds:
+        low, high = widen_limits(low, high, values)
+        words += WIDENED
+    low, high = (np.where(varies, np.clip(limit, *ends), np.nan) for limit in (low, high))
+    return low, high, [words if one else f"{NO_INTERVAL}: all values are equal" for one in varies]
+
+
+def resampled_interval(
+    value: float,
+    draws: np.ndarray,
+    n_units: int,
+    *,
+    unit: str = "group",
+    ends: tuple[float, float] = (0.0, 1.0),
+    over_folds: bool = False,
+) -> CrossedInterval:
+    """Return the limits of one score as `bound_draws` does; its parameters, without the axis of scores.
 
     Examples
     --------
@@ -373,19 +428,12 @@ def resampled_interval(
     >>> round(found.low, 3), round(found.high, 3), found.resampled
     (0.2, 0.8, '4 runs (t)')
     """
-    from scipy.stats import t
-
-    if n_groups < FEWEST:
-        words = (
-            f"{NO_INTERVAL}: {_count(n_groups, unit)}, and an interval over {unit}s needs at least {FEWEST}"
-        )
-        return CrossedInterval(value, None, None, None, words)
-    spread = float(np.nanstd(draws))
-    if spread == 0:
-        return CrossedInterval(value, None, None, None, f"{NO_INTERVAL}: all values are equal")
-    half = float(t.isf((1 - level) / 2, n_groups - 1)) * spread * float(np.sqrt(n_groups / (n_groups - 1)))
-    low, high = max(ends[0], value - half), min(ends[1], value + half)
-    return CrossedInterval(value, low, high, half, f"{n_groups} {unit}s (t)")
+    low, high, words = bound_draws(
+        np.array([value]), draws[:, None], n_units, unit=unit, ends=ends, over_folds=over_folds
+    )
+    if np.isnan(low[0]):
+        return CrossedInterval(value, None, None, None, words[0])
+    return CrossedInterval(value, float(low[0]), float(high[0]), None, words[0])
 
 
 def _find_order_statistics(values: np.ndarray, half: float) -> tuple[float, float]:
@@ -422,6 +470,7 @@ def interval_of_rows(
     level: float = 0.95,
     n_boot: int = 10_000,
     seed: int = 0,
+    over_folds: bool = False,
 ) -> CrossedInterval:
     """Return the interval of one value per row: crossed for several subjects, over images or groups for one.
 
@@ -440,6 +489,9 @@ def interval_of_rows(
         As for `crossed_interval`.
     n_boot, seed
         Of the bootstrap.
+    over_folds
+        Whether the rows come from several folds that train each other: limits are then wider by sqrt 2, and `resampled`
+        says so.
 
     Examples
     --------
@@ -449,6 +501,48 @@ def interval_of_rows(
     (0.24381, '3 subjects and 4 images (crossed)')
     """
     rows = _check_finite(values)
+    found = _bound_rows(
+        rows, clusters, subjects, unit, statistic, proportion=proportion, level=level, n_boot=n_boot, seed=seed
+    )  # fmt: skip
+    return widen_interval(found, _find_ends(rows, proportion)) if over_folds else found
+
+
+def widen_interval(found: CrossedInterval, ends: tuple[float, float]) -> CrossedInterval:
+    """Return an interval `FOLD_FACTOR` times as wide about its value, which says so; none stays none.
+
+    Parameters
+    ----------
+    found
+        Of items that were taken for independent.
+    ends
+        Between which values a score lies at all.
+    """
+    if found.low is None or found.high is None:
+        return found
+    low, high = widen_limits(found.low, found.high, found.value, ends)
+    half = None if found.half_width is None else FOLD_FACTOR * found.half_width
+    return replace(
+        found, low=float(low), high=float(high), half_width=half, resampled=found.resampled + WIDENED
+    )
+
+
+def _find_ends(rows: np.ndarray, proportion: bool = False) -> tuple[float, float]:
+    """Return what no mean of such rows leaves."""
+    return (0.0, 1.0) if proportion else (float(rows.min()), float(rows.max()))
+
+
+def _bound_rows(
+    rows: np.ndarray,
+    clusters: Labels | None,
+    subjects: Labels | None,
+    unit: str,
+    statistic: Statistic,
+    *,
+    proportion: bool,
+    level: float,
+    n_boot: int,
+    seed: int,
+) -> CrossedInterval:
     units = (
         np.arange(len(rows)).astype(str) if clusters is None else np.array([str(name) for name in clusters])
     )
@@ -525,6 +619,7 @@ def paired_difference(
     n_boot: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
+    over_folds: bool = False,
 ) -> PairedDifference:
     """Compare two methods on the same rows, in the same order.
 
@@ -532,8 +627,8 @@ def paired_difference(
     ----------
     first, second : arrays of shape (n_rows,)
         One value per row, for example a hit per trial.
-    clusters, subjects, unit, n_boot, level, seed
-        As for `interval_of_rows`.
+    clusters, subjects, unit, n_boot, level, seed, over_folds
+        As for `interval_of_rows`; after folds p is that of a null which is wider by sqrt 2.
     population
         Of whom and what interval and p speak, where there are several subjects. ``both``: of subjects and images like
         these, by the crossed interval and its p, from three subjects on. ``images``: of these subjects and of other
@@ -558,16 +653,22 @@ def paired_difference(
     first, second = _check_finite(first), _check_finite(second)
     if len(first) != len(second):
         raise DataError(f"paired values must have the same length, got {len(first)} and {len(second)}.")
-    difference = first - second
+    difference, widen = first - second, FOLD_FACTOR if over_folds else 1.0
     whose = None if subjects is None else np.array([str(name) for name in subjects])
     if whose is None or len(set(whose.tolist())) < 2:
         found = interval_of_rows(
-            difference, clusters=clusters, unit=unit, level=level, n_boot=n_boot, seed=seed
+            difference,
+            clusters=clusters,
+            unit=unit,
+            level=level,
+            n_boot=n_boot,
+            seed=seed,
+            over_folds=over_folds,
         )
         units = np.arange(len(difference)) if clusters is None else np.array([str(name) for name in clusters])
         codes = np.unique(units, return_inverse=True)[1]
         sums = np.bincount(codes, difference / len(difference))  # the sign of an image flips for all its rows
-        return PairedDifference(found.value, found, signs_p(sums, n_draws=n_boot, seed=seed))
+        return PairedDifference(found.value, found, signs_p(sums, n_draws=n_boot, seed=seed, widen=widen))
     enough = len(set(whose.tolist())) >= FEWEST
     chosen = population or ("subjects" if unit == "subject" else "both" if enough else "images")
     columns = np.arange(len(difference)) if clusters is None or unit == "subject" else clusters
@@ -578,22 +679,28 @@ def paired_difference(
         if found.low is not None:
             words = found.resampled.replace("(t)", "(t; signs of whole subjects)")
             found = replace(found, resampled=words)
-        return PairedDifference(found.value, found, subject_signs_p(table, n_draws=n_boot, seed=seed))
-    if chosen == "images":
+        p_value: float | None = subject_signs_p(table, n_draws=n_boot, seed=seed, widen=widen)
+    elif chosen == "images":
         found = images_interval(table, level=level, column=unit)
-        return PairedDifference(found.value, found, image_signs_p(table, n_draws=n_boot, seed=seed))
-    found = crossed_interval(table, level=level, column=unit)
-    no_p = found.half_width is None and not (found.value == 0 and _is_constant(table))
-    return PairedDifference(found.value, found, None if no_p else crossed_p(table))
+        p_value = image_signs_p(table, n_draws=n_boot, seed=seed, widen=widen)
+    else:
+        found = crossed_interval(table, level=level, column=unit)
+        no_p = found.half_width is None and not (found.value == 0 and _is_constant(table))
+        p_value = None if no_p else crossed_p(table, widen=widen)
+    if over_folds:
+        found = widen_interval(found, _find_ends(difference))
+    return PairedDifference(found.value, found, p_value)
 
 
-def crossed_p(table: np.ndarray) -> float:
+def crossed_p(table: np.ndarray, *, widen: float = 1.0) -> float:
     """Return the two-sided p of a mean of 0 for subjects and images like these: the alpha at which h(alpha) = |m|.
 
     Parameters
     ----------
     table : array of shape (n_subjects, n_images), or (n_subjects, n_seeds, n_images)
         Paired differences, as for `crossed_interval`.
+    widen
+        Factor of the standard error; `FOLD_FACTOR` after K folds.
 
     Raises
     ------
@@ -615,7 +722,7 @@ def crossed_p(table: np.ndarray) -> float:
         return 1.0
     if why := _find_lack(values, "subject", "image"):
         raise DataError(f"there is no crossed p: {why}.")
-    spread, size = _find_spread(values, "subject", "image"), abs(mean)
+    spread, size = _find_spread(values, "subject", "image"), abs(mean) / widen
 
     def excess(log_alpha: float) -> float:
         return spread.half_width(float(np.exp(log_alpha))) - size
@@ -627,7 +734,7 @@ def crossed_p(table: np.ndarray) -> float:
     return 1.0 if excess(0.0) >= 0 else float(np.exp(brentq(excess, smallest, 0.0, xtol=1e-12)))
 
 
-def image_signs_p(table: np.ndarray, *, n_draws: int = 10_000, seed: int = 0) -> float:
+def image_signs_p(table: np.ndarray, *, n_draws: int = 10_000, seed: int = 0, widen: float = 1.0) -> float:
     """Return the two-sided p of a mean of 0 for these subjects: one sign per image, the same in all subjects.
 
     Parameters
@@ -638,6 +745,8 @@ def image_signs_p(table: np.ndarray, *, n_draws: int = 10_000, seed: int = 0) ->
         Draws of signs. If there are no more signs than that, all of them are taken.
     seed
         Root seed.
+    widen
+        Factor by which the null is wider; `FOLD_FACTOR` after K folds.
 
     Examples
     --------
@@ -645,20 +754,20 @@ def image_signs_p(table: np.ndarray, *, n_draws: int = 10_000, seed: int = 0) ->
     >>> image_signs_p(table), subject_signs_p(table)
     (0.25, 0.25)
     """
-    return signs_p(sum_images(_check_table(table)), n_draws=n_draws, seed=seed)
+    return signs_p(sum_images(_check_table(table)), n_draws=n_draws, seed=seed, widen=widen)
 
 
-def subject_signs_p(table: np.ndarray, *, n_draws: int = 10_000, seed: int = 0) -> float:
+def subject_signs_p(table: np.ndarray, *, n_draws: int = 10_000, seed: int = 0, widen: float = 1.0) -> float:
     """Return the two-sided p of a mean of 0 for subjects like these and these images: one sign per subject.
 
     Its smallest value is 2^(1 - n_subjects), so that .05 needs six subjects (see `smallest_subject_p`).
 
     Parameters
     ----------
-    table, n_draws, seed
+    table, n_draws, seed, widen
         As for `image_signs_p`.
     """
-    return signs_p(np.nanmean(_check_table(table), axis=1), n_draws=n_draws, seed=seed)
+    return signs_p(np.nanmean(_check_table(table), axis=1), n_draws=n_draws, seed=seed, widen=widen)
 
 
 def smallest_subject_p(n_subjects: int) -> float:
@@ -672,17 +781,17 @@ def smallest_subject_p(n_subjects: int) -> float:
     return float(2.0 ** (1 - n_subjects))
 
 
-def signs_p(sums: np.ndarray, *, n_draws: int = 10_000, seed: int = 0) -> float:
+def signs_p(sums: np.ndarray, *, n_draws: int = 10_000, seed: int = 0, widen: float = 1.0) -> float:
     """Return the share of signs with which a sum is at least as far from 0 as the observed one, which is included.
 
     Parameters
     ----------
     sums : array of shape (n_units,)
         What each unit adds; symmetric about 0 if there is no difference.
-    n_draws, seed
+    n_draws, seed, widen
         As for `image_signs_p`.
     """
-    n, observed = len(sums), float(sums.sum())
+    n, observed = len(sums), float(sums.sum()) / widen
     if 2**n <= n_draws:
         signs = 1.0 - 2.0 * (
             (np.arange(2**n)[:, None] >> np.arange(n)) & 1

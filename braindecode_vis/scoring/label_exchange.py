@@ -110,8 +110,6 @@ class ExchangedLabels:
         The label sets of `areas`.
     refits
         Whether decoders were fitted again.
-    widening
-        Of the standard error of shares; see `FOLD_FACTOR`.
     """
 
     unit: str
@@ -123,7 +121,6 @@ class ExchangedLabels:
     margins: np.ndarray | None = None
     paired: Exchange | None = None
     refits: bool = False
-    widening: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -155,13 +152,13 @@ def find_exchange(rows: Sequence[Mapping[str, Any]]) -> ToldExchange | None:
 
 def keep_decisions(
     unit: str, owners: np.ndarray, truth: np.ndarray, blocks: Sequence[np.ndarray], decisions: np.ndarray, *, most: int,
-    generator: np.random.Generator, widening: float = 1.0,
+    generator: np.random.Generator,
 ) -> ExchangedLabels:  # fmt: skip
     """Return label sets over decisions as they are, without refits.
 
     Parameters
     ----------
-    unit, widening
+    unit
         As in `ExchangedLabels`.
     owners : int array of shape (n_trials,)
         Owner of each trial, from 0; each has one trial at least.
@@ -183,7 +180,7 @@ def keep_decisions(
     if decisions.shape[1] == 2:
         margins = (np.bincount(owners, decisions[:, 1] - decisions[:, 0]) / np.bincount(owners))[None]
     decided = decisions.argmax(axis=1)[None]
-    return ExchangedLabels(unit, owners, sets, decided, margins=margins, widening=widening)
+    return ExchangedLabels(unit, owners, sets, decided, margins=margins)
 
 
 def exchange_subjects(
@@ -438,13 +435,18 @@ def spread_of_owners(
     return logit_limits(float(np.mean(share)), half, n_trials)
 
 
-def spread_of_pairs(wins: np.ndarray) -> tuple[float, float] | None:
+def spread_of_pairs(wins: np.ndarray, widening: float = 1.0) -> tuple[float, float] | None:
     """Return the 95 % interval of the share of pairs in order, from the spread of owners on either side.
+
+    The squared errors of the two sides are added. Both hold that of single pairs, so that it counts twice: with five
+    owners on each side the interval is wide. It is taken off where the rest is widened.
 
     Parameters
     ----------
     wins
         As from `compare_left_pairs`.
+    widening
+        As for `spread_of_owners`: decoders that left a pair out have learnt from the owners of the other pairs.
 
     Returns
     -------
@@ -474,11 +476,19 @@ def spread_of_pairs(wins: np.ndarray) -> tuple[float, float] | None:
     area = float(np.nanmean(wins))
     from scipy.stats import t
 
-    error = math.sqrt(sum(float(np.var(side, ddof=1)) / len(side) for side in sides))
-    if error < 1e-12:
-        bound = 0.025 ** (1 / min(sizes))
+    parts = [float(np.var(side, ddof=1)) / len(side) for side in sides]
+    variance = sum(parts)
+    if variance < 1e-24:
+        bound = 0.025 ** (widening**2 / min(sizes))
         return (bound, 1.0) if area == 1 else (0.0, 1 - bound) if area == 0 else None
-    return logit_limits(area, float(t.ppf(0.975, sum(sizes) - 2)) * error, int(made.sum()))
+    if widening > 1 and made.sum() == math.prod(sizes):
+        table = wins[np.ix_(made.any(axis=1), made.any(axis=0))]
+        rest = table - sides[0][:, None] - sides[1] + area
+        single = float((rest**2).sum()) / math.prod(size * (size - 1) for size in sizes)
+        variance = widening**2 * max(*parts, variance - single)
+    else:
+        variance *= widening**2
+    return logit_limits(area, float(t.ppf(0.975, sum(sizes) - 2)) * math.sqrt(variance), int(made.sum()))
 
 
 def list_pairs(labels: np.ndarray, most: int = MOST_PAIRS) -> list[tuple[int, int]]:

@@ -28,7 +28,6 @@ from braindecode_vis.preprocessing.noise_ceiling import (
     compute_noise_ceilings,
 )
 from braindecode_vis.preprocessing.voxel_geometry import read_geometry
-from braindecode_vis.scoring.crossed import name_units
 from braindecode_vis.scoring.metrics.brain_correlation import (
     correlate_responses,
     fit_encoding_model,
@@ -178,6 +177,7 @@ def _score_subject(task: BrainTask, table: ImageTable, features: Features, who: 
         found = correlate_responses(
             predictions, measured, regions=regions, n_boot=task.n_bootstrap,
             n_permutations=task.n_permutations, seed=task.seed, clusters=None if units is None else units.labels,
+            unit="image" if units is None else units.unit, over_folds=len(task.folds) > 1,
         )  # fmt: skip
         for name, region in found.regions.items():
             bound = None
@@ -189,7 +189,7 @@ def _score_subject(task: BrainTask, table: ImageTable, features: Features, who: 
                 n_queries=found.n_images, protocol=task.protocol, subject=who, split=task.split, seed=task.seed,
                 ci_low=region.interval.low, ci_high=region.interval.high, p_value=region.p_value,
                 noise_ceiling=bound,
-                resampled="images" if units is None else name_units(units.unit, region.interval.n_units),
+                resampled=region.interval.resampled,
             )  # fmt: skip
 
 

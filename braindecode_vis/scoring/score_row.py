@@ -17,17 +17,15 @@ from braindecode_vis.scoring.crossed import NO_INTERVAL, interval_of_rows
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.uncertainty import (
     FOLD_FACTOR,
-    Interval,
+    WIDENED,
     Labels,
     Statistic,
     jackknife_interval,
-    widen_interval,
 )
 
 #: Subject of a row on all subjects together.
 POOLED = "all"
 JACKKNIFE = "images (jackknife)"
-WIDENED = ", widened by sqrt 2 after folds"
 
 
 def format_p_value(value: Any, *, in_words: bool = False) -> str:
@@ -244,14 +242,9 @@ def make_score(
     else:
         found = interval_of_rows(
             values, clusters=stimulus_ids, subjects=subjects, unit=unit, statistic=statistic, proportion=proportion,
-            n_boot=n_boot, seed=seed,
+            n_boot=n_boot, seed=seed, over_folds=over_folds,
         )  # fmt: skip
         low, high, resampled = found.low, found.high, found.resampled
-        if over_folds and low is not None and high is not None:
-            # No mean lies outside of what it is a mean of.
-            ends = (0.0, 1.0) if proportion else (float(values.min()), float(values.max()))
-            wide = widen_interval(Interval(low, high, 0.95, resampled, len(values)), value, ends)
-            low, high, resampled = wide.low, wide.high, resampled + WIDENED
     return Score(
         method=method,
         metric=metric,

@@ -66,6 +66,8 @@ def compute_scores(
     """
     scores: list[Score] = []
     items = pd.DataFrame({"stimulus_id": task.ids, "concept": task.concepts, "subject": task.subjects})
+    if task.folding is not None:
+        items["fold"] = task.fold_numbers
     ranked = [retrieval for _, _, retrieval in task.retrievals]
     if ranked:
         items["rank"] = np.concatenate([retrieval.ranks for retrieval in ranked])

@@ -20,15 +20,15 @@ from braindecode_vis.preprocessing.noise_ceiling import find_root
 from braindecode_vis.preprocessing.reliability import boost_correlation
 from braindecode_vis.scoring.category_scores import CategoryTask, compute_category_scores
 from braindecode_vis.scoring.crossed import (
-    MANY,
+    CrossedInterval,
     groups_interval,
     half_width_of_parts,
-    name_units,
     resampled_interval,
+    widen_interval,
 )
 from braindecode_vis.scoring.score_row import POOLED
 from braindecode_vis.scoring.scoring_task import list_subjects
-from braindecode_vis.scoring.uncertainty import compute_p_value, correct_holm, permute_within
+from braindecode_vis.scoring.uncertainty import compute_p_value, correct_holm, permute_within, widen_about
 from braindecode_vis.scoring.units import Units, find_exchangeable
 
 BALANCED, CORRELATION = "balanced_accuracy", "dimension_correlation"
@@ -70,6 +70,11 @@ class TargetTask:
     n_permutations: int = 10_000
     units: Units | None = None
     halves: np.ndarray | None = None
+
+    @property
+    def over_folds(self) -> bool:
+        """Whether several folds train each other."""
+        return len(self.predicted) > 1
 
     @property
     def folds(self) -> np.ndarray:
@@ -162,6 +167,7 @@ def _decide(
         decisions=np.concatenate(decisions["decoded"])[rows], classes=classes, labels=labels,
         runs=task.folds[rows], subjects=task.subjects[rows], protocol=task.protocol, split=task.split, seed=task.seed,
         n_bootstrap=task.n_bootstrap, n_permutations=task.n_permutations, units=task.find_units(truth[rows], rows),
+        over_folds=task.over_folds,
     )  # fmt: skip
     return decoded, replace(decoded, decisions=np.concatenate(decisions["oracle"])[rows], n_permutations=1)
 
@@ -258,6 +264,7 @@ class _Correlations:
     reliability: np.ndarray | None
     n_items: int
     unit: str
+    over_folds: bool
     units: tuple[str, ...] = ()
     parts: tuple[_Correlations, ...] = ()
 
@@ -266,33 +273,36 @@ class _Correlations:
         reliability = None if self.reliability is None else self.reliability.mean(keepdims=True)
         return _Correlations(
             self.values.mean(keepdims=True), self.draws.mean(axis=1, keepdims=True),
-            self.null.mean(axis=1, keepdims=True), reliability, self.n_items, self.unit, self.units,
+            self.null.mean(axis=1, keepdims=True), reliability, self.n_items, self.unit, self.over_folds, self.units,
             tuple(part.average() for part in self.parts),
         )  # fmt: skip
 
     def bound(self, number: int) -> tuple[float | None, float | None, str]:
         """Return the limits of one dimension, and what they resample."""
+        found = self._bound(number)
+        return found.low, found.high, found.resampled
+
+    def _bound(self, number: int) -> CrossedInterval:
+        n_units, ends = len(self.units), (-1.0, 1.0)
         if not self.parts:
-            draws, n_units = self.draws[:, number], len(self.units)
-            if self.unit not in MANY:
-                value = float(self.values[number])
-                found = resampled_interval(value, draws, n_units, ends=(-1.0, 1.0), unit=self.unit)
-                return found.low, found.high, found.resampled
-            low, high = np.quantile(draws, [0.025, 0.975])
-            return float(low), float(high), name_units(self.unit, n_units)
+            value, draws = float(self.values[number]), self.draws[:, number]
+            return resampled_interval(
+                value, draws, n_units, unit=self.unit, ends=ends, over_folds=self.over_folds
+            )
         values = np.array([part.values[number] for part in self.parts])
-        n_subjects, n_units = len(self.parts), len(self.units)
+        n_subjects = len(self.parts)
         found = groups_interval(values, np.arange(n_subjects), unit="subject")
-        if found.half_width is None or len({part.units for part in self.parts}) > 1:
-            return found.low, found.high, found.resampled
-        # All subjects saw the same units and each resample drew the same of them.
-        draws = np.array([part.draws[:, number] for part in self.parts])  # subjects, resamples
-        columns = float(draws.mean(axis=0).var())
-        cells = max(0.0, (float(draws.var(axis=1).mean()) / n_subjects - columns) / (n_subjects - 1))
-        rows = float(values.var(ddof=1)) / n_subjects
-        half = half_width_of_parts(rows, columns, cells, n_subjects, n_units)
-        words = f"{n_subjects} subjects and {n_units} {self.unit}s (crossed)"
-        return max(-1.0, found.value - half), min(1.0, found.value + half), words
+        if found.half_width is not None and len({part.units for part in self.parts}) == 1:
+            # All subjects saw the same units and each resample drew the same of them.
+            draws = np.array([part.draws[:, number] for part in self.parts])  # subjects, resamples
+            columns = float(draws.mean(axis=0).var())
+            cells = max(0.0, (float(draws.var(axis=1).mean()) / n_subjects - columns) / (n_subjects - 1))
+            rows = float(values.var(ddof=1)) / n_subjects
+            half = half_width_of_parts(rows, columns, cells, n_subjects, n_units)
+            low, high = max(-1.0, found.value - half), min(1.0, found.value + half)
+            words = f"{n_subjects} subjects and {n_units} {self.unit}s (crossed)"
+            found = CrossedInterval(found.value, low, high, half, words)
+        return widen_interval(found, ends) if self.over_folds else found
 
 
 def _make_rows(
@@ -301,11 +311,13 @@ def _make_rows(
     for number, metric in enumerate(metrics):
         null = found.null[:, number]
         low, high, resampled = found.bound(number)
+        chance = float(null.mean())
+        judged = widen_about(null, chance) if found.over_folds else null
         yield Score(
-            method="decoded", metric=metric, value=float(found.values[number]), chance=float(null.mean()),
+            method="decoded", metric=metric, value=float(found.values[number]), chance=chance,
             n_queries=found.n_items, protocol=task.protocol, subject=subject, split=task.split, seed=task.seed,
             ci_low=low, ci_high=high, resampled=resampled,
-            p_value=float(compute_p_value(float(found.values[number]), null)),
+            p_value=float(compute_p_value(float(found.values[number]), judged)),
             noise_ceiling=None if found.reliability is None else float(find_root(found.reliability[number])),
         )  # fmt: skip
 
@@ -331,7 +343,9 @@ def _correlate(
     null = _permute(task, predicted, truth, rows, units, generator)
     reliability = None if halves is None else compute_reliability(halves)
     value = weigh_correlations(predicted, truth, np.ones((1, len(rows))))[0]
-    return _Correlations(value, draws, null, reliability, len(rows), units.unit, tuple(names.tolist()))
+    return _Correlations(
+        value, draws, null, reliability, len(rows), units.unit, task.over_folds, tuple(names.tolist())
+    )  # fmt: skip
 
 
 def weigh_correlations(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -420,5 +434,5 @@ def _pool(task: TargetTask, parts: Sequence[_Correlations]) -> _Correlations:
     return _Correlations(
         np.mean([part.values for part in parts], axis=0), parts[0].draws[:0], null,
         np.mean(reliability, axis=0) if len(reliability) == len(parts) else None,
-        sum(part.n_items for part in parts), parts[0].unit, parts[0].units, tuple(parts),
+        sum(part.n_items for part in parts), parts[0].unit, task.over_folds, parts[0].units, tuple(parts),
     )  # fmt: skip

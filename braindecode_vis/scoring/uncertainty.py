@@ -38,6 +38,8 @@ TIE_TOLERANCE = 1e-9
 #: After K folds a score sums "A teaches, B is tested" and the reverse, nearly the same number twice: its standard error
 #: is this many times that of independent items.
 FOLD_FACTOR = 2**0.5
+#: What the words on an interval end with that is wider for it.
+WIDENED = ", widened by sqrt 2 after folds"
 #: Most bytes of permutations and resamples that are kept for the next metric.
 MOST_KEPT = 1 << 27
 CHUNK_VALUES = 1 << 21  # numbers per chunk of resamples (16 MB in double precision)
@@ -221,35 +223,45 @@ def jackknife_interval(
     return Interval(float(low), float(high), level, "jackknife", n)
 
 
-def widen_interval(
-    interval: Interval, value: float, bounds: tuple[float, float] = (-np.inf, np.inf)
-) -> Interval:
-    """Return an interval `FOLD_FACTOR` times as wide about its value, for scores after K folds.
+def widen_about(values: np.ndarray | float, centre: np.ndarray | float) -> np.ndarray:
+    """Return values `FOLD_FACTOR` times as far from the centre: limits about a score, or a null about its mean."""
+    return np.asarray(centre + FOLD_FACTOR * (np.asarray(values) - centre))
+
+
+def widen_limits(
+    low: np.ndarray | float,
+    high: np.ndarray | float,
+    value: np.ndarray | float,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return limits `FOLD_FACTOR` times as wide about their scores, for scores after K folds.
 
     Parameters
     ----------
-    interval
+    low, high : arrays of any shape
         Of items that were taken for independent.
     value
-        The score.
+        The scores.
     bounds
-        Least and largest value that the score can have.
+        Least and largest value that a score can have.
 
     Examples
     --------
-    >>> found = widen_interval(Interval(0.4, 0.8, 0.95, "wilson", 20), 0.6, (0.0, 1.0))
-    >>> round(found.low, 3), round(found.high, 3)
+    >>> low, high = widen_limits(0.4, 0.8, 0.6, (0.0, 1.0))
+    >>> low.round(3).item(), high.round(3).item()
     (0.317, 0.883)
     """
-    low, high = value + FOLD_FACTOR * (interval.low - value), value + FOLD_FACTOR * (interval.high - value)
-    return replace(interval, low=max(low, bounds[0]), high=min(high, bounds[1]))
+    wide_low, wide_high = (np.asarray(np.clip(widen_about(limit, value), *bounds)) for limit in (low, high))
+    return wide_low, wide_high
 
 
 def widen_null(found: PermutationResult) -> PermutationResult:
     """Return a permutation test with the p-value that its null gives `FOLD_FACTOR` times as wide about its mean.
 
     For scores after K folds whose predictions were not fitted again on permuted images: such a null has half the
-    variance of the score. The null itself stays as it is, since it is that of the shuffles.
+    variance of a score that sums "A teaches, B is tested" and the reverse, where these are the same number. They never
+    differ less, so that p is conservative where a decoder treats A and B unlike each other. The null itself stays as it
+    is, since it is that of the shuffles.
 
     Examples
     --------
@@ -257,7 +269,7 @@ def widen_null(found: PermutationResult) -> PermutationResult:
     >>> widen_null(narrow).p_value >= narrow.p_value
     True
     """
-    wide = found.null_mean + FOLD_FACTOR * (found.null - found.null_mean)
+    wide = widen_about(found.null, found.null_mean)
     p_value = compute_p_value(found.observed, wide, alternative=found.alternative, centre=found.null_mean)
     return replace(found, p_value=float(p_value))
 

@@ -47,9 +47,8 @@ def test_people_given_as_subjects_and_as_groups_have_the_same_scores():
         numbers = ["value", "chance", "p_value", "ci_low", "ci_high", "n_queries"]
         assert one[numbers].tolist() == pytest.approx(other[numbers].tolist())
         assert one.p_value < 0.05
-        folds = "" if metric == "auc" else ", widened for folds"
-        assert one.resampled == f"8 subjects (t{folds})"
-        assert other.resampled == f"8 groups (t{folds})"
+        assert one.resampled == "8 subjects (t), widened by sqrt 2 after folds"
+        assert other.resampled == "8 groups (t), widened by sqrt 2 after folds"
         assert "in all 70 ways, decoders fitted again: no p below 0.029" in one.protocol
     assert find(subjects, "accuracy").chance < 0.5  # who is left out is missed on one side
     assert 0.4 < find(subjects, "auc").chance < 0.6
@@ -65,7 +64,7 @@ def test_a_person_alone_has_no_class_to_be_balanced():
     for person in "012345":
         row = find(run, "accuracy", person)
         assert row.value == find(run, "balanced_accuracy", person).value
-        assert row.resampled == "trials (Wilson)"
+        assert row.resampled == "trials (Wilson), widened by sqrt 2 after folds"
         assert 0 < row.chance < 1
         assert row.p_value >= 0.1 - 1e-9
 
@@ -100,7 +99,7 @@ def test_too_few_people_are_one_sentence(n, labels, words):
 def test_groups_as_many_as_trials_are_told():
     X, labels, who = make_people(n=6, n_trials=1)
     run = decode(X, labels, split="leave-one-group-out", group=who)
-    assert find(run, "accuracy", "01").resampled in ("6 groups (t, widened for folds)", "")
+    assert find(run, "accuracy", "01").resampled in ("6 groups (t), widened by sqrt 2 after folds", "")
     assert any("each of the 6 groups has one trial" in hint for hint in run.hints)
     people = decode(X, labels, split="leave-one-subject-out", subject=who)
     assert not any("has one trial" in hint for hint in people.hints)
@@ -165,7 +164,7 @@ def test_labels_that_vary_within_people_are_scored_as_before():
     labels = np.array(["a", "b"])[np.arange(len(who)) % 2]
     run = decode(X, labels, split="leave-one-subject-out", subject=who)
     assert not run.scores["protocol"].str.contains("exchanged").any()
-    assert find(run, "accuracy").resampled == "8 subjects (t)"
+    assert find(run, "accuracy").resampled == "8 subjects (t), widened by sqrt 2 after folds"
 
 
 def test_a_network_keeps_its_decisions():

@@ -135,9 +135,43 @@ def test_maps_of_responses_are_those_of_a_loop():
     np.testing.assert_allclose(found.q_value, false_discovery_control(found.p_value))
     # Whole groups are drawn together, and blocks change nothing.
     grouped = brain.map_responses(
-        predicted, measured, n_boot=300, n_permutations=400, seed=1, clusters=np.arange(30) // 10
+        predicted, measured, n_boot=300, n_permutations=400, seed=1, clusters=np.arange(30) // 10, unit="run"
     )
     np.testing.assert_array_equal(grouped.correlation, found.correlation)
-    assert (grouped.ci_low != found.ci_low).any()
+    assert found.resampled.tolist() == [*["images"] * 6]
+    # Three runs have Student's t with two degrees of freedom, and what does not vary has none.
+    assert grouped.resampled[0] == "3 runs (t)"
+    assert grouped.resampled[4] == "no interval: all values are equal"
+    assert np.isnan(grouped.ci_low[4])
+    assert ((grouped.ci_high - grouped.ci_low)[:3] > (found.ci_high - found.ci_low)[:3]).all()
+
+
+def test_correlations_of_few_groups_and_after_folds():
+    """Two groups have no interval; after folds limits are wider by sqrt 2 and so is the null behind p."""
+    rng = np.random.default_rng(0)
+    measured = rng.normal(size=(40, 3))
+    predicted = 0.3 * measured + rng.normal(size=(40, 3))
+    options = {"n_boot": 300, "n_permutations": 400, "seed": 1}
+    plain = brain.correlate_responses([predicted], measured, **options).regions["all"]
+    wide = brain.correlate_responses([predicted], measured, over_folds=True, **options).regions["all"]
+    assert (wide.value, wide.chance) == (plain.value, plain.chance)
+    assert wide.p_value > plain.p_value
+    assert wide.interval.resampled == "images, widened by sqrt 2 after folds"
+    assert wide.interval.low - wide.value == pytest.approx(2**0.5 * (plain.interval.low - plain.value))
+    few = brain.correlate_responses(
+        [predicted], measured, clusters=np.arange(40) % 2, unit="group", **options
+    )
+    assert few.regions["all"].interval.low is None
+    assert few.regions["all"].interval.resampled.startswith("no interval: 2 groups")
+    maps = [brain.map_responses(predicted, measured, over_folds=over, **options) for over in (False, True)]
+    np.testing.assert_allclose(
+        maps[1].ci_high - maps[1].correlation, 2**0.5 * (maps[0].ci_high - maps[0].correlation)
+    )
+    above = maps[0].p_value < 0.4  # what lies at the middle of the null stays there
+    assert (maps[1].p_value[above] > maps[0].p_value[above]).all()
+
+
+def test_maps_refuse_too_few_images():
+    measured = predicted = np.zeros((30, 2))
     with pytest.raises(DataError, match="at least three images"):
         brain.map_responses(predicted[:2], measured[:2])

@@ -1,5 +1,7 @@
 """Captions in a run: what was seen, the caption of the nearest training image, and what lacks weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -145,6 +147,24 @@ def test_rows_of_the_decoded_system_have_a_p_value(tmp_path):
     noise = score_caption_task(make_large_task(tmp_path, informative=False)).scores
     assert all(s.p_value > 0.05 for s in noise if s.method == "decoded")
     assert all(s.p_value is None for s in noise if s.method == "oracle")
+
+
+def test_captions_of_several_folds_have_wider_intervals_and_nulls(tmp_path):
+    task = make_large_task(tmp_path, n=16)
+    half = len(task.ids) // 2
+
+    def cut(embeddings):
+        return [embeddings.select(list(task.ids[rows])) for rows in (slice(None, half), slice(half, None))]
+
+    folds = replace(
+        task, predicted=cut(task.predicted[0]), true=cut(task.true[0]), training=[*task.training] * 2
+    )
+    for one, other in zip(*[score_caption_task(each).scores for each in (task, folds)], strict=True):
+        assert (one.metric, one.value, one.chance) == (other.metric, other.value, other.chance)
+        assert other.resampled == f"{one.resampled}, widened by sqrt 2 after folds"
+        assert other.ci_high - other.ci_low >= one.ci_high - one.ci_low
+        assert (one.p_value is None) == (other.p_value is None)
+        assert one.p_value is None or other.p_value >= one.p_value
 
 
 def test_people_who_saw_the_same_stimuli_are_no_further_evidence(tmp_path):

@@ -325,3 +325,67 @@ def test_paired_differences_speak_of_whom_they_are_asked_for():
     assert (same.mean, same.p_value, same.interval.resampled) == (0, 1, "no interval: all values are equal")
     with pytest.raises(DataError, match="same length"):
         crossed.paired_difference(np.ones(2), np.ones(3))
+
+
+def test_rows_after_folds_are_wider_by_sqrt_2_and_say_so():
+    """One subject and several, groups, medians and hits: the same helper, within what a score can be."""
+    rng = np.random.default_rng(0)
+    rows, images, subjects = rng.random(60), np.tile(np.arange(20), 3), np.repeat(list("abc"), 20)
+    cases = [
+        {"clusters": images[:20]},
+        {"clusters": images[:20] // 5, "unit": "group"},
+        {"clusters": images, "subjects": subjects},
+        {"clusters": images, "subjects": subjects, "statistic": "median"},
+    ]
+    for case in cases:
+        values = rows[: len(case["clusters"])]
+        plain = crossed.interval_of_rows(values, **case)
+        wide = crossed.interval_of_rows(values, over_folds=True, **case)
+        assert wide.resampled == f"{plain.resampled}, widened by sqrt 2 after folds"
+        assert wide.value == plain.value
+        expected = np.clip(
+            plain.value + 2**0.5 * (np.array([plain.low, plain.high]) - plain.value),
+            values.min(),
+            values.max(),
+        )
+        assert (wide.low, wide.high) == pytest.approx(tuple(expected))
+    hits = crossed.interval_of_rows(np.repeat([1.0, 0.0], [9, 1]), proportion=True, over_folds=True)
+    assert hits.high == 1.0
+    none = crossed.interval_of_rows(np.ones(4), clusters=list("aabb"), unit="group", over_folds=True)
+    assert none.resampled.startswith("no interval")
+
+
+@pytest.mark.parametrize("population", [None, "both", "images", "subjects"])
+def test_differences_after_folds_have_a_wider_interval_and_null(population):
+    """p is that of a mean sqrt 2 times nearer to 0: .17 of differences without an effect were once called one."""
+    rng = np.random.default_rng(3)
+    table = 0.3 + rng.normal(size=(4, 12))
+    rows = {"clusters": np.tile(np.arange(12), 4)}
+    if population is not None:
+        rows |= {"subjects": np.repeat(list("abcd"), 12), "population": population}
+    plain, wide = (
+        crossed.paired_difference(table.ravel(), np.zeros(48), over_folds=over, n_boot=500, **rows)
+        for over in (False, True)
+    )
+    assert wide.p_value > plain.p_value
+    assert wide.interval.resampled.endswith(", widened by sqrt 2 after folds")
+    assert wide.interval.high - wide.mean == pytest.approx(2**0.5 * (plain.interval.high - plain.mean))
+    if population == "both":
+        nearer = crossed.crossed_half_width(table, level=1 - wide.p_value)
+        assert nearer == pytest.approx(abs(table.mean()) / 2**0.5)
+
+
+def test_limits_of_resamples():
+    """Images and trials: percentiles. Groups: Student's t, none below three. Each score for itself."""
+    draws = np.column_stack([np.random.default_rng(0).normal(0.5, 0.1, 400), np.full(400, 0.5)])
+    low, high, words = crossed.bound_draws(np.array([0.5, 0.5]), draws, 30)
+    np.testing.assert_allclose([low, high], np.quantile(draws, [0.025, 0.975], axis=0))
+    assert words == ["images"] * 2
+    low, high, words = crossed.bound_draws(np.array([0.5, 0.5]), draws, 5, unit="group", over_folds=True)
+    half = 2**0.5 * stats.t.ppf(0.975, 4) * draws[:, 0].std() * (5 / 4) ** 0.5
+    assert (low[0], high[0]) == pytest.approx((0.5 - half, 0.5 + half))
+    assert words == ["5 groups (t), widened by sqrt 2 after folds", "no interval: all values are equal"]
+    assert np.isnan([low[1], high[1]]).all()
+    low, _, words = crossed.bound_draws(np.array([0.5, 0.5]), draws, 2, unit="run")
+    assert np.isnan(low).all()
+    assert words == ["no interval: 2 runs, and an interval over runs needs at least 3"] * 2

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from scipy import stats
+from scipy.special import logit
 
 from braindecode_vis.scoring.category_scores import CategoryTask, compute_auc, compute_category_scores
 from braindecode_vis.scoring.label_exchange import (
@@ -13,6 +15,7 @@ from braindecode_vis.scoring.label_exchange import (
     spread_of_owners,
     spread_of_pairs,
 )
+from braindecode_vis.scoring.uncertainty import logit_limits
 
 X = np.array([2, 1.5, 1, 0.2, 0.8, 0.1, -0.5, 0])
 TRUTH = np.array([1, 1, 1, 1, 0, 0, 0, 0])
@@ -189,6 +192,28 @@ def test_too_few_people_or_people_who_are_alike_have_no_interval():
     assert spread_of_pairs(np.ones((2, 5))) is None
     assert spread_of_pairs(np.ones((3, 5))) == pytest.approx((0.025 ** (1 / 3), 1.0))
     assert spread_of_pairs(np.zeros((3, 5))) == pytest.approx((0.0, 1 - 0.025 ** (1 / 3)))
+    assert spread_of_pairs(np.ones((3, 5)), 2**0.5) == pytest.approx((0.025 ** (2 / 3), 1.0))
+
+
+def test_pairs_after_folds_are_wider_and_single_pairs_count_once():
+    """Twice the squared error of crossed samples, A + B - E: once neither was, and .90 of intervals covered."""
+    wins = (np.random.default_rng(0).normal(1, 1, (6, 1)) > np.random.default_rng(1).normal(0, 1, 5)).astype(
+        float
+    )
+    wins[0] = [1, 0, 1, 0, 0.5]
+    sides = wins.mean(axis=1), wins.mean(axis=0)
+    rest = wins - sides[0][:, None] - sides[1] + wins.mean()
+    a, b = (side.var(ddof=1) / len(side) for side in sides)
+    variance = max(a, b, a + b - (rest**2).sum() / (5 * 4) / wins.size)
+    half = stats.t.ppf(0.975, 9) * (2 * variance) ** 0.5
+    assert spread_of_pairs(wins, 2**0.5) == pytest.approx(logit_limits(wins.mean(), half, wins.size))
+    some = np.where(np.eye(6, 5) > 0, np.nan, wins)  # not every pair was left out
+    sides = np.nanmean(some, axis=1), np.nanmean(some, axis=0)
+    a, b = (side.var(ddof=1) / len(side) for side in sides)
+    half = stats.t.ppf(0.975, 9) * (2 * (a + b)) ** 0.5
+    assert np.subtract(*np.array([logit(x) for x in spread_of_pairs(some, 2**0.5)])) == pytest.approx(
+        np.subtract(*np.array([logit(x) for x in logit_limits(np.nanmean(some), half, 25)]))
+    )
 
 
 def test_rows_without_an_interval_say_why():

@@ -83,6 +83,7 @@ def test_the_true_image_explains_the_response_and_another_does_not():
     assert found["decoded"].value < found["decoded"].noise_ceiling < 1
     assert found["mean_image"].value == pytest.approx(0, abs=1e-6)
     assert found["other"].value < 0.2
+    assert found["decoded"].resampled == "images"
     row = tabulate_ceilings(ceilings)[0]
     assert row["ceiling"] == pytest.approx(found["decoded"].noise_ceiling)
     assert row["ceiling from"] < row["ceiling"] < row["ceiling to"]
@@ -102,6 +103,7 @@ def test_folds_are_centred_before_they_meet():
     assert decoded.n_queries == N
     assert abs(decoded.value) < 0.08
     assert decoded.p_value > 0.05
+    assert decoded.resampled == "images, widened by sqrt 2 after folds"
 
 
 def test_what_cannot_be_computed_is_said():

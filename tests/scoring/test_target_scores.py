@@ -203,3 +203,24 @@ def test_a_run_scores_the_attributes_of_its_target(tmp_path):
     assert set(found) == {"decoded", "shuffled", "oracle"}
     assert found["decoded"]["value"] > found["decoded"]["chance"] + 0.2
     assert found["decoded"]["resampled"].endswith(" concepts (t)")  # all images of a digit share the value
+
+
+@pytest.mark.parametrize("subjects", [("01",), ("01", "02", "03")])
+def test_dimensions_after_folds_have_wider_intervals_and_nulls(subjects):
+    """The same predictions, once of one test set and once of two folds."""
+    vectors = np.random.default_rng(0).standard_normal((N_TRAIN + N_TEST, 2))
+    task = make_task(TargetParts(("a", "b"), None), vectors, 4.0, subjects=subjects)
+    whole, rows = task.predicted[0], np.arange(len(task.ids))
+    half = len(rows) // 2
+    parts = [
+        Embeddings(whole.vectors[part], whole.ids[part], whole.space) for part in (rows[:half], rows[half:])
+    ]
+    folds = replace(task, predicted=parts, banks=task.banks * 2, training=[*task.training] * 2)
+    subject = "all" if len(subjects) > 1 else "01"
+    one, other = (
+        find(score_target(each)[0], "dimension_correlation", subject=subject) for each in (task, folds)
+    )
+    assert (one.value, one.chance) == (other.value, other.chance)
+    assert other.resampled == f"{one.resampled}, widened by sqrt 2 after folds"
+    assert other.ci_low - other.value == pytest.approx(2**0.5 * (one.ci_low - one.value))
+    assert other.p_value >= one.p_value

@@ -56,6 +56,7 @@ from braindecode_vis.parts.analyses.window_categories import (
     average_subjects,
     bootstrap_areas,
     bound_areas,
+    widen_areas,
 )
 from braindecode_vis.report.drawing import draw_matrix, mark_stimulus
 from braindecode_vis.report.sensor_groups import REGIONS, assign_regions
@@ -370,9 +371,9 @@ def _measure(
         generator = make_generator(study.seed, "attributes exchanged", number)
         labels = permute_within(block.truth, [np.arange(len(block.truth))], study.n_permutations, generator)
         parts.append(block.measure(labels))
-    null = average_subjects(np.stack(parts), subjects)  # permutations, places
+    null = widen_areas(average_subjects(np.stack(parts), subjects), study)  # permutations, places
     draws = bootstrap_areas(blocks, study)
-    low, high, words = bound_areas(means, draws, "images of a value")
+    low, high, words = bound_areas(means, draws, "images of a value", study)
     p_values = compute_p_value(curve, null)
     n = sum(len(block.truth) for block in blocks)
     rows = [

@@ -33,7 +33,14 @@ from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.report.drawing import draw_matrix
 from braindecode_vis.scoring.crossed import name_units
 from braindecode_vis.scoring.score_row import format_p_value
-from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within, wilson_interval
+from braindecode_vis.scoring.uncertainty import (
+    WIDENED,
+    compute_p_value,
+    permute_within,
+    widen_about,
+    widen_limits,
+    wilson_interval,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -256,11 +263,13 @@ def _make_same(
     study: Study, name: str, hits: np.ndarray, own: pd.DataFrame, null: np.ndarray
 ) -> dict[str, Any]:
     low, high, resampled = _bound(study, hits, own)
-    value = float(hits.mean())
+    value, chance = float(hits.mean()), float(null.mean())
+    # Classes were exchanged without refits.
+    judged = widen_about(null, chance) if len(study.folds) > 1 else null
     return {
         "seen": name, "decoded": "same", "count": int(hits.sum()), "value": value, "ci_low": low, "ci_high": high,
-        "chance": float(null.mean()), "n": len(hits),
-        "p_value": float(compute_p_value(value, null)), "resampled": resampled,
+        "chance": chance, "n": len(hits),
+        "p_value": float(compute_p_value(value, judged)), "resampled": resampled,
     }  # fmt: skip
 
 
@@ -272,8 +281,12 @@ def _bound(study: Study, hits: np.ndarray, own: pd.DataFrame) -> tuple[float, fl
     if not several and (n_units == len(own) or n_units < 2):
         # Of a single image or group, whose spread is unknown, the interval is that of its trials.
         unit = study.unit if n_units > 1 else "trial"
-        interval = wilson_interval(int(hits.sum()), len(hits))
-        return interval.low, interval.high, f"{name_units(unit, len(hits))} (Wilson)"
+        wilson = wilson_interval(int(hits.sum()), len(hits))
+        words = f"{name_units(unit, len(hits))} (Wilson)"
+        if len(study.folds) < 2:
+            return wilson.low, wilson.high, words
+        low, high = widen_limits(wilson.low, wilson.high, float(hits.mean()), (0.0, 1.0))
+        return float(low), float(high), words + WIDENED
     clusters, subjects = own["cluster"].to_numpy(object), own["subject"].to_numpy(object)
     return compute_interval(
         study, hits.astype(float), clusters, subjects, own["id"].to_numpy(object), shares=True

@@ -44,7 +44,6 @@ from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.preprocessing.voxel_geometry import find_networks, inverse_transform, read_geometry
 from braindecode_vis.report.drawing import draw_bars, draw_curve, find_flat_positions, place_pattern
 from braindecode_vis.report.sensor_groups import assign_regions
-from braindecode_vis.scoring.crossed import name_units
 from braindecode_vis.scoring.metrics.brain_correlation import (
     WHOLE,
     RegionCorrelation,
@@ -179,11 +178,12 @@ class EncodingConfig(Settings):
         groups = list_groups(study.responses, who, windows)
         maps = map_responses(
             predicted, measured, n_boot=self.n_resamples, n_permutations=self.n_resamples, seed=study.seed,
-            clusters=clusters,
+            clusters=clusters, unit=study.unit, over_folds=len(parts) > 1,
         )  # fmt: skip
         overall = correlate_responses(
             [predicted], measured, regions=groups, n_boot=self.n_resamples,
-            n_permutations=self.n_resamples, seed=study.seed, clusters=clusters,
+            n_permutations=self.n_resamples, seed=study.seed, clusters=clusters, unit=study.unit,
+            over_folds=len(parts) > 1,
         )  # fmt: skip
         ceiling, source = self._find_ceiling(study, np.concatenate(tested), who, windows)
         # What each space adds: the product measure, whose sum is the variance that all explain together.
@@ -191,7 +191,6 @@ class EncodingConfig(Settings):
         added = np.stack([(part * (2 * measured - predicted)).sum(axis=0) / power for part in by_space])
         return _Subject(
             who, maps, overall.regions, groups, ceiling, source, np.mean(shares, axis=0), added, len(measured),
-            len(set(clusters.tolist())),
         )  # fmt: skip
 
     def _find_ceiling(
@@ -226,8 +225,8 @@ class EncodingConfig(Settings):
             bound = "" if one.ceiling is None else f", noise ceiling {describe_ceiling(one.ceiling)}"
             best, p = int(np.argmax(one.maps.correlation)), format_p_value(whole.p_value, in_words=True)
             sentences.append(
-                f"subject {one.subject}: mean correlation {whole.value:.3f} ({whole.interval.low:.3f} to "
-                f"{whole.interval.high:.3f}, chance {whole.chance:.3f}, {p}{bound}) over "
+                f"subject {one.subject}: mean correlation {whole.value:.3f} ({_describe_limits(whole)}, chance "
+                f"{whole.chance:.3f}, {p}{bound}) over "
                 f"{len(q)} responses and {one.n_images} test images, {100 * float((q <= self.fdr).mean()):.0f} % of "
                 f"them at q <= {self.fdr:g}, at most {one.maps.correlation[best]:.3f}"
             )
@@ -280,7 +279,7 @@ class EncodingConfig(Settings):
             value=maps.correlation, ci_low=maps.ci_low, ci_high=maps.ci_high, chance=0.0, n=one.n_images,
             p_value=maps.p_value, q_value=maps.q_value, explained=maps.explained,
             **_list_ceilings(one.ceiling), normalised=self._normalise(one),
-            resampled=name_units(study.unit, one.n_units),
+            resampled=maps.resampled,
         )  # fmt: skip
         if len(names) > 1:
             table["space"] = np.asarray(names, dtype=object)[one.shares.argmax(axis=1)]
@@ -398,7 +397,6 @@ class _Subject:
     shares: np.ndarray  # (n_responses, n_spaces), mean over folds
     added: np.ndarray  # (n_spaces, n_responses)
     n_images: int
-    n_units: int
 
 
 def as_columns(
@@ -464,6 +462,11 @@ def _list_groups(responses: Responses, subject: str) -> dict[str, np.ndarray]:
     return groups
 
 
+def _describe_limits(region: RegionCorrelation) -> str:
+    low, high = region.interval.low, region.interval.high
+    return region.interval.resampled if low is None or high is None else f"{low:.3f} to {high:.3f}"
+
+
 def _make_scores(study: Study, one: _Subject) -> list[Score]:
     rows = []
     for name, region in one.regions.items():
@@ -475,7 +478,7 @@ def _make_scores(study: Study, one: _Subject) -> list[Score]:
                 seed=study.seed,
                 ci_low=region.interval.low, ci_high=region.interval.high, p_value=region.p_value,
                 noise_ceiling=None if one.ceiling is None else one.ceiling.bound(mask),
-                resampled=name_units(study.unit, one.n_units),
+                resampled=region.interval.resampled,
             )
         )  # fmt: skip
     return rows
@@ -532,8 +535,8 @@ def _plot_groups(found: Sequence[_Subject]) -> Plot:
                     key: float(np.mean([read(one.regions[name]) for one in found if name in one.regions]))
                     for key, read in (
                         ("value", lambda r: r.value),
-                        ("ci_low", lambda r: r.interval.low),
-                        ("ci_high", lambda r: r.interval.high),
+                        ("ci_low", lambda r: np.nan if r.interval.low is None else r.interval.low),
+                        ("ci_high", lambda r: np.nan if r.interval.high is None else r.interval.high),
                     )
                 },
             }
@@ -548,9 +551,7 @@ def _plot_groups(found: Sequence[_Subject]) -> Plot:
         axes.set_xlabel("correlation")
 
     best = rows.iloc[0]
-    caption = (
-        "Mean correlation by network or region, with the 95 % interval over images (means over subjects)."
-    )
+    caption = "Mean correlation by network or region, with its 95 % interval (means over subjects)."
     return Plot(
         "groups",
         caption,

@@ -21,14 +21,14 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.base.arrays import Embeddings, check_same_space, normalise_rows
+from braindecode_vis.base.arrays import Embeddings, Responses, check_same_space, normalise_rows
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.parts.analyses.measure import check_retrieval
+from braindecode_vis.parts.analyses.measure import check_retrieval, find_row_units
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study, rank_trials
 from braindecode_vis.report.drawing import draw_bars
-from braindecode_vis.scoring.crossed import name_units
+from braindecode_vis.scoring.crossed import FEWEST, NO_INTERVAL, half_width_of_parts, resampled_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,37 +61,61 @@ class HubnessConfig(Settings):
             concepts = study.stimuli.concepts_of(gallery.ids).astype(str)
             found = measure_geometry(queries, gallery, concepts, self.k)
             perfect = measure_geometry(gallery.select(list(queries.ids)), gallery, concepts, self.k)
-            clusters = study.find_clusters(test)
-            spread = self._resample(study, queries, gallery, clusters, number)
-            resampled = name_units(study.unit, len(set(clusters.tolist())))
+            bounds = self._bound(study, test, queries, gallery, number)
             for name, value in found.items():
-                draws = spread.get(name)
-                low, high = (np.nan, np.nan) if draws is None else _shift_interval(value, draws)
+                low, high, resampled = bounds.get(name, (np.nan, np.nan, ""))
                 rows.append(
                     {
-                        "fold": number, "quantity": name, "value": value, "ci_low": float(low), "ci_high": float(high),
-                        "chance": np.nan, "reference": perfect[name], "n": len(queries),
-                        "resampled": "" if draws is None else resampled,
+                        "fold": number, "quantity": name, "value": value, "ci_low": low, "ci_high": high,
+                        "chance": np.nan, "reference": perfect[name], "n": len(queries), "resampled": resampled,
                     }
                 )  # fmt: skip
             counts = count_neighbours(queries, gallery, self.k)
             shares.append(pd.Series(counts, index=gallery.ids.astype(str)))
         return self._report(pd.DataFrame(rows), shares)
 
-    def _resample(
-        self, study: Study, queries: Embeddings, gallery: Embeddings, clusters: np.ndarray, number: int
-    ) -> dict[str, np.ndarray]:
-        """Return what depends on the predictions for resampled images or groups."""
-        generator = make_generator(study.seed, "bootstrap geometry", number)
-        codes = np.unique(clusters.astype(str), return_inverse=True)[1]
-        groups = [np.flatnonzero(codes == c) for c in range(codes.max() + 1)]
-        draws: dict[str, list[float]] = {}
-        for _ in range(self.n_resamples):
-            rows = np.concatenate([groups[g] for g in generator.integers(0, len(groups), len(groups))])
-            some = Embeddings(queries.vectors[rows], queries.ids[rows], queries.space)
-            for name, value in _measure_predictions(some, gallery, self.k).items():
-                draws.setdefault(name, []).append(value)
-        return {name: np.array(values) for name, values in draws.items()}
+    def _bound(
+        self, study: Study, test: Responses, queries: Embeddings, gallery: Embeddings, number: int
+    ) -> dict[str, tuple[float, float, str]]:
+        """Return limits of what depends on the predictions, and what they resample.
+
+        Each row speaks of the predictions of one fold, which a single encoder made.
+        """
+        subjects = test.trials["subject"].astype(str).to_numpy()
+        units = find_row_units(study, study.find_clusters(test), subjects, test.stimulus_ids)
+        clusters, unit = units["clusters"].astype(str), str(units["unit"])
+
+        def resample(labels: np.ndarray, what: str) -> tuple[dict[str, np.ndarray], int]:
+            generator = make_generator(study.seed, what, number)
+            codes = np.unique(labels, return_inverse=True)[1]
+            groups = [np.flatnonzero(codes == c) for c in range(codes.max() + 1)]
+            draws: dict[str, list[float]] = {}
+            for _ in range(self.n_resamples):
+                rows = np.concatenate([groups[g] for g in generator.integers(0, len(groups), len(groups))])
+                some = Embeddings(queries.vectors[rows], queries.ids[rows], queries.space)
+                for name, value in _measure_predictions(some, gallery, self.k).items():
+                    draws.setdefault(name, []).append(value)
+            return {name: np.array(values) for name, values in draws.items()}, len(groups)
+
+        found = _measure_predictions(queries, gallery, self.k)
+        by_unit = resample(clusters, "bootstrap geometry")
+        if unit == "subject" or len(set(subjects.tolist())) == 1:
+            return {
+                name: bound_geometry(value, by_unit[0][name], by_unit[1], unit)
+                for name, value in found.items()
+            }
+        cells = np.array([f"{who} {cluster}" for who, cluster in zip(subjects, clusters, strict=True)])
+        by_subject = resample(subjects, "bootstrap geometry subjects")
+        by_cell = resample(cells, "bootstrap geometry cells")
+        return {
+            name: cross_geometry(
+                value,
+                [draws[name] for draws, _ in (by_subject, by_unit, by_cell)],
+                (by_subject[1], by_unit[1]),
+                unit,
+            )
+            for name, value in found.items()
+        }
 
     def _report(self, table: pd.DataFrame, shares: list[pd.Series]) -> Findings:
         mean = table.groupby("quantity", sort=False)[["value", "ci_low", "ci_high", "reference"]].mean()
@@ -113,7 +137,8 @@ class HubnessConfig(Settings):
 
         def say(name: str) -> str:
             row = mean.loc[name]
-            return f"{row['value']:.3g} ({row['ci_low']:.3g} to {row['ci_high']:.3g}; perfect: {row['reference']:.3g})"
+            limits = "" if np.isnan(row["ci_low"]) else f"{row['ci_low']:.3g} to {row['ci_high']:.3g}; "
+            return f"{row['value']:.3g} ({limits}perfect: {row['reference']:.3g})"
 
         names, share = counts.index.tolist(), float(mean["value"]["largest_share"])
         found = (
@@ -130,14 +155,45 @@ class HubnessConfig(Settings):
         return Findings("Geometry of the predictions", found, table, (Plot("hubness", caption, found, draw),))
 
 
-def _shift_interval(value: float, draws: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of resamples, moved by their bias so that it stands around the value.
+def bound_geometry(value: float, draws: np.ndarray, n_units: int, unit: str) -> tuple[float, float, str]:
+    """Return the 95 % interval of a quantity of one subject from its resamples, and what it resamples.
 
     A resample repeats some images, which lowers dimensions and moves centres apart; the plain percentiles may then
-    leave out the value that they are to describe.
+    leave out the value that they are to describe. They are moved by their bias, so that they stand around the value.
     """
-    low, high = np.quantile(draws, [0.025, 0.975]) - draws.mean() + value
-    return float(low), float(high)
+    moved = draws - draws.mean() + value
+    found = resampled_interval(value, moved, n_units, unit=unit, ends=(-np.inf, np.inf))
+    low, high = (np.nan if limit is None else limit for limit in (found.low, found.high))
+    return low, high, found.resampled
+
+
+def cross_geometry(
+    value: float, draws: Sequence[np.ndarray], sizes: tuple[int, int], unit: str
+) -> tuple[float, float, str]:
+    """Return the crossed 95 % interval of a quantity of several subjects.
+
+    Parameters
+    ----------
+    value
+        The quantity.
+    draws : three arrays of shape (n_draws,)
+        Its values in resamples of whole subjects, of units in all subjects, and of single cells of subject and unit.
+    sizes
+        Number of subjects and of units.
+    unit
+        What the units are, in one word.
+    """
+    n_subjects, n_units = sizes
+    if n_subjects < FEWEST:
+        return (
+            np.nan, np.nan,
+            f"{NO_INTERVAL}: {n_subjects} subjects, and an interval over subjects needs at least {FEWEST}",
+        )  # fmt: skip
+    rows, columns, cells = (float(one.var()) for one in draws)
+    rows *= n_subjects / (n_subjects - 1)  # n subjects show (n - 1) / n of what varies
+    columns *= n_units / max(n_units - 1, 1)
+    half = half_width_of_parts(rows, columns, cells, n_subjects, n_units)
+    return value - half, value + half, f"{n_subjects} subjects and {n_units} {unit}s (crossed)"
 
 
 def _measure_predictions(queries: Embeddings, gallery: Embeddings, k: int) -> dict[str, float]:

@@ -28,11 +28,11 @@ from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
 from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import (
-    FOLD_FACTOR,
     compute_p_value,
     correct_holm,
     correct_maximum,
     permute_within,
+    widen_about,
 )
 from braindecode_vis.scoring.units import Units
 
@@ -122,8 +122,8 @@ class Measured:
         if not several and len(set(self.clusters.tolist())) < 2:
             return None
         return paired_difference(
-            self.values, other, **_find_units(study, self.clusters, self.subjects, self.ids),
-            n_boot=study.n_bootstrap, seed=study.seed,
+            self.values, other, **find_row_units(study, self.clusters, self.subjects, self.ids),
+            n_boot=study.n_bootstrap, seed=study.seed, over_folds=len(study.folds) > 1,
         )  # fmt: skip
 
     def as_difference(self, study: Study, other: Measured) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def compute_interval(
     Parameters
     ----------
     study
-        What `clusters` are, and the resamples of one subject.
+        What `clusters` are, the resamples of one subject, and the folds: with several, limits are wider by sqrt 2.
     values, clusters, subjects : arrays of shape (n_rows,)
         As in `Measured`.
     ids : array of shape (n_rows,), optional
@@ -178,14 +178,14 @@ def compute_interval(
     # One subject's hits keep the bootstrap; of several, a mean near its end needs the logit.
     several = len(set(subjects.tolist())) > 1
     found = interval_of_rows(
-        values, **_find_units(study, clusters, subjects, ids), n_boot=study.n_bootstrap, seed=study.seed,
-        proportion=shares and several,
+        values, **find_row_units(study, clusters, subjects, ids), n_boot=study.n_bootstrap, seed=study.seed,
+        proportion=shares and several, over_folds=len(study.folds) > 1,
     )  # fmt: skip
     low, high = (np.nan if limit is None else limit for limit in (found.low, found.high))
     return low, high, found.resampled
 
 
-def _find_units(
+def find_row_units(
     study: Study, clusters: np.ndarray, subjects: np.ndarray, ids: np.ndarray | None
 ) -> dict[str, Any]:
     """Return what rows are resampled with: their units and, where there are several, their subjects."""
@@ -275,7 +275,7 @@ class Meter:
     def join(folds: Sequence[FoldValues]) -> Measured:
         """Put the folds of one condition together.
 
-        Folds train each other, so that a null of permutations within them is too narrow by `FOLD_FACTOR`.
+        Folds train each other, so that a null of permutations within them is widened; see `widen_null`.
         """
         sizes = [len(fold.values) for fold in folds]
         nulls = [fold.null for fold in folds if fold.null is not None]
@@ -283,7 +283,7 @@ class Meter:
         # A null of some folds only would be narrower than the score that it judges.
         if len(nulls) == len(folds):
             null = np.sum(nulls, axis=0) / sum(sizes)
-            null = null if len(folds) < 2 else null.mean() + FOLD_FACTOR * (null - null.mean())
+            null = null if len(folds) < 2 else widen_about(null, null.mean())
         return Measured(
             values=np.concatenate([fold.values for fold in folds]),
             ids=np.concatenate([fold.ids for fold in folds]),

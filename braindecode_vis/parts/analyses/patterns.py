@@ -26,12 +26,12 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.analysis_figures import make_maps
 from braindecode_vis.parts.analyses.cuts import Window, make_sliding_windows
-from braindecode_vis.parts.analyses.measure import check_retrieval
+from braindecode_vis.parts.analyses.measure import check_retrieval, compute_interval
 from braindecode_vis.parts.analyses.study import Attachment, Findings, Plot, Study
 from braindecode_vis.preprocessing.alignment import check_common_features
 from braindecode_vis.report.drawing import place_pattern
-from braindecode_vis.scoring.crossed import name_units
-from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within
+from braindecode_vis.scoring.crossed import bound_draws
+from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within, widen_about
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,16 +70,16 @@ class SpatialPatternsConfig(Settings):
             windows = list(
                 make_sliding_windows(study.responses, self.width, self.width, self.tmin, self.tmax)
             )
-        data, signal, clusters = predict_signal(study, windows, self.n_components)
+        data, signal, tested = predict_signal(study, windows, self.n_components)
         names = list_columns(study.responses)
-        table = _tabulate(study, data, signal, clusters, names, windows, self.n_resamples)
+        table = _tabulate(study, data, signal, tested, names, windows, self.n_resamples)
         return _report(study, table, windows, signal.shape[1])
 
 
 def predict_signal(
     study: Study, windows: Sequence[Window | None], n_components: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return window means, the decoded signal and the images (or groups) of all test trials.
+) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+    """Return window means, the decoded signal, and what all test trials belong to.
 
     Returns
     -------
@@ -87,11 +87,11 @@ def predict_signal(
         Centred within each fold.
     signal : array of shape (n_trials, n_components)
         Leading components of the predictions, mean 0 and variance 1 within each fold.
-    clusters : array of shape (n_trials,)
-        What is resampled together; see `Study.find_clusters`.
+    tested
+        One row per trial: `id`, `subject`, and `cluster`, with which it is resampled; see `Study.find_clusters`.
     """
     axes: np.ndarray | None = None
-    data, signal, clusters = [], [], []
+    data, signal, tested = [], [], []
     for number, fold in enumerate(study.folds):
         test = study.pick(fold.test, "test")
         predicted = study.trained(number).predict(test).flat().astype(np.float64)
@@ -104,10 +104,17 @@ def predict_signal(
         means = np.stack([_average(test, window) for window in windows], axis=1)
         data.append(means - means.mean(axis=0))  # (n_trials, n_windows, n_features)
         signal.append(own)
-        clusters.append(study.find_clusters(test))
+        tested.append(
+            pd.DataFrame(
+                {
+                    "id": test.stimulus_ids, "subject": test.trials["subject"].astype(str).to_numpy(),
+                    "cluster": study.find_clusters(test).astype(str),
+                }
+            )
+        )  # fmt: skip
     if min(len(part) for part in signal) < 3:
         raise DataError("a spatial pattern needs at least three test trials in every fold.")
-    return np.concatenate(data), np.concatenate(signal), np.concatenate(clusters)
+    return np.concatenate(data), np.concatenate(signal), pd.concat(tested, ignore_index=True)
 
 
 def _whiten(values: np.ndarray) -> np.ndarray:
@@ -142,18 +149,17 @@ def list_columns(responses: Responses) -> list[str]:
 
 
 def _tabulate(
-    study: Study, data: np.ndarray, signal: np.ndarray, clusters: np.ndarray, names: list[str],
+    study: Study, data: np.ndarray, signal: np.ndarray, tested: pd.DataFrame, names: list[str],
     windows: Sequence[Window | None], n_resamples: int,
 ) -> pd.DataFrame:  # fmt: skip
     pattern = np.einsum("tk,twc->kwc", signal, data) / len(data)  # (n_components, n_windows, n_features)
     flat = data.reshape(len(data), -1)
-    resampled = name_units(study.unit, len(set(clusters.tolist())))
     rows = []
     for k in range(signal.shape[1]):
         peak = pattern[k].flat[int(np.abs(pattern[k]).argmax())]
         own = pattern[k] * (1.0 if peak >= 0 else -1.0)
         weighted = signal[:, k] * (1.0 if peak >= 0 else -1.0)
-        low, high = _bootstrap(study, flat * weighted[:, None], clusters, n_resamples)
+        low, high, resampled = _bound(study, flat * weighted[:, None], tested, n_resamples)
         # The sign was chosen by the data, so the test has two sides.
         p_value = _permute(study, flat, weighted, own.ravel(), n_resamples)
         for w, window in enumerate(windows):
@@ -164,16 +170,28 @@ def _tabulate(
                         "component": k + 1, "column": name, "start": window.start if window else np.nan,
                         "stop": window.stop if window else np.nan, "value": own[w, c], "ci_low": low[cell],
                         "ci_high": high[cell], "chance": 0.0, "n": len(data), "p_value": p_value[cell],
-                        "resampled": resampled,
+                        "resampled": resampled[cell],
                     }
                 )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _bootstrap(
-    study: Study, products: np.ndarray, clusters: np.ndarray, n_draws: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the interval of the mean of every column over resampled images or groups."""
+def _bound(
+    study: Study, products: np.ndarray, tested: pd.DataFrame, n_draws: int
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return the interval of the mean of every column, and what it resamples: crossed where there are several subjects,
+    else over resampled images or groups.
+    """
+    clusters, subjects = tested["cluster"].to_numpy(object), tested["subject"].to_numpy(object)
+    values = products.mean(axis=0)
+    if len(set(subjects.tolist())) > 1:
+        ids = tested["id"].to_numpy(object)
+        found = [compute_interval(study, column, clusters, subjects, ids) for column in products.T]
+        # The mean over trials is shown, and the interval is of the mean of subjects.
+        means = np.stack([products[subjects == who].mean(axis=0) for who in np.unique(subjects.astype(str))])
+        shift = values - means.mean(axis=0)
+        limits = np.array([one[:2] for one in found]) + shift[:, None]
+        return limits[:, 0], limits[:, 1], [one[2] for one in found]
     generator = make_generator(study.seed, "bootstrap patterns")
     codes = np.unique(clusters.astype(str), return_inverse=True)[1]
     sizes = np.bincount(codes)
@@ -181,12 +199,17 @@ def _bootstrap(
     np.add.at(sums, codes, products)
     counts = generator.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=n_draws)
     low, high = np.empty(products.shape[1]), np.empty(products.shape[1])
+    words: list[str] = []
     step = max(1, (1 << 22) // n_draws)  # columns at once: 32 MB of resamples
     total = (counts @ sizes)[:, None]
     for start in range(0, products.shape[1], step):
         part = slice(start, start + step)
-        low[part], high[part] = np.quantile(counts @ sums[:, part] / total, [0.025, 0.975], axis=0)
-    return low, high
+        draws = counts @ sums[:, part] / total
+        low[part], high[part], told = bound_draws(
+            values[part], draws, len(sizes), unit=study.unit, over_folds=len(study.folds) > 1
+        )
+        words += told
+    return low, high, words
 
 
 def _permute(
@@ -201,7 +224,15 @@ def _permute(
     for start in range(0, data.shape[1], step):
         part = data[:, start : start + step] / scale[start : start + step]
         largest = np.maximum(largest, np.abs(shuffled @ part / len(data)).max(axis=1))
+    if len(study.folds) > 1:  # which train each other
+        largest = widen_about(largest, 0.0)
     return compute_p_value(np.abs(observed / scale), largest)
+
+
+def _describe_limits(row: pd.Series) -> str:
+    if pd.isna(row["ci_low"]):
+        return str(row["resampled"])
+    return f"{row['ci_low']:.3g} to {row['ci_high']:.3g}"
 
 
 @dataclass(frozen=True)
@@ -221,8 +252,8 @@ def _report(
     )
     found = (
         f"The decoded signal goes most with {study.responses.dims[1]} {best['column']}{when}: "
-        f"{best['value']:.3g} {study.responses.unit} per standard deviation ({best['ci_low']:.3g} to "
-        f"{best['ci_high']:.3g}, {format_p_value(best['p_value'], in_words=True)} corrected for all cells)."
+        f"{best['value']:.3g} {study.responses.unit} per standard deviation ({_describe_limits(best)}, "
+        f"{format_p_value(best['p_value'], in_words=True)} corrected for all cells)."
     )
     panels = []
     for k in range(1, n_components + 1):

@@ -33,7 +33,13 @@ from braindecode_vis.parts.analyses.cuts import Window, cut_window, make_sliding
 from braindecode_vis.parts.analyses.study import Findings, Study
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.scoring.crossed import groups_interval
-from braindecode_vis.scoring.uncertainty import compute_p_value, permute_within
+from braindecode_vis.scoring.uncertainty import (
+    WIDENED,
+    compute_p_value,
+    permute_within,
+    widen_about,
+    widen_limits,
+)
 
 
 class TimeResolvedCategoriesConfig(Settings):
@@ -76,7 +82,7 @@ class TimeResolvedCategoriesConfig(Settings):
         else:
             test = cluster_over_labels(curve, null, alpha=self.alpha)
         draws = bootstrap_areas(blocks, study)
-        low, high, words = bound_areas(means, draws, "trials of a class in its run")
+        low, high, words = bound_areas(means, draws, "trials of a class in its run", study)
         p_values = compute_p_value(curve, null)
         n = sum(len(block.truth) for block in blocks)
         rows: list[dict[str, Any]] = [
@@ -226,10 +232,20 @@ def _permute(blocks: Sequence[RunDecisions], study: Study) -> np.ndarray:
         everyone = [np.arange(len(block.truth))]
         labels = permute_within(block.truth, everyone, study.n_permutations, generator)
         parts.append(block.measure(labels))
-    return average_subjects(np.stack(parts), subjects)
+    return widen_areas(average_subjects(np.stack(parts), subjects), study)
 
 
-def bound_areas(means: np.ndarray, draws: np.ndarray, words: str) -> tuple[np.ndarray, np.ndarray, str]:
+def widen_areas(null: np.ndarray, study: Study) -> np.ndarray:
+    """Return areas under permuted labels, shape (n_permutations, n_areas), wider by sqrt 2 after folds.
+
+    The decoders were not fitted again, and those of several folds have learnt from each other's trials.
+    """
+    return null if len(study.folds) < 2 else widen_about(null, null.mean(axis=0))
+
+
+def bound_areas(
+    means: np.ndarray, draws: np.ndarray, words: str, study: Study
+) -> tuple[np.ndarray, np.ndarray, str]:
     """Return the limits of every area: Student's t over subjects, or of one subject the percentiles of resamples.
 
     Parameters
@@ -239,6 +255,8 @@ def bound_areas(means: np.ndarray, draws: np.ndarray, words: str) -> tuple[np.nd
         Of one subject.
     words
         What the resamples of one subject are.
+    study
+        Whose folds train each other, if there are several; limits are then wider by sqrt 2.
 
     Returns
     -------
@@ -249,10 +267,16 @@ def bound_areas(means: np.ndarray, draws: np.ndarray, words: str) -> tuple[np.nd
     """
     if len(means) == 1:
         low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-        return low, high, words
-    found = [groups_interval(column, np.arange(len(means)), unit="subject") for column in means.T]
-    low, high = np.array([(one.low, one.high) for one in found], dtype=float).T
-    return low, high, found[0].resampled
+    else:
+        found = [groups_interval(column, np.arange(len(means)), unit="subject") for column in means.T]
+        low, high = np.array([(one.low, one.high) for one in found], dtype=float).T
+        words = found[0].resampled
+        if np.isnan(low).all():
+            return low, high, words
+    if len(study.folds) > 1:
+        low, high = widen_limits(low, high, means.mean(axis=0), (0.0, 1.0))
+        words += WIDENED
+    return low, high, words
 
 
 def bootstrap_areas(blocks: Sequence[RunDecisions], study: Study) -> np.ndarray:

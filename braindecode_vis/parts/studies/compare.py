@@ -20,6 +20,7 @@ from braindecode_vis.scoring.units import Units
 
 KEYS = ["subject", "stimulus_id", "occurrence"]
 UNITS = ["unit", "cluster"]  # what items are resampled with, where that is not their image
+FOLD = "fold"  # of each item, where a run has several
 
 
 def compare_runs(
@@ -46,7 +47,8 @@ def compare_runs(
         Columns `run`, `reference`, `metric`, `value`, `reference_value`, `difference`, `ci_low`, `ci_high`,
         `p_value`, `p_holm` (Holm's correction over all rows that have a p), `n_items`, `n_subjects`, `resampled`:
         images, or whole groups where a run resamples groups (those of the reference first), and subjects beside them
-        where there are several; or why there is no interval.
+        where there are several; or why there is no interval. If a run has several folds, intervals and the null behind
+        p are wider by sqrt 2, which `resampled` says.
 
     Raises
     ------
@@ -152,9 +154,10 @@ def compare_tables(
         )
     subjects, several = both["subject"], both["subject"].nunique() > 1
     unit, clusters = _find_clusters(both)
+    over_folds = any(both[name].nunique() > 1 for name in (FOLD, f"{FOLD}_a", f"{FOLD}_b") if name in both)
     rows = []
     for metric in reference.columns:
-        if metric not in table.columns or metric in (*KEYS, *UNITS, "gallery_size"):
+        if metric not in table.columns or metric in (*KEYS, *UNITS, FOLD, "gallery_size"):
             continue
         if metrics is not None and metric not in metrics:
             continue
@@ -164,7 +167,7 @@ def compare_tables(
             continue
         found = paired_difference(
             new, old, clusters=clusters, subjects=list(subjects) if several else None, unit=unit,
-            population=population, n_boot=n_boot, seed=seed,
+            population=population, n_boot=n_boot, seed=seed, over_folds=over_folds,
         )  # fmt: skip
         rows.append(
             {
@@ -260,6 +263,8 @@ def tabulate_items(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def _keep_units(items: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    if FOLD in items:
+        table = table.assign(fold=items[FOLD].to_numpy())
     if "cluster" in items:
         return table.assign(unit=items["unit"].to_numpy(object), cluster=items["cluster"].to_numpy(object))
     return table

@@ -29,8 +29,10 @@ from braindecode_vis.scoring.crossed import (
     crossed_interval,
     groups_interval,
     tabulate_cells,
+    widen_interval,
 )
 from braindecode_vis.scoring.metrics.metric_registry import find_metric
+from braindecode_vis.scoring.uncertainty import WIDENED
 from braindecode_vis.scoring.units import Units
 
 MAX_SETTINGS = 8  # a table of all that differ between runs of several data sets would hold every setting
@@ -280,6 +282,11 @@ def _pool(
         interval = _bound_cube(cells, proportion=hits)
     else:
         interval = _bound_cells(cells, means, proportion=hits)
+    if by_item and any(str(row.get("resampled") or "").endswith(WIDENED) for row in rows):
+        values = np.concatenate([cell.values for cell in cells])
+        interval = widen_interval(
+            interval, (0.0, 1.0) if hits else (float(values.min()), float(values.max()))
+        )
     words = interval.resampled
     if interval.low is not None:
         words += _list_lacking(len(means), n_seeds, by_item)

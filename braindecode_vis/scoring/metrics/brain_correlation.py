@@ -20,7 +20,14 @@ from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.encoders.ridge import RidgeConfig, RidgeEncoder
-from braindecode_vis.scoring.uncertainty import Interval, compute_p_value, correct_fdr, permutation_test
+from braindecode_vis.scoring.crossed import CrossedInterval, bound_draws, resampled_interval
+from braindecode_vis.scoring.uncertainty import (
+    compute_p_value,
+    correct_fdr,
+    permutation_test,
+    widen_about,
+    widen_null,
+)
 
 WHOLE = "all"
 BLOCK_VOXELS = 4096  # correlated at a time: 1000 resamples of them take 33 MB
@@ -28,10 +35,10 @@ BLOCK_VOXELS = 4096  # correlated at a time: 1000 resamples of them take 33 MB
 
 @dataclass(frozen=True)
 class RegionCorrelation:
-    """Mean correlation over the voxels of a region, bootstrap interval over images, permutation p and chance."""
+    """Mean correlation over the voxels of a region, interval over images or groups, permutation p and chance."""
 
     value: float
-    interval: Interval
+    interval: CrossedInterval
     chance: float
     p_value: float
     n_voxels: int
@@ -95,6 +102,8 @@ def correlate_responses(
     n_permutations: int = 1000,
     seed: int = 0,
     clusters: np.ndarray | None = None,
+    unit: str = "image",
+    over_folds: bool = False,
 ) -> BrainCorrelation:
     """Return how well responses predicted from reconstructions fit those that were measured.
 
@@ -110,6 +119,10 @@ def correlate_responses(
         Resamples of the images, shuffles of the images, and their root seed.
     clusters : array of shape (n_images,), optional
         Images of one label are drawn together.
+    unit
+        What the clusters are, in one word. Groups have Student's t with their number - 1 degrees of freedom.
+    over_folds
+        Whether the predictions are of several folds that train each other: limits and nulls are wider by sqrt 2.
 
     Raises
     ------
@@ -152,11 +165,12 @@ def correlate_responses(
     for name, mask in masks.items():
         # The correlation is the sum over images of products, so times n it is a mean that can be permuted.
         null = permutation_test(n * tables[name], n_permutations=n_permutations, seed=seed)
-        low, high = (float(q) for q in np.quantile(sums[name][1:], [0.025, 0.975]))
-        interval = Interval(low, high, 0.95, "bootstrap over stimuli", n_units)
-        found[name] = RegionCorrelation(
-            float(sums[name][0]), interval, null.null_mean, null.p_value, int(mask.sum())
+        null = widen_null(null) if over_folds else null
+        value = float(sums[name][0])
+        interval = resampled_interval(
+            value, sums[name][1:], n_units, unit=unit, ends=(-1.0, 1.0), over_folds=over_folds
         )
+        found[name] = RegionCorrelation(value, interval, null.null_mean, null.p_value, int(mask.sum()))
     return BrainCorrelation(by_voxel, found, n)
 
 
@@ -169,7 +183,9 @@ class ResponseMaps:
     correlation
         Of prediction and measurement over images; 0 where either does not vary.
     ci_low, ci_high
-        95 % bootstrap interval of it over images.
+        95 % interval of it over images or groups; NaN where there is none.
+    resampled
+        In words, what it resamples, or why there is none.
     p_value
         One-sided, from images that were exchanged.
     q_value
@@ -181,6 +197,7 @@ class ResponseMaps:
     correlation: np.ndarray
     ci_low: np.ndarray
     ci_high: np.ndarray
+    resampled: np.ndarray
     p_value: np.ndarray
     q_value: np.ndarray
     explained: np.ndarray
@@ -194,6 +211,8 @@ def map_responses(
     n_permutations: int = 1000,
     seed: int = 0,
     clusters: np.ndarray | None = None,
+    unit: str = "image",
+    over_folds: bool = False,
     advance: Callable[[int], None] = lambda n: None,
 ) -> ResponseMaps:
     """Return how well every single response is predicted.
@@ -206,6 +225,8 @@ def map_responses(
         Resamples and shuffles of the images, and their root seed.
     clusters : array of shape (n_images,), optional
         Images of one label are drawn together.
+    unit, over_folds
+        As for `correlate_responses`.
     advance
         Called with the number of responses done.
 
@@ -229,22 +250,28 @@ def map_responses(
     weights = np.concatenate([np.ones((1, n)), _draw_counts(n, clusters, n_boot, seed)])
     generator = make_generator(seed, "response-maps")
     shuffles = [generator.permutation(n) for _ in range(n_permutations)]
+    n_units = n if clusters is None else len(np.unique(clusters.astype(str)))
     found, p_value = np.empty((4, n_responses)), np.empty(n_responses)
+    resampled = np.empty(n_responses, dtype=object)
     # The resamples of a block are one table, so that more responses at once take more memory than time is saved.
     for start in range(0, n_responses, BLOCK_VOXELS):
         block = slice(start, start + BLOCK_VOXELS)
         left, right = (np.asarray(part[:, block], dtype=np.float64) for part in (predicted, measured))
         drawn = _correlate_weighted(left, right, weights)  # (1 + n_boot, n_block)
-        found[:3, block] = drawn[0], *np.quantile(drawn[1:], [0.025, 0.975], axis=0)
+        low, high, words = bound_draws(
+            drawn[0], drawn[1:], n_units, unit=unit, ends=(-1.0, 1.0), over_folds=over_folds
+        )
+        found[:3, block], resampled[block] = (drawn[0], low, high), words
         spread = ((right - right.mean(axis=0)) ** 2).sum(axis=0)
         error = ((right - left) ** 2).sum(axis=0)
         found[3, block] = np.where(spread > 0, 1 - error / np.where(spread > 0, spread, 1), 0.0)
         x, y = (_standardise(part).astype(np.float32) for part in (left, right))
         null = np.stack([np.einsum("nf,nf->f", x[shuffle], y) for shuffle in shuffles])
+        null = widen_about(null, null.mean(axis=0)) if over_folds else null
         # Less the rounding of single precision, so that equal values count as extreme.
         p_value[block] = compute_p_value(np.einsum("nf,nf->f", x, y) - 1e-6, null)
         advance(left.shape[1])
-    return ResponseMaps(found[0], found[1], found[2], p_value, correct_fdr(p_value), found[3])
+    return ResponseMaps(found[0], found[1], found[2], resampled, p_value, correct_fdr(p_value), found[3])
 
 
 def _draw_counts(n: int, clusters: np.ndarray | None, n_boot: int, seed: int) -> np.ndarray:

@@ -1,19 +1,22 @@
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import skew, spearmanr
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.parts.analyses.hubness import (
-    _shift_interval,
+    bound_geometry,
     compute_concept_similarity,
     compute_effective_dimension,
     compute_hubness,
     compute_modality_gap,
     compute_uniformity,
+    cross_geometry,
 )
 from braindecode_vis.parts.analyses.rsa import compare_layers_with_brain, compute_noise_ceiling, compute_rdm
+from braindecode_vis.scoring.crossed import crossed_half_width
 
 RNG = np.random.default_rng(0)
 
@@ -185,6 +188,31 @@ def test_the_noise_ceiling_bounds_the_true_model():
 def test_intervals_of_the_geometry_hold_their_value():
     """Resampled images repeat, which lowers a dimension: the value once lay above its own interval."""
     draws = np.random.default_rng(0).normal(5.0, 0.5, 400)
-    low, high = _shift_interval(7.0, draws)
+    low, high, words = bound_geometry(7.0, draws, 40, "image")
     assert low < 7.0 < high
     assert high - low == pytest.approx(np.subtract(*np.quantile(draws, [0.975, 0.025])))
+    assert words == "images"
+    low, high, words = bound_geometry(
+        7.0, draws, 5, "group"
+    )  # few groups have Student's t, and two have none
+    assert high - low == pytest.approx(2 * stats.t.ppf(0.975, 4) * draws.std() * (5 / 4) ** 0.5)
+    assert words == "5 groups (t)"
+    assert np.isnan(bound_geometry(7.0, draws, 2, "group")[0])
+
+
+def test_intervals_of_the_geometry_of_several_subjects_are_crossed():
+    """With the parts of a mean, resampled, they are those of the crossed interval."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(5, 1)) + rng.normal(size=(1, 30)) + rng.normal(size=(5, 30))
+    draws = [
+        table[rng.integers(0, 5, (4000, 5))].mean(axis=(1, 2)),
+        table[:, rng.integers(0, 30, (4000, 30))].mean(axis=(0, 2)),
+        table.ravel()[rng.integers(0, 150, (4000, 150))].mean(axis=1),
+    ]
+    low, high, words = cross_geometry(float(table.mean()), draws, (5, 30), "image")
+    # 4000 resamples know a spread to 1.1 %; of single cells subjects and images are not taken off.
+    assert (high - low) / 2 == pytest.approx(crossed_half_width(table), rel=0.05)
+    assert words == "5 subjects and 30 images (crossed)"
+    low, high, words = cross_geometry(0.0, draws, (2, 30), "image")
+    assert np.isnan(low)
+    assert words.startswith("no interval: 2 subjects")

@@ -110,3 +110,22 @@ def test_rows_without_a_p_are_not_corrected(monkeypatch, tmp_path):
     assert np.isnan(table["p_value"].astype(float)).tolist() == [True, False]
     assert np.isnan(table["p_holm"]).tolist() == [True, False]
     assert table["p_holm"].iloc[1] == 1  # a run that equals the first
+
+
+def test_runs_of_several_folds_have_wider_intervals_and_nulls():
+    """Folds train each other; items of earlier versions, which do not name theirs, stay as they were."""
+    first, other = make_items(3), make_items(3, 0.5)
+    (plain,) = compare.compare_tables(first, other, names=("a", "b"), n_boot=200)
+    (one,) = compare.compare_tables(first.assign(fold=0), other, names=("a", "b"), n_boot=200)
+    assert one == plain
+    folds = np.arange(len(first)) % 4
+    (wide,) = compare.compare_tables(
+        first.assign(fold=folds), other.assign(fold=folds), names=("a", "b"), n_boot=200
+    )
+    assert wide["resampled"] == f"{plain['resampled']}, widened by sqrt 2 after folds"
+    assert wide["ci_low"] - wide["difference"] == pytest.approx(
+        2**0.5 * (plain["ci_low"] - plain["difference"])
+    )
+    assert wide["p_value"] > plain["p_value"]
+    items = first.assign(stimulus_id=first["stimulus_id"], fold=folds).drop(columns="occurrence")
+    assert compare.tabulate_items(items)["fold"].tolist() == folds.tolist()

@@ -52,7 +52,7 @@ def test_differences_between_runs_are_resampled_by_group(runs):
     items = read_items(weak).merge(read_items(strong), on="stimulus_id", suffixes=("_a", "_b"))
     by_image = paired_difference(items["pixcorr_b"].to_numpy(), items["pixcorr_a"].to_numpy())
     assert by_group["difference"] == pytest.approx(by_image.mean)
-    assert by_group["resampled"] == f"{N_GROUPS} groups (t)"
+    assert by_group["resampled"] == f"{N_GROUPS} groups (t), widened by sqrt 2 after folds"
     width = by_image.interval.high - by_image.interval.low
     assert by_group["ci_high"] - by_group["ci_low"] > 1.8 * width
     assert by_group["p_value"] >= by_image.p_value
@@ -70,10 +70,10 @@ def test_analyses_resample_groups_and_say_so(runs):
     for kind in ANALYSES:
         by_image, by_group = (tables[resample][kind] for resample in ("image", "auto"))
         np.testing.assert_array_equal(by_image["value"], by_group["value"])
-        # Patterns and geometry keep the bootstrap of groups. Empty where there is no interval.
-        words = f"{N_GROUPS} groups" if kind in ("patterns", "hubness") else f"{N_GROUPS} groups (t)"
-        assert set(by_group["resampled"]) - {""} == {words}
-        assert set(by_image["resampled"]) - {""} == {"images"}
+        # A row of the geometry speaks of one fold. Empty where there is no interval.
+        folds = "" if kind == "hubness" else ", widened by sqrt 2 after folds"
+        assert set(by_group["resampled"]) - {""} == {f"{N_GROUPS} groups (t){folds}"}
+        assert set(by_image["resampled"]) - {""} == {f"images{folds}"}
     widths = [
         (table["occlusion"]["ci_high"] - table["occlusion"]["ci_low"]).mean() for table in tables.values()
     ]

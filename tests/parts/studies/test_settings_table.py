@@ -58,6 +58,12 @@ def test_runs_that_differ_in_seed_and_subject_are_one_setting(tmp_path):
     means = np.array([items["top1"].to_numpy() for _, items in made[:6]]).reshape(3, 2, N).mean(axis=1)
     found = crossed_interval(means)
     assert (score["ci_low"], score["ci_high"]) == pytest.approx((found.low, found.high))
+    # Runs of several folds, whose own rows say so.
+    for run, _ in made:
+        run.scores[0]["resampled"] = "images, widened by sqrt 2 after folds"
+    wide = tabulate(*made).rows[0].scores["top1"]
+    assert wide["resampled"] == f"{score['resampled']}, widened by sqrt 2 after folds"
+    assert wide["ci_high"] - wide["value"] == pytest.approx(2**0.5 * (found.high - score["value"]))
     assert as_frame(table)["n_subjects"].tolist() == [3, 3]
 
 
