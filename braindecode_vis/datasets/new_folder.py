@@ -90,7 +90,8 @@ def _start_written(root: Path) -> StartedFolder:
     """Write the configuration of a folder that `Data.save` wrote, in which nothing else is missing."""
     own = read_array_folder(root)
     shape = " x ".join(map(str, own.responses.data.shape))
-    written, notes = [], [f"responses: {shape}, trials first, with their table, as they were saved."]
+    written: list[Path] = []
+    notes = [f"responses: {shape}, trials first, with their table, as they were saved."]
     n_pictures = len(own.stimuli) if own.knows_images else 0
     _write(root / CONFIG, _write_config(root, own.responses.trials, n_pictures), written, notes)
     return StartedFolder(tuple(written), tuple(notes), True)
