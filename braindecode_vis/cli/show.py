@@ -314,11 +314,12 @@ def find_run(
 ) -> tuple[RunConfig, Path]:
     """Return the configuration that a verb works with and the folder it works in, which need not be there."""
     from braindecode_vis.config import read_config
-    from braindecode_vis.pipeline.runs import check_run_folder
+    from braindecode_vis.pipeline.runs import check_run_folder, refuse_other_settings
 
     if out is not None:
         check_run_folder(out)
     config = read_config(source, list_overrides(overrides, subjects), root=root)
+    refuse_other_settings(config, source)
     folder = Path(source).expanduser()
     # A run folder that is named as the source is continued where it is.
     if out is None:
