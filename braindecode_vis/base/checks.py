@@ -250,7 +250,11 @@ def describe_unfetched(path: str | Path) -> str:
     Data sets under datalad or git-annex consist of such links until their content was fetched.
     """
     for place in (Path(path), *Path(path).parents):
-        if place.is_symlink() and not place.exists():
+        try:
+            broken = place.is_symlink() and not place.exists()
+        except PermissionError:  # below a closed folder, which is another reason
+            continue
+        if broken:
             return (
                 f"{place} is a link to {place.readlink()}, which is not there; in a data set of datalad or git-annex "
                 f"fetch it with: datalad get {place}"
