@@ -53,6 +53,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "aiohttp": ("aiohttp", "remote"),
     "autoreject": ("autoreject", "eeg"),
     "blosc2": ("tables", "hdf"),
+    "botocore": ("s3fs", "remote"),
     "braindecode": ("braindecode", "braindecode"),
     "captum": ("captum", "attribution"),
     "diffusers": ("diffusers", "generate"),
@@ -67,6 +68,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "open_clip": ("open_clip_torch", "clip"),
     "picard": ("python-picard", "eeg"),
     "pydicom": ("pydicom", "live"),
+    "requests": ("requests", "remote"),
     "s3fs": ("s3fs", "remote"),
     "starlette": ("starlette", "live"),
     "submitit": ("submitit", "cluster"),
@@ -248,7 +250,11 @@ def describe_unfetched(path: str | Path) -> str:
     Data sets under datalad or git-annex consist of such links until their content was fetched.
     """
     for place in (Path(path), *Path(path).parents):
-        if place.is_symlink() and not place.exists():
+        try:
+            broken = place.is_symlink() and not place.exists()
+        except PermissionError:  # below a closed folder, which is another reason
+            continue
+        if broken:
             return (
                 f"{place} is a link to {place.readlink()}, which is not there; in a data set of datalad or git-annex "
                 f"fetch it with: datalad get {place}"

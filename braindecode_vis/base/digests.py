@@ -33,7 +33,7 @@ import xxhash
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.locks import find_cache_folder
 from braindecode_vis.base.memory import describe_bytes
-from braindecode_vis.base.remote import Entry, RemotePath, forget_listings
+from braindecode_vis.base.remote import RemotePath, describe_reading, forget_listings
 
 #: Read at once: large enough for the read-ahead of network disks, small enough for the cache of a processor.
 _BLOCK_BYTES = 1 << 23
@@ -192,17 +192,17 @@ def _ask_versions(paths: Sequence[RemotePath]) -> list[str]:
     if not paths:
         return []
     if paths[0].parts[0] == "s3:":  # its lists tell the version
-        entries = list(map(_find_entry, paths))
+        told = list(map(_describe_reading, paths))
     else:
         with ThreadPoolExecutor(16) as pool:
-            entries = list(pool.map(_find_entry, paths))
+            told = list(pool.map(_describe_reading, paths))
     _REMOTE.update(map(str, paths))
-    return [xxhash.xxh3_128_hexdigest(f"remote, {entry.describe_version()}".encode()) for entry in entries]
+    return [xxhash.xxh3_128_hexdigest(f"remote, {text}".encode()) for text in told]
 
 
-def _find_entry(path: RemotePath) -> Entry:
+def _describe_reading(path: RemotePath) -> str:
     try:
-        return path.find_entry()
+        return describe_reading(path)
     except OSError:
         raise DataError(f"{path} does not exist; correct the setting that names it.") from None
 

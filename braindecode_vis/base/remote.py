@@ -60,6 +60,10 @@ _BLOCK_BYTES, _N_BLOCKS = 1 << 20, 64
 _WINDOW_BYTES, _WINDOWS = 8 << 20, 4  # pieces of one object that are asked for at once
 _AT_ONCE = 16  # small files that are asked for at once
 _ATTEMPTS = 3
+_TIMEOUTS_S = (10, 60)  # to connect, and between two packets
+_S3_CONFIG = {
+    "connect_timeout": _TIMEOUTS_S[0], "read_timeout": _TIMEOUTS_S[1], "retries": {"max_attempts": 2},
+}  # fmt: skip
 _KEPT = 0.9  # share of the limit that is left when room is made, so that it is not made for every file
 #: Files that this process opened last, and the part of the limit that they may have.
 _HELD, _HELD_SHARE = 256, 8
@@ -237,6 +241,17 @@ class _Server:
                 raise DataError(f"{what} {self._describe(kind, text)}.") from error
         raise AssertionError
 
+    def open_reader(self) -> Callable[[str, int, int], bytes]:
+        """Return what asks for bytes ``(name, start, stop)`` of a file, in the thread that calls it.
+
+        HDF5 asks for bytes while it holds the lock of h5py. The threads of fsspec may wait for that lock, when they
+        clear away an object of h5py, and then HDF5 would wait for them for ever.
+        """
+        known = (os.getpid(), self.scheme)
+        if known not in _READERS:
+            _READERS[known] = _open_s3_reader(self.fs) if self.scheme == "s3" else _open_http_reader()
+        return _READERS[known]
+
     def _describe(self, kind: str, text: str) -> str:
         if kind == "denied":
             return (
@@ -410,7 +425,7 @@ def _open_s3() -> tuple[Any, str]:
     # Without credentials the library would ask a server of Amazon's for some, which only their machines have.
     fs = s3fs.S3FileSystem(
         anon=not signs, skip_instance_cache=True, use_listings_cache=False, default_cache_type="none",
-        config_kwargs={"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}},
+        config_kwargs=_S3_CONFIG,
     )  # fmt: skip
     fs.retries = 2
     return fs, "the credentials that are set" if signs else "anonymous readers"
@@ -424,7 +439,7 @@ def _find_endpoint() -> str | None:
 def _open_http(address: str) -> tuple[Any, str]:
     aiohttp = require("aiohttp", f"the address {address}")
     http = require("fsspec", f"the address {address}") and require("fsspec.implementations.http", "")
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUTS_S[0], sock_read=_TIMEOUTS_S[1])
     fs = http.HTTPFileSystem(
         skip_instance_cache=True, use_listings_cache=False, encoded=True, simple_links=False,
         client_kwargs={"timeout": timeout, "trust_env": True},
@@ -432,6 +447,57 @@ def _open_http(address: str) -> tuple[Any, str]:
     return fs, "everybody"
 
 
+def _open_s3_reader(fs: Any) -> Callable[[str, int, int], bytes]:
+    """Return what asks S3 for bytes ``(name, start, stop)``, with the credentials and the endpoint of `fs`."""
+    session = require("botocore.session", "an address s3://...").get_session()
+    config, unsigned = require("botocore.config", "").Config, require("botocore", "").UNSIGNED
+    client = session.create_client(
+        "s3",
+        aws_access_key_id=fs.key, aws_secret_access_key=fs.secret, aws_session_token=fs.token,
+        endpoint_url=_find_endpoint(),
+        config=config(signature_version=unsigned if fs.anon else None, **_S3_CONFIG),
+    )  # fmt: skip
+    translate = require("s3fs.errors", "").translate_boto_error
+
+    def read(name: str, start: int, stop: int) -> bytes:
+        bucket, _, key = name.partition("/")
+        try:
+            answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}")
+        except Exception as error:
+            if "InvalidRange" in str(error):  # the object has become shorter
+                return b""
+            raise translate(error) from error
+        with answer["Body"] as body:
+            data: bytes = body.read()
+        return data
+
+    return read
+
+
+def _open_http_reader() -> Callable[[str, int, int], bytes]:
+    """Return what asks web servers for bytes ``(name, start, stop)``, by the proxies and ``~/.netrc`` of the user."""
+    requests = require("requests", "an address https://...")
+    session = requests.Session()
+
+    def read(name: str, start: int, stop: int) -> bytes:
+        asked = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        with session.get(name, headers=asked, timeout=_TIMEOUTS_S) as answer:
+            if answer.status_code in (404, 410):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            if answer.status_code in (401, 403):
+                raise PermissionError(f"{answer.status_code}, message={answer.reason!r}")
+            if answer.status_code == 416:  # the file has become shorter
+                return b""
+            if not answer.ok:
+                raise OSError(f"{answer.status_code}, message={answer.reason!r}")
+            data: bytes = answer.content
+        return data
+
+    return read
+
+
+# By process: a fork must not go on with the connections of its parent.
+_READERS: dict[tuple[int, str], Callable[[str, int, int], bytes]] = {}
 _CONNECTIONS: dict[tuple[int, str], tuple[Any, str]] = {}
 _SERVERS: dict[tuple[int, str, str], _Server] = {}
 _SERVERS_LOCK = threading.Lock()
@@ -1071,7 +1137,7 @@ class _Ranges(io.RawIOBase):
     def __init__(self, path: RemotePath, entry: Entry, *, until: int | None) -> None:
         self.path, self.entry, self.until = path, entry, until
         self.server, self.key = _find_server(path)
-        self.name = self.server.name(self.key)
+        self.read_range, self.name = self.server.open_reader(), self.server.name(self.key)
         self.size = int(entry.size or 0)
         self.position, self.read_bytes = 0, 0
         self.blocks: OrderedDict[int, bytes] = OrderedDict()
@@ -1092,39 +1158,41 @@ class _Ranges(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, or as much of it as the file has, with zeros behind, as h5py asks for no number of bytes."""
         view = memoryview(buffer).cast("B")
-        stop = min(self.size, self.position + len(view))
-        if stop <= self.position:
-            return 0
-        if self.until is not None and self.whole is None and stop > self.until:
-            self.whole = open(bring(self.path), "rb", buffering=0)  # noqa: PTH123, SIM115
-        if self.whole is not None:
+        stop = max(self.position, min(self.size, self.position + len(view)))
+        n = stop - self.position
+        if n and self.until is not None and self.whole is None and stop > self.until:
+            self.whole = open(bring(self.path), "rb")  # noqa: PTH123, SIM115
+        if n and self.whole is not None:
             self.whole.seek(self.position)
-            n: int = self.whole.readinto(view[: stop - self.position])  # type: ignore[attr-defined]
-        else:
-            data = self._take(self.position, stop)
-            n = len(data)
-            view[:n] = data
+            n = self.whole.readinto(view[:n])  # type: ignore[attr-defined]
+        elif n:
+            view[:n] = self._take(self.position, stop)
+        view[n:] = bytes(len(view) - n)
         self.position += n
         return n
 
     def _take(self, start: int, stop: int) -> bytes:
+        """Return all bytes from `start` to `stop`, which a small read may find in two blocks."""
         if stop - start >= _BLOCK_BYTES // 4:
             return self._fetch(start, stop)
-        number = start // _BLOCK_BYTES
+        numbers = range(start // _BLOCK_BYTES, (stop - 1) // _BLOCK_BYTES + 1)
+        first = numbers[0] * _BLOCK_BYTES
+        return b"".join(map(self._find_block, numbers))[start - first : stop - first]
+
+    def _find_block(self, number: int) -> bytes:
         if number not in self.blocks:
             first = number * _BLOCK_BYTES
             self.blocks[number] = self._fetch(first, min(self.size, first + _BLOCK_BYTES))
             if len(self.blocks) > _N_BLOCKS:
                 self.blocks.popitem(last=False)
         self.blocks.move_to_end(number)
-        return self.blocks[number][start - number * _BLOCK_BYTES : stop - number * _BLOCK_BYTES]
+        return self.blocks[number]
 
     def _fetch(self, start: int, stop: int) -> bytes:
         try:
-            data: bytes = self.server.ask(
-                str(self.path), lambda: self.server.fs.cat_file(self.name, start=start, end=stop)
-            )
+            data = self.server.ask(str(self.path), lambda: self.read_range(self.name, start, stop))
         except FileNotFoundError:
             raise _describe_gone(self.path) from None
         if len(data) == self.size and stop - start < self.size:  # a server that knows no ranges sends all
@@ -1159,6 +1227,16 @@ def _is_worth_ranges(path: Path, least: int) -> TypeGuard[RemotePath]:
         return False
     entry = path.find_entry()
     return (entry.size or 0) >= least and not _is_current(*_place(path), entry)
+
+
+def describe_reading(path: RemotePath) -> str:
+    """Return what changes when a file or the reading of it does: its version, and for large HDF5 that of the ranges.
+
+    Earlier versions filled reads across two blocks in part, so that results from such files must not be reused.
+    """
+    entry = path.find_entry()
+    by_ranges = path.suffix.lower() in (".hdf5", ".h5") and (entry.size or 0) >= RANGES_BYTES
+    return entry.describe_version() + (", ranges 2" if by_ranges else "")
 
 
 def open_head(path: Path) -> IO[bytes]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -25,7 +26,7 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -257,6 +258,10 @@ class RunFolder:
                 if path.is_file():
                     with path.open("rb") as file:
                         os.fsync(file.fileno())
+                    with contextlib.suppress(OSError):  # somebody else's, of which it is a link
+                        path.chmod(
+                            0o666 & ~_read_umask()
+                        )  # components from outside may write for their owner alone
             damaged = parent / f"{_TEMPORARY}damaged-{unit}-{fingerprint}-{_HOST}-{os.getpid()}"
             if damage:  # out of the way first: a rename never replaces a folder that holds something
                 with contextlib.suppress(FileNotFoundError):
@@ -650,6 +655,38 @@ def write_json(path: Path, value: Any) -> None:
         ) from error
     with replace_atomically(path) as temporary:
         temporary.write_text(text + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write arrays of numpy or tensors of torch as safetensors, atomically, and readable by whom the umask lets.
+
+    The library itself writes files that nobody but their owner may read.
+    """
+    library = "numpy" if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()) else "torch"
+    save_file = importlib.import_module(f"safetensors.{library}").save_file
+    with replace_atomically(path) as temporary:
+        save_file(dict(tensors), temporary, metadata=None if metadata is None else dict(metadata))
+
+
+def load_tensors(path: Path, library: Literal["numpy", "torch"] = "numpy") -> dict[str, Any]:
+    """Return the arrays of a safetensors file, of numpy or of torch.
+
+    Raises
+    ------
+    OSError
+        If the file is missing or may not be read; of the latter the library itself says that it is missing.
+    """
+    path.open("rb").close()
+    found: dict[str, Any] = importlib.import_module(f"safetensors.{library}").load_file(path)
+    return found
+
+
+def open_tensors(path: Path, framework: Literal["np", "pt"] = "np") -> Any:
+    """Open a safetensors file as `safetensors.safe_open`; errors are those of `load_tensors`."""
+    from safetensors import safe_open
+
+    path.open("rb").close()
+    return safe_open(path, framework=framework)
 
 
 def read_json(path: Path) -> Any:

@@ -172,12 +172,13 @@ class RunOptions:
     def find(self) -> tuple[RunConfig, Path]:
         """Return the configuration and the folder of the run, which need not be there."""
         from braindecode_vis.config import read_config
-        from braindecode_vis.pipeline.runs import check_run_folder
+        from braindecode_vis.pipeline.runs import check_run_folder, refuse_other_settings
 
         out = self.out
         if out is not None:
             check_run_folder(out)
         config = read_config(self.source, self.list_changes(), root=self.root)
+        refuse_other_settings(config, self.source)
         folder = Path(self.source).expanduser()
         # A run folder that is named as the source is continued where it is.
         if out is None:

@@ -30,7 +30,7 @@ from braindecode_vis.base.registry import Component
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import StimulusSet
-from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.embeddings.attribute_table import AttributeTable, TargetParts, read_attributes
 from braindecode_vis.embeddings.degradations import VIEWED_KINDS
 
@@ -213,19 +213,15 @@ class ConditionalEncoder:
 
     def write(self, folder: Path) -> None:
         """Write the heads as safetensors, and what their outputs mean."""
-        from safetensors.numpy import save_file
-
         heads = self._require_fit()
-        save_file({"mean": heads.mean, "weights": heads.weights}, folder / FILE)
+        write_tensors(folder / FILE, {"mean": heads.mean, "weights": heads.weights})
         record = {"values": heads.values, "penalties": list(heads.penalties), "table": heads.table}
         write_json(folder / RECORD, record)
 
     @classmethod
     def read(cls, config: ConditionalConfig, folder: Path) -> ConditionalEncoder:
         """Read what `write` wrote."""
-        from safetensors.numpy import load_file
-
-        tensors, record = load_file(folder / FILE), read_json(folder / RECORD)
+        tensors, record = load_tensors(folder / FILE), read_json(folder / RECORD)
         values = {name: tuple(own) for name, own in record["values"].items()}
         heads = Heads(
             values, tensors["mean"], tensors["weights"], tuple(record["penalties"]), record["table"]

@@ -21,6 +21,7 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.registry import Component
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.base.store import load_tensors, write_tensors
 from braindecode_vis.embeddings.degradations import VIEWED_KINDS
 
 FILE = "layers.safetensors"
@@ -222,23 +223,19 @@ class LayersEncoder:
 
     def write(self, folder: Path) -> None:
         """Write means and components as safetensors, nothing if there are none."""
-        from safetensors.numpy import save_file
-
         tensors = {}
         for number, projection in enumerate(self.fitted):
             tensors[f"{number}.mean"] = projection.mean
             tensors[f"{number}.components"] = projection.components
         if tensors:
-            save_file(tensors, folder / FILE)
+            write_tensors(folder / FILE, tensors)
 
     @classmethod
     def read(cls, config: LayersConfig, folder: Path) -> LayersEncoder:
         """Read what `write` wrote."""
         if config.size is None:
             return cls(config)
-        from safetensors.numpy import load_file
-
-        tensors = load_file(folder / FILE)
+        tensors = load_tensors(folder / FILE)
         numbers = range(len(config.members))
         return cls(
             config,

@@ -33,7 +33,7 @@ from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.roles import fit_and_embed
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import StimulusSet, crop_square, resize_image
-from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.embeddings.transforms import map_ahead
 
 Feature = Literal["colour", "hog", "lbp", "glcm", "gabor", "fft"]
@@ -242,22 +242,18 @@ class PcaEncoder:
 
     def write(self, folder: Path) -> None:
         """Write mean and components as safetensors."""
-        from safetensors.numpy import save_file
-
         fit = self._require_fit()
         tensors = {
             "mean": fit.mean,
             "components": np.ascontiguousarray(fit.components),
             "shape": np.array(fit.shape),
         }
-        save_file(tensors, folder / "pca.safetensors")
+        write_tensors(folder / "pca.safetensors", tensors)
 
     @classmethod
     def read(cls, config: PcaConfig, folder: Path) -> PcaEncoder:
         """Read what `write` wrote."""
-        from safetensors.numpy import load_file
-
-        tensors = load_file(folder / "pca.safetensors")
+        tensors = load_tensors(folder / "pca.safetensors")
         height, width, colours = (int(v) for v in tensors["shape"])
         return cls(config, fitted=PcaFit(tensors["mean"], tensors["components"], (height, width, colours)))
 

@@ -19,6 +19,7 @@ from pydantic import AfterValidator
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.base.consent import may_download
 from braindecode_vis.base.digests import hash_once
+from braindecode_vis.base.store import load_tensors, open_tensors
 from braindecode_vis.embeddings.published import get_snapshot, name_repository
 
 RANDOM: Literal["random"] = "random"
@@ -266,14 +267,14 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def check_intact(path: Path) -> None:
     """Raise `DataError` if the files of a path are missing or cut short, without reading their tensors."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     for file in find_files(path):
         if not file.is_file() or file.stat().st_size == 0:
             raise DataError(f"{file} is empty; fetch it again.")
         if file.suffix == ".safetensors":
             try:
-                with safe_open(file, framework="np"):
+                with open_tensors(file):
                     pass
             except SafetensorError as error:
                 raise DataError(f"{file} is no intact safetensors file ({error}); fetch it again.") from error
@@ -289,11 +290,10 @@ def read_tensors(path: Path) -> Any:
     """
     import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return load_tensors(path, "torch")
         except SafetensorError as error:
             raise DataError(f"{path} is no intact safetensors file ({error}); fetch it again.") from error
     if _is_program(path):

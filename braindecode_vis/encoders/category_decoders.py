@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.preprocessing.splits import Fold, make_groups
 
 if TYPE_CHECKING:
@@ -264,13 +264,11 @@ class LinearCategoryDecoder:
 
     def write(self, folder: Path) -> None:
         """Write the fitted state as safetensors and JSON."""
-        from safetensors.numpy import save_file
-
         fit = self._require_fit()
         tensors = {name: getattr(fit, name) for name in ("mean", "scale", "weights", "offset")}
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in tensors.items()},
+        write_tensors(
             folder / f"{_FILE}.safetensors",
+            {name: np.ascontiguousarray(array) for name, array in tensors.items()},
         )
         record = {
             "kind": self.config.kind,
@@ -289,12 +287,10 @@ class LinearCategoryDecoder:
         DataError
             If the folder holds a decoder of another kind.
         """
-        from safetensors.numpy import load_file
-
         record = read_json(folder / f"{_FILE}.json")
         if record["kind"] != config.kind:
             raise DataError(f"{folder} holds a decoder of kind {record['kind']!r}, not {config.kind!r}.")
-        tensors = load_file(folder / f"{_FILE}.safetensors")
+        tensors = load_tensors(folder / f"{_FILE}.safetensors")
         window = None if record.get("window") is None else (record["window"][0], record["window"][1])
         classes = tuple(record["classes"])
         fitted = LinearDecision(classes=classes, choices=record["choices"], window=window, **tensors)

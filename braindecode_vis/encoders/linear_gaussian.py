@@ -29,7 +29,7 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.preprocessing.alignment import check_common_features
 from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.preprocessing.whitening import make_whitener
@@ -300,8 +300,6 @@ class LinearGaussianEncoder:
 
     def write(self, folder: Path) -> None:
         """Write the fitted state as safetensors and JSON."""
-        from safetensors.numpy import save_file
-
         fit = self._require_fit()
         known = fit.likelihood
         tensors = {
@@ -310,9 +308,9 @@ class LinearGaussianEncoder:
         }  # fmt: skip
         if len(known.excess):
             tensors |= {"patterns": known.patterns, "excess": known.excess}
-        save_file(
-            {name: np.ascontiguousarray(value) for name, value in tensors.items()},
+        write_tensors(
             folder / "linear_gaussian.safetensors",
+            {name: np.ascontiguousarray(value) for name, value in tensors.items()},
         )
         about = {"space": fit.space, "target_shape": list(fit.target_shape), "seed": self.seed, **fit.about}
         write_json(folder / "linear_gaussian.json", about)
@@ -320,11 +318,9 @@ class LinearGaussianEncoder:
     @classmethod
     def read(cls, config: LinearGaussianConfig, folder: Path) -> LinearGaussianEncoder:
         """Read what `write` wrote."""
-        from safetensors.numpy import load_file
-
         meta, held = (
             read_json(folder / "linear_gaussian.json"),
-            load_file(folder / "linear_gaussian.safetensors"),
+            load_tensors(folder / "linear_gaussian.safetensors"),
         )
         likelihood = ImageLikelihood(
             held["mean"], held["components"], held["gram"], held["precision"], held["noise"],

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from braindecode_vis.base.checks import DataError, check_file
-from braindecode_vis.base.store import read_json
+from braindecode_vis.base.store import load_tensors, read_json
 from braindecode_vis.encoders.signal import Signal
 
 # About the size of the fixed sinusoids that He et al. add (0.7); at 0.02 places drown in the values.
@@ -584,9 +584,7 @@ def read_content(file: Path, *, allowed: Sequence[type] = ()) -> Any:
     """
     try:
         if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
+            return load_tensors(file, "torch")
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:

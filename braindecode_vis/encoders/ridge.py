@@ -34,7 +34,7 @@ from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.base.store import read_json, replace_atomically, write_json
+from braindecode_vis.base.store import load_tensors, read_json, replace_atomically, write_json, write_tensors
 from braindecode_vis.preprocessing.alignment import (
     InputScalingConfig,
     InputTransform,
@@ -459,8 +459,6 @@ class RidgeEncoder:
 
     def write(self, folder: Path) -> None:
         """Write the fitted state as safetensors and JSON."""
-        from safetensors.numpy import save_file
-
         fit = self._require_fit()
         tensors = {
             "kept": fit.kept.astype(np.int64), "weights": fit.weights, "target_mean": fit.target_mean,
@@ -469,7 +467,7 @@ class RidgeEncoder:
         if fit.transform is not None:
             named = {f"transform.{name}": array for name, array in fit.transform.as_tensors().items()}
             tensors |= {name: np.ascontiguousarray(array) for name, array in named.items()}
-        save_file(tensors, folder / "ridge.safetensors")
+        write_tensors(folder / "ridge.safetensors", tensors)
         write_json(
             folder / "ridge.json",
             {
@@ -483,9 +481,7 @@ class RidgeEncoder:
     @classmethod
     def read(cls, config: RidgeConfig, folder: Path) -> RidgeEncoder:
         """Read what `write` wrote."""
-        from safetensors.numpy import load_file
-
-        tensors, meta = load_file(folder / "ridge.safetensors"), read_json(folder / "ridge.json")
+        tensors, meta = load_tensors(folder / "ridge.safetensors"), read_json(folder / "ridge.json")
         fit = RidgeFit(
             ZScore(tensors["feature_mean"], tensors["feature_std"]), tensors["kept"], tensors["weights"],
             tensors["target_mean"], tuple(meta["target_shape"]), meta["space"], meta["alpha"], meta["choices"],

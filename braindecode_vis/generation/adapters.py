@@ -19,7 +19,7 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.registry import Component
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.generation.generator_data import GeneratorData
 
 ConditionEncoder = Annotated[
@@ -56,9 +56,7 @@ class AdapterConfig(Settings):
 
     def read(self, folder: Path) -> Adapter:
         """Return the map that was written into `folder`."""
-        from safetensors.numpy import load_file
-
-        arrays, record = load_file(folder / "adapter.safetensors"), read_json(folder / "adapter.json")
+        arrays, record = load_tensors(folder / "adapter.safetensors"), read_json(folder / "adapter.json")
         return Adapter(
             arrays["weights"], arrays["target_mean"], arrays["condition_mean"], tuple(record["condition_shape"]),
             record["target_space"], record["space"], record["alpha"], record["explained"], self.encoder.build(),
@@ -95,12 +93,10 @@ class Adapter:
 
     def write(self, folder: Path) -> None:
         """Write the map as safetensors, its spaces and what was chosen as JSON."""
-        from safetensors.numpy import save_file
-
         arrays = {
             "weights": self.weights, "target_mean": self.target_mean, "condition_mean": self.condition_mean,
         }  # fmt: skip
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "adapter.safetensors")
+        write_tensors(folder / "adapter.safetensors", {k: np.ascontiguousarray(v) for k, v in arrays.items()})
         record = {
             "condition_shape": list(self.condition_shape), "target_space": self.target_space, "space": self.space,
             "alpha": self.alpha, "explained": self.explained,

@@ -21,7 +21,7 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.devices import choose_device, seeded
 from braindecode_vis.base.seeds import derive_seed
-from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.embeddings.caption_bank import (
     END,
     PAD,
@@ -713,17 +713,14 @@ def _write_network(
     folder: Path, network: Any, record: dict[str, Any], state: Mapping[str, np.ndarray] | None = None
 ) -> None:
     import torch
-    from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     tensors |= {
         f"state.{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in (state or {}).items()
     }
-    save_file(tensors, folder / "weights.safetensors")
+    write_tensors(folder / "weights.safetensors", tensors)
     write_json(folder / "decoder.json", record)
 
 
 def _read_network(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    from safetensors.torch import load_file
-
-    return load_file(folder / "weights.safetensors"), read_json(folder / "decoder.json")
+    return load_tensors(folder / "weights.safetensors", "torch"), read_json(folder / "decoder.json")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.store import write_json
+from braindecode_vis.base.store import write_json, write_tensors
 from braindecode_vis.embeddings.weights import read_tensors
 
 UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
@@ -129,8 +129,6 @@ def convert_folder(source: Path, folder: Path) -> list[str]:
         raise DataError(
             f"{parts[0]} is one part of weights in several files, which are not joined here; bring one file."
         )
-    from safetensors.torch import save_file
-
     names = []
     with _fill_folder(folder) as scratch:
         for path in files:
@@ -147,7 +145,7 @@ def convert_folder(source: Path, folder: Path) -> list[str]:
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
                 state = read_checkpoint_tensors(path)
-                save_file({name: value.contiguous().clone() for name, value in state.items()}, target)
+                write_tensors(target, {name: value.contiguous().clone() for name, value in state.items()})
                 names.append(target.relative_to(scratch).as_posix())
     return names
 
@@ -365,7 +363,6 @@ def _write_network(
 ) -> None:
     """Write weights in parts as diffusers reads them, and the settings beside them."""
     import torch
-    from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
     parts: list[list[str]] = [[]]
@@ -388,7 +385,7 @@ def _write_network(
             raise DataError(
                 f"{broken[0]} is not finite, or too large for half precision; convert it without."
             )
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        write_tensors(folder / file, tensors, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(parts) > 1:
         total = sum(value.numel() for value in state.values()) * (2 if half else 4)

@@ -32,7 +32,7 @@ from braindecode_vis.base.contracts import NOTHING_LENT, Context
 from braindecode_vis.base.devices import seeded
 from braindecode_vis.base.roles import IMAGE_ENCODER, play
 from braindecode_vis.base.seeds import derive_seed, make_generator, make_torch_generator
-from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.priors.simulated_predictions import PredictionError, fit_prediction_error
 from braindecode_vis.training.optimisation import (
@@ -109,11 +109,9 @@ class RefinerGenerator:
 
     def write(self, folder: Path) -> None:
         """Write the networks as safetensors, and their losses as JSON."""
-        from safetensors.torch import save_file
-
         for number, network in enumerate(self.networks):
             state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-            save_file(state, folder / f"network{number}.safetensors")
+            write_tensors(folder / f"network{number}.safetensors", state)
         write_json(folder / "refiner.json", {"losses": self.losses, "space": self.encoder.space})
 
     @classmethod
@@ -129,15 +127,13 @@ class RefinerGenerator:
         width
             Channels of the networks at full resolution.
         """
-        from safetensors.torch import load_file
-
         own = play(IMAGE_ENCODER, encoder)
         assert own.shape is not None  # nothing else was ever trained
         losses = read_json(folder / "refiner.json")["losses"]
         networks: list[nn.Module] = []
         for number in range(len(losses)):
             network = RefinerNetwork(own.shape, width)
-            network.load_state_dict(load_file(folder / f"network{number}.safetensors"))
+            network.load_state_dict(load_tensors(folder / f"network{number}.safetensors", "torch"))
             networks.append(network.eval().requires_grad_(False))
         return cls(own, networks, losses)
 

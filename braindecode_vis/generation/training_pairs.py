@@ -27,7 +27,7 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.stimuli import StimulusSet, resize_image
-from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.base.store import load_tensors, open_tensors, write_tensors
 from braindecode_vis.datasets.drawn.images import N_MAX_CONCEPTS, make_concepts, render_batch
 
 N_RESERVED = 1854  # concepts of a full-size THINGS phantom, training and test
@@ -173,8 +173,6 @@ def _write_shards(
     progress: Progress | None,
 ) -> None:
     """Write the shards that are missing; `make` returns the pictures of a shard, of any size, and their vectors."""
-    from safetensors.numpy import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(n_shards):
         path = folder / f"pairs_{number:05d}.safetensors"
@@ -191,8 +189,7 @@ def _write_shards(
                     f"the embeddings of {path.name} exceed the range of half precision or are not finite."
                 )
             header = {"pairs": json.dumps({"space": space, "source": source})}
-            with replace_atomically(path) as temporary:
-                save_file({"images": images, "vectors": half}, temporary, metadata=header)
+            write_tensors(path, {"images": images, "vectors": half}, metadata=header)
         if progress is not None:
             progress(number + 1, n_shards)
 
@@ -205,8 +202,6 @@ def read_pairs(folder: Path) -> TrainingPairs:
     DataError
         If there is no shard, or if shards were made from different sources or spaces.
     """
-    from safetensors.numpy import load_file
-
     paths = sorted(Path(folder).glob("pairs_*.safetensors"))
     if not paths:
         raise DataError(f"{folder} holds no training pairs (pairs_*.safetensors); draw them first.")
@@ -214,7 +209,7 @@ def read_pairs(folder: Path) -> TrainingPairs:
     first = _read_header(paths[0])
     for path in paths[1:]:
         _check_shard(path, first["space"], first["source"])
-    shards = [load_file(path) for path in paths]
+    shards = [load_tensors(path) for path in paths]
     return TrainingPairs(
         np.concatenate([shard["images"] for shard in shards]),
         np.concatenate([shard["vectors"] for shard in shards]),
@@ -224,9 +219,7 @@ def read_pairs(folder: Path) -> TrainingPairs:
 
 
 def _read_header(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="np") as file:
+    with open_tensors(path) as file:
         header = file.metadata() or {}
     if "pairs" not in header:
         raise DataError(f"{path} is not a shard of training pairs; remove it from the folder.")

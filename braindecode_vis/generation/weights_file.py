@@ -18,7 +18,7 @@ import numpy as np
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.base.store import load_tensors, open_tensors, write_tensors
 from braindecode_vis.generation.priors.scales import PrincipalComponents
 
 if TYPE_CHECKING:
@@ -142,9 +142,7 @@ def read_known_codes(path: Path) -> dict[str, np.ndarray]:
     DataError
         If they are not a table of such components.
     """
-    from safetensors import safe_open
-
-    with safe_open(path, framework="np") as file:
+    with open_tensors(path) as file:
         if _IMAGES not in file.keys():  # noqa: SIM118 (no mapping)
             raise ConfigError(
                 f"{path} holds none of the images that it was trained on; train the weights again, or set "
@@ -186,7 +184,6 @@ def write_weights(
         If a value is not finite.
     """
     import torch
-    from safetensors.torch import save_file
 
     tensors: dict[str, torch.Tensor] = {}
     for network, module in networks.items():
@@ -205,8 +202,7 @@ def write_weights(
             f"{broken[0]} is not finite, or too large for half precision; {path.name} is not written."
         )
     whole = replace(header, digest=_digest(tensors))
-    with replace_atomically(path) as temporary:
-        save_file(tensors, temporary, metadata={_HEADER: json.dumps(asdict(whole), sort_keys=True)})
+    write_tensors(path, tensors, metadata={_HEADER: json.dumps(asdict(whole), sort_keys=True)})
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:
@@ -290,14 +286,13 @@ def load_model(path: Path, device: str) -> Model:
         If tensors are missing, not finite, or of another shape than the header says.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     from braindecode_vis.generation.latent_diffusion_networks import DOWNSAMPLING
 
     header = read_header(path)
     try:
         autoencoder, denoiser = build_networks(header)
-        tensors = load_file(path)
+        tensors = load_tensors(path, "torch")
         if header.digest and header.digest != _digest(tensors):
             raise DataError(f"{path} is damaged: it does not hold what was written; train or copy it again.")
         mean, basis, std = (tensors[f"embedding.{name}"].float() for name in ("mean", "basis", "scale"))

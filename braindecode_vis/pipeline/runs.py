@@ -32,6 +32,8 @@ STAGE_VERSIONS = {
     "preprocess": 2, "pretrain": 1, "embed": 1, "synthesise": 1, "train": 3, "out_of_fold": 1, "retrieve": 2,
     "reconstruct": 6, "evaluate": 8, "analyze": 4,
 }  # fmt: skip
+#: In the environment of a job: `digest_config` of what it was sent with, which the first configuration read must have.
+SENT_WITH = "BRAINDECODE_VIS_SENT_WITH"
 #: From this version of `evaluate` on, intervals of several subjects and of groups are those of `scoring.crossed`.
 CROSSED_SINCE = 7
 
@@ -180,6 +182,22 @@ class Run:
     def share(self, stage: str, compute: Compute, is_there: Callable[[], bool]) -> Iterator[Compute]:
         """Yield what computes an artifact, while this process may be the one that does; see `together`."""
         yield compute
+
+
+def digest_config(config: RunConfig) -> str:
+    """Return a digest of all that a run folder keeps of a configuration."""
+    return store.hash_json(config.model_dump(mode="json"))
+
+
+def refuse_other_settings(config: RunConfig, source: str) -> None:
+    """Raise `ConfigError` if this process is a job that was sent with other settings than it has read from `source`."""
+    sent_with = os.environ.pop(SENT_WITH, None)  # what it starts itself may have settings of its own
+    if sent_with not in (None, digest_config(config)):
+        raise ConfigError(
+            f"{source} has other settings than when this job was sent: another command or hand changed it while the "
+            "job waited, and nothing was computed; give the command that sent the job again, with a folder of its own "
+            "(--out) if both settings are wanted."
+        )
 
 
 def _digest_settings(config: RunConfig) -> str:

@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from braindecode_vis.base.arrays import Embeddings, Responses, TrialRows, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.preprocessing.reliability import (
     compute_encoding_scores,
     compute_ncsnr,
@@ -177,21 +177,17 @@ class Selection:
 
     def write(self, folder: Path) -> None:
         """Write ``selection.safetensors`` and ``selection.json`` into `folder`."""
-        from safetensors.numpy import save_file
-
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {f"keep_{name}": np.ascontiguousarray(chosen) for name, chosen in self.keep.items()}
-        save_file(arrays, folder / f"{_FILE}.safetensors")
+        write_tensors(folder / f"{_FILE}.safetensors", arrays)
         record = {"dim": self.dim, "subjects": list(self.keep), "steps": [dict(step) for step in self.steps]}
         write_json(folder / f"{_FILE}.json", record)
 
     @classmethod
     def read(cls, folder: Path) -> Selection:
         """Return what `write` wrote."""
-        from safetensors.numpy import load_file
-
         record = read_json(folder / f"{_FILE}.json")
-        arrays = load_file(folder / f"{_FILE}.safetensors")
+        arrays = load_tensors(folder / f"{_FILE}.safetensors")
         keep = {name: arrays[f"keep_{name}"] for name in record["subjects"]}
         return cls(record["dim"], keep, tuple(record["steps"]))
 

@@ -23,7 +23,7 @@ from torch.nn import functional
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.devices import choose_device
-from braindecode_vis.base.store import json_plain, read_json, write_json
+from braindecode_vis.base.store import json_plain, load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.embeddings.caption_bank import write_captions
 from braindecode_vis.encoders.signal import Signal, check_signal
 from braindecode_vis.preprocessing.alignment import InputTransform
@@ -317,12 +317,10 @@ class NetworkFit:
 
 def write_fit(folder: Path, fit: NetworkFit, config: Any, *, seed: int, messages: list[str]) -> None:
     """Write weights and statistics as safetensors, everything else as JSON."""
-    from safetensors.torch import save_file
-
     tensors = {f"model.{k}": v.detach().cpu().clone() for k, v in fit.model.state_dict().items()}
     arrays = fit.transform.as_tensors()
     tensors |= {f"transform.{k}": torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, {k: v.contiguous() for k, v in tensors.items()})
     write_json(
         folder / RECORD,
         {
@@ -361,8 +359,6 @@ def read_fit(folder: Path, config: Any) -> tuple[NetworkFit, int, list[str]]:
     DataError
         If it was written with other settings or is of another architecture.
     """
-    from safetensors.torch import load_file
-
     from braindecode_vis.training.model import TargetScale, build_model
     from braindecode_vis.training.objectives.objective import StepSizes
     from braindecode_vis.training.optimisation import check_identity, load_weights, take
@@ -383,7 +379,7 @@ def read_fit(folder: Path, config: Any) -> tuple[NetworkFit, int, list[str]]:
     model = build_model(
         config, signal, shape, seed=record["seed"], scales=scales, adapted=adapted, sizes=sizes
     )
-    tensors = load_file(folder / WEIGHTS)
+    tensors = load_tensors(folder / WEIGHTS, "torch")
     load_weights(model, take(tensors, "model"), what=str(folder / WEIGHTS))
     transform = InputTransform.from_tensors(
         {k: v.numpy() for k, v in take(tensors, "transform").items()},

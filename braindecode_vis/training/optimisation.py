@@ -356,9 +356,7 @@ def write_checkpoint(path: Path, groups: Mapping[str, Mapping[str, Tensor]], sta
     state
         What JSON can hold; `identity` in it is what `check_identity` compares.
     """
-    from safetensors.torch import save_file
-
-    from braindecode_vis.base.store import json_plain, replace_atomically
+    from braindecode_vis.base.store import json_plain, write_tensors
 
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
@@ -369,8 +367,7 @@ def write_checkpoint(path: Path, groups: Mapping[str, Mapping[str, Tensor]], sta
         if tensor.data_ptr() in seen:  # safetensors refuses two names of the same memory
             plain[name] = tensor.clone()
         seen.add(tensor.data_ptr())
-    with replace_atomically(path) as temporary:
-        save_file(plain, temporary, metadata={"state": json.dumps(json_plain(state), allow_nan=False)})
+    write_tensors(path, plain, metadata={"state": json.dumps(json_plain(state), allow_nan=False)})
 
 
 def read_checkpoint(
@@ -390,17 +387,21 @@ def read_checkpoint(
     DataError
         If the file is damaged, no checkpoint, or one of another training.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+
+    from braindecode_vis.base.store import open_tensors
 
     for left_over in path.parent.glob(f".tmp-*-{path.name}"):
         left_over.unlink(missing_ok=True)
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         state = json.loads(header["state"]) if "state" in header else None
+    except PermissionError:
+        raise
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise DataError(f"the checkpoint {path} is damaged ({error}); delete it to train anew.") from error
     if not isinstance(state, dict):

@@ -41,7 +41,7 @@ from braindecode_vis.base.devices import (
     take_share,
 )
 from braindecode_vis.base.seeds import derive_seed, make_generator, make_torch_generator
-from braindecode_vis.base.store import hash_json, replace_atomically, write_json
+from braindecode_vis.base.store import hash_json, replace_atomically, write_json, write_tensors
 from braindecode_vis.encoders.parcels import check_architecture, describe_encoder, read_encoder
 from braindecode_vis.encoders.parcels_config import DESCRIPTION, WEIGHTS
 from braindecode_vis.training.optimisation import (
@@ -745,12 +745,9 @@ class Pretraining:
 
     def write_result(self, folder: Path, reached: dict[str, Any], fingerprint: str) -> None:
         """Write the encoder with its description and the log into `folder`."""
-        from safetensors.torch import save_file
-
         encoder = self.model.written
         weights = self.best if self.config.keep == "best" else encoder.state_dict()
-        with replace_atomically(folder / WEIGHTS) as temporary:
-            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary)
+        write_tensors(folder / WEIGHTS, {k: v.detach().cpu().contiguous() for k, v in weights.items()})
         description: dict[str, Any] = {
             "architecture": describe_encoder(encoder),
             "config": self.config.model_dump(mode="json"),

@@ -18,6 +18,7 @@ import numpy as np
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError, refuse_damage
 from braindecode_vis.base.seeds import make_generator
+from braindecode_vis.base.store import open_tensors
 from braindecode_vis.encoders.parcels_config import WEIGHTS, read_description
 from braindecode_vis.encoders.signal import Signal, describe_signal
 from braindecode_vis.training.pretraining_config import PretrainConfig
@@ -373,12 +374,10 @@ def read_start(start: Path) -> dict[str, Any]:
         Folder of an earlier pretraining, or its file of weights or checkpoint.
     """
     file = start.expanduser()
-    from safetensors import safe_open
-
     known = read_description(file)
     # A torch file, which is somebody else's, names nobody.
     if file.suffix == ".safetensors" and file.name != WEIGHTS and file.is_file():
-        with refuse_damage(f"{file} cannot be read"), safe_open(file, framework="np") as opened:
+        with refuse_damage(f"{file} cannot be read"), open_tensors(file) as opened:
             known = json.loads((opened.metadata() or {}).get("state", "{}"))
     return known
 

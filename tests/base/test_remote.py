@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -319,37 +318,6 @@ def test_hostile_names_stay_outside(root, monkeypatch):
     rows = [{"name": f"{root.parts[1]}/data/{n}", "type": "file", "size": 1, "ETag": "x"} for n in names]
     monkeypatch.setattr(server.fs, "ls", lambda name, detail: rows)
     assert [path.name for path in root.iterdir()] == ["fine"]
-
-
-def test_ranges_of_a_large_file_are_read_alone(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "RANGES_BYTES", 1000)
-    monkeypatch.setattr(remote, "HEADS_BYTES", 1000)
-    data = np.random.default_rng(0).integers(0, 255, (300, 100, 100, 3), dtype=np.uint8)
-    with h5py.File(tmp_path / "x.hdf5", "w") as file:
-        file.create_dataset("imgBrick", data=data, chunks=(1, 100, 100, 3))
-    bucket.put("data/x.hdf5", (tmp_path / "x.hdf5").read_bytes())
-    path, read = RemotePath(f"s3://{bucket.name}/data/x.hdf5"), []
-    fetch = remote._Ranges._fetch
-    monkeypatch.setattr(
-        remote._Ranges, "_fetch", lambda self, a, b: (read.append(b - a), fetch(self, a, b))[1]
-    )
-    with remote.open_hdf5(path) as file:
-        assert np.array_equal(file["imgBrick"][150], data[150])
-    assert sum(read) < path.stat().st_size / 2
-    assert not (tmp_path / "remote").exists()
-    with remote.open_head(path) as file:
-        assert file.read(8) == b"\x89HDF\r\n\x1a\n"
-    monkeypatch.setattr(remote, "_HEAD_BYTES", 1 << 17)
-    with remote.open_head(path) as file:  # who reads on is given the whole
-        assert file.read() == (tmp_path / "x.hdf5").read_bytes()
-    assert list((tmp_path / "remote").rglob("files/**/x.hdf5"))
-    remote.release_files()
-    shutil.rmtree(tmp_path / "remote")
-    file = remote.open_head(path)
-    assert file.read(1) == b"\x89"
-    bucket.put("data/x.hdf5", b"0" * path.stat().st_size)
-    with pytest.raises(DataError, match="changed on the server"):
-        file.close()
 
 
 def test_an_address_in_a_file_needs_consent(tmp_path):

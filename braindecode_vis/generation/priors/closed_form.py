@@ -22,7 +22,7 @@ import numpy as np
 from braindecode_vis.base.arrays import Embeddings, check_same_space
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.generation.priors.image_source import keep_distinct
 
 
@@ -104,17 +104,13 @@ class MeanPrior:
 
     def write(self, folder: Path) -> None:
         """Write the mean as safetensors and the name of the space as JSON."""
-        from safetensors.numpy import save_file
-
-        save_file({"mean": _require_mean("mean", self.mean, self.space)}, folder / "prior.safetensors")
+        write_tensors(folder / "prior.safetensors", {"mean": _require_mean("mean", self.mean, self.space)})
         write_json(folder / "prior.json", {"kind": "mean", "space": self.space})
 
     @classmethod
     def read(cls, folder: Path) -> MeanPrior:
         """Read what `write` wrote."""
-        from safetensors.numpy import load_file
-
-        mean = load_file(folder / "prior.safetensors")["mean"]
+        mean = load_tensors(folder / "prior.safetensors")["mean"]
         return cls(mean, read_json(folder / "prior.json")["space"])
 
 
@@ -186,18 +182,14 @@ class SpreadPrior:
 
     def write(self, folder: Path) -> None:
         """Write the mean as safetensors, gain and name of the space as JSON."""
-        from safetensors.numpy import save_file
-
-        save_file({"mean": _require_mean("spread", self.mean, self.space)}, folder / "prior.safetensors")
+        write_tensors(folder / "prior.safetensors", {"mean": _require_mean("spread", self.mean, self.space)})
         write_json(folder / "prior.json", {"kind": "spread", "space": self.space, "gain": self.gain})
 
     @classmethod
     def read(cls, folder: Path) -> SpreadPrior:
         """Read what `write` wrote."""
-        from safetensors.numpy import load_file
-
         meta = read_json(folder / "prior.json")
-        return cls(load_file(folder / "prior.safetensors")["mean"], float(meta["gain"]), meta["space"])
+        return cls(load_tensors(folder / "prior.safetensors")["mean"], float(meta["gain"]), meta["space"])
 
 
 class MomentsPriorConfig(Settings):
@@ -270,19 +262,15 @@ class MomentsPrior:
 
     def write(self, folder: Path) -> None:
         """Write gains and offsets as safetensors, and the name of the space as JSON."""
-        from safetensors.numpy import save_file
-
         mean = _require_mean("moments", self.mean, self.space)
         assert self.gain is not None
-        save_file({"mean": mean, "gain": self.gain}, folder / "prior.safetensors")
+        write_tensors(folder / "prior.safetensors", {"mean": mean, "gain": self.gain})
         write_json(folder / "prior.json", {"kind": "moments", "space": self.space})
 
     @classmethod
     def read(cls, folder: Path) -> MomentsPrior:
         """Read what `write` wrote."""
-        from safetensors.numpy import load_file
-
-        arrays = load_file(folder / "prior.safetensors")
+        arrays = load_tensors(folder / "prior.safetensors")
         return cls(arrays["gain"], arrays["mean"], read_json(folder / "prior.json")["space"])
 
 

@@ -23,7 +23,7 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import Context
 from braindecode_vis.base.devices import choose_device, seeded
 from braindecode_vis.base.seeds import derive_seed, make_generator, make_torch_generator
-from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.generation.priors.image_source import keep_distinct
 from braindecode_vis.generation.priors.prior_training import PriorRecipe, fit_network
 from braindecode_vis.generation.priors.sampling import bound_signal, draw_samples, guide_network
@@ -366,7 +366,6 @@ class DiffusionPrior:
     def write(self, folder: Path) -> None:
         """Write the fitted state as safetensors and JSON."""
         import torch
-        from safetensors.torch import save_file
 
         fit = self._require_fit()
         tensors = {f"network.{k}": v.detach().cpu().contiguous() for k, v in fit.network.state_dict().items()}
@@ -375,7 +374,7 @@ class DiffusionPrior:
         for name, scale in scales.items():
             for key, values in ({} if scale is None else vars(scale)).items():
                 tensors[f"{name}.{key}"] = torch.from_numpy(values.copy())
-        save_file(tensors, folder / "prior.safetensors")
+        write_tensors(folder / "prior.safetensors", tensors)
         meta = {
             "kind": "diffusion", "space": fit.space, "shape": list(fit.shape), "seed": self.seed,
             "chosen": fit.chosen,
@@ -384,11 +383,9 @@ class DiffusionPrior:
 
     def read(self, folder: Path) -> DiffusionPrior:
         """Take what `write` wrote, the seed included, and return the prior itself."""
-        from safetensors.torch import load_file
-
         from braindecode_vis.training.optimisation import load_weights
 
-        tensors, meta = load_file(folder / "prior.safetensors"), read_json(folder / "prior.json")
+        tensors, meta = load_tensors(folder / "prior.safetensors", "torch"), read_json(folder / "prior.json")
         self.seed = int(meta["seed"])
         parts: dict[str, dict[str, Any]] = {}
         for name, value in tensors.items():

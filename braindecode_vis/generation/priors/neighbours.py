@@ -30,7 +30,7 @@ from braindecode_vis.base.arrays import (
 )
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import NOTHING_LENT, Context
-from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.generation.priors.closed_form import IdentityPrior
 from braindecode_vis.generation.priors.image_source import ImageSourceSettings, iterate_rows, keep_distinct
 from braindecode_vis.generation.priors.scales import turn_rows
@@ -213,13 +213,11 @@ class NeighboursPrior:
 
     def write(self, folder: Path) -> None:
         """Write images and mean as safetensors, the rest as JSON."""
-        from safetensors.numpy import save_file
-
         images, mean = self._require_fit()
         vectors = np.ascontiguousarray(images.vectors)
         known = {} if self.likelihood is None else asdict(self.likelihood)
         tensors = {f"likelihood_{name}": np.ascontiguousarray(value) for name, value in known.items()}
-        save_file({"images": vectors, "mean": mean, **tensors}, folder / "prior.safetensors")
+        write_tensors(folder / "prior.safetensors", {"images": vectors, "mean": mean, **tensors})
         ids = [str(i) for i in images.ids]
         about = {"kind": "neighbours", "space": images.space, "length": self.length, "ids": ids}
         write_json(folder / "prior.json", about)
@@ -227,9 +225,7 @@ class NeighboursPrior:
     @classmethod
     def read(cls, config: NeighboursPriorConfig, folder: Path) -> NeighboursPrior:
         """Read what `write` wrote."""
-        from safetensors.numpy import load_file
-
-        meta, tensors = read_json(folder / "prior.json"), load_file(folder / "prior.safetensors")
+        meta, tensors = read_json(folder / "prior.json"), load_tensors(folder / "prior.safetensors")
         images = Embeddings(tensors["images"], meta["ids"], meta["space"])
         known = {
             name: tensors[f"likelihood_{name}"]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.stimuli import Images
-from braindecode_vis.base.store import PROVENANCE, read_json
+from braindecode_vis.base.store import PROVENANCE, load_tensors, read_json
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
 
 #: Grey levels, mean over an image: rounding moves a few values by one.
@@ -190,9 +190,7 @@ def _compare_file(stored: Path, made: Path, tolerance: float, skip: Collection[s
     if made.suffix == ".npy":
         arrays = [{"it": np.load(path, mmap_mode="r", allow_pickle=False)} for path in (stored, made)]
     else:
-        from safetensors.numpy import load_file
-
-        arrays = [load_file(path) for path in (stored, made)]
+        arrays = [load_tensors(path) for path in (stored, made)]
     for key, array in arrays[1].items():
         other = arrays[0].get(key)
         if other is None or other.shape != array.shape or other.dtype.kind != array.dtype.kind:

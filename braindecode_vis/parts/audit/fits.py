@@ -29,7 +29,7 @@ from braindecode_vis.base.roles import (
     play,
 )
 from braindecode_vis.base.seeds import derive_seed
-from braindecode_vis.base.store import read_embeddings, read_json, read_responses
+from braindecode_vis.base.store import load_tensors, open_tensors, read_embeddings, read_json, read_responses
 from braindecode_vis.encoders.category_decoders import find_window
 from braindecode_vis.parts.audit.statistics import compute_moments
 from braindecode_vis.pipeline.leaks.findings import AuditFinding
@@ -97,13 +97,11 @@ def check_inputs(run: AuditedRun) -> list[AuditFinding]:
 
 def _measure_inputs(run: AuditedRun, record: Record, rows: np.ndarray) -> float | None:
     """Return the largest difference between stored and recomputed statistics, in standard deviations."""
-    from safetensors.numpy import load_file
-
     for name, keys in (("ridge", ("feature_mean", "feature_std")), ("categories", ("mean", "scale"))):
         path = record.path / f"{name}.safetensors"
         if not path.is_file():
             continue
-        stored = load_file(path)
+        stored = load_tensors(path)
         responses = _pick_inputs(run, record, rows)
         aligned = {k.removeprefix("transform."): v for k, v in stored.items() if k.startswith("transform.")}
         if aligned:
@@ -131,13 +129,11 @@ def _compare(mean: np.ndarray, std: np.ndarray, stored_mean: np.ndarray, stored_
 
 def _measure_network(run: AuditedRun, record: Record, rows: np.ndarray) -> float | None:
     """Fit alignment and scaling of a network's inputs again, without the images that it held out."""
-    from safetensors.numpy import load_file
-
     if not (record.path / "network.json").is_file():
         return None
     stored = {
         name.removeprefix("transform."): array
-        for name, array in load_file(record.path / "network.safetensors").items()
+        for name, array in load_tensors(record.path / "network.safetensors").items()
         if name.startswith("transform.")
     }
     if not stored:
@@ -315,15 +311,13 @@ def check_target_means(run: AuditedRun) -> list[AuditFinding]:
 
 def _read_target_statistics(record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Return mean and standard deviation of the targets that an encoder keeps, None for what it does not keep."""
-    from safetensors import safe_open
-
     for name, keys in (
         ("ridge", ("target_mean", "")),
         ("network", ("model.target_scale.centre", "model.target_scale.spread")),
     ):
         path = record.path / f"{name}.safetensors"
         if path.is_file():
-            with safe_open(path, framework="np") as file:
+            with open_tensors(path) as file:
                 known = set(file.keys())
                 centre, spread = (file.get_tensor(key) if key in known else None for key in keys)
             return centre, spread
@@ -494,9 +488,7 @@ def _compare_fits(record: Record, clean: Path, poisoned: Path, where: str) -> li
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
     if path.suffix == ".npy":  # as encoders from outside may write
         return {"the array": np.load(path, allow_pickle=False)}
-    arrays: dict[str, np.ndarray] = load_file(path)
+    arrays: dict[str, np.ndarray] = load_tensors(path)
     return arrays

@@ -90,6 +90,8 @@ class CommandJob:
         What `identify_software` returned where the job was sent from; empty asks for no comparison.
     seal
         A file and its text, written when the command has ended well; see `sweeps`.
+    settings
+        Of `pipeline.runs.digest_config`, which the command compares with what it reads; empty asks for no comparison.
     n_processes, distributed
         Tasks of the job that train together, each of which runs the command, and how; see `launching`.
     """
@@ -107,6 +109,7 @@ class CommandJob:
     seal: list[str] = field(default_factory=list)
     n_processes: int = 1
     distributed: str = "ddp"
+    settings: str = ""
 
     def __call__(self) -> None:
         """Run the command and note how it ended; a failed one ends the process with its exit code."""
@@ -167,6 +170,8 @@ class CommandJob:
         global _CHILD, _CODE
         threads = str(self.threads)
         limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+        if self.settings:
+            limits["BRAINDECODE_VIS_SENT_WITH"] = self.settings  # pipeline.runs.SENT_WITH
 
         def leave_signal_to_us() -> None:
             signal.signal(getattr(signal, _TIME_IS_UP), signal.SIG_IGN)

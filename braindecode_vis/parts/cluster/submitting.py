@@ -88,6 +88,8 @@ class Task:
         File for what it prints.
     seal
         A file and its text, written when the command has ended well.
+    settings
+        Digest of the settings that the command must find, see `pipeline.runs.digest_config`; empty for any.
     launch
         Processes that the job consists of, the same for all tasks that are sent together.
     """
@@ -96,6 +98,7 @@ class Task:
     words: Sequence[str]
     log: Path
     seal: tuple[Path, str] | None = None
+    settings: str = ""
     launch: Launch = SINGLE
 
 
@@ -280,6 +283,7 @@ def send(
             threads=settings.cpus,
             asked={"memory": settings.memory, "time": settings.time, "requeues": settings.requeues},
             software=software,
+            settings=task.settings,
             seal=[] if task.seal is None else [str(task.seal[0].absolute()), task.seal[1]],
             n_processes=task.launch.n_processes,
             distributed=task.launch.distributed,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from braindecode_vis.base import store
-from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig, check_files, read_config
 from braindecode_vis.parts.cluster.launching import refuse_processes
 from braindecode_vis.parts.cluster.submitting import (
@@ -27,7 +27,9 @@ from braindecode_vis.parts.cluster.submitting import (
 )
 from braindecode_vis.parts.cluster.watching import JobState, find_states, wait_for_jobs
 from braindecode_vis.parts.studies.sweep import (
+    NOT_YET,
     Combination,
+    find_others,
     hold_sweep,
     list_consents,
     make_folders,
@@ -35,7 +37,13 @@ from braindecode_vis.parts.studies.sweep import (
     read_list,
     write_tables,
 )
-from braindecode_vis.pipeline.runs import STAGE_VERSIONS, ProgressListener, SilentListener
+from braindecode_vis.pipeline.runs import (
+    STAGE_VERSIONS,
+    ProgressListener,
+    SilentListener,
+    digest_config,
+    read_earlier,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,13 +102,19 @@ def sweep_as_jobs(
     Raises
     ------
     ConfigError
-        If any combination is not valid, or the cluster refuses the jobs; nothing was sent then.
+        If any combination is not valid, the folder holds other runs, or the cluster refuses the jobs; nothing was sent
+        then.
     DataError
         If every run failed.
     """
     check_cluster(cluster)
     refuse_processes(cluster.settings, "each run of a sweep")
     combinations, configs = plan_sweep(source, axes, out, overrides=overrides, root=root)
+
+    def refuse_others() -> list[Combination]:
+        return find_others(source, combinations, configs, out, list(axes), overrides=overrides, root=root)
+
+    refuse_others()  # before anything is written
     show = listener or SilentListener()
 
     def tell(sentence: str) -> None:
@@ -108,7 +122,9 @@ def sweep_as_jobs(
             say(0, 0, sentence)
 
     with hold_sweep(out, configs, show), send_alone(out, tell):
-        make_folders(combinations, configs, out, list(axes))
+        others = refuse_others()
+        _refuse_sent(combinations, configs, out)
+        make_folders(combinations, configs, others, out, list(axes))
         asked = _digest_all(configs)
         stages = _list_stages(out)
         missing = [
@@ -142,7 +158,22 @@ def sweep_as_jobs(
     if not wait and jobs:
         return SweepJobs(sent, known, n_there, find_states(out, jobs), None)
     states = wait_for_jobs(out, jobs, lambda states: tell(count_states(states))) if jobs else []
-    return SweepJobs(sent, known, n_there, states, _collect_runs(combinations, configs, out, list(axes)))
+    every = [*others, *combinations]
+    settings = [*(read_config(other.folder) for other in others), *configs]
+    return SweepJobs(sent, known, n_there, states, _collect_runs(every, settings, out, list(axes)))
+
+
+def _refuse_sent(combinations: Sequence[Combination], configs: Sequence[RunConfig], out: Path) -> None:
+    """Raise `ConfigError` if a run is in the queue or at work with settings that this call would rewrite."""
+    active = {state.job.name: state.job for state in find_states(out, read_jobs(out)) if state.is_active}
+    for combination, config in zip(combinations, configs, strict=True):
+        job = active.get(combination.folder.name)
+        earlier = None if job is None else read_earlier(combination.folder)
+        if job is not None and earlier is not None and digest_config(earlier) != digest_config(config):
+            raise ConfigError(
+                f"the job {job.job_id} of {job.user} was sent for {combination.folder} with other settings; wait for "
+                f"it, or end it with braindecode-vis cancel {out}."
+            )
 
 
 def list_tasks(combinations: Sequence[Combination], configs: Sequence[RunConfig]) -> list[Task]:
@@ -152,6 +183,7 @@ def list_tasks(combinations: Sequence[Combination], configs: Sequence[RunConfig]
             combination.folder.name,
             ["run", str(combination.folder.absolute()), *list_consents(config)],
             combination.folder / "log.txt",
+            settings=digest_config(config),
         )
         for combination, config in zip(combinations, configs, strict=True)
     ]
@@ -210,7 +242,7 @@ def _collect_runs(
         if not _was_scored(combination.folder, config):
             state = jobs.get(combination.folder.name)
             failures[combination.folder] = (
-                "it was not run yet" if state is None else state.reason or f"its job is {state.state}"
+                NOT_YET if state is None else state.reason or f"its job is {state.state}"
             )
     return write_tables(combinations, failures, out, keys)
 

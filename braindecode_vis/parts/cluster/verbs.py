@@ -96,7 +96,7 @@ def _send_verb(
     from braindecode_vis.config import check_files
     from braindecode_vis.parts.cluster.launching import SINGLE, Launch, choose_launch, refuse_processes
     from braindecode_vis.parts.cluster.submitting import Task, check_cluster, read_cluster
-    from braindecode_vis.pipeline.runs import read_scores
+    from braindecode_vis.pipeline.runs import digest_config, read_scores
 
     if name == "analyze" and given["source"] is None:
         raise ConfigError("analyze needs a configuration, a run folder or a data set to be sent as a job.")
@@ -150,6 +150,9 @@ def _send_verb(
         and (name in ("run", "train", "reconstruct", "analyze") or given.get("images") is not None)
     ):
         phases = _share(name, given, words, config, cluster)
+    if config is not None and given.get("images") is None:
+        sent_with = digest_config(config)
+        phases = [[replace(task, settings=sent_with) for task in group] for group in phases]
     if dry_run:
         print_preview(folder, phases, cluster, given["as_json"])
         return

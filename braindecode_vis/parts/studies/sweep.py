@@ -29,13 +29,21 @@ from braindecode_vis.base.remote import RemotePath, refuse_address_to_write
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.parts.studies.board import pool_runs, write_settings
 from braindecode_vis.parts.studies.settings_table import describe_choice
-from braindecode_vis.pipeline.runs import ProgressListener, SilentListener, read_scores
+from braindecode_vis.pipeline.runs import (
+    ProgressListener,
+    SilentListener,
+    list_changes,
+    read_earlier,
+    read_scores,
+)
 from braindecode_vis.pipeline.together import limit_threads, make_command, read_last_line
 
 #: Runs of one sweep: each has a folder and takes seconds, so that more are a slip of the pen.
 MAX_RUNS = 10_000
 #: In the folder of a sweep: the swept keys, and the settings of each run.
 LIST = "sweep.json"
+#: Why a run of the list has no scores.
+NOT_YET = "it was not run yet"
 
 
 @dataclass(frozen=True)
@@ -156,15 +164,22 @@ def sweep(
     Raises
     ------
     ConfigError
-        If any combination is not a valid configuration, or there are too many; nothing is started then.
+        If any combination is not a valid configuration, there are too many, or the folder holds other runs; nothing is
+        started or written then.
     DataError
         If every run failed.
     """
     combinations, configs = plan_sweep(source, axes, out, overrides=overrides, root=root)
+
+    def refuse_others() -> list[Combination]:
+        return find_others(source, combinations, configs, out, list(axes), overrides=overrides, root=root)
+
+    refuse_others()  # before anything is written
     show = listener or SilentListener()
     with hold_sweep(out, configs, show):  # its runs hold their own folders
-        make_folders(combinations, configs, out, list(axes))
-        failures: dict[Path, str] = {}
+        others = refuse_others()
+        make_folders(combinations, configs, others, out, list(axes))
+        failures = {c.folder: NOT_YET for c in others if not (c.folder / "scores.json").is_file()}
         with (
             show.progress(f"running {len(combinations)} combinations", len(combinations)) as advance,
             ThreadPoolExecutor(n_jobs) as pool,
@@ -177,7 +192,7 @@ def sweep(
                 if message := job.result():
                     failures[jobs[job].folder] = message
                 advance(1)
-        return write_tables(combinations, failures, out, list(axes))
+        return write_tables([*others, *combinations], failures, out, list(axes))
 
 
 def plan_sweep(
@@ -226,11 +241,91 @@ def hold_sweep(out: Path, configs: Sequence[RunConfig], show: ProgressListener) 
         yield
 
 
+def find_others(
+    source: str,
+    combinations: Sequence[Combination],
+    configs: Sequence[RunConfig],
+    out: Path,
+    keys: Sequence[str],
+    *,
+    overrides: Sequence[str] = (),
+    root: Path | None = None,
+) -> list[Combination]:
+    """Return the runs that the folder of a sweep lists beside those that are asked for now, such as of earlier seeds.
+
+    Parameters
+    ----------
+    source, overrides, root
+        As for `sweep`.
+    combinations, configs
+        As `plan_sweep` returns them.
+    out
+        Folder of the sweep.
+    keys
+        The swept keys.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds runs that are not of this sweep: jobs that wait in a queue read their settings there when
+        they start, and would compute other ones.
+    """
+    asked = {c.folder.name: config for c, config in zip(combinations, configs, strict=True)}
+    listed: list[Combination] = []
+    if (out / LIST).is_file():
+        swept, listed = read_list(out)
+        if swept != list(keys):
+            raise ConfigError(
+                f"{out} holds a sweep over {', '.join(swept)}, and this one is over {', '.join(keys)}; give each a "
+                "folder of its own with --out."
+            )
+    others = [c for c in listed if c.folder.name not in asked]
+    known = {*asked, *(c.folder.name for c in others)}
+    strange = [
+        path.parent.name for path in sorted(out.glob("*/config.yaml")) if path.parent.name not in known
+    ]
+    if strange:
+        raise ConfigError(
+            f"{out} holds the run {strange[0]}, which is not of this sweep; give the sweep a folder of its own with "
+            "--out."
+        )
+    there = next((c for c in others if (c.folder / "config.yaml").is_file()), None)
+    if there is not None:  # one speaks for all that are listed, since each was compared when it was added
+        asked[there.folder.name] = read_config(source, [*overrides, *there.overrides], root=root)
+    for name, config in asked.items():
+        path = out / name / "config.yaml"
+        if not path.is_file() or path.read_bytes() == dump_config(config).encode():
+            continue
+        earlier = read_earlier(path.parent)
+        changes = ["of another version"] if earlier is None else list_changes(earlier, config, hashed=False)
+        if changes:
+            more = f" and {len(changes) - 2} more" if len(changes) > 2 else ""
+            raise ConfigError(
+                f"{out} holds a sweep with other settings, such as {name}: {', '.join(changes[:2])}{more}; give this "
+                "one a folder of its own with --out."
+            )
+    return others
+
+
 def make_folders(
-    combinations: Sequence[Combination], configs: Sequence[RunConfig], out: Path, keys: Sequence[str]
+    combinations: Sequence[Combination],
+    configs: Sequence[RunConfig],
+    others: Sequence[Combination],
+    out: Path,
+    keys: Sequence[str],
 ) -> None:
-    """Make the folder of every run, with its configuration and the store that all share, and the list of them."""
+    """Make the folder of every run, with its configuration and the store that all share, and the list of them.
+
+    The list comes first and keeps what `find_others` found, so that it never names fewer runs than are there.
+    """
     stages = out / "stages"
+    runs = [{"run": c.folder.name, "settings": dict(c.settings)} for c in (*others, *combinations)]
+    try:
+        store.write_json(out / LIST, {"keys": list(keys), "runs": runs})
+    except OSError as error:
+        raise ConfigError(
+            f"the folder {out} cannot be written ({error.strerror}); choose another with --out."
+        ) from error
     for combination, config in zip(combinations, configs, strict=True):
         folder = combination.folder
         try:
@@ -247,8 +342,6 @@ def make_folders(
             raise ConfigError(
                 f"the folder {combination.folder} cannot be written ({error.strerror}); choose another with --out."
             ) from error
-    runs = [{"run": c.folder.name, "settings": dict(c.settings)} for c in combinations]
-    store.write_json(out / LIST, {"keys": list(keys), "runs": runs})
 
 
 def read_list(out: Path) -> tuple[list[str], list[Combination]]:

@@ -295,9 +295,11 @@ def compare(
         return
     # Folder names are shorter, but two runs may have the same one.
     unique = len({path.name for path in runs}) == len(runs)
-    shown = table[["metric", "value", "reference_value", "difference"]].rename(
-        columns={"reference_value": runs[0].name if unique else str(runs[0])}
-    )
+    shown = table[["metric", "value", "reference_value", "difference"]]
+    reference = runs[0].name if unique else str(runs[0])
+    if reference in {*shown, "run", "interval", "p", "n"}:  # a folder may be called like a column
+        reference = f"{reference}/"
+    shown = shown.rename(columns={"reference_value": reference})
     shown.insert(0, "run", [Path(name).name if unique else name for name in table["run"]])
     bounds = table[["ci_low", "ci_high"]].to_numpy(float)
     shown = shown.assign(
@@ -356,6 +358,10 @@ def board(
     try:
         rows = make_board(folders, page, reference=reference, seed=seed)
     except OSError as error:
+        place = Path(error.filename or page).absolute()
+        written = page.absolute().is_relative_to(place) or place.name.startswith(".tmp-")
+        if isinstance(error, PermissionError) and not written:
+            raise  # of a run, which is only read
         raise ConfigError(
             f"{page} cannot be written ({error.strerror}); choose another with --out."
         ) from error

@@ -81,7 +81,8 @@ def make_checks(
                 continue
             broken = any(item.check == "chain" and item.level == "leak" for item in [*before, *findings])
             name = check.__name__.removeprefix("check_").replace("_", "-")
-            text = f"damaged: this could not be checked ({describe_error(error)})."
+            closed = isinstance(error, PermissionError)  # not to its owner
+            text = f"{'' if closed else 'damaged: '}this could not be checked ({describe_error(error)})."
             findings.append(AuditFinding(name, "leak" if broken else "warning", text))
             if part is not None:
                 run.state(part, "not verified", name, describe_error(error))
@@ -91,4 +92,6 @@ def make_checks(
 def describe_error(error: Exception) -> str:
     """Return an error in words, with its type where it is none of ours."""
     words = " ".join(str(error).split()).rstrip(".") or "no words"
+    if isinstance(error, PermissionError) and error.filename:
+        return f"permission was denied at {error.filename}"
     return words if isinstance(error, BraindecodeVisError) else f"{type(error).__name__}: {words}"

@@ -19,6 +19,7 @@ import numpy as np
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import BraindecodeVisError
 from braindecode_vis.base.consent import ConsentError
+from braindecode_vis.base.remote import is_address
 from braindecode_vis.base.store import read_embeddings, read_json
 from braindecode_vis.config import read_config
 from braindecode_vis.pipeline.leaks.findings import AuditFinding, Level
@@ -121,7 +122,8 @@ def check_recordings(run: AuditedRun) -> list[AuditFinding]:
     if not told:
         return []  # drawn, not read
     try:
-        now = read_config(run.folder).dataset.hash_inputs()
+        dataset = read_config(run.folder).dataset
+        now, is_remote = dataset.hash_inputs(), is_address(getattr(dataset, "root", None) or "")
     except (OSError, BraindecodeVisError) as error:
         text = f"not checkable: the recordings cannot be read from here ({str(error).rstrip('.')})."
         return [AuditFinding("recordings", "warning", text)]
@@ -137,6 +139,11 @@ def check_recordings(run: AuditedRun) -> list[AuditFinding]:
         text = (
             f"{len(changed)} file(s) are not those that the run was made from, first {list_first(changed)}."
         )
+        if is_remote and any(name.endswith((".hdf5", ".h5")) for name in changed):
+            text += (
+                " Earlier versions misread HDF5 of 64 MiB or more on servers, so that their runs of such a file must "
+                "be run again."
+            )
         return [AuditFinding("recordings", "warning", text, changed[0])]
     return [AuditFinding("recordings", "ok", f"{len(told)} input(s) are as the run read them.")]
 

@@ -321,7 +321,7 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
         folds = tuple(_read_fold(part, responses.n_trials) for part in split["folds"])
         str(split["by"])
         concepts = stimuli.concepts_of(responses.stimulus_ids)
-    except DataError:
+    except (DataError, PermissionError):
         raise
     except Exception as error:  # tables and arrays of other forms, lists that are texts
         raise DataError(

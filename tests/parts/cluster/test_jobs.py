@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.consent import ConsentError, give_consent
-from braindecode_vis.config import read_config
+from braindecode_vis.config import dump_config, read_config
 from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.parts.cluster import job as on_node
 from braindecode_vis.parts.cluster import submitting, sweeps, watching
@@ -28,6 +29,7 @@ from braindecode_vis.parts.cluster.submitting import (
     send_alone,
 )
 from braindecode_vis.parts.cluster.watching import cancel_jobs, find_states, wait_for_jobs
+from braindecode_vis.parts.studies.sweep import sweep
 
 QUICK = [
     "evaluation.n_bootstrap=100",
@@ -557,6 +559,78 @@ def test_a_sweep_of_local_jobs_is_sent_once_and_collected(tmp_path, command_line
     (out / "seed-3" / "scores.json").write_text("[]")
     with pytest.raises(DataError, match="every run of the sweep failed"):
         sweeps.collect_sweep(out)
+
+
+def read_sweep(out):
+    """Return the settings of all runs of a sweep, and its list."""
+    return {
+        path.relative_to(out): path.read_bytes() for path in (*out.glob("*/config.yaml"), out / "sweep.json")
+    }
+
+
+def send_two_sweeps(out, cluster, release):
+    """Send one sweep while the queue holds all jobs, and others into its folder; return the runs, as they ended."""
+    axes, base = {"seed": ["0", "1"]}, [*QUICK, "encoder.alphas=[10.0]"]
+    (out / "other").mkdir(parents=True)
+    (out / "other" / "config.yaml").touch()
+    with pytest.raises(ConfigError, match="holds the run other, which is not of this sweep"):
+        sweeps.sweep_as_jobs("synthetic_digits", axes, out, cluster, overrides=base)
+    assert sorted(path.name for path in out.iterdir()) == ["other"]  # nothing was written
+    shutil.rmtree(out)
+    first = sweeps.sweep_as_jobs("synthetic_digits", axes, out, cluster, overrides=base, wait=False)
+    before = read_sweep(out)
+    for theirs, overrides, sentence in (
+        (
+            axes,
+            [*QUICK, "encoder.alphas=[0.1]"],
+            r"such as seed-0: encoder\.alphas \(\[10\.0\], now \[0\.1\]\)",
+        ),
+        ({"seed": ["2"]}, [*QUICK, "encoder.alphas=[0.1]"], r"such as seed-0: encoder\.alphas"),
+        ({"encoder.alphas": ["[10.0]"]}, QUICK, "a sweep over seed, and this one is over encoder.alphas"),
+        (axes, [*base, "name=theirs"], "was sent for .*seed-0 with other settings"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            sweeps.sweep_as_jobs("synthetic_digits", theirs, out, cluster, overrides=overrides, wait=False)
+        assert read_sweep(out) == before
+    with pytest.raises(ConfigError, match=r"such as seed-0: encoder\.alphas"):
+        sweep("synthetic_digits", axes, out, overrides=QUICK)
+    # Another seed of the same settings is no other sweep, and the list keeps what it had.
+    more = sweeps.sweep_as_jobs("synthetic_digits", {"seed": ["2"]}, out, cluster, overrides=base, wait=False)
+    assert [row["run"] for row in json.loads((out / "sweep.json").read_text())["runs"]] == [
+        "seed-0",
+        "seed-1",
+        "seed-2",
+    ]
+    # What no command does any more, a hand may.
+    theirs = dump_config(read_config("synthetic_digits", [*QUICK, "encoder.alphas=[0.1]", "seed=1"]))
+    (out / "seed-1" / "config.yaml").write_text(theirs)
+    release()
+    states = {state.job.name: state for state in wait_for_jobs(out, [*first.sent, *more.sent])}
+    assert {name: state.state for name, state in states.items()} == {
+        "seed-0": "done", "seed-1": "failed", "seed-2": "done",
+    }  # fmt: skip
+    assert "has other settings than when this job was sent" in states["seed-1"].reason
+    assert not (out / "seed-1" / "scores.json").exists()
+    for seed in (0, 2):
+        made = json.loads((out / f"seed-{seed}" / "provenance.json").read_text())["config"]
+        assert (made["seed"], made["encoder"]["alphas"]) == (seed, [10.0])
+    table = sweeps.collect_sweep(out)
+    assert table.groupby("run")["error"].first().to_dict().keys() == states.keys()
+
+
+def test_a_second_sweep_does_not_change_what_a_first_has_sent(tmp_path, monkeypatch):
+    """The second wrote its settings into the folders that the first one's jobs read when they started.
+
+    All four jobs then computed the second setting, and the list of the sweep shrank to the second one's runs.
+    """
+    gate = tmp_path / "gate"
+    wait = "while not os.path.exists(sys.argv[1]): time.sleep(0.05)"
+    held = f"import os, sys, time\n{wait}\nos.execv(sys.argv[2], sys.argv[2:])"
+    make = submitting.make_command
+    monkeypatch.setattr(
+        submitting, "make_command", lambda words: [sys.executable, "-S", "-c", held, str(gate), *make(words)]
+    )
+    send_two_sweeps(tmp_path / "out", LOCAL, gate.touch)
 
 
 def test_the_job_itself_loads_nothing_heavy():

@@ -26,6 +26,7 @@ from braindecode_vis.parts.cluster.sweeps import sweep_as_jobs
 from braindecode_vis.parts.cluster.watching import find_states, wait_for_jobs
 from braindecode_vis.pipeline.ending import finish_run
 from braindecode_vis.pipeline.runs import open_run
+from tests.parts.cluster.test_jobs import send_two_sweeps
 
 QUICK = [
     "evaluation.n_bootstrap=100",
@@ -144,6 +145,19 @@ def test_an_array_of_runs_is_finished_by_the_same_command_and_equals_serial_runs
     assert len(expected) > 30
     status = command_line("status", out, "--json")
     assert {job["state"] for job in json.loads(status.stdout)["jobs"]} == {"done"}
+
+
+@pytest.mark.shared
+def test_a_second_sweep_does_not_change_what_waits_in_the_queue(slurm, tmp_path):
+    def set_queue(state):
+        subprocess.run(["scontrol", "update", "PartitionName=main", f"State={state}"], check=True)
+
+    set_queue("DOWN")
+    try:
+        cluster = Cluster("slurm", ClusterConfig(time=10, parallel=3))
+        send_two_sweeps(tmp_path / "out", cluster, lambda: set_queue("UP"))
+    finally:
+        set_queue("UP")
 
 
 @pytest.mark.shared
