@@ -5,6 +5,7 @@ Looks at finished stages only and changes nothing. A hint is no error: the score
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,18 @@ from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.pipeline.scoring import evaluate
 from braindecode_vis.scoring.label_exchange import find_exchange
+from braindecode_vis.scoring.retrieval import describe_common_choice
 
 # On real fMRI of 12 to 60 pictures, single trials gave top-1 0.75 where their averages gave 0.45. So they do in a
 # simulation where voxels share most of their noise, which single trials show and averages hide: 0.90 and 0.49 of 40
 # pictures shown four times, 0.79 and 0.34 of those shown twice; alike from 100 pictures on, and with independent noise.
 FEW_IMAGES, LEAST_REPETITIONS = 80, 2
 LEAST_GAIN = 1e-3  # of the error, from the smallest penalty but one to the smallest
+#: A term that moves by less than this share of its size, from the lowest to the highest epoch, stays constant: a term
+#: that is learnt falls by several percent in a few epochs.
+LEAST_MOVE = 0.01
+#: A weighted term that is so many times as large as all others together leaves them without a say.
+MOST_WEIGHT = 100.0
 FEW_UNITS = 10  # a percentile bootstrap of fewer units is too narrow
 
 
@@ -29,10 +36,39 @@ FEW_UNITS = 10  # a percentile bootstrap of fewer units is too narrow
 def list_hints(run: Run) -> list[str]:
     """Return the hints on a finished run."""
     rows = evaluate(run)
-    hints = _judge_penalties(run)
+    hints = [*_judge_penalties(run), *_judge_objectives(run)]
     if run.config.decodes_categories:
-        return [*_judge_owners(run, rows), *hints]
-    return [*_judge_repeats(run), *_judge_gallery(run, rows), *_judge_ties(run), *hints]
+        return [*_judge_choices(run), *_judge_owners(run, rows), *hints]
+    return [
+        *_judge_choices(run), *_judge_repeats(run), *_judge_gallery(run, rows), *_judge_ties(run), *hints,
+    ]  # fmt: skip
+
+
+def _judge_choices(run: Run) -> list[str]:
+    """Say that most queries name the same image, or class, first, whatever they showed."""
+    if run.config.decodes_categories:
+        items = run.seen["items"]
+        pairs = [(items["decoded"].tolist(), items["label"].tolist())]
+    else:
+        parts = [part.retrieval for fold in retrieve(run).folds for part in fold.parts]
+        # Each part has a gallery of its own.
+        pairs = [
+            (np.asarray(part.gallery_ids)[part.top_indices[:, 0]].tolist(), part.query_ids.tolist())
+            for part in parts
+            if part.gallery_size > 1
+        ]
+    return list(dict.fromkeys(filter(None, [describe_common_choice(*pair) for pair in pairs])))
+
+
+def _judge_objectives(run: Run) -> list[str]:
+    """Say which objectives of a network changed nothing, or left nothing to the others."""
+    found: dict[str, None] = {}
+    for fold in train(run):
+        for path in sorted(fold.artifact.path.rglob("network.json")):
+            record = store.read_json(path)
+            settings = record.get("config", {}).get("objectives", [])
+            found |= dict.fromkeys(describe_objective_values(record.get("history", []), settings))
+    return list(found)
 
 
 def _judge_repeats(run: Run) -> list[str]:
@@ -161,3 +197,63 @@ def _judge_ties(run: Run) -> list[str]:
         f"{shared.mean():.0%} of the queries tie with another candidate: ties are lost in top-k and share the mean "
         f"rank elsewhere.{decided} Candidates of equal embeddings, or constant predictions, make ties."
     ]
+
+
+def describe_objective_values(
+    history: Sequence[Mapping[str, Any]], objectives: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return one sentence for each objective that stays constant or outweighs the others 100-fold.
+
+    Parameters
+    ----------
+    history
+        One record per epoch, whose ``objectives`` holds the unweighted mean of each term, in the order of `objectives`.
+    objectives
+        Settings of each: ``kind``, ``weight``, ``weight_end`` and ``phase``.
+
+    Examples
+    --------
+    >>> history = [{"objectives": {"clip": 4.0, "mmd": 0.0}}, {"objectives": {"clip": 2.0, "mmd": 0.0}}]
+    >>> describe_objective_values(history, [{"kind": "clip"}, {"kind": "mmd"}])
+    ['the objective mmd stays 0 in all 2 epochs: nothing is learnt from it; change its options, or leave it out.']
+    """
+    values = [list(record.get("objectives", {}).values()) for record in history]
+    if len(history) < 2 or any(len(one) != len(objectives) for one in values):
+        return []
+    table = np.array(values, float)  # (n_epochs, n_objectives)
+    weights = _tabulate_weights(len(history), objectives)
+    weighted = np.abs(table * weights)
+    sentences = []
+    for number, settings in enumerate(objectives):
+        name, active = str(settings.get("kind", "")), weights[:, number] > 0
+        own, others = weighted[active, number], np.delete(weighted, number, axis=1)[active].sum(axis=1)
+        terms = table[active, number]
+        if len(terms) > 1 and np.ptp(terms) <= LEAST_MOVE * np.abs(terms).max():
+            sentences.append(
+                f"the objective {name} stays {terms[-1]:.4g} in all {len(terms)} epochs: nothing is learnt from it; "
+                "change its options, or leave it out."
+            )
+        # In most epochs: a term may begin large and fall.
+        beside = others > 0
+        if beside.any() and np.mean(own[beside] > MOST_WEIGHT * others[beside]) > 0.5:
+            times = np.median(own[beside] / others[beside])
+            sentences.append(
+                f"the objective {name} is {times:.0f} times as large as all others together ({np.median(own):.4g} "
+                f"beside {np.median(others[beside]):.3g}), so that they hardly count; lower its weight."
+            )
+    return sentences
+
+
+def _tabulate_weights(n_epochs: int, objectives: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return the weight of each objective in each epoch, 0 in epochs that are not wholly in its phase."""
+    weights = np.zeros((n_epochs, len(objectives)))
+    for number, settings in enumerate(objectives):
+        start, end = settings.get("phase") or (0.0, 1.0)
+        first = settings.get("weight", 1.0)
+        last = first if settings.get("weight_end") is None else settings["weight_end"]
+        for epoch in range(n_epochs):
+            begins, ends = epoch / n_epochs, (epoch + 1) / n_epochs
+            if start <= begins and ends <= end:
+                middle = ((begins + ends) / 2 - start) / (end - start)
+                weights[epoch, number] = first + (last - first) * min(max(middle, 0.0), 1.0)
+    return weights
