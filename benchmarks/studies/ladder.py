@@ -125,7 +125,7 @@ def list_training(base: Rung) -> dict[str, Rung]:
         "+ MSE 9:1": change(base, objectives=[{"kind": "mse", "weight": 9}, {"kind": "clip"}]),
         "SigLIP": change(base, objectives=[{"kind": "siglip"}]),
         "CUA": change(base, objectives=[{"kind": "cua"}]),
-        "SoftCLIP": change(base, objectives=[{"kind": "soft_clip"}]),
+        "SoftCLIP": change(base, objectives=[{"kind": "soft_clip", "weight": 1}]),
         "targets as they are, centred in retrieval": change(base, normalise_targets="none"),
         "no centring anywhere": change(base, normalise_targets="none", centre="none"),
         "z-scores": change(base, normalise_targets="zscore", centre="zscore"),
@@ -150,9 +150,9 @@ def list_objectives(base: Rung) -> dict[str, Rung]:
     single = {"repeats": "single"}  # halves of the repetitions are views
     return {
         "CLIP + MV-DHEL of repetition halves": change(
-            base, objectives=[clip, {"kind": "multiview"}], **single
+            base, objectives=[clip, {"kind": "multiview", "weight": 1}], **single
         ),
-        "MV-InfoNCE alone": change(base, objectives=[{"kind": "multiview", "form": "infonce"}], **single),
+        "MV-InfoNCE alone": change(base, objectives=[INFONCE], **single),
         "CLIP + alignment": change(base, objectives=[clip, {"kind": "alignment"}]),
         "CLIP + uniformity": change(base, objectives=[clip, {"kind": "uniformity", "between": "brain"}]),
         "CUA with cross uniformity": change(base, objectives=[{"kind": "cua", "cross": True}]),
@@ -166,6 +166,13 @@ def list_objectives(base: Rung) -> dict[str, Rung]:
 
 
 PLAIN = "CLIP"
+INFONCE = {"kind": "multiview", "weight": 1, "form": "infonce", "views": ["brain", "brain_views", "image"]}
+#: As published.
+HYDRA = {"kind": "hydra", "weight": 1, "partner": "arbitrary", "unit": False}
+#: As the authors of SepCLR weigh it, without our scaling.
+SALIENT = {
+    "kind": "salient", "weight": 1, "constant_weight": 100, "independence_weight": 10, "scale": False,
+}  # fmt: skip
 #: Sixteen cells of the last maps instead of their mean, without a way back to pictures.
 PATCHES = ("target.grid=4", "prior.kind=identity", "generator.kind=nearest")
 
@@ -198,20 +205,20 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
         **list_by_pairs(use, mixing),
         "CLIP + squared error, 1:9": use(clip, {"kind": "mse", "weight": 9}),
         "CLIP + MMD of unit vectors": use(clip, {"kind": "mmd", "normalise": True}),
-        "CLIP + MV-DHEL of repetition halves": use(clip, "multiview"),
-        "MV-InfoNCE alone": use({"kind": "multiview", "form": "infonce"}),
+        "CLIP + MV-DHEL of repetition halves": use(clip, {"kind": "multiview", "weight": 1}),
+        "MV-InfoNCE alone": use(INFONCE),
         "momentum distillation": use("distillation", teacher=teacher),
         "CLIP + within cluster": use(clip, "within_cluster"),
         "CLIP, then within cluster": use(
             {**clip, "phase": [0, 0.5]}, {"kind": "within_cluster", "phase": [0.5, 1]}
         ),
-        "CLIP + within concept": use(clip, "within_concept"),
+        "CLIP + within concept": use(clip, {"kind": "within_concept", "weight": 1}),
         twice: replace(base, encoder={"kind": "average", "members": [base.encoder, base.encoder]}),
         "MCL, two stages": change(replace(base, reference=twice), kind="multistage"),
-        "CLIP + Hydra of concepts": use(clip, "hydra"),
-        "CLIP + Hydra of attributes": use(clip, {"kind": "hydra", "classes": "attributes"}, **named),
+        "CLIP + Hydra of concepts": use(clip, HYDRA),
+        "CLIP + Hydra of attributes": use(clip, {**HYDRA, "classes": "attributes"}, **named),
         "CLIP + Hydra, own attribute": use(
-            clip, {"kind": "hydra", "classes": "attributes", "partner": "identical"}, **named
+            clip, {**HYDRA, "classes": "attributes", "partner": "identical"}, **named
         ),
         "CLIP + sentences": use(clip, "sentence_contrast", **texts),
         "CLIP + sentences, weight 1": use(clip, {"kind": "sentence_contrast", "weight": 1}, **texts),
@@ -220,25 +227,27 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
             clip, {"kind": "composition", "words": "attributes"}, **texts, **named
         ),
         "CLIP + captioning from the output": use(
-            clip, {"kind": "captioning", "reads": "output"}, captions=texts["captions"]
+            clip, {"kind": "captioning", "weight": 1, "reads": "output"}, captions=texts["captions"]
         ),
     }
     parts = "windows" if kind == "trials" else "regions"  # which have local outputs
     rungs |= {
         "TCL": use("tcl", teacher=teacher),
         "CLIP + propagation": use(clip, "propagation", teacher=teacher),
-        f"CLIP + captioning from {parts}": use(clip, "captioning", captions=texts["captions"]),
+        f"CLIP + captioning from {parts}": use(
+            clip, {"kind": "captioning", "weight": 1}, captions=texts["captions"]
+        ),
         f"CLIP + captioning, likest half of the {parts}": use(
-            clip, {"kind": "captioning", "shown": 0.5}, captions=texts["captions"]
+            clip, {"kind": "captioning", "weight": 1, "shown": 0.5}, captions=texts["captions"]
         ),
         "CLIP + propagation of itself": use(clip, {"kind": "propagation", "targets": "self"}),
     }
     if kind == "trials":
         early, name = ("dataset.window=[-0.2,1.0]",), "CLIP, from -0.2 s"
         rungs[name] = replace(base, settings=early)
-        rungs["CLIP + salient, from -0.2 s"] = replace(use(clip, "salient"), reference=name, settings=early)
+        rungs["CLIP + salient, from -0.2 s"] = replace(use(clip, SALIENT), reference=name, settings=early)
     # Sixteen times as many numbers would be predicted of every window, too.
-    local, plain = "CLIP, target of patches", {"kind": "captioning", "reads": "output"}
+    local, plain = "CLIP, target of patches", {"kind": "captioning", "weight": 1, "reads": "output"}
     writing, captions = (
         "CLIP + captioning from the output, target of patches",
         {"captions": texts["captions"]},
@@ -254,11 +263,13 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
 
 def list_by_pairs(use: Any, mixing: list[dict[str, Any]]) -> dict[str, Rung]:
     """Return the objectives that need nothing but responses and images; `use` makes a rung of a list of them."""
-    clip, late = {"kind": "clip"}, {"phase": [0.33, 1]}
+    clip, late = {"kind": "clip"}, {"weight": 1, "phase": [0.33, 1]}
     return {
         "SigLIP": use("siglip"),
-        "SoftCLIP": use("soft_clip"),
-        "BiMixCo, then SoftCLIP": use("bimixco", {"kind": "soft_clip", **late}, augmentations=mixing),
+        "SoftCLIP": use({"kind": "soft_clip", "weight": 1}),
+        "BiMixCo, then SoftCLIP": use(
+            {"kind": "bimixco", "weight": 1}, {"kind": "soft_clip", **late}, augmentations=mixing
+        ),
         "CLIP + l1": use(clip, "l1"),
         "CLIP + squared error": use(clip, "mse"),
         "CLIP + cosine": use(clip, "cosine"),
@@ -267,7 +278,7 @@ def list_by_pairs(use: Any, mixing: list[dict[str, Any]]) -> dict[str, Rung]:
         "CLIP + uniformity": use(clip, {"kind": "uniformity", "between": "brain"}),
         "CUA": use("cua"),
         "CUA, cross": use({"kind": "cua", "cross": True}),
-        "CLIP + MMD": use(clip, "mmd"),
+        "CLIP + MMD": use(clip, {"kind": "mmd", "normalise": False}),
     }
 
 
@@ -283,11 +294,11 @@ def list_worth_of_folds(kind: str) -> dict[str, Rung]:
     own = {
         "images": {
             "CLIP + within cluster": use(clip, "within_cluster", n_clusters=4),
-            "CLIP + within concept": use(clip, "within_concept"),
+            "CLIP + within concept": use(clip, {"kind": "within_concept", "weight": 1}),
         },
         "categories": {
-            "CLIP + MV-DHEL of repetition halves": use(clip, "multiview"),
-            "MV-InfoNCE alone": use({"kind": "multiview", "form": "infonce"}),
+            "CLIP + MV-DHEL of repetition halves": use(clip, {"kind": "multiview", "weight": 1}),
+            "MV-InfoNCE alone": use(INFONCE),
         },
     }
     return {
@@ -300,7 +311,7 @@ def list_worth_of_folds(kind: str) -> dict[str, Rung]:
 
 def list_salient(base: Rung) -> dict[str, Rung]:
     """Return trials from before the stimulus on, without and with the separation of what they share with it."""
-    both = [{"kind": "clip"}, {"kind": "salient"}]
+    both = [{"kind": "clip"}, SALIENT]
     return {
         "from -0.2 s": change(base, repeats="single"),
         "from -0.2 s, CLIP + salient": change(base, objectives=both, repeats="single"),
@@ -330,7 +341,7 @@ def list_fusion(base: Rung) -> dict[str, Rung]:
         "kind": "clip", "scale": "softplus", "learn_temperature": False, "normalise_brain": False,
     }  # fmt: skip
     coarse = [
-        {"kind": "mmd", "weight": 0.9, "weight_end": 0.5, "phase": [0, 0.4]},
+        {"kind": "mmd", "normalise": False, "weight": 0.9, "weight_end": 0.5, "phase": [0, 0.4]},
         {**clip, "weight": 0.1, "weight_end": 0.5, "phase": [0, 0.4]},
         {**clip, "phase": [0.4, 1]},
     ]

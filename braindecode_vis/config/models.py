@@ -170,7 +170,8 @@ class LowLevelConfig(Settings):
     Parameters
     ----------
     target
-        Latents that are predicted: a target of kind ``taesd`` or ``vae``.
+        Latents that are predicted: a target of kind ``taesd`` or ``vae``; or ``pca``, principal components of the
+        training images, which needs no weights.
     encoder
         The brain encoder that predicts them.
     prior
@@ -179,7 +180,7 @@ class LowLevelConfig(Settings):
         How its images and those of the generator become one.
     """
 
-    target: Annotated[Any, Component("target", only=("vae", "taesd"), outside=False)]
+    target: Annotated[Any, Component("target", only=("vae", "taesd", "pca"), outside=False)]
     encoder: Annotated[Any, Component("encoder")] = Field(default={"kind": "ridge"})
     prior: Annotated[Any, Component("prior", only=BRANCH_PRIORS, outside=False)] = Field(
         default={"kind": "identity"}

@@ -11,12 +11,13 @@ Wu et al. (2025), UBP, arXiv:2503.04207. NeuroBridge (AAAI 2026). Li et al. (202
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.base.checks import ConfigError, check_file, check_installed
+from braindecode_vis.base.checks import ConfigError, Notice, check_file, check_installed
 from braindecode_vis.base.digests import hash_once, remember_digest
 from braindecode_vis.base.registry import ByKind, Component
 from braindecode_vis.base.settings import Settings
@@ -248,7 +249,8 @@ class NetworkEncoderConfig(Settings):
         Clusters of the training images for objectives that need them, by k-means of the targets.
     captions
         CSV file with the columns ``id`` and ``caption``, of every training image, for objectives that need words or
-        sentences. An image with several has several rows; each batch draws one.
+        sentences. An image with several has several rows; each batch draws one. Of captions, attributes and
+        sentence_encoder those that no objective reads are left out, so that a sweep over objectives can name them once.
     captions_digest, attributes_digest
         Digests of the two files. They are filled in by themselves and kept with a run, so that a fitted run is read
         without the files; a file that changed since is refused.
@@ -431,9 +433,11 @@ class NetworkEncoderConfig(Settings):
             if asking and getattr(self, name) is None:
                 raise ValueError(f"the objective {asking[0]} needs {name}; set encoder.{name}")
             if not asking and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, which no objective reads; leave {name} out"
-                )
+                # A sweep over objectives names its tables once: they belong to those of its runs that read them.
+                warnings.warn(f"no objective reads encoder.{name}, which is left out.", Notice, stacklevel=2)
+                self.__dict__[name] = None
+                if f"{name}_digest" in _DIGESTS:
+                    self.__dict__[f"{name}_digest"] = None
         return self
 
     @model_validator(mode="after")

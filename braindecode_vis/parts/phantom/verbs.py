@@ -47,6 +47,10 @@ def phantom(
     sessions: Annotated[
         int | None, typer.Option("--sessions", min=1, help="Sessions of each subject.")
     ] = None,
+    raw_sessions: Annotated[
+        int | None,
+        typer.Option("--raw-sessions", min=0, help="Sessions whose raw runs are written too (THINGS-MEG)."),
+    ] = None,
     train_repetitions: Annotated[
         int | None, typer.Option(min=1, help="Times a training image is seen.")
     ] = None,
@@ -109,7 +113,7 @@ def phantom(
         "n_subjects": subjects, "n_train_concepts": concepts, "n_train_exemplars": exemplars,
         "n_test_concepts": test_concepts, "n_sessions": sessions, "train_repetitions": train_repetitions,
         "test_repetitions": test_repetitions, "n_imagery": imagery, "imagery_repetitions": imagery_repetitions,
-        "beta_form": beta_form,
+        "beta_form": beta_form, "n_raw_sessions": raw_sessions,
         "n_parcels": parcels, "n_sites": sites, "n_pairs": pairs,
         "minutes": int(minutes) if minutes is not None and minutes.is_integer() else minutes,
         # 8.0 becomes 8: the ledger compares requests as they are written.
