@@ -7,6 +7,7 @@
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage objectives --base "eegproject, width 256"
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage worth --seeds 3
     python benchmarks/studies/ladder.py VOXELS --out FOLDER --stage worth --seeds 3 --config deeprecon_ridge --set ...
+    python benchmarks/studies/ladder.py EASY --out FOLDER --stage defaults --seeds 1 --top 1
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage recipes --seeds 3
     python benchmarks/studies/ladder.py DIGITS --out FOLDER --stage worth --config digits69_network_10fold
     python benchmarks/studies/ladder.py HAXBY --out FOLDER --stage worth --config haxby_slices --top 1
@@ -25,9 +26,11 @@ over concepts (and people, where there are several) of the mean over seeds. What
 one file of ranks per rung and seed, with the processor time of the training. ``frontier`` sets accuracy beside that
 time, for every network as it is and with what helped, and for what papers publish as far as one embedding serves.
 ``worth`` asks of every objective what it adds to the cheapest good training, in a fifth of the time: each row has a
-reference that differs from it in the objective alone, and Holm's correction is over the rows. Words and attributes are
-those in ``phantom_truth``. Real recordings that are parted by folds (single images, or runs of categories, whose
-targets are the sentence vectors of their names) are scored on all folds by this stage, since nothing is chosen on them.
+reference that differs from it in the objective alone, and Holm's correction is over the rows. ``defaults`` asks the
+same of the defaults in six epochs, and whether the own term of each falls (EASY: a phantom of SNR 0.4 and 200 concepts,
+of which 40 are asked). Words and attributes are those in ``phantom_truth``. Real recordings that are parted by folds
+(single images, or runs of categories, whose targets are the sentence vectors of their names) are scored on all folds by
+this stage, since nothing is chosen on them.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ import yaml
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.contracts import Context
-from braindecode_vis.base.registry import validate_component
+from braindecode_vis.base.registry import list_kinds, validate_component
 from braindecode_vis.base.roles import ENCODER_SETTINGS, play
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.config import read_config
@@ -57,14 +60,15 @@ from braindecode_vis.embeddings.sentence_encoder import MINILM, SentenceEncoder,
 from braindecode_vis.embeddings.text import average_texts, find_texts, make_unit
 from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
+from braindecode_vis.pipeline.hints import describe_objective_values
 from braindecode_vis.pipeline.preparing import pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.scoring.crossed import CrossedInterval, interval_of_rows, paired_difference
 from braindecode_vis.scoring.uncertainty import correct_holm
 
 STAGES = (
-    "networks", "training", "objectives", "worth", "recipes", "salient", "fusion", "tower", "chosen", "frontier",
-    "test",
+    "networks", "training", "objectives", "worth", "defaults", "recipes", "salient", "fusion", "tower", "chosen",
+    "frontier", "test",
 )  # fmt: skip
 WITH_SEEDS = ("network", "average", "multistage")  # encoders that draw something
 SHARE = 0.2  # of the training concepts, for choices
@@ -123,7 +127,7 @@ def list_training(base: Rung) -> dict[str, Rung]:
     single = {"augmentations": [{"kind": "repetition_averaging"}], "repeats": "single"}
     return {
         "+ MSE 9:1": change(base, objectives=[{"kind": "mse", "weight": 9}, {"kind": "clip"}]),
-        "SigLIP": change(base, objectives=[{"kind": "siglip"}]),
+        "SigLIP": change(base, objectives=[{"kind": "siglip", "weight": 1}]),
         "CUA": change(base, objectives=[{"kind": "cua"}]),
         "SoftCLIP": change(base, objectives=[{"kind": "soft_clip", "weight": 1}]),
         "targets as they are, centred in retrieval": change(base, normalise_targets="none"),
@@ -224,7 +228,7 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
         "CLIP + sentences, weight 1": use(clip, {"kind": "sentence_contrast", "weight": 1}, **texts),
         "CLIP + sentences by margin": use(clip, {"kind": "sentence_contrast", "form": "margin"}, **texts),
         "CLIP + swapped descriptions": use(
-            clip, {"kind": "composition", "words": "attributes"}, **texts, **named
+            clip, {"kind": "composition", "weight": 1, "words": "attributes"}, **texts, **named
         ),
         "CLIP + captioning from the output": use(
             clip, {"kind": "captioning", "weight": 1, "reads": "output"}, captions=texts["captions"]
@@ -261,11 +265,40 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
     }
 
 
+def list_defaults(truth: Path) -> dict[str, Rung]:
+    """Return every kind of objective at its defaults beside CLIP, on averages of random repetitions, six epochs.
+
+    `truth` holds the captions and attributes of the phantom's images. A name after the kind says what is no default.
+    """
+    base = change(combine("eegproject, width 256"), epochs=6, optimiser={"lr": 3e-4})
+    texts = {"captions": str(truth / "descriptions.csv"), "sentence_encoder": MINILM}
+    captions, named = {"captions": texts["captions"]}, {"attributes": str(truth / "attributes.csv")}
+    mixing = {"augmentations": [*base.encoder["augmentations"], {"kind": "trial_mixing"}]}
+    early, start = ("dataset.window=[-0.2,1.0]",), f"{PLAIN}, from -0.2 s"
+    further: dict[str, dict[str, Any]] = {
+        "bimixco": mixing, "sentence_contrast": texts, "composition": texts, "captioning": captions
+    }  # fmt: skip
+
+    def use(kind: str, changes: dict[str, Any] | None = None, **options: Any) -> Rung:
+        both = [{"kind": "clip"}, {"kind": kind, **options}]
+        return change(base, objectives=both, **(further.get(kind, {}) if changes is None else changes))
+
+    kinds = [kind for kind in list_kinds("objective") if kind not in ("clip", "salient")]
+    return {
+        PLAIN: base,
+        **{kind: use(kind) for kind in kinds},
+        "multiview, infonce": use("multiview", form="infonce"),
+        "hydra, attributes": use("hydra", named, classes="attributes"),
+        start: replace(base, settings=early),
+        "salient": replace(use("salient"), reference=start, settings=early),
+    }
+
+
 def list_by_pairs(use: Any, mixing: list[dict[str, Any]]) -> dict[str, Rung]:
     """Return the objectives that need nothing but responses and images; `use` makes a rung of a list of them."""
     clip, late = {"kind": "clip"}, {"weight": 1, "phase": [0.33, 1]}
     return {
-        "SigLIP": use("siglip"),
+        "SigLIP": use({"kind": "siglip", "weight": 1}),
         "SoftCLIP": use({"kind": "soft_clip", "weight": 1}),
         "BiMixCo, then SoftCLIP": use(
             {"kind": "bimixco", "weight": 1}, {"kind": "soft_clip", **late}, augmentations=mixing
@@ -573,7 +606,18 @@ def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
         if task.by_fold:  # each trial is a unit of its own
             columns |= dict.fromkeys(("id", "concept"), own.trials["run"] + " " + own.trials["stimulus_id"])
         tables.append(pd.DataFrame({**columns, "rank": ranked.worst_ranks, "size": len(ids)}))
-    return pd.concat(tables, ignore_index=True).assign(seed=seed, seconds=seconds)
+    found = pd.concat(tables, ignore_index=True).assign(seed=seed, seconds=seconds)
+    return found.assign(**describe_term(encoder))
+
+
+def describe_term(encoder: Any) -> dict[str, Any]:
+    """Return the first and last epoch's mean of the last objective of a network, and what a run says of them."""
+    history, config = getattr(getattr(encoder, "fitted", None), "history", []), encoder.config
+    if not history:
+        return {}
+    terms = [list(one["objectives"].values())[-1] for one in history]
+    said = describe_objective_values(history, [one.model_dump() for one in config.objectives])
+    return {"first": terms[0], "last": terms[-1], "notice": " ".join(said)}
 
 
 def place_captions(task: Task, targets: Embeddings) -> Embeddings:
@@ -630,6 +674,9 @@ def tabulate(folder: Path, rungs: dict[str, Rung], reference: str, top: int = 5)
             wide = paired_difference(*pair, **name_units(values), level=level, n_boot=20_000)
             row["corrected"] = write_limits(wide.interval, "+")
             row["p"] = wide.p_value
+        if "first" in read[name]:
+            row["own term"] = f"{read[name]['first'].mean():.4g} to {read[name]['last'].mean():.4g}"
+            row["notice"] = "; ".join(sorted(set(read[name]["notice"].dropna()) - {""}))
         if "seconds" in read[name]:
             row["seconds"] = read[name]["seconds"].mean()
         rows.append(row)
@@ -662,6 +709,8 @@ def slug(name: str) -> str:
 def list_rungs(stage: str, base: str, kind: str, truth: Path) -> dict[str, Rung]:
     if stage == "worth":
         return list_worth(kind, truth)
+    if stage == "defaults":
+        return list_defaults(truth)
     if stage == "recipes":
         return list_recipes()
     if stage == "frontier":

@@ -29,6 +29,8 @@ LEAST_GAIN = 1e-3  # of the error, from the smallest penalty but one to the smal
 LEAST_MOVE = 0.01
 #: A weighted term that is so many times as large as all others together leaves them without a say.
 MOST_WEIGHT = 100.0
+#: Objectives that compare with a teacher's earlier outputs, and the one whose trials are mixed.
+WITH_QUEUE, MIXES = ("distillation", "tcl"), "bimixco"
 FEW_UNITS = 10  # a percentile bootstrap of fewer units is too narrow
 
 
@@ -202,7 +204,7 @@ def _judge_ties(run: Run) -> list[str]:
 def describe_objective_values(
     history: Sequence[Mapping[str, Any]], objectives: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """Return one sentence for each objective that stays constant or outweighs the others 100-fold.
+    """Return one sentence for each objective that stays constant, rises, outweighs the others 100-fold or mixes trials.
 
     Parameters
     ----------
@@ -233,6 +235,16 @@ def describe_objective_values(
                 f"the objective {name} stays {terms[-1]:.4g} in all {len(terms)} epochs: nothing is learnt from it; "
                 "change its options, or leave it out."
             )
+        elif len(terms) > 1 and terms[-1] - terms[0] > LEAST_MOVE * np.abs(terms).max():
+            sentences.append(
+                f"the objective {name} rises from {terms[0]:.4g} to {terms[-1]:.4g}: "
+                + (
+                    "its queue brings more candidates until it is full; set encoder.teacher.queue well below the "
+                    "number of training images."
+                    if name in WITH_QUEUE
+                    else "the others outweigh it, or work against it."
+                )
+            )
         # In most epochs: a term may begin large and fall.
         beside = others > 0
         if beside.any() and np.mean(own[beside] > MOST_WEIGHT * others[beside]) > 0.5:
@@ -240,6 +252,12 @@ def describe_objective_values(
             sentences.append(
                 f"the objective {name} is {times:.0f} times as large as all others together ({np.median(own):.4g} "
                 f"beside {np.median(others[beside]):.3g}), so that they hardly count; lower its weight."
+            )
+        if name == MIXES and beside.any():
+            sentences.append(
+                f"while the objective {name} counts, half of each batch are two trials in one, which the other "
+                "objectives compare with one of the two images; in a short training that costs accuracy: let them "
+                "begin later (phase), or leave it out."
             )
     return sentences
 

@@ -170,6 +170,9 @@ class SiglipObjectiveConfig(ObjectiveConfig):
 
     Parameters
     ----------
+    weight
+        Small beside another contrast (ours): a sum over all images of a batch, it starts some three times as large. 1
+        where it is the only one.
     scale, bias
         Start of factor (trained as its logarithm) and offset; 10 and -10 as in SigLIP.
     learn
@@ -183,6 +186,7 @@ class SiglipObjectiveConfig(ObjectiveConfig):
     """
 
     kind: Literal["siglip"] = "siglip"
+    weight: float = Field(default=0.1, gt=0)
     scale: float = Field(default=10.0, gt=0)
     bias: float = -10.0
     learn: bool = True
@@ -586,8 +590,8 @@ class HydraObjectiveConfig(ObjectiveConfig):
     partner
         The trial's own class (``identical``, ours): what shares the class is right in the gate of that class alone.
         Or the class of any other trial of the batch (``arbitrary``, as published), or of one of another class
-        (``distinct``): a gate of every pair of classes must then be learnt, for which a few thousand trials are too few,
-        and the loss stays at that of guessing. An attribute of two values has wrong answers with ``identical`` only.
+        (``distinct``): a gate of every pair of classes must then be learnt. A few thousand trials are too few, and the
+        loss stays at that of guessing. An attribute of two values has wrong answers with ``identical`` only.
     gate
         From the mean of both classes' embeddings (``anchor``), or a gate of each, multiplied (``product``).
     unit
@@ -739,6 +743,8 @@ class CompositionObjectiveConfig(ScaleSettings):
 
     Parameters
     ----------
+    weight
+        Small beside the contrast with images (ours); 1 in NegCLIP, where it is the only one.
     space
         Where responses and texts meet: ``target``, if the target of the run is the sentence vector of the same captions
         (``minilm``), or ``sentences``: a linear head of this objective predicts sentence vectors beside any target.
@@ -753,6 +759,7 @@ class CompositionObjectiveConfig(ScaleSettings):
     """
 
     kind: Literal["composition"] = "composition"
+    weight: float = Field(default=0.1, gt=0)
     space: Literal["target", "sentences"] = "sentences"
     words: Literal["english", "attributes"] = "english"
     n_swaps: int = Field(default=4, ge=1)
