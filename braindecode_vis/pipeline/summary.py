@@ -187,7 +187,9 @@ def describe_images(
     caption = f"Gallery: {retrieved.gallery_protocol}."
     low_level, branch = {}, config.reconstruction.low_level
     if branch is not None:
-        target = branch.target.build().space
+        # Components of training images have a name of their own in each fold.
+        fitted = branch.target.fitted_on_training_images
+        target = branch.target.kind if fitted else branch.target.build().space
         low_level["Low-level branch"] = f"{branch.encoder.kind} to {target}; {branch.fusion.describe()}"
     if (text := config.reconstruction.text) is not None:
         low_level["Text branch"] = f"{text.encoder.kind} to {text.target.kind}"

@@ -47,7 +47,7 @@ HeldOutShare = Annotated[float, Field(ge=0, le=0.5)]
 
 
 class ProjectorConfig(Settings):
-    """Learned linear maps to a common size.
+    """Learned maps to a common size, linear unless they have hidden units.
 
     Parameters
     ----------
@@ -60,14 +60,19 @@ class ProjectorConfig(Settings):
         Outputs of the network before the brain's map; None is the size of the target.
     shared
         One more linear map of `size` to `size`, the same for both sides, comes last (SAMGA).
+    hidden
+        Units of a hidden layer of each map (GELU). Larger, non-linear heads are one half of the improved baselines of
+        Fini et al. (2023, arXiv:2305.08675), augmentations of both sides the other; their sizes are not known to us.
+        None is linear.
     """
 
     size: int = Field(default=512, ge=1)
     sides: Literal["both", "image", "brain"] = "both"
     brain_width: int | None = Field(default=None, ge=1)
     shared: bool = False
+    hidden: int | None = Field(default=None, ge=1)
 
-    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"shared"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"shared", "hidden"})
 
     @model_validator(mode="after")
     def _check_brain_width(self) -> Self:
@@ -182,7 +187,7 @@ class NetworkEncoderConfig(Settings):
     objectives
         Weighted sum of what is minimised; one symmetric CLIP contrast by default.
     projector
-        Learned linear maps to a common space; without one the network predicts the target space itself.
+        Learned maps to a common space; without one the network predicts the target space itself.
     fusion
         Learned weighted sum over the token axis of the targets (several layers); see its class. Comes before the
         projector. Regressions see all layers, side by side.

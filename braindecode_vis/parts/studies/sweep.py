@@ -31,9 +31,12 @@ from braindecode_vis.parts.studies.board import pool_runs, write_settings
 from braindecode_vis.parts.studies.settings_table import describe_choice
 from braindecode_vis.pipeline.runs import ProgressListener, SilentListener, read_scores
 from braindecode_vis.pipeline.together import limit_threads, make_command, read_last_line
+from braindecode_vis.report.words import describe_objectives
 
 #: Runs of one sweep: each has a folder and takes seconds, so that more are a slip of the pen.
 MAX_RUNS = 10_000
+#: Letters of the name of a run's folder.
+_LONGEST_NAME = 80
 #: In the folder of a sweep: the swept keys, and the settings of each run.
 LIST = "sweep.json"
 
@@ -113,11 +116,13 @@ def list_combinations(axes: Mapping[str, Sequence[str]], out: Path) -> list[Comb
     combinations = []
     for values in itertools.product(*axes.values()):
         settings = dict(zip(axes, values, strict=True))
-        parts = [
-            f"{key.split('.')[-1]}-{re.sub(r'[^A-Za-z0-9.]+', '-', value).strip('-') or 'none'}"
-            for key, value in settings.items()
-        ]
-        combinations.append(Combination(settings, out / ("_".join(parts)[:80] or "run")))
+        name = "_".join(f"{key.split('.')[-1]}-{_write_name(value)}" for key, value in settings.items())
+        if len(name) > _LONGEST_NAME:  # cut, it would lose the kinds at the end of a list of objectives
+            parts = [
+                f"{key.split('.')[-1]}-{_write_name(_shorten(key, value))}" for key, value in settings.items()
+            ]
+            name = "_".join(parts)[:_LONGEST_NAME]
+        combinations.append(Combination(settings, out / (name or "run")))
     names = [combination.folder for combination in combinations]
     if len(set(names)) < len(names):  # long or odd values may look alike once they are file names
         combinations = [
@@ -125,6 +130,21 @@ def list_combinations(axes: Mapping[str, Sequence[str]], out: Path) -> list[Comb
             for n, c in enumerate(combinations)
         ]
     return combinations
+
+
+def _write_name(value: str) -> str:
+    """Return a value as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", value).strip("-") or "none"
+
+
+def _shorten(key: str, value: str) -> str:
+    """Return objectives by their kinds and weights alone, and any other value as it is."""
+    if key.split(".")[-1] != "objectives":
+        return value
+    try:
+        return describe_objectives({"objectives": yaml.safe_load(value)}).partition(" ")[2] or value
+    except yaml.YAMLError:
+        return value
 
 
 def sweep(
