@@ -117,12 +117,10 @@ def list_combinations(axes: Mapping[str, Sequence[str]], out: Path) -> list[Comb
     for values in itertools.product(*axes.values()):
         settings = dict(zip(axes, values, strict=True))
         name = "_".join(f"{key.split('.')[-1]}-{_write_name(value)}" for key, value in settings.items())
-        if len(name) > _LONGEST_NAME:  # cut, it would lose the kinds at the end of a list of objectives
-            parts = [
-                f"{key.split('.')[-1]}-{_write_name(_shorten(key, value))}" for key, value in settings.items()
-            ]
-            name = "_".join(parts)[:_LONGEST_NAME]
-        combinations.append(Combination(settings, out / (name or "run")))
+        told = "_".join(_name_setting(key, value) for key, value in settings.items())
+        if told != name and not (out / name[:_LONGEST_NAME]).is_dir():  # begun by an earlier version
+            name = told
+        combinations.append(Combination(settings, out / (name[:_LONGEST_NAME] or "run")))
     names = [combination.folder for combination in combinations]
     if len(set(names)) < len(names):  # long or odd values may look alike once they are file names
         combinations = [
@@ -137,14 +135,18 @@ def _write_name(value: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", value).strip("-") or "none"
 
 
-def _shorten(key: str, value: str) -> str:
-    """Return objectives by their kinds and weights alone, and any other value as it is."""
-    if key.split(".")[-1] != "objectives":
-        return value
-    try:
-        return describe_objectives({"objectives": yaml.safe_load(value)}).partition(" ")[2] or value
-    except yaml.YAMLError:
-        return value
+def _name_setting(key: str, value: str) -> str:
+    """Return the part of a folder's name that tells one setting; objectives by their kinds and weights."""
+    path = key.split(".")
+    if path[-1] == "objectives":
+        try:
+            objectives = {"objectives": yaml.safe_load(value)}
+            value = describe_objectives(objectives).partition(" ")[2] or value.replace("kind", "")
+        except yaml.YAMLError:
+            pass  # the configuration says what is wrong with it
+    elif "objectives" in path:  # a weight alone does not tell whose
+        path = ["-".join(path[path.index("objectives") :])]
+    return f"{path[-1]}-{_write_name(value)}"
 
 
 def sweep(
