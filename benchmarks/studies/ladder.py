@@ -208,7 +208,7 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
         "CLIP of image and caption": use({"kind": "clip_image_text", "image_share": 0.5}),
         **list_by_pairs(use, mixing),
         "CLIP + squared error, 1:9": use(clip, {"kind": "mse", "weight": 9}),
-        "CLIP + MMD of unit vectors": use(clip, {"kind": "mmd", "normalise": True}),
+        "CLIP + MMD of unit vectors": use(clip, {"kind": "mmd", "weight": 1}),
         "CLIP + MV-DHEL of repetition halves": use(clip, {"kind": "multiview", "weight": 1}),
         "MV-InfoNCE alone": use(INFONCE),
         "momentum distillation": use("distillation", teacher=teacher),
@@ -311,7 +311,7 @@ def list_by_pairs(use: Any, mixing: list[dict[str, Any]]) -> dict[str, Rung]:
         "CLIP + uniformity": use(clip, {"kind": "uniformity", "between": "brain"}),
         "CUA": use("cua"),
         "CUA, cross": use({"kind": "cua", "cross": True}),
-        "CLIP + MMD": use(clip, {"kind": "mmd", "normalise": False}),
+        "CLIP + MMD": use(clip, {"kind": "mmd", "weight": 1, "normalise": False}),
     }
 
 
@@ -616,6 +616,7 @@ def describe_term(encoder: Any) -> dict[str, Any]:
     if not history:
         return {}
     terms = [list(one["objectives"].values())[-1] for one in history]
+    terms = [value for value in terms if value] or terms  # 0 outside the phase
     said = describe_objective_values(history, [one.model_dump() for one in config.objectives])
     return {"first": terms[0], "last": terms[-1], "notice": " ".join(said)}
 

@@ -251,7 +251,8 @@ def describe_objective_values(
             times = np.median(own[beside] / others[beside])
             sentences.append(
                 f"the objective {name} is {times:.0f} times as large as all others together ({np.median(own):.4g} "
-                f"beside {np.median(others[beside]):.3g}), so that they hardly count; lower its weight."
+                f"beside {np.median(others[beside]):.3g}), so that they hardly count; lower its weight, or raise "
+                "theirs."
             )
         if name == MIXES and beside.any():
             sentences.append(
