@@ -5,6 +5,7 @@ Looks at finished stages only and changes nothing. A hint is no error: the score
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ LEAST_MOVE = 0.01
 MOST_WEIGHT = 100.0
 #: Objectives that compare with a teacher's earlier outputs, and the one whose trials are mixed.
 WITH_QUEUE, MIXES = ("distillation", "tcl"), "bimixco"
+# Of 192 simulated MEG trials, 8 to 22 updates named one image for all, 96 named four of ten.
+FEW_UPDATES = 100
 FEW_UNITS = 10  # a percentile bootstrap of fewer units is too narrow
 
 
@@ -59,17 +62,49 @@ def _judge_choices(run: Run) -> list[str]:
             for part in parts
             if part.gallery_size > 1
         ]
-    return list(dict.fromkeys(filter(None, [describe_common_choice(*pair) for pair in pairs])))
+    found = list(dict.fromkeys(filter(None, [describe_common_choice(*pair) for pair in pairs])))
+    return found + (_judge_updates(run) if found else [])
+
+
+def _judge_updates(run: Run) -> list[str]:
+    """Say that a network was updated too rarely to tell images apart; it learns their mean first."""
+    counts = [count_updates(record) for record in _read_networks(run)]
+    if not counts or max(counts) >= FEW_UPDATES:
+        return []
+    return [
+        f"the network was updated {max(counts)} times, and a network predicts the mean of the images first: lower "
+        "encoder.batch_size, raise encoder.epochs or the patience of encoder.selection, or bring more trials."
+    ]
+
+
+def count_updates(record: Mapping[str, Any]) -> int:
+    """Return how often the weights of a network were updated, by its record.
+
+    Examples
+    --------
+    >>> count_updates({"history": [{"seconds": 2.0, "trials_per_second": 96.0, "batch_size": 128}] * 11})
+    22
+    """
+    history = record.get("history", [])
+    # The log has the rate of an epoch and its time, whose product are its trials.
+    trials = [epoch.get("seconds", 0) * epoch.get("trials_per_second", 0) for epoch in history]
+    return sum(
+        max(1, math.ceil(round(n) / epoch["batch_size"])) for n, epoch in zip(trials, history, strict=True)
+    )
+
+
+def _read_networks(run: Run) -> list[dict[str, Any]]:
+    """Return the record of every network that the run trained, those of an average too."""
+    paths = [path for fold in train(run) for path in sorted(fold.artifact.path.rglob("network.json"))]
+    return [store.read_json(path) for path in paths]
 
 
 def _judge_objectives(run: Run) -> list[str]:
     """Say which objectives of a network changed nothing, or left nothing to the others."""
     found: dict[str, None] = {}
-    for fold in train(run):
-        for path in sorted(fold.artifact.path.rglob("network.json")):
-            record = store.read_json(path)
-            settings = record.get("config", {}).get("objectives", [])
-            found |= dict.fromkeys(describe_objective_values(record.get("history", []), settings))
+    for record in _read_networks(run):
+        settings = record.get("config", {}).get("objectives", [])
+        found |= dict.fromkeys(describe_objective_values(record.get("history", []), settings))
     return list(found)
 
 
