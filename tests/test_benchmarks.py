@@ -172,3 +172,12 @@ def test_the_ladder_has_a_row_for_every_objective(ladder, tmp_path, kind, missin
     if missing is not None:
         assert {one["kind"] for one in used} == set(list_kinds("objective")) - missing
         assert [one["masked"] for one in used if "masked" in one] == [1]
+
+
+def test_the_ladder_asks_every_objective_at_its_defaults(ladder, tmp_path):
+    rows = ladder.list_defaults(tmp_path)
+    asked = [rung.encoder.get("objectives", [{"kind": "clip"}])[-1] for rung in rows.values()]
+    plain = [one for one in asked if set(one) == {"kind"}]
+    assert sorted({one["kind"] for one in plain}) == sorted(list_kinds("objective"))
+    for rung in rows.values():
+        validate_component("encoder", rung.encoder)

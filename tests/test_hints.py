@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import braindecode_vis as bdv
+from braindecode_vis.pipeline.hints import describe_objective_values
+from braindecode_vis.scoring.retrieval import describe_common_choice
 
 QUICK = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100}
 
@@ -86,6 +88,60 @@ def test_ties_are_explained():
     (hint,) = decode(X, pictures, shown, **{"encoder.alphas": [1e30]}).hints
     assert "100% of the queries tie" in hint
     assert "would be up to 1.00 higher" in hint
+
+
+@pytest.mark.parametrize(
+    "first, shown, found",
+    [
+        (["a"] * 30, ["b"] * 30, "30 of 30 queries name 'a' first, which 0 of them showed"),
+        (["a"] * 9 + ["b"], list("abcdefghij"), "9 of 10 queries name 'a' first, which 1 of them showed"),
+        (["a"] * 10, [None] * 10, "10 of 10"),
+        (["a"] * 10, ["a"] * 8 + ["b"] * 2, ""),  # most showed it
+        (["a"] * 5 + ["b"] * 5, list("abcdefghij"), ""),
+        (["a"] * 3, list("bcd"), ""),  # too few
+    ],
+)
+def test_queries_that_share_a_first_choice(first, shown, found):
+    """30 of 30 decisions named one picture, and nothing said so."""
+    sentence = describe_common_choice(first, shown)
+    assert found in sentence
+    assert bool(found) == bool(sentence)
+
+
+def test_a_constant_prediction_is_a_hint():
+    X, pictures, shown = make_experiment(n_pictures=40)
+    hints = decode(X, pictures, shown, **{"encoder.alphas": [1e30]}).hints
+    assert any("10 of 10 queries name" in hint for hint in hints)
+
+
+CLIP = {"kind": "clip"}
+
+
+@pytest.mark.parametrize(
+    "own, settings, found",
+    [
+        ([0.0, 0.0, 0.0], {"kind": "mmd"}, "the objective mmd stays 0 in all 3 epochs"),
+        ([4.09, 4.1, 4.1], {"kind": "hydra"}, "the objective hydra stays 4.1"),
+        (
+            [12575.0, 9000.0, 8000.0],
+            {"kind": "salient"},
+            "salient is 4500 times as large as all others together",
+        ),
+        ([-2.0, -900.0, -950.0], {"kind": "uniformity"}, "uniformity is 450 times as large"),
+        ([12575.0, 9000.0, 8000.0], {"kind": "salient", "weight": 0.01}, ""),
+        ([5.0, 4.0, 3.0], {"kind": "tcl"}, ""),
+        ([3.0, 4.0, 5.0], {"kind": "tcl"}, "tcl rises from 3 to 5: its queue"),
+        ([3.0, 4.0, 5.0], {"kind": "mse"}, "mse rises from 3 to 5: the others outweigh it"),
+        # Only the first epoch lies in its phase.
+        ([5.0, 0.0, 0.0], {"kind": "captioning", "phase": [0, 0.34]}, ""),
+        ([5.0, 4.0, 3.0], {"kind": "bimixco"}, "half of each batch are two trials in one"),
+    ],
+)
+def test_objectives_that_do_nothing_or_leave_nothing(own, settings, found):
+    history = [{"objectives": {"clip": 3.0 - epoch, "own": value}} for epoch, value in enumerate(own)]
+    sentences = describe_objective_values(history, [CLIP, settings])
+    assert len(sentences) == bool(found)
+    assert found in "".join(sentences)
 
 
 def test_folds_of_one_class():

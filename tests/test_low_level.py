@@ -69,6 +69,15 @@ def test_reconstructions_name_the_fits_of_the_branch(finished):
     assert "0.75 of the high-level image" in page
 
 
+def test_principal_components_are_latents_that_need_no_weights(tmp_path):
+    low = "reconstruction.low_level={target: {kind: pca, n_components: 12}}"
+    run = make_run(tmp_path / "run", low, "evaluation.n_bootstrap=100")
+    rows = pipeline.run_all(run)
+    assert {"low_level", "high_level", "decoded"} <= {row["method"] for row in rows}
+    assert "ridge to pca" in (tmp_path / "run" / "report.html").read_text()
+    assert not audit_run(tmp_path / "run").leaks
+
+
 def test_rows_of_the_branch_are_those_of_the_encoder(finished, monkeypatch):
     """An encoder with a gallery per subject has its rows sorted by subject; the branch must follow it, not its own."""
     run = make_run(finished, LOW)

@@ -59,7 +59,7 @@ def list_recipes(truth: Path) -> dict[str, tuple[str, dict[str, Any], str]]:
     def learn(*objectives: dict[str, Any], **changes: Any) -> dict[str, Any]:
         return {**network, "objectives": list(objectives), **changes}
 
-    clip, composition = {"kind": "clip"}, {"kind": "composition"}
+    clip, composition = {"kind": "clip"}, {"kind": "composition", "weight": 1}
     swaps = {**composition, "space": "target"}
     projector = {"size": 256, "sides": "both"}
     plain, pictures = "sentences, CLIP", "images, CLIP"

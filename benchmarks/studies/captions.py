@@ -66,7 +66,7 @@ def list_encoders(captions: str) -> dict[str, dict[str, Any]]:
     clip, windows = {"kind": "clip"}, change(base, network={"kind": "tsconv"})
 
     def learn(rung: Any, **options: Any) -> dict[str, Any]:
-        objectives = [clip, {"kind": "captioning", **options}]
+        objectives = [clip, {"kind": "captioning", "weight": 1, **options}]
         return dict(change(rung, objectives=objectives, captions=captions).encoder)
 
     def learn_longer(rung: Any, epochs: int = 60, **options: Any) -> dict[str, Any]:

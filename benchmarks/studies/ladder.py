@@ -7,6 +7,7 @@
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage objectives --base "eegproject, width 256"
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage worth --seeds 3
     python benchmarks/studies/ladder.py VOXELS --out FOLDER --stage worth --seeds 3 --config deeprecon_ridge --set ...
+    python benchmarks/studies/ladder.py EASY --out FOLDER --stage defaults --seeds 1 --top 1
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage recipes --seeds 3
     python benchmarks/studies/ladder.py DIGITS --out FOLDER --stage worth --config digits69_network_10fold
     python benchmarks/studies/ladder.py HAXBY --out FOLDER --stage worth --config haxby_slices --top 1
@@ -25,9 +26,11 @@ over concepts (and people, where there are several) of the mean over seeds. What
 one file of ranks per rung and seed, with the processor time of the training. ``frontier`` sets accuracy beside that
 time, for every network as it is and with what helped, and for what papers publish as far as one embedding serves.
 ``worth`` asks of every objective what it adds to the cheapest good training, in a fifth of the time: each row has a
-reference that differs from it in the objective alone, and Holm's correction is over the rows. Words and attributes are
-those in ``phantom_truth``. Real recordings that are parted by folds (single images, or runs of categories, whose
-targets are the sentence vectors of their names) are scored on all folds by this stage, since nothing is chosen on them.
+reference that differs from it in the objective alone, and Holm's correction is over the rows. ``defaults`` asks the
+same of the defaults in six epochs, and whether the own term of each falls (EASY: a phantom of SNR 0.4 and 200 concepts,
+of which 40 are asked). Words and attributes are those in ``phantom_truth``. Real recordings that are parted by folds
+(single images, or runs of categories, whose targets are the sentence vectors of their names) are scored on all folds by
+this stage, since nothing is chosen on them.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ import yaml
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.contracts import Context
-from braindecode_vis.base.registry import validate_component
+from braindecode_vis.base.registry import list_kinds, validate_component
 from braindecode_vis.base.roles import ENCODER_SETTINGS, play
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.config import read_config
@@ -57,14 +60,15 @@ from braindecode_vis.embeddings.sentence_encoder import MINILM, SentenceEncoder,
 from braindecode_vis.embeddings.text import average_texts, find_texts, make_unit
 from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
+from braindecode_vis.pipeline.hints import describe_objective_values
 from braindecode_vis.pipeline.preparing import pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.scoring.crossed import CrossedInterval, interval_of_rows, paired_difference
 from braindecode_vis.scoring.uncertainty import correct_holm
 
 STAGES = (
-    "networks", "training", "objectives", "worth", "recipes", "salient", "fusion", "tower", "chosen", "frontier",
-    "test",
+    "networks", "training", "objectives", "worth", "defaults", "recipes", "salient", "fusion", "tower", "chosen",
+    "frontier", "test",
 )  # fmt: skip
 WITH_SEEDS = ("network", "average", "multistage")  # encoders that draw something
 SHARE = 0.2  # of the training concepts, for choices
@@ -123,9 +127,9 @@ def list_training(base: Rung) -> dict[str, Rung]:
     single = {"augmentations": [{"kind": "repetition_averaging"}], "repeats": "single"}
     return {
         "+ MSE 9:1": change(base, objectives=[{"kind": "mse", "weight": 9}, {"kind": "clip"}]),
-        "SigLIP": change(base, objectives=[{"kind": "siglip"}]),
+        "SigLIP": change(base, objectives=[{"kind": "siglip", "weight": 1}]),
         "CUA": change(base, objectives=[{"kind": "cua"}]),
-        "SoftCLIP": change(base, objectives=[{"kind": "soft_clip"}]),
+        "SoftCLIP": change(base, objectives=[{"kind": "soft_clip", "weight": 1}]),
         "targets as they are, centred in retrieval": change(base, normalise_targets="none"),
         "no centring anywhere": change(base, normalise_targets="none", centre="none"),
         "z-scores": change(base, normalise_targets="zscore", centre="zscore"),
@@ -150,9 +154,9 @@ def list_objectives(base: Rung) -> dict[str, Rung]:
     single = {"repeats": "single"}  # halves of the repetitions are views
     return {
         "CLIP + MV-DHEL of repetition halves": change(
-            base, objectives=[clip, {"kind": "multiview"}], **single
+            base, objectives=[clip, {"kind": "multiview", "weight": 1}], **single
         ),
-        "MV-InfoNCE alone": change(base, objectives=[{"kind": "multiview", "form": "infonce"}], **single),
+        "MV-InfoNCE alone": change(base, objectives=[INFONCE], **single),
         "CLIP + alignment": change(base, objectives=[clip, {"kind": "alignment"}]),
         "CLIP + uniformity": change(base, objectives=[clip, {"kind": "uniformity", "between": "brain"}]),
         "CUA with cross uniformity": change(base, objectives=[{"kind": "cua", "cross": True}]),
@@ -166,6 +170,13 @@ def list_objectives(base: Rung) -> dict[str, Rung]:
 
 
 PLAIN = "CLIP"
+INFONCE = {"kind": "multiview", "weight": 1, "form": "infonce", "views": ["brain", "brain_views", "image"]}
+#: As published.
+HYDRA = {"kind": "hydra", "weight": 1, "partner": "arbitrary", "unit": False}
+#: As the authors of SepCLR weigh it, without our scaling.
+SALIENT = {
+    "kind": "salient", "weight": 1, "constant_weight": 100, "independence_weight": 10, "scale": False,
+}  # fmt: skip
 #: Sixteen cells of the last maps instead of their mean, without a way back to pictures.
 PATCHES = ("target.grid=4", "prior.kind=identity", "generator.kind=nearest")
 
@@ -197,48 +208,50 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
         "CLIP of image and caption": use({"kind": "clip_image_text", "image_share": 0.5}),
         **list_by_pairs(use, mixing),
         "CLIP + squared error, 1:9": use(clip, {"kind": "mse", "weight": 9}),
-        "CLIP + MMD of unit vectors": use(clip, {"kind": "mmd", "normalise": True}),
-        "CLIP + MV-DHEL of repetition halves": use(clip, "multiview"),
-        "MV-InfoNCE alone": use({"kind": "multiview", "form": "infonce"}),
+        "CLIP + MMD of unit vectors": use(clip, {"kind": "mmd", "weight": 1}),
+        "CLIP + MV-DHEL of repetition halves": use(clip, {"kind": "multiview", "weight": 1}),
+        "MV-InfoNCE alone": use(INFONCE),
         "momentum distillation": use("distillation", teacher=teacher),
         "CLIP + within cluster": use(clip, "within_cluster"),
         "CLIP, then within cluster": use(
             {**clip, "phase": [0, 0.5]}, {"kind": "within_cluster", "phase": [0.5, 1]}
         ),
-        "CLIP + within concept": use(clip, "within_concept"),
+        "CLIP + within concept": use(clip, {"kind": "within_concept", "weight": 1}),
         twice: replace(base, encoder={"kind": "average", "members": [base.encoder, base.encoder]}),
         "MCL, two stages": change(replace(base, reference=twice), kind="multistage"),
-        "CLIP + Hydra of concepts": use(clip, "hydra"),
-        "CLIP + Hydra of attributes": use(clip, {"kind": "hydra", "classes": "attributes"}, **named),
+        "CLIP + Hydra of concepts": use(clip, HYDRA),
+        "CLIP + Hydra of attributes": use(clip, {**HYDRA, "classes": "attributes"}, **named),
         "CLIP + Hydra, own attribute": use(
-            clip, {"kind": "hydra", "classes": "attributes", "partner": "identical"}, **named
+            clip, {**HYDRA, "classes": "attributes", "partner": "identical"}, **named
         ),
         "CLIP + sentences": use(clip, "sentence_contrast", **texts),
         "CLIP + sentences, weight 1": use(clip, {"kind": "sentence_contrast", "weight": 1}, **texts),
         "CLIP + sentences by margin": use(clip, {"kind": "sentence_contrast", "form": "margin"}, **texts),
         "CLIP + swapped descriptions": use(
-            clip, {"kind": "composition", "words": "attributes"}, **texts, **named
+            clip, {"kind": "composition", "weight": 1, "words": "attributes"}, **texts, **named
         ),
         "CLIP + captioning from the output": use(
-            clip, {"kind": "captioning", "reads": "output"}, captions=texts["captions"]
+            clip, {"kind": "captioning", "weight": 1, "reads": "output"}, captions=texts["captions"]
         ),
     }
     parts = "windows" if kind == "trials" else "regions"  # which have local outputs
     rungs |= {
         "TCL": use("tcl", teacher=teacher),
         "CLIP + propagation": use(clip, "propagation", teacher=teacher),
-        f"CLIP + captioning from {parts}": use(clip, "captioning", captions=texts["captions"]),
+        f"CLIP + captioning from {parts}": use(
+            clip, {"kind": "captioning", "weight": 1}, captions=texts["captions"]
+        ),
         f"CLIP + captioning, likest half of the {parts}": use(
-            clip, {"kind": "captioning", "shown": 0.5}, captions=texts["captions"]
+            clip, {"kind": "captioning", "weight": 1, "shown": 0.5}, captions=texts["captions"]
         ),
         "CLIP + propagation of itself": use(clip, {"kind": "propagation", "targets": "self"}),
     }
     if kind == "trials":
         early, name = ("dataset.window=[-0.2,1.0]",), "CLIP, from -0.2 s"
         rungs[name] = replace(base, settings=early)
-        rungs["CLIP + salient, from -0.2 s"] = replace(use(clip, "salient"), reference=name, settings=early)
+        rungs["CLIP + salient, from -0.2 s"] = replace(use(clip, SALIENT), reference=name, settings=early)
     # Sixteen times as many numbers would be predicted of every window, too.
-    local, plain = "CLIP, target of patches", {"kind": "captioning", "reads": "output"}
+    local, plain = "CLIP, target of patches", {"kind": "captioning", "weight": 1, "reads": "output"}
     writing, captions = (
         "CLIP + captioning from the output, target of patches",
         {"captions": texts["captions"]},
@@ -252,13 +265,44 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
     }
 
 
+def list_defaults(truth: Path) -> dict[str, Rung]:
+    """Return every kind of objective at its defaults beside CLIP, on averages of random repetitions, six epochs.
+
+    `truth` holds the captions and attributes of the phantom's images. A name after the kind says what is no default.
+    """
+    base = change(combine("eegproject, width 256"), epochs=6, optimiser={"lr": 3e-4})
+    texts = {"captions": str(truth / "descriptions.csv"), "sentence_encoder": MINILM}
+    captions, named = {"captions": texts["captions"]}, {"attributes": str(truth / "attributes.csv")}
+    mixing = {"augmentations": [*base.encoder["augmentations"], {"kind": "trial_mixing"}]}
+    early, start = ("dataset.window=[-0.2,1.0]",), f"{PLAIN}, from -0.2 s"
+    further: dict[str, dict[str, Any]] = {
+        "bimixco": mixing, "sentence_contrast": texts, "composition": texts, "captioning": captions
+    }  # fmt: skip
+
+    def use(kind: str, changes: dict[str, Any] | None = None, **options: Any) -> Rung:
+        both = [{"kind": "clip"}, {"kind": kind, **options}]
+        return change(base, objectives=both, **(further.get(kind, {}) if changes is None else changes))
+
+    kinds = [kind for kind in list_kinds("objective") if kind not in ("clip", "salient")]
+    return {
+        PLAIN: base,
+        **{kind: use(kind) for kind in kinds},
+        "multiview, infonce": use("multiview", form="infonce"),
+        "hydra, attributes": use("hydra", named, classes="attributes"),
+        start: replace(base, settings=early),
+        "salient": replace(use("salient"), reference=start, settings=early),
+    }
+
+
 def list_by_pairs(use: Any, mixing: list[dict[str, Any]]) -> dict[str, Rung]:
     """Return the objectives that need nothing but responses and images; `use` makes a rung of a list of them."""
-    clip, late = {"kind": "clip"}, {"phase": [0.33, 1]}
+    clip, late = {"kind": "clip"}, {"weight": 1, "phase": [0.33, 1]}
     return {
-        "SigLIP": use("siglip"),
-        "SoftCLIP": use("soft_clip"),
-        "BiMixCo, then SoftCLIP": use("bimixco", {"kind": "soft_clip", **late}, augmentations=mixing),
+        "SigLIP": use({"kind": "siglip", "weight": 1}),
+        "SoftCLIP": use({"kind": "soft_clip", "weight": 1}),
+        "BiMixCo, then SoftCLIP": use(
+            {"kind": "bimixco", "weight": 1}, {"kind": "soft_clip", **late}, augmentations=mixing
+        ),
         "CLIP + l1": use(clip, "l1"),
         "CLIP + squared error": use(clip, "mse"),
         "CLIP + cosine": use(clip, "cosine"),
@@ -267,7 +311,7 @@ def list_by_pairs(use: Any, mixing: list[dict[str, Any]]) -> dict[str, Rung]:
         "CLIP + uniformity": use(clip, {"kind": "uniformity", "between": "brain"}),
         "CUA": use("cua"),
         "CUA, cross": use({"kind": "cua", "cross": True}),
-        "CLIP + MMD": use(clip, "mmd"),
+        "CLIP + MMD": use(clip, {"kind": "mmd", "weight": 1, "normalise": False}),
     }
 
 
@@ -283,11 +327,11 @@ def list_worth_of_folds(kind: str) -> dict[str, Rung]:
     own = {
         "images": {
             "CLIP + within cluster": use(clip, "within_cluster", n_clusters=4),
-            "CLIP + within concept": use(clip, "within_concept"),
+            "CLIP + within concept": use(clip, {"kind": "within_concept", "weight": 1}),
         },
         "categories": {
-            "CLIP + MV-DHEL of repetition halves": use(clip, "multiview"),
-            "MV-InfoNCE alone": use({"kind": "multiview", "form": "infonce"}),
+            "CLIP + MV-DHEL of repetition halves": use(clip, {"kind": "multiview", "weight": 1}),
+            "MV-InfoNCE alone": use(INFONCE),
         },
     }
     return {
@@ -300,7 +344,7 @@ def list_worth_of_folds(kind: str) -> dict[str, Rung]:
 
 def list_salient(base: Rung) -> dict[str, Rung]:
     """Return trials from before the stimulus on, without and with the separation of what they share with it."""
-    both = [{"kind": "clip"}, {"kind": "salient"}]
+    both = [{"kind": "clip"}, SALIENT]
     return {
         "from -0.2 s": change(base, repeats="single"),
         "from -0.2 s, CLIP + salient": change(base, objectives=both, repeats="single"),
@@ -330,7 +374,7 @@ def list_fusion(base: Rung) -> dict[str, Rung]:
         "kind": "clip", "scale": "softplus", "learn_temperature": False, "normalise_brain": False,
     }  # fmt: skip
     coarse = [
-        {"kind": "mmd", "weight": 0.9, "weight_end": 0.5, "phase": [0, 0.4]},
+        {"kind": "mmd", "normalise": False, "weight": 0.9, "weight_end": 0.5, "phase": [0, 0.4]},
         {**clip, "weight": 0.1, "weight_end": 0.5, "phase": [0, 0.4]},
         {**clip, "phase": [0.4, 1]},
     ]
@@ -562,7 +606,19 @@ def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
         if task.by_fold:  # each trial is a unit of its own
             columns |= dict.fromkeys(("id", "concept"), own.trials["run"] + " " + own.trials["stimulus_id"])
         tables.append(pd.DataFrame({**columns, "rank": ranked.worst_ranks, "size": len(ids)}))
-    return pd.concat(tables, ignore_index=True).assign(seed=seed, seconds=seconds)
+    found = pd.concat(tables, ignore_index=True).assign(seed=seed, seconds=seconds)
+    return found.assign(**describe_term(encoder))
+
+
+def describe_term(encoder: Any) -> dict[str, Any]:
+    """Return the first and last epoch's mean of the last objective of a network, and what a run says of them."""
+    history, config = getattr(getattr(encoder, "fitted", None), "history", []), encoder.config
+    if not history:
+        return {}
+    terms = [list(one["objectives"].values())[-1] for one in history]
+    terms = [value for value in terms if value] or terms  # 0 outside the phase
+    said = describe_objective_values(history, [one.model_dump() for one in config.objectives])
+    return {"first": terms[0], "last": terms[-1], "notice": " ".join(said)}
 
 
 def place_captions(task: Task, targets: Embeddings) -> Embeddings:
@@ -619,6 +675,9 @@ def tabulate(folder: Path, rungs: dict[str, Rung], reference: str, top: int = 5)
             wide = paired_difference(*pair, **name_units(values), level=level, n_boot=20_000)
             row["corrected"] = write_limits(wide.interval, "+")
             row["p"] = wide.p_value
+        if "first" in read[name]:
+            row["own term"] = f"{read[name]['first'].mean():.4g} to {read[name]['last'].mean():.4g}"
+            row["notice"] = "; ".join(sorted(set(read[name]["notice"].dropna()) - {""}))
         if "seconds" in read[name]:
             row["seconds"] = read[name]["seconds"].mean()
         rows.append(row)
@@ -651,6 +710,8 @@ def slug(name: str) -> str:
 def list_rungs(stage: str, base: str, kind: str, truth: Path) -> dict[str, Rung]:
     if stage == "worth":
         return list_worth(kind, truth)
+    if stage == "defaults":
+        return list_defaults(truth)
     if stage == "recipes":
         return list_recipes()
     if stage == "frontier":

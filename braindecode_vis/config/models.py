@@ -177,8 +177,8 @@ class LowLevelConfig(Settings):
     Parameters
     ----------
     target
-        Latents that are predicted: a target of kind ``taesd`` or ``vae``, or a stand-in that needs no weights of a hub
-        (`STAND_INS`), which run, rows and report name as one.
+        Latents that are predicted: a target of kind ``taesd`` or ``vae``, a stand-in that needs no weights of a hub
+        (`STAND_INS`), which run, rows and report name as one, or ``pca``, principal components of the training images.
     encoder
         The brain encoder that predicts them.
     prior
@@ -187,7 +187,9 @@ class LowLevelConfig(Settings):
         How its images and those of the generator become one.
     """
 
-    target: Annotated[Any, Component("target", only=("vae", "taesd", "packaged_latents"), outside=False)]
+    target: Annotated[
+        Any, Component("target", only=("vae", "taesd", "pca", "packaged_latents"), outside=False)
+    ]
     encoder: Annotated[Any, Component("encoder")] = Field(default={"kind": "ridge"})
     prior: Annotated[Any, Component("prior", only=BRANCH_PRIORS, outside=False)] = Field(
         default={"kind": "identity"}

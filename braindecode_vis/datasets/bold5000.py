@@ -72,6 +72,8 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
 if TYPE_CHECKING:
     import pandas as pd
 
+    from braindecode_vis.datasets.sources.bold_source import BoldSource
+
 _IMAGE_FOLDERS = ("stimuli", "BOLD5000_Stimuli")
 _LIST = "repeated_stimuli_113_list.txt"
 _COCO, _IMAGENET = re.compile(r"^COCO_"), re.compile(r"^n\d{8}_")
@@ -361,9 +363,20 @@ class Bold5000Config(BoldSettings):
 
     def make_recipe(self) -> FmriRecipe:
         """Return the task that is read, and what its tables mean."""
-        notes = {"protocol": "test: the 113 repeated pictures"}
         task = {"task": self.tasks}
-        return FmriRecipe("bold5000", task, read_scene_events, self._finish, notes, _IMAGE_FOLDERS)
+        return FmriRecipe("bold5000", task, read_scene_events, self._finish, image_folders=_IMAGE_FOLDERS)
+
+    def open_bold(self) -> BoldSource:
+        """Return the data set as lazy runs, and say how many pictures are tested: 113 in the published files."""
+        import pandas as pd
+
+        source = super().open_bold()
+        shown = pd.concat([run.trials for run in source.runs], ignore_index=True)
+        tested = shown["split"] == "test"
+        if "task" in shown:
+            tested &= shown["task"] != IMAGERY_TASK
+        n_test = shown.loc[tested, "stimulus_id"].nunique()
+        return replace(source, notes={**source.notes, "protocol": f"test: the {n_test} repeated pictures"})
 
     def _find_list(self) -> Path | None:
         root = self.find_root()

@@ -192,6 +192,11 @@ class PcaEncoder:
     def _pixels(self, shape: tuple[int, int, int] | None = None) -> PixelEncoder:
         return PixelEncoder(PixelsConfig(size=self.config.size, colour=self.config.colour), shape=shape)
 
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one vector that becomes an image; fewer training images have fewer components."""
+        return (self.config.n_components,)
+
     def _require_fit(self) -> PcaFit:
         if self.fitted is None:
             raise DataError("the principal components have not been fitted; run embed first.")

@@ -70,8 +70,8 @@ class ConceptTextConfig(Settings):
     Parameters
     ----------
     tower
-        The CLIP network whose text side reads; None takes the target's own, or the text features that imported files of
-        ATM hold.
+        The CLIP network whose text side reads; None takes the target's own (``openclip``, ``minilm``), or the text
+        features that imported files of ATM hold.
     templates
         Sentences with ``{concept}``; their unit vectors are averaged. ATM writes "This picture is {concept}", NICE and
         UBP "This is a {concept}."
@@ -322,17 +322,16 @@ def embed_concepts(config: ConceptTextConfig, target: Any, stimuli: StimulusSet)
     Raises
     ------
     ConfigError
-        If neither the target nor `config.tower` is a CLIP network.
+        If the target is neither a CLIP network nor of sentences, and `config.tower` names no network.
     """
     if config.tower is None and isinstance(target, ImportedConfig):
         return target.build().embed_concepts(stimuli)
-    tower = config.tower or target
-    if not isinstance(tower, OpenClipConfig):
+    tower, names = config.tower or target, sorted({str(name) for name in stimuli.concepts_of(stimuli.ids)})
+    if not isinstance(tower, OpenClipConfig) and not _is_of_sentences(tower):
         raise ConfigError(
-            f"texts meet images in the space of a CLIP network, but the target is {target.kind}; set target.kind to "
-            "openclip, or name a network with text.tower."
+            f"texts meet images in the space of a CLIP network or of sentences, but the target is {target.kind}; set "
+            "target.kind to openclip or minilm, or name a network with text.tower."
         )
-    names = sorted({str(name) for name in stimuli.concepts_of(stimuli.ids)})
     return embed_text(names, tower, templates=config.templates, text=config.reading)
 
 
@@ -492,9 +491,14 @@ def pad_with_end(ids: Any) -> Any:
     return torch.where(after, ids.amax(dim=-1, keepdim=True), ids)
 
 
+def _is_of_sentences(config: Any) -> bool:
+    """Say whether a target reads sentences into one vector each, beside which words can lie."""
+    return isinstance(config, TextTargetConfig) and not isinstance(config, ClipTextConfig)
+
+
 def embed_text(
     concepts: Sequence[str],
-    config: OpenClipConfig,
+    config: Any,
     *,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
     text: TextConfig | None = None,
@@ -506,7 +510,7 @@ def embed_text(
     concepts
         Unique names; underscores are read as spaces and a number at the end (``bat1``) is dropped from the prompt.
     config
-        The image encoder whose space the text shares.
+        The target whose space the text shares: ``openclip``, or ``minilm``, whose images are texts too.
     templates
         Sentences with ``{concept}`` in them.
     text
@@ -530,11 +534,11 @@ def embed_text(
             )
     if not templates:
         raise ConfigError("text needs at least one template, for example 'This is a photo of a {concept}.'")
-    tower = ClipText(config, text)
-    space = tower.space
+    reader = config.build() if _is_of_sentences(config) else ClipText(config, text)
+    space, encode = reader.space, reader.encode_texts if _is_of_sentences(config) else reader.encode
     names = [name_concept(concept) for concept in concepts]
     # Unit vectors are averaged, so that no template weighs more by its length (Radford et al.).
-    total = sum(make_unit(tower.encode([t.format(concept=name) for name in names])) for t in templates)
+    total = sum(make_unit(encode([t.format(concept=name) for name in names])) for t in templates)
     return Embeddings(make_unit(np.asarray(total)), list(concepts), space)
 
 

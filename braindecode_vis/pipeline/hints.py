@@ -5,7 +5,9 @@ Looks at finished stages only and changes nothing. A hint is no error: the score
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.pipeline.scoring import evaluate
 from braindecode_vis.scoring.label_exchange import find_exchange
+from braindecode_vis.scoring.retrieval import describe_common_choice
 from braindecode_vis.scoring.scoring_task import FEW_ORDERS
 
 # On real fMRI of 12 to 60 pictures, single trials gave top-1 0.75 where their averages gave 0.45. So they do in a
@@ -24,6 +27,15 @@ from braindecode_vis.scoring.scoring_task import FEW_ORDERS
 # pictures shown four times, 0.79 and 0.34 of those shown twice; alike from 100 pictures on, and with independent noise.
 FEW_IMAGES, LEAST_REPETITIONS = 80, 2
 LEAST_GAIN = 1e-3  # of the error, from the smallest penalty but one to the smallest
+#: A term that moves by less than this share of its size, from the lowest to the highest epoch, stays constant: a term
+#: that is learnt falls by several percent in a few epochs.
+LEAST_MOVE = 0.01
+#: A weighted term that is so many times as large as all others together leaves them without a say.
+MOST_WEIGHT = 100.0
+#: Objectives that compare with a teacher's earlier outputs, and the one whose trials are mixed.
+WITH_QUEUE, MIXES = ("distillation", "tcl"), "bimixco"
+# Of 192 simulated MEG trials, 8 to 22 updates named one image for all, 96 named four of ten.
+FEW_UPDATES = 100
 FEW_UNITS = 10  # a percentile bootstrap of fewer units is too narrow
 
 
@@ -31,10 +43,72 @@ FEW_UNITS = 10  # a percentile bootstrap of fewer units is too narrow
 def list_hints(run: Run) -> list[str]:
     """Return the hints on a finished run."""
     rows = evaluate(run)
-    hints = _judge_penalties(run)
+    hints = [*_judge_penalties(run), *_judge_objectives(run)]
     if run.config.decodes_categories:
-        return [*_judge_owners(run, rows), *hints]
-    return [*_judge_repeats(run), *_judge_gallery(run, rows), *_judge_orders(rows), *_judge_ties(run), *hints]
+        return [*_judge_choices(run), *_judge_owners(run, rows), *hints]
+    return [
+        *_judge_choices(run), *_judge_repeats(run), *_judge_gallery(run, rows), *_judge_orders(rows),
+        *_judge_ties(run), *hints,
+    ]  # fmt: skip
+
+
+def _judge_choices(run: Run) -> list[str]:
+    """Say that most queries name the same image, or class, first, whatever they showed."""
+    if run.config.decodes_categories:
+        items = run.seen["items"]
+        pairs = [(items["decoded"].tolist(), items["label"].tolist())]
+    else:
+        parts = [part.retrieval for fold in retrieve(run).folds for part in fold.parts]
+        # Each part has a gallery of its own.
+        pairs = [
+            (np.asarray(part.gallery_ids)[part.top_indices[:, 0]].tolist(), part.query_ids.tolist())
+            for part in parts
+            if part.gallery_size > 1
+        ]
+    found = list(dict.fromkeys(filter(None, [describe_common_choice(*pair) for pair in pairs])))
+    return found + (_judge_updates(run) if found else [])
+
+
+def _judge_updates(run: Run) -> list[str]:
+    """Say that a network was updated too rarely to tell images apart; it learns their mean first."""
+    counts = [count_updates(record) for record in _read_networks(run)]
+    if not counts or max(counts) >= FEW_UPDATES:
+        return []
+    return [
+        f"the network was updated {max(counts)} times, and a network predicts the mean of the images first: lower "
+        "encoder.batch_size, raise encoder.epochs or the patience of encoder.selection, or bring more trials."
+    ]
+
+
+def count_updates(record: Mapping[str, Any]) -> int:
+    """Return how often the weights of a network were updated, by its record.
+
+    Examples
+    --------
+    >>> count_updates({"history": [{"seconds": 2.0, "trials_per_second": 96.0, "batch_size": 128}] * 11})
+    22
+    """
+    history = record.get("history", [])
+    # The log has the rate of an epoch and its time, whose product are its trials.
+    trials = [epoch.get("seconds", 0) * epoch.get("trials_per_second", 0) for epoch in history]
+    return sum(
+        max(1, math.ceil(round(n) / epoch["batch_size"])) for n, epoch in zip(trials, history, strict=True)
+    )
+
+
+def _read_networks(run: Run) -> list[dict[str, Any]]:
+    """Return the record of every network that the run trained, those of an average too."""
+    paths = [path for fold in train(run) for path in sorted(fold.artifact.path.rglob("network.json"))]
+    return [store.read_json(path) for path in paths]
+
+
+def _judge_objectives(run: Run) -> list[str]:
+    """Say which objectives of a network changed nothing, or left nothing to the others."""
+    found: dict[str, None] = {}
+    for record in _read_networks(run):
+        settings = record.get("config", {}).get("objectives", [])
+        found |= dict.fromkeys(describe_objective_values(record.get("history", []), settings))
+    return list(found)
 
 
 def _judge_repeats(run: Run) -> list[str]:
@@ -176,3 +250,80 @@ def _judge_ties(run: Run) -> list[str]:
         f"{shared.mean():.0%} of the queries tie with another candidate: ties are lost in top-k and share the mean "
         f"rank elsewhere.{decided} Candidates of equal embeddings, or constant predictions, make ties."
     ]
+
+
+def describe_objective_values(
+    history: Sequence[Mapping[str, Any]], objectives: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return one sentence for each objective that stays constant, rises, outweighs the others 100-fold or mixes trials.
+
+    Parameters
+    ----------
+    history
+        One record per epoch, whose ``objectives`` holds the unweighted mean of each term, in the order of `objectives`.
+    objectives
+        Settings of each: ``kind``, ``weight``, ``weight_end`` and ``phase``.
+
+    Examples
+    --------
+    >>> history = [{"objectives": {"clip": 4.0, "mmd": 0.0}}, {"objectives": {"clip": 2.0, "mmd": 0.0}}]
+    >>> describe_objective_values(history, [{"kind": "clip"}, {"kind": "mmd"}])
+    ['the objective mmd stays 0 in all 2 epochs: nothing is learnt from it; change its options, or leave it out.']
+    """
+    values = [list(record.get("objectives", {}).values()) for record in history]
+    if len(history) < 2 or any(len(one) != len(objectives) for one in values):
+        return []
+    table = np.array(values, float)  # (n_epochs, n_objectives)
+    weights = _tabulate_weights(len(history), objectives)
+    weighted = np.abs(table * weights)
+    sentences = []
+    for number, settings in enumerate(objectives):
+        name, active = str(settings.get("kind", "")), weights[:, number] > 0
+        own, others = weighted[active, number], np.delete(weighted, number, axis=1)[active].sum(axis=1)
+        terms = table[active, number]
+        if len(terms) > 1 and np.ptp(terms) <= LEAST_MOVE * np.abs(terms).max():
+            sentences.append(
+                f"the objective {name} stays {terms[-1]:.4g} in all {len(terms)} epochs: nothing is learnt from it; "
+                "change its options, or leave it out."
+            )
+        elif len(terms) > 1 and terms[-1] - terms[0] > LEAST_MOVE * np.abs(terms).max():
+            sentences.append(
+                f"the objective {name} rises from {terms[0]:.4g} to {terms[-1]:.4g}: "
+                + (
+                    "its queue brings more candidates until it is full; set encoder.teacher.queue well below the "
+                    "number of training images."
+                    if name in WITH_QUEUE
+                    else "the others outweigh it, or work against it."
+                )
+            )
+        # In most epochs: a term may begin large and fall.
+        beside = others > 0
+        if beside.any() and np.mean(own[beside] > MOST_WEIGHT * others[beside]) > 0.5:
+            times = np.median(own[beside] / others[beside])
+            sentences.append(
+                f"the objective {name} is {times:.0f} times as large as all others together ({np.median(own):.4g} "
+                f"beside {np.median(others[beside]):.3g}), so that they hardly count; lower its weight, or raise "
+                "theirs."
+            )
+        if name == MIXES and beside.any():
+            sentences.append(
+                f"while the objective {name} counts, half of each batch are two trials in one, which the other "
+                "objectives compare with one of the two images; in a short training that costs accuracy: let them "
+                "begin later (phase), or leave it out."
+            )
+    return sentences
+
+
+def _tabulate_weights(n_epochs: int, objectives: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return the weight of each objective in each epoch, 0 in epochs that are not wholly in its phase."""
+    weights = np.zeros((n_epochs, len(objectives)))
+    for number, settings in enumerate(objectives):
+        start, end = settings.get("phase") or (0.0, 1.0)
+        first = settings.get("weight", 1.0)
+        last = first if settings.get("weight_end") is None else settings["weight_end"]
+        for epoch in range(n_epochs):
+            begins, ends = epoch / n_epochs, (epoch + 1) / n_epochs
+            if start <= begins and ends <= end:
+                middle = ((begins + ends) / 2 - start) / (end - start)
+                weights[epoch, number] = first + (last - first) * min(max(middle, 0.0), 1.0)
+    return weights

@@ -30,6 +30,7 @@ from braindecode_vis.base import store
 from braindecode_vis.base.checks import BraindecodeVisError, DataError
 from braindecode_vis.pipeline.learning import train
 from braindecode_vis.scoring.metrics.image import split_rounds
+from braindecode_vis.scoring.retrieval import describe_common_choice
 
 KIND = "predict"
 _NAMES = (
@@ -217,6 +218,13 @@ def _write_page(result: Any, path: Path, provenance: dict[str, Any]) -> None:
             "Transductive: statistics were learnt from the new trials themselves, so these numbers belong in a column "
             "of their own."
         )
+    if result.decisions is None:
+        firsts = result.retrieved[result.retrieved["place"] == 1].sort_values("trial")
+        shown = result.trials["stimulus_id"].where(result.trials["known"], None)
+        common = describe_common_choice(
+            firsts["picture"].tolist(), shown.iloc[firsts["trial"]].tolist(), what="trials"
+        )
+        warnings += filter(None, [common])
     fitted = "nothing but the statistics below was" if result.transductive else "nothing was"
     content = ReportContent(
         title=f"{result.run.config.name} on new trials",

@@ -60,6 +60,7 @@ from braindecode_vis.pipeline.preparing import (
 from braindecode_vis.pipeline.relabelling import describe_folding
 from braindecode_vis.pipeline.runs import Run, publish_scores, remember
 from braindecode_vis.preprocessing.selection import average_repetitions
+from braindecode_vis.report.words import describe_objectives
 from braindecode_vis.scoring.design_control import predict_from_design, tabulate_design
 from braindecode_vis.scoring.metrics.metric_registry import register_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
@@ -83,6 +84,8 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
     config, prepared, retrieved, images = run.config, preprocess(run), retrieve(run), reconstruct(run)
     ceilings = find_ceilings(config, prepared)
     fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed, "ceilings": ceilings}
+    # Rows of earlier versions did not name them.
+    fields |= {"objectives": name_objectives(config)} if name_objectives(config) else {}
     # Also where scores are read again: the report asks for the words of each metric.
     metrics = [register_metric(settings.build()) for settings in config.evaluation.metrics]
     check_unique(metrics, what="metrics of evaluation.metrics")
@@ -777,8 +780,13 @@ def describe_gallery(run: Run) -> str:
     return choose_gallery(run)[1]
 
 
+def name_objectives(config: RunConfig) -> str:
+    """Return kinds and weights of what the encoder of a run learns; see `describe_objectives`."""
+    return describe_objectives(config.encoder.model_dump(mode="json"))
+
+
 def describe_protocol(run: Run, prepared: Prepared, gallery: str) -> str:
-    """Return data set, split, averaging and gallery in one line."""
+    """Return data set, split, averaging, gallery and objectives in one line."""
     config = run.config
     return "; ".join(
         [
@@ -793,7 +801,7 @@ def describe_protocol(run: Run, prepared: Prepared, gallery: str) -> str:
                 "mean": "cosine after the training mean",
                 "zscore": "cosine of training z-scores",
             }[config.retrieval.centre],
-            *filter(None, [describe_start(run)]),
+            *filter(None, [describe_start(run), name_objectives(config)]),
             *describe_choices(config),
         ]
     )

@@ -19,7 +19,7 @@ from braindecode_vis.pipeline.decoding import Reconstructed, Retrieved, reconstr
 from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.preparing import Prepared, embed, preprocess
 from braindecode_vis.pipeline.runs import Run
-from braindecode_vis.pipeline.scoring import evaluate, find_phantom
+from braindecode_vis.pipeline.scoring import evaluate, find_phantom, name_objectives
 from braindecode_vis.report.gallery import SEEN, GalleryContent, arrange_rows
 from braindecode_vis.report.page import ExtraSection, RankContent
 from braindecode_vis.report.words import describe_encoder
@@ -187,7 +187,9 @@ def describe_images(
     caption = f"Gallery: {retrieved.gallery_protocol}."
     low_level, branch = {}, config.reconstruction.low_level
     if branch is not None:
-        target = branch.target.build().space
+        # Components of training images have a name of their own in each fold.
+        fitted = branch.target.fitted_on_training_images
+        target = branch.target.kind if fitted else branch.target.build().space
         low_level["Low-level branch"] = f"{branch.encoder.kind} to {target}; {branch.fusion.describe()}"
     if (text := config.reconstruction.text) is not None:
         low_level["Text branch"] = f"{text.encoder.kind} to {text.target.kind}"
@@ -200,7 +202,7 @@ def describe_images(
             **({"Declared": prepared.declared_protocol} if prepared.declared_protocol else {}),
             "Repetitions": f"{config.repeats.train} in training, {config.repeats.test} in test",
             "Target": space,
-            "Brain encoder": config.encoder.kind,
+            "Brain encoder": ", ".join(filter(None, [config.encoder.kind, name_objectives(config)])),
             "Prior": config.prior.kind,
             "Generator": config.generator.kind,
             **low_level,

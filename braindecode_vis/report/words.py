@@ -188,6 +188,8 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
     --------
     >>> describe_encoder({"kind": "network", "network": {"kind": "atm_s"}, "epochs": 40})
     'ATM-S, 40 epochs'
+    >>> describe_encoder({"kind": "network", "network": {"kind": "tsconv"}, "objectives": [{"kind": "mmd"}]})
+    'TSConv, objective mmd'
     >>> describe_encoder({"kind": "ridge", "alphas": [1.0, 1000.0]}, {"alpha": 1000.0})
     'ridge, penalty 1,000'
     >>> describe_encoder({"kind": "logistic", "c": [0.01]})
@@ -198,7 +200,8 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
     if isinstance(network, Mapping):
         name = str(network.get("model") or network.get("kind", ""))
         epochs = encoder.get("epochs")
-        return _NAMES.get(name, name.replace("_", " ")) + (f", {epochs} epochs" if epochs else "")
+        words = [_NAMES.get(name, name.replace("_", " ")), f"{epochs} epochs" if epochs else ""]
+        return ", ".join(filter(None, [*words, describe_objectives(encoder)]))
     members = encoder.get("members")
     if isinstance(members, list) and all(isinstance(member, Mapping) for member in members):
         named, asked = [describe_encoder(member) for member in members], encoder.get("for_generator")
@@ -217,6 +220,48 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
     if inverse:
         return f"{words}, C " + (f"{inverse[0]:g}" if len(inverse) == 1 else f"chosen among {len(inverse)}")
     return words
+
+
+def describe_objectives(encoder: Mapping[str, Any]) -> str:
+    """Return the kinds and weights of what an encoder was trained on; empty for the one contrast of CLIP and none.
+
+    A weight of 1 is not written, nor a phase that is the whole training.
+
+    Parameters
+    ----------
+    encoder
+        Settings as they stand in ``config.yaml``.
+
+    Examples
+    --------
+    >>> describe_objectives({"objectives": [{"kind": "clip"}, {"kind": "mse", "weight": 9.0}]})
+    'objectives clip + 9 mse'
+    >>> describe_objectives({"objectives": [{"kind": "bimixco", "phase": [0.0, 0.33]}]})
+    'objective bimixco (0 to 33 %)'
+    >>> describe_objectives({"objectives": [{"kind": "clip"}]})
+    ''
+    """
+    members = encoder.get("members")
+    if isinstance(members, list):
+        found = [describe_objectives(member) for member in members if isinstance(member, Mapping)]
+        return " and ".join(dict.fromkeys(filter(None, found)))
+    objectives = encoder.get("objectives")
+    if not isinstance(objectives, list | tuple) or not all(isinstance(one, Mapping) for one in objectives):
+        return ""
+    if [one.get("kind") for one in objectives] in ([], ["clip"]):
+        return ""
+    named = " + ".join(map(_describe_objective, objectives))
+    return f"objective{'s' if len(objectives) > 1 else ''} {named}"
+
+
+def _describe_objective(objective: Mapping[str, Any]) -> str:
+    kind, weight, end = str(objective.get("kind", "")), objective.get("weight"), objective.get("weight_end")
+    weights = [f"{value:g}" for value in (weight, end) if isinstance(value, int | float)]
+    # A file that was written by hand leaves out what is the default.
+    words = "" if weights in ([], ["1"]) else " to ".join(weights) + " "
+    phase = _list_numbers(objective.get("phase"))
+    whole = len(phase) != 2 or (phase[0] <= 0 and phase[1] >= 1)
+    return f"{words}{kind}" + ("" if whole else f" ({100 * phase[0]:g} to {100 * phase[1]:g} %)")
 
 
 def _list_numbers(values: Any) -> list[int | float]:

@@ -18,6 +18,7 @@ Two tie rules, and every function says which it uses:
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,6 +39,8 @@ TieRule = Literal["shared", "against"]
 #: far below what single-precision embeddings can express.
 TIE_TOLERANCE = 1e-10
 BLOCK_QUERIES, BLOCK_GALLERY = 1024, 4096  # 16 MB of similarities, the fastest size measured on two cores
+#: Below, a candidate comes first in most queries by chance.
+FEWEST_QUERIES = 8
 BLOCK_VALUES = 1 << 24  # most numbers of one block of embeddings (64 MB in single precision)
 
 
@@ -343,6 +346,42 @@ def rank_similarities(
         n_above=n_above, n_tied=n_tied, true_similarities=true, top_indices=top, top_similarities=best, space=space,
         protocol=protocol,
     )  # fmt: skip
+
+
+def describe_common_choice(
+    first: Sequence[str], shown: Sequence[str | None], *, what: str = "queries"
+) -> str:
+    """Return a sentence if most queries name one and the same candidate first; empty otherwise, and for few of them.
+
+    A candidate that most queries did show is a right answer: it must come first at least twice as often as it was
+    shown.
+
+    Parameters
+    ----------
+    first : sequence of length n_queries
+        Candidate that each query names first.
+    shown : sequence of length n_queries
+        What each of them showed, None where that is not known.
+    what
+        Word for the queries.
+
+    Examples
+    --------
+    >>> describe_common_choice(["a"] * 9 + ["b"], ["a", "b"] * 5)
+    ''
+    >>> describe_common_choice(["a"] * 9 + ["b"], list("abcdefghij"))
+    "9 of 10 queries name 'a' first, which 1 of them showed: the predictions hardly depend on the response."
+    """
+    if len(first) < FEWEST_QUERIES:
+        return ""
+    choice, times = Counter(map(str, first)).most_common(1)[0]
+    right = sum(name is not None and str(name) == choice for name in shown)
+    if 2 * times <= len(first) or times < 2 * right:
+        return ""
+    return (
+        f"{times} of {len(first)} {what} name {choice!r} first, which {right} of them showed: the predictions hardly "
+        "depend on the response."
+    )
 
 
 def compute_similarity(queries: Embeddings, gallery: Embeddings, *, device: str = "auto") -> np.ndarray:

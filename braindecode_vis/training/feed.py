@@ -275,8 +275,8 @@ class Feed:
         if "image_views" in self.needs:
             if not extras.image_views:
                 raise ConfigError(
-                    "an objective needs further views of the images; give the encoder image views (such as the target "
-                    "kind views makes), or leave that objective out."
+                    "an objective compares with image_views, and the target has one vector of each image; take "
+                    "image_views out of its views, or give the encoder some in Python (NetworkEncoder.image_views)."
                 )
             for number, view in enumerate(extras.image_views):
                 self.sources[f"view{number}"] = keep(*self._read_by_id(view, "an image view"), n_features)

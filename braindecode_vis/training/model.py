@@ -151,7 +151,7 @@ class BrainImageModel(nn.Module):
     network
         ``forward(data, subject)`` gives (n, n_outputs); see `encoders.signal`.
     brain_projector, image_projector
-        Linear maps to the common size, or None.
+        Maps to the common size, or None.
     shared_projector
         Linear map that follows on both sides, or None.
     regression
@@ -180,8 +180,8 @@ class BrainImageModel(nn.Module):
 
     network: nn.Module
     regression_head: nn.Module | None
-    brain_projector: nn.Linear | None
-    image_projector: nn.Linear | None
+    brain_projector: nn.Module | None
+    image_projector: nn.Module | None
     shared_projector: nn.Linear | None
     target_scale: TargetScale
     text_scale: TargetScale | None
@@ -192,8 +192,8 @@ class BrainImageModel(nn.Module):
         self,
         network: nn.Module,
         *,
-        brain_projector: nn.Linear | None,
-        image_projector: nn.Linear | None,
+        brain_projector: nn.Module | None,
+        image_projector: nn.Module | None,
         regression: str,
         regression_head: nn.Module | None,
         target_scale: TargetScale,
@@ -301,7 +301,7 @@ class BrainImageModel(nn.Module):
         """Return outputs of the network, shape (..., n_outputs), in the space of comparison, shape (..., d)."""
         return self._project(output, self.brain_projector)
 
-    def _project(self, vectors: Tensor, own: nn.Linear | None) -> Tensor:
+    def _project(self, vectors: Tensor, own: nn.Module | None) -> Tensor:
         vectors = vectors if own is None else own(vectors)
         return vectors if self.shared_projector is None else self.shared_projector(vectors)
 
@@ -548,8 +548,9 @@ def build_model(
             network = settings.network.build(signal, n_outputs)
         check_weights_exist(network, settings.network.kind)
         sides = "" if projector is None else projector.sides
-        brain_projector = nn.Linear(n_outputs, n_common) if sides in ("both", "brain") else None
-        image_projector = nn.Linear(n_image, n_common) if sides in ("both", "image") else None
+        hidden = None if projector is None else projector.hidden
+        brain_projector = make_map(n_outputs, n_common, hidden) if sides in ("both", "brain") else None
+        image_projector = make_map(n_image, n_common, hidden) if sides in ("both", "image") else None
         regression_head = nn.Linear(n_outputs, n_targets) if regression == "linear" else None
         objectives = [objective.build() for objective in settings.objectives]
         for module, objective in zip(objectives, settings.objectives, strict=True):
@@ -580,6 +581,13 @@ def build_model(
         signal, seed=seed,
     )  # fmt: skip
     return model
+
+
+def make_map(n_inputs: int, n_outputs: int, hidden: int | None) -> nn.Module:
+    """Return a linear map, or one with a hidden layer of so many units."""
+    if hidden is None:
+        return nn.Linear(n_inputs, n_outputs)
+    return nn.Sequential(nn.Linear(n_inputs, hidden), nn.GELU(), nn.Linear(hidden, n_outputs))
 
 
 def prepare_objectives(model: BrainImageModel, sizes: StepSizes, signal: Signal, *, seed: int) -> None:

@@ -11,12 +11,13 @@ Wu et al. (2025), UBP, arXiv:2503.04207. NeuroBridge (AAAI 2026). Li et al. (202
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.base.checks import ConfigError, check_file, check_installed
+from braindecode_vis.base.checks import ConfigError, Notice, check_file, check_installed
 from braindecode_vis.base.digests import hash_once, remember_digest
 from braindecode_vis.base.registry import ByKind, Component
 from braindecode_vis.base.settings import Settings
@@ -46,7 +47,7 @@ HeldOutShare = Annotated[float, Field(ge=0, le=0.5)]
 
 
 class ProjectorConfig(Settings):
-    """Learned linear maps to a common size.
+    """Learned maps to a common size, linear unless they have hidden units.
 
     Parameters
     ----------
@@ -59,14 +60,19 @@ class ProjectorConfig(Settings):
         Outputs of the network before the brain's map; None is the size of the target.
     shared
         One more linear map of `size` to `size`, the same for both sides, comes last (SAMGA).
+    hidden
+        Units of a hidden layer of each map (GELU). Larger, non-linear heads are one half of the improved baselines of
+        Fini et al. (2023, arXiv:2305.08675), augmentations of both sides the other; their sizes are not known to us.
+        None is linear.
     """
 
     size: int = Field(default=512, ge=1)
     sides: Literal["both", "image", "brain"] = "both"
     brain_width: int | None = Field(default=None, ge=1)
     shared: bool = False
+    hidden: int | None = Field(default=None, ge=1)
 
-    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"shared"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"shared", "hidden"})
 
     @model_validator(mode="after")
     def _check_brain_width(self) -> Self:
@@ -181,7 +187,7 @@ class NetworkEncoderConfig(Settings):
     objectives
         Weighted sum of what is minimised; one symmetric CLIP contrast by default.
     projector
-        Learned linear maps to a common space; without one the network predicts the target space itself.
+        Learned maps to a common space; without one the network predicts the target space itself.
     fusion
         Learned weighted sum over the token axis of the targets (several layers); see its class. Comes before the
         projector. Regressions see all layers, side by side.
@@ -248,7 +254,8 @@ class NetworkEncoderConfig(Settings):
         Clusters of the training images for objectives that need them, by k-means of the targets.
     captions
         CSV file with the columns ``id`` and ``caption``, of every training image, for objectives that need words or
-        sentences. An image with several has several rows; each batch draws one.
+        sentences. An image with several has several rows; each batch draws one. Of captions, attributes and
+        sentence_encoder those that no objective reads are left out, so that a sweep over objectives can name them once.
     captions_digest, attributes_digest
         Digests of the two files. They are filled in by themselves and kept with a run, so that a fitted run is read
         without the files; a file that changed since is refused.
@@ -436,9 +443,11 @@ class NetworkEncoderConfig(Settings):
             if asking and getattr(self, name) is None:
                 raise ValueError(f"the objective {asking[0]} needs {name}; set encoder.{name}")
             if not asking and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, which no objective reads; leave {name} out"
-                )
+                # A sweep over objectives names its tables once: they belong to those of its runs that read them.
+                warnings.warn(f"no objective reads encoder.{name}, which is left out.", Notice, stacklevel=2)
+                self.__dict__[name] = None
+                if f"{name}_digest" in _DIGESTS:
+                    self.__dict__[f"{name}_digest"] = None
         return self
 
     @model_validator(mode="after")

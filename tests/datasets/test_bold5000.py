@@ -107,6 +107,8 @@ def test_real_events(shared, tmp_path, derivative):
         == 20
     )
     assert len(tested) == 22
+    # It said 113, whatever lay in the folder.
+    assert source.notes["protocol"] == "test: the 20 repeated pictures"
     assert set(tested["stimulus_id"][tested["repetition"] == 1]) == {
         "COCO_train2014_000000488558",
         "n02808304_3656",

@@ -16,6 +16,7 @@ from braindecode_vis.embeddings.sentence_encoder import (
     SentenceEncoder,
     find_sentence_folder,
 )
+from braindecode_vis.embeddings.text import ConceptTextConfig, embed_concepts, name_concept
 from braindecode_vis.scoring.caption_scores import CaptionScoresConfig
 from tests.embeddings.test_caption_bank import write_vocabulary
 from tests.embeddings.test_text import make_stimuli, write_bank
@@ -64,6 +65,23 @@ def test_texts_become_a_target_of_unit_vectors(folder, tmp_path):
         MinilmConfig(captions=tmp_path / "captions.csv", template="one {concept}")
     with pytest.raises(ConfigError, match=r"target\.weights names .* holds no config\.json"):
         MinilmConfig(weights=tmp_path).check_files()
+
+
+@pytest.mark.filterwarnings("ignore:.* mostly outside the vocabulary")
+def test_names_of_concepts_lie_beside_texts_of_images(folder, tmp_path):
+    """Zero-shot text and the objective clip_image_text asked for a CLIP network, though texts are the target here."""
+    config = MinilmConfig(weights=folder, device="cpu")
+    texts = embed_concepts(
+        ConceptTextConfig(templates=("the red {concept}", "a red {concept}")), config, make_stimuli()
+    )
+    images = config.build().embed(make_stimuli(), [], None)
+    assert texts.space == images.space
+    assert texts.ids.tolist() == sorted(set(make_stimuli().concepts_of(make_stimuli().ids)))
+    name = name_concept(str(texts.ids[0]))
+    pair = config.build().encode_texts([f"the red {name}", f"a red {name}"]).sum(axis=0)
+    np.testing.assert_allclose(texts.vectors[0], pair / np.linalg.norm(pair), atol=1e-6)
+    with pytest.raises(ConfigError, match=r"set target\.kind to openclip or minilm"):
+        embed_concepts(ConceptTextConfig(), EfficientNetConfig(), make_stimuli())
 
 
 def test_what_is_cut_or_unknown_is_told(folder, capfd):

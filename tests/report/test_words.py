@@ -95,3 +95,28 @@ def test_the_best_of_several_draws_has_a_name_of_its_own():
 def test_a_method_is_named_by_what_it_is(encoder, fitted, expected):
     """Cards and tables said `network`, whatever network it was and however long it was trained."""
     assert words.describe_encoder(encoder, fitted) == expected
+
+
+@pytest.mark.parametrize(
+    "objectives, expected",
+    [
+        ([{"kind": "clip"}], "ATM-S"),  # as it was called before
+        ([{"kind": "clip", "weight": 0.5, "phase": [0.0, 1.0]}], "ATM-S"),
+        ([{"kind": "mmd", "weight": 1.0}], "ATM-S, objective mmd"),
+        (
+            [{"kind": "clip", "weight": 1.0}, {"kind": "mmd", "weight": 0.9, "weight_end": 0.5}],
+            "ATM-S, objectives clip + 0.9 to 0.5 mmd",
+        ),
+        (
+            [{"kind": "bimixco", "phase": [0, 0.33]}, {"kind": "soft_clip", "weight": 2, "phase": [0.33, 1]}],
+            "ATM-S, objectives bimixco (0 to 33 %) + 2 soft_clip (33 to 100 %)",
+        ),
+        ("damaged", "ATM-S"),
+    ],
+)
+def test_a_method_is_named_by_its_objectives(objectives, expected):
+    """A board showed three objectives under one name."""
+    encoder = {"kind": "network", "network": {"kind": "atm_s"}, "objectives": objectives}
+    assert words.describe_encoder(encoder) == expected
+    both = {"kind": "average", "members": [encoder, {"kind": "ridge"}]}
+    assert words.describe_objectives(both) == expected.partition(", ")[2]

@@ -160,6 +160,21 @@ def test_a_learned_space_has_a_name_of_its_own_and_meets_mapped_targets():
         alone.predict_for_generator(responses)
 
 
+def test_a_projector_may_have_hidden_units():
+    responses, targets = make_task(n_images=40)
+    encoder = (
+        make_config(projector={"size": 5, "hidden": 16}, epochs=15).build(seed=0).fit(responses, targets)
+    )
+    for part in (encoder.fitted.model.brain_projector, encoder.fitted.model.image_projector):
+        assert [tuple(w.shape) for w in part.parameters()] == [(16, N_TARGETS), (16,), (5, 16), (5,)]
+    predicted, mapped = encoder.predict(responses), encoder.map_targets(targets)
+    cosine = _normalise(predicted.vectors) @ _normalise(mapped.vectors).T
+    same = targets.ids[:, None] == targets.ids
+    assert cosine[same].mean() > cosine[~same].mean() + 0.4
+    # A linear one is known by its old fingerprint.
+    assert "hidden" not in make_config(projector={"size": 5}).hashed_fields()["projector"]
+
+
 def test_regression_learns_the_untouched_target():
     responses, targets = make_task(n_images=60, noise=0.2)
     shifted = Embeddings(targets.vectors * 3 + 10, targets.ids, targets.space)

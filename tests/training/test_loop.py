@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from braindecode_vis.base.arrays import Embeddings
-from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.training import feed
 from braindecode_vis.training.augment import mix_trials
 from braindecode_vis.training.loop import CHECKPOINT
@@ -282,14 +282,15 @@ def test_objectives_that_the_data_cannot_serve_are_refused():
     with pytest.raises(DataError, match="one trial per image"):
         make_config(augmentations=[{"kind": "repetition_averaging"}]).build(seed=0).fit(responses, targets)
     responses, targets = make_task()
+    views = make_config(objectives=[{"kind": "multiview", "views": ["brain", "image_views"]}])
+    with pytest.raises(ConfigError, match="the target has one vector of each image; take image_views out"):
+        views.build(seed=0).fit(responses, targets)
     late = replace(responses, coords={"times": np.arange(16) / 100})
     with pytest.raises(DataError, match="pre-stimulus samples"):
         make_config(objectives=[{"kind": "salient"}]).build(seed=0).fit(late, targets)
 
 
 def test_bf16_trains_and_a_missing_tracker_is_named(tmp_path):
-    from braindecode_vis.base.checks import ConfigError
-
     responses, targets = make_task()
     encoder = make_config(precision="bf16", epochs=6).build(seed=0).fit(responses, targets)
     history = encoder.fitted.history

@@ -108,7 +108,8 @@ class GodConfig(BetasSettings):
             tables.append(trials[trials["task"].isin(shown)])
         table = make_stimulus_table(tables)
         stimuli = make_named_stimuli(table, self.images, title="GOD", beside=self._find_beside())
-        notes = {"protocol": f"1200 training pictures; test: {self.test}", "rois_kept": list(self.rois)}
+        n_train = len({name for t in tables for name in t.loc[t["task"] == "training", "stimulus_id"]})
+        notes = {"protocol": f"{n_train} training pictures; test: {self.test}", "rois_kept": list(self.rois)}
         geometry = join_geometries(geometries)
         return FmriSource(tuple(parts), stimuli, self.make_plan(), "authors' units", geometry, notes=notes)
 

@@ -23,7 +23,7 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import NOTHING_LENT, Context
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.seeds import make_torch_generator
-from braindecode_vis.base.store import read_json, write_json
+from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.generation.priors.diffusion import VALUES_AT_ONCE
 from braindecode_vis.generation.priors.diffusion_networks import BrainTokenTransformer
 from braindecode_vis.generation.priors.joint_config import UNTRAINED_PRIOR
@@ -232,10 +232,8 @@ class JointPrior:
 
     def write(self, folder: Path) -> None:
         """Write the network as safetensors and its sizes as JSON."""
-        from safetensors.torch import save_file
-
         network = self._require_network()
-        save_file({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, folder / FILE)
+        write_tensors(folder / FILE, {k: v.cpu().contiguous() for k, v in network.state_dict().items()})
         about = {
             "kind": "joint_diffusion", "space": self.space, "shape": list(self.shape), "network": self.sizes,
             "schedule": asdict(self.schedule),
@@ -250,13 +248,11 @@ class JointPrior:
         DataError
             If the weights are of another network.
         """
-        from safetensors.torch import load_file
-
         about = read_json(folder / "prior.json")
         self.space, self.shape, self.sizes = about["space"], tuple(about["shape"]), about["network"]
         self.schedule = NoiseSchedule(**about["schedule"])
         self._check_steps()
         network = make_network(self.shape, **self.sizes)
-        load_weights(network, load_file(folder / FILE), what=str(folder / FILE))
+        load_weights(network, load_tensors(folder / FILE, "torch"), what=str(folder / FILE))
         self.network = network.requires_grad_(False).eval()
         return self

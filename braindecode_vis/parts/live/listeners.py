@@ -155,6 +155,8 @@ def describe_summary(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"{name}: {row['value']:.3f}{interval}, chance {row['chance']:.3f}")
     if "scored" in summary:
         lines.append(summary["scored"])
+    if "warning" in summary:
+        lines.append(f"warning: {summary['warning']}")
     return lines
 
 

@@ -27,6 +27,7 @@ from braindecode_vis.parts.live.stream_roles import (
     StreamInfo,
     StreamSource,
 )
+from braindecode_vis.scoring.retrieval import describe_common_choice
 from braindecode_vis.scoring.uncertainty import bootstrap_interval
 
 #: Seconds without samples after which a stream is called stalled.
@@ -35,6 +36,8 @@ STALLED_S = 2.0
 WAIT_S = 0.1
 #: Latencies and ranks that are kept; a session of a day at five decisions a second.
 MOST_KEPT = 500_000
+#: Latest decisions that are looked at together for a common first choice.
+JUDGED_TOGETHER = 30
 
 
 @dataclass
@@ -48,6 +51,8 @@ class Tally:
     latencies: dict[str, deque[float]] = field(default_factory=dict)
     ranked: deque[tuple[str, float]] = field(default_factory=lambda: deque(maxlen=MOST_KEPT))
     n_top: int = 0
+    #: What the latest decisions named first, and what they showed.
+    firsts: deque[tuple[str, str | None]] = field(default_factory=lambda: deque(maxlen=JUDGED_TOGETHER))
 
     def add(self, decision: Decision) -> None:
         """Count a decision; one that comes again with its image counts as an image."""
@@ -61,12 +66,21 @@ class Tally:
         self.n_bridged += any(note.startswith("bridged:") for note in decision.notes)
         for name, value in decision.latency.items():
             self.latencies.setdefault(name, deque(maxlen=MOST_KEPT)).append(value)
+        if decision.top:
+            self.firsts.append((decision.top[0], decision.shown))
         if decision.shown is not None:
             # In a gallery that is too large to count, only the listed ones have a rank.
             places = {name: place for place, name in enumerate(decision.top, 1)}
             self.n_top = len(decision.top)
             rank = decision.rank if decision.rank is not None else places.get(decision.shown, np.inf)
             self.ranked.append((decision.shown, rank))
+
+    def describe_common_choice(self) -> str:
+        """Return a sentence if most of the latest decisions named one and the same picture first; empty otherwise."""
+        if not self.firsts:
+            return ""
+        first, shown = zip(*self.firsts, strict=True)
+        return describe_common_choice(first, shown, what="decisions")
 
     def summarise(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Return numbers with what they stand for.
@@ -103,6 +117,8 @@ class Tally:
                 "resample pictures"
             )
         found["protocol"] = facts.get("protocol", "")
+        if common := self.describe_common_choice():
+            found["warning"] = common
         return found
 
 
@@ -139,6 +155,7 @@ class LiveSession:
         self._why = ""
         self._injected: deque[Marker] = deque()
         self._tally = Tally()
+        self._has_common_choice = False
         self._facts: Mapping[str, Any] = {}
         self.summary: dict[str, Any] = {}
 
@@ -277,10 +294,18 @@ class LiveSession:
                 continue
             self._tally.add(one)
             self._tell_all("decide", one)
+            self._warn_of_common_choice()
             if self.decisions is not None and self._tally.n >= self.decisions and not self._stop.is_set():
                 self.stop(f"{self.decisions} decisions were made")
                 return True
         return False
+
+    def _warn_of_common_choice(self) -> None:
+        """Warn once when most decisions begin to name one picture, and again only after they named others."""
+        sentence = self._tally.describe_common_choice()
+        if sentence and not self._has_common_choice:
+            self.tell(sentence[0].upper() + sentence[1:], "warning")
+        self._has_common_choice = bool(sentence)
 
     def tell(self, sentence: str, level: Literal["info", "warning", "error"] = "info") -> None:
         """Tell all listeners that something happened to the session."""

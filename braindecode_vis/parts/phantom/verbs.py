@@ -75,6 +75,7 @@ class SizeOptions:
         changes = {
             "n_subjects": self.subjects, "n_train_concepts": self.concepts, "n_train_exemplars": self.exemplars,
             "n_test_concepts": self.test_concepts, "n_sessions": self.sessions,
+            "n_raw_sessions": self.raw_sessions,
             "train_repetitions": self.train_repetitions, "test_repetitions": self.test_repetitions,
             "n_imagery": self.imagery, "imagery_repetitions": self.imagery_repetitions, "beta_form": self.beta_form,
             "n_parcels": self.parcels, "n_sites": self.sites, "n_pairs": self.pairs,

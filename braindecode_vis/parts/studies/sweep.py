@@ -37,9 +37,12 @@ from braindecode_vis.pipeline.runs import (
     read_scores,
 )
 from braindecode_vis.pipeline.together import limit_threads, make_command, read_last_line
+from braindecode_vis.report.words import describe_objectives
 
 #: Runs of one sweep: each has a folder and takes seconds, so that more are a slip of the pen.
 MAX_RUNS = 10_000
+#: Letters of the name of a run's folder.
+_LONGEST_NAME = 80
 #: In the folder of a sweep: the swept keys, and the settings of each run.
 LIST = "sweep.json"
 #: Why a run of the list has no scores.
@@ -121,11 +124,11 @@ def list_combinations(axes: Mapping[str, Sequence[str]], out: Path) -> list[Comb
     combinations = []
     for values in itertools.product(*axes.values()):
         settings = dict(zip(axes, values, strict=True))
-        parts = [
-            f"{key.split('.')[-1]}-{re.sub(r'[^A-Za-z0-9.]+', '-', value).strip('-') or 'none'}"
-            for key, value in settings.items()
-        ]
-        combinations.append(Combination(settings, out / ("_".join(parts)[:80] or "run")))
+        name = "_".join(f"{key.split('.')[-1]}-{_write_name(value)}" for key, value in settings.items())
+        told = "_".join(_name_setting(key, value) for key, value in settings.items())
+        if told != name and not (out / name[:_LONGEST_NAME]).is_dir():  # begun by an earlier version
+            name = told
+        combinations.append(Combination(settings, out / (name[:_LONGEST_NAME] or "run")))
     names = [combination.folder for combination in combinations]
     if len(set(names)) < len(names):  # long or odd values may look alike once they are file names
         combinations = [
@@ -133,6 +136,25 @@ def list_combinations(axes: Mapping[str, Sequence[str]], out: Path) -> list[Comb
             for n, c in enumerate(combinations)
         ]
     return combinations
+
+
+def _write_name(value: str) -> str:
+    """Return a value as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", value).strip("-") or "none"
+
+
+def _name_setting(key: str, value: str) -> str:
+    """Return the part of a folder's name that tells one setting; objectives by their kinds and weights."""
+    path = key.split(".")
+    if path[-1] == "objectives":
+        try:
+            objectives = {"objectives": yaml.safe_load(value)}
+            value = describe_objectives(objectives).partition(" ")[2] or value.replace("kind", "")
+        except yaml.YAMLError:
+            pass  # the configuration says what is wrong with it
+    elif "objectives" in path:  # a weight alone does not tell whose
+        path = ["-".join(path[path.index("objectives") :])]
+    return f"{path[-1]}-{_write_name(value)}"
 
 
 def sweep(

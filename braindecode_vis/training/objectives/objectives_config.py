@@ -170,6 +170,9 @@ class SiglipObjectiveConfig(ObjectiveConfig):
 
     Parameters
     ----------
+    weight
+        Small beside another contrast (ours): a sum over all images of a batch, it starts some three times as large. 1
+        where it is the only one.
     scale, bias
         Start of factor (trained as its logarithm) and offset; 10 and -10 as in SigLIP.
     learn
@@ -183,6 +186,7 @@ class SiglipObjectiveConfig(ObjectiveConfig):
     """
 
     kind: Literal["siglip"] = "siglip"
+    weight: float = Field(default=0.1, gt=0)
     scale: float = Field(default=10.0, gt=0)
     bias: float = -10.0
     learn: bool = True
@@ -252,11 +256,15 @@ class SoftClipObjectiveConfig(ObjectiveConfig):
 
     Parameters
     ----------
+    weight
+        Small beside another contrast (ours); 1 in MindEye, where it is the only one of its phase. Its temperatures suit
+        the flattened tokens of an image; for one vector of an image they make gradients some thirty times CLIP's.
     temperature_start, temperature_end
         Annealed along half a cosine over the phase; 0.004 to 0.0075 as in MindEye.
     """
 
     kind: Literal["soft_clip"] = "soft_clip"
+    weight: float = Field(default=0.03, gt=0)
     temperature_start: Temperature = 0.004
     temperature_end: Temperature = 0.0075
 
@@ -274,6 +282,8 @@ class BimixcoObjectiveConfig(ObjectiveConfig):
 
     Parameters
     ----------
+    weight
+        Small beside another contrast (ours); 1 in MindEye, where it is the only one of its phase. See `soft_clip`.
     temperature
         Fixed; 0.006 as in MindEye's code.
     duplicates
@@ -281,6 +291,7 @@ class BimixcoObjectiveConfig(ObjectiveConfig):
     """
 
     kind: Literal["bimixco"] = "bimixco"
+    weight: float = Field(default=0.03, gt=0)
     phase: tuple[Share, Share] = (0.0, 0.33)
     temperature: Temperature = 0.006
     duplicates: Duplicates = "positive"
@@ -315,18 +326,21 @@ class MmdObjectiveConfig(ObjectiveConfig):
 
     Parameters
     ----------
+    weight
+        Large beside a contrast (ours): between unit vectors the discrepancy is some thousandths. SAMGA has 0.9 to 0.5.
     bandwidths
-        Standard deviations of the Gaussian kernels, whose mean is the kernel: those of SAMGA's code, for outputs that
-        are not normalised.
+        Standard deviations of the Gaussian kernels, whose mean is the kernel: those of SAMGA's code.
     normalise
-        Bring both sides to unit length first.
+        Bring both sides to unit length first (ours). SAMGA's code does not: where outputs lie further apart than a few
+        of the bandwidths, as those of the length of an image embedding do, every kernel and gradient is then 0.
     """
 
     kind: Literal["mmd"] = "mmd"
+    weight: float = Field(default=10.0, gt=0)
     bandwidths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default=(0.1, 0.2, 0.5, 1.0, 2.0), min_length=1
     )
-    normalise: bool = False
+    normalise: bool = True
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
@@ -395,10 +409,15 @@ class MultiviewObjectiveConfig(ObjectiveConfig):
 
     Parameters
     ----------
+    weight
+        Small beside the contrast with images (ours): the views of one trial resemble each other more than its image,
+        and a term that looks at the best pair alone then draws trials together that images tell apart.
     form
         ``dhel`` (MV-DHEL, negatives within each view) or ``infonce`` (MV-InfoNCE).
     views
-        Outputs that serve as views; `needs` follows from them.
+        Outputs that serve as views; `needs` follows from them. None takes ``brain``, ``brain_views`` and ``image``, and
+        ``brain`` and ``image`` for ``infonce``, where trials of one image are the best pair of every sum: alone it then
+        never compares them with the image.
     temperature
         Fixed; 0.1 is a choice of ours.
     negatives
@@ -408,31 +427,39 @@ class MultiviewObjectiveConfig(ObjectiveConfig):
     """
 
     kind: Literal["multiview"] = "multiview"
+    weight: float = Field(default=0.1, gt=0)
     form: Literal["dhel", "infonce"] = "dhel"
-    views: tuple[View, ...] = ("brain", "brain_views", "image")
+    views: tuple[View, ...] | None = None
     temperature: Temperature = 0.1
     negatives: Literal["all", "other_views"] = "all"
     duplicates: Literal["mask", "negative"] = "mask"
 
     @field_validator("views")
     @classmethod
-    def _check_views(cls, views: tuple[View, ...]) -> tuple[View, ...]:
-        if not views or len(set(views)) < len(views):
+    def _check_views(cls, views: tuple[View, ...] | None) -> tuple[View, ...] | None:
+        if views is not None and (not views or len(set(views)) < len(views)):
             raise ValueError(f"views must name at least one output, and each once, but are {list(views)}")
         return views
+
+    @property
+    def chosen_views(self) -> tuple[View, ...]:
+        """The views that are compared."""
+        if self.views is not None:
+            return self.views
+        return ("brain", "image") if self.form == "infonce" else ("brain", "brain_views", "image")
 
     # Which optional outputs it needs is a matter of its settings here.
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """Optional outputs among the views."""
-        return frozenset(self.views) & {"brain_views", "image_views"}
+        return frozenset(self.chosen_views) & {"brain_views", "image_views"}
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
         from braindecode_vis.training.objectives.structure import MultiviewTerm
 
         return MultiviewTerm(
-            form=self.form, views=self.views, temperature=self.temperature, negatives=self.negatives,
+            form=self.form, views=self.chosen_views, temperature=self.temperature, negatives=self.negatives,
             duplicates=self.duplicates,
         )  # fmt: skip
 
@@ -533,9 +560,16 @@ class ClusterObjectiveConfig(ScaleSettings):
 
 
 class ConceptObjectiveConfig(ScaleSettings):
-    """Contrast with negatives from the image's own concept, the hardest there are."""
+    """Contrast with negatives from the image's own concept, the hardest there are.
+
+    Parameters
+    ----------
+    weight
+        Small beside the contrast with all images (ours): a batch holds few images of one concept.
+    """
 
     kind: Literal["within_concept"] = "within_concept"
+    weight: float = Field(default=0.3, gt=0)
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
@@ -552,16 +586,20 @@ class HydraObjectiveConfig(ObjectiveConfig):
 
     Parameters
     ----------
+    weight
+        Small beside the contrast with images (ours).
     classes
         ``concepts``, or the values of one of the ``attributes``, drawn for each trial among those known of it.
     partner
-        Class of any other trial of the batch (``arbitrary``, as published), of one of another class (``distinct``), or
-        the trial's own class (``identical``): then what shares the class is right in the gate of that class alone. An
-        attribute of two values has wrong answers with ``identical`` only.
+        The trial's own class (``identical``, ours): what shares the class is right in the gate of that class alone.
+        Or the class of any other trial of the batch (``arbitrary``, as published), or of one of another class
+        (``distinct``): a gate of every pair of classes must then be learnt. A few thousand trials are too few, and the
+        loss stays at that of guessing. An attribute of two values has wrong answers with ``identical`` only.
     gate
         From the mean of both classes' embeddings (``anchor``), or a gate of each, multiplied (``product``).
     unit
-        Compare by cosine after gating; without it lengths are one before gating only, as in the released code.
+        Compare by cosine after gating (ours); without it lengths are one before gating only, as in the released code,
+        and gates near a half leave a quarter of every similarity.
     symmetric
         Images as anchors too (ours: the paper has one kind of view).
     temperature
@@ -571,10 +609,11 @@ class HydraObjectiveConfig(ObjectiveConfig):
     """
 
     kind: Literal["hydra"] = "hydra"
+    weight: float = Field(default=0.3, gt=0)
     classes: Literal["concepts", "attributes"] = "concepts"
-    partner: Literal["arbitrary", "identical", "distinct"] = "arbitrary"
+    partner: Literal["arbitrary", "identical", "distinct"] = "identical"
     gate: Literal["anchor", "product"] = "anchor"
-    unit: bool = False
+    unit: bool = True
     symmetric: bool = True
     temperature: Temperature = 0.1
     width: int = Field(default=512, ge=1)
@@ -600,21 +639,28 @@ class SalientObjectiveConfig(ObjectiveConfig):
 
     Parameters
     ----------
+    weight
+        Small beside the contrast with images, whose vector the two parts share; ours.
     common_share
         Share of the features, from the first, that is the common part; half as in the authors' scripts.
     bandwidth
         Of the Gaussian kernel; 0.5 as in the authors' scripts.
     salient_weight, constant_weight, independence_weight
         Weights of the terms beside the common one. The authors' scripts use (1, 100, 10) for one data set and
-        (1000, 1000, 10) for another; which suits brain responses is not known.
+        (1000, 1000, 10) for another, for outputs of a few features. 1 is ours, for salient parts of one size.
+    scale
+        Bring salient parts to one size: a mean squared length of one over the responses (ours). Without it, as in the
+        scripts, outputs of the length of an image embedding make the loss some thousand times a contrast.
     """
 
     kind: Literal["salient"] = "salient"
+    weight: float = Field(default=0.1, gt=0)
     common_share: float = Field(default=0.5, gt=0, lt=1)
     bandwidth: float = Field(default=0.5, gt=0)
     salient_weight: float = Field(default=1.0, ge=0)
-    constant_weight: float = Field(default=100.0, ge=0)
-    independence_weight: float = Field(default=10.0, ge=0)
+    constant_weight: float = Field(default=1.0, ge=0)
+    independence_weight: float = Field(default=1.0, ge=0)
+    scale: bool = True
 
     needs: ClassVar[frozenset[str]] = frozenset({"brain_views", "background"})
 
@@ -624,7 +670,7 @@ class SalientObjectiveConfig(ObjectiveConfig):
 
         return SalientTerm(
             common_share=self.common_share, bandwidth=self.bandwidth, salient_weight=self.salient_weight,
-            constant_weight=self.constant_weight, independence_weight=self.independence_weight,
+            constant_weight=self.constant_weight, independence_weight=self.independence_weight, scale=self.scale,
         )  # fmt: skip
 
 
@@ -700,6 +746,8 @@ class CompositionObjectiveConfig(ScaleSettings):
 
     Parameters
     ----------
+    weight
+        Small beside the contrast with images (ours); 1 in NegCLIP, where it is the only one.
     space
         Where responses and texts meet: ``target``, if the target of the run is the sentence vector of the same captions
         (``minilm``), or ``sentences``: a linear head of this objective predicts sentence vectors beside any target.
@@ -714,6 +762,7 @@ class CompositionObjectiveConfig(ScaleSettings):
     """
 
     kind: Literal["composition"] = "composition"
+    weight: float = Field(default=0.1, gt=0)
     space: Literal["target", "sentences"] = "sentences"
     words: Literal["english", "attributes"] = "english"
     n_swaps: int = Field(default=4, ge=1)
@@ -748,6 +797,9 @@ class CaptioningObjectiveConfig(ObjectiveConfig):
 
     Parameters
     ----------
+    weight
+        Small beside the contrast with images (ours): the decoder learns to write as fast with any, since only the brain
+        encoder is shared, and with 1 the words take a sixth of top-1.
     reads
         The network's local outputs (``tokens``) or its whole ``output``, which is what is compared with images.
     contrast, captioning
@@ -767,6 +819,7 @@ class CaptioningObjectiveConfig(ObjectiveConfig):
     """
 
     kind: Literal["captioning"] = "captioning"
+    weight: float = Field(default=0.1, gt=0)
     reads: Literal["tokens", "output"] = "tokens"
     contrast: float = Field(default=1.0, ge=0)
     captioning: float = Field(default=2.0, gt=0)

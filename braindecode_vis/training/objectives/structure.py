@@ -7,7 +7,7 @@ SAMGA does in its first stage. SepCLR splits the output in two: a common part th
 a salient part that only the response to an image may fill. The formula is that of the authors' released training
 scripts (the kernel joint entropy variant), which we read; the paper itself we did not check it against. What is ours:
 pre-stimulus data as background, repetition halves as the two views, one view of the background where theirs has two,
-and the default weights.
+salient parts brought to one size (`scale`), and the default weights.
 
 References
 ----------
@@ -321,8 +321,9 @@ def compute_salient_loss(
     n_common: int,
     bandwidth: float = 0.5,
     salient_weight: float = 1.0,
-    constant_weight: float = 100.0,
-    independence_weight: float = 10.0,
+    constant_weight: float = 1.0,
+    independence_weight: float = 1.0,
+    scale: bool = False,
 ) -> Tensor:
     """Return the sum of four terms over common parts c (unit length) and salient parts s (as they are).
 
@@ -348,6 +349,9 @@ def compute_salient_loss(
         The paper's tau.
     salient_weight, constant_weight, independence_weight
         Factors of the terms; that of the common one is 1.
+    scale
+        Divide the salient parts of responses and background by the root mean square length of those of the responses,
+        which has no gradient: `bandwidth` and the weights then mean the same for outputs of any size.
     """
     if views.ndim != 3 or len(views) < 2 or background.shape[1:] != views.shape[2:] or len(background) == 0:
         raise DataError(
@@ -361,6 +365,9 @@ def compute_salient_loss(
     views, background = upcast(views), upcast(background)
     common, salient = normalise(views[..., :n_common]), views[..., n_common:]
     background_common, background_salient = normalise(background[:, :n_common]), background[:, n_common:]
+    if scale:
+        length = salient.detach().square().sum(-1).mean().sqrt().clamp_min(1e-6)
+        salient, background_salient = salient / length, background_salient / length
 
     def average(values: list[Tensor]) -> Tensor:
         return torch.stack(values).mean()
@@ -414,7 +421,7 @@ def _compute_log_mean_off_diagonal(exponents: Tensor) -> Tensor:
 class SalientTerm(nn.Module):
     """`compute_salient_loss` of the trials, their other views and their background."""
 
-    def __init__(self, *, common_share: float, **options: float) -> None:
+    def __init__(self, *, common_share: float, **options: float | bool) -> None:
         super().__init__()
         self.common_share, self.options = common_share, options
 
@@ -424,4 +431,4 @@ class SalientTerm(nn.Module):
         assert outputs.background is not None
         views = torch.cat([outputs.brain[None], outputs.brain_views])  # (n_views, n, d)
         n_common = round(self.common_share * views.shape[-1])
-        return compute_salient_loss(views, outputs.background, n_common=n_common, **self.options)
+        return compute_salient_loss(views, outputs.background, n_common=n_common, **self.options)  # type: ignore[arg-type]

@@ -3,10 +3,12 @@
 import base64
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from braindecode_vis.parts.live.listeners import describe_summary
 from braindecode_vis.parts.live.page.view import (
     N_HISTORY,
     PageState,
@@ -15,7 +17,8 @@ from braindecode_vis.parts.live.page.view import (
     judge_channels,
     place_on_head,
 )
-from braindecode_vis.parts.live.stream_roles import Chunk, StreamInfo
+from braindecode_vis.parts.live.session import LiveSession
+from braindecode_vis.parts.live.stream_roles import Chunk, Decision, Listener, StreamInfo
 from tests.parts.live.scripted import FACTS, IDS, INFO, NAMES, Script
 
 
@@ -118,3 +121,38 @@ def test_volumes_are_drawn_as_means_of_regions():
         state.hear(Chunk(np.array([[1.0], [3], [5], [7]]) + n, np.array([2.0 * n])), 1.0)
     np.testing.assert_allclose(read(state.traces.view(0))[:, 0], [[2, 3, 4, 5], [6, 7, 8, 9]], atol=1e-3)
     assert state.judge() == []
+
+
+class Told(Listener):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.sentences, self.summary = [], {}
+
+    def tell(self, sentence, level="info"):
+        self.sentences.append((level, sentence))
+
+    def end(self, summary):
+        self.summary = summary
+
+
+@pytest.mark.parametrize(("constant", "n_warnings"), [(True, 1), (False, 0)])
+def test_decisions_that_name_one_picture_are_warned_of(constant, n_warnings):
+    """30 of 30 live decisions named one picture, and neither page nor terminal said so."""
+    shown = [IDS[n % len(IDS)] for n in range(30)]
+    decisions = [
+        Decision(n, float(n), name, name, top=(IDS[0] if constant else name, IDS[1]), rank=2)
+        for n, name in enumerate(shown)
+    ]
+    empty = Chunk(np.empty((len(NAMES), 0)), np.empty(0), ended=True)
+    source = SimpleNamespace(connect=lambda: INFO, read=lambda wait: empty, close=lambda: None)
+    decoder = SimpleNamespace(
+        open=lambda info: [], describe=lambda: FACTS, feed=lambda chunk: decisions, flush=lambda: []
+    )
+    told = Told()
+    summary = LiveSession(source, decoder, [told]).run()
+    warnings = [sentence for level, sentence in told.sentences if level == "warning"]
+    assert len(warnings) == n_warnings
+    assert all(f"decisions name {IDS[0]!r} first" in sentence for sentence in warnings)
+    assert ("30 of 30 decisions name" in summary.get("warning", "")) == constant
+    assert any("warning: 30 of 30" in line for line in describe_summary(summary)) == constant

@@ -49,6 +49,18 @@ def test_every_combination_has_a_folder_of_its_own(tmp_path):
     assert len(set(folders)) == 4
 
 
+def test_folders_name_kinds_and_weights_of_objectives(tmp_path):
+    """Cut after 80 letters, a list of objectives with options lost the kinds at its end."""
+    first = "{kind: clip, scale: softplus, learn_temperature: false, normalise_brain: false}"
+    axes = {"encoder.objectives": ["[{kind: clip}]", f"[{first}, {{kind: mmd, weight: 0.5}}]"]}
+    names = [c.folder.name for c in list_combinations(axes, tmp_path)]
+    assert names == ["objectives-clip", "objectives-clip-0.5-mmd"]
+    (tmp_path / "objectives-kind-clip").mkdir()  # a sweep of an earlier version goes on in its folders
+    assert list_combinations(axes, tmp_path)[0].folder.name == "objectives-kind-clip"
+    (entry,) = list_combinations({"encoder.objectives.1.weight": ["0.5"]}, tmp_path)
+    assert entry.folder.name == "objectives-1-weight-0.5"
+
+
 def test_the_summary_averages_over_seeds_only():
     runs = [
         ("decoded", 0, "a", 0.2),
