@@ -223,10 +223,8 @@ def shrink(path, root):
 @functools.cache
 def write_corpus(root):
     """Return a corpus of three simulated people, in the parcels of the small files below `root`."""
-    people, truth = root.with_name(f"{root.name}-people"), root / "phantom_truth"
-    n_parcels = len(pd.read_csv(truth / "parcels.txt", sep=r"\s+", header=None))
-    size = SIZES["corpus"]["tiny"].replace(n_parcels=n_parcels)
-    make_phantom("corpus", people, size=size, config=PhantomConfig(snr=0.3), embed=embed)
+    people = root.with_name(f"{root.name}-people")
+    make_phantom("corpus", people, size=SIZES["corpus"]["tiny"], config=PhantomConfig(snr=0.3), embed=embed)
     own = people / "phantom_truth"
     channels = {
         "kind": "fmri",
