@@ -17,6 +17,7 @@ SHIPPED = {path.stem: path for path in sorted(find_package_data("configs").glob(
 PAPERS = {
     "bold5000_wave_vith",
     "nsd_benchetrit_generation",
+    "nsd_imagery_wave_full",
     "nsd_imagery_wave_generation",
     "nsd_mindeye1_vitl",
     "nsd_mindeye2_bigg",

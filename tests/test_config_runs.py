@@ -18,10 +18,12 @@ import yaml
 
 from braindecode_vis import pipeline
 from braindecode_vis.config import RunConfig, dump_config, read_config
+from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
 from braindecode_vis.datasets.haxby_slices import CATEGORIES
 from braindecode_vis.datasets.manifests import find_package_data, read_manifest
 from braindecode_vis.parts.analyses.analyze import analyze
 from braindecode_vis.parts.audit.run import audit_run
+from braindecode_vis.parts.foundation.corpus.growing import add_sources
 from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
 from braindecode_vis.parts.phantom.formats.file_writers import write_tsv, write_volumes
 from braindecode_vis.pipeline.runs import open_run
@@ -133,6 +135,7 @@ SLOW = (
     "digits69_ridge_5fold",
     "digits69_ridge_5fold_contrast",
     "nsd_benchetrit_generation",
+    "nsd_imagery_wave_full",
     "nsd_imagery_wave_generation",
     "nsd_mindeye2_bigg",
     "nsd_mindeye2_generation",
@@ -210,10 +213,30 @@ def shrink(path, root):
             "files": [str(truth / "parcels.nii.gz")],
             "labels": str(truth / "parcels.txt"),
         }
+    if (content.get("pretrain") or {}).get("corpus"):
+        content["pretrain"]["corpus"] = [str(write_corpus(root))]
     for analysis in content["analyses"]:
         if analysis.get("candidates") in ("text", "words"):
             analysis["bank"] = str(root / "phantom_truth" / "captions.csv")
     return RunConfig.model_validate(content)
+
+
+@functools.cache
+def write_corpus(root):
+    """Return a corpus of three simulated people, in the parcels of the small files below `root`."""
+    people = root.with_name(f"{root.name}-people")
+    make_phantom("corpus", people, size=SIZES["corpus"]["tiny"], config=PhantomConfig(snr=0.3), embed=embed)
+    own = people / "phantom_truth"
+    channels = {
+        "kind": "fmri",
+        "atlas": "own",
+        "files": [own / "parcels.nii.gz"],
+        "labels": own / "parcels.txt",
+    }
+    folder = root.with_name(f"{root.name}-corpus")
+    config = CorpusConfig.model_validate({"channels": channels, "held_out": 0.1})
+    add_sources(folder, sorted(people.glob("site*")), config)
+    return folder
 
 
 def embed(stimuli):

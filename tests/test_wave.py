@@ -376,6 +376,8 @@ def test_one_command_tells_the_story_of_the_phantom(tmp_path):
     tables = {}
     for path in (out / "stages" / "analyze").glob("*/table.csv"):
         record = store.read_provenance(path.with_name(store.PROVENANCE))
+        if record["fields"]["analysis"].get("own_mean"):
+            continue
         tables[record["fields"]["analysis"].get("candidates", record["kind"])] = pd.read_csv(path)
     networks = tables["network_ablation"].set_index(["mode", "group"])["value"]
     assert list(networks["only"].sort_values(ascending=False).index[:2]) == ["Vis", "Default"]

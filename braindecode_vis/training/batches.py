@@ -10,7 +10,8 @@ are processes, others in every epoch.
 
 References
 ----------
-ViktorHug0/Neurobridge_ssl@7898cf6: trials of several subjects who saw the same image, mixed (SubjectMix).
+ViktorHug0/Neurobridge_ssl@7898cf6: trials of several subjects who saw the same image, side by side in a batch
+(`module/sampler.py`) and mixed (SubjectMix, `train.py`).
 """
 
 from __future__ import annotations
@@ -121,6 +122,7 @@ def make_grouped_batches(
     n_processes: int = 1,
     last: LastBatch = "even",
     neighbours: np.ndarray | None = None,
+    per_image: int = 1,
 ) -> list[np.ndarray]:
     """Return the batches of one epoch, each of units of one group, in a random order of their own.
 
@@ -128,7 +130,7 @@ def make_grouped_batches(
     ----------
     members
         What `gather_groups` returned.
-    stimuli, batch_size, seed, epoch, n_processes, last, neighbours
+    stimuli, batch_size, seed, epoch, n_processes, last, neighbours, per_image
         As for `make_batches`, which makes the batches of each group.
     """
     batches = []
@@ -136,7 +138,7 @@ def make_grouped_batches(
         size = min(batch_size, len(own))
         parts = make_batches(
             stimuli[own], size, seed=derive_seed(seed, "group", number), epoch=epoch, n_processes=n_processes,
-            last=last, neighbours=neighbours,
+            last=last, neighbours=neighbours, per_image=per_image,
         )  # fmt: skip
         batches += [own[part] for part in parts]
     return [batches[place] for place in make_generator(seed, "group order", epoch).permutation(len(batches))]
@@ -151,6 +153,7 @@ def make_batches(
     n_processes: int = 1,
     last: LastBatch = "even",
     neighbours: np.ndarray | None = None,
+    per_image: int = 1,
 ) -> list[np.ndarray]:
     """Return the units of each batch of one epoch, shuffled.
 
@@ -170,11 +173,15 @@ def make_batches(
         alone is left out); ``dropped`` leaves that out.
     neighbours : int array of shape (n_stimuli,), optional
         Image that shall stand in a batch with each image, -1 if any may: see `pair_neighbours`.
+    per_image
+        Units of one image that come one after the other: see `gather_images`.
     """
     # One permutation per epoch, decided by its number alone: a resumed run makes the same batches.
     order = make_generator(seed, "order", epoch).permutation(len(stimuli))
     if neighbours is not None:
         order = pair_neighbours(order, stimuli, neighbours)
+    if per_image > 1:
+        order = gather_images(order, stimuli, per_image)
     # What is left over differs from epoch to epoch, as the order does.
     shared = np.arange(len(order) // n_processes)
     n_batches, size = count_batches(len(order), batch_size, n_processes, last), batch_size // n_processes
@@ -188,6 +195,31 @@ def make_batches(
         if len(np.unique(stimuli[batch])) == 1 and len(batches) > 1:
             _swap_unit(stimuli, batches, number)
     return batches
+
+
+def gather_images(order: np.ndarray, stimuli: np.ndarray, per_image: int) -> np.ndarray:
+    """Return an order in which units of one image follow each other, `per_image` at a time.
+
+    Images, and units within an image, keep the order in which they came. An image with more units returns later, one
+    with fewer has a shorter run.
+
+    Parameters
+    ----------
+    order : int array of shape (n_units,)
+        Units in any order.
+    stimuli : int array of shape (n_units,)
+    per_image
+        Length of a run.
+
+    Examples
+    --------
+    >>> gather_images(np.array([0, 1, 2, 3, 4]), np.array([7, 8, 7, 7, 8]), 2).tolist()
+    [0, 2, 1, 4, 3]
+    """
+    shown = stimuli[order]
+    run = pd.Series(shown).groupby(shown).cumcount().to_numpy() // per_image
+    first, _ = pd.factorize(pd.MultiIndex.from_arrays([shown, run]))
+    return order[np.argsort(first, kind="stable")]
 
 
 def pair_neighbours(order: np.ndarray, stimuli: np.ndarray, neighbours: np.ndarray) -> np.ndarray:

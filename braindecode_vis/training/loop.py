@@ -154,6 +154,7 @@ class Trainer:
                 f"a batch of {self.batch_size} trials cannot be shared by {self.n_ranks} processes; start fewer, or "
                 "raise encoder.batch_size if there are more training trials."
             )
+        self._fit_images()
         # The last group of batches of an epoch may be smaller than `accumulation`: hence the ceiling.
         n_batches = len(self._make_batches(0)) if feed.groups else self._count_batches()
         self.n_epoch_updates = -(-n_batches // settings.accumulation)
@@ -298,6 +299,27 @@ class Trainer:
             self.optimiser.optimizer.state.clear()  # a new optimiser has no moments
         return stage.lr_scale
 
+    def _fit_images(self) -> None:
+        """Find how many trials of an image stand together, and cut batches between images, in each process."""
+        asked, most = self.settings.trials_per_image, int(np.bincount(self.feed.train.stimuli).max())
+        self.per_image = 1 if asked is None else min(asked, most)
+        if self.per_image == 1:
+            # A new subject's few trials may be of as many images.
+            if asked is not None and "adaptation" not in self.identity:
+                raise ConfigError(
+                    f"encoder.trials_per_image puts {asked} trials of an image side by side, but no training image has "
+                    "two (several subjects, or repeats.train single, make them); leave it out."
+                )
+            return
+        whole = self.batch_size - self.batch_size % (self.per_image * self.n_ranks)
+        if whole < 2 * self.per_image:
+            raise ConfigError(
+                f"a batch of {self.batch_size} trials has no room for two images of {self.per_image} trials each, so "
+                "that none would be told from another; raise encoder.batch_size, lower encoder.trials_per_image, or "
+                "start fewer processes."
+            )
+        self.batch_size = whole
+
     def _count_batches(self) -> int:
         return count_batches(len(self.feed.train), self.batch_size, self.n_ranks, self.settings.last_batch)
 
@@ -306,6 +328,7 @@ class Trainer:
         how: dict[str, Any] = {
             "epoch": epoch, "n_processes": self.n_ranks, "last": self.settings.last_batch,
             "neighbours": None if feed.described is None else feed.described.neighbours,
+            "per_image": self.per_image,
         }  # fmt: skip
         if feed.groups is None:
             return make_batches(feed.train.stimuli, size, seed=seed, **how)

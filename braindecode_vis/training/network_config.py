@@ -220,6 +220,10 @@ class NetworkEncoderConfig(Settings):
         What becomes of trials that fill no batch: all batches are a little smaller (``even``, 973 for 1024 of 16 540),
         the last one is (``smaller``, UBP, NICE), or they are left out of the epoch (``dropped``, ATM, NeuroBridge,
         MindEye).
+    trials_per_image
+        Trials of one image that stand together in a batch, of other subjects or repetitions; 9 in
+        Neurobridge_ssl, so that a batch of 1024 has 1017 trials of 113 images. An image with more comes back in the
+        epoch, one with fewer gives all. None draws trials whatever they show.
     accumulation
         Batches per update of the weights. Candidates of a contrast still come from one batch.
     clip_norm
@@ -294,6 +298,7 @@ class NetworkEncoderConfig(Settings):
     epochs: int = Field(default=50, ge=1)
     batch_size: BatchSize = "auto"
     last_batch: Literal["even", "smaller", "dropped"] = "even"
+    trials_per_image: int | None = Field(default=None, ge=2)
     accumulation: int = Field(default=1, ge=1)
     clip_norm: float | None = Field(default=None, gt=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -323,7 +328,7 @@ class NetworkEncoderConfig(Settings):
         {"device", "log", "max_device_bytes", "checkpoint_seconds", *_DESCRIBED_BY}
     )
     hashed_if_set: ClassVar[frozenset[str]] = frozenset(
-        {"second_stage", "last_batch", *_DESCRIBED_BY, *_DIGESTS}
+        {"second_stage", "last_batch", "trials_per_image", *_DESCRIBED_BY, *_DIGESTS}
     )
 
     trains_in_processes: ClassVar[bool] = True
@@ -388,6 +393,23 @@ class NetworkEncoderConfig(Settings):
             raise ValueError(
                 "out_of_fold refits learn a space each with a projector, fusion or image_tower, so their predictions "
                 "do not meet; add a regression objective (mse, l1), or remove out_of_fold or what learns the space"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_batches(self) -> Self:
+        own = self.trials_per_image
+        if own is None:
+            return self
+        if isinstance(self.batch_size, int) and self.batch_size < 2 * own:
+            raise ValueError(
+                f"trials_per_image is {own}, and batch_size {self.batch_size} has no room for two images; raise "
+                "batch_size or lower trials_per_image"
+            )
+        if "swapped" in self.needs:
+            raise ValueError(
+                "trials_per_image and an objective that puts like sentences side by side order batches in two ways; "
+                "leave trials_per_image out"
             )
         return self
 

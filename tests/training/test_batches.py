@@ -13,6 +13,7 @@ from braindecode_vis.training.batches import (
     draw_halves,
     draw_subset,
     find_partners,
+    gather_images,
     make_batches,
     make_units,
     mix_draws,
@@ -54,6 +55,39 @@ def test_full_batches_with_a_smaller_last_one_or_without_it_as_a_data_loader_mak
     shared = make_batches(np.arange(103), 20, seed=0, epoch=0, n_processes=4, last="smaller")
     assert [len(batch) for batch in shared] == [20] * 5
     assert {len(b) for b in make_batches(np.arange(16540), 1024, seed=0, epoch=0)} == {972, 973}
+
+
+def test_trials_of_an_image_stand_together():
+    """As many subjects of each image in every batch, as the sampler of Neurobridge_ssl@7898cf6 puts them there.
+
+    Run beside it with 16 540 images of nine subjects and batches of 1024: both make 146 batches of 1017 trials, each of
+    113 images with nine trials, and leave 378 of 148 860 trials out of an epoch. Trials drawn whatever they show are of
+    996 images. They differ where images were seen by unlike numbers of subjects (its runs are as long as the smallest
+    number, and an epoch may show a trial twice; here each trial comes once), and in the order, which is of other draws.
+    """
+    stimuli = np.tile(np.arange(60), 9)
+    for epoch in range(3):
+        batches = make_batches(stimuli, 63, seed=0, epoch=epoch, last="dropped", per_image=9)
+        assert [len(batch) for batch in batches] == [63] * 8  # 7 images each, and 4 of 60 left out
+        for batch in batches:
+            assert np.unique(stimuli[batch], return_counts=True)[1].tolist() == [9] * 7
+        assert len(np.unique(np.concatenate(batches))) == 504
+    # Which images come together, and which are left out, changes from epoch to epoch.
+    first, again = (
+        make_batches(stimuli, 63, seed=0, epoch=epoch, last="dropped", per_image=9)[0] for epoch in (0, 1)
+    )
+    assert set(stimuli[first]) != set(stimuli[again])
+
+
+def test_an_image_with_more_trials_returns_and_one_with_fewer_has_a_shorter_run():
+    stimuli = np.array([0] * 5 + [1] * 2 + [2])
+    order = gather_images(np.array([7, 0, 5, 1, 2, 6, 3, 4]), stimuli, 2)
+    assert order.tolist() == [7, 0, 1, 5, 6, 2, 3, 4]
+    # Every unit once an epoch, whatever is cut where batches are of nearly one size or shared by processes.
+    stimuli = np.random.default_rng(0).integers(0, 30, 203)
+    for how in ({"last": "even"}, {"last": "smaller"}, {"n_processes": 2}):
+        batches = make_batches(stimuli, 24, seed=0, epoch=0, per_image=4, **how)
+        assert len(np.unique(np.concatenate(batches))) == sum(map(len, batches)) >= 202
 
 
 def test_no_batch_shows_one_image_alone():

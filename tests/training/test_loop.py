@@ -322,6 +322,47 @@ def test_the_last_batch_is_what_was_chosen(monkeypatch, last, found):
     assert sizes == found
 
 
+@pytest.mark.parametrize(
+    ("per_image", "found"), [(3, {(3, 3, 3, 3, 3)}), (8, {(3, 3, 3, 3, 3)}), (None, None)]
+)
+def test_subjects_of_an_image_stand_in_one_batch(monkeypatch, per_image, found):
+    """Batches of 16 have five images of three subjects, also where more are asked for than there are."""
+    shown = set()
+    load = feed.Feed.load
+
+    def look(self, plan):
+        counts = np.unique(self.train.stimuli[plan.units], return_counts=True)[1]
+        shown.add(tuple(counts.tolist()))
+        return load(self, plan)
+
+    monkeypatch.setattr(feed.Feed, "load", look)
+    responses, targets = make_task(n_images=30, n_repetitions=1, subjects=("01", "02", "03"))
+    config = make_config(trials_per_image=per_image, last_batch="dropped", epochs=2)
+    config.build(seed=0).fit(responses, targets)
+    assert shown == found if found is not None else len(shown) > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "task", "sentence"),
+    [
+        ({"trials_per_image": 9}, {}, "trials_per_image is 9, and batch_size 16 has no room for two images"),
+        (
+            {"trials_per_image": 2},
+            {"n_repetitions": 1},
+            "trials_per_image puts 2 trials of an image side by side, but no training image has two",
+        ),
+        (
+            {"trials_per_image": 9, "batch_size": "auto"},
+            {"n_images": 3, "n_repetitions": 9},
+            "a batch of 16 trials has no room for two images of 9 trials each",
+        ),
+    ],
+)
+def test_trials_of_an_image_that_cannot_stand_together_are_refused(settings, task, sentence):
+    with pytest.raises((ValueError, ConfigError), match=sentence):
+        make_config(**settings).build(seed=0).fit(*make_task(**task))
+
+
 @pytest.mark.parametrize(("bounds", "found"), [((1, 1), {1}), ((2, None), {2, 3, 4}), ((3, 3), {3})])
 def test_averages_are_of_as_many_repetitions_as_asked(monkeypatch, bounds, found):
     numbers = set()

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 MIN_SHUFFLES = 10_000
 MOST_TEXTS = 2048  # of training images, whose mean is taken off texts: it lies within 2 % of that of all
+#: Words of rows whose predictions are centred by test trials.
+_OWN_MEAN = "centred by their own mean over the stimuli compared (transductive)"
 #: What is taken off candidates that are texts.
 _CENTRED = {
     "none": "", "training": ", after the mean of training texts is taken off",
@@ -92,6 +94,10 @@ class ImageryConfig(Settings):
         ``captions`` need some).
     sentence_encoder
         ``minilm`` (the extra ``text``), or the folder of another sentence encoder, for ``captions``.
+    own_mean
+        Take off predictions their own mean over the stimuli that are compared, and off candidates theirs, in place of
+        what ``retrieval.centre`` takes off. Imagined responses are weaker than seen ones, which shifts all predictions
+        alike. It takes all trials of the task to know the mean, which is transductive; the rows say so.
     images
         How many stimuli of the task are reconstructed by the run's prior and generator, for a figure.
     """
@@ -109,9 +115,10 @@ class ImageryConfig(Settings):
     candidates: Literal["pictures", "text", "words", "captions"] = "pictures"
     bank: Path | None = None
     sentence_encoder: Literal["minilm"] | Path | None = Field(default=None, union_mode="left_to_right")
+    own_mean: bool = False
     images: int = Field(default=0, ge=0)
 
-    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"candidates", "images"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"candidates", "own_mean", "images"})
     not_hashed: ClassVar[frozenset[str]] = frozenset({"bank", "sentence_encoder"})
 
     @model_validator(mode="after")
@@ -122,6 +129,8 @@ class ImageryConfig(Settings):
             self.refuse_unused(
                 "sentence_encoder", because=f"candidates {self.candidates} compare no sentences"
             )
+        if self.candidates == "captions":
+            self.refuse_unused("own_mean", because="candidates are captions, which are compared as sentences")
         if self.candidates == "words" and self.bank is None:
             raise ValueError(
                 "candidates are words, which need a bank: a CSV file with id and caption, of training images and of "
@@ -227,7 +236,9 @@ class ImageryConfig(Settings):
                 if len(pd.unique(test.stimulus_ids)) < 2:  # nothing to tell it from
                     continue
                 queries, gallery = self._compare(study, number, test, bank, find_centre)
-                ranked = compute_ranks(queries, gallery, n_top=1, protocol=study.protocol)
+                if self.own_mean:
+                    queries, gallery = (fit_centre(side, "mean").apply(side) for side in (queries, gallery))
+                ranked = compute_ranks(queries, gallery, n_top=1, protocol=self._name_protocol(study))
                 sizes.append(len(gallery))
                 for metric in self.metrics:
                     if _find_size(metric) <= len(gallery):
@@ -241,6 +252,9 @@ class ImageryConfig(Settings):
                 if folds and len(folds) == len(sizes)
             ]  # fmt: skip
         return rows
+
+    def _name_protocol(self, study: Study) -> str:
+        return study.protocol + (f", {_OWN_MEAN}" if self.own_mean else "")
 
     def _compare(
         self,
@@ -315,7 +329,9 @@ class ImageryConfig(Settings):
             for r in shown.itertuples()
         ]
         found = "; ".join(parts) + "."
-        apart = "none" if study.centre == "none" else "candidates" if own_mean else "training"
+        apart = (
+            "none" if study.centre == "none" or self.own_mean else "candidates" if own_mean else "training"
+        )
         apart = "words" if self.candidates == "words" else apart
         among = {
             "pictures": "",
@@ -329,18 +345,23 @@ class ImageryConfig(Settings):
             f"set{among}; p-values permute the stimulus labels {study.n_permutations} times, uncorrected for the "
             "number of sets."
         )
+        if self.own_mean:
+            how += f" Predictions and candidates are {_OWN_MEAN}."
         caption = f"{metric} by task and set of stimuli (number of stimuli in brackets), with 95 % intervals."
         plot = Plot("imagery", caption, found, draw, (7.0, 1.6 + 0.32 * len(shown)))
         suffix = "" if self.candidates == "pictures" else f"_{self.candidates}"
+        suffix += "_own_mean" if self.own_mean else ""
         scores = tuple(
             Score(
                 method="decoded", metric=f"{r.metric}@{r.task}_{r.stimulus_set}{suffix}", value=r.value,
-                chance=r.chance, n_queries=r.n, protocol=study.protocol, subject="all", split="test", seed=study.seed,
+                chance=r.chance, n_queries=r.n, protocol=self._name_protocol(study), subject="all", split="test",
+                seed=study.seed,
                 **pick_limits(r._asdict()), gallery_size=r.n_stimuli, p_value=r.p_value,
             )
             for r in own.itertuples()
         )  # fmt: skip
         title = "Imagery" if self.candidates == "pictures" else f"Imagery, by {self.candidates}"
+        title += ", centred by its own mean" if self.own_mean else ""
         return Findings(title, f"{how} {found}", table, (plot,), scores)
 
 

@@ -49,6 +49,29 @@ def test_imagined_images_are_identified_with_an_encoder_of_seen_ones():
     assert render_plot(found.plots[0].draw)
 
 
+def test_a_level_that_imagined_responses_share_is_taken_off():
+    """Weaker responses of all imagined stimuli shift all predictions alike, which their own mean takes off."""
+    study = make_imagery_study(noise=1.0)
+    shifted = study.responses.data.copy()
+    shifted[(study.responses.trials["task"] == "imagery").to_numpy()] += 3 * study.responses.data.std()
+    responses = replace(study.responses, data=shifted)
+    moved = replace(study, responses=responses, pick=lambda rows, part: responses.select(rows))
+    ways = {}
+    for own in (False, True):
+        config = ImageryConfig(metrics=("two_way",), own_mean=own, beside=())
+        for name, one in (("still", study), ("moved", moved)):
+            found = config.compute(one)
+            ways[own, name] = found.table.set_index("stimulus_set").loc["all", "value"]
+        (score, *_) = found.scores
+        assert ("transductive" in score.protocol) == ("own mean" in found.summary) == own
+        assert score.metric.endswith("_own_mean") == own
+    assert ways[True, "moved"] == pytest.approx(ways[True, "still"], abs=0.02)
+    assert ways[True, "moved"] > ways[False, "moved"] + 0.1
+    assert "own_mean" not in ImageryConfig().hashed_fields()
+    with pytest.raises(ValueError, match="candidates are captions, which are compared as sentences"):
+        ImageryConfig(candidates="captions", bank="b.csv", sentence_encoder="minilm", own_mean=True)
+
+
 def test_nothing_is_imagined_without_signal():
     """Ten studies of noise at 5 %: four significant or more come once in a thousand."""
     config, p_values = ImageryConfig(metrics=("two_way",), beside=(), set_column="none"), []

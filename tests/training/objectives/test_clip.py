@@ -9,6 +9,7 @@ from open_clip.loss import ClipLoss
 from torch.nn import functional
 
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.config import read_config
 from braindecode_vis.training.objectives import objective
 from braindecode_vis.training.objectives.contrastive import compute_clip_loss
 from braindecode_vis.training.objectives.objective import LogitScale, Outputs, compute_matches
@@ -225,6 +226,29 @@ def test_several_subjects_of_one_image_are_positives_as_in_score(same_target):
     assert found == pytest.approx(expected, rel=1e-12)
     pairwise = float(compute_clip_loss(brain, image, stimuli, scale=4.0, duplicates="negative"))
     assert (pairwise == pytest.approx(found, rel=1e-12)) is same_target
+
+
+def test_the_contrast_of_subjectmix_is_the_released_one():
+    """All trials of an image are positives, the image side alone has unit length, the scale is fixed at 2.727.
+
+    Neurobridge_ssl@7898cf6 (`module/loss.py`, flags `img_l2norm`, `softplus`, `multi_positive_loss`), run beside the
+    settings of the configuration on the same 113 images of nine subjects: scales 2.7269187 (kept in single precision
+    here), losses 10.4640786 to 4e-9, gradients of both sides to 1.2e-8. Two training steps of TSConv and both
+    projectors from copied weights, without dropout: loss to 7e-8, weights to 0.3 % of their move, apart from biases
+    before a batch norm, whose gradient is zero up to rounding. Both sides of unit length and 1/0.07, which stood in the
+    configuration before, give 8.467.
+    """
+    (contrast,) = read_config("things_eeg2_loso_subjectmix_internvit").encoder.objectives
+    generator = torch.Generator().manual_seed(4)
+    stimuli = torch.arange(5).repeat_interleave(3)
+    brain, image = (torch.randn(15, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    image = image[::3].repeat_interleave(3, dim=0)
+    logits = math.log(1 + 1 / 0.07) * brain @ functional.normalize(image).T
+    same = stimuli[:, None] == stimuli
+    expected = -(logits.log_softmax(1)[same].mean() + logits.T.log_softmax(1)[same].mean()) / 2
+    found = contrast.build()(Outputs(brain=brain, image=image, stimuli=stimuli, concepts=stimuli))
+    # The scale is kept in single precision.
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
