@@ -288,7 +288,7 @@ class _Judge:
     def __init__(self, note: Path, *, names=frozenset(), ranks=None, seconds=None, budget=math.inf):
         self.note, self.names, self.ranks = note, names, ranks or {}
         self.known, self.budget = seconds or {}, budget
-        self.told = {"failed": [], "seconds": {}, "stopped": False}
+        self.told = {"failed": [], "seconds": {}, "stopped": False, "skipped": 0}
 
     def pytest_collection_modifyitems(self, session, items):
         self.session, self.left = session, len(items)
@@ -307,6 +307,7 @@ class _Judge:
         self.began = _spent()
 
     def pytest_runtest_logreport(self, report):
+        self.told["skipped"] += report.skipped
         if report.failed:
             self.told["failed"].append(report.nodeid)
 
@@ -375,7 +376,11 @@ def run_pytest(tree: Path, words: list[str], limit: int, *, stale=(), **judging)
             _, status = os.waitpid(child, 0)
             break
         time.sleep(0.02)
-    told = json.loads(note.read_text()) if note.exists() else {"failed": [], "seconds": {}, "stopped": False}
+    told = (
+        json.loads(note.read_text())
+        if note.exists()
+        else {"failed": [], "seconds": {}, "stopped": False, "skipped": 0}
+    )
     code = os.waitstatus_to_exitcode(status)
     how = "passed" if code in (0, 5) or told["stopped"] else "endless" if code < 0 else "failed"
     return {**told, "how": how, "said": "\n".join(log.read_text(errors="replace").splitlines()[-6:])}
@@ -506,9 +511,12 @@ class Tests:
 
     def __init__(self, folder: Path):
         self.store = folder / "tests.json"
-        self.seconds, self.broken = {}, {}
+        self.seconds, self.passes = (
+            {},
+            {},
+        )  # the latter: whether it passes without a mutant, by its file's digest
         if self.store.exists():
-            self.seconds, self.broken = json.loads(self.store.read_text())
+            self.seconds, self.passes = json.loads(self.store.read_text())
         self.files = {}
         for path in sorted((ROOT / "tests").rglob("test_*.py")):
             text = path.read_text()
@@ -522,11 +530,23 @@ class Tests:
                 self.importers[seen].add(name)
 
     def save(self):
-        self.store.write_text(json.dumps([self.seconds, self.broken]))
+        self.store.write_text(json.dumps([self.seconds, self.passes]))
 
-    def is_broken(self, test: str) -> bool:
-        """Whether a test fails without any mutant."""
-        return self.broken.get(test) == self.digests.get(test.split("::")[0])
+    def note(self, test: str, passes: bool):
+        """Note whether a test passes without any mutant."""
+        self.passes[test] = [self.digests[test.split("::")[0]], passes]
+
+    def is_known(self, test: str) -> bool:
+        """Return whether that was asked of the test as it is now."""
+        return self.passes.get(test, [""])[0] == self.digests.get(test.split("::")[0])
+
+    def list_broken(self, files) -> list[str]:
+        """Return tests of some files that fail without any mutant."""
+        return sorted(
+            test
+            for test, (_, passes) in self.passes.items()
+            if not passes and test.split("::")[0] in files and self.is_known(test)
+        )
 
     def choose(self, mutant: Mutant) -> dict[str, int]:
         """Return near test files: 0 mirrors the changed file, 1 imports it, 2 is beside it or speaks of the change."""
@@ -647,7 +667,6 @@ def main() -> None:
         print(f"{len(mutants)} mutants, {len(due)} to run", flush=True)
         tasks = [task for task, _ in due]
         states = {task[0].key: state for task, state in due}
-        failed = set()
         for i, ((mutant, *_), told) in enumerate(
             start_workers(options.jobs, options.folder, try_mutant, tasks)
         ):
@@ -655,23 +674,32 @@ def main() -> None:
                 sys.exit(f"{mutant.key}\n{told}")
             tests.seconds.update(told.pop("seconds"))
             tests.save()
-            failed.update(told["failed"])
             results[mutant.key] = {**told, **states[mutant.key]}
             store.write_text(json.dumps(results, indent=0))
             print(
                 f"{i + 1}/{len(due)} {told['result']} ({told['how']}, {told['took']} s) {mutant.key}",
                 flush=True,
             )
-        # what fails without any mutant notices nothing
-        for _, broken in start_workers(1, options.folder, find_broken, [sorted(failed)] if failed else []):
-            for test in broken:
-                print(f"{test} fails without any mutant and is left out", flush=True)
-                tests.broken[test] = tests.digests[test.split("::")[0]]
-            tests.save()
-            for key in states:
-                if set(results[key]["failed"]) & set(broken):
-                    del results[key]
+        ask_whether_tests_pass(mutants, results, tests, options.folder)
     show(mutants, results, allowed)
+
+
+def ask_whether_tests_pass(mutants, results, tests: Tests, folder: Path) -> None:
+    """Run tests that have failed without any mutant; what fails then notices nothing: its results are taken back."""
+    failed = {test for mutant in mutants for test in results.get(mutant.key, {}).get("failed", ())}
+    asked = sorted(
+        test for test in failed if test.split("::")[0] in tests.digests and not tests.is_known(test)
+    )
+    for _, broken in start_workers(1, folder, find_broken, [asked] if asked else []):
+        if isinstance(broken, str):
+            sys.exit(broken)
+        for test in asked:
+            tests.note(test, test not in broken)
+        tests.save()
+        for mutant in mutants:
+            if found := set(results.get(mutant.key, {}).get("failed", ())) & set(broken):
+                print(f"{sorted(found)[0]} fails without any mutant and is left out", flush=True)
+                del results[mutant.key]
 
 
 def find_due(mutants, results, allowed, tests: Tests, budget: float) -> list[tuple[tuple, dict]]:
@@ -682,8 +710,8 @@ def find_due(mutants, results, allowed, tests: Tests, budget: float) -> list[tup
     due = []
     for mutant in mutants:
         ranks = tests.choose(mutant)
-        broken = [test for test in tests.broken if test.split("::")[0] in ranks and tests.is_broken(test)]
-        named = repr((sorted((name, tests.digests[name]) for name in ranks), sorted(broken), budget))
+        broken = tests.list_broken(ranks)
+        named = repr((sorted((name, tests.digests[name]) for name in ranks), broken, budget))
         state = {
             "file": _digest(ROOT / mutant.path),
             "tests": hashlib.sha256(named.encode()).hexdigest()[:16],
@@ -706,9 +734,9 @@ def show(mutants: list[Mutant], results: dict, allowed: set[str]) -> None:
         counts.setdefault(where, collections.Counter())[how] += 1
         if how in ("survived", "not run"):
             entry = results.get(mutant.key, {})
-            print(
-                f"\n{how}: {mutant.path}:{mutant.line} in {mutant.function or 'the module'} ({entry.get('n', 0)} tests)"
-            )
+            met = f"{entry.get('n', 0)} tests, {entry.get('skipped', 0)} skipped"
+            met += ", the budget was spent" * entry.get("stopped", False)
+            print(f"\n{how}: {mutant.path}:{mutant.line} in {mutant.function or 'the module'} ({met})")
             print(f"  - {mutant.before}\n  + {mutant.after}\n  {mutant.key}")
     print()
     for where, counted in sorted(counts.items()):

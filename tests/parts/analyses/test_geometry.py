@@ -13,7 +13,12 @@ from braindecode_vis.parts.analyses.hubness import (
     compute_modality_gap,
     compute_uniformity,
 )
-from braindecode_vis.parts.analyses.rsa import compare_layers_with_brain, compute_noise_ceiling, compute_rdm
+from braindecode_vis.parts.analyses.rsa import (
+    compare_layers_with_brain,
+    compare_rdms,
+    compute_noise_ceiling,
+    compute_rdm,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -188,3 +193,19 @@ def test_intervals_of_the_geometry_hold_their_value():
     low, high = _shift_interval(7.0, draws)
     assert low < 7.0 < high
     assert high - low == pytest.approx(np.subtract(*np.quantile(draws, [0.975, 0.025])))
+
+
+def test_geometries_are_compared_from_three_images_on():
+    three = np.array([[0, 1, 2], [1, 0, 3], [2, 3, 0.0]])
+    options = {"n_bootstrap": 9, "n_permutations": 9}
+    (found,) = compare_rdms({"01": three}, {"turned": 4 - three - 4 * np.eye(3)}, **options).layers
+    assert found.rho == pytest.approx(-1)
+    skewed, two = three.copy(), three[:2, :2]
+    skewed[0, 1] = 2.5
+    for subjects, models in (
+        ({"01": two}, {"m": two}),
+        ({"01": three}, {"m": two}),
+        ({"01": three}, {"m": skewed}),
+    ):
+        with pytest.raises(DataError, match=r"symmetric matrix of [23] images, at least 3, is expected"):
+            compare_rdms(subjects, models, **options)
