@@ -82,6 +82,7 @@ HEAVY = (
 )  # fmt: skip
 LIMIT = 60  # seconds of the processor after which a mutant that has not ended is endless
 WAITING = 20  # that many times as long it may take by the clock, of a machine with other work
+EXAMPLES = "tests/test_examples.py"  # of which the one of the changed file runs
 MOST_FAR = 6  # test files that are neither mirror nor importer of the changed file
 UNKNOWN = 0.5  # seconds of a test that has not run yet
 UNMUTATED_FUNCTIONS = {"__repr__", "__str__"}
@@ -570,6 +571,8 @@ class Tests:
                 # whole packages import one another: that alone is no sign
                 if signs[0] or signs[3] or (signs[1] and signs[2]):
                     far.append((-sum(signs), size, name))
+        if ">>> " in (ROOT / mutant.path).read_text():
+            near[EXAMPLES] = 0
         if not _is_function(mutant):
             near["tests/test_settings_page.py"] = 0  # three seconds, after which hardly a default is left
         return near | {name: 2 for *_, name in sorted(far)[:MOST_FAR]}
@@ -615,7 +618,9 @@ def try_mutant(tree: Path, task) -> dict:
             left = budget - sum(told["seconds"].values())
             if not chosen or left <= 0:
                 continue
-            words = ["-x", *(f"--deselect={test}" for test in broken), *chosen]
+            own = f"{EXAMPLES}::test_examples_give_what_they_show[{_name_module(mutant.path)}]"
+            words = [own if name == EXAMPLES else name for name in chosen]
+            words += ["-x", *(f"--deselect={test}" for test in broken)]
             judging = {"names": name_change(mutant), "ranks": ranks, "seconds": seconds, "budget": left}
             new = run_pytest(tree, words, LIMIT, stale=stale, **judging)
             told = {**new, "seconds": told["seconds"] | new["seconds"]}
