@@ -397,6 +397,10 @@ def _forget(stale) -> None:
         for value in vars(module).values():
             if hasattr(value, "cache_parameters"):
                 value.cache_clear()
+    # which remembers the classes that names in annotations stood for
+    from beartype._cache.cacheclear import clear_caches
+
+    clear_caches()
 
 
 def _go_to(tree: Path) -> None:
@@ -533,21 +537,22 @@ class Tests:
     def save(self):
         self.store.write_text(json.dumps([self.seconds, self.passes]))
 
-    def note(self, test: str, passes: bool):
-        """Note whether a test passes without any mutant."""
-        self.passes[test] = [self.digests[test.split("::")[0]], passes]
+    def note(self, path: str, test: str, passes: bool):
+        """Note whether a test passes without a mutant of a file, which is imported anew all the same."""
+        self.passes[f"{path} {test}"] = [self.digests[test.split("::")[0]], passes]
 
-    def is_known(self, test: str) -> bool:
+    def is_known(self, path: str, test: str) -> bool:
         """Return whether that was asked of the test as it is now."""
-        return self.passes.get(test, [""])[0] == self.digests.get(test.split("::")[0])
+        return self.passes.get(f"{path} {test}", [""])[0] == self.digests.get(test.split("::")[0])
 
-    def list_broken(self, files) -> list[str]:
-        """Return tests of some files that fail without any mutant."""
-        return sorted(
-            test
-            for test, (_, passes) in self.passes.items()
-            if not passes and test.split("::")[0] in files and self.is_known(test)
-        )
+    def list_broken(self, path: str) -> list[str]:
+        """Return tests that fail without a mutant of a file."""
+        tests = [
+            key.partition(" ")[2]
+            for key, (_, ok) in self.passes.items()
+            if key.startswith(f"{path} ") and not ok
+        ]
+        return sorted(test for test in tests if self.is_known(path, test))
 
     def choose(self, mutant: Mutant) -> dict[str, int]:
         """Return near test files: 0 mirrors the changed file, 1 imports it, 2 is beside it or speaks of the change."""
@@ -633,9 +638,11 @@ def try_mutant(tree: Path, task) -> dict:
     return {**told, "n": len(told["seconds"]), "took": round(_spent() - began, 1)}
 
 
-def find_broken(tree: Path, tests: list[str]) -> list[str]:
-    """Return those of some tests that fail without any mutant."""
-    told = run_pytest(tree, ["--continue-on-collection-errors", *tests], 60 * LIMIT)
+def find_broken(tree: Path, task) -> list[str]:
+    """Return those of some tests that fail without a mutant of a file."""
+    path, tests = task
+    words = ["--continue-on-collection-errors", *tests]
+    told = run_pytest(tree, words, LIMIT * len(tests), stale=find_stale(tree, path))
     return tests if told["how"] == "endless" else [test for test in tests if test in told["failed"]]
 
 
@@ -685,25 +692,27 @@ def main() -> None:
                 f"{i + 1}/{len(due)} {told['result']} ({told['how']}, {told['took']} s) {mutant.key}",
                 flush=True,
             )
-        ask_whether_tests_pass(mutants, results, tests, options.folder)
+        ask_whether_tests_pass(mutants, results, tests, options.folder, options.jobs)
     show(mutants, results, allowed)
 
 
-def ask_whether_tests_pass(mutants, results, tests: Tests, folder: Path) -> None:
+def ask_whether_tests_pass(mutants, results, tests: Tests, folder: Path, n_workers: int) -> None:
     """Run tests that have failed without any mutant; what fails then notices nothing: its results are taken back."""
-    failed = {test for mutant in mutants for test in results.get(mutant.key, {}).get("failed", ())}
-    asked = sorted(
-        test for test in failed if test.split("::")[0] in tests.digests and not tests.is_known(test)
-    )
-    for _, broken in start_workers(1, folder, find_broken, [asked] if asked else []):
+    asked: dict[str, set[str]] = {}
+    for mutant in mutants:
+        for test in results.get(mutant.key, {}).get("failed", ()):
+            if test.split("::")[0] in tests.digests and not tests.is_known(mutant.path, test):
+                asked.setdefault(mutant.path, set()).add(test)
+    tasks = [(path, sorted(own)) for path, own in asked.items()]
+    for (path, own), broken in start_workers(n_workers, folder, find_broken, tasks):
         if isinstance(broken, str):
             sys.exit(broken)
-        for test in asked:
-            tests.note(test, test not in broken)
+        for test in own:
+            tests.note(path, test, test not in broken)
         tests.save()
         for mutant in mutants:
-            if found := set(results.get(mutant.key, {}).get("failed", ())) & set(broken):
-                print(f"{sorted(found)[0]} fails without any mutant and is left out", flush=True)
+            if mutant.path == path and set(results.get(mutant.key, {}).get("failed", ())) & set(broken):
+                print(f"{path}: {broken[0]} fails without any mutant and is left out", flush=True)
                 del results[mutant.key]
 
 
@@ -715,7 +724,7 @@ def find_due(mutants, results, allowed, tests: Tests, budget: float) -> list[tup
     due = []
     for mutant in mutants:
         ranks = tests.choose(mutant)
-        broken = tests.list_broken(ranks)
+        broken = tests.list_broken(mutant.path)
         named = repr((sorted((name, tests.digests[name]) for name in ranks), broken, budget))
         state = {
             "file": _digest(ROOT / mutant.path),
