@@ -1,10 +1,13 @@
 """Mutation testing: changes one operator, number, flag or default at a time and asks whether a test notices.
 
-mutmut makes the mutants, ``coverage`` says which tests run the changed function, and pytest runs those until one
-fails. mutmut's own runner is not used: it reaches neither the defaults of settings, nor constants of a module, nor
-decorated methods, and it puts every mutant of a module into one file, where the checks of shapes (jaxtyping) decorate
-each of them at every import. Here one mutant at a time stands in a copy of the working tree, which itself is never
-touched; a fork that has the heavy libraries imported already runs its tests.
+mutmut makes the mutants and pytest runs the tests that are near the change, likely and short ones first, until one
+fails or a budget of processor time is spent. Near are the test files that mirror or import the changed file, then those
+beside them and those that speak of the changed function. mutmut's own runner is not used: it reaches neither the
+defaults of settings, nor constants of a module, nor decorated methods, and it puts every mutant of a module into one
+file, where the checks of shapes (jaxtyping) decorate each of them at every import. Here one mutant at a time stands in
+a copy of the working tree, which itself is never touched; a fork that has the libraries and the rest of the package
+imported already runs its tests. Mutants run in the order of the draw, so that what an interrupted run has judged is a
+random sample too, and the next call goes on there.
 
     make mutate N=400 SEED=1        # a random sample; only what a change concerns is run again
     python tests/mutate.py --files braindecode_vis/scoring/retrieval.py -n 50
@@ -21,15 +24,17 @@ import ast
 import collections
 import contextlib
 import difflib
-import fnmatch
+import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import math
 import multiprocessing
 import os
-import queue
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -67,43 +72,6 @@ SCOPE = [
     "braindecode_vis/pipeline/leaks/*.py",
     "braindecode_vis/api/*.py",
 ]
-# The tests that mirror these packages and those of whole runs. Tests of single formats would notice more, at ten times
-# the time: the score is a lower bound.
-TESTS = [
-    *(
-        f"tests/{folder}/test_*.py"
-        for folder in (
-            "preprocessing",
-            "scoring",
-            "scoring/metrics",
-            "generation/priors",
-            "encoders",
-            "embeddings",
-            "parts/analyses",
-            "parts/audit",
-            "parts/live",
-            "parts/studies",
-            "parts/foundation/models",
-            "pipeline/leaks",
-            "api",
-        )
-    ),
-    "tests/training/test_*.py",
-    "tests/training/objectives/test_*.py",
-    *(
-        f"tests/{name}.py"
-        for name in (
-            "test_settings_page",
-            "test_pipeline",
-            "test_categories",
-            "test_reality",
-            "test_calibration",
-            "test_synthetic",
-            "base/test_roles",
-            "base/test_memory",
-        )
-    ),
-]
 HEAVY = (
     "numpy", "pandas", "scipy.stats", "sklearn.linear_model", "sklearn.decomposition", "torch", "torchvision", "mne",
     "nibabel",
@@ -112,8 +80,11 @@ HEAVY = (
     "matplotlib.pyplot",
     "hypothesis", "coverage", "pytest", "PIL.Image", "yaml",
 )  # fmt: skip
-TOGETHER = 8  # test files whose coverage is measured by one process
-FIRST = 3.0  # seconds of the tests that a mutant meets first; those of other files need not be imported then
+LIMIT = 60  # seconds of the processor after which a mutant that has not ended is endless
+WAITING = 20  # that many times as long it may take by the clock, of a machine with other work
+EXAMPLES = "tests/test_examples.py"  # of which the one of the changed file runs
+MOST_FAR = 6  # test files that are neither mirror nor importer of the changed file
+UNKNOWN = 0.5  # seconds of a test that has not run yet
 UNMUTATED_FUNCTIONS = {"__repr__", "__str__"}
 UNMUTATED_CALLS = {
     "isinstance",
@@ -228,26 +199,30 @@ def list_places(path: str):
     return wrapper.module, places.places
 
 
-def draw_mutants(files: list[str], n: int, seed: int) -> list[Mutant]:
+def draw_mutants(files: list[str], n: int, seed: int, folder: Path) -> list[Mutant]:
     """Return `n` random mutants; each has a draw of its own, so that an edit leaves the rest of a sample alone."""
-    drawn = []
+    store = folder / "places.json"  # reading all files takes minutes
+    known = json.loads(store.read_text()) if store.exists() else {}
+    drawn, read = [], {}
     for path in files:
-        module, places = list_places(path)
-        text = module.code  # made anew each time that it is asked for
-        lines = text.splitlines()
-        seen: collections.Counter[tuple[str, ...]] = collections.Counter()
-        for node, changed, function, line in places:
-            what = (function, lines[line - 1].strip(), _show(module, node), _show(module, changed))
-            seen[what] += 1
-            digest = hashlib.sha256(repr((seed, path, what, seen[what])).encode()).hexdigest()
-            drawn.append((digest, path, text, module, node, changed, function, line))
-    drawn.sort(key=lambda item: item[0])
+        digest = _digest(ROOT / path)
+        if known.get(path, {}).get("digest") != digest:
+            read[path] = list_places(path)
+            known[path] = {"digest": digest, "places": _name_places(*read[path])}
+        for i, (what, number) in enumerate(known[path]["places"]):
+            key = repr((seed, path, tuple(what), number))
+            drawn.append((hashlib.sha256(key.encode()).hexdigest(), path, i))
+    store.write_text(json.dumps(known))
     mutants: list[Mutant] = []
     used: collections.Counter[tuple[str, ...]] = collections.Counter()
-    for _, path, text, module, node, changed, function, line in drawn:
+    for _, path, i in sorted(drawn):
         if len(mutants) == n:
             break
-        code = _replace(module, node, changed)
+        if path not in read:
+            read[path] = list_places(path)
+        module, places = read[path]
+        node, changed, function, line = places[i]
+        text, code = module.code, module.deep_replace(node, changed).code
         if code == text:
             continue
         old, new = _changed_lines(text, code)
@@ -256,8 +231,15 @@ def draw_mutants(files: list[str], n: int, seed: int) -> list[Mutant]:
     return mutants
 
 
-def _replace(module, node, changed) -> str:
-    return module.deep_replace(node, changed).code
+def _name_places(module, places) -> list[tuple[tuple[str, ...], int]]:
+    lines = module.code.splitlines()
+    seen: collections.Counter[tuple[str, ...]] = collections.Counter()
+    named = []
+    for node, changed, function, line in places:
+        what = (function, lines[line - 1].strip(), _show(module, node), _show(module, changed))
+        seen[what] += 1
+        named.append((what, seen[what]))
+    return named
 
 
 def _show(module, node) -> str:
@@ -301,45 +283,132 @@ def make_tree(folder: Path) -> Path:
     return tree
 
 
-def run_pytest(tree: Path, words: list[str], timeout: float, plugin=None) -> tuple[str, str]:
-    """Run pytest in a fork. Return how it ended (``passed``, ``failed``, ``timeout``) and the end of what it said."""
-    log = tree.parent / "log.txt"
+class _Judge:
+    """Puts likely and short tests first, stops after the budget, and notes what failed and how long tests took."""
+
+    def __init__(self, note: Path, *, names=frozenset(), ranks=None, seconds=None, budget=math.inf):
+        self.note, self.names, self.ranks = note, names, ranks or {}
+        self.known, self.budget = seconds or {}, budget
+        self.told = {"failed": [], "seconds": {}, "stopped": False, "skipped": 0}
+
+    def pytest_collection_modifyitems(self, session, items):
+        self.session, self.left = session, len(items)
+        items.sort(key=self._rank)
+
+    def _rank(self, item) -> float:
+        if self.names & _read_words(getattr(item, "function", None)):
+            return 0.2 * self._take(item)
+        far = self.ranks.get(item.nodeid.split("::")[0], 2)
+        return self._take(item) * (1 + 2 * far) + 0.2 * far
+
+    def _take(self, item) -> float:
+        return self.known.get(item.nodeid, UNKNOWN)
+
+    def pytest_runtest_logstart(self, nodeid, location):
+        self.began = _spent()
+
+    def pytest_runtest_logreport(self, report):
+        self.told["skipped"] += report.skipped
+        if report.failed:
+            self.told["failed"].append(report.nodeid)
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.told["failed"].append(report.nodeid)
+
+    def pytest_runtest_logfinish(self, nodeid, location):
+        took = _spent() - self.began
+        self.told["seconds"][nodeid] = round(took, 3)
+        self.budget -= took
+        self.left -= 1
+        if self.budget < 0 and self.left and not self.told["failed"]:
+            self.told["stopped"] = True
+            self.session.shouldstop = "the budget is spent"
+
+    def pytest_sessionfinish(self):
+        self.note.write_text(json.dumps(self.told))
+
+
+@functools.cache
+def _read_words(function) -> set[str]:
+    try:
+        return set(re.findall(r"\w+", inspect.getsource(function)))
+    except (OSError, TypeError):  # made by a loop, or no function
+        return set()
+
+
+def _spent() -> float:
+    return sum(os.times()[:4])
+
+
+def run_pytest(tree: Path, words: list[str], limit: int, *, stale=(), **judging) -> dict:
+    """Run pytest in a fork that imports `stale` modules anew. Return how it ended, and what its `_Judge` noted."""
+    log, note = tree.parent / "log.txt", tree.parent / "note.json"
+    note.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
         try:
             os.setsid()
+            resource.setrlimit(resource.RLIMIT_CPU, (int(_spent()) + limit, int(_spent()) + limit + 5))
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(out, 1)
             os.dup2(out, 2)
-            os.chdir(tree)
-            sys.path[:] = [
-                str(tree),
-                *(p for p in sys.path if Path(p or ".").resolve() not in (ROOT, ROOT / "tests")),
-            ]
+            _go_to(tree)
             os.environ["PYTHONPATH"] = str(tree)
+            _forget(stale)
             importlib.invalidate_caches()
             import pytest
 
-            base = [f"--basetemp={tree.parent / 'temp'}", "-x", "-q", "-p", "no:cacheprovider", "--tb=line"]
+            base = [f"--basetemp={tree.parent / 'temp'}", "-q", "-p", "no:cacheprovider", "--tb=line"]
             base += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins that are imported before
-            code = int(pytest.main([*base, *words], plugins=[plugin] if plugin else None))
+            code = int(pytest.main([*base, *words], plugins=[_Judge(note, **judging)]))
         except BaseException:
             traceback.print_exc()
             code = 3
         sys.stdout.flush()
         os._exit(code)
-    end = time.monotonic() + timeout
+    end = time.monotonic() + WAITING * limit
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             break
         if time.monotonic() > end:
             os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return "timeout", ""
+            _, status = os.waitpid(child, 0)
+            break
         time.sleep(0.02)
-    said = "\n".join(log.read_text(errors="replace").splitlines()[-6:])
-    return ("passed" if os.waitstatus_to_exitcode(status) in (0, 5) else "failed"), said
+    told = (
+        json.loads(note.read_text())
+        if note.exists()
+        else {"failed": [], "seconds": {}, "stopped": False, "skipped": 0}
+    )
+    code = os.waitstatus_to_exitcode(status)
+    how = "passed" if code in (0, 5) or told["stopped"] else "endless" if code < 0 else "failed"
+    return {**told, "how": how, "said": "\n".join(log.read_text(errors="replace").splitlines()[-6:])}
+
+
+def _forget(stale) -> None:
+    for name in stale:
+        sys.modules.pop(name, None)
+        parent, _, last = name.rpartition(".")
+        if parent in sys.modules:
+            vars(sys.modules[parent]).pop(last, None)
+    for module in [sys.modules[name] for name in sys.modules if name.split(".")[0] == "braindecode_vis"]:
+        for value in vars(module).values():
+            if hasattr(value, "cache_parameters"):
+                value.cache_clear()
+    # which remembers the classes that names in annotations stood for
+    from beartype._cache.cacheclear import clear_caches
+
+    clear_caches()
+
+
+def _go_to(tree: Path) -> None:
+    sys.path[:] = [
+        str(tree),
+        *(p for p in sys.path if Path(p or ".").resolve() not in (ROOT, ROOT / "tests", tree)),
+    ]
+    os.chdir(tree)
 
 
 def load_libraries() -> None:
@@ -353,8 +422,8 @@ def load_libraries() -> None:
             print(f"without {name}: {error}")
 
 
-def start_workers(n: int, folder: Path, work, tasks: list) -> list:
-    """Yield `work(tree, task)` of every task from `n` processes with a tree each, as they finish."""
+def start_workers(n: int, folder: Path, work, tasks: list):
+    """Yield task and `work(tree, task)` of every task from `n` processes with a tree each, as they finish."""
     context = multiprocessing.get_context("fork")
     waiting, results = context.Queue(), context.Queue()
     for task in tasks:
@@ -364,6 +433,7 @@ def start_workers(n: int, folder: Path, work, tasks: list) -> list:
 
     def serve(i):
         tree = make_tree(folder / f"worker{i}")
+        import_package(tree)
         while (task := waiting.get()) is not None:
             try:
                 results.put((task, work(tree, task)))
@@ -405,257 +475,126 @@ def _find_module(tree: Path, name: str) -> Path | None:
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
-def import_others(tree: Path, tests: set[str], changed: set[str]) -> None:
-    """Import, as the tests would, what they need of the package and what does not see the changed files."""
-    sys.path[:] = [
-        str(tree),
-        *(p for p in sys.path if Path(p or ".").resolve() not in (ROOT, ROOT / "tests")),
-    ]
-    os.chdir(tree)
-    # its hook checks shapes in whatever is imported from now on
+def import_package(tree: Path) -> None:
+    """Import the package, with the checks of shapes that the tests install."""
+    _go_to(tree)
     spec = importlib.util.spec_from_file_location("hook", tree / "tests" / "conftest.py")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    needed: set[str] = set()
-    found = set().union(*(read_imports(tree, tree / test, inside=True) for test in tests))
-    while found - needed:
-        new = found - needed
-        needed |= new
-        found = set().union(*(read_imports(tree, _find_module(tree, name), inside=True) for name in new))
-    sees = {name: read_imports(tree, _find_module(tree, name), inside=False) for name in needed}
-    parents = {name: {name.rpartition(".")[0]} & needed for name in needed}
-    stale = {name for name in needed if str(_find_module(tree, name).relative_to(tree)) in changed}
-    while more := {name for name in needed - stale if (sees[name] | parents[name]) & stale}:
+    for path in sorted((tree / "braindecode_vis").rglob("*.py")):
+        if path.stem != "__main__":
+            with contextlib.suppress(Exception):
+                importlib.import_module(_name_module(str(path.relative_to(tree))))
+
+
+def find_stale(tree: Path, path: str) -> list[str]:
+    """Return the imported modules of the package that see a file when they are imported."""
+    names = [name for name in sys.modules if name.split(".")[0] == "braindecode_vis"]
+    sees = {}
+    for name in names:
+        if file := _find_module(tree, name):
+            sees[name] = _read_imports_once(tree, file) | {name.rpartition(".")[0]}
+    stale = {_name_module(path)}
+    while more := {name for name in sees.keys() - stale if sees[name] & stale}:
         stale |= more
-    for name in sorted(needed - stale):
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
+    return sorted(stale)
 
 
-def run_mutants(n: int, folder: Path, tasks: list[tuple]):
-    """Yield task and `try_mutant` of each from `n` processes with a tree each, as they finish.
-
-    Mutants of a folder, and of a file in it, are tried in a process that has imported what does not see them.
-    """
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-
-    def try_all(tree, of):
-        for task in of:
-            try:
-                results.put((task, try_mutant(tree, task)))
-            except Exception:
-                results.put((task, traceback.format_exc()))
-
-    def nest(tree, of, depth):
-        paths = {mutant.path for mutant, *_ in of}
-        import_others(tree, {test.split("::")[0] for _, tests, _ in of for test, _ in tests[:20]}, paths)
-        part(tree, of, depth + 1)
-
-    def part(tree, of, depth):
-        groups: dict[Path, list] = {}
-        for task in of:
-            groups.setdefault([Path(task[0].path).parent, Path(task[0].path), None][depth], []).append(task)
-        for key, own in groups.items():
-            if key is None or len(own) < 3:  # a process of their own would cost more than it spares
-                try_all(tree, own)
-                continue
-            process = context.Process(target=nest, args=(tree, own, depth))
-            process.start()
-            process.join()
-
-    def serve(i, of):
-        part(make_tree(folder / f"worker{i}"), of, 0)
-
-    ordered = sorted(tasks, key=lambda task: task[0].path)
-    size = -(-len(ordered) // n)
-    workers = [
-        context.Process(target=serve, args=(i, ordered[i * size : (i + 1) * size]), daemon=False)
-        for i in range(n)
-    ]
-    for worker in workers:
-        worker.start()
-    n_left = len(tasks)
-    while n_left:
-        try:
-            yield results.get(timeout=5)
-            n_left -= 1
-        except queue.Empty:
-            if not any(worker.is_alive() for worker in workers) and results.empty():
-                break
+@functools.cache
+def _read_imports_once(tree: Path, file: Path) -> set[str]:
+    return read_imports(tree, file, inside=False)
 
 
-# -- which tests run which function ------------------------------------------------------------------------------
+def _name_module(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-class _Contexts:
-    """Tells coverage which test runs, fixtures included, and notes how long it took and whether it passed."""
-
-    def __init__(self, measured):
-        self.measured, self.seconds, self.failed = measured, {}, set()
-
-    def pytest_runtest_logstart(self, nodeid, location):
-        self.measured.switch_context(nodeid)
-        self.seconds[nodeid] = -time.monotonic()
-
-    def pytest_runtest_logfinish(self, nodeid, location):
-        self.seconds[nodeid] += time.monotonic()
-        self.measured.switch_context("")
-
-    def pytest_runtest_logreport(self, report):
-        if report.failed:
-            self.failed.add(report.nodeid)
+# -- which tests are near ----------------------------------------------------------------------------------------
 
 
-def measure_files(tree: Path, test_files: list[str]) -> dict[str, dict]:
-    """Return for each test file the seconds of its passing tests, and the tests that run each function of the scope."""
-    import coverage
+class Tests:
+    """Test files, what they import of the package and which words they use; and what is known of single tests."""
 
-    note = tree.parent / "coverage.json"
-    note.unlink(missing_ok=True)
+    def __init__(self, folder: Path):
+        self.store = folder / "tests.json"
+        self.seconds, self.passes = (
+            {},
+            {},
+        )  # the latter: whether it passes without a mutant, by its file's digest
+        if self.store.exists():
+            self.seconds, self.passes = json.loads(self.store.read_text())
+        self.files = {}
+        for path in sorted((ROOT / "tests").rglob("test_*.py")):
+            text = path.read_text()
+            imports = read_imports(ROOT, path, inside=True)
+            self.files[str(path.relative_to(ROOT))] = (imports, set(re.findall(r"\w+", text)), len(text))
+        self.digests = {name: _digest(ROOT / name) for name in self.files}
+        self.importers = collections.defaultdict(set)
+        for path in sorted((ROOT / "braindecode_vis").rglob("*.py")):
+            name = _name_module(str(path.relative_to(ROOT)))
+            for seen in read_imports(ROOT, path, inside=True):
+                self.importers[seen].add(name)
 
-    class Plugin(_Contexts):
-        def pytest_unconfigure(self):
-            self.measured.stop()
-            found = collect_functions(self.measured.get_data(), tree, self.failed)
-            seconds = {test: s for test, s in self.seconds.items() if test not in self.failed and s >= 0}
-            note.write_text(
-                json.dumps({"seconds": seconds, "functions": found, "failed": sorted(self.failed)})
-            )
+    def save(self):
+        self.store.write_text(json.dumps([self.seconds, self.passes]))
 
-        def pytest_configure(self):
-            self.measured.start()
+    def note(self, path: str, test: str, passes: bool):
+        """Note whether a test passes without a mutant of a file, which is imported anew all the same."""
+        self.passes[f"{path} {test}"] = [self.digests[test.split("::")[0]], passes]
 
-    measured = coverage.Coverage(data_file=None, source=[str(tree / "braindecode_vis")], config_file=False)
-    run_pytest(tree, ["--maxfail=1000", *test_files], 900 * len(test_files), Plugin(measured))
-    if not note.exists() and len(test_files) > 1:  # one of them ended the process
-        return {name: measure_files(tree, [name])[name] for name in test_files}
-    empty = {"seconds": {}, "functions": {}, "failed": test_files}
-    whole = json.loads(note.read_text()) if note.exists() else empty
-    return {
-        name: {
-            "seconds": {test: s for test, s in whole["seconds"].items() if _is_of(test, name)},
-            "functions": {
-                function: own
-                for function, tests in whole["functions"].items()
-                if (own := [test for test in tests if _is_of(test, name)])
-            },
-            "failed": [test for test in whole["failed"] if _is_of(test, name)],
-        }
-        for name in test_files
-    }
+    def is_known(self, path: str, test: str) -> bool:
+        """Return whether that was asked of the test as it is now."""
+        return self.passes.get(f"{path} {test}", [""])[0] == self.digests.get(test.split("::")[0])
 
+    def list_broken(self, path: str) -> list[str]:
+        """Return tests that fail without a mutant of a file."""
+        tests = [
+            key.partition(" ")[2]
+            for key, (_, ok) in self.passes.items()
+            if key.startswith(f"{path} ") and not ok
+        ]
+        return sorted(test for test in tests if self.is_known(path, test))
 
-def _is_of(test: str, test_file: str) -> bool:
-    return test.split("::")[0] == test_file
-
-
-def collect_functions(data, tree: Path, failed: set[str]) -> dict[str, list[str]]:
-    """Return ``path::function`` -> tests that ran a line of it; module level has an empty name."""
-    found: dict[str, set[str]] = {}
-    for name in data.measured_files():
-        path = str(Path(name).relative_to(tree))
-        if not any(fnmatch.fnmatch(path, pattern) for pattern in SCOPE):
-            continue
-        owner = own_lines(Path(name).read_text())
-        for line, tests in data.contexts_by_lineno(name).items():
-            found.setdefault(f"{path}::{owner.get(line, '')}", set()).update(set(tests) - failed - {""})
-    return {function: sorted(tests) for function, tests in found.items() if tests}
-
-
-def own_lines(text: str) -> dict[int, str]:
-    """Return the innermost function or class of every line."""
-    owner: dict[int, str] = {}
-
-    def visit(node, names):
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-                inner = [*names, child.name]
-                # the line of `def` runs at import: it belongs to what is around it
-                first = child.body[0].lineno if not isinstance(child, ast.ClassDef) else child.lineno
-                owner.update(dict.fromkeys(range(first, (child.end_lineno or first) + 1), ".".join(inner)))
-                visit(child, inner)
+    def choose(self, mutant: Mutant) -> dict[str, int]:
+        """Return near test files: 0 mirrors the changed file, 1 imports it, 2 is beside it or speaks of the change."""
+        path = Path(mutant.path)
+        module, beside = _name_module(mutant.path), "tests" / Path(*path.parts[1:-1])
+        names = name_change(mutant)
+        near, far = {}, []
+        for name, (imports, words, size) in self.files.items():
+            # test_ridge_paths.py of ridge.py, and test_decoder.py of decoder_files.py
+            told = Path(name).stem.removeprefix("test_")
+            is_mirror = told.startswith(path.stem) or path.stem.startswith(f"{told}_")
+            if Path(name).parent == beside and is_mirror:
+                near[name] = 0
+            elif module in imports:
+                near[name] = 1
             else:
-                visit(child, names)
+                signs = [
+                    bool(names & words),
+                    Path(name).parent == beside,
+                    bool(self.importers[module] & imports),
+                    is_mirror,
+                ]
+                # whole packages import one another: that alone is no sign
+                if signs[0] or signs[3] or (signs[1] and signs[2]):
+                    far.append((-sum(signs), size, name))
+        if ">>> " in (ROOT / mutant.path).read_text():
+            near[EXAMPLES] = 0
+        if not _is_function(mutant):
+            near["tests/test_settings_page.py"] = 0  # three seconds, after which hardly a default is left
+        return near | {name: 2 for *_, name in sorted(far)[:MOST_FAR]}
 
-    visit(ast.parse(text), [])
-    return owner
 
-
-def read_map(folder: Path, n_workers: int) -> dict[str, dict]:
-    """Return `measure_file` of every test file; only new and changed test files are run."""
-    store = folder / "tests.json"
-    known = json.loads(store.read_text()) if store.exists() else {}
-    now = {str(p.relative_to(ROOT)): _digest(p) for pattern in TESTS for p in sorted(ROOT.glob(pattern))}
-    known = {name: entry for name, entry in known.items() if name in now}
-    due = [name for name, digest in now.items() if known.get(name, {}).get("digest") != digest]
-    if due:
-        print(f"{len(due)} test files are run once to see what they cover", flush=True)
-    # Several in one process, which imports everything once.
-    tasks = [due[start : start + TOGETHER] for start in range(0, len(due), TOGETHER)]
-    for i, (names, result) in enumerate(start_workers(n_workers, folder, measure_files, tasks)):
-        if isinstance(result, str):
-            print(names, result)
-            continue
-        for name, measured in result.items():
-            known[name] = {"digest": now[name], **measured}
-            if measured["failed"]:
-                n = len(measured["failed"])
-                print(f"{name}: {n} fail without any mutant and are left out", flush=True)
-        store.write_text(json.dumps(known))
-        print(f"\r{i + 1}/{len(tasks)}", end="", file=sys.stderr)
-    return known
+def name_change(mutant: Mutant) -> set[str]:
+    """Return the words by which a test would speak of the change: its functions, classes or constant."""
+    names = {part for part in mutant.function.split(".") if len(part) > 5 and not part.startswith("__")}
+    if not _is_function(mutant) and (found := re.match(r"(\w+)\s*[:=]", mutant.before)):
+        names.add(found[1])
+    return names
 
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def choose_tests(mutant: Mutant, known: dict[str, dict]) -> list[tuple[str, float]]:
-    """Return tests that run the mutant's function, or its module if it runs at import; likely, short ones first."""
-    names = [mutant.function, *_outer(mutant.function)]
-    stem = Path(mutant.path).stem
-    folder = Path(mutant.path).parent.name
-    chosen: dict[str, tuple[float, float]] = {}
-    for test_file, entry in known.items():
-        far = (
-            0
-            if stem in test_file or test_file == "tests/test_settings_page.py"
-            else 1
-            if f"/{folder}/" in test_file
-            else 2
-        )
-        tests: set[str] = set()
-        for name in names:
-            tests.update(entry["functions"].get(f"{mutant.path}::{name}", ()))
-        if not tests and not _is_function(
-            mutant
-        ):  # a constant or a default: every test of the module may notice
-            for function, of in entry["functions"].items():
-                if function.startswith(mutant.path + "::"):
-                    tests.update(of)
-        if test_file == "tests/test_settings_page.py" and not _is_function(mutant):
-            tests.update(entry["seconds"])
-            far = -0.5  # three seconds, after which hardly a default is left
-        for test in tests:
-            if test in entry["seconds"]:
-                chosen[test] = (far, entry["seconds"][test])
-    ordered = sorted(chosen.items(), key=lambda item: item[1][1] * (1 + 2 * item[1][0]) + 0.2 * item[1][0])
-    return [(test, seconds) for test, (_, seconds) in ordered]
-
-
-def _name_tests(tests: list[tuple[str, float]], known: dict[str, dict], budget: float) -> str:
-    files = sorted({test.split("::")[0] for test, _ in tests})
-    named = repr((sorted(test for test, _ in tests), [known[file]["digest"] for file in files], budget))
-    return hashlib.sha256(named.encode()).hexdigest()[:16]
-
-
-def _outer(function: str) -> list[str]:
-    parts = function.split(".")
-    return [
-        ".".join(parts[:i])
-        for i in range(len(parts) - 1, 0, -1)
-        if parts[i - 1][0].islower() or parts[i - 1][0] == "_"
-    ]
 
 
 def _is_function(mutant: Mutant) -> bool:
@@ -668,46 +607,45 @@ def _is_function(mutant: Mutant) -> bool:
 
 def try_mutant(tree: Path, task) -> dict:
     """Put a mutant into a tree, run its tests until one fails, put the original back."""
-    mutant, tests, budget = task
+    mutant, ranks, broken, seconds, budget = task
     target = tree / mutant.path
     original, stat = target.read_text(), target.stat()
-    began = time.monotonic()
+    began = _spent()
+    stale = find_stale(tree, mutant.path)
+    told: dict = {"how": "no test", "failed": [], "seconds": {}, "said": ""}
     try:
         target.write_text(mutant.code)
         # no compiled file of another mutant of equal size and second may be taken for this one
-        os.utime(
-            target,
-            (stat.st_atime, int(time.time()) + int(hashlib.sha256(mutant.key.encode()).hexdigest()[:5], 16)),
-        )
-        n, how, said = 0, "no test", ""
-        for chosen, total in divide_tests(tests, budget):
-            how, said = run_pytest(tree, chosen, 30 + 6 * total)
-            n += len(chosen)
-            if how != "passed":
+        moved = int(time.time()) + int(hashlib.sha256(mutant.key.encode()).hexdigest()[:5], 16)
+        os.utime(target, (stat.st_atime, moved))
+        for chosen in (
+            [name for name in ranks if ranks[name] < 2],
+            [name for name in ranks if ranks[name] == 2],
+        ):
+            left = budget - sum(told["seconds"].values())
+            if not chosen or left <= 0:
+                continue
+            own = f"{EXAMPLES}::test_examples_give_what_they_show[{_name_module(mutant.path)}]"
+            words = [own if name == EXAMPLES else name for name in chosen]
+            words += ["-x", *(f"--deselect={test}" for test in broken)]
+            judging = {"names": name_change(mutant), "ranks": ranks, "seconds": seconds, "budget": left}
+            new = run_pytest(tree, words, LIMIT, stale=stale, **judging)
+            told = {**new, "seconds": told["seconds"] | new["seconds"]}
+            if told["how"] != "passed":
                 break
     finally:
         target.write_text(original)
         os.utime(target, (stat.st_atime, stat.st_mtime))
-    result = "survived" if how in ("passed", "no test") else "killed"
-    return {
-        "result": result,
-        "how": how,
-        "said": said,
-        "n": n,
-        "seconds": round(time.monotonic() - began, 1),
-    }
+    told["result"] = "survived" if told["how"] in ("passed", "no test") else "killed"
+    return {**told, "n": len(told["seconds"]), "took": round(_spent() - began, 1)}
 
 
-def divide_tests(tests: list[tuple[str, float]], budget: float) -> list[tuple[list[str], float]]:
-    """Return tests and their seconds, within the budget: likely and short ones first, which mostly are enough."""
-    total, parts = 0.0, [([], 0.0), ([], 0.0)]
-    for i, (test, seconds) in enumerate(tests):
-        total += seconds
-        if i and total > budget:
-            break
-        at = int(bool(parts[1][0]) or (i > 0 and total > min(FIRST, budget)))
-        parts[at] = ([*parts[at][0], test], parts[at][1] + seconds)
-    return [part for part in parts if part[0]]
+def find_broken(tree: Path, task) -> list[str]:
+    """Return those of some tests that fail without a mutant of a file."""
+    path, tests = task
+    words = ["--continue-on-collection-errors", *tests]
+    told = run_pytest(tree, words, LIMIT * len(tests), stale=find_stale(tree, path))
+    return tests if told["how"] == "endless" else [test for test in tests if test in told["failed"]]
 
 
 def main() -> None:
@@ -720,7 +658,7 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument(
-        "--budget", type=float, default=12.0, help="seconds of tests that a mutant meets at most"
+        "--budget", type=float, default=12.0, help="seconds of the processor for the tests of a mutant"
     )
     parser.add_argument(
         "--folder", type=Path, default=ROOT / "build" / "mutation", help="where copies and results lie"
@@ -729,45 +667,78 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     files = sorted({str(p.relative_to(ROOT)) for pattern in options.files for p in ROOT.glob(pattern)})
-    mutants = draw_mutants(files, options.n, options.seed)
+    mutants = draw_mutants(files, options.n, options.seed, options.folder)
     if options.list:
         for mutant in mutants:
             print(f"{mutant.path}:{mutant.line} {mutant.function}\n  - {mutant.before}\n  + {mutant.after}")
         return
-    allowed = (
-        {entry["mutant"] for entry in yaml.safe_load(ALLOWED.read_text()) or []}
-        if ALLOWED.exists()
-        else set()
-    )
+    entries = yaml.safe_load(ALLOWED.read_text()) or [] if ALLOWED.exists() else []
+    allowed = {entry["mutant"] for entry in entries}
     load_libraries()
-    known = read_map(options.folder, options.jobs)
-    store = options.folder / "results.json"
+    tests, store = Tests(options.folder), options.folder / "results.json"
     results = json.loads(store.read_text()) if store.exists() else {}
-    due, states = [], {}
+    while due := find_due(mutants, results, allowed, tests, options.budget):
+        print(f"{len(mutants)} mutants, {len(due)} to run", flush=True)
+        tasks = [task for task, _ in due]
+        states = {task[0].key: state for task, state in due}
+        for i, ((mutant, *_), told) in enumerate(
+            start_workers(options.jobs, options.folder, try_mutant, tasks)
+        ):
+            if isinstance(told, str):
+                sys.exit(f"{mutant.key}\n{told}")
+            tests.seconds.update(told.pop("seconds"))
+            tests.save()
+            results[mutant.key] = {**told, **states[mutant.key]}
+            store.write_text(json.dumps(results, indent=0))
+            print(
+                f"{i + 1}/{len(due)} {told['result']} ({told['how']}, {told['took']} s) {mutant.key}",
+                flush=True,
+            )
+        ask_whether_tests_pass(mutants, results, tests, options.folder, options.jobs)
+    show(mutants, results, allowed)
+
+
+def ask_whether_tests_pass(mutants, results, tests: Tests, folder: Path, n_workers: int) -> None:
+    """Run tests that have failed without any mutant; what fails then notices nothing: its results are taken back."""
+    asked: dict[str, set[str]] = {}
     for mutant in mutants:
-        tests = choose_tests(mutant, known)
-        # a killed mutant stays killed while its file is the same, a survivor survives while its tests are too
-        state = {"file": _digest(ROOT / mutant.path), "tests": _name_tests(tests, known, options.budget)}
+        for test in results.get(mutant.key, {}).get("failed", ()):
+            if test.split("::")[0] in tests.digests and not tests.is_known(mutant.path, test):
+                asked.setdefault(mutant.path, set()).add(test)
+    tasks = [(path, sorted(own)) for path, own in asked.items()]
+    for (path, own), broken in start_workers(n_workers, folder, find_broken, tasks):
+        if isinstance(broken, str):
+            sys.exit(broken)
+        for test in own:
+            tests.note(path, test, test not in broken)
+        tests.save()
+        for mutant in mutants:
+            if mutant.path == path and set(results.get(mutant.key, {}).get("failed", ())) & set(broken):
+                print(f"{path}: {broken[0]} fails without any mutant and is left out", flush=True)
+                del results[mutant.key]
+
+
+def find_due(mutants, results, allowed, tests: Tests, budget: float) -> list[tuple[tuple, dict]]:
+    """Return task and state of the mutants that are not judged.
+
+    A killed mutant stays killed while its file is the same, a survivor survives while its tests are too.
+    """
+    due = []
+    for mutant in mutants:
+        ranks = tests.choose(mutant)
+        broken = tests.list_broken(mutant.path)
+        named = repr((sorted((name, tests.digests[name]) for name in ranks), broken, budget))
+        state = {
+            "file": _digest(ROOT / mutant.path),
+            "tests": hashlib.sha256(named.encode()).hexdigest()[:16],
+        }
         entry = results.get(mutant.key, {})
-        known_already = entry.get("file") == state["file"] and (
+        is_judged = entry.get("file") == state["file"] and (
             entry["result"] == "killed" or entry.get("tests") == state["tests"]
         )
-        states[mutant.key] = state
-        if mutant.key not in allowed and not known_already:
-            due.append((mutant, tests, options.budget))
-    print(f"{len(mutants)} mutants, {len(due)} to run", flush=True)
-    for i, ((mutant, *_), result) in enumerate(run_mutants(options.jobs, options.folder, due)):
-        if isinstance(result, str):
-            print(mutant.key, result)
-            continue
-        results[mutant.key] = {**result, **states[mutant.key]}
-        store.write_text(json.dumps(results, indent=0))
-        print(
-            f"{i + 1}/{len(due)} {result['result']} ({result['how']}, {result['seconds']} s)",
-            file=sys.stderr,
-            flush=True,
-        )
-    show(mutants, results, allowed)
+        if mutant.key not in allowed and not is_judged:
+            due.append(((mutant, ranks, broken, tests.seconds, budget), state))
+    return due
 
 
 def show(mutants: list[Mutant], results: dict, allowed: set[str]) -> None:
@@ -779,9 +750,9 @@ def show(mutants: list[Mutant], results: dict, allowed: set[str]) -> None:
         counts.setdefault(where, collections.Counter())[how] += 1
         if how in ("survived", "not run"):
             entry = results.get(mutant.key, {})
-            print(
-                f"\n{how}: {mutant.path}:{mutant.line} in {mutant.function or 'the module'} ({entry.get('n', 0)} tests)"
-            )
+            met = f"{entry.get('n', 0)} tests, {entry.get('skipped', 0)} skipped"
+            met += ", the budget was spent" * entry.get("stopped", False)
+            print(f"\n{how}: {mutant.path}:{mutant.line} in {mutant.function or 'the module'} ({met})")
             print(f"  - {mutant.before}\n  + {mutant.after}\n  {mutant.key}")
     print()
     for where, counted in sorted(counts.items()):

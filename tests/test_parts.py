@@ -176,6 +176,14 @@ def test_the_tests_of_the_core_pass_without_parts(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+def test_verbs_that_go_on_when_they_are_given_again():
+    """Who stops another verb is not promised that it goes on."""
+    verbs = {name: verb for part in find_parts() for name, verb in part.verbs.items()}
+    assert {name for name, verb in verbs.items() if not verb.starts_anew} == {
+        "analyze", "encode", "corpus", "phantom", "demo", "pretrain", "train-generator", "sweep",
+    }  # fmt: skip
+
+
 def test_parts_register_what_the_core_says_of_them():
     """The table of `parts` serves the sentence for missing parts alone; it must not promise anything else."""
     registered = {

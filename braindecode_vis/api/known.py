@@ -56,7 +56,7 @@ def describe(role: str, kind: str | None = None) -> pd.DataFrame:
     Examples
     --------
     >>> describe("encoder")["kind"].tolist()[:2]
-    ['ridge', 'network']
+    ['ridge', 'linear_gaussian']
     >>> "alphas" in set(describe("encoder", "ridge")["setting"])
     True
     >>> describe("config", "things_eeg2_nice_vitl")["part"].unique().tolist()

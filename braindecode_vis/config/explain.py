@@ -262,7 +262,7 @@ def explain(name: str, *, besides: Sequence[str] = ()) -> list[Explanation]:
     >>> [found.name for found in explain("atm_s")]
     ['network.atm_s']
     >>> dict(explain("prior")[0].kinds)["mean"]
-    'Always the mean training embedding: the control that ignores the brain.'
+    'Hand the mean embedding of the training images to the generator, whatever was predicted.'
     """
     if name == "run":
         return [explain_class("run", RunConfig)]

@@ -315,8 +315,8 @@ class UncertaintyRule:
     --------
     >>> rule = UncertaintyRule()
     >>> rule.update(["a", "b"], [0.5, 0.1])
-    >>> rule.choose(["a", "b", "never scored"]).tolist()
-    [1, 1, 1]
+    >>> rule.choose(["a", "b", "never scored"]).tolist()  # averages start at 1, and both lie far below
+    [2, 2, 1]
     """
 
     def __init__(self, momentum: float = 0.3, tail: float = 0.05) -> None:

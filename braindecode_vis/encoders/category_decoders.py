@@ -651,6 +651,7 @@ def pool_rows(probabilities: np.ndarray, trials: pd.DataFrame, inside: np.ndarra
 
     Examples
     --------
+    >>> import pandas as pd
     >>> table = pd.DataFrame({"subject": "1", "session": "1", "run": "1", "onset": [0.0, 0.0]})
     >>> pool_rows(np.array([[0.5, 0.5], [0.9, 0.1]]), table, np.array([True, True])).round(2).tolist()
     [[0.75, 0.25], [0.75, 0.25]]

@@ -513,8 +513,8 @@ def estimate_ridge_bytes(n_trials: int, n_features: int, n_targets: int) -> int:
 
     Examples
     --------
-    >>> estimate_ridge_bytes(16_540, 17 * 100, 1024) // 10**9  # THINGS-EEG2, averaged
-    1
+    >>> estimate_ridge_bytes(16_540, 17 * 100, 1024) // 10**6  # THINGS-EEG2, averaged
+    847
     """
     small = min(n_trials, n_features)
     # Responses and their z-scores in single precision; the Gram matrix, that of a fold, its eigenvectors and the

@@ -72,8 +72,8 @@ def fuse_ranks(*similarities: np.ndarray) -> np.ndarray:
 
     Examples
     --------
-    >>> fuse_ranks(np.array([[0.9, 0.1, 0.5]]), np.array([[0.2, 0.1, 0.8]])).argmax()
-    np.int64(2)
+    >>> fuse_ranks(np.array([[0.9, 0.1, 0.5]]), np.array([[0.2, 0.1, 0.8]])).round(4).tolist()
+    [[0.0325, 0.0317, 0.0325]]
     """
     from scipy.stats import rankdata
 

@@ -72,6 +72,11 @@ def test_a_run_answers_with_scores_predictions_images_and_a_page(run):
     assert "Me (2026)" in page
     assert "microvolt" in page
     assert run._repr_html_().startswith("<p>")
+    # what is printed are the scores of the decoder, and not those of its controls
+    assert len(run.scores.query("metric == 'top1'")) > 1
+    (row,) = (line.split() for line in str(run).splitlines() if line.split()[:1] == ["top1"])
+    assert float(row[1]) == pytest.approx(get_score(run, "top1"), abs=5e-4)
+    assert run._repr_html_().count("<td>top1</td>") == 1
 
 
 def test_an_opened_run_gives_the_same(run):

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.encoders.parcels import read_centroids
+from braindecode_vis.encoders.parcels import PlaceEmbedding, check_architecture, read_centroids
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.training.pretraining_model import Mask, PretrainingBatch, SelfSupervised
@@ -156,6 +156,24 @@ def test_coordinates_replace_the_table(tmp_path):
         tune(parcel_position="coordinates")
 
 
+def test_times_in_seconds_are_waves_at_the_middle_of_each_patch():
+    places = PlaceEmbedding(SIGNAL, 8, 2, networks=False, coordinates=None, patch_times=4)
+    n_periods = len(places.periods)
+    with torch.no_grad():
+        for parameter in places.parameters():
+            parameter.zero_()
+        places.time.weight[0, 1] = places.time.weight[1, n_periods + 2] = places.time.weight[2, -1] = 1.0
+    intervals = np.array([0.5, 2.0])
+    found = places(3, torch.tensor(intervals)).reshape(2, 6, 3, 8)
+    middle = 4 * intervals[:, None] * np.array([0.5, 1.5, 2.5])
+    sine = np.sin(2 * np.pi * middle / float(places.periods[1]))
+    cosine = np.cos(2 * np.pi * middle / float(places.periods[2]))
+    size = np.log10(4 * intervals)[:, None].repeat(3, axis=1)
+    expected = np.stack([sine, cosine, size], axis=-1)[:, None].repeat(6, axis=1)
+    np.testing.assert_allclose(found[..., :3].detach(), expected, atol=1e-3)  # angles of single precision
+    assert not found[..., 3:].any()
+
+
 def test_frozen_blocks_get_no_gradient():
     network = tune(freeze_depth=1).build(SIGNAL, 7)
     network(torch.randn(3, 6, 8), NOBODY).sum().backward()
@@ -191,6 +209,31 @@ def test_foreign_weights_are_renamed_and_reported(tmp_path, suffix):
         tune(pretrained=file, key_map={"net.": ""}, ignore_keys=("decoder.",)).build(
             Signal(("parcel", "time"), (7, 8), ("01",), networks=(*NETWORKS, "Vis")), 7
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"of a later version": 1}, None),
+        ({"width": 9}, "pretrained with width = 9, but this one has 8"),
+        ({"parcels": ["a", "c"]}, "number 1 was c and is b"),
+        ({"parcels": []}, None),
+        ({"parcels": ["a", "c", "d"]}, None),  # their number is that of another key
+        ({"networks": ["Vis", "Cont"]}, "first difference at parcel 1"),
+        ({"networks": []}, None),
+        ({"networks": [], "network_embedding": True}, "first difference at parcel 0"),
+        ({"networks": ["Vis", "Cont"], "network_embedding": True}, "first difference at parcel 1"),
+    ],
+)
+def test_an_encoder_of_another_architecture_is_refused(changes, words, tmp_path):
+    found = {"width": 8, "parcels": ["a", "b"], "networks": ["Vis", "Default"]}
+    found["network_embedding"] = changes.get("network_embedding", False)
+    if words is None:
+        check_architecture(found | changes, found, tmp_path)
+        return
+    with pytest.raises(DataError, match=words):
+        check_architecture(found | changes, found, tmp_path)
 
 
 def test_files_count_by_their_content(tmp_path):

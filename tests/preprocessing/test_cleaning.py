@@ -439,3 +439,16 @@ def test_missing_packages_are_named(tmp_path, signal, events, monkeypatch):
         write(make_source(signal, events), tmp_path / "a", autoreject=True)
     with pytest.raises(ConfigError, match=r"dataset\.ica\.method picard needs python-picard"):
         write(make_source(signal, events), tmp_path / "b", ica={"method": "picard"})
+
+
+def test_components_are_fitted_on_samples_of_training_trials_that_no_test_trial_uses():
+    trials = pd.DataFrame({"sample": [2, 20, 26, 55], "split": ["train", "train", "test", "train"]})
+    trials = trials.assign(onset=trials["sample"] / 100, repetition=1, stimulus_id=IDS[:4], concept=IDS[:4])
+    recording = Recording("01", "01", "01", "eeg", (Path("01.vhdr"),), trials, frozenset(IDS))
+    part = ContinuousPart(recording, NAMES, 100.0, 60, lambda start, stop: np.empty((0, 0)))
+    bounds, nothing = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.int64)
+    piece = Piece(part, trials, trials[:0], np.empty(0), bounds, nothing)
+    plan = replace(PLAN, tmin=-0.05, tmax=0.1, window=(0.0, 0.1))
+    # five samples before an onset and ten after: 0 to 11, 15 to 29 without 21 to 35, and 50 to the end
+    found = np.flatnonzero(artefacts._mark_training_samples(piece, plan))
+    np.testing.assert_array_equal(found, [*range(12), *range(15, 21), *range(50, 60)])

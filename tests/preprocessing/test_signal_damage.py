@@ -26,6 +26,7 @@ from braindecode_vis.preprocessing.meeg import write_meeg, write_source
 from braindecode_vis.preprocessing.signal_damage import (
     DamageWatch,
     find_held_runs,
+    make_watch,
     settle_blank_images,
     settle_missing,
 )
@@ -405,3 +406,30 @@ def test_runs_are_found_wherever_they_begin():
         signal[:3, start + 12] = 2.0
         assert find_held_runs(signal, np.zeros(4, bool), 13) == []
     assert find_held_runs(np.zeros((2, 50)), np.ones(2, bool), 8) == [(0, 50)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "most_constant"),
+    [
+        ({}, 0.25), ({"mask": "none"}, 0.25), ({"mask_file": None, "mask": "box"}, 0.25),
+        ({"mask": "brain"}, 1.0), ({"mask": "varying"}, 1.0), ({"mask_file": "mask.nii.gz"}, 1.0),
+    ],
+)  # fmt: skip
+def test_whoever_names_a_mask_may_have_voxels_that_never_change(settings, most_constant):
+    assert make_watch(SimpleNamespace(**settings)).most_constant == most_constant
+
+
+@pytest.mark.parametrize(
+    ("fields", "remedy"),
+    [
+        ((), "fetch it again"),
+        (("subjects", "runs"), "fetch it again, or leave it out with --set dataset.runs=[...]"),
+        (("subjects", "sessions"), "fetch it again, or leave it out with --set dataset.sessions=[...]"),
+        (("max_dropped",), "fetch it again, or keep such trials by raising dataset.max_dropped"),
+    ],
+)
+def test_a_remedy_is_a_setting_that_the_data_set_has(fields, remedy):
+    settings = type("Settings", (), {"model_fields": dict.fromkeys(fields), "max_dropped": 0.2})()
+    watch = make_watch(settings, refuses=False)
+    assert (watch.remedy, watch.most, watch.refuses) == (remedy, 0.2, False)
+    assert make_watch(SimpleNamespace()) == DamageWatch()

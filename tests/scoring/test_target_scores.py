@@ -147,6 +147,27 @@ def test_dimensions_are_correlated_one_by_one():
     ]
 
 
+def test_dimensions_of_several_subjects_are_means_of_each():
+    generator, subjects = np.random.default_rng(0), ("01", "02", "03")
+    vectors = generator.standard_normal((len(IDS), 2))
+    noise = np.repeat([[0.5, 4.0], [1.0, 4.0], [2.0, 4.0]], N_TEST, axis=0)  # of a and b in each subject
+    task = make_task(TargetParts(("a", "b")), vectors, noise, subjects=subjects)
+    predicted = task.predicted[0].vectors.astype(float)
+    halves = predicted + noise / 2 * generator.standard_normal((2, 2, *predicted.shape))
+    scores, _ = score_target(replace(task, halves=halves))
+    rows = [slice(n * N_TEST, (n + 1) * N_TEST) for n in range(len(subjects))]
+    own = np.array([np.diag(np.corrcoef(predicted[r].T, vectors[N_TRAIN:].T)[:2, 2:]) for r in rows])
+    ceilings = np.array([compute_reliability(halves[:, :, r]) for r in rows])
+    for subject, values in zip(subjects, own, strict=True):
+        found = find(scores, "dimension_correlation", subject=subject)
+        assert found.value == pytest.approx(values.mean(), abs=1e-6)
+    for metric, column in (("@a", [0]), ("@b", [1]), ("", [0, 1])):
+        found = find(scores, f"dimension_correlation{metric}", subject="all")
+        assert found.value == pytest.approx(own[:, column].mean(), abs=1e-6)
+        assert found.noise_ceiling == pytest.approx(np.sqrt(ceilings[:, column].mean()))
+        assert found.resampled == "3 subjects and 60 images (crossed)"
+
+
 def test_chance_of_dimensions_holds_where_concepts_are_shown_several_times():
     """Images of a concept share their row, so exchanging images would call noise that concepts share an effect."""
     concepts = [f"c{n // 6:02d}" for n in range(len(IDS))]

@@ -85,7 +85,7 @@ def plan_block(
     Examples
     --------
     >>> [one.stimulus_id for one in plan_block(["a", "b"], repetitions=2, seed=1)]
-    ['b', 'a', 'b', 'a']
+    ['a', 'b', 'a', 'b']
     """
     if soa - jitter < duration:
         raise ConfigError(

@@ -340,9 +340,9 @@ def extrapolate(pieces: Sequence[PieceCost], name: str, size: float, *, power: f
 
     Examples
     --------
-    >>> extrapolate([Piece(10, 3.0), Piece(20, 5.0)], "seconds", 100)
+    >>> extrapolate([PieceCost(10, 3.0), PieceCost(20, 5.0)], "seconds", 100)
     21.0
-    >>> round(extrapolate([Piece(0.25, 1.0), Piece(0.5, 8.0)], "seconds", 1.0, power=3))
+    >>> round(extrapolate([PieceCost(0.25, 1.0), PieceCost(0.5, 8.0)], "seconds", 1.0, power=3))
     64
     """
     last = pieces[-1]

@@ -15,7 +15,12 @@ from braindecode_vis.parts.analyses.hubness import (
     compute_uniformity,
     cross_geometry,
 )
-from braindecode_vis.parts.analyses.rsa import compare_layers_with_brain, compute_noise_ceiling, compute_rdm
+from braindecode_vis.parts.analyses.rsa import (
+    compare_layers_with_brain,
+    compare_rdms,
+    compute_noise_ceiling,
+    compute_rdm,
+)
 from braindecode_vis.scoring.crossed import crossed_half_width
 
 RNG = np.random.default_rng(0)
@@ -216,3 +221,19 @@ def test_intervals_of_the_geometry_of_several_subjects_are_crossed():
     low, high, words = cross_geometry(0.0, draws, (2, 30), "image")
     assert np.isnan(low)
     assert words.startswith("no interval: 2 subjects")
+
+
+def test_geometries_are_compared_from_three_images_on():
+    three = np.array([[0, 1, 2], [1, 0, 3], [2, 3, 0.0]])
+    options = {"n_bootstrap": 9, "n_permutations": 9}
+    (found,) = compare_rdms({"01": three}, {"turned": 4 - three - 4 * np.eye(3)}, **options).layers
+    assert found.rho == pytest.approx(-1)
+    skewed, two = three.copy(), three[:2, :2]
+    skewed[0, 1] = 2.5
+    for subjects, models in (
+        ({"01": two}, {"m": two}),
+        ({"01": three}, {"m": two}),
+        ({"01": three}, {"m": skewed}),
+    ):
+        with pytest.raises(DataError, match=r"symmetric matrix of [23] images, at least 3, is expected"):
+            compare_rdms(subjects, models, **options)

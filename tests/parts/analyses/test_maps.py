@@ -11,7 +11,7 @@ import pytest
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.parts.analyses.analysis_figures import make_maps
-from braindecode_vis.parts.analyses.attribution import IntegratedGradientsConfig, explain_trials
+from braindecode_vis.parts.analyses.attribution import IntegratedGradientsConfig, _tabulate, explain_trials
 from braindecode_vis.parts.analyses.layer_time import LayerTimeConfig, embed_subjects
 from braindecode_vis.parts.analyses.occlusion import OcclusionConfig
 from braindecode_vis.parts.analyses.patterns import SpatialPatternsConfig, _whiten, predict_signal
@@ -273,6 +273,17 @@ def test_gradients_point_at_the_planted_channels_and_sum_to_the_cosine():
     np.testing.assert_allclose(values.sum(axis=(1, 2)), retrieval.true_similarities, atol=0.05)
     assert all(p.requires_grad for p in model.parameters())  # as they were
     assert render_plot(found.plots[0].draw)
+
+
+def test_attributions_are_summed_over_the_other_axis_and_named():
+    study = make_epochs_study(n_times=3, n_train=4)
+    values = np.zeros((4, len(TEN_TWENTY), 3))
+    values[:, TEN_TWENTY.index("Fz")] = 0.0, 1.0, 2.0
+    rows = _tabulate(study, values, np.arange(4), np.full(4, "01"))
+    assert [(row["part"], row["name"], row["value"]) for row in rows] == [
+        *(("channel", name, 3.0 * (name == "Fz")) for name in TEN_TWENTY),
+        *(("time", str(study.responses.coords["times"][n]), float(n)) for n in range(3)),
+    ]
 
 
 def test_gradients_need_a_network_and_captum(monkeypatch):

@@ -15,7 +15,7 @@ from braindecode_vis.parts.analyses import measure
 from braindecode_vis.parts.analyses.bands import BandFilter, FrequencyBandsConfig, fit_bands
 from braindecode_vis.parts.analyses.cuts import keep_features
 from braindecode_vis.parts.analyses.generalization import TimeGeneralizationConfig
-from braindecode_vis.parts.analyses.measure import add_holm, add_maximum, measure_changes
+from braindecode_vis.parts.analyses.measure import Measured, add_holm, add_maximum, measure_changes
 from braindecode_vis.parts.analyses.regions import (
     NetworkAblationConfig,
     RoisConfig,
@@ -267,6 +267,23 @@ def test_the_named_of_many_is_corrected_for_their_number():
     ]
     assert np.isnan(add_maximum([{"observed": 1.0, "null": None}])[0]["p_maximum"])
     assert add_maximum([]) == []
+
+
+def test_differences_draw_by_the_seed_and_the_number_of_resamples_of_the_study():
+    """Another seed of the run drew the same resamples and signs."""
+    rng, ids = np.random.default_rng(0), np.arange(24).astype(str)
+    own, other = (
+        Measured(rng.random(24) + shift, ids, np.full(24, "01"), ids, chance=0.5, observed=0.0, null=None)
+        for shift in (0.2, 0.0)
+    )
+    study = make_parcel_study({"a": 1.0}, n_train=4, n_bootstrap=300)
+    studies = [replace(study, seed=seed) for seed in (0, 1, 1)]
+    rows = [own.as_row(each) | own.as_difference(each, other) for each in studies]
+    assert rows[1] == rows[2]
+    for name in ("ci_low", "ci_high", "difference_low", "difference_high", "p_difference"):
+        assert rows[0][name] != rows[1][name], name
+        assert rows[0][name] == pytest.approx(rows[1][name], abs=0.1), name
+    assert all(row["p_difference"] * 301 == pytest.approx(round(row["p_difference"] * 301)) for row in rows)
 
 
 @pytest.mark.slow

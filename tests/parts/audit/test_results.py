@@ -26,7 +26,7 @@ from braindecode_vis.parts.audit.results import (
     check_ranks,
 )
 from braindecode_vis.parts.audit.run import STEPS, audit_run
-from braindecode_vis.parts.audit.scores import check_report, check_scores
+from braindecode_vis.parts.audit.scores import _compare_ceilings, check_report, check_scores
 from braindecode_vis.parts.audit.synthetic_trials import check_synthetic_again
 from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.runs import open_run
@@ -389,3 +389,18 @@ def test_heads_that_saw_tested_images_are_found(tmp_path, monkeypatch):
         )  # fmt: skip
     found = audit_run(folder, refit=True)
     assert any("target embedding" in item.message for item in found.leaks)
+
+
+@pytest.mark.parametrize(
+    ("metric", "is_measured"),
+    [
+        ("dimension_correlation", True), ("dimension_correlation@size", True), ("brain_correlation", True),
+        ("brain_correlation@V1", True), ("top1", False), ("ssim@425", False),
+    ],
+)  # fmt: skip
+def test_ceilings_that_a_run_measures_are_compared(metric, is_measured):
+    told = [{"metric": "top5", "noise_ceiling": 0.9}, {"metric": metric, "noise_ceiling": 0.5}]
+    made = [{"metric": "top5", "noise_ceiling": 0.8}, {"metric": metric, "noise_ceiling": 0.6}]
+    words = f"the ceiling of {metric} is 0.5, and 0.6 when it is measured again"
+    assert _compare_ceilings(told, made) == (words if is_measured else "")
+    assert _compare_ceilings(told, told) == ""

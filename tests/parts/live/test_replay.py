@@ -1,8 +1,12 @@
 """What is played as a stream, in this process: nothing is lost but what a fault takes away, and that is told."""
 
 import time
+from dataclasses import replace
+from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
@@ -11,6 +15,7 @@ from braindecode_vis.parts.live.replay import (
     Faults,
     Playback,
     ReplaySource,
+    open_phantom,
     open_playback,
     read_faults,
 )
@@ -180,6 +185,67 @@ def test_an_events_table_beside_a_recording_says_what_was_shown(tmp_path, shared
     assert [m for _, markers in chosen.blocks() for m in markers] == [(512, "7"), (1280, "8")]
     with pytest.raises(DataError, match="has the columns onset, duration, stim_file, value"):
         open_playback(path, column="picture")
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """Put a phantom of two subjects and three pictures there that makes no signal, and note what is asked of it."""
+    noted = SimpleNamespace(people=[], shown=[])
+    table = pd.DataFrame({"stimulus_id": ["a", "b", "c"], "split": ["train", "test", "test"]})
+    size = replace(SIZES["things-eeg2"]["tiny"], n_subjects=2)
+    truth = SimpleNamespace(
+        root=tmp_path, folder=tmp_path, format="things-eeg2", size=size, config=PhantomConfig(),
+        read_stimuli=lambda: table,
+    )  # fmt: skip
+
+    def simulate(person, system, shown, duration_s, *, name):
+        noted.shown = list(islice(shown, 8))
+        yield np.ones((2, 5), np.float32), [(3, noted.shown[0][1])]
+
+    for name, value in {
+        "truth.read_truth": lambda folder: truth,
+        "drive.compute_drive": lambda *words, **options: None,
+        "brain.make_person": lambda config, number, drive: noted.people.append(number),
+        "meeg_signal.simulate_endless": simulate,
+    }.items():
+        monkeypatch.setattr(f"braindecode_vis.parts.phantom.{name}", value)
+    return noted
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "pace"),
+    [
+        ({}, {1, 2}, 0.2),
+        ({"soa": 0.5}, {1, 2}, 0.5),
+        ({"split": "train", "soa": 1.5}, {0}, 1.5),
+        ({"split": "all", "subject": 2, "seed": 4}, {0, 1, 2}, 0.2),
+    ],
+)
+def test_a_phantom_sees_the_pictures_of_a_split_at_the_pace(options, rows, pace, asked, tmp_path):
+    playback = open_phantom(tmp_path, **options)
+    ((samples, markers),) = playback.blocks()
+    assert asked.people == [options.get("subject", 1) - 1]
+    np.testing.assert_allclose([at for at, _ in asked.shown], 1 + pace * np.arange(8))
+    shown = [row for _, row in asked.shown]
+    whole = 8 // len(rows) * len(rows)
+    assert all(
+        set(shown[n : n + len(rows)]) == rows for n in range(0, whole, len(rows))
+    )  # each before any again
+    assert len(rows) == 1 or all(np.diff(shown))  # two in a row would be one long picture
+    assert markers == [(3, "abc"[shown[0]])]
+    assert (samples == 1e6).all()  # microvolt
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"subject": 0}, "has 2 subject"), ({"subject": 3}, "has 2 subject"),
+        ({"split": "valid"}, "no image of the split 'valid'"), ({"soa": 1e-4}, "cannot follow each other"),
+    ],
+)  # fmt: skip
+def test_what_a_phantom_has_not_is_said(options, words, asked, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        open_phantom(tmp_path, **options)
 
 
 @pytest.mark.slow

@@ -302,6 +302,19 @@ def test_a_source_from_outside_the_package(tmp_path, monkeypatch):
 # --- the Lab Streaming Layer, over loopback ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("sfreq", "told"), [(250.0, False), (255.0, False), (240.0, True), (1000.0, True)])
+def test_another_rate_than_the_stream_says_is_told_once_after_ten_seconds(sfreq, told):
+    source, first = LslSource("EEG"), 5000.0
+    source._sfreq = 250.0
+    notes: list[str] = []
+    for number in range(round(sfreq * 30) // 20):
+        stamps = first + (20 * number + np.arange(20)) / sfreq
+        source._check_rate(stamps, notes)
+        assert stamps[-1] - first > 10 or not notes
+    expected = f"{sfreq:.1f} samples a second came in the first 10 s, where the stream says 250 Hz."
+    assert notes == [expected] * told
+
+
 @pytest.fixture(scope="module")
 def lsl():
     pytest.importorskip("mne_lsl", reason="the extra live is not installed")

@@ -1,5 +1,7 @@
 """A scan decoded while it runs: as the run decodes a scan that ended there, and what differs is named."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ from PIL import Image
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
+from braindecode_vis.datasets.sources.bold_source import WindowConfig
 from braindecode_vis.parts.live.opening import open_session
 from braindecode_vis.parts.live.recording import BidsRecorder
 from braindecode_vis.parts.live.stream_roles import Chunk, Listener, Marker, StreamInfo
@@ -160,6 +163,20 @@ def test_a_decision_is_that_of_the_scan_that_ended_there(run, root, tmp_path):
     np.testing.assert_allclose(
         shown.embedding, expected.vectors[-1], rtol=1e-3, atol=1e-3 * np.abs(expected.vectors).max()
     )
+
+
+@pytest.mark.parametrize("keep", ["mean", "times"])
+def test_a_person_with_fewer_voxels_than_the_run_has_zeros_behind(keep):
+    """Responses of several people in one run are as wide as those with the most voxels."""
+    rows = np.arange(1.0, 7.0).reshape(2, 3)  # two volumes or rows of three voxels
+    stored = SimpleNamespace(own=SimpleNamespace(data=np.zeros((4, 5))))
+    decoder = SimpleNamespace(
+        model=WindowConfig(keep=keep), geometry=SimpleNamespace(parcels=None), judge=stored
+    )
+    found = VolumeDecoder.shape_response(decoder, rows)
+    if keep == "times":
+        found = found[0].T
+    np.testing.assert_array_equal(found, [[1, 2, 3, 0, 0], [4, 5, 6, 0, 0]])
 
 
 def test_what_does_not_fit_is_said_in_a_sentence(run, tmp_path):

@@ -1,6 +1,7 @@
 """Every metric has one entry, and one place takes names apart."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -105,6 +106,33 @@ def test_tables_agree_with_the_values_of_each_pair():
                 rtol=0,
                 atol=1e-6,  # a table of SSIM is in single precision
             )
+
+
+def test_rounds_beside_partners_equal_each_pair_whatever_the_metric(monkeypatch):
+    """Metrics of the package share their resized images; one from outside may be a `partial` as well."""
+    rng = np.random.default_rng(0)
+    rounds = list(rng.integers(0, 256, (2, 3, 16, 16, 3), dtype=np.uint8))
+    seen = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+
+    def compare(power, made, true):
+        return (np.abs(made.astype(float) - true) ** power).mean(axis=(1, 2, 3))
+
+    monkeypatch.setattr(registry, "_OUTSIDE", dict(registry._OUTSIDE))
+    for name, function in {
+        "cubed": partial(compare, 3),
+        "plain": lambda *images: compare(1, *images),
+    }.items():
+        register_metric(Metric(name, name, "", -1, on="images", compare=function))
+    partners = [np.array([0, 1, 2]), np.array([3, 0, 0])]
+    names = ["plain", "ssim", "cubed", "pixcorr@425"]
+    found = registry.compare_rounds(names, rounds, seen, partners)
+    assert list(found) == names
+    for name, values in found.items():
+        metric = find_metric(name).metric
+        expected = [[registry.compare_items(metric, made, seen[one]) for one in partners] for made in rounds]
+        np.testing.assert_allclose(
+            values, expected, rtol=1e-5, err_msg=name
+        )  # single precision at 425 pixels
 
 
 @pytest.mark.parametrize(

@@ -347,6 +347,30 @@ def test_a_file_in_the_public_layout_is_read(name, make_config, tmp_path, monkey
     assert torch.pdist(answers).min() > 0
 
 
+# NeuroSTORM has depths by stage
+@pytest.mark.parametrize("name", [name for name in SIGNALS if name != "neurostorm"])
+@torch.no_grad()
+def test_sizes_of_the_settings_are_those_of_the_network(name, make_config):
+    signal = SIGNALS[name]
+
+    def build(**sizes):
+        return make_config(name, **sizes).build(signal, 6).eval()
+
+    def n_weights(network):
+        return sum(value.numel() for value in network.backbone.parameters())
+
+    one, two, three = (n_weights(build(depth=depth)) for depth in (1, 2, 3))
+    assert three - two == two - one > 0
+    assert n_weights(build(width=32)) > 2 * two
+    two_heads, four_heads = build(), build(n_heads=4)
+    if name == "brainlm, series":  # a convolution for each head
+        assert n_weights(four_heads) > two
+        return
+    four_heads.load_state_dict(two_heads.state_dict())
+    data, nobody = torch.randn(2, *signal.shape), torch.zeros(2, dtype=torch.long)
+    assert not torch.allclose(two_heads(data, nobody), four_heads(data, nobody))
+
+
 @EVERY
 def test_every_weight_that_the_trial_needs_learns(name, make_config, monkeypatch):
     monkeypatch.setattr(NeuroStormConfig, "side", 24)
