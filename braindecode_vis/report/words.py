@@ -200,8 +200,8 @@ def describe_encoder(encoder: Mapping[str, Any], fitted: Mapping[str, Any] | Non
     if isinstance(network, Mapping):
         name = str(network.get("model") or network.get("kind", ""))
         epochs = encoder.get("epochs")
-        words = [_NAMES.get(name, name.replace("_", " ")), f"{epochs} epochs" if epochs else ""]
-        return ", ".join(filter(None, [*words, describe_objectives(encoder)]))
+        facts = [f"{epochs} epochs" if epochs else "", describe_objectives(encoder)]
+        return ", ".join([_NAMES.get(name, name.replace("_", " ")), *filter(None, facts)])
     members = encoder.get("members")
     if isinstance(members, list) and all(isinstance(member, Mapping) for member in members):
         named, asked = [describe_encoder(member) for member in members], encoder.get("for_generator")

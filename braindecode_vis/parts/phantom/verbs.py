@@ -32,6 +32,10 @@ class SizeOptions:
     sessions: Annotated[int | None, typer.Option("--sessions", min=1, help="Sessions of each subject.")] = (
         None
     )
+    raw_sessions: Annotated[
+        int | None,
+        typer.Option("--raw-sessions", min=0, help="Sessions whose raw runs are written too (THINGS-MEG)."),
+    ] = None
     train_repetitions: Annotated[int | None, typer.Option(min=1, help="Times a training image is seen.")] = (
         None
     )
