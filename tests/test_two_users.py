@@ -139,7 +139,7 @@ def test_whoever_may_read_a_run_reads_it_by_every_verb(runs, tmp_path):
     [
         ("**/ridge.safetensors", {"score", "compare", "board", "scores", "report"}),
         ("**/data.npy", {"score", "compare", "board", "scores", "report"}),
-        ("*/config.yaml", {"score", "decoder"}),
+        ("*/config.yaml", {"score", "decoder", "board"}),
         ("*/stages", {"score"}),
     ],
 )

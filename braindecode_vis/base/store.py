@@ -258,10 +258,10 @@ class RunFolder:
                 if path.is_file():
                     with path.open("rb") as file:
                         os.fsync(file.fileno())
-                    with contextlib.suppress(OSError):  # somebody else's, of which it is a link
-                        path.chmod(
-                            0o666 & ~_read_umask()
-                        )  # components from outside may write for their owner alone
+                    mode = 0o666 & ~_read_umask()
+                    # Components from outside may write for their owner alone; a mode that is set changes times.
+                    if stat.S_IMODE(path.stat().st_mode) != mode:
+                        path.chmod(mode)
             damaged = parent / f"{_TEMPORARY}damaged-{unit}-{fingerprint}-{_HOST}-{os.getpid()}"
             if damage:  # out of the way first: a rename never replaces a folder that holds something
                 with contextlib.suppress(FileNotFoundError):
