@@ -22,7 +22,7 @@ FIGURES = {
     "arrows between these": 128,
     "circles, counting imports inside functions": 0,
     "modules in circles": 0,
-    "lines of the core": 112500,
+    "lines of the core": 112750,
     "files of the core": 341,
     "lines of part analyses": 8750,
     "files of part analyses": 30,
