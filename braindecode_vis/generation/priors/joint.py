@@ -26,13 +26,11 @@ from braindecode_vis.base.seeds import make_torch_generator
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.generation.priors.diffusion import VALUES_AT_ONCE
 from braindecode_vis.generation.priors.diffusion_networks import BrainTokenTransformer
-from braindecode_vis.generation.priors.joint_config import UNTRAINED_PRIOR
 from braindecode_vis.generation.priors.sampling import NoiseSchedule, draw_samples, guide_network
 from braindecode_vis.training.objectives.objective import upcast
 from braindecode_vis.training.optimisation import load_weights
 
 if TYPE_CHECKING:
-    from braindecode_vis.generation.priors.joint_config import DiffusionPriorObjectiveConfig, JointPriorConfig
     from braindecode_vis.training.objectives.objective import Outputs, StepSizes
 
 FILE = "prior.safetensors"
@@ -41,13 +39,18 @@ FILE = "prior.safetensors"
 class DiffusionPriorTerm(nn.Module):
     """The loss of `DiffusionPriorObjectiveConfig`, and the network that it trains.
 
+    Parameters
+    ----------
+    config
+        The settings, a `DiffusionPriorObjectiveConfig`.
+
     Attributes
     ----------
     shape
         Of one target, (n_features,) or (n_tokens, n_features); empty until `prepare`.
     """
 
-    def __init__(self, config: DiffusionPriorObjectiveConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.schedule = config.schedule
@@ -107,7 +110,7 @@ def compute_clean_loss(
     return functional.mse_loss(network(noised, timesteps, upcast(condition), keep, keep_noised), wanted)
 
 
-def describe_network(config: DiffusionPriorObjectiveConfig) -> dict[str, int]:
+def describe_network(config: Any) -> dict[str, int]:
     """Return the settings of the network by the names that `make_network` takes."""
     return {"depth": config.depth, "n_heads": config.heads, "head_width": config.head_width}
 
@@ -124,10 +127,10 @@ class JointPrior:
     Parameters
     ----------
     config
-        The settings.
+        The settings, a `JointPriorConfig`.
     """
 
-    def __init__(self, config: JointPriorConfig) -> None:
+    def __init__(self, config: Any) -> None:
         self.config, self.context = config, NOTHING_LENT
         self.network: BrainTokenTransformer | None = None
         self.schedule = NoiseSchedule()
@@ -135,7 +138,7 @@ class JointPrior:
         self.space, self.shape = "", tuple[int, ...]()
 
     def bind(self, context: Context) -> None:
-        """Take the fitted brain encoder, which holds the network."""
+        """Take the fitted brain encoder, which holds the network, and where to compute."""
         self.context = context
 
     def fit(
@@ -160,7 +163,7 @@ class JointPrior:
         encoder = self.context.encoder
         term = None if encoder is None else encoder.find_prior()
         if term is None:
-            raise ConfigError(f"{UNTRAINED_PRIOR}.")
+            raise ConfigError(f"{self.config.untrained}.")
         if term.shape != target.vectors.shape[1:]:
             raise DataError(
                 f"the brain encoder has trained a prior of embeddings of shape {term.shape}, but those of "
@@ -208,7 +211,7 @@ class JointPrior:
                 f"the prior was trained in the space {self.space!r} with rows of shape {self.shape}, but got "
                 f"{predicted.space!r} with {predicted.vectors.shape[1:]}."
             )
-        device = choose_device(self.config.device, setting="prior.device")
+        device = choose_device(self.context.device, setting="retrieval.device")
         network.to(device)
         rows = np.repeat(np.arange(len(predicted)), n_draws)
         drawn = np.empty((len(rows), *self.shape), np.float32)

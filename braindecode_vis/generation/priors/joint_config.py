@@ -87,17 +87,15 @@ class JointPriorConfig(Settings):
     ----------
     steps
         Steps of the sampler, fewer than the schedule has (MindEye2: 20 of 100, which are 19 calls of the network).
-    device
-        How it runs, not what it computes.
     """
 
     kind: Literal["joint_diffusion"] = "joint_diffusion"
     steps: int = Field(default=20, ge=2)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
     needs_predictions: ClassVar[bool] = False
     asks_trained_prior: ClassVar[bool] = True
+    #: What is said where the brain encoder has trained none.
+    untrained: ClassVar[str] = UNTRAINED_PRIOR
 
     def build(self, *, seed: int = 0) -> JointPrior:
         """Return the prior without its network; nothing is drawn before `sample`, which has a seed of its own."""

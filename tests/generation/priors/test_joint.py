@@ -198,8 +198,8 @@ def trained():
 
 
 def bind(encoder, **settings):
-    prior = JointPriorConfig(device="cpu", **settings).build()
-    prior.bind(Context(encoder=encoder))
+    prior = JointPriorConfig(**settings).build()
+    prior.bind(Context(encoder=encoder, device="cpu"))
     return prior
 
 
@@ -272,7 +272,7 @@ def test_fitted_priors_and_encoders_are_read_as_they_were_written(trained, tmp_p
     prior.write(tmp_path)
     predicted = encoder.predict_for_generator(responses)
     expected = prior.sample(predicted, n_draws=1, seed=3)
-    read = JointPriorConfig(device="cpu").read(tmp_path)
+    read = JointPriorConfig().read(tmp_path)
     np.testing.assert_array_equal(read.sample(predicted, n_draws=1, seed=3).vectors, expected.vectors)
     folder = tmp_path / "encoder"
     folder.mkdir()
@@ -370,7 +370,7 @@ class FakeGenerator:
         ),
         (
             ["prior.kind=joint_diffusion", "prior.guidance=3"],
-            "unknown key prior.guidance; known here are kind, steps, device; it is a setting of the prior diffusion",
+            "unknown key prior.guidance; known here are kind, steps; it is a setting of the prior diffusion",
         ),
         (
             ["prior.kind=diffusion", "prior.network=mindeye2", "prior.token_width=8"],
