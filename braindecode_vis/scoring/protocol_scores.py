@@ -81,7 +81,7 @@ class ProtocolTask:
     compositions
         Tests for ``composition``.
     n_drawn, n_draws
-        Size and number of the subsets of ``nsd_300``.
+        Size and number of the subsets of ``nsd_300``; of a smaller test set all images.
     device
         Where ranks are computed.
     units
@@ -152,9 +152,10 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
     names
         ``relative_median_rank`` (both definitions), ``mean_average_precision`` (all images of the concept are
         relevant), ``within_concept``, ``instances`` (single trials beside averaged predictions), ``nsd_300`` (drawn and
-        exact, both directions), ``zero_shot_text``, ``concept_templates``, ``transductive`` (the unlabelled test
-        queries of each subject correct their own similarities; see `scoring.metrics.query_calibration`),
-        ``composition`` (what was seen against the same parts bound otherwise, and as a control against other parts).
+        exact, in both directions: images for a response, responses for an image), ``zero_shot_text``,
+        ``concept_templates``, ``transductive`` (the unlabelled test queries of each subject correct their own
+        similarities; see `scoring.metrics.query_calibration`), ``composition`` (what was seen against the same parts
+        bound otherwise, and as a control against other parts).
 
     Raises
     ------
@@ -348,20 +349,23 @@ def score_draws(task: ProtocolTask) -> Iterator[Score]:
         own, _ = protocols.average_predictions(
             Embeddings(queries.vectors[rows], queries.ids[rows], queries.space)
         )
+        n_drawn = min(
+            task.n_drawn, len(own)
+        )  # a smaller test set is searched whole, which the name of a row says
         found = protocols.retrieve_in_draws(
-            own, gallery, n_items=task.n_drawn, n_draws=task.n_draws, seed=task.seed, n_boot=task.n_bootstrap,
+            own, gallery, n_items=n_drawn, n_draws=task.n_draws, seed=task.seed, n_boot=task.n_bootstrap,
             device=task.device,
         )  # fmt: skip
         for direction, result in found.items():
-            label = f"{direction}@{task.n_drawn}-way"
+            label = f"{direction}@{n_drawn}-way"
             for metric, value in (
                 (f"{label}-{task.n_draws}-draws", result.value),
                 (f"{label}-exact", float(result.exact.mean())),
             ):
                 yield Score(
-                    method="decoded", metric=metric, value=value, chance=1 / task.n_drawn, n_queries=len(own),
+                    method="decoded", metric=metric, value=value, chance=1 / n_drawn, n_queries=len(own),
                     protocol=task.protocol, subject=str(who), split=task.split, seed=task.seed,
-                    ci_low=result.interval.low, ci_high=result.interval.high, gallery_size=task.n_drawn,
+                    ci_low=result.interval.low, ci_high=result.interval.high, gallery_size=n_drawn,
                     resampled="images",
                 )  # fmt: skip
 

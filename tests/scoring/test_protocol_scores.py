@@ -125,6 +125,15 @@ def test_what_a_protocol_lacks_is_told():
         replace(task, concepts=task.concepts[:3])
 
 
+def test_a_test_set_of_fewer_than_300_is_searched_whole_and_the_rows_say_so_in_both_directions():
+    task = replace(make_task(subjects=("01",)), n_drawn=300)
+    scores = score_protocols(task, ["nsd_300"])
+    names = {f"{way}_retrieval@{N}-way-{how}" for way in ("image", "brain") for how in ("exact", "20-draws")}
+    assert {score.metric for score in scores} == names
+    assert {score.chance for score in scores} == {1 / N}
+    assert all(score.ci_low <= score.value <= score.ci_high for score in scores)
+
+
 def test_transductive_rows_have_names_of_their_own_and_say_what_they_used():
     task = make_task(n_repeats=1)
     queries, gallery, _ = task.retrievals[0]
