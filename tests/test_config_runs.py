@@ -119,6 +119,7 @@ TINY = {
     "diffusion": lambda own: {
         "widths": [16, 8], "time_features": 8, "candidates": 16, "min_steps": 1, "depth": 1,
     },
+    "diffusion_prior": lambda own: {"depth": 1, "heads": 2, "head_width": 4},
     "growing_window": lambda own: {"step": 0.5},
     "ridge": lambda own: {"alphas": own["alphas"][:2], "n_features": [20, None] if own.get("n_features") else None},
     "logistic": lambda own: {"c": own["c"][:1], "windows": own["windows"][:1]},

@@ -359,6 +359,13 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
         """Return how likely images are, given a prediction of `predict_for_generator`; None if that is not known."""
         ...
 
+    def find_prior(self) -> Any:
+        """Return the prior of `predict_for_generator` that was trained with the encoder; None without one.
+
+        Asked where the settings say ``trains_prior``; a `braindecode_vis.generation.priors.joint.DiffusionPriorTerm`.
+        """
+        ...
+
     def describe(self, responses: Responses, n_beams: int = 1) -> list[str]:
         """Return a caption of each trial; asked where the settings say ``writes_captions``."""
         ...
@@ -519,6 +526,8 @@ class WholeSettings(Protocol):
     may_know_likelihood: bool
     #: Brain encoder: whether it has `describe`.
     writes_captions: bool
+    #: Brain encoder: whether it trains a prior beside itself, which `find_prior` returns.
+    trains_prior: bool
     #: Encoder: whether several processes can share its training.
     trains_in_processes: bool
     #: Category decoder: whether the decisions of a trial's volumes are pooled.
@@ -529,6 +538,8 @@ class WholeSettings(Protocol):
     asks_generator: bool
     #: Prior: whether the brain encoder must have `describe_likelihood`.
     asks_likelihood: bool
+    #: Prior: whether it is the one that the brain encoder has trained.
+    asks_trained_prior: bool
     #: Prior: whether its draws are meant to be embeddings of images, and not predictions.
     draws_images: bool
     #: Generator: whether it wants the noise of single repetitions.

@@ -139,6 +139,7 @@ _CORE: dict[str, dict[str, str]] = {
         "propagation": "training.objectives.objectives_config:PropagationObjectiveConfig",
         "sentence_contrast": "training.objectives.objectives_config:SentenceObjectiveConfig",
         "composition": "training.objectives.objectives_config:CompositionObjectiveConfig",
+        "diffusion_prior": "generation.priors.joint_config:DiffusionPriorObjectiveConfig",
     },
     "augmentation": {
         "channel_dropout": "training.augment:ChannelDropoutConfig",
@@ -158,6 +159,7 @@ _CORE: dict[str, dict[str, str]] = {
         "moments": "generation.priors.closed_form:MomentsPriorConfig",
         "neighbours": "generation.priors.neighbours:NeighboursPriorConfig",
         "diffusion": "generation.priors.diffusion_config:DiffusionPriorConfig",
+        "joint_diffusion": "generation.priors.joint_config:JointPriorConfig",
     },
     "generator": {
         "latents": "generation.inversion:LatentsConfig",
@@ -408,7 +410,9 @@ def find_nested(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[Compo
             yield from find_nested(member)
 
 
-def check_names(cls: type[Settings], content: Mapping[str, Any], key: str = "") -> None:
+def check_names(
+    cls: type[Settings], content: Mapping[str, Any], key: str = "", role: str | None = None
+) -> None:
     """Raise `ConfigError` at the first key or kind that is not known, before any value is looked at.
 
     Validation would find it too, but a component that is validated first may ask a library that takes seconds to load.
@@ -421,11 +425,15 @@ def check_names(cls: type[Settings], content: Mapping[str, Any], key: str = "") 
         Its plain values, nested ones included.
     key
         Where they stand.
+    role
+        The role of which `cls` is a kind; a setting that other kinds have is then said to be theirs.
     """
     for name, value in content.items():
         whole = f"{key}.{name}".lstrip(".")
         if name not in cls.model_fields:
-            raise ConfigError(describe_unknown_key(whole, list(cls.model_fields)))
+            clause, owners = describe_unknown_key(whole, list(cls.model_fields)), list_owners(role, name)
+            theirs = f"; it is a setting of the {role} {' and '.join(owners)}" if owners else ""
+            raise ConfigError(clause + theirs)
         field = cls.model_fields[name]
         nested = list(find_nested(field.annotation, field.metadata))
         if len(nested) != 1:  # a value, or one of a few variants
@@ -436,7 +444,16 @@ def check_names(cls: type[Settings], content: Mapping[str, Any], key: str = "") 
                 where = f"{whole}.{place}".rstrip(".")
                 found = nested[0].find(entry, where) if isinstance(nested[0], Component) else nested[0]
                 if found is not None:
-                    check_names(found, entry, where)
+                    own = nested[0].role if isinstance(nested[0], Component) else None
+                    check_names(found, entry, where, own)
+
+
+def list_owners(role: str | None, name: str) -> list[str]:
+    """Return the kinds of the package that have a setting, of the roles whose settings load in no time."""
+    # Others (data sets, networks) share most names, and looking into all of them takes seconds.
+    if role not in ("prior",):
+        return []
+    return [kind for kind in list_inside(role) if name in find_component(role, kind).model_fields]
 
 
 class ByKind:

@@ -276,7 +276,7 @@ BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
         "predicts_targets": True, "predicts_alike": True, "label_free_subjects": (), "as_module": _refuse_module,
         "describe_likelihood": _answer(None), "adapt": _refuse_adaptation, "adapts_quickly": False,
         "list_held_out": _answer(()), "predict_sentences": _answer(None), "describe": _refuse_description,
-        "describe_mean": _refuse_description, "map_labels": _answer(None),
+        "describe_mean": _refuse_description, "map_labels": _answer(None), "find_prior": _answer(None),
     },
 )  # fmt: skip
 CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(
@@ -330,7 +330,7 @@ ENCODER_SETTINGS: Role[WholeSettings] = Role(
     {
         "decodes_categories": False, "reads_text": False, "uses_pretraining": False, "trains_in_processes": False,
         "members": (), "pool": False, "may_know_likelihood": True, "writes_captions": False, "read": _read_seeded,
-        "check_low_level": _answer(None),
+        "check_low_level": _answer(None), "trains_prior": False,
     },
 )  # fmt: skip
 PRIOR_SETTINGS: Role[WholeSettings] = Role(
@@ -338,6 +338,7 @@ PRIOR_SETTINGS: Role[WholeSettings] = Role(
     _SETTINGS,
     {
         "needs_predictions": True, "draws_images": True, "asks_generator": False, "asks_likelihood": False,
+        "asks_trained_prior": False,
         "find_images": _take_training_images, "describe_choices": _answer([]), "read": _read_prior,
     },
 )  # fmt: skip

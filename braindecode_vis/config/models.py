@@ -41,6 +41,7 @@ from braindecode_vis.encoders.encoding_model import EncodingModelConfig
 from braindecode_vis.encoders.parcels_config import OWN_PRETRAINING
 from braindecode_vis.generation.captions_config import CaptionsConfig
 from braindecode_vis.generation.image_fusion import ImageFusionConfig
+from braindecode_vis.generation.priors.joint_config import UNTRAINED_PRIOR
 from braindecode_vis.generation.priors.neighbours import UNKNOWN_LIKELIHOOD
 from braindecode_vis.preprocessing.common_space import COMMON_SPACES, name_alignment
 from braindecode_vis.preprocessing.selection import SelectionConfig
@@ -698,6 +699,13 @@ class RunConfig(Settings):
             and not play(ENCODER_SETTINGS, self.encoder).may_know_likelihood
         ):
             raise ValueError(UNKNOWN_LIKELIHOOD)  # before a training that would come to nothing
+        return self
+
+    @model_validator(mode="after")
+    def _check_encoder_trains_prior(self) -> Self:
+        asks = play(PRIOR_SETTINGS, self.prior).asks_trained_prior
+        if asks and not play(ENCODER_SETTINGS, self.encoder).trains_prior:
+            raise ValueError(UNTRAINED_PRIOR)
         return self
 
     @model_validator(mode="after")

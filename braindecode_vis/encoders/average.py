@@ -102,6 +102,12 @@ class AverageConfig(Settings):
         """Whether a member learns to write captions of trials."""
         return any(getattr(member, "writes_captions", False) for member in self.members)
 
+    @property
+    def trains_prior(self) -> bool:
+        """Whether the member that is asked for images trains a prior beside itself."""
+        asked = None if self.for_generator is None else self.members[self.for_generator]
+        return bool(getattr(asked, "trains_prior", False))
+
     def build(self, *, seed: int) -> AverageEncoder:
         """Return the unfitted encoder."""
         return AverageEncoder(self, seed=seed)
@@ -190,6 +196,11 @@ class AverageEncoder:
         """Return how likely images are for the member that is asked for them; None without one."""
         member = self._for_generator
         return None if member is None else member.describe_likelihood()
+
+    def find_prior(self) -> Any:
+        """Return the prior that the member which is asked for images has trained; None without one."""
+        member = self._for_generator
+        return None if member is None else member.find_prior()
 
     @property
     def predicts_targets(self) -> bool:

@@ -553,9 +553,21 @@ def read_fits(
         generator = roles.build(roles.IMAGE_GENERATOR, settings, data)
     prior = None
     if (folder / "prior").is_dir() and any((folder / "prior").iterdir()):
+        _check_kind(folder / "prior", config)
         prior_settings = roles.play(roles.PRIOR_SETTINGS, config.prior)
         prior = roles.read(roles.PRIOR, prior_settings, folder / "prior")
     return prior, generator
+
+
+def _check_kind(folder: Path, config: RunConfig) -> None:
+    """Raise `DataError` if the prior in a folder says that it is of another kind than the run's."""
+    about = folder / "prior.json"
+    kind = store.read_json(about).get("kind", config.prior.kind) if about.is_file() else config.prior.kind
+    if kind != config.prior.kind:
+        raise DataError(
+            f"{folder} holds a prior of kind {kind}, and prior.kind of this run is {config.prior.kind}; bring back the "
+            "folder that the run wrote, or remove the stage and reconstruct again."
+        )
 
 
 def decode_images(

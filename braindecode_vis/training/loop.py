@@ -571,7 +571,8 @@ def make_optimiser(
         The settings.
     model
         Its network (see `braindecode_vis.base.contracts.WholeNetwork`), fusion and tower have groups of their own, as
-        has the shared projector, which a second stage may freeze; parameters of objectives are not decayed.
+        has the shared projector, which a second stage may freeze, and a term of an objective with ``parameter_groups``;
+        other parameters of objectives are not decayed.
     frozen_decay
         Take no weight decay anywhere, for tables of which a batch moves a few rows only.
 
@@ -581,14 +582,16 @@ def make_optimiser(
         If nothing can be trained, or the network's groups hold an unknown key.
     """
     groups: list[dict[str, Any]] = []
-    for part in (model.whole_network, model.fusion, model.tower):
+    terms = [getattr(objective, "term", None) for objective in model.objectives]
+    trained = [term for term in terms if hasattr(term, "parameter_groups")]
+    for part in (model.whole_network, model.fusion, model.tower, *trained):
         if part is not None:
             groups += [_read_group(config, group) for group in part.parameter_groups()]
     if model.shared_projector is not None:
         groups.append(_read_group(config, {"params": list(model.shared_projector.parameters())}))
     taken = {id(p) for group in groups for p in group["params"]}
     # Decay would pull a learned temperature toward 1, and with it the contrast.
-    temperatures = {id(p): p for p in model.objectives.parameters()}
+    temperatures = {id(p): p for p in model.objectives.parameters() if id(p) not in taken}
     # What belongs to no group of its own.
     rest = [p for p in model.parameters() if id(p) not in taken and id(p) not in temperatures]
     groups.append({"params": rest, "lr": config.lr, "weight_decay": config.weight_decay})

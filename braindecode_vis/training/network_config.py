@@ -333,6 +333,11 @@ class NetworkEncoderConfig(Settings):
         return any(objective.kind == "captioning" for objective in self.objectives)
 
     @property
+    def trains_prior(self) -> bool:
+        """Whether an objective trains a diffusion prior beside the network."""
+        return any(objective.kind == "diffusion_prior" for objective in self.objectives)
+
+    @property
     def uses_pretraining(self) -> bool:
         """Whether the network starts from what the run itself pretrains."""
         return getattr(self.network, "pretrained", None) == OWN_PRETRAINING

@@ -535,6 +535,11 @@ class NetworkEncoder:
         """Return the caption of no response in particular, for images that are made without a brain."""
         return self.require_fit().describe_mean(n_beams=n_beams)
 
+    def find_prior(self) -> Any:
+        """Return the term of the objective ``diffusion_prior``, which holds the trained prior; None without one."""
+        built: list[Any] = list(self.require_fit().model.objectives)
+        return next((o.term for o in built if getattr(o.config, "kind", "") == "diffusion_prior"), None)
+
     def map_targets(self, embeddings: Embeddings, subject: str | None = None) -> Embeddings:
         """Return image embeddings in the space of comparison, as they are if that is the space of the targets.
 

@@ -386,6 +386,8 @@ class DiffusionPrior:
         """Take what `write` wrote, the seed included, and return the prior itself."""
         from safetensors.torch import load_file
 
+        from braindecode_vis.training.optimisation import load_weights
+
         tensors, meta = load_file(folder / "prior.safetensors"), read_json(folder / "prior.json")
         self.seed = int(meta["seed"])
         parts: dict[str, dict[str, Any]] = {}
@@ -394,7 +396,7 @@ class DiffusionPrior:
             parts.setdefault(part, {})[key] = value
         bounds = tensors["bounds"].numpy()
         network = self._initialise(bounds.shape[1:])
-        network.load_state_dict(parts["network"])
+        load_weights(network, parts["network"], what=f"the prior in {folder}")
         network.eval()
         simulated = self.condition == "simulated"
         kinds = {

@@ -40,14 +40,14 @@ class DiffusionPriorConfig(ImageSourceSettings):
     images
         Where the images come from; see `ImageSourceSettings`. With ``condition: predicted`` they give only the scale.
     network
-        ``mlp`` is ATM's U-Net on one vector, ``transformer`` attends over tokens; ``auto`` takes the one that the
-        target's shape asks for.
+        ``mlp`` is ATM's U-Net on one vector, ``transformer`` attends over tokens; ``auto`` takes the one of these that
+        the target's shape asks for. ``mindeye2`` is the transformer of MindEye2's code, of the target's own width.
     widths, time_features, dropout
         Widths of the U-Net's levels, size of the time code, dropout in the blocks but the first (ATM: 1024 to 64, 512,
         0.1).
     depth, heads, token_width
         Layers, attention heads and width of the transformer; None takes the target's own width. MindEye2 has 6 layers
-        of the tokens' width.
+        of the tokens' width with 32 heads.
     condition
         ``predicted`` learns from out-of-fold predictions and their targets. ``noised_targets`` learns from all training
         images, each with a simulated prediction: gains and noise are those of the out-of-fold pairs.
@@ -58,7 +58,8 @@ class DiffusionPriorConfig(ImageSourceSettings):
     condition_dropout
         Share of samples that learn without their condition (ATM 0.1, there for whole batches).
     prediction, betas, timesteps
-        What the network predicts, and the noise schedule (ATM: epsilon, linear, 1000).
+        What the network predicts, and the noise schedule (ATM: epsilon, linear, 1000; MindEye2: sample,
+        squaredcos_cap_v2, 100).
     learning_rate, warmup_steps, weight_decay, gradient_clip, batch_size, epochs
         Training (ATM: Adam 1e-3, cosine with 500 steps of warm-up, none, 1.0, 1024, 150).
     min_steps
@@ -69,8 +70,8 @@ class DiffusionPriorConfig(ImageSourceSettings):
         Share of the training images kept aside; the weights of the epoch with the lowest loss on their predictions
         are taken. 0 takes the last epoch, as ATM does.
     sampler, steps, guidance
-        How samples are drawn (ATM: ddpm, 50, 5). A guidance above 1 moves samples toward what the condition says and
-        away from the true spread of images.
+        How samples are drawn (ATM: ddpm, 50, 5; MindEye2: stochastic-ddim, 20, 1). A guidance above 1 moves samples
+        toward what the condition says and away from the true spread of images.
     spacing
         Which steps of the schedule are sampled: ``trailing`` begins with pure noise; ``leading`` a piece before, as ATM
         does, which takes the default scheduler of diffusers.
@@ -95,7 +96,7 @@ class DiffusionPriorConfig(ImageSourceSettings):
     packages: ClassVar[tuple[str, ...]] = ("diffusers",)
 
     kind: Literal["diffusion"] = "diffusion"
-    network: Literal["auto", "mlp", "transformer"] = "auto"
+    network: Literal["auto", "mlp", "transformer", "mindeye2"] = "auto"
     widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (1024, 512, 256, 128, 64)
     time_features: int = Field(default=512, ge=2, multiple_of=2)
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -147,6 +148,15 @@ class DiffusionPriorConfig(ImageSourceSettings):
     def _check_used(self) -> Self:
         if self.select == "none":
             self.refuse_unused("candidates", because="select none keeps every draw")
+        if self.network == "mindeye2":
+            unused = ("widths", "time_features", "dropout", "token_width")
+            self.refuse_unused(
+                *unused, because="network mindeye2 is as wide as a token and drops nothing out"
+            )
+        if self.sampler == "stochastic-ddim":
+            self.refuse_unused("spacing", because="sampler stochastic-ddim has steps of its own")
+            if self.steps < 2:
+                raise ValueError("prior.sampler stochastic-ddim needs two prior.steps or more")
         if self.clip == "unit" and self.condition == "simulated":
             raise ValueError(
                 "prior.clip unit is of single dimensions, and prior.condition simulated draws principal components; "

@@ -5,9 +5,10 @@ pure noise; it knows no network and not what the rows mean (embeddings or latent
 
 References
 ----------
-Ho et al. (2020), DDPM, arXiv:2006.11239; Song et al. (2021), DDIM, arXiv:2010.02502; Nichol and Dhariwal (2021), cosine
-schedule, arXiv:2102.09672; Salimans and Ho (2022), velocity, arXiv:2202.00512; Lu et al. (2022), DPM-Solver++,
-arXiv:2211.01095; Ho and Salimans (2022), classifier-free guidance, arXiv:2207.12598.
+Ho et al. (2020), DDPM, arXiv:2006.11239; Song et al. (2021), DDIM, arXiv:2010.02502; Ramesh et al. (2022), DALL-E 2,
+arXiv:2204.06125 (the clean embedding predicted); Scotti et al. (2024), MindEye2, arXiv:2403.11207; Nichol and Dhariwal
+(2021), cosine schedule, arXiv:2102.09672; Salimans and Ho (2022), velocity, arXiv:2202.00512; Lu et al. (2022),
+DPM-Solver++, arXiv:2211.01095; Ho and Salimans (2022), classifier-free guidance, arXiv:2207.12598.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from braindecode_vis.base.checks import check_option
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Sampler = Literal["ddpm", "ddim", "dpm-solver++"]
-Prediction = Literal["epsilon", "v_prediction"]
+Sampler = Literal["ddpm", "ddim", "dpm-solver++", "stochastic-ddim"]
+Prediction = Literal["epsilon", "v_prediction", "sample"]
 Spacing = Literal["trailing", "leading"]
 Predict = Callable[["Tensor", "Tensor"], "Tensor"]
 
@@ -43,7 +45,7 @@ class NoiseSchedule:
     betas
         ``linear`` (1e-4 to 0.02, the default of DDPM) or ``squaredcos_cap_v2`` (cosine).
     prediction
-        ``epsilon``, the noise, or ``v_prediction``, its mixture with the signal.
+        ``epsilon``, the noise; ``v_prediction``, its mixture with the signal; or ``sample``, the clean rows (MindEye2).
     spacing
         Which steps are sampled: ``trailing`` begins at the last one, where training saw pure noise; ``leading``, the
         default of diffusers and so of ATM, at the first step of the last of equal pieces (980 of 1000 with 50).
@@ -71,7 +73,7 @@ class NoiseSchedule:
         return _compute_signal(self, str(device))
 
     def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return noised rows ``a x + b e`` and what a network is to predict of them: e, or the velocity ``a e - b x``.
+        """Return noised rows ``a x + b e`` and what a network is to predict: e, the velocity ``a e - b x``, or x.
 
         Parameters
         ----------
@@ -79,10 +81,29 @@ class NoiseSchedule:
         timesteps : int64 tensor of shape (n,)
             Steps of the schedule, 0 to n_timesteps - 1.
         """
-        signal = self.compute_signal(timesteps.device)[timesteps]
-        share = signal.reshape(-1, *[1] * (clean.ndim - 1))  # (n, 1, ...)
-        a, b = share.sqrt(), (1 - share).sqrt()
-        return a * clean + b * noise, noise if self.prediction == "epsilon" else a * noise - b * clean
+        a, b = self._weigh(timesteps, clean)
+        wanted = {"epsilon": noise, "sample": clean}.get(self.prediction)
+        return a * clean + b * noise, a * noise - b * clean if wanted is None else wanted
+
+    def find_clean(self, output: Tensor, noised: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the clean rows that an output of the network implies.
+
+        Parameters
+        ----------
+        output, noised : tensors of shape (n, ...)
+            What the network predicts of the noised rows.
+        timesteps : int64 tensor of shape (n,) or ()
+        """
+        if self.prediction == "sample":
+            return output
+        a, b = self._weigh(timesteps, noised)
+        return (noised - b * output) / a if self.prediction == "epsilon" else a * noised - b * output
+
+    def _weigh(self, timesteps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the factors of signal and noise at steps, in a shape that broadcasts against the rows."""
+        signal = self.compute_signal(rows.device)[timesteps.long()]
+        share = signal.reshape(-1, *[1] * (rows.ndim - 1)) if signal.ndim else signal
+        return share.sqrt(), (1 - share).sqrt()
 
 
 @lru_cache(maxsize=8)  # a training asks at every step
@@ -167,7 +188,7 @@ def bound_signal(predict: Predict, schedule: NoiseSchedule, low: Tensor, high: T
     Parameters
     ----------
     predict
-        Predicts noise or v, as the schedule says.
+        Predicts what the schedule says.
     schedule
         The noise schedule.
     low, high : tensors that broadcast against the rows
@@ -176,29 +197,22 @@ def bound_signal(predict: Predict, schedule: NoiseSchedule, low: Tensor, high: T
     signal = schedule.compute_signal(low.device)
 
     def bounded(noised: Tensor, timestep: Tensor) -> Tensor:
-        output = predict(noised, timestep)
+        clean = schedule.find_clean(predict(noised, timestep), noised, timestep).clamp(low, high)
+        if schedule.prediction == "sample":
+            return clean
         share = signal[timestep.long()]
         a, b = share.sqrt(), (1 - share).sqrt()
-        epsilon = schedule.prediction == "epsilon"
-        clean = (noised - b * output) / a if epsilon else a * noised - b * output
         # The noise that goes with the bounded signal, not the predicted one: together they must give `noised` again.
-        noise = (noised - a * clean.clamp(low, high)) / b
-        return noise if epsilon else a * noise - b * clean.clamp(low, high)
+        noise = (noised - a * clean) / b
+        return noise if schedule.prediction == "epsilon" else a * noise - b * clean
 
     return bounded
 
 
 def make_scheduler(sampler: str, schedule: NoiseSchedule) -> Any:
-    """Return the scheduler of diffusers behind a sampler's name.
-
-    Raises
-    ------
-    ConfigError
-        If the name is unknown.
-    """
+    """Return the scheduler of diffusers behind a sampler's name."""
     from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-    check_option("sampler", sampler, SAMPLERS)
     if sampler == "ddpm":
         return DDPMScheduler(**schedule.settings, clip_sample=False)
     if sampler == "ddim":
@@ -229,12 +243,22 @@ def draw_samples(
         The one that the network was trained under.
     sampler
         ``ddpm`` adds noise at every step but the last; ``ddim`` (first order) and ``dpm-solver++`` (second order,
-        multistep) follow a path without noise.
+        multistep) follow a path without noise. ``stochastic-ddim`` is DDIM with as much noise as DDPM (eta 1) at the
+        steps of dalle2-pytorch, by which MindEye2 samples.
     n_steps
-        Steps, each of one call of `predict`.
+        Steps, each of one call of `predict`; of ``stochastic-ddim`` one call less, since its list of steps counts the
+        end. 20 of 100 are 19 calls at 94, 89 and so on to 4.
     generator
-        Of the noise of ``ddpm``.
+        Of the noise of ``ddpm`` and ``stochastic-ddim``.
+
+    Raises
+    ------
+    ConfigError
+        If the sampler is unknown.
     """
+    check_option("sampler", sampler, SAMPLERS)
+    if sampler == "stochastic-ddim":
+        return _draw_stochastic(predict, start, schedule, n_steps, generator)
     scheduler = make_scheduler(sampler, schedule)
     with warnings.catch_warnings():  # DPM-Solver++ of diffusers hands a tensor to NumPy in the old way
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -244,3 +268,30 @@ def draw_samples(
         output = predict(scheduler.scale_model_input(rows, timestep), timestep)
         rows = scheduler.step(output, timestep, rows, generator=generator).prev_sample
     return rows
+
+
+def _draw_stochastic(
+    predict: Predict, start: Tensor, schedule: NoiseSchedule, n_steps: int, generator: torch.Generator | None
+) -> Tensor:
+    import torch
+
+    signal = schedule.compute_signal(start.device)
+    # The share of signal of the step before, and 1 before the first: what dalle2-pytorch takes at a step, although the
+    # noise that a prediction implies is that of the step itself. Even a perfect network's samples go too far by it, the
+    # farther the more steps: a mean of -2 comes out as -2.26 with 20 of 100 steps, and as -2.80 with 50. MindEye2's
+    # numbers were made with it.
+    before = torch.cat([signal.new_ones(1), signal[:-1]])
+    times = torch.linspace(-1, schedule.n_timesteps, n_steps + 1)[:-1].int().tolist()
+    rows = start
+    for time, following in pairwise(reversed(times)):
+        timestep = torch.tensor(time, device=start.device)
+        clean = schedule.find_clean(predict(rows, timestep), rows, timestep)
+        if following < 0:
+            return clean
+        noise = (rows - signal[time].sqrt() * clean) / (1 - signal[time]).sqrt()
+        now, then = before[time], before[following]
+        added = ((1 - now / then) * (1 - then) / (1 - now)).sqrt()  # deviation of the fresh noise, eta 1
+        kept = (1 - then - added**2).clamp(min=0).sqrt()
+        fresh = torch.randn(rows.shape, generator=generator).to(rows.device)  # equal on a CPU and a GPU
+        rows = then.sqrt() * clean + added * fresh + kept * noise
+    raise ValueError(f"{n_steps} step(s) name no call of the network; ask for two or more.")

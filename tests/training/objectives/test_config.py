@@ -188,6 +188,8 @@ def test_gradient_is_right(config):
 
 @every_config
 def test_order_of_trials_does_not_matter(config):
+    if config.kind == "diffusion_prior":
+        pytest.skip("steps and noise are drawn for the place of a row; test_joint compares given ones")
     if hasattr(config, "partner"):  # what is drawn for a row is another where the rows are in another order
         config = config.model_copy(update={"partner": "identical", "classes": "concepts"})
     outputs = make_outputs()
