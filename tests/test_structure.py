@@ -45,9 +45,9 @@ FIGURES = {
     "module names that occur twice or more": 5,
     "functions over 100 lines, without docstring": 4,
     "functions with 10 or more parameters": 55,
-    "settings": 1257,
-    "settings that no configuration sets": 1000,
-    "settings that nothing shows": 351,
+    "settings": 1259,
+    "settings that no configuration sets": 997,
+    "settings that nothing shows": 350,
     "files whose code runs in train, ATM-S": 35,
     "files whose code runs in train, ridge": 19,
 }
