@@ -534,7 +534,7 @@ def embed_text(
             )
     if not templates:
         raise ConfigError("text needs at least one template, for example 'This is a photo of a {concept}.'")
-    reader = config.build() if _is_of_sentences(config) else ClipText(config, text)
+    reader: Any = config.build() if _is_of_sentences(config) else ClipText(config, text)
     space, encode = reader.space, reader.encode_texts if _is_of_sentences(config) else reader.encode
     names = [name_concept(concept) for concept in concepts]
     # Unit vectors are averaged, so that no template weighs more by its length (Radford et al.).
