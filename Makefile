@@ -38,7 +38,7 @@ live: $(VENV)/.live
 
 # PYTEST has further options, for example --allowed-skips=FILE, with which .ci/run refuses skips
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 7200

@@ -158,10 +158,19 @@ def ladder(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kind, missing", [("trials", set()), ("voxels", {"salient"}), ("images", None), ("categories", None)]
+    "kind, missing",
+    [
+        ("trials", {"diffusion_prior"}),
+        ("voxels", {"diffusion_prior", "salient"}),
+        ("images", None),
+        ("categories", None),
+    ],
 )
 def test_the_ladder_has_a_row_for_every_objective(ladder, tmp_path, kind, missing):
-    """Voxels have no time before the stimulus; single folds of real data are for what needs neither words nor times."""
+    """Voxels have no time before the stimulus; single folds of real data are for what needs neither words nor times.
+
+    The prior that is trained with the encoder is for images, and no rung of retrieval.
+    """
     rows, used = ladder.list_worth(kind, tmp_path), []
     for name, rung in rows.items():
         validate_component("encoder", rung.encoder)

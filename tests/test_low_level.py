@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from braindecode_vis import pipeline
 from braindecode_vis.base import store
-from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.checks import ConfigError, DataError, Notice
 from braindecode_vis.base.stimuli import resize_image
 from braindecode_vis.config import check_files, read_config
 from braindecode_vis.parts.audit.run import audit_run
@@ -72,7 +72,10 @@ def test_reconstructions_name_the_fits_of_the_branch(finished):
 def test_principal_components_are_latents_that_need_no_weights(tmp_path):
     low = "reconstruction.low_level={target: {kind: pca, n_components: 12}}"
     run = make_run(tmp_path / "run", low, "evaluation.n_bootstrap=100")
-    rows = pipeline.run_all(run)
+    with pytest.warns(
+        Notice, match="stand-ins: low level by pca in place of latents of a published autoencoder"
+    ):
+        rows = pipeline.run_all(run)
     assert {"low_level", "high_level", "decoded"} <= {row["method"] for row in rows}
     assert "ridge to pca" in (tmp_path / "run" / "report.html").read_text()
     assert not audit_run(tmp_path / "run").leaks

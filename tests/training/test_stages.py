@@ -29,7 +29,7 @@ SAMGA = {
         "weights": "routed", "size": SIZE, "hidden": 8, "centre": 2, "hide_subject": 0.0, "lr_scale": 1.0,
     },
     "objectives": [
-        {"kind": "mmd", "weight": 0.9, "weight_end": 0.5, "phase": [0, 0.5]},
+        {"kind": "mmd", "normalise": False, "weight": 0.9, "weight_end": 0.5, "phase": [0, 0.5]},
         {**CLIP, "weight": 0.1, "weight_end": 0.5, "phase": [0, 0.5]},
         {**CLIP, "phase": [0.5, 1]},
     ],

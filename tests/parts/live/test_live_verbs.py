@@ -28,7 +28,7 @@ def test_options_of_live_that_contradict_each_other_are_refused_before_anything_
     options, words, tmp_path
 ):
     with pytest.raises(ConfigError, match=words):
-        live(tmp_path, "EEG", **options)
+        live(run=tmp_path, stream="EEG", **options)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_options_of_live_that_agree_come_to_the_run(options, tmp_path, monkeypat
 
     monkeypatch.setattr("braindecode_vis.pipeline.finished_run.open_finished", open_finished)
     with pytest.raises(DataError, match="the run is read"):
-        live(tmp_path, "EEG", page=False, **options)
+        live(run=tmp_path, stream="EEG", page=False, **options)
 
 
 def test_options_of_stream_come_to_the_phantom(tmp_path, monkeypatch):
@@ -60,21 +60,21 @@ def test_options_of_stream_come_to_the_phantom(tmp_path, monkeypatch):
     plain = {"run": None, "subject": 1, "split": "test", "soa": None, "seed": 0}
     for words in ({**given, "subject": ["2"]}, {}):
         with pytest.raises(DataError, match="the phantom is opened"):
-            stream("phantom", root=tmp_path, **words)
+            stream(source="phantom", root=tmp_path, **words)
     assert asked == [{"root": tmp_path, **given}, {"root": tmp_path, **plain}]
     for option in ("overrides", "recording", "column", "repeat"):
         with pytest.raises(ConfigError, match="has no effect on a phantom"):
-            stream("phantom", root=tmp_path, **{option: ["x"]})
+            stream(source="phantom", root=tmp_path, **{option: ["x"]})
 
 
 def test_what_volumes_have_no_use_for_is_refused(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(stream_verbs, "_write_scan", lambda *words: written.append(words))
-    stream(str(tmp_path), to=tmp_path / "scan", speed=2.0, recording=3, duration=4.0)
+    stream(source=str(tmp_path), to=tmp_path / "scan", speed=2.0, recording=3, duration=4.0)
     assert written == [(tmp_path, tmp_path / "scan", 2.0, 3, 4.0, False)]
     for option, value in {
         "name": "x", "chunk": 21, "repeat": True, "wait": True, "soa": 1.0, "subject": ["1"], "split": "all",
         "column": "x", "drop": 0.1, "jitter": 1.0, "drift": 1.0, "lose": ["Oz@1"], "pause": ["1@1"], "seed": 1,
     }.items():  # fmt: skip
         with pytest.raises(ConfigError, match=f"--{option} has no effect on volumes"):
-            stream(str(tmp_path), to=tmp_path / "scan", **{option: value})
+            stream(source=str(tmp_path), to=tmp_path / "scan", **{option: value})

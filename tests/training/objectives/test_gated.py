@@ -77,7 +77,7 @@ def make_step(seed=3, **extra):
 @pytest.mark.parametrize("partner", ["identical", "distinct", "arbitrary"])
 def test_term_draws_partners_from_the_batch(partner, gate):
     """With the drawn partners read from its gates' input, the term is the loss of loops, both directions."""
-    objective, outputs, met = build(partner=partner, gate=gate), make_step(), []
+    objective, outputs, met = build(partner=partner, gate=gate, unit=False), make_step(), []
     objective.term.gate.register_forward_hook(lambda module, given, out: met.append((*given, out)))
     loss = objective(outputs)
     own, partners, gates = (x.detach().numpy() for x in met[0])
