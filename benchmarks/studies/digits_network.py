@@ -22,9 +22,8 @@ from braindecode_vis.parts.studies.compare import read_items
 from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.learning import predict_out_of_fold
 from braindecode_vis.pipeline.runs import Run, open_run
-from braindecode_vis.scoring.crossed import paired_difference
+from braindecode_vis.scoring.crossed import interval_of_rows, paired_difference
 from braindecode_vis.scoring.metrics.identification import two_way_identification
-from braindecode_vis.scoring.uncertainty import bootstrap_interval
 
 VOXELS = ("{encoding: {n_best: 400}}",)
 WEIGHTS = (10, 1000)
@@ -73,7 +72,7 @@ def main() -> None:
     ridge = read_items(options.ridge).set_index("stimulus_id").loc[chosen.index]
     for metric in [name for name in METRICS if name in chosen]:
         new, old = chosen[metric].to_numpy(float), ridge[metric].to_numpy(float)
-        own, gain = bootstrap_interval(new), paired_difference(new, old)
+        own, gain = interval_of_rows(new, over_folds=True), paired_difference(new, old, over_folds=True)
         print(
             f"{metric}: {new.mean():.3f} ({own.low:.3f} to {own.high:.3f}), ridge {old.mean():.3f}, difference "
             f"{gain.mean:+.3f} ({gain.interval.low:+.3f} to {gain.interval.high:+.3f}), p = {gain.p_value:.4f}"

@@ -638,11 +638,13 @@ def place_captions(task: Task, targets: Embeddings) -> Embeddings:
     return Embeddings(placed.astype(np.float32), stimuli.ids, targets.space)
 
 
-def tabulate(folder: Path, rungs: dict[str, Rung], reference: str, top: int = 5) -> pd.DataFrame:
+def tabulate(
+    folder: Path, rungs: dict[str, Rung], reference: str, top: int = 5, over_folds: bool = False
+) -> pd.DataFrame:
     """Return top-1 and top-5 with intervals, and the paired difference in one of them to a reference.
 
     `p` flips the signs of whole concepts, corrected after Holm over the rows; `corrected` is the interval of the
-    difference at the level that Bonferroni asks of so many rows.
+    difference at the level that Bonferroni asks of so many rows. After folds all are wider by sqrt 2.
     """
     rows, names = [], list(rungs)
     compared = {name: rungs[name].reference or reference for name in names}
@@ -659,7 +661,7 @@ def tabulate(folder: Path, rungs: dict[str, Rung], reference: str, top: int = 5)
         row: dict[str, Any] = {"rung": name, "seeds": read[name]["seed"].nunique()}
         for k in (1, 5):
             values = find_hits(name, k, drawn[name])
-            found = interval_of_rows(values.to_numpy(), **name_units(values))
+            found = interval_of_rows(values.to_numpy(), **name_units(values), over_folds=over_folds)
             row[f"top-{k}"] = f"{values.mean():.3f} ({write_limits(found)})"
             if k == 1:
                 row |= {"top1": values.mean(), "low": found.low, "high": found.high}
@@ -668,11 +670,13 @@ def tabulate(folder: Path, rungs: dict[str, Rung], reference: str, top: int = 5)
             seeds = (seeds[0] & seeds[1],) * 2  # one of them may have been run with more
         values, other = find_hits(name, top, seeds[0]), find_hits(of, top, seeds[1])
         pair = values.to_numpy(), other[values.index].to_numpy()
-        gain = paired_difference(*pair, **name_units(values))
+        gain = paired_difference(*pair, **name_units(values), over_folds=over_folds)
         row["difference"] = f"{gain.mean:+.3f} ({write_limits(gain.interval, '+')})"
         if name != compared[name]:
             level = 1 - 0.05 / n_compared
-            wide = paired_difference(*pair, **name_units(values), level=level, n_boot=20_000)
+            wide = paired_difference(
+                *pair, **name_units(values), level=level, n_boot=20_000, over_folds=over_folds
+            )
             row["corrected"] = write_limits(wide.interval, "+")
             row["p"] = wide.p_value
         if "first" in read[name]:
@@ -784,7 +788,7 @@ def main() -> None:
             top5 = (table["rank"] <= 5).mean()
             print(f"{name}, seed {seed}: top-5 {top5:.3f}, {time.process_time() - started:.0f} s", flush=True)
     reference = next(iter(rungs))
-    table = tabulate(folder, rungs, reference, options.top)
+    table = tabulate(folder, rungs, reference, options.top, tasks[0].by_fold)
     size = table.attrs["size"]
     print(
         f"gallery of {size}, chance {1 / size:.3f} and {5 / size:.3f}; differences in top-{options.top} to {reference}"
