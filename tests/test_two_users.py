@@ -71,6 +71,9 @@ run = runs / "run"
 call("predict", "predict", run, "--on", runs / "trials.npy", "--out", out / "predicted")
 call("compare", "compare", run, runs / "other", "--out", out / "compared.csv")
 call("board", "board", run, runs / "other", "--out", out / "board.html")
+if found["board"][0] == 0:  # its rows say what may not be read
+    troubles = [row["trouble"] for row in json.loads((out / "experiment.json").read_text())]
+    found["board"][1] += "".join(troubles)
 call("score", "score", runs / "guessed.npy", "--targets", runs / "true.npy", "--out", out / "scored")
 call("audit", "audit", run)
 call("scores", "export", run, "--what", "scores", "--to", "csv", "--out", out / "scores.csv")
@@ -155,6 +158,10 @@ def test_what_may_not_be_read_is_called_so(pattern, blind, runs, tmp_path):
         for path, mode in shut.items():
             path.chmod(mode)
     assert "ermission" in found.pop("audit")[1]
+    if pattern == "*/config.yaml":  # a page of other runs is of use without these
+        assert found["board"][0] == 0
+        assert found["board"][1].count("closed: permission was denied at ") == 2, found["board"][1]
+        assert "damaged" not in found["board"][1]
     for name, (code, said) in found.items():
         if name not in blind:
             assert (code, "ermission" in said, "Traceback" in said) == (2, True, False), (name, said[-500:])
