@@ -195,6 +195,25 @@ def test_every_file_has_the_mode_that_the_umask_says(umask, tmp_path):
     assert store.load_tensors(made.path / "ours.safetensors")["x"].tolist() == [0, 1, 2]
 
 
+def test_a_file_that_is_linked_from_somebody_else_keeps_its_mode(tmp_path, monkeypatch):
+    """Only its owner may set the mode of a file, and what took a day must not be lost for it."""
+
+    chmod = Path.chmod
+
+    def refuse(path, mode):
+        if path.name == "outside.safetensors":
+            raise PermissionError(1, "Operation not permitted", str(path))
+        chmod(path, mode)
+
+    def compute(folder):
+        save_file({"x": np.arange(3.0)}, folder / "outside.safetensors")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    folder = store.RunFolder(tmp_path / "run")
+    made = folder.produce("train", version=1, fields={}, upstream={}, compute=compute)
+    assert (made.path / "outside.safetensors").is_file()
+
+
 def test_tensors_have_one_writer_and_one_reader():
     """Whoever calls the library writes files that nobody else may read, and takes a closed file for a missing one."""
     top = Path(pipeline.__file__).parents[1]

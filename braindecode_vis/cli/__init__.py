@@ -43,6 +43,8 @@ class _Verbs(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the verbs under the headings of their groups, each with the first sentence of its help."""
         for group, names in _GROUPS.items():
+            if not names:  # of a part that was taken out
+                continue
             with formatter.section(group):
                 formatter.write_dl([(name, _read_first_sentence(self.commands[name])) for name in names])
 
