@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 import braindecode_vis as bdv
 from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.base.registry import find_component, list_kinds
 from braindecode_vis.cli import app
 from braindecode_vis.config import read_config, read_header
 from braindecode_vis.datasets.manifests import find_package_data
@@ -75,6 +76,21 @@ def test_a_configuration_of_a_paper_states_number_settings_and_departures(name):
         assert colon, entry
         assert value, entry
     assert header.departs == ("nothing known",) or all(": " in entry for entry in header.departs)
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_a_weight_that_is_a_choice_of_ours_is_written_out(name):
+    """Defaults suit a place beside CLIP: one configuration once took a paper's contrast at .03 of its weight."""
+    defaults = {
+        kind: find_component("objective", kind).model_fields["weight"].default
+        for kind in list_kinds("objective")
+    }
+    encoder = yaml.safe_load(SHIPPED[name].read_text()).get("encoder") or {}
+    for one in (encoder, *(encoder.get("members") or [])):
+        silent = [
+            o["kind"] for o in one.get("objectives") or [] if "weight" not in o and defaults[o["kind"]] != 1
+        ]
+        assert silent == []
 
 
 @pytest.mark.parametrize("name", sorted(PAPERS))

@@ -29,7 +29,7 @@ def new(
 ) -> None:
     """Prepare a folder of your own data.
 
-    Writes the table, meta.yaml and configuration that the folder lacks, and changes nothing else.
+    Writes the table, meta.yaml and configuration if they are missing, and changes nothing else.
     """
     from braindecode_vis.datasets.new_folder import CONFIG, start_folder
 

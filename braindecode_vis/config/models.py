@@ -177,8 +177,9 @@ class LowLevelConfig(Settings):
     Parameters
     ----------
     target
-        Latents that are predicted: a target of kind ``taesd`` or ``vae``, a stand-in that needs no weights of a hub
-        (`STAND_INS`), which run, rows and report name as one, or ``pca``, principal components of the training images.
+        What is predicted: latents of a published autoencoder (``taesd``, ``vae``), or a stand-in that needs no weights
+        of a hub (``packaged_latents``; ``pca``, principal components of the training images). Run, rows and report name
+        a stand-in as such.
     encoder
         The brain encoder that predicts them.
     prior

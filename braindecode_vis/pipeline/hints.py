@@ -76,7 +76,7 @@ def _judge_updates(run: Run) -> list[str]:
         return []
     return [
         f"the network was updated {max(counts)} times, and a network predicts the mean of the images first: lower "
-        "encoder.batch_size, raise encoder.epochs or the patience of encoder.selection, or bring more trials."
+        "encoder.batch_size, raise encoder.epochs or the patience of encoder.selection, or use more trials."
     ]
 
 
@@ -91,8 +91,10 @@ def count_updates(record: Mapping[str, Any]) -> int:
     history = record.get("history", [])
     # The log has the rate of an epoch and its time, whose product are its trials.
     trials = [epoch.get("seconds", 0) * epoch.get("trials_per_second", 0) for epoch in history]
+    accumulation = record.get("config", {}).get("accumulation", 1)
     return sum(
-        max(1, math.ceil(round(n) / epoch["batch_size"])) for n, epoch in zip(trials, history, strict=True)
+        max(1, math.ceil(round(n) / (epoch["batch_size"] * accumulation)))
+        for n, epoch in zip(trials, history, strict=True)
     )
 
 

@@ -51,7 +51,7 @@ class StreamOptions:
         typer.Option("--channels", help="Table of two columns: channel in the stream, and in the run."),
     ] = None
     interpolate: Annotated[
-        bool, typer.Option("--interpolate", help="Interpolate electrodes that the stream lacks.")
+        bool, typer.Option("--interpolate", help="Interpolate electrodes that are missing in the stream.")
     ] = False
     unit: Annotated[
         str, typer.Option("--unit", help="Of the samples, if the stream does not say it: V, mV, uV.")

@@ -158,6 +158,9 @@ def _read_run(folder: Path) -> RunSummary:
         if not isinstance(config, dict):
             raise DataError("its config.yaml holds no settings")
         run.config = config
+    except PermissionError as error:
+        run.trouble = _describe_closed(error)
+        return run
     except (OSError, ValueError, RecursionError, yaml.YAMLError, DataError) as error:
         run.trouble = f"damaged: its config.yaml cannot be read ({' '.join(str(error).split())[:200]})"
         return run
@@ -169,11 +172,18 @@ def _read_run(folder: Path) -> RunSummary:
         path = folder / "differences.json"
         known = store.read_json(path) if path.is_file() else []  # none of earlier versions
         run.differences = [row for row in known if _holds(row, ("metric", "control"), ("ci_low", "ci_high"))]
+    except PermissionError as error:
+        run.trouble = _describe_closed(error)
     except (OSError, ValueError, TypeError, BraindecodeVisError) as error:
         run.trouble = f"damaged: {error}"
     if not run.scores and not run.trouble:
         run.trouble = "unfinished: it has no scores yet"
     return run
+
+
+def _describe_closed(error: PermissionError) -> str:
+    """Say which file of a run may not be read; to its owner it is not damaged."""
+    return f"closed: permission was denied at {error.filename}"
 
 
 def _is_score(row: Any) -> bool:

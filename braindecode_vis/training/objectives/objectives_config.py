@@ -799,7 +799,7 @@ class CaptioningObjectiveConfig(ObjectiveConfig):
     ----------
     weight
         Small beside the contrast with images (ours): the decoder learns to write as fast with any, since only the brain
-        encoder is shared, and with 1 the words take a sixth of top-1.
+        encoder is shared, and with 1 top-1 falls by a fifth.
     reads
         The network's local outputs (``tokens``) or its whole ``output``, which is what is compared with images.
     contrast, captioning
