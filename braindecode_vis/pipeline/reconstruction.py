@@ -22,6 +22,7 @@ from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import WholeImageGenerator, WholePrior
 from braindecode_vis.base.memory import check_memory, describe_bytes
+from braindecode_vis.base.registry import list_inside
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.stimuli import ImageRows, Images, StimulusSet
 from braindecode_vis.config import RunConfig
@@ -561,11 +562,13 @@ def read_fits(
 
 def _check_kind(folder: Path, config: RunConfig) -> None:
     """Raise `DataError` if the prior in a folder says that it is of another kind than the run's."""
-    about = folder / "prior.json"
-    kind = store.read_json(about).get("kind", config.prior.kind) if about.is_file() else config.prior.kind
+    about, kind = folder / "prior.json", config.prior.kind
+    # What a prior of somebody else's writes there is its own affair.
+    if kind in list_inside("prior") and about.is_file():
+        kind = store.read_json(about).get("kind", kind)
     if kind != config.prior.kind:
         raise DataError(
-            f"{folder} holds a prior of kind {kind}, and prior.kind of this run is {config.prior.kind}; bring back the "
+            f"{folder} holds a prior of kind {kind}, and prior.kind of this run is {config.prior.kind}; restore the "
             "folder that the run wrote, or remove the stage and reconstruct again."
         )
 

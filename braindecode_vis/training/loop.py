@@ -300,7 +300,7 @@ class Trainer:
         return stage.lr_scale
 
     def _fit_images(self) -> None:
-        """Find how many trials of an image stand together, and cut batches between images, in each process."""
+        """Find how many trials of an image stand together, and let full batches end between images."""
         asked, most = self.settings.trials_per_image, int(np.bincount(self.feed.train.stimuli).max())
         self.per_image = 1 if asked is None else min(asked, most)
         if self.per_image == 1:

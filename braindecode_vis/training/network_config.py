@@ -223,7 +223,8 @@ class NetworkEncoderConfig(Settings):
     trials_per_image
         Trials of one image that stand together in a batch, of other subjects or repetitions; 9 in
         Neurobridge_ssl, so that a batch of 1024 has 1017 trials of 113 images. An image with more comes back in the
-        epoch, one with fewer gives all. None draws trials whatever they show.
+        epoch, one with fewer gives all. With ``last_batch: even`` a batch may end within an image. None
+        draws trials whatever they show.
     accumulation
         Batches per update of the weights. Candidates of a contrast still come from one batch.
     clip_norm
