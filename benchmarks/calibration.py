@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -271,13 +271,13 @@ def _score_categories(
     return next(score for score in scores if (score.method, score.metric) == ("decoded", metric))
 
 
-def _categories(rng: Generator, n: int, effect: float, metric: str) -> Ranged:
-    found = _draw_categories(rng, n, effect, metric)
+def _categories(rng: Generator, n: int, effect: float, metric: str, draw: Any = _draw_categories) -> Ranged:
+    found = draw(rng, n, effect, metric)
     return Ranged(found.value, found.ci_low, found.ci_high)
 
 
-def _categories_p(rng: Generator, n: int, metric: str) -> float:
-    return float(_draw_categories(rng, n, 0.0, metric).p_value)
+def _categories_p(rng: Generator, n: int, metric: str, draw: Any = _draw_categories) -> float:
+    return float(draw(rng, n, 0.0, metric).p_value)
 
 
 def _permutation(rng: Generator, n: int, metric: str) -> float:
@@ -611,15 +611,6 @@ def _categories_after_folds(rng: Generator, n: int, effect: float, metric: str) 
     return _score_categories(rng, decisions, truth, runs, metric, over_folds=True)
 
 
-def _categories_after_folds_range(rng: Generator, n: int, effect: float, metric: str) -> Ranged:
-    found = _categories_after_folds(rng, n, effect, metric)
-    return Ranged(found.value, found.ci_low, found.ci_high)
-
-
-def _categories_after_folds_p(rng: Generator, n: int, metric: str) -> float:
-    return float(_categories_after_folds(rng, n, 0.0, metric).p_value)
-
-
 # --- labels of persons ------------------------------------------------------------------------------------------
 
 
@@ -835,7 +826,8 @@ CHECKS = (
           tuple({"n": n, "k": k, "signal": signal} for n, k, signal in ((60, 5, 0.5), (60, 5, 0.0), (60, 10, 0.5))),
           None, (0.9, 0.99), "Percentiles of a correlation cover .92 to .94 of one test set already. Where there is "
           "signal, encoders of other training images differ by more than both directions of a pair of folds share."),
-    Check("widened after folds", "categories, four runs", _categories_after_folds_range,
+    Check("widened after folds", "categories, four runs",
+          partial(_categories, draw=_categories_after_folds),
           tuple({"n": 80, "effect": effect, "metric": metric} for metric in ("auc", "accuracy")
                 for effect in (1.0, 0.0))),
     Check("latency", "onset of a step", _latency,
@@ -864,7 +856,8 @@ CHECKS = (
           tuple({"n": n, "k": k} for n, k in ((60, 5), (20, 2), (200, 2), (60, 10))), goal=HOLDS),
     Check("permutation within folds, widened", "ridge on noise, one response", _correlation_after_folds_p,
           tuple({"n": n, "k": k} for n, k in ((60, 5), (60, 10))), goal=HOLDS),
-    Check("permutation within folds, widened", "decoders of categories on noise, four runs", _categories_after_folds_p,
+    Check("permutation within folds, widened", "decoders of categories on noise, four runs",
+          partial(_categories_p, draw=_categories_after_folds),
           tuple({"n": 80, "metric": metric} for metric in ("auc", "accuracy")), goal=HOLDS),
     Check("signs of images", "difference of 0, images differ", _image_signs,
           tuple({"subjects": s, "images": 100, "sd": (0.0, 0.3)} for s in (3, 10)), goal=HOLDS, times=4),

@@ -243,9 +243,7 @@ def fit_git(config: GitCaptionsConfig, data: GeneratorData, *, seed: int) -> Git
     from braindecode_vis.training.optimisation import sum_rows
 
     device = find_device(config)
-    rows = data.embeddings.flat().astype(np.float32)
-    scale = float(1 / np.sqrt(np.mean(rows.astype(np.float64) ** 2)))
-    rows *= scale
+    rows, scale = _scale_rows(data.embeddings.flat())
     context = data.context.take_part("captions_git")
     with _keep_tokens(config, data, context.checkpoints, device) as tokens:
         with seeded(derive_seed(seed, "git captions")):
@@ -267,6 +265,14 @@ def fit_git(config: GitCaptionsConfig, data: GeneratorData, *, seed: int) -> Git
         )  # fmt: skip
     described = {"loss": losses[-1], "images": data.embeddings.ids.astype(str).tolist()}
     return GitCaptions(config, projector.eval(), scale, described)
+
+
+def _scale_rows(rows: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return rows of unit mean square as float32, and what they were multiplied with."""
+    scaled = rows.astype(np.float32)
+    scale = float(1 / np.sqrt(np.mean(scaled.astype(np.float64) ** 2)))
+    scaled *= scale
+    return scaled, scale
 
 
 @contextmanager
@@ -386,9 +392,7 @@ def fit_minilm(config: MinilmCaptionsConfig, data: GeneratorData, *, seed: int) 
 
     device, known = find_device(config), config.read_training(data)
     kept = np.flatnonzero([str(name) in known for name in data.embeddings.ids])
-    rows = data.embeddings.flat()[kept].astype(np.float32)
-    scale = float(1 / np.sqrt(np.mean(rows.astype(np.float64) ** 2)))
-    rows *= scale
+    rows, scale = _scale_rows(data.embeddings.flat()[kept])
     captions = sorted({text for texts in known.values() for text in texts})
     place = {text: row for row, text in enumerate(captions)}
     vectors = SentenceEncoder(config.folder, device=config.device).encode(captions)

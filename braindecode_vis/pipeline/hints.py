@@ -19,8 +19,9 @@ from braindecode_vis.pipeline.preparing import preprocess
 from braindecode_vis.pipeline.runs import Run, remember
 from braindecode_vis.pipeline.scoring import evaluate
 from braindecode_vis.scoring.label_exchange import find_exchange
-from braindecode_vis.scoring.retrieval import describe_common_choice
+from braindecode_vis.scoring.retrieval import Retrieval, describe_common_choice
 from braindecode_vis.scoring.scoring_task import FEW_ORDERS
+from braindecode_vis.training.objectives.objectives_config import ObjectiveConfig
 
 # On real fMRI of 12 to 60 pictures, single trials gave top-1 0.75 where their averages gave 0.45. So they do in a
 # simulation where voxels share most of their noise, which single trials show and averages hide: 0.90 and 0.49 of 40
@@ -43,35 +44,46 @@ FEW_UNITS = 10  # a percentile bootstrap of fewer units is too narrow
 def list_hints(run: Run) -> list[str]:
     """Return the hints on a finished run."""
     rows = evaluate(run)
-    hints = [*_judge_penalties(run), *_judge_objectives(run)]
+    networks = _read_networks(run)
+    hints = [*_judge_penalties(run), *_judge_objectives(networks)]
     if run.config.decodes_categories:
-        return [*_judge_choices(run), *_judge_owners(run, rows), *hints]
+        return [*_judge_choices(run, networks), *_judge_owners(run, rows), *hints]
     return [
-        *_judge_choices(run), *_judge_repeats(run), *_judge_gallery(run, rows), *_judge_orders(rows),
+        *_judge_choices(run, networks), *_judge_repeats(run), *_judge_gallery(run, rows), *_judge_orders(rows),
         *_judge_ties(run), *hints,
     ]  # fmt: skip
 
 
-def _judge_choices(run: Run) -> list[str]:
+def _judge_choices(run: Run, networks: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say that most queries name the same image, or class, first, whatever they showed."""
     if run.config.decodes_categories:
         items = run.seen["items"]
         pairs = [(items["decoded"].tolist(), items["label"].tolist())]
     else:
-        parts = [part.retrieval for fold in retrieve(run).folds for part in fold.parts]
         # Each part has a gallery of its own.
         pairs = [
-            (np.asarray(part.gallery_ids)[part.top_indices[:, 0]].tolist(), part.query_ids.tolist())
-            for part in parts
+            (_list_firsts(part), part.query_ids.tolist())
+            for part in _list_parts(run)
             if part.gallery_size > 1
         ]
     found = list(dict.fromkeys(filter(None, [describe_common_choice(*pair) for pair in pairs])))
-    return found + (_judge_updates(run) if found else [])
+    return found + (_judge_updates(networks) if found else [])
 
 
-def _judge_updates(run: Run) -> list[str]:
+def _list_parts(run: Run) -> list[Retrieval]:
+    """Return what every part of every fold retrieved."""
+    return [part.retrieval for fold in retrieve(run).folds for part in fold.parts]
+
+
+def _list_firsts(part: Retrieval) -> list[Any]:
+    """Return the id of the image that each query names first."""
+    found: list[Any] = np.asarray(part.gallery_ids)[part.top_indices[:, 0]].tolist()
+    return found
+
+
+def _judge_updates(networks: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say that a network was updated too rarely to tell images apart; it learns their mean first."""
-    counts = [count_updates(record) for record in _read_networks(run)]
+    counts = [count_updates(record) for record in networks]
     if not counts or max(counts) >= FEW_UPDATES:
         return []
     return [
@@ -104,10 +116,10 @@ def _read_networks(run: Run) -> list[dict[str, Any]]:
     return [store.read_json(path) for path in paths]
 
 
-def _judge_objectives(run: Run) -> list[str]:
+def _judge_objectives(networks: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say which objectives of a network changed nothing, or left nothing to the others."""
     found: dict[str, None] = {}
-    for record in _read_networks(run):
+    for record in networks:
         settings = record.get("config", {}).get("objectives", [])
         found |= dict.fromkeys(describe_objective_values(record.get("history", []), settings))
     return list(found)
@@ -150,7 +162,7 @@ def _judge_gallery(run: Run, rows: list[dict[str, Any]]) -> list[str]:
     for fold, retrieved in zip(prepared.folds, retrieve(run).folds, strict=True):
         known = set(prepared.responses.stimulus_ids[fold.train].tolist())
         for part in (part.retrieval for part in retrieved.parts):
-            firsts += [str(i) in known for i in np.asarray(part.gallery_ids)[part.top_indices[:, 0]]]
+            firsts += [str(name) in known for name in _list_firsts(part)]
     if not np.mean(firsts) > 0.5:
         return []
     level = found["2_way", bad[0]]["value"]
@@ -241,7 +253,7 @@ def _judge_penalties(run: Run) -> list[str]:
 
 
 def _judge_ties(run: Run) -> list[str]:
-    parts = [part.retrieval for fold in retrieve(run).folds for part in fold.parts]
+    parts = _list_parts(run)
     # Rank and worst rank agree where no other candidate is as similar as the true one.
     shared = np.concatenate([part.worst_ranks != part.ranks for part in parts])
     if shared.mean() < 0.01:
@@ -319,13 +331,14 @@ def describe_objective_values(
 def _tabulate_weights(n_epochs: int, objectives: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Return the weight of each objective in each epoch, 0 in epochs that are not wholly in its phase."""
     weights = np.zeros((n_epochs, len(objectives)))
+    shared = ("weight", "weight_end", "phase")
     for number, settings in enumerate(objectives):
-        start, end = settings.get("phase") or (0.0, 1.0)
-        first = settings.get("weight", 1.0)
-        last = first if settings.get("weight_end") is None else settings["weight_end"]
+        objective = ObjectiveConfig.model_construct(
+            **{key: settings[key] for key in shared if key in settings}
+        )
+        start, end = objective.phase
         for epoch in range(n_epochs):
             begins, ends = epoch / n_epochs, (epoch + 1) / n_epochs
             if start <= begins and ends <= end:
-                middle = ((begins + ends) / 2 - start) / (end - start)
-                weights[epoch, number] = first + (last - first) * min(max(middle, 0.0), 1.0)
+                weights[epoch, number] = objective.weigh((begins + ends) / 2)
     return weights
