@@ -34,7 +34,7 @@ REQUIRED_COLUMNS = ("stimulus_id", "concept", "path", "sha256")
 
 #: Pixels of the longer side up to which images are compared as they are; see `find_comparison_size`.
 LARGEST_COMPARED = 128
-N_LOOKED_AT = 16  # rows that tell whether a method makes grey images
+N_CHECKED = 16  # rows that are checked for grey images
 LARGEST_IN_MEMORY = 1 << 28  # bytes of small images of one method; beyond, they lie in a temporary file
 
 
@@ -429,7 +429,7 @@ def show_as_compared(seen: Images, decoded: Images) -> Images:
     decoded
         Images of the same rows; of several draws the first is looked at, in the first rows.
     """
-    few = range(min(len(seen), N_LOOKED_AT))
+    few = range(min(len(seen), N_CHECKED))
     answers = [decoded[row] if decoded.ndim == 4 else decoded[row][0] for row in few]
     if not all(map(_is_grey, answers)) or all(_is_grey(seen[row]) for row in few):
         return seen

@@ -75,7 +75,7 @@ def start_folder(root: Path) -> StartedFolder:
     _write(root / "meta.yaml", _write_meta(root, data, about), written, notes)
     trials, n_pictures = complete_trials(pd.DataFrame({"stimulus_id": range(len(data))}))[0], len(ids)
     if complete:
-        # As `run` reads it: the split is the one that `decode` would take, and what does not fit is said now.
+        # As `run` reads it: the split is the one that `decode` would take, and what does not fit is an error now.
         try:
             own = read_array_folder(root)
             trials, n_pictures = own.responses.trials, len(own.stimuli) if own.knows_images else 0

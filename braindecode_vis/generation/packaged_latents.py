@@ -1,4 +1,4 @@
-"""Latents of the autoencoder that the package brings, as a target: colour and layout without weights of a hub.
+"""Latents of the packaged autoencoder, as a target: colour and layout without weights of a hub.
 
 Owns the target kind ``packaged_latents``: the autoencoder of the embedded generator (`weights_file`) in the place of
 Stable Diffusion's, so that the low-level branch of ATM or MindEye2 can be run and judged offline. Encoding, decoding

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-#: The file that the package brings.
+#: The file in the package.
 PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "latent_diffusion.safetensors"
 _HEADER = "latent_diffusion"
 _IMAGES = "images.components"

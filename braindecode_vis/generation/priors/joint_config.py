@@ -94,7 +94,7 @@ class JointPriorConfig(Settings):
 
     needs_predictions: ClassVar[bool] = False
     asks_trained_prior: ClassVar[bool] = True
-    #: What is said where the brain encoder has trained none.
+    #: The message where the brain encoder has trained no prior.
     untrained: ClassVar[str] = UNTRAINED_PRIOR
 
     def build(self, *, seed: int = 0) -> JointPrior:

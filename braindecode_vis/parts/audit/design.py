@@ -87,7 +87,7 @@ def check_design(run: AuditedRun) -> list[AuditFinding]:
 
 
 def _check_subjects(run: AuditedRun, rows: np.ndarray) -> list[AuditFinding]:
-    """Shuffles within subjects tell nothing of a concept that its subject has alone; see `identity`."""
+    """Shuffles within subjects test no concept that only one subject has; see `identity`."""
     names, subjects = run.concepts.astype(str)[rows], run.trials["subject"].astype(str).to_numpy()[rows]
     pairs = set(zip(subjects.tolist(), names.tolist(), strict=True))
     if len(pairs) > len(set(subjects.tolist())) or len(set(names.tolist())) < 2:
