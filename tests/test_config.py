@@ -6,12 +6,13 @@ from typing import ClassVar
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from braindecode_vis import pipeline
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError
-from braindecode_vis.base.registry import ROLES, find_component, list_inside
+from braindecode_vis.base.registry import ROLES, check_names, find_component, list_inside
 from braindecode_vis.base.roles import SETTINGS_ROLES
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.settings import Settings, describe_validation_error
 from braindecode_vis.config import RunConfig, check_files, dump_config, list_kinds, read_config
 from braindecode_vis.config.missing_files import READS
 from braindecode_vis.datasets.manifests import find_package_data
@@ -415,7 +416,7 @@ def test_a_run_folder_of_an_earlier_version_is_read(old_run):
     [
         (
             {"kind": "network", "network": {"kind": "shallow_fbcsp"}},
-            r"encoder\.network\.kind: 'shallow_fbcsp' is no network of its own any more; write \{kind: braindecode",
+            r"encoder\.network\.kind: 'shallow_fbcsp' is no network any more: write \{kind: braindecode",
         ),
         ({"kind": "ridge", "penalty": 3}, r"unknown key encoder\.penalty"),
     ],
@@ -490,6 +491,35 @@ def test_a_field_that_came_later_is_hashed_only_where_it_says_something():
 
     assert Later().hashed_fields() == {"old": 1}
     assert Later(new=0).hashed_fields() == {"old": 1, "new": 0}
+
+
+def test_a_removed_setting_is_read_with_its_one_value_and_enters_the_fingerprint_as_before():
+    """Files of an earlier version name it, and their results are found; another value is refused by name."""
+
+    class Base(Settings):
+        kept: int = 1
+        removed_settings: ClassVar = {"rate": 0.5}
+
+    class Derived(Base):
+        sizes: int = 2
+        removed_settings: ClassVar = {"shape": [3, 4], "threads": 1}
+        not_hashed: ClassVar[frozenset[str]] = frozenset({"threads"})
+
+    class Outer(Settings):
+        inner: Derived = Derived()
+
+    before = {"kept": 1, "rate": 0.5, "shape": [3, 4], "sizes": 2}
+    assert Derived().hashed_fields() == before
+    assert Derived.model_validate(before | {"shape": (3, 4), "threads": 1}) == Derived()
+    assert "rate" not in Derived().model_dump()
+    check_names(Outer, {"inner": {"rate": 0.5}})
+    with pytest.raises(ValidationError) as caught:
+        Outer.model_validate({"inner": {"rate": 0.4}})
+    sentence = describe_validation_error(caught.value)
+    assert (
+        sentence
+        == "inner.rate was removed: its value is always 0.5 now, and 0.4 is refused; leave inner.rate out"
+    )
 
 
 def test_a_run_of_classes_takes_no_setting_of_images(tmp_path):

@@ -185,11 +185,11 @@ _CORE: dict[str, dict[str, str]] = {
 #: The roles of components.
 ROLES = tuple(_CORE)
 
-#: Role -> kind that is no more -> what to write instead.
+#: Role -> kind that an earlier version had -> what to write instead, or why it is no more.
 DROPPED: dict[str, dict[str, str]] = {
     "network": {
-        "shallow_fbcsp": "{kind: braindecode, model: ShallowFBCSPNet} (pip install 'braindecode_vis[braindecode]')",
-        "deep4": "{kind: braindecode, model: Deep4Net} (pip install 'braindecode_vis[braindecode]')",
+        kind: f"write {{kind: braindecode, model: {model}}} (pip install 'braindecode_vis[braindecode]')"
+        for kind, model in {"shallow_fbcsp": "ShallowFBCSPNet", "deep4": "Deep4Net"}.items()
     },
 }
 
@@ -254,7 +254,7 @@ def find_component(role: str, kind: str) -> type[Settings]:
         found: type[Settings] = getattr(importlib.import_module(module), name)
         return found
     if not entries and kind in DROPPED.get(role, {}):
-        raise ConfigError(f"{kind!r} is no {role} of its own any more; write {DROPPED[role][kind]}")
+        raise ConfigError(f"{kind!r} is no {role} any more: {DROPPED[role][kind]}")
     if not entries and (missing := describe_missing(kind)):
         raise ConfigError(missing)
     if not entries:
@@ -431,6 +431,8 @@ def check_names(
     """
     for name, value in content.items():
         whole = f"{key}.{name}".lstrip(".")
+        if name in cls.list_removed():
+            continue  # the class itself refuses what is not its value now
         if name not in cls.model_fields:
             clause, owners = describe_unknown_key(whole, list(cls.model_fields)), list_owners(role, name)
             theirs = f"; it is a setting of the {role} {' and '.join(owners)}" if owners else ""

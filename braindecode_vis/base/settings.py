@@ -83,7 +83,9 @@ class Settings(BaseModel):
     A subclass names in `not_hashed` the fields that say *how* a component runs (device, batch size, file
     paths) and cannot change *what* it computes; they stay out of the fingerprint. In `hashed_if_set` it names fields
     that came later than the first results: with their default, which must compute what was computed before there were
-    any, they stay out of the fingerprint too, so that earlier runs are still found.
+    any, they stay out of the fingerprint too, so that earlier runs are still found. In `removed_settings` it names
+    what an earlier version had, each with the value that it has always now: a file with that value is read, a file
+    with another is refused, and the fingerprint holds the value as before.
     """
 
     model_config = ConfigDict(
@@ -97,6 +99,7 @@ class Settings(BaseModel):
 
     not_hashed: ClassVar[frozenset[str]] = frozenset()
     hashed_if_set: ClassVar[frozenset[str]] = frozenset()
+    removed_settings: ClassVar[Mapping[str, Any]] = {}
     #: Import names of packages that this component needs and the core does not: keys of `checks.EXTRAS`.
     packages: ClassVar[tuple[str, ...]] = ()
 
@@ -105,6 +108,8 @@ class Settings(BaseModel):
     def _refuse_unknown_keys(cls, content: Any) -> Any:
         # pydantic refuses them too, but does not say which are known
         if isinstance(content, Mapping):
+            if fixed := cls.list_removed().keys() & content.keys():
+                content = cls._drop_removed(content, fixed)
             for key in content:
                 if key not in cls.model_fields:
                     context = {"key": str(key), "known": list(cls.model_fields)}
@@ -112,6 +117,24 @@ class Settings(BaseModel):
                         "unknown_key", "unknown key {key}; known here are {known}", context
                     )
         return content
+
+    @classmethod
+    def list_removed(cls) -> dict[str, Any]:
+        """Return the settings that an earlier version of this class had, each with the value that it has always now."""
+        found: dict[str, Any] = {}
+        for one in reversed(cls.__mro__):
+            found |= vars(one).get("removed_settings", {})
+        return {name: value for name, value in found.items() if name not in cls.model_fields}
+
+    @classmethod
+    def _drop_removed(cls, content: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+        for name in names:
+            if _plain(content[name]) != (value := cls.list_removed()[name]):
+                context = {"key": name, "given": repr(content[name]), "value": repr(value)}
+                raise PydanticCustomError(
+                    "removed_key", "{key} was removed: it is always {value}, not {given}", context
+                )
+        return {name: value for name, value in content.items() if name not in names}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -153,7 +176,8 @@ class Settings(BaseModel):
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain values that enter the fingerprint, nested settings included."""
-        fields: dict[str, Any] = {}
+        unhashed = self.not_hashed | self.hashed_if_set
+        fields = {name: _plain(value) for name, value in self.list_removed().items() if name not in unhashed}
         for name in type(self).model_fields:
             value = getattr(self, name)
             if name in self.not_hashed:
@@ -284,12 +308,17 @@ def _plain(value: Any) -> Any:
 #: What pydantic calls a member of a union that is no model, for example ``constrained-int`` or ``literal['auto']``.
 _TYPE = re.compile(r"(constrained-\w+|int|float|str|bool|path|none|.*\[.*)", re.DOTALL)
 #: Errors that say what is known, before those that may only follow from them.
-_FIRST = ("unknown_key", "unknown_kind", "outside")
+_FIRST = ("unknown_key", "removed_key", "unknown_kind", "outside")
 
 
 def describe_unknown_key(key: str, known: Sequence[str]) -> str:
     """Return one clause for a key, given by its full path, of which nobody knows."""
     return f"unknown key {key}; known here are {', '.join(known)}{suggest(key.rpartition('.')[2], known)}"
+
+
+def describe_removed_key(key: str, value: str, given: str) -> str:
+    """Return one clause for a setting that an earlier version had and a file gives another value than it has now."""
+    return f"{key} was removed: its value is always {value} now, and {given} is refused; leave {key} out"
 
 
 def describe_unknown_kind(kind: str, key: str, known: Sequence[str]) -> str:
@@ -316,6 +345,8 @@ def describe_validation_error(error: ValidationError, key: str = "") -> str:
     context = first.get("ctx", {})
     if first["type"] == "unknown_key":
         return describe_unknown_key(".".join([*location, context["key"]]), context["known"])
+    if first["type"] == "removed_key":
+        return describe_removed_key(".".join([*location, context["key"]]), context["value"], context["given"])
     if first["type"] == "unknown_kind":
         return describe_unknown_kind(context["given"], path, context["known"])
     if first["type"] == "outside":
