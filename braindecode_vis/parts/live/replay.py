@@ -634,7 +634,10 @@ def open_phantom(
     def refuse(stimuli: Any) -> np.ndarray:
         raise DataError(f"{truth.folder} lacks the arrays drive_*.npy; make the phantom again.")
 
-    drive = compute_drive(table, truth.root, truth.folder, embed=refuse, n_semantic=truth.config.n_semantic)
+    config = truth.config
+    drive = compute_drive(
+        table, truth.root, truth.folder, embed=refuse, n_semantic=config.n_semantic, kind=config.drive
+    )
     person = make_person(truth.config, subject - 1, drive)
     system: Any = form.make_recorder(truth.size)
     rows = np.flatnonzero((table["split"] == split) | (split == "all"))

@@ -22,6 +22,7 @@ from braindecode_vis.parts.phantom.brain import (
     get_features,
 )
 from braindecode_vis.parts.phantom.forward import pick_training_rows
+from braindecode_vis.parts.phantom.noise import draw_power
 from braindecode_vis.parts.phantom.phantom_config import NETWORKS
 from braindecode_vis.parts.phantom.scanner import Scanner
 
@@ -92,6 +93,11 @@ def simulate_betas(
         noise[number] = generator.standard_normal(n_voxels, dtype=np.float32)
         if imagery:
             _blur_features(features, number, config.fmri.imagery_jitter, generator)
+    if spread := config.noise.changing:
+        for number, seed in enumerate(trial_seeds):
+            generator = make_generator(config.seed, "changing", person.index, int(seed))
+            noise[number] *= np.sqrt(draw_power(generator, spread, 1)).astype(np.float32)
+            modes[number] *= np.sqrt(draw_power(generator, spread, N_NOISE_MODES)).astype(np.float32)
     betas = _combine(person, scanner, features, gains, imagery)
     share = config.fmri.correlated
     noise *= np.float32(np.sqrt(1 - share))
@@ -218,8 +224,14 @@ def _simulate_series_noise(
     innovation = np.sqrt(1 - numbers.ar**2)  # keeps the variance at one
     # As if the process had run before: stationary from the first volume.
     state = numbers.ar * generator.standard_normal((1, n_voxels))
+    spread, changes = (
+        person.config.noise.changing,
+        make_generator(person.config.seed, "changing", person.index, name),
+    )
     for first in range(0, n_volumes, BLOCK_VOLUMES):
         white = generator.standard_normal((BLOCK_VOLUMES, n_voxels), dtype=np.float32)
+        if spread:
+            white *= np.sqrt(draw_power(changes, spread, 1)).astype(np.float32)
         noise, state = signal.lfilter([innovation], [1.0, -numbers.ar], white, axis=0, zi=state)
         times = (first + np.arange(BLOCK_VOLUMES)) * scanner.t_r
         drift = np.sin(2 * np.pi * times[:, None] / periods + phases) @ drift_maps

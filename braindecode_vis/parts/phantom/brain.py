@@ -15,7 +15,7 @@ import numpy as np
 from braindecode_vis.base.checks import ConfigError, check_option
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.phantom.cortex import REGIONS, compute_receptive_fields, find_members
-from braindecode_vis.parts.phantom.drive import EARLY_GRID, MID_GRID, N_EARLY, N_MID, StimulusDrive
+from braindecode_vis.parts.phantom.drive import EARLY_GRID, MID_GRID, MIXED, N_EARLY, N_MID, StimulusDrive
 from braindecode_vis.parts.phantom.phantom_config import NETWORKS, ComponentConfig, Feature, PhantomConfig
 
 FIELD_LENGTH_MM = 9.0
@@ -137,8 +137,9 @@ def compute_weights(person: Person, stage: Stage, positions: np.ndarray) -> tupl
     members = find_members(positions, stage.regions)
     points = positions[members]
     config = person.config
-    own = _draw_map(person.drive, stage, points, config.seed, f"person-{person.index}")
-    common = _draw_map(person.drive, stage, points, config.seed, "everyone")
+    source = _find_source(person, stage)
+    own = _draw_map(person.drive, stage, points, config.seed, f"person-{person.index}", source)
+    common = _draw_map(person.drive, stage, points, config.seed, "everyone", source)
     # Variances add, so the shares of the two maps are shares of variance.
     weights = np.sqrt(config.shared) * common + np.sqrt(1 - config.shared) * own
     return members, (
@@ -263,11 +264,22 @@ def _compute_transient(times: np.ndarray, rise: float) -> np.ndarray:
     return first**2 * np.exp(2 * (1 - first)) - 0.4 * second**2 * np.exp(2 * (1 - second))
 
 
-def _draw_map(drive: StimulusDrive, stage: Stage, points: np.ndarray, seed: int, owner: str) -> np.ndarray:
-    """Draw one unit-spread map, (n_points, n_features)."""
+def _find_source(person: Person, stage: Stage) -> int | None:
+    """Return which source of a mixture a stage follows: higher stages take turns; None is all of the semantic drive."""
+    if person.config.drive != "mixture" or stage.feature != "semantic":
+        return None
+    higher = [one.name for one in person.stages if one.feature == "semantic"]
+    return higher.index(stage.name) % len(MIXED)
+
+
+def _draw_map(
+    drive: StimulusDrive, stage: Stage, points: np.ndarray, seed: int, owner: str, source: int | None
+) -> np.ndarray:
+    """Draw one unit-spread map, (n_points, n_features); `source` is the part of a mixture that the stage follows."""
     names = (seed, "map", stage.name, owner)
     if stage.feature == "semantic":
-        return draw_fields(points, drive.semantic.shape[1], *names)
+        fields = draw_fields(points, drive.semantic.shape[1], *names)
+        return fields if source is None else fields * (np.arange(fields.shape[1]) % len(MIXED) == source)
     n_features, grid = (N_EARLY, EARLY_GRID) if stage.feature == "early" else (N_MID, MID_GRID)
     n_tunings = n_features // grid**2
     # Energy drives every early source; the preference for scale and orientation varies along the surface.

@@ -321,7 +321,9 @@ def _make(
     table = form.list_images(size, config.seed)
     table = write_image_files(table, ledger.root, size=size.image_size, seed=config.seed, advance=advance)
     describe("computing what the images do to the simulated brains")
-    drive = compute_drive(table, ledger.root, ledger.root / TRUTH, embed=embed, n_semantic=config.n_semantic)
+    drive = compute_drive(
+        table, ledger.root, ledger.root / TRUTH, embed=embed, n_semantic=config.n_semantic, kind=config.drive
+    )
     people = range(form.first_person, form.first_person + size.n_subjects)
     changes: dict[str, Any] = {"n_subjects": people.stop}
     if config.fmri.ongoing_percent is None and form.ongoing_percent:

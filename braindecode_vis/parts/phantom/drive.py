@@ -2,10 +2,11 @@
 
 Early drive is Gabor energy on a retinotopic grid (Adelson and Bergen 1985, doi:10.1364/JOSAA.2.000284), mid-level
 drive is colour, contrast and curvature statistics pooled on a coarser grid (in the spirit of Portilla and Simoncelli
-2000, doi:10.1023/A:1026553619983), and semantic drive is a whitened projection of image embeddings that the caller
-brings. Owns the arrays ``drive_*.npy`` of the ground truth: the drive is computed once and read back by later calls,
-so that a call that goes on simulates the same brains whatever the image encoder gives then. Knows nothing of brains
-and of networks that compute embeddings.
+2000, doi:10.1023/A:1026553619983), and semantic drive is a whitened projection of what higher regions respond to: the
+image embeddings that the caller gives, or features that no image encoder knows (`DRIVES`). Owns the arrays
+``drive_*.npy`` of the ground truth: the drive is computed once and read back by later calls, so that a call that goes
+on simulates the same brains whatever the image encoder gives then. Knows nothing of brains and of networks that
+compute embeddings.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.checks import DataError, check_finite, check_unique
+from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import replace_atomically
 
@@ -38,6 +40,16 @@ MID_STATISTICS = (
 )
 N_EARLY = EARLY_GRID**2 * N_ORIENTATIONS * len(SCALES_CYCLES)
 N_MID = MID_GRID**2 * len(MID_STATISTICS)
+DRIVES = {
+    "embedded": "the packaged image network, which a decoder may have as its target",
+    "colours": "mean colours of an 8 x 8 layout",
+    "gabor": "Gabor energies on an 8 x 8 grid, as in primary visual cortex",
+    "random_network": "a convolutional network with random weights",
+    "mixture": "colours, Gabor energies and the random network, each in its own regions",
+}
+"""What the higher regions of a simulated brain respond to."""
+MIXED = ("colours", "gabor", "random_network")
+"""Sources of a mixture: column i of its semantic drive is of source i modulo three."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +114,12 @@ class StimulusDrive:
 
 def make_drive(
     images: Iterable[np.ndarray],
-    embeddings: np.ndarray,
+    embeddings: np.ndarray | None,
     ids: Sequence[str],
     *,
     is_train: np.ndarray | None = None,
     n_semantic: int = 32,
+    kind: str = "embedded",
 ) -> StimulusDrive:
     """Compute the drive of a set of images.
 
@@ -114,31 +127,49 @@ def make_drive(
     ----------
     images : iterable of uint8 arrays of shape (height, width, 3)
         The images, in the order of `ids`; read once, in blocks.
-    embeddings : array of shape (n_stimuli, n_features)
-        One vector per image from any image encoder.
+    embeddings : array of shape (n_stimuli, n_features) or None
+        One vector per image from any image encoder; used by the kind ``embedded`` alone.
     ids
         Stimulus ids.
     is_train : boolean array of shape (n_stimuli,), optional
         Images that may fit means, spreads and the projection; all of them by default.
     n_semantic
         Latent dimensions to keep; fewer if the training embeddings span fewer.
+    kind
+        One of `DRIVES`.
     """
     train = np.ones(len(ids), bool) if is_train is None else np.asarray(is_train, bool)
+    sources = {"embedded": (), "mixture": MIXED}.get(kind, (kind,))
     early, mid = [], []
+    foreign: dict[str, list[np.ndarray]] = {name: [] for name in sources}
     for block in _iterate_blocks(images):
         energy = compute_gabor_energy(block)
         early.append(energy)
         mid.append(compute_mid_features(block, energy))
-    if sum(map(len, early)) != len(ids) or len(embeddings) != len(ids) or len(train) != len(ids):
+        for name in sources:
+            foreign[name].append(energy if name == "gabor" else _FOREIGN[name](block))
+    n_vectors = (
+        len(ids) if embeddings is None and sources else len(embeddings if embeddings is not None else ())
+    )
+    if sum(map(len, early)) != len(ids) or n_vectors != len(ids) or len(train) != len(ids):
         raise DataError(
-            f"{sum(map(len, early))} images, {len(embeddings)} embeddings and {len(train)} training flags were given "
+            f"{sum(map(len, early))} images, {n_vectors} embeddings and {len(train)} training flags were given "
             f"for {len(ids)} stimulus ids: one of each is needed per image."
         )
+    if sources:
+        n_each = -(-n_semantic // len(sources))
+        latents = [project_embeddings(np.concatenate(foreign[name]), train, n_each) for name in sources]
+        n_each = min(each.shape[1] for each in latents)
+        # columns take turns: (stimulus, component, source) -> (stimulus, component * source)
+        semantic = np.stack([each[:, :n_each] for each in latents], axis=2).reshape(len(ids), -1)
+    else:
+        assert embeddings is not None
+        semantic = project_embeddings(embeddings, train, n_semantic)
     return StimulusDrive(
         ids=np.asarray(ids, dtype=object),
         early=_standardise(np.concatenate(early), train),
         mid=_standardise(np.concatenate(mid), train),
-        semantic=project_embeddings(embeddings, train, n_semantic),
+        semantic=semantic,
         is_train=train,
     )
 
@@ -206,6 +237,37 @@ def compute_mid_features(images: np.ndarray, energy: np.ndarray | None = None) -
         [means, np.log(contrast + 1e-2)[..., None], anisotropy[..., None], curvature[..., None]], axis=-1
     )
     return statistics.reshape(len(small), -1).astype(np.float32)
+
+
+def compute_colours(images: np.ndarray) -> np.ndarray:
+    """Return the mean colours of an 8 x 8 layout, float32 of shape (n_images, 192)."""
+    small, cell = _shrink(images), IMAGE_SIZE // EARLY_GRID
+    # (image, row, row in cell, column, column in cell, colour) -> (image, row * column * colour)
+    cells = small.reshape(-1, EARLY_GRID, cell, EARLY_GRID, cell, 3).mean(axis=(2, 4))
+    return cells.reshape(len(small), -1)
+
+
+def compute_random_network(images: np.ndarray) -> np.ndarray:
+    """Return what a random convolutional network answers, float32 of shape (n_images, 512).
+
+    Three layers of 3 x 3 kernels, stride 2, rectified, averaged over 2 x 2 quarters. The weights are drawn once (He et
+    al. 2015, arXiv 1502.01852) and are the same in every simulation.
+    """
+    generator = make_generator(0, "random network")
+    maps = _shrink(images) - 0.5
+    for n_maps in (32, 64, 128):
+        n_inputs = 9 * maps.shape[-1]
+        weights = generator.standard_normal((n_inputs, n_maps)).astype(np.float32) * np.sqrt(2 / n_inputs)
+        padded = np.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        # (image, row, column, map, 3, 3), every second row and column
+        patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2]
+        maps = np.maximum(patches.reshape(*patches.shape[:3], n_inputs) @ weights, 0)
+    half = maps.shape[1] // 2
+    quarters = maps.reshape(len(maps), 2, half, 2, half, -1).mean(axis=(2, 4))
+    return np.log(quarters + 1e-3).reshape(len(maps), -1).astype(np.float32)
+
+
+_FOREIGN = {"colours": compute_colours, "random_network": compute_random_network}
 
 
 def project_embeddings(embeddings: np.ndarray, is_train: np.ndarray, n_semantic: int) -> np.ndarray:
@@ -297,7 +359,7 @@ _FEATURES = ("early", "mid", "semantic")
 
 
 def compute_drive(
-    table: pd.DataFrame, root: Path, truth: Path, *, embed: Embed, n_semantic: int
+    table: pd.DataFrame, root: Path, truth: Path, *, embed: Embed, n_semantic: int, kind: str = "embedded"
 ) -> StimulusDrive:
     """Return the drive of the images, from the ground truth if an earlier call has kept it there.
 
@@ -312,21 +374,27 @@ def compute_drive(
         kept = {name: np.load(path, allow_pickle=False) for name, path in paths.items()}
         return StimulusDrive(table["stimulus_id"].to_numpy(object), **kept, is_train=is_train)
     stimuli = StimulusSet(table.reset_index(drop=True), root)
-    vectors = np.asarray(embed(stimuli))
-    vectors = vectors.reshape(len(vectors), -1) if vectors.ndim > 2 else vectors
-    if vectors.ndim != 2 or len(vectors) != len(table) or not np.isfinite(vectors).all():
-        raise DataError(
-            f"the image encoder must give one finite vector for each of the {len(table)} images of the phantom, "
-            f"but gave an array of shape {vectors.shape}."
-        )
+    vectors = _embed(stimuli, embed) if kind == "embedded" else None
     drive = make_drive(
         stimuli.iterate_images(),
         vectors,
         table["stimulus_id"].tolist(),
         is_train=is_train,
         n_semantic=n_semantic,
+        kind=kind,
     )
     for name, path in paths.items():
         with replace_atomically(path) as temporary:
             np.save(temporary, getattr(drive, name), allow_pickle=False)
     return drive
+
+
+def _embed(stimuli: StimulusSet, embed: Embed) -> np.ndarray:
+    vectors = np.asarray(embed(stimuli))
+    vectors = vectors.reshape(len(vectors), -1) if vectors.ndim > 2 else vectors
+    if vectors.ndim != 2 or len(vectors) != len(stimuli) or not np.isfinite(vectors).all():
+        raise DataError(
+            f"the image encoder must give one finite vector for each of the {len(stimuli)} images of the phantom, "
+            f"but gave an array of shape {vectors.shape}."
+        )
+    return vectors

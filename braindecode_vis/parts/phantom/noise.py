@@ -149,8 +149,33 @@ def _simulate_cortex(
 ) -> Iterator[np.ndarray]:
     """Yield filtered noise of cortical sources as the sensors see it; `mixing` is (n_sources, n_channels)."""
     mixing = mixing.astype(np.float32)
+    gains = _draw_gains(person, len(mixing), length, name, kind)
     for activity in _filter_white(person, sections, len(mixing), length, name, kind):
-        yield activity @ mixing  # (length, n_channels)
+        yield (activity if gains is None else activity * next(gains)) @ mixing  # (length, n_channels)
+
+
+def _draw_gains(
+    person: Person, n_sources: int, length: int, name: str, kind: str
+) -> Iterator[np.ndarray] | None:
+    """Yield the size of each source over a chunk, (length, n_sources), mean square one; None if sizes do not change."""
+    if not (spread := person.config.noise.changing):
+        return None
+
+    def iterate() -> Iterator[np.ndarray]:
+        generator = make_generator(person.config.seed, "changing", kind, person.index, name)
+        share = np.linspace(0, 1, length, endpoint=False)[:, None]
+        before = draw_power(generator, spread, n_sources)
+        while True:
+            after = draw_power(generator, spread, n_sources)
+            yield np.sqrt((1 - share) * before + share * after).astype(np.float32)
+            before = after
+
+    return iterate()
+
+
+def draw_power(generator: np.random.Generator, spread: float, n: int) -> np.ndarray:
+    """Return log-normal powers of mean one; `spread` is the standard deviation of the log of their square roots."""
+    return np.exp(2 * spread * generator.standard_normal(n) - 2 * spread**2)
 
 
 def _simulate_sensors(person: Person, system: SensorSystem, length: int, name: str) -> Iterator[np.ndarray]:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from braindecode_vis.base.settings import Settings
 
 Feature = Literal["early", "mid", "semantic"]
+Drive = Literal["embedded", "colours", "gabor", "random_network", "mixture"]
 Network = Literal[
     "visual",
     "somatomotor",
@@ -175,7 +176,14 @@ class NoiseConfig(Settings):
         Rms of the slow drift below 0.1 Hz, relative to the background.
     sensor
         Factor on the system's white sensor noise.
+    changing
+        Standard deviation of the log size with which each source of background and alpha changes every two seconds,
+        in fMRI each trial and each of its shared patterns. 0 is noise of one covariance, as linear Gaussian decoders
+        assume; with more, the ideal observer of the ground truth, who knows the mean covariance alone, is no
+        longer a bound.
     """
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"changing"})
 
     exponent: float = Field(default=1.0, ge=0.5, le=2.0)
     spontaneous: float = Field(default=0.5, ge=0, le=1)
@@ -186,6 +194,7 @@ class NoiseConfig(Settings):
     line: float = Field(default=1.0, ge=0)
     drift: float = Field(default=1.0, ge=0)
     sensor: float = Field(default=1.0, ge=0)
+    changing: float = Field(default=0.0, ge=0, le=1)
 
 
 class FmriConfig(Settings):
@@ -263,8 +272,12 @@ class PhantomConfig(Settings):
     evoked_eeg_v, evoked_meg_t
         Peak over channels and time of the response that all images share.
     n_semantic
-        Number of latent dimensions kept from the image embeddings.
+        Number of latent dimensions kept of what the higher regions respond to.
+    drive
+        What the higher regions respond to, one of `braindecode_vis.parts.phantom.drive.DRIVES`.
     """
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"drive"})
 
     n_subjects: int = Field(default=2, ge=1)
     snr: float = Field(default=0.1, ge=0, le=1000)
@@ -277,6 +290,7 @@ class PhantomConfig(Settings):
     evoked_eeg_v: float = Field(default=5e-6, ge=0)
     evoked_meg_t: float = Field(default=200e-15, ge=0)
     n_semantic: int = Field(default=32, ge=1)
+    drive: Drive = "embedded"
     stages: tuple[ComponentConfig, ...] = VISUAL_STAGES
     networks: NetworkDrive = NetworkDrive()
     noise: NoiseConfig = NoiseConfig()

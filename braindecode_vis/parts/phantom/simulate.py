@@ -66,6 +66,8 @@ def make_phantom(
     snr: float,
     seed: int,
     ongoing: float | None = None,
+    drive: str = "embedded",
+    changing: float = 0.0,
     listener: ProgressListener | None = None,
 ) -> PhantomTruth:
     """Simulate subjects who look at generated images, and write them in the files of a public data set.
@@ -84,6 +86,10 @@ def make_phantom(
         Root seed of subjects, images and noise.
     ongoing
         Ongoing activity in time series of fMRI, percent signal change; None leaves it to the format.
+    drive
+        What the higher regions respond to, one of `braindecode_vis.parts.phantom.drive.DRIVES`.
+    changing
+        How much the sizes of noise sources change over time, as `NoiseConfig` defines it.
     listener
         Shows progress.
     """
@@ -108,7 +114,11 @@ def make_phantom(
             out,
             size=size,
             config=phantom.PhantomConfig(
-                snr=snr, seed=seed, fmri=phantom.FmriConfig(ongoing_percent=ongoing)
+                snr=snr,
+                seed=seed,
+                drive=drive,
+                noise=phantom.NoiseConfig(changing=changing),
+                fmri=phantom.FmriConfig(ongoing_percent=ongoing),
             ),
             embed=encode,
             advance=advance,

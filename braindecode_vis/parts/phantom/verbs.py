@@ -17,6 +17,7 @@ PHANTOM_FORMATS = (
     "bold5000-betas", "nod", "god", "deeprecon", "bids-fmri", "corpus", "corpus-eeg",
 )  # fmt: skip
 """What `phantom` can write, for its help; the simulation takes a second to import."""
+PHANTOM_DRIVES = ("embedded", "colours", "gabor", "random_network", "mixture")
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,19 @@ def phantom(
         typer.Option("--snr", min=0.0, max=1000.0, help="Signal power over noise power, single trials."),
     ] = 0.1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 0,
+    drive: Annotated[
+        str,
+        typer.Option("--drive", help="What higher regions respond to: " + ", ".join(PHANTOM_DRIVES) + "."),
+    ] = "embedded",
+    changing: Annotated[
+        float,
+        typer.Option(
+            "--changing",
+            min=0.0,
+            max=1.0,
+            help="How much noise changes its size over time (log units); 0 is never.",
+        ),
+    ] = 0.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -132,6 +146,7 @@ def phantom(
     from braindecode_vis.parts.phantom import simulate
 
     check_option("FORMAT", form, simulated.FORMATS)
+    check_option("--drive", drive, simulated.DRIVES)
     check_option("--size", size, simulated.SIZES[form])
     chosen = simulated.change_size(form, simulated.SIZES[form][size], **sizes.list_changes())
     estimate = simulate.estimate_phantom(form, chosen)
@@ -145,8 +160,9 @@ def phantom(
             print_json({"run_folder": None, "scores": [], "estimate": vars(estimate)})
         return
     truth = simulate.make_phantom(
-        form, out, size=chosen, snr=snr, seed=seed, ongoing=ongoing, listener=ConsoleListener()
-    )
+        form, out, size=chosen, snr=snr, seed=seed, ongoing=ongoing, drive=drive, changing=changing,
+        listener=ConsoleListener(),
+    )  # fmt: skip
     if as_json:
         listed = [dict(subject) for subject in truth.subjects]
         print_json({"run_folder": None, "scores": [], "root": str(truth.root), "subjects": listed})

@@ -1,18 +1,28 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.parts.phantom import PhantomConfig, make_person
+from braindecode_vis.parts.phantom.brain import compute_weights
 from braindecode_vis.parts.phantom.drive import (
+    DRIVES,
     EARLY_GRID,
+    MIXED,
     N_EARLY,
     N_MID,
     N_ORIENTATIONS,
     SCALES_CYCLES,
     StimulusDrive,
+    compute_colours,
     compute_gabor_energy,
     compute_mid_features,
+    compute_random_network,
     make_drive,
+    project_embeddings,
 )
+from braindecode_vis.parts.phantom.phantom_config import Drive
 
 
 def make_grating(angle, cycles, size=64):
@@ -69,6 +79,69 @@ def test_semantic_drive_is_as_wide_as_the_embeddings_allow(images):
     low_rank = np.random.default_rng(0).standard_normal((240, 3)) @ np.ones((3, 10)) * np.arange(10)
     drive = make_drive(images, low_rank, [str(i) for i in range(240)], n_semantic=32)
     assert drive.semantic.shape == (240, 1)
+
+
+def test_a_foreign_drive_holds_nothing_of_an_image_encoder(images, drive):
+    """What the demo decodes must not be what drives the brain: embeddings are not even asked for."""
+    assert tuple(DRIVES) == get_args(Drive)
+    ids, train = drive.ids, drive.is_train
+    made = {
+        kind: make_drive(images, None, ids, is_train=train, n_semantic=12, kind=kind)
+        for kind in DRIVES
+        if kind != "embedded"
+    }
+    sources = {
+        "colours": compute_colours,
+        "gabor": compute_gabor_energy,
+        "random_network": compute_random_network,
+    }
+    for kind, compute in sources.items():
+        np.testing.assert_array_equal(made[kind].early, drive.early)
+        np.testing.assert_array_equal(made[kind].mid, drive.mid)
+        expected = project_embeddings(compute(images), train, 12)
+        # the drive rounds resampled images to 8 bits, and whitening enlarges that in the last components
+        same = [np.corrcoef(made[kind].semantic[:, i], expected[:, i])[0, 1] for i in range(12)]
+        assert min(same) > 0.99
+    for source, kind in enumerate(MIXED):
+        np.testing.assert_allclose(
+            made["mixture"].semantic[:, source::3], made[kind].semantic[:, :4], atol=1e-5
+        )
+    with pytest.raises(DataError, match="0 embeddings"):
+        make_drive(images, None, ids, is_train=train)
+
+
+def test_colours_are_the_means_of_their_cells(images):
+    found = compute_colours(images[:3]).reshape(3, 8, 8, 3)
+    expected = images[:3].reshape(3, 8, 6, 8, 6, 3).mean(axis=(2, 4)) / 255
+    # 48 pixels are first resampled to 64, which keeps the mean of a cell of 6
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_random_network_is_one_and_sees_what_is_where(images):
+    first = compute_random_network(images[:20])
+    assert first.shape == (20, 512)
+    np.testing.assert_array_equal(compute_random_network(images[:20]), first)
+    quarters = compute_random_network(images[:20, :, ::-1]).reshape(20, 2, 2, 128)
+    # the kernels are not symmetric, but a mirrored image has its quarters exchanged
+    same, other = (
+        np.corrcoef(first.reshape(20, 2, 2, 128)[:, :, i].ravel(), quarters[:, :, 0].ravel())[0, 1]
+        for i in (1, 0)
+    )
+    assert same > other
+
+
+def test_each_higher_region_of_a_mixture_follows_one_source(images, drive):
+    mixed = make_drive(images, None, drive.ids, is_train=drive.is_train, n_semantic=12, kind="mixture")
+    person = make_person(PhantomConfig(drive="mixture"), 0, mixed)
+    positions = np.random.default_rng(0).uniform(-60, 60, (4000, 3))
+    higher = [stage for stage in person.stages if stage.feature == "semantic"]
+    assert len(higher) >= 3
+    for number, stage in enumerate(higher):
+        _, weights = compute_weights(person, stage, positions)
+        used = np.abs(weights).max(axis=0) > 0
+        assert used.tolist() == [column % 3 == number % 3 for column in range(12)]
+    assert PhantomConfig().hashed_fields() == PhantomConfig(drive="embedded").hashed_fields()
+    assert "drive" not in PhantomConfig().hashed_fields()  # phantoms of earlier versions go on
 
 
 def test_rows_are_found_by_id(drive):

@@ -138,3 +138,18 @@ def test_the_background_takes_the_patterns_of_evoked_responses_as_far_as_stated(
     nowhere, everywhere = measure(0.0), measure(1.0)
     mixed = 0.75 * nowhere + 0.25 * everywhere
     np.testing.assert_allclose(measure(0.25), mixed, atol=1e-6 * np.abs(mixed).max())
+
+
+def test_changing_noise_keeps_its_power_and_loses_its_one_covariance(drive, eeg):
+    """A linear Gaussian decoder assumes one covariance for all trials; with `changing` there is none."""
+    steady, changing = (make_noisy(drive, changing=size, **QUIET) for size in (0.0, 0.5))
+    np.testing.assert_array_equal(compute_noise_power(changing, eeg), compute_noise_power(steady, eeg))
+    recorded = {one.config.noise.changing: record(one, eeg, 200) for one in (steady, changing)}
+    # 200 s of sources whose sizes are log-normal: their mean square is known to about 10 %
+    assert recorded[0.5].var() == pytest.approx(recorded[0.0].var(), rel=0.2)
+    spread = {}
+    for size, noise in recorded.items():
+        pieces = noise[:, : 100 * round(2 * eeg.sfreq)].reshape(eeg.n_channels, 100, -1)
+        spread[size] = np.log(pieces.var(axis=2)).std(axis=1).mean()
+    assert spread[0.5] > 1.2 * spread[0.0]
+    assert "changing" not in NoiseConfig().hashed_fields()
