@@ -24,7 +24,13 @@ from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.latent_diffusion_config import LatentDiffusionConfig
 from braindecode_vis.generation.latent_diffusion_networks import reconstruct_images
 from braindecode_vis.generation.weights_file import load_model
-from braindecode_vis.scoring.metrics.identification import n_way_identification, two_way_identification
+from braindecode_vis.scoring.metrics.identification import (
+    compute_correlations,
+    leave_out_images,
+    n_way_identification,
+    two_way_identification,
+)
+from braindecode_vis.scoring.uncertainty import jackknife_interval
 
 FIRST = {"demo": 0, "validation": 40}
 N = 40
@@ -86,12 +92,17 @@ def enlarge(images: np.ndarray) -> np.ndarray:
 
 def print_scores(name: str, images: np.ndarray, truth: Embeddings, encoder: EfficientNetEncoder) -> None:
     made = encoder.encode(images)
-    two_way = two_way_identification(truth.vectors, made)
-    rng = np.random.default_rng(0)
-    means = two_way[rng.integers(0, N, (2000, N))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    many = n_way_identification(truth.vectors, made, N).mean()
-    print(f"{name:>12}: two-way {two_way.mean():.3f} [{low:.3f}, {high:.3f}], {N}-way {many:.3f}", flush=True)
+    similarity = compute_correlations(made, truth.vectors)
+    two_way, many = (
+        two_way_identification(truth.vectors, made),
+        n_way_identification(truth.vectors, made, N),
+    )
+    left_out = leave_out_images([similarity], [np.arange(N)], [list(truth.ids)], 2)
+    limits = jackknife_interval(float(two_way.mean()), left_out)
+    print(
+        f"{name:>12}: two-way {two_way.mean():.3f} [{limits.low:.3f}, {limits.high:.3f}], {N}-way {many.mean():.3f}",
+        flush=True,
+    )
 
 
 def write_grid(path: Path, stacks: list[np.ndarray], per_row: int = 10) -> None:
