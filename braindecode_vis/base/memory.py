@@ -4,6 +4,8 @@ Owns the limits that may bind (of the process, of its control groups, of the mac
 the wording once memory ran out, and the profile of a step: its time, memory, and bytes read and written. How many bytes
 a step takes is known where the step is. Imports the standard library, `checks` and `parts` only, since it has to speak
 when nothing more can be loaded; the command has looked for the parts before.
+
+psutil knows the machine, but neither control groups nor the limit of the address space.
 """
 
 from __future__ import annotations

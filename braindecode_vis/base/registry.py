@@ -17,8 +17,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-from pydantic import GetCoreSchemaHandler, SerializationInfo, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import (
+    GetCoreSchemaHandler,
+    PlainSerializer,
+    PlainValidator,
+    SerializationInfo,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from braindecode_vis.base.checks import ConfigError, check_option
 from braindecode_vis.base.consent import ConsentError, describe_refusal, find_code, give_consent, may_import
@@ -337,7 +344,7 @@ class Component:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Validate and dump by the class that the kind names."""
-        return _make_schema(self.validate)
+        return handler.generate_schema(Annotated[Any, PlainValidator(self.validate), PlainSerializer(_dump)])
 
     def validate(self, value: Any) -> Settings:
         """Return the settings of a component; errors carry what is known, and pydantic adds the path."""
@@ -477,17 +484,13 @@ class ByKind:
                 raise _make_unknown(kind, list(members))
             return members[kind].model_validate({**content, "kind": kind})
 
-        return _make_schema(validate)
+        return handler.generate_schema(Annotated[Any, PlainValidator(validate), PlainSerializer(_dump)])
 
 
-def _make_schema(validate: Any) -> CoreSchema:
-    def dump(value: Settings, info: SerializationInfo) -> dict[str, Any]:
-        content = value.model_dump(mode=info.mode)
-        code = OUTSIDE.get(type(value))
-        return content if code is None else {**content, "kind": code.name}
-
-    dumping = core_schema.plain_serializer_function_ser_schema(dump, info_arg=True)
-    return core_schema.no_info_plain_validator_function(validate, serialization=dumping)
+def _dump(value: Settings, info: SerializationInfo) -> dict[str, Any]:
+    content = value.model_dump(mode=info.mode)
+    code = OUTSIDE.get(type(value))
+    return content if code is None else {**content, "kind": code.name}
 
 
 def _split_kind(value: Any) -> tuple[str, dict[str, Any]]:

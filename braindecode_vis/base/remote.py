@@ -10,6 +10,8 @@ and size). Several processes share it. A file grows in ``parts`` and gets its na
 use keeps the others from removing it. Only what the person named in the call becomes a `RemotePath`
 (`braindecode_vis.base.consent`): an address in somebody's file stays an ordinary path, which `refuse_address` refuses.
 
+fsspec's caches of whole files have no bound, do not resume, and serve a file that a kill cut off.
+
 References
 ----------
 ``fsspec`` and ``s3fs`` (filesystem-spec.readthedocs.io, s3fs.readthedocs.io) speak with the servers. ETag: RFC 9110,

@@ -2,8 +2,8 @@
 
 A file grows under the name ``<file>.part`` and gets its own name by one rename, after its size and checksum were
 compared with what is published; a broken transfer goes on where it stopped, which pooch and requests leave to their
-caller. A server is not trusted: no byte beyond the published size is kept, and a redirection goes to a public
-https address or nowhere. Knows no data set and no host.
+caller and huggingface_hub does without ``If-Range``. A server is not trusted: no byte beyond the published size is
+kept, and a redirection goes to a public https address or nowhere. Knows no data set and no host.
 
 References
 ----------

@@ -4,6 +4,9 @@ Owns what a shard is, how its images are named and read in order from any place 
 A shard is a file, or a block of pictures of a folder. Nothing is unpacked, and no more than a few images are in memory.
 Tars are those of WebDataset, tables those of Hugging Face (parquet, or arrow as ``save_to_disk`` writes it). Knows no
 encoder and no bank.
+
+The package webdataset has no index to resume from and stops at an image that cannot be read; datasets takes four times
+the memory and reads no HDF5.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 Owns the architecture by name, the transform that belongs to a training run, and its known traps. Only the image tower
 is built; the text tower is the business of `text`.
 
+The networks are open_clip's. timm has most of these image towers too, to 1e-6, but neither CoCa's nor any text tower,
+so that both libraries would be needed, and names, runs and traps would still stand here.
+
 References
 ----------
 Cherti et al. (2023), CVPR, arXiv:2212.07143; Radford et al. (2021), arXiv:2103.00020.

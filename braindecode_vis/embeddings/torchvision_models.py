@@ -3,6 +3,8 @@
 Owns the architecture by name, the validation transform of each set of weights, and what counts as a block. The
 output is what enters the classifier (the 4096 numbers of VGG's last hidden layer, the 2048 of ResNet-50).
 
+timm has no AlexNet and cannot load torchvision's EfficientNet, MobileNet, MNASNet, ConvNeXt, Swin, MaxViT and ViT.
+
 References
 ----------
 Benchetrit, Banville and King (2024), ICLR, arXiv:2310.19812: the networks compared for decoding MEG.

@@ -4,6 +4,8 @@ Owns reading such a folder (``config.json``, ``preprocessor_config.json``, weigh
 code that comes with it. InternViT is published with its own code; its tensors are renamed for the class that
 transformers has. Only the vision part of a model of text and images is loaded.
 
+timm has most of these networks, but loads no such folder, and has no InternViT of 6B.
+
 References
 ----------
 Chen et al. (2024), CVPR, arXiv:2312.14238 (InternViT).

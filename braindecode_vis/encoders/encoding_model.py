@@ -9,6 +9,8 @@ Knows nothing of images, test trials or brains.
 One eigendecomposition per weighting and inner fold, of trials or features, whichever are fewer, serves all penalties
 and responses; responses are handled in blocks, so that memory beside them stays bounded.
 
+himalaya chooses the same penalties (a test compares them), but gives no out-of-fold predictions.
+
 References
 ----------
 Nunez-Elizalde, Huth and Gallant (2019), doi:10.1016/j.neuroimage.2019.04.012 (banded ridge); Dupré la Tour et al.

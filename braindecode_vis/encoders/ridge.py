@@ -10,6 +10,9 @@ All of it comes from one Gram matrix, trials by trials or features by features, 
 fold is a part of it or what a subtraction leaves, one eigendecomposition of it serves all penalties and all targets,
 and the final weights are a Cholesky solution. Trials and targets stay in single precision and are summed in double.
 
+himalaya chooses the same penalty and finds the same weights (a test compares them), but it does not choose features and
+does not go on after a kill, and takes longer.
+
 References
 ----------
 Hoerl and Kennard (1970), Ridge regression, doi:10.1080/00401706.1970.10488634.

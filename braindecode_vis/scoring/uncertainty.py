@@ -6,6 +6,9 @@ stimulus move together. Permutations reassign which ground truth belongs to whic
 observed assignment as one of the permutations, p = (b + 1) / (m + 1), so they are valid for any number of permutations;
 `compute_p_value` is the only place that counts.
 
+scipy's resampling and permutation tests take one row per unit: they know neither stimuli with unequal numbers of rows
+nor subjects.
+
 References
 ----------
 Phipson & Smyth (2010), Permutation p-values should never be zero, doi:10.2202/1544-6115.1585.

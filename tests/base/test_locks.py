@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import filelock
 import pytest
 
 from braindecode_vis.base import locks
@@ -20,10 +21,10 @@ def take(path, waits=True, said=None):
     return hold_lease(path, lambda: False, [].append if said is None else said.append, waits=waits)
 
 
-def write_holder(path, host="elsewhere", pid=1, beat=0):
+def write_holder(path, host="elsewhere", pid=1, beat=0, job=""):
     path.touch()
     with path.open("r+b") as file:  # in place, as a holder does
-        file.write(json.dumps({"host": host, "pid": pid, "beat": beat}).ljust(400).encode())
+        file.write(json.dumps({"host": host, "pid": pid, "beat": beat, "job": job}).ljust(400).encode())
 
 
 def test_two_that_ask_at_once_make_an_artifact_once(tmp_path):
@@ -107,7 +108,7 @@ def test_where_locks_stay_on_their_node_the_number_counts(tmp_path, monkeypatch)
     monkeypatch.setattr(locks, "_STILL_S", 0.5)
     monkeypatch.setattr(locks, "_POLL_S", 0.02)
     path, said = tmp_path / ".lease-a", []
-    write_holder(path)
+    write_holder(path, job="train-0")
     os.utime(path, (2e9, 2e9))  # the other clock is years ahead
     until = time.monotonic() + 1.0
 
@@ -115,7 +116,7 @@ def test_where_locks_stay_on_their_node_the_number_counts(tmp_path, monkeypatch)
         beat = 0
         while time.monotonic() < until:
             beat += 1
-            write_holder(path, beat=beat)
+            write_holder(path, beat=beat, job="train-0")
             time.sleep(0.1)
 
     worker = threading.Thread(target=work)
@@ -123,7 +124,7 @@ def test_where_locks_stay_on_their_node_the_number_counts(tmp_path, monkeypatch)
     with take(path, said=said):
         assert time.monotonic() > until
     worker.join()
-    assert said == ["waiting for process 1 on elsewhere, which makes it"]
+    assert said == ["waiting for process 1 on elsewhere (job train-0), which makes it"]
 
 
 def test_a_lock_that_a_dead_node_still_holds_is_left_behind(tmp_path, monkeypatch):
@@ -136,6 +137,19 @@ def test_a_lock_that_a_dead_node_still_holds_is_left_behind(tmp_path, monkeypatc
         with take(path):
             pass
     assert not path.exists()
+
+
+def test_filelock_waits_for_ever_for_a_lease_that_a_kill_left_empty(tmp_path):
+    """Why our leases stay, as the header of `locks` says; if this fails, filelock's may be tried again."""
+    lease = getattr(filelock, "SoftFileLease", None)
+    if lease is None:
+        pytest.skip("filelock before 3.30 has no leases")
+    path = tmp_path / ".lease-a"
+    path.touch()
+    with pytest.raises(filelock.Timeout):
+        lease(path, lease_duration=0.05).acquire(timeout=0.5)
+    with take(path, waits=False):
+        pass
 
 
 def test_a_disk_without_locks_has_leases_too(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import mne_bids
 import numpy as np
 import pandas as pd
 import pytest
@@ -68,6 +69,15 @@ def test_raw_runs_in_their_natural_order(tmp_path):
     assert source.runs[2].trials["repetition"].tolist() == [2] * 4
     assert source.stimuli.table[["stimulus_id", "concept"]].to_numpy().tolist()[0] == ["ant_01", "ant"]
     assert source.runs[0].t_r == 2.0
+
+
+def test_runs_of_two_phase_encodings_are_listed(tmp_path):
+    """Why mne-bids does not list them, as the header of `fmri_files` says; if it finds all, it may be tried again."""
+    for direction in ("AP", "PA"):
+        write_run(tmp_path, f"sub-01_task-see_dir-{direction}_run-1")
+    runs = find_runs(tmp_path, derivatives=None, space=None, entities={})
+    assert [run.entities["dir"] for run in runs] == ["AP", "PA"]
+    assert not mne_bids.find_matching_paths(tmp_path, suffixes="bold", extensions=".nii.gz")
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,26 @@ def test_every_response_is_the_ridge_of_its_own_penalty(n_features):
     np.testing.assert_array_equal(model.alphas, alphas[errors.argmin(axis=0)])
 
 
+def test_himalaya_takes_the_same_penalty_for_each_response():
+    himalaya = pytest.importorskip("himalaya.ridge")
+    space = make_space(200, 0)
+    measured = respond(space, 40, 1)
+    model = fit_encoding({"a": space}, measured)
+    scaled = (space.vectors - space.vectors.mean(axis=0)) / space.vectors.std(axis=0) / np.sqrt(200)
+    folds = make_inner_folds(space.ids, n_folds=5, generator=make_generator(0, "encoding", "inner_folds"))
+    peer = himalaya.RidgeCV(
+        alphas=EncodingModelConfig().alphas,
+        fit_intercept=True,
+        cv=[(fold.train, fold.test) for fold in folds],
+        solver_params={"warn": False},  # that kernels would be quicker
+    ).fit(scaled.astype(np.float64), measured.astype(np.float64))
+    assert len(set(model.alphas)) > 1
+    np.testing.assert_allclose(model.alphas, peer.best_alphas_, rtol=1e-12)  # it keeps logarithms
+    predicted = peer.predict(scaled.astype(np.float64))
+    # Features are z-scored in single precision here.
+    np.testing.assert_allclose(model.predict({"a": space}), predicted, atol=2e-4)
+
+
 def test_each_response_takes_the_space_that_drives_it():
     spaces = {"a": make_space(20, 0, "a"), "b": make_space(90, 1, "b")}
     measured = np.concatenate([respond(spaces["a"], 6, 2, 0.5), respond(spaces["b"], 6, 3, 0.1)], axis=1)

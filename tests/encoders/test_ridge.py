@@ -9,6 +9,7 @@ from sklearn.linear_model import Ridge
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.encoders import ridge
 from braindecode_vis.encoders.ridge import (
     Backend,
@@ -45,6 +46,33 @@ def test_one_candidate_is_ordinary_ridge(n_features):
     reference = Ridge(alpha=50.0).fit(data, targets.vectors)
     # Weights are kept in single precision, hence the tolerance.
     np.testing.assert_allclose(encoder.predict(responses).vectors, reference.predict(data), atol=2e-5)
+
+
+@pytest.mark.parametrize("n_features", [20, 200], ids=["tall", "wide"])
+def test_himalaya_chooses_the_same_penalty_in_the_same_folds_and_finds_the_same_weights(n_features):
+    himalaya = pytest.importorskip("himalaya.ridge")
+    responses, targets = make_task(n_features=n_features)
+    alphas = tuple(float(alpha) for alpha in np.logspace(-2, 5, 15))
+    encoder = RidgeConfig(alphas=alphas).build(seed=0).fit(responses, targets)
+    folds = make_inner_folds(
+        responses.stimulus_ids, n_folds=5, generator=make_generator(0, "ridge", "inner_folds")
+    )
+    data = responses.data.astype(np.float64)
+    data, values = (data - data.mean(0)) / data.std(0), targets.vectors.astype(np.float64)
+    peer = himalaya.RidgeCV(
+        alphas=alphas,
+        fit_intercept=True,  # in each fold, as ours
+        cv=[(fold.train, fold.test) for fold in folds],
+        solver_params={
+            "local_alpha": False,
+            "warn": False,
+        },  # it would rather take kernels where features are many
+    ).fit(data, values)
+    assert alphas[0] < encoder.fitted.alpha < alphas[-1]
+    assert encoder.fitted.alpha == pytest.approx(peer.best_alphas_[0], rel=1e-12)  # it keeps logarithms
+    # Ours are kept in single precision, which has seven digits of the largest.
+    atol = 1e-6 * np.abs(peer.coef_).max()
+    np.testing.assert_allclose(encoder.fitted.weights, peer.coef_, rtol=1e-5, atol=atol)
 
 
 @pytest.mark.parametrize("n_targets", [1, 6, 90])

@@ -7,6 +7,8 @@ relative path, or else by its file name anywhere below the folder (a copy with a
 position. Without a folder the set still says what was shown: its rows then carry the sha256 of the name in place of
 that of the file, and no pixels. Never reads the volumes of a run.
 
+mne-bids lists no tree on a server, passes over names of before 1.2 and those with ``dir-``, and merges no sidecars.
+
 References
 ----------
 Gorgolewski et al. (2016), doi:10.1038/sdata.2016.44: BIDS. Esteban et al. (2019), doi:10.1038/s41592-018-0235-4.

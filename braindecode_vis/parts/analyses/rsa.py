@@ -6,6 +6,9 @@ compares geometries, so no mapping is fitted and no test image can leak into one
 responses to test images (or all images). With windows of time and another modality, the result is a fusion in the sense
 of Cichy.
 
+rsatoolbox gives the same dissimilarities, correlations and ceilings (a test compares them), but no p-value from
+permuted images, and takes far longer.
+
 References
 ----------
 Kriegeskorte et al. (2008), doi:10.3389/neuro.06.004.2008; Nili et al. (2014), PLOS Comput. Biol. 10 (noise ceiling);

@@ -190,6 +190,35 @@ def test_the_noise_ceiling_bounds_the_true_model():
     assert compute_noise_ceiling([rdms[0], rdms[0]]) == (pytest.approx(1), pytest.approx(1))
 
 
+@pytest.mark.filterwarnings("default")  # of what the library imports
+def test_rsatoolbox_has_the_same_dissimilarities_correlations_and_ceilings():
+    pytest.importorskip("rsatoolbox")
+    from rsatoolbox.data import Dataset
+    from rsatoolbox.inference.noise_ceiling import boot_noise_ceiling
+    from rsatoolbox.rdm import RDMs, calc_rdm, compare
+
+    latent = RNG.standard_normal((30, 5))
+    order = [f"i{k}" for k in range(30)]
+    brain = {name: rows.select(order).vectors for name, rows in make_brain(latent, 0.5).items()}
+    theirs = {name: calc_rdm(Dataset(rows.astype(np.float64)), "correlation") for name, rows in brain.items()}
+    for name, rows in brain.items():
+        # Both are double precision; only the order of sums differs.
+        np.testing.assert_allclose(compute_rdm(rows), theirs[name].dissimilarities[0], rtol=1e-12, atol=1e-14)
+    model = calc_rdm(Dataset(latent + 0.5 * RNG.standard_normal(latent.shape)), "correlation")
+    subjects = {name: rdm.get_matrices()[0] for name, rdm in theirs.items()}
+    found = compare_rdms(subjects, {"m": model.get_matrices()[0]}, n_bootstrap=9, n_permutations=9)
+    all_rdms = RDMs(np.concatenate([rdm.dissimilarities for rdm in theirs.values()]))
+    assert found.layers[0].rho == pytest.approx(compare(model, all_rdms, "spearman").mean(), rel=1e-12)
+    pearson = compare_rdms(
+        subjects, {"m": model.get_matrices()[0]}, measure="pearson", n_bootstrap=9, n_permutations=9
+    )
+    assert pearson.layers[0].rho == pytest.approx(compare(model, all_rdms, "corr").mean(), rel=1e-12)
+    for measure, method in (("spearman", "spearman"), ("pearson", "corr")):
+        ceiling = compute_noise_ceiling(list(subjects.values()), measure)
+        # Sums of ranks of several subjects tie, and rounding parts some of those ties here.
+        np.testing.assert_allclose(ceiling, boot_noise_ceiling(all_rdms, method), rtol=1e-4)
+
+
 def test_intervals_of_the_geometry_hold_their_value():
     """Resampled images repeat, which lowers a dimension: the value once lay above its own interval."""
     draws = np.random.default_rng(0).normal(5.0, 0.5, 400)

@@ -1,5 +1,7 @@
 """BENDR: convolutions, and a transformer over what they find, written after its description and the names of its files.
 
+braindecode's BENDR applies a last norm, which the original defines and never calls; without it both agree to 2e-5.
+
 References
 ----------
 Kostas, Aroca-Ouellette, Rudzicz (2021), BENDR: using transformers and a contrastive self-supervised learning task to

@@ -4,6 +4,8 @@ A patch of 40 samples of each channel becomes a token of convolutions, of its Fo
 place. Queries attend to the channels of a patch, so that what follows, attention over the patches, does not know how
 many channels there were. Knows neither files nor training.
 
+braindecode's LUNA has no norm in two of its perceptrons, where the published file has one; both agree without.
+
 References
 ----------
 Döner et al. (2025), LUNA: efficient and topology-agnostic foundation model for EEG signal analysis, NeurIPS,
