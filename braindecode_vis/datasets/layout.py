@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from braindecode_vis.base.checks import DataError, check_file, refuse_damage
+from braindecode_vis.base.remote import open_hdf5
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.manifests import CheckFinding, look_at
 
@@ -110,8 +111,8 @@ class Layout:
         return [match for match in matches if match is not None]
 
     @contextmanager
-    def open(self, path: Path, name: str) -> Iterator[OpenFile]:
-        """Open one file, as `find` gave it, for reading.
+    def open(self, path: Path, name: str, *, hint: str = "copy or fetch it again") -> Iterator[OpenFile]:
+        """Open one file, as `find` gave it, for reading; `hint` says what to do if it is damaged.
 
         Raises
         ------
@@ -125,10 +126,10 @@ class Layout:
         kind = "MATLAB" if file.form.startswith("mat") else file.form.upper()
         what = f"{path} cannot be read as a {kind} file"
         content: Any
-        with refuse_damage(what):
+        with refuse_damage(what, hint=hint):
             # A copy that was saved again as another version of MATLAB's format is read too.
             if file.form == "hdf5" or (file.form.startswith("mat") and h5py.is_hdf5(path)):
-                content = h5py.File(path, "r")
+                content = open_hdf5(path)
             elif file.form.startswith("mat"):
                 content = loadmat(path)
             else:
@@ -253,7 +254,11 @@ class OpenFile:
             raise DataError(
                 f"{self.path} lacks the variable {key}; it is not {self.file.what} as published: {self.file.hint}."
             )
-        shape = self.content[key].shape
+        stored = self.content[key]
+        # A group of HDF5, a cell of MATLAB or text.
+        if getattr(stored, "dtype", np.dtype(object)).kind not in "biufc":
+            raise DataError(f"{self.path}: {key} holds no numbers; it is not {self.file.what} as published.")
+        shape = stored.shape
         return _check_axes(self.path, key, array, shape[::-1] if self._reversed else shape, self._lengths)
 
     def read(self, key: str, *, first: str = "", part: Mapping[str, slice] | None = None) -> np.ndarray:

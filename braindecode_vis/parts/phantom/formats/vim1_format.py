@@ -11,22 +11,26 @@ Kay, Naselaris, Prenger, Gallant (2008), doi:10.1038/nature06713.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.datasets.drawn.images import list_split
 from braindecode_vis.datasets.vim1 import LAYOUT, ROIS, SHAPE, SUFFIXES, encode_places
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import TRUTH, Counts, Format, PhantomJob, Progress, Unit
-from braindecode_vis.parts.phantom.scanner import GRIDS, Scanner, count_voxels, crop_scanner, make_scanner
-from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, count_images
+from braindecode_vis.parts.phantom.scanner import (
+    Scanner,
+    count_voxels,
+    crop_scanner,
+    make_scanner,
+    pick_voxels,
+)
+from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images
 
 USES = ("voxel_mm",)
 STIMULUS_S, T_R = 1.0, 1.0
@@ -36,16 +40,6 @@ _IMAGES_PER_FILE = 120
 _MIDDLE = 0.55
 # Simulated regions, by the codes that the files have for them.
 _CODES = {{"V4": "hV4"}.get(name, name): code for code, name in ROIS.items()}
-
-
-def check(size: PhantomSize) -> None:
-    """Raise `ConfigError` if vim-1 cannot have this size."""
-    check_numbers(size, "vim-1", USES)
-    if size.n_subjects > 2 or size.n_sessions != 1 or size.voxel_mm not in GRIDS or size.voxel_mm < 2:
-        raise ConfigError(
-            f"vim-1 has at most two people ({size.n_subjects}), its files no sessions (n_sessions must be 1, not "
-            f"{size.n_sessions}), and voxel_mm ({size.voxel_mm}) is from 2 to {max(GRIDS)}."
-        )
 
 
 def count(size: PhantomSize) -> Counts:
@@ -67,14 +61,7 @@ def shrink(image_size: int) -> int:
 def make_slab(voxel_mm: float) -> Scanner:
     """Return the scanner of the back of the brain, in a volume of 64 x 64 x 18."""
     whole = make_scanner(voxel_mm, T_R)
-    back = whole.positions[:, 1] < -45
-    mask = np.zeros(whole.mask.shape, bool)
-    mask[tuple(np.argwhere(whole.mask)[back].T)] = True
-    part = replace(
-        whole, mask=mask, positions=whole.positions[back], regions=whole.regions[back],
-        networks=whole.networks[back], baseline=whole.baseline[back],
-    )  # fmt: skip
-    return crop_scanner(part, SHAPE)
+    return crop_scanner(pick_voxels(whole, whole.positions[:, 1] < -45), SHAPE)
 
 
 def plan(job: PhantomJob) -> list[Unit]:
@@ -136,7 +123,7 @@ FORMAT = Format(
     modality="fmri",
     uses=USES,
     duration_s=STIMULUS_S,
-    check=check,
+    limits={"n_subjects": (1, 2), "n_sessions": (1, 1), "voxel_mm": (2, 12)},
     count=count,
     list_images=lambda size, seed: list_split(
         size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed, f"{TRUTH}/images"
