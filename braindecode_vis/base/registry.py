@@ -67,6 +67,7 @@ _CORE: dict[str, dict[str, str]] = {
         "things_eeg2": "datasets.things_eeg2.dataset:ThingsEeg2Config",
         "things_fmri": "datasets.things_fmri.dataset:ThingsFmriConfig",
         "things_meg": "datasets.things_meg.dataset:ThingsMegConfig",
+        "v4_photographs": "datasets.v4_photographs:V4PhotographsConfig",
         "vim1": "datasets.vim1:Vim1Config",
     },
     "split": {

@@ -13,15 +13,16 @@ Du, Du, Huang, He (2018), IEEE Transactions on Neural Networks and Learning Syst
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from braindecode_vis.base.arrays import Responses
-from braindecode_vis.base.checks import DataError, check_file, refuse_damage
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.digests import digest_file
 from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.base.store import hash_file, write_responses, write_stimuli
+from braindecode_vis.datasets.layout import Array, File, Layout
 from braindecode_vis.datasets.manifests import (
     CheckFinding,
     RecordedSettings,
@@ -36,7 +37,23 @@ if TYPE_CHECKING:
 
 FILE_NAME = "digit69_28x28.mat"
 _CONCEPTS = {1: "six", 2: "nine"}
-_KEYS = ("fmriTrn", "fmriTest", "stimTrn", "stimTest", "labelTrn", "labelTest")
+LAYOUT = Layout(
+    data=File(
+        FILE_NAME,
+        "mat5",
+        what="the data file of digits69",
+        hint="pass the folder that holds it with --root",
+        arrays={
+            f"{name}{suffix}": array
+            for suffix, trial in (("Trn", "training trial"), ("Test", "test trial"))
+            for name, array in (
+                ("fmri", Array((trial, "voxel"))),
+                ("stim", Array((trial, "pixel"), "uint8")),
+                ("label", Array((trial,), "uint8", codes=_CONCEPTS)),
+            )
+        },
+    )
+)
 
 
 class Digits69Config(RecordedSettings):
@@ -82,11 +99,7 @@ class Digits69Config(RecordedSettings):
 
 
 def _find_file(root: Path | None) -> Path:
-    manifest = read_manifest("digits69")
-    path = check_root(root, manifest) / FILE_NAME
-    return check_file(
-        path, what=f"the data file of {manifest.name}", hint="pass the folder that holds it with --root"
-    )
+    return LAYOUT.find(check_root(root, read_manifest("digits69")), "data")
 
 
 def _check_published(path: Path) -> CheckFinding:
@@ -116,32 +129,21 @@ def read_digits69(path: Path) -> tuple[Responses, StimulusSet]:
     """
     import pandas as pd
 
-    content = _load_mat(path)
+    published = read_manifest("digits69").files[0].sha256
+    hint = (
+        f"it is damaged or truncated: sha256 {hash_file(path)}, expected {published}; copy or fetch it again"
+    )
     blocks, tables, images = [], [], []
+    with LAYOUT.open(path, "data", hint=hint) as file:
+        content = {key: file.read(key) for key in LAYOUT.files["data"].arrays}
     for split, suffix in (("train", "Trn"), ("test", "Test")):
         voxels, stimuli, labels = (content[f"{name}{suffix}"] for name in ("fmri", "stim", "label"))
-        for name, block in (("fmri", voxels), ("stim", stimuli), ("label", labels)):
-            if not isinstance(block, np.ndarray) or block.ndim != 2 or block.dtype.kind not in "uif":
-                raise DataError(
-                    f"{path}: {name}{suffix} is no matrix of numbers; it is not {FILE_NAME} as published."
-                )
         if (
             not np.isfinite(stimuli).all()
             or (stimuli != np.round(stimuli)).any()
             or (np.abs(stimuli - 127.5) > 127.5).any()
         ):
             raise DataError(f"{path}: stim{suffix} must hold whole grey values from 0 to 255.")
-        labels = labels.ravel()
-        if not len(voxels) == len(stimuli) == len(labels):
-            raise DataError(
-                f"{path} pairs {len(voxels)} responses with {len(stimuli)} images and {len(labels)} labels in its "
-                f"{split} part; it is not the published file."
-            )
-        unknown = sorted(set(labels.tolist()) - set(_CONCEPTS))
-        if unknown:
-            raise DataError(
-                f"{path} holds the label {unknown[0]} in its {split} part; 1 (six) and 2 (nine) are known."
-            )
         concepts = [_CONCEPTS[int(label)] for label in labels]
         blocks.append(voxels)
         images.append(stimuli)
@@ -154,9 +156,6 @@ def read_digits69(path: Path) -> tuple[Responses, StimulusSet]:
                 }
             )
         )  # fmt: skip
-    widths = {block.shape[1] for block in blocks}
-    if len(widths) > 1:
-        raise DataError(f"{path} holds {sorted(widths)} voxels in its two parts; they must be the same ones.")
     trials = pd.concat(tables, ignore_index=True)
     data = np.concatenate(blocks).astype(np.float32)
     responses = Responses(
@@ -167,23 +166,6 @@ def read_digits69(path: Path) -> tuple[Responses, StimulusSet]:
         coords={"voxel_id": np.arange(data.shape[1])},
     )
     return responses, _make_stimuli(np.concatenate(images), trials)
-
-
-def _load_mat(path: Path) -> dict[str, np.ndarray]:
-    from scipy.io import loadmat
-
-    published = read_manifest("digits69").files[0].sha256
-    hint = (
-        f"it is damaged or truncated: sha256 {hash_file(path)}, expected {published}; copy or fetch it again"
-    )
-    with refuse_damage(f"{path} cannot be read as a MATLAB file", hint=hint):
-        content: dict[str, Any] = loadmat(path)
-    missing = [key for key in _KEYS if key not in content]
-    if missing:
-        raise DataError(
-            f"{path} lacks the variable(s) {', '.join(missing)}; it is not {FILE_NAME} as published."
-        )
-    return {key: content[key] for key in _KEYS}
 
 
 def _make_stimuli(flat: np.ndarray, trials: pd.DataFrame) -> StimulusSet:

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from braindecode_vis.base.checks import ConfigError, DataError, check_file, check_option, refuse_damage
+from braindecode_vis.base.checks import ConfigError, DataError, check_option
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.datasets.layout import Array, File, Layout
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
 from braindecode_vis.datasets.sources.betas_source import (
     BetasPart,
@@ -36,15 +38,54 @@ from braindecode_vis.datasets.sources.betas_source import (
 if TYPE_CHECKING:
     import pandas as pd
 
-RESPONSES_FILE = "EstimatedResponses.mat"
-STIMULI_FILE = "Stimuli.mat"
 ROIS = {0: "other", 1: "V1", 2: "V2", 3: "V3", 4: "V3A", 5: "V3B", 6: "V4", 7: "LO"}
-"""What the numbers in ``roiS1`` and ``roiS2`` mean."""
 SHAPE = (64, 64, 18)
-"""Volume that ``voxIdxS1`` counts in, from 1 and in MATLAB's order."""
+"""Volume that the places of voxels count in, from 1 and in MATLAB's order."""
 SUFFIXES = {"train": "Trn", "test": "Val"}
 # Presentations that each response is the mean of (Kay et al. 2008).
 PRESENTATIONS = {"train": 2, "test": 13}
+
+_NO_IMAGES = "fetch it, or leave the images out with --set dataset.with_images=false"
+_TRAIN_IMAGES = {"stimTrn": Array(("train_image", "row", "column"), "float32")}
+_TEST_IMAGES = {"stimVal": Array(("test_image", "row", "column"), "float32")}
+LAYOUT = Layout(
+    responses=File(
+        "EstimatedResponses.mat",
+        "mat73",
+        what="the file of responses of vim-1",
+        hint="fetch it with a CRCNS account (crcns.org/data-sets/vc/vim-1) and pass its folder with --root",
+        arrays={
+            "dataTrnS{subject}": Array(("voxel of {subject}", "train_image"), "float32"),
+            "dataValS{subject}": Array(("voxel of {subject}", "test_image"), "float32"),
+            "roiS{subject}": Array(("voxel of {subject}",), codes=ROIS),
+            "voxIdxS{subject}": Array(("voxel of {subject}",)),
+        },
+    ),
+    low=File(
+        "Stimuli.mat", "mat5", "the file of images of vim-1", _NO_IMAGES, {**_TRAIN_IMAGES, **_TEST_IMAGES}
+    ),
+    # As published: 15 files of 120 images and a rest.
+    full_train=File(
+        "Stimuli_Trn_FullRes_{number}.mat",
+        "mat73",
+        "a file of training images of vim-1",
+        _NO_IMAGES,
+        _TRAIN_IMAGES,
+    ),
+    full_test=File(
+        "Stimuli_Val_FullRes.mat", "mat73", "the file of validation images of vim-1", _NO_IMAGES, _TEST_IMAGES
+    ),
+)
+
+
+def encode_places(indices: np.ndarray) -> np.ndarray:
+    """Return the numbers that the files give to voxels at `indices` of the volume, (n_voxels, 3)."""
+    return np.asarray(np.ravel_multi_index(tuple(indices.T), SHAPE, order="F")) + 1
+
+
+def decode_places(places: np.ndarray) -> np.ndarray:
+    """Return the number of each voxel in C order from 0, as all masks are counted here."""
+    return np.asarray(np.ravel_multi_index(np.unravel_index(places - 1, SHAPE, order="F"), SHAPE))
 
 
 class Vim1Config(BetasSettings):
@@ -78,7 +119,8 @@ class Vim1Config(BetasSettings):
 
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of every file that is read."""
-        paths = [self._find_responses(), *(self._list_stimuli_files() if self.with_images else [])]
+        stimuli = self._list_stimuli_files() if self.with_images else []
+        paths = [self._find_responses(), *(path for _, path in stimuli)]
         return digest_files({path.name: path for path in paths})
 
     def open_betas(self) -> FmriSource:
@@ -96,9 +138,7 @@ class Vim1Config(BetasSettings):
         columns = np.flatnonzero(keep)
         trials = [self._make_trials(split, table.counts[split]) for split in SUFFIXES]
         parts = [
-            BetasPart(
-                own, (path,), len(columns), _Reader(path, f"data{SUFFIXES[split]}S{self.subject}", columns)
-            )
+            BetasPart(own, (path,), len(columns), partial(_read_rows, path, self.subject, split, columns))
             for split, own in zip(SUFFIXES, trials, strict=True)
         ]
         geometry = Geometry(table.ids[keep], rois={"visual": Roi(table.regions[keep], _named())})
@@ -135,26 +175,20 @@ class Vim1Config(BetasSettings):
         yield CheckFinding("protocol", True, str(source.notes["protocol"]))
 
     def _find_responses(self) -> Path:
-        return check_file(
-            self.find_root() / RESPONSES_FILE,
-            what="the file of responses of vim-1",
-            hint="fetch it with a CRCNS account (crcns.org/data-sets/vc/vim-1) and pass its folder with --root",
-        )
+        return LAYOUT.find(self.find_root(), "responses")
 
-    def _list_stimuli_files(self) -> list[Path]:
-        root, hint = (
-            self.find_root(),
-            "fetch it, or leave the images out with --set dataset.with_images=false",
-        )
+    def _list_stimuli_files(self) -> list[tuple[str, Path]]:
+        """Return the kind and the path of each file of images."""
+        root = self.find_root()
         if self.resolution == "low":
-            return [check_file(root / STIMULI_FILE, what="the file of images of vim-1", hint=hint)]
-        training = sorted(root.glob("Stimuli_Trn_FullRes_*.mat"))
-        if not training:
+            return [("low", LAYOUT.find(root, "low"))]
+        numbers = LAYOUT.list_labels(root, "full_train")
+        if not numbers:
             raise DataError(
                 f"no Stimuli_Trn_FullRes_01.mat of vim-1 is in {root}; fetch them, or set dataset.resolution=low."
             )
-        last = root / "Stimuli_Val_FullRes.mat"
-        return [*training, check_file(last, what="the file of validation images of vim-1", hint=hint)]
+        training = [("full_train", LAYOUT.find(root, "full_train", **labels)) for labels in numbers]
+        return [*training, ("full_test", LAYOUT.find(root, "full_test"))]
 
     def _choose_regions(self, table: VoxelTable) -> np.ndarray:
         if not self.rois:
@@ -191,7 +225,7 @@ class Vim1Config(BetasSettings):
                 f"{self.find_root()} holds {len(pixels)} images, but responses to {len(ids)}: files of images are "
                 "missing or of another release."
             )
-        return StimulusSet.from_pixels(pixels, ids, source=STIMULI_FILE)
+        return StimulusSet.from_pixels(pixels, ids, source=LAYOUT.files["low"].path)
 
 
 def _named() -> dict[int, str]:
@@ -226,43 +260,39 @@ def read_voxels(path: Path, subject: int) -> VoxelTable:
     Raises
     ------
     DataError
-        If a variable is missing, lengths differ, or places lie outside of the volume.
+        If an array is missing, lengths differ, or places lie outside of the volume.
     """
-    with MatFile(path) as file:
-        regions = file.read(f"roiS{subject}").ravel().astype(np.int64)
-        places = file.read(f"voxIdxS{subject}").ravel().astype(np.int64)
+    with LAYOUT.open(path, "responses") as file:
+        regions = file.read(f"roiS{subject}").astype(np.int64)
+        places = file.read(f"voxIdxS{subject}").astype(np.int64)
         usable, counts = np.ones(len(regions), bool), {}
         for split, suffix in SUFFIXES.items():
-            name = f"data{suffix}S{subject}"
-            shape = file.find_shape(name)
-            if shape[1] != len(regions):
-                raise DataError(
-                    f"{path}: {name} has {shape[1]} voxels, but roiS{subject} {len(regions)}; fetch it again."
-                )
-            counts[split] = shape[0]
+            name, axis = f"data{suffix}S{subject}", f"{split}_image"
+            counts[split] = file.measure(name)[axis]
             # 256 images of 25 000 voxels are 26 MB; all of them would be 190 MB a subject.
-            for start in range(0, shape[0], 256):
-                usable &= np.isfinite(file.read_rows(name, start, min(start + 256, shape[0]))).all(axis=0)
+            for start in range(0, counts[split], 256):
+                block = file.read(name, part={axis: slice(start, start + 256)})
+                usable &= np.isfinite(block).all(axis=1)
     # A copy that counts from 0 would have a place 0.
     n_places = int(np.prod(SHAPE))
-    if len(places) != len(regions) or places.min() < 1 or places.max() > n_places:
+    if places.min() < 1 or places.max() > n_places:
         raise DataError(
             f"{path}: voxIdxS{subject} has {len(places)} places from {places.min()} to {places.max()}; as published "
             f"they count {len(regions)} voxels from 1 to {n_places}."
         )
-    unknown = set(np.unique(regions).tolist()) - set(ROIS)
-    if unknown:
-        raise DataError(f"{path}: roiS{subject} holds the code {unknown.pop()}; 0 to {max(ROIS)} are known.")
-    # From MATLAB's order, first axis fastest, to C order, as all masks are counted here.
-    ids = np.ravel_multi_index(np.unravel_index(places - 1, SHAPE, order="F"), SHAPE)
-    return VoxelTable(ids, regions, usable, counts)
+    return VoxelTable(decode_places(places), regions, usable, counts)
 
 
-def read_images(paths: list[Path]) -> np.ndarray:
+def read_images(files: list[tuple[str, Path]]) -> np.ndarray:
     """Return the images, training before validation, as uint8 of shape (n_images, height, width, 3).
 
     Stored values are grey levels around 0. One scale serves all images: from the darkest to the brightest value of the
     training images.
+
+    Parameters
+    ----------
+    files
+        Kind, as the layout calls it, and path of each file.
 
     Raises
     ------
@@ -270,16 +300,10 @@ def read_images(paths: list[Path]) -> np.ndarray:
         If a file holds no images.
     """
     blocks: dict[str, list[np.ndarray]] = {"stimTrn": [], "stimVal": []}
-    for path in paths:
-        with MatFile(path) as file:
-            for name, held in blocks.items():
-                if name in file:
-                    held.append(file.read(name))
-    for name, held in blocks.items():
-        if not held or any(block.ndim != 3 for block in held):
-            raise DataError(
-                f"{', '.join(path.name for path in paths[:3])} hold no {name} of images x rows x columns."
-            )
+    for kind, path in files:
+        with LAYOUT.open(path, kind) as file:
+            for key in LAYOUT.files[kind].arrays:
+                blocks[key].append(file.read(key))
     train, test = (np.concatenate(held) for held in blocks.values())
     if train.shape[1:] != test.shape[1:]:
         raise DataError(f"training images have {train.shape[1:]} pixels, validation images {test.shape[1:]}.")
@@ -291,70 +315,11 @@ def read_images(paths: list[Path]) -> np.ndarray:
     return np.repeat(np.rint(everything).astype(np.uint8)[..., None], 3, axis=-1)
 
 
-class MatFile:
-    """Reads variables of a MATLAB file of either kind, as MATLAB has them but for responses, whose images come first.
-
-    Files of version 7.3 are HDF5 with the axes reversed; older ones are read by scipy.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file: Any = None
-        self.content: dict[str, np.ndarray] | None = None
-
-    def __enter__(self) -> MatFile:
-        import h5py
-        from scipy.io import loadmat
-
-        with refuse_damage(f"{self.path} cannot be read as a MATLAB file"):
-            if h5py.is_hdf5(self.path):
-                self.file = h5py.File(self.path, "r")
-            else:
-                self.content = loadmat(self.path)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.file is not None:
-            self.file.close()
-
-    def __contains__(self, name: str) -> bool:
-        return name in (self.file if self.file is not None else self.content or {})
-
-    def _get(self, name: str) -> Any:
-        if name not in self:
-            raise DataError(f"{self.path} lacks the variable {name}; it is not the published file.")
-        return self.file[name] if self.file is not None else (self.content or {})[name]
-
-    def read(self, name: str) -> np.ndarray:
-        """Return a variable in the order of MATLAB's axes."""
-        value = self._get(name)
-        with refuse_damage(f"{self.path} is truncated or damaged", OSError):
-            return np.asarray(value[()].T if self.file is not None else value)
-
-    def find_shape(self, name: str) -> tuple[int, int]:
-        """Return images and voxels of a matrix of responses."""
-        # h5py sees (images, voxels), scipy MATLAB's own (voxels, images).
-        shape = self._get(name).shape
-        if len(shape) != 2:
-            raise DataError(f"{self.path}: {name} has the shape {shape}; a matrix is expected.")
-        return (int(shape[0]), int(shape[1])) if self.file is not None else (int(shape[1]), int(shape[0]))
-
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Return responses to some images, float32 of shape (stop - start, n_voxels)."""
-        value = self._get(name)
-        with refuse_damage(f"{self.path} is truncated or damaged", OSError):
-            rows = value[start:stop] if self.file is not None else value[:, start:stop].T
-        return np.asarray(rows, np.float32)
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads responses to some images in the kept voxels."""
-
-    path: Path
-    name: str
-    columns: np.ndarray
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        with MatFile(self.path) as file:
-            return file.read_rows(self.name, start, stop)[:, self.columns]
+def _read_rows(
+    path: Path, subject: int, split: str, columns: np.ndarray, start: int, stop: int
+) -> np.ndarray:
+    """Return responses to some images in the kept voxels, float32 of shape (stop - start, len(columns))."""
+    axis = f"{split}_image"
+    with LAYOUT.open(path, "responses") as file:
+        rows = file.read(f"data{SUFFIXES[split]}S{subject}", first=axis, part={axis: slice(start, stop)})
+    return np.asarray(rows, np.float32)[:, columns]

@@ -104,6 +104,8 @@ def describe_result(
 def _describe_signal(prepared: Prepared) -> str:
     """Return what was recorded and from how many channels or voxels, for example ``17-channel EEG``."""
     responses = prepared.responses
+    if responses.coords.get("modality") == "spikes":
+        return f"spike counts of {responses.data.shape[1]:,} neurons"
     kind = {"eeg": "EEG", "meg": "MEG", "fmri": "fMRI"}.get(str(responses.coords.get("modality", "")), "")
     if "channel" in responses.dims:
         return f"{responses.data.shape[responses.dims.index('channel')]:,}-channel {kind or 'recordings'}"

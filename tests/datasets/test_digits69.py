@@ -58,11 +58,11 @@ def test_the_first_bad_trial_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stimTest": None}, r"lacks the variable\(s\) stimTest"),
-        ({"labelTrn": np.full((90, 1), 3, np.uint8)}, "holds the label 3 in its train part"),
+        ({"stimTest": None}, "lacks the variable stimTest"),
+        ({"labelTrn": np.full((90, 1), 3, np.uint8)}, "labelTrn holds the code 3; 1 to 2 are known"),
         (
             {"labelTest": np.ones((9, 1), np.uint8)},
-            "10 responses with 10 images and 9 labels in its test part",
+            "labelTest has the length 9 along test trial",
         ),
         (
             {"stimTrn": np.zeros((90, 100), np.uint8), "stimTest": np.zeros((10, 100), np.uint8)},

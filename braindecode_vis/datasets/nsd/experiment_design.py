@@ -17,14 +17,30 @@ import numpy as np
 from braindecode_vis.base.checks import DataError, check_columns, check_file, is_there, refuse_damage
 from braindecode_vis.base.remote import open_hdf5
 from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.datasets.layout import Array, File, Layout
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)
 """Sessions that each of the eight subjects completed."""
-DESIGN_FILE = Path("nsddata/experiments/nsd/nsd_expdesign.mat")
-_KEYS = ("masterordering", "subjectim", "sharedix", "stimpattern")
+LAYOUT = Layout(
+    design=File(
+        "nsddata/experiments/nsd/nsd_expdesign.mat",
+        "mat5",
+        what="the experimental design of NSD",
+        hint="fetch nsddata/experiments/nsd/nsd_expdesign.mat from the bucket",
+        arrays={
+            "masterordering": Array(("trial",), "uint16"),
+            # Images shown once, twice and three times in a session; the phantom has it, no reader needs it.
+            "basiccnt": Array(("times", "session"), "uint16", optional=True),
+            "sharedix": Array(("shared_image",), "int32"),
+            "subjectim": Array(("subject", "image"), "int32"),
+            "stimpattern": Array(("session", "run", "slot"), "uint8"),
+        },
+    )
+)
+DESIGN_FILE = Path(LAYOUT.files["design"].path)
 
 
 @dataclass(frozen=True)
@@ -72,12 +88,8 @@ class NsdDesign:
 
 def find_design(root: Path) -> Path:
     """Return ``nsd_expdesign.mat`` in its place below the root, or beside the root's files."""
-    places = [root / DESIGN_FILE, root / DESIGN_FILE.name]
-    return check_file(
-        next((path for path in places if is_there(path)), places[0]),
-        what="the experimental design of NSD",
-        hint="fetch nsddata/experiments/nsd/nsd_expdesign.mat from the bucket",
-    )
+    beside = root / DESIGN_FILE.name
+    return beside if not is_there(root / DESIGN_FILE) and is_there(beside) else LAYOUT.find(root, "design")
 
 
 def read_design(path: Path) -> NsdDesign:
@@ -88,15 +100,11 @@ def read_design(path: Path) -> NsdDesign:
     DataError
         If the file is damaged, counts from 0, or contradicts itself.
     """
-    from scipy.io import loadmat
-
-    with refuse_damage(f"{path} cannot be read as a MATLAB file"):
-        content: dict[str, Any] = loadmat(path)
-    missing = [key for key in _KEYS if key not in content]
-    if missing:
-        raise DataError(f"{path} lacks the variable(s) {', '.join(missing)}; it is not nsd_expdesign.mat.")
-    order = content["masterordering"].ravel().astype(np.int64)
-    images, shared = content["subjectim"].astype(np.int64), content["sharedix"].ravel().astype(np.int64)
+    with LAYOUT.open(path, "design") as file:
+        order, images, shared = (
+            file.read(key).astype(np.int64) for key in ("masterordering", "subjectim", "sharedix")
+        )
+        pattern = file.read("stimpattern")
     for name, values in (("masterordering", order), ("subjectim", images), ("sharedix", shared)):
         if values.min() < 1:
             raise DataError(
@@ -110,7 +118,7 @@ def read_design(path: Path) -> NsdDesign:
     if not (images[:, : len(shared)] == shared).all():
         raise DataError(f"the first {len(shared)} columns of subjectim in {path} are not the shared images.")
     # (n_sessions, n_runs, n_slots) -> pictures in each run, (n_sessions, n_runs)
-    counts = content["stimpattern"].sum(axis=2, dtype=np.int64)
+    counts = pattern.sum(axis=2, dtype=np.int64)
     if (counts.sum(axis=1) * len(counts) != len(order)).any():
         raise DataError(
             f"stimpattern in {path} has {counts.sum()} pictures in {len(counts)} sessions, but masterordering has "

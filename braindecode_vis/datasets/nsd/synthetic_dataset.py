@@ -25,6 +25,7 @@ from pydantic import model_validator
 from braindecode_vis.base.checks import DataError, check_columns, check_file, is_there, refuse_damage
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.stimuli import StimulusSet
+from braindecode_vis.datasets.layout import Array, File, Layout
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
 from braindecode_vis.datasets.nsd.beta_files import (
     UNIT,
@@ -59,7 +60,16 @@ Task = Literal["fixation", "one_back"]
 SESSION = "nsdsynthetic"
 N_RUNS = 8
 _EXPERIMENT = Path("nsddata/experiments/nsdsynthetic")
-DESIGN_FILE = _EXPERIMENT / "nsdsynthetic_expdesign.mat"
+_DESIGN_FILE = (_EXPERIMENT / "nsdsynthetic_expdesign.mat").as_posix()
+LAYOUT = Layout(
+    design=File(
+        _DESIGN_FILE,
+        "mat5",
+        what="the design of NSD-synthetic",
+        hint=f"fetch {_DESIGN_FILE} from the bucket of NSD (a few kB)",
+        arrays={"masterordering": Array(("trial",), "uint16")},
+    )
+)
 CLASSES_FILE = _EXPERIMENT / "nsdsyntheticimageinformation.csv"
 IMAGES_FOLDER = Path("nsddata_stimuli/stimuli/nsdsynthetic")
 
@@ -188,11 +198,7 @@ class NsdSyntheticConfig(NsdConfig):
         raise DataError(f"{bases[0] / folder / names[0]} does not exist; fetch it from the bucket of NSD.")
 
     def _find_design(self, root: Path) -> Path:
-        return check_file(
-            root / DESIGN_FILE,
-            what="the design of NSD-synthetic",
-            hint=f"fetch {DESIGN_FILE.as_posix()} from the bucket of NSD (a few kB)",
-        )
+        return LAYOUT.find(root, "design")
 
     def _find_images(self, root: Path) -> list[Path]:
         folder = self.synthetic_images.expanduser() if self.synthetic_images else root / IMAGES_FOLDER
@@ -336,13 +342,8 @@ def read_order(path: Path) -> np.ndarray:
     DataError
         If the file is damaged, or counts from 0.
     """
-    from scipy.io import loadmat
-
-    with refuse_damage(f"{path} cannot be read as a MATLAB file"):
-        content: dict[str, Any] = loadmat(path)
-    if "masterordering" not in content:
-        raise DataError(f"{path} lacks masterordering; it is not nsdsynthetic_expdesign.mat.")
-    order = np.asarray(content["masterordering"]).ravel().astype(np.int64)
+    with LAYOUT.open(path, "design") as file:
+        order = file.read("masterordering").astype(np.int64)
     if order.min() < 1:
         raise DataError(
             f"masterordering in {path} counts from {order.min()}: the published file counts from 1, fetch it again."

@@ -43,6 +43,7 @@ from braindecode_vis.parts.phantom.formats import (
     things_eeg2_format,
     things_fmri_format,
     things_meg_format,
+    v4_photographs_format,
     vim1_format,
 )
 from braindecode_vis.parts.phantom.phantom_config import PhantomConfig
@@ -82,6 +83,7 @@ _ALL = (
     bold5000_nod_format.BOLD5000_BETAS,
     cneuromod_things_format.FORMAT,
     vim1_format.FORMAT,
+    v4_photographs_format.FORMAT,
     corpus_format.CORPUS,
     corpus_eeg_format.CORPUS_EEG,
 )
@@ -168,7 +170,7 @@ def estimate_phantom(format: str, size: PhantomSize) -> Estimate:
     139
     """
     form = get_format(format)
-    form.check(size)
+    form.check_size(size)
     counts, n_images = form.count(size), form.count_images(size)
     # Measured on generated images: JPEG of quality 95 grows with edges (size) and texture (area).
     image_bytes = 300 + 43 * size.image_size + 0.12 * size.image_size**2

@@ -7,20 +7,21 @@ call finished it. Knows no format.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.drive import StimulusDrive
 from braindecode_vis.parts.phantom.forward import SensorSystem
 from braindecode_vis.parts.phantom.phantom_config import PhantomConfig
-from braindecode_vis.parts.phantom.scanner import Scanner
-from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images
+from braindecode_vis.parts.phantom.scanner import GRIDS, Scanner
+from braindecode_vis.parts.phantom.sizes import PhantomSize, check_imagery, check_numbers, count_images
 
 Advance = Callable[[int], Any]
 TRUTH = "phantom_truth"
@@ -169,8 +170,6 @@ class Format:
         Optional fields of `PhantomSize` that have a meaning.
     duration_s
         How long an image stays on the screen.
-    check
-        Raises `ConfigError` for sizes that the design cannot have.
     count
         Work and space of a size.
     list_images
@@ -181,6 +180,10 @@ class Format:
         The units of a job.
     count_images
         Number of rows of the table of images.
+    limits
+        The least and the largest value of fields of a size.
+    check
+        Raises `ConfigError` for further sizes that the design cannot have.
     n_imagery_sets
         Imagined images come in so many sets of equal size.
     n_channels
@@ -192,6 +195,8 @@ class Format:
         Number of the first person: people of two formats with other numbers are other people.
     ongoing_percent
         Ongoing activity unless the configuration says otherwise; None for formats without time series.
+    voxel_share
+        Of the cortical voxels, those that are recorded, for the estimate.
     version
         Raised when the same request gives other files than before.
     """
@@ -201,15 +206,30 @@ class Format:
     modality: Literal["eeg", "meg", "fmri"]
     uses: tuple[str, ...]
     duration_s: float
-    check: Callable[[PhantomSize], None]
     count: Callable[[PhantomSize], Counts]
     list_images: Callable[[PhantomSize, int], pd.DataFrame]
     make_recorder: Callable[[PhantomSize], SensorSystem | Scanner]
     plan: Callable[[PhantomJob], list[Unit]]
     count_images: Callable[[PhantomSize], int] = count_images
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    check: Callable[[PhantomSize], Any] = lambda size: None
     n_imagery_sets: int = 1
     n_channels: int = 64
     plan_truth: Callable[[PhantomJob], list[Unit]] | None = None
     first_person: int = 0
     ongoing_percent: float | None = None
+    voxel_share: float = 1.0
     version: int = 1
+
+    def check_size(self, size: PhantomSize) -> None:
+        """Raise `ConfigError` if the format cannot have this size."""
+        # A volume has one of the grids that are known.
+        grids = {"voxel_mm": (min(GRIDS), max(GRIDS))} if "voxel_mm" in self.uses else {}
+        check_numbers(size, self.name, self.uses, {**grids, **self.limits})
+        if grids and size.voxel_mm not in GRIDS:
+            raise ConfigError(
+                f"voxel_mm of a phantom is one of {', '.join(f'{mm:g}' for mm in GRIDS)}, not {size.voxel_mm}."
+            )
+        if "n_imagery" in self.uses:
+            check_imagery(size, self.name)
+        self.check(size)

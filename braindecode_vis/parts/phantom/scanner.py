@@ -199,6 +199,14 @@ def crop_scanner(scanner: Scanner, shape: tuple[int, int, int]) -> Scanner:
     )
 
 
+def pick_voxels(scanner: Scanner, inside: np.ndarray) -> Scanner:
+    """Return the scanner of some of the voxels alone, in the same volume; `inside` is boolean of shape (n_voxels,)."""
+    return replace(
+        scanner, mask=scanner.fill_volume(inside), positions=scanner.positions[inside],
+        regions=scanner.regions[inside], networks=scanner.networks[inside], baseline=scanner.baseline[inside],
+    )  # fmt: skip
+
+
 def make_centred_affine(shape: tuple[int, int, int], voxel_mm: float) -> np.ndarray:
     """Return the affine of a volume whose axes point right, forward and up, and whose middle is 0 mm."""
     affine = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])

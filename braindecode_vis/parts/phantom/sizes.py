@@ -6,9 +6,11 @@ Owns the numbers and the checks that hold for every format. Knows nothing of fil
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from braindecode_vis.base.checks import ConfigError, check_option
 from braindecode_vis.datasets.drawn.images import N_MAX_CONCEPTS
@@ -131,7 +133,9 @@ def count_images_of_concepts(size: PhantomSize) -> int:
     return (size.n_train_concepts + size.n_test_concepts) * size.n_train_exemplars + size.n_test_concepts
 
 
-def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
+def check_numbers(
+    size: PhantomSize, name: str, used: Sequence[str], limits: Mapping[str, tuple[float, float]] | None = None
+) -> None:
     """Raise `ConfigError` if a number is missing, out of range, or means nothing in this format.
 
     Parameters
@@ -140,6 +144,8 @@ def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
         The format, for the message.
     used
         Optional fields that the format uses.
+    limits
+        The least and the largest value of single fields.
     """
     # Whatever has voxels has an atlas.
     known = (*used, "n_parcels") if "voxel_mm" in used else tuple(used)
@@ -161,6 +167,11 @@ def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
             raise ConfigError(
                 f"{key} of a phantom in the format {name} must be at least {least}, not {value}."
             )
+    for key, (low, high) in (limits or {}).items():
+        if not low <= (value := getattr(size, key)) <= high:
+            span = f"from {low:g} to {high:g}" if high < np.inf else f"at least {low:g}"
+            span = f"{low:g}" if low == high else span
+            raise ConfigError(f"{key} of a phantom in the format {name} must be {span}, not {value}.")
     # Concepts are shapes x colours x textures, of which there are so many and no more.
     n_concepts = size.n_train_concepts + size.n_test_concepts
     if n_concepts > N_MAX_CONCEPTS:
@@ -338,6 +349,12 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
         "small": PhantomSize(2, 60, 4, 30, 1, 2, 13, 125, voxel_mm=6),
         "demo": PhantomSize(2, 175, 4, 60, 1, 2, 13, 250, voxel_mm=4),
         "full": PhantomSize(2, 350, 5, 120, 1, 2, 13, 500, voxel_mm=2),
+    },
+    "v4-photographs": {
+        "tiny": PhantomSize(1, 20, 2, 10, 1, 3, 5, 32, voxel_mm=5),
+        "small": PhantomSize(1, 60, 4, 30, 1, 4, 8, 64, voxel_mm=4),
+        "demo": PhantomSize(1, 200, 4, 40, 1, 6, 12, 112, voxel_mm=3),
+        "full": PhantomSize(3, 290, 4, 40, 1, 8, 12, 112, voxel_mm=3),
     },
     "bold5000": {
         "tiny": PhantomSize(1, 6, 2, 3, 2, 1, 4, 32, n_runs=1, voxel_mm=8),

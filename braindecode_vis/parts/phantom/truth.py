@@ -128,8 +128,9 @@ def count_bytes(form: Format, size: PhantomSize, n_images: int) -> float:
         # Of each person the patterns of some 35 modes and a table of parcels.
         return shared + size.n_subjects * (size.n_parcels or 28) * 190.0 + 47.0 * count_voxels(size.voxel_mm)
     if form.modality == "fmri":
-        one = 4.0 * count_voxels(size.voxel_mm)
-        extra = 45.0 * count_voxels(size.voxel_mm) + 8.0 * count_voxels(size.voxel_mm) * size.n_subjects
+        n_voxels = form.voxel_share * count_voxels(size.voxel_mm)
+        one = 4.0 * n_voxels
+        extra = 45.0 * n_voxels + 8.0 * n_voxels * size.n_subjects
         n_imagined = size.n_imagery or 0
     else:
         one, extra, n_imagined = 4.0 * form.n_channels * _N_TIMES, 0.0, 0

@@ -12,6 +12,7 @@ import pytest
 from scipy.io import loadmat
 
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.store import read_stimuli
 from braindecode_vis.datasets.alljoined.alljoined1 import Alljoined1Config
 from braindecode_vis.datasets.alljoined.alljoined16m import Alljoined16mConfig
 from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
@@ -31,6 +32,7 @@ from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config
 from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
 from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
 from braindecode_vis.datasets.things_meg.dataset import ThingsMegConfig
+from braindecode_vis.datasets.v4_photographs import V4PhotographsConfig
 from braindecode_vis.datasets.vim1 import Vim1Config
 from braindecode_vis.parts.phantom import (
     FORMATS,
@@ -169,6 +171,7 @@ LOADERS = {
     "nsd-brain-diffuser": (NsdRepackConfig, {}),
     "nod": (NodConfig, {}),
     "cneuromod-things": (CneuromodThingsConfig, {}),
+    "v4-photographs": (V4PhotographsConfig, {}),
     "vim-1": (Vim1Config, {}),
     "bold5000": (Bold5000Config, {}),
     "bold5000-betas": (Bold5000BetasConfig, {}),
@@ -181,19 +184,22 @@ def test_the_real_loader_reads_it(made, name, tmp_path):
     root, truth, _ = made(name)
     loader, options = LOADERS[name]
     config = loader(root=root, **options)
-    if hasattr(config, "open_epochs"):
-        source = config.open_epochs(tmp_path)
+    if hasattr(config, "write"):
+        config.write(tmp_path, seed=0)
+        stimuli = read_stimuli(tmp_path / "stimuli")
     else:
-        source = config.open_bold() if hasattr(config, "open_bold") else config.open_betas()
+        opening = next(name for name in ("open_epochs", "open_bold", "open_betas") if hasattr(config, name))
+        source = config.open_epochs(tmp_path) if opening == "open_epochs" else getattr(config, opening)()
+        stimuli = source.stimuli
     # A newcomer's `check` finds nothing wrong with it: sizes of a phantom are told and not judged.
     assert [finding for finding in config.check() if not finding.ok] == []
     drawn = truth.read_stimuli()
-    assert 0 < len(source.stimuli) <= len(drawn)
-    if source.stimuli.root is not None:  # pictures in files, and every one is found
-        assert set(source.stimuli.table["sha256"]) <= set(drawn["sha256"])
+    assert 0 < len(stimuli) <= len(drawn)
+    if stimuli.root is not None:  # pictures in files, and every one is found
+        assert set(stimuli.table["sha256"]) <= set(drawn["sha256"])
     if name.startswith("things-eeg2"):
         assert source.n_trials == truth.size.n_trials
-        assert set(source.stimuli.ids) == set(drawn["stimulus_id"])
+        assert set(stimuli.ids) == set(drawn["stimulus_id"])
 
 
 # --- readers that know nothing of us ------------------------------------------------------------------------

@@ -41,7 +41,7 @@ from braindecode_vis.parts.phantom.formats.file_writers import write_text
 from braindecode_vis.parts.phantom.formats.nsd_design import Design, make_nsd_expdesign, write_expdesign
 from braindecode_vis.parts.phantom.forward import make_sensor_system
 from braindecode_vis.parts.phantom.meeg_signal import find_samples, simulate_continuous
-from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, count_images, divide
+from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images, divide
 
 SESSION_SOA_S, SESSION_STIMULUS_S = 0.35, 0.3  # [1]_
 SESSION_LEAD_S, PAUSE_S = 2.0, 1.0
@@ -50,16 +50,11 @@ _OFFSET_V = 1e-3  # what all electrodes of the amplifier share, and a reference 
 
 def check_alljoined1(size: PhantomSize) -> None:
     """Raise `ConfigError` if Alljoined1 cannot have this size."""
-    check_numbers(size, "alljoined1", ())
-    if (
-        size.train_repetitions != size.test_repetitions
-        or size.n_sessions > 2
-        or count_images(size) > N_IMAGES
-    ):
+    if size.train_repetitions != size.test_repetitions or count_images(size) > N_IMAGES:
         raise ConfigError(
-            f"Alljoined1 shows up to {N_IMAGES} images, all of them equally often, in one or two sessions: "
-            f"train_repetitions ({size.train_repetitions}) must be test_repetitions ({size.test_repetitions}), "
-            f"n_sessions ({size.n_sessions}) at most 2, and there are {count_images(size)} images."
+            f"Alljoined1 shows up to {N_IMAGES} images, all of them equally often: train_repetitions "
+            f"({size.train_repetitions}) must be test_repetitions ({size.test_repetitions}), and there are "
+            f"{count_images(size)} images."
         )
     divide(size.test_repetitions, 2 * size.n_sessions, what="repetitions over the halves of n_sessions")
 
@@ -198,6 +193,7 @@ ALLJOINED1 = Format(
     modality="eeg",
     uses=(),
     duration_s=SESSION_STIMULUS_S,
+    limits={"n_sessions": (1, 2)},
     check=check_alljoined1,
     count=count_alljoined1,
     list_images=list_shared_images,
@@ -231,7 +227,6 @@ _TABLE = "experiment_metadata_categories.parquet"
 
 def check_alljoined16m(size: PhantomSize) -> None:
     """Raise `ConfigError` if Alljoined-1.6M cannot have this size."""
-    check_numbers(size, "alljoined16m", ())
     divide(size.train_repetitions, size.n_sessions, what="train_repetitions over n_sessions")
     per_session = divide(size.test_repetitions, size.n_sessions, what="test_repetitions over n_sessions")
     n_train = N_BLOCKS - N_TEST_BLOCKS

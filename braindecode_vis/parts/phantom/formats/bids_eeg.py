@@ -37,8 +37,7 @@ from braindecode_vis.parts.phantom.formats.file_writers import (
 )
 from braindecode_vis.parts.phantom.forward import make_sensor_system
 from braindecode_vis.parts.phantom.meeg_signal import simulate_continuous
-from braindecode_vis.parts.phantom.scanner import GRIDS
-from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, divide
+from braindecode_vis.parts.phantom.sizes import PhantomSize, divide
 
 EEG_SYSTEM, EEG_SFREQ, EEG_CHANNELS = "eeg64-biosemi", 512.0, 64
 EVENT_COLUMNS = ("sample", "stimulus_id", "stim_file", "value")
@@ -59,7 +58,7 @@ class TrialTiming(NamedTuple):
 EEG_TIMING = TrialTiming(mean=0.8, jitter=0.1, stimulus=0.3, first=2.0, tail=2.0)
 
 
-def check_size(size: PhantomSize, name: str, uses: tuple[str, ...], *, whole: bool = True) -> None:
+def check_sessions(size: PhantomSize, *, whole: bool = True) -> None:
     """Raise `ConfigError` if the data set cannot have this size.
 
     Parameters
@@ -67,7 +66,6 @@ def check_size(size: PhantomSize, name: str, uses: tuple[str, ...], *, whole: bo
     whole
         Every session shows the test images equally often; otherwise their repetitions are spread over the sessions.
     """
-    check_numbers(size, name, uses)
     if size.train_repetitions > 1:
         divide(size.train_repetitions, size.n_sessions, what="train_repetitions over n_sessions")
     else:
@@ -75,11 +73,8 @@ def check_size(size: PhantomSize, name: str, uses: tuple[str, ...], *, whole: bo
     if whole:
         divide(size.test_repetitions, size.n_sessions, what="test_repetitions over n_sessions")
     per_session = size.n_trials // size.n_sessions
-    if per_session < (size.n_runs or 1) or ("voxel_mm" in uses and size.voxel_mm not in GRIDS):
-        raise ConfigError(
-            f"n_runs ({size.n_runs}) cannot exceed the {per_session} trials of a session, and voxel_mm "
-            f"({size.voxel_mm}) must be from {min(GRIDS)} to {max(GRIDS)}."
-        )
+    if per_session < (size.n_runs or 1):
+        raise ConfigError(f"n_runs ({size.n_runs}) cannot exceed the {per_session} trials of a session.")
 
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
@@ -471,7 +466,7 @@ EEG = Format(
     modality="eeg",
     uses=("n_runs", "n_pairs"),
     duration_s=EEG_TIMING.stimulus,
-    check=lambda size: check_size(size, "bids-eeg", ("n_runs", "n_pairs")),
+    check=check_sessions,
     count=count_eeg,
     list_images=list_images,
     make_recorder=lambda size: make_sensor_system(EEG_SYSTEM),

@@ -25,7 +25,7 @@ from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.formats.bids_eeg import (
     TrialTiming,
-    check_size,
+    check_sessions,
     describe_events,
     expect_run_s,
     list_images,
@@ -315,7 +315,7 @@ FMRI = Format(
     modality="fmri",
     uses=("n_runs", "voxel_mm", "n_pairs"),
     duration_s=FMRI_TIMING.stimulus,
-    check=lambda size: check_size(size, "bids-fmri", ("n_runs", "voxel_mm", "n_pairs")),
+    check=check_sessions,
     count=count_fmri,
     list_images=list_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),

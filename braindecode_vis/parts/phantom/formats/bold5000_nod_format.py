@@ -38,7 +38,7 @@ from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.formats.bids_eeg import (
     TrialTiming,
-    check_size,
+    check_sessions,
     expect_run_s,
     list_run_units,
     make_design,
@@ -56,13 +56,12 @@ from braindecode_vis.parts.phantom.formats.raw_fmri import (
     write_raw_run,
 )
 from braindecode_vis.parts.phantom.scanner import (
-    GRIDS,
     count_voxels,
     estimate_volume_bytes,
     iterate_volumes,
     make_scanner,
 )
-from braindecode_vis.parts.phantom.sizes import PhantomSize, check_imagery, check_numbers
+from braindecode_vis.parts.phantom.sizes import PhantomSize
 
 T_R = 2.0  # of both data sets [1]_ [3]_
 # A second of picture, nine of fixation [1]_.
@@ -317,23 +316,16 @@ def write_region(root: Path, subject: str, region: str, table: np.ndarray) -> Pa
     return path
 
 
-def _check_bold5000(name: str, uses: tuple[str, ...], size: PhantomSize) -> None:
-    check_size(size, name, uses, whole=False)
-    check_imagery(size, name)
-    if size.n_subjects > 4 or size.test_repetitions < 2:
-        raise ConfigError(
-            f"BOLD5000 has the subjects CSI1 to CSI4 and shows its test pictures several times: n_subjects "
-            f"({size.n_subjects}) must be at most 4, and test_repetitions ({size.test_repetitions}) at least 2."
-        )
-
-
+# CSI1 to CSI4, and test pictures that are shown several times.
+_LIMITS = {"n_subjects": (1, 4), "test_repetitions": (2, np.inf)}
 BOLD5000_RAW = Format(
     name="bold5000",
     description="BOLD5000: raw BIDS runs of whole heads, event tables, the list of repeated pictures",
     modality="fmri",
     uses=_USES,
     duration_s=TIMING.stimulus,
-    check=partial(_check_bold5000, "bold5000", _USES),
+    limits=_LIMITS,
+    check=partial(check_sessions, whole=False),
     count=count_bold5000_raw,
     list_images=list_bold5000_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
@@ -346,7 +338,8 @@ BOLD5000_BETAS = Format(
     modality="fmri",
     uses=("voxel_mm",),
     duration_s=TIMING.stimulus,
-    check=partial(_check_bold5000, "bold5000-betas", ("voxel_mm",)),
+    limits=_LIMITS,
+    check=partial(check_sessions, whole=False),
     count=count_bold5000_betas,
     list_images=list_bold5000_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
@@ -365,17 +358,13 @@ _BLANK_EVERY = 4  # pictures between two events without one
 
 def check_nod(size: PhantomSize) -> None:
     """Raise `ConfigError` if NOD cannot have this size."""
-    check_numbers(size, "nod", ("n_runs", "voxel_mm"))
     runs = size.n_sessions * (size.n_runs or 1)
     n_tests = size.n_test_concepts * size.test_repetitions
-    if size.train_repetitions != 1 or runs > size.n_train_images or (size.n_runs or 1) > n_tests:
+    if runs > size.n_train_images or (size.n_runs or 1) > n_tests:
         raise ConfigError(
-            f"NOD shows each ImageNet picture once, in n_sessions x n_runs = {runs} runs of at least one of its "
-            f"{size.n_train_images} pictures, and its test pictures in n_runs runs: train_repetitions "
-            f"({size.train_repetitions}) must be 1, and there must not be more runs than pictures."
+            f"NOD shows its {size.n_train_images} ImageNet pictures in n_sessions x n_runs = {runs} runs, and its test "
+            "pictures in n_runs runs: there must not be more runs than pictures."
         )
-    if size.voxel_mm not in GRIDS:
-        raise ConfigError(f"voxel_mm ({size.voxel_mm}) must be from {min(GRIDS)} to {max(GRIDS)}.")
 
 
 def list_nod_images(size: PhantomSize, seed: int) -> pd.DataFrame:
@@ -513,6 +502,7 @@ NOD = Format(
     modality="fmri",
     uses=("n_runs", "voxel_mm"),
     duration_s=NOD_STIMULUS_S["imagenet"],
+    limits={"train_repetitions": (1, 1)},
     check=check_nod,
     count=count_nod,
     list_images=list_nod_images,

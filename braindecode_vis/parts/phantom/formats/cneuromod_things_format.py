@@ -27,7 +27,7 @@ from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.formats.file_writers import write_tsv, write_volume
 from braindecode_vis.parts.phantom.scanner import GRIDS, Scanner, count_voxels, make_scanner
-from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers
+from braindecode_vis.parts.phantom.sizes import PhantomSize
 
 USES = ("n_runs", "voxel_mm")
 T_R = 1.49
@@ -44,17 +44,14 @@ PEOPLE = (1, 2, 3, 6)
 
 def check(size: PhantomSize) -> None:
     """Raise `ConfigError` if the data set cannot have this size."""
-    check_numbers(size, "cneuromod-things", USES)
-    if size.train_repetitions != size.test_repetitions or size.n_subjects > len(PEOPLE):
+    if size.train_repetitions != size.test_repetitions:
         raise ConfigError(
-            "CNeuroMod-THINGS has four people and shows every image equally often: n_subjects "
-            f"({size.n_subjects}) is at most 4, and train_repetitions ({size.train_repetitions}) is test_repetitions "
-            f"({size.test_repetitions})."
+            f"CNeuroMod-THINGS shows every image equally often: train_repetitions ({size.train_repetitions}) is "
+            f"test_repetitions ({size.test_repetitions})."
         )
-    if size.n_trials < size.n_sessions * (size.n_runs or 1) or size.voxel_mm not in GRIDS:
+    if size.n_trials < size.n_sessions * (size.n_runs or 1):
         raise ConfigError(
-            f"{size.n_trials} trials cannot fill {size.n_sessions} sessions of {size.n_runs} runs, or voxel_mm "
-            f"({size.voxel_mm}) is not from {min(GRIDS)} to {max(GRIDS)}."
+            f"{size.n_trials} trials cannot fill {size.n_sessions} sessions of {size.n_runs} runs."
         )
 
 
@@ -181,6 +178,7 @@ FORMAT = Format(
     modality="fmri",
     uses=USES,
     duration_s=STIMULUS_S,
+    limits={"n_subjects": (1, len(PEOPLE))},
     check=check,
     count=count,
     list_images=list_images,

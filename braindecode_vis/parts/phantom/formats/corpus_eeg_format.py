@@ -24,6 +24,7 @@ from braindecode_vis.parts.phantom.formats import bids_eeg
 from braindecode_vis.parts.phantom.formats.alljoined_format import make_edf
 from braindecode_vis.parts.phantom.formats.corpus_format import (
     FIRST_PERSON,
+    LIMITS,
     TASKS,
     check_sites,
     find_restless,
@@ -292,7 +293,8 @@ CORPUS_EEG = Format(
     modality="eeg",
     uses=("n_runs", "n_sites", "minutes"),
     duration_s=bids_eeg.EEG_TIMING.stimulus,
-    check=lambda size: check_sites(size, "corpus-eeg", ("n_runs", "n_sites", "minutes")),
+    limits=LIMITS,
+    check=check_sites,
     count=count_corpus,
     list_images=list_images,
     make_recorder=lambda size: make_site_system(SITES[0]),

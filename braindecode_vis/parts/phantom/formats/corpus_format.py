@@ -47,7 +47,7 @@ from braindecode_vis.parts.phantom.scanner import (
     make_parcels,
     make_scanner,
 )
-from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers
+from braindecode_vis.parts.phantom.sizes import PhantomSize
 
 FIRST_PERSON = 100
 """Nobody of a corpus is anybody of a labelled phantom, whose people are numbered from 0."""
@@ -141,14 +141,12 @@ def get_run_s(size: PhantomSize) -> float:
     return 60.0 * (size.minutes or 0) / (size.n_sessions * (size.n_runs or 1))
 
 
-def check_sites(size: PhantomSize, name: str, uses: tuple[str, ...]) -> None:
+LIMITS = {"train_repetitions": (1, 1), "test_repetitions": (1, 1)}
+"""A corpus has no trials: pictures are shown as often as the minutes allow."""
+
+
+def check_sites(size: PhantomSize) -> None:
     """Raise `ConfigError` if a corpus cannot have this size."""
-    check_numbers(size, name, uses)
-    if size.train_repetitions != 1 or size.test_repetitions != 1:
-        raise ConfigError(
-            "a corpus has no trials: train_repetitions and test_repetitions must be 1; pictures are shown as often as "
-            "the minutes allow."
-        )
     if (size.n_sites or 1) > min(26, size.n_subjects):
         raise ConfigError(
             f"n_sites ({size.n_sites}) must be at most 26 and at most the number of subjects ({size.n_subjects})."
@@ -587,7 +585,8 @@ CORPUS = Format(
     modality="fmri",
     uses=("n_runs", "voxel_mm", "n_sites", "minutes"),
     duration_s=SHOT_S,
-    check=lambda size: check_sites(size, "corpus", ("n_runs", "voxel_mm", "n_sites", "minutes")),
+    limits=LIMITS,
+    check=check_sites,
     count=count_corpus,
     list_images=list_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, 2.0),

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.drawn.images import make_concepts, name_imagenet
@@ -28,26 +27,12 @@ from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.forward import make_sensor_system
 from braindecode_vis.parts.phantom.meeg_signal import cut_epochs, simulate_continuous
-from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, count_images, divide
+from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images, divide
 
 SOA_S = 0.5  # each picture stays until the next one [1]_
 N_TIMES = 501
 PAUSE_S = 1.0  # before a block
 SUBJECTS_PER_PART = 8
-
-
-def check(size: PhantomSize) -> None:
-    """Raise `ConfigError` if EEG-ImageNet cannot have this size."""
-    check_numbers(size, "eeg-imagenet", ())
-    divide(size.n_test_concepts, size.n_train_concepts, what="test images over the categories")
-    repeated = size.n_sessions != 1 or size.train_repetitions != 1 or size.test_repetitions != 1
-    if size.n_train_exemplars != N_TRAIN_PER_BLOCK or repeated:
-        raise ConfigError(
-            f"EEG-ImageNet shows every picture once, in blocks whose first {N_TRAIN_PER_BLOCK} pictures train: "
-            f"n_train_exemplars ({size.n_train_exemplars}) must be {N_TRAIN_PER_BLOCK}, and n_sessions "
-            f"({size.n_sessions}), train_repetitions ({size.train_repetitions}) and test_repetitions "
-            f"({size.test_repetitions}) 1."
-        )
 
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
@@ -161,7 +146,16 @@ FORMAT = Format(
     modality="eeg",
     uses=(),
     duration_s=SOA_S,
-    check=check,
+    # Every picture once, in blocks of which the first pictures train.
+    limits={
+        "n_train_exemplars": (N_TRAIN_PER_BLOCK, N_TRAIN_PER_BLOCK),
+        "n_sessions": (1, 1),
+        "train_repetitions": (1, 1),
+        "test_repetitions": (1, 1),
+    },
+    check=lambda size: divide(
+        size.n_test_concepts, size.n_train_concepts, what="test images over the categories"
+    ),
     count=count,
     list_images=list_images,
     make_recorder=lambda size: make_sensor_system("eeg62-neuroscan"),

@@ -41,8 +41,8 @@ from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.drive import N_EARLY, N_MID
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.formats.file_writers import check_block, check_count, write_text
-from braindecode_vis.parts.phantom.scanner import GRIDS, Scanner, count_voxels, make_scanner
-from braindecode_vis.parts.phantom.sizes import PhantomSize, check_imagery, check_numbers, count_images
+from braindecode_vis.parts.phantom.scanner import Scanner, count_voxels, make_scanner
+from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images
 
 USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions")
 T_R = 3.0  # of the published recordings; samples are means over a presentation of 9 s, or of imagery
@@ -66,20 +66,10 @@ _METADATA_NAME = {"dataSet": "metaData", "dataset": "metadata"}
 DESIGN_COLUMNS = ("DataType", "stimulus_id", "Run", "Block")
 
 
-def check_god(size: PhantomSize) -> None:
-    """Raise `ConfigError` if GOD cannot have this size."""
-    check_numbers(size, "god", USES)
-    check_imagery(size, "god")
-    if size.n_sessions != 1 or size.train_repetitions != 1:
-        raise ConfigError(
-            f"GOD shows each training image once and does not tell sessions apart: n_sessions ({size.n_sessions}) and "
-            f"train_repetitions ({size.train_repetitions}) must be 1."
-        )
-    if (size.n_runs or 0) > size.n_train_images or size.voxel_mm not in GRIDS:
-        raise ConfigError(
-            f"n_runs ({size.n_runs}) cannot exceed the {size.n_train_images} training images, and voxel_mm "
-            f"({size.voxel_mm}) must be from {min(GRIDS)} to {max(GRIDS)}."
-        )
+def check_runs(size: PhantomSize) -> None:
+    """Raise `ConfigError` if a run has no training image."""
+    if (size.n_runs or 0) > size.n_train_images:
+        raise ConfigError(f"n_runs ({size.n_runs}) cannot exceed the {size.n_train_images} training images.")
 
 
 def _count_samples(size: PhantomSize) -> int:
@@ -375,7 +365,9 @@ GOD = Format(
     modality="fmri",
     uses=USES,
     duration_s=GOD_STIMULUS_S,
-    check=check_god,
+    # Each training image is shown once, and the files do not tell sessions apart.
+    limits={"n_sessions": (1, 1), "train_repetitions": (1, 1)},
+    check=check_runs,
     count=count_god,
     list_images=list_god_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
@@ -388,18 +380,6 @@ GOD = Format(
 DEEPRECON_STIMULUS_S = 8.0  # [2]_
 VARIANT = "original_VC"
 EXPERIMENTS = ("perceptionNaturalImageTraining", "perceptionNaturalImageTest", "imagery")
-
-
-def check_deeprecon(size: PhantomSize) -> None:
-    """Raise `ConfigError` if Deeprecon cannot have this size."""
-    check_numbers(size, "deeprecon", USES)
-    check_imagery(size, "deeprecon")
-    if size.n_sessions != 1 or (size.n_runs or 0) > size.n_train_images or size.voxel_mm not in GRIDS:
-        raise ConfigError(
-            f"the files of Deeprecon do not tell sessions apart: n_sessions ({size.n_sessions}) must be 1; n_runs "
-            f"({size.n_runs}) cannot exceed the {size.n_train_images} training images, and voxel_mm ({size.voxel_mm}) "
-            f"must be from {min(GRIDS)} to {max(GRIDS)}."
-        )
 
 
 def count_deeprecon(size: PhantomSize) -> Counts:
@@ -509,7 +489,7 @@ DEEPRECON = replace(
     name="deeprecon",
     description="Deep Image Reconstruction: BData tables of natural images and imagery, one for each experiment",
     duration_s=DEEPRECON_STIMULUS_S,
-    check=check_deeprecon,
+    limits={"n_sessions": (1, 1)},
     count=count_deeprecon,
     list_images=list_deeprecon_images,
     plan=plan_deeprecon,

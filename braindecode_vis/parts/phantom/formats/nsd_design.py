@@ -13,7 +13,7 @@ import pandas as pd
 
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.nsd.experiment_design import LAYOUT
 from braindecode_vis.parts.phantom.formats.file_writers import write_csv, write_tsv
 
 Design = dict[str, np.ndarray]
@@ -125,20 +125,7 @@ def get_trial_images(design: Design, subject: int, session: int) -> np.ndarray:
 
 def write_expdesign(root: Path, design: Design) -> Path:
     """Write ``nsddata/experiments/nsd/nsd_expdesign.mat``, MATLAB 5."""
-    return write_mat5(root / "nsddata" / "experiments" / "nsd" / "nsd_expdesign.mat", design)
-
-
-def write_mat5(path: Path, content: Design) -> Path:
-    """Write arrays as MATLAB 5, the same bytes for the same arrays."""
-    from scipy.io import savemat
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_atomically(path) as temporary:
-        with temporary.open("wb") as file:
-            savemat(file, content, do_compression=True)
-        with temporary.open("r+b") as file:  # the free text of the header holds the time
-            file.write(b"MATLAB 5.0 MAT-file, Platform: MACI64, phantom".ljust(116))
-    return path
+    return LAYOUT.write(root, "design", design)
 
 
 def make_stim_info(design: Design, n_images: int = 73000) -> pd.DataFrame:

@@ -63,7 +63,6 @@ from braindecode_vis.parts.phantom.formats.nsd_further_sessions import (
     write_synthetic_design,
 )
 from braindecode_vis.parts.phantom.scanner import (
-    GRIDS,
     ROIS,
     Scanner,
     count_voxels,
@@ -71,7 +70,7 @@ from braindecode_vis.parts.phantom.scanner import (
     iterate_volumes,
     label_visual_quadrants,
 )
-from braindecode_vis.parts.phantom.sizes import PhantomSize, check_imagery, check_numbers, divide
+from braindecode_vis.parts.phantom.sizes import PhantomSize, divide
 
 USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions", "n_synthetic", "beta_versions", "beta_form")
 STIMULUS_S = 3.0
@@ -81,8 +80,6 @@ _EXTRA_NOISE = {"betas_assumehrf": 0.8, "betas_fithrf": 0.5, VERSION: 0.0}
 
 def check(size: PhantomSize) -> None:
     """Raise `ConfigError` if NSD cannot have this size."""
-    check_numbers(size, "nsd", USES)
-    check_imagery(size, "nsd")
     check_design(size)
     check_synthetic(size)
     for version in list_versions(size):
@@ -104,11 +101,8 @@ def check_design(size: PhantomSize) -> None:
             "every image of NSD is shown equally often: train_repetitions must be test_repetitions."
         )
     per_session = divide(size.n_trials, size.n_sessions, what="the trials of a person over n_sessions")
-    if per_session < size.n_runs or size.voxel_mm not in GRIDS:
-        raise ConfigError(
-            f"{per_session} trials a session cannot fill {size.n_runs} runs, or voxel_mm ({size.voxel_mm}) is "
-            f"not from {min(GRIDS)} to {max(GRIDS)}."
-        )
+    if per_session < size.n_runs:
+        raise ConfigError(f"{per_session} trials a session cannot fill {size.n_runs} runs.")
 
 
 def count_images(size: PhantomSize) -> int:

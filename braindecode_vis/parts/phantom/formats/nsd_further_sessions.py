@@ -27,12 +27,12 @@ from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.nsd.synthetic_dataset import CLASSES_FILE, IMAGES_FOLDER, LAYOUT
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person, make_person
 from braindecode_vis.parts.phantom.drive import StimulusDrive, compute_gabor_energy, compute_mid_features
 from braindecode_vis.parts.phantom.format_plan import TRUTH, PhantomJob, Progress
 from braindecode_vis.parts.phantom.formats.file_writers import write_csv, write_tsv
-from braindecode_vis.parts.phantom.formats.nsd_design import write_mat5
 from braindecode_vis.parts.phantom.formats.nsd_files import (
     beta_folder,
     make_subject_scanner,
@@ -238,7 +238,6 @@ def order_trials(size: PhantomSize, seed: int) -> np.ndarray:
 def write_synthetic_design(job: PhantomJob) -> list[Path]:
     """Write the design, the table of classes and the grey images."""
     order, size = order_trials(job.size, job.config.seed), job.size
-    experiment = job.root / "nsddata" / "experiments" / "nsdsynthetic"
     classes = name_classes(size)
     numbers = np.arange(1, len(classes) + 1)
     codes = {name: code for code, name in enumerate(dict.fromkeys(classes), start=1)}
@@ -252,10 +251,8 @@ def write_synthetic_design(job: PhantomJob) -> list[Path]:
     )  # fmt: skip
     n_grey = count_kinds(size)[0]
     paths = [
-        write_mat5(
-            experiment / "nsdsynthetic_expdesign.mat", {"masterordering": order[None].astype(np.uint16)}
-        ),
-        write_csv(experiment / "nsdsyntheticimageinformation.csv", table),
+        LAYOUT.write(job.root, "design", {"masterordering": order[None]}),
+        write_csv(job.root / CLASSES_FILE, table),
         _write_images(job, "stimuli", draw_images(size, job.config.seed, 1)[:n_grey]),
     ]
     trials = pd.DataFrame({"trial": np.arange(len(order)), "synthetic_id": order - 1})
@@ -265,7 +262,7 @@ def write_synthetic_design(job: PhantomJob) -> list[Path]:
 def _write_images(job: PhantomJob, name: str, images: np.ndarray) -> Path:
     # The published files hold linear intensities, whose square root is shown.
     linear = np.ceil((images / 255.0) ** 2 * 255).astype(np.uint8)
-    path = job.root / "nsddata_stimuli" / "stimuli" / "nsdsynthetic" / f"nsdsynthetic_{name}.hdf5"
+    path = job.root / IMAGES_FOLDER / f"nsdsynthetic_{name}.hdf5"
     return write_brick(path, iter(linear), (len(images), *images.shape[1:3]))
 
 

@@ -26,7 +26,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
@@ -35,21 +34,13 @@ from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.parts.phantom.formats.nsd_design import get_trial_images, write_expdesign
 from braindecode_vis.parts.phantom.scanner import count_voxels
-from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers
+from braindecode_vis.parts.phantom.sizes import PhantomSize
 
 Repack = Literal["mindeye1", "mindeye2", "brain-diffuser"]
 USES = ("n_runs", "voxel_mm")
 MINDEYE2_TRIALS = 750  # of a session, by which its readers tell sessions apart
 _PER_TAR = 500
 _GENERAL_SHARE = 0.22  # of cortical voxels that nsdgeneral has, for the estimate alone
-
-
-def check(name: str, size: PhantomSize) -> None:
-    """Raise `ConfigError` if the copy cannot have this size."""
-    check_numbers(size, name, USES)
-    nsd_format.check_design(size)
-    if size.test_repetitions > 3:
-        raise ConfigError(f"NSD shows an image three times, not {size.test_repetitions} (test_repetitions).")
 
 
 def count(kind: Repack, size: PhantomSize) -> Counts:
@@ -279,7 +270,8 @@ def _make_format(
         name=name,
         description=description,
         uses=USES,
-        check=partial(check, name),
+        limits={"test_repetitions": (1, 3)},
+        check=nsd_format.check_design,
         count=partial(count, kind),
         plan=plan,
     )

@@ -26,17 +26,11 @@ from braindecode_vis.parts.phantom.formats.file_writers import write_text
 from braindecode_vis.parts.phantom.formats.nsd_design import get_trial_images, make_responses, write_responses
 from braindecode_vis.parts.phantom.formats.nsd_files import SPACE, T_R, make_subject_scanner
 from braindecode_vis.parts.phantom.formats.raw_fmri import estimate_raw_volume, estimate_seconds, write_series
-from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers
+from braindecode_vis.parts.phantom.sizes import PhantomSize
 
 USES = ("n_runs", "voxel_mm")
 SLOT_VOLUMES = 3  # a trial of 4 s in steps of 4/3 s [1]_
 _TAIL_VOLUMES = 9
-
-
-def check(size: PhantomSize) -> None:
-    """Raise `ConfigError` if NSD cannot have this size."""
-    check_numbers(size, "nsd-timeseries", USES)
-    nsd_format.check_design(size)
 
 
 def _expect_volumes(size: PhantomSize) -> int:
@@ -128,7 +122,7 @@ FORMAT = replace(
     name="nsd-timeseries",
     description="Natural Scenes Dataset: int16 time series of every run with design and motion, regions, stimuli",
     uses=USES,
-    check=check,
+    check=nsd_format.check_design,
     count=count,
     plan=plan,
     ongoing_percent=0.0,

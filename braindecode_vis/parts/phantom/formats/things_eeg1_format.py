@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.datasets.drawn.images import list_concepts_with_tests
 from braindecode_vis.parts.phantom.brain import Person
@@ -30,22 +29,12 @@ from braindecode_vis.parts.phantom.formats.bids_eeg import estimate_bytes, write
 from braindecode_vis.parts.phantom.formats.file_writers import write_json_file, write_tsv
 from braindecode_vis.parts.phantom.forward import make_sensor_system
 from braindecode_vis.parts.phantom.meeg_signal import simulate_continuous
-from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, count_images_of_concepts
+from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images_of_concepts
 
 SYSTEM, SFREQ, N_CHANNELS = "eeg63-cz", 1000.0, 63
 SOA_S, STIMULUS_S = 0.1, 0.05  # [1]_
 LEAD_S, PAUSE_S = 2.0, 1.0
 PER_SEQUENCE = 309  # [1]_: 72 sequences of the 22,248 images
-
-
-def check(size: PhantomSize) -> None:
-    """Raise `ConfigError` if THINGS-EEG1 cannot have this size."""
-    check_numbers(size, "things-eeg1", ())
-    if size.n_sessions != 1 or size.train_repetitions != 1:
-        raise ConfigError(
-            f"THINGS-EEG1 shows each training image once in one session: n_sessions ({size.n_sessions}) and "
-            f"train_repetitions ({size.train_repetitions}) must be 1."
-        )
 
 
 def count_shown(size: PhantomSize) -> int:
@@ -217,7 +206,8 @@ FORMAT = Format(
     modality="eeg",
     uses=(),
     duration_s=STIMULUS_S,
-    check=check,
+    # Each training image once, in one session.
+    limits={"n_sessions": (1, 1), "train_repetitions": (1, 1)},
     count=count,
     list_images=list_images,
     count_images=count_images_of_concepts,

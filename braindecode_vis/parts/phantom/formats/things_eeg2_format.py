@@ -37,7 +37,7 @@ from braindecode_vis.parts.phantom.formats.file_writers import check_block, chec
 from braindecode_vis.parts.phantom.formats.pickles import PendingArray, split_pickle
 from braindecode_vis.parts.phantom.forward import SensorSystem, make_sensor_system
 from braindecode_vis.parts.phantom.meeg_signal import simulate_continuous
-from braindecode_vis.parts.phantom.sizes import PhantomSize, check_numbers, divide
+from braindecode_vis.parts.phantom.sizes import PhantomSize, divide
 
 TARGET_FRACTION = 0.06  # of the shown images are the target that subjects look for
 USES = ("n_runs", "pause_s", "n_pairs")
@@ -54,7 +54,6 @@ PAUSE_S = (1.5, 2.85)  # blank, response and blank: a full training session last
 
 def check(size: PhantomSize) -> None:
     """Raise `ConfigError` if THINGS-EEG2 cannot have this size."""
-    check_numbers(size, "things-eeg2", USES)
     if size.n_sessions % 2:
         raise ConfigError(
             f"a session of THINGS-EEG2 shows one half of the training images, so n_sessions must be even, "

@@ -44,7 +44,6 @@ from braindecode_vis.parts.phantom.formats.file_writers import (
 )
 from braindecode_vis.parts.phantom.formats.pickles import split_pickle
 from braindecode_vis.parts.phantom.scanner import (
-    GRIDS,
     count_voxels,
     estimate_volume_bytes,
     iterate_volumes,
@@ -52,7 +51,6 @@ from braindecode_vis.parts.phantom.scanner import (
 )
 from braindecode_vis.parts.phantom.sizes import (
     PhantomSize,
-    check_numbers,
     check_one_exemplar_a_session,
     count_images_of_concepts,
 )
@@ -79,12 +77,10 @@ def count_session_trials(size: PhantomSize) -> int:
 
 def check(size: PhantomSize) -> None:
     """Raise `ConfigError` if THINGS-fMRI cannot have this size."""
-    check_numbers(size, "things-fmri", USES)
     check_one_exemplar_a_session(size, "THINGS-fMRI")
-    if (size.n_runs or 0) > count_session_trials(size) or size.voxel_mm not in GRIDS:
+    if (size.n_runs or 0) > count_session_trials(size):
         raise ConfigError(
-            f"n_runs ({size.n_runs}) cannot exceed the {count_session_trials(size)} trials of a session, and voxel_mm "
-            f"({size.voxel_mm}) must be from {min(GRIDS)} to {max(GRIDS)}."
+            f"n_runs ({size.n_runs}) cannot exceed the {count_session_trials(size)} trials of a session."
         )
 
 

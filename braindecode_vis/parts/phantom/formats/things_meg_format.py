@@ -46,7 +46,6 @@ from braindecode_vis.parts.phantom.forward import make_sensor_system, make_senso
 from braindecode_vis.parts.phantom.meeg_signal import cut_epochs, make_lowpass, simulate_continuous
 from braindecode_vis.parts.phantom.sizes import (
     PhantomSize,
-    check_numbers,
     check_one_exemplar_a_session,
     count_images_of_concepts,
 )
@@ -89,7 +88,6 @@ def count_session_trials(size: PhantomSize) -> int:
 
 def check(size: PhantomSize) -> None:
     """Raise `ConfigError` if THINGS-MEG cannot have this size."""
-    check_numbers(size, "things-meg", USES)
     check_one_exemplar_a_session(size, "THINGS-MEG")
     assert size.n_runs is not None
     assert size.n_raw_sessions is not None

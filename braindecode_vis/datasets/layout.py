@@ -1,0 +1,369 @@
+"""Layouts: the files of a public data set, and what lies in them, described once.
+
+A `Layout` stands beside the reader of a data set. The reader opens its files, `check` compares every file with it, and
+the phantom writes the same files from arrays. Paths, keys, axes, types and codes are therefore named in one place. Owns
+MATLAB 5 and 7.3, HDF5, ``.npy`` and zip archives of pictures. Knows no data set.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from braindecode_vis.base.checks import DataError, check_file, refuse_damage
+from braindecode_vis.base.remote import open_hdf5
+from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.manifests import CheckFinding, look_at
+
+Form = Literal["mat5", "mat73", "hdf5", "npy", "pictures"]
+_MATLAB_BYTES = 512  # of text and version that stand before the HDF5 of a MATLAB file
+_FIELD = re.compile(r"\\\{(\w+)\\\}")
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a file.
+
+    Parameters
+    ----------
+    axes
+        What each axis counts. Axes of one name have one length in a file; a field of the key, ``voxel {subject}``,
+        tells apart what differs.
+    dtype
+        Type as published; files that hold another kind of number are read as they are.
+    codes
+        What its numbers mean, where they stand for something; others are refused.
+    optional
+        Whether a file may be without it.
+    """
+
+    axes: tuple[str, ...]
+    dtype: str = "float64"
+    codes: Mapping[int, str] = field(default_factory=dict)
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class File:
+    """One kind of file of a data set.
+
+    Parameters
+    ----------
+    path
+        Below the root; ``{subject}`` stands for whatever a caller calls `subject`, also in the keys of `arrays`.
+    form
+        How it is stored.
+    what, hint
+        What it is, and what to do if it is missing, for the sentence that says so.
+    arrays
+        Key to array. A ``.npy`` has one, whose key stays in the layout.
+    """
+
+    path: str
+    form: Form
+    what: str
+    hint: str
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+
+    def find(self, key: str) -> Array | None:
+        """Return the description of the array that a file calls `key`."""
+        for name, array in self.arrays.items():
+            if (labels := _match(name, key)) is not None:
+                return replace(array, axes=tuple(axis.format(**labels) for axis in array.axes))
+        return None
+
+
+class Layout:
+    """The files of a data set by short names; see the module.
+
+    Examples
+    --------
+    >>> file = File("{session}.npy", "npy", "the counts", "fetch them", {"counts": Array(("neuron", "picture"))})
+    >>> Layout(counts=file).place(Path("data"), "counts", session="210325").as_posix()
+    'data/210325.npy'
+    """
+
+    def __init__(self, **files: File) -> None:
+        self.files = files
+
+    def place(self, root: Path, name: str, **labels: Any) -> Path:
+        """Return where a file lies, whether it is there or not."""
+        return root / self.files[name].path.format(**labels)
+
+    def find(self, root: Path, name: str, *, hint: str = "", **labels: Any) -> Path:
+        """Return the path of a file that is there; `DataError` says what is missing, where, and what to do."""
+        file = self.files[name]
+        return check_file(self.place(root, name, **labels), what=file.what, hint=hint or file.hint)
+
+    def list_labels(self, root: Path, name: str) -> list[dict[str, str]]:
+        """Return the labels of every file of this kind below `root`, sorted by path."""
+        path = self.files[name].path
+        found = sorted(root.glob(re.sub(r"\{\w+\}", "*", path)))
+        matches = [_match(path, entry.relative_to(root).as_posix()) for entry in found]
+        return [match for match in matches if match is not None]
+
+    @contextmanager
+    def open(self, path: Path, name: str, *, hint: str = "copy or fetch it again") -> Iterator[OpenFile]:
+        """Open one file, as `find` gave it, for reading; `hint` says what to do if it is damaged.
+
+        Raises
+        ------
+        DataError
+            If it is damaged.
+        """
+        import h5py
+        from scipy.io import loadmat
+
+        file = self.files[name]
+        kind = "MATLAB" if file.form.startswith("mat") else file.form.upper()
+        what = f"{path} cannot be read as a {kind} file"
+        content: Any
+        with refuse_damage(what, hint=hint):
+            # A copy that was saved again as another version of MATLAB's format is read too.
+            if file.form == "hdf5" or (file.form.startswith("mat") and h5py.is_hdf5(path)):
+                content = open_hdf5(path)
+            elif file.form.startswith("mat"):
+                content = loadmat(path)
+            else:
+                content = dict.fromkeys(file.arrays, np.load(path, mmap_mode="r", allow_pickle=False))
+        try:
+            yield OpenFile(path, file, content)
+        finally:
+            if isinstance(content, h5py.File):
+                content.close()
+
+    def read(self, root: Path, name: str, key: str, **labels: Any) -> np.ndarray:
+        """Return one whole array of a file."""
+        with self.open(self.find(root, name, **labels), name) as file:
+            return file.read(key)
+
+    def read_pictures(self, root: Path, name: str, **labels: Any) -> np.ndarray:
+        """Return the pictures of an archive in the order of their names, uint8 of shape (n, height, width, 3).
+
+        Raises
+        ------
+        DataError
+            If the archive is damaged, holds no picture, or pictures of several sizes.
+        """
+        from PIL import Image
+
+        path = self.find(root, name, **labels)
+        with (
+            refuse_damage(f"{path} cannot be read as an archive of pictures"),
+            zipfile.ZipFile(path) as archive,
+        ):
+            # Some archives hold a folder, and members lie in any order.
+            members = [m for m in archive.namelist() if re.search(r"\.(jpe?g|png)$", m, re.IGNORECASE)]
+            members = sorted((m for m in members if "__MACOSX" not in m), key=lambda m: m.rpartition("/")[2])
+            images = [np.asarray(Image.open(io.BytesIO(archive.read(m))).convert("RGB")) for m in members]
+        if len({image.shape for image in images}) != 1:
+            raise DataError(f"{path} holds {len(images)} pictures that are not of one size; fetch it again.")
+        return np.stack(images)
+
+    def check(self, root: Path, names: Sequence[str] = (), **labels: Any) -> Iterator[CheckFinding]:
+        """Yield a finding on each file: whether it is there, and holds the arrays of the layout.
+
+        Parameters
+        ----------
+        names
+            Kinds of files that are needed; every kind by default.
+        """
+
+        def look(name: str) -> str:
+            path = self.find(root, name, **labels)
+            if self.files[name].form == "pictures":
+                return f"{len(self.read_pictures(root, name, **labels))} pictures"
+            with self.open(path, name) as file:
+                return file.describe(labels)
+
+        for name in names or self.files:
+            yield look_at(self.files[name].path.format(**labels), look, name)
+
+    def write(self, root: Path, name: str, arrays: Mapping[str, np.ndarray], **labels: Any) -> Path:
+        """Write one file: every array of the layout, in its type, with axes that agree.
+
+        Raises
+        ------
+        DataError
+            If an array is missing, is none of the layout, or does not fit the others.
+        """
+        path, file = self.place(root, name, **labels), self.files[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lengths: dict[str, int] = {}
+        content = {}
+        for key, value in arrays.items():
+            if (array := file.find(key)) is None:
+                raise DataError(f"{path.name} has no array {key}; its layout names {', '.join(file.arrays)}.")
+            content[key] = np.asarray(value, array.dtype)
+            _check_axes(path, key, array, content[key].shape, lengths)
+        missing = [
+            key for key, array in file.arrays.items()
+            if not array.optional and not any(_match(key, given) is not None for given in arrays)
+        ]  # fmt: skip
+        if missing:
+            raise DataError(f"{path.name} cannot be written without {', '.join(missing)}.")
+        with replace_atomically(path) as temporary:
+            {"mat5": _write_mat5, "mat73": _write_mat73, "hdf5": _write_hdf5, "npy": _write_npy}[file.form](
+                temporary, content
+            )
+        return path
+
+    def write_pictures(self, root: Path, name: str, paths: Mapping[str, Path], **labels: Any) -> Path:
+        """Write an archive of picture files, each under the name that is its key."""
+        path = self.place(root, name, **labels)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            for member, source in paths.items():
+                # A fixed date, so that the same pictures give the same bytes.
+                archive.writestr(zipfile.ZipInfo(member), source.read_bytes())
+        return path
+
+
+class OpenFile:
+    """Reads the arrays of one open file; `Layout.open` makes it.
+
+    Axes are in the order of the layout, whatever order the library shows: h5py reverses those of MATLAB.
+    """
+
+    def __init__(self, path: Path, file: File, content: Any) -> None:
+        self.path, self.file, self.content = path, file, content
+        self._reversed = file.form.startswith("mat") and not isinstance(content, dict)
+        self._lengths: dict[str, int] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.content
+
+    def measure(self, key: str) -> dict[str, int]:
+        """Return the length of each axis of an array.
+
+        Raises
+        ------
+        DataError
+            If it is missing, has other axes, or another length than an array before it.
+        """
+        array = self.file.find(key)
+        if array is None or key not in self.content:
+            raise DataError(
+                f"{self.path} lacks the variable {key}; it is not {self.file.what} as published: {self.file.hint}."
+            )
+        stored = self.content[key]
+        # A group of HDF5, a cell of MATLAB or text.
+        if getattr(stored, "dtype", np.dtype(object)).kind not in "biufc":
+            raise DataError(f"{self.path}: {key} holds no numbers; it is not {self.file.what} as published.")
+        shape = stored.shape
+        return _check_axes(self.path, key, array, shape[::-1] if self._reversed else shape, self._lengths)
+
+    def read(self, key: str, *, first: str = "", part: Mapping[str, slice] | None = None) -> np.ndarray:
+        """Return an array.
+
+        Parameters
+        ----------
+        first
+            Axis that comes first in what is returned; the order of the layout by default.
+        part
+            What is read along single axes; everything by default.
+
+        Raises
+        ------
+        DataError
+            As `measure`, if the file is truncated, or a number is none of the codes.
+        """
+        lengths = self.measure(key)
+        array = self.file.find(key)
+        assert array is not None
+        stored = self.content[key]
+        index = tuple((part or {}).get(axis, slice(None)) for axis in array.axes)
+        # A vector is a matrix of one row or column to MATLAB.
+        index += (slice(None),) * (stored.ndim - len(index))
+        with refuse_damage(f"{self.path} is truncated or damaged", OSError):
+            values = stored[index[::-1]].T if self._reversed else stored[index]
+        if len(lengths) == 1:
+            values = np.ravel(values)
+        unknown = set(np.unique(values).tolist()) - set(array.codes) if array.codes else ()
+        if unknown:
+            raise DataError(
+                f"{self.path}: {key} holds the code {min(unknown):g}; {min(array.codes)} to {max(array.codes)} are "
+                "known."
+            )
+        return np.asarray(np.moveaxis(values, array.axes.index(first), 0) if first else values)
+
+    def describe(self, labels: Mapping[str, Any]) -> str:
+        """Measure every array of the layout that belongs to `labels`, and return the lengths of their axes in words."""
+        for name, array in self.file.arrays.items():
+            keys = [key for key in self.content if _match(name, key, labels) is not None]
+            if not keys and not array.optional:
+                keys = [re.sub(r"\{(\w+)\}", lambda m: str(labels.get(m[1], m[0])), name)]
+            for key in keys:
+                self.measure(key)
+        return ", ".join(f"{n} x {axis}" for axis, n in self._lengths.items())
+
+
+def _match(template: str, text: str, labels: Mapping[str, Any] | None = None) -> dict[str, str] | None:
+    """Return what stands for each ``{field}`` of a template in a text; None if the text does not fit."""
+    known = labels or {}
+    pattern = _FIELD.sub(
+        lambda m: re.escape(str(known[m[1]])) if m[1] in known else f"(?P<{m[1]}>[^/]+)", re.escape(template)
+    )
+    match = re.fullmatch(pattern, text)
+    return None if match is None else match.groupdict()
+
+
+def _check_axes(
+    path: Path, key: str, array: Array, shape: tuple[int, ...], lengths: dict[str, int]
+) -> dict[str, int]:
+    """Return the length of each axis, and note it in `lengths`, with which it must agree."""
+    if len(array.axes) == 1 and len(shape) == 2 and 1 in shape:
+        shape = (shape[0] * shape[1],)
+    if len(shape) != len(array.axes):
+        raise DataError(f"{path}: {key} has the shape {shape}, but should be {' x '.join(array.axes)}.")
+    own = dict(zip(array.axes, map(int, shape), strict=True))
+    for axis, n in own.items():
+        if lengths.setdefault(axis, n) != n:
+            raise DataError(
+                f"{path}: {key} has the length {n} along {axis}, another array {lengths[axis]}; fetch it again."
+            )
+    return own
+
+
+def _write_npy(path: Path, content: Mapping[str, np.ndarray]) -> None:
+    with path.open("wb") as file:  # np.save would add a suffix to a name
+        np.save(file, next(iter(content.values())), allow_pickle=False)
+
+
+def _write_hdf5(path: Path, content: Mapping[str, np.ndarray]) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for key, value in content.items():
+            file.create_dataset(key, data=value)
+
+
+def _write_mat5(path: Path, content: Mapping[str, np.ndarray]) -> None:
+    from scipy.io import savemat
+
+    with path.open("wb") as file:
+        savemat(file, dict(content), do_compression=True, oned_as="column")
+    with path.open("r+b") as file:  # the free text of the header holds the time
+        file.write(b"MATLAB 5.0 MAT-file, Platform: MACI64, phantom".ljust(116))
+
+
+def _write_mat73(path: Path, content: Mapping[str, np.ndarray]) -> None:
+    """Write HDF5 with reversed axes behind MATLAB's own 512 bytes."""
+    import h5py
+
+    with h5py.File(path, "w", userblock_size=_MATLAB_BYTES) as file:
+        for key, value in content.items():
+            dataset = file.create_dataset(key, data=(value[:, None] if value.ndim == 1 else value).T)
+            dataset.attrs["MATLAB_class"] = np.bytes_("single" if value.dtype == np.float32 else "double")
+    with path.open("r+b") as file:
+        text = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, phantom HDF5 schema 1.00 ."
+        # Text, then the version and the mark of the byte order, as MATLAB writes them.
+        file.write(text.ljust(116) + b"\0" * 8 + b"\x00\x02IM")

@@ -1,0 +1,132 @@
+"""Natural photographs seen by three macaques: spike counts of neurons in V4 (Cowley et al. 2023), 50 sessions.
+
+Owns the folder ``data_V4_responses`` of the public archive: for each session the counts of single presentations and
+their means (spikes in 100 ms, an array of neurons by pictures), and the pictures in a zip archive, in the order of the
+columns. The neurons of two sessions differ, so that a run reads one session. Which pictures are tested is the run's
+choice: the authors tested whole sessions (190923, 201025, 210225, 211022). This is no human recording.
+
+References
+----------
+Cowley, Stan, Pillow, Smith (2023), Compact deep neural network models of visual cortex, doi:10.1101/2023.11.22.568315;
+files as in cowleygroup/V4_compact_models@f4552ad9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from braindecode_vis.base.arrays import Responses
+from braindecode_vis.base.checks import DataError, check_option
+from braindecode_vis.base.digests import digest_files
+from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.base.store import write_responses, write_stimuli
+from braindecode_vis.datasets.layout import Array, File, Layout
+from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, collect_findings, compare_fact
+
+_HINT = "fetch the session, or name another with --set dataset.session=..."
+LAYOUT = Layout(
+    averaged=File(
+        "responses_repeat_averaged/responses_{session}.npy", "npy", "the file of mean spike counts", _HINT,
+        {"counts": Array(("neuron", "picture"))},
+    ),
+    single=File(
+        "responses_raw/responses_{session}.npy", "npy", "the file of spike counts of single trials", _HINT,
+        {"counts": Array(("neuron", "picture", "repeat"))},  # NaN where a picture has fewer repeats
+    ),
+    pictures=File(
+        "images/images_{session}.zip", "pictures", "the archive of pictures", f"{_HINT} (201016 to 201020 have none)"
+    ),
+)  # fmt: skip
+PICTURE_NAME = "image{number:04d}.jpg"
+# The last session of each animal, in the order of their recording.
+_LAST = {"WE": "190929", "PE": "210326", "RA": "211103"}
+
+
+def find_animal(session: str) -> str:
+    """Return the animal that a session, six digits of its date, was recorded from."""
+    return next((animal for animal, last in _LAST.items() if session <= last), "RA")
+
+
+class V4PhotographsConfig(RecordedSettings):
+    """Which session is read, as means or single trials.
+
+    Parameters
+    ----------
+    root
+        The folder ``data_V4_responses``, which holds ``responses_repeat_averaged``, ``responses_raw`` and ``images``.
+    session
+        Its date, six digits. Choose on some sessions (``201025``, ``210325``), and open the others once.
+    trials
+        ``averaged`` reads the mean of each picture, ``single`` every presentation.
+    """
+
+    kind: Literal["v4_photographs"] = "v4_photographs"
+    session: str = "201025"
+    trials: Literal["averaged", "single"] = "averaged"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return the digest of the counts and of the pictures."""
+        root = self._find_session()
+        names = (self.trials, "pictures")
+        return digest_files({name: LAYOUT.find(root, name, session=self.session) for name in names})
+
+    def write(self, folder: Path, *, seed: int) -> None:
+        """Write responses of dims (trial, channel), a channel for each neuron, and the pictures below `folder`."""
+        responses, stimuli = self._read()
+        write_responses(folder / "responses", responses)
+        write_stimuli(folder / "stimuli", stimuli)
+
+    @collect_findings("layout")
+    def check(self) -> Iterator[CheckFinding]:
+        """Open every session that is there, and compare the counts of the chosen one with the manifest."""
+        root, facts = self._find_session(), self.manifest.facts
+        pictured = LAYOUT.list_labels(root, "pictures")
+        for labels in LAYOUT.list_labels(root, self.trials):
+            yield from LAYOUT.check(root, [self.trials, "pictures"][: 1 + (labels in pictured)], **labels)
+        responses, stimuli = self._read()
+        for fact, found in (("n_neurons", responses.data.shape[1]), ("n_pictures", len(stimuli))):
+            if self.session in facts[fact]:
+                yield compare_fact(f"{fact} of {self.session}", found, facts[fact][self.session], root)
+
+    def _find_session(self) -> Path:
+        """Return the root if the session is there."""
+        root = self.find_root()
+        there = [labels["session"] for labels in LAYOUT.list_labels(root, self.trials)]
+        check_option("dataset.session", self.session, there or [self.session])
+        return root
+
+    def _read(self) -> tuple[Responses, StimulusSet]:
+        """Return every trial as a training trial, until a split says otherwise, and the different pictures."""
+        import pandas as pd
+
+        root, session = self._find_session(), self.session
+        counts = LAYOUT.read(root, self.trials, "counts", session=session)
+        counts = counts.reshape(*counts.shape[:2], -1)  # (n_neurons, n_pictures, n_repeats)
+        pictures = LAYOUT.read_pictures(root, "pictures", session=session)
+        if len(pictures) != counts.shape[1]:
+            raise DataError(
+                f"session {session} below {root} has {len(pictures)} pictures, but counts for {counts.shape[1]}; fetch "
+                "both again."
+            )
+        # A repeat that did not happen is NaN for all neurons; other gaps are refused with the responses.
+        shown, repeat = np.nonzero(~np.isnan(counts).all(axis=0))
+        # A picture that an archive holds twice is one stimulus: folds must not train on what they test.
+        same: dict[str, int] = {}
+        kept = np.array([same.setdefault(hash_pixels(picture), n) for n, picture in enumerate(pictures)])
+        ids = np.array([f"{session}_image{n + 1:04d}" for n in range(len(pictures))], object)
+        names = ids[kept[shown]]
+        table = pd.DataFrame({"stimulus_id": names, "concept": names, "split": "train"})
+        table = table.assign(subject=find_animal(session), session=session, run="01")
+        table["repetition"] = table.groupby("stimulus_id").cumcount()
+        data = counts[:, shown, repeat].T.astype(np.float32)  # (n_trials, n_neurons)
+        coords = {"modality": "spikes", "ch_names": [f"neuron {n + 1}" for n in range(data.shape[1])]}
+        responses = Responses(data, ("trial", "channel"), table, "spikes per 100 ms", coords)
+        source = LAYOUT.place(Path(), "pictures", session=session).as_posix()
+        first = np.unique(kept)
+        return responses, StimulusSet.from_pixels(pictures[first], ids[first].tolist(), source=source)
