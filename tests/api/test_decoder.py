@@ -1,6 +1,8 @@
 """The decoder object: an estimator by scikit-learn's rules that takes arrays, epochs and responses."""
 
+import json
 import pickle
+import sys
 from types import SimpleNamespace
 
 import mne
@@ -244,3 +246,61 @@ def test_settings_of_a_network_stand_one_level_down():
     X, pictures = make_experiment(n=8)
     with pytest.raises(bdv.ConfigError, match=r"'network': \{'kind': 'eegproject'\}"):
         bdv.Decoder(encoder={"kind": "eegproject", "epochs": 2}).fit(X, pictures)
+
+
+BRIGHTNESS = """
+from typing import Literal
+
+import numpy as np
+
+from braindecode_vis.base.settings import Settings
+
+
+class Brightness:
+    space = "brightness"
+
+    def encode(self, images):
+        return np.array([[image.mean()] for image in images], dtype=np.float32)
+
+
+class BrightnessConfig(Settings):
+    kind: Literal["brightness"] = "brightness"
+
+    def build(self):
+        return Brightness()
+"""
+
+
+def test_epochs_and_pictures_teach_what_their_array_teaches():
+    """Labels of events are not looked at: the pictures come from y."""
+    X, pictures = make_experiment(n=12)
+    epochs = make_epochs(X.reshape(12, 5, 10))
+    decoder = bdv.Decoder(encoder=RIDGE)
+    found = decoder.fit(epochs, pictures).predict(epochs)
+    assert list(decoder._coords["ch_names"]) == ["E0", "E1", "E2", "E3", "E4"]
+    np.testing.assert_array_equal(decoder.fit(epochs.get_data(), pictures).predict(epochs.get_data()), found)
+
+
+def test_a_target_of_ones_own_needs_no_consent_beside_its_name(tmp_path, monkeypatch):
+    """Who writes the name into a call trusts the code; a file that names it is asked about."""
+    (tmp_path / "own_brightness.py").write_text(BRIGHTNESS)
+    monkeypatch.syspath_prepend(tmp_path)
+    X, pictures = make_experiment(n=8)
+    decoder = bdv.Decoder(encoder=RIDGE, target="own_brightness:BrightnessConfig", generator="nearest")
+    assert decoder.fit(X, pictures).predict(X).shape == (8, 1)
+    folder = decoder.save(tmp_path / "d")
+    monkeypatch.delitem(sys.modules, "own_brightness")  # as in another process
+    with pytest.raises(bdv.ConfigError, match=r"own_brightness:BrightnessConfig.*which only you can allow"):
+        bdv.Decoder.load(folder)
+
+
+def test_what_earlier_versions_did_not_write_of_a_decoder_has_a_default(fitted, tmp_path):
+    folder = fitted.save(tmp_path / "d")
+    record = json.loads((folder / "decoder.json").read_text())
+    for name in ("typical", "subjects", "facts"):
+        del record[name]
+    (folder / "decoder.json").write_text(json.dumps(record))
+    found = bdv.Decoder.load(folder)
+    assert (found._typical, found._subjects) == ((0.0, 1.0), ())
+    X, _ = make_experiment()
+    np.testing.assert_array_equal(found.predict(X[40:]), fitted.predict(X[40:]))

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import mne
 import nibabel as nib
@@ -18,6 +20,9 @@ import pytest
 import xarray as xr
 
 import braindecode_vis as bdv
+from braindecode_vis.api import exports
+from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.pipeline.runs import Run
 from tests.references import assert_close
 
 # MNE reads its metadata by a way that pandas has announced to close.
@@ -648,3 +653,38 @@ def test_a_downloaded_decoder_brings_no_code_and_no_consent(fitted, hub, tmp_pat
     hub.files["decoder.json"] = json.dumps(record).encode()
     with pytest.raises(bdv.ConfigError, match=r"asks for code from outside the package \(this:Thing\)"):
         bdv.Decoder.from_pretrained("me/mine", cache=tmp_path / "two", **options)
+
+
+def test_predictions_are_joined_fold_by_fold_with_the_ranks_of_their_trials(tmp_path, monkeypatch):
+    """Columns that the trials have already are not taken twice, and ranks of other trials are refused."""
+    names = [["a", "b"], ["c", "a", "d"]]
+    trials = [pd.DataFrame({"stimulus_id": own, "session": str(n)}, index=[7 + k for k in range(len(own))])
+              for n, own in enumerate(names)]  # fmt: skip
+    ranks = pd.DataFrame({"fold": [0, 0, 1, 1, 1], "stimulus_id": names[0] + names[1], "rank": range(5)})
+    ranks.to_parquet(tmp_path / "ranks.parquet")
+    spaces = ["toy", "toy"]
+    found = lambda run: SimpleNamespace(  # noqa: E731
+        artifact=SimpleNamespace(path=tmp_path),
+        folds=[SimpleNamespace(predicted=Embeddings(np.full((len(own), 2), n), own, spaces[n]))
+               for n, own in enumerate(names)],
+    )  # fmt: skip
+    monkeypatch.setattr(exports, "retrieve", found)
+    monkeypatch.setattr(exports, "check_fold", lambda run, fold: [0, 1] if fold is None else [fold])
+    monkeypatch.setattr(exports, "pick_test_trials", lambda run, n: SimpleNamespace(trials=trials[n]))
+    run = Mock(spec=Run, config=Mock(decodes_categories=False))
+    table, vectors = exports.read_prediction_table(run, None)
+    assert table.columns.tolist() == ["stimulus_id", "session", "fold", "rank"]
+    assert table["rank"].tolist() == list(range(5))
+    assert table["stimulus_id"].tolist() == list(vectors.ids) == [*"abcad"]
+    assert table["session"].tolist() == list("00111")
+    assert vectors.vectors[:, 0].tolist() == [0, 0, 1, 1, 1]
+    assert exports.read_prediction_table(run, 1)[0]["rank"].tolist() == [2, 3, 4]
+    spaces[1] = "other"
+    with pytest.raises(bdv.ConfigError, match="choose a fold"):
+        exports.read_prediction_table(run, None)
+    names[1] = ["c", "d", "a"]
+    with pytest.raises(bdv.DataError, match="the ranks of fold 1 belong to other trials"):
+        exports.read_prediction_table(run, 1)
+    run.config.decodes_categories = True
+    with pytest.raises(bdv.ConfigError, match="leave out the fold"):
+        exports.read_prediction_table(run, 1)

@@ -90,3 +90,19 @@ def test_a_new_subject_is_aligned_by_its_own_trials_and_named(kind):
     np.testing.assert_allclose(encoder.predict(louder).vectors, plain, atol=1e-3)
     encoder.predict(responses)
     assert encoder.label_free_subjects == ()
+
+
+@pytest.mark.parametrize("align", ["zscore", "euclidean"])
+@pytest.mark.parametrize("n_rows", [0, 1, 2])
+def test_a_subject_is_aligned_by_two_of_its_trials_or_more(data, align, n_rows):
+    transform, _ = fit(data, align=align)
+    if n_rows < 2:
+        with pytest.raises(
+            DataError, match=f"subject b needs at least two of its trials, but there is {n_rows}"
+        ):
+            transform.add_subject(data, np.arange(n_rows), "b")
+        return
+    transform.add_subject(data, np.arange(n_rows), "b")
+    read = transform.read(data, np.arange(n_rows), np.array(["b"] * n_rows, dtype=object)).astype(np.float64)
+    mean = np.mean([x @ x.T for x in read], axis=0) / (1 if align == "euclidean" else read.shape[2])
+    np.testing.assert_allclose(np.diag(mean), 1, rtol=2e-3)  # 1e3 in float32

@@ -269,3 +269,13 @@ def test_a_split_that_tests_declared_training_trials_says_so(kind):
     is_declared = (trials["split"] == "train").to_numpy()
     assert config.tests_training_trials == any(is_declared[fold.test].any() for fold in folds)
     assert config.is_declared == all((is_declared[fold.train].all() and len(folds) == 1) for fold in folds)
+
+
+def test_groups_go_to_five_folds_unless_another_number_is_named():
+    trials = make_trials(n_images=12).assign(session=np.repeat(list("abcdef"), 6))
+    concepts = make_concepts(trials)
+    for options, n_folds in (({}, 5), ({"n_folds": 2}, 2)):
+        split = GroupKFoldSplitConfig(by="session", **options).make(trials, concepts, seed=0)
+        assert len(split.folds) == n_folds
+    with pytest.raises(ConfigError, match="n_folds is 5, but there are only 4 sessions"):
+        GroupKFoldSplitConfig(by="session").make(trials[:24], concepts[:24], seed=0)

@@ -8,8 +8,14 @@ import pytest
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.scoring import caption_scores
-from braindecode_vis.scoring.caption_scores import CaptionScoresConfig, CaptionTask, score_caption_task
+from braindecode_vis.scoring.caption_scores import (
+    CaptionScoresConfig,
+    CaptionTask,
+    score_caption_task,
+    score_captions,
+)
 from braindecode_vis.scoring.metrics import caption_metrics as captions
+from braindecode_vis.scoring.uncertainty import permutation_test, widen_null
 
 
 def make_task(folder, *, subjects=("01",) * 3, references=None, **changes):
@@ -188,3 +194,31 @@ def test_large_tables_of_captions_are_permuted_in_blocks(tmp_path, monkeypatch):
     assert len(compared) < 12 * 12
     assert [s.value for s in parts] == [s.value for s in whole]
     assert all(0.001 <= s.p_value < 0.05 for s in parts)
+
+
+def test_captions_of_several_folds_have_a_wider_null_and_wider_limits():
+    """The null of tables is widened by sqrt 2, as captions of folds that train each other vary more."""
+    rng = np.random.default_rng(0)
+    words = np.array(["red", "blue", "car", "cat", "grass", "tree", "sky", "dog"])
+    texts = [" ".join(rng.permutation(words)[:4]) for _ in range(12)]
+    made = [
+        " ".join([*text.split()[: 1 + n % 2], *rng.permutation(words)[:3]]) for n, text in enumerate(texts)
+    ]
+    tables = captions.tabulate_captions([[text] for text in texts], made)
+    options = {
+        "method": "decoded", "protocol": "toy", "subject": "01", "split": "test", "seed": 0, "n_boot": 200,
+        "tables": tables, "truth": np.arange(12), "n_permutations": 500,
+    }  # fmt: skip
+    ids = [f"i{n}" for n in range(12)]
+    rows = {
+        over: score_captions([[text] for text in texts], made, ids, over_folds=over, **options)
+        for over in (False, True)
+    }
+    assert len(rows[True]) == len(rows[False]) >= 3
+    for narrow, wide in zip(rows[False], rows[True], strict=True):
+        null = permutation_test(tables[narrow.metric], truth=np.arange(12), n_permutations=500, seed=0)
+        assert (narrow.value, narrow.chance) == (wide.value, wide.chance)
+        assert narrow.chance == pytest.approx(null.null_mean)
+        assert (narrow.p_value, wide.p_value) == (null.p_value, widen_null(null).p_value)
+        assert narrow.p_value < wide.p_value
+        assert wide.ci_low < narrow.ci_low < narrow.ci_high < wide.ci_high

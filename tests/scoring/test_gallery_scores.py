@@ -167,3 +167,31 @@ def test_a_run_is_scored_in_the_gallery_of_a_bank(tmp_path, monkeypatch):
         check_files(
             read_config("synthetic_digits", [*small, f"evaluation.gallery={{bank: {bank}, search: faiss}}"])
         )
+
+
+def test_short_vectors_are_candidates_and_those_without_a_length_are_not(tmp_path):
+    """What is compared are directions; a blank image has none."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((30, D)).astype(np.float32)
+    rows *= (np.geomspace(1e-3, 10, 30) / np.linalg.norm(rows, axis=1))[:, None].astype(np.float32)
+    rows[4] = 0
+    bank = MappedRows(rows, lambda chosen, numbers: chosen)
+    tested = Embeddings(rng.standard_normal((5, D)).astype(np.float32), [f"t{n}" for n in range(5)], "toy")
+    names = np.array([f"b{n}" for n in range(30)], dtype=object)
+    found = choose_candidates(tested, Embeddings.from_checked(bank, names, "toy"))
+    assert found.n_same == 1
+    assert found.gallery.ids.tolist() == [*tested.ids, *names[:4], *names[5:]]
+
+
+def test_faiss_makes_one_cell_of_few_candidates():
+    """Cells are learnt from 39 candidates each: one cell of 77 is searched whole, of the two of 78 one is."""
+    pytest.importorskip("faiss")
+    rows = np.random.default_rng(0).standard_normal((78, D)).astype(np.float32)
+    for n, is_whole in ((77, True), (78, False)):
+        gallery = Embeddings(rows[:n], [f"b{k}" for k in range(n)], "toy")
+        search = index_gallery(gallery, n_probe=1, chance=make_generator(0, "x"))
+        units = rows[:4] / np.linalg.norm(rows[:4], axis=1, keepdims=True)
+        found, similar = search(units, n)
+        np.testing.assert_array_equal(found[:, 0], np.arange(4))  # each finds itself first
+        np.testing.assert_allclose(similar[:, 0], 1, rtol=1e-5)
+        assert (found >= 0).all() == is_whole

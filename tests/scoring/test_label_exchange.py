@@ -5,6 +5,8 @@ from scipy.special import logit
 
 from braindecode_vis.scoring.category_scores import CategoryTask, compute_auc, compute_category_scores
 from braindecode_vis.scoring.label_exchange import (
+    FEWEST_DRAWS,
+    MOST_FITS,
     compare_left_pairs,
     count_arrangements,
     decide_left_out,
@@ -296,3 +298,76 @@ def test_people_without_an_effect_are_rarely_told_apart():
     assert (rates <= 0.05).mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
     assert rates.min() >= 2 / 70 - 1e-9
     assert chances.mean() < 0.49  # who is left out leaves more of the other class
+
+
+@pytest.mark.parametrize(
+    ("refits", "fits_each", "most", "n_sets", "is_complete"),
+    [
+        # 252 ways to choose five of ten, and their complements: 126 that differ once decoders are fitted again.
+        (True, 1, 999, 126, True),
+        (True, MOST_FITS // 126, 999, 126, True),
+        (True, MOST_FITS // 125, 999, 126, False),  # 125 draws are affordable
+        (True, 10**9, 999, FEWEST_DRAWS + 1, False),
+        (True, 1, 60, 61, False),
+        (False, 10**9, 999, 252, True),  # no fit, no cost
+    ],
+)
+def test_so_many_labels_are_exchanged_as_their_fits_allow(refits, fits_each, most, n_sets, is_complete):
+    truth = np.repeat([0, 1], 5)
+    found = make_exchange(
+        truth,
+        [np.arange(10)],
+        refits=refits,
+        fits_each=fits_each,
+        most=most,
+        generator=np.random.default_rng(0),
+    )
+    assert (len(found.labels), found.is_complete) == (n_sets, is_complete)
+    np.testing.assert_array_equal(found.labels[0], truth)
+
+
+@pytest.mark.parametrize(("fits_each", "is_complete"), [(0, True), (1, True), (2, False)])
+def test_cheap_fits_allow_all_exchanges_of_sixteen_owners(fits_each, is_complete):
+    """There are 11,440 ways to choose seven of sixteen: so many fits are affordable, but not twice as many."""
+    truth = (np.arange(16) < 7).astype(int)
+    found = make_exchange(
+        truth,
+        [np.arange(16)],
+        refits=True,
+        fits_each=fits_each,
+        most=50_000,
+        generator=np.random.default_rng(0),
+    )
+    assert found.is_complete == is_complete
+
+
+def test_subjects_of_several_owners_are_pooled_by_the_mean_of_their_scores_and_of_their_chance():
+    """Two subjects of six groups each; a subject has no area, since it is measured over all owners.
+
+    Of all 225 ways to exchange labels the observed one is part of chance, and not of the null.
+    """
+    truth, groups = np.array([0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1]), np.repeat(np.arange(12), 3)
+    who = np.array(["p", "q"], dtype=object)[groups // 6]
+    decisions = np.eye(2)[truth[groups]] + 2 * np.random.default_rng(0).random((36, 2))
+    decisions[:, 1] += 0.3  # one class is named more often than the other
+    exchanged = keep_decisions(
+        "group",
+        groups,
+        truth,
+        [np.arange(6), np.arange(6, 12)],
+        decisions,
+        most=999,
+        generator=np.random.default_rng(0),
+    )
+    task = CategoryTask(
+        decisions=decisions, classes=("a", "b"), labels=np.array(["a", "b"], dtype=object)[truth[groups]],
+        runs=groups.astype(object), subjects=who, protocol="toy", split="test", seed=0, n_bootstrap=50,
+        n_permutations=50, exchanged=exchanged,
+    )  # fmt: skip
+    rows = {(s.metric, s.subject): s for s in compute_category_scores(task)[0] if s.method == "decoded"}
+    assert set(rows) == {(m, s) for m in ("accuracy", "balanced_accuracy") for s in ("p", "q", "all")}
+    for metric in ("accuracy", "balanced_accuracy"):
+        own, pooled = [rows[metric, name] for name in "pq"], rows[metric, "all"]
+        assert pooled.value == pytest.approx(np.mean([row.value for row in own]))
+        assert pooled.chance == pytest.approx(np.mean([row.chance for row in own]))
+    assert rows["accuracy", "p"].chance != pytest.approx(rows["accuracy", "q"].chance)

@@ -7,6 +7,7 @@ import pytest
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.preprocessing.noise_ceiling import ResponseCeiling
 from braindecode_vis.scoring.response_scores import (
     BrainScoresConfig,
     BrainTask,
@@ -136,3 +137,19 @@ def test_what_cannot_be_computed_is_said():
         score_brain(make_task([(waves, waves)], {}, pixels, stimuli, waves.stimulus_ids[:N]))
     with pytest.raises(ValueError, match="n_features"):
         BrainScoresConfig(ridge={"kind": "ridge", "n_features": [10]})
+
+
+def test_a_ceiling_without_an_interval_has_none_in_the_table():
+    """A published map comes without the images that a jackknife would leave out."""
+    share = np.array([0.0, 0.04, 0.25, 0.64])
+    known = ResponseCeiling("01", share, 0.1, 0.4, "ours", 30, 3.0)
+    unknown = ResponseCeiling("02", share, np.nan, np.nan, "published", 0, 1.0)
+    first, second = tabulate_ceilings({"01": known, "02": unknown})
+    assert (first["share from"], first["share to"]) == (0.1, 0.4)
+    np.testing.assert_allclose([first["ceiling from"], first["ceiling to"]], np.sqrt([0.1, 0.4]))
+    limits = ("share from", "share to", "ceiling from", "ceiling to")
+    assert [second[name] for name in limits] == [None] * 4
+    for row in (first, second):
+        assert row["share of signal"] == pytest.approx(share.mean())
+        assert row["columns above 0.3"] == 0.5  # the roots are 0, 0.2, 0.5 and 0.8
+        assert (row["columns"], row["median of columns"]) == (4, pytest.approx(0.35))

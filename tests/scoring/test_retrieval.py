@@ -347,3 +347,37 @@ def test_a_gallery_without_direction_or_with_equal_ids_is_refused():
         rt.GallerySearch(Embeddings(np.array([[1.0, 0], [0, 0]], np.float32), ["a", "b"], "toy"))
     with pytest.raises(DataError, match="more than once"):
         rt.GallerySearch(Embeddings(np.eye(2, dtype=np.float32), ["a", "a"], "toy"))
+
+
+@pytest.mark.parametrize("name", ["none", "mean", "zscore"])
+def test_a_centre_scales_what_varies_and_leaves_what_does_not(name):
+    """Deviations of 0.01 and 100, and a feature that is always 3, which is divided by nothing."""
+    rows = np.random.default_rng(0).normal(size=(50, 3)) * [0.01, 100, 0] + [1, 2, 3]
+    found = rt.fit_centre(_embed(rows), name).apply(_embed(rows)).vectors.astype(float)
+    wanted = {
+        "none": rows,
+        "mean": rows - rows.mean(axis=0),
+        "zscore": (rows - rows.mean(axis=0)) / [*rows.std(axis=0)[:2], 1],
+    }
+    np.testing.assert_allclose(found, wanted[name], rtol=1e-4, atol=1e-4)  # in single precision
+
+
+@pytest.mark.parametrize(
+    ("first", "shown", "is_said"),
+    [
+        ("a" * 12 + "bcdefgh", "abcdefghijklmnopqrs", True),
+        ("a" * 12 + "bcdefgh", "a" * 6 + "bcdefghijklmn", True),  # twice as often as it was shown
+        ("a" * 12 + "bcdefgh", "a" * 7 + "bcdefghijklm", False),
+        ("a" * 10 + "bcdefghijk", "abcdefghijklmnopqrst", False),  # just half of all
+        ("a" * 11 + "bcdefghij", "abcdefghijklmnopqrst", True),
+        ("a" * 12 + "bcdefgh", [None] * 19, True),  # nothing is known of what they showed
+    ],
+)
+def test_a_common_choice_is_named_when_most_queries_name_it_without_having_shown_it(first, shown, is_said):
+    assert bool(rt.describe_common_choice(list(first), list(shown))) == is_said
+
+
+@pytest.mark.parametrize(("n_queries", "n_gallery"), [(0, 3), (2, 0), (0, 0)])
+def test_no_query_and_no_candidate_are_refused(n_queries, n_gallery):
+    with pytest.raises(DataError, match=f"needs queries and candidates, got {n_queries} and {n_gallery}"):
+        _rank(_embed(np.ones((n_queries, 2))), _embed(np.ones((n_gallery, 2))))

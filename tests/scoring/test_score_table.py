@@ -529,3 +529,36 @@ def test_a_subject_that_one_fold_tests_is_no_sum_of_folds():
     pooled = find(scores, "pixcorr", subject="all")
     assert pooled.resampled.startswith("no interval: 2 subjects")
     assert pooled.p_value >= find(expected, "pixcorr", subject="all").p_value
+
+
+def test_shuffled_ranks_stand_beside_the_size_of_their_gallery():
+    scores, _ = compute_scores(make_task())
+    for score in scores:
+        if score.metric in ("top1", "top5", "2_way", "mean_rank") and score.method in ("decoded", "shuffled"):
+            assert score.gallery_size == N, (score.metric, score.method)
+
+
+def test_a_subject_with_one_image_has_no_identification_by_a_network():
+    """One image has nothing that it could be taken for."""
+
+    class Suite:
+        available = ("alexnet",)
+        config = MetricSuiteConfig(pixels=False, semantic_ways=())
+        not_computed = ()
+
+        def correlate(self, network, table, *, spreads):
+            flat = np.asarray(table.images).reshape(len(table.images), -1).astype(float)
+            spreads["alexnet-2"] = np.linalg.norm(flat - flat.mean(axis=1, keepdims=True), axis=1)
+            return {"alexnet-2": compute_correlations(flat, flat[table.shown])}
+
+    whole = make_task(subjects=("01", "02"), suite=Suite())
+    rows = np.arange(N + 1)
+    queries, gallery, _ = whole.retrievals[0]
+    queries = Embeddings(queries.vectors[rows], queries.ids[rows], "toy")
+    task = replace(
+        whole, retrievals=[(queries, gallery, compute_ranks(queries, gallery, device="cpu"))], seen=whole.seen[rows],
+        images={"decoded": whole.images["decoded"][rows]}, ids=whole.ids[rows], concepts=whole.concepts[rows],
+        subjects=whole.subjects[rows],
+    )  # fmt: skip
+    found = [s.subject for s in compute_scores(task)[0] if s.metric == "two_way_identification@alexnet-2"]
+    assert sorted(set(found)) == ["01", "all"]

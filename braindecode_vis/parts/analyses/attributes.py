@@ -469,7 +469,7 @@ def _report(
     names = [str(name) for name in order]
     own = {name: table[table["attribute"] == name] for name in names}
     values = np.stack([own[name]["value"].to_numpy(float) for name in names])
-    labels = [f"{w.centre * 1000:.0f}" for w in windows] or own[names[0]]["place"].tolist()
+    labels = [f"{w.centre * 1000:z.0f}" for w in windows] or own[names[0]]["place"].tolist()
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -544,7 +544,7 @@ def _describe(own: pd.DataFrame, over_time: bool) -> str:
     if not over_time:
         return f"{name} best in {best['place']}: {area}"
     times = [
-        f"{word} {best[word] * 1000:.0f} ms ({best[f'{word}_low'] * 1000:.0f} to {best[f'{word}_high'] * 1000:.0f})"
+        f"{word} {best[word] * 1000:z.0f} ms ({best[f'{word}_low'] * 1000:z.0f} to {best[f'{word}_high'] * 1000:z.0f})"
         for word in ("onset", "rise", "peak")
         if np.isfinite(best[word])
     ]

@@ -223,7 +223,7 @@ def _report(study: Study, table: pd.DataFrame, error: float) -> Findings:
     words = []
     for kind in kinds:
         best = find_best(table[table["part"] == kind])
-        name = f"{float(best['name']) * 1000:.0f} ms" if kind == "time" else f"{kind} {best['name']}"
+        name = f"{float(best['name']) * 1000:z.0f} ms" if kind == "time" else f"{kind} {best['name']}"
         words.append(f"{name} ({best['value']:.4f}, {describe_limits(best, 4, what='')})")
     found = f"Most of the similarity to the seen image comes from {' and from '.join(words)}."
     how = (

@@ -141,20 +141,20 @@ def describe_curve(curve: Curve, metric: str) -> str:
     best = find_best(table)
     peak = (
         f"{metric} peaks at {best['value']:.3f} ({describe_limits(best, what='')}, chance "
-        f"{best['chance']:.3f}) in the window from {best['start'] * 1000:.0f} to {best['stop'] * 1000:.0f} ms. "
+        f"{best['chance']:.3f}) in the window from {best['start'] * 1000:z.0f} to {best['stop'] * 1000:z.0f} ms. "
     )
     if curve.test.onset is None:
         smallest = format_p_value(min(curve.test.p_values, default=1.0), in_words=True)
         return f"{peak}No window is part of a significant cluster (smallest {smallest}; {curve.test.method})."
     spans = ", ".join(
-        f"{table['start'][a] * 1000:.0f} to {table['stop'][b] * 1000:.0f} ms ({format_p_value(p, in_words=True)})"
+        f"{table['start'][a] * 1000:z.0f} to {table['stop'][b] * 1000:z.0f} ms ({format_p_value(p, in_words=True)})"
         for (a, b), p in zip(curve.test.spans, curve.test.p_values, strict=True)
         if p <= curve.test.alpha
     )
     return (
         f"{peak}It is above chance in the windows from {spans} ({curve.test.method}). The first of them is complete at "
-        f"{curve.onset * 1000:.0f} ms (95 % interval {curve.onset_low * 1000:.0f} to {curve.onset_high * 1000:.0f} ms; "
-        f"{curve.onset_share:.0%} of the resamples have a significant cluster)."
+        f"{curve.onset * 1000:z.0f} ms (95 % interval {curve.onset_low * 1000:z.0f} to "
+        f"{curve.onset_high * 1000:z.0f} ms; {curve.onset_share:.0%} of the resamples have a significant cluster)."
     )
 
 

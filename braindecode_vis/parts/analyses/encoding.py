@@ -608,7 +608,7 @@ def _draw_heads(figure: Figure, *, grid: np.ndarray, windows: Sequence[Window], 
         for line in ax.lines:
             line.set_color(matplotlib.rcParams["axes.labelcolor"])
         start, stop = windows[part[0]].start, windows[part[-1]].stop
-        ax.set_title(f"{start * 1000:.0f} to\n{stop * 1000:.0f} ms", fontsize=7)
+        ax.set_title(f"{start * 1000:z.0f} to\n{stop * 1000:z.0f} ms", fontsize=7)
     bar = figure.colorbar(image, ax=axes.tolist(), shrink=0.7)
     bar.set_label("correlation")
     bar.outline.set_visible(False)

@@ -170,7 +170,7 @@ class LayerTimeConfig(Settings):
             draw_matrix(figure, axes, values, label=words)
             step = max(1, len(windows) // 8)
             ticks = list(range(0, len(windows), step))
-            axes.set_xticks(ticks, [f"{windows[t].centre * 1000:.0f}" for t in ticks])
+            axes.set_xticks(ticks, [f"{windows[t].centre * 1000:z.0f}" for t in ticks])
             axes.set_yticks(range(len(names)), labels)
             axes.plot(values.argmax(axis=1), range(len(names)), "o", color="C2", ms=4)
             axes.set_xlabel("middle of the window (ms)")
@@ -180,7 +180,7 @@ class LayerTimeConfig(Settings):
             own = table[table["layer"] == name]
             best = find_best(own)
             peaks.append(
-                f"{shorten(name)} at {float(own['peak'].iloc[0]) * 1000:.0f} ms ({best['value']:.3f}, "
+                f"{shorten(name)} at {float(own['peak'].iloc[0]) * 1000:z.0f} ms ({best['value']:.3f}, "
                 f"{best['ci_low']:.3f} to {best['ci_high']:.3f}, chance {best['chance']:.2f}, "
                 f"{format_p_value(best['p_maximum'], in_words=True)})"
             )

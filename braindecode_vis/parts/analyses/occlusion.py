@@ -134,7 +134,7 @@ class OcclusionConfig(Settings):
         for kind in kinds:
             own = table[table["part"] == kind]
             best = find_best(own)
-            what = f"{float(best['name']) * 1000:.0f} ms on" if kind == "time" else str(best["name"])
+            what = f"{float(best['name']) * 1000:z.0f} ms on" if kind == "time" else str(best["name"])
             p = format_p_value(best["p_holm"], in_words=True)
             words.append(
                 f"hiding {what} costs most {kind if kind == 'time' else study.responses.dims[1]}-wise: "

@@ -248,7 +248,9 @@ def _report(
 ) -> Findings:
     best = table.iloc[int(table["value"].abs().to_numpy(float).argmax())]
     when = (
-        "" if pd.isna(best["start"]) else f" from {best['start'] * 1000:.0f} to {best['stop'] * 1000:.0f} ms"
+        ""
+        if pd.isna(best["start"])
+        else f" from {best['start'] * 1000:z.0f} to {best['stop'] * 1000:z.0f} ms"
     )
     found = (
         f"The decoded signal goes most with {study.responses.dims[1]} {best['column']}{when}: "
@@ -260,7 +262,7 @@ def _report(
         for window in windows:
             inside = table["start"].isna() if window is None else table["start"] == window.start
             own = table[(table["component"] == k) & inside]
-            when = "" if window is None else f"{window.start * 1000:.0f} to {window.stop * 1000:.0f} ms"
+            when = "" if window is None else f"{window.start * 1000:z.0f} to {window.stop * 1000:z.0f} ms"
             panels.append(_Panel(when if n_components == 1 else f"{k}: {when}", own["value"].to_numpy(float)))
 
     def draw(figure: Figure) -> None:

@@ -183,7 +183,7 @@ def make_strip(study: Study, strips: list[tuple[str, list[np.ndarray]]], windows
                 axes[row, column].set_axis_off()
         axes[0, 0].set_title("seen", fontsize=7)
         for column, window in enumerate(windows, start=1):
-            axes[0, column].set_title(f"{window.centre * 1000:.0f}", fontsize=7)
+            axes[0, column].set_title(f"{window.centre * 1000:z.0f}", fontsize=7)
 
     caption = (
         "What was seen, and what the generator makes of each window, named by its middle in ms; all windows of a row "

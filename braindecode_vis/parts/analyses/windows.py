@@ -62,7 +62,7 @@ class GrowingWindowConfig(Settings):
         windows = make_growing_windows(study.responses, self.step, self.start, self.tmax)
         curve = decode_windows(study, windows, self.metric, self.outside, self.alpha, self.kind)
         how = (
-            f"An encoder was fitted and tested on windows that begin at {self.start * 1000:.0f} ms and grow."
+            f"An encoder was fitted and tested on windows that begin at {self.start * 1000:z.0f} ms and grow."
         )
         return report_curve(
             study, curve, self.metric, name=self.kind, title="Growing window", how=how, by_end=True

@@ -1,4 +1,5 @@
 import dataclasses
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import Prior
 from braindecode_vis.base.seeds import make_torch_generator
+from braindecode_vis.generation.priors import prior_training
 from braindecode_vis.generation.priors.diffusion_config import DiffusionPriorConfig
 from braindecode_vis.generation.priors.prior_training import CHECKPOINT, PriorTraining, compute_loss
 from braindecode_vis.generation.priors.sampling import NoiseSchedule
 from braindecode_vis.generation.priors.scales import fit_scale
+from braindecode_vis.generation.priors.simulated_predictions import ConditionSource
 from tests.references import frechet
 
 SMALL = {
@@ -356,3 +359,23 @@ def test_gradients_are_cut_at_their_bound():
 
     np.testing.assert_array_equal(fit(1e6), fit(1e7))  # never reached
     assert np.abs(fit(1e-6) - fit(1e6)).max() > 0
+
+
+@pytest.mark.parametrize(("n_rows", "n_seen"), [(3, 510), (200, 400), (600, 600)])
+def test_the_loss_of_held_out_images_is_their_mean_under_many_noises(monkeypatch, n_rows, n_seen):
+    """Batches weigh by their rows; a constant loss is that constant."""
+    sizes, losses = [], []
+
+    def compute(network, conditions, targets, *rest, **options):
+        sizes.append(len(conditions))
+        losses.append(float(targets.mean()))
+        return torch.tensor(losses[-1])
+
+    monkeypatch.setattr(prior_training, "compute_loss", compute)
+    rows = torch.arange(float(n_rows))[:, None] + 1
+    recipe = Mock(spec=prior_training.PriorRecipe, seed=0, batch_size=64, schedule=None)
+    held_out = MagicMock(spec=ConditionSource, conditions=rows, targets=rows)
+    held_out.__len__.return_value = n_rows
+    found = prior_training.measure_held_out(torch.nn.Identity(), held_out, recipe, torch.device("cpu"))
+    assert found == pytest.approx((n_rows + 1) / 2)
+    assert (sum(sizes), max(sizes)) == (n_seen, 64)

@@ -4,7 +4,12 @@ import torch
 from diffusers import DDPMScheduler
 
 from braindecode_vis.base.seeds import make_torch_generator
-from braindecode_vis.generation.priors.diffusion_networks import MlpUnet, TokenTransformer, embed_timesteps
+from braindecode_vis.generation.priors.diffusion_networks import (
+    MlpUnet,
+    TokenTransformer,
+    _code_time,
+    embed_timesteps,
+)
 from braindecode_vis.generation.priors.sampling import (
     SAMPLERS,
     NoiseSchedule,
@@ -198,3 +203,16 @@ def test_times_of_training_follow_their_generator_alone_and_their_two_distributi
     assert first.dtype == torch.int64
     assert first.max() == 999
     assert draw_times(4000, make_torch_generator(5), bias=9.0, n_timesteps=10).max() == 9
+
+
+@pytest.mark.parametrize("n_features", [1, 2, 3, 6, 7])
+def test_times_have_a_code_of_as_many_features_as_are_asked_for(n_features):
+    """Sines, then cosines, of periods from 2 pi to 2 pi 10 000; an odd number ends in 0."""
+    times = torch.tensor([0.0, 1.0, 250.0])
+    half = max(1, n_features // 2)
+    rates = [10_000 ** -(k / max(1, half - 1)) for k in range(half)]
+    wanted = np.zeros((3, max(n_features, 2 * half)))
+    for row, time in enumerate(times.tolist()):
+        wanted[row, :half] = np.sin(time * np.array(rates))
+        wanted[row, half : 2 * half] = np.cos(time * np.array(rates))
+    np.testing.assert_allclose(_code_time(times, n_features), wanted[:, :n_features], atol=1e-4)

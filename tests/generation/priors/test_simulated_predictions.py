@@ -51,3 +51,12 @@ def test_a_component_that_never_varies_has_no_gain():
     error = fit_prediction_error(targets + 0.1, targets)
     assert np.isfinite(error.gain).all()
     assert (error.gain == 0).sum() == 1
+
+
+def test_what_an_encoder_says_of_every_image_alike_is_no_gain():
+    """Neither the mean of predictions nor that of targets has a part in how one follows the other."""
+    targets = np.random.default_rng(0).normal(size=(400, 4)) * [1, 2, 3, 4] + 7
+    error = fit_prediction_error(0.25 * targets + 40, targets)
+    np.testing.assert_allclose(error.gain, 0.25, rtol=1e-3)  # in single precision
+    np.testing.assert_allclose(error.residuals, 0, atol=1e-4)
+    np.testing.assert_allclose(error.predict_mean(targets.astype(np.float32)), 0.25 * targets + 40, rtol=1e-4)

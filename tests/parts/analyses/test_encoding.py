@@ -1,6 +1,7 @@
 """Encoding models of runs: planted responses are found and others are not; ceilings, groups, maps and refusals."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import nibabel
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.parts.analyses import encoding
+from braindecode_vis.parts.analyses.cuts import Window
 from braindecode_vis.parts.analyses.encoding import EncodingConfig, list_groups
+from braindecode_vis.preprocessing.noise_ceiling import ResponseCeiling
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.report.figures import render_plot
 from tests.parts.analyses.planted import make_epochs_study, make_parcel_study, make_study
@@ -189,3 +193,38 @@ def test_what_spaces_add_sums_to_what_they_explain_and_the_protocol_names_no_syn
     np.testing.assert_allclose(found.added.sum(axis=0), found.maps.explained, atol=1e-5)
     scores = EncodingConfig(noise_ceiling=None, **QUICK).compute(study).scores
     assert {score.protocol for score in scores} == {"planted"}
+
+
+def test_every_window_has_a_head_of_its_own(monkeypatch):
+    """Of a limited number: neighbouring windows are averaged."""
+    import matplotlib.pyplot as plt
+
+    drawn = []
+
+    def draw(values, places, *, axes, **options):
+        drawn.append((values, axes))
+        return axes.scatter(places[:, 0], places[:, 1], c=values), None
+
+    monkeypatch.setattr("mne.viz.plot_topomap", draw)
+    places = np.random.default_rng(0).normal(size=(5, 2))
+    windows = [Window(k, k + 1, k / 10, (k + 1) / 10) for k in range(3)]
+    grid = np.arange(15.0).reshape(5, 3)
+    figure = plt.figure()
+    encoding._draw_heads(figure, grid=grid, windows=windows, places=places)
+    assert [axes.get_title() for _, axes in drawn] == ["0 to\n100 ms", "100 to\n200 ms", "200 to\n300 ms"]
+    assert len({id(axes) for _, axes in drawn}) == 3
+    for column, (values, _) in enumerate(drawn):
+        np.testing.assert_array_equal(values, grid[:, column])
+    plt.close(figure)
+
+
+def test_a_correlation_is_divided_by_a_ceiling_that_is_high_enough():
+    share = np.array([0.25**2, 0.25, 1.0, 0.0, -0.5])
+    ceiling = ResponseCeiling("01", share, 0.1, 0.4, "ours", 30, 3.0)
+    correlation = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+    for least, wanted in (
+        (0.25, [0.4, 0.4, 0.3, np.nan, np.nan]),  # one that is just high enough is
+        (0.3, [np.nan, 0.4, 0.3, np.nan, np.nan]),
+    ):
+        one = Mock(spec=encoding._Subject, ceiling=ceiling, maps=Mock(correlation=correlation))
+        np.testing.assert_allclose(EncodingConfig(least_ceiling=least)._normalise(one), wanted)

@@ -21,7 +21,7 @@ from braindecode_vis.parts.analyses.rsa import (
     compute_noise_ceiling,
     compute_rdm,
 )
-from braindecode_vis.scoring.crossed import crossed_half_width
+from braindecode_vis.scoring.crossed import crossed_half_width, half_width_of_parts
 
 RNG = np.random.default_rng(0)
 
@@ -266,3 +266,15 @@ def test_geometries_are_compared_from_three_images_on():
     ):
         with pytest.raises(DataError, match=r"symmetric matrix of [23] images, at least 3, is expected"):
             compare_rdms(subjects, models, **options)
+
+
+@pytest.mark.parametrize("n_units", [2, 3, 50])
+def test_what_few_units_show_of_their_variance_is_made_whole(n_units):
+    """Resamples of n units show (n - 1) / n of what varies; one unit alone shows nothing."""
+    rng = np.random.default_rng(0)
+    draws = [scale * rng.standard_normal(500) for scale in (0.0, 1.0, 0.0)]
+    low, high, words = cross_geometry(0.5, draws, (5, n_units), "image")
+    variance = draws[1].var() * n_units / (n_units - 1)
+    half = half_width_of_parts(0.0, float(variance), 0.0, 5, n_units)
+    assert (low, high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+    assert words == f"5 subjects and {n_units} images (crossed)"

@@ -252,3 +252,14 @@ def test_imagined_stimuli_are_drawn():
     assert render_plot(found.plots[1].draw, size=found.plots[1].size)
     with pytest.raises(DataError, match="needs a run that makes images"):
         config.compute(study)
+
+
+@pytest.mark.parametrize("candidates", ["pictures", "text", "words", "captions"])
+def test_the_text_side_of_the_target_is_asked_for_where_candidates_are_texts(candidates, tmp_path):
+    """What else compares words learns them from captions, or reads them with a sentence encoder."""
+    bank = {} if candidates in ("pictures", "text") else {"bank": tmp_path / "bank.csv"}
+    reader = {"sentence_encoder": "minilm"} if candidates == "captions" else {}
+    config = ImageryConfig(candidates=candidates, **bank, **reader)
+    assert config.reads_text == (candidates == "text")
+    assert not config.makes_images
+    assert ImageryConfig(images=1).makes_images

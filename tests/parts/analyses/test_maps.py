@@ -10,6 +10,7 @@ import pytest
 
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.parts.analyses import attribution, patterns
 from braindecode_vis.parts.analyses.analysis_figures import make_maps
 from braindecode_vis.parts.analyses.attribution import IntegratedGradientsConfig, _tabulate, explain_trials
 from braindecode_vis.parts.analyses.layer_time import LayerTimeConfig, embed_subjects
@@ -213,7 +214,7 @@ def make_network_study():
     mean = torch.from_numpy(study.trained(0).fitted.target_mean)
 
     class Model(nn.Module):
-        image_projector = None
+        learns_space = False
 
         def __init__(self):
             super().__init__()
@@ -245,6 +246,7 @@ def make_network_study():
 
     class Encoder:
         fitted = Fit()
+        fit = write = read = None  # nothing asks for them here
 
         def predict(self, responses):
             data = torch.from_numpy(np.asarray(responses.data))
@@ -359,3 +361,59 @@ def test_subjects_are_compared_on_common_images():
     rows = embed_subjects(responses)
     np.testing.assert_array_equal(rows["b"].vectors.ravel(), [5, 4, 3])
     assert list(rows["a"].ids) == list(rows["b"].ids)
+
+
+class MidpointGradients:
+    """Integrated gradients by the midpoint rule, in place of captum, which few have installed."""
+
+    def __init__(self, measure):
+        self.measure = measure
+
+    def attribute(self, data, baseline, *, additional_forward_args, n_steps, internal_batch_size,
+                  return_convergence_delta):  # fmt: skip
+        import torch
+
+        total = torch.zeros_like(data)
+        for step in range(n_steps):
+            point = (baseline + (step + 0.5) / n_steps * (data - baseline)).requires_grad_()
+            total += torch.autograd.grad(self.measure(point, *additional_forward_args).sum(), point)[0]
+        found = total / n_steps * (data - baseline)
+        rise = self.measure(data, *additional_forward_args) - self.measure(baseline, *additional_forward_args)
+        return found, found.flatten(1).sum(dim=1) - rise
+
+
+@pytest.mark.parametrize("centre", ["mean", "none"])
+def test_attributions_of_a_linear_network_are_the_rise_of_its_cosine(monkeypatch, centre):
+    """From no response to the response, at the length of the prediction that is compared."""
+    monkeypatch.setattr(attribution, "_open_captum", lambda: MidpointGradients)
+    study, model = make_network_study()
+    shifted = Embeddings(study.banks[0].vectors + 2, study.banks[0].ids, "planted")
+    study = replace(study, banks=[shifted], centre=centre)
+    model.layer.bias.data += 2
+    test = study.pick(study.folds[0].test, "test")
+    values, error = explain_trials(study, 0, test, n_steps=4)
+    predicted = study.trained(0).predict(test).vectors.astype(float)
+    blank = study.trained(0).predict(replace(test, data=np.zeros_like(test.data))).vectors.astype(float)
+    shown = study.responses.stimulus_ids[study.folds[0].train]
+    mean = shifted.select(np.unique(shown)).vectors.mean(axis=0) if centre == "mean" else 0
+    goals = shifted.select(test.stimulus_ids).vectors - mean
+    goals = goals / np.linalg.norm(goals, axis=1, keepdims=True)
+    rise = ((predicted - blank) * goals).sum(axis=1) / np.linalg.norm(predicted - mean, axis=1)
+    np.testing.assert_allclose(values.sum(axis=(1, 2)), rise, rtol=1e-3, atol=1e-4)  # in single precision
+    assert error < 1e-4
+    assert all(p.requires_grad for p in model.parameters())  # as they were
+
+
+@pytest.mark.parametrize("n_components", [1, 2])
+def test_maps_of_several_components_say_which_they_are_of(monkeypatch, n_components):
+    seen = []
+    for name in ("_draw_heads", "_draw_columns"):
+        monkeypatch.setattr(patterns, name, lambda figure, panels, *_: seen.extend(panels))
+    study = make_epochs_study(n_times=20, n_train=20, n_test=8)
+    found = SpatialPatternsConfig(n_components=n_components, n_resamples=100).compute(study)
+    assert render_plot(found.plots[0].draw)
+    windows = ["-100 to 0 ms", "0 to 100 ms"]
+    numbered = [f"{k}: {window}" for k in (1, 2) for window in windows]
+    assert [panel.title for panel in seen] == (windows if n_components == 1 else numbered)
+    for panel, (_, own) in zip(seen, found.table.groupby(["component", "start"], sort=True), strict=True):
+        np.testing.assert_array_equal(panel.values, own["value"])

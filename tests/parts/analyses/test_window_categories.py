@@ -147,3 +147,13 @@ def test_categories_that_training_never_shows_are_refused():
     apart = replace(study, folds=[Fold(np.flatnonzero(concepts), np.flatnonzero(~concepts))])
     with pytest.raises(DataError, match="no category that is tested was trained on"):
         TimeResolvedCategoriesConfig().compute(apart)
+
+
+def test_every_window_is_compared_with_half_of_the_area():
+    study = make_category_study(n_runs=2, n_trials=12, n_permutations=40, n_bootstrap=40)
+    table = TimeResolvedCategoriesConfig(width=0.1, step=0.1).compute(study).table
+    assert len(table) == 3
+    assert (table["chance"] == 0.5).all()
+    assert (table["n"] == 24).all()
+    np.testing.assert_allclose(table["start"], [-0.1, 0.0, 0.1], atol=1e-9)
+    assert ((table["ci_low"] <= table["value"]) & (table["value"] <= table["ci_high"])).all()

@@ -1,7 +1,9 @@
 """Concepts that go together with runs, with time, or with their place in a run are told from those that do not."""
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import chi2_contingency
 
 from braindecode_vis.parts.audit.design import check_design, compute_cramers_v, permute
 from braindecode_vis.pipeline.leaks.run_files import open_audited
@@ -123,3 +125,17 @@ def test_concepts_of_subjects_are_named(tmp_path, within, level):
         item for item in check_design(open_audited(tmp_path)) if "and subject go together" in item.message
     ]
     assert [item.level for item in found] == [level]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_association_is_that_of_pandas_and_scipy_on_rare_codes(seed):
+    """Codes that occur once count, and codes that never occur leave no empty row."""
+    rng = np.random.default_rng(seed)
+    first, second = rng.integers(0, 3, 40) * 2, rng.integers(0, 4, 40)
+    first[0], second[1] = 7, 9
+    second[2:20] = first[2:20] // 2
+    table = pd.crosstab(first, second).to_numpy()
+    n, (r, k) = table.sum(), table.shape
+    phi = max(0, chi2_contingency(table, correction=False)[0] / n - (r - 1) * (k - 1) / (n - 1))
+    smaller = min(r - (r - 1) ** 2 / (n - 1), k - (k - 1) ** 2 / (n - 1)) - 1
+    assert compute_cramers_v(first, second) == pytest.approx((phi / smaller) ** 0.5)

@@ -267,3 +267,17 @@ def test_cleaning_that_leaves_no_trace_is_told_by_the_record(tmp_path):
     assert [item.level for item in told] == ["ok", "ok", *["transductive"] * 3, "warning"]
     assert "first a, b" in told[3].message
     assert "one electrode was off" in told[5].message
+
+
+def test_a_group_of_one_training_sample_has_no_covariance_and_is_not_left_out():
+    """Else "whitened by training trials" would be said of the groups that happen to have many."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(400, 2))
+    many, few = (whiten(part, np.arange(200)) for part in (rows[:200], rows[200:]))
+    data, groups = np.concatenate([many, few])[:, :, None], np.repeat(["a", "b"], 200)
+    for n_few, is_finite in ((100, True), (3, True), (1, False), (0, True)):
+        is_train = np.r_[np.arange(200) < 100, np.arange(200) < n_few]
+        found = statistics.fit_whitened(data, groups, is_train, "session")
+        assert np.isfinite(found.train) == is_finite, n_few
+        assert np.isfinite(found.everything)
+        assert np.isfinite(found.own) == (n_few == 0)

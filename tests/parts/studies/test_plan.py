@@ -189,3 +189,37 @@ def test_a_plan_of_a_network_and_a_ridge_says_what_it_measured(monkeypatch, caps
         assert "measured" in steps["train"]["how"]
         assert any("GPU hours cannot be told" in note for note in content["notes"])
         assert content["ask"]["memory"] >= 2
+
+
+def test_sizes_of_published_data_follow_the_window_and_the_folds():
+    """Of three subjects, each fold of leave-one-subject-out trains on the trials of two."""
+    whole, _ = find_sizes(read_config("things_eeg2_ridge", ["dataset.subjects=[1, 2, 3]"]))
+    late = ["dataset.window=[0.1, 0.6]", "split={kind: leave_one_subject_out}", "dataset.subjects=[1, 2, 3]"]
+    sizes, _ = find_sizes(read_config("things_eeg2_ridge", late))
+    assert sizes.shape == (17, 125)
+    assert (sizes.n_folds, whole.n_folds) == (3, 1)
+    assert sizes.n_train == 2 * whole.n_train // 3
+    assert (sizes.n_test, sizes.n_stored) == (whole.n_test, whole.n_stored)
+
+
+def test_pictures_are_embedded_all_and_other_stages_grow_with_the_test_rows(monkeypatch):
+    """A second takes each stage for 10 pictures or test rows that a small run has."""
+
+    def run(config, sizes, n_train, n_test):
+        cost = {"embed": n_train + n_test, **dict.fromkeys(("retrieve", "reconstruct", "evaluate"), n_test)}
+        found = {name: PieceCost(1.0, n / 10, n / 10, 1e6, 8.0 * n) for name, n in cost.items()}
+        return {**found, "report": PieceCost(1.0, 2.0, 2.0, 1e6, 1e5)}, (7,)
+
+    monkeypatch.setattr(plan, "_run_pictures", run)
+    sizes = RunSizes("here", 500, (3,), 4, 400, 16, 1, 300, 300, 100, ("01",))
+    steps, dims = plan._plan_pictures(read_config("synthetic_digits", QUICK), sizes)
+    assert dims == (7,)
+    seconds = {step.name: step.seconds for step in steps}
+    assert seconds["report"] == pytest.approx(2.0)
+    assert seconds["embed"] == pytest.approx(40.0)
+    for name in ("retrieve", "reconstruct", "evaluate"):
+        assert seconds[name] == pytest.approx(10.0), name
+    told = {step.name: step.how for step in steps}
+    assert "72 pictures of 16 px" in told["embed"]
+    assert "24 test rows" in told["retrieve"]
+    assert [step.disk for step in steps[:2]] == [pytest.approx(3200), pytest.approx(800)]

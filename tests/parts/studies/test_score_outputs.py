@@ -11,8 +11,8 @@ from PIL import Image
 import braindecode_vis as bdv
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.parts.studies import output_signs
-from braindecode_vis.parts.studies.output_files import name_values
+from braindecode_vis.parts.studies import output_rows, output_signs
+from braindecode_vis.parts.studies.output_files import Given, name_values
 from braindecode_vis.scoring.retrieval import compute_ranks, compute_similarity
 
 N, D = 24, 16
@@ -564,3 +564,23 @@ def test_the_verb_prints_the_table_and_refuses_with_one_sentence(
     assert done.returncode == 2
     assert done.stderr.startswith("error: the targets were not found")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("n_draws", [1, 3])
+def test_images_are_found_by_the_names_of_their_stimuli(tmp_path, n_draws):
+    """One image of each stimulus is one row; several are its draws."""
+    pictures, made = {}, {}
+    for number, name in enumerate("abcd"):
+        pictures[name] = tmp_path / f"{name}.png"
+        Image.new("RGB", (8, 8), (10 * number, 0, 0)).save(pictures[name])
+        for draw in range(n_draws):
+            key = name if n_draws == 1 else f"{name}_{draw}"
+            made[key] = tmp_path / f"made_{key}.png"
+            Image.new("RGB", (8, 8), (10 * number, draw, 200)).save(made[key])
+    given, true = (Given(name, pictures=files) for name, files in (("made", made), ("true", pictures)))
+    seen, found, size, _, _ = output_rows.find_images(given, true, ["d", "b", "a"], None)
+    assert (size, seen.shape[:3], found.ndim) == ((8, 8), (3, 8, 8), 4 if n_draws == 1 else 5)
+    assert np.asarray(seen[:])[:, 0, 0, 0].tolist() == [30, 10, 0]
+    rows = np.asarray(found[:]).reshape(3, n_draws, 8, 8, 3)
+    assert rows[:, :, 0, 0, 0].tolist() == [[n] * n_draws for n in (30, 10, 0)]
+    assert rows[:, :, 0, 0, 1].tolist() == [list(range(n_draws))] * 3

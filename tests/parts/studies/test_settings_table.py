@@ -14,6 +14,7 @@ from braindecode_vis.cli import main
 from braindecode_vis.parts.studies.board import log_board, make_board, pool_runs
 from braindecode_vis.parts.studies.settings_table import (
     RunSummary,
+    _pick_items,
     as_frame,
     describe_choice,
     tabulate_settings,
@@ -246,3 +247,29 @@ def test_trackers_get_settings_and_scores(swept, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert "--log" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("metric", "subject", "value", "n_items"),
+    [
+        ("top1", "01", 0.25, 4),
+        ("top1", "01", 0.25 * (1 + 1e-6), 4),  # written with fewer digits
+        ("top1", "01", 0.25 * (1 + 1e-4), None),  # another score than that of these items
+        ("top1", "01", 0.5, None),
+        ("top1", "all", 0.5, 8),
+        ("top1", "03", 0.5, None),
+        ("top5", "01", 0.25, None),
+    ],
+)
+def test_items_stand_for_a_score_that_is_their_mean(metric, subject, value, n_items):
+    items = pd.DataFrame(
+        {
+            "subject": np.repeat(["01", "02"], 4),
+            "stimulus_id": list("abcdabcd"),
+            "top1": [0, 0, 0, 1.0, 1, 1, 1, 0],
+        }
+    )
+    found = _pick_items(items, metric, subject, value, seed=0)
+    assert (found and len(found.values)) == n_items
+    assert _pick_items(None, metric, subject, value, seed=0) is None
+    assert _pick_items(items.assign(top1=np.nan), metric, subject, value, seed=0) is None

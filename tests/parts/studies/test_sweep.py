@@ -10,6 +10,7 @@ from scipy import stats
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.parts.studies import compare
+from braindecode_vis.parts.studies import sweep as sweeping
 from braindecode_vis.parts.studies.compare import compare_runs, read_items
 from braindecode_vis.parts.studies.sweep import list_combinations, parse_axes, summarise, sweep
 from braindecode_vis.pipeline.runs import read_scores
@@ -220,3 +221,21 @@ def test_places_that_cannot_be_swept_or_compared_are_named(tmp_path):
         compare_runs([tmp_path, Path("synthetic_digits")])
     with pytest.raises(DataError, match="named twice"):
         compare_runs([tmp_path, tmp_path / ".." / tmp_path.name])
+
+
+def test_names_of_folders_are_cut_at_80_letters(tmp_path):
+    for n, length in ((70, 79), (71, 80), (72, 80), (300, 80)):
+        (entry,) = list_combinations({"encoder.weights": ["w" * n]}, tmp_path)
+        assert len(entry.folder.name) == len(f"weights-{'w' * n}"[:80]), (n, length)
+
+
+def test_a_sweep_runs_one_after_the_other_unless_more_are_asked_for(tmp_path, monkeypatch):
+    """What starts a run is told how many share the machine; all of them fail here."""
+    told = []
+    monkeypatch.setattr(
+        sweeping, "_run_one", lambda folder, n_jobs, consents: told.append(n_jobs) or "no run"
+    )
+    for options in ({}, {"n_jobs": 2}):
+        with pytest.raises(DataError, match="no run"):
+            sweep("synthetic_digits", {"seed": ["0"]}, tmp_path / f"{len(told)}", overrides=QUICK, **options)
+    assert told == [1, 2]

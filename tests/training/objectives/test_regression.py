@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.training.objectives.regression import compute_cosine_distance, compute_l1, compute_mse
+from braindecode_vis.training.objectives.objective import Outputs
+from braindecode_vis.training.objectives.regression import (
+    RegressionTerm,
+    compute_cosine_distance,
+    compute_l1,
+    compute_mse,
+)
 from tests.references import CLOSE
 
 
@@ -35,3 +41,12 @@ def test_perfect_prediction_and_gradients(compute):
 def test_shapes_are_not_broadcast(compute):
     with pytest.raises(DataError, match="as many outputs"):
         compute(torch.zeros(4, 1), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("compute", [compute_mse, compute_l1, compute_cosine_distance])
+def test_the_regression_head_is_compared_with_the_untouched_target(compute):
+    """And not with what the image side makes of it."""
+    brain, made, raw = (torch.randn(6, 4, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    numbers = torch.arange(6)
+    outputs = Outputs(brain, brain, numbers, numbers, 0.5, regression=made, raw_target=raw)
+    assert RegressionTerm(compute)(outputs) == pytest.approx(float(compute(made, raw)), rel=CLOSE)

@@ -12,6 +12,7 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.parts.foundation.models import cbramod, labram
 from braindecode_vis.parts.foundation.models.foundation import (
+    QueryPooling,
     interpolate_on_sphere,
     make_resampling,
     read_weights,
@@ -403,3 +404,11 @@ def test_a_run_on_simulated_eeg_trains_and_goes_on_without_the_file(tmp_path, co
     done = command_line("train", run, "--out", tmp_path / "other", "--set", "seed=1")
     assert done.returncode == 2
     assert "the pretrained weights were not found at" in done.stderr
+
+
+@pytest.mark.parametrize(("width", "n_heads"), [(16, 8), (20, 4), (12, 4), (10, 2), (15, 1), (200, 8)])
+def test_tokens_are_pooled_by_as_many_heads_as_divide_them(width, n_heads):
+    pooling = QueryPooling(width)
+    assert pooling.attention.num_heads == n_heads
+    tokens = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0))
+    assert pooling(tokens).shape == (2, width)

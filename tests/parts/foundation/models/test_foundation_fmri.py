@@ -617,3 +617,11 @@ def test_a_whole_run_starts_from_a_public_file(name, make_config, tmp_path):
     assert all(np.isfinite(row["value"]) for row in rows if row["method"] == "decoded")
     assert pipeline.preprocess(run).responses.coords["parcel_names"] == list(parcels)
     assert audit_run(tmp_path / "run").leaks == ()
+
+
+def test_a_whole_recording_of_brainlm_lies_in_the_middle_of_its_picture():
+    """424 parcels and 200 frames in a square of 432: four rows and 116 columns on either side."""
+    padded = BrainLM(width=16, depth=1, n_heads=2, hidden=8).pad(torch.ones(1, 424, 200))
+    rows, columns = np.nonzero((padded[0] == 1).numpy())
+    assert padded.shape == (1, 432, 432)
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (4, 428, 116, 316)
