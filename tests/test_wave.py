@@ -222,7 +222,6 @@ def test_a_fold_that_leaves_a_subject_out_pretrains_without_it():
     [
         ({"pretrain": None}, "no section pretrain"),
         ({"pretrain__encoder": {**SIZES, "width": 32}}, r"differs from it in width \(32 and 16\)"),
-        ({"encoder__network__key_map": {"a": "b"}}, "key_map and ignore_keys are for the file"),
         (
             {
                 "encoder": {
