@@ -62,7 +62,7 @@ def root(tmp_path_factory):
 def make_config(root, **changes):
     content = {
         "name": "own", "dataset": {"kind": "arrays", "root": str(root)}, "target": {"kind": "pixels", "size": 4},
-        "pretrain": {"encoder": SIZES, "decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2, "n_epochs": 2},
+        "pretrain": {"encoder": SIZES, "decoder_width": 8, "decoder_depth": 1, "n_epochs": 2},
         "encoder": {
             "kind": "network", "epochs": 2, "batch_size": 16, "selection": {"kind": "last", "hold_out": 0},
             "network": {"kind": "parcels", "pretrained": "pretrain", "projector_hidden": 16, **SIZES},

@@ -23,9 +23,8 @@ def tune(**changes):
 def make_autoencoder(config=TINY, signal=SIGNAL, normalisation="patch"):
     return SelfSupervised(
         config.build_encoder(signal),
-        decoder_width=6,
+        decoder_width=8,
         decoder_depth=1,
-        decoder_heads=2,
         normalisation=normalisation,
     ).eval()
 
