@@ -26,7 +26,7 @@ from braindecode_vis.datasets.corpus.reader import open_corpus
 from braindecode_vis.pipeline.preparing import read_labelled
 from braindecode_vis.training.optimisation import split_decayed
 from braindecode_vis.training.pretraining import Pretraining
-from braindecode_vis.training.pretraining_config import PretrainConfig
+from braindecode_vis.training.pretraining_config import PretrainConfig, ProbesConfig
 from braindecode_vis.training.pretraining_data import CorpusRows
 from braindecode_vis.training.pretraining_model import PretrainingBatch, draw_ranks, make_mask
 from braindecode_vis.training.pretraining_probes import measure_probes
@@ -109,7 +109,7 @@ def measure_throughput(args):
 
 def measure_scaling(args):
     """Print a line per training, and for each number of hours the mean and its 95 % interval over seeds."""
-    config = make_config(args, probes={"labelled": args.labelled, "top": 5} if args.labelled else {})
+    config = make_config(args, probes={"labelled": args.labelled} if args.labelled else {})
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         labelled = read_labelled(config, 0, Path(folder)) if args.labelled else None
@@ -158,7 +158,7 @@ def train(args, hours, seed, folder, labelled):
             run.train_epoch()
             run._judge = judge
         errors = run.measure_errors()
-    probes = PretrainConfig.model_validate({"probes": {"n_windows": args.windows}}).probes
+    probes = ProbesConfig(n_windows=args.windows)
     # One root for all: every encoder is asked about the same windows and images.
     found = measure_probes(
         run.model.written, material, probes, seed=0, batch_size=args.batch, labelled=labelled

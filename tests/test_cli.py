@@ -184,7 +184,7 @@ def test_kinds_and_roles_are_described(call):
     assert "atm_s" in call("describe", "network").stdout
     told = call("describe", "atm_s").stdout
     assert told.startswith("network.atm_s: ATM-S")
-    assert "n_heads: whole number (>= 1), by default 4" in told
+    assert "unknown_probability: number (>= 0, < 1), by default 0.1" in told
     assert call("describe", "network.atm_s").stdout == told
     both = json.loads(call("describe", "braindecode", "--json").stdout)["explained"]
     assert [entry["name"] for entry in both] == ["network.braindecode", "augmentation.braindecode"]

@@ -151,7 +151,7 @@ def test_a_branch_of_other_sizes_is_judged(tmp_path):
 
 
 def test_a_network_learns_latents_by_l1_and_is_judged(tmp_path):
-    network = "{kind: latent_decoder, widest: 16, last_width: 8, trunk_features: 20}"
+    network = "{kind: latent_decoder}"
     encoder = f"{{kind: network, network: {network}, objectives: [{{kind: l1}}], epochs: 2, device: cpu}}"
     low = f"reconstruction.low_level={{target: {TARGET}, encoder: {encoder}}}"
     run = make_run(tmp_path / "run", low)

@@ -62,7 +62,7 @@ def root(tmp_path_factory):
 def make_config(root, **changes):
     content = {
         "name": "own", "dataset": {"kind": "arrays", "root": str(root)}, "target": {"kind": "pixels", "size": 4},
-        "pretrain": {"encoder": SIZES, "decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2, "n_epochs": 2},
+        "pretrain": {"encoder": SIZES, "decoder_width": 8, "decoder_depth": 1, "n_epochs": 2},
         "encoder": {
             "kind": "network", "epochs": 2, "batch_size": 16, "selection": {"kind": "last", "hold_out": 0},
             "network": {"kind": "parcels", "pretrained": "pretrain", "projector_hidden": 16, **SIZES},
@@ -222,7 +222,6 @@ def test_a_fold_that_leaves_a_subject_out_pretrains_without_it():
     [
         ({"pretrain": None}, "no section pretrain"),
         ({"pretrain__encoder": {**SIZES, "width": 32}}, r"differs from it in width \(32 and 16\)"),
-        ({"encoder__network__key_map": {"a": "b"}}, "key_map and ignore_keys are for the file"),
         (
             {
                 "encoder": {

@@ -8,29 +8,31 @@ Liu et al. (2024), iTransformer, arXiv:2310.06625.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.encoders.eegnet import EEGNetMaps
 from braindecode_vis.encoders.signal import Signal, read_axes
 from braindecode_vis.encoders.tsconv import Projector, Readout, TSConv
+
+# As published: heads of the attention, width of its feed-forward part, dropout of embedding, attention and
+# feed-forward part, and that in the residual block of the projector. A head has n_times // 4 features.
+_HEADS, _FEEDFORWARD, _DROPOUT, _PROJECTOR_DROPOUT = 4, 256, 0.25, 0.5
+_FEATURES = 1440  # outputs of EEGNet in ATM-E, which the projector reads
 
 
 class EEGNetStage(nn.Module):
     """EEGNet over the attended channels, as ATM-E has it: its outputs are the features of the projector."""
 
-    def __init__(self, maps: EEGNetMaps, n_features: int) -> None:
+    def __init__(self, maps: EEGNetMaps) -> None:
         super().__init__()
         self.maps = maps
-        self.readout = Readout(maps.n_maps, maps.n_windows, n_features)
-        self.map_shape = (n_features, 1)
+        self.readout = Readout(maps.n_maps, maps.n_windows, _FEATURES)
+        self.map_shape = (_FEATURES, 1)
 
     def forward(self, data: Tensor) -> Tensor:
-        """Map (batch, n_channels, n_times) to (batch, n_features, 1)."""
+        """Map (batch, n_channels, n_times) to (batch, 1440, 1)."""
         return self.readout(self.maps(data)).unsqueeze(
             2
         )  # one window, so that the projector reads it as maps
@@ -58,7 +60,7 @@ class Atm(nn.Module):
         Size of the output.
     stage
         What follows the attention.
-    n_layers, n_heads, feedforward, dropout, position, joint, unknown_probability, projector_dropout, width
+    joint, unknown_probability, width
         See `AtmSettings`.
     """
 
@@ -68,22 +70,12 @@ class Atm(nn.Module):
         n_outputs: int,
         stage: TSConv | EEGNetStage,
         *,
-        n_layers: int,
-        n_heads: int,
-        feedforward: int,
-        dropout: float,
-        position: str,
         joint: bool,
         unknown_probability: float,
-        projector_dropout: float,
         width: int | None,
     ) -> None:
         super().__init__()
-        n_channels, n_times = read_axes(signal, "atm")
-        if n_heads > n_times:
-            raise ConfigError(
-                f"encoder.network.n_heads is {n_heads}, but a token has {n_times} features only."
-            )
+        _, n_times = read_axes(signal, "atm")
         self.n_subjects = len(signal.subjects)
         # A single subject is never mistaken for an unknown one: hiding it would only blur the token.
         self.unknown_probability = unknown_probability if self.n_subjects > 1 else 0.0
@@ -93,21 +85,11 @@ class Atm(nn.Module):
         else:
             self.value_embedding = CommonLinear(n_times)
         self.subject_tokens = nn.Embedding(self.n_subjects + 1, n_times)  # the last row: unknown subjects
-        self.position: Tensor | None
-        if position == "learned":
-            self.position = nn.Parameter(torch.empty(n_channels, n_times))
-            nn.init.normal_(self.position, std=0.02)  # as BERT and ViT start theirs
-        elif position == "sinusoidal":
-            self.register_buffer("position", make_sinusoids(n_channels, n_times), persistent=False)
-        else:
-            self.position = None
-        self.dropout = nn.Dropout(dropout)
-        self.layers = nn.Sequential(
-            *(EncoderLayer(n_times, n_heads, feedforward, dropout) for _ in range(n_layers))
-        )
+        self.dropout = nn.Dropout(_DROPOUT)
+        self.layers = nn.Sequential(EncoderLayer(n_times, _HEADS, _FEEDFORWARD, _DROPOUT))
         self.norm = nn.LayerNorm(n_times)
         self.convolution = stage
-        self.projector = Projector(*stage.map_shape, n_outputs, projector_dropout, width)
+        self.projector = Projector(*stage.map_shape, n_outputs, _PROJECTOR_DROPOUT, width)
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
         """Map trials (batch, n_channels, n_times) and subjects (batch,) to (batch, n_outputs)."""
@@ -126,8 +108,6 @@ class Atm(nn.Module):
         """Return the attended channels, shape (batch, n_channels, n_times)."""
         subject = self._hide_subjects(subject)
         channels = self.value_embedding(data, subject)
-        if self.position is not None:
-            channels = channels + self.position
         token = self.subject_tokens(subject).unsqueeze(1).to(channels.dtype)  # batch, 1, times
         tokens = self.dropout(torch.cat([token, channels], dim=1))  # batch, 1 + channels, times
         # The subject token came first. The released slice is off by one: it keeps the token and loses a channel.
@@ -235,14 +215,3 @@ class EncoderLayer(nn.Module):
         p = self.dropout.p if self.training else 0.0  # torch's function does not know whether it trains
         attended = functional.scaled_dot_product_attention(heads[0], heads[1], heads[2], dropout_p=p)
         return self.out(attended.transpose(1, 2).flatten(2))  # batch, tokens, size
-
-
-def make_sinusoids(n_positions: int, n_features: int) -> Tensor:
-    """Return sines (even features) and cosines (odd ones) of each position, shape (n_positions, n_features).
-
-    The wavelengths grow from 2 pi to 10 000 * 2 pi, as in Vaswani et al. (2017), arXiv:1706.03762.
-    """
-    rates = torch.exp(torch.arange(0, n_features, 2) * (-math.log(10_000.0) / n_features))
-    angles = torch.arange(n_positions).unsqueeze(1) * rates  # positions, pairs
-    # Sine and cosine of a pair lie side by side; an odd number of features leaves the last cosine out.
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :n_features]

@@ -16,6 +16,7 @@ Ledoit, Wolf (2004), doi:10.1016/S0047-259X(03)00096-4: the shrinkage.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _MAX_LDA_FEATURES = 8192  # its covariance takes 0.5 GiB
 _EDGE = 1e-6  # s; volumes at the edge of a window are in it whatever their rounding
 _FILE = "categories"
+_MAX_ITER = 5000  # steps of the solver of logistic regression; not converging by then is an error
 _TRIAL = ("subject", "session", "run", "onset")  # what the rows of one trial share
 
 
@@ -74,8 +76,6 @@ class LogisticConfig(Settings):
         Folds of the inner cross-validation. They keep runs whole, and groups where there are some; subjects (or groups)
         where each of them shows one class. With fewer of these than folds, each is left out in turn. Trials are parted
         where there is one run and no group.
-    max_iter
-        Bound on the steps of the solver; not converging by then is an error.
     pool
         For rows that are single volumes (``dataset.model.keep: volumes``): each volume is a sample to learn from, and a
         trial gets one decision, from the mean of the log probabilities of its volumes.
@@ -90,9 +90,10 @@ class LogisticConfig(Settings):
 
     c: tuple[Annotated[float, Field(gt=0)], ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)
     n_inner_folds: int = Field(default=5, ge=2)
-    max_iter: int = Field(default=5000, ge=1)
     pool: bool = False
     windows: tuple[tuple[float, float], ...] = ()
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"max_iter": _MAX_ITER}
 
     @model_validator(mode="after")
     def _check_windows(self) -> LogisticConfig:
@@ -217,7 +218,7 @@ class LinearCategoryDecoder:
             best = min(range(len(choices)), key=lambda n: (choices[n]["log_loss"], choices[n]["c"]))
             c, window = choices[best]["c"], windows[best // len(config.c)]
         rows = find_window(responses.trials, window)
-        fitted = _fit_logistic(data[rows], labels[rows], c, config.max_iter, choices)
+        fitted = _fit_logistic(data[rows], labels[rows], c, choices)
         self.fitted = replace(fitted, window=window)
         return self
 
@@ -403,7 +404,7 @@ def _find_shrinkage(data: np.ndarray) -> tuple[float, float]:
 
 
 def _fit_logistic(
-    data: np.ndarray, labels: np.ndarray, c: float, max_iter: int, choices: list[dict[str, float]]
+    data: np.ndarray, labels: np.ndarray, c: float, choices: list[dict[str, float]]
 ) -> LinearDecision:
     import warnings
 
@@ -420,11 +421,10 @@ def _fit_logistic(
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
-            model = LogisticRegression(C=c, max_iter=max_iter).fit(scaled, labels)
+            model = LogisticRegression(C=c, max_iter=_MAX_ITER).fit(scaled, labels)
         except ConvergenceWarning as error:
             raise ConfigError(
-                f"logistic regression with C = {c:g} did not converge in {max_iter} steps; "
-                "raise encoder.max_iter or lower encoder.c."
+                f"logistic regression with C = {c:g} did not converge in {_MAX_ITER} steps; lower encoder.c."
             ) from error
     fit = _keep(scaler, model, choices)
     return fit if basis is None else replace(fit, weights=fit.weights @ basis.T)
@@ -472,7 +472,7 @@ def _score_fold(
 ) -> np.ndarray:
     """Return the log loss of each held-out trial of one inner fold."""
     train = fold.train[inside[fold.train]]
-    fit = _fit_logistic(data[train], labels[train], c, config.max_iter, [])
+    fit = _fit_logistic(data[train], labels[train], c, [])
     probabilities, test = _decide(fit, data[fold.test]), fold.test
     if config.pool:
         held = trials.iloc[test]

@@ -62,10 +62,12 @@ class EEGNetMaps(nn.Module):
         Trials of channel x time.
     network
         Name in messages.
-    n_filters, depth_multiplier, n_pointwise, kernel, pool_1, separable_kernel, pool_2, dropout, spatial_max_norm
-        See `EEGNetSettings`.
+    dropout
+        Behind both pools.
+    kernel, depth_multiplier
+        Length of the temporal filters in samples, and spatial filters of each of them.
     scale_to_sfreq
-        Whether `kernel` and `pool_1` are stretched from 128 Hz to the signal's rate.
+        Whether `kernel` and the first pool are stretched from 128 Hz to the signal's rate.
     """
 
     def __init__(
@@ -73,19 +75,14 @@ class EEGNetMaps(nn.Module):
         signal: Signal,
         network: str,
         *,
-        n_filters: int,
-        depth_multiplier: int,
-        n_pointwise: int | None,
-        kernel: int,
-        pool_1: int,
-        separable_kernel: int,
-        pool_2: int,
         dropout: float,
-        spatial_max_norm: float | None,
-        scale_to_sfreq: bool,
+        kernel: int = 64,
+        depth_multiplier: int = 2,
+        scale_to_sfreq: bool = True,
     ) -> None:
         super().__init__()
         n_channels, _ = read_axes(signal, network)
+        n_filters, pool_1, separable_kernel, pool_2 = 8, 4, 16, 8
         if scale_to_sfreq:
             kernel, pool_1 = (scale_length(n, signal, network, EEGNET_SFREQ) for n in (kernel, pool_1))
         self.n_windows = count_windows(
@@ -93,10 +90,10 @@ class EEGNetMaps(nn.Module):
         )
         self.stride = pool_1 * pool_2  # samples from one window to the next
         n_spatial = n_filters * depth_multiplier
-        self.n_maps = n_pointwise or n_spatial
+        self.n_maps = n_spatial
         self.temporal = nn.Conv2d(1, n_filters, (1, kernel), padding=(0, kernel // 2), bias=False)
         self.temporal_norm = _make_norm(n_filters)
-        self.spatial = BoundedSpatialFilters(n_filters, n_spatial, n_channels, spatial_max_norm)
+        self.spatial = BoundedSpatialFilters(n_filters, n_spatial, n_channels)
         self.spatial_norm = _make_norm(n_spatial)
         self.pool_1 = nn.AvgPool2d((1, pool_1))
         # A separable convolution: filters along time for each map, then mixtures of the maps.
@@ -126,17 +123,15 @@ class EEGNetMaps(nn.Module):
 
 
 class BoundedSpatialFilters(nn.Conv2d):
-    """Filters over all channels, a group for each temporal filter, with a bound on the norm of each or None."""
+    """Filters over all channels, a group for each temporal filter, each with a norm of 1 at most."""
 
-    def __init__(self, n_filters: int, n_spatial: int, n_channels: int, max_norm: float | None) -> None:
+    def __init__(self, n_filters: int, n_spatial: int, n_channels: int) -> None:
         super().__init__(n_filters, n_spatial, (n_channels, 1), groups=n_filters, bias=False)
-        self.max_norm = max_norm
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (batch, n_filters, n_channels, n_times) to (batch, n_spatial, 1, n_times)."""
         # The paper's maximum-norm constraint (its table 2), applied where the filters are used.
-        weight = self.weight if self.max_norm is None else self.weight.renorm(2, 0, self.max_norm)
-        return functional.conv2d(maps, weight, groups=self.groups)
+        return functional.conv2d(maps, self.weight.renorm(2, 0, 1.0), groups=self.groups)
 
 
 def _make_norm(n_maps: int) -> nn.BatchNorm2d:

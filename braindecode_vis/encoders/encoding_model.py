@@ -35,6 +35,7 @@ from braindecode_vis.encoders.ridge import Backend, Device, Gram, make_gram, use
 from braindecode_vis.preprocessing.alignment import ZScore, fit_zscore
 from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
 
+_WEIGHTINGS = 20  # random shares that ``banded`` tries
 _BLOCK_VALUES = 16_000_000  # numbers of a block of responses, 128 MB in double precision
 
 Advance = Callable[[int], None]
@@ -47,13 +48,12 @@ class EncodingModelConfig(Settings):
     ----------
     combine
         ``best`` takes for each response the one space that predicts it best, ``joint`` all spaces alike, ``banded`` the
-        best of both and of `n_weightings` random shares. With a single space they are the same.
+        best of both and of 20 random shares (uniform over all shares that sum to 1). With a single space they are the
+        same.
     alphas
         Penalties, in units of the mean of the kernel's diagonal: the total variance of the features is 1.
     n_inner_folds
         Folds of the inner cross-validation, parted by image.
-    n_weightings
-        Random shares that ``banded`` tries (uniform over all shares that sum to 1).
     device
         Where the linear algebra runs; ``auto`` takes a GPU, if there is one, for large problems.
     """
@@ -63,10 +63,10 @@ class EncodingModelConfig(Settings):
         default=tuple(float(10**e) for e in np.linspace(-2, 5, 15)), min_length=1
     )
     n_inner_folds: int = Field(default=5, ge=2)
-    n_weightings: int = Field(default=20, ge=1)
     device: Device = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_weightings": _WEIGHTINGS}
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ def list_weightings(n_spaces: int, config: EncodingModelConfig, seed: int) -> np
         return joint
     if config.combine == "best":
         return alone
-    drawn = make_generator(seed, "encoding", "weightings").dirichlet(np.ones(n_spaces), config.n_weightings)
+    drawn = make_generator(seed, "encoding", "weightings").dirichlet(np.ones(n_spaces), _WEIGHTINGS)
     return np.concatenate([joint, alone, drawn])
 
 

@@ -11,6 +11,9 @@ import math
 
 from torch import Tensor, nn
 
+# Of each channel's projection in time, and of the one projection of responses without times.
+_TIME_FEATURES, _TRUNK_FEATURES = 128, 2048
+
 
 class LatentDecoder(nn.Module):
     """Projection in time, one point of many channels, transposed convolutions, a 1 x 1 convolution onto latents."""
@@ -20,21 +23,18 @@ class LatentDecoder(nn.Module):
         shape: tuple[int, ...],
         *,
         has_time: bool,
-        time_features: int,
-        trunk_features: int,
-        dropout: float,
         first: int,
         widths: list[int],
         latent_channels: int,
     ) -> None:
         super().__init__()
         n_rows = math.prod(shape[:-1])  # channels, or 1 for voxels and parcels
-        self.project = nn.Linear(shape[-1], time_features if has_time else trunk_features)
-        self.dropout = nn.Dropout(dropout)
+        self.project = nn.Linear(shape[-1], _TIME_FEATURES if has_time else _TRUNK_FEATURES)
+        self.dropout = nn.Dropout(0.5)
         trunk = n_rows * self.project.out_features
         stages: list[nn.Module] = []
         if first > 1:  # the point becomes the first map
-            stages += _make_stage(trunk, trunk := (widths[0] if widths else trunk_features), first, 1, 0)
+            stages += _make_stage(trunk, trunk := (widths[0] if widths else _TRUNK_FEATURES), first, 1, 0)
         for width in widths:
             stages += _make_stage(trunk, width, 4, 2, 1)  # kernel 4, stride 2, padding 1: twice the side
             trunk = width

@@ -14,7 +14,8 @@ Li et al. (2024), ATM, arXiv:2403.07721, low-level pipeline.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,33 +31,23 @@ class LatentDecoderConfig(Settings):
     """A transposed-convolution decoder onto latents.
 
     The stages follow from the size of the latents: every stage doubles height and width (kernel 4, stride 2, padding
-    1), and the widths halve down to `last_width`. 64 x 64 gives the published 1024-512-256-128-64-32; 96 = 3 x 32
-    starts from 3 x 3.
+    1), and the widths halve from at most 1024 down to 32. 64 x 64 gives the published 1024-512-256-128-64-32; 96 = 3 x
+    32 starts from 3 x 3. Each channel is projected in time onto 128 features; responses without a time axis (voxels,
+    parcels) by one linear layer onto 2048, a choice of ours. Dropout behind the projection is 0.5, as in ATM's code of
+    2026.
 
     Parameters
     ----------
     latent_channels
         Channels of the latents (4 for Stable Diffusion and SDXL).
-    time_features
-        Size of each channel's projection in time (128). With 63 channels, 8064 values enter the first convolution.
-        Responses without a time axis (voxels, parcels) are projected by one linear layer onto `trunk_features`.
-    trunk_features
-        Size of that projection; ours, the published model is for EEG and MEG.
-    dropout
-        Behind the projection (0.5, ATM's code of 2026).
-    last_width
-        Channels after the last stage (32).
-    widest
-        Upper bound on the channels of a stage (1024).
     """
 
     kind: Literal["latent_decoder"] = "latent_decoder"
     latent_channels: int = Field(default=4, ge=1)
-    time_features: int = Field(default=128, ge=1)
-    trunk_features: int = Field(default=2048, ge=1)
-    dropout: float = Field(default=0.5, ge=0, lt=1)
-    last_width: int = Field(default=32, ge=1)
-    widest: int = Field(default=1024, ge=1)
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "time_features": 128, "trunk_features": 2048, "dropout": 0.5, "last_width": 32, "widest": 1024,
+    }  # fmt: skip
 
     def plan(self, n_outputs: int) -> tuple[int, list[int]]:
         """Return the side of the first map and the channels of each stage.
@@ -75,9 +66,7 @@ class LatentDecoderConfig(Settings):
         first, n_stages = side, 0
         while first % 2 == 0:  # the odd part of the side is the first map, grown from a point in one stage
             first, n_stages = first // 2, n_stages + 1
-        widths = [
-            min(self.widest, self.last_width * 2 ** (n_stages - 1 - stage)) for stage in range(n_stages)
-        ]
+        widths = [min(1024, 32 * 2 ** (n_stages - 1 - stage)) for stage in range(n_stages)]
         return first, widths
 
     def build(self, signal: Signal, n_outputs: int) -> nn.Module:
@@ -96,9 +85,6 @@ class LatentDecoderConfig(Settings):
         return LatentDecoder(
             signal.shape,
             has_time=signal.dims[-1] == "time",
-            time_features=self.time_features,
-            trunk_features=self.trunk_features,
-            dropout=self.dropout,
             first=first,
             widths=widths,
             latent_channels=self.latent_channels,

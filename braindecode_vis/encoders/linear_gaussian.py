@@ -17,9 +17,10 @@ from human brain activity. Neuron 63, 902-915, doi:10.1016/j.neuron.2009.09.006.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -36,6 +37,18 @@ from braindecode_vis.preprocessing.whitening import make_whitener
 
 _SHRINK = 0.01  # of a covariance toward a multiple of the identity
 _PATTERNS = 64  # of what the map misses, at most
+# Stretches of equal length over which responses are averaged in time, before anything is measured; no more than there
+# are samples.
+_BINS = 50
+_PENALTIES = [
+    0.01,
+    0.03,
+    0.1,
+    0.3,
+    1.0,
+    3.0,
+    10.0,
+]  # of the map, relative to the mean variance of the components
 _SWEEPS = 4  # in which covariances of channels and of times are found; more change nothing that shows
 
 
@@ -46,13 +59,9 @@ class LinearGaussianConfig(Settings):
     ----------
     n_components
         Principal components of the training embeddings that make responses; fewer if the images span fewer.
-    n_bins
-        Stretches of equal length over which responses are averaged in time, before anything is measured; no more than
-        there are samples. Without meaning for responses without a time axis, as is `n_times`.
     n_times
-        Courses over these stretches that are kept, those in which images differ most.
-    penalties
-        Candidates of the map's penalty, relative to the mean variance of the components.
+        Courses over 50 stretches of time that are kept, those in which images differ most. Without meaning for
+        responses without a time axis.
     n_inner_folds
         Folds of the inner cross-validation, parted by stimulus.
     misfit
@@ -62,15 +71,12 @@ class LinearGaussianConfig(Settings):
 
     kind: Literal["linear_gaussian"] = "linear_gaussian"
     n_components: int = Field(default=128, ge=1)
-    n_bins: int = Field(default=50, ge=1)
     n_times: int = Field(default=10, ge=1)
-    penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        default=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), min_length=1
-    )
     n_inner_folds: int = Field(default=5, ge=2)
     misfit: float = Field(default=0, ge=0, le=1)
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"misfit"})
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_bins": _BINS, "penalties": _PENALTIES}
 
     def build(self, *, seed: int) -> LinearGaussianEncoder:
         """Return the unfitted encoder."""
@@ -151,7 +157,7 @@ class LinearGaussianEncoder:
         data = responses.as_matrix().reshape(n, shape[0], -1)  # (trial, channel, time), or (trial, voxel, 1)
         mean = data.mean(axis=0, dtype=np.float64).astype(np.float32)
         counts = np.bincount(row)
-        bins = _make_bins(data.shape[2], self.config.n_bins)
+        bins = _make_bins(data.shape[2], _BINS)
         data = (data - mean) @ bins  # (trial, channel, bin)
         averages = np.zeros((len(ids), *data.shape[1:]), np.float32)
         np.add.at(averages, row, data)
@@ -228,17 +234,17 @@ class LinearGaussianEncoder:
             setting="encoder.n_inner_folds",
         )  # fmt: skip
         scale = float((scores**2).mean())
-        errors = np.zeros(len(self.config.penalties))
+        errors = np.zeros(len(_PENALTIES))
         for fold in folds:
             gram, products = (
                 scores[fold.train].T @ scores[fold.train],
                 scores[fold.train].T @ shown[fold.train],
             )
-            for number, penalty in enumerate(self.config.penalties):
+            for number, penalty in enumerate(_PENALTIES):
                 forward = _solve(gram, products, penalty * scale * len(fold.train))
                 errors[number] += ((shown[fold.test] - scores[fold.test] @ forward) ** 2).sum()
         best = int(errors.argmin())
-        penalty = self.config.penalties[best]
+        penalty = _PENALTIES[best]
         noise = float((1 / counts).mean())
         missed = max(float(errors[best]) / shown.size - noise, 1e-3)
         forward = _solve(scores.T @ scores, scores.T @ shown, penalty * scale * len(scores))

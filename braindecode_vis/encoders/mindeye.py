@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders.signal import Signal
 
+_DROPOUT = 0.15  # in each block
+_PROJECTOR = 2048  # units of MindEye's projector
+_DECAY = 0.01  # weight decay of MindEye2, of the layers of subjects and of all others
+
 
 class ResidualMlp(nn.Module):
     """MindEye's backbone, with its projector if there are two heads.
@@ -28,7 +32,7 @@ class ResidualMlp(nn.Module):
         Trials of voxels or parcels.
     n_outputs, n_regression
         Sizes of the contrastive and of the regression output; None for one size.
-    hidden, n_blocks, input_dropout, block_dropout, heads, n_tokens, projector_hidden
+    hidden, n_blocks, heads, n_tokens
         See `ResidualMlpConfig`.
     """
 
@@ -40,11 +44,8 @@ class ResidualMlp(nn.Module):
         *,
         hidden: int,
         n_blocks: int,
-        input_dropout: float,
-        block_dropout: float,
         heads: str,
         n_tokens: int,
-        projector_hidden: int,
     ) -> None:
         super().__init__()
         _check_request(signal, heads, n_regression)
@@ -56,11 +57,11 @@ class ResidualMlp(nn.Module):
         n_inputs, n_backbone = math.prod(signal.shape), n_regression or n_outputs
         self.n_tokens = n_tokens
         token_sizes = [_get_token_size(n, n_tokens) for n in (n_backbone, n_outputs)]
-        self.first = _make_layer(n_inputs, hidden, input_dropout)
-        self.blocks = nn.ModuleList(_make_layer(hidden, hidden, block_dropout) for _ in range(n_blocks))
+        self.first = _make_layer(n_inputs, hidden, 0.5)
+        self.blocks = nn.ModuleList(_make_layer(hidden, hidden, _DROPOUT) for _ in range(n_blocks))
         self.last = nn.Linear(hidden, n_backbone)
         self.projector = (
-            make_projector(token_sizes[0], projector_hidden, token_sizes[1]) if heads == "two" else None
+            make_projector(token_sizes[0], _PROJECTOR, token_sizes[1]) if heads == "two" else None
         )
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ class SharedSpace(nn.Module):
         Trials of voxels or parcels; rows are padded where subjects have different numbers of voxels.
     n_outputs, n_regression
         Sizes of the contrastive and of the regression output; None for one size.
-    shared, n_slots, n_blocks, dropout, heads, projector, n_tokens, ridge, weight_decay
+    shared, n_blocks, heads, n_tokens
         See `SharedSpaceConfig`.
     """
 
@@ -110,31 +111,21 @@ class SharedSpace(nn.Module):
         n_regression: int | None,
         *,
         shared: int,
-        n_slots: int,
         n_blocks: int,
-        dropout: float,
         heads: str,
-        projector: bool,
         n_tokens: int,
-        ridge: float,
-        weight_decay: float,
     ) -> None:
         super().__init__()
         _check_request(signal, heads, n_regression)
-        if heads == "two" and not projector:
-            raise ConfigError("encoder.network.heads=two needs encoder.network.projector=true.")
         self.signal, self.heads, self.n_tokens = signal, heads, n_tokens
-        self.slot_shape = (n_slots, shared)
-        self.ridge, self.weight_decay = ridge, weight_decay
         n_backbone = n_regression or n_outputs
         sizes = [_get_token_size(n, n_tokens) for n in (n_backbone, n_outputs)]
-        width = shared * n_slots
         n_rest = math.prod(signal.shape[1:])  # a time axis gives each voxel that many values
         own = signal.n_voxels or (signal.shape[0],) * len(signal.subjects)
-        self.subjects = nn.ModuleList(nn.Linear(n * n_rest, width) for n in own)
-        self.blocks = nn.ModuleList(MixerBlock(n_slots, shared, dropout) for _ in range(n_blocks))
-        self.last = nn.Linear(width, n_backbone)
-        self.projector = make_projector(sizes[0], sizes[0], sizes[1]) if projector else None
+        self.subjects = nn.ModuleList(nn.Linear(n * n_rest, shared) for n in own)
+        self.blocks = nn.ModuleList(MixerBlock(shared) for _ in range(n_blocks))
+        self.last = nn.Linear(shared, n_backbone)
+        self.projector = make_projector(sizes[0], sizes[0], sizes[1])
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the (contrastive) output.
@@ -168,27 +159,25 @@ class SharedSpace(nn.Module):
 
     def forward_backbone(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the output of the last linear layer."""
-        slots = self.share(data, subject)
+        shared = self.share(data, subject)
         for block in self.blocks:
-            slots = block(slots)
-        return self.last(slots.flatten(1))  # batch, slots * shared
+            shared = block(shared)
+        return self.last(shared)
 
     def share(self, data: Tensor, subject: Tensor) -> Tensor:
-        """Return each trial in the shared space, shape (batch, n_slots, shared)."""
+        """Return each trial in the shared space, shape (batch, shared)."""
         rows = data.flatten(1)
         if len(self.subjects) == 1:  # the only layer answers for every subject with as many voxels
-            shared = self._apply_layer(0, rows)
-        else:
-            present: list[int] = subject.unique().tolist() or [0]  # an empty batch has no subject
-            if present[-1] >= len(self.subjects) or present[0] < 0:
-                raise DataError(
-                    f"a trial is of a subject outside {', '.join(self.signal.subjects)}: voxels of a new subject have "
-                    "no layer of their own yet; adapt the network to that subject with some of their trials first."
-                )
-            groups = [(subject == index).nonzero().squeeze(1) for index in present]
-            parts = [self._apply_layer(i, rows[mine]) for i, mine in zip(present, groups, strict=True)]
-            shared = torch.cat(parts)[torch.cat(groups).argsort()]  # back in the order of the batch
-        return shared.unflatten(1, self.slot_shape)  # batch, slots, shared
+            return self._apply_layer(0, rows)
+        present: list[int] = subject.unique().tolist() or [0]  # an empty batch has no subject
+        if present[-1] >= len(self.subjects) or present[0] < 0:
+            raise DataError(
+                f"a trial is of a subject outside {', '.join(self.signal.subjects)}: voxels of a new subject have "
+                "no layer of their own yet; adapt the network to that subject with some of their trials first."
+            )
+        groups = [(subject == index).nonzero().squeeze(1) for index in present]
+        parts = [self._apply_layer(i, rows[mine]) for i, mine in zip(present, groups, strict=True)]
+        return torch.cat(parts)[torch.cat(groups).argsort()]  # back in the order of the batch
 
     def _apply_layer(self, index: int, rows: Tensor) -> Tensor:
         layer = self.subjects[index]
@@ -207,27 +196,29 @@ class SharedSpace(nn.Module):
         others = [(n, p) for n, p in self.named_parameters() if id(p) not in mine and p.requires_grad]
         # MindEye2's optimiser spares biases, and norms by names that none of its norms has: their scales decay.
         groups = [
-            {"params": ridge, "weight_decay": self.ridge},
-            {"params": [p for n, p in others if not n.endswith("bias")], "weight_decay": self.weight_decay},
+            {"params": ridge, "weight_decay": _DECAY},
+            {"params": [p for n, p in others if not n.endswith("bias")], "weight_decay": _DECAY},
             {"params": [p for n, p in others if n.endswith("bias")], "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
 
 
 class MixerBlock(nn.Module):
-    """Residual mixing within each slot, then between the slots (if there are several); see `SharedSpaceConfig`."""
+    """Residual mixing within the vector of a trial; see `SharedSpaceConfig`."""
 
-    def __init__(self, n_slots: int, width: int, dropout: float) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.within = _make_mixer(width, dropout)
-        self.between = _make_mixer(n_slots, dropout) if n_slots > 1 else None
+        self.within = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Dropout(_DROPOUT),
+            nn.Linear(width, width),
+        )
 
-    def forward(self, slots: Tensor) -> Tensor:
-        """Return slots of the same shape (batch, n_slots, width)."""
-        slots = slots + self.within(slots)
-        if self.between is None:
-            return slots
-        return slots + self.between(slots.transpose(1, 2)).transpose(1, 2)  # mixes along the slots
+    def forward(self, shared: Tensor) -> Tensor:
+        """Return vectors of the same shape (batch, width)."""
+        return shared + self.within(shared)
 
 
 def make_projector(n_inputs: int, hidden: int, n_outputs: int) -> nn.Sequential:
@@ -242,12 +233,6 @@ def make_projector(n_inputs: int, hidden: int, n_outputs: int) -> nn.Sequential:
 def _make_layer(n_inputs: int, n_outputs: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(n_inputs, n_outputs), nn.LayerNorm(n_outputs), nn.GELU(), nn.Dropout(dropout)
-    )
-
-
-def _make_mixer(size: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(size), nn.Linear(size, size), nn.GELU(), nn.Dropout(dropout), nn.Linear(size, size)
     )
 
 

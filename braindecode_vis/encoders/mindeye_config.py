@@ -10,7 +10,8 @@ Tolstikhin et al. (2021), arXiv:2105.01601 (MLP-Mixer).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 class ResidualMlpConfig(Settings):
     """Linear, LayerNorm, GELU, dropout; residual blocks of the same; linear; an optional projector.
 
-    Biases have no weight decay, everything else the optimiser's, as in MindEye's code.
+    Dropout is 0.5 after the first layer and 0.15 in each block, the projector is 2048 wide, as in MindEye. Biases have
+    no weight decay, everything else the optimiser's, as in MindEye's code.
 
     Parameters
     ----------
@@ -32,25 +34,22 @@ class ResidualMlpConfig(Settings):
         Width (MindEye: 4096).
     n_blocks
         Residual blocks (4).
-    input_dropout, block_dropout
-        After the first layer (0.5) and in each block (0.15).
     heads
         ``one``: the last linear layer is the output. ``two``: MindEye's, where the last linear layer is the output
         of the regression (what a prior sees) and a projector after it that of the contrast.
     n_tokens
         The outputs are this many tokens of equal size; the projector works on each.
-    projector_hidden
-        Width of the projector (2048).
     """
 
     kind: Literal["residual_mlp"] = "residual_mlp"
     hidden: int = Field(default=4096, ge=1)
     n_blocks: int = Field(default=4, ge=0)
-    input_dropout: float = Field(default=0.5, ge=0, lt=1)
-    block_dropout: float = Field(default=0.15, ge=0, lt=1)
     heads: Literal["one", "two"] = "one"
     n_tokens: int = Field(default=1, ge=1)
-    projector_hidden: int = Field(default=2048, ge=1)
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "input_dropout": 0.5, "block_dropout": 0.15, "projector_hidden": 2048,
+    }  # fmt: skip
 
     def build(self, signal: Signal, n_outputs: int, n_regression: int | None = None) -> torch.nn.Module:
         """Return the network.
@@ -78,11 +77,8 @@ class ResidualMlpConfig(Settings):
             n_regression,
             hidden=self.hidden,
             n_blocks=self.n_blocks,
-            input_dropout=self.input_dropout,
-            block_dropout=self.block_dropout,
             heads=self.heads,
             n_tokens=self.n_tokens,
-            projector_hidden=self.projector_hidden,
         )
 
 
@@ -94,41 +90,33 @@ class SharedSpaceConfig(Settings):
     single number, which gives a constant: the blocks drop out of the result but for a learned shift. So the released
     model is the one with ``n_blocks: 0``, the default.
 
+    Weight decay is 0.01 of the subjects' layers with their biases and of all other parameters, but biases, which have
+    none. With AdamW it shrinks the weights toward 0 as ridge does, but is not the same penalty.
+
     Parameters
     ----------
     shared
         Size of the shared space (MindEye2: 4096).
-    n_slots
-        Vectors of that size per trial, between which the mixer's second half mixes. MindEye2 has 1.
-    n_blocks, dropout
-        Mixer blocks of ours, in which each half adds to its own input, and the dropout in each of their halves (0.15).
-        With one slot there is nothing to mix between, and the second half is left out.
+    n_blocks
+        Blocks of ours in the place of the mixer blocks: linear, GELU, dropout of 0.15 and linear after a layer norm,
+        added to their input.
     heads
         ``two``: the last linear layer is the output of the regression (what a prior sees), the projector after it
-        that of the contrast, as in MindEye2. ``one``: the projector's output only, or with ``projector: false`` the
-        linear layer's.
-    projector
-        Whether the projector follows.
+        that of the contrast, as in MindEye2. ``one``: the projector's output only.
     n_tokens
         The outputs are this many tokens of equal size (OpenCLIP ViT-bigG: 256 x 1664); the projector works on each
         and is as wide as a token.
-    ridge
-        Weight decay of the subjects' layers with their biases (0.01). With AdamW it shrinks the weights toward 0 as
-        ridge does, but is not the same penalty.
-    weight_decay
-        Of all other parameters (0.01) but biases, which have none.
     """
 
     kind: Literal["shared_space"] = "shared_space"
     shared: int = Field(default=4096, ge=1)
-    n_slots: int = Field(default=1, ge=1)
     n_blocks: int = Field(default=0, ge=0)
-    dropout: float = Field(default=0.15, ge=0, lt=1)
     heads: Literal["one", "two"] = "one"
-    projector: bool = True
     n_tokens: int = Field(default=1, ge=1)
-    ridge: float = Field(default=0.01, ge=0)
-    weight_decay: float = Field(default=0.01, ge=0)
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "n_slots": 1, "dropout": 0.15, "projector": True, "ridge": 0.01, "weight_decay": 0.01,
+    }  # fmt: skip
 
     def build(self, signal: Signal, n_outputs: int, n_regression: int | None = None) -> torch.nn.Module:
         """Return the network; its `parameter_groups` give each parameter its weight decay.
@@ -156,12 +144,7 @@ class SharedSpaceConfig(Settings):
             n_outputs,
             n_regression,
             shared=self.shared,
-            n_slots=self.n_slots,
             n_blocks=self.n_blocks,
-            dropout=self.dropout,
             heads=self.heads,
-            projector=self.projector,
             n_tokens=self.n_tokens,
-            ridge=self.ridge,
-            weight_decay=self.weight_decay,
         )

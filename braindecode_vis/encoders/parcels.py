@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from braindecode_vis.base.checks import DataError, check_file
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.store import load_tensors, read_json
 from braindecode_vis.encoders.signal import Signal
 
@@ -143,8 +142,6 @@ class ParcelEncoder(nn.Module):
         Trials of parcels, of parcels x times, or of channels x times, whose channels are taken as parcels are.
     patch_times, width, depth, n_heads, mlp_ratio, dropout, network_embedding, parcel_position, time_position
         See `ParcelsConfig`.
-    coordinates
-        Table of centroids that replaces the learned vector of each parcel, or None.
     """
 
     mean: Tensor
@@ -161,7 +158,6 @@ class ParcelEncoder(nn.Module):
         mlp_ratio: float,
         dropout: float,
         network_embedding: bool,
-        coordinates: Path | None,
         parcel_position: str = "learned",
         time_position: str = "learned",
     ) -> None:
@@ -181,7 +177,7 @@ class ParcelEncoder(nn.Module):
                 "encoder.network.patch_times to a divisor."
             )
         self.n_patches = n_times // self.patch_times
-        self.signal, self.coordinates, self.network_embedding = signal, coordinates, network_embedding
+        self.signal, self.network_embedding = signal, network_embedding
         self.parcel_position, self.time_position = parcel_position, time_position
         self.n_heads, self.mlp_ratio, self.dropout = n_heads, mlp_ratio, dropout
         self.register_buffer("mean", torch.zeros(self.n_parcels, 1))
@@ -198,7 +194,7 @@ class ParcelEncoder(nn.Module):
         """Return new embeddings of this encoder's places, also for a decoder of another width."""
         seconds = self.patch_times if self.time_position == "seconds" else None
         return PlaceEmbedding(
-            self.signal, width, self.n_patches, networks=self.network_embedding, coordinates=self.coordinates,
+            self.signal, width, self.n_patches, networks=self.network_embedding,
             own_places=self.parcel_position == "data", patch_times=seconds,
         )  # fmt: skip
 
@@ -265,10 +261,8 @@ class PlaceEmbedding(nn.Module):
         Size of a token, and patches of time.
     networks
         Whether the parcel's network adds a vector of its own.
-    coordinates
-        Table of centroids, or None for a learned vector per parcel.
     own_places
-        Take the places that came with the signal.
+        Take the places that came with the signal, in the place of a learned vector per parcel.
     patch_times
         Samples of a patch where times are told in seconds, by waves of their own periods; None for a learned vector
         per patch.
@@ -285,17 +279,14 @@ class PlaceEmbedding(nn.Module):
         n_patches: int,
         *,
         networks: bool,
-        coordinates: Path | None,
         own_places: bool = False,
         patch_times: int | None = None,
     ) -> None:
         super().__init__()
         n_parcels = signal.shape[0]
         self.parcel: nn.Linear | nn.Embedding
-        if coordinates is not None or own_places:
-            places = (
-                read_centroids(coordinates, n_parcels) if coordinates is not None else _find_places(signal)
-            )
+        if own_places:
+            places = _find_places(signal)
             self.register_buffer("centroids", torch.as_tensor(places, dtype=torch.float32), persistent=False)
             self.parcel = nn.Linear(3, width)
         else:
@@ -396,31 +387,6 @@ class TransformerBlock(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(n, length, width))  # heads side by side again
 
 
-def read_centroids(path: Path, n_parcels: int) -> np.ndarray:
-    """Return parcel centroids standardised over the parcels, shape (n_parcels, 3).
-
-    Raises
-    ------
-    DataError
-        If the table is missing, or has other columns or another number of rows.
-    """
-    path = path.expanduser()
-    check_file(path, what="the table of parcel centroids", hint="correct encoder.network.coordinates")
-    table = pd.read_csv(path, sep="\t" if path.suffix in (".tsv", ".txt") else ",")
-    for columns in (["x", "y", "z"], ["R", "A", "S"]):
-        if set(columns) <= set(table.columns):
-            places = table[columns].to_numpy(float)
-            break
-    else:
-        raise DataError(f"{path} needs the columns x, y, z or R, A, S, but has {', '.join(table.columns)}.")
-    if len(places) != n_parcels or not np.isfinite(places).all():
-        raise DataError(
-            f"{path} must give a finite centroid for each of the {n_parcels} parcels, but has {len(places)} rows"
-            f"{'' if np.isfinite(places).all() else ', some not finite'}; it is of another parcellation."
-        )
-    return _standardise(places)
-
-
 def _standardise(places: np.ndarray) -> np.ndarray:
     spread = places.std()  # one for all axes: distances keep their proportions
     return (places - places.mean(axis=0)) / (spread if spread > 0 else 1.0)
@@ -430,7 +396,7 @@ def _find_places(signal: Signal) -> np.ndarray:
     if signal.ch_pos is None or not np.isfinite(signal.ch_pos).all():
         raise DataError(
             "encoder.network.parcel_position=data takes the places that come with the data, of which some or all are "
-            "missing here; take learned, or coordinates with a table."
+            "missing here; take learned."
         )
     return _standardise(np.asarray(signal.ch_pos, float))
 
@@ -496,7 +462,7 @@ def describe_encoder(encoder: ParcelEncoder) -> dict[str, Any]:
 
 
 def read_encoder(
-    encoder: ParcelEncoder, file: Path, *, key_map: Mapping[str, str], ignore: Sequence[str]
+    encoder: ParcelEncoder, file: Path, *, key_map: Mapping[str, str] = {}, ignore: Sequence[str] = ()
 ) -> LoadReport:
     """Read weights into `encoder`.
 
@@ -507,7 +473,7 @@ def read_encoder(
     file
         ``.safetensors``, or a torch file of tensors.
     key_map, ignore
-        See `ParcelsConfig`.
+        Prefixes to replace in the names of the file, and prefixes of names that are left out.
 
     Raises
     ------
@@ -526,7 +492,9 @@ def read_encoder(
         prefix = next((old for old in key_map if name.startswith(old)), None)  # the first that fits
         renamed = name if prefix is None else key_map[prefix] + name[len(prefix) :]
         if renamed in state:
-            raise DataError(f"two tensors of {file} become {renamed}; correct encoder.network.key_map.")
+            raise DataError(
+                f"two tensors of {file} become {renamed}, so that it is no encoder that pretrain wrote."
+            )
         loaded[name], state[renamed] = renamed, tensor
     _check_state(encoder.state_dict(), state, file)
     encoder.load_state_dict(state, strict=False)  # complete but for the optional ones, as was just checked
@@ -621,8 +589,8 @@ def _check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], file: P
         if left_over:
             parts.append(f"has {len(left_over)} that the encoder does not know ({', '.join(left_over[:5])})")
         raise DataError(
-            f"{file} {' and '.join(parts)}; rename with encoder.network.key_map, leave out with "
-            "encoder.network.ignore_keys, or change width, depth and embeddings to those of the file."
+            f"{file} {' and '.join(parts)}; give its tensors the names of this encoder, or "
+            "change width, depth and embeddings to those of the file."
         )
     for name, tensor in given.items():
         if tensor.shape != own[name].shape:

@@ -14,6 +14,7 @@ Yeo et al. (2011), doi:10.1152/jn.00338.2011 (networks).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,7 +23,7 @@ from pydantic import Field, model_validator
 from braindecode_vis.base.checks import check_file
 from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.settings import Settings
-from braindecode_vis.base.store import hash_file, read_json
+from braindecode_vis.base.store import read_json
 from braindecode_vis.encoders.signal import Signal
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
 #: Word for `ParcelsConfig.pretrained`: the encoder that the same run pretrains.
 OWN_PRETRAINING = "pretrain"
 _ARCHITECTURE = (
-    "patch_times", "width", "depth", "n_heads", "mlp_ratio", "network_embedding", "parcel_position", "coordinates",
-    "time_position",
+    "patch_times", "width", "depth", "n_heads", "mlp_ratio", "network_embedding", "parcel_position", "time_position",
 )  # fmt: skip
 
 
@@ -56,12 +56,8 @@ class ParcelsConfig(Settings):
     network_embedding
         Add a learned vector of the parcel's Yeo network; needs the names of the networks.
     parcel_position
-        ``learned``: one vector per parcel. ``coordinates``: a linear map of the standardised centroid, so that parcels
-        start out alike where they lie close. ``data``: the same of the places that come with the data, sensors of EEG
-        and MEG or centroids of a corpus.
-    coordinates
-        For ``coordinates``, a table (comma or tab between columns) with a row per parcel, in order, and columns
-        x, y, z or R, A, S in mm, as Schaefer's centroid tables have.
+        ``learned``: one vector per parcel. ``data``: a linear map of the standardised place that comes with the data,
+        sensors of EEG and MEG or centroids of a corpus, so that parcels start out alike where they lie close.
     time_position
         ``learned``: one vector per patch, so that the number of patches is fixed. ``seconds``: a linear map of waves of
         the patch's middle in s from the first sample and of its length, so that windows of any number of patches and
@@ -75,11 +71,6 @@ class ParcelsConfig(Settings):
         Folder that ``pretrain`` wrote, or a file of weights (safetensors, or a torch file that holds tensors only); or
         the word ``pretrain``, with which the run pretrains the encoder itself, by its section ``pretrain``, before it
         trains (a folder of that name is ``./pretrain``).
-    key_map
-        For a foreign file, prefixes to replace in its names: ``{"backbone.": ""}`` takes ``backbone.norm.weight`` as
-        ``norm.weight``. Applied in order, the first that fits.
-    ignore_keys
-        Prefixes of names in a foreign file that are left out, for example its decoder.
     freeze_depth
         The embeddings and this many blocks keep their values (0 lets all learn).
     """
@@ -92,18 +83,16 @@ class ParcelsConfig(Settings):
     mlp_ratio: float = Field(default=4.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     network_embedding: bool = True
-    parcel_position: Literal["learned", "coordinates", "data"] = "learned"
-    coordinates: Path | None = None
+    parcel_position: Literal["learned", "data"] = "learned"
     time_position: Literal["learned", "seconds"] = "learned"
     pooling: Literal["cls", "mean", "flatten"] = "mean"
     projector_hidden: int = Field(default=1024, ge=1)
     pretrained: Literal["pretrain"] | Path | None = None
-    key_map: dict[str, str] = Field(default_factory=dict)
-    ignore_keys: tuple[str, ...] = ()
     freeze_depth: int = Field(default=0, ge=0)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"coordinates", "pretrained"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"time_position"})
+    removed_settings: ClassVar[Mapping[str, Any]] = {"coordinates": None, "key_map": {}, "ignore_keys": []}
 
     @model_validator(mode="after")
     def _check_fit(self) -> ParcelsConfig:
@@ -113,10 +102,6 @@ class ParcelsConfig(Settings):
             )
         if self.freeze_depth > self.depth:
             raise ValueError(f"freeze_depth is {self.freeze_depth}, but there are only {self.depth} blocks")
-        if (self.parcel_position == "coordinates") != (self.coordinates is not None):
-            raise ValueError("parcel_position: coordinates and a table in coordinates belong together")
-        if not isinstance(self.pretrained, Path) and (self.key_map or self.ignore_keys):
-            raise ValueError("key_map and ignore_keys are for the file in pretrained, but none is given")
         return self
 
     def list_differences(self, other: ParcelsConfig) -> list[str]:
@@ -156,10 +141,6 @@ class ParcelsConfig(Settings):
             fields["pretrained"] = OWN_PRETRAINING
         if (weights := self.weights_file) is not None:
             fields["pretrained_digest"] = hash_once(weights)
-        if self.coordinates is not None:
-            path = self.coordinates.expanduser()
-            check_file(path, what="the table of parcel centroids", hint="correct encoder.network.coordinates")
-            fields["coordinates_digest"] = hash_file(path)
         return fields
 
     def build_encoder(self, signal: Signal) -> ParcelEncoder:
@@ -175,7 +156,6 @@ class ParcelsConfig(Settings):
             mlp_ratio=self.mlp_ratio,
             dropout=self.dropout,
             network_embedding=self.network_embedding,
-            coordinates=self.coordinates,
             parcel_position=self.parcel_position,
             time_position=self.time_position,
         )
@@ -212,9 +192,7 @@ class ParcelsConfig(Settings):
                 parcels.check_description(
                     parcels.describe_encoder(network.encoder), weights.parent / DESCRIPTION
                 )
-            network.load_report = parcels.read_encoder(
-                network.encoder, weights, key_map=self.key_map, ignore=self.ignore_keys
-            )
+            network.load_report = parcels.read_encoder(network.encoder, weights)
         network.freeze(self.freeze_depth)
         return network
 

@@ -257,6 +257,6 @@ def scale_length(length: int, signal: Signal, network: str, published_sfreq: flo
     if signal.sfreq is None:
         raise DataError(
             f"{network} scales its kernels to the sampling rate, but the responses name none; "
-            "set encoder.network.scale_to_sfreq to false."
+            "give the data set its rate, or choose another encoder.network.kind."
         )
     return max(1, round(length * signal.sfreq / published_sfreq))

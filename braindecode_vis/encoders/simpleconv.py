@@ -5,7 +5,6 @@ Knows nothing of training. `SpatialAttention` and `SubjectLayer` stand on their 
 References
 ----------
 Defossez et al. (2023), doi:10.1038/s42256-023-00714-5.
-Bahdanau, Cho and Bengio (2015), arXiv:1409.0473.
 """
 
 from __future__ import annotations
@@ -17,6 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from braindecode_vis.base.checks import DataError
+
+# As published: how far the map of positions is widened on each side, so that the code's period does not join opposite
+# sensors; the radius of the disc of sensors that are left out in training (each axis of the map goes from 0 to 1).
+_MARGIN, _RADIUS = 0.2, 0.2
+# Length of each convolution in samples; the dilation doubles and starts anew after so many; a gated linear unit comes
+# after every so many and sees so many samples on each side.
+_KERNEL, _PERIOD, _GATED, _CONTEXT = 3, 5, 2, 1
+_WINDOWS = 4  # of `forward_tokens`, a choice of ours
 
 
 class SimpleConv(nn.Module):
@@ -38,8 +45,6 @@ class SimpleConv(nn.Module):
         From a series to one vector.
     head, regression_head
         Onto the outputs.
-    n_windows
-        Windows of `forward_tokens`.
     """
 
     def __init__(
@@ -53,10 +58,8 @@ class SimpleConv(nn.Module):
         aggregate: nn.Module,
         head: nn.Module,
         regression_head: nn.Module | None,
-        n_windows: int,
     ) -> None:
         super().__init__()
-        self.n_windows = n_windows
         self.merger = merger
         self.initial = initial
         self.subjects = subjects
@@ -90,14 +93,14 @@ class SimpleConv(nn.Module):
         return self.head(features), self._regress(features)
 
     def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
-        """Return the head's output for the mean over each of `n_windows` windows, (batch, n_windows, n_outputs)."""
+        """Return the head's output for the mean over each of four equal windows, (batch, n_windows, n_outputs)."""
         series = self._encode(data, subject)  # (batch, n_features, n_times)
-        windows = nn.functional.adaptive_avg_pool1d(series, self.n_windows)
+        windows = nn.functional.adaptive_avg_pool1d(series, _WINDOWS)
         return self.head(windows.transpose(1, 2))  # (batch, n_windows, n_outputs)
 
     def _regress(self, features: Tensor) -> Tensor:
         if self.regression_head is None:
-            raise DataError("this network has one head; set encoder.network.heads=two for a regression head.")
+            raise DataError("this network has one head; simpleconv_image has a second one for regression.")
         return self.regression_head(features)
 
     def _encode(self, data: Tensor, subject: Tensor) -> Tensor:
@@ -114,19 +117,23 @@ class SpatialAttention(nn.Module):
     ----------
     positions : array of shape (n_channels, 2) or (n_channels, 3)
         Each axis from 0 to 1.
-    n_virtual, n_frequencies, margin, dropout_radius
-        See `SimpleConvSettings`.
+    n_virtual
+        Number of virtual channels.
+    n_frequencies
+        Per axis of the Fourier code of a position.
+    dropout_radius
+        In training, sensors within this distance of a random centre are left out.
     """
 
     code: Tensor
     positions: Tensor
 
     def __init__(
-        self, positions: np.ndarray, n_virtual: int, n_frequencies: int, margin: float, dropout_radius: float
+        self, positions: np.ndarray, n_virtual: int, n_frequencies: int, dropout_radius: float = _RADIUS
     ) -> None:
         super().__init__()
         places = torch.as_tensor(np.asarray(positions, float), dtype=torch.float32)
-        code = compute_fourier_code(places, n_frequencies, margin)
+        code = compute_fourier_code(places, n_frequencies, _MARGIN)
         self.register_buffer("positions", places, persistent=False)
         self.register_buffer("code", code, persistent=False)
         self.dropout_radius = dropout_radius
@@ -140,7 +147,7 @@ class SpatialAttention(nn.Module):
     def compute_weights(self) -> Tensor:
         """Return the weight of each sensor in each virtual channel, shape (n_virtual, n_channels)."""
         scores = self.heads @ self.code.T  # (n_virtual, n_channels)
-        if self.training and self.dropout_radius > 0:
+        if self.training:
             scores = scores.masked_fill(self._draw_disc(), -math.inf)
         return scores.softmax(dim=1)
 
@@ -174,42 +181,29 @@ class ConvStack(nn.Module):
     ----------
     n_inputs
         Channels of the series that comes in.
-    hidden, depth, kernel_size, dilation_period, glu_every, glu_context
+    hidden, depth
         See `SimpleConvSettings`.
     n_last
         Outputs of the last convolution, which then has neither batch norm nor GELU; None treats it like the others.
     """
 
-    def __init__(
-        self,
-        n_inputs: int,
-        *,
-        hidden: int,
-        depth: int,
-        kernel_size: int,
-        dilation_period: int,
-        glu_every: int,
-        glu_context: int,
-        n_last: int | None = None,
-    ) -> None:
+    def __init__(self, n_inputs: int, *, hidden: int, depth: int, n_last: int | None = None) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         self.gates = nn.ModuleList()
         for number in range(depth):
-            dilation = 2 ** (number % dilation_period)
-            padding = kernel_size // 2 * dilation  # keeps the number of samples, since the kernel is odd
+            dilation = 2 ** (number % _PERIOD)
+            padding = _KERNEL // 2 * dilation  # keeps the number of samples, since the kernel is odd
             bare = n_last is not None and number == depth - 1
             width = n_last if n_last is not None and bare else hidden
             convolution = nn.Conv1d(
-                hidden if number else n_inputs, width, kernel_size, padding=padding, dilation=dilation
+                hidden if number else n_inputs, width, _KERNEL, padding=padding, dilation=dilation
             )
             follow = [] if bare else [nn.BatchNorm1d(hidden), nn.GELU()]
             self.layers.append(nn.Sequential(convolution, *follow))
-            gated = glu_every > 0 and (number + 1) % glu_every == 0
+            gated = (number + 1) % _GATED == 0
             self.gates.append(
-                nn.Sequential(
-                    nn.Conv1d(width, 2 * width, 1 + 2 * glu_context, padding=glu_context), nn.GLU(dim=1)
-                )
+                nn.Sequential(nn.Conv1d(width, 2 * width, 1 + 2 * _CONTEXT, padding=_CONTEXT), nn.GLU(dim=1))
                 if gated
                 else nn.Identity()
             )
@@ -241,22 +235,6 @@ class AffineOverTime(nn.Module):
     def forward(self, series: Tensor) -> Tensor:
         """Return shape (batch, n_features)."""
         return self.linear(series).squeeze(-1)  # one number per feature
-
-
-class AttentionOverTime(nn.Module):
-    """Additive attention of Bahdanau et al. without a query: samples weigh themselves."""
-
-    def __init__(self, n_features: int, size: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(n_features, size)
-        self.score = nn.Linear(size, 1)
-
-    def forward(self, series: Tensor) -> Tensor:
-        """Return shape (batch, n_features)."""
-        scores = self.score(self.hidden(series.transpose(1, 2)).tanh())  # (batch, n_times, 1)
-        return (series @ scores.softmax(dim=1)).squeeze(
-            -1
-        )  # (batch, n_features, n_times) @ (batch, n_times, 1)
 
 
 def compute_fourier_code(positions: Tensor, n_frequencies: int, margin: float) -> Tensor:

@@ -17,7 +17,6 @@ Chikit-WONG/Human-Centered_AI_Group_Project@42821ac, ``main/layers.py``: the res
 from __future__ import annotations
 
 import math
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.encoders.signal import Signal, count_windows, read_axes, scale_length
+from braindecode_vis.encoders.signal import Signal, count_windows, read_axes
 
-NICE_SFREQ = 250.0  # Hz, at which the paper gives its lengths
+_WINDOWS = 5  # neighbouring windows of time that EEGProject gives local outputs for, a choice of ours
 _STD = 0.02  # of the initial weights in NICE's released code
 
 
@@ -40,25 +39,22 @@ class Readout(nn.Linear):
         Shape of the maps.
     n_outputs
         Size of the output.
-    max_norm
-        Bound on the Euclidean norm of the weights of each output, or None.
     """
 
-    def __init__(self, n_maps: int, n_times: int, n_outputs: int, max_norm: float | None = None) -> None:
+    def __init__(self, n_maps: int, n_times: int, n_outputs: int) -> None:
         super().__init__(n_maps * n_times, n_outputs)
         self.map_shape = (n_maps, n_times)
-        self.max_norm = max_norm
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (batch, n_maps, n_times) to (batch, n_outputs)."""
-        return functional.linear(maps.flatten(1), self._bounded_weight(), self.bias)  # maps * times in a row
+        return functional.linear(maps.flatten(1), self.weight, self.bias)  # maps * times in a row
 
     def forward_windows(self, maps: Tensor, n_windows: int | None = None) -> Tensor:
         """Map (batch, n_maps, n_times) to (batch, n_windows, n_outputs).
 
         `n_windows` parts the time axis into neighbouring windows as equal as can be; None takes each sample.
         """
-        weight = self._bounded_weight().unflatten(1, self.map_shape)  # outputs, maps, times
+        weight = self.weight.unflatten(1, self.map_shape)  # outputs, maps, times
         n_windows = min(n_windows or self.map_shape[1], self.map_shape[1])  # no window may be empty
         parts = zip(maps.tensor_split(n_windows, dim=2), weight.tensor_split(n_windows, dim=2), strict=True)
         return torch.stack(
@@ -71,13 +67,9 @@ class Readout(nn.Linear):
         `order` has the numbers of the values that belong to groups, one group after the other, and `sizes` says how
         many each has.
         """
-        values, weight = values[:, order], self._bounded_weight()[:, order]
+        values, weight = values[:, order], self.weight[:, order]
         parts = zip(values.split(sizes, dim=1), weight.split(sizes, dim=1), strict=True)
         return torch.stack([functional.linear(v, w, self.bias) for v, w in parts], dim=1)
-
-    def _bounded_weight(self) -> Tensor:
-        # Bounded at every use instead of after every step: the optimiser needs no hook, and autograd sees the bound.
-        return self.weight if self.max_norm is None else self.weight.renorm(2, 0, self.max_norm)
 
 
 class Projector(nn.Module):
@@ -151,7 +143,7 @@ class EEGProject(nn.Module):
         Axes of a trial.
     n_outputs
         Size of the output.
-    dropout, width, n_windows, residual
+    dropout, width, residual
         See `EEGProjectConfig`.
     """
 
@@ -164,7 +156,6 @@ class EEGProject(nn.Module):
         *,
         dropout: float,
         width: int | None,
-        n_windows: int,
         residual: str = "gelu",
     ) -> None:
         super().__init__()
@@ -173,7 +164,6 @@ class EEGProject(nn.Module):
         n_maps = math.prod(signal.shape) // n_times
         self.map_shape = (n_maps, n_times)
         self.dims = signal.dims
-        self.n_windows = n_windows
         self.projector = Projector(n_maps, n_times, n_outputs, dropout, width, residual)
         # Values of one region or network side by side, and how many each has.
         groups = list(dict.fromkeys(name for name in signal.networks if name)) if n_times == 1 else []
@@ -204,7 +194,7 @@ class EEGProject(nn.Module):
                     f"{', '.join(self.dims)} without names of regions; leave the local objective out."
                 )
             return self.projector.forward_groups(data, self.order, self.sizes)
-        return self.projector.forward_windows(data.reshape(data.shape[0], *self.map_shape), self.n_windows)
+        return self.projector.forward_windows(data.reshape(data.shape[0], *self.map_shape), _WINDOWS)
 
 
 class TSConvNetwork(nn.Module):
@@ -246,18 +236,6 @@ class TSConvNetwork(nn.Module):
         return self.projector.forward_windows(self.convolution(self.attention(data)))
 
 
-@runtime_checkable
-class Convolution(Protocol):
-    """Settings of the convolutions; `TSConvSettings` says what they are."""
-
-    n_maps: int
-    kernel: int
-    pool: int
-    stride: int
-    conv_dropout: float
-    scale_to_sfreq: bool
-
-
 class TSConv(nn.Module):
     """Temporal convolution and average pool, spatial convolution, 1 x 1 convolution.
 
@@ -271,17 +249,12 @@ class TSConv(nn.Module):
         Trials of channel x time.
     network
         Name in messages.
-    settings
-        See `TSConvSettings`; ``scale_to_sfreq`` stretches the three lengths from 250 Hz to the signal's rate.
     """
 
-    def __init__(self, signal: Signal, network: str, settings: Convolution) -> None:
+    def __init__(self, signal: Signal, network: str) -> None:
         super().__init__()
         n_channels, _ = read_axes(signal, network)
-        n_maps, lengths = settings.n_maps, [settings.kernel, settings.pool, settings.stride]
-        if settings.scale_to_sfreq:
-            lengths = [scale_length(length, signal, network, NICE_SFREQ) for length in lengths]
-        kernel, self.pool, self.stride = lengths
+        n_maps, kernel, self.pool, self.stride = 40, 25, 51, 5  # the lengths in samples
         self.n_windows = count_windows(
             signal, network, lambda n: (n - kernel + 1 - self.pool) // self.stride + 1
         )
@@ -290,7 +263,7 @@ class TSConv(nn.Module):
         self.temporal_norm = nn.BatchNorm2d(n_maps)
         self.spatial = nn.Conv2d(n_maps, n_maps, (n_channels, 1))
         self.spatial_norm = nn.BatchNorm2d(n_maps)
-        self.dropout = nn.Dropout(settings.conv_dropout)
+        self.dropout = nn.Dropout(0.5)
         self.mixing = nn.Conv2d(n_maps, n_maps, 1)  # the 1 x 1 convolution of NICE's patch embedding
 
     def forward(self, data: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ Wu et al. (2025), Uncertainty-aware Blur Prior, arXiv:2503.04207 (``base/eeg_bac
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +22,13 @@ from braindecode_vis.encoders.signal import Signal, read_axes
 
 if TYPE_CHECKING:
     from torch import nn
+
+#: The convolutions of NICE as settings of earlier versions, which ATM-S had too.
+CONVOLUTION = {
+    "n_maps": 40, "kernel": 25, "pool": 51, "stride": 5, "conv_dropout": 0.5, "scale_to_sfreq": False,
+}  # fmt: skip
+_ATTENTION_DROPOUT = 0.3  # around the attention
+_PROJECTOR_DROPOUT = 0.5  # in the residual block of the projector
 
 
 class EEGProjectConfig(Settings):
@@ -33,10 +41,6 @@ class EEGProjectConfig(Settings):
     width
         Size of the layers; None is the size of the target, as published. Another size adds a last linear layer
         (our choice).
-    n_windows
-        Number of neighbouring windows of time that get outputs of their own when an objective asks for local
-        ones; no parameters belong to them (our choice). Voxels and parcels without times have one for each region of
-        interest or network, whatever the number.
     residual
         The residual block: ``gelu`` as above, or ``silu``: linear, SiLU, dropout and linear without biases, as in
         LoRA-CLIP, where `dropout` is 0.1.
@@ -45,49 +49,23 @@ class EEGProjectConfig(Settings):
     kind: Literal["eegproject"] = "eegproject"
     dropout: float = Field(default=0.3, ge=0, lt=1)
     width: int | None = Field(default=None, ge=1)
-    n_windows: int = Field(default=5, ge=1)
     residual: Literal["gelu", "silu"] = "gelu"
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"residual"})
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_windows": 5}
 
     def build(self, signal: Signal, n_outputs: int) -> nn.Module:
         """Return the network for trials of any axes; see `signal` for its interface."""
         from braindecode_vis.encoders.tsconv import EEGProject
 
-        return EEGProject(
-            signal, n_outputs, dropout=self.dropout, width=self.width, n_windows=self.n_windows,
-            residual=self.residual,
-        )  # fmt: skip
+        return EEGProject(signal, n_outputs, dropout=self.dropout, width=self.width, residual=self.residual)
 
 
-class TSConvSettings(Settings):
-    """The convolutions: 1 x kernel, average pool, batch norm, ELU, channels x 1, batch norm, ELU, dropout, 1 x 1.
-
-    Parameters
-    ----------
-    n_maps
-        Feature maps of every convolution (40).
-    kernel, pool, stride
-        Length of the temporal kernels, and length and step of the average pool, in samples (25, 51 and 5 at
-        250 Hz).
-    conv_dropout
-        After the spatial convolution (0.5).
-    scale_to_sfreq
-        Stretch the three lengths from 250 Hz to the signal's rate. The papers keep them, at 200 Hz too.
-    """
-
-    n_maps: int = Field(default=40, ge=1)
-    kernel: int = Field(default=25, ge=1)
-    pool: int = Field(default=51, ge=1)
-    stride: int = Field(default=5, ge=1)
-    conv_dropout: float = Field(default=0.5, ge=0, lt=1)
-    scale_to_sfreq: bool = False
-
-
-class TSConvConfig(TSConvSettings):
+class TSConvConfig(Settings):
     """NICE, NICE-SA and NICE-GA.
 
-    The settings of the convolutions are those of `TSConvSettings`.
+    The convolutions have the published sizes: 40 maps, kernels of 25 samples, an average pool of 51 in steps of 5,
+    whatever the sampling rate (250 Hz in the papers, 200 Hz too).
 
     Parameters
     ----------
@@ -97,10 +75,6 @@ class TSConvConfig(TSConvSettings):
         released code neither does what the paper describes: the self-attention sums its weights to one and returns
         its input, and the graph holds the channels of the first trial of each batch only. Both are implemented here
         as described; that the published accuracies would hold is unverified.
-    attention_dropout
-        Dropout around the attention (0.3); unused by ``attention: none``.
-    projector_dropout
-        In the residual block of the projector (0.5).
     width
         Size of the projector. NICE has 768, the size of its target (CLIP ViT-L/14); None takes the size of the target.
         Another size adds a last linear layer (our choice).
@@ -111,10 +85,12 @@ class TSConvConfig(TSConvSettings):
 
     kind: Literal["tsconv"] = "tsconv"
     attention: Literal["none", "self", "graph"] = "none"
-    attention_dropout: float = Field(default=0.3, ge=0, lt=1)
-    projector_dropout: float = Field(default=0.5, ge=0, lt=1)
     width: int | None = Field(default=None, ge=1)
     initialisation: Literal["nice", "torch"] = "nice"
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        **CONVOLUTION, "attention_dropout": 0.3, "projector_dropout": 0.5,
+    }  # fmt: skip
 
     def build(self, signal: Signal, n_outputs: int) -> nn.Module:
         """Return the network; see `signal` for its interface.
@@ -138,11 +114,9 @@ class TSConvConfig(TSConvSettings):
         # Built in this order, the parts draw the same weights from a seed as they did when results were published.
         attention: nn.Module = nn.Identity()
         if self.attention == "self":
-            attention = ChannelSelfAttention(n_channels, n_times, self.attention_dropout)
+            attention = ChannelSelfAttention(n_channels, n_times, _ATTENTION_DROPOUT)
         elif self.attention == "graph":
-            attention = ChannelGraphAttention(n_times, self.attention_dropout)
-        convolution = TSConv(signal, "tsconv", self)
-        projector = Projector(
-            self.n_maps, convolution.n_windows, n_outputs, self.projector_dropout, self.width
-        )
+            attention = ChannelGraphAttention(n_times, _ATTENTION_DROPOUT)
+        convolution = TSConv(signal, "tsconv")
+        projector = Projector(*convolution.map_shape, n_outputs, _PROJECTOR_DROPOUT, self.width)
         return TSConvNetwork(attention, convolution, projector, as_nice=self.initialisation == "nice")

@@ -640,7 +640,7 @@ def _choose_regression(settings: Any, n_outputs: int, n_targets: int) -> str:
         return "network" if two_heads else "shared" if plain else "linear"
     if wanted == "network" and not two_heads:
         raise ConfigError(
-            f"encoder.regression_head is network, but {settings.network.kind} has no second head (heads: two); "
+            f"encoder.regression_head is network, but {settings.network.kind} has no second head; "
             "take shared or linear."
         )
     if wanted == "shared" and n_outputs != n_targets:

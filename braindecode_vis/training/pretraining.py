@@ -84,6 +84,7 @@ CHECKPOINT = "pretrain.safetensors"
 LOG = "log.jsonl"
 N_COMPONENTS = 32  # of the vectors of images, which tokens are matched with
 SHORT_PATCH = 8  # samples; the own variance of a shorter patch says too little to divide by
+_EMA = 0.996  # share of the copy of jepa that stays at the first step; Assran et al. start there
 #: Parts of a checkpoint that are not the encoder's.
 _BESIDE_ENCODER = (
     "best.",
@@ -161,8 +162,7 @@ def pretrain(
         advance(run.epoch)
         while run.epoch < config.n_epochs:
             run.train_epoch()
-            if run.epoch % config.checkpoint_every == 0 or run.epoch == config.n_epochs:
-                run.write_checkpoint()
+            run.write_checkpoint()
             advance(1)
     reached = run.describe_result()
     if not run.rank:
@@ -222,8 +222,8 @@ class Pretraining:
         # He et al. decay neither biases nor norms; tables of positions and parcels are spared as well.
         tables = [m.weight for m in self.model.modules() if isinstance(m, torch.nn.Embedding)]
         learning = [p for p in self.model.parameters() if p.requires_grad]
-        groups = split_decayed(learning, config.weight_decay, spared=tables)
-        self.optimiser: Any = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+        groups = split_decayed(learning, 0.05, spared=tables)
+        self.optimiser: Any = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
         self.wrapped: Any = self.model
         self.accelerator: Any = None
         if self.n_ranks > 1 or config.precision != "fp32":
@@ -263,10 +263,7 @@ class Pretraining:
             objectives=tuple(config.objectives),
             decoder_width=config.decoder_width,
             decoder_depth=config.decoder_depth,
-            decoder_heads=config.decoder_heads,
             normalisation=kind,
-            contrast_width=config.contrast_width,
-            temperature=config.temperature,
         )
 
     def _start_from_earlier(self) -> None:
@@ -359,7 +356,7 @@ class Pretraining:
                 for name, value in self.parts.items():
                     self.totals[name] += value * n
             # the teacher's share rises to 1 over the training, as in I-JEPA
-            self.model.follow(1 - (1 - config.ema) * (1 - step / n_steps))
+            self.model.follow(1 - (1 - _EMA) * (1 - step / n_steps))
             self.n_done = step - first + 1
             every = config.checkpoint_steps
             if every is not None and self.n_done % every == 0 and self.n_done < len(batches):
@@ -373,14 +370,14 @@ class Pretraining:
             )
 
         n_steps = config.n_epochs * len(batches)
-        n_warm = round(config.warmup * n_steps)
+        n_warm = round(0.05 * n_steps)
         self.model.train()
         scaled = self.accelerator is not None and self.accelerator.scaler is not None
         optimise(
             self.optimiser if scaled else getattr(self.optimiser, "optimizer", self.optimiser),
             [p for p in self.model.parameters() if p.requires_grad],
             range(first + self.n_done, first + len(batches)), compute_losses,
-            after=after, rate=lambda step: compute_warm_cosine(step, n_steps, n_warm), clip_norm=config.clip,
+            after=after, rate=lambda step: compute_warm_cosine(step, n_steps, n_warm), clip_norm=1.0,
             describe_failure=None if scaled else describe_failure, accelerator=self.accelerator,
         )  # fmt: skip
         self.epoch += 1
@@ -454,7 +451,8 @@ class Pretraining:
                 partner_ranks = self._draw_ranks(len(rows))
             guided: np.ndarray | None = None
             if self.seen is not None:
-                guided = (torch.rand(len(rows)) < config.guide_share).numpy() & ~np.isnan(self.seen[rows, 0])
+                torch.rand(len(rows))  # a draw of earlier versions, so that dropout draws what it drew then
+                guided = ~np.isnan(self.seen[rows, 0])
             counts, n_rows = None, len(rows)
             if self.n_ranks > 1:
                 # Masks are those of one process; dropout is drawn by each for itself.

@@ -10,6 +10,7 @@ arXiv:2408.00759 (text-guided masking).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -27,34 +28,29 @@ Objective = Literal["masked", "jepa", "run_contrast"]
 class ProbesConfig(Settings):
     """What is asked of the frozen encoder while it is pretrained; no probe changes a weight.
 
+    Which person a window is of: a linear classifier that is fitted on some runs of each person and tested on the
+    others, of held-out persons where at least two have two runs, of the training persons otherwise. Which network a
+    parcel belongs to, from its mean token: a linear classifier, tested on parcels it was not fitted on; left out where
+    the encoder is told the networks (`encoder.network_embedding`).
+
     Parameters
     ----------
     every
         Epochs between two looks; the last epoch is always looked at.
     n_windows
         Windows that are encoded for the first two probes, at most.
-    identity
-        Which person a window is of: a linear classifier that is fitted on some runs of each person and tested on the
-        others. Of held-out persons where at least two have two runs, of the training persons otherwise.
-    network
-        Which network a parcel belongs to, from its mean token: a linear classifier, tested on parcels it was not fitted
-        on. Left out where the encoder is told the networks (`encoder.network_embedding`).
     labelled
         A run folder or a configuration file with a small labelled set: ridge from the frozen features of its training
-        trials to the target of its configuration, and how often a training image that was left out is among the `top`
-        nearest of those. Its test trials are never read.
-    top
-        Number of nearest images.
+        trials to the target of its configuration, and how often a training image that was left out is among the
+        five nearest of those. Its test trials are never read.
     """
 
     every: int = Field(default=5, ge=1)
     n_windows: int = Field(default=1024, ge=16)
-    identity: bool = True
-    network: bool = True
     labelled: Path | None = None
-    top: int = Field(default=5, ge=1)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"labelled"})
+    removed_settings: ClassVar[Mapping[str, Any]] = {"identity": True, "network": True, "top": 5}
 
     @property
     def labelled_source(self) -> Path | None:
@@ -119,8 +115,6 @@ class PretrainConfig(Settings):
         the vector of the image, by ridge on the training trials, and those go whose prediction is most like it. Vectors
         are those of the run's ``target``, or of sentences about the images (``captions``). Training trials alone are
         looked at; trials of no known image, and the held-out error, keep masks by lot.
-    guide_share
-        Share of the trials of a batch that are guided; the others keep masks by lot.
     captions
         For ``guide: captions``: CSV file with the columns ``id`` and ``caption``.
     captions_digest
@@ -132,18 +126,14 @@ class PretrainConfig(Settings):
         What is predicted: ``patch``, each patch with its own mean and variance removed (He et al.), or ``parcel``,
         values standardised per parcel by the training trials; ``auto`` takes ``patch`` for patches of at least 8
         samples.
-    decoder_width, decoder_depth, decoder_heads
-        Size of the light decoder, which is not kept, and of the predictor of ``jepa``.
-    ema
-        Of ``jepa``: share of the copy that stays at the first step; it rises to 1 over the training, as in I-JEPA.
-    temperature, contrast_width
-        Of ``run_contrast``: what similarities are divided by, and size of the space that they are taken in.
+    decoder_width, decoder_depth
+        Size of the light decoder, which is not kept, and of the predictor of ``jepa``; both have four heads.
     n_epochs, batch_size
         Passes over the data, and trials per step.
-    learning_rate, warmup, betas, weight_decay, clip
-        AdamW with a linear rise over the first share `warmup` of the steps and a cosine fall to 0 (He et al.: betas
-        0.9 and 0.95, decay 0.05, 5 % of the epochs; the rate is ours); gradients are clipped at this norm. Biases,
-        norms and embeddings have no decay.
+    learning_rate
+        Of AdamW, with a linear rise over the first 5 % of the steps and a cosine fall to 0 (He et al.: betas 0.9 and
+        0.95, decay 0.05, 5 % of the epochs; the rate is ours); gradients are clipped at a norm of 1. Biases, norms and
+        embeddings have no decay.
     held_out
         Share of the groups of trials that only measures the error.
     hold_out_by
@@ -158,9 +148,9 @@ class PretrainConfig(Settings):
         ``fp32``, or mixed precision in ``bf16`` (GPU, and processors with AVX512-BF16 or AMX) or ``fp16`` (GPU).
     device
         Where it runs; ``auto`` takes a GPU if there is one.
-    checkpoint_every, checkpoint_steps
-        Epochs, and steps within an epoch, between checkpoints; the interrupted and the uninterrupted run give the same
-        weights.
+    checkpoint_steps
+        Steps within an epoch between checkpoints; each epoch ends with one anyway. The interrupted and the
+        uninterrupted run give the same weights.
     """
 
     encoder: ParcelsConfig = ParcelsConfig()
@@ -174,32 +164,21 @@ class PretrainConfig(Settings):
     mask: Literal["tokens", "parcels", "times", "mixed"] = "tokens"
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     guide: Literal["target", "captions"] | None = None
-    guide_share: float = Field(default=1.0, gt=0, le=1)
     captions: Path | None = None
     captions_digest: str | None = None
     sentence_encoder: Literal["minilm"] | Path = "minilm"
     normalisation: Literal["auto", "patch", "parcel"] = "auto"
     decoder_width: int = Field(default=128, ge=1)
     decoder_depth: int = Field(default=2, ge=1)
-    decoder_heads: int = Field(default=4, ge=1)
-    # Assran et al. start at 0.996.
-    ema: float = Field(default=0.996, ge=0, lt=1)
-    temperature: float = Field(default=0.1, gt=0)
-    contrast_width: int = Field(default=128, ge=1)
     n_epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=128, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
-    warmup: float = Field(default=0.05, ge=0, lt=1)
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(default=0.05, ge=0)
-    clip: float = Field(default=1.0, gt=0)
     held_out: float = Field(default=0.1, gt=0, lt=1)
     hold_out_by: Literal["stimulus", "run", "trial"] = "stimulus"
     keep: Literal["best", "last"] = "best"
     probes: ProbesConfig | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    checkpoint_every: int = Field(default=1, ge=1)
     checkpoint_steps: int | None = Field(default=None, ge=1)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset(
@@ -221,11 +200,15 @@ class PretrainConfig(Settings):
             "captions_digest",
         }
     )  # fmt: skip
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "guide_share": 1.0, "decoder_heads": 4, "ema": 0.996, "temperature": 0.1, "contrast_width": 128,
+        "warmup": 0.05, "betas": [0.9, 0.95], "weight_decay": 0.05, "clip": 1.0, "checkpoint_every": 1,
+    }  # fmt: skip
 
     @model_validator(mode="after")
     def _check_fit(self) -> PretrainConfig:
-        if self.decoder_width % self.decoder_heads:
-            raise ValueError("decoder_width must be a multiple of decoder_heads")
+        if self.decoder_width % 4:
+            raise ValueError("decoder_width must be a multiple of 4, the number of heads")
         if self.encoder.pretrained is not None or self.encoder.freeze_depth:
             raise ValueError(
                 "encoder.pretrained and encoder.freeze_depth are for the training that follows; pretrain.start_from "
@@ -240,13 +223,7 @@ class PretrainConfig(Settings):
         if "masked" not in self.objectives:
             self.refuse_unused("normalisation", because="masked is no objective")
         if set(self.objectives) == {"run_contrast"}:
-            self.refuse_unused(
-                "decoder_width", "decoder_depth", "decoder_heads", because="nothing hidden is predicted"
-            )
-        if "jepa" not in self.objectives:
-            self.refuse_unused("ema", because="jepa is no objective")
-        if "run_contrast" not in self.objectives:
-            self.refuse_unused("temperature", "contrast_width", because="run_contrast is no objective")
+            self.refuse_unused("decoder_width", "decoder_depth", because="nothing hidden is predicted")
         if set(self.objectives) == {"jepa"} and self.keep == "best":
             raise ValueError(
                 "the error of jepa is measured against targets that move with the training, so that no epoch can be "
@@ -256,8 +233,6 @@ class PretrainConfig(Settings):
 
     @model_validator(mode="after")
     def _check_guide(self) -> Self:
-        if self.guide is None:
-            self.refuse_unused("guide_share", because="guide names nothing that masks could follow")
         if self.guide != "captions":
             self.refuse_unused("captions", "sentence_encoder", because="guide is not captions")
         elif self.captions is None:

@@ -30,6 +30,9 @@ from braindecode_vis.base.devices import gather_rows, sum_processes
 from braindecode_vis.encoders.parcels import ParcelEncoder, PlaceEmbedding, TransformerBlock
 
 Normalisation = Literal["patch", "parcel"]
+_HEADS = 4  # of the decoder and of the predictor
+# Of run_contrast: what similarities are divided by, and size of the space that they are taken in.
+_TEMPERATURE, _CONTRAST_WIDTH = 0.1, 128
 PATCH_EPS = 1e-6  # as in the released code of He et al.
 RIDGE = (
     0.1  # of the fits that say what a token matches, per trial; values of a token have about unit variance
@@ -331,14 +334,12 @@ class SelfSupervised(nn.Module):
         Learns with the rest.
     objectives
         Of ``masked``, ``jepa`` and ``run_contrast``.
-    decoder_width, decoder_depth, decoder_heads
+    decoder_width, decoder_depth
         Size of the decoder and of the predictor.
     normalisation
         What the decoder predicts: ``patch``, the patch with its own mean and variance removed, or ``parcel``, the
         patch standardised by the parcel's training statistics (for patches of few samples, whose own variance says
         nothing).
-    contrast_width, temperature
-        Of ``run_contrast``.
     """
 
     def __init__(
@@ -348,19 +349,16 @@ class SelfSupervised(nn.Module):
         objectives: Collection[str] = ("masked",),
         decoder_width: int,
         decoder_depth: int,
-        decoder_heads: int,
         normalisation: Normalisation = "parcel",
-        contrast_width: int = 128,
-        temperature: float = 0.1,
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.normalisation, self.temperature = normalisation, temperature
+        self.normalisation = normalisation
         width = encoder.cls.shape[0]
 
         def make_predictor(n_outputs: int) -> TokenPredictor:
             return TokenPredictor(
-                encoder, width=decoder_width, depth=decoder_depth, n_heads=decoder_heads, n_outputs=n_outputs
+                encoder, width=decoder_width, depth=decoder_depth, n_heads=_HEADS, n_outputs=n_outputs
             )
 
         self.decoder = make_predictor(encoder.patch_times) if "masked" in objectives else None
@@ -370,7 +368,7 @@ class SelfSupervised(nn.Module):
             self.teacher = copy.deepcopy(encoder).requires_grad_(False)
         self.head: nn.Sequential | None = None
         if "run_contrast" in objectives:
-            self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, contrast_width))
+            self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, _CONTRAST_WIDTH))
 
     @property
     def written(self) -> ParcelEncoder:
@@ -445,7 +443,7 @@ class SelfSupervised(nn.Module):
                 kept=other_mask.seen,
             )  # fmt: skip
             pair = (self.head(pool(context, mask.seen)), self.head(pool(tokens, other_mask.seen)))
-            errors["run_contrast"] = contrast(*pair, person, self.temperature, counts)
+            errors["run_contrast"] = contrast(*pair, person, _TEMPERATURE, counts)
         return errors
 
     def make_latents(self, batch: PretrainingBatch) -> Tensor:

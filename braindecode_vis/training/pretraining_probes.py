@@ -142,23 +142,20 @@ def measure_probes(
     Returns
     -------
     dict
-        ``identity``, ``network`` and ``top5`` (or another k), each a share of right answers with its chance and the
+        ``identity``, ``network`` and ``top5``, each a share of right answers with its chance and the
         number of answers beside it.
     """
     learning = encoder.training
     encoder.eval()
     found: dict[str, Any] = {}
     try:
-        if config.identity or config.network:
-            rows, part = choose_rows(material, config.n_windows, seed)
-            features, parcels = encode(encoder, material, rows, batch_size)
-            if config.identity:
-                found |= probe_identity(features, material.person[rows], material.run[rows], seed)
-                found["identity_part"] = part
-            if config.network:
-                found |= _probe_network(encoder, parcels, material.signal.networks, seed)
+        rows, part = choose_rows(material, config.n_windows, seed)
+        features, parcels = encode(encoder, material, rows, batch_size)
+        found |= probe_identity(features, material.person[rows], material.run[rows], seed)
+        found["identity_part"] = part
+        found |= _probe_network(encoder, parcels, material.signal.networks, seed)
         if labelled is not None:
-            found |= probe_labelled(encoder, labelled, config.top, batch_size)
+            found |= probe_labelled(encoder, labelled, batch_size)
     finally:
         encoder.train(learning)
     return found
@@ -285,10 +282,8 @@ def _probe_network(
     return probe_network(parcels, np.asarray(networks), seed)
 
 
-def probe_labelled(
-    encoder: ParcelEncoder, labelled: LabelledSet, top: int, batch_size: int
-) -> dict[str, Any]:
-    """Return how often the image of a left-out trial is among the `top` nearest of those that were left out."""
+def probe_labelled(encoder: ParcelEncoder, labelled: LabelledSet, batch_size: int) -> dict[str, Any]:
+    """Return how often the image of a left-out trial is among the five nearest of those that were left out."""
     from sklearn.linear_model import RidgeCV
 
     device, features = encoder.cls.device, []
@@ -311,9 +306,7 @@ def probe_labelled(
     # Ties count against the answer.
     rank = (similarity >= own).sum(axis=1) - 1
     n = len(rank)
-    return {
-        f"top{top}": float((rank < top).mean()), f"top{top}_chance": min(1.0, top / n), f"top{top}_n": n
-    }  # fmt: skip
+    return {"top5": float((rank < 5).mean()), "top5_chance": min(1.0, 5 / n), "top5_n": n}
 
 
 def _classify(features: np.ndarray, labels: np.ndarray, asked: np.ndarray) -> np.ndarray:

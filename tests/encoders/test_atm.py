@@ -2,10 +2,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.encoders.atm import EncoderLayer, SubjectLinear, make_sinusoids
+from braindecode_vis.base.checks import DataError
+from braindecode_vis.encoders.atm import EncoderLayer, SubjectLinear
 from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
-from braindecode_vis.encoders.eegnet_config import EEGNetSettings
 from braindecode_vis.encoders.signal import Signal
 
 
@@ -48,7 +47,7 @@ def test_parameters_of_atm_e_at_the_published_size():
     assert count(network) == 444_500 + count(network.convolution) + 2_527_232
 
 
-@pytest.mark.parametrize("config", [AtmSConfig(), AtmEConfig(n_features=20)])
+@pytest.mark.parametrize("config", [AtmSConfig(), AtmEConfig()])
 def test_the_subject_token_is_dropped_and_no_channel(config):
     """The released code kept the subject token and lost the last channel: its slice was off by one."""
     signal = make_signal()
@@ -148,24 +147,13 @@ def test_joint_adds_one_embedding_per_further_subject():
     assert count(joint) - count(common) == 9 * (250 * 250 + 250)
 
 
-def test_position_codes():
-    code = make_sinusoids(5, 7)  # an odd number of features
-    for position in range(5):
-        for feature in range(7):
-            rate = 10_000 ** (-(feature - feature % 2) / 7)
-            wave = torch.cos if feature % 2 else torch.sin
-            assert float(code[position, feature]) == pytest.approx(
-                float(wave(torch.tensor(position * rate))), abs=1e-5
-            )
+def test_attention_does_not_know_the_order_of_channels():
     signal = make_signal()
     data, subject = make_batch(signal)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    for position, follows in (("none", True), ("sinusoidal", False), ("learned", False)):
-        network = AtmSConfig(position=position).build(signal, 8).eval()
-        swapped = network.attend(data[:, order], subject)
-        equal = torch.allclose(swapped, network.attend(data, subject)[:, order], atol=1e-5)
-        assert equal is follows  # without a code, attention does not know the order of channels
-    assert "position" not in AtmSConfig(position="sinusoidal").build(signal, 8).state_dict()
+    network = AtmSConfig().build(signal, 8).eval()
+    swapped = network.attend(data[:, order], subject)
+    torch.testing.assert_close(swapped, network.attend(data, subject)[:, order], atol=1e-5, rtol=1e-4)
 
 
 def test_encoder_layer_equals_its_formula():
@@ -192,7 +180,7 @@ def test_dropout_is_where_the_paper_has_it():
 
 def test_windows_of_atm_e_are_those_of_its_maps():
     signal = make_signal()
-    network = AtmEConfig(n_features=20).build(signal, 8).eval()
+    network = AtmEConfig().build(signal, 8).eval()
     data, subject = make_batch(signal)
     tokens = network.forward_tokens(data, subject)
     maps = network.convolution.maps(network.attend(data, subject))
@@ -203,16 +191,8 @@ def test_windows_of_atm_e_are_those_of_its_maps():
     torch.testing.assert_close(tokens[:, 1], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_defaults_of_atm_e_are_those_of_the_released_script():
-    convolution = AtmEConfig().convolution
-    assert convolution == EEGNetSettings(n_filters=8, depth_multiplier=20, kernel=4, scale_to_sfreq=False)
-    assert convolution.dropout == 0.25
-
-
 def test_bad_input_says_what_is_needed():
     with pytest.raises(DataError, match="atm_s needs trials of at least 75 samples"):
         AtmSConfig().build(make_signal(6, 74), 8)
     with pytest.raises(DataError, match="atm_e needs trials of at least"):
         AtmEConfig().build(make_signal(6, 8), 8)
-    with pytest.raises(ConfigError, match="n_heads is 91"):
-        AtmSConfig(n_heads=91).build(make_signal(), 8)

@@ -224,8 +224,9 @@ def test_misuse_is_told_in_words(tmp_path, monkeypatch):
         LdaConfig().build(seed=0).decision(responses)
     with pytest.raises(ConfigError, match="at least one candidate"):
         LogisticConfig(c=()).build(seed=0)
+    monkeypatch.setattr(categories, "_MAX_ITER", 1)
     with pytest.raises(ConfigError, match="did not converge in 1 steps"):
-        LogisticConfig(c=(100.0,), max_iter=1).build(seed=0).fit(responses, labels)
+        LogisticConfig(c=(100.0,)).build(seed=0).fit(responses, labels)
     decoder = LdaConfig().build(seed=0).fit(responses, labels)
     fewer = Responses(responses.data[:, :2], responses.dims, responses.trials, "V")
     with pytest.raises(DataError, match="fitted on 24 features, but these responses have 16"):

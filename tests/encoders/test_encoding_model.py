@@ -77,7 +77,7 @@ def test_each_response_takes_the_space_that_drives_it():
     spaces = {"a": make_space(20, 0, "a"), "b": make_space(90, 1, "b")}
     measured = np.concatenate([respond(spaces["a"], 6, 2, 0.5), respond(spaces["b"], 6, 3, 0.1)], axis=1)
     found = {
-        combine: fit_encoding(spaces, measured, config=EncodingModelConfig(combine=combine, n_weightings=4))
+        combine: fit_encoding(spaces, measured, config=EncodingModelConfig(combine=combine))
         for combine in ("best", "joint", "banded")
     }
     assert found["best"].shares.argmax(axis=1).tolist() == [0] * 6 + [1] * 6
@@ -94,8 +94,8 @@ def test_each_response_takes_the_space_that_drives_it():
 
 
 def test_weightings_sum_to_one():
-    drawn = list_weightings(3, EncodingModelConfig(combine="banded", n_weightings=5), 0)
-    assert drawn.shape == (9, 3)
+    drawn = list_weightings(3, EncodingModelConfig(combine="banded"), 0)
+    assert drawn.shape == (24, 3)
     np.testing.assert_allclose(drawn.sum(axis=1), 1)
     assert list_weightings(1, EncodingModelConfig(combine="banded"), 0).shape == (1, 1)
 

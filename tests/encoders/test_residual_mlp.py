@@ -43,7 +43,7 @@ def test_forward_is_the_formula():
 
 
 def test_biases_have_no_weight_decay_and_everything_else_the_optimisers():
-    network = ResidualMlpConfig(hidden=8, n_blocks=1, heads="two", projector_hidden=6).build(make_signal(), 5)
+    network = ResidualMlpConfig(hidden=8, n_blocks=1, heads="two").build(make_signal(), 5)
     (group,) = network.parameter_groups()
     assert group["weight_decay"] == 0.0
     spared = {id(p) for p in group["params"]}
@@ -57,7 +57,7 @@ def test_parcels_with_times_are_flattened():
 
 
 def test_the_projector_works_on_each_token():
-    config = ResidualMlpConfig(hidden=8, heads="two", n_tokens=3, projector_hidden=6)
+    config = ResidualMlpConfig(hidden=8, heads="two", n_tokens=3)
     network = config.build(make_signal(), 12, 15).eval()
     contrast, regression = network.forward_heads(data := torch.randn(3, 20), NOBODY)
     assert (contrast.shape, regression.shape) == ((3, 12), (3, 15))

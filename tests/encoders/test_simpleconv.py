@@ -9,7 +9,6 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.encoders.simpleconv import (
     AffineOverTime,
-    AttentionOverTime,
     SpatialAttention,
     SubjectLayer,
     compute_fourier_code,
@@ -53,13 +52,12 @@ def count(module):
 
 
 @pytest.mark.parametrize("cls", [SimpleConvConfig, SimpleConvTimeAggConfig, SimpleConvImageConfig])
-@pytest.mark.parametrize("aggregation", ["mean", "affine", "attention"])
-def test_every_variant_gives_one_vector_per_trial_and_learns(cls, aggregation):
+def test_every_variant_gives_one_vector_per_trial_and_learns(cls):
     signal = make_signal()
     sizes = {} if cls is SimpleConvConfig else {"backbone_outputs": 10}
     if cls is SimpleConvImageConfig:
         sizes["head_hidden"] = 9
-    network = cls(**TINY, **sizes, time_aggregation=aggregation).build(signal, 7)
+    network = cls(**TINY, **sizes).build(signal, 7)
     data, subject = make_batch(signal)
     out = network(data, subject)
     assert out.shape == (5, 7)
@@ -144,7 +142,7 @@ def test_positions_are_stretched_to_the_unit_square():
 
 def test_sensors_in_the_disc_are_left_out_in_training_only():
     places = scale_positions(project_positions(make_signal(40).ch_pos))
-    attention = SpatialAttention(places, 5, 4, 0.2, 0.3)
+    attention = SpatialAttention(places, 5, 4, 0.3)
     data = torch.randn(2, 40, 9)
     attention.eval()
     assert torch.equal(attention(data), attention(data))
@@ -167,7 +165,7 @@ def test_sensors_in_the_disc_are_left_out_in_training_only():
 
 
 def test_a_disc_over_every_sensor_bans_none():
-    attention = SpatialAttention(np.full((3, 2), 0.5), 2, 3, 0.2, 0.9)
+    attention = SpatialAttention(np.full((3, 2), 0.5), 2, 3, 0.9)
     for _ in range(5):
         assert torch.isfinite(attention(torch.randn(1, 3, 4))).all()
 
@@ -219,16 +217,10 @@ def test_a_single_subject_and_an_unknown_one_share_the_matrix():
     assert torch.equal(network(data, known), network(data, unknown))
 
 
-def test_aggregations_equal_plain_formulas():
+def test_the_affine_aggregation_equals_its_formula():
     series = torch.randn(2, 3, 5)
     affine = AffineOverTime(5)
     torch.testing.assert_close(affine(series), series @ affine.linear.weight[0] + affine.linear.bias)
-    attention = AttentionOverTime(3, 7)
-    for row in range(2):
-        scores = torch.stack(
-            [attention.score(attention.hidden(series[row, :, t]).tanh())[0] for t in range(5)]
-        )
-        torch.testing.assert_close(attention(series)[row], series[row] @ scores.softmax(0))
 
 
 def test_two_heads_are_two_outputs_of_one_pass():
@@ -251,11 +243,11 @@ def test_missing_positions_name_the_alternative_which_works():
 
 
 def test_settings_that_do_not_fit_are_refused():
-    with pytest.raises(ValidationError, match="2 \\* k"):
-        SimpleConvConfig(position_features=2000)
     with pytest.raises(ValidationError, match="backbone_outputs"):
-        SimpleConvConfig(heads="two")
-    with pytest.raises(ConfigError, match="heads=two"):
+        SimpleConvImageConfig(backbone_outputs=None)
+    with pytest.raises(ValidationError, match="position_dims was removed: it is always 2, not 3"):
+        SimpleConvConfig(position_dims=3)
+    with pytest.raises(ConfigError, match="kind=simpleconv_image"):
         SimpleConvConfig(**TINY).build(make_signal(), 4, 4)
     with pytest.raises(DataError, match="channel"):
         SimpleConvConfig(**TINY).build(Signal(("voxel",), (30,), ("01",)), 4)

@@ -5,7 +5,7 @@ from torch.nn import functional
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.encoders.tsconv import ChannelGraphAttention, ChannelSelfAttention, TSConv
-from braindecode_vis.encoders.tsconv_config import EEGProjectConfig, TSConvConfig, TSConvSettings
+from braindecode_vis.encoders.tsconv_config import EEGProjectConfig, TSConvConfig
 
 SUBJECT = torch.zeros(4, dtype=torch.int64)
 
@@ -47,15 +47,14 @@ def test_flattened_size_follows_the_formula(n_times, n_features):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("kernel, pool, stride", [(25, 51, 5), (24, 51, 7), (1, 1, 1), (5, 3, 20)])
-def test_fused_pool_equals_the_layers_one_by_one(training, kernel, pool, stride):
+def test_fused_pool_equals_the_layers_one_by_one(training):
     """The convolution and the average pool are one convolution; outputs and gradients must be those of the two."""
-    config = TSConvSettings(kernel=kernel, pool=pool, stride=stride, conv_dropout=0.0)
-    layers = TSConv(make_signal(7, 131), "tsconv", config).double().train(training)
+    layers = TSConv(make_signal(7, 131), "tsconv").double().train(training)
+    layers.dropout.p = 0.0
     randomise_statistics(layers)
     data = torch.randn(4, 7, 131, dtype=torch.float64, requires_grad=True)
 
-    maps = functional.avg_pool2d(layers.temporal(data.unsqueeze(1)), (1, pool), (1, stride))
+    maps = functional.avg_pool2d(layers.temporal(data.unsqueeze(1)), (1, 51), (1, 5))
     maps = functional.elu(layers.temporal_norm(maps))
     maps = functional.elu(layers.spatial_norm(layers.spatial(maps)))
     expected = layers.mixing(maps).squeeze(2)
@@ -141,14 +140,6 @@ def test_windows_are_those_of_the_pool():
     kept = torch.zeros_like(maps)
     kept[..., 2] = maps[..., 2]
     torch.testing.assert_close(tokens[:, 2], network.projector(kept), atol=1e-5, rtol=1e-4)
-
-
-def test_scaled_lengths_span_the_same_time():
-    network = TSConvConfig(scale_to_sfreq=True).build(make_signal(5, 500, sfreq=500.0), 6)
-    convolution = network.convolution
-    assert (convolution.temporal.kernel_size[1], convolution.pool, convolution.stride) == (50, 102, 10)
-    with pytest.raises(DataError, match="scale_to_sfreq"):
-        TSConvConfig(scale_to_sfreq=True).build(make_signal(5, 500, sfreq=None), 6)
 
 
 def test_bad_signals_say_what_is_needed():

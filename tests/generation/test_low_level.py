@@ -93,7 +93,7 @@ def test_the_published_sizes():
 @pytest.mark.parametrize("dims", [("channel", "time"), ("voxel",), ("parcel", "time")])
 def test_any_size_of_latents_and_trials(side, dims):
     shape = (40,) if len(dims) == 1 else (5, 30)
-    config = LatentDecoderConfig(widest=16, last_width=8, time_features=4, trunk_features=20)
+    config = LatentDecoderConfig()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = config.build(Signal(dims, shape, ("1", "2")), 4 * side * side)
@@ -117,7 +117,7 @@ def test_the_network_learns_a_map_by_the_mean_absolute_error():
     subject = torch.zeros(128, dtype=torch.long)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = LatentDecoderConfig(widest=16, last_width=8, time_features=8)
+        config = LatentDecoderConfig()
         network = config.build(Signal(("channel", "time"), (4, 20), ("1",)), 4 * 64)
         optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=1e-4)
         for _ in range(50):

@@ -259,7 +259,7 @@ def test_a_network_is_adapted_to_a_new_subject_of_the_common_space():
         pick(responses, "test", "c"),
     )
     config = make_config(
-        network={"kind": "residual_mlp", "hidden": 32, "n_blocks": 1, "input_dropout": 0},
+        network={"kind": "residual_mlp", "hidden": 32, "n_blocks": 1},
         subject_alignment={"kind": "hyperalignment", "n_components": 8}, epochs=15,
     )  # fmt: skip
     encoder = config.build(seed=0).fit(others, targets.select(list(others.stimulus_ids)))

@@ -98,7 +98,7 @@ def test_a_guided_run_repeats_and_differs_from_one_by_lot(tmp_path):
     first = run(GUIDED, responses, guide, tmp_path / "a")
     assert run(GUIDED, responses, guide, tmp_path / "b") == first
     assert run(change(n_epochs=1, mask_ratio=0.5), responses, None, tmp_path / "c") != first
-    assert CONFIG.hashed_fields() == change(guide_share=1.0).hashed_fields()
+    assert CONFIG.hashed_fields() == change(guide=None).hashed_fields()
     assert "guide" not in CONFIG.hashed_fields()
 
 
@@ -125,7 +125,6 @@ def test_trials_without_a_vector_keep_masks_by_lot(tmp_path):
 
 def test_bad_settings_are_refused(tmp_path):
     for fields, words in (
-        ({"guide_share": 0.5}, "guide names nothing"),
         ({"captions": "captions.csv"}, "guide is not captions"),
         ({"guide": "captions"}, "no file says them"),
         ({"guide": "target", "mask": "mixed"}, "set mask to one"),
@@ -138,7 +137,7 @@ def test_bad_settings_are_refused(tmp_path):
         with pytest.raises(ValidationError, match=words):
             change(
                 **{
-                    **({"decoder_width": 128, "decoder_depth": 2, "decoder_heads": 4, "held_out": 0.1}),
+                    **({"decoder_width": 128, "decoder_depth": 2, "held_out": 0.1}),
                     **fields,
                 }
             )

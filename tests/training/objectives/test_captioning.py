@@ -227,20 +227,16 @@ def configure(path, objective=None, **settings):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("network", [{"kind": "eegproject", "width": 12}, {"kind": "tsconv"}])
+SMALL_CONV = {
+    "kind": "simpleconv", "merger": "linear", "hidden": 8, "n_virtual_channels": 6, "initial_channels": 6, "depth": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("network", [{"kind": "eegproject", "width": 12}, SMALL_CONV])
 def test_a_fitted_encoder_writes_captions_of_trials(tmp_path, network, monkeypatch):
     """Also one whose network has no local outputs; read from its files, it writes the same."""
     names = write_bank(tmp_path / "captions.csv")
     responses, targets = make_task(noise=0.1)
-    if network["kind"] == "tsconv":
-        network |= {
-            "n_maps": 8,
-            "kernel": 3,
-            "pool": 4,
-            "stride": 3,
-            "conv_dropout": 0,
-            "scale_to_sfreq": False,
-        }
     encoder = configure(tmp_path / "captions.csv", network=network).build(seed=0).fit(responses, targets)
     captions = encoder.describe(responses)
     right = [
