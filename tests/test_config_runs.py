@@ -21,6 +21,9 @@ from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.datasets.corpus.corpus_config import CorpusConfig
 from braindecode_vis.datasets.haxby_slices import CATEGORIES
 from braindecode_vis.datasets.manifests import find_package_data, read_manifest
+from braindecode_vis.generation.captions_config import GitCaptionsConfig
+from braindecode_vis.generation.priors.diffusion_config import DiffusionPriorConfig
+from braindecode_vis.generation.priors.joint_config import DiffusionPriorObjectiveConfig
 from braindecode_vis.parts.analyses.analyze import analyze
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.parts.foundation.corpus.growing import add_sources
@@ -105,26 +108,31 @@ TINY = {
     },
     "sd_ip_adapter": lambda own: {
         "weights": str(write_tiny("sd") / "sd"), "ip_adapter": str(write_tiny("sd") / "adapter.safetensors"),
-        "image_size": 16, "n_tokens": 257,
+        "image_size": 16,
     },
     "token_unclip": lambda own: {
         "weights": str(write_tiny("tokens") / "tokens"), "image_size": 16,
         "refine": {**own["refine"], "weights": str(write_tiny("sdxl") / "sdxl"), "steps": 2},
     },
     "window_reconstructions": lambda own: {"step": 0.5, "images": 4, "shown": 2},
-    "git": lambda own: {"captioner": str(write_tiny("git") / "git"), "max_new_tokens": 4},
+    "git": lambda own: {"captioner": str(write_tiny("git") / "git")},
     "vae": lambda own: {
         "weights": "random", "image_size": 64,
         "model_args": {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4},
     },
     "diffusion": lambda own: {
-        "widths": [16, 8], "time_features": 8, "candidates": 16, "min_steps": 1, "depth": 1,
+        "widths": [16, 8], "time_features": 8, "candidates": 16, "min_steps": 1,
     },
-    "diffusion_prior": lambda own: {"depth": 1, "heads": 2, "head_width": 4},
     "growing_window": lambda own: {"step": 0.5},
     "ridge": lambda own: {"alphas": own["alphas"][:2], "n_features": [20, None] if own.get("n_features") else None},
     "logistic": lambda own: {"c": own["c"][:1], "windows": own["windows"][:1]},
 }  # fmt: skip
+# Constants of recipes that are made small too.
+CONSTANTS = {
+    GitCaptionsConfig: {"max_new_tokens": 4},
+    DiffusionPriorConfig: {"depth": 1},
+    DiffusionPriorObjectiveConfig: {"depth": 1, "heads": 2, "head_width": 4},
+}
 # Twins of a configuration that stays: of another number of folds or sessions, another subject's or another modality's.
 SLOW = (
     "bold5000_ridge",  # phantom_bold_wave reads the same files
@@ -312,7 +320,10 @@ def mark(path):
 
 
 @pytest.mark.parametrize("path", [mark(path) for path in SHIPPED])
-def test_a_shipped_configuration_runs_from_raw_files_to_report(path, files, tmp_path):
+def test_a_shipped_configuration_runs_from_raw_files_to_report(path, files, tmp_path, monkeypatch):
+    for cls, constants in CONSTANTS.items():
+        for name, value in constants.items():
+            monkeypatch.setattr(cls, name, value)
     kind = yaml.safe_load(path.read_text())["dataset"]["kind"]
     root, shared = files(kind)
     config = shrink(path, root)

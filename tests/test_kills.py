@@ -30,13 +30,12 @@ FEW = [
 NETWORK = "encoder={kind: network, epochs: 6, batch_size: 16, checkpoint_seconds: 0, out_of_fold: 2}"
 PRIOR = (
     "prior={kind: diffusion, widths: [16, 8], time_features: 16, timesteps: 20, epochs: 1, min_steps: 60, "
-    "warmup_steps: 5, steps: 5, checkpoint_every: 10}"
+    "warmup_steps: 5, steps: 5}"
 )
-REFINER = "generator={kind: refiner, steps: 10, n_networks: 2, width: 4}"
+REFINER = "generator={kind: refiner, steps: 10}"
 TOY_GENERATOR = {
-    "image_size": 16, "n_latent_channels": 2, "autoencoder_width": 4, "autoencoder_steps": 20, "perceptual_weight": 0,
-    "denoiser_width": 8, "fine_width": 8, "condition_width": 8, "n_blocks": 1, "n_fine_blocks": 1, "denoiser_steps": 40,
-    "warmup": 2, "n_images": 40, "checkpoint_every": 10, "device": "cpu",
+    "image_size": 16, "autoencoder_steps": 20, "denoiser_steps": 40, "denoiser_batch": 16, "n_images": 40,
+    "device": "cpu",
 }  # fmt: skip
 
 

@@ -382,7 +382,7 @@ def test_captions_responses_and_ceilings_are_switches_of_the_run(tmp_path):
         "evaluation.noise_ceiling=ncsnr",
         "reconstruction.n_draws=2",
         f"reconstruction.captions=[{{kind: coca, bank: {tmp_path / 'bank.csv'}, epochs: 6, width: 16, depth: 2, "
-        "heads: 2, n_queries: 2, learning_rate: 1.0e-2, batch_size: 16, device: cpu}]",
+        "n_queries: 2, learning_rate: 1.0e-2, batch_size: 16, device: cpu}]",
     ]  # fmt: skip
     rows = pipeline.run_all(make_run(tmp_path / "run", *overrides))
     assert 0.2 < find(rows, "rouge1@coca")["value"] <= 1

@@ -124,7 +124,7 @@ class Settings(BaseModel):
         found: dict[str, Any] = {}
         for one in reversed(cls.__mro__):
             found |= vars(one).get("removed_settings", {})
-        return {name: value for name, value in found.items() if name not in cls.model_fields}
+        return {name: _plain(value) for name, value in found.items() if name not in cls.model_fields}
 
     @classmethod
     def _drop_removed(cls, content: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class Settings(BaseModel):
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain values that enter the fingerprint, nested settings included."""
         unhashed = self.not_hashed | self.hashed_if_set
-        fields = {name: _plain(value) for name, value in self.list_removed().items() if name not in unhashed}
+        fields = {name: value for name, value in self.list_removed().items() if name not in unhashed}
         for name in type(self).model_fields:
             value = getattr(self, name)
             if name in self.not_hashed:

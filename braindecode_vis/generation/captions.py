@@ -556,7 +556,6 @@ def fit_coca(config: CocaCaptionsConfig, data: GeneratorData, *, seed: int) -> C
     device = find_device(config)
     with seeded(derive_seed(seed, "coca captions")):
         network = networks.CaptionNetwork(sizes, rebuilds=config.masked > 0).to(device)
-    noise = config.noise if config.learns_from == "images" else 0.0
     weights = {name: getattr(config, name) for name in ("contrastive", "captioning", "masked")}
 
     def compute_loss(batch: np.ndarray, rng: np.random.Generator) -> Any:
@@ -568,8 +567,6 @@ def fit_coca(config: CocaCaptionsConfig, data: GeneratorData, *, seed: int) -> C
         rows = vectors[batch]
         if gap is not None:
             rows = ((gap.disturb(rows, rng) - mean) * scale).astype(np.float32)
-        if noise:
-            rows = rows + noise * rng.standard_normal(rows.shape, dtype=np.float32)
         same = (words[:, None] == words[None]).all(axis=-1)
         terms = network.compute_losses(
             torch.from_numpy(rows).to(device),

@@ -15,6 +15,7 @@ arXiv:2211.09778 (noise on embeddings while a decoder learns).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -109,10 +110,6 @@ class GitCaptionsConfig(Settings):
         Folder of a GIT; None takes ``microsoft/git-large-coco``, which needs `allow_download` unless it was fetched.
     allow_download
         Fetch that GIT from the hub, unless it is on this machine. Given with the call, never by a file.
-    max_new_tokens, n_beams
-        Length and search of captions.
-    epochs, batch_size, learning_rate
-        Training of the projector.
     device
         Where it runs.
     """
@@ -122,12 +119,22 @@ class GitCaptionsConfig(Settings):
     kind: Literal["git"] = "git"
     captioner: Path | None = None
     allow_download: bool = False
-    max_new_tokens: int = Field(default=25, ge=1)
-    n_beams: int = Field(default=1, ge=1)
-    epochs: int = Field(default=30, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
     device: Device = "auto"
+
+    #: Length and search of captions.
+    max_new_tokens: ClassVar[int] = 25
+    n_beams: ClassVar[int] = 1
+    #: Training of the projector.
+    epochs: ClassVar[int] = 30
+    batch_size: ClassVar[int] = 32
+    learning_rate: ClassVar[float] = 1e-3
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "max_new_tokens": max_new_tokens,
+        "n_beams": n_beams,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"captioner", "allow_download", "device"})
     needs_predictions: ClassVar[bool] = False
@@ -180,17 +187,22 @@ class MinilmCaptionsConfig(_Banked):
     ----------
     weights
         Folder of a sentence encoder; None takes all-MiniLM-L6-v2 where it is installed.
-    epochs, batch_size, learning_rate
-        Training of the map.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("transformers",)
 
     kind: Literal["minilm"] = "minilm"
     weights: Path | None = None
-    epochs: int = Field(default=30, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+
+    #: Training of the map.
+    epochs: ClassVar[int] = 30
+    batch_size: ClassVar[int] = 32
+    learning_rate: ClassVar[float] = 1e-3
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
 
     not_hashed: ClassVar[frozenset[str]] = _Banked.not_hashed | {"weights"}
     reads_draws: ClassVar[bool] = True
@@ -230,25 +242,16 @@ class CocaCaptionsConfig(_Banked):
     texts
         CSV file with the columns ``id`` and ``caption``, of further texts that ``texts`` learns from, of no image of
         the run.
-    width, depth, heads
-        Of the transformer; half of its layers read words alone, the others look at the embedding too.
+    width, depth
+        Of the transformer of 4 heads; half of its layers read words alone, the others look at the embedding too.
     n_queries
         Vectors that the embedding is pooled into for the decoder (CoCa: 256, of the tokens of a whole image).
-    max_words
-        Longest caption, words and signs; what is longer is cut in training.
-    contrastive, captioning
-        Weights of the two terms (CoCa: 1, 2).
     masked
         Weight of SyCoCa's text-guided masked image modelling (there 1), for targets with patches: the half of the
         patches that is most similar to the caption is hidden, and rebuilt from the others and the words. 0 leaves it
         out. It shapes the maps of patches and words, and has no part in decoding.
-    noise
-        Standard deviation of Gaussian noise on the embeddings of images while the decoder learns, in units of their
-        own: predictions are less sure than they (CLOSE).
-    epochs, batch_size, learning_rate, weight_decay
-        Training by AdamW, a cosine with a tenth of warm-up.
-    dropout
-        In the transformer.
+    epochs, batch_size, learning_rate
+        Training by AdamW with a decay of 0.01, a cosine with a tenth of warm-up.
     """
 
     kind: Literal["coca"] = "coca"
@@ -257,18 +260,30 @@ class CocaCaptionsConfig(_Banked):
     texts: Path | None = None
     width: int = Field(default=256, ge=8)
     depth: int = Field(default=4, ge=2)
-    heads: int = Field(default=4, ge=1)
     n_queries: int = Field(default=16, ge=1)
-    max_words: int = Field(default=24, ge=1)
-    contrastive: float = Field(default=1.0, ge=0)
-    captioning: float = Field(default=2.0, gt=0)
     masked: float = Field(default=0.0, ge=0)
-    noise: float = Field(default=0.0, ge=0)
     epochs: int = Field(default=30, ge=1)
     batch_size: int = Field(default=128, ge=2)
     learning_rate: float = Field(default=5e-4, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    heads: ClassVar[int] = 4
+    weight_decay: ClassVar[float] = 0.01
+    #: Longest caption, words and signs; what is longer is cut in training.
+    max_words: ClassVar[int] = 24
+    #: Weights of the two terms (CoCa: 1, 2).
+    contrastive: ClassVar[float] = 1.0
+    captioning: ClassVar[float] = 2.0
+    #: Of the transformer.
+    dropout: ClassVar[float] = 0.1
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "heads": heads,
+        "weight_decay": weight_decay,
+        "max_words": max_words,
+        "contrastive": contrastive,
+        "captioning": captioning,
+        "noise": 0.0,
+        "dropout": dropout,
+    }
 
     not_hashed: ClassVar[frozenset[str]] = _Banked.not_hashed | {"texts"}
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"gap"})
@@ -277,12 +292,10 @@ class CocaCaptionsConfig(_Banked):
     def _check_used(self) -> Self:
         if self.width % self.heads:
             raise ValueError(
-                f"width {self.width} does not part into {self.heads} heads; make it a multiple of heads"
+                f"width {self.width} does not part into {self.heads} heads; make it a multiple of {self.heads}"
             )
         if self.learns_from == "predictions":
-            self.refuse_unused("noise", "gap", because="predictions have errors of their own")
-        elif self.correction is not None:
-            self.refuse_unused("noise", because="gap.noise says which noise there is")
+            self.refuse_unused("gap", because="predictions have errors of their own")
         if self.learns_from != "texts":
             self.refuse_unused("texts", because=f"learns_from is {self.learns_from}")
         else:

@@ -49,9 +49,6 @@ class HubOptions:
     device: str = "auto"
     precision: str = "auto"
     offload: str = "none"
-    vae_slicing: bool = False
-    vae_tiling: bool = False
-    attention_slicing: bool = False
 
     @property
     def torch_device(self) -> str:
@@ -344,7 +341,7 @@ class HubGenerator:
         raise ConfigError(
             f"{size} image(s) of the generator {self.kind!r} at once do not fit into the memory "
             f"({str(error).strip().splitlines()[0][:100]}); set generator.batch_size to auto or less, "
-            "generator.vae_slicing=true, or generator.offload to model or sequential."
+            "or generator.offload to model or sequential."
         ) from error
 
     def _check_images(self, images: np.ndarray, ids: np.ndarray, start: int) -> None:
@@ -555,18 +552,16 @@ class StableUnclip:
         The pipeline.
     options
         Steps, guidance and arithmetic.
-    noise_level
-        Noise on the embedding, a step of the pipeline's own schedule.
     prompt
         Text that leads the image besides the embedding.
     """
 
     absent_image = None
 
-    def __init__(self, folder: Path, options: HubOptions, *, noise_level: int, prompt: str) -> None:
+    def __init__(self, folder: Path, options: HubOptions, *, prompt: str) -> None:
         from diffusers import StableUnCLIPImg2ImgPipeline
 
-        self.options, self.noise_level, self.prompt = options, noise_level, prompt
+        self.options, self.prompt = options, prompt
         self.pipeline = load_pipeline(StableUnCLIPImg2ImgPipeline.from_pretrained, folder, options)
         place(self.pipeline, options)
 
@@ -583,8 +578,8 @@ class StableUnclip:
         return pipeline(
             prompt=batch.prompts or [self.prompt] * len(batch.conditions),
             image_embeds=torch.from_numpy(batch.conditions).to(self.options.torch_device, pipeline.unet.dtype),
-            noise_level=self.noise_level, num_inference_steps=self.options.steps,
-            guidance_scale=self.options.guidance, height=side, width=side, generator=batch.generators,
+            noise_level=0, num_inference_steps=self.options.steps, guidance_scale=self.options.guidance,
+            height=side, width=side, generator=batch.generators,
             output_type="np",
         ).images  # fmt: skip
 
@@ -708,7 +703,7 @@ def load_pipeline(make: Callable[..., Any], folder: Path, options: HubOptions, *
 
 
 def place(loaded: Any, options: HubOptions) -> Any:
-    """Return a pipeline or network of diffusers on its device, with what saves memory turned on.
+    """Return a pipeline or network of diffusers on its device, or with the offload that was asked for.
 
     Parameters
     ----------
@@ -722,14 +717,6 @@ def place(loaded: Any, options: HubOptions) -> Any:
     ConfigError
         If it has no part that an option speaks of, or nothing that it could be moved from.
     """
-    vae = getattr(loaded, "vae", loaded if hasattr(loaded, "enable_slicing") else None)
-    for asked, method in ((options.vae_slicing, "enable_slicing"), (options.vae_tiling, "enable_tiling")):
-        if asked and hasattr(vae, method):
-            getattr(vae, method)()
-    if options.attention_slicing and hasattr(loaded, "enable_attention_slicing"):
-        loaded.enable_attention_slicing()
-    elif options.attention_slicing and hasattr(loaded, "set_attention_slice"):
-        loaded.set_attention_slice("auto")
     device = options.torch_device
     if options.offload == "none":
         return loaded.to(device)
@@ -863,9 +850,8 @@ def choose_batch_size(pipeline: Any, options: HubOptions) -> int:
     import torch
 
     side = options.image_size or 768
-    # The decoder's widest feature map at full resolution, 256 channels, four times; one image of it where it is sliced.
-    wide = 4 * 256 * side**2 * torch.finfo(options.torch_dtype).bits / 8
-    each = wide / 8 if options.vae_slicing else wide
+    # The decoder's widest feature map at full resolution, 256 channels, four times.
+    each = 4 * 256 * side**2 * torch.finfo(options.torch_dtype).bits / 8
     if options.torch_device == "cuda":
         free = float(torch.cuda.mem_get_info()[0])
     else:

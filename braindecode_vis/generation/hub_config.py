@@ -15,11 +15,12 @@ al. (2023), arXiv:2310.19812; Ozcelik and VanRullen (2023), Brain-Diffuser, arXi
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.consent import may_download
@@ -65,10 +66,6 @@ class HubConfig(Settings):
     offload
         Networks wait in the CPU's memory for their turn on the GPU: ``model`` moves whole networks, ``sequential``
         every layer, which needs least memory and most time.
-    vae_slicing, attention_slicing
-        The autoencoder decodes one image after the other; attention is computed in two halves.
-    vae_tiling
-        The autoencoder decodes large images in overlapping parts, whose seams change pixels a little.
     """
 
     packages: ClassVar[tuple[str, ...]] = (
@@ -87,9 +84,12 @@ class HubConfig(Settings):
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 4
     device: Literal["auto", "cpu", "cuda"] = "auto"
     offload: Literal["none", "model", "sequential"] = "none"
-    vae_slicing: bool = False
-    vae_tiling: bool = False
-    attention_slicing: bool = False
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "vae_slicing": False,
+        "attention_slicing": False,
+        "vae_tiling": False,
+    }
 
     repository: ClassVar[str] = ""
     supports_initial: ClassVar[bool] = False
@@ -98,20 +98,10 @@ class HubConfig(Settings):
     text_spaces: ClassVar[tuple[str, ...]] = ()
     #: Parts that the published index lists and that are not fetched, since nothing reads them.
     unused_parts: ClassVar[frozenset[str]] = frozenset()
-    #: What of its networks can be computed in parts.
-    slices: ClassVar[frozenset[str]] = frozenset({"vae_slicing", "vae_tiling", "attention_slicing"})
     not_hashed: ClassVar[frozenset[str]] = frozenset({
         "weights", "allow_download", "batch_size", "device", "offload", "vae_slicing", "attention_slicing",
     })  # fmt: skip
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"vae_tiling"})
-
-    @model_validator(mode="after")
-    def _check_slices(self) -> Self:
-        for name in ("vae_slicing", "vae_tiling", "attention_slicing"):
-            if getattr(self, name) and name not in self.slices:
-                kind = type(self).model_fields["kind"].default
-                raise ValueError(f"the networks of the generator {kind} have no {name}; leave it out")
-        return self
 
     @property
     def needs_texts(self) -> bool:
@@ -149,9 +139,8 @@ class HubConfig(Settings):
         from braindecode_vis.generation.hub import HubOptions
 
         return HubOptions(
-            self.steps, self.guidance, self.image_size, self.device, self.precision, self.offload,
-            self.vae_slicing, self.vae_tiling, self.attention_slicing,
-        )  # fmt: skip
+            self.steps, self.guidance, self.image_size, self.device, self.precision, self.offload
+        )
 
     def load(self) -> Any:
         """Return the pipeline on its device."""
@@ -196,8 +185,6 @@ class AdaptedConfig(HubConfig):
     supports_initial: ClassVar[bool] = True
     supports_prompts: ClassVar[bool] = True
     adapter_file: ClassVar[str] = ""
-    # The adapter brings an attention of its own, which knows no slices.
-    slices: ClassVar[frozenset[str]] = frozenset({"vae_slicing", "vae_tiling"})
     not_hashed: ClassVar[frozenset[str]] = HubConfig.not_hashed | {"ip_adapter"}
 
     def check_files(self) -> None:
@@ -278,13 +265,10 @@ class SdAdapterConfig(AdaptedConfig):
     text_scale
         Weight of the cross-attention to the text. The adapter was trained with `scale` and this at 1: 1.2 and 0.8 mix
         image and text as 0.6 and 0.4 at the same sum. Not tried with published weights.
-    n_tokens
-        Length of the sequence of an image's tokens, which cannot be told from the adapter.
     """
 
     kind: Literal["sd_ip_adapter"] = "sd_ip_adapter"
     text_scale: float = Field(default=1.0, ge=0)
-    n_tokens: int = Field(default=257, ge=1)
     condition_spaces: tuple[str, ...] = (
         "openclip/ViT-H-14/*/layer=-2/tokens/raw/*",
         "openclip/ViT-H-14/*/layer=30/tokens/raw/*",
@@ -293,6 +277,10 @@ class SdAdapterConfig(AdaptedConfig):
     steps: int = Field(default=50, ge=1)
     guidance: float = Field(default=7.5, ge=0)
     image_size: int | None = Field(default=512, ge=8, multiple_of=8)
+
+    #: Length of the sequence of an image's tokens, of the published adapter.
+    n_tokens: ClassVar[int] = 257
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_tokens": n_tokens}
 
     repository: ClassVar[str] = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     adapter_file: ClassVar[str] = SD_ADAPTER_FILE
@@ -324,14 +312,10 @@ class VersatileDiffusionConfig(HubConfig):
     ----------
     text_share
         Of the attention to the text, the rest being that to the image; 0 takes no text.
-    n_tokens, n_text_tokens
-        Lengths of the sequences, which cannot be told from the weights.
     """
 
     kind: Literal["versatile_diffusion"] = "versatile_diffusion"
     text_share: float = Field(default=0.4, ge=0, le=1)
-    n_tokens: int = Field(default=257, ge=1)
-    n_text_tokens: int = Field(default=77, ge=1)
     condition_spaces: tuple[str, ...] = (
         "openclip/ViT-L-14-quickgelu/*/output/tokens-projected/class-unit/*",
         "transformers/clip/*/output/tokens-projected/class-unit/*",
@@ -339,6 +323,11 @@ class VersatileDiffusionConfig(HubConfig):
     steps: int = Field(default=50, ge=1)
     guidance: float = Field(default=7.5, ge=0)
     image_size: int | None = Field(default=512, ge=8, multiple_of=8)
+
+    #: Lengths of the sequences of the published weights.
+    n_tokens: ClassVar[int] = 257
+    n_text_tokens: ClassVar[int] = 77
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_tokens": n_tokens, "n_text_tokens": n_text_tokens}
 
     repository: ClassVar[str] = "shi-labs/versatile-diffusion"
     unused_parts: ClassVar[frozenset[str]] = frozenset({
@@ -375,15 +364,11 @@ class UnclipConfig(HubConfig):
 
     Parameters
     ----------
-    noise_level
-        Noise on the embedding, as a step of the pipeline's own schedule: decoded embeddings are less sure than those of
-        images, and the network was trained with the level as an input.
     prompt
         Text that leads the image besides the embedding.
     """
 
     kind: Literal["unclip"] = "unclip"
-    noise_level: int = Field(default=0, ge=0, lt=1000)
     prompt: str = ""
     condition_spaces: tuple[str, ...] = (
         "openclip/ViT-H-14/*/output/own/raw/*",
@@ -393,6 +378,8 @@ class UnclipConfig(HubConfig):
     steps: int = Field(default=20, ge=1)
     guidance: float = Field(default=10.0, ge=0)
 
+    removed_settings: ClassVar[Mapping[str, Any]] = {"noise_level": 0}
+
     repository: ClassVar[str] = "stabilityai/stable-diffusion-2-1-unclip"
     supports_prompts: ClassVar[bool] = True
 
@@ -400,9 +387,7 @@ class UnclipConfig(HubConfig):
         """Return the pipeline."""
         from braindecode_vis.generation.hub import StableUnclip
 
-        return StableUnclip(
-            self.find_folder(), self.options, noise_level=self.noise_level, prompt=self.prompt
-        )
+        return StableUnclip(self.find_folder(), self.options, prompt=self.prompt)
 
 
 class KandinskyConfig(HubConfig):
@@ -421,7 +406,6 @@ class KandinskyConfig(HubConfig):
     image_size: int | None = Field(default=512, ge=64, multiple_of=64)
 
     repository: ClassVar[str] = "kandinsky-community/kandinsky-2-2-decoder"
-    slices: ClassVar[frozenset[str]] = frozenset({"attention_slicing"})  # its autoencoder is another one
     supports_initial: ClassVar[bool] = True
 
     def load(self) -> Any:

@@ -7,11 +7,11 @@ that out-of-fold predictions of the training trials reach the best structural si
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
-from typing import Annotated, Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError
@@ -22,9 +22,6 @@ from braindecode_vis.generation.generator_data import GeneratorData
 
 SMALLEST_SSIM = 11  # pixels, the window of the metric at a deviation of 1.5
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Gain = Annotated[float, Field(gt=0)]
-
 
 class LatentsConfig(Settings):
     """Invert the target space; only spaces with an inverse are accepted.
@@ -33,22 +30,25 @@ class LatentsConfig(Settings):
     ----------
     contrast
         ``none`` leaves the decoded grey values; ``ssim`` chooses threshold and gain on training trials.
-    thresholds, gains
-        Candidates: a grey value v in 0..1 becomes ``clip((v - threshold) * gain, 0, 1)``.
     """
 
     kind: Literal["latents"] = "latents"
     contrast: Literal["none", "ssim"] = "none"
-    thresholds: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (
-        0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4,
-    )  # fmt: skip
-    gains: Annotated[tuple[Gain, ...], Field(min_length=1)] = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 
-    @model_validator(mode="after")
-    def _check_used(self) -> Self:
-        if self.contrast == "none":
-            self.refuse_unused("thresholds", "gains", because="contrast none leaves grey values as they are")
-        return self
+    #: Candidates: a grey value v in 0..1 becomes ``clip((v - threshold) * gain, 0, 1)``.
+    thresholds: ClassVar[tuple[float, ...]] = (
+        0.0,
+        0.05,
+        0.1,
+        0.15,
+        0.2,
+        0.25,
+        0.3,
+        0.35,
+        0.4,
+    )
+    gains: ClassVar[tuple[float, ...]] = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+    removed_settings: ClassVar[Mapping[str, Any]] = {"thresholds": thresholds, "gains": gains}
 
     @property
     def needs_predictions(self) -> bool:

@@ -6,6 +6,7 @@ but what the phantom shows. Train on other stimuli with ``braindecode-vis train-
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -117,73 +118,83 @@ class GeneratorTrainingConfig(Settings):
         Phantom images to draw; without meaning for a user's own stimuli.
     image_size
         Height and width of the images in pixels, a multiple of 16.
-    n_latent_channels
-        Channels of a latent.
-    autoencoder_width
-        Channels of the autoencoder at a quarter of the resolution, a multiple of 4; twice as many at an eighth.
     autoencoder_steps, autoencoder_batch, autoencoder_lr
         Optimisation of the autoencoder with AdamW.
-    autoencoder_images
-        The autoencoder sees at most so many of the images, the first ones.
-    perceptual_weight, perceptual_share
-        Weight of the perceptual loss, and share of a batch on which it is computed.
-    latent_noise
-        Deviation of the noise on the latents (which have unit variance) while the autoencoder is trained.
-    denoiser_width
-        Channels of the denoiser's maps at half the latent's resolution, a multiple of 8.
-    fine_width, condition_width, n_blocks, n_fine_blocks
-        As in `Denoiser`.
     denoiser_steps, denoiser_batch, denoiser_lr
         Optimisation of the denoiser with AdamW.
-    ema_decay
-        Decay per step of the averaged weights, which are the ones that are kept.
-    n_components
-        Principal components of the embedding that the denoiser is conditioned on.
-    certain_conditions, condition_dropout
-        Shares of the images whose embedding is given as it is, and not at all (arXiv:2207.12598), drawn image by
-        image; the others are given with noise, see `braindecode_vis.generation.conditioning`.
-    time_bias
-        Toward how much noise the denoiser leans as it learns; larger is more. See
-        `braindecode_vis.generation.priors.sampling.draw_times`.
-    weight_decay, warmup
-        Of AdamW; steps of linear warm-up before the cosine decay of the learning rate.
-    checkpoint_every
-        Steps between checkpoints and lines of the log.
-    autoencoder_precision, denoiser_precision
-        ``bfloat16`` is faster on GPUs and on processors that multiply in it (AMX), and far slower on others.
+    denoiser_precision
+        Arithmetic of the denoiser; the autoencoder computes in float32. ``bfloat16`` is faster on GPUs and on
+        processors that multiply in it (AMX), and far slower on others.
     device
         Where it runs.
     """
 
     n_images: int = Field(default=102_400, ge=1)
     image_size: int = Field(default=64, ge=16, multiple_of=16)
-    n_latent_channels: int = Field(default=8, ge=1)
-    autoencoder_width: int = Field(default=48, ge=4, multiple_of=4)
     autoencoder_steps: int = Field(default=20_000, ge=1)
     autoencoder_batch: int = Field(default=16, ge=2)
     autoencoder_lr: float = Field(default=2e-3, gt=0)
-    perceptual_weight: float = Field(default=1.0, ge=0)
-    autoencoder_images: int = Field(default=40_960, ge=2)
-    perceptual_share: float = Field(default=0.5, gt=0, le=1)
-    latent_noise: float = Field(default=0.1, ge=0)
-    denoiser_width: int = Field(default=224, ge=8, multiple_of=8)
-    fine_width: int = Field(default=96, ge=8, multiple_of=8)
-    condition_width: int = Field(default=384, ge=8)
-    n_blocks: int = Field(default=3, ge=1)
-    n_fine_blocks: int = Field(default=3, ge=0)
     denoiser_steps: int = Field(default=20_000, ge=1)
     denoiser_batch: int = Field(default=128, ge=2)
     denoiser_lr: float = Field(default=1.2e-3, gt=0)
-    ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    n_components: int = Field(default=256, ge=1)
-    certain_conditions: float = Field(default=0.75, ge=0, le=1)
-    condition_dropout: float = Field(default=0.1, ge=0, lt=1)
-    time_bias: float = Field(default=0.5, ge=-5, le=5)
-    weight_decay: float = Field(default=0.01, ge=0)
-    warmup: int = Field(default=200, ge=0)
-    checkpoint_every: int = Field(default=500, ge=1)
-    autoencoder_precision: Literal["float32", "bfloat16"] = "float32"
     denoiser_precision: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    #: Channels of a latent.
+    n_latent_channels: ClassVar[int] = 8
+    #: Channels of the autoencoder at a quarter of the resolution, a multiple of 4; twice as many at an eighth.
+    autoencoder_width: ClassVar[int] = 48
+    #: The autoencoder sees at most so many of the images, the first ones.
+    autoencoder_images: ClassVar[int] = 40_960
+    #: Weight of the perceptual loss, and share of a batch on which it is computed.
+    perceptual_weight: ClassVar[float] = 1.0
+    perceptual_share: ClassVar[float] = 0.5
+    #: Deviation of the noise on the latents (which have unit variance) while the autoencoder is trained.
+    latent_noise: ClassVar[float] = 0.1
+    #: Channels of the denoiser's maps at half the latent's resolution, a multiple of 8.
+    denoiser_width: ClassVar[int] = 224
+    #: As in `Denoiser`.
+    fine_width: ClassVar[int] = 96
+    condition_width: ClassVar[int] = 384
+    n_blocks: ClassVar[int] = 3
+    n_fine_blocks: ClassVar[int] = 3
+    #: Decay per step of the averaged weights, which are the ones that are kept.
+    ema_decay: ClassVar[float] = 0.999
+    #: Principal components of the embedding that the denoiser is conditioned on.
+    n_components: ClassVar[int] = 256
+    #: Shares of the images whose embedding is given as it is, and not at all (arXiv:2207.12598), drawn image by
+    #: image; the others are given with noise, see `braindecode_vis.generation.conditioning`.
+    certain_conditions: ClassVar[float] = 0.75
+    condition_dropout: ClassVar[float] = 0.1
+    #: Toward how much noise the denoiser leans as it learns; larger is more. See
+    #: `braindecode_vis.generation.priors.sampling.draw_times`.
+    time_bias: ClassVar[float] = 0.5
+    #: Of AdamW; steps of linear warm-up before the cosine decay of the learning rate.
+    weight_decay: ClassVar[float] = 0.01
+    warmup: ClassVar[int] = 200
+    #: Steps between checkpoints and lines of the log.
+    checkpoint_every: ClassVar[int] = 500
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "autoencoder_precision": "float32",
+        "n_latent_channels": n_latent_channels,
+        "autoencoder_width": autoencoder_width,
+        "autoencoder_images": autoencoder_images,
+        "perceptual_weight": perceptual_weight,
+        "perceptual_share": perceptual_share,
+        "latent_noise": latent_noise,
+        "denoiser_width": denoiser_width,
+        "fine_width": fine_width,
+        "condition_width": condition_width,
+        "n_blocks": n_blocks,
+        "n_fine_blocks": n_fine_blocks,
+        "ema_decay": ema_decay,
+        "n_components": n_components,
+        "certain_conditions": certain_conditions,
+        "condition_dropout": condition_dropout,
+        "time_bias": time_bias,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "checkpoint_every": checkpoint_every,
+    }
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "device"})

@@ -137,7 +137,7 @@ class PerceptualLoss(nn.Module):
 
 def compute_autoencoder_loss(
     autoencoder: Autoencoder,
-    perceptual: PerceptualLoss | None,
+    perceptual: PerceptualLoss,
     images: torch.Tensor,
     noise: torch.Tensor,
     *,
@@ -157,10 +157,8 @@ def compute_autoencoder_loss(
     """
     decoded = autoencoder.decode(autoencoder.encode(images) + noise)
     loss = F.l1_loss(decoded, images) + F.mse_loss(decoded, images)
-    if perceptual is not None and perceptual_weight > 0:
-        n = max(1, round(perceptual_share * len(images)))
-        loss = loss + perceptual_weight * perceptual(decoded[:n], images[:n])
-    return loss
+    n = max(1, round(perceptual_share * len(images)))
+    return loss + perceptual_weight * perceptual(decoded[:n], images[:n])
 
 
 def reconstruct_images(autoencoder: Autoencoder, images: np.ndarray) -> np.ndarray:

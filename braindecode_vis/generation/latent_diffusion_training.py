@@ -181,9 +181,7 @@ class GeneratorTraining:
 
         config, device = self.config, self.device
         autoencoder = self._initialise(0).to(device, memory_format=torch.channels_last)
-        perceptual = None
-        if config.perceptual_weight > 0:
-            perceptual = PerceptualLoss(load_network(find_packaged_weights())).to(device)
+        perceptual = PerceptualLoss(load_network(find_packaged_weights())).to(device)
         side = config.image_size // DOWNSAMPLING
         n_images = min(config.autoencoder_images, len(self.pairs))
 
@@ -194,11 +192,10 @@ class GeneratorTraining:
             shape = (len(rows), config.n_latent_channels, side, side)
             noise = torch.randn(shape, generator=generator).to(device)
             images = images.contiguous(memory_format=torch.channels_last)  # the layout of the weights
-            with autocast(device, getattr(torch, config.autoencoder_precision)):
-                return compute_autoencoder_loss(
-                    network, perceptual, images, config.latent_noise * noise,
-                    perceptual_weight=config.perceptual_weight, perceptual_share=config.perceptual_share,
-                )  # fmt: skip
+            return compute_autoencoder_loss(
+                network, perceptual, images, config.latent_noise * noise,
+                perceptual_weight=config.perceptual_weight, perceptual_share=config.perceptual_share,
+            )  # fmt: skip
 
         steps, lr = config.autoencoder_steps, config.autoencoder_lr
         return self._optimise(autoencoder, compute_loss, "autoencoder", steps, lr, n_images)

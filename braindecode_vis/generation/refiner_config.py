@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,30 +20,36 @@ class RefinerConfig(Settings):
 
     Parameters
     ----------
-    structure_weight
-        Share of the structural dissimilarity in the loss; the rest is ten times the squared error.
-    deformation
-        Strength of the random deformations of the training images. At 1 the linear map departs from the identity by
-        0.07, the shift and the smooth displacement by 3.6 and 4.3 percent of half the side (standard deviations).
-    width
-        Channels of the network at full resolution.
-    steps, batch_size, learning_rate
+    steps
         Training of each network, with AdamW and one cycle of the learning rate.
-    n_networks
-        Networks from different seeds whose images are averaged.
-    seed
-        Of weights, deformations and simulated predictions.
     """
 
     kind: Literal["refiner"] = "refiner"
-    structure_weight: float = Field(default=0.9, ge=0, le=1)
-    deformation: float = Field(default=1.0, ge=0)
-    width: int = Field(default=8, ge=2, multiple_of=2)
     steps: int = Field(default=600, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0)
-    n_networks: int = Field(default=3, ge=1)
-    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    batch_size: ClassVar[int] = 32
+    learning_rate: ClassVar[float] = 3e-3
+    #: Share of the structural dissimilarity in the loss; the rest is ten times the squared error.
+    structure_weight: ClassVar[float] = 0.9
+    #: Strength of the random deformations of the training images. At 1 the linear map departs from the identity
+    #: by 0.07, the shift and the smooth displacement by 3.6 and 4.3 percent of half the side (standard
+    #: deviations).
+    deformation: ClassVar[float] = 1.0
+    #: Channels of the network at full resolution.
+    width: ClassVar[int] = 8
+    #: Networks from different seeds whose images are averaged.
+    n_networks: ClassVar[int] = 3
+    #: Of weights, deformations and simulated predictions.
+    seed: ClassVar[int] = 0
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "structure_weight": structure_weight,
+        "deformation": deformation,
+        "width": width,
+        "n_networks": n_networks,
+        "seed": seed,
+    }
 
     needs_predictions: ClassVar[bool] = True
 

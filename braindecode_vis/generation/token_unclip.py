@@ -19,12 +19,13 @@ Scotti et al. (2024), MindEye2, arXiv:2403.11207; Podell et al. (2023), SDXL, ar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.settings import Settings
@@ -45,6 +46,10 @@ NOT_WANTED = (
     "anatomy, bad proportions, extra limbs, cloned face, skinny, glitchy, double torso, extra arms, extra hands, "
     "mangled fingers, missing lips, ugly face, distorted face, extra legs, anime"
 )
+#: Strength of the shift of the starting noise, one number per image for all channels.
+OFFSET_NOISE = 0.04
+#: Side in pixels that the network is to take its training image to have had.
+ORIGINAL_SIZE = 768
 
 
 class RefineConfig(Settings):
@@ -57,33 +62,30 @@ class RefineConfig(Settings):
     ----------
     weights
         Folder of an SDXL in the format of diffusers; MindEye2 takes zavychromaxl_v30, which is published as one file.
-    steps, strength, guidance
-        Denoising steps, the share that is run, and the scale of guidance.
-    prompt, negative_prompt
-        Text where trials have none of their own, and what guidance leads away from.
-    start_size
-        Side that images are reduced to first, pixels; None leaves them.
+    steps, guidance
+        Denoising steps, of which half are run, and the scale of guidance.
+    prompt
+        Text where trials have none of their own.
     """
 
     weights: Path | None = None
-    steps: int = Field(default=25, ge=1)
-    strength: float = Field(default=0.5, gt=0, le=1)
+    steps: int = Field(default=25, ge=2)
     guidance: float = Field(default=5.0, ge=0)
     prompt: str = ""
-    negative_prompt: str = NOT_WANTED
-    start_size: int | None = Field(default=256, ge=8)
+
+    #: Share of the steps that is run.
+    strength: ClassVar[float] = 0.5
+    #: What guidance leads away from.
+    negative_prompt: ClassVar[str] = NOT_WANTED
+    #: Side that images are reduced to first, pixels.
+    start_size: ClassVar[int] = 256
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "strength": strength,
+        "negative_prompt": negative_prompt,
+        "start_size": start_size,
+    }
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights"})
-
-    @model_validator(mode="after")
-    def _check_strength(self) -> Self:
-        if int(self.steps * self.strength) < 1:
-            raise ValueError(
-                f"strength {self.strength:g} of {self.steps} steps leaves no step to run; raise one of them"
-            )
-        if self.guidance <= 1:
-            self.refuse_unused("negative_prompt", because="guidance of 1 or less leads away from nothing")
-        return self
 
     def find_folder(self) -> Path:
         """Return the folder of the SDXL."""
@@ -106,37 +108,33 @@ class RefineConfig(Settings):
 class TokenUnclipConfig(HubConfig):
     """SDXL unCLIP on 256 tokens of OpenCLIP ViT-bigG/14 (1664 values each, after the last norm, not projected).
 
-    Steps and guidance are as remembered from MindEye2's configuration (unverified); the three settings below are those
-    of its sampling function. `token_unclip` says what the folder must hold. No revision or hash of the published
-    checkpoint is known here, so none is pinned: note which one was converted.
+    Steps and guidance are as remembered from MindEye2's configuration (unverified); the noise that guidance leads away
+    from, the shift of the starting noise and the brightness are those of its sampling function. `token_unclip` says
+    what the folder must hold. No revision or hash of the published checkpoint is known here, so none is pinned: note
+    which one was converted.
 
     Parameters
     ----------
-    n_tokens
-        Length of the sequence that the network was trained with; it cannot be told from the weights.
-    unconditional
-        What guidance leads away from: tokens of Gaussian ``noise``, as in MindEye2, or ``zeros``.
-    offset_noise
-        Strength of a constant per image and channel-free shift of the starting noise.
-    brightness
-        ``mindeye2`` shows the decoder's values v in -1..1 as 0.8 v + 0.2, ``plain`` as 0.5 v + 0.5.
-    original_size
-        Side that the network is to take its training image to have had.
     refine
         A second pass by SDXL, led by a text of each trial; none by default.
     """
 
     kind: Literal["token_unclip"] = "token_unclip"
-    n_tokens: int = Field(default=256, ge=1)
-    unconditional: Literal["noise", "zeros"] = "noise"
-    offset_noise: float = Field(default=0.04, ge=0)
-    brightness: Literal["mindeye2", "plain"] = "mindeye2"
-    original_size: int = Field(default=768, ge=1)
     refine: RefineConfig | None = None
     condition_spaces: tuple[str, ...] = ("openclip/ViT-bigG-14/*/output/patches/raw/*",)
     steps: int = Field(default=38, ge=1)
     guidance: float = Field(default=5.0, ge=0)
     image_size: int | None = Field(default=768, ge=8, multiple_of=8)
+
+    #: Length of the sequence that MindEye2's network was trained with.
+    n_tokens: ClassVar[int] = 256
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "n_tokens": n_tokens,
+        "unconditional": "noise",
+        "offset_noise": OFFSET_NOISE,
+        "brightness": "mindeye2",
+        "original_size": ORIGINAL_SIZE,
+    }
 
     supports_initial: ClassVar[bool] = True
     hashed_if_set: ClassVar[frozenset[str]] = HubConfig.hashed_if_set | {"refine"}
@@ -155,19 +153,9 @@ class TokenUnclipConfig(HubConfig):
             f"images refined by SDXL, {run} of {self.refine.steps} steps at guidance {self.refine.guidance:g}"
         ]
 
-    @model_validator(mode="after")
-    def _check_used(self) -> Self:
-        if self.guidance <= 1:
-            self.refuse_unused("unconditional", because="guidance of 1 or less leads away from nothing")
-        return self
-
     def load(self) -> Any:
         """Return networks and scheduler."""
-        return TokenUnclip(
-            self.find_folder(), self.options, n_tokens=self.n_tokens, unconditional=self.unconditional,
-            offset_noise=self.offset_noise, brightness=self.brightness, original_size=self.original_size,
-            refine=self.refine,
-        )  # fmt: skip
+        return TokenUnclip(self.find_folder(), self.options, n_tokens=self.n_tokens, refine=self.refine)
 
 
 class TokenUnclip:
@@ -179,7 +167,7 @@ class TokenUnclip:
         Laid out as the module says.
     options
         Steps, guidance and arithmetic.
-    n_tokens, unconditional, offset_noise, brightness, original_size, refine
+    n_tokens, refine
         As in `TokenUnclipConfig`.
 
     Raises
@@ -196,16 +184,11 @@ class TokenUnclip:
         options: HubOptions,
         *,
         n_tokens: int,
-        unconditional: str,
-        offset_noise: float,
-        brightness: str,
-        original_size: int,
         refine: RefineConfig | None = None,
     ) -> None:
         import diffusers
 
-        self.options, self.n_tokens, self.original_size = options, n_tokens, original_size
-        self.unconditional, self.offset_noise, self.brightness = unconditional, offset_noise, brightness
+        self.options, self.n_tokens = options, n_tokens
         for part in ("unet", "vae", "scheduler"):
             if not (folder / part).is_dir():
                 raise DataError(
@@ -242,8 +225,8 @@ class TokenUnclip:
             latents = self._draw_latents(batch)
             scaled = latents / self.vae.config.scaling_factor
             values = self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
-        gain, shift = (0.8, 0.2) if self.brightness == "mindeye2" else (0.5, 0.5)
-        images = (values * gain + shift).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        # Brighter than the 0.5 v + 0.5 of diffusers, as MindEye2 shows its images.
+        images = (values * 0.8 + 0.2).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return images if self.refiner is None else self.refiner.draw(images, batch)
 
     def _draw_latents(self, batch: HubBatch) -> Any:
@@ -258,13 +241,11 @@ class TokenUnclip:
         size = options.image_size or 768
         side = size // 2 ** (len(self.vae.config.block_out_channels) - 1)  # of a latent
         shape = (n, int(unet.config.in_channels), side, side)
-        # Every tensor is drawn in this order whether it is used or not, so that settings share their noise.
         noise = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
         shift = randn_tensor((n, 1, 1, 1), generator=generators, device=device, dtype=torch.float32)
-        noise = noise + self.offset_noise * shift
+        noise = noise + OFFSET_NOISE * shift
+        # What guidance leads away from; drawn without guidance too, so that both share their noise.
         absent = randn_tensor(tuple(tokens.shape), generator=generators, device=device, dtype=torch.float32)
-        if self.unconditional == "zeros":
-            absent = torch.zeros_like(absent)
         start = None
         if batch.initial is not None:
             start = self._encode_initial(resize_initial(batch.initial, size))
@@ -273,9 +254,7 @@ class TokenUnclip:
         about_size = None
         if unet.config.addition_embed_type is not None:
             # No text, and four numbers per image: height and width, top and left of the crop.
-            sizes = torch.tensor(
-                [[self.original_size, self.original_size, 0, 0]] * len(context), device=device
-            )
+            sizes = torch.tensor([[ORIGINAL_SIZE, ORIGINAL_SIZE, 0, 0]] * len(context), device=device)
             text = torch.zeros(len(context), 0, device=device, dtype=dtype)
             about_size = {"text_embeds": text, "time_ids": sizes.to(dtype)}
 
@@ -325,8 +304,7 @@ class Refinement:
         """Return refined images, float of the shape of `images` (n, side, side, 3); the noise goes on from theirs."""
         n, side, settings = len(images), images.shape[1], self.settings
         made = np.round(images * 255).astype(np.uint8)
-        if settings.start_size is not None:
-            made = np.stack([resize_image(image, settings.start_size, settings.start_size) for image in made])
+        made = np.stack([resize_image(image, settings.start_size, settings.start_size) for image in made])
         more: dict[str, Any] = {}
         if settings.guidance > 1:
             more = {"negative_prompt": [settings.negative_prompt] * n}

@@ -21,6 +21,7 @@ from braindecode_vis.generation.captions_config import (
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.scoring.caption_retrieval import retrieve_captions
 from braindecode_vis.training import caption_networks as networks
+from tests.constants import replace_constants
 from tests.embeddings.test_caption_bank import write_git
 
 COLOURS, THINGS = ["red", "blue", "green"], ["star", "cat", "ring"]
@@ -49,17 +50,10 @@ def make_data(folder, *, n=60, n_tokens=0, context=None):
 
 
 def configure(folder, **changes):
-    sizes = {
-        "width": 16,
-        "depth": 2,
-        "heads": 2,
-        "n_queries": 2,
-        "max_words": 6,
-        "dropout": 0.0,
-        "noise": 0.1,
-    }
+    small = replace_constants(CocaCaptionsConfig, heads=2, max_words=6, dropout=0.0)
+    sizes = {"width": 16, "depth": 2, "n_queries": 2}
     training = {"epochs": 25, "batch_size": 15, "learning_rate": 2e-2, "device": "cpu"}
-    return CocaCaptionsConfig(bank=folder / "bank.csv", **{**sizes, **training, **changes})
+    return small(bank=folder / "bank.csv", **{**sizes, **training, **changes})
 
 
 def measure_named(captions, codes):
@@ -142,7 +136,8 @@ def test_git_speaks_through_projected_tokens(tmp_path):
     """The projector learns GIT's own tokens: what it writes of an image's tokens is what GIT writes of the image."""
     folder = write_git(tmp_path / "git")
     data = make_data(tmp_path, n=6)
-    config = GitCaptionsConfig(captioner=folder, epochs=2, batch_size=4, max_new_tokens=4, device="cpu")
+    small = replace_constants(GitCaptionsConfig, epochs=2, batch_size=4, max_new_tokens=4)
+    config = small(captioner=folder, device="cpu")
     decoder = fit_decoder(config, data, seed=0)
     captions = decoder.decode(data.embeddings)
     assert len(captions) == 6
@@ -168,7 +163,7 @@ def test_git_speaks_through_projected_tokens(tmp_path):
 def test_sentence_vectors_stand_in_for_git(tmp_path, monkeypatch):
     """The map learns sentence vectors of training captions, and what it says of an embedding is one of them."""
     data = make_data(tmp_path)
-    config = MinilmCaptionsConfig(bank=tmp_path / "bank.csv", device="cpu", epochs=100)
+    config = replace_constants(MinilmCaptionsConfig, epochs=100)(bank=tmp_path / "bank.csv", device="cpu")
     decoder = fit_decoder(config, data, seed=0)
     codes = np.random.default_rng(3).integers(0, 3, (40, 2))
     test = Embeddings(embed(codes), [f"t{k}" for k in range(40)], "toy")
@@ -203,12 +198,12 @@ def test_what_cannot_be_decoded_is_one_sentence(tmp_path):
     data = make_data(tmp_path)
     with pytest.raises(ConfigError, match=r"masked rebuilds hidden patches, and 'toy' has 1 vector"):
         fit_decoder(configure(tmp_path, masked=1.0), data, seed=0)
-    with pytest.raises(ValueError, match=r"noise is 0\.5, which nothing looks at: predictions have errors"):
-        configure(tmp_path, learns_from="predictions", noise=0.5)
-    with pytest.raises(ValueError, match="width 30 does not part into 4 heads"):
-        configure(tmp_path, width=30, heads=4)
+    with pytest.raises(ValueError, match=r"gap is .*, which nothing looks at: predictions have errors"):
+        configure(tmp_path, learns_from="predictions", gap={})
+    with pytest.raises(ValueError, match="width 29 does not part into 2 heads"):
+        configure(tmp_path, width=29)
     with pytest.raises(ConfigError, match=r"learn from predictions of training trials .* it gave none"):
-        fit_decoder(configure(tmp_path, learns_from="predictions", noise=0.0), data, seed=0)
+        fit_decoder(configure(tmp_path, learns_from="predictions"), data, seed=0)
     (tmp_path / "other.csv").write_text("id,caption\nx,a cat\n")
     with pytest.raises(DataError, match="names none of the training images"):
         fit_decoder(NearestCaptionsConfig(bank=tmp_path / "other.csv"), data, seed=0)

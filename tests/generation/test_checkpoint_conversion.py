@@ -14,6 +14,7 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.generation import checkpoint_conversion
 from braindecode_vis.generation.checkpoint_conversion import AUTOENCODER, UNET, convert_folder, convert_unclip
 from braindecode_vis.generation.token_unclip import TokenUnclipConfig
+from tests.constants import replace_constants
 
 
 def load_models():
@@ -139,14 +140,14 @@ def test_a_converted_checkpoint_makes_the_images_of_its_networks(networks, check
         shape=(5, models.SIZE), space="openclip/ViT-bigG-14/random-0/output/patches/raw/x"
     )
     rows = Embeddings(data.embeddings.vectors[:2], data.embeddings.ids[:2], data.embeddings.space)
-    options = {"n_tokens": 5, "image_size": 16, "steps": 3, "device": "cpu"}
+    config = replace_constants(TokenUnclipConfig, n_tokens=5)
+    options = {"image_size": 16, "steps": 3, "device": "cpu"}
     images = [
-        TokenUnclipConfig(weights=folder, **options).build(data).generate(rows, seed=0)
-        for folder in (direct, converted)
+        config(weights=folder, **options).build(data).generate(rows, seed=0) for folder in (direct, converted)
     ]
     np.testing.assert_array_equal(*images)
     convert_unclip(checkpoint, halved, head_size=8, half=True)
-    half = TokenUnclipConfig(weights=halved, **options).build(data).generate(rows, seed=0)
+    half = config(weights=halved, **options).build(data).generate(rows, seed=0)
     assert np.abs(half.astype(int) - images[0]).max() <= 6  # weights of half precision
     with pytest.raises(ConfigError, match="holds a network already"):
         convert_unclip(checkpoint, halved)

@@ -106,7 +106,7 @@ def predict(n=40):
 def test_a_decoder_of_texts_alone_describes_predictions(tmp_path, gap, bridged):
     """With the gap bridged it names what was seen; without, it is given vectors like none that it has learnt from."""
     data, (codes, test) = make_text_data(tmp_path), predict()
-    config = configure(tmp_path, learns_from="texts", gap=gap, noise=0.0, epochs=60)
+    config = configure(tmp_path, learns_from="texts", gap=gap, epochs=60)
     assert (config.needs_predictions, config.reads_draws) == (bridged, False)
     decoder = fit_decoder(config, data, seed=0)
     captions = decoder.decode(test)
@@ -118,9 +118,9 @@ def test_a_decoder_of_texts_alone_describes_predictions(tmp_path, gap, bridged):
 def test_further_texts_are_of_no_image_of_the_run(tmp_path):
     data = make_text_data(tmp_path)
     (tmp_path / "more.csv").write_text("id,caption\nx1,a green cat indeed\n")
-    config = configure(tmp_path, learns_from="texts", noise=0.0, epochs=1, texts=tmp_path / "more.csv")
+    config = configure(tmp_path, learns_from="texts", epochs=1, texts=tmp_path / "more.csv")
     assert "indeed" in fit_decoder(config, data, seed=0).vocabulary
-    plain = configure(tmp_path, learns_from="texts", noise=0.0, epochs=1)
+    plain = configure(tmp_path, learns_from="texts", epochs=1)
     assert config.hashed_fields() != plain.hashed_fields()
     (tmp_path / "more.csv").write_text("id,caption\ni3,a green cat indeed\n")
     with pytest.raises(DataError, match=r"describes 1 image\(s\) of the run, first i3"):
@@ -128,7 +128,7 @@ def test_further_texts_are_of_no_image_of_the_run(tmp_path):
 
 
 def test_what_stops_it_is_one_sentence(tmp_path):
-    texts = {"learns_from": "texts", "noise": 0.0}
+    texts = {"learns_from": "texts"}
     side = type("Side", (TextSide,), {"embed_texts": lambda self, texts, fill: None})()
     with pytest.raises(ConfigError, match="need a target that embeds texts as well, and 'toy' does not"):
         fit_decoder(configure(tmp_path, **texts), make_text_data(tmp_path, side=side), seed=0)
@@ -136,8 +136,6 @@ def test_what_stops_it_is_one_sentence(tmp_path):
         fit_decoder(configure(tmp_path, **texts), make_text_data(tmp_path, space="learnt"), seed=0)
     with pytest.raises(ConfigError, match="measures its gap on predictions of training trials"):
         fit_decoder(configure(tmp_path, **texts), make_text_data(tmp_path, predicted=False), seed=0)
-    with pytest.raises(ValueError, match=r"noise is 0\.5, which nothing looks at: gap\.noise says"):
-        configure(tmp_path, learns_from="texts", noise=0.5)
     with pytest.raises(ValueError, match=r"masked is 1\.0, which nothing looks at: a text has no patches"):
         configure(tmp_path, **texts, masked=1)
     with pytest.raises(ValueError, match=r"texts is .*, which nothing looks at: learns_from is images"):

@@ -52,24 +52,18 @@ from braindecode_vis.generation.weights_file import (
     write_weights,
 )
 from braindecode_vis.scoring.metrics.identification import two_way_identification
+from tests.constants import replace_constants
 
 SPACE = "made-up/7"
-TINY = GeneratorTrainingConfig(
-    image_size=16,
-    n_latent_channels=2,
-    autoencoder_width=4,
-    autoencoder_steps=6,
-    autoencoder_batch=4,
-    perceptual_weight=0,
-    denoiser_width=8,
-    condition_width=8,
-    n_blocks=1,
-    denoiser_steps=6,
-    denoiser_batch=4,
-    checkpoint_every=2,
-    warmup=2,
-    device="cpu",
-)
+SIZES = {
+    "n_latent_channels": 2, "autoencoder_width": 4, "denoiser_width": 8, "condition_width": 8, "n_blocks": 1,
+    "checkpoint_every": 2, "warmup": 2, "perceptual_weight": 0,
+}  # fmt: skip
+STEPS = {
+    "image_size": 16, "autoencoder_steps": 6, "autoencoder_batch": 4, "denoiser_steps": 6, "denoiser_batch": 4,
+    "device": "cpu",
+}  # fmt: skip
+TINY = replace_constants(GeneratorTrainingConfig, **SIZES)(**STEPS)
 
 
 def make_source(n=10, n_features=7, space=SPACE):
@@ -315,10 +309,9 @@ def test_more_training_lowers_the_loss(tmp_path):
     source = StimulusSource(
         StimulusSet.from_pixels(pixels, ids, ["ramp"] * len(ids)), Embeddings(vectors, ids, SPACE)
     )
-    longer = {"autoencoder_steps": 100, "denoiser_steps": 200, "checkpoint_every": 50, "denoiser_batch": 32}
-    config = TINY.model_copy(
-        update={**longer, "condition_width": 32, "denoiser_width": 16, "autoencoder_width": 8}
-    )
+    wider = {"condition_width": 32, "denoiser_width": 16, "autoencoder_width": 8, "checkpoint_every": 50}
+    longer = {"autoencoder_steps": 100, "denoiser_steps": 200, "denoiser_batch": 32}
+    config = replace_constants(GeneratorTrainingConfig, **SIZES | wider)(**STEPS | longer)
     path = train_generator(config, source, tmp_path, seed=0)
     losses = {}
     for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()):
@@ -331,14 +324,13 @@ def test_more_training_lowers_the_loss(tmp_path):
     assert slopes[0] < -50 < 50 < slopes[1]
 
 
-def watch_steps(monkeypatch, out, *, n_steps=40, **changes):
-    """Return what the losses of both stages see with these settings: lists of steps, and the peaks of the rate."""
+def watch_steps(monkeypatch, out, *, n_steps=40, lr=2e-3, **constants):
+    """Return what the losses of both stages see with these constants: lists of steps, and the peaks of the rate."""
     training = "braindecode_vis.generation.latent_diffusion_training."
     seen, rates = {"autoencoder": [], "denoiser": []}, {}
 
     def look_at_images(network, perceptual, images, noise, *, perceptual_weight, perceptual_share):
-        dtype = torch.mm(torch.eye(2), torch.eye(2)).dtype
-        seen["autoencoder"].append((images, noise, perceptual_share, dtype))
+        seen["autoencoder"].append((images, noise, perceptual_share))
 
     def denoise(noisy, times, estimate, reliability):
         seen["denoiser"].append((times, reliability))
@@ -352,19 +344,17 @@ def watch_steps(monkeypatch, out, *, n_steps=40, **changes):
 
     monkeypatch.setattr(training + "compute_autoencoder_loss", look_at_images)
     monkeypatch.setattr(training + "train_network", watch)
-    train_generator(TINY.model_copy(update=changes), make_source(), out, seed=5)
+    config = replace_constants(GeneratorTrainingConfig, **SIZES | constants)(**STEPS, autoencoder_lr=lr)
+    train_generator(config, make_source(), out, seed=5)
     parts = {stage: list(zip(*steps, strict=True)) for stage, steps in seen.items()}
     return parts["autoencoder"], parts["denoiser"], rates
 
 
-def test_the_autoencoder_learns_with_the_settings_that_are_given(monkeypatch, tmp_path):
-    given = {"latent_noise": 0.3, "perceptual_share": 0.25, "autoencoder_images": 3, "autoencoder_lr": 0.02}
-    (images, noise, share, dtype), _, rates = watch_steps(
-        monkeypatch, tmp_path, **given, autoencoder_precision="bfloat16"
-    )
+def test_the_autoencoder_learns_as_its_recipe_says(monkeypatch, tmp_path):
+    given = {"latent_noise": 0.3, "perceptual_share": 0.25, "autoencoder_images": 3}
+    (images, noise, share), _, rates = watch_steps(monkeypatch, tmp_path, lr=0.02, **given)
     assert torch.stack(noise).std().item() == pytest.approx(0.3, abs=0.03)
     assert set(share) == {0.25}
-    assert set(dtype) == {torch.bfloat16}
     assert len(torch.unique(torch.cat(images).flatten(1), dim=0)) == 3
     assert rates == {"autoencoder": 0.02, "denoiser": TINY.denoiser_lr}
 
@@ -388,7 +378,7 @@ def test_the_perceptual_loss_is_computed_on_its_share_of_a_batch():
     assert compared == [8, 4, 1]
 
 
-def test_the_denoiser_learns_with_the_conditions_and_times_that_are_given(monkeypatch, tmp_path):
+def test_the_denoiser_learns_with_the_conditions_and_times_of_its_recipe(monkeypatch, tmp_path):
     _, (times, reliability), _ = watch_steps(
         monkeypatch, tmp_path / "sure", certain_conditions=1.0, condition_dropout=0.0, time_bias=5.0
     )
@@ -407,7 +397,9 @@ def test_one_image_is_too_few(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    config = GeneratorTrainingConfig(weight_decay=0, warmup=0, ema_decay=0.9, checkpoint_every=2)
+    config = replace_constants(
+        GeneratorTrainingConfig, weight_decay=0, warmup=0, ema_decay=0.9, checkpoint_every=2
+    )()
     with pytest.raises(DataError, match="loss of the test is nan at step 1"):
         train_network(
             torch.nn.Linear(2, 1),
@@ -417,7 +409,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 
 def test_averaged_weights_follow_the_written_rule(tmp_path):
-    config = GeneratorTrainingConfig(weight_decay=0, warmup=0, ema_decay=0.5, checkpoint_every=5)
+    config = replace_constants(
+        GeneratorTrainingConfig, weight_decay=0, warmup=0, ema_decay=0.5, checkpoint_every=5
+    )()
     network, seen = torch.nn.Linear(1, 1, bias=False), []
 
     def loss(network, step):

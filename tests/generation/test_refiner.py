@@ -16,9 +16,11 @@ from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.refiner import compute_ssim, deform_images
 from braindecode_vis.generation.refiner_config import RefinerConfig
 from braindecode_vis.scoring.metrics.image import compute_image_metric
+from tests.constants import replace_constants
 from tests.references import assert_close
 
-FAST = RefinerConfig(steps=120, width=4, batch_size=16, n_networks=1, deformation=0.3)
+SMALL = {"width": 4, "batch_size": 16, "n_networks": 1, "deformation": 0.3}
+FAST = replace_constants(RefinerConfig, **SMALL)(steps=120)
 
 
 def make_data(n=40, size=16, target=None):
@@ -67,7 +69,7 @@ def test_held_out_predictions_become_more_like_their_images():
 
 
 def test_a_stopped_training_goes_on_with_the_first_network_that_is_missing(tmp_path, monkeypatch):
-    config = FAST.model_copy(update={"steps": 20, "n_networks": 3})
+    config = replace_constants(RefinerConfig, **SMALL | {"n_networks": 3})(steps=20)
     data = make_data(12)
     whole = config.build(data)
     reported = []
@@ -165,5 +167,5 @@ def test_the_weight_of_structure_is_the_one_that_is_set(monkeypatch):
     monkeypatch.setattr(
         refiner, "compute_refiner_loss", lambda made, images, w: weights.add(w) or compute(made, images, w)
     )
-    FAST.model_copy(update={"steps": 2, "structure_weight": 0.25}).build(make_data(8))
+    replace_constants(RefinerConfig, **SMALL, structure_weight=0.25)(steps=2).build(make_data(8))
     assert weights == {0.25}

@@ -16,9 +16,10 @@ MindEye2, arXiv:2403.11207; Salimans and Ho (2022), v-prediction, arXiv:2202.005
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -45,9 +46,8 @@ class DiffusionPriorConfig(ImageSourceSettings):
     widths, time_features, dropout
         Widths of the U-Net's levels, size of the time code, dropout in the blocks but the first (ATM: 1024 to 64, 512,
         0.1).
-    depth, heads, token_width
-        Layers, attention heads and width of the transformer; None takes the target's own width. MindEye2 has 6 layers
-        of the tokens' width with 32 heads.
+    heads
+        Attention heads of the transformer, which has 6 layers of the target's own width (MindEye2: 32).
     condition
         ``predicted`` learns from out-of-fold predictions and their targets. ``noised_targets`` learns from all training
         images, each with a simulated prediction: gains and noise are those of the out-of-fold pairs.
@@ -55,13 +55,12 @@ class DiffusionPriorConfig(ImageSourceSettings):
         See `simulated_predictions` for both.
     n_components
         Principal components of the images that ``simulated`` draws; what lies beyond them is that of the mean image.
-    condition_dropout
-        Share of samples that learn without their condition (ATM 0.1, there for whole batches).
     prediction, betas, timesteps
         What the network predicts, and the noise schedule (ATM: epsilon, linear, 1000; MindEye2: sample,
         squaredcos_cap_v2, 100).
-    learning_rate, warmup_steps, weight_decay, gradient_clip, batch_size, epochs
-        Training (ATM: Adam 1e-3, cosine with 500 steps of warm-up, none, 1.0, 1024, 150).
+    learning_rate, warmup_steps, batch_size, epochs
+        Training by Adam, without weight decay, at gradients of length 1 at most (ATM: 1e-3, cosine with 500 steps of
+        warm-up, 1024, 150).
     min_steps
         Least number of steps: small data sets, whose epochs have few of them, are trained for more epochs. Ours.
     ema_decay
@@ -89,7 +88,7 @@ class DiffusionPriorConfig(ImageSourceSettings):
         of the training targets in every dimension. Test predictions never enter.
     precision
         ``bfloat16`` computes the training in it where that is safe.
-    checkpoint_every, device
+    device
         How it runs, not what it computes.
     """
 
@@ -100,19 +99,14 @@ class DiffusionPriorConfig(ImageSourceSettings):
     widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (1024, 512, 256, 128, 64)
     time_features: int = Field(default=512, ge=2, multiple_of=2)
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    depth: int = Field(default=6, ge=1)
     heads: int = Field(default=8, ge=1)
-    token_width: int | None = Field(default=None, ge=1)
     condition: Literal["predicted", "noised_targets", "simulated"] = "predicted"
     n_components: int = Field(default=64, ge=1)
-    condition_dropout: float = Field(default=0.1, ge=0, lt=1)
     prediction: Prediction = "epsilon"
     betas: Literal["linear", "squaredcos_cap_v2"] = "linear"
     timesteps: int = Field(default=1000, ge=10)
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup_steps: int = Field(default=500, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    gradient_clip: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=1024, ge=1)
     epochs: int = Field(default=150, ge=1)
     min_steps: int = Field(default=2000, ge=1)
@@ -128,8 +122,23 @@ class DiffusionPriorConfig(ImageSourceSettings):
     pull: float = Field(default=1.0, gt=0, le=1)
     restandardise: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
-    checkpoint_every: int = Field(default=10, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    depth: ClassVar[int] = 6
+    weight_decay: ClassVar[float] = 0.0
+    gradient_clip: ClassVar[float] = 1.0
+    #: Epochs between checkpoints.
+    checkpoint_every: ClassVar[int] = 10
+    #: Share of samples that learn without their condition (ATM 0.1, there for whole batches).
+    condition_dropout: ClassVar[float] = 0.1
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "depth": depth,
+        "token_width": None,
+        "weight_decay": weight_decay,
+        "gradient_clip": gradient_clip,
+        "checkpoint_every": checkpoint_every,
+        "condition_dropout": condition_dropout,
+    }
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "device"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"spacing", "clip"})
@@ -140,8 +149,6 @@ class DiffusionPriorConfig(ImageSourceSettings):
             raise ValueError(
                 f"prior.steps is {self.steps}, more than the {self.timesteps} of prior.timesteps"
             )
-        if self.guidance not in (0.0, 1.0) and self.condition_dropout == 0:
-            raise ValueError("prior.guidance other than 1 needs a prior.condition_dropout above 0")
         return self
 
     @model_validator(mode="after")
@@ -149,7 +156,7 @@ class DiffusionPriorConfig(ImageSourceSettings):
         if self.select == "none":
             self.refuse_unused("candidates", because="select none keeps every draw")
         if self.network == "mindeye2":
-            unused = ("widths", "time_features", "dropout", "token_width")
+            unused = ("widths", "time_features", "dropout")
             self.refuse_unused(
                 *unused, because="network mindeye2 is as wide as a token and drops nothing out"
             )
@@ -193,7 +200,7 @@ class DiffusionPriorConfig(ImageSourceSettings):
 
         make_network = partial(
             build_prior_network, kind=self.network, widths=self.widths, time_features=self.time_features,
-            dropout=self.dropout, depth=self.depth, heads=self.heads, token_width=self.token_width,
+            dropout=self.dropout, depth=self.depth, heads=self.heads,
         )  # fmt: skip
         recipe = PriorRecipe(
             self.schedule, self.batch_size, self.epochs, self.min_steps, self.learning_rate, self.warmup_steps,

@@ -35,7 +35,6 @@ def build_prior_network(
     dropout: float,
     depth: int,
     heads: int,
-    token_width: int | None,
 ) -> nn.Module:
     """Return a fresh network for targets, and conditions, of one shape.
 
@@ -43,7 +42,7 @@ def build_prior_network(
     ----------
     shape
         (n_features,) or (n_tokens, n_features).
-    kind, widths, time_features, dropout, depth, heads, token_width
+    kind, widths, time_features, dropout, depth, heads
         As in `DiffusionPriorConfig`.
 
     Raises
@@ -60,16 +59,14 @@ def build_prior_network(
             )
         return MlpUnet(shape[0], shape[0], widths=widths, time_features=time_features, dropout=dropout)
     tokens, n = (1, shape[0]) if len(shape) == 1 else shape
-    width = token_width or n
     if kind == "mindeye2":
         return BrainTokenTransformer(tokens, n, depth=depth, n_heads=heads, head_width=max(2, n // heads))
-    if width % heads:
+    if n % heads:
         raise ConfigError(
-            f"a transformer of width {width} cannot have {heads} heads; set prior.token_width or prior.heads so that "
-            "one divides the other."
+            f"a transformer of width {n}, that of the target, cannot have {heads} heads; set prior.heads to a divisor."
         )
     return TokenTransformer(
-        tokens, n, tokens, n, width=width, depth=depth, n_heads=heads, time_features=time_features,
+        tokens, n, tokens, n, width=n, depth=depth, n_heads=heads, time_features=time_features,
         dropout=dropout,
     )  # fmt: skip
 

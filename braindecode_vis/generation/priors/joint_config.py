@@ -14,8 +14,9 @@ Scotti et al. (2024), MindEye2, arXiv:2403.11207; Ramesh et al. (2022), DALL-E 2
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -44,23 +45,28 @@ class DiffusionPriorObjectiveConfig(ObjectiveConfig):
     ----------
     weight
         30 in MindEye2, beside a contrast of weight 1.
-    depth, heads, head_width
-        Layers, attention heads and features of a head (MindEye2: 6, 32 and 52 for tokens of 1664).
-    timesteps
-        Steps of the schedule (100).
-    condition_dropout
-        Chance of each trial to lose its condition, and by another draw what was noised (0.2).
     """
 
     packages: ClassVar[tuple[str, ...]] = ("diffusers",)
 
     kind: Literal["diffusion_prior"] = "diffusion_prior"
     weight: float = Field(default=30.0, gt=0)
-    depth: int = Field(default=6, ge=1)
-    heads: int = Field(default=32, ge=1)
-    head_width: int = Field(default=52, ge=2)
-    timesteps: int = Field(default=100, ge=10)
-    condition_dropout: float = Field(default=0.2, ge=0, lt=1)
+
+    #: Layers, attention heads and features of a head (MindEye2: 6, 32 and 52 for tokens of 1664).
+    depth: ClassVar[int] = 6
+    heads: ClassVar[int] = 32
+    head_width: ClassVar[int] = 52
+    #: Steps of the schedule (100).
+    timesteps: ClassVar[int] = 100
+    #: Chance of each trial to lose its condition, and by another draw what was noised (0.2).
+    condition_dropout: ClassVar[float] = 0.2
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "depth": depth,
+        "heads": heads,
+        "head_width": head_width,
+        "timesteps": timesteps,
+        "condition_dropout": condition_dropout,
+    }
 
     needs: ClassVar[frozenset[str]] = frozenset({"regression"})
     contrastive: ClassVar[bool] = False

@@ -16,6 +16,7 @@ from braindecode_vis.generation.priors.prior_training import CHECKPOINT, PriorTr
 from braindecode_vis.generation.priors.sampling import NoiseSchedule
 from braindecode_vis.generation.priors.scales import fit_scale
 from braindecode_vis.generation.priors.simulated_predictions import ConditionSource
+from tests.constants import replace_constants
 from tests.references import frechet
 
 SMALL = {
@@ -87,10 +88,11 @@ def test_pulled_samples_are_as_long_as_images_whatever_their_unit(fitted):
 
 
 def test_every_setting_reaches_the_prior():
-    config = DiffusionPriorConfig(
-        precision="bfloat16", condition="noised_targets", held_out=0.2, restandardise=False, checkpoint_every=7,
+    recipe = {"checkpoint_every": 7, "weight_decay": 0.5, "gradient_clip": 2.5, "condition_dropout": 0.3}
+    config = replace_constants(DiffusionPriorConfig, **recipe)(
+        precision="bfloat16", condition="noised_targets", held_out=0.2, restandardise=False,
         select="mean", candidates=5, guidance=1.5, pull=0.4, steps=11, batch_size=33, epochs=44, min_steps=55,
-        learning_rate=0.25, warmup_steps=66, weight_decay=0.5, gradient_clip=2.5, condition_dropout=0.3, ema_decay=0.75,
+        learning_rate=0.25, warmup_steps=66, ema_decay=0.75,
     )  # fmt: skip
     prior = config.build(seed=3)
     assert prior.bfloat16
@@ -161,7 +163,8 @@ def test_reading_gives_the_same_samples(fitted, tmp_path):
 
 
 def test_a_stopped_training_resumes_to_the_same_weights(tmp_path):
-    config = DiffusionPriorConfig(**(SMALL | {"min_steps": 24, "dropout": 0.1, "checkpoint_every": 2}))
+    often = replace_constants(DiffusionPriorConfig, checkpoint_every=2)
+    config = often(**(SMALL | {"min_steps": 24, "dropout": 0.1}))
     whole = config.build(seed=0).fit(*make_pairs())
 
     class Stop(Exception):
@@ -272,8 +275,8 @@ def test_tokens_go_through_the_transformer(tmp_path):
     target = rng.normal(size=(40, 3, 8)).astype(np.float32)
     ids = [f"i{k}" for k in range(40)]
     rows = Embeddings(target, ids, "tokens")
-    config = DiffusionPriorConfig(
-        depth=1, heads=2, token_width=16, min_steps=6, epochs=1, batch_size=16, steps=3, device="cpu",
+    config = replace_constants(DiffusionPriorConfig, depth=1)(
+        heads=2, min_steps=6, epochs=1, batch_size=16, steps=3, device="cpu",
         sampler="dpm-solver++", guidance=2.0, time_features=8,
     )  # fmt: skip
     prior = config.build().fit(Embeddings(0.5 * target, ids, "tokens"), rows)
@@ -320,8 +323,6 @@ def test_misuse_is_refused(fitted):
         DiffusionPriorConfig(**(SMALL | {"network": "transformer", "heads": 3})).build().fit(
             predicted, target
         )
-    with pytest.raises(ValidationError, match=r"needs a prior\.condition_dropout above 0"):
-        DiffusionPriorConfig(condition_dropout=0.0)
     tokens = Embeddings(np.zeros((4, 2, 2), np.float32), list("abcd"), "t")
     with pytest.raises(ConfigError, match="each embedding is 2 tokens"):
         DiffusionPriorConfig(**(SMALL | {"network": "mlp", "held_out": 0.0})).build().fit(tokens, tokens)
@@ -354,7 +355,7 @@ def test_the_schedule_has_its_steps_and_cannot_be_shorter_than_the_sampling():
 
 def test_gradients_are_cut_at_their_bound():
     def fit(bound):
-        config = DiffusionPriorConfig(**(SMALL | {"min_steps": 5, "gradient_clip": bound}))
+        config = replace_constants(DiffusionPriorConfig, gradient_clip=bound)(**(SMALL | {"min_steps": 5}))
         return config.build(seed=1).fit(*make_pairs(60)).sample(make_pairs(6)[0], n_draws=1, seed=0).vectors
 
     np.testing.assert_array_equal(fit(1e6), fit(1e7))  # never reached

@@ -49,7 +49,7 @@ BASES = {
         "encoder={kind: ridge, alphas: [1, 10, 100], n_features: [6, 12, null]}", "generator={kind: nearest}",
     ],
     "trained": [
-        "target={kind: pixels, size: 12}", "encoder.alphas=[10]", "generator={kind: refiner, steps: 30, n_networks: 1}",
+        "target={kind: pixels, size: 12}", "encoder.alphas=[10]", "generator={kind: refiner, steps: 30}",
         "prior={kind: diffusion, widths: [32, 16], epochs: 2, min_steps: 30, batch_size: 16, time_features: 8, "
         "steps: 4}",
     ],

@@ -11,11 +11,7 @@ from braindecode_vis.parts.studies.train_generator import make_settings, train_o
 from braindecode_vis.pipeline.runs import open_run
 
 DINOV2 = "target={kind: timm, architecture: vit_small_patch14_reg4_dinov2.lvd142m, weights: random, image_size: 28}"
-TINY = {
-    "image_size": 16, "n_latent_channels": 2, "autoencoder_width": 4, "autoencoder_steps": 4, "perceptual_weight": 0,
-    "denoiser_width": 8, "fine_width": 8, "condition_width": 8, "n_blocks": 1, "n_fine_blocks": 1, "denoiser_steps": 4,
-    "warmup": 2, "device": "cpu",
-}  # fmt: skip
+TINY = {"image_size": 16, "autoencoder_steps": 4, "denoiser_steps": 4, "denoiser_batch": 16, "device": "cpu"}
 DIGITS = ["dataset.n_train=60", "dataset.n_test=12"]
 
 
@@ -47,8 +43,10 @@ def test_a_target_that_takes_no_generated_image_is_refused_before_the_training(t
 def test_settings_that_are_wrong_are_named():
     with pytest.raises(ConfigError, match=r"knows no setting widht; known are n_images"):
         make_settings({"widht": 8})
-    with pytest.raises(ConfigError, match=r"fine_width is 0"):
-        make_settings({"fine_width": 0})
+    with pytest.raises(ConfigError, match=r"denoiser_batch is 0"):
+        make_settings({"denoiser_batch": 0})
+    with pytest.raises(ConfigError, match=r"fine_width was removed: its value is always 96 now, and 8 is"):
+        make_settings({"fine_width": 8})
 
 
 @pytest.mark.parametrize("setting", ["n_images=[", "n_images", "=1", "n_image=1", "n_images=2000-13-45"])

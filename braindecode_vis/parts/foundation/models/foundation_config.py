@@ -52,34 +52,37 @@ class FoundationConfig(Settings):
     tuning
         What learns. ``full``: everything. ``freeze``: the projector behind the network. ``linear_probe``: one linear
         map behind it. ``attentive_probe``: a query that attends to the tokens, and a linear map. ``probe_then_full``:
-        the projector for the first `probe_share` of the training, then everything. ``lora``: the projector and
+        the projector for the first 0.3 of the training, then everything. ``lora``: the projector and
         low-rank changes of the attention's weights.
-    probe_share
-        Share of the epochs in which ``probe_then_full`` leaves the network as it is.
-    lora_rank
-        Rank of the changes of ``lora``; 16 in REVE.
     backbone_lr_scale
         Learning rate of the pretrained weights as a part of the projector's; 0.1 in CBraMod.
     layer_decay
         Factor of the learning rate from each layer to the one below it; 0.65 in LaBraM, 1 is the same rate for all.
     pooling
         What the projector gets of the tokens: their ``mean``, or all of them side by side (``flatten``).
-    projector_hidden
-        Hidden units of the projector.
-    dropout
-        In the projector.
     """
 
     pretrained: Path | None = None
     pretrained_digest: str | None = None
     tuning: Tuning = "full"
-    probe_share: float = Field(default=0.3, gt=0, lt=1)
-    lora_rank: int = Field(default=16, ge=1)
     backbone_lr_scale: float = Field(default=0.1, gt=0)
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     pooling: Literal["mean", "flatten"] = "mean"
-    projector_hidden: int = Field(default=1024, ge=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    #: Share of the epochs in which ``probe_then_full`` leaves the network as it is.
+    probe_share: ClassVar[float] = 0.3
+    #: Rank of the changes of ``lora``; 16 in REVE.
+    lora_rank: ClassVar[int] = 16
+    #: Hidden units of the projector.
+    projector_hidden: ClassVar[int] = 1024
+    #: In the projector.
+    dropout: ClassVar[float] = 0.0
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "probe_share": probe_share,
+        "lora_rank": lora_rank,
+        "projector_hidden": projector_hidden,
+        "dropout": dropout,
+    }
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"pretrained"})
     #: Settings that name a file of weights; each has another one for its digest.
@@ -93,16 +96,9 @@ class FoundationConfig(Settings):
                 f"tuning is {self.tuning}, but there is no file in pretrained, so that random weights would stay as "
                 "they are; name the file, or take full"
             )
-        if self.tuning != "probe_then_full":
-            self.refuse_unused("probe_share", because="tuning is not probe_then_full")
-        if self.tuning != "lora":
-            self.refuse_unused("lora_rank", because="tuning is not lora")
         if self.tuning in (*FROZEN, "lora"):
             because = f"with tuning {self.tuning} the pretrained weights do not learn"
             self.refuse_unused("backbone_lr_scale", "layer_decay", because=because)
-        if self.tuning in ("linear_probe", "attentive_probe"):
-            because = f"a {self.tuning} has no hidden units"
-            self.refuse_unused("projector_hidden", "dropout", because=because)
         if self.tuning == "attentive_probe":
             self.refuse_unused("pooling", because="an attentive_probe learns how tokens are pooled")
         return self
@@ -190,12 +186,6 @@ class FoundationConfig(Settings):
         )
 
 
-def check_heads(width: int, n_heads: int, *, setting: str = "width") -> None:
-    """Raise `ValueError` unless the width parts into heads."""
-    if width % n_heads:
-        raise ValueError(f"{setting} must be a multiple of n_heads, but {width} is none of {n_heads}")
-
-
 class EegModelConfig(FoundationConfig):
     """What models of EEG share: channels by name, a rate and a unit of their own.
 
@@ -210,14 +200,12 @@ class EegModelConfig(FoundationConfig):
         matter, and T3, T4, T5, T6 stand for T7, T8, P7, P8 where a model knows one of the two.
     scale
         What the values are divided by; None derives it from the unit of the responses.
-    rate
-        Rate in Hz to which trials are resampled; None is the model's own. Another one stretches the time that a patch
-        covers, which the model was not pretrained for.
     """
 
     channels: dict[str, str | None] = Field(default={})
     scale: float | None = Field(default=None, gt=0)
-    rate: float | None = Field(default=None, gt=0)
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"rate": None}
 
     model_rate: ClassVar[float]
     #: Samples of a patch, and how many patches the model can take; None for any number.
@@ -344,7 +332,7 @@ class EegModelConfig(FoundationConfig):
         """
         from braindecode_vis.parts.foundation.models.foundation import Front
 
-        title, rate = self.layout.title, self.rate or self.model_rate
+        title, rate = self.layout.title, self.model_rate
         if signal.sfreq is None:
             raise DataError(f"{title} reads {rate:g} Hz, but the responses name no sampling rate.")
         front = Front(signal, mixing, rate=rate, divisor=self.find_divisor(signal))
@@ -352,13 +340,12 @@ class EegModelConfig(FoundationConfig):
         if n_patches < 1:
             raise DataError(
                 f"{title} needs trials of at least {seconds:g} s ({self.patch} samples at {rate:g} Hz), but these "
-                f"have {signal.size_of('time') / signal.sfreq:.3g} s; preprocess longer epochs, or raise "
-                "encoder.network.rate."
+                f"have {signal.size_of('time') / signal.sfreq:.3g} s; preprocess longer epochs."
             )
         if self.max_patches is not None and n_patches > self.max_patches:
             raise DataError(
                 f"{title} has places for {self.max_patches} patches of {seconds:g} s, but these trials have "
-                f"{n_patches}; preprocess shorter epochs, or lower encoder.network.rate."
+                f"{n_patches}; preprocess shorter epochs."
             )
         return front
 
@@ -367,24 +354,23 @@ class LabramConfig(EegModelConfig):
     """LaBraM (Jiang et al. 2024): a transformer over patches of one channel and one second.
 
     The network that fine-tuning uses: tokens are normed by ``fc_norm``, which the released file does not have and
-    which starts at 1 and 0; its ``norm`` and its head are not used. Other sizes than the base model's are given by
-    `width`, `depth` and `n_heads` (large: 400, 24, 16).
+    which starts at 1 and 0; its ``norm`` and its head are not used.
 
     Parameters
     ----------
-    width
-        Features of a token, a multiple of 25: the stem makes 25 steps of width / 25 maps.
-    depth, n_heads
-        Blocks, and heads of each.
     pooling
         ``mean`` over patches (as published), ``cls`` for the extra token, ``flatten`` for all patches side by side.
     """
 
     kind: Literal["labram"] = "labram"
-    width: int = Field(default=200, ge=100, multiple_of=100)
-    depth: int = Field(default=12, ge=1)
-    n_heads: int = Field(default=10, ge=1)
     pooling: Literal["mean", "cls", "flatten"] = "mean"  # type: ignore[assignment]
+
+    #: Features of a token, a multiple of 25: the stem makes 25 steps of width / 25 maps.
+    width: ClassVar[int] = 200
+    #: Blocks, and heads of each.
+    depth: ClassVar[int] = 12
+    n_heads: ClassVar[int] = 10
+    removed_settings: ClassVar[Mapping[str, Any]] = {"width": width, "depth": depth, "n_heads": n_heads}
 
     model_rate: ClassVar[float] = 200.0
     patch: ClassVar[int] = 200
@@ -397,11 +383,6 @@ class LabramConfig(EegModelConfig):
         ignored=("mask_token", "norm.", "lm_head.", "logit_scale"),
         absent=("fc_norm.",),
     )
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> LabramConfig:
-        check_heads(self.width, self.n_heads)
-        return self
 
     def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
@@ -420,8 +401,6 @@ class CBraModConfig(EegModelConfig):
 
     Parameters
     ----------
-    depth
-        Layers; 12 as published.
     montage
         ``tueg`` takes the 19 channels of the pretraining in their order, ``own`` all channels of the data in theirs,
         as published fine-tunings do.
@@ -431,9 +410,12 @@ class CBraModConfig(EegModelConfig):
     """
 
     kind: Literal["cbramod"] = "cbramod"
-    depth: int = Field(default=12, ge=1)
     montage: Literal["tueg", "own"] = "tueg"
     missing: Literal["refuse", "interpolate"] = "refuse"
+
+    #: Layers; 12 as published.
+    depth: ClassVar[int] = 12
+    removed_settings: ClassVar[Mapping[str, Any]] = {"depth": depth}
 
     model_rate: ClassVar[float] = 200.0
     patch: ClassVar[int] = 200
@@ -470,8 +452,6 @@ class EegptConfig(EegModelConfig):
 
     Parameters
     ----------
-    size, depth, n_heads
-        Features of a summary, blocks, heads of each.
     context
         Whether summaries pass through the predictor of the pretraining, in which the patches see each other and their
         times; it is in the same file.
@@ -483,12 +463,15 @@ class EegptConfig(EegModelConfig):
     """
 
     kind: Literal["eegpt"] = "eegpt"
-    size: int = Field(default=512, ge=1)
-    depth: int = Field(default=8, ge=1)
-    n_heads: int = Field(default=8, ge=1)
     context: bool = False
     reference: Literal["average", "own"] = "average"
     pooling: Literal["mean", "flatten"] = "flatten"
+
+    #: Features of a summary, blocks, heads of each.
+    size: ClassVar[int] = 512
+    depth: ClassVar[int] = 8
+    n_heads: ClassVar[int] = 8
+    removed_settings: ClassVar[Mapping[str, Any]] = {"size": size, "depth": depth, "n_heads": n_heads}
 
     model_rate: ClassVar[float] = 256.0
     patch: ClassVar[int] = 64
@@ -496,14 +479,6 @@ class EegptConfig(EegModelConfig):
     layout: ClassVar[Layout] = Layout(
         "EEGPT", wrappers=("state_dict",), prefix="target_encoder.", beside=("predictor.",)
     )
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> EegptConfig:
-        if self.size % (4 * self.n_heads):
-            raise ValueError(
-                f"size must be a multiple of 4 n_heads, but {self.size} is none of {4 * self.n_heads}"
-            )
-        return self
 
     def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
@@ -549,8 +524,6 @@ class BendrConfig(EegModelConfig):
     missing
         What becomes of channels that the data do not have: they are zero (``zero``, as published), interpolated from
         the others by spherical splines (``interpolate``) or refused (``refuse``).
-    size, hidden, depth, n_heads, feedforward
-        Maps of the convolutions; features, layers, heads and feed-forward width of the transformer.
     pooling
         ``last`` for the last token (as published), ``cls`` for the token of the start, ``mean`` over the others, or
         these side by side (``flatten``).
@@ -562,12 +535,21 @@ class BendrConfig(EegModelConfig):
     contextualizer_digest: str | None = None
     value_range: float | None = Field(default=None, gt=0)
     missing: Literal["zero", "interpolate", "refuse"] = "zero"
-    size: int = Field(default=512, ge=32, multiple_of=32)
-    hidden: int = Field(default=1536, ge=1)
-    depth: int = Field(default=8, ge=1)
-    n_heads: int = Field(default=8, ge=1)
-    feedforward: int = Field(default=3076, ge=1)
     pooling: Literal["last", "cls", "mean", "flatten"] = "last"  # type: ignore[assignment]
+
+    #: Maps of the convolutions; features, layers, heads and feed-forward width of the transformer.
+    size: ClassVar[int] = 512
+    hidden: ClassVar[int] = 1536
+    depth: ClassVar[int] = 8
+    n_heads: ClassVar[int] = 8
+    feedforward: ClassVar[int] = 3076
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "size": size,
+        "hidden": hidden,
+        "depth": depth,
+        "n_heads": n_heads,
+        "feedforward": feedforward,
+    }
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"pretrained", "contextualizer"})
     weight_files: ClassVar[tuple[str, ...]] = ("pretrained", "contextualizer")
@@ -580,8 +562,7 @@ class BendrConfig(EegModelConfig):
     def _check_parts(self) -> BendrConfig:
         self.refuse_unused("scale", because="BENDR scales each trial by itself")
         if not self.context:
-            names = ("contextualizer", "hidden", "depth", "n_heads", "feedforward")
-            self.refuse_unused(*names, because="without context there is no transformer")
+            self.refuse_unused("contextualizer", because="without context there is no transformer")
             if self.pooling == "cls":
                 raise ValueError(
                     "pooling cls is the token that the transformer starts with; set context to true"
@@ -591,7 +572,6 @@ class BendrConfig(EegModelConfig):
                 "BENDR's weights are two files: name encoder.pt in pretrained and contextualizer.pt in "
                 "contextualizer, or set context to false to leave the transformer out"
             )
-        check_heads(self.hidden, self.n_heads, setting="hidden")
         return self
 
     def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:
@@ -631,8 +611,8 @@ class ReveConfig(EegModelConfig):
         JSON table of names to x, y, z in m, as the authors publish it. None takes the positions of the responses. A
         pair such as F3-C3 lies in the middle. Mind that A1 is an ear in their table: the vertex of a BioSemi cap is
         ``biosemi128_A1``.
-    width, depth
-        Features of a token, a multiple of 64, and layers.
+    width
+        Features of a token, a multiple of 64.
     n_frequencies
         Of the code of places along each axis.
     pooling
@@ -642,9 +622,12 @@ class ReveConfig(EegModelConfig):
     kind: Literal["reve"] = "reve"
     positions: Path | None = None
     width: int = Field(default=512, ge=64, multiple_of=64)
-    depth: int = Field(default=22, ge=1)
     n_frequencies: int = Field(default=4, ge=1)
     pooling: Literal["mean", "attention", "flatten"] = "mean"  # type: ignore[assignment]
+
+    #: Layers.
+    depth: ClassVar[int] = 22
+    removed_settings: ClassVar[Mapping[str, Any]] = {"depth": depth}
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"pretrained", "positions"})
     model_rate: ClassVar[float] = 200.0
@@ -715,9 +698,8 @@ class LunaConfig(EegModelConfig):
     places
         ``names`` for the places of the names in the 10-05 system, as published; a pair such as F3-C3 lies in the
         middle. ``responses`` for those that the responses bring.
-    size, n_queries, depth, n_heads
-        Features of a query, a multiple of 16 and of 2 n_heads, and how many there are; blocks over the patches, and
-        heads of a query.
+    size, n_queries, depth
+        Features of a query of two heads, a multiple of 16, and how many there are; blocks over the patches.
     """
 
     kind: Literal["luna"] = "luna"
@@ -725,7 +707,10 @@ class LunaConfig(EegModelConfig):
     size: int = Field(default=64, ge=16, multiple_of=16)
     n_queries: int = Field(default=4, ge=1)
     depth: int = Field(default=8, ge=1)
-    n_heads: int = Field(default=2, ge=1)
+
+    #: Of a query.
+    n_heads: ClassVar[int] = 2
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_heads": n_heads}
 
     model_rate: ClassVar[float] = 256.0
     patch: ClassVar[int] = 40
@@ -741,10 +726,6 @@ class LunaConfig(EegModelConfig):
     @model_validator(mode="after")
     def _check_parts(self) -> LunaConfig:
         self.refuse_unused("scale", because="LUNA standardises each channel of a trial by itself")
-        if self.size % (2 * self.n_heads):
-            raise ValueError(
-                f"size must be a multiple of 2 n_heads, but {self.size} is none of {2 * self.n_heads}"
-            )
         return self
 
     def make_parts(self, signal: Signal) -> tuple[Front, Backbone]:

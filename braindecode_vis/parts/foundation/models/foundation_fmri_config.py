@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_file
 from braindecode_vis.base.store import hash_file
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.parts.foundation.models import Layout
-from braindecode_vis.parts.foundation.models.foundation_config import FoundationConfig, check_heads
+from braindecode_vis.parts.foundation.models.foundation_config import FoundationConfig
 
 if TYPE_CHECKING:
     from braindecode_vis.parts.foundation.models.foundation import Backbone
@@ -67,13 +66,11 @@ class ParcelModelConfig(FoundationConfig):
     parcels
         ``by_name`` compares number and names of the parcels with the model's atlas and brings them into its order;
         ``as_given`` compares the number alone, for responses whose names say nothing.
-    t_r
-        Repetition time in s to which trials are interpolated; None is the model's own. Another one stretches the time
-        that a patch covers, which the model was not pretrained for.
     """
 
     parcels: Literal["by_name", "as_given"] = "by_name"
-    t_r: float | None = Field(default=None, gt=0)
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"t_r": None}
 
     model_t_r: ClassVar[float]
     n_parcels: ClassVar[int]
@@ -108,14 +105,14 @@ class ParcelModelConfig(FoundationConfig):
         """
         from braindecode_vis.parts.foundation.models.foundation_fmri import ParcelFront
 
-        title, t_r = self.layout.title, self.t_r or self.model_t_r
+        title, t_r = self.layout.title, self.model_t_r
         frames = find_frames(signal, t_r, title)
         n_frames = min(self.count_frames(frames.shape[1]), self.max_frames)
         if n_frames < 1:
             needed = next(n for n in range(frames.shape[1] + 1, self.max_frames + 1) if self.count_frames(n))
             raise DataError(
                 f"{title} needs trials of at least {needed} frames of {t_r:g} s, but these "
-                f"have {frames.shape[1]}; take a longer window (dataset.model), or set encoder.network.t_r."
+                f"have {frames.shape[1]}; take a longer window (dataset.model)."
             )
         if frames.shape[1] > self.max_frames:
             raise DataError(
@@ -227,29 +224,29 @@ class BrainLMConfig(ParcelModelConfig):
     Parameters
     ----------
     form
-        ``picture``: the vision transformer of 111 M parameters, or, by `width`, `depth`, `n_heads`, `hidden` and
-        `patch`, of 650 M (1280, 32, 16, 5120, 14). ``series``: the older model of 13 M.
-    width, depth, n_heads, hidden, patch
-        Sizes; None are those of 111 M (768, 12, 12, 3072, 16) or of 13 M (512, 4, 4, 1024, 20).
+        ``picture``: the vision transformer of 111 M parameters; ``picture_650m``: the larger one, whose sizes are
+        inferred from its name and its number of parameters; ``series``: the older model of 13 M.
     coordinates
         ``A424_Coordinates.dat`` of the model's authors: number, x, y, z of each parcel. The picture's rows are sorted
         by y; the older model places tokens by all three.
-    divisor
-        What scaled values are divided by; None is 5.6430855 for ``picture`` and 1 for ``series``.
     pooling
         ``mean`` over patches, ``cls`` for the extra token, ``flatten`` for all patches side by side.
     """
 
     kind: Literal["brainlm"] = "brainlm"
-    form: Literal["picture", "series"] = "picture"
-    width: int | None = Field(default=None, ge=4)
-    depth: int | None = Field(default=None, ge=1)
-    n_heads: int | None = Field(default=None, ge=1)
-    hidden: int | None = Field(default=None, ge=1)
-    patch: int | None = Field(default=None, ge=1)
+    form: Literal["picture", "picture_650m", "series"] = "picture"
     coordinates: Path
-    divisor: float | None = Field(default=None, gt=0)
     pooling: Literal["mean", "cls", "flatten"] = "mean"  # type: ignore[assignment]
+
+    #: Sizes of each form.
+    all_sizes: ClassVar[Mapping[str, Mapping[str, int]]] = {
+        "picture": {"width": 768, "depth": 12, "n_heads": 12, "hidden": 3072, "patch": 16},
+        "picture_650m": {"width": 1280, "depth": 32, "n_heads": 16, "hidden": 5120, "patch": 14},
+        "series": {"width": 512, "depth": 4, "n_heads": 4, "hidden": 1024, "patch": 20},
+    }
+    removed_settings: ClassVar[Mapping[str, Any]] = dict.fromkeys(
+        ("width", "depth", "n_heads", "hidden", "patch", "divisor")
+    )
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"pretrained", "coordinates"})
     model_t_r: ClassVar[float] = 0.735
@@ -258,25 +255,10 @@ class BrainLMConfig(ParcelModelConfig):
     atlas: ClassVar[str] = "A424"
     layout: ClassVar[Layout] = Layout("BrainLM", ignored=("decoder.",))
 
-    @model_validator(mode="after")
-    def _check_heads(self) -> BrainLMConfig:
-        sizes = self.sizes
-        if sizes["width"] % sizes["n_heads"] or sizes["width"] % 4:
-            raise ValueError(
-                f"width must be a multiple of n_heads ({sizes['n_heads']}) and of 4, unlike {sizes['width']}"
-            )
-        return self
-
     @property
     def sizes(self) -> dict[str, int]:
         """Width, depth, n_heads, hidden and patch."""
-        names = ("width", "depth", "n_heads", "hidden", "patch")
-        default = (768, 12, 12, 3072, 16) if self.form == "picture" else (512, 4, 4, 1024, 20)
-        own = (getattr(self, name) for name in names)
-        return {
-            name: given if given is not None else size
-            for name, given, size in zip(names, own, default, strict=True)
-        }
+        return dict(self.all_sizes[self.form])
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields; files count by their content."""
@@ -339,17 +321,14 @@ class BrainLMConfig(ParcelModelConfig):
         Raises
         ------
         ConfigError
-            If the values were not scaled by median and interquartile range, and no `divisor` is given.
+            If the values were not scaled by median and interquartile range.
         """
-        if self.divisor is not None:
-            return self.divisor
         if signal.unit != ROBUST:
             raise ConfigError(
                 "BrainLM was pretrained on parcels scaled by median and interquartile range, but the network sees "
-                f"{signal.unit or 'an unknown unit'!r}; set encoder.input_scaling.kind to robust, or "
-                "encoder.network.divisor to what makes other values like those."
+                f"{signal.unit or 'an unknown unit'!r}; set encoder.input_scaling.kind to robust."
             )
-        return 5.6430855 if self.form == "picture" else 1.0
+        return 1.0 if self.form == "series" else 5.6430855
 
     def make_parts(self, signal: Signal) -> tuple[Any, Backbone]:
         """Return the front and the transformer; see `FoundationConfig.make_parts`."""
@@ -358,10 +337,10 @@ class BrainLMConfig(ParcelModelConfig):
         from braindecode_vis.parts.foundation.models.brainlm import BrainLM, OldBrainLM
 
         rows, places = self.find_rows(signal), self.read_places()
-        if self.form == "picture":
+        if self.form != "series":
             rows = [rows[row] for row in np.argsort(places[:, 1], kind="stable")]
         front = self.make_parcel_front(signal, rows, scaling="none", divisor=self.find_divisor(signal))
-        if self.form == "picture":
+        if self.form != "series":
             return front, BrainLM(**self.sizes, decoder=False)
         return front, OldBrainLM(torch.as_tensor(places, dtype=torch.float32), **self.sizes)
 
@@ -377,19 +356,21 @@ class BrainJepaConfig(ParcelModelConfig):
     gradients
         The authors' table of functional gradients (``gradient_mapping_450.csv``), 30 columns, which is not in the file
         of weights.
-    scaling
-        ``trial`` takes mean and deviation of all values of a trial away, as the authors' fine-tuning; ``none`` leaves
-        values as ``encoder.input_scaling`` made them (``robust`` is near their pretraining).
-    width, depth, n_heads
-        Of the transformer.
     """
 
     kind: Literal["brain_jepa"] = "brain_jepa"
     gradients: Path
-    scaling: Literal["trial", "none"] = "trial"
-    width: int = Field(default=768, ge=4, multiple_of=4)
-    depth: int = Field(default=12, ge=1)
-    n_heads: int = Field(default=12, ge=1)
+
+    #: Of the transformer.
+    width: ClassVar[int] = 768
+    depth: ClassVar[int] = 12
+    n_heads: ClassVar[int] = 12
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "scaling": "trial",
+        "width": width,
+        "depth": depth,
+        "n_heads": n_heads,
+    }
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"pretrained", "gradients"})
     model_t_r: ClassVar[float] = 2.205  # every third volume of 0.735 s
@@ -398,11 +379,6 @@ class BrainJepaConfig(ParcelModelConfig):
     max_frames: ClassVar[int] = 160
     atlas: ClassVar[str] = "Tian (scale 3) and Schaefer (400, 17 networks)"
     layout: ClassVar[Layout] = Layout("Brain-JEPA", wrappers=("target_encoder",), prefix="module.")
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> BrainJepaConfig:
-        check_heads(self.width, self.n_heads)
-        return self
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields; files count by their content."""
@@ -435,7 +411,7 @@ class BrainJepaConfig(ParcelModelConfig):
 
         from braindecode_vis.parts.foundation.models.brain_jepa import BrainJEPA
 
-        front = self.make_parcel_front(signal, None, scaling=self.scaling)
+        front = self.make_parcel_front(signal, None, scaling="trial")  # as the authors' fine-tuning
         table = read_table(self.gradients, "functional gradients of each parcel", 450, 30, "gradients")
         gradients = torch.as_tensor(table, dtype=torch.float32)
         return front, BrainJEPA(gradients, width=self.width, depth=self.depth, n_heads=self.n_heads)
@@ -448,17 +424,18 @@ class CortexMaeConfig(ParcelModelConfig):
 
     Parameters
     ----------
-    width, depth, n_heads
-        Of the transformer.
     pooling
         ``mean`` over patches, ``cls`` for the extra token, ``flatten`` for all patches side by side.
     """
 
     kind: Literal["cortex_mae"] = "cortex_mae"
-    width: int = Field(default=768, ge=4)
-    depth: int = Field(default=12, ge=1)
-    n_heads: int = Field(default=12, ge=1)
     pooling: Literal["mean", "cls", "flatten"] = "mean"  # type: ignore[assignment]
+
+    #: Of the transformer.
+    width: ClassVar[int] = 768
+    depth: ClassVar[int] = 12
+    n_heads: ClassVar[int] = 12
+    removed_settings: ClassVar[Mapping[str, Any]] = {"width": width, "depth": depth, "n_heads": n_heads}
 
     model_t_r: ClassVar[float] = 1.0
     n_parcels: ClassVar[int] = 400
@@ -466,11 +443,6 @@ class CortexMaeConfig(ParcelModelConfig):
     max_frames: ClassVar[int] = 16
     atlas: ClassVar[str] = "Schaefer (400, 17 networks)"
     layout: ClassVar[Layout] = Layout("CortexMAE", wrappers=("model",), ignored=("decoder.",))
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> CortexMaeConfig:
-        check_heads(self.width, self.n_heads)
-        return self
 
     def find_order(self, names: Sequence[str]) -> list[int]:
         """Return the rows of cortex."""
@@ -492,6 +464,9 @@ class CortexMaeConfig(ParcelModelConfig):
 #: rows of padding before the first and the last axis, and six rows of the second cut off.
 NEUROSTORM_AFFINE = np.array([[-2.0, 0, 0, 96], [0, 2, 0, -114], [0, 0, 2, -78], [0, 0, 0, 1]])
 
+#: Its repetition time in s.
+NEUROSTORM_T_R = 0.8
+
 
 class NeuroStormConfig(FoundationConfig):
     """NeuroSTORM (Wang et al. 2026): volumes of the whole brain over time through windows of state-space layers.
@@ -500,19 +475,14 @@ class NeuroStormConfig(FoundationConfig):
     model's volume of 96 x 96 x 96 voxels of 2 mm; trials are interpolated linearly to 0.8 s and z-scored over voxels
     and frames together, and the least value stands outside of the brain. Four frames are a window, others are left out.
     Every layer is a recurrence over 256 steps, which is slow without a GPU.
-
-    Parameters
-    ----------
-    t_r
-        Repetition time in s to which trials are interpolated; None is the model's own, 0.8.
-    width, depths
-        Features of a token in the first of the stages, and blocks of each; as in the released settings.
     """
 
     kind: Literal["neurostorm"] = "neurostorm"
-    t_r: float | None = Field(default=None, gt=0)
-    width: int = Field(default=36, ge=1)
-    depths: tuple[int, ...] = Field(default=(2, 2, 6, 2), min_length=1, max_length=5)
+
+    #: Features of a token in the first of the stages, and blocks of each; as in the released settings.
+    width: ClassVar[int] = 36
+    depths: ClassVar[tuple[int, ...]] = (2, 2, 6, 2)
+    removed_settings: ClassVar[Mapping[str, Any]] = {"t_r": None, "width": width, "depths": depths}
 
     side: ClassVar[int] = 96
     layout: ClassVar[Layout] = Layout(
@@ -531,12 +501,12 @@ class NeuroStormConfig(FoundationConfig):
         from braindecode_vis.parts.foundation.models.neurostorm import NeuroSTORM
 
         title, n_voxels = self.layout.title, signal.size_of("voxel")
-        frames = find_frames(signal, self.t_r or 0.8, title)
+        frames = find_frames(signal, NEUROSTORM_T_R, title)
         n_frames = frames.shape[1] // 4 * 4
         if not 4 <= n_frames <= 20:
             raise DataError(
-                f"{title} reads 4 to 20 frames of {self.t_r or 0.8:g} s, but these trials have {frames.shape[1]}; "
-                "set the window of dataset.model, or encoder.network.t_r."
+                f"{title} reads 4 to 20 frames of {NEUROSTORM_T_R:g} s, but these trials have {frames.shape[1]}; "
+                "set the window of dataset.model."
             )
         if signal.voxel_ids is None or signal.affine is None:
             raise DataError(

@@ -21,6 +21,7 @@ from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.parts.foundation.models.brain_jepa import BrainJEPA, GradientPlaces, JepaPredictor
 from braindecode_vis.parts.foundation.models.brainlm import BrainLM, OldBrainLM
 from braindecode_vis.parts.foundation.models.cortex_mae import CortexMAE
+from braindecode_vis.parts.foundation.models.foundation_config import FoundationConfig
 from braindecode_vis.parts.foundation.models.foundation_fmri import find_voxels
 from braindecode_vis.parts.foundation.models.foundation_fmri_config import (
     NEUROSTORM_AFFINE,
@@ -192,7 +193,7 @@ def test_small_sizes_answer_as_before(name):
 @pytest.mark.slow
 def test_sizes_are_those_of_the_public_files():
     with torch.device("meta"):  # which takes two seconds to wake
-        large = BrainLM(width=1280, depth=32, n_heads=16, hidden=5120, patch=14, decoder=True)
+        large = BrainLM(**BrainLMConfig.all_sizes["picture_650m"], decoder=True)
         assert count(large) == (658_337_868, 654)
         assert count(BrainLM(decoder=True)) == (112_590_080, 334)
         assert count(NeuroSTORM()) == (5_173_020, 223)
@@ -273,17 +274,26 @@ SIZES = {"width": 16, "depth": 2, "n_heads": 2}
 
 
 @pytest.fixture
-def make_config(coordinates, gradients):
-    def make(name, **settings):
-        small = {"projector_hidden": 9} | settings
+def make_config(coordinates, gradients, monkeypatch):
+    """Return a maker of settings; sizes are constants of the classes, and stay until the next call."""
+
+    def make(name, *, sizes=None, **settings):
+        sizes = {**SIZES, "hidden": 20} | (sizes or {})
+        monkeypatch.setattr(FoundationConfig, "projector_hidden", 9)
+        monkeypatch.setattr(FoundationConfig, "lora_rank", 2)
         if name.startswith("brainlm"):
             form = "series" if name.endswith("series") else "picture"
-            return BrainLMConfig(form=form, hidden=20, coordinates=coordinates, **SIZES | small)
-        if name == "brain_jepa":
-            return BrainJepaConfig(gradients=gradients, **SIZES | small)
-        if name == "cortex_mae":
-            return CortexMaeConfig(**SIZES | small)
-        return NeuroStormConfig(width=2, depths=(1,), **small)
+            usual = {**sizes, "patch": BrainLMConfig.all_sizes[form]["patch"]}
+            monkeypatch.setattr(BrainLMConfig, "all_sizes", {**BrainLMConfig.all_sizes, form: usual})
+            return BrainLMConfig(form=form, coordinates=coordinates, **settings)
+        if name == "neurostorm":
+            monkeypatch.setattr(NeuroStormConfig, "width", 2)
+            monkeypatch.setattr(NeuroStormConfig, "depths", (1,))
+            return NeuroStormConfig(**settings)
+        kind = BrainJepaConfig if name == "brain_jepa" else CortexMaeConfig
+        for size in SIZES:
+            monkeypatch.setattr(kind, size, sizes[size])
+        return kind(**({"gradients": gradients} if name == "brain_jepa" else {}), **settings)
 
     return make
 
@@ -354,7 +364,7 @@ def test_sizes_of_the_settings_are_those_of_the_network(name, make_config):
     signal = SIGNALS[name]
 
     def build(**sizes):
-        return make_config(name, **sizes).build(signal, 6).eval()
+        return make_config(name, sizes=sizes).build(signal, 6).eval()
 
     def n_weights(network):
         return sum(value.numel() for value in network.backbone.parameters())
@@ -392,7 +402,7 @@ def test_low_rank_changes_and_probes_leave_the_model_alone(make_config, tmp_path
     signal = SIGNALS["cortex_mae"]
     path = tmp_path / "public.pth"
     write_public_file("cortex_mae", make_config("cortex_mae").build(signal, 6).backbone, path)
-    network = make_config("cortex_mae", pretrained=path, tuning="lora", lora_rank=2).build(signal, 6)
+    network = make_config("cortex_mae", pretrained=path, tuning="lora").build(signal, 6)
     assert len(network.changes.names) == 8  # four of each block
     assert not any(p.requires_grad for p in network.backbone.parameters())
 
@@ -422,7 +432,7 @@ def test_rows_of_brainlm_stand_from_back_to_front(make_config):
 
 def test_parcels_of_brain_jepa_come_in_either_order(make_config):
     signal = make_signal(SCHAEFER + TIAN, n_times=17, t_r=2.205)
-    front, _ = make_config("brain_jepa", scaling="none").make_parts(signal)
+    front, _ = make_config("brain_jepa").make_parts(signal)
     assert front.rows.tolist() == [*range(400, 450), *range(400)]
 
 
@@ -590,7 +600,7 @@ def test_a_whole_run_starts_from_a_public_file(name, make_config, tmp_path):
     parcels = SIGNALS[name].parcels
     size = PHANTOM_SIZES["bold5000"]["tiny"]
     make_phantom("bold5000", tmp_path / "data", size=size, config=PhantomConfig(snr=0.3), embed=embed)
-    network = make_config(name, depth=1)
+    network = make_config(name, sizes={"depth": 1})
     write_public_file(name, network.build(SIGNALS[name], 6).backbone, tmp_path / "public.pth")
     content = yaml.safe_load(
         dump_config(
