@@ -10,7 +10,8 @@ and size). Several processes share it. A file grows in ``parts`` and gets its na
 use keeps the others from removing it. Only what the person named in the call becomes a `RemotePath`
 (`braindecode_vis.base.consent`): an address in somebody's file stays an ordinary path, which `refuse_address` refuses.
 
-fsspec's caches of whole files have no bound, do not resume, and serve a file that a kill cut off.
+fsspec's caches of whole files have no bound, do not resume, and serve a file that a kill cut off; its cache of blocks
+does not see that a file changed on a web server while it is read. Paths of universal_pathlib are no `pathlib.Path`.
 
 References
 ----------

@@ -4,6 +4,8 @@ Owns the choice of layers by number, depth or name, reading them with hooks, and
 attention or not at all. A network reaches this module as a `Tower`, a description that its own module writes.
 A middle layer with averaged patches can beat the last one by forty points of retrieval, so the choice is a setting
 of every network and part of the space's name.
+
+timm's `forward_intermediates` reads its own networks alone, and of convolutional ones the five stages, not each block.
 """
 
 from __future__ import annotations

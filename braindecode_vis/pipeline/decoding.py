@@ -53,7 +53,7 @@ from braindecode_vis.scoring.retrieval import Retrieval, read_retrieval, write_r
 
 if TYPE_CHECKING:
     from braindecode_vis.generation.generator_data import GeneratorData
-    from braindecode_vis.pipeline.reconstruction import FittedFold, FoldImages, FoldTexts
+    from braindecode_vis.pipeline.reconstruction import FittedFold, FoldImages, FoldTexts, TestedFold
 
 
 CAPTIONS = "captions.json"  # of `reconstruct`
@@ -350,11 +350,10 @@ def _write_images(
                 )
                 made = Path("fits") / name_fold(number)
                 shutil.copytree(cast(Path, kept.checkpoints) / made, folder / made)
+                fold = make_tested_fold(run, number, predicted, embeddings)
                 part = draw_images(
-                    config, data, prepared.stimuli, predicted, embeddings, retrieved.folds[number].subjects, number,
-                    fitted, writer, first=first, low=make_low_level(run, number), texts=make_texts(run, number),
-                    written=write_test_captions(run, number), advance=advance,
-                )  # fmt: skip
+                    config, data, prepared.stimuli, fold, fitted, writer, first=first, advance=advance
+                )
                 parts.append(part)
                 first += len(part.rows)
                 if number == 0:
@@ -367,6 +366,21 @@ def _write_images(
         with run.listener.watch("reconstruct:") as show:
             show(0, 0, same)
     return {"methods": ["seen", *images], "chosen": [part.chosen for part in parts]}
+
+
+def make_tested_fold(run: Run, number: int, predicted: Embeddings, embeddings: Embeddings) -> TestedFold:
+    """Return what is known of the test rows of a fold, whose embeddings `predict_for_generator` gives."""
+    from braindecode_vis.pipeline.reconstruction import TestedFold
+
+    return TestedFold(
+        number,
+        predicted,
+        embeddings,
+        retrieve(run).folds[number].subjects,
+        low=make_low_level(run, number),
+        texts=make_texts(run, number),
+        written=write_test_captions(run, number),
+    )
 
 
 def fit_images(

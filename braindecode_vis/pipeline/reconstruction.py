@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,36 @@ class FoldTexts:
 
     predicted: Embeddings
     true: Embeddings
+
+
+@dataclass(frozen=True)
+class TestedFold:
+    """What is known of the test rows of one fold.
+
+    Parameters
+    ----------
+    number
+        Number of the fold, for seeds and the table.
+    predicted, true
+        Predicted embeddings of the rows, and the true embedding of every test image.
+    subjects : array of shape (n_rows,)
+        Subject of each row.
+    low
+        What makes the images of the low-level branch, one per row.
+    texts
+        Of the text branch; the oracle is given the true ones, and the mean embedding their mean.
+    written
+        Captions that the brain encoder wrote of the rows. They lead the oracle too, whose embedding no response has;
+        the mean embedding is led by the caption of no row in particular.
+    """
+
+    number: int
+    predicted: Embeddings
+    true: Embeddings
+    subjects: np.ndarray
+    low: DrawnImages | None = None
+    texts: FoldTexts | None = None
+    written: WrittenCaptions | None = None
 
 
 @dataclass(frozen=True)
@@ -155,17 +185,11 @@ def draw_images(
     config: RunConfig,
     data: GeneratorData,
     test: StimulusSet,
-    predicted: Embeddings,
-    true: Embeddings,
-    subjects: np.ndarray,
-    number: int,
+    fold: TestedFold,
     fitted: FittedFold,
     writer: ImageWriter,
     *,
     first: int = 0,
-    low: DrawnImages | None = None,
-    texts: FoldTexts | None = None,
-    written: WrittenCaptions | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> FoldImages:
     """Reconstruct the test images of one fold, and the controls.
@@ -183,127 +207,165 @@ def draw_images(
         Images and embeddings of the training split, and out-of-fold predictions.
     test
         The images that were seen.
-    predicted, true
-        Predicted embeddings of the test rows, and the true embedding of every test image.
-    subjects : array of shape (n_rows,)
-        Subject of each row.
-    number
-        Number of the fold, for seeds and the table.
+    fold
+        Of the test rows.
     fitted
         Prior, generator and decoders of captions.
     writer
         Gets what the generator makes, batch by batch.
     first
         Number of the fold's first row among the rows of all folds.
-    low
-        What makes the images of the low-level branch, one per row.
-    texts
-        Of the text branch; the oracle is given the true ones, and the mean embedding their mean.
-    written
-        Captions that the brain encoder wrote of the test rows. They lead the oracle too, whose embedding no response
-        has; the mean embedding is led by the caption of no row in particular.
     advance
         Called with the number of images that are there.
     """
-    prior, generator, decoders = fitted.prior, fitted.generator, fitted.decoders
-    generator_settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
-    seed, n_draws = derive_seed(config.seed, "generator", number), config.reconstruction.n_draws
-    n, training = len(predicted), data.embeddings.ids
-
-    concepts = test.concepts_of(predicted.ids)
-    told = true.select(predicted.ids)
-    sampled = sample_prior(config, prior, predicted, number)  # once, for captions and images
-    described: dict[str, dict[str, Embeddings]] = {"decoded": {}, "oracle": {}}
-    for settings in config.reconstruction.captions:
-        if settings.reads_responses:
-            continue
-        described["decoded"][settings.kind] = sampled if settings.reads_draws else predicted
-        # The upper bound of captions, as of images: what the decoder says of the true embedding.
-        described["oracle"][settings.kind] = told
-    texts_of: dict[str, dict[str, Sequence[str]]] = {
-        method: {
-            kind: writer.draw_texts(
-                f"{number}-{method}-{kind}", len(rows), partial(_decode_rows, decoders[kind], rows)
-            )
-            for kind, rows in asked.items()
-        }
-        for method, asked in described.items()
-    }
-    if written is not None:
-        texts_of["decoded"]["brain"] = written.rows
+    predicted, training = fold.predicted, data.embeddings.ids
+    concepts, true = test.concepts_of(predicted.ids), fold.true.select(predicted.ids)
+    drawing = _Drawing(config, data, fold, fitted, writer, first, advance)
+    sampled = sample_prior(config, fitted.prior, predicted, fold.number)  # once, for captions and images
+    texts = drawing.decode_captions({"decoded": (sampled, predicted), "oracle": (true, true)})
     prompt = config.reconstruction.prompt
     prompts = {
-        method: None if prompt is None else own.get(prompt, texts_of["decoded"][prompt])
-        for method, own in texts_of.items()
+        method: None if prompt is None else own.get(prompt, texts["decoded"][prompt])
+        for method, own in texts.items()
     }
-    columns: dict[str, Any] = {
-        "stimulus_id": predicted.ids, "concept": concepts, "subject": subjects, "fold": number,
+    drawing.columns |= {
+        "stimulus_id": predicted.ids, "concept": concepts, "subject": fold.subjects, "fold": fold.number,
         "nearest_id": training[NearestConfig().build(data).find_nearest(predicted)].astype(str),
     }  # fmt: skip
-    entries = {"seen": name_stimuli("stimulus_id")}
-    decoded = decode_images(
-        config, sampled, generator, predicted, number, low=low is not None,
-        prompts=prompts["decoded"], texts=None if texts is None else texts.predicted,
-    )  # fmt: skip
-    if isinstance(decoded, np.ndarray):
-        columns["decoded_id"] = training[decoded].astype(str)
-        entries["decoded"] = name_stimuli("decoded_id", repeats=n_draws)
-        advance(n * n_draws)
-    else:
-        shown = None
-        if low is not None:
-            writer.draw(low, first, advance, whole=True)
-            shown = writer.read("low_level")[first : first + n]
-            entries["low_level"] = name_file("low_level", repeats=n_draws)
-        writer.draw(decoded(shown), first * n_draws, advance)
-        entries |= {name: name_file(name) for name in ("decoded", *(["high_level"] if low else []))}
-    entries["nearest"] = name_stimuli("nearest_id")
-    columns["mean_image_row"] = 0
-    entries["mean_image"] = name_file("mean_image", rows="mean_image_row")
-    means: dict[str, Iterable[np.ndarray]] = {"mean_image": [MeanImageGenerator(data).mean]}
-    # Zero-shot splits have no training image of a tested concept, and no class to decode.
-    if set(concepts) <= set(data.concepts):
-        classes = ClassMeanGenerator(data)
-        columns["decoded_concept"] = classes.classify(predicted)
-        names, columns["class_mean_row"] = np.unique(columns["decoded_concept"], return_inverse=True)
-        means["class_mean"] = map(classes.average, names)
-        entries["class_mean"] = name_file("class_mean", rows="class_mean_row")
-    if not generator_settings.copies_training_images:  # the image nearest to the mean would be any image
-        same = _take_mean(predicted, data.embeddings)
-        more: dict[str, Any] = {}
-        if prompt == "brain" and written is not None:
-            more["prompts"] = [written.mean] * n
-        elif prompt is not None:
-            more["prompts"] = writer.draw_texts(
-                f"{number}-mean_embedding-{prompt}", n, partial(_decode_rows, decoders[prompt], same)
-            )
-        if texts is not None and data.texts is not None:
-            more["texts"] = _take_mean(texts.predicted, data.texts)
-        writer.draw(draw_rows("mean_embedding", generator, same, seed, **more), first, advance)
-        entries["mean_embedding"] = name_file("mean_embedding")
-    # The upper bound: what the generator makes of the very embedding that was to be predicted.
-    copies = generator.find_copies(told)
-    if copies is None:
-        more = {"prompts": prompts["oracle"]}
-        if texts is not None:
-            more = {"texts": texts.true.select(predicted.ids)}
-        writer.draw(draw_rows("oracle", generator, told, seed, **more), first, advance)
-        entries["oracle"] = name_file("oracle")
-    else:
-        columns["oracle_id"] = training[copies].astype(str)
-        entries["oracle"] = name_stimuli("oracle_id")
-        advance(n)
-    about = {"generator": generator.describe(), "prior": prior.describe()}
+    drawing.entries["seen"] = name_stimuli("stimulus_id")
+    drawing.draw_decoded(sampled, prompts["decoded"])
+    drawing.entries["nearest"] = name_stimuli("nearest_id")
+    drawing.add_means(concepts)
+    # Of a generator that copies, the image nearest to the mean would be any image.
+    if not roles.play(roles.GENERATOR_SETTINGS, config.generator).copies_training_images:
+        drawing.draw_mean_embedding()
+    drawing.draw_oracle(true, prompts["oracle"])
+    about = {"generator": fitted.generator.describe(), "prior": fitted.prior.describe()}
     chosen = {name: dict(content) for name, content in about.items() if content}
     captions: Captions = {}
-    if (
-        config.reconstruction.captions and writer.share is None
-    ):  # one of several processes leaves its share for the one that writes
+    # One of several processes leaves its share for the one that writes.
+    if config.reconstruction.captions and writer.share is None:
         captions = {
-            method: {kind: _group(texts, n) for kind, texts in kinds.items()}
-            for method, kinds in texts_of.items()
+            method: {kind: _group(own, len(predicted)) for kind, own in kinds.items()}
+            for method, kinds in texts.items()
         }
-    return FoldImages(pd.DataFrame(columns), entries, means, chosen, captions)
+    return FoldImages(pd.DataFrame(drawing.columns), drawing.entries, drawing.means, chosen, captions)
+
+
+@dataclass
+class _Drawing:
+    """The images of one fold while they are made; `columns`, `entries` and `means` are those of its `FoldImages`."""
+
+    config: RunConfig
+    data: GeneratorData
+    fold: TestedFold
+    fitted: FittedFold
+    writer: ImageWriter
+    first: int
+    advance: Callable[[int], None]
+    columns: dict[str, Any] = field(default_factory=dict)
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    means: dict[str, Iterable[np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the generator for this fold."""
+        return derive_seed(self.config.seed, "generator", self.fold.number)
+
+    def decode_captions(
+        self, sources: Mapping[str, tuple[Embeddings, Embeddings]]
+    ) -> dict[str, dict[str, Sequence[str]]]:
+        """Return captions by method and kind of decoder.
+
+        Parameters
+        ----------
+        sources
+            Method to what it decodes: draws, and one embedding of each row. That of the true embedding is the upper
+            bound of captions, as of images.
+        """
+        asked = [each for each in self.config.reconstruction.captions if not each.reads_responses]
+        found: dict[str, dict[str, Sequence[str]]] = {
+            method: {
+                each.kind: self._decode(method, each.kind, draws if each.reads_draws else single)
+                for each in asked
+            }
+            for method, (draws, single) in sources.items()
+        }
+        if self.fold.written is not None:
+            found["decoded"]["brain"] = self.fold.written.rows
+        return found
+
+    def _decode(self, method: str, kind: str, rows: Embeddings) -> Sequence[str]:
+        decode = partial(_decode_rows, self.fitted.decoders[kind], rows)
+        return self.writer.draw_texts(f"{self.fold.number}-{method}-{kind}", len(rows), decode)
+
+    def draw_decoded(self, sampled: Embeddings, prompts: Sequence[str] | None) -> None:
+        """Draw what is decoded of the rows, with a low-level branch also what went into it."""
+        n, n_draws = len(self.fold.predicted), self.config.reconstruction.n_draws
+        low, texts = self.fold.low, self.fold.texts
+        decoded = decode_images(
+            self.config, sampled, self.fitted.generator, self.fold.predicted, self.fold.number, low=low is not None,
+            prompts=prompts, texts=None if texts is None else texts.predicted,
+        )  # fmt: skip
+        if isinstance(decoded, np.ndarray):
+            self.columns["decoded_id"] = self.data.embeddings.ids[decoded].astype(str)
+            self.entries["decoded"] = name_stimuli("decoded_id", repeats=n_draws)
+            self.advance(n * n_draws)
+            return
+        shown = None
+        if low is not None:
+            self.writer.draw(low, self.first, self.advance, whole=True)
+            shown = self.writer.read("low_level")[self.first : self.first + n]
+            self.entries["low_level"] = name_file("low_level", repeats=n_draws)
+        self.writer.draw(decoded(shown), self.first * n_draws, self.advance)
+        self.entries |= {name: name_file(name) for name in ("decoded", *(["high_level"] if low else []))}
+
+    def add_means(self, concepts: np.ndarray) -> None:
+        """Add the mean image, and that of the decoded class where the test concepts were trained on."""
+        self.columns["mean_image_row"] = 0
+        self.entries["mean_image"] = name_file("mean_image", rows="mean_image_row")
+        self.means["mean_image"] = [MeanImageGenerator(self.data).mean]
+        # Zero-shot splits have no training image of a tested concept, and no class to decode.
+        if not set(concepts) <= set(self.data.concepts):
+            return
+        classes = ClassMeanGenerator(self.data)
+        self.columns["decoded_concept"] = classes.classify(self.fold.predicted)
+        names, self.columns["class_mean_row"] = np.unique(
+            self.columns["decoded_concept"], return_inverse=True
+        )
+        self.means["class_mean"] = map(classes.average, names)
+        self.entries["class_mean"] = name_file("class_mean", rows="class_mean_row")
+
+    def draw_mean_embedding(self) -> None:
+        """Draw what the generator makes without a brain: of the mean training embedding."""
+        fold, prompt = self.fold, self.config.reconstruction.prompt
+        same = _take_mean(fold.predicted, self.data.embeddings)
+        more: dict[str, Any] = {}
+        if prompt == "brain" and fold.written is not None:
+            more["prompts"] = [fold.written.mean] * len(same)
+        elif prompt is not None:
+            more["prompts"] = self._decode("mean_embedding", prompt, same)
+        if fold.texts is not None and self.data.texts is not None:
+            more["texts"] = _take_mean(fold.texts.predicted, self.data.texts)
+        self._draw("mean_embedding", same, more)
+
+    def draw_oracle(self, true: Embeddings, prompts: Sequence[str] | None) -> None:
+        """Draw the upper bound: what the generator makes of the very embeddings that were to be predicted."""
+        copies = self.fitted.generator.find_copies(true)
+        if copies is not None:
+            self.columns["oracle_id"] = self.data.embeddings.ids[copies].astype(str)
+            self.entries["oracle"] = name_stimuli("oracle_id")
+            self.advance(len(true))
+            return
+        more: dict[str, Any] = {"prompts": prompts}
+        if self.fold.texts is not None:
+            more = {"texts": self.fold.texts.true.select(true.ids)}
+        self._draw("oracle", true, more)
+
+    def _draw(self, method: str, embeddings: Embeddings, more: Mapping[str, Any]) -> None:
+        drawn = draw_rows(method, self.fitted.generator, embeddings, self.seed, **more)
+        self.writer.draw(drawn, self.first, self.advance)
+        self.entries[method] = name_file(method)
 
 
 def _decode_rows(decoder: CaptionDecoder, embeddings: Embeddings, rows: range) -> list[str]:

@@ -38,8 +38,7 @@ from braindecode_vis.pipeline.decoding import (
     ask_images,
     find_shared_fits,
     make_generator_data,
-    make_low_level,
-    make_texts,
+    make_tested_fold,
     name_images,
     open_branches,
     open_writer,
@@ -47,7 +46,6 @@ from braindecode_vis.pipeline.decoding import (
     reconstruct,
     retrieve,
     share_fits,
-    write_test_captions,
 )
 from braindecode_vis.pipeline.image_files import Share
 from braindecode_vis.pipeline.learning import (
@@ -301,11 +299,10 @@ def _draw_share(run: Run, folder: Path, worker: int, n_workers: int) -> int:
                         "same command again."
                     )
                 fitted = open_fits(fits, config, data, embeddings.select(pd.unique(predicted.ids)), number)
+                fold = make_tested_fold(run, number, predicted, embeddings)
                 draw_images(
-                    config, data, preprocess(run).stimuli, predicted, embeddings, retrieved.folds[number].subjects,
-                    number, fitted, writer, first=first, low=make_low_level(run, number),
-                    texts=make_texts(run, number), written=write_test_captions(run, number), advance=advance,
-                )  # fmt: skip
+                    config, data, preprocess(run).stimuli, fold, fitted, writer, first=first, advance=advance
+                )
                 first += len(predicted)
     return n_images
 

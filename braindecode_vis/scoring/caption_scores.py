@@ -7,7 +7,7 @@ nearest training image can say nothing new; it is the control of those that a ne
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -29,7 +29,7 @@ from braindecode_vis.scoring.metrics.caption_metrics import compute_caption_metr
 from braindecode_vis.scoring.metrics.image import make_image_table
 from braindecode_vis.scoring.score_row import POOLED, make_score
 from braindecode_vis.scoring.scoring_task import average, list_subjects
-from braindecode_vis.scoring.uncertainty import permutation_test, widen_null
+from braindecode_vis.scoring.uncertainty import PermutationResult, permutation_test, widen_null
 from braindecode_vis.scoring.units import Units
 
 NEAREST = "nearest-caption"
@@ -248,21 +248,20 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
     stimuli, truth = np.unique(task.ids.astype(str), return_inverse=True)
     scores = []
     for (method, source), several in rounds.items():
-        null: dict[str, Any] = {}
+        null = None
         if method == "decoded":  # controls need no p-value, and their pairs would cost as much again
             null = _tabulate(task, several, [bank[name] for name in stimuli], truth, encoder)
         for subject, rows in list_subjects(task.subjects):
             pooled = task.ids[rows] if subject == POOLED else None
             units = None if task.units is None else task.units.select(rows, pooled)
-            tables = {name: table[rows] for name, table in null.get("tables", {}).items()}
             scores += score_captions(
                 [references[row] for row in rows], [[one[row] for row in rows] for one in several],
-                task.ids[rows], method=method, protocol=task.protocol, subject=subject, split=task.split,
-                seed=task.seed, source=source, encoder=encoder, n_boot=task.n_bootstrap,
-                subjects=task.subjects[rows] if subject == POOLED else None, tables=tables or None,
-                truth=truth[rows], blocks=null.get("blocks"), n_permutations=task.n_permutations,
-                clusters=None if units is None else units.labels, unit="image" if units is None else units.unit,
-                over_folds=len(task.predicted) > 1,
+                task.ids[rows], seed=task.seed, source=source, encoder=encoder,
+                null=None if null is None else null.select(rows), over_folds=len(task.predicted) > 1, method=method,
+                protocol=task.protocol, subject=subject, split=task.split, n_boot=task.n_bootstrap,
+                subjects=task.subjects[rows] if subject == POOLED else None,
+                stimulus_ids=task.ids[rows].astype(str) if units is None else units.labels,
+                unit="image" if units is None else units.unit,
             )  # fmt: skip
     return CaptionScores(scores, texts, sources)
 
@@ -298,7 +297,7 @@ def _tabulate(
     references: Sequence[Sequence[str]],
     truth: np.ndarray,
     encoder: SentenceEncoder | None,
-) -> dict[str, Any]:
+) -> CaptionNull:
     """Return the metrics of all captions against all stimuli of their block, rounds averaged, and the blocks."""
     n_texts = sum(len(set(one)) for one in several)
     n_pairs = n_texts * sum(len(texts) for texts in references)
@@ -307,7 +306,8 @@ def _tabulate(
     blocks = make_blocks(len(references), size, task.seed)
     wanted = blocks[truth][:, None] == blocks[None]
     found = [tabulate_captions(references, one, wanted=wanted, encoder=encoder) for one in several]
-    return {"tables": {name: average([one[name] for one in found]) for name in found[0]}, "blocks": blocks}
+    tables = {name: average([one[name] for one in found]) for name in found[0]}
+    return CaptionNull(tables, truth, blocks, task.n_permutations)
 
 
 def _describe_images(task: CaptionTask, folder: Path) -> dict[str, list[list[str]]]:
@@ -322,31 +322,56 @@ def _describe_images(task: CaptionTask, folder: Path) -> dict[str, list[list[str
     return {name: [[captions[row] for row in one] for one in several] for name, several in table.made.items()}
 
 
+@dataclass(frozen=True)
+class CaptionNull:
+    """What stimuli are permuted in, for chance and p-value.
+
+    Parameters
+    ----------
+    tables
+        Metric to an array of shape (n_items, n_stimuli) from `tabulate_captions`, rounds averaged.
+    truth : int array of shape (n_items,)
+        Column of the tables that each item saw.
+    blocks : array of shape (n_stimuli,), optional
+        Stimuli are permuted within their block, where the tables hold these pairs only.
+    n_permutations
+        Permutations of the stimuli.
+    """
+
+    tables: Mapping[str, np.ndarray]
+    truth: np.ndarray
+    blocks: np.ndarray | None = None
+    n_permutations: int = 10_000
+
+    def select(self, rows: np.ndarray) -> CaptionNull:
+        """Return that of some items."""
+        tables = {name: table[rows] for name, table in self.tables.items()}
+        return replace(self, tables=tables, truth=self.truth[rows])
+
+    def permute(self, metric: str, seed: int) -> PermutationResult:
+        """Return a metric under all permutations."""
+        return permutation_test(
+            self.tables[metric],
+            truth=self.truth,
+            groups=self.blocks,
+            n_permutations=self.n_permutations,
+            seed=seed,
+        )
+
+
 def score_captions(
     references: Sequence[Sequence[str]],
     candidates: Sequence[str] | Sequence[Sequence[str]],
     ids: Sequence[object] | np.ndarray,
     *,
-    method: str,
-    protocol: str,
-    subject: str,
-    split: str,
     seed: int,
     source: str = "",
-    subjects: Sequence[object] | np.ndarray | None = None,
     encoder: SentenceEncoder | None = None,
-    n_boot: int = 10_000,
-    tables: Mapping[str, np.ndarray] | None = None,
-    truth: np.ndarray | None = None,
-    blocks: np.ndarray | None = None,
-    n_permutations: int = 10_000,
-    clusters: Sequence[object] | np.ndarray | None = None,
-    unit: str = "image",
+    null: CaptionNull | None = None,
     over_folds: bool = False,
+    **details: Any,
 ) -> list[Score]:
     """Return one row per caption metric; chance is the mean against the references of the next stimulus.
-
-    With tables, chance is the mean over all permutations of the stimuli instead, and the row has a p-value.
 
     Parameters
     ----------
@@ -356,24 +381,16 @@ def score_captions(
         One caption of each item; several rounds of captions are scored one at a time and averaged.
     ids : sequence of length n_items
         Stimulus of each item.
+    seed
+        Of bootstrap and permutations.
     source
         Where the captions are from, which follows the ``@`` of the metric.
-    method, protocol, subject, split, seed, subjects, n_boot
-        As for `braindecode_vis.scoring.score_row.make_score`.
-    tables
-        Metric to an array of shape (n_items, n_stimuli) from `tabulate_captions`, rounds averaged.
-    truth : int array of shape (n_items,)
-        Column of the tables that each item saw.
-    blocks : array of shape (n_stimuli,), optional
-        Stimuli are permuted within their block, where the tables hold these pairs only.
-    n_permutations
-        Permutations of the stimuli.
-    clusters : sequence of length n_items, optional
-        What intervals resample, if not stimuli.
-    unit
-        What they are, in one word.
+    null
+        With it, chance is the mean over all permutations of the stimuli instead, and the row has a p-value.
     over_folds
         Whether the captions are of several folds that train each other: limits and nulls are wider by sqrt 2.
+    **details
+        The words of the rows, and what their intervals resample if not stimuli; as for `score_row.make_score`.
     """
     names = [str(i) for i in ids]
     rounds: list[Any] = [candidates] if candidates and isinstance(candidates[0], str) else list(candidates)
@@ -381,13 +398,11 @@ def score_captions(
     distinct = list(dict.fromkeys(names))
     level: dict[str, float | None] = dict.fromkeys(values)
     p_values: dict[str, float | None] = dict.fromkeys(values)
-    if len(distinct) > 1 and tables is not None:
+    if len(distinct) > 1 and null is not None:
         for name in values:
-            null = permutation_test(
-                tables[name], truth=truth, groups=blocks, n_permutations=n_permutations, seed=seed
-            )
-            null = widen_null(null) if over_folds else null
-            level[name], p_values[name] = null.null_mean, null.p_value
+            found = null.permute(name, seed)
+            found = widen_null(found) if over_folds else found
+            level[name], p_values[name] = found.null_mean, found.p_value
     elif len(distinct) > 1:
         following = dict(zip(distinct, distinct[1:] + distinct[:1], strict=True))
         first = {name: names.index(name) for name in distinct}
@@ -396,9 +411,8 @@ def score_captions(
         level = {name: float(rows.mean()) for name, rows in mismatched.items()}
     return [
         make_score(
-            rows, metric=f"{name}@{source}" if source else name, method=method, protocol=protocol, subject=subject,
-            split=split, seed=seed, chance=level[name], stimulus_ids=names if clusters is None else clusters, unit=unit,
-            subjects=subjects, n_boot=n_boot, p_value=p_values[name], over_folds=over_folds,
+            rows, metric=f"{name}@{source}" if source else name, seed=seed, chance=level[name], p_value=p_values[name],
+            over_folds=over_folds, **{"stimulus_ids": names, **details},
         )
         for name, rows in values.items()
     ]  # fmt: skip

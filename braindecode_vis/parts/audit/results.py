@@ -429,13 +429,9 @@ def _draw_again(
     data = decoding.make_generator_data(again, number, embeddings, Context(device=config.retrieval.device))
     tested = embeddings.select(pd.unique(predicted.ids))
     fitted = open_fits(record.path / "fits" / preparing.name_fold(number), config, data, tested, number)
-    subjects = decoding.retrieve(again).folds[number].subjects
+    fold = decoding.make_tested_fold(again, number, predicted, embeddings)
     with decoding.open_writer(again, folder / "drawn", len(predicted)) as writer:
-        part = draw_images(
-            config, data, run.stimuli, predicted, embeddings, subjects, number, fitted, writer,
-            low=decoding.make_low_level(again, number), texts=decoding.make_texts(again, number),
-            written=decoding.write_test_captions(again, number),
-        )  # fmt: skip
+        part = draw_images(config, data, run.stimuli, fold, fitted, writer)
         rows = decoding.write_images(again, folder, writer, [part], find_comparison_size(*data.image_size))
     images, _ = read_image_rows(folder, rows, run.stimuli)
     # Of all rows of a run, shuffled; here are those of one fold.

@@ -31,7 +31,14 @@ from braindecode_vis.parts.studies.output_rows import (
     merge_equal_targets,
     name_rows,
 )
-from braindecode_vis.parts.studies.scored_outputs import ScoredOutputs, Selection, check_folder, put_together
+from braindecode_vis.parts.studies.scored_outputs import (
+    ScoredOutputs,
+    Selection,
+    check_folder,
+    describe_inputs,
+    list_warnings,
+    tabulate_scores,
+)
 from braindecode_vis.scoring.description_scores import DescriptionTask, score_descriptions
 from braindecode_vis.scoring.metrics.image import split_rounds
 from braindecode_vis.scoring.metrics.protocols import ProtocolName
@@ -526,10 +533,11 @@ def _score_ranking(ranking: _Ranking, asked: Asked, given: Given, true: Given | 
         similarity_of_first=ranked.top_similarities[:, 0],
         similarity_of_true=ranked.true_similarities,
     )
-    return put_together(
-        ranking.kind, scores, items, protocol, asked.selection, asked.seed, found,
-        [*ranking.warnings, *task.not_computed], ranking.notes, given, true, hubs=signs.describe_hubs(ranked),
-        ranked=ranked,
+    return ScoredOutputs(
+        ranking.kind, tabulate_scores(scores), items, protocol,
+        list_warnings(found, asked.selection, [*ranking.warnings, *task.not_computed]), tuple(ranking.notes),
+        transductive=bool(found), hubs=signs.describe_hubs(ranked), ranked=ranked,
+        about=describe_inputs(ranking.kind, given, true, asked.selection, asked.seed),
     )  # fmt: skip
 
 
@@ -615,9 +623,10 @@ def _score_classes(
     items = items.assign(stimulus_id=rows.ids)
     if n_classes > 50:  # a column for each class would be the matrix again
         items = items[[c for c in items if not str(c).startswith("decision_")]]
-    return put_together(
-        "classes", scores, items, protocol, asked.selection, asked.seed, found, [], notes, given, true
-    )
+    return ScoredOutputs(
+        "classes", tabulate_scores(scores), items, protocol, list_warnings(found, asked.selection), tuple(notes),
+        transductive=bool(found), about=describe_inputs("classes", given, true, asked.selection, asked.seed),
+    )  # fmt: skip
 
 
 def _score_images(given: Given, true: Given | None, ids: Any, target_ids: Any, asked: Asked) -> ScoredOutputs:
@@ -649,20 +658,11 @@ def _score_images(given: Given, true: Given | None, ids: Any, target_ids: Any, a
     warnings = [*task.not_computed]
     if copies:
         warnings.append(f"{copies} of {len(seen)} reconstructions are the stimulus itself, pixel by pixel.")
-    return put_together(
-        "images",
-        scores,
-        items,
-        protocol,
-        asked.selection,
-        asked.seed,
-        [],
-        warnings,
-        notes,
-        given,
-        true,
+    return ScoredOutputs(
+        "images", tabulate_scores(scores), items, protocol, list_warnings([], asked.selection, warnings), tuple(notes),
         images={"seen": seen, "decoded": made},
-    )
+        about=describe_inputs("images", given, true, asked.selection, asked.seed),
+    )  # fmt: skip
 
 
 # --- what all kinds share -----------------------------------------------------------------------------------------

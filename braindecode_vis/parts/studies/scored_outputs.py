@@ -158,42 +158,24 @@ class ScoredOutputs:
         return f"{shown.to_html(index=False, float_format='{:.3f}'.format, formatters=formats)}{told}"
 
 
-def put_together(
-    kind: str,
-    scores: Sequence[Score],
-    items: pd.DataFrame,
-    protocol: str,
-    selection: Selection,
-    seed: int,
-    found: Sequence[str],
-    warnings: Sequence[str],
-    notes: Sequence[str],
-    given: Given,
-    true: Given | None,
-    **parts: Any,
-) -> ScoredOutputs:
-    """Return the result of these scores, with what must be said of them.
+def tabulate_scores(scores: Sequence[Score]) -> pd.DataFrame:
+    """Return scores as a table, one row for each."""
+    return pd.DataFrame([one.as_row() for one in scores], columns=list(SCORE_KEYS))
 
-    Parameters
-    ----------
-    kind, scores, items, protocol, notes
-        As in `ScoredOutputs`.
-    selection, seed
-        As in `score`.
-    found
-        Signs of decisions taken together.
-    warnings
-        Further ones.
-    given, true
-        What was read.
-    parts
-        Hubs, ranks and images.
-    """
+
+def list_warnings(found: Sequence[str], selection: Selection, further: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return what no reader of the scores may miss: signs of joint decisions, the selection, and further ones."""
     told = [f"Transductive: {sign}. These numbers belong in a column of their own." for sign in found]
     if selection == "test":
         told.append("The model was chosen on these very test items, so that its numbers are too high.")
-    table = pd.DataFrame([one.as_row() for one in scores], columns=list(SCORE_KEYS))
-    about = {
+    return (*told, *further)
+
+
+def describe_inputs(
+    kind: str, given: Given, true: Given | None, selection: Selection, seed: int
+) -> dict[str, Any]:
+    """Return what was read and how it was scored, in words, for `ScoredOutputs.about`."""
+    return {
         "Kind": kind,
         "Predictions": given.name,
         "Targets": "the columns of the matrix, in the order of its rows" if true is None else true.name,
@@ -201,17 +183,6 @@ def put_together(
         **({"Ties": _TIES} if kind in ("embeddings", "similarity") else {}),
         "Seed": seed,
     }
-    return ScoredOutputs(
-        kind,
-        table,
-        items,
-        protocol,
-        (*told, *warnings),
-        tuple(notes),
-        bool(found),
-        about=about,
-        **parts,
-    )
 
 
 def check_folder(out: Path) -> Path:

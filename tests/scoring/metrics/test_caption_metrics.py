@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.scoring.caption_scores import score_captions
+from braindecode_vis.scoring.caption_scores import CaptionNull, score_captions
 from braindecode_vis.scoring.metrics import caption_metrics
 from tests.embeddings.test_caption_bank import WORDS, write_vocabulary
 
@@ -88,7 +88,7 @@ def test_chance_of_two_stimuli_is_that_of_their_permutations():
     tables = {name: np.array([[pair[name][0] for pair in row] for row in pairs]) for name in pairs[0][0]}
     rows = score_captions(
         references, found, ["s1", "s2"], method="decoded", protocol="p", subject="1", split="test", seed=0, n_boot=100,
-        tables=tables, truth=np.arange(2), n_permutations=2000,
+        null=CaptionNull(tables, np.arange(2), n_permutations=2000),
     )  # fmt: skip
     for row in rows:
         table = tables[row.metric]
@@ -106,7 +106,7 @@ def test_stimuli_are_permuted_within_their_block(tmp_path):
     tables = dict.fromkeys(caption_metrics.compute_caption_metrics(references, found), table)
     rows = score_captions(
         references, found, list("abcd"), method="decoded", protocol="p", subject="1", split="test", seed=0, n_boot=100,
-        tables=tables, truth=np.arange(4), blocks=np.array([0, 0, 1, 1]), n_permutations=2000,
+        null=CaptionNull(tables, np.arange(4), np.array([0, 0, 1, 1]), n_permutations=2000),
     )  # fmt: skip
     for row in rows:  # in each block the two stay where they are in half of all permutations
         assert row.chance == pytest.approx((1 + 0.5 + 1 + 0.75) / 8, abs=0.03)
