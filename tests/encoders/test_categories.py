@@ -325,3 +325,16 @@ def test_a_window_begins_after_the_onset_and_ends_after_the_offset():
         ConfigError, match="1 trials have no volume from 6 s after their onset to 4 s after their offset"
     ):
         find_window(trials, (6.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("config", "n_fits"),
+    [
+        (LdaConfig(), 1),
+        (LogisticConfig(c=(1.0,)), 1),
+        (LogisticConfig(c=(0.1, 1.0), n_inner_folds=3), 1 + 2 * 3),
+        (LogisticConfig(c=(0.1, 1.0, 10.0), n_inner_folds=4), 1 + 3 * 4),
+    ],
+)
+def test_fits_are_counted_with_those_of_inner_folds(config, n_fits):
+    assert config.build(seed=0).n_small_fits == n_fits

@@ -251,3 +251,16 @@ def test_settings_that_do_not_fit_are_refused():
         SimpleConvConfig(**TINY).build(make_signal(), 4, 4)
     with pytest.raises(DataError, match="channel"):
         SimpleConvConfig(**TINY).build(Signal(("voxel",), (30,), ("01",)), 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_frequencies", "backbone_outputs", "depth"),
+    [(SimpleConvConfig, 32, None, 10), (SimpleConvTimeAggConfig, 10, 512, 4)],
+)
+def test_sizes_are_those_of_the_papers_unless_others_are_asked_for(
+    kind, n_frequencies, backbone_outputs, depth
+):
+    """Half of 2048 and of 2000 features of a place are sines: 32 frequencies in the plane, 10 in space."""
+    config = kind()
+    assert config.n_frequencies == n_frequencies
+    assert (config.backbone_outputs, config.depth) == (backbone_outputs, depth)

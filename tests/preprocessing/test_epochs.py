@@ -210,3 +210,15 @@ def test_export_to_mne():
     voxels = Responses(data.reshape(4, -1), ("trial", "voxel"), trials, "z")
     with pytest.raises(DataError, match="channels and times"):
         export_epochs(voxels)
+
+
+@pytest.mark.parametrize("decim", [1, 2])
+@pytest.mark.parametrize(("first", "behind", "is_inside"), [(0, 0, True), (-1, 0, False), (0, 1, False)])
+def test_epochs_may_end_with_the_signal_and_not_behind_it(decim, first, behind, is_inside):
+    signal = np.arange(40.0)[None]
+    starts = np.array([first, 39 - 4 * decim + behind])  # five times
+    if is_inside:
+        assert cut_epochs(signal, starts, n_times=5, decim=decim).shape == (2, 1, 5)
+    else:
+        with pytest.raises(DataError, match="do not lie inside a signal of 40 samples"):
+            cut_epochs(signal, starts, n_times=5, decim=decim)

@@ -22,7 +22,7 @@ from braindecode_vis.datasets.sources.betas_source import (
     Roi,
 )
 from braindecode_vis.preprocessing.betas import write_fmri_source
-from braindecode_vis.preprocessing.parcellation import average_parcels, place_in_parcels, read_atlas
+from braindecode_vis.preprocessing.parcellation import Parcels, average_parcels, place_in_parcels, read_atlas
 from braindecode_vis.preprocessing.voxel_geometry import (
     find_networks,
     find_rois,
@@ -286,3 +286,12 @@ def test_fetching_happens_only_if_asked_for(monkeypatch, mask, atlas, tmp_path):
     (tmp_path / "schaefer_2018").mkdir()
     (tmp_path / "schaefer_2018" / "Schaefer2018_400Parcels_7Networks_order_FSLMNI152_2mm.nii.gz").touch()
     read_atlas(AtlasConfig(fetch="schaefer400"))  # it was fetched before
+
+
+def test_parcels_average_every_time_of_their_voxels():
+    labels = np.array([2, 1, 0, 2, 1, 2])
+    parcels = Parcels(labels, ("a", "b"), ("", ""))
+    block = np.random.default_rng(0).normal(size=(3, 6, 4))
+    wanted = np.stack([block[:, labels == n].mean(axis=1) for n in (1, 2)], axis=1)
+    np.testing.assert_allclose(average_parcels(block, parcels), wanted, rtol=1e-6)
+    np.testing.assert_allclose(average_parcels(block[..., 0], parcels), wanted[..., 0], rtol=1e-6)

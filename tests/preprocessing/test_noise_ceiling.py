@@ -6,7 +6,13 @@ import pytest
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.preprocessing.noise_ceiling import METRIC, compute_noise_ceilings, describe_ceiling
+from braindecode_vis.preprocessing.noise_ceiling import (
+    METRIC,
+    compute_noise_ceilings,
+    describe_ceiling,
+    read_epochs_ceiling,
+    write_epochs_ceilings,
+)
 
 SIGNAL = np.array([0.5, 1.0, 2.0])
 
@@ -115,3 +121,20 @@ def test_what_cannot_be_known_is_refused():
     train = responses.trials.assign(split="train")
     with pytest.raises(DataError, match="no test trials"):
         compute_noise_ceilings(Responses(responses.data, responses.dims, train, "z"))
+
+
+def test_the_ceiling_of_epochs_looks_at_500_images_at_the_most(tmp_path):
+    rng = np.random.default_rng(0)
+    for n_images, n_seen in ((20, 20), (520, 500)):
+        ids = np.repeat([f"i{n:03d}" for n in range(n_images)], 2)
+        data = rng.normal(size=(n_images, 1, 2)).repeat(2, axis=0) + rng.normal(size=(2 * n_images, 1, 2))
+        trials = pd.DataFrame(
+            {"subject": "01", "session": "01", "run": "01", "stimulus_id": ids,
+             "repetition": np.tile([0, 1], n_images), "split": "test"}
+        )  # fmt: skip
+        coords = {"ch_names": ["Oz"], "times": np.arange(2) / 100}
+        write_epochs_ceilings(
+            tmp_path, Responses(data.astype(np.float32), ("trial", "channel", "time"), trials, "V", coords)
+        )
+        found = read_epochs_ceiling(tmp_path, subject="01")
+        assert (found.n_images, found.n_repetitions) == (n_seen, 2)

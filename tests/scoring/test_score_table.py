@@ -562,3 +562,11 @@ def test_a_subject_with_one_image_has_no_identification_by_a_network():
     )  # fmt: skip
     found = [s.subject for s in compute_scores(task)[0] if s.metric == "two_way_identification@alexnet-2"]
     assert sorted(set(found)) == ["01", "all"]
+
+
+def test_the_class_of_one_image_a_fold_is_beside_one_of_all_classes():
+    """Nothing can be exchanged, so that no null says what chance is."""
+    classes = np.array(["c0", "c1", "c2", "c3"] * 2, dtype=object)
+    task = make_folds(n_folds=N, whole=True, concepts=classes, decoded_concepts=classes)
+    score = find(compute_scores(task)[0], "accuracy")
+    assert (score.value, score.chance, score.p_value) == (1.0, 1 / 4, None)

@@ -5,6 +5,7 @@ from diffusers import DDPMScheduler
 
 from braindecode_vis.base.seeds import make_torch_generator
 from braindecode_vis.generation.priors.diffusion_networks import (
+    BrainTokenTransformer,
     MlpUnet,
     TokenTransformer,
     _code_time,
@@ -216,3 +217,17 @@ def test_times_have_a_code_of_as_many_features_as_are_asked_for(n_features):
         wanted[row, :half] = np.sin(time * np.array(rates))
         wanted[row, half : 2 * half] = np.cos(time * np.array(rates))
     np.testing.assert_allclose(_code_time(times, n_features), wanted[:, :n_features], atol=1e-4)
+
+
+def test_the_last_norm_of_tokens_takes_their_size_off_however_small_it_is():
+    """By their largest value first: the deviation of tokens of 1e-4 is below what a norm adds to it."""
+    network = BrainTokenTransformer(2, 4, depth=1, n_heads=2, head_width=8)
+    torch.nn.init.zeros_(network.attention[0].exit_norm.gain)
+    torch.nn.init.zeros_(network.mixing[0].exit.weight)
+    tokens = torch.tensor([[[0.5, -1.0, 0.25, 1.0], [0.1, 0.7, -0.2, 0.3]]])
+    for size in (1.0, 1e-4):
+        found = network(size * tokens - network.places, torch.tensor([5]), tokens, torch.ones(1))
+        normed = (tokens - tokens.mean(-1, keepdim=True)) / tokens.std(-1, correction=0, keepdim=True)
+        torch.testing.assert_close(
+            found, network.exit(normed), atol=2e-3, rtol=1e-3
+        )  # 1e-5 beside the variance

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -417,3 +418,14 @@ def test_maps_of_several_components_say_which_they_are_of(monkeypatch, n_compone
     assert [panel.title for panel in seen] == (windows if n_components == 1 else numbered)
     for panel, (_, own) in zip(seen, found.table.groupby(["component", "start"], sort=True), strict=True):
         np.testing.assert_array_equal(panel.values, own["value"])
+
+
+@pytest.mark.parametrize("parts", [("model",), ("transform",), ()])
+def test_what_has_no_model_or_no_transform_is_no_network(monkeypatch, parts):
+    monkeypatch.setattr(attribution, "_open_captum", lambda: MidpointGradients)
+    study, _ = make_network_study()
+    encoder = study.trained(0)
+    encoder.fitted = SimpleNamespace(**{name: getattr(encoder.fitted, name) for name in parts})
+    test = study.pick(study.folds[0].test, "test")
+    with pytest.raises(ConfigError, match="integrated gradients need a network"):
+        explain_trials(replace(study, trained=lambda number: encoder), 0, test)

@@ -15,7 +15,7 @@ from braindecode_vis.parts.analyses import measure
 from braindecode_vis.parts.analyses.bands import BandFilter, FrequencyBandsConfig, fit_bands
 from braindecode_vis.parts.analyses.cuts import keep_features
 from braindecode_vis.parts.analyses.generalization import TimeGeneralizationConfig
-from braindecode_vis.parts.analyses.measure import Measured, add_holm, add_maximum, measure_changes
+from braindecode_vis.parts.analyses.measure import Measured, Meter, add_holm, add_maximum, measure_changes
 from braindecode_vis.parts.analyses.regions import (
     NetworkAblationConfig,
     RoisConfig,
@@ -23,6 +23,7 @@ from braindecode_vis.parts.analyses.regions import (
     list_rois,
     relabel_features,
 )
+from braindecode_vis.parts.analyses.study import rank_trials
 from braindecode_vis.preprocessing.array_file import KeptParts
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.report.figures import render_plot
@@ -380,3 +381,23 @@ def test_small_regions_are_left_out():
     study = make_voxel_study(noise=1.5)
     with pytest.raises(DataError, match="two groups"):
         RoisConfig(min_voxels=1000).compute(study)
+
+
+@pytest.mark.parametrize("edges", [(0.1, 1.0), (0.5, 4.0), (1.0, 4.0)])
+def test_slow_bands_are_bands(edges):
+    assert FrequencyBandsConfig(bands={"x": edges}).bands == {"x": edges}
+
+
+@pytest.mark.parametrize("edges", [(0.0, 4.0), (-1.0, 4.0), (4.0, 4.0), (4.0, 2.0)])
+def test_what_is_no_band_is_refused(edges):
+    with pytest.raises(ValueError, match="must have 0 < lower < upper edge"):
+        FrequencyBandsConfig(bands={"x": edges})
+
+
+def test_images_are_permuted_where_that_is_asked_for_and_there_are_several():
+    study = make_parcel_study({"Vis": 1.0}, n_train=20, n_test=6, n_permutations=20)
+    test = study.pick(study.folds[0].test, "test")
+    meter = Meter(study, "two_way")
+    ranked = rank_trials(study, 0, test, study.trained(0))
+    assert len(meter.measure_ranked(test, *ranked).null) == 20
+    assert meter.measure_ranked(test, *ranked, permute=False).null is None

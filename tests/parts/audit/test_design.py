@@ -139,3 +139,6 @@ def test_the_association_is_that_of_pandas_and_scipy_on_rare_codes(seed):
     phi = max(0, chi2_contingency(table, correction=False)[0] / n - (r - 1) * (k - 1) / (n - 1))
     smaller = min(r - (r - 1) ** 2 / (n - 1), k - (k - 1) ** 2 / (n - 1)) - 1
     assert compute_cramers_v(first, second) == pytest.approx((phi / smaller) ** 0.5)
+    assert compute_cramers_v(second, first) == pytest.approx(
+        (phi / smaller) ** 0.5
+    )  # whichever has fewer codes

@@ -180,3 +180,15 @@ def test_vectors_of_no_trial_are_the_same(tmp_path):
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "vectors.npy", np.empty((0, 5), np.float32))
     assert compare_files(tmp_path / "stored", tmp_path / "made", 1e-3) == ""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "is_told"),
+    [(np.uint8, (3, 4, 4, 3), False), (np.float32, (3, 4, 4, 3), True), (np.uint8, (2, 4, 4, 3), True),
+     (np.uint8, (3, 5, 4, 3), True)],
+)  # fmt: skip
+def test_images_of_another_type_or_shape_are_not_those_of_the_run(dtype, shape, is_told):
+    made = np.full((3, 4, 4, 3), 7, np.uint8)
+    found = compare_images("decoded", made, np.full(shape, 7, dtype), np.array(list("abc")))
+    assert (found is not None) == is_told
+    assert not is_told or "tampered: the images decoded are" in found.message

@@ -130,3 +130,19 @@ def test_shuffles_of_many_images_are_left_to_the_record(tmp_path, monkeypatch):
             text = judging._compare_cheap_scores(run, again, [shuffled.as_row() | {"value": 0.1}])
         assert bool(text) != many
     assert not any("metric(s)" in words for what in stated for words in what)
+
+
+@pytest.mark.parametrize(
+    ("told", "made", "words"),
+    [
+        ("", "<p>1</p>", "the page has no section scores"),
+        ("<p>top1 0.5</p>", "<p>top1 0.6</p>", "says '0.5' where the scores say '0.6'"),
+        (
+            "<p>top1</p><img a>",
+            "<p>top1</p><img b>",
+            "the pictures in the section scores of the page are not those",
+        ),
+    ],
+)
+def test_what_differs_in_a_section_of_the_page_is_named(told, made, words):
+    assert words in judging._find_other_words("scores", told, made)

@@ -281,3 +281,12 @@ def test_a_group_of_one_training_sample_has_no_covariance_and_is_not_left_out():
         assert np.isfinite(found.train) == is_finite, n_few
         assert np.isfinite(found.everything)
         assert np.isfinite(found.own) == (n_few == 0)
+
+
+@pytest.mark.parametrize(("n_values", "is_told"), [(1, False), (2, False), (3, True), (8, True)])
+def test_a_feature_with_a_value_of_each_image_is_told_from_two_halves_of_anything(n_values, is_told):
+    names = np.repeat([f"i{n}" for n in range(8)], 4)
+    noise = np.random.default_rng(0).normal(size=32)
+    coded = 5 + np.repeat(np.arange(8) % n_values, 4)
+    found = statistics._find_constant(np.c_[noise, coded, noise + coded], names)
+    assert found.tolist() == [1] * is_told

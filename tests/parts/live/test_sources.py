@@ -455,3 +455,26 @@ def test_two_sessions_on_one_stream_are_told_and_two_outlets_of_one_name_refused
     ):
         OutletListener(name)
     outlet._del()
+
+
+@pytest.mark.parametrize(("drift", "followed"), [(0.97, 0.99), (0.995, 0.995), (1.005, 1.005), (1.03, 1.01)])
+def test_the_period_of_a_stream_follows_its_clock_by_a_hundredth_at_most(drift, followed):
+    """Clocks of machines differ by far less: what is further off are losses and odd stamps."""
+    clock = SampleClock(100.0)
+    for chunk in range(600):
+        stamps = (10 * chunk + np.arange(10)) * drift / 100
+        clock.follow(stamps, float(stamps[-1]))
+    assert 100 * clock.period == pytest.approx(followed, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "header", [(0, 0, 0, 250.0, 9), (4, 0, 0, 0.0, 9), (4, 0, 0, -1.0, 9), (4, 0, 0, 250.0, 0)]
+)
+def test_a_header_without_channels_or_rate_or_type_makes_no_signal(monkeypatch, header):
+    source = FieldTripSource("127.0.0.1:1972")
+    monkeypatch.setattr(source, "_dial", lambda: None)
+    monkeypatch.setattr(source, "_get_header", lambda: (header, {}))
+    with pytest.raises(DataError, match="makes no signal"):
+        source._introduce()
+    monkeypatch.setattr(source, "_get_header", lambda: ((4, 0, 0, 250.0, 9), {}))
+    assert source._introduce() == ((4, 0, 0, 250.0, 9), {})

@@ -3,6 +3,7 @@
 import gzip
 import struct
 import time
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -326,3 +327,15 @@ def test_a_recorded_run_is_played_volume_by_volume(scan, tmp_path):
     assert "the scan is over" in chunk.notes[-1]
     with pytest.raises(DataError, match="holds volumes already"):
         next(write_volumes(image, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("t_r", "patience", "is_waited_for"), [(None, None, False), (60.0, None, True), (60.0, 0, False)]
+)
+def test_a_missing_volume_is_waited_for_as_long_as_one_takes(tmp_path, t_r, patience, is_waited_for):
+    """Where nobody knows how long that is, it is given up at once."""
+    source = FolderSource(tmp_path, t_r=t_r, patience=patience)
+    for number in (1, 3):
+        source._ready[number] = Mock(number=number, seen=time.perf_counter())
+    assert [volume.number for volume in source._hand_on()] == ([1] if is_waited_for else [1, 3])
+    assert ["volume 2 is missing" in note for note in source._notes] == [True] * (not is_waited_for)

@@ -223,3 +223,13 @@ def test_pictures_are_embedded_all_and_other_stages_grow_with_the_test_rows(monk
     assert "72 pictures of 16 px" in told["embed"]
     assert "24 test rows" in told["retrieve"]
     assert [step.disk for step in steps[:2]] == [pytest.approx(3200), pytest.approx(800)]
+
+
+def test_memory_of_a_fit_grows_with_the_square_and_of_other_steps_in_proportion():
+    """A fit of trials times trials; batches need as much however many there are."""
+    pieces = [PieceCost(10, 1.0, 1.0, 100.0, 100.0), PieceCost(20, 8.0, 8.0, 400.0, 400.0)]
+    wanted = {(None, False): 400 + 30 * 20, (3.0, False): 400 * 4, (None, True): 400, (3.0, True): 400}
+    for (power, in_batches), memory in wanted.items():
+        step = plan._make_step("train", pieces, 40.0, "pieces", power=power, in_batches=in_batches, more=7.0)
+        assert step.memory == pytest.approx(7 + memory), (power, in_batches)
+        assert step.disk == pytest.approx(1000 if power is None else 1600)

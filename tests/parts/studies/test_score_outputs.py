@@ -584,3 +584,14 @@ def test_images_are_found_by_the_names_of_their_stimuli(tmp_path, n_draws):
     rows = np.asarray(found[:]).reshape(3, n_draws, 8, 8, 3)
     assert rows[:, :, 0, 0, 0].tolist() == [[n] * n_draws for n in (30, 10, 0)]
     assert rows[:, :, 0, 0, 1].tolist() == [list(range(n_draws))] * 3
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 100.0])
+def test_columns_that_were_centred_are_known_at_any_size(size):
+    values = size * np.random.default_rng(0).normal(size=(40, 40)) * np.linspace(1, 2, 40)
+    centred = values - values.mean(axis=0)
+    assert output_signs.find_matrix_signs(values) == []
+    assert "it was centred with the test queries" in output_signs.find_matrix_signs(centred)[0]
+    assert "it was standardised" in output_signs.find_matrix_signs(size * centred / centred.std(axis=0))[0]
+    centred[:, 3] = 0  # a column that says nothing
+    assert output_signs.find_matrix_signs(centred) == []

@@ -6,7 +6,13 @@ import pytest
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.parts.audit.run import audit_run, check_branches, check_results
-from braindecode_vis.pipeline.leaks.run_files import drop_digests, list_first, open_audited
+from braindecode_vis.pipeline.leaks.run_files import (
+    Record,
+    _follow_folds,
+    drop_digests,
+    list_first,
+    open_audited,
+)
 from tests.parts.audit.small_runs import read_name, write_artifact, write_bank, write_prepared, write_trained
 
 DATA = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
@@ -129,3 +135,26 @@ def test_digests_beside_settings_are_dropped_at_any_depth():
 def test_three_values_are_listed():
     assert list_first([3, 1, 2]) == "1, 2, 3"
     assert list_first(["b", "a", "d", "c"]) == "a, b, c, ..."
+
+
+@pytest.mark.parametrize(
+    ("units", "found", "missing"),
+    [
+        ({"a": "fold00", "b": "fold01"}, ["a", "b"], []),
+        ({"b": "fold01", "a": "fold00", "x": "fold00"}, ["a", "b"], []),
+        ({"x": "fold00", "b": "fold01"}, ["x", "b"], ["train fold00 a"]),  # another fit of that fold is there
+        ({"b": "fold01"}, ["b"], ["train fold00 a"]),
+        ({}, [], ["train fold00 a", "train fold01 b"]),
+    ],
+)
+def test_the_fit_of_each_fold_is_the_one_that_was_named_or_else_another_of_it(
+    tmp_path, units, found, missing
+):
+    scores = Record(tmp_path, {"upstream": {"train0": "a", "train1": "b", "retrieve": "z"}})
+    fits = [
+        Record(tmp_path / f"{unit}-{name}", {"unit": unit, "fingerprint": name, "upstream": {}})
+        for name, unit in units.items()
+    ]
+    told = []
+    assert [record.fingerprint for record in _follow_folds(scores, fits, told)] == found
+    assert [text.split(",")[0] for text in told] == missing

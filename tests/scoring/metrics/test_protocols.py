@@ -146,3 +146,26 @@ def test_averaged_predictions_keep_subjects_apart():
     assert list(people) == ["1", "2", "1"]
     rows, _ = protocols.average_predictions(predicted)
     np.testing.assert_allclose(rows.vectors, [[3, 7 / 3], [7, 7]], rtol=1e-6)
+
+
+def test_a_binding_is_right_where_the_true_item_is_nearer_than_the_swapped_one():
+    """Whatever both have in common, and however long they are."""
+    angles = np.deg2rad([[10, 0, 40], [10, 40, 0], [200, 190, 160], [20, 40, 40], [5, 170, 180]])
+    queries, true, swapped = (
+        Embeddings(np.c_[np.cos(a), np.sin(a)] * size, list("abcde"), "toy")
+        for a, size in zip(angles.T, (1.0, 4.0, 0.25), strict=True)
+    )
+    assert protocols.compare_bindings(queries, true, swapped).tolist() == [1.0, 0.0, 1.0, 0.5, 1.0]
+
+
+def test_predictions_are_averaged_for_each_subject_and_image():
+    vectors = np.arange(12.0).reshape(6, 2)
+    predicted = Embeddings(vectors, list("abaabb"), "toy")
+    found, whose = protocols.average_predictions(predicted, ["x", "x", "x", "y", "y", "x"])
+    assert list(zip(whose, found.ids, strict=True)) == [("x", "a"), ("x", "b"), ("y", "a"), ("y", "b")]
+    np.testing.assert_allclose(
+        found.vectors, [vectors[[0, 2]].mean(0), vectors[[1, 5]].mean(0), vectors[3], vectors[4]]
+    )
+    pooled, nobody = protocols.average_predictions(predicted)
+    assert (list(pooled.ids), set(nobody)) == (["a", "b"], {""})
+    np.testing.assert_allclose(pooled.vectors, [vectors[[0, 2, 3]].mean(0), vectors[[1, 4, 5]].mean(0)])

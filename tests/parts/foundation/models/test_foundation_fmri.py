@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 from torch import nn
 
 from braindecode_vis import pipeline
@@ -22,7 +23,7 @@ from braindecode_vis.parts.foundation.models.brain_jepa import BrainJEPA, Gradie
 from braindecode_vis.parts.foundation.models.brainlm import BrainLM, OldBrainLM
 from braindecode_vis.parts.foundation.models.cortex_mae import CortexMAE
 from braindecode_vis.parts.foundation.models.foundation_config import FoundationConfig
-from braindecode_vis.parts.foundation.models.foundation_fmri import find_voxels
+from braindecode_vis.parts.foundation.models.foundation_fmri import VolumeFront, find_voxels
 from braindecode_vis.parts.foundation.models.foundation_fmri_config import (
     NEUROSTORM_AFFINE,
     BrainJepaConfig,
@@ -635,3 +636,36 @@ def test_a_whole_recording_of_brainlm_lies_in_the_middle_of_its_picture():
     rows, columns = np.nonzero((padded[0] == 1).numpy())
     assert padded.shape == (1, 432, 432)
     assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (4, 428, 116, 316)
+
+
+def test_places_beside_the_own_grid_hold_no_voxel():
+    """One step before the first plane and one behind the last are outside, as is what the mask leaves out."""
+    target = np.eye(4)
+    target[:3, 3] = -1
+    found = find_voxels(np.array([0, 3, 7]), (2, 2, 2), np.eye(4), (4, 4, 4), target)
+    own = np.full((4, 4, 4), -1)
+    own[1, 1, 1], own[1, 2, 2], own[2, 2, 2] = 0, 1, 2
+    np.testing.assert_array_equal(found, own)
+
+
+def test_every_voxel_is_put_in_its_place_and_the_least_value_around_them():
+    voxels = np.array([[[0, -1, 2], [1, -1, -1]]])
+    data = torch.tensor([[[1.0, 2.0], [5.0, 3.0], [4.0, 9.0]]])
+    found = VolumeFront(voxels, np.eye(2))(data)[0, 0, 0]
+    z = (data[0] - data.mean()) / (data.std() + 1e-6)
+    wanted = torch.full((2, 3, 2), float(z.min()))
+    wanted[0, 0], wanted[1, 0], wanted[0, 2] = z
+    torch.testing.assert_close(found, wanted)
+
+
+def test_the_volume_of_neurostorm_is_that_of_mni_at_two_millimetres():
+    np.testing.assert_array_equal(NEUROSTORM_AFFINE @ [48, 57, 39, 1], [0, 0, 0, 1])
+    np.testing.assert_array_equal(NEUROSTORM_AFFINE @ [0, 0, 0, 1], [96, -114, -78, 1])
+    np.testing.assert_array_equal(NEUROSTORM_AFFINE[:3, :3], np.diag([-2, 2, 2]))
+
+
+@pytest.mark.parametrize("name", ["brain_jepa", "cortex_mae", "brainlm"])
+@pytest.mark.parametrize("setting", ["width", "depth", "n_heads"])
+def test_a_transformer_of_no_size_is_refused(make_config, name, setting):
+    with pytest.raises(ValidationError, match=setting):
+        make_config(name, **{setting: 0})
