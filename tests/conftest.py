@@ -1,5 +1,6 @@
-"""Runtime checks of shapes and types for the typed core, and the fixtures that many tests share."""
+"""Runtime checks of types for the typed core, and the fixtures that many tests share."""
 
+import gc
 import os
 import re
 import subprocess
@@ -9,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jaxtyping import install_import_hook
+
+from tests.annotations import enforce
 
 # The workers have the cores; threads of one would wait for those of the other.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -27,8 +29,8 @@ sys.dont_write_bytecode = False
 os.fsync = lambda file: None
 
 # Annotations of these modules are enforced at every call while the tests run.
-install_import_hook(
-    [
+enforce(
+    (
         "braindecode_vis.base.arrays",
         "braindecode_vis.base.checks",
         "braindecode_vis.base.seeds",
@@ -41,8 +43,7 @@ install_import_hook(
         "braindecode_vis.scoring.uncertainty",
         "braindecode_vis.parts.foundation.models",
         "braindecode_vis.preprocessing",
-    ],
-    "beartype.beartype",
+    )
 )
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -112,6 +113,12 @@ class RefusedSkips:
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: _RANKS.get(item.path, len(_RANKS)))
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector what stays to the end: most of its time went into imported modules."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ mutmut makes the mutants and pytest runs the tests that are near the change, lik
 fails or a budget of processor time is spent. Near are the test files that mirror or import the changed file, then those
 beside them and those that speak of the changed function. mutmut's own runner is not used: it reaches neither the
 defaults of settings, nor constants of a module, nor decorated methods, and it puts every mutant of a module into one
-file, where the checks of shapes (jaxtyping) decorate each of them at every import. Here one mutant at a time stands in
+file, where the checks of annotations decorate each of them at every import. Here one mutant at a time stands in
 a copy of the working tree, which itself is never touched; a fork that has the libraries and the rest of the package
 imported already runs its tests. Mutants run in the order of the draw, so that what an interrupted run has judged is a
 random sample too, and the next call goes on there.
@@ -76,7 +76,7 @@ HEAVY = (
     "numpy", "pandas", "scipy.stats", "sklearn.linear_model", "sklearn.decomposition", "torch", "torchvision", "mne",
     "nibabel",
     "nilearn.image", "nilearn.glm", "h5py", "skimage.metrics", "pyarrow.parquet", "safetensors.torch",
-    "transformers", "open_clip", "timm", "diffusers", "pydantic", "beartype", "jaxtyping", "typer", "rich.console",
+    "transformers", "open_clip", "timm", "diffusers", "pydantic", "beartype", "typer", "rich.console",
     "matplotlib.pyplot",
     "hypothesis", "coverage", "pytest", "PIL.Image", "yaml",
 )  # fmt: skip

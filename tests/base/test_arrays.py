@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from beartype.roar import BeartypeCallHintViolation
 
 from braindecode_vis.base.arrays import (
     Embeddings,
@@ -9,6 +10,7 @@ from braindecode_vis.base.arrays import (
     Score,
     check_same_space,
     find_largest,
+    read_rows,
 )
 from braindecode_vis.base.checks import DataError
 
@@ -117,3 +119,10 @@ def test_the_largest_of_a_row_are_those_of_a_stable_sort(n_columns, k):
     ):
         expected = np.argsort(-values, axis=1, kind="stable")[:, :k]
         np.testing.assert_array_equal(find_largest(values, k), expected)
+
+
+def test_annotations_are_enforced_while_tests_run():
+    with pytest.raises(BeartypeCallHintViolation, match="data=5"):
+        read_rows(5, np.arange(3))
+    with pytest.raises(BeartypeCallHintViolation, match="space=7"):
+        Embeddings(np.zeros((2, 3), np.float32), ["a", "b"], 7)
