@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.signal import Signal
 
@@ -77,7 +78,7 @@ class EEGNetSettings(Settings):
         )
 
 
-class EEGNetConfig(EEGNetSettings):
+class EEGNetConfig(EEGNetSettings, NetworkSettings):
     """EEGNet with a linear readout; the other settings are those of `EEGNetSettings`.
 
     Parameters

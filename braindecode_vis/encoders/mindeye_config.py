@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.encoders.signal import Signal
 
 if TYPE_CHECKING:
     import torch
 
 
-class ResidualMlpConfig(Settings):
+class ResidualMlpConfig(NetworkSettings):
     """Linear, LayerNorm, GELU, dropout; residual blocks of the same; linear; an optional projector.
 
     Biases have no weight decay, everything else the optimiser's, as in MindEye's code.
@@ -86,7 +86,7 @@ class ResidualMlpConfig(Settings):
         )
 
 
-class SharedSpaceConfig(Settings):
+class SharedSpaceConfig(NetworkSettings):
     """One ridge layer per subject into a shared space, linear, projector; mixer blocks of ours between, if asked for.
 
     MindEye2 describes four residual MLP-mixer blocks after the ridge layers. As released, each half of a block adds to

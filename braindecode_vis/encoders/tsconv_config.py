@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.signal import Signal, read_axes
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class EEGProjectConfig(Settings):
+class EEGProjectConfig(NetworkSettings):
     """Flatten, linear layer, residual block of GELU, linear layer and dropout, layer norm.
 
     Parameters
@@ -84,7 +85,7 @@ class TSConvSettings(Settings):
     scale_to_sfreq: bool = False
 
 
-class TSConvConfig(TSConvSettings):
+class TSConvConfig(TSConvSettings, NetworkSettings):
     """NICE, NICE-SA and NICE-GA.
 
     The settings of the convolutions are those of `TSConvSettings`.
