@@ -8,7 +8,7 @@ import pytest
 
 from braindecode_vis import pipeline
 from braindecode_vis.base import roles, store
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import Context, GeneratorSettings, PriorSettings
 from braindecode_vis.base.registry import find_component
 from braindecode_vis.config import read_config
 from braindecode_vis.encoders.ridge import RidgeEncoder
@@ -57,10 +57,10 @@ def test_they_are_made_for_what_learns_from_them(tmp_path, settings, needed):
 @pytest.mark.parametrize("prior, needed", [("mean", False), ("identity", True)])
 def test_a_generator_that_weighs_predictions_needs_them_where_no_prior_draws(prior, needed):
     """Weights of a generator are files, so that its settings stand here without a run."""
-    generator = roles.play(
-        roles.GENERATOR_SETTINGS, find_component("generator", "latent_diffusion").model_construct()
+    generator = roles.complete(
+        GeneratorSettings, find_component("generator", "latent_diffusion").model_construct()
     )
-    settings = roles.play(roles.PRIOR_SETTINGS, find_component("prior", prior)())
+    settings = roles.complete(PriorSettings, find_component("prior", prior)())
     assert roles.need_predictions(settings, generator) is needed
 
 

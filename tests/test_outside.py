@@ -483,6 +483,11 @@ BROKEN = [
         "class LeastSquaresConfig(Settings):\n    kind: Literal['least_squares'] = 'least_squares'\n",
         "cannot be the settings of an encoder: it has no build",
     ),
+    (
+        "from braindecode_vis.base.contracts import EncoderSettings\nfrom typing import Literal\n"
+        "class LeastSquaresConfig(EncoderSettings):\n    kind: Literal['least_squares'] = 'least_squares'\n",
+        "has no build, which its base class requires",
+    ),
 ]
 
 
@@ -594,6 +599,58 @@ def test_a_missing_method_is_one_sentence(role, old, new, name, method, on_path,
     sentence = done.stderr.strip().splitlines()[-1]
     assert f"{name}: it has no" in sentence
     assert method in sentence
+
+
+#: What the module above says, with the base class of each role.
+HEIRS = {
+    "class StripesConfig(Settings)": "class StripesConfig(contracts.Dataset)",
+    "class Thirds:": "class Thirds(contracts.ImageEncoder):",
+    "class ThirdsConfig(Settings)": "class ThirdsConfig(contracts.ImageEncoderSettings)",
+    "class LeastSquares:": "class LeastSquares(contracts.BrainEncoder):",
+    "class LeastSquaresConfig(Settings)": "class LeastSquaresConfig(contracts.EncoderSettings)",
+    "class OneLayerConfig(Settings)": "class OneLayerConfig(contracts.NetworkSettings)",
+    "class FlipConfig(Settings)": "class FlipConfig(contracts.Augmentation)",
+    "class Halfway:": "class Halfway(contracts.Prior):",
+    "class HalfwayConfig(Settings)": "class HalfwayConfig(contracts.PriorSettings)",
+    "class Flat:": "class Flat(contracts.ImageGenerator):",
+    "class FlatConfig(Settings)": "class FlatConfig(contracts.GeneratorSettings)",
+    "class BrightnessGapConfig(Settings)": "class BrightnessGapConfig(contracts.MetricSettings)",
+    "class CountTrialsConfig(Settings)": "class CountTrialsConfig(contracts.Analysis)",
+}
+
+
+def write_heirs():
+    module = MODULE.replace(
+        "from braindecode_vis.base.arrays",
+        "from braindecode_vis.base import contracts\nfrom braindecode_vis.base.arrays",
+    )
+    for bare, heir in HEIRS.items():
+        assert bare in module
+        module = module.replace(bare, heir)
+    return module
+
+
+def test_components_that_inherit_from_their_role_give_the_same_scores(on_path, tmp_path, call):
+    scores = []
+    for name, module in (("bare", MODULE), ("heirs", write_heirs())):
+        write_package(on_path, module)
+        forget()
+        call("run", write_config(tmp_path), "--out", tmp_path / name)
+        scores.append(json.loads((tmp_path / name / "scores.json").read_text()))
+    assert scores[0] == scores[1]
+
+
+def test_a_component_that_inherits_and_misses_a_method_is_one_sentence(on_path, tmp_path, command_line):
+    write_package(
+        on_path,
+        write_heirs().replace("    def predict(self, responses):", "    def foretell(self, responses):"),
+    )
+    done = command_line("run", write_config(tmp_path), "--out", tmp_path / "run")
+    assert done.returncode == 2
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "abstract class LeastSquares" in sentence
+    assert "predict" in sentence
 
 
 def test_a_prior_that_writes_itself_must_read_itself(on_path, tmp_path, command_line):

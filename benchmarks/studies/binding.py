@@ -30,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import BrainEncoder, Context
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.config import read_config
 from braindecode_vis.embeddings.compositions import CompositionTest, read_compositions
@@ -134,7 +134,7 @@ def main() -> None:
             continue
         tables = []
         for seed in range(asked.seeds if settings["kind"] == "network" else 1):
-            encoder = roles.build(roles.BRAIN_ENCODER, validate_component("encoder", settings), seed=seed)
+            encoder = roles.build(BrainEncoder, validate_component("encoder", settings), seed=seed)
             encoder.bind(Context(images=prepared.stimuli))
             targets = banks[target].select(list(train.stimulus_ids))
             encoder.fit(train, targets)

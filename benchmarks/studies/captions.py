@@ -28,7 +28,7 @@ from ladder import Task, change, combine, name_units, open_tasks, slug, write_li
 
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import BrainEncoder, Context, ImageEncoder
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.datasets.drawn.images import describe_attributes
@@ -99,7 +99,7 @@ class Study:
     def fit(self, settings: dict[str, Any], bank: Embeddings, seed: int, repeats: str = "single") -> Any:
         """Return a fitted encoder and its training trials."""
         trials = pick_labelled_trials(self.task.prepared, self.task.train, repeats)
-        encoder = roles.build(roles.BRAIN_ENCODER, validate_component("encoder", settings), seed=seed)
+        encoder = roles.build(BrainEncoder, validate_component("encoder", settings), seed=seed)
         encoder.bind(Context(images=self.task.prepared.stimuli))
         return encoder.fit(trials, bank.select(list(trials.stimulus_ids))), trials
 
@@ -176,7 +176,7 @@ class Study:
 
         def prepare() -> tuple[GeneratorData, Embeddings, Embeddings]:
             if not made:
-                side = roles.build(roles.IMAGE_ENCODER, MinilmConfig(captions=self.captions))
+                side = roles.build(ImageEncoder, MinilmConfig(captions=self.captions))
                 bank = side.embed(stimuli, [], None)
                 ridge = {"kind": "ridge", "alphas": [1e2, 1e3, 1e4, 1e5, 1e6]}
                 encoder, trials = self.fit(ridge, bank, seed, "averaged")

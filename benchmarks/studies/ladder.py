@@ -50,9 +50,9 @@ import yaml
 
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import BrainEncoder, Context, EncoderSettings
 from braindecode_vis.base.registry import list_kinds, validate_component
-from braindecode_vis.base.roles import ENCODER_SETTINGS, play
+from braindecode_vis.base.roles import complete
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import find_package_data
@@ -552,7 +552,7 @@ def open_tasks(root: Path, folder: Path, stage: str, config: str, changes: list[
         changes = [f"target={json.dumps(own)}", "prior.kind=identity", "generator.kind=nearest", *changes]
     run = open_run(read_config(config, changes, root=root), folder)
     prepared = preprocess(run)
-    has_images = not play(ENCODER_SETTINGS, run.config.encoder).decodes_categories
+    has_images = not complete(EncoderSettings, run.config.encoder).decodes_categories
     banks = [part.embeddings for part in embed(run)] if has_images else embed_names(prepared)
     by_fold = stage == "worth" and run.config.split.kind in ("kfold", "leave_one_run_out")
     ids = prepared.responses.stimulus_ids
@@ -587,7 +587,7 @@ def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
     """Return the rank of the true image of every query, and the processor time of the training in s."""
     config = validate_component("encoder", rung.encoder)
     responses = pick_labelled_trials(task.prepared, task.train, rung.repeats)
-    encoder = roles.build(roles.BRAIN_ENCODER, config, seed=seed)
+    encoder = roles.build(BrainEncoder, config, seed=seed)
     targets = task.bank.select(list(responses.stimulus_ids))
     texts = place_captions(task, targets) if getattr(config, "reads_text", False) else None
     encoder.bind(Context(images=task.prepared.stimuli, texts=texts))

@@ -48,7 +48,19 @@ from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings, Responses, find_largest
 from braindecode_vis.base.checks import ConfigError, DataError, InputError, for_python
 from braindecode_vis.base.consent import find_code, give_consent
-from braindecode_vis.base.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
+from braindecode_vis.base.contracts import (
+    NOTHING_LENT,
+    BrainEncoder,
+    CategoryDecoder,
+    Context,
+    EncoderSettings,
+    GeneratorSettings,
+    ImageEncoder,
+    ImageEncoderSettings,
+    ImageGenerator,
+    Prior,
+    PriorSettings,
+)
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.settings import describe_validation_error
@@ -117,10 +129,10 @@ class Decoder(BaseEstimator):
     """
 
     _fitted: Any  # a brain encoder or a category decoder
-    _settings: WholeSettings
+    _settings: EncoderSettings
     _stimuli: StimulusSet | None
     _bank: Embeddings
-    _target: WholeImageEncoder
+    _target: ImageEncoder
     _out_of_fold: Embeddings | None
     _captions: dict[str, CaptionDecoder]  # by kind
     _centre: np.ndarray | None  # of the training pictures, where the pictures themselves are not at hand
@@ -181,7 +193,7 @@ class Decoder(BaseEstimator):
             If trials and pictures do not fit together.
         """
         settings = validate_component("encoder", self._read_encoder(), trusted=True)
-        self._settings = roles.play(roles.ENCODER_SETTINGS, settings)
+        self._settings = roles.complete(EncoderSettings, settings)
         if self._settings.decodes_categories and images is not None:
             raise DataError(
                 f"{self._settings.kind} learns classes and looks at no picture; leave images out, and give the class "
@@ -231,7 +243,7 @@ class Decoder(BaseEstimator):
             responses.trials.assign(concept=stimuli.concepts_of(responses.stimulus_ids))
         )
         if self._settings.decodes_categories:
-            decoder = roles.build(roles.CATEGORY_DECODER, self._settings, seed=seed)
+            decoder = roles.build(CategoryDecoder, self._settings, seed=seed)
             decoder.bind(NOTHING_LENT)
             self._fitted = decoder.fit(labelled, labelled.trials["concept"].to_numpy(dtype=object))
             # In the type that the user gave, as scikit-learn's conventions ask.
@@ -248,7 +260,7 @@ class Decoder(BaseEstimator):
             )
         self._bank = target.embed(pictures, list(pictures.ids), self._embed_pretrained)
         self._target = target
-        encoder = roles.build(roles.BRAIN_ENCODER, self._settings, seed=seed)
+        encoder = roles.build(BrainEncoder, self._settings, seed=seed)
         encoder.bind(Context(images=self._stimuli))
         targets = self._bank.select(list(labelled.stimulus_ids))
         encoder.fit(labelled, targets)
@@ -609,7 +621,7 @@ class Decoder(BaseEstimator):
     def _read_encoder(self) -> dict[str, Any]:
         return read_encoder(self.encoder, knows_images=True)
 
-    def _require_fit(self) -> WholeSettings:
+    def _require_fit(self) -> EncoderSettings:
         if not hasattr(self, "_fitted"):
             from sklearn.exceptions import NotFittedError
 
@@ -620,7 +632,7 @@ class Decoder(BaseEstimator):
         tags = super().__sklearn_tags__()
         # Only a decoder of classes is a classifier, and which it is, its encoder says.
         settings = validate_component("encoder", self._read_encoder(), trusted=True)
-        if roles.play(roles.ENCODER_SETTINGS, settings).decodes_categories:
+        if roles.complete(EncoderSettings, settings).decodes_categories:
             tags.estimator_type = "classifier"
             tags.classifier_tags = ClassifierTags()
             tags.target_tags.required = True
@@ -629,11 +641,11 @@ class Decoder(BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_fitted")
 
-    def _read_target(self) -> WholeSettings:
+    def _read_target(self) -> ImageEncoderSettings:
         named = validate_component("target", as_component(self.target), trusted=True)
-        return roles.play(roles.IMAGE_ENCODER_SETTINGS, named)
+        return roles.complete(ImageEncoderSettings, named)
 
-    def _build_target(self) -> WholeImageEncoder:
+    def _build_target(self) -> ImageEncoder:
         settings = self._read_target()
         target = roles.build(roles.find_image_encoder_role(settings), settings)
         target.bind(Context(images=self._stimuli))
@@ -693,11 +705,11 @@ class Decoder(BaseEstimator):
 
     def _play_prior(self) -> Any:
         named = as_component(self.prior or "identity")
-        return roles.play(roles.PRIOR_SETTINGS, validate_component("prior", named, trusted=True))
+        return roles.complete(PriorSettings, validate_component("prior", named, trusted=True))
 
     def _play_generator(self) -> Any:
         named = as_component(self.generator or GENERATORS.get(as_component(self.target)["kind"], "nearest"))
-        return roles.play(roles.GENERATOR_SETTINGS, validate_component("generator", named, trusted=True))
+        return roles.complete(GeneratorSettings, validate_component("generator", named, trusted=True))
 
     def _read_captions(self) -> tuple[Any, ...]:
         """Return the settings of the decoders of captions."""
@@ -727,13 +739,13 @@ class Decoder(BaseEstimator):
         )
 
     def _build_generator(self, data: GeneratorData) -> Any:
-        generator = roles.build(roles.IMAGE_GENERATOR, self._play_generator(), data)
+        generator = roles.build(ImageGenerator, self._play_generator(), data)
         generator.bind(data.context)
         return generator
 
     def _sample_prior(self, predicted: Embeddings, embeddings: Embeddings, generator: Any) -> Embeddings:
         settings = self._play_prior()
-        prior = roles.build(roles.PRIOR, settings, seed=derive_seed(self.seed, "fit prior", 0))
+        prior = roles.build(Prior, settings, seed=derive_seed(self.seed, "fit prior", 0))
         prior.bind(replace(NOTHING_LENT, encoder=self._fitted))
         known = settings.find_images(embeddings, generator, embeddings)
         if not settings.needs_predictions:

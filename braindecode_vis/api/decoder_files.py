@@ -20,7 +20,13 @@ from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.consent import check_code, may_download
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import (
+    BrainEncoder,
+    CategoryDecoder,
+    Context,
+    EncoderSettings,
+    ImageEncoderSettings,
+)
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.generation.captions import read_decoders, write_decoders
 
@@ -124,21 +130,19 @@ def read_decoder(cls: Any, folder: Path) -> Any:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{folder / _FILE} is damaged ({error}); save the decoder again.") from error
     decoder.n_features_in_ = int(np.prod(decoder._shape))
-    settings = roles.play(roles.ENCODER_SETTINGS, validate_component("encoder", decoder._read_encoder()))
+    settings = roles.complete(EncoderSettings, validate_component("encoder", decoder._read_encoder()))
     decoder._settings = settings
     if settings.decodes_categories:
-        decoder._fitted = roles.read(roles.CATEGORY_DECODER, settings, folder / "encoder")
+        decoder._fitted = roles.read(CategoryDecoder, settings, folder / "encoder")
         decoder.classes_ = np.asarray(record["classes"])
         return decoder
     decoder._stimuli = store.read_stimuli(folder / "stimuli") if (folder / "stimuli").is_dir() else None
     centre = folder / "centre.npy"
     decoder._centre = np.load(centre, allow_pickle=False) if centre.is_file() else None
     decoder._bank = store.read_embeddings(folder / "bank")
-    target = roles.play(
-        roles.IMAGE_ENCODER_SETTINGS, validate_component("target", as_component(decoder.target))
-    )
+    target = roles.complete(ImageEncoderSettings, validate_component("target", as_component(decoder.target)))
     decoder._target = roles.read(roles.find_image_encoder_role(target), target, folder / "target")
-    decoder._fitted = roles.read(roles.BRAIN_ENCODER, settings, folder / "encoder")
+    decoder._fitted = roles.read(BrainEncoder, settings, folder / "encoder")
     decoder._fitted.bind(Context(images=decoder._stimuli))
     decoder._out_of_fold = (
         store.read_embeddings(folder / "out_of_fold") if (folder / "out_of_fold").is_dir() else None

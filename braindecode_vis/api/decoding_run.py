@@ -791,10 +791,11 @@ def _take_trials(X: Any, own: Responses, columns: Mapping[str, Any]) -> tuple[Re
 
 def _is_category(encoder: Mapping[str, Any]) -> bool:
     from braindecode_vis.base import roles
+    from braindecode_vis.base.contracts import EncoderSettings
     from braindecode_vis.base.registry import validate_component
 
-    return roles.play(
-        roles.ENCODER_SETTINGS, validate_component("encoder", dict(encoder), trusted=True)
+    return roles.complete(
+        EncoderSettings, validate_component("encoder", dict(encoder), trusted=True)
     ).decodes_categories
 
 

@@ -22,6 +22,7 @@ from braindecode_vis import __version__
 from braindecode_vis.base import store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError, check_option, require
+from braindecode_vis.base.contracts import Dataset
 from braindecode_vis.pipeline.decoding import retrieve
 from braindecode_vis.pipeline.finished_run import FinishedRun, open_finished
 from braindecode_vis.pipeline.learning import pick_test_trials
@@ -151,7 +152,7 @@ def describe_data(run: Run) -> dict[str, str]:
     """Return title, modality, citation and licence of the data of a run, as far as they are known."""
     from braindecode_vis.base import roles
 
-    manifest = roles.play(roles.DATASET, run.config.dataset).manifest
+    manifest = roles.complete(Dataset, run.config.dataset).manifest
     if manifest is None:
         return {"title": run.config.dataset.kind}
     names = ("title", "modality", "citation", "licence")

@@ -21,6 +21,7 @@ import pandas as pd
 from braindecode_vis.base import store
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError, check_option, for_python
+from braindecode_vis.base.contracts import Dataset
 from braindecode_vis.base.registry import list_kinds
 from braindecode_vis.base.remote import as_path
 from braindecode_vis.base.stimuli import StimulusSet, hash_pixels, read_image_file
@@ -222,7 +223,7 @@ class Data:
             return {name: str(self._held.about[name]) for name in names if name in self._held.about}
         from braindecode_vis.base import roles
 
-        manifest = roles.play(roles.DATASET, self._settings).manifest
+        manifest = roles.complete(Dataset, self._settings).manifest
         return {} if manifest is None else {name: str(getattr(manifest, name)) for name in names}
 
     def __repr__(self) -> str:

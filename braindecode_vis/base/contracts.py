@@ -1,16 +1,27 @@
-"""Interfaces of the components, role by role, and the `Context` that the pipeline hands to them.
+"""What a component must have and what it may have: one abstract class a role, and the `Context` of a run.
 
-For each role there is what a component must have (`BrainEncoder`) and the whole of it (`WholeBrainEncoder`), which is
-what the pipeline sees after `braindecode_vis.base.roles.play` has filled in the defaults. The tables of which names are
-required and what the defaults are stand in `roles`.
+Abstract methods are required. Everything else of a role has its default in the class, so that a subclass writes the
+abstract methods and what is particular to it. Methods that only make sense together are one small object
+(`GeneratorView`, `FewTrialAdaptation`, `CaptionWriter`), which is None where a component does not have it. A component
+of another package need not inherit from these classes: `braindecode_vis.base.roles` completes one that has the required
+methods alone.
+
+A component is two things: settings (a frozen `Settings` with a `kind`) and what they build. Data sets, augmentations,
+analyses and metrics are asked by their settings alone. Nothing inherits from `Network` and `Objective`: a network is a
+torch module, mostly of another package, and an objective is a subclass of ``ObjectiveConfig``, which is not known here.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.settings import Settings
 
 if TYPE_CHECKING:  # a configuration is read, and a wrong one refused, before numpy and pandas are loaded
     import numpy as np
@@ -91,165 +102,61 @@ class Context:
 #: For components that are used outside a run.
 NOTHING_LENT = Context()
 
-# --- what must be there ------------------------------------------------------------------------------------
+OUT_OF_FOLD_FITS = 5  # of an encoder that has no out-of-fold predictions of its own
 
 
-@runtime_checkable
-class Dataset(Protocol):
-    """A data set, which is its own settings; beside these methods it has one of those in `SOURCES`."""
-
-    kind: str
-
-    def check(self) -> Sequence[Any]:
-        """Compare the files on disk with what is expected; one finding per file or fact."""
-        ...
-
-    def hash_inputs(self) -> Mapping[str, Any]:
-        """Return digests of the files that are read, which enter the fingerprint."""
-        ...
-
-    def hashed_fields(self) -> dict[str, Any]:
-        """Return the settings that enter the fingerprint."""
-        ...
+# --- what settings build --------------------------------------------------------------------------------------
 
 
-@runtime_checkable
-class ImageEncoder(Protocol):
-    """A frozen vision network, or a statistic fitted on training images, that turns images into vectors."""
+class Built(ABC):
+    """What every component has that settings build."""
 
-    @property
-    def space(self) -> str:
-        """Name of the space: encoder, weights, layer and transform."""
-        ...
-
-    def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Return float32 vectors of shape (n_images, n_features); images are uint8 of shape (height, width, 3)."""
-        ...
-
-
-@runtime_checkable
-class BrainEncoder(Protocol):
-    """Maps responses to image embeddings. Ridge and networks alike."""
-
-    def fit(self, responses: Responses, targets: Embeddings) -> Self:
-        """Learn from training trials; `targets` has one row per trial, in the same order."""
-        ...
-
-    def predict(self, responses: Responses) -> Embeddings:
-        """Return one predicted embedding per trial."""
-        ...
-
-    def write(self, folder: Path) -> None:
-        """Write the fitted state into `folder` without pickle."""
-        ...
-
-    def read(self, folder: Path) -> Self:
-        """Take the fitted state from `folder` and return this component; called on one fresh from `build`."""
-        ...
-
-
-@runtime_checkable
-class CategoryDecoder(Protocol):
-    """Says which class was seen, for data that know no image."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the columns of `decision`."""
-        ...
-
-    def fit(self, responses: Responses, labels: np.ndarray) -> Self:
-        """Learn from training trials and the name of the class of each."""
-        ...
-
-    def decision(self, responses: Responses) -> np.ndarray:
-        """Return decision values of shape (n_trials, n_classes); the largest of a row is the answer."""
-        ...
-
-    def write(self, folder: Path) -> None:
-        """Write the fitted state into `folder` without pickle."""
-        ...
-
-    def read(self, folder: Path) -> Self:
-        """Take the fitted state from `folder` and return this component; called on one fresh from `build`."""
-        ...
-
-
-@runtime_checkable
-class Prior(Protocol):
-    """Moves predicted embeddings toward the distribution of image embeddings."""
-
-    def fit(
-        self, predicted: Embeddings | None, target: Embeddings, *, images: Embeddings | None = None
-    ) -> Self:
-        """Learn from training pairs, and from the embeddings of images that were not shown where that helps.
-
-        A prior whose settings say ``needs_predictions = False`` is given no predictions.
-        """
-        ...
-
-    def sample(self, predicted: Embeddings, *, n_draws: int, seed: int) -> Embeddings:
-        """Return `n_draws` embeddings per row, draws of one row next to each other."""
-        ...
-
-
-@runtime_checkable
-class ImageGenerator(Protocol):
-    """Turns embeddings into images."""
-
-    def accepts(self, space: str) -> bool:
-        """Say whether embeddings of this space can be turned into images."""
-        ...
-
-    def generate(self, embeddings: Embeddings, *, seed: int) -> np.ndarray:
-        """Return uint8 images of shape (n_rows, height, width, 3)."""
-        ...
-
-
-# --- the whole role, as the pipeline sees it after `play` ---------------------------------------------------
-
-
-class WholeDataset(Dataset, Protocol):
-    """A data set with its defaults."""
-
-    #: What is known without its files, as `braindecode_vis.datasets.manifests.Manifest`; None where nothing is.
-    manifest: Any
-
-    def standardises(self) -> str:
-        """Return over which of their training trials responses are standardised before the split, or ``none``."""
-        ...
-
-    def learns_before_split(self) -> tuple[str, ...]:
-        """Return the settings in force that learn from declared training trials before the split is drawn."""
-        ...
-
-    def find_phantom(self) -> Path | None:
-        """Return the folder of the data set if it is simulated and its truth lies beside it."""
-        ...
-
-    def continues(self) -> tuple[str, ...]:
-        """Return the kinds of other data sets whose finished runs can be applied to these trials."""
-        ...
-
-
-class WholeImageEncoder(ImageEncoder, Protocol):
-    """An image encoder with its defaults."""
-
-    #: Whether `decode` turns embeddings back into images.
-    decodes: bool
-    #: Height, width and colours of embeddings that are made of pixels; None of any other.
-    shape: tuple[int, int, int] | None
+    #: In words, for messages.
+    role_name: ClassVar[str]
+    #: Required values that come with the fit at the latest.
+    learnt: ClassVar[tuple[str, ...]] = ()
 
     def bind(self, context: Context) -> None:
-        """Take what the pipeline lends, before the fit and again after reading."""
-        ...
+        """Take what the pipeline gives, before the fit and again after reading."""
 
-    def fit(self, images: Iterable[np.ndarray]) -> Self:
-        """Learn from training images; a pretrained encoder returns itself."""
-        ...
+    def write(self, folder: Path) -> None:
+        """Write the fitted state into `folder` without pickle; what is made again as fast writes nothing."""
+
+    def read(self, *args: Any, **kwargs: Any) -> Any:
+        """Return this component with the fitted state of a folder; called as ``read(folder)`` on a new one.
+
+        A component whose settings have a `read` of their own is read there, and takes here what that gives it.
+        """
+        return self
+
+
+class ImageEncoder(Built):
+    """A frozen vision network, or a statistic fitted on training images, that turns images into vectors."""
+
+    role_name: ClassVar[str] = "image encoder"
+    learnt: ClassVar[tuple[str, ...]] = ("space",)
+
+    @abstractmethod
+    def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Return float32 vectors of shape (n_images, n_features); images are uint8 of shape (height, width, 3)."""
+
+    @cached_property
+    def space(self) -> str:
+        """Name of the space: encoder, weights, layer and transform."""
+        raise ConfigError(f"{name_class(self)} cannot be the {self.role_name}: it has no space.")
+
+    #: Whether `decode` turns embeddings back into images.
+    decodes: bool = False
+    #: Height, width and colours of embeddings that are made of pixels; None of any other.
+    shape: tuple[int, int, int] | None = None
+
+    def fit(self, images: Iterable[np.ndarray]) -> Any:
+        """Learn from training images and return this encoder; a pretrained one has nothing to learn."""
+        return self
 
     def decode(self, vectors: np.ndarray) -> np.ndarray:
         """Return uint8 images of shape (n_rows, height, width, 3) of embeddings."""
-        ...
+        raise ConfigError(f"embeddings of the space {self.space!r} cannot be turned back into images.")
 
     def embed(
         self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: EmbedCached
@@ -265,7 +172,7 @@ class WholeImageEncoder(ImageEncoder, Protocol):
         embed_cached
             Returns a pretrained encoder's embeddings of all stimuli, from the embedding cache where they are known.
         """
-        ...
+        return embed_cached(self)
 
     def embed_texts(self, texts: Sequence[Sequence[str]], fill: np.ndarray) -> np.ndarray | None:
         """Return vectors of images of which nothing is known but their texts; None where the encoder reads no texts.
@@ -277,55 +184,189 @@ class WholeImageEncoder(ImageEncoder, Protocol):
         fill : array of the shape of one embedding
             What stands where texts say nothing.
         """
-        ...
+        return None
 
     def hide_texts(self, vectors: np.ndarray, fill: np.ndarray) -> np.ndarray | None:
         """Return embeddings without what texts say in them, with `fill` in its place; None where nothing is left."""
-        ...
+        return vectors
 
+
+class FittedImageEncoder(ImageEncoder):
+    """An image encoder that learns from training images, and so must write what it learnt."""
+
+    role_name: ClassVar[str] = "image encoder fitted on training images"
+
+    @abstractmethod
+    def fit(self, images: Iterable[np.ndarray]) -> Any:
+        """Learn from training images and return this encoder."""
+
+    @abstractmethod
     def write(self, folder: Path) -> None:
-        """Write the fitted state into `folder` without pickle; a pretrained encoder writes nothing."""
-        ...
+        """Write the fitted state into `folder` without pickle."""
 
-    def read(self, folder: Path) -> Self:
-        """Take the fitted state from `folder`."""
-        ...
+    @abstractmethod
+    def read(self, *args: Any, **kwargs: Any) -> Any:
+        """Return this encoder with the fitted state of a folder; see `Built.read`."""
+
+    def embed(
+        self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: EmbedCached
+    ) -> Embeddings:
+        """Fit on the training images and return the embedding of every stimulus; the embedding cache keeps none."""
+        return fit_and_embed(self, stimuli, training_ids)
 
 
-class WholeBrainEncoder(BrainEncoder, Protocol):
-    """A brain encoder with its defaults.
+def fit_and_embed(encoder: Any, stimuli: StimulusSet, training_ids: Sequence[str]) -> Embeddings:
+    """Fit an image encoder on the training images and encode all stimuli, without the embedding cache."""
+    from braindecode_vis.base.arrays import Embeddings
 
-    `predict` and `map_targets` meet in the space in which predictions and images are compared, `predict_for_generator`
-    and `map_for_generator` in the space from which images are made. Both are the target space by default.
+    encoder.fit(stimuli.iterate_images(training_ids))
+    return Embeddings(encoder.encode(stimuli.iterate_images()), stimuli.ids, encoder.space)
+
+
+def keep_targets(targets: Embeddings) -> Embeddings:
+    """Return image embeddings as they are."""
+    return targets
+
+
+@dataclass(frozen=True)
+class GeneratorView:
+    """What the prior and the generator get of a brain encoder, where that differs from what is compared.
+
+    Parameters
+    ----------
+    predict
+        Returns one embedding per trial.
+    map_targets
+        Returns image embeddings in the space of these predictions.
+    predicts_targets
+        Whether `predict` can predict embeddings of the target space.
+    predicts_alike
+        False where these predictions, with those of `BrainEncoder.predict_out_of_fold` and the likelihood, differ from
+        those that are compared and are in the same space, so that names of spaces do not tell them apart.
+    prior
+        The prior of these predictions that was trained with the encoder, a
+        `braindecode_vis.generation.priors.joint.DiffusionPriorTerm`; asked where the settings say ``trains_prior``.
     """
 
-    #: Whether each subject's predictions must be searched in a gallery of its own.
-    has_subject_galleries: bool
-    #: Whether `predict_for_generator` can predict embeddings of the target space.
-    predicts_targets: bool
-    #: False where `predict_for_generator`, with `predict_out_of_fold` and the likelihood, predicts otherwise than
-    #: `predict` in the same space, so that names of spaces do not tell them apart.
-    predicts_alike: bool
-    #: Subjects whose alignment was computed from the very trials that were last predicted, a transductive result.
-    label_free_subjects: tuple[str, ...]
-    #: Whether `adapt` may be repeated without each picture, where others take minutes.
-    adapts_quickly: bool
+    predict: Callable[[Responses], Embeddings]
+    map_targets: Callable[[Embeddings], Embeddings] = keep_targets
+    predicts_targets: bool = True
+    predicts_alike: bool = True
+    prior: Any = None
 
-    def bind(self, context: Context) -> None:
-        """Take what the pipeline lends, before the fit and again after reading."""
-        ...
+
+@dataclass(frozen=True)
+class FewTrialAdaptation:
+    """How a fitted brain encoder goes on learning from a few trials, for example of a new subject.
+
+    Parameters
+    ----------
+    adapt
+        Returns another encoder, for ``(responses, targets)`` row by row; the encoder itself stays as it is.
+    is_quick
+        Whether that may be repeated without each picture, where others take minutes.
+    adapt_subject
+        The same by weights of the new subject alone, where the encoder may have such; `ConfigError` if it has none.
+    """
+
+    adapt: Callable[[Responses, Embeddings], Any]
+    is_quick: bool = False
+    adapt_subject: Callable[[Responses, Embeddings], Any] | None = None
+
+
+@dataclass(frozen=True)
+class CaptionWriter:
+    """How a brain encoder writes captions; asked where the settings say ``writes_captions``.
+
+    Parameters
+    ----------
+    write
+        Returns a caption of each trial, for ``(responses, n_beams)``.
+    write_mean
+        Returns the caption that is written where no response says anything, for ``(n_beams)``.
+    """
+
+    write: Callable[[Responses, int], list[str]]
+    write_mean: Callable[[int], str]
+
+
+class BrainEncoder(Built):
+    """Maps responses to image embeddings. Ridge and networks alike.
+
+    `predict` and `map_targets` meet in the space in which predictions and images are compared, and
+    `predict_for_generator` and `map_for_generator` in the space from which images are made. Both are the target space
+    unless a subclass says otherwise, in `map_targets` and in `generator_view`.
+    """
+
+    role_name: ClassVar[str] = "brain encoder"
+    #: Returns another encoder of the same settings, not fitted; `roles.build` and `roles.read` set it.
+    build_again: Callable[..., BrainEncoder] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for former, name in FORMER_METHODS.items():
+            if former in vars(cls) and getattr(cls, name) is getattr(BrainEncoder, name):
+                raise ConfigError(
+                    f"{cls.__module__}.{cls.__qualname__} has {former}, which a brain encoder now gives as a part of "
+                    f"{name}: add a property {name}, see base/contracts.py."
+                )
+
+    @abstractmethod
+    def fit(self, responses: Responses, targets: Embeddings) -> Any:
+        """Learn from training trials and return this encoder; `targets` has one row per trial, in the same order."""
+
+    @abstractmethod
+    def predict(self, responses: Responses) -> Embeddings:
+        """Return one predicted embedding per trial."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """Write the fitted state into `folder` without pickle."""
+
+    @abstractmethod
+    def read(self, *args: Any, **kwargs: Any) -> Any:
+        """Return this encoder with the fitted state of a folder; see `Built.read`."""
+
+    # --- abilities: None where the encoder does not have them ---
+
+    @property
+    def generator_view(self) -> GeneratorView | None:
+        """What the prior and the generator get; None where it is what `predict` gives, in the space of the targets."""
+        return None
+
+    @property
+    def likelihood(self) -> ImageLikelihood | None:
+        """How likely images are, given a prediction for the generator; None if that is not known."""
+        return None
+
+    @property
+    def adaptation(self) -> FewTrialAdaptation | None:
+        """How the encoder goes on learning from a few trials; None if it cannot."""
+        return None
+
+    @property
+    def captions(self) -> CaptionWriter | None:
+        """How the encoder writes captions of trials; None if it writes none."""
+        return None
+
+    # --- what any encoder can be asked ---
+
+    #: Whether each subject's predictions must be searched in a gallery of its own; see `map_targets`.
+    has_subject_galleries: bool = False
+    #: Subjects whose alignment was computed from the very trials that were last predicted, a transductive result.
+    label_free_subjects: tuple[str, ...] = ()
 
     def predict_out_of_fold(self, responses: Responses, targets: Embeddings) -> Embeddings:
         """Predict training trials by fits that have not seen their images; trials may be left out.
 
         Asked of a fitted encoder, also one that was read from its files, and only where a prior or a generator learns
-        from predictions.
+        from predictions. By default a few more encoders are fitted.
         """
-        ...
+        return predict_by_inner_folds(self, responses, targets)
 
     def list_held_out(self, responses: Responses) -> Sequence[str]:
         """Return the training images that `fit` would hold out of these trials to validate; none by default."""
-        ...
+        return ()
 
     def map_labels(
         self, training: Responses, test: Responses, images: Sequence[str]
@@ -337,255 +378,510 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
         penalty as the sum of it times the Gram matrix of the targets; None with one penalty. None altogether, the
         default, where predictions are not linear in the targets for given responses.
         """
-        ...
+        return None
 
     def map_targets(self, targets: Embeddings, subject: str | None = None) -> Embeddings:
         """Return image embeddings in the space of `predict`."""
-        ...
-
-    def predict_for_generator(self, responses: Responses) -> Embeddings:
-        """Return one embedding per trial for the prior and the generator."""
-        ...
-
-    def map_for_generator(self, targets: Embeddings) -> Embeddings:
-        """Return image embeddings in the space of `predict_for_generator`."""
-        ...
+        return targets
 
     def predict_sentences(self, responses: Responses) -> Embeddings | None:
         """Return one vector per trial in the space of the sentence encoder that was learnt from; None without one."""
-        ...
-
-    def describe_likelihood(self) -> ImageLikelihood | None:
-        """Return how likely images are, given a prediction of `predict_for_generator`; None if that is not known."""
-        ...
-
-    def find_prior(self) -> Any:
-        """Return the prior of `predict_for_generator` that was trained with the encoder; None without one.
-
-        Asked where the settings say ``trains_prior``; a `braindecode_vis.generation.priors.joint.DiffusionPriorTerm`.
-        """
-        ...
-
-    def describe(self, responses: Responses, n_beams: int = 1) -> list[str]:
-        """Return a caption of each trial; asked where the settings say ``writes_captions``."""
-        ...
-
-    def describe_mean(self, n_beams: int = 1) -> str:
-        """Return the caption that is written where no response says anything."""
-        ...
-
-    def adapt(self, responses: Responses, targets: Embeddings) -> BrainEncoder:
-        """Return an encoder that goes on learning from a few trials, for example of a new subject; this one stays."""
-        ...
+        return None
 
     def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
         """Return `predict` as a torch module on the CPU, and its input tensors by name for these trials."""
-        ...
+        raise _refuse_module(self)
+
+    # --- what the pipeline asks, whatever the abilities; no subclass overrides these ---
+
+    def predict_for_generator(self, responses: Responses) -> Embeddings:
+        """Return one embedding per trial for the prior and the generator; see `generator_view`."""
+        view = self.generator_view
+        return self.predict(responses) if view is None else view.predict(responses)
+
+    def map_for_generator(self, targets: Embeddings) -> Embeddings:
+        """Return image embeddings in the space of `predict_for_generator`."""
+        view = self.generator_view
+        return targets if view is None else view.map_targets(targets)
+
+    @property
+    def predicts_alike(self) -> bool:
+        """Whether the generator gets what is compared; see `GeneratorView`."""
+        view = self.generator_view
+        return view is None or view.predicts_alike
+
+    @property
+    def predicts_targets(self) -> bool:
+        """Whether `predict_for_generator` can predict embeddings of the target space."""
+        view = self.generator_view
+        return view is None or view.predicts_targets
 
 
-class WholeCategoryDecoder(CategoryDecoder, Protocol):
-    """A category decoder with its defaults."""
+#: Methods that brain encoders of earlier versions had, each with the property that gives it now.
+FORMER_METHODS = {
+    "predict_for_generator": "generator_view", "map_for_generator": "generator_view",
+    "predicts_targets": "generator_view", "predicts_alike": "generator_view", "find_prior": "generator_view",
+    "describe_likelihood": "likelihood", "adapt": "adaptation", "adapts_quickly": "adaptation",
+    "describe": "captions", "describe_mean": "captions",
+}  # fmt: skip
+
+
+def predict_by_inner_folds(
+    encoder: Any,
+    responses: Responses,
+    targets: Embeddings,
+    *,
+    n_folds: int = OUT_OF_FOLD_FITS,
+    compared: bool = False,
+) -> Embeddings:
+    """Predict every training trial by an encoder that was fitted without the trials of its image.
+
+    Parameters
+    ----------
+    encoder
+        As `roles.build` returned it, which remembers how to build another.
+    responses, targets
+        What was given to its `fit`.
+    n_folds
+        How many encoders are fitted.
+    compared
+        Return what `predict` gives, which is compared with images, instead of what the generator gets.
+
+    Raises
+    ------
+    DataError
+        If the encoder was made without settings.
+    """
+    import numpy as np
+
+    from braindecode_vis.base.arrays import Embeddings
+    from braindecode_vis.base.seeds import derive_seed, make_generator
+
+    ids = responses.stimulus_ids.astype(str)
+    distinct = make_generator(0, "role", "out_of_fold").permutation(np.unique(ids))
+    n_folds = min(n_folds, len(distinct))
+    if n_folds < 2:
+        return Embeddings(targets.vectors[:0], targets.ids[:0], targets.space)
+    if encoder.build_again is None:
+        raise DataError(
+            f"{name_class(encoder)} was made without settings, so that no second one can be built."
+        )
+    held_out, predicted = [], []
+    for number in range(n_folds):
+        held = np.isin(ids, distinct[number::n_folds])
+        train, test = np.flatnonzero(~held), np.flatnonzero(held)
+        other = encoder.build_again(seed=derive_seed(0, "role", "out_of_fold", number))
+        other.fit(
+            responses.select(train), Embeddings(targets.vectors[train], targets.ids[train], targets.space)
+        )
+        held_out.append(test)
+        predict = other.predict if compared else other.predict_for_generator
+        predicted.append(predict(responses.select(test)))
+    order = np.argsort(np.concatenate(held_out))  # back to the order of the trials
+    vectors = np.concatenate([part.vectors for part in predicted])[order]
+    return Embeddings(vectors, responses.stimulus_ids, predicted[0].space)
+
+
+class CategoryDecoder(Built):
+    """Says which class was seen, for data that know no image."""
+
+    role_name: ClassVar[str] = "category decoder"
+    learnt: ClassVar[tuple[str, ...]] = ("classes",)
+
+    @abstractmethod
+    def fit(self, responses: Responses, labels: np.ndarray) -> Any:
+        """Learn from training trials and the name of the class of each, and return this decoder."""
+
+    @abstractmethod
+    def decision(self, responses: Responses) -> np.ndarray:
+        """Return decision values of shape (n_trials, n_classes); the largest of a row is the answer."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """Write the fitted state into `folder` without pickle."""
+
+    @abstractmethod
+    def read(self, *args: Any, **kwargs: Any) -> Any:
+        """Return this decoder with the fitted state of a folder; see `Built.read`."""
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the columns of `decision`."""
+        raise ConfigError(f"{name_class(self)} cannot be the {self.role_name}: it has no classes.")
 
     #: How many small fits one `fit` takes, where labels of whole subjects are tested by fitting many times; 0 where
     #: that is too dear.
-    n_small_fits: int
+    n_small_fits: int = 0
 
     def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
         """Return `decision` as a torch module on the CPU, and its input tensors by name for these trials."""
-        ...
-
-    def bind(self, context: Context) -> None:
-        """Take what the pipeline lends, before the fit and again after reading."""
-        ...
+        raise _refuse_module(self)
 
 
-class WholePrior(Prior, Protocol):
-    """A prior with its defaults."""
+class Prior(Built):
+    """Moves predicted embeddings toward the distribution of image embeddings."""
 
-    def bind(self, context: Context) -> None:
-        """Take what the pipeline lends, before the fit and again after reading."""
-        ...
+    role_name: ClassVar[str] = "prior"
+
+    @abstractmethod
+    def fit(self, predicted: Any, target: Embeddings, *, images: Embeddings | None = None) -> Any:
+        """Learn from training pairs, and from the embeddings of images that were not shown where that helps.
+
+        Returns this prior. `predicted` are embeddings like `target`; None if the settings say
+        ``needs_predictions = False``.
+        """
+
+    @abstractmethod
+    def sample(self, predicted: Embeddings, *, n_draws: int, seed: int) -> Embeddings:
+        """Return `n_draws` embeddings per row, draws of one row next to each other."""
 
     def describe(self) -> Mapping[str, Any]:
         """Return what was chosen in the fit, for the provenance of the images; empty where nothing was."""
-        ...
-
-    def write(self, folder: Path) -> None:
-        """Write the fitted state into `folder` without pickle; one that is fitted again as fast writes nothing."""
-        ...
-
-    def read(self, folder: Path) -> Self:
-        """Take the fitted state from `folder`."""
-        ...
+        return {}
 
 
-class WholeImageGenerator(ImageGenerator, Protocol):
-    """An image generator with its defaults."""
+class ImageGenerator(Built):
+    """Turns embeddings into images."""
 
-    def bind(self, context: Context) -> None:
-        """Take what the pipeline lends, before the fit and again after reading."""
-        ...
+    role_name: ClassVar[str] = "image generator"
+
+    @abstractmethod
+    def accepts(self, space: str) -> bool:
+        """Say whether embeddings of this space can be turned into images."""
+
+    @abstractmethod
+    def generate(self, embeddings: Embeddings, *, seed: int) -> np.ndarray:
+        """Return uint8 images of shape (n_rows, height, width, 3)."""
+
+    #: Whether `generate` also takes ``initial`` images and the ``strength`` with which it leaves them.
+    supports_initial: bool = False
+    #: Whether `generate` also takes ``prompts``, a text for each row.
+    supports_prompts: bool = False
+    #: Rows that are given to `generate` at a time, with the number of the first as ``first_row``, on which their noise
+    #: depends; None gives it all rows in one call, without that number.
+    rows_at_once: int | None = None
+    #: Height and width of what it makes, where they are known before the first image.
+    image_size: tuple[int, int] | None = None
 
     def describe(self) -> Mapping[str, Any]:
         """Return what was chosen on the training split, for the provenance of the images; empty where nothing was."""
-        ...
+        return {}
 
-    def for_predictions(self, drawn: bool = False) -> WholeImageGenerator:
+    def for_predictions(self, drawn: bool = False) -> ImageGenerator:
         """Return the generator of embeddings that a brain encoder predicted, which are less certain than images'.
 
         Those that a prior has `drawn` from them pretend to be embeddings of images.
         """
-        ...
-
-    #: Whether `generate` also takes ``initial`` images and the ``strength`` with which it leaves them.
-    supports_initial: bool
-    #: Whether `generate` also takes ``prompts``, a text for each row.
-    supports_prompts: bool
-    #: Rows that are given to `generate` at a time, with the number of the first as ``first_row``, on which their noise
-    #: depends; None gives it all rows in one call, without that number.
-    rows_at_once: int | None
-    #: Height and width of what it makes, where they are known before the first image.
-    image_size: tuple[int, int] | None
+        return self
 
     def find_copies(self, embeddings: Embeddings) -> np.ndarray | None:
         """Return the row of the training image that each embedding gets, or None if images are made and not copied."""
-        ...
+        return None
 
     def read_known_images(self) -> Embeddings:
         """Return embeddings of images that the generator brings along; see ``knows_images``."""
-        ...
-
-    def write(self, folder: Path) -> None:
-        """Write what was trained when it was built, without pickle; its settings' `read` takes it from there."""
-        ...
+        raise ConfigError(f"the generator {type(self).__name__} brings no images along.")
 
 
-class WholeNetwork(Protocol):
-    """A network, a torch module, with its defaults; `encoders.signal` says what data and subjects are."""
+class Network(ABC):
+    """A network, a torch module; `encoders.signal` says what data and subjects are.
 
-    #: Returns ``(compared, regressed)`` for ``(data, subject)``; None of a network with one head. See ``heads``.
-    forward_heads: Callable[[Any, Any], tuple[Any, Any]] | None
+    No module inherits from this class: most are of other packages, and a torch module has a base class already.
+    """
+
+    role_name: ClassVar[str] = "network"
+    #: Returns ``(compared, regressed)`` for ``(data, subject)``; None with one head.
+    forward_heads: Callable[[Any, Any], tuple[Any, Any]] | None = None
     #: Returns local outputs of shape (batch, n_tokens, n_outputs) for ``(data, subject)``; None where there are none.
-    forward_tokens: Callable[[Any, Any], Any] | None
+    forward_tokens: Callable[[Any, Any], Any] | None = None
     #: Samples from one local output to the next; None where they part the trial evenly, 0 where they are not in time.
-    token_step: float | None
+    token_step: float | None = None
 
+    @abstractmethod
     def forward(self, data: Any, subject: Any) -> Any:
         """Return outputs of shape (batch, n_outputs)."""
-        ...
 
     def parameter_groups(self) -> Sequence[Mapping[str, Any]]:
         """Return the parameters that learn otherwise than the rest.
 
         Each group has ``params`` and any of ``lr``, ``lr_scale`` (a factor of the common rate) and ``weight_decay``.
         """
-        ...
+        return ()
 
     def enter_epoch(self, progress: float) -> Sequence[Any]:
         """Return the parameters that rest in an epoch, which begins at this share of the training."""
-        ...
+        return ()
 
 
-class Analysis(Protocol):
-    """An analysis, which is its own settings, with its defaults."""
-
-    kind: str
-    #: Whether it looks at the encoder of the run, and so at the features that were chosen for it.
-    uses_encoder: bool
-    #: Whether it needs test trials that show a picture.
-    needs_pictures: bool
-    #: Whether it shows what the run's prior and generator make, and so hangs on their settings.
-    makes_images: bool
-
-    def compute(self, study: Any) -> Any:
-        """Return the findings about a `braindecode_vis.parts.analyses.study.Study`."""
-        ...
-
-    def hashed_fields(self) -> dict[str, Any]:
-        """Return the settings that enter the fingerprint."""
-        ...
+# --- settings -------------------------------------------------------------------------------------------------
 
 
-class WholeSettings(Protocol):
-    """Settings of a component with the defaults of its role; the tables of `roles` say which a role has."""
+class ComponentSettings(Settings):
+    """Settings of a component, or a component that is its own settings."""
 
-    kind: str
-    #: Image encoder: whether the target differs from fold to fold.
-    fitted_on_training_images: bool
-    #: Image encoder: whether it embeds what is said of images, and looks at none.
-    of_texts: bool
-    #: Encoder: whether it names classes, and is a category decoder.
-    decodes_categories: bool
-    #: Brain encoder: whether it wants `Context.texts`.
-    reads_text: bool
-    #: Brain encoder: whether it wants `Context.pretrained`.
-    uses_pretraining: bool
-    #: Brain encoder: settings of the encoders that it averages; see `roles.list_encoders`.
-    members: Sequence[Any]
-    #: Brain encoder: False where it is known before the fit that `describe_likelihood` has nothing to say.
-    may_know_likelihood: bool
-    #: Brain encoder: whether it has `describe`.
-    writes_captions: bool
-    #: Brain encoder: whether it trains a prior beside itself, which `find_prior` returns.
-    trains_prior: bool
-    #: Encoder: whether several processes can share its training.
-    trains_in_processes: bool
-    #: Category decoder: whether the decisions of a trial's volumes are pooled.
-    pool: bool
-    #: Prior and generator: whether they learn from predictions of training trials, which are made for nobody else.
-    needs_predictions: bool
-    #: Prior: whether it knows images that the generator brings along.
-    asks_generator: bool
-    #: Prior: whether the brain encoder must have `describe_likelihood`.
-    asks_likelihood: bool
-    #: Prior: whether it is the one that the brain encoder has trained.
-    asks_trained_prior: bool
-    #: Prior: whether its draws are meant to be embeddings of images, and not predictions.
-    draws_images: bool
-    #: Generator: whether it wants the noise of single repetitions.
-    weighs_predictions: bool
-    #: Generator: whether `read_known_images` has any.
-    knows_images: bool
-    #: Generator: whether it can start from an image.
-    supports_initial: bool
-    #: Generator: whether it reads a text for each trial.
-    supports_prompts: bool
-    #: Generator: whether `generate` also takes ``texts``, tokens of a text for each row, and whether it must have them.
-    supports_texts: bool
-    needs_texts: bool
-    #: Generator: steps of its denoising; None for one without.
-    steps: int | None
-    #: Generator: whether it shows training images as they are, from embeddings of any space.
-    copies_training_images: bool
+    #: In words, for messages.
+    role_name: ClassVar[str]
+    if TYPE_CHECKING:  # each kind declares its own, ``kind: Literal["x"] = "x"``
+        kind: str = ""
 
-    def build(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the component, not fitted: of encoders, decoders and priors with `seed`, of generators with data."""
-        ...
 
-    def read(self, folder: Path, *args: Any) -> Any:
-        """Return the fitted component that was written into `folder`; of generators with the data of `build`."""
-        ...
+class Dataset(ComponentSettings):
+    """A data set, which is its own settings; beside these methods it has one of those in `roles.SOURCES`."""
 
-    def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain values that enter the fingerprint."""
-        ...
+    role_name: ClassVar[str] = "data set"
+
+    @abstractmethod
+    def check(self) -> Sequence[Any]:
+        """Compare the files on disk with what is expected; one finding per file or fact."""
+
+    @abstractmethod
+    def hash_inputs(self) -> Mapping[str, Any]:
+        """Return digests of the files that are read, which enter the fingerprint."""
+
+    #: What is known without its files, as `braindecode_vis.datasets.manifests.Manifest`; None where nothing is.
+    manifest: ClassVar[Any] = None
+
+    def standardises(self) -> str:
+        """Return over which of their training trials responses are standardised before the split, or ``none``."""
+        return "none"
+
+    def learns_before_split(self) -> tuple[str, ...]:
+        """Return the settings in force that learn from declared training trials before the split is drawn."""
+        return ()
+
+    def find_phantom(self) -> Path | None:
+        """Return the folder of the data set if it is simulated and its truth lies beside it."""
+        return None
+
+    def continues(self) -> tuple[str, ...]:
+        """Return the kinds of other data sets whose finished runs can be applied to these trials."""
+        return ()
+
+
+class ImageEncoderSettings(ComponentSettings):
+    """Settings of an image encoder."""
+
+    role_name: ClassVar[str] = "settings of an image encoder"
+
+    @abstractmethod
+    def build(self) -> Any:
+        """Return the image encoder, not fitted."""
+
+    #: Whether the target differs from fold to fold; the encoder is a `FittedImageEncoder` then.
+    fitted_on_training_images: ClassVar[bool] = False
+    #: Whether it embeds what is said of images, and looks at none.
+    of_texts: ClassVar[bool] = False
 
     def list_parts(self, stimuli: StimulusSet) -> Any:
-        """Image encoder: return what tokens or features mean (`embeddings.attribute_table.TargetParts`), or None."""
-        ...
+        """Return what tokens or features mean (`embeddings.attribute_table.TargetParts`), or None."""
+        return None
+
+    def read(self, folder: Path) -> Any:
+        """Return the fitted image encoder that was written into `folder`."""
+        built = self.build()
+        # One of another package may have nothing to read.
+        return built.read(folder) if has_name(built, "read") else built
+
+
+class EncoderSettings(ComponentSettings):
+    """Settings of a brain encoder or of a category decoder, which stand under one key of the configuration."""
+
+    role_name: ClassVar[str] = "settings of an encoder"
+
+    @abstractmethod
+    def build(self, *, seed: int) -> Any:
+        """Return the encoder, not fitted."""
+
+    #: Whether it names classes, and is a category decoder.
+    decodes_categories: ClassVar[bool] = False
+    #: Whether it needs `Context.texts`.
+    reads_text: ClassVar[bool] = False
+    #: Whether it needs `Context.pretrained`.
+    uses_pretraining: ClassVar[bool] = False
+    #: Whether several processes can share its training.
+    trains_in_processes: ClassVar[bool] = False
+    #: False where it is known before the fit that there is no `BrainEncoder.likelihood`.
+    may_know_likelihood: ClassVar[bool] = True
+    #: Whether it has `BrainEncoder.captions`.
+    writes_captions: ClassVar[bool] = False
+    #: Whether it trains a prior beside itself, which `GeneratorView.prior` is.
+    trains_prior: ClassVar[bool] = False
+
+    @property
+    def pools_volumes(self) -> bool:
+        """Whether a category decoder pools the decisions of a trial's volumes: its setting ``pool``, if it has one."""
+        return bool(getattr(self, "pool", False))
+
+    def list_members(self) -> Sequence[Any]:
+        """Return the settings of the encoders that it averages: its setting ``members``, if it has one."""
+        members: Sequence[Any] = getattr(self, "members", ())
+        return members
 
     def check_low_level(self, n_values: int) -> None:
-        """Encoder: raise `ConfigError` unless it can predict latents of so many values that become images."""
-        ...
+        """Raise `ConfigError` unless it can predict latents of so many values that become images."""
 
-    def accepts(self, target_kind: str) -> bool:
-        """Generator: say whether targets of this kind can be turned into images, as far as settings can tell."""
-        ...
+    def read(self, folder: Path) -> Any:
+        """Return the fitted encoder that was written into `folder`."""
+        return self.build(seed=0).read(folder)  # the seed of a fit lies in the files of the fit
+
+
+class NetworkSettings(ComponentSettings):
+    """Settings of a network."""
+
+    role_name: ClassVar[str] = "settings of a network"
+
+    @abstractmethod
+    def build(self, signal: Any, n_outputs: int) -> Any:
+        """Return the torch module of a `braindecode_vis.encoders.signal.Signal`, with all of its weights."""
+
+    @property
+    def has_two_heads(self) -> bool:
+        """Whether the network has `forward_heads`: whether its setting ``heads``, if it has one, is ``two``."""
+        return bool(getattr(self, "heads", "one") == "two")
+
+
+class Augmentation(ComponentSettings):
+    """An augmentation, which is its own settings."""
+
+    role_name: ClassVar[str] = "augmentation"
+
+    @abstractmethod
+    def apply(self, data: Any, generator: Any, signal: Any) -> Any:
+        """Return data of shape (batch, *signal.shape), changed by draws of a torch generator on its device."""
+
+
+class Objective(ComponentSettings):
+    """What an objective has: a subclass of `training.objectives.objectives_config.ObjectiveConfig` has all of it."""
+
+    role_name: ClassVar[str] = "settings of an objective (subclass ObjectiveConfig)"
+    required: ClassVar[tuple[str, ...]] = ("build", "weight", "phase", "needs", "contrastive", "is_active")
+
+
+class PriorSettings(ComponentSettings):
+    """Settings of a prior."""
+
+    role_name: ClassVar[str] = "settings of a prior"
+
+    @abstractmethod
+    def build(self, *, seed: int) -> Any:
+        """Return the prior, not fitted."""
+
+    #: Whether it learns from predictions of training trials, which are made for nobody else.
+    needs_predictions: ClassVar[bool] = True
+    #: Whether its draws are meant to be embeddings of images, and not predictions.
+    draws_images: ClassVar[bool] = True
+    #: Whether it knows images that the generator brings along.
+    asks_generator: ClassVar[bool] = False
+    #: Whether the brain encoder must have a `BrainEncoder.likelihood`.
+    asks_likelihood: ClassVar[bool] = False
+    #: Whether it is the prior that the brain encoder has trained.
+    asks_trained_prior: ClassVar[bool] = False
 
     def find_images(self, training: Embeddings, generator: Any, tested: Embeddings) -> Embeddings:
-        """Prior: return the images that it may know, by default those of the training split."""
-        ...
+        """Return the images that it may know, by default those of the training split."""
+        return training
 
     def describe_choices(self) -> list[str]:
         """Return what makes images those of another protocol than one draw, in words."""
-        ...
+        return []
+
+    def read(self, folder: Path) -> Any:
+        """Return the fitted prior that was written into `folder`."""
+        built = self.build(seed=0)
+        if not has_name(built, "read"):  # it has written itself, or nobody would read it
+            raise ConfigError(f"{name_class(built)} cannot be the prior: it has no read.")
+        return built.read(folder)
+
+
+class GeneratorSettings(ComponentSettings):
+    """Settings of an image generator."""
+
+    role_name: ClassVar[str] = "settings of an image generator"
+
+    @abstractmethod
+    def build(self, data: Any) -> Any:
+        """Return the generator, made with a `braindecode_vis.generation.generator_data.GeneratorData`."""
+
+    #: Whether it learns from predictions of training trials, which are made for nobody else.
+    needs_predictions: ClassVar[bool] = False
+    #: Whether it needs the noise of single repetitions.
+    weighs_predictions: ClassVar[bool] = False
+    #: Whether `ImageGenerator.read_known_images` has any.
+    knows_images: ClassVar[bool] = False
+    #: Whether it can start from an image.
+    supports_initial: ClassVar[bool] = False
+    #: Whether it reads a text for each trial.
+    supports_prompts: ClassVar[bool] = False
+    #: Whether `generate` also takes ``texts``, tokens of a text for each row.
+    supports_texts: ClassVar[bool] = False
+    #: Whether `generate` must be given ``texts``.
+    needs_texts: ClassVar[bool] = False
+    #: Whether it shows training images as they are, from embeddings of any space.
+    copies_training_images: ClassVar[bool] = False
+
+    @property
+    def n_steps(self) -> int | None:
+        """Steps of its denoising: its setting ``steps``; None for one without."""
+        steps: int | None = getattr(self, "steps", None)
+        return steps
+
+    def accepts(self, target_kind: str) -> bool:
+        """Say whether targets of this kind can be turned into images, as far as settings can tell."""
+        return True
+
+    def describe_choices(self) -> list[str]:
+        """Return what makes images those of another protocol than one draw, in words."""
+        return []
+
+    def read(self, folder: Path, data: Any) -> Any:
+        """Return the generator that was written into `folder`; by default it is built again from the same data."""
+        return self.build(data)  # what is chosen on the same training data is the same again
+
+
+class MetricSettings(ComponentSettings):
+    """Settings of a metric."""
+
+    role_name: ClassVar[str] = "settings of a metric"
+
+    @abstractmethod
+    def build(self) -> Any:
+        """Return a `braindecode_vis.scoring.metrics.metric_registry.Metric`."""
+
+
+class Analysis(ComponentSettings):
+    """An analysis, which is its own settings."""
+
+    role_name: ClassVar[str] = "analysis"
+
+    @abstractmethod
+    def compute(self, study: Any) -> Any:
+        """Return the findings about a `braindecode_vis.parts.analyses.study.Study`."""
+
+    #: Whether it looks at the encoder of the run, and so at the features that were chosen for it.
+    uses_encoder: ClassVar[bool] = True
+    #: Whether it needs test trials that show a picture.
+    needs_pictures: ClassVar[bool] = True
+    #: Whether it shows what the run's prior and generator make, and so depends on their settings.
+    makes_images: ClassVar[bool] = False
+
+
+# --- words ----------------------------------------------------------------------------------------------------
+
+
+def name_class(component: Any) -> str:
+    """Return module and name of the class of a component, for messages."""
+    cls = type(getattr(component, "component", component))
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def has_name(component: Any, name: str) -> bool:
+    """Say whether a component has the attribute, without computing a property: a space may need a fit first."""
+    return hasattr(type(component), name) or name in getattr(component, "__dict__", {})
+
+
+def _refuse_module(component: Any) -> ConfigError:
+    name = name_class(component).rpartition(".")[2]
+    return ConfigError(
+        f"{name} does not say how it predicts in torch (its method as_module), so that it cannot be exported as a "
+        "program; choose safetensors."
+    )

@@ -591,6 +591,8 @@ def _load_outside(role: str, reference: str, entry: _Entry | None = None) -> typ
     module, found = import_reference(reference, whose)
     if not (isinstance(found, type) and issubclass(found, Settings)):
         raise ConfigError(f"{whose} is no subclass of braindecode_vis.base.settings.Settings")
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise ConfigError(f"{whose} has no {' and no '.join(missing)}, which its base class requires")
     field = found.model_fields.get("kind")
     kind = None if field is None else field.default
     if not isinstance(kind, str):

@@ -9,16 +9,9 @@ import re
 from pathlib import Path
 
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, check_installed
+from braindecode_vis.base.contracts import EncoderSettings, ImageEncoderSettings, Prior
 from braindecode_vis.base.remote import refuse_address
-from braindecode_vis.base.roles import (
-    ENCODER_SETTINGS,
-    IMAGE_ENCODER_SETTINGS,
-    PRIOR,
-    build,
-    find_encoder_role,
-    find_image_encoder_role,
-    play,
-)
+from braindecode_vis.base.roles import build, complete, find_encoder_role, find_image_encoder_role
 from braindecode_vis.base.settings import OUTSIDE, Settings
 from braindecode_vis.config.models import RunConfig
 
@@ -67,13 +60,13 @@ def check_files(config: RunConfig, stage: str = "report") -> None:
 
 def _check_outside(config: RunConfig) -> None:
     """Build components from outside, so that what they lack is told before their stage comes."""
-    target, encoder = play(IMAGE_ENCODER_SETTINGS, config.target), play(ENCODER_SETTINGS, config.encoder)
+    target, encoder = complete(ImageEncoderSettings, config.target), complete(EncoderSettings, config.encoder)
     if type(config.target) in OUTSIDE:
         build(find_image_encoder_role(target), target)
     if type(config.encoder) in OUTSIDE:
         build(find_encoder_role(encoder), encoder, seed=0)
     if type(config.prior) in OUTSIDE:
-        build(PRIOR, config.prior, seed=0)
+        build(Prior, config.prior, seed=0)
 
 
 def _is_read(config: RunConfig, part: str, stage: str) -> bool:
@@ -82,7 +75,7 @@ def _is_read(config: RunConfig, part: str, stage: str) -> bool:
     if part != "text":
         return True
     named = "zero_shot_text" in config.evaluation.protocols
-    return named if stage == "evaluate" else play(ENCODER_SETTINGS, config.encoder).reads_text
+    return named if stage == "evaluate" else complete(EncoderSettings, config.encoder).reads_text
 
 
 def _check_packages(key: str, settings: Settings) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError, suggest
+from braindecode_vis.base.contracts import Dataset, EncoderSettings, GeneratorSettings, PriorSettings
 from braindecode_vis.base.parts import describe_missing
 from braindecode_vis.base.registry import (
     Component,
@@ -23,15 +24,7 @@ from braindecode_vis.base.registry import (
     validate_component,
 )
 from braindecode_vis.base.remote import choose_cache
-from braindecode_vis.base.roles import (
-    DATASET,
-    ENCODER_SETTINGS,
-    GENERATOR_SETTINGS,
-    PRIOR_SETTINGS,
-    check_settings,
-    list_encoders,
-    play,
-)
+from braindecode_vis.base.roles import check_settings, complete, list_encoders
 from braindecode_vis.base.settings import OUTSIDE, Settings
 from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.embeddings.compositions import CompositionConfig
@@ -206,7 +199,7 @@ class LowLevelConfig(Settings):
 
     @model_validator(mode="after")
     def _check_encoder(self) -> Self:
-        settings = play(ENCODER_SETTINGS, self.encoder)
+        settings = complete(EncoderSettings, self.encoder)
         if settings.decodes_categories:
             raise ValueError(
                 f"encoder {self.encoder.kind!r} names classes, and latents of images are wanted here"
@@ -239,7 +232,7 @@ class TextBranchConfig(Settings):
 
     @model_validator(mode="after")
     def _check_encoder(self) -> Self:
-        if play(ENCODER_SETTINGS, self.encoder).decodes_categories:
+        if complete(EncoderSettings, self.encoder).decodes_categories:
             raise ValueError(
                 f"encoder {self.encoder.kind!r} names classes, and tokens of texts are wanted here"
             )
@@ -484,7 +477,7 @@ class RunConfig(Settings):
     @property
     def decodes_categories(self) -> bool:
         """Whether the encoder names a class instead of predicting an embedding."""
-        return play(ENCODER_SETTINGS, self.encoder).decodes_categories
+        return complete(EncoderSettings, self.encoder).decodes_categories
 
     @model_validator(mode="after")
     def _check_analyses(self) -> Self:
@@ -507,7 +500,7 @@ class RunConfig(Settings):
             if getattr(self.reconstruction, name) is not None
         }
         found = {"encoder": self.encoder, **branches}
-        return {key: one for key, one in found.items() if play(ENCODER_SETTINGS, one).uses_pretraining}
+        return {key: one for key, one in found.items() if complete(EncoderSettings, one).uses_pretraining}
 
     @model_validator(mode="after")
     def _check_pretraining(self) -> Self:
@@ -575,7 +568,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check_standardising_fits_split(self) -> Self:
-        zscore = play(DATASET, self.dataset).standardises()
+        zscore = complete(Dataset, self.dataset).standardises()
         # Standardising precedes the split, with the trials that the data set itself declares as training.
         fits = self.split.standardising
         # Mean and spread would come from trials that are tested: a leak, though a small one.
@@ -589,7 +582,7 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _check_whitening_fits_split(self) -> Self:
         # What is learnt before the split learns from the declared training trials.
-        learnt = play(DATASET, self.dataset).learns_before_split()
+        learnt = complete(Dataset, self.dataset).learns_before_split()
         if learnt and self.split.tests_training_trials:
             raise ValueError(
                 f"dataset.{learnt[0]} would learn from trials that the split {self.split.kind!r} tests; "
@@ -631,7 +624,7 @@ class RunConfig(Settings):
                 "categories; leave them out"
             )
         kinds = [each.kind for each in self.reconstruction.captions]
-        if "brain" in kinds and not play(ENCODER_SETTINGS, self.encoder).writes_captions:
+        if "brain" in kinds and not complete(EncoderSettings, self.encoder).writes_captions:
             raise ValueError(
                 "reconstruction.captions of kind brain are written by the brain encoder, and the encoder "
                 f"{self.encoder.kind!r} learns no words; add {{kind: captioning}} to encoder.objectives of a network "
@@ -639,7 +632,7 @@ class RunConfig(Settings):
             )
         if self.reconstruction.prompt is None:
             return self
-        if not play(GENERATOR_SETTINGS, self.generator).supports_prompts:
+        if not complete(GeneratorSettings, self.generator).supports_prompts:
             raise ValueError(
                 f"reconstruction.prompt leads images by a text, and the generator {self.generator.kind!r} reads none; "
                 "leave prompt out, or set generator.kind to sdxl_turbo, sd_ip_adapter, unclip or token_unclip (refine)"
@@ -656,7 +649,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check_text_branch(self) -> Self:
-        text, generator = self.reconstruction.text, play(GENERATOR_SETTINGS, self.generator)
+        text, generator = self.reconstruction.text, complete(GeneratorSettings, self.generator)
         if self.target.kind == "clip_text":
             raise ValueError(
                 "target.kind clip_text embeds texts, and what is seen are images; set target.kind to openclip, and "
@@ -690,7 +683,7 @@ class RunConfig(Settings):
     def _check_synthetic(self) -> Self:
         if self.synthetic is None:
             return self
-        encoder = play(ENCODER_SETTINGS, self.encoder)
+        encoder = complete(EncoderSettings, self.encoder)
         if encoder.decodes_categories:
             raise ValueError(
                 f"synthetic adds responses to images, and the encoder {self.encoder.kind!r} decodes categories; leave "
@@ -718,24 +711,24 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _check_encoder_knows_likelihood(self) -> Self:
         if (
-            play(PRIOR_SETTINGS, self.prior).asks_likelihood
-            and not play(ENCODER_SETTINGS, self.encoder).may_know_likelihood
+            complete(PriorSettings, self.prior).asks_likelihood
+            and not complete(EncoderSettings, self.encoder).may_know_likelihood
         ):
             raise ValueError(UNKNOWN_LIKELIHOOD)  # before a training that would come to nothing
         return self
 
     @model_validator(mode="after")
     def _check_encoder_trains_prior(self) -> Self:
-        asks = play(PRIOR_SETTINGS, self.prior).asks_trained_prior
-        if asks and not play(ENCODER_SETTINGS, self.encoder).trains_prior:
+        asks = complete(PriorSettings, self.prior).asks_trained_prior
+        if asks and not complete(EncoderSettings, self.encoder).trains_prior:
             raise ValueError(UNTRAINED_PRIOR)
         return self
 
     @model_validator(mode="after")
     def _check_generator_knows_images(self) -> Self:
         if (
-            play(PRIOR_SETTINGS, self.prior).asks_generator
-            and not play(GENERATOR_SETTINGS, self.generator).knows_images
+            complete(PriorSettings, self.prior).asks_generator
+            and not complete(GeneratorSettings, self.generator).knows_images
         ):
             raise ValueError(
                 f"prior.images is generator, and the generator {self.generator.kind!r} brings no images along; set "
@@ -745,7 +738,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check_generator_accepts_target(self) -> Self:
-        if not play(GENERATOR_SETTINGS, self.generator).accepts(self.target.kind):
+        if not complete(GeneratorSettings, self.generator).accepts(self.target.kind):
             raise ValueError(
                 f"the generator {self.generator.kind!r} cannot turn embeddings of the target "
                 f"{self.target.kind!r} into images; set generator.kind to nearest, or target.kind to pixels, pca, vae "

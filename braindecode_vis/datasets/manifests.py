@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError, check_option
+from braindecode_vis.base.contracts import Dataset
 from braindecode_vis.base.remote import RemotePath, refuse_address
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_file, read_json
@@ -240,7 +241,7 @@ def collect_findings(
     return make_check
 
 
-class DatasetSettings(Settings):
+class DatasetSettings(Dataset):
     """What the settings of every data set answer, unless they say otherwise.
 
     A data set has besides ``check()``, ``hash_inputs()`` and exactly one of ``open_epochs(scratch)`` (EEG, MEG),
@@ -255,22 +256,6 @@ class DatasetSettings(Settings):
     def manifest(self) -> Manifest:
         """What is known of the data set without its files."""
         return find_manifest(type(self).model_fields["kind"].default)
-
-    def standardises(self) -> Literal["session", "run", "none"]:
-        """Return over which of their training trials responses are standardised before the split is drawn."""
-        return "none"
-
-    def learns_before_split(self) -> tuple[str, ...]:
-        """Return the settings in force that learn from the declared training trials before the split is drawn."""
-        return ()
-
-    def find_phantom(self) -> Path | None:
-        """Return the folder of the data set if it is simulated and its truth lies beside it."""
-        return None
-
-    def continues(self) -> tuple[str, ...]:
-        """Return the kinds of other data sets whose finished runs can be applied to these trials."""
-        return ()
 
 
 class RecordedSettings(DatasetSettings):

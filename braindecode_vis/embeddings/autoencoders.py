@@ -23,8 +23,8 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.consent import may_download
+from braindecode_vis.base.contracts import ImageEncoder, ImageEncoderSettings
 from braindecode_vis.base.devices import choose_device, seeded
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import crop_square, resize_image
 from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.published import get_snapshot, name_repository
@@ -49,7 +49,7 @@ _REPOSITORIES = {
 }
 
 
-class LatentConfig(Settings):
+class LatentConfig(ImageEncoderSettings):
     """What both kinds of autoencoders have in common.
 
     Parameters
@@ -80,7 +80,6 @@ class LatentConfig(Settings):
     workers: int = Field(default=2, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    fitted_on_training_images: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset(
         {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
     )
@@ -317,7 +316,7 @@ def rename_kl(state: dict[str, Any], network: Any) -> dict[str, Any]:
     return renamed
 
 
-class LatentEncoder:
+class LatentEncoder(ImageEncoder):
     """An autoencoder as an image encoder that can be inverted."""
 
     decodes = True

@@ -23,8 +23,8 @@ from pydantic import model_validator
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError, check_file, check_unique
+from braindecode_vis.base.contracts import ImageEncoder, ImageEncoderSettings
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.attribute_table import KEYS, TargetParts, describe_missing
@@ -32,7 +32,7 @@ from braindecode_vis.embeddings.caption_bank import read_text
 from braindecode_vis.embeddings.text import refuse_pictures
 
 
-class ConceptTableConfig(Settings):
+class ConceptTableConfig(ImageEncoderSettings):
     """Numbers of concepts (or images) from a file as a target, decoded and scored dimension by dimension.
 
     Parameters
@@ -51,7 +51,6 @@ class ConceptTableConfig(Settings):
     concepts: Path | None = None
     dimensions: Path | None = None
 
-    fitted_on_training_images: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset({"file", "concepts", "dimensions"})
 
     @model_validator(mode="after")
@@ -119,7 +118,7 @@ class ConceptTable:
     rows: dict[str, int]
 
 
-class ConceptTableEncoder:
+class ConceptTableEncoder(ImageEncoder):
     """Rows of a table in the place of an image encoder's vectors."""
 
     def __init__(self, config: ConceptTableConfig) -> None:
@@ -137,7 +136,7 @@ class ConceptTableEncoder:
     def embed(
         self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: Callable[..., Any]
     ) -> Embeddings:
-        """Return the row of each stimulus's concept; see `contracts.WholeImageEncoder.embed`.
+        """Return the row of each stimulus's concept; see `contracts.ImageEncoder.embed`.
 
         Raises
         ------

@@ -25,10 +25,10 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError, Notice
+from braindecode_vis.base.contracts import FittedImageEncoder, ImageEncoderSettings
 from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.registry import Component
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.embeddings.attribute_table import AttributeTable, TargetParts, read_attributes
@@ -42,7 +42,7 @@ PENALTIES = tuple(10.0**e for e in np.arange(-4, 3.5, 0.5))
 N_INNER = 5
 
 
-class ConditionalConfig(Settings):
+class ConditionalConfig(ImageEncoderSettings):
     """One token per attribute: what a head on the embedding of an image says of its value.
 
     Parameters
@@ -130,7 +130,7 @@ class Heads:
         return tokens
 
 
-class ConditionalEncoder:
+class ConditionalEncoder(FittedImageEncoder):
     """Answers to questions about an image in the place of its embedding."""
 
     def __init__(self, config: ConditionalConfig, *, fitted: Heads | None = None) -> None:
@@ -154,7 +154,7 @@ class ConditionalEncoder:
     def embed(
         self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: Callable[[Any], Embeddings]
     ) -> Embeddings:
-        """Fit the heads on the training images and return the tokens of all; see `contracts.WholeImageEncoder.embed`.
+        """Fit the heads on the training images and return the tokens of all; see `contracts.ImageEncoder.embed`.
 
         Raises
         ------

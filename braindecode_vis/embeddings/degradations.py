@@ -17,12 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import ImageEncoder, ImageEncoderSettings
 from braindecode_vis.base.registry import Component
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.settings import Settings
@@ -222,7 +223,7 @@ class FirstResize(Settings):
         return np.asarray(picture)
 
 
-class ViewsConfig(Settings):
+class ViewsConfig(ImageEncoderSettings):
     """Degraded views of every image, through one encoder.
 
     Parameters
@@ -248,14 +249,12 @@ class ViewsConfig(Settings):
     combine: Literal["averaged", "stacked"] = "averaged"
     noise_seed: int = Field(default=0, ge=0)
 
-    fitted_on_training_images: ClassVar[bool] = False
-
     def build(self) -> ViewsEncoder:
         """Return the encoder."""
         return ViewsEncoder(self)
 
 
-class ViewsEncoder:
+class ViewsEncoder(ImageEncoder):
     """An image encoder that sees several degraded views of each image."""
 
     def __init__(self, config: ViewsConfig) -> None:

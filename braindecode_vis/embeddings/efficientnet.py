@@ -20,16 +20,16 @@ import numpy as np
 from pydantic import Field
 
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import ImageEncoder, ImageEncoderSettings
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import crop_square
 
 _INPUT, _SIDE = 224, 7  # of an image, and of the last maps
 CPU_BATCH = 8  # the feature maps of more images leave the processor's cache, which halves the throughput
 
 
-class EfficientNetConfig(Settings):
+class EfficientNetConfig(ImageEncoderSettings):
     """The embedded image encoder.
 
     Parameters
@@ -51,7 +51,6 @@ class EfficientNetConfig(Settings):
     batch_size: int | None = Field(default=None, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    fitted_on_training_images: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"grid"})
 
@@ -68,7 +67,7 @@ class EfficientNetConfig(Settings):
         return EfficientNetEncoder(self)
 
 
-class EfficientNetEncoder:
+class EfficientNetEncoder(ImageEncoder):
     """Features of EfficientNet-lite0 before its classifier, pooled or by patches."""
 
     def __init__(self, config: EfficientNetConfig) -> None:

@@ -33,7 +33,7 @@ from braindecode_vis.base.checks import (
     check_finite,
     check_unique,
 )
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import ImageEncoder, ImageEncoderSettings
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import hash_json, read_json, write_json
 from braindecode_vis.datasets.sources.file_damage import check_texts
@@ -49,7 +49,7 @@ _NETWORKS = {
 }
 
 
-class ImportedConfig(Settings):
+class ImportedConfig(ImageEncoderSettings):
     """Embeddings from files that were computed elsewhere.
 
     Parameters
@@ -89,7 +89,6 @@ class ImportedConfig(Settings):
     row_column: str | None = None
     array: str | None = None
 
-    fitted_on_training_images: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset({"files", "ids"})
 
     @model_validator(mode="after")
@@ -152,7 +151,7 @@ class ImportedConfig(Settings):
         return ImportedEncoder(self, record=read_json(folder / RECORD))
 
 
-class ImportedEncoder:
+class ImportedEncoder(ImageEncoder):
     """Embeddings from files in the place of an image encoder.
 
     Parameters
@@ -184,7 +183,7 @@ class ImportedEncoder:
         stimuli
             All images of the run.
         training_ids, embed_cached
-            Not needed here; see `contracts.WholeImageEncoder.embed`.
+            Not needed here; see `contracts.ImageEncoder.embed`.
 
         Raises
         ------

@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import FittedImageEncoder, ImageEncoderSettings
 from braindecode_vis.base.registry import Component
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import load_tensors, write_tensors
 from braindecode_vis.embeddings.degradations import VIEWED_KINDS
@@ -29,7 +29,7 @@ FILE = "layers.safetensors"
 MEMBERS = (*VIEWED_KINDS, "minilm")
 
 
-class LayersConfig(Settings):
+class LayersConfig(ImageEncoderSettings):
     """One vector per image from each of several encoders.
 
     Parameters
@@ -62,7 +62,7 @@ class LayersConfig(Settings):
         return self
 
     @property
-    def fitted_on_training_images(self) -> bool:
+    def fitted_on_training_images(self) -> bool:  # type: ignore[override]
         """Whether the target differs from fold to fold."""
         return self.size is not None
 
@@ -92,7 +92,7 @@ class Projection:
         return Projection(self.mean, self.components * np.float32(weight / max(length, 1e-12)))
 
 
-class LayersEncoder:
+class LayersEncoder(FittedImageEncoder):
     """Several image encoders whose vectors are stacked."""
 
     def __init__(self, config: LayersConfig, *, fitted: tuple[Projection, ...] = ()) -> None:
@@ -186,12 +186,7 @@ class LayersEncoder:
             Returns a member's embeddings of all stimuli in their order, from a bank where there is one.
         """
         # Texts have their own way, since there is no picture that they could be kept under.
-        banks = [
-            member.embed(stimuli, training_ids, embed_cached)
-            if hasattr(member, "embed")
-            else embed_cached(member)
-            for member in self.members
-        ]
+        banks = [member.embed(stimuli, training_ids, embed_cached) for member in self.members]
         rows = stimuli.find_rows(training_ids)
         self.fit_vectors([bank.vectors[rows] for bank in banks])
         return Embeddings(self.stack([bank.vectors for bank in banks]), stimuli.ids, self.space)
@@ -214,7 +209,7 @@ class LayersEncoder:
 
     @property
     def _text_places(self) -> list[int]:
-        return [place for place, member in enumerate(self.members) if hasattr(member, "embed_texts")]
+        return [place for place, member in enumerate(self.config.members) if member.of_texts]
 
     def _require_fit(self) -> tuple[Projection, ...]:
         if not self.fitted:

@@ -29,9 +29,13 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import (
+    FittedImageEncoder,
+    ImageEncoder,
+    ImageEncoderSettings,
+    fit_and_embed,
+)
 from braindecode_vis.base.memory import check_memory
-from braindecode_vis.base.roles import fit_and_embed
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import StimulusSet, crop_square, resize_image
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.embeddings.transforms import map_ahead
@@ -43,7 +47,7 @@ _GRID = 4  # texture and energy are pooled in 4 x 4 fields
 _N_WAVELENGTHS, _N_ORIENTATIONS = 4, 6
 
 
-class PixelsConfig(Settings):
+class PixelsConfig(ImageEncoderSettings):
     """Grey or colour values in 0..1 as the target.
 
     Parameters
@@ -58,8 +62,6 @@ class PixelsConfig(Settings):
     size: int | None = Field(default=None, ge=2)
     colour: bool = False
 
-    fitted_on_training_images: ClassVar[bool] = False
-
     def build(self) -> PixelEncoder:
         """Return the encoder."""
         return PixelEncoder(self)
@@ -69,7 +71,7 @@ class PixelsConfig(Settings):
         return PixelEncoder.read(self, folder)
 
 
-class PixelEncoder:
+class PixelEncoder(ImageEncoder):
     """Images as vectors of their own grey or colour values."""
 
     decodes = True
@@ -107,8 +109,8 @@ class PixelEncoder:
         return np.stack(rows) if rows else np.empty((0, int(np.prod(self.shape or (0,)))), np.float32)
 
     def embed(self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: Any) -> Embeddings:
-        """Encode all images; pixels are too cheap for the embedding cache. See `contracts.WholeImageEncoder.embed`."""
-        return fit_and_embed(self, stimuli, training_ids, embed_cached)
+        """Encode all images; pixels are too cheap for the embedding cache. See `contracts.ImageEncoder.embed`."""
+        return fit_and_embed(self, stimuli, training_ids)
 
     def decode(self, vectors: np.ndarray) -> np.ndarray:
         """Return uint8 RGB images of shape (n, height, width, 3); values outside 0..1 are clipped."""
@@ -144,7 +146,7 @@ def prepare_pixels(image: np.ndarray, size: int | None, colour: bool) -> np.ndar
     return (values @ LUMINANCE.astype(np.float32))[..., None]
 
 
-class PcaConfig(Settings):
+class PcaConfig(ImageEncoderSettings):
     """Leading principal components of the training images.
 
     Parameters
@@ -180,7 +182,7 @@ class PcaFit:
     shape: tuple[int, int, int]
 
 
-class PcaEncoder:
+class PcaEncoder(FittedImageEncoder):
     """Projection on the principal components of the training images."""
 
     decodes = True
@@ -263,7 +265,7 @@ class PcaEncoder:
         return cls(config, fitted=PcaFit(tensors["mean"], tensors["components"], (height, width, colours)))
 
 
-class EngineeredConfig(Settings):
+class EngineeredConfig(ImageEncoderSettings):
     """Classical features side by side.
 
     Parameters
@@ -284,7 +286,6 @@ class EngineeredConfig(Settings):
     size: int = Field(default=128, ge=32, multiple_of=8)
     workers: int = Field(default=2, ge=0)
 
-    fitted_on_training_images: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     def build(self) -> EngineeredEncoder:
@@ -292,7 +293,7 @@ class EngineeredConfig(Settings):
         return EngineeredEncoder(self)
 
 
-class EngineeredEncoder:
+class EngineeredEncoder(ImageEncoder):
     """Classical features as an image encoder."""
 
     def __init__(self, config: EngineeredConfig) -> None:

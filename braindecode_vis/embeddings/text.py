@@ -26,6 +26,7 @@ from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError, Notice, check_unique
+from braindecode_vis.base.contracts import ImageEncoder, ImageEncoderSettings
 from braindecode_vis.base.devices import choose_device, seeded
 from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.settings import Settings
@@ -84,7 +85,7 @@ class ConceptTextConfig(Settings):
     reading: TextConfig = TextConfig()
 
 
-class TextTargetConfig(Settings):
+class TextTargetConfig(ImageEncoderSettings):
     """What every target that is made of texts says of them.
 
     Parameters
@@ -98,7 +99,6 @@ class TextTargetConfig(Settings):
     captions: Path | None = None
     template: str = "a photo of a {concept}"
 
-    fitted_on_training_images: ClassVar[bool] = False
     of_texts: ClassVar[bool] = True
     not_hashed: ClassVar[frozenset[str]] = frozenset({"captions"})
 
@@ -173,7 +173,7 @@ class ClipTextConfig(TextTargetConfig):
         return ClipTextEncoder(self)
 
 
-class TextTargetEncoder:
+class TextTargetEncoder(ImageEncoder):
     """Texts of stimuli in the place of images.
 
     Parameters
@@ -197,7 +197,7 @@ class TextTargetEncoder:
     def embed(
         self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: Callable[..., Any]
     ) -> Embeddings:
-        """Return what stands for the texts of each stimulus; see `contracts.WholeImageEncoder.embed`.
+        """Return what stands for the texts of each stimulus; see `contracts.ImageEncoder.embed`.
 
         Raises
         ------

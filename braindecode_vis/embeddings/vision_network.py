@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.consent import may_download
+from braindecode_vis.base.contracts import ImageEncoder, ImageEncoderSettings
 from braindecode_vis.base.devices import autocast, choose_device, repeatable_convolutions
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.layer_readout import (
     OUTPUT,
@@ -33,7 +33,7 @@ from braindecode_vis.embeddings.transforms import Transform, map_ahead
 from braindecode_vis.embeddings.weights import ModelArgs, WeightsSource, find_weights, hash_weights
 
 
-class VisionNetworkConfig(Settings):
+class VisionNetworkConfig(ImageEncoderSettings):
     """What all pretrained image networks have in common; each kind adds its architecture.
 
     Parameters
@@ -79,7 +79,6 @@ class VisionNetworkConfig(Settings):
     workers: int = Field(default=2, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    fitted_on_training_images: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset(
         {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
     )
@@ -160,7 +159,7 @@ class VisionNetworkConfig(Settings):
         return {**super().hashed_fields(), "weights_digest": self.digest}
 
 
-class VisionNetworkEncoder:
+class VisionNetworkEncoder(ImageEncoder):
     """A frozen pretrained network as an image encoder.
 
     Parameters

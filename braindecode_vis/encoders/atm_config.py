@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.encoders.tsconv_config import CONVOLUTION
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from braindecode_vis.encoders.tsconv import TSConv
 
 
-class AtmSettings(Settings):
+class AtmSettings(NetworkSettings):
     """What both variants share; at 63 channels, 250 samples and 10 subjects this part has 444 500 parameters.
 
     The paper's table counts 553 078 for its attention, which does not follow from the layers that it describes; with

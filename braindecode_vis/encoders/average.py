@@ -20,16 +20,21 @@ from pydantic import Field, model_validator
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings, ImageLikelihood, Responses
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.contracts import Context, WholeBrainEncoder
+from braindecode_vis.base.contracts import (
+    BrainEncoder,
+    CaptionWriter,
+    Context,
+    EncoderSettings,
+    GeneratorView,
+)
 from braindecode_vis.base.registry import Component
 from braindecode_vis.base.seeds import derive_seed
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import read_json, write_json
 
 MEMBERS = ("ridge", "linear_gaussian", "network")
 
 
-class AverageConfig(Settings):
+class AverageConfig(EncoderSettings):
     """Which encoders are averaged, and how much each counts.
 
     Parameters
@@ -91,19 +96,19 @@ class AverageConfig(Settings):
         return self
 
     @property
-    def may_know_likelihood(self) -> bool:
+    def may_know_likelihood(self) -> bool:  # type: ignore[override]
         """Whether the member that is asked for images may say how likely they are."""
         if self.for_generator is None:
             return False
         return bool(getattr(self.members[self.for_generator], "may_know_likelihood", True))
 
     @property
-    def writes_captions(self) -> bool:
+    def writes_captions(self) -> bool:  # type: ignore[override]
         """Whether a member learns to write captions of trials."""
         return any(getattr(member, "writes_captions", False) for member in self.members)
 
     @property
-    def trains_prior(self) -> bool:
+    def trains_prior(self) -> bool:  # type: ignore[override]
         """Whether the member that is asked for images trains a prior beside itself."""
         asked = None if self.for_generator is None else self.members[self.for_generator]
         return bool(getattr(asked, "trains_prior", False))
@@ -117,14 +122,14 @@ class AverageConfig(Settings):
         return AverageEncoder.read(self, folder)
 
 
-class AverageEncoder:
+class AverageEncoder(BrainEncoder):
     """The brain encoder; see the module."""
 
     def __init__(self, config: AverageConfig, *, seed: int = 0, members: Any = None) -> None:
         self.config, self.seed = config, seed
         #: The members, fitted or not.
         self.members: list[Any] = members or [
-            roles.build(roles.BRAIN_ENCODER, member, seed=derive_seed(seed, "average", number))
+            roles.build(BrainEncoder, member, seed=derive_seed(seed, "average", number))
             for number, member in enumerate(config.members)
         ]
         #: Mean training embedding of shape (n_features,), typical distance of one from it, and the target's space.
@@ -132,7 +137,7 @@ class AverageEncoder:
         self.length, self.space = 1.0, ""
 
     @property
-    def label_free_subjects(self) -> tuple[str, ...]:
+    def label_free_subjects(self) -> tuple[str, ...]:  # type: ignore[override]
         """Subjects that a member aligned by the trials that were predicted."""
         return tuple(sorted({name for member in self.members for name in member.label_free_subjects}))
 
@@ -178,62 +183,51 @@ class AverageEncoder:
         return Embeddings(vectors.reshape(found.vectors.shape), responses.stimulus_ids, self.space)
 
     @property
-    def predicts_alike(self) -> bool:
-        """Whether the generator gets what is compared, and not what one member predicts."""
-        return self._for_generator is None
-
-    def predict_for_generator(self, responses: Responses) -> Embeddings:
-        """Return the predictions of the member that is asked for images, or those of `predict`."""
+    def generator_view(self) -> GeneratorView | None:
+        """What the member that is asked for images predicts for the generator; None without one."""
         member = self._for_generator
-        return self.predict(responses) if member is None else member.predict_for_generator(responses)
-
-    def map_for_generator(self, targets: Embeddings) -> Embeddings:
-        """Return image embeddings in the space of `predict_for_generator`."""
-        member = self._for_generator
-        return targets if member is None else member.map_for_generator(targets)
-
-    def describe_likelihood(self) -> ImageLikelihood | None:
-        """Return how likely images are for the member that is asked for them; None without one."""
-        member = self._for_generator
-        return None if member is None else member.describe_likelihood()
-
-    def find_prior(self) -> Any:
-        """Return the prior that the member which is asked for images has trained; None without one."""
-        member = self._for_generator
-        return None if member is None else member.find_prior()
+        if member is None:
+            return None
+        own = member.generator_view
+        prior = None if own is None else own.prior
+        # Others than those that are compared, which are means over the members.
+        return GeneratorView(
+            member.predict_for_generator, member.map_for_generator, member.predicts_targets, False, prior
+        )
 
     @property
-    def predicts_targets(self) -> bool:
-        """Whether `predict_for_generator` can predict embeddings of the target space; see that member."""
+    def likelihood(self) -> ImageLikelihood | None:
+        """How likely images are for the member that is asked for them; None without one."""
         member = self._for_generator
-        return True if member is None else member.predicts_targets
+        return None if member is None else member.likelihood
+
+    @property
+    def captions(self) -> CaptionWriter | None:
+        """Captions by the first member that writes any."""
+        return next((found for member in self.members if (found := member.captions) is not None), None)
+
+    def describe(self, responses: Responses, n_beams: int = 1) -> list[str]:
+        """Return captions by the first member that writes any."""
+        return self._find_writer().write(responses, n_beams)
+
+    def describe_mean(self, n_beams: int = 1) -> str:
+        """Return that member's caption of no response in particular."""
+        return self._find_writer().write_mean(n_beams)
+
+    def _find_writer(self) -> CaptionWriter:
+        if (writer := self.captions) is None:
+            raise ConfigError(
+                "no member of the average writes captions; add {kind: captioning} to the objectives of a network."
+            )
+        return writer
 
     def predict_sentences(self, responses: Responses) -> Embeddings | None:
         """Return sentence vectors of the first member that predicts any; None without one."""
         every = (member.predict_sentences(responses) for member in self.members)
         return next((found for found in every if found is not None), None)
 
-    def describe(self, responses: Responses, n_beams: int = 1) -> list[str]:
-        """Return captions by the first member that writes any."""
-        found: list[str] = self._find_writer().describe(responses, n_beams)
-        return found
-
-    def describe_mean(self, n_beams: int = 1) -> str:
-        """Return that member's caption of no response in particular."""
-        found: str = self._find_writer().describe_mean(n_beams)
-        return found
-
-    def _find_writer(self) -> Any:
-        pairs = zip(self.config.members, self.members, strict=True)
-        found = [member for config, member in pairs if getattr(config, "writes_captions", False)]
-        if not found:
-            raise ConfigError(
-                "no member of the average writes captions; add {kind: captioning} to the objectives of a network."
-            )
-        return found[0]
-
     @property
-    def _for_generator(self) -> WholeBrainEncoder | None:
+    def _for_generator(self) -> BrainEncoder | None:
         number = self.config.for_generator
         return None if number is None else self.members[number]
 
@@ -253,7 +247,7 @@ class AverageEncoder:
         """Read what `write` wrote."""
         about = read_json(folder / "average.json")
         members = [
-            roles.read(roles.BRAIN_ENCODER, member, folder / f"member{number}")
+            roles.read(BrainEncoder, member, folder / f"member{number}")
             for number, member in enumerate(config.members)
         ]
         encoder = cls(config, seed=about["seed"], members=members)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from braindecode_vis.base.checks import ConfigError, DataError, describe_missing, suggest
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.encoders.signal import Signal, read_axes
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SIGNAL_ARGUMENTS = ("n_chans", "n_times", "n_outputs", "sfreq", "input_window_seconds", "chs_info")
 
 
-class BraindecodeConfig(Settings):
+class BraindecodeConfig(NetworkSettings):
     """A network of `braindecode.models`.
 
     Parameters

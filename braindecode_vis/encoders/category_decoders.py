@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import CategoryDecoder, EncoderSettings
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.preprocessing.splits import Fold, make_groups
 
@@ -40,7 +40,7 @@ _MAX_ITER = 5000  # steps of the solver of logistic regression; not converging b
 _TRIAL = ("subject", "session", "run", "onset")  # what the rows of one trial share
 
 
-class LdaConfig(Settings):
+class LdaConfig(EncoderSettings):
     """Linear discriminant analysis with the analytic shrinkage of Ledoit and Wolf; nothing to choose.
 
     Parameters
@@ -64,7 +64,7 @@ class LdaConfig(Settings):
         return LinearCategoryDecoder.read(self, folder)
 
 
-class LogisticConfig(Settings):
+class LogisticConfig(EncoderSettings):
     """Logistic regression with an L2 penalty.
 
     Parameters
@@ -162,7 +162,7 @@ def read_labels(kind: str, responses: Responses, labels: np.ndarray) -> np.ndarr
     return names
 
 
-class LinearCategoryDecoder:
+class LinearCategoryDecoder(CategoryDecoder):
     """A linear classifier of trials; see the module for what is learnt and kept."""
 
     def __init__(self, config: LdaConfig | LogisticConfig, fitted: LinearDecision | None = None) -> None:
@@ -175,7 +175,7 @@ class LinearCategoryDecoder:
         return self._require_fit().classes
 
     @property
-    def n_small_fits(self) -> int:
+    def n_small_fits(self) -> int:  # type: ignore[override]
         """Fits of one `fit`, those of inner folds included."""
         if isinstance(self.config, LdaConfig):
             return 1

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.encoders.signal import Signal
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class EEGNetConfig(Settings):
+class EEGNetConfig(NetworkSettings):
     """EEGNet: temporal filters, spatial filters of each, a separable convolution, and a linear readout.
 
     Sizes are published: 8 temporal filters of 64 samples at 128 Hz, 2 spatial filters of each (of norm 1 at most), an

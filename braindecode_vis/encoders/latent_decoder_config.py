@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.encoders.signal import Signal
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class LatentDecoderConfig(Settings):
+class LatentDecoderConfig(NetworkSettings):
     """A transposed-convolution decoder onto latents.
 
     The stages follow from the size of the latents: every stage doubles height and width (kernel 4, stride 2, padding

@@ -27,9 +27,9 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, ImageLikelihood, Responses
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import BrainEncoder, EncoderSettings, GeneratorView
 from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.preprocessing.alignment import check_common_features
 from braindecode_vis.preprocessing.splits import make_inner_folds
@@ -52,7 +52,7 @@ _PENALTIES = [
 _SWEEPS = 4  # in which covariances of channels and of times are found; more change nothing that shows
 
 
-class LinearGaussianConfig(Settings):
+class LinearGaussianConfig(EncoderSettings):
     """Candidates and sizes of the model.
 
     Parameters
@@ -113,7 +113,7 @@ class LinearGaussianFit:
     about: dict[str, float]
 
 
-class LinearGaussianEncoder:
+class LinearGaussianEncoder(BrainEncoder):
     """The brain encoder; see the module for the model."""
 
     def __init__(
@@ -291,12 +291,14 @@ class LinearGaussianEncoder:
         vectors = (known.mean + scores @ known.components).reshape(len(data), *fit.target_shape)
         return Embeddings(vectors, responses.stimulus_ids, fit.space, counts)
 
-    def predict_for_generator(self, responses: Responses) -> Embeddings:
-        """Return `predict`, made anew, since files of embeddings do not tell how many repetitions are behind each."""
-        return self.predict(responses)
+    @property
+    def generator_view(self) -> GeneratorView:
+        """`predict`, made anew, since files of embeddings do not tell how many repetitions are behind each."""
+        return GeneratorView(self.predict)
 
-    def describe_likelihood(self) -> ImageLikelihood:
-        """Return how likely images are given a prediction, for a prior that weighs images."""
+    @property
+    def likelihood(self) -> ImageLikelihood:
+        """How likely images are given a prediction, for a prior that weighs images."""
         return self._require_fit().likelihood
 
     def _require_fit(self) -> LinearGaussianFit:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.encoders.signal import Signal
 
 if TYPE_CHECKING:
     import torch
 
 
-class ResidualMlpConfig(Settings):
+class ResidualMlpConfig(NetworkSettings):
     """Linear, LayerNorm, GELU, dropout; residual blocks of the same; linear; an optional projector.
 
     Dropout is 0.5 after the first layer and 0.15 in each block, the projector is 2048 wide, as in MindEye. Biases have
@@ -82,7 +82,7 @@ class ResidualMlpConfig(Settings):
         )
 
 
-class SharedSpaceConfig(Settings):
+class SharedSpaceConfig(NetworkSettings):
     """One ridge layer per subject into a shared space, linear, projector; mixer blocks of ours between, if asked for.
 
     MindEye2 describes four residual MLP-mixer blocks after the ridge layers. As released, each half of a block adds to

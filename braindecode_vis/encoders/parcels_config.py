@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import check_file
+from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.base.digests import hash_once
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import read_json
 from braindecode_vis.encoders.signal import Signal
 
@@ -41,7 +41,7 @@ _ARCHITECTURE = (
 )  # fmt: skip
 
 
-class ParcelsConfig(Settings):
+class ParcelsConfig(NetworkSettings):
     """Transformer over tokens of one parcel and one stretch of time each, pooled and projected.
 
     Parameters

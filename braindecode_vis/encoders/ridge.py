@@ -32,11 +32,16 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.contracts import NOTHING_LENT, Context
+from braindecode_vis.base.contracts import (
+    NOTHING_LENT,
+    BrainEncoder,
+    Context,
+    EncoderSettings,
+    FewTrialAdaptation,
+)
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.memory import check_memory
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import load_tensors, read_json, replace_atomically, write_json, write_tensors
 from braindecode_vis.preprocessing.alignment import (
     InputScalingConfig,
@@ -58,7 +63,7 @@ _FEW = 8  # times as many trials as targets: one eigendecomposition for all fold
 _BLOCK_BYTES = 128 * 1024**2  # of a matrix in double precision that is held for one product
 
 
-class RidgeConfig(Settings):
+class RidgeConfig(EncoderSettings):
     """Candidates that the inner cross-validation chooses from.
 
     Parameters
@@ -143,11 +148,8 @@ class RidgeFit:
             )
 
 
-class RidgeEncoder:
+class RidgeEncoder(BrainEncoder):
     """The linear brain encoder; see the module for what is chosen and how."""
-
-    #: One fit takes well under a second.
-    adapts_quickly = True
 
     def __init__(self, config: RidgeConfig, *, seed: int = 0, fitted: RidgeFit | None = None) -> None:
         self.config = config
@@ -418,6 +420,11 @@ class RidgeEncoder:
         return RidgeEncoder(
             self.config, seed=self.seed, fitted=replace(fit, weights=weights, target_mean=shift)
         )
+
+    @property
+    def adaptation(self) -> FewTrialAdaptation:
+        """See `adapt`; one fit takes well under a second."""
+        return FewTrialAdaptation(self.adapt, is_quick=True)
 
     def align_subjects(self, responses: Responses) -> RidgeEncoder:
         """Return a ridge of the same weights that also knows the alignment of new subjects, by training trials.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.encoders.signal import Signal, read_axes
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Merger = Literal["attention", "linear"]
 
 
-class SimpleConvSettings(Settings):
+class SimpleConvSettings(NetworkSettings):
     """What the three variants share; the defaults are those of the speech network.
 
     Parameters

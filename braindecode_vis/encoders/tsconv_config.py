@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.encoders.signal import Signal, read_axes
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _ATTENTION_DROPOUT = 0.3  # around the attention
 _PROJECTOR_DROPOUT = 0.5  # in the residual block of the projector
 
 
-class EEGProjectConfig(Settings):
+class EEGProjectConfig(NetworkSettings):
     """Flatten, linear layer, residual block of GELU, linear layer and dropout, layer norm.
 
     Parameters
@@ -61,7 +61,7 @@ class EEGProjectConfig(Settings):
         return EEGProject(signal, n_outputs, dropout=self.dropout, width=self.width, residual=self.residual)
 
 
-class TSConvConfig(Settings):
+class TSConvConfig(NetworkSettings):
     """NICE, NICE-SA and NICE-GA.
 
     The convolutions have the published sizes: 40 maps, kernels of 25 samples, an average pool of 51 in steps of 5,

@@ -19,6 +19,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import BrainEncoder, name_class
 from braindecode_vis.base.devices import choose_device, seeded
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
@@ -45,7 +46,6 @@ from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
 
 if TYPE_CHECKING:
     from braindecode_vis.base.arrays import Responses
-    from braindecode_vis.base.contracts import WholeBrainEncoder
     from braindecode_vis.training.caption_networks import CaptionNetwork, TokenProjector
 
 _BATCH = 64  # captions that are written together; changes nothing but rounding
@@ -77,13 +77,19 @@ class WrittenCaptions:
 
 
 def write_with_encoder(
-    settings: Sequence[Any], encoder: WholeBrainEncoder, responses: Responses
+    settings: Sequence[Any], encoder: BrainEncoder, responses: Responses
 ) -> WrittenCaptions | None:
     """Return what the brain encoder writes of responses; None where none of the settings asks for it."""
     asked = next((each for each in settings if each.reads_responses), None)
     if asked is None:
         return None
-    return WrittenCaptions(encoder.describe(responses, asked.n_beams), encoder.describe_mean(asked.n_beams))
+    writer = encoder.captions
+    if writer is None:
+        raise ConfigError(
+            f"{name_class(encoder).rpartition('.')[2]} writes no captions (its property captions); a network with the "
+            "objective captioning does."
+        )
+    return WrittenCaptions(writer.write(responses, asked.n_beams), writer.write_mean(asked.n_beams))
 
 
 def write_decoders(folder: Path, decoders: Mapping[str, CaptionDecoder]) -> None:

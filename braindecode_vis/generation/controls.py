@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, check_same_space, normalise_rows
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import GeneratorSettings, ImageGenerator
 from braindecode_vis.generation.generator_data import GeneratorData
 
 #: Training images behind the mean image. To decode 16 540 photographs for it takes a minute, and moves a grey level by
@@ -21,7 +21,7 @@ from braindecode_vis.generation.generator_data import GeneratorData
 MOST_AVERAGED = 2048
 
 
-class MeanImageGenerator:
+class MeanImageGenerator(ImageGenerator):
     """The mean training image, whatever the brain did.
 
     Of more than `MOST_AVERAGED` images, so many are averaged, evenly spread over the training split.
@@ -42,7 +42,7 @@ class MeanImageGenerator:
         return np.repeat(self.mean[None], len(embeddings), axis=0)
 
 
-class ClassMeanGenerator:
+class ClassMeanGenerator(ImageGenerator):
     """The mean training image of the class whose mean embedding is nearest to the prediction."""
 
     def __init__(self, data: GeneratorData) -> None:
@@ -81,7 +81,7 @@ class ClassMeanGenerator:
         return self.data.average_images(np.flatnonzero(self.data.concepts == name))
 
 
-class NearestConfig(Settings):
+class NearestConfig(GeneratorSettings):
     """Copy the nearest training image; every space is accepted."""
 
     kind: Literal["nearest"] = "nearest"
@@ -97,7 +97,7 @@ class NearestConfig(Settings):
         return NearestGenerator(data)
 
 
-class NearestGenerator:
+class NearestGenerator(ImageGenerator):
     """The training image whose embedding is nearest to the prediction, by the cosine after the training mean."""
 
     def __init__(self, data: GeneratorData) -> None:

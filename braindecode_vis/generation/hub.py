@@ -24,6 +24,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError, check_installed
+from braindecode_vis.base.contracts import ImageGenerator
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.memory import find_memory, is_out_of_memory
 from braindecode_vis.base.seeds import derive_seed, make_torch_generator
@@ -111,7 +112,7 @@ class HubPipeline(Protocol):
         ...
 
 
-class HubGenerator:
+class HubGenerator(ImageGenerator):
     """A pipeline with published weights as an image generator.
 
     Parameters
@@ -189,12 +190,12 @@ class HubGenerator:
         return space == self.space
 
     @property
-    def rows_at_once(self) -> int:
+    def rows_at_once(self) -> int:  # type: ignore[override]
         """A batch: what is finished when a process is killed is known by batches."""
         return AUTO_ROWS if self.batch_size == "auto" else self.batch_size
 
     @property
-    def image_size(self) -> tuple[int, int] | None:
+    def image_size(self) -> tuple[int, int] | None:  # type: ignore[override]
         """Height and width, where the settings name them."""
         side = self.options.image_size
         return None if side is None else (side, side)

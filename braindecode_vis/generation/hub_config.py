@@ -24,9 +24,9 @@ from pydantic import Field
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.consent import may_download
+from braindecode_vis.base.contracts import GeneratorSettings
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.memory import describe_bytes
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_json
 from braindecode_vis.embeddings.published import find_model, get_file, get_snapshot, name_repository
 from braindecode_vis.embeddings.weights import find_published
@@ -41,7 +41,7 @@ ADAPTER_FILE = "sdxl_models/ip-adapter_sdxl_vit-h.safetensors"
 SD_ADAPTER_FILE = "models/ip-adapter-plus_sd15.safetensors"
 
 
-class HubConfig(Settings):
+class HubConfig(GeneratorSettings):
     """Settings of every generator with published weights.
 
     Parameters
@@ -92,9 +92,6 @@ class HubConfig(Settings):
     }
 
     repository: ClassVar[str] = ""
-    supports_initial: ClassVar[bool] = False
-    supports_prompts: ClassVar[bool] = False
-    supports_texts: ClassVar[bool] = False
     text_spaces: ClassVar[tuple[str, ...]] = ()
     #: Parts that the published index lists and that are not fetched, since nothing reads them.
     unused_parts: ClassVar[frozenset[str]] = frozenset()
@@ -102,11 +99,6 @@ class HubConfig(Settings):
         "weights", "allow_download", "batch_size", "device", "offload", "vae_slicing", "attention_slicing",
     })  # fmt: skip
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"vae_tiling"})
-
-    @property
-    def needs_texts(self) -> bool:
-        """Whether it makes no image without tokens of a text."""
-        return False
 
     def accepts(self, target_kind: str) -> bool:
         """Say whether a target of this kind may do; its space is checked when the generator is built."""
@@ -342,7 +334,7 @@ class VersatileDiffusionConfig(HubConfig):
         return self.text_share > 0
 
     @property
-    def needs_texts(self) -> bool:
+    def needs_texts(self) -> bool:  # type: ignore[override]
         """Whether the text has a share."""
         return self.text_share > 0
 

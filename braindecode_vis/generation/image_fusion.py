@@ -16,7 +16,8 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.roles import GENERATOR_SETTINGS, IMAGE_GENERATOR, play
+from braindecode_vis.base.contracts import GeneratorSettings, ImageGenerator
+from braindecode_vis.base.roles import complete
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import resize_image
 
@@ -57,10 +58,10 @@ class ImageFusionConfig(Settings):
 
     def check_generator(self, settings: Any) -> None:
         """Raise `ConfigError` if a generator of these settings cannot start from an image where that is asked for."""
-        generator = play(GENERATOR_SETTINGS, settings)
+        generator = complete(GeneratorSettings, settings)
         self._check_start(generator.supports_initial)
         # A start from an image skips the first part of the schedule; rounding down may leave nothing.
-        steps = generator.steps
+        steps = generator.n_steps
         if self.mode != "pixels" and steps is not None and int(steps * self.strength) < 1:
             raise ConfigError(
                 f"low_level.fusion.strength {self.strength:g} of {steps} generator.steps leaves no step to run from "
@@ -114,7 +115,7 @@ def fuse_branches(
     """
     if len(low) != len(embeddings):
         raise DataError(f"{len(embeddings)} embeddings came with {len(low)} low-level images.")
-    config._check_start(play(IMAGE_GENERATOR, generator).supports_initial)
+    config._check_start(complete(ImageGenerator, generator).supports_initial)
     # Always made, whatever the mode, so that tables can show what the low-level branch adds.
     given: dict[str, Any] = {"prompts": prompts, "texts": texts, **place}
     more = {name: value for name, value in given.items() if value is not None}

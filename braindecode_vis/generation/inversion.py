@@ -15,15 +15,15 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.base.roles import IMAGE_ENCODER, play
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import GeneratorSettings, ImageEncoder, ImageGenerator
+from braindecode_vis.base.roles import complete
 from braindecode_vis.base.stimuli import resize_image
 from braindecode_vis.generation.generator_data import GeneratorData
 
 SMALLEST_SSIM = 11  # pixels, the window of the metric at a deviation of 1.5
 
 
-class LatentsConfig(Settings):
+class LatentsConfig(GeneratorSettings):
     """Invert the target space; only spaces with an inverse are accepted.
 
     Parameters
@@ -51,7 +51,7 @@ class LatentsConfig(Settings):
     removed_settings: ClassVar[Mapping[str, Any]] = {"thresholds": thresholds, "gains": gains}
 
     @property
-    def needs_predictions(self) -> bool:
+    def needs_predictions(self) -> bool:  # type: ignore[override]
         """Whether it learns from out-of-fold predictions."""
         return self.contrast == "ssim"
 
@@ -64,13 +64,13 @@ class LatentsConfig(Settings):
         return LatentsGenerator(self, data)
 
 
-class LatentsGenerator:
+class LatentsGenerator(ImageGenerator):
     """The inverse of an invertible image encoder, with a contrast learnt on training trials."""
 
     rows_at_once = 64  # a thousand images of 512 pixels are 3 GB while an autoencoder decodes them
 
     def __init__(self, config: LatentsConfig, data: GeneratorData) -> None:
-        self.encoder = play(IMAGE_ENCODER, data.image_encoder)
+        self.encoder = complete(ImageEncoder, data.image_encoder)
         if not self.encoder.decodes:
             raise ConfigError(
                 f"the generator 'latents' cannot turn the space {self.encoder.space!r} into images; "

@@ -20,6 +20,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.base.contracts import ImageGenerator
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.generation.conditioning import Uncertainty, fit_uncertainty
 from braindecode_vis.generation.generator_data import GeneratorData
@@ -42,7 +43,7 @@ REPAINTING = 6
 AT_ONCE = 8
 
 
-class LatentDiffusionGenerator:
+class LatentDiffusionGenerator(ImageGenerator):
     """A trained autoencoder and denoiser; images are reproducible from the seed, row by row.
 
     The networks are read when the first image is asked for.
@@ -178,12 +179,12 @@ class LatentDiffusionGenerator:
         )
 
     @property
-    def rows_at_once(self) -> int:
+    def rows_at_once(self) -> int:  # type: ignore[override]
         """A batch, which holds all candidates of its rows."""
         return max(1, self.batch_size // self.candidates)
 
     @property
-    def image_size(self) -> tuple[int, int]:
+    def image_size(self) -> tuple[int, int]:  # type: ignore[override]
         """Height and width of its images."""
         return (self.header.image_size, self.header.image_size)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from braindecode_vis.base.contracts import GeneratorSettings
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.embeddings.weights import check_intact
 from braindecode_vis.generation.generator_data import GeneratorData
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 PACKAGED_TARGET = "efficientnet-lite0"
 
 
-class LatentDiffusionConfig(Settings):
+class LatentDiffusionConfig(GeneratorSettings):
     """Sample images from the embedded latent diffusion model.
 
     Parameters

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from braindecode_vis.base.contracts import ImageEncoderSettings
 from braindecode_vis.base.devices import choose_device
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.embeddings.autoencoders import LatentEncoder
 from braindecode_vis.embeddings.weights import check_intact
 from braindecode_vis.generation.weights_file import PACKAGED_WEIGHTS, hash_weights, load_model, read_header
@@ -22,7 +22,7 @@ from braindecode_vis.generation.weights_file import PACKAGED_WEIGHTS, hash_weigh
 _REDUCTION = 8
 
 
-class PackagedLatentsConfig(Settings):
+class PackagedLatentsConfig(ImageEncoderSettings):
     """Latents of the packaged autoencoder: eight maps of 8 x 8 for an image of 64 pixels.
 
     A stand-in of ``vae`` and ``taesd`` where their weights are not at hand; its images are as small and blurred as
@@ -41,7 +41,6 @@ class PackagedLatentsConfig(Settings):
     workers: int = Field(default=2, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    fitted_on_training_images: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset({"batch_size", "workers", "device"})
 
     @property

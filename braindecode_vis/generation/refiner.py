@@ -28,9 +28,9 @@ from torch.nn import functional
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.base.contracts import NOTHING_LENT, Context
+from braindecode_vis.base.contracts import NOTHING_LENT, Context, ImageEncoder, ImageGenerator
 from braindecode_vis.base.devices import seeded
-from braindecode_vis.base.roles import IMAGE_ENCODER, play
+from braindecode_vis.base.roles import complete
 from braindecode_vis.base.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.generation.generator_data import GeneratorData
@@ -71,7 +71,7 @@ class RefinerRecipe:
     seed: int
 
 
-class RefinerGenerator:
+class RefinerGenerator(ImageGenerator):
     """Trained networks whose mean image is shown.
 
     Parameters
@@ -127,7 +127,7 @@ class RefinerGenerator:
         width
             Channels of the networks at full resolution.
         """
-        own = play(IMAGE_ENCODER, encoder)
+        own = complete(ImageEncoder, encoder)
         assert own.shape is not None  # nothing else was ever trained
         losses = read_json(folder / "refiner.json")["losses"]
         networks: list[nn.Module] = []
@@ -150,7 +150,7 @@ def fit_refiner(data: GeneratorData, recipe: RefinerRecipe) -> RefinerGenerator:
     DataError
         If a loss is not finite, or a finished network lies there that is damaged or of another training.
     """
-    encoder, pairs = play(IMAGE_ENCODER, data.image_encoder), data.predicted
+    encoder, pairs = complete(ImageEncoder, data.image_encoder), data.predicted
     shape = encoder.shape
     if shape is None:
         raise ConfigError(

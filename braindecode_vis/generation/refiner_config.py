@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import GeneratorSettings
 from braindecode_vis.generation.generator_data import GeneratorData
 
 if TYPE_CHECKING:
     from braindecode_vis.generation.refiner import RefinerGenerator
 
 
-class RefinerConfig(Settings):
+class RefinerConfig(GeneratorSettings):
     """Refine predicted pixels; only the target ``pixels`` is accepted.
 
     Parameters

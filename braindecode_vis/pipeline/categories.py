@@ -21,7 +21,7 @@ import pandas as pd
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.contracts import WholeCategoryDecoder
+from braindecode_vis.base.contracts import CategoryDecoder
 from braindecode_vis.base.devices import count_launched
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.encoders.category_decoders import find_first_rows
@@ -46,7 +46,7 @@ class TrainedDecoder:
     """A fitted category decoder of one fold."""
 
     artifact: store.Artifact
-    decoder: WholeCategoryDecoder
+    decoder: CategoryDecoder
 
 
 def train_categories(
@@ -82,7 +82,7 @@ def train_categories(
         return {"n_trials": picked.n_trials, "n_processes": count_launched()}
 
     artifact = run.produce("train", fields, {"preprocess": upstream}, compute, f"fold{number:02d}")
-    decoder = roles.read(roles.CATEGORY_DECODER, run.encoder, artifact.path)
+    decoder = roles.read(CategoryDecoder, run.encoder, artifact.path)
     return TrainedDecoder(artifact, decoder)
 
 
@@ -288,10 +288,10 @@ def _make_refit(run: Run, responses: Responses, classes: tuple[str, ...]) -> Ref
     return refit
 
 
-def build_decoder(run: Run, number: int) -> WholeCategoryDecoder:
+def build_decoder(run: Run, number: int) -> CategoryDecoder:
     """Return a new category decoder of a fold."""
     seed = derive_seed(run.config.seed, "train", number)
-    return roles.build(roles.CATEGORY_DECODER, run.encoder, seed=seed)
+    return roles.build(CategoryDecoder, run.encoder, seed=seed)
 
 
 def evaluate_categories(
@@ -326,7 +326,7 @@ def evaluate_categories(
             )
             start += len(fold.test)
         # Counting each volume would make one decision look like several independent ones.
-        if encoder.pool:
+        if encoder.pools_volumes:
             first = find_first_rows(responses.trials.iloc[rows])  # every volume has the decision of its trial
             rows, decisions, blind = rows[first], decisions[first], blind[first]
         trials = responses.trials.iloc[rows]
@@ -352,7 +352,7 @@ def evaluate_categories(
             units=units,
             subjects=trials["subject"].astype(str).to_numpy(dtype=object),
             protocol=f"{config.dataset.kind}; {split.protocol}; category decoding, {len(classes)} classes"
-            + ("; volumes of a trial decided together" if encoder.pool else ""),
+            + ("; volumes of a trial decided together" if encoder.pools_volumes else ""),
             split="test",
             seed=config.seed,
             n_bootstrap=config.evaluation.n_bootstrap,

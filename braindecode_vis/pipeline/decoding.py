@@ -19,7 +19,7 @@ import pandas as pd
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.contracts import NOTHING_LENT, Context
+from braindecode_vis.base.contracts import NOTHING_LENT, Context, ImageGenerator, Prior
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.stimuli import ImageRows, StimulusSet, find_comparison_size
 from braindecode_vis.generation.captions import WrittenCaptions, write_with_encoder
@@ -396,7 +396,7 @@ def fit_images(
     from braindecode_vis.pipeline.reconstruction import fit_fold
 
     config = run.config
-    prior = roles.build(roles.PRIOR, run.prior, seed=derive_seed(config.seed, "fit prior", number))
+    prior = roles.build(Prior, run.prior, seed=derive_seed(config.seed, "fit prior", number))
     with lend_context(run, f"prior{number:02d}", _name_fit(run, "prior", number)) as context:
         prior.bind(replace(context, encoder=train(run)[number].encoder))
         tested = embeddings.select(pd.unique(predicted.ids))
@@ -655,7 +655,7 @@ def predict_for_generator(run: Run, number: int) -> tuple[Embeddings, Embeddings
     embeddings, learnt = map_for_generator(run, number)
     encoder = train(run)[number].encoder
     # Without a prediction of its own for the generator, it is that of `predict`, which `retrieve` has stored.
-    if learnt or roles.keeps_default(encoder, "predict_for_generator"):
+    if learnt or encoder.generator_view is None:
         return retrieve(run).folds[number].predicted, embeddings
     return encoder.predict_for_generator(pick_test_trials(run, number)), embeddings
 
@@ -735,7 +735,7 @@ def rescale_branch(run: Run, branch: Run, number: int, predicted: Embeddings) ->
     # Statistics of training trials alone, predicted by fits that have not seen them.
     pairs, bank = predict_out_of_fold(branch)[number].predicted, embed(branch)[number].embeddings
     ids = pd.unique(preprocess(run).responses.stimulus_ids[preprocess(run).folds[number].train])
-    prior = roles.build(roles.PRIOR, branch.prior, seed=0)
+    prior = roles.build(Prior, branch.prior, seed=0)
     prior.fit(pairs, bank.select(pairs.ids), images=bank.select(ids))
     return prior.sample(predicted, n_draws=1, seed=0)
 
@@ -799,5 +799,5 @@ def decode_latents(run: Run, low: Run, number: int, predicted: Embeddings) -> Dr
     prepared, bank = preprocess(run), embed(low)[number]
     ids = pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train])
     data = GeneratorData(bank.encoder, bank.embeddings.select(ids), prepared.stimuli.select(ids))
-    generator = roles.build(roles.IMAGE_GENERATOR, LatentsConfig(), data)
+    generator = roles.build(ImageGenerator, LatentsConfig(), data)
     return draw_rows("low_level", generator, predicted, derive_seed(run.config.seed, "low level"))

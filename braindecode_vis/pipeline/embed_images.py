@@ -12,6 +12,7 @@ from typing import Any
 from braindecode_vis import pipeline
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import ImageEncoderSettings
 from braindecode_vis.base.locks import hold_folder
 from braindecode_vis.config import RunConfig
 from braindecode_vis.embeddings.image_bank import (
@@ -52,7 +53,7 @@ def open_encoder(config: RunConfig, run: Run | None, source: ImageSource) -> Any
                 "with one fold (split.kind published)."
             )
         return banks[0].encoder
-    settings = roles.play(roles.IMAGE_ENCODER_SETTINGS, config.target)
+    settings = roles.complete(ImageEncoderSettings, config.target)
     if settings.fitted_on_training_images:
         raise ConfigError(
             f"the target {config.target.kind} is fitted on training images; give the folder of a run that has done so, "

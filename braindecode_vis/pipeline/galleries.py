@@ -17,7 +17,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, MappedRows, Responses
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.contracts import WholeBrainEncoder, WholeImageEncoder
+from braindecode_vis.base.contracts import BrainEncoder, ImageEncoder
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.config import RetrievalConfig
 from braindecode_vis.embeddings.image_descriptions import Description, Read, learn_texts, open_reader
@@ -54,7 +54,7 @@ class GallerySource:
         The run's setting of retrieval.
     """
 
-    encoder: WholeBrainEncoder
+    encoder: BrainEncoder
     bank: Embeddings
     train_ids: Sequence[str]
     settings: RetrievalConfig
@@ -108,7 +108,7 @@ def map_bank(source: GallerySource, bank: Embeddings, subject: str | None) -> Em
     return Embeddings.from_checked(vectors, bank.ids, spaces[0])
 
 
-def order_by_gallery(encoder: WholeBrainEncoder, responses: Responses) -> Responses:
+def order_by_gallery(encoder: BrainEncoder, responses: Responses) -> Responses:
     """Return test trials so that those of one gallery are next to each other."""
     if not encoder.has_subject_galleries:
         return responses
@@ -193,7 +193,7 @@ class TextSide:
     """
 
     source: GallerySource
-    images: WholeImageEncoder
+    images: ImageEncoder
     known: Mapping[str, Description]
     encoder: Any = None
     clip: Callable[[list[str]], np.ndarray] | None = None

@@ -15,7 +15,7 @@ import pandas as pd
 
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
-from braindecode_vis.base.contracts import Context, WholeBrainEncoder
+from braindecode_vis.base.contracts import BrainEncoder, Context
 from braindecode_vis.base.devices import count_launched
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.pipeline import categories
@@ -49,7 +49,7 @@ class TrainedFold:
     """A fitted brain encoder, and the features it was given."""
 
     artifact: store.Artifact
-    encoder: WholeBrainEncoder
+    encoder: BrainEncoder
     selection: Selection | None = None
 
     def select(self, responses: Responses) -> Responses:
@@ -139,7 +139,7 @@ def _fit_fold(run: Run, number: int) -> TrainedFold | categories.TrainedDecoder:
     artifact = run.produce("train", fields, upstream, compute, name_fold(number))
     # Read back even where it was just fitted, so that a resumed run predicts with the very same numbers.
     selection = None if config.selection.is_empty else Selection.read(artifact.path / "selection")
-    encoder = roles.read(roles.BRAIN_ENCODER, run.encoder, artifact.path)
+    encoder = roles.read(BrainEncoder, run.encoder, artifact.path)
     encoder.bind(Context(images=prepared.stimuli, device=config.retrieval.device))
     return TrainedFold(artifact, encoder, selection)
 
@@ -175,7 +175,7 @@ def predict_fold(run: Run, number: int) -> OutOfFold:
         responses, targets = pick_training(run, number)
         with lend_context(run, f"out_of_fold{number:02d}", upstream) as context:
             # Not the encoder of `train`, which others ask meanwhile.
-            encoder = roles.read(roles.BRAIN_ENCODER, run.encoder, fitted.artifact.path)
+            encoder = roles.read(BrainEncoder, run.encoder, fitted.artifact.path)
             encoder.bind(lend_stimuli(run, number, context))
             predicted = encoder.predict_out_of_fold(responses, targets)
             if not run.follows:

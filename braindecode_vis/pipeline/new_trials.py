@@ -18,6 +18,7 @@ import pandas as pd
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError, DataError, check_finite, check_option
+from braindecode_vis.base.contracts import Dataset
 from braindecode_vis.base.remote import as_path
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import read_config
@@ -122,7 +123,7 @@ def read_dataset_anew(
     run: FinishedRun, dataset: Any, work: Path, *, whiten_new: bool = False, part: str | None = None
 ) -> NewTrials:
     """Preprocess a data set of the run's kind, or one that continues it, with what was learnt; see `read_new`."""
-    known = (dataset.kind, *roles.play(roles.DATASET, dataset).continues())
+    known = (dataset.kind, *roles.complete(Dataset, dataset).continues())
     if run.config.dataset.kind not in known:
         raise ConfigError(
             f"the run decodes {run.config.dataset.kind}, so that it cannot read {dataset.kind}; give its trials as "

@@ -21,7 +21,7 @@ import pandas as pd
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
-from braindecode_vis.base.contracts import Context, WholeBrainEncoder, WholeImageEncoder
+from braindecode_vis.base.contracts import BrainEncoder, Context, Dataset, ImageEncoder
 from braindecode_vis.base.devices import count_launched, is_first
 from braindecode_vis.base.locks import is_locked
 from braindecode_vis.base.seeds import derive_seed
@@ -90,7 +90,7 @@ class TargetBank:
     """The image encoder of one fold, and the embedding of every image in its space."""
 
     artifact: store.Artifact
-    encoder: WholeImageEncoder
+    encoder: ImageEncoder
     embeddings: Embeddings
 
 
@@ -136,7 +136,7 @@ def check_learnt(config: RunConfig, split: Split, trials: pd.DataFrame) -> None:
 
     Most such splits are refused with the configuration; one that turns into another split, for want of images, is not.
     """
-    learnt = roles.play(roles.DATASET, config.dataset).learns_before_split()
+    learnt = roles.complete(Dataset, config.dataset).learns_before_split()
     declared = trials["split"].to_numpy(dtype=object) == "train"
     if learnt and any(declared[fold.test].any() for fold in split.folds):
         raise ConfigError(
@@ -439,7 +439,7 @@ def count_folds(run: Run) -> int:
     return len(prepared.split.folds if run.config.decodes_categories else prepared.folds)
 
 
-def build_encoder(run: Run, number: int, context: Context | None = None) -> WholeBrainEncoder:
+def build_encoder(run: Run, number: int, context: Context | None = None) -> BrainEncoder:
     """Return a new encoder of a fold, with the images and texts that it learns from beside trials.
 
     Parameters
@@ -451,9 +451,7 @@ def build_encoder(run: Run, number: int, context: Context | None = None) -> Whol
     context
         Where its checkpoints go, and who is told how it goes; see `lend_context`.
     """
-    encoder = roles.build(
-        roles.BRAIN_ENCODER, run.encoder, seed=derive_seed(run.config.seed, "train", number)
-    )
+    encoder = roles.build(BrainEncoder, run.encoder, seed=derive_seed(run.config.seed, "train", number))
     lent = Context(device=run.config.retrieval.device) if context is None else context
     encoder.bind(lend_stimuli(run, number, lent))
     return encoder

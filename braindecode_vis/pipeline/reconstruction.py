@@ -20,7 +20,7 @@ import pandas as pd
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.contracts import WholeImageGenerator, WholePrior
+from braindecode_vis.base.contracts import GeneratorSettings, ImageGenerator, Prior, PriorSettings
 from braindecode_vis.base.memory import check_memory, describe_bytes
 from braindecode_vis.base.registry import list_inside
 from braindecode_vis.base.seeds import derive_seed
@@ -116,8 +116,8 @@ class FoldImages:
 class FittedFold:
     """What makes the images of one fold: prior, generator, and decoders of captions by kind."""
 
-    prior: WholePrior
-    generator: WholeImageGenerator
+    prior: Prior
+    generator: ImageGenerator
     decoders: dict[str, CaptionDecoder]
 
 
@@ -128,7 +128,7 @@ def fit_fold(
     tested: Embeddings,
     number: int,
     *,
-    prior: WholePrior,
+    prior: Prior,
     writer: ImageWriter,
     fits: Path,
 ) -> FittedFold:
@@ -153,9 +153,9 @@ def fit_fold(
     fits
         Folder that the fitted prior and what the generator has trained are written into, for new recordings.
     """
-    prior_settings = roles.play(roles.PRIOR_SETTINGS, config.prior)
-    generator_settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
-    generator = roles.build(roles.IMAGE_GENERATOR, generator_settings, data)
+    prior_settings = roles.complete(PriorSettings, config.prior)
+    generator_settings = roles.complete(GeneratorSettings, config.generator)
+    generator = roles.build(ImageGenerator, generator_settings, data)
     generator.bind(data.context)
     check_images_fit(config, data, generator, writer)
     known = prior_settings.find_images(data.embeddings, generator, tested)
@@ -176,7 +176,7 @@ def open_fits(
     prior, generator = read_fits(folder, config, data)
     generator.bind(data.context)
     if prior is None:
-        settings = roles.play(roles.PRIOR_SETTINGS, config.prior)
+        settings = roles.complete(PriorSettings, config.prior)
         prior = refit_prior(config, settings, data, generator, tested, number)
     return FittedFold(prior, generator, read_decoders(folder, config.reconstruction.captions, data))
 
@@ -237,7 +237,7 @@ def draw_images(
     drawing.entries["nearest"] = name_stimuli("nearest_id")
     drawing.add_means(concepts)
     # Of a generator that copies, the image nearest to the mean would be any image.
-    if not roles.play(roles.GENERATOR_SETTINGS, config.generator).copies_training_images:
+    if not roles.complete(GeneratorSettings, config.generator).copies_training_images:
         drawing.draw_mean_embedding()
     drawing.draw_oracle(true, prompts["oracle"])
     about = {"generator": fitted.generator.describe(), "prior": fitted.prior.describe()}
@@ -393,13 +393,13 @@ def count_images(config: RunConfig, n_rows: int) -> dict[str, int]:
     counts = {"decoded": n_rows * n_draws, "oracle": n_rows}
     if fused:
         counts |= {"high_level": n_rows * n_draws, "low_level": n_rows}
-    if not roles.play(roles.GENERATOR_SETTINGS, config.generator).copies_training_images:
+    if not roles.complete(GeneratorSettings, config.generator).copies_training_images:
         counts["mean_embedding"] = n_rows
     return counts
 
 
 def check_images_fit(
-    config: RunConfig, data: GeneratorData, generator: WholeImageGenerator, writer: ImageWriter
+    config: RunConfig, data: GeneratorData, generator: ImageGenerator, writer: ImageWriter
 ) -> None:
     """Refuse images that the disk has no room for, or, where they are made in one call, the memory.
 
@@ -413,7 +413,7 @@ def check_images_fit(
         Knows how many images of each method there will be, and where.
     """
     counts = writer.sizes
-    if roles.play(roles.GENERATOR_SETTINGS, config.generator).copies_training_images or not counts:
+    if roles.complete(GeneratorSettings, config.generator).copies_training_images or not counts:
         return
     height, width = generator.image_size or data.image_size
     what = f"{sum(counts.values())} images of {height} x {width} pixels ({', '.join(counts)})"
@@ -444,7 +444,7 @@ def estimate_images_bytes(n_images: int, height: int, width: int) -> int:
     return n_images * height * width * 3
 
 
-def fit_prior(config: RunConfig, prior: WholePrior, data: GeneratorData, known: Embeddings) -> None:
+def fit_prior(config: RunConfig, prior: Prior, data: GeneratorData, known: Embeddings) -> None:
     """Fit the prior, mostly on out-of-fold predictions.
 
     Parameters
@@ -460,7 +460,7 @@ def fit_prior(config: RunConfig, prior: WholePrior, data: GeneratorData, known: 
     """
     # Out of fold: an encoder's predictions of its own training trials are closer than those of any new trial.
     pairs = data.predicted
-    if not roles.play(roles.PRIOR_SETTINGS, config.prior).needs_predictions:
+    if not roles.complete(PriorSettings, config.prior).needs_predictions:
         prior.fit(None, data.embeddings, images=known)
     elif pairs is not None and len(pairs):
         prior.fit(pairs, data.embeddings.select(pairs.ids), images=known)
@@ -475,10 +475,10 @@ def refit_prior(
     config: RunConfig,
     settings: Any,
     data: GeneratorData,
-    generator: WholeImageGenerator | None,
+    generator: ImageGenerator | None,
     tested: Embeddings,
     number: int,
-) -> WholePrior:
+) -> Prior:
     """Return the prior of a finished run's fold, fitted again: the same pairs and seed give the same prior.
 
     Parameters
@@ -496,7 +496,7 @@ def refit_prior(
     number
         Number of the fold, for the seed.
     """
-    prior = roles.build(roles.PRIOR, settings, seed=derive_seed(config.seed, "fit prior", number))
+    prior = roles.build(Prior, settings, seed=derive_seed(config.seed, "fit prior", number))
     prior.bind(data.context)
     fit_prior(config, prior, data, settings.find_images(data.embeddings, generator, tested))
     return prior
@@ -504,8 +504,8 @@ def refit_prior(
 
 def write_fits(
     folder: Path,
-    prior: WholePrior,
-    generator: WholeImageGenerator,
+    prior: Prior,
+    generator: ImageGenerator,
     decoders: Mapping[str, CaptionDecoder] | None = None,
 ) -> None:
     """Write the fitted prior, what the generator has trained, and decoders of captions below `folder`; see `read_fits`
@@ -565,7 +565,7 @@ def pick_prompts(config: RunConfig, captions: Mapping[str, list[list[str]]]) -> 
     return [text for texts in captions[config.reconstruction.prompt] for text in texts]
 
 
-def sample_prior(config: RunConfig, prior: WholePrior, predicted: Embeddings, number: int) -> Embeddings:
+def sample_prior(config: RunConfig, prior: Prior, predicted: Embeddings, number: int) -> Embeddings:
     """Return the draws of the prior that a fold's images are made from, draws of a row next to each other."""
     seed = derive_seed(config.seed, "prior", number)
     return prior.sample(predicted, n_draws=config.reconstruction.n_draws, seed=seed)
@@ -595,9 +595,7 @@ def write_material(folder: Path, data: GeneratorData, known: Embeddings, stimuli
     store.write_json(folder / "material.json", material)
 
 
-def read_fits(
-    folder: Path, config: RunConfig, data: GeneratorData
-) -> tuple[WholePrior | None, WholeImageGenerator]:
+def read_fits(folder: Path, config: RunConfig, data: GeneratorData) -> tuple[Prior | None, ImageGenerator]:
     """Return what `write_fits` wrote; None for a prior that wrote nothing, which is fitted again as fast.
 
     Parameters
@@ -609,16 +607,16 @@ def read_fits(
     data
         The data that the generator was built from.
     """
-    settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
+    settings = roles.complete(GeneratorSettings, config.generator)
     if (folder / "generator").is_dir() and any((folder / "generator").iterdir()):
-        generator = roles.read(roles.IMAGE_GENERATOR, settings, folder / "generator", data)
+        generator = roles.read(ImageGenerator, settings, folder / "generator", data)
     else:
-        generator = roles.build(roles.IMAGE_GENERATOR, settings, data)
+        generator = roles.build(ImageGenerator, settings, data)
     prior = None
     if (folder / "prior").is_dir() and any((folder / "prior").iterdir()):
         _check_kind(folder / "prior", config)
-        prior_settings = roles.play(roles.PRIOR_SETTINGS, config.prior)
-        prior = roles.read(roles.PRIOR, prior_settings, folder / "prior")
+        prior_settings = roles.complete(PriorSettings, config.prior)
+        prior = roles.read(Prior, prior_settings, folder / "prior")
     return prior, generator
 
 
@@ -638,7 +636,7 @@ def _check_kind(folder: Path, config: RunConfig) -> None:
 def decode_images(
     config: RunConfig,
     sampled: Embeddings,
-    generator: WholeImageGenerator,
+    generator: ImageGenerator,
     predicted: Embeddings,
     number: int,
     *,
@@ -670,8 +668,8 @@ def decode_images(
     """
     n_draws, branch = config.reconstruction.n_draws, config.reconstruction.low_level
     # A prior's draws pretend to be embeddings of images; without one, predictions are what they are.
-    draws_images = roles.play(roles.PRIOR_SETTINGS, config.prior).draws_images
-    decoding = roles.play(roles.IMAGE_GENERATOR, generator.for_predictions(draws_images))
+    draws_images = roles.complete(PriorSettings, config.prior).draws_images
+    decoding = roles.complete(ImageGenerator, generator.for_predictions(draws_images))
     seed = derive_seed(config.seed, "generator", number)
     if texts is not None:
         texts = IdentityPrior().sample(texts, n_draws=n_draws, seed=0)
@@ -718,7 +716,7 @@ def draw_decoded(
 
 def draw_rows(
     name: str,
-    generator: WholeImageGenerator,
+    generator: ImageGenerator,
     embeddings: Embeddings,
     seed: int,
     *,
@@ -735,7 +733,7 @@ def draw_rows(
 
 
 def _take_rows(
-    generator: WholeImageGenerator,
+    generator: ImageGenerator,
     embeddings: Embeddings,
     rows: range,
     *,

@@ -15,6 +15,7 @@ import numpy as np
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import BraindecodeVisError
+from braindecode_vis.base.contracts import Dataset
 from braindecode_vis.config import find_config, read_config
 from braindecode_vis.config.header import read_header
 from braindecode_vis.pipeline.learning import train
@@ -321,7 +322,7 @@ def describe_publication(run: Run, rows: Sequence[dict[str, Any]]) -> list[Extra
         }
         for row in decoded if row["metric"] in ("top1", "top5", "accuracy", "auc")
     ]  # fmt: skip
-    simulated = roles.play(roles.DATASET, run.config.dataset).find_phantom() is not None
+    simulated = roles.complete(Dataset, run.config.dataset).find_phantom() is not None
     words = [f"Published ({header.source}): {header.as_published}."]
     if simulated:
         words.append("This run decodes simulated data, so its numbers are no answer to these.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.checks import BraindecodeVisError, DataError
+from braindecode_vis.base.contracts import Dataset
 from braindecode_vis.base.parts import Part, find_parts
 from braindecode_vis.config import check_files
 from braindecode_vis.datasets.manifests import find_manifest
@@ -58,9 +59,7 @@ def report(run: Run) -> Path:
     from braindecode_vis.report.page import ReportContent, has_full_images, write_report
 
     prepared, rows = preprocess(run), evaluate(run)
-    manifest = roles.play(roles.DATASET, run.config.dataset).manifest or find_manifest(
-        run.config.dataset.kind
-    )
+    manifest = roles.complete(Dataset, run.config.dataset).manifest or find_manifest(run.config.dataset.kind)
     stages = collect_stages(run)
     path = run.folder.path / "report.html"
     added = _ask_parts(run)

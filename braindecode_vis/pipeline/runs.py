@@ -22,7 +22,13 @@ from typing import Any, Protocol, TypeVar
 from braindecode_vis.base import digests, roles, store
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError, Notice
 from braindecode_vis.base.consent import ConsentError
-from braindecode_vis.base.contracts import Context, WholeSettings
+from braindecode_vis.base.contracts import (
+    Context,
+    EncoderSettings,
+    GeneratorSettings,
+    ImageEncoderSettings,
+    PriorSettings,
+)
 from braindecode_vis.base.locks import hold_folder
 from braindecode_vis.base.remote import refuse_address_to_write
 from braindecode_vis.config import RunConfig, dump_config, read_config
@@ -96,24 +102,24 @@ class Run:
     produced: list[tuple[str, store.Artifact]] = field(default_factory=list)
 
     @property
-    def target(self) -> WholeSettings:
+    def target(self) -> ImageEncoderSettings:
         """Settings of the image encoder, with the defaults of their role."""
-        return roles.play(roles.IMAGE_ENCODER_SETTINGS, self.config.target)
+        return roles.complete(ImageEncoderSettings, self.config.target)
 
     @property
-    def encoder(self) -> WholeSettings:
+    def encoder(self) -> EncoderSettings:
         """Settings of the brain encoder or category decoder, with the defaults of their role."""
-        return roles.play(roles.ENCODER_SETTINGS, self.config.encoder)
+        return roles.complete(EncoderSettings, self.config.encoder)
 
     @property
-    def prior(self) -> WholeSettings:
+    def prior(self) -> PriorSettings:
         """Settings of the prior, with the defaults of their role."""
-        return roles.play(roles.PRIOR_SETTINGS, self.config.prior)
+        return roles.complete(PriorSettings, self.config.prior)
 
     @property
-    def generator(self) -> WholeSettings:
+    def generator(self) -> GeneratorSettings:
         """Settings of the image generator, with the defaults of their role."""
-        return roles.play(roles.GENERATOR_SETTINGS, self.config.generator)
+        return roles.complete(GeneratorSettings, self.config.generator)
 
     @property
     def records(self) -> Path:

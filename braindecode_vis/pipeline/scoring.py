@@ -12,6 +12,7 @@ import pandas as pd
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError, check_unique
+from braindecode_vis.base.contracts import Dataset, GeneratorSettings, ImageEncoderSettings, PriorSettings
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import hash_pixels
@@ -306,7 +307,7 @@ _HALVES = 10  # splits of the repetitions behind a noise ceiling
 def _score_target(run: Run, task: ScoringTask) -> tuple[list[Any], list[str]]:
     """Return the scores of the parts of a target that has any: of each attribute, or each dimension."""
     prepared, images = preprocess(run), reconstruct(run)
-    parts = roles.play(roles.IMAGE_ENCODER_SETTINGS, run.config.target).list_parts(prepared.stimuli)
+    parts = roles.complete(ImageEncoderSettings, run.config.target).list_parts(prepared.stimuli)
     if parts is None:
         return [], []
     from braindecode_vis.scoring.target_scores import TargetTask, score_target
@@ -736,7 +737,7 @@ def _describe_held_out(run: Run, side: TextSide, ids: list[str]) -> Embeddings:
 
 def find_phantom(config: RunConfig) -> Path | None:
     """Return the root of the data set if it is a phantom with its truth beside it."""
-    return roles.play(roles.DATASET, config.dataset).find_phantom()
+    return roles.complete(Dataset, config.dataset).find_phantom()
 
 
 def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
@@ -759,8 +760,8 @@ def describe_choices(config: RunConfig) -> list[str]:
     """Return what makes the images of a run those of another protocol than one draw of one branch."""
     low = config.reconstruction.low_level
     words = [
-        *roles.play(roles.PRIOR_SETTINGS, config.prior).describe_choices(),
-        *roles.play(roles.GENERATOR_SETTINGS, config.generator).describe_choices(),
+        *roles.complete(PriorSettings, config.prior).describe_choices(),
+        *roles.complete(GeneratorSettings, config.generator).describe_choices(),
     ]
     if low is not None:
         words.append(f"images fused with {low.target.kind} by {low.encoder.kind} ({low.fusion.describe()})")

@@ -27,6 +27,7 @@ import pandas as pd
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
+from braindecode_vis.base.contracts import ImageEncoder
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.stimuli import hash_pixels, resize_image
 from braindecode_vis.config.models import NOT_AT_HAND, UNSEEN, SyntheticConfig
@@ -308,7 +309,7 @@ def _embed_training(
     ids = list(pd.unique(real.stimulus_ids))
     stimuli, found = preparing.preprocess(run).stimuli.select(ids), {}
     for config in settings.features:
-        encoder = roles.build(roles.IMAGE_ENCODER, config)
+        encoder = roles.build(ImageEncoder, config)
         with run.listener.progress(f"encoding images: {config.kind}", len(ids)) as advance:
             bank = encoder.embed(
                 stimuli,
@@ -388,7 +389,7 @@ def _open_encoders(run: Run, number: int, settings: SyntheticConfig) -> list[Any
 
     encoders: list[Any] = [preparing.embed_fold(run, number).encoder]
     for config in settings.features:
-        encoder = roles.build(roles.IMAGE_ENCODER, config)
+        encoder = roles.build(ImageEncoder, config)
         stimuli = preparing.preprocess(run).stimuli
         first = stimuli.select_pictured().ids[:1]
         encoder.fit(stimuli.iterate_images(first))  # `pixels` takes its size from it

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings, Responses, Score, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError, check_option
+from braindecode_vis.base.contracts import ImageEncoder
 from braindecode_vis.base.registry import Component
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import StimulusSet, resize_image
@@ -125,7 +126,7 @@ def score_brain(task: BrainTask) -> tuple[list[Score], list[str]]:
     # The permutation null is the shuffled control, with every shuffle in place of one.
     made = {name: stack for name, stack in task.images.items() if name != "shuffled"}
     table = make_image_table(task.seen, {"seen": task.seen, **made})
-    encoder = roles.build(roles.IMAGE_ENCODER, task.config.features)
+    encoder = roles.build(ImageEncoder, task.config.features)
     encoder.fit(
         iter(task.seen[:1])
     )  # the target `pixels` takes its size from it; pretrained ones learn nothing

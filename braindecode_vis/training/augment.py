@@ -18,8 +18,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError, require
+from braindecode_vis.base.contracts import Augmentation
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.signal import Signal
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-class ChannelDropoutConfig(Settings):
+class ChannelDropoutConfig(Augmentation):
     """Set some channels (or voxels, or parcels) of some trials to zero.
 
     Parameters
@@ -52,7 +52,7 @@ class ChannelDropoutConfig(Settings):
         return data.masked_fill(lost.reshape(*shape, *[1] * (data.ndim - 2)), 0.0)
 
 
-class TimeShiftConfig(Settings):
+class TimeShiftConfig(Augmentation):
     """Move each trial in time; samples that would come from outside are zero.
 
     Parameters
@@ -82,7 +82,7 @@ class TimeShiftConfig(Settings):
         return data.gather(2, index).masked_fill(outside[:, None], 0.0), shift[:, 0]
 
 
-class GaussianNoiseConfig(Settings):
+class GaussianNoiseConfig(Augmentation):
     """Add white noise.
 
     Parameters
@@ -108,7 +108,7 @@ class GaussianNoiseConfig(Settings):
         return data + noise * strength.reshape(-1, *[1] * (data.ndim - 1))
 
 
-class SmoothingConfig(Settings):
+class SmoothingConfig(Augmentation):
     """Replace some channels of each trial by their moving average over time.
 
     NeuroBridge smooths each channel with probability .3 and a box of 5 samples, which is cut at the edges of the trial.
@@ -160,7 +160,7 @@ class SmoothingConfig(Settings):
         return functional.avg_pool1d(data, self.kernel, 1, padding=half, count_include_pad=False)
 
 
-class FrequencyDropoutConfig(Settings):
+class FrequencyDropoutConfig(Augmentation):
     """Take one random band out of the spectrum of some trials.
 
     Parameters
@@ -190,7 +190,7 @@ class FrequencyDropoutConfig(Settings):
         return torch.fft.irfft(spectrum, n=n_times, dim=-1)
 
 
-class BraindecodeAugmentationConfig(Settings):
+class BraindecodeAugmentationConfig(Augmentation):
     """One of braindecode's augmentations, which needs the extra ``braindecode``.
 
     Parameters
@@ -233,7 +233,7 @@ class BraindecodeAugmentationConfig(Settings):
         return kind(probability=self.probability, random_state=state, **options)(data)
 
 
-class TrialMixingConfig(Settings):
+class TrialMixingConfig(Augmentation):
     """Mix each chosen trial with another one of its subject (BiMixCo); needs an objective that knows of mixing.
 
     Trials are mixed in the phase of that objective and not after it: the update that changes the loss ends the mixing.
@@ -257,7 +257,7 @@ class TrialMixingConfig(Settings):
         return data
 
 
-class RepetitionAveragingConfig(Settings):
+class RepetitionAveragingConfig(Augmentation):
     """Average a random subset of the repetitions of an image at every step; needs single trials (`repeats.train`).
 
     An epoch then visits every image of every subject once, instead of every trial.
@@ -289,7 +289,7 @@ class RepetitionAveragingConfig(Settings):
         return data
 
 
-class SubjectMixingConfig(Settings):
+class SubjectMixingConfig(Augmentation):
     """Mix each trial with that of another subject who saw the same image (SubjectMix).
 
     The image stays the target. The share of the trial itself is drawn from Beta(beta, beta), and the larger part is

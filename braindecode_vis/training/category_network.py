@@ -20,9 +20,8 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import CategoryDecoder, Context, EncoderSettings
 from braindecode_vis.base.registry import Component
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.encoders.category_decoders import read_labels
 from braindecode_vis.preprocessing.alignment import InputScalingConfig
@@ -39,7 +38,7 @@ _FILE = "categories.json"
 _SPACE = "classes"
 
 
-class NetworkCategoriesConfig(Settings):
+class NetworkCategoriesConfig(EncoderSettings):
     """A network that names the class of a trial; the last epoch is kept, and every training trial is learnt from.
 
     Parameters
@@ -72,11 +71,6 @@ class NetworkCategoriesConfig(Settings):
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
 
-    @property
-    def pool(self) -> bool:
-        """Whether the volumes of a trial are decided together: each row is a trial of its own here."""
-        return False
-
     def make_training(self) -> NetworkEncoderConfig:
         """Return the settings of the training by contrast with prototypes."""
         shared = {name: getattr(self, name) for name in self._shared}
@@ -103,7 +97,7 @@ class NetworkCategoriesConfig(Settings):
         return NetworkCategoryDecoder.read(self, folder)
 
 
-class NetworkCategoryDecoder:
+class NetworkCategoryDecoder(CategoryDecoder):
     """A classifier of trials by their nearest prototype; see the module for what is learnt."""
 
     def __init__(self, config: NetworkCategoriesConfig, *, seed: int = 0) -> None:

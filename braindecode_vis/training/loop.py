@@ -593,7 +593,7 @@ def make_optimiser(
     config
         The settings.
     model
-        Its network (see `braindecode_vis.base.contracts.WholeNetwork`), fusion and tower have groups of their own, as
+        Its network (see `braindecode_vis.base.contracts.Network`), fusion and tower have groups of their own, as
         has the shared projector, which a second stage may freeze, and a term of an objective with ``parameter_groups``;
         other parameters of objectives are not decayed.
     frozen_decay

@@ -18,9 +18,9 @@ from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.contracts import WholeNetwork
+from braindecode_vis.base.contracts import Network, NetworkSettings
 from braindecode_vis.base.devices import count_processes, gather_rows, get_rank, seeded
-from braindecode_vis.base.roles import NETWORK, NETWORK_SETTINGS, play
+from braindecode_vis.base.roles import complete
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.training.augment import find_sfreq
@@ -224,9 +224,9 @@ class BrainImageModel(nn.Module):
             )
 
     @property
-    def whole_network(self) -> WholeNetwork:
+    def whole_network(self) -> Network:
         """The network with what its role lets it leave out; not kept, since a module is registered once."""
-        return play(NETWORK, self.network)
+        return complete(Network, self.network)
 
     @property
     def _swaps_are_targets(self) -> bool:
@@ -633,7 +633,7 @@ def check_weights_exist(network: nn.Module, kind: str) -> None:
 def _choose_regression(settings: Any, n_outputs: int, n_targets: int) -> str:
     if "regression" not in settings.needs:
         return "none"
-    two_heads = play(NETWORK_SETTINGS, settings.network).heads == "two"
+    two_heads = complete(NetworkSettings, settings.network).has_two_heads
     wanted = settings.regression_head
     if wanted == "auto":
         plain = settings.projector is None and settings.fusion is None

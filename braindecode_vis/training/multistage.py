@@ -26,7 +26,13 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.base.checks import DataError, Notice
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import (
+    BrainEncoder,
+    CaptionWriter,
+    Context,
+    FewTrialAdaptation,
+    GeneratorView,
+)
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.training.network_config import NetworkEncoderConfig
@@ -82,7 +88,7 @@ class MultistageConfig(NetworkEncoderConfig):
         return MultistageEncoder.read(self, folder)
 
 
-class MultistageEncoder:
+class MultistageEncoder(BrainEncoder):
     """Networks of several stages in the role of one `BrainEncoder`.
 
     Parameters
@@ -236,17 +242,21 @@ class MultistageEncoder:
                 digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
         return f"{self.require_fit().space}/multistage-{len(self.stages)}-{digest.hexdigest()[:12]}"
 
-    def predict_for_generator(self, responses: Responses) -> Embeddings:
-        """Return the first stage's prediction of the targets."""
-        return self.first.predict_for_generator(responses)
+    @property
+    def generator_view(self) -> GeneratorView:
+        """The first stage's prediction of the targets."""
+        own = self.first.generator_view
+        return GeneratorView(own.predict, own.map_targets, own.predicts_targets)
 
-    def map_for_generator(self, embeddings: Embeddings) -> Embeddings:
-        """Return image embeddings in the space of `predict_for_generator`."""
-        return self.first.map_for_generator(embeddings)
+    @property
+    def adaptation(self) -> FewTrialAdaptation:
+        """See `adapt`."""
+        return FewTrialAdaptation(self.adapt)
 
-    def predict_sentences(self, responses: Responses) -> Embeddings | None:
-        """Return the first stage's sentence vectors; None without a head."""
-        return self.first.predict_sentences(responses)
+    @property
+    def captions(self) -> CaptionWriter | None:
+        """Captions that the first stage writes."""
+        return self.first.captions
 
     def describe(self, responses: Responses, n_beams: int = 1) -> list[str]:
         """Return the captions that the first stage writes; see `NetworkEncoder.describe`."""
@@ -255,6 +265,10 @@ class MultistageEncoder:
     def describe_mean(self, n_beams: int = 1) -> str:
         """Return the first stage's caption of no response in particular."""
         return self.first.describe_mean(n_beams)
+
+    def predict_sentences(self, responses: Responses) -> Embeddings | None:
+        """Return the first stage's sentence vectors; None without a head."""
+        return self.first.predict_sentences(responses)
 
     def predict_out_of_fold(self, responses: Responses, targets: Embeddings) -> Embeddings:
         """Predict training trials by networks that have not learnt from their images.
@@ -279,17 +293,12 @@ class MultistageEncoder:
         return self.first.require_fit()
 
     @property
-    def predicts_targets(self) -> bool:
-        """Whether `predict_for_generator` gives embeddings of the space of the targets."""
-        return self.first.predicts_targets
-
-    @property
-    def has_subject_galleries(self) -> bool:
+    def has_subject_galleries(self) -> bool:  # type: ignore[override]
         """Whether each subject's predictions must be searched in a gallery of its own."""
         return self.first.has_subject_galleries
 
     @property
-    def label_free_subjects(self) -> tuple[str, ...]:
+    def label_free_subjects(self) -> tuple[str, ...]:  # type: ignore[override]
         """Subjects whose alignment was computed from the trials that were predicted."""
         return self.first.label_free_subjects
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError, Notice, check_file, check_installed
+from braindecode_vis.base.contracts import EncoderSettings
 from braindecode_vis.base.digests import hash_once, remember_digest
 from braindecode_vis.base.registry import ByKind, Component
 from braindecode_vis.base.settings import Settings
@@ -177,7 +178,7 @@ class TrainingLossConfig(Settings):
     min_delta: float = Field(default=0.001, ge=0)
 
 
-class NetworkEncoderConfig(Settings):
+class NetworkEncoderConfig(EncoderSettings):
     """A network, its objectives and its training.
 
     Parameters
@@ -336,22 +337,22 @@ class NetworkEncoderConfig(Settings):
     may_know_likelihood: ClassVar[bool] = False
 
     @property
-    def reads_text(self) -> bool:
+    def reads_text(self) -> bool:  # type: ignore[override]
         """Whether an objective compares with embeddings of text."""
         return "text" in self.needs
 
     @property
-    def writes_captions(self) -> bool:
+    def writes_captions(self) -> bool:  # type: ignore[override]
         """Whether an objective learns to write captions of trials."""
         return any(objective.kind == "captioning" for objective in self.objectives)
 
     @property
-    def trains_prior(self) -> bool:
+    def trains_prior(self) -> bool:  # type: ignore[override]
         """Whether an objective trains a diffusion prior beside the network."""
         return any(objective.kind == "diffusion_prior" for objective in self.objectives)
 
     @property
-    def uses_pretraining(self) -> bool:
+    def uses_pretraining(self) -> bool:  # type: ignore[override]
         """Whether the network starts from what the run itself pretrains."""
         return getattr(self.network, "pretrained", None) == OWN_PRETRAINING
 

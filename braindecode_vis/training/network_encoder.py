@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,13 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import (
+    BrainEncoder,
+    CaptionWriter,
+    Context,
+    FewTrialAdaptation,
+    GeneratorView,
+)
 from braindecode_vis.base.memory import TooLargeError, check_memory, is_out_of_memory
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.store import hash_json
@@ -56,7 +63,7 @@ if TYPE_CHECKING:
     from braindecode_vis.training.model import BrainImageModel
 
 
-class NetworkEncoder:
+class NetworkEncoder(BrainEncoder):
     """A network in the role of a `BrainEncoder`.
 
     Parameters
@@ -488,15 +495,41 @@ class NetworkEncoder:
         """
         return self._predict_rows(responses, np.arange(responses.n_trials), "comparison")
 
-    def predict_for_generator(self, responses: Responses) -> Embeddings:
-        """Return one embedding per trial in the space of the targets: the regression head's, if there is one.
+    @property
+    def generator_view(self) -> GeneratorView:
+        """Predictions in the space of the targets: the regression head's, if there is one.
 
-        Raises
-        ------
-        DataError
-            If the encoder compares in a learned space and has no regression head.
+        With `view_choice` the one vector that stands for the views of each image is its embedding. To predict raises
+        `DataError` if the encoder compares in a learned space and has no regression head.
         """
-        return self._predict_rows(responses, np.arange(responses.n_trials), "target")
+        fit = self.require_fit()
+        # A regression head may predict for the generator in the very space in which images are compared.
+        alike = fit.model.regression == "none" or fit.model.learns_space
+        terms: list[Any] = list(fit.model.objectives)
+        prior = next((o.term for o in terms if getattr(o.config, "kind", "") == "diffusion_prior"), None)
+
+        def predict(responses: Responses) -> Embeddings:
+            return self._predict_rows(responses, np.arange(responses.n_trials), "target")
+
+        def map_targets(embeddings: Embeddings) -> Embeddings:
+            return (
+                reduce_views(embeddings, fit.view_choice)
+                if embeddings.space == fit.bank_space
+                else embeddings
+            )
+
+        return GeneratorView(predict, map_targets, fit.predicts_targets, alike, prior)
+
+    @property
+    def adaptation(self) -> FewTrialAdaptation:
+        """See `adapt`."""
+        own = partial(self.adapt, trainable="subject", lr_scale=1.0)
+        return FewTrialAdaptation(self.adapt, adapt_subject=own)
+
+    @property
+    def captions(self) -> CaptionWriter | None:
+        """See `describe`; None without the objective ``captioning``."""
+        return CaptionWriter(self.describe, self.describe_mean) if self.config.writes_captions else None
 
     def predict_sentences(self, responses: Responses) -> Embeddings | None:
         """Return one vector per trial in the space of the sentence encoder, by the head of ``sentence_contrast`` or
@@ -535,11 +568,6 @@ class NetworkEncoder:
         """Return the caption of no response in particular, for images that are made without a brain."""
         return self.require_fit().describe_mean(n_beams=n_beams)
 
-    def find_prior(self) -> Any:
-        """Return the term of the objective ``diffusion_prior``, which holds the trained prior; None without one."""
-        built: list[Any] = list(self.require_fit().model.objectives)
-        return next((o.term for o in built if getattr(o.config, "kind", "") == "diffusion_prior"), None)
-
     def map_targets(self, embeddings: Embeddings, subject: str | None = None) -> Embeddings:
         """Return image embeddings in the space of comparison, as they are if that is the space of the targets.
 
@@ -559,27 +587,8 @@ class NetworkEncoder:
         """
         return self.require_fit().map_targets(embeddings, subject, self.images)
 
-    def map_for_generator(self, embeddings: Embeddings) -> Embeddings:
-        """Return image embeddings in the space of `predict_for_generator`.
-
-        With `view_choice` that is the one vector that stands for the views of each image.
-        """
-        fit = self.require_fit()
-        return reduce_views(embeddings, fit.view_choice) if embeddings.space == fit.bank_space else embeddings
-
     @property
-    def predicts_targets(self) -> bool:
-        """Whether `predict_for_generator` gives embeddings of the space of the targets."""
-        return self.require_fit().predicts_targets
-
-    @property
-    def predicts_alike(self) -> bool:
-        """False where a regression head predicts for the generator in the very space in which images are compared."""
-        model = self.require_fit().model
-        return model.regression == "none" or model.learns_space
-
-    @property
-    def has_subject_galleries(self) -> bool:
+    def has_subject_galleries(self) -> bool:  # type: ignore[override]
         """Whether each subject's predictions must be searched in a gallery of its own; see `map_targets`."""
         return self.require_fit().model.has_subject_galleries
 

@@ -1,6 +1,7 @@
 """A class of every role that lies outside the package, with the required methods alone, through a whole run."""
 
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,20 @@ from braindecode_vis import pipeline
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import (
+    BrainEncoder,
+    CategoryDecoder,
+    Context,
+    EncoderSettings,
+    FittedImageEncoder,
+    GeneratorSettings,
+    ImageEncoder,
+    ImageGenerator,
+    Network,
+    NetworkSettings,
+    Objective,
+    Prior,
+)
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig, make_synthetic_digits
@@ -210,9 +224,8 @@ class PlainGenerator:
 
 
 ROLES = [
-    roles.DATASET, roles.IMAGE_ENCODER, roles.FITTED_IMAGE_ENCODER, roles.BRAIN_ENCODER, roles.CATEGORY_DECODER,
-    roles.NETWORK, roles.PRIOR, roles.IMAGE_GENERATOR, roles.IMAGE_ENCODER_SETTINGS, roles.ENCODER_SETTINGS,
-    roles.PRIOR_SETTINGS, roles.GENERATOR_SETTINGS,
+    *dict.fromkeys(roles.SETTINGS_ROLES.values()),
+    ImageEncoder, FittedImageEncoder, BrainEncoder, CategoryDecoder, Network, Prior, ImageGenerator,
 ]  # fmt: skip
 
 
@@ -276,19 +289,108 @@ def test_a_category_decoder_of_the_required_methods_alone(tmp_path):
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["stages"]
 
 
-@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.role_name)
 def test_a_missing_method_is_one_sentence(role):
-    for name in role.required:
-        have = dict.fromkeys(key for key in role.required if key != name)
+    required, learnt = roles.list_required(role), getattr(role, "learnt", ())
+    assert required
+    for name in required:
+        have = dict.fromkeys(key for key in required if key != name)
         sentence = (
-            rf"Broken cannot be the {role.name}: it has no {name}; required are {', '.join(role.required)}"
+            f"Broken cannot be the {role.role_name}: it has no {name}; required are "
+            f"{', '.join([*required, *learnt])}."
         )
-        with pytest.raises(ConfigError, match=sentence):
-            roles.play(role, type("Broken", (), have)())
-    for name in role.learnt:
-        whole = roles.play(role, type("Broken", (), dict.fromkeys(role.required))())
-        with pytest.raises(ConfigError, match=rf"Broken cannot be the {role.name}: it has no {name}"):
+        with pytest.raises(ConfigError, match=re.escape(sentence)):
+            roles.complete(role, type("Broken", (), have)())
+    for name in learnt:
+        whole = roles.complete(role, type("Broken", (), dict.fromkeys(required))())
+        with pytest.raises(ConfigError, match=f"Broken cannot be the {role.role_name}: it has no {name}"):
             getattr(whole, name)
+
+
+def list_defaults(role):
+    return [n for n in vars(role) if not n.startswith("_") and n not in (*role.__abstractmethods__, "learnt")]
+
+
+@pytest.mark.parametrize("role", [role for role in ROLES if role is not Objective], ids=lambda r: r.role_name)
+def test_a_component_without_a_base_class_has_every_default_of_its_role(role):
+    """As one that inherits; only what comes with a fit may be missing."""
+    methods = dict.fromkeys(roles.list_required(role), lambda self, *args, **kwargs: None)
+    bare = roles.complete(role, type("Bare", (), methods)())
+    heir = type("Heir", (role,), methods)
+    for name in list_defaults(role):
+        if name in getattr(role, "learnt", ()) or name == "role_name":
+            continue
+        own = vars(role)[name]
+        if callable(own):
+            assert getattr(bare, name).__func__ is getattr(heir, name)
+        else:
+            assert getattr(bare, name) == getattr(heir(), name)
+    if not issubclass(role, Settings):
+        assert roles.complete(role, one := heir()) is one
+
+
+class FormerEncoder(PlainBrainEncoder):
+    """Methods that brain encoders had before these were grouped."""
+
+    predicts_alike = False
+    adapts_quickly = True
+
+    def predict_for_generator(self, responses):
+        return "for the generator"
+
+    def find_prior(self):
+        return "a prior"
+
+    def describe_likelihood(self):
+        return "a likelihood"
+
+    def adapt(self, responses, targets):
+        return "another encoder"
+
+    def describe(self, responses, n_beams=1):
+        return ["a star"] * n_beams
+
+    def describe_mean(self, n_beams=1):
+        return "a grey image"
+
+
+def test_the_former_methods_of_a_brain_encoder_are_found():
+    whole = roles.complete(BrainEncoder, FormerEncoder())
+    assert whole.predict_for_generator(None) == whole.generator_view.predict(None) == "for the generator"
+    assert whole.map_for_generator("targets") == "targets"
+    assert (whole.predicts_targets, whole.predicts_alike, whole.generator_view.prior) == (
+        True,
+        False,
+        "a prior",
+    )
+    assert whole.likelihood == "a likelihood"
+    assert whole.adaptation.adapt(None, None) == "another encoder"
+    assert whole.adaptation.is_quick
+    assert (whole.captions.write(None, 2), whole.captions.write_mean(1)) == (["a star"] * 2, "a grey image")
+    plain = roles.complete(BrainEncoder, PlainBrainEncoder())
+    assert {plain.generator_view, plain.likelihood, plain.adaptation, plain.captions} == {None}
+
+
+def test_a_brain_encoder_that_inherits_and_has_a_former_method_is_one_sentence():
+    """It would not be asked: the abilities are properties now."""
+    with pytest.raises(
+        ConfigError, match=r"Heir has adapt, which .* as a part of adaptation: add a property"
+    ):
+        type("Heir", (BrainEncoder,), {"adapt": FormerEncoder.adapt})
+
+
+def test_settings_that_have_a_meaning_for_the_role_are_found():
+    class Former(PlainBrainSettings):
+        pool: bool = True
+        members: tuple[str, ...] = ("a", "b")
+        heads: str = "two"
+        steps: int = 3
+
+    assert roles.complete(EncoderSettings, Former()).pools_volumes
+    assert roles.complete(EncoderSettings, Former()).list_members() == ("a", "b")
+    assert roles.complete(NetworkSettings, Former()).has_two_heads
+    assert roles.complete(GeneratorSettings, Former()).n_steps == 3
+    assert roles.complete(GeneratorSettings, PlainGeneratorSettings()).n_steps is None
 
 
 def test_a_read_that_returns_nothing_is_one_sentence(tmp_path):
@@ -298,7 +400,7 @@ def test_a_read_that_returns_nothing_is_one_sentence(tmp_path):
 
     sentence = "read of the brain encoder 'plain_brain' returned None; it must return the component"
     with pytest.raises(ConfigError, match=sentence):
-        roles.read(roles.BRAIN_ENCODER, Forgetful(), tmp_path)
+        roles.read(BrainEncoder, Forgetful(), tmp_path)
 
 
 def test_a_data_set_without_a_recording_is_one_sentence():
@@ -309,20 +411,14 @@ def test_a_data_set_without_a_recording_is_one_sentence():
 @pytest.mark.parametrize(
     ("role", "component"),
     [
-        (roles.BRAIN_ENCODER, RidgeConfig().build(seed=0)),
-        (roles.PRIOR, IdentityPriorConfig().build()),
-        (roles.ENCODER_SETTINGS, NetworkEncoderConfig()),
-        (roles.GENERATOR_SETTINGS, NearestConfig()),
+        (BrainEncoder, RidgeConfig().build(seed=0)),
+        (Prior, IdentityPriorConfig().build()),
+        (EncoderSettings, NetworkEncoderConfig()),
+        (GeneratorSettings, NearestConfig()),
     ],
 )
-def test_a_component_keeps_what_is_its_own(role, component):
-    whole = roles.play(role, component)
-    assert roles.play(role, whole) is whole
-    for name, default in role.defaults.items():
-        if hasattr(component, name):
-            assert getattr(whole, name) == getattr(component, name)
-        elif not callable(default):
-            assert getattr(whole, name) == default
+def test_a_component_of_the_package_is_whole_already(role, component):
+    assert roles.complete(role, component) is component
 
 
 def test_out_of_fold_predictions_have_not_seen_their_image():
@@ -354,7 +450,7 @@ def test_out_of_fold_predictions_have_not_seen_their_image():
     rows = np.r_[np.arange(20), np.arange(20)]  # each image twice
     trials = responses.select(rows)
     targets = Embeddings(np.ones((40, 1), np.float32), trials.stimulus_ids, "ones")
-    encoder = roles.build(roles.BRAIN_ENCODER, MemorySettings(), seed=0)
+    encoder = roles.build(BrainEncoder, MemorySettings(), seed=0)
     encoder.fit(trials, targets)
     assert encoder.predict(trials).vectors.all()
     predicted = encoder.predict_out_of_fold(trials, targets)

@@ -9,6 +9,7 @@ import yaml
 
 from braindecode_vis.base import roles
 from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.base.contracts import ImageEncoder, ImageEncoderSettings
 from braindecode_vis.embeddings import published
 from braindecode_vis.embeddings.autoencoders import AutoencoderKLConfig, TinyAutoencoderConfig
 from braindecode_vis.embeddings.degradations import Degradation, ViewedEncoderConfig, ViewsConfig
@@ -75,7 +76,7 @@ def test_settings_come_back_from_json(config):
 
 def build(config):
     """Return the encoder with the whole of its role, fitted if it learns anything."""
-    return roles.build(roles.IMAGE_ENCODER, config).fit(IMAGES)
+    return roles.build(ImageEncoder, config).fit(IMAGES)
 
 
 def test_every_kind_is_here():
@@ -104,8 +105,8 @@ def test_the_contract(config, tmp_path):
     assert encoder.encode([]).shape == (0, *vectors.shape[1:])
 
     encoder.write(tmp_path)
-    settings = roles.play(roles.IMAGE_ENCODER_SETTINGS, config)
-    read = roles.read(roles.IMAGE_ENCODER, settings, tmp_path)
+    settings = roles.complete(ImageEncoderSettings, config)
+    read = roles.read(ImageEncoder, settings, tmp_path)
     assert read.space == encoder.space
     np.testing.assert_array_equal(read.encode(IMAGES[:2]), encoder.encode(IMAGES[:2]))
 

@@ -7,8 +7,8 @@ import pytest
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.contracts import NOTHING_LENT
-from braindecode_vis.base.roles import BRAIN_ENCODER, build, predict_by_inner_folds
+from braindecode_vis.base.contracts import NOTHING_LENT, BrainEncoder, CaptionWriter, predict_by_inner_folds
+from braindecode_vis.base.roles import build
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.config.source import read_config
 from braindecode_vis.encoders.average import AverageConfig, AverageEncoder
@@ -21,7 +21,7 @@ MEMBERS = [{"kind": "ridge", "alphas": [100]}, {"kind": "linear_gaussian", "n_co
 def test_directions_are_averaged_and_survive_the_disk(tmp_path):
     responses, targets = make_trials(60, 2, seed=1)
     config = AverageConfig.model_validate({"members": MEMBERS, "weights": [3, 1]})
-    encoder = build(BRAIN_ENCODER, config, seed=0)
+    encoder = build(BrainEncoder, config, seed=0)
     with pytest.raises(DataError, match="has not been fitted"):
         encoder.predict(responses)
     encoder.bind(NOTHING_LENT)
@@ -49,26 +49,26 @@ def test_one_member_may_predict_for_the_generator(tmp_path):
     """Its predictions, its likelihood and its refits; images are compared with the average all the same."""
     responses, targets = make_trials(60, 2, seed=1)
     config = AverageConfig.model_validate({"members": MEMBERS, "for_generator": 1})
-    encoder = build(BRAIN_ENCODER, config, seed=0)
+    encoder = build(BrainEncoder, config, seed=0)
     encoder.fit(responses, targets)
     encoder.write(tmp_path)
-    plain = build(BRAIN_ENCODER, AverageConfig.model_validate({"members": MEMBERS}), seed=0)
+    plain = build(BrainEncoder, AverageConfig.model_validate({"members": MEMBERS}), seed=0)
     plain.fit(responses, targets)
-    alone = build(BRAIN_ENCODER, plain.config.members[1], seed=derive_seed(0, "average", 1))
+    alone = build(BrainEncoder, plain.config.members[1], seed=derive_seed(0, "average", 1))
     alone.fit(responses, targets)
     for read in (encoder, config.read(tmp_path)):
         np.testing.assert_array_equal(read.predict(responses).vectors, plain.predict(responses).vectors)
         asked = read.predict_for_generator(responses)
         np.testing.assert_array_equal(asked.vectors, alone.predict(responses).vectors)
         np.testing.assert_array_equal(asked.n_averaged, responses.n_averaged)
-        likelihood = read.describe_likelihood()
-        np.testing.assert_array_equal(likelihood.components, alone.describe_likelihood().components)
+        likelihood = read.likelihood
+        np.testing.assert_array_equal(likelihood.components, alone.likelihood.components)
     assert not encoder.predicts_alike
     averaged = plain.predict_out_of_fold(responses, targets).vectors
     assert not np.allclose(encoder.predict_out_of_fold(responses, targets).vectors, averaged)
     compared = predict_by_inner_folds(encoder, responses, targets, compared=True).vectors
     np.testing.assert_array_equal(compared, averaged)
-    assert plain.describe_likelihood() is None
+    assert plain.likelihood is None
     assert plain.predicts_alike
     np.testing.assert_array_equal(
         plain.predict_for_generator(responses).vectors, plain.predict(responses).vectors
@@ -91,7 +91,7 @@ def test_members_of_one_kind_differ_in_their_seeds():
 def test_synthetic_trials_spare_the_images_that_a_member_holds_out():
     """They would show what a network is judged by."""
     network = {"kind": "network", "selection": {"kind": "last", "hold_out": 0.2}}
-    encoder = build(BRAIN_ENCODER, AverageConfig.model_validate({"members": [MEMBERS[0], network]}), seed=0)
+    encoder = build(BrainEncoder, AverageConfig.model_validate({"members": [MEMBERS[0], network]}), seed=0)
     held = encoder.list_held_out(make_trials(60, 2, seed=1)[0])
     assert held
     assert held == encoder.members[1].list_held_out(make_trials(60, 2, seed=1)[0])
@@ -122,12 +122,11 @@ def test_words_come_from_the_member_that_has_learnt_them(tmp_path):
     config = AverageConfig.model_validate({"members": [MEMBERS[0], network]})
     assert config.writes_captions
     responses, sentences = make_trials(60, 2, seed=1)
-    silent = SimpleNamespace(predict_sentences=lambda responses: None)
-    speaker = SimpleNamespace(
-        predict_sentences=lambda responses: sentences,
-        describe=lambda responses, n_beams: [f"{responses.n_trials} {n_beams}"],
-        describe_mean=lambda n_beams: f"mean {n_beams}",
+    silent = SimpleNamespace(predict_sentences=lambda responses: None, captions=None)
+    writer = CaptionWriter(
+        lambda responses, n_beams: [f"{responses.n_trials} {n_beams}"], lambda n_beams: f"mean {n_beams}"
     )
+    speaker = SimpleNamespace(predict_sentences=lambda responses: sentences, captions=writer)
     encoder = AverageEncoder(config, members=[silent, speaker])
     assert encoder.predict_sentences(responses) is sentences
     assert encoder.describe(responses, 2) == ["120 2"]

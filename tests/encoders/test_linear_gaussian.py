@@ -8,8 +8,8 @@ import pytest
 
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.contracts import NOTHING_LENT
-from braindecode_vis.base.roles import BRAIN_ENCODER, build
+from braindecode_vis.base.contracts import NOTHING_LENT, BrainEncoder
+from braindecode_vis.base.roles import build
 from braindecode_vis.encoders.linear_gaussian import LinearGaussianConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.generation.priors.neighbours import NeighboursPriorConfig
@@ -77,7 +77,7 @@ def test_averages_are_decoded_better_than_by_a_decoder_shrunk_for_single_trials(
 def test_what_repetitions_say_of_an_image_adds_up(training):
     """The mean of five says of images what the five say together, where the map misses nothing."""
     encoder = LinearGaussianConfig().build(seed=0).fit(*training)
-    known = encoder.describe_likelihood()
+    known = encoder.likelihood
     exact = replace(known, noise=known.noise * [0, 1])
     encoder.fitted = replace(encoder.fitted, likelihood=exact)
     single, targets = make_trials(4, 5, seed=3, first=100)
@@ -108,7 +108,7 @@ def test_training_on_averages_knows_the_noise_of_one_repetition(training):
 def test_the_prediction_is_the_mean_of_the_posterior_that_the_likelihood_gives(training):
     """Of images dense about the training mean, weighed by likelihood and prior, the mean is what is predicted."""
     encoder = LinearGaussianConfig().build(seed=0).fit(*training)
-    known, test = encoder.describe_likelihood(), average(*make_trials(4, 5, seed=3, first=100))[0]
+    known, test = encoder.likelihood, average(*make_trials(4, 5, seed=3, first=100))[0]
     predicted = encoder.predict(test).vectors
     scores = np.random.default_rng(0).normal(size=(200_000, N_LATENT)) / np.sqrt(known.precision)
     images = known.mean + scores @ known.components
@@ -162,7 +162,7 @@ def test_what_cannot_be_is_refused(training):
 def test_the_prior_takes_the_likeliest_images(training, tmp_path):
     known = average(*make_trials(50, 1, seed=4, first=200))[1]
     seen, _ = average(*make_trials(10, 30, seed=4, first=200))  # the same latents as the first ten
-    encoder = build(BRAIN_ENCODER, LinearGaussianConfig(), seed=0).fit(*training)
+    encoder = build(BrainEncoder, LinearGaussianConfig(), seed=0).fit(*training)
     config = NeighboursPriorConfig(n_neighbours=5, pull=1, compare="likelihood")
     prior = config.build()
     with pytest.raises(ConfigError, match="cannot say how likely an image is"):
@@ -170,7 +170,7 @@ def test_the_prior_takes_the_likeliest_images(training, tmp_path):
     prior.bind(replace(NOTHING_LENT, encoder=encoder))
     predicted = encoder.predict(seen)
     drawn = prior.fit(None, training[1], images=known).sample(predicted, n_draws=1, seed=0)
-    logs = encoder.describe_likelihood().score(predicted.vectors, known.vectors, predicted.n_averaged)
+    logs = encoder.likelihood.score(predicted.vectors, known.vectors, predicted.n_averaged)
     for row, log in enumerate(logs):
         best = np.argsort(-log)[:5]
         near = np.average(known.vectors[best], axis=0, weights=np.exp(log[best] - log.max())) - prior.mean
@@ -179,7 +179,7 @@ def test_the_prior_takes_the_likeliest_images(training, tmp_path):
     prior.write(tmp_path)
     again = config.read(tmp_path).sample(predicted, n_draws=1, seed=0)
     np.testing.assert_array_equal(again.vectors, drawn.vectors)
-    ridge = build(BRAIN_ENCODER, RidgeConfig(), seed=0)
+    ridge = build(BrainEncoder, RidgeConfig(), seed=0)
     prior.bind(replace(NOTHING_LENT, encoder=ridge))
     with pytest.raises(ConfigError, match=r"set encoder\.kind to linear_gaussian"):
         prior.fit(None, training[1], images=known)
@@ -189,7 +189,7 @@ def test_patterns_that_the_map_misses_count_for_less(training, tmp_path):
     """The posterior beside that of the whole covariance, of means and of single trials; and kept in files."""
     config = LinearGaussianConfig(n_components=2, n_times=4, misfit=0.5)  # a third latent is left over
     encoder = config.build(seed=0).fit(*training)
-    known = encoder.describe_likelihood()
+    known = encoder.likelihood
     single, targets = make_trials(4, 5, seed=3, first=100)
     mean, images = average(single, targets)
     assert len(known.excess)
@@ -216,6 +216,6 @@ def test_patterns_that_the_map_misses_count_for_less(training, tmp_path):
     again = config.read(tmp_path)
     np.testing.assert_array_equal(again.predict(mean).vectors, predicted.vectors)
     each = encoder.predict(single).vectors.reshape(5, 4, -1).mean(axis=0)
-    combined = np.stack([again.describe_likelihood().combine(row, 5) for row in each])
+    combined = np.stack([again.likelihood.combine(row, 5) for row in each])
     distance = np.abs(combined - predicted.vectors).max() / np.abs(predicted.vectors - known.mean).max()
     assert distance < 0.2  # near to it

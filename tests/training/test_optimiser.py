@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.base.roles import NETWORK, play
+from braindecode_vis.base.contracts import Network
+from braindecode_vis.base.roles import complete
 from braindecode_vis.training.loop import make_optimiser
 from braindecode_vis.training.optimisation import (
     OptimiserConfig,
@@ -69,7 +70,7 @@ class Model(torch.nn.Module):
 
     @property
     def whole_network(self):
-        return play(NETWORK, self.network)
+        return complete(Network, self.network)
 
 
 def test_temperatures_are_not_decayed_and_groups_of_the_network_count():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from braindecode_vis.base.roles import BRAIN_ENCODER, play
+from braindecode_vis.base.contracts import BrainEncoder
+from braindecode_vis.base.roles import complete
 from braindecode_vis.embeddings.sentence_encoder import name_sentence_space
 from braindecode_vis.training import descriptions
 from braindecode_vis.training.network_encoder import NetworkEncoder
@@ -61,7 +62,7 @@ def test_without_the_objective_there_are_no_sentences(said):
     encoder = make_config(epochs=1).build(seed=0).fit(responses, targets)
     assert encoder.predict_sentences(responses) is None
     bare = SimpleNamespace(fit=None, predict=None, write=None, read=None)
-    assert play(BRAIN_ENCODER, bare).predict_sentences(responses) is None
+    assert complete(BrainEncoder, bare).predict_sentences(responses) is None
     for fields, words in (
         ({"objectives": [{"kind": "sentence_contrast"}], "sentence_encoder": "minilm"}, "needs captions"),
         (

@@ -21,12 +21,12 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, check_same_space
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import Prior, PriorSettings
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.generation.priors.image_source import keep_distinct
 
 
-class IdentityPriorConfig(Settings):
+class IdentityPriorConfig(PriorSettings):
     """Hand the prediction to the generator as it is."""
 
     kind: Literal["identity"] = "identity"
@@ -40,7 +40,7 @@ class IdentityPriorConfig(Settings):
         return IdentityPrior()
 
 
-class IdentityPrior:
+class IdentityPrior(Prior):
     """Returns what it is given, once per draw."""
 
     def fit(
@@ -55,7 +55,7 @@ class IdentityPrior:
         return Embeddings(vectors, np.repeat(predicted.ids, n_draws), predicted.space)
 
 
-class MeanPriorConfig(Settings):
+class MeanPriorConfig(PriorSettings):
     """Hand the mean embedding of the training images to the generator, whatever was predicted."""
 
     kind: Literal["mean"] = "mean"
@@ -71,7 +71,7 @@ class MeanPriorConfig(Settings):
         return MeanPrior.read(folder)
 
 
-class MeanPrior:
+class MeanPrior(Prior):
     """Returns the training mean, once per draw."""
 
     def __init__(self, mean: np.ndarray | None = None, space: str = "") -> None:
@@ -114,12 +114,10 @@ class MeanPrior:
         return cls(mean, read_json(folder / "prior.json")["space"])
 
 
-class SpreadPriorConfig(Settings):
+class SpreadPriorConfig(PriorSettings):
     """Stretch predictions away from the training mean by one gain that training trials determine."""
 
     kind: Literal["spread"] = "spread"
-
-    needs_predictions: ClassVar[bool] = True
 
     def build(self, *, seed: int = 0) -> SpreadPrior:
         """Return the unfitted prior."""
@@ -130,7 +128,7 @@ class SpreadPriorConfig(Settings):
         return SpreadPrior.read(folder)
 
 
-class SpreadPrior:
+class SpreadPrior(Prior):
     """The training mean, and the gain about it."""
 
     def __init__(self, mean: np.ndarray | None = None, gain: float = 1.0, space: str = "") -> None:
@@ -192,12 +190,10 @@ class SpreadPrior:
         return cls(load_tensors(folder / "prior.safetensors")["mean"], float(meta["gain"]), meta["space"])
 
 
-class MomentsPriorConfig(Settings):
+class MomentsPriorConfig(PriorSettings):
     """Give every feature of the predictions the mean and spread that it has over the training images."""
 
     kind: Literal["moments"] = "moments"
-
-    needs_predictions: ClassVar[bool] = True
 
     def build(self, *, seed: int = 0) -> MomentsPrior:
         """Return the unfitted prior."""
@@ -208,7 +204,7 @@ class MomentsPriorConfig(Settings):
         return MomentsPrior.read(folder)
 
 
-class MomentsPrior:
+class MomentsPrior(Prior):
     """One gain and one offset per feature.
 
     Parameters

@@ -20,7 +20,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, check_same_space
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import Context, Prior
 from braindecode_vis.base.devices import choose_device, seeded
 from braindecode_vis.base.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
@@ -93,7 +93,7 @@ class _TrainingRows:
     conditions: np.ndarray
 
 
-class DiffusionPrior:
+class DiffusionPrior(Prior):
     """The learned prior; see the module.
 
     Parameters

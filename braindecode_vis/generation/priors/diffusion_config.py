@@ -183,7 +183,7 @@ class DiffusionPriorConfig(ImageSourceSettings):
         return words
 
     @property
-    def needs_predictions(self) -> bool:
+    def needs_predictions(self) -> bool:  # type: ignore[override]
         """Whether it learns from out-of-fold predictions."""
         return self.condition != "simulated"
 

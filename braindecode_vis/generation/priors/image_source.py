@@ -14,15 +14,15 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings, check_same_space
 from braindecode_vis.base.checks import ConfigError
+from braindecode_vis.base.contracts import PriorSettings
 from braindecode_vis.base.digests import digest_file
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_file, hash_json, read_embeddings
 
 ROWS_AT_ONCE = 4096  # 20 MB of 1280 values each
 SAME = 1e-3  # of the length of an embedding: closer ones are taken for one image, rounded differently
 
 
-class ImageSourceSettings(Settings):
+class ImageSourceSettings(PriorSettings):
     """Settings of a prior that knows images.
 
     Parameters
@@ -36,7 +36,7 @@ class ImageSourceSettings(Settings):
     images: Literal["training", "generator"] | Path = "training"
 
     @property
-    def asks_generator(self) -> bool:
+    def asks_generator(self) -> bool:  # type: ignore[override]
         """Whether the images are those that the generator brings along."""
         return self.images == "generator"
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.contracts import NOTHING_LENT, Context
+from braindecode_vis.base.contracts import NOTHING_LENT, Context, Prior
 from braindecode_vis.base.devices import choose_device
 from braindecode_vis.base.seeds import make_torch_generator
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
@@ -121,7 +121,7 @@ def make_network(shape: tuple[int, ...], **sizes: int) -> BrainTokenTransformer:
     return BrainTokenTransformer(n_tokens, n_features, **sizes)
 
 
-class JointPrior:
+class JointPrior(Prior):
     """Samples by the network of a fitted brain encoder; see `JointPriorConfig`.
 
     Parameters
@@ -161,7 +161,8 @@ class JointPrior:
             If it was trained on embeddings of another shape.
         """
         encoder = self.context.encoder
-        term = None if encoder is None else encoder.find_prior()
+        view = None if encoder is None else encoder.generator_view
+        term = None if view is None else view.prior
         if term is None:
             raise ConfigError(f"{self.config.untrained}.")
         if term.shape != target.vectors.shape[1:]:

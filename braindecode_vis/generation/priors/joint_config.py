@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import PriorSettings
 from braindecode_vis.generation.priors.sampling import NoiseSchedule
 from braindecode_vis.training.objectives.objectives_config import ObjectiveConfig
 
@@ -83,7 +83,7 @@ class DiffusionPriorObjectiveConfig(ObjectiveConfig):
         return DiffusionPriorTerm(self)
 
 
-class JointPriorConfig(Settings):
+class JointPriorConfig(PriorSettings):
     """Sample with the prior that the brain encoder has trained by its objective `diffusion_prior`, as MindEye2 does.
 
     DDIM with as much noise as DDPM (eta 1), without guidance; samples are taken as they come, without a bound and

@@ -29,7 +29,7 @@ from braindecode_vis.base.arrays import (
     normalise_rows,
 )
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.contracts import NOTHING_LENT, Context
+from braindecode_vis.base.contracts import NOTHING_LENT, Context, Prior
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
 from braindecode_vis.generation.priors.closed_form import IdentityPrior
 from braindecode_vis.generation.priors.image_source import ImageSourceSettings, iterate_rows, keep_distinct
@@ -71,7 +71,7 @@ class NeighboursPriorConfig(ImageSourceSettings):
     needs_predictions: ClassVar[bool] = False
 
     @property
-    def asks_likelihood(self) -> bool:
+    def asks_likelihood(self) -> bool:  # type: ignore[override]
         """Whether the brain encoder must say how likely images are."""
         return self.compare == "likelihood"
 
@@ -98,7 +98,7 @@ class NeighboursPriorConfig(ImageSourceSettings):
         return NeighboursPrior.read(self, folder)
 
 
-class NeighboursPrior:
+class NeighboursPrior(Prior):
     """The images, and mean and length of the training images; see the module."""
 
     def __init__(
@@ -149,7 +149,7 @@ class NeighboursPrior:
             )
         if self.config.compare == "likelihood":
             encoder = self.context.encoder
-            self.likelihood = None if encoder is None else encoder.describe_likelihood()
+            self.likelihood = None if encoder is None else encoder.likelihood
             if self.likelihood is None:
                 raise ConfigError(f"{UNKNOWN_LIKELIHOOD}.")
         # Of the run's own images, whatever images are known: predictions lie about their mean.

@@ -23,7 +23,7 @@ from braindecode_vis import pipeline
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
-from braindecode_vis.base.contracts import WholeBrainEncoder
+from braindecode_vis.base.contracts import Analysis, BrainEncoder
 from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.stimuli import Images
@@ -167,7 +167,7 @@ def make_study(run: Run) -> Study:
         ),
         trained=chosen.find_trained,
         choose=chosen.choose,
-        pools_volumes=config.decodes_categories and run.encoder.pool,
+        pools_volumes=config.decodes_categories and run.encoder.pools_volumes,
         centre=config.retrieval.centre,
         protocol=protocol,
         seed=config.seed,
@@ -213,12 +213,12 @@ def _reconstruct_changed(
     pipeline.reconstruct(run)
     learning, asked = change(train), change(test)
 
-    def fit(one: Study) -> tuple[WholeBrainEncoder, Responses]:
+    def fit(one: Study) -> tuple[BrainEncoder, Responses]:
         encoder: Any = fit_picked(one, number, learning, change)
         trials = asked
         if isinstance(encoder, ChoosingEncoder):
             encoder, trials = encoder.encoder, encoder.choice.apply(trials)
-        return roles.play(roles.BRAIN_ENCODER, encoder), trials
+        return roles.complete(BrainEncoder, encoder), trials
 
     encoder, trials = fit(study)
     learnt = map_for_generator(run, number)[1]
@@ -276,20 +276,20 @@ def analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Art
     upstream |= {f"embed{n}": bank.artifact.fingerprint for n, bank in enumerate(banks)}
     upstream |= name_pretraining(run)
 
-    if ranks_features(config.selection) and not roles.play(roles.ANALYSIS, analysis).uses_encoder:
+    if ranks_features(config.selection) and not roles.complete(Analysis, analysis).uses_encoder:
         raise ConfigError(
             f"{analysis.kind} uses all features and not the encoder that a choice by reliability or encoding score is "
             "made for; run it without (--set selection.reliability=null --set selection.encoding=null), or choose by "
             "name."
         )
     untested = find_untested(run)
-    if untested is not None and roles.play(roles.ANALYSIS, analysis).needs_pictures:
+    if untested is not None and roles.complete(Analysis, analysis).needs_pictures:
         raise DataError(
             f"{analysis.kind} needs test trials that show a picture, and fold {untested} only tests what was imagined; "
             "use the analysis imagery, or test what was seen too (dataset.test)."
         )
 
-    if roles.play(roles.ANALYSIS, analysis).makes_images and not config.decodes_categories:
+    if roles.complete(Analysis, analysis).makes_images and not config.decodes_categories:
         # Prior, generator and branches decide these images; without them an older strip would be taken for a new one.
         upstream["reconstruct"] = pipeline.reconstruct(run).artifact.fingerprint
 
@@ -324,7 +324,7 @@ def analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Art
             "kind": analysis.kind, "title": findings.title, "summary": findings.summary, "plots": plots,
             "attachments": [{"name": file.name, "caption": file.caption} for file in findings.files],
             "protocol": study.protocol
-            if roles.play(roles.ANALYSIS, analysis).uses_encoder
+            if roles.complete(Analysis, analysis).uses_encoder
             else study.protocol_of_refits,
         }  # fmt: skip
 

@@ -28,9 +28,9 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import DataError, Notice
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.digests import hash_once
 from braindecode_vis.base.seeds import derive_seed, make_generator
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.embeddings.attribute_table import AttributeTable, read_attributes
 from braindecode_vis.embeddings.conditional import find_trained_values
 from braindecode_vis.encoders.ridge import RidgeConfig
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 WHOLE = "whole trial"
 
 
-class AttributesConfig(Settings):
+class AttributesConfig(Analysis):
     """Decode every attribute of a table from windows of time or from regions.
 
     Parameters

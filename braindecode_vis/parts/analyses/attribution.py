@@ -21,7 +21,7 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import ConfigError, DataError, require
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.parts.analyses.measure import (
     check_retrieval,
     compute_interval,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class IntegratedGradientsConfig(Settings):
+class IntegratedGradientsConfig(Analysis):
     """Attribute the similarity to the seen image to channels and samples.
 
     Parameters

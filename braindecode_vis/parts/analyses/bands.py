@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.parts.analyses.cuts import read_times
 from braindecode_vis.parts.analyses.measure import (
     RetrievalMetric,
@@ -41,7 +41,7 @@ BANDS = {
 _ORDER = 4
 
 
-class FrequencyBandsConfig(Settings):
+class FrequencyBandsConfig(Analysis):
     """Decode with one band only, and with all but one.
 
     Parameters

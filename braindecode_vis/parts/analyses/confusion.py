@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import ConfigError, DataError, check_file
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_file, read_json
 from braindecode_vis.encoders.category_decoders import find_first_rows
 from braindecode_vis.parts.analyses.measure import (
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class ConfusionConfig(Settings):
+class ConfusionConfig(Analysis):
     """Compare seen and decoded classes.
 
     Parameters

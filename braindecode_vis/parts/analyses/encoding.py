@@ -24,9 +24,9 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, Responses, Score, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.registry import LayerConfig
 from braindecode_vis.base.seeds import derive_seed
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.encoding_model import EncodingModelConfig, count_fits, fit_encoding
 from braindecode_vis.parts.analyses.analysis_figures import write_nifti
 from braindecode_vis.parts.analyses.cuts import Window, make_sliding_windows
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 _MOST_MAPS = 8  # of a head over time, and of subjects
 
 
-class EncodingConfig(Settings):
+class EncodingConfig(Analysis):
     """Predict responses from images, and map where that works.
 
     Parameters

@@ -14,7 +14,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.stimuli import resize_image
 from braindecode_vis.parts.analyses.hubness import make_unit
 from braindecode_vis.parts.analyses.measure import check_retrieval
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _THUMBNAIL = 96  # pixels; twenty pairs are drawn side by side
 
 
-class FailuresConfig(Settings):
+class FailuresConfig(Analysis):
     """List images from worst to best.
 
     Parameters

@@ -22,9 +22,9 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from braindecode_vis.base.arrays import Responses, Score, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import Analysis, name_class
 from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.measure import (
     FoldValues,
     Measured,
@@ -52,7 +52,7 @@ Method = Literal[
 ]
 
 
-class FewShotConfig(Settings):
+class FewShotConfig(Analysis):
     """Decode a new subject from few of its training trials.
 
     Parameters
@@ -393,13 +393,18 @@ def set_alignment(encoder: Any, alignment: Any) -> None:
 
 def adapt(encoder: Any, trials: Responses, targets: Any) -> Any:
     """Return an encoder that goes on learning, by the new subject's own weights alone where there are such."""
-    own = getattr(encoder, "component", encoder)
-    if getattr(own.config, "kind", "") != "network":
-        return encoder.adapt(trials, targets)
-    try:
-        return own.adapt(trials, targets, trainable="subject", lr_scale=1.0)
-    except ConfigError:  # it has no weights of single subjects
-        return own.adapt(trials, targets)
+    ability = encoder.adaptation
+    if ability is None:
+        raise ConfigError(
+            f"{name_class(encoder).rpartition('.')[2]} cannot be adapted to a few trials (its property adaptation); "
+            "ridge and networks can."
+        )
+    if ability.adapt_subject is not None:
+        try:
+            return ability.adapt_subject(trials, targets)
+        except ConfigError:  # it has no weights of single subjects
+            pass
+    return ability.adapt(trials, targets)
 
 
 def find_trial_seconds(trials: pd.DataFrame) -> float:

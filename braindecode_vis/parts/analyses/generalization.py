@@ -18,7 +18,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.parts.analyses.curves import check_windows
 from braindecode_vis.parts.analyses.cuts import Outside, cut_window, make_sliding_windows
 from braindecode_vis.parts.analyses.measure import (
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class TimeGeneralizationConfig(Settings):
+class TimeGeneralizationConfig(Analysis):
     """Train in one window, test in another.
 
     Parameters

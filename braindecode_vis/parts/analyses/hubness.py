@@ -23,8 +23,8 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, Responses, check_same_space, normalise_rows
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.measure import check_retrieval, find_row_units
 from braindecode_vis.parts.analyses.study import Findings, Plot, Study, rank_trials
 from braindecode_vis.report.drawing import draw_bars
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class HubnessConfig(Settings):
+class HubnessConfig(Analysis):
     """Describe the geometry of predictions and targets.
 
     Parameters

@@ -27,8 +27,8 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.arrays import Embeddings, Responses, Score
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.digests import digest_files
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import hash_file, hash_json
 from braindecode_vis.embeddings.caption_bank import read_caption_bank
 from braindecode_vis.embeddings.image_descriptions import describe_captions, fit_ridge, open_reader
@@ -64,7 +64,7 @@ _CENTRED = {
 }  # fmt: skip
 
 
-class ImageryConfig(Settings):
+class ImageryConfig(Analysis):
     """Identify imagined stimuli with encoders of seen ones.
 
     Parameters
@@ -144,7 +144,7 @@ class ImageryConfig(Settings):
         return self
 
     @property
-    def makes_images(self) -> bool:
+    def makes_images(self) -> bool:  # type: ignore[override]
         """Whether imagined stimuli are reconstructed."""
         return self.images > 0
 

@@ -22,9 +22,9 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.registry import LayerConfig
 from braindecode_vis.base.seeds import derive_seed
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.pixels import EngineeredConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class LayerTimeConfig(Settings):
+class LayerTimeConfig(Analysis):
     """Match layers of vision networks with windows of time.
 
     Parameters

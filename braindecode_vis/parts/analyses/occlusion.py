@@ -21,7 +21,7 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.parts.analyses.analysis_figures import make_maps
 from braindecode_vis.parts.analyses.cuts import make_sliding_windows
 from braindecode_vis.parts.analyses.measure import (
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 Part = tuple[str, str, Callable[[np.ndarray], Any]]  # kind, name, and the index of what is hidden
 
 
-class OcclusionConfig(Settings):
+class OcclusionConfig(Analysis):
     """Hide one part of the test trials after the other.
 
     Parameters

@@ -22,8 +22,8 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.analysis_figures import make_maps
 from braindecode_vis.parts.analyses.cuts import Window, make_sliding_windows
 from braindecode_vis.parts.analyses.measure import check_retrieval, compute_interval
@@ -39,7 +39,7 @@ from braindecode_vis.report.drawing import find_flat_positions
 from braindecode_vis.scoring.score_row import format_p_value
 
 
-class SpatialPatternsConfig(Settings):
+class SpatialPatternsConfig(Analysis):
     """Covariance of the data with the decoded signal, on a head or in a brain.
 
     Parameters

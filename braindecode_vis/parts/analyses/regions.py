@@ -28,8 +28,8 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Responses, count_own_voxels
 from braindecode_vis.base.checks import DataError, check_option
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.cuts import Features, Outside, keep_features
 from braindecode_vis.parts.analyses.measure import (
     Measured,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class SensorRegionsConfig(Settings):
+class SensorRegionsConfig(Analysis):
     """Decode from the frontal, temporal, central, parietal or occipital sensors only, and from all but these.
 
     Parameters
@@ -82,7 +82,7 @@ class SensorRegionsConfig(Settings):
         )  # fmt: skip
 
 
-class RoisConfig(Settings):
+class RoisConfig(Analysis):
     """Decode from the voxels of one region of interest only, and from all but these.
 
     Parameters
@@ -153,7 +153,7 @@ def list_rois(responses: Responses, sets: tuple[str, ...] | None) -> dict[str, F
     return named
 
 
-class NetworkAblationConfig(Settings):
+class NetworkAblationConfig(Analysis):
     """Decode from the parcels of one network only, and from all but these.
 
     Parameters

@@ -13,8 +13,8 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.parts.analyses.measure import (
     FoldValues,
     Measured,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class RepetitionsConfig(Settings):
+class RepetitionsConfig(Analysis):
     """Average few and many repetitions of the test images.
 
     Parameters

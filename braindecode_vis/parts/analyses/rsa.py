@@ -31,10 +31,10 @@ from pydantic import Field
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError, check_option
+from braindecode_vis.base.contracts import Analysis, ImageEncoder
 from braindecode_vis.base.digests import digest_file
 from braindecode_vis.base.registry import LayerConfig
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.store import read_responses
 from braindecode_vis.parts.analyses.cuts import Window, cut_window, make_sliding_windows
 from braindecode_vis.parts.analyses.measure import add_maximum, find_best
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 Measure = Literal["spearman", "pearson"]
 
 
-class RsaConfig(Settings):
+class RsaConfig(Analysis):
     """Compare dissimilarities of images.
 
     Parameters
@@ -289,7 +289,7 @@ def collect_layers(study: Study, layers: Sequence[Any], with_targets: bool) -> d
     banks: dict[str, Embeddings] = {}
     stimuli = study.stimuli.select_pictured()
     for config in layers:
-        encoder = roles.build(roles.IMAGE_ENCODER, config)
+        encoder = roles.build(ImageEncoder, config)
         with study.progress(f"encoding images: {config.kind}", len(stimuli)) as advance:
             embed_cached = partial(embed_stimuli, stimuli=stimuli, cache=find_cache_folder(), advance=advance)
             bank = encoder.embed(stimuli, list(stimuli.ids), embed_cached)

@@ -22,7 +22,8 @@ import pandas as pd
 
 from braindecode_vis.base.arrays import Embeddings, Responses, Score, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.roles import BRAIN_ENCODER, WholeBrainEncoder, play
+from braindecode_vis.base.contracts import BrainEncoder
+from braindecode_vis.base.roles import complete
 from braindecode_vis.base.stimuli import Images, StimulusSet
 from braindecode_vis.preprocessing.array_file import KeptParts
 from braindecode_vis.preprocessing.selection import BestConfig, Selection, SelectionConfig, fit_selection
@@ -230,7 +231,7 @@ def fit_picked(study: Study, number: int, train: Responses, change: Change | Non
     train = train if choice is None else choice.apply(train)
     encoder = study.build(number)
     encoder.fit(train, study.banks[number].select(list(train.stimulus_ids)))
-    return encoder if choice is None else ChoosingEncoder(play(BRAIN_ENCODER, encoder), choice)
+    return encoder if choice is None else ChoosingEncoder(complete(BrainEncoder, encoder), choice)
 
 
 def rank_trials(
@@ -275,7 +276,7 @@ class ChoosingEncoder:
         What is applied to the trials that it is asked about.
     """
 
-    encoder: WholeBrainEncoder
+    encoder: BrainEncoder
     choice: Selection
 
     @property
@@ -292,9 +293,9 @@ class ChoosingEncoder:
         return self.encoder.map_targets(targets)
 
 
-def play_encoder(encoder: Any) -> ChoosingEncoder | WholeBrainEncoder:
+def play_encoder(encoder: Any) -> ChoosingEncoder | BrainEncoder:
     """Return an encoder with the defaults of its role."""
-    return encoder if isinstance(encoder, ChoosingEncoder) else play(BRAIN_ENCODER, encoder)
+    return encoder if isinstance(encoder, ChoosingEncoder) else complete(BrainEncoder, encoder)
 
 
 def choose_features(

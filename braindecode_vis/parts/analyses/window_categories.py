@@ -17,8 +17,8 @@ from pydantic import Field
 
 from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.category_decoders import LdaConfig
 from braindecode_vis.parts.analyses.curves import (
     MAX_DRAWS,
@@ -42,7 +42,7 @@ from braindecode_vis.scoring.uncertainty import (
 )
 
 
-class TimeResolvedCategoriesConfig(Settings):
+class TimeResolvedCategoriesConfig(Analysis):
     """Decode the category in short windows of time.
 
     Parameters

@@ -21,8 +21,8 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.base.stimuli import Images, resize_image
 from braindecode_vis.parts.analyses.curves import check_windows, make_curve, report_curve
 from braindecode_vis.parts.analyses.cuts import (
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 SIDE = 64  # pixels of the images that are compared, whatever their own size
 
 
-class WindowReconstructionsConfig(Settings):
+class WindowReconstructionsConfig(Analysis):
     """Reconstruct from a short window that slides over the trial (Benchetrit et al.), or from one that grows (ATM).
 
     Parameters

@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import Analysis
 from braindecode_vis.parts.analyses.curves import Curve, check_windows, make_curve, report_curve
 from braindecode_vis.parts.analyses.cuts import (
     Outside,
@@ -30,7 +30,7 @@ from braindecode_vis.parts.analyses.measure import RetrievalMetric, check_retrie
 from braindecode_vis.parts.analyses.study import Findings, Study
 
 
-class GrowingWindowConfig(Settings):
+class GrowingWindowConfig(Analysis):
     """Decode from the onset of the image up to a later and later sample (ATM).
 
     Parameters
@@ -69,7 +69,7 @@ class GrowingWindowConfig(Settings):
         )
 
 
-class SlidingWindowConfig(Settings):
+class SlidingWindowConfig(Analysis):
     """Decode from a short window that slides over the trial (ATM, Benchetrit et al.).
 
     Parameters

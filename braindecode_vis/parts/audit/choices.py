@@ -14,6 +14,7 @@ import numpy as np
 
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings, normalise_rows
+from braindecode_vis.base.contracts import BrainEncoder
 from braindecode_vis.base.store import read_json
 from braindecode_vis.parts.audit.differences import compare_files
 from braindecode_vis.parts.audit.recompute import RecomputedRun
@@ -153,7 +154,7 @@ def check_networks(
             run.state("fit", "recomputed", f"{words}weights")
             continue
         stored = learning.train(again)[number].encoder
-        other = roles.read(roles.BRAIN_ENCODER, again.encoder, folder)
+        other = roles.read(BrainEncoder, again.encoder, folder)
         text = ""
         if not again.config.decodes_categories:
             text = _describe_knowledge(again, number, stored, other)

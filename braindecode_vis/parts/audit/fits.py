@@ -20,14 +20,9 @@ from pydantic import TypeAdapter
 
 from braindecode_vis.base.arrays import Embeddings, Responses, count_own_voxels
 from braindecode_vis.base.checks import BraindecodeVisError, DataError
+from braindecode_vis.base.contracts import EncoderSettings, ImageEncoderSettings
 from braindecode_vis.base.registry import validate_component
-from braindecode_vis.base.roles import (
-    ENCODER_SETTINGS,
-    IMAGE_ENCODER_SETTINGS,
-    build,
-    find_encoder_role,
-    play,
-)
+from braindecode_vis.base.roles import build, complete, find_encoder_role
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.store import load_tensors, open_tensors, read_embeddings, read_json, read_responses
 from braindecode_vis.encoders.category_decoders import find_window
@@ -249,7 +244,7 @@ def check_targets(run: AuditedRun) -> list[AuditFinding]:
                 run.state("fit", "by record", "target space conditional", "heads on embeddings; add --refit")
             continue
         try:
-            config = play(IMAGE_ENCODER_SETTINGS, validate_component("target", target))
+            config = complete(ImageEncoderSettings, validate_component("target", target))
         except BraindecodeVisError as error:  # weights that are not at hand, or untrained ones
             run.state("fit", "by record", f"target space {target['kind']}", str(error).rstrip("."))
             continue
@@ -428,7 +423,7 @@ def _fit_encoder(
     """Choose features and fit the encoder as training does, and write both into `folder`."""
     fields, rows = record.fields, run.folds[number].train
     seed = int(fields["seed"])
-    config = play(ENCODER_SETTINGS, validate_component("encoder", fields["encoder"]))
+    config = complete(EncoderSettings, validate_component("encoder", fields["encoder"]))
     encoder = build(find_encoder_role(config), config, seed=derive_seed(seed, "train", number))
     if run.decodes_categories:
         picked = responses.select(rows)

@@ -20,7 +20,7 @@ from scipy.spatial.distance import cdist
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import BraindecodeVisError, DataError
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import Context, ImageGenerator
 from braindecode_vis.base.stimuli import resize_image
 from braindecode_vis.base.store import hash_file, read_json
 from braindecode_vis.parts.audit.choices import describe_advantage
@@ -175,7 +175,7 @@ def _check_training(material: _Material) -> str:
     if not run.thorough:
         run.state("material", "by record", f"generator {kind}", "it is trained; add --refit")
         return ""
-    made = roles.build(roles.IMAGE_GENERATOR, material.again.generator, material.data)
+    made = roles.build(ImageGenerator, material.again.generator, material.data)
     made.bind(material.data.context)
     written = material.open_folder("generator")
     made.write(written)

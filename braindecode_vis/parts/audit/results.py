@@ -17,7 +17,7 @@ import pandas as pd
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, normalise_rows
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import Context, ImageEncoder
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import ImageRows, find_comparison_size
 from braindecode_vis.parts.audit.choices import (
@@ -73,8 +73,8 @@ def check_embedded(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     for number, bank in enumerate(preparing.embed(again)):
         if number and bank is preparing.embed(again)[0]:
             break
-        dear = roles.keeps_default(bank.encoder, "embed") and not again.target.fitted_on_training_images
-        if dear and not run.thorough:
+        own = again.target.fitted_on_training_images or roles.has_own(ImageEncoder, bank.encoder, "embed")
+        if not own and not run.thorough:
             run.state(
                 "fit", "by record", f"target embeddings of {again.target.kind}", "a network; add --refit"
             )
@@ -366,7 +366,7 @@ def check_images(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     findings, start = [], 0
     # Earlier versions brought all images to one size.
     earlier = not (record.path / INDEX).is_file()
-    dear = again.generator.steps is not None and not run.thorough
+    dear = again.generator.n_steps is not None and not run.thorough
     for number in range(len(run.trained)):
         predicted, embeddings = decoding.predict_for_generator(again, number)
         rows = slice(start, start + len(predicted))

@@ -96,6 +96,7 @@ def choose_launch(
     """
     from braindecode_vis.base import roles
     from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.base.contracts import EncoderSettings
 
     asked = _find_asked(settings)
     if verb not in TRAINING:
@@ -108,7 +109,7 @@ def choose_launch(
     if (
         verb != "pretrain"
         and config is not None
-        and not roles.play(roles.ENCODER_SETTINGS, config.encoder).trains_in_processes
+        and not roles.complete(EncoderSettings, config.encoder).trains_in_processes
     ):
         if asked:
             raise ConfigError(

@@ -207,6 +207,7 @@ def _share(
     """Return the jobs of a verb in groups, each of which waits for the one before: what all need, shares, the rest."""
     from braindecode_vis.base import roles
     from braindecode_vis.base.checks import ConfigError
+    from braindecode_vis.base.contracts import GeneratorSettings, ImageEncoderSettings
     from braindecode_vis.config.models import choose_analyses
     from braindecode_vis.parts.cluster.submitting import Task
 
@@ -239,7 +240,7 @@ def _share(
     if n == 1:
         return [[last]]
     # Images of a target that is not fitted are encoded once, for all folds.
-    target = roles.play(roles.IMAGE_ENCODER_SETTINGS, config.target)
+    target = roles.complete(ImageEncoderSettings, config.target)
     embeds = not config.decodes_categories and not target.fitted_on_training_images
     first = "embed" if embeds else "preprocess"
     groups = [[make(first, first, without={"--analysis": True})]]
@@ -249,7 +250,7 @@ def _share(
     if name == "analyze":
         return [*groups, make_shares(name, "share", n), [last]]
     groups.append(make_shares("train", "train", n))
-    generator = roles.play(roles.GENERATOR_SETTINGS, config.generator)
+    generator = roles.complete(GeneratorSettings, config.generator)
     if name == "run" and asked and not config.decodes_categories and not generator.copies_training_images:
         where = () if any(word.partition("=")[0] == "--out" for word in alone) else ("--out", str(folder))
         groups.append(make_shares("reconstruct", "images", n, *where))

@@ -26,7 +26,7 @@ import pandas as pd
 from braindecode_vis.base import roles
 from braindecode_vis.base.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import BrainEncoder, Context
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import read_json, write_json
 from braindecode_vis.parts.live.judge import Judge
@@ -340,7 +340,7 @@ def prepare_calibration(
         if calibrated is not None:
             read_adaptation(judge, calibrated)
         return None
-    if any(roles.keeps_default(encoder, "adapt") for encoder in judge.encoders):
+    if any(encoder.adaptation is None for encoder in judge.encoders):
         raise ConfigError(
             f"encoders of the kind {judge.run.config.encoder.kind} cannot be adapted to a block of pictures; ridge and "
             "networks can."
@@ -568,7 +568,7 @@ def adapt_to_person(judge: Judge, block: np.ndarray, ids: Sequence[str], targets
     )
     values = targets.select(list(names))
     groups = [[image] for image in images]
-    if not all(encoder.adapts_quickly for encoder in judge.encoders):
+    if not all(encoder.adaptation.is_quick for encoder in judge.encoders):
         order = make_generator(judge.run.config.seed, "calibration folds").permutation(images)
         groups = [list(part) for part in np.array_split(order, min(NETWORK_FOLDS, len(images)))]
     own = _predict(judge, judge.encoders, trials)
@@ -608,7 +608,7 @@ def _fit(judge: Judge, trials: Responses, targets: Embeddings) -> list[Any]:
     for fold, encoder in zip(judge.fitted, judge.encoders, strict=True):
         chosen = fold.select(trials)
         # As whole as the one that it stands in for.
-        made.append(roles.play(roles.BRAIN_ENCODER, encoder.adapt(chosen, targets)))
+        made.append(roles.complete(BrainEncoder, encoder.adaptation.adapt(chosen, targets)))
     return made
 
 
@@ -666,7 +666,7 @@ def read_adaptation(judge: Judge, folder: Path) -> None:
     judge.taught |= set(record.get("pictures", ()))
     encoders = []
     for number in record["folds"]:
-        encoder = roles.read(roles.BRAIN_ENCODER, judge.run.encoder, folder / f"fold{number:02d}")
+        encoder = roles.read(BrainEncoder, judge.run.encoder, folder / f"fold{number:02d}")
         encoder.bind(Context(images=preprocess(judge.run).stimuli, device=judge.run.config.retrieval.device))
         encoders.append(encoder)
     judge.adopt(encoders=encoders, words=record["protocol"])

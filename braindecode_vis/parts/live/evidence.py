@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.base import roles, store
+from braindecode_vis.base import store
 from braindecode_vis.base.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.base.checks import BraindecodeVisError
+from braindecode_vis.base.contracts import predict_by_inner_folds
 from braindecode_vis.pipeline.finished_run import FinishedRun
 from braindecode_vis.pipeline.learning import pick_training, predict_out_of_fold, train
 from braindecode_vis.scoring.retrieval import Centre, GallerySearch
@@ -141,7 +142,7 @@ def _predict_training(
             return None
         try:
             with run.listener.progress(REFITTING, None):
-                made = roles.predict_by_inner_folds(encoder, responses, targets, n_folds=2, compared=True)
+                made = predict_by_inner_folds(encoder, responses, targets, n_folds=2, compared=True)
         except BraindecodeVisError:  # half of the images may be too few, or a table of captions gone
             return None
     elif responses.data.size <= CHEAP_FIT * (8 if config.kind == "linear_gaussian" else 1):

@@ -290,7 +290,7 @@ class Judge:
         is_own = len(self.encoders) == 1 and self.encoders[0] is own
         if not is_own or self.evidence.forgetting < 1 or not own.predicts_alike:
             return None
-        found: ImageLikelihood | None = own.describe_likelihood()
+        found: ImageLikelihood | None = own.likelihood
         return found
 
     def find_rank(self, unit: np.ndarray, shown: str | None) -> int | None:

@@ -27,7 +27,7 @@ import pandas as pd
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError
-from braindecode_vis.base.contracts import Context
+from braindecode_vis.base.contracts import BrainEncoder, Context, EncoderSettings, ImageEncoderSettings
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import RunConfig, validate_config
 from braindecode_vis.datasets.manifests import find_manifest
@@ -827,12 +827,12 @@ def _fit_random(
     with tempfile.TemporaryDirectory() as made:
         if config.decodes_categories:
             decoder = roles.build(
-                roles.find_encoder_role(roles.play(roles.ENCODER_SETTINGS, settings)), settings, seed=0
+                roles.find_encoder_role(roles.complete(EncoderSettings, settings)), settings, seed=0
             )
             with _measure(n) as piece:
                 decoder.fit(responses, trials["concept"].to_numpy(dtype=object))
         else:
-            decoder = roles.build(roles.BRAIN_ENCODER, settings, seed=0)
+            decoder = roles.build(BrainEncoder, settings, seed=0)
             decoder.bind(Context(device=config.retrieval.device))
             targets = Embeddings(vectors[shown], ids, "random")
             with _measure(n) as piece:
@@ -936,7 +936,7 @@ def plan_runs(
 def _count_encoded(configs: Sequence[RunConfig]) -> int | None:
     """Return how often the pictures of all runs are encoded, if those are files and the encoder learns nothing here."""
     for config in configs:
-        target = roles.play(roles.IMAGE_ENCODER_SETTINGS, config.target)
+        target = roles.complete(ImageEncoderSettings, config.target)
         if target.fitted_on_training_images or roles.find_source(config.dataset) == "write":
             return None
     found = set()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.contracts import MetricSettings
 from braindecode_vis.scoring.metrics.metric_registry import Metric, find_metric
 
 
-class CosineToTargetConfig(Settings):
+class CosineToTargetConfig(MetricSettings):
     """Cosine of each prediction and the embedding of the image that was seen."""
 
     kind: Literal["cosine_to_target"] = "cosine_to_target"
@@ -18,7 +18,7 @@ class CosineToTargetConfig(Settings):
         return find_metric(self.kind).metric
 
 
-class CorrelationDistanceConfig(Settings):
+class CorrelationDistanceConfig(MetricSettings):
     """1 - Pearson correlation of each prediction and the embedding of the image that was seen."""
 
     kind: Literal["correlation_distance"] = "correlation_distance"

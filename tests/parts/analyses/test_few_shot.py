@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.roles import BRAIN_ENCODER, build
+from braindecode_vis.base.contracts import BrainEncoder
+from braindecode_vis.base.roles import build
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.encoders.average import AverageConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
@@ -44,13 +45,13 @@ def test_members_of_an_average_are_aligned_alike():
     """Members kept an alignment of their own, and a curve of features in common was none."""
     ridge = {"kind": "ridge", "subject_alignment": "procrustes"}
     average = AverageConfig.model_validate({"members": [ridge, {"kind": "ridge"}]})
-    encoder = build(BRAIN_ENCODER, average, seed=0)
+    encoder = build(BrainEncoder, average, seed=0)
     for asked in ("none", "hyperalignment"):
         set_alignment(encoder, asked)
-        assert {name_alignment(m.config.subject_alignment) for m in encoder.component.members} == {asked}
+        assert {name_alignment(m.config.subject_alignment) for m in encoder.members} == {asked}
     average = AverageConfig.model_validate({"members": [ridge, {"kind": "linear_gaussian"}]})
     with pytest.raises(ConfigError, match="LinearGaussianEncoder has no setting subject_alignment"):
-        set_alignment(build(BRAIN_ENCODER, average, seed=0), "hyperalignment")
+        set_alignment(build(BrainEncoder, average, seed=0), "hyperalignment")
 
 
 def test_a_few_trials_beside_those_of_others_beat_a_few_alone(tmp_path):

@@ -19,6 +19,7 @@ from PIL import Image
 from braindecode_vis import pipeline
 from braindecode_vis.base import roles, store
 from braindecode_vis.base.arrays import Embeddings
+from braindecode_vis.base.contracts import Prior, PriorSettings
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.config import read_config
@@ -306,7 +307,7 @@ def train_the_prior_on_the_test(folder):
     content = run.config.prior.model_copy(update={"min_steps": 1500})
     config = run.config.model_copy(update={"prior": content})
     data = make_data_with_the_test(run)
-    prior = roles.build(roles.PRIOR, roles.play(roles.PRIOR_SETTINGS, content), seed=0)
+    prior = roles.build(Prior, roles.complete(PriorSettings, content), seed=0)
     fit_prior(config, prior, data, data.embeddings)
     prior.write(find_artifact(folder, "reconstruct") / "fits" / "fold00" / "prior")
 

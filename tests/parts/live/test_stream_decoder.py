@@ -223,7 +223,7 @@ def test_an_average_is_fitted_anew_where_that_is_cheap_and_adds_up_directions(tm
     def fail(*_, **__):
         raise DataError("the captions are gone")
 
-    monkeypatch.setattr("braindecode_vis.base.roles.predict_by_inner_folds", fail)
+    monkeypatch.setattr("braindecode_vis.parts.live.evidence.predict_by_inner_folds", fail)
     found = decode(run, cut_chunks(signal, times, markers))
     assert not len(found.decisions[0].probability)  # a session does not end for want of a scale
 

@@ -20,8 +20,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_file, suggest
+from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.base.digests import hash_once, remember_digest
-from braindecode_vis.base.settings import Settings
 from braindecode_vis.encoders.signal import Signal, read_axes
 from braindecode_vis.parts.foundation.models import FROZEN, Layout
 
@@ -38,7 +38,7 @@ _SYNONYMS = {"T3": "T7", "T4": "T8", "T5": "P7", "T6": "P8"}
 _SYNONYMS |= {new: old for old, new in _SYNONYMS.items()}
 
 
-class FoundationConfig(Settings):
+class FoundationConfig(NetworkSettings):
     """What published foundation models share.
 
     Parameters
