@@ -259,9 +259,9 @@ TINY_CLIP = (
         (["evaluation.suite={weights: {clip: no.pt}}"], "evaluate", r"suite\.weights\.clip names"),
         (["evaluation.features={kind: openclip}"], "evaluate", "no weights were given"),
         (
-            [f"target={TINY_CLIP}", "generator={kind: unclip}"],
+            [f"target={TINY_CLIP}", "generator={kind: sdxl_turbo}"],
             "reconstruct",
-            "generator unclip has no weights",
+            "generator sdxl_turbo has no weights",
         ),
         (
             ["reconstruction.low_level={target: {kind: taesd, weights: none}}"],
@@ -346,7 +346,6 @@ TINY_LOW = "target: {kind: taesd, weights: random, image_size: 32}"
         (["generator={kind: token_unclip, unconditional: zeros}"], "unconditional was removed: its value is always"),
         (["prior={kind: diffusion, candidates: 4}"], "candidates is 4, which nothing looks at: select none"),
         (["prior={kind: diffusion, n_components: 4}"], "n_components is 4, which nothing looks at"),
-        (["evaluation.captions={bank: no.csv, n_beams: 3}"], "n_beams is 3, which nothing looks at"),
     ],
 )  # fmt: skip
 def test_settings_that_would_change_nothing_are_refused(overrides, sentence):

@@ -178,8 +178,6 @@ _CORE: dict[str, dict[str, str]] = {
         "sdxl_turbo": "generation.hub_config:SdxlTurboConfig",
         "sd_ip_adapter": "generation.hub_config:SdAdapterConfig",
         "versatile_diffusion": "generation.hub_config:VersatileDiffusionConfig",
-        "unclip": "generation.hub_config:UnclipConfig",
-        "kandinsky": "generation.hub_config:KandinskyConfig",
         "token_unclip": "generation.token_unclip:TokenUnclipConfig",
     },
     "analysis": {},  # the part `analyses` brings them
@@ -198,6 +196,10 @@ DROPPED: dict[str, dict[str, str]] = {
     "network": {
         kind: f"write {{kind: braindecode, model: {model}}} (pip install 'braindecode_vis[braindecode]')"
         for kind, model in {"shallow_fbcsp": "ShallowFBCSPNet", "deep4": "Deep4Net"}.items()
+    },
+    "generator": {
+        "unclip": "its weights were withdrawn; write {kind: sdxl_turbo}, which takes the same embedding of ViT-H-14",
+        "kandinsky": "write {kind: token_unclip} for ViT-bigG-14, or {kind: sdxl_turbo} for ViT-H-14",
     },
 }
 

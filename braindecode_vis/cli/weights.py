@@ -72,9 +72,6 @@ def weights(
         return
     if not models:
         raise ConfigError("weights fetch needs names: braindecode-vis weights list shows them.")
-    for model in models:
-        if model.removed:
-            raise ConfigError(f"{model.repository} cannot be fetched: {model.removed}.")
     place = to or published.find_cache_folder()
     above = next(
         folder
@@ -151,7 +148,7 @@ def _list(models: list[PublishedModel], as_json: bool, *, in_full: bool) -> None
     if not in_full:
         rows = [
             (
-                model.name, "removed" if model.removed else _describe_size(model), model.licence.partition(",")[0],
+                model.name, _describe_size(model), model.licence.partition(",")[0],
                 "yes" if find_cached(model) else "", model.what,
             )
             for model in models
@@ -168,7 +165,7 @@ def _list(models: list[PublishedModel], as_json: bool, *, in_full: bool) -> None
             (model.name, [model.what]), ("needed by", [model.needed_by]),
             ("from", [f"{model.describe_place()} ({model.mark})"]), ("revision", [model.revision]), ("file", files),
             ("fetched", [", ".join(model.list_patterns())]), ("size", [_describe_size(model)]),
-            ("licence", [model.licence]), ("note", [model.note]), ("removed", [model.removed]),
+            ("licence", [model.licence]), ("note", [model.note]),
             ("here", [str(find_cached(model) or "no")]), ("elsewhere", [f"--set {model.option}=PATH"]),
         ]  # fmt: skip
         for label, texts in lines:

@@ -742,7 +742,7 @@ class RunConfig(Settings):
             raise ValueError(
                 f"the generator {self.generator.kind!r} cannot turn embeddings of the target "
                 f"{self.target.kind!r} into images; set generator.kind to nearest, or target.kind to pixels, pca, vae "
-                "or taesd (generator latents), efficientnet-lite0 (latent_diffusion) or openclip (sdxl_turbo, unclip)"
+                "or taesd (generator latents), efficientnet-lite0 (latent_diffusion) or openclip (sdxl_turbo)"
             )
         packaged = self.generator.kind == "latent_diffusion" and self.generator.weights is None
         if packaged and getattr(self.target, "grid", 1) > 1:

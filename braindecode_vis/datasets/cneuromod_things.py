@@ -16,13 +16,13 @@ and courtois-neuromod/things.glmsingle@41798880.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns, refuse_damage
 from braindecode_vis.base.digests import digest_files
@@ -79,11 +79,6 @@ class CneuromodThingsConfig(AtlasSettings):
     test
         ``concepts`` tests categories that are never trained on, ``exemplars`` the sixth image of each category, whose
         other images are trained on. Neither was published.
-    test_every
-        With ``concepts``, every so manieth category is tested, by its number in the task (720 of them), whatever is
-        read.
-    unanswered
-        Trials without a response, which the authors leave out of their averages.
     rois
         Regions of the localiser whose union is kept, by name: ``FFA``, ``OFA``, ``pSTS``, ``EBA``, ``PPA``, ``OPA``,
         ``MPA``; the whole mask by default.
@@ -103,21 +98,22 @@ class CneuromodThingsConfig(AtlasSettings):
     subjects: tuple[int, ...] | None = None
     sessions: tuple[int, ...] | None = None
     test: Literal["concepts", "exemplars"] = "concepts"
-    test_every: int = Field(default=10, ge=2)
-    unanswered: Literal["keep", "drop"] = "keep"
     rois: tuple[str, ...] = ()
     mask_file: Path | None = None
     min_noise_ceiling: float | None = None
     images: Path | None = None
     pad_subjects: bool = False
 
+    #: With ``concepts``, every so manieth category is tested, by its number in the task (720 of them), whatever
+    #: is read.
+    test_every: ClassVar[int] = 10
+    removed_settings: ClassVar[Mapping[str, Any]] = {"test_every": test_every, "unanswered": "keep"}
+
     # The content of the files is hashed among the inputs, wherever they lie.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "events", "images", "mask_file"})
 
     @model_validator(mode="after")
     def _check_used(self) -> Self:
-        if self.test == "exemplars":
-            self.refuse_unused("test_every", because="the sixth image of every category is tested")
         return self
 
     def hash_inputs(self) -> dict[str, str]:
@@ -170,9 +166,8 @@ class CneuromodThingsConfig(AtlasSettings):
                 n = int(trials["stimulus_id"].nunique())
                 declared = facts["n_images"].get(int(subject))
                 yield compare_fact(f"subject {subject} images", n, declared, root, what="images")
-            if self.unanswered == "keep":
-                lengths = sorted({len(table) for table in own})
-                yield compare_fact(f"subject {subject} trials a run", lengths, facts["trials_per_run"], root)
+            lengths = sorted({len(table) for table in own})
+            yield compare_fact(f"subject {subject} trials a run", lengths, facts["trials_per_run"], root)
         yield CheckFinding("protocol", True, str(source.notes["protocol"]))
 
     # --- files ----------------------------------------------------------------------------------------------
@@ -296,14 +291,9 @@ class CneuromodThingsConfig(AtlasSettings):
                     "betas: they are of different releases, fetch both again."
                 )
             trials["split"] = np.where(self._is_tested(trials), "test", "train")
-            kept = np.arange(len(trials))
-            if self.unanswered == "drop":
-                kept = np.flatnonzero(trials["answered"])
-            if len(kept):
-                read = RunBetas(path, f"{betas.names[session, run]}/betas", kept, keep)
-                parts.append(
-                    BetasPart(trials.iloc[kept].reset_index(drop=True), (path, file), len(keep), read)
-                )
+            if len(trials):
+                read = RunBetas(path, f"{betas.names[session, run]}/betas", np.arange(len(trials)), keep)
+                parts.append(BetasPart(trials, (path, file), len(keep), read))
         return parts, geometry
 
     def _is_tested(self, trials: pd.DataFrame) -> np.ndarray:
@@ -321,8 +311,8 @@ class CneuromodThingsConfig(AtlasSettings):
                 else "the sixth image of every category"
             )
             raise DataError(
-                f"CNeuroMod-THINGS has no {missing.pop()} trial: {how} is tested; change dataset.test or "
-                "dataset.test_every, or read more sessions."
+                f"CNeuroMod-THINGS has no {missing.pop()} trial: {how} is tested; change dataset.test, or "
+                "read more sessions."
             )
 
     def _choose_voxels(self, subject: int, betas: BetasFile) -> tuple[Geometry, np.ndarray]:

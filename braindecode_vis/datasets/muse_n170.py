@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -69,8 +69,6 @@ class MuseN170Config(RecordedSettings):
         As in `EpochPlan`; the whole epoch is kept.
     reject
         Largest peak-to-peak amplitude of an epoch in V, on any channel; None keeps all.
-    max_rejected
-        Largest share of the epochs of one run that may exceed it before that becomes an error.
     max_dropped
         Largest share of the epochs of one run that may reach outside the recording.
     """
@@ -87,8 +85,11 @@ class MuseN170Config(RecordedSettings):
     baseline: tuple[float | None, float | None] | None = (None, 0.0)
     dtype: SampleType = "float32"
     reject: float | None = Field(default=150e-6, gt=0)
-    max_rejected: float = Field(default=0.25, ge=0, lt=1)
     max_dropped: float = Field(default=0.02, ge=0, lt=1)
+
+    #: Largest share of the epochs of one run that may exceed it before that becomes an error.
+    max_rejected: ClassVar[float] = 0.25
+    removed_settings: ClassVar[Mapping[str, Any]] = {"max_rejected": max_rejected}
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "max_rejected", "max_dropped"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"runs"})

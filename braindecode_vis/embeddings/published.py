@@ -16,7 +16,7 @@ from typing import Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, DataError, check_option
+from braindecode_vis.base.checks import BraindecodeVisError, DataError, check_option
 from braindecode_vis.base.digests import find_cache_folder, hash_once
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.datasets.manifests import find_package_data
@@ -53,8 +53,6 @@ class PublishedModel(Settings):
         Bytes, about, where the files do not say.
     licence, note
         Terms, and what else to know.
-    removed
-        What to do instead, if its owners withdrew it.
     mark
         How sure it is, as for `braindecode_vis.datasets.manifests.Part`.
     """
@@ -72,14 +70,13 @@ class PublishedModel(Settings):
     size: int | None = None
     licence: str
     note: str = ""
-    removed: str = ""
     mark: Literal["verified", "second-hand", "unconfirmed"]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if bool(self.repository) == bool(self.url):
             raise ValueError(f"{self.name} needs a repository or a url")
-        if not (self.files or self.patterns or self.removed):
+        if not (self.files or self.patterns):
             raise ValueError(f"{self.name} names no files")
         return self
 
@@ -138,8 +135,6 @@ def get_snapshot(repository: str, patterns: list[str], *, cached: bool) -> Path:
 
     Raises
     ------
-    ConfigError
-        If its owners withdrew it.
     DataError
         If what came is not what is published.
     """
@@ -187,15 +182,11 @@ def fetch_model(model: PublishedModel, *, to: Path | None = None) -> Path:
 
     Raises
     ------
-    ConfigError
-        If its owners withdrew it.
     DataError
         If what came is not what is published.
     """
     from huggingface_hub import snapshot_download
 
-    if model.removed:
-        raise ConfigError(f"{model.repository} cannot be fetched: {model.removed}.")
     folder = Path(
         snapshot_download(
             model.repository, revision=model.revision or None, allow_patterns=model.list_patterns(),
@@ -279,7 +270,7 @@ def fetch(model: PublishedModel, *, to: Path | None = None) -> Path:
             raise DataError(f"{model.name} was not fetched: {error}.") from error
         return target
     try:
-        if not model.removed and (to is not None or find_cached(model) is None):
+        if to is not None or find_cached(model) is None:
             from huggingface_hub import constants
 
             check_answers(constants.ENDPOINT)

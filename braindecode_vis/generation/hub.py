@@ -1,4 +1,4 @@
-"""Generators on stock pipelines of diffusers: Stable Diffusion with an IP-Adapter, unCLIP and Kandinsky 2.2.
+"""Generators on stock pipelines of diffusers: SDXL-Turbo and Stable Diffusion with an IP-Adapter.
 
 Owns how each pipeline is loaded and called, and the loop that turns embeddings into images row by row reproducibly:
 every row has its own noise, so that neither batch size nor neighbours change an image. SDXL-Turbo is the second stage
@@ -542,107 +542,6 @@ class AdaptedDiffusion:
         finally:
             del pipeline.prepare_ip_adapter_image_embeds
         return made.images
-
-
-class StableUnclip:
-    """Stable Diffusion 2.1 unCLIP.
-
-    Parameters
-    ----------
-    folder
-        The pipeline.
-    options
-        Steps, guidance and arithmetic.
-    prompt
-        Text that leads the image besides the embedding.
-    """
-
-    absent_image = None
-
-    def __init__(self, folder: Path, options: HubOptions, *, prompt: str) -> None:
-        from diffusers import StableUnCLIPImg2ImgPipeline
-
-        self.options, self.prompt = options, prompt
-        self.pipeline = load_pipeline(StableUnCLIPImg2ImgPipeline.from_pretrained, folder, options)
-        place(self.pipeline, options)
-
-    @property
-    def condition_shape(self) -> tuple[int, ...]:
-        """Size of the embedding; the network sees it beside its noise level of equal size."""
-        return (int(self.pipeline.unet.config.projection_class_embeddings_input_dim) // 2,)
-
-    def draw(self, batch: HubBatch) -> np.ndarray:
-        """Return float images in 0..1 of shape (n, height, width, 3); initial images are not taken."""
-        import torch
-
-        pipeline, side = self.pipeline, self.options.image_size
-        return pipeline(
-            prompt=batch.prompts or [self.prompt] * len(batch.conditions),
-            image_embeds=torch.from_numpy(batch.conditions).to(self.options.torch_device, pipeline.unet.dtype),
-            noise_level=0, num_inference_steps=self.options.steps, guidance_scale=self.options.guidance,
-            height=side, width=side, generator=batch.generators,
-            output_type="np",
-        ).images  # fmt: skip
-
-
-class Kandinsky:
-    """The decoder of Kandinsky 2.2, whose guidance leads away from the embedding of a grey image.
-
-    Parameters
-    ----------
-    folder
-        The pipeline.
-    options
-        Steps, guidance and arithmetic.
-    """
-
-    absent_image = CLIP_GREY
-
-    def __init__(self, folder: Path, options: HubOptions) -> None:
-        from diffusers import KandinskyV22Pipeline
-
-        self.options = options
-        self.pipeline = load_pipeline(KandinskyV22Pipeline.from_pretrained, folder, options)
-        place(self.pipeline, options)
-
-    @property
-    def condition_shape(self) -> tuple[int, ...]:
-        """Size of the embedding."""
-        return (int(self.pipeline.unet.config.encoder_hid_dim),)
-
-    def draw(self, batch: HubBatch) -> np.ndarray:
-        """Return float images in 0..1 of shape (n, height, width, 3)."""
-        import torch
-        from diffusers import KandinskyV22Img2ImgPipeline
-
-        pipeline: Any = self.pipeline
-        side = self.options.image_size or 512
-
-        def move(rows: np.ndarray) -> Any:
-            return torch.from_numpy(np.ascontiguousarray(rows)).to(
-                self.options.torch_device, pipeline.unet.dtype
-            )
-
-        more: dict[str, Any] = {}
-        if batch.initial is not None:
-            check_scheduler(pipeline.scheduler, ("add_noise",), "a start from an image")
-            kind: Any = KandinskyV22Img2ImgPipeline
-            pipeline = kind(**pipeline.components)
-            pipeline.set_progress_bar_config(disable=True)
-            if self.options.offload != "none":
-                place(pipeline, self.options)
-            # As PIL images, whose range no version of the pipeline mistakes.
-            more = {
-                "image": pipeline.numpy_to_pil(resize_initial(batch.initial, side)),
-                "strength": batch.strength,
-            }
-        n, absent = len(batch.conditions), batch.negative
-        absent = np.zeros_like(batch.conditions) if absent is None else np.repeat(absent, n, axis=0)
-        return pipeline(
-            image_embeds=move(batch.conditions), negative_image_embeds=move(absent),
-            num_inference_steps=self.options.steps, guidance_scale=self.options.guidance, height=side,
-            width=side, generator=batch.generators, output_type="np", **more,
-        ).images  # fmt: skip
 
 
 def check_prompts(pipeline: Any, prompts: Mapping[str, str]) -> None:

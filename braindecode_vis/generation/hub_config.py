@@ -1,4 +1,4 @@
-"""Settings of the generators with published weights: Stable Diffusion, its unCLIP, Kandinsky, Versatile Diffusion.
+"""Settings of the generators with published weights: SDXL-Turbo, Stable Diffusion, Versatile Diffusion.
 
 Owns where their weights come from (a folder, or the hub by consent), what of them enters the fingerprint, and which
 spaces each is conditioned on. Nothing is downloaded unless that was allowed. The pipelines are in `hub`, `token_unclip`
@@ -7,8 +7,8 @@ and `versatile_diffusion`.
 References
 ----------
 Li et al. (2024), ATM, arXiv:2403.07721; Ye et al. (2023), IP-Adapter, arXiv:2308.06721; Sauer et al. (2023),
-SDXL-Turbo, arXiv:2311.17042; Ramesh et al. (2022), unCLIP, arXiv:2204.06125; Rombach et al. (2022), arXiv:2112.10752;
-Razzhigaev et al. (2023), Kandinsky, arXiv:2310.03502; Scotti et al. (2024), MindEye2, arXiv:2403.11207; Benchetrit et
+SDXL-Turbo, arXiv:2311.17042; Rombach et al. (2022), arXiv:2112.10752;
+Scotti et al. (2024), MindEye2, arXiv:2403.11207; Benchetrit et
 al. (2023), arXiv:2310.19812; Ozcelik and VanRullen (2023), Brain-Diffuser, arXiv:2303.05334.
 """
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -110,8 +109,7 @@ class HubConfig(GeneratorSettings):
             from braindecode_vis.generation.hub import check_offload
 
             check_offload(self.offload, self.options.torch_device)
-        model = find_model(self.repository)
-        if not (self.allow_download or may_download()) or (model is not None and model.removed):
+        if not (self.allow_download or may_download()):
             self.find_folder()
 
     def find_folder(self) -> Path:
@@ -348,66 +346,6 @@ class VersatileDiffusionConfig(HubConfig):
         )  # fmt: skip
 
 
-class UnclipConfig(HubConfig):
-    """Stable Diffusion 2.1 unCLIP, conditioned on one CLIP image embedding.
-
-    The ``-h`` weights take OpenCLIP ViT-H/14 (laion2b, 1024 values), the ``-l`` weights OpenAI's ViT-L/14 (768), both
-    projected and not normalised. Guidance and steps are those of the pipeline.
-
-    Parameters
-    ----------
-    prompt
-        Text that leads the image besides the embedding.
-    """
-
-    kind: Literal["unclip"] = "unclip"
-    prompt: str = ""
-    condition_spaces: tuple[str, ...] = (
-        "openclip/ViT-H-14/*/output/own/raw/*",
-        "openclip/ViT-L-14-quickgelu/*/output/own/raw/*",
-        "transformers/clip/*/output/own/raw/*",
-    )
-    steps: int = Field(default=20, ge=1)
-    guidance: float = Field(default=10.0, ge=0)
-
-    removed_settings: ClassVar[Mapping[str, Any]] = {"noise_level": 0}
-
-    repository: ClassVar[str] = "stabilityai/stable-diffusion-2-1-unclip"
-    supports_prompts: ClassVar[bool] = True
-
-    def load(self) -> Any:
-        """Return the pipeline."""
-        from braindecode_vis.generation.hub import StableUnclip
-
-        return StableUnclip(self.find_folder(), self.options, prompt=self.prompt)
-
-
-class KandinskyConfig(HubConfig):
-    """The decoder of Kandinsky 2.2, conditioned on one embedding of CLIP ViT-bigG/14 (1280 values, not normalised).
-
-    Guidance leads away from the embedding of an image of CLIP's mean colour, which the condition's encoder computes.
-    """
-
-    kind: Literal["kandinsky"] = "kandinsky"
-    condition_spaces: tuple[str, ...] = (
-        "openclip/ViT-bigG-14/*/output/own/raw/*",
-        "transformers/clip/*/output/own/raw/*",
-    )
-    steps: int = Field(default=50, ge=1)
-    guidance: float = Field(default=4.0, ge=0)
-    image_size: int | None = Field(default=512, ge=64, multiple_of=64)
-
-    repository: ClassVar[str] = "kandinsky-community/kandinsky-2-2-decoder"
-    supports_initial: ClassVar[bool] = True
-
-    def load(self) -> Any:
-        """Return the pipeline."""
-        from braindecode_vis.generation.hub import Kandinsky
-
-        return Kandinsky(self.find_folder(), self.options)
-
-
-#: What MindEye2's refinement leads away from (enhanced_recon_inference.ipynb), as facts of its protocol.
 def find_folder(
     weights: Path | None,
     allow_download: bool,
@@ -448,16 +386,10 @@ def find_folder(
         )
     patterns = ["*.json", "*.txt", "*.safetensors"]  # never a pickle
     refusal = f"the {what} has no weights: set generator.weights to a folder that holds {place}"
-    if (known := find_model(repository)) is not None and not known.removed and (size := known.count_bytes()):
+    if (known := find_model(repository)) is not None and (size := known.count_bytes()):
         refusal += f" ({describe_bytes(size)}; braindecode-vis weights fetch {known.name})"
     if not repository:
         raise ConfigError(f"{refusal}.")
-    if (model := find_model(repository)) is not None and model.removed:
-        with suppress(Exception):  # it may have been fetched before
-            folder = get_snapshot(repository, patterns, cached=True)
-            check_pipeline(folder, unused)
-            return folder
-        raise ConfigError(f"{refusal}; {model.removed}.")
     return find_published(
         lambda cached: get_snapshot(repository, patterns, cached=cached),
         name_repository(repository), allow_download=allow_download, check=lambda found: check_pipeline(found, unused),

@@ -330,7 +330,7 @@ def fit_autoreject(session: Sequence[Piece], plan: EpochPlan, config: Autoreject
     counts = [n for n in config.n_interpolate if n <= len(first.ch_names) - 3]
     if not counts:
         raise ConfigError(
-            f"dataset.autoreject.n_interpolate must leave three of the {len(first.ch_names)} channels."
+            f"dataset.autoreject needs four channels or more, and there are {len(first.ch_names)}; leave it out."
         )
     fitted = autoreject.AutoReject(
         n_interpolate=counts, consensus=list(config.consensus), cv=config.n_folds, thresh_method="random_search",

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, Score
 from braindecode_vis.base.checks import ConfigError, DataError, check_installed
@@ -54,8 +54,6 @@ class CaptionScoresConfig(Settings):
         Folder of a GIT or BLIP network that describes reconstructions; without it those rows are not computed.
     sentence_encoder
         ``minilm`` (the extra ``text``), or the folder of another sentence encoder, for the similarity of meaning.
-    max_new_tokens, n_beams
-        Length and search of written captions.
     batch_size, device
         How it runs.
     """
@@ -63,20 +61,17 @@ class CaptionScoresConfig(Settings):
     bank: Path
     captioner: Path | None = None
     sentence_encoder: Literal["minilm"] | Path | None = Field(default=None, union_mode="left_to_right")
-    max_new_tokens: int = Field(default=20, ge=1)
-    n_beams: int = Field(default=1, ge=1)
     batch_size: int = Field(default=8, ge=1)
     device: str = Field(default="auto", pattern="^(auto|cpu|cuda)$")
+
+    #: Length and search of written captions.
+    max_new_tokens: ClassVar[int] = 20
+    n_beams: ClassVar[int] = 1
+    removed_settings: ClassVar[Mapping[str, Any]] = {"max_new_tokens": max_new_tokens, "n_beams": n_beams}
 
     not_hashed: ClassVar[frozenset[str]] = frozenset(
         {"bank", "captioner", "sentence_encoder", "batch_size", "device"}
     )
-
-    @model_validator(mode="after")
-    def _check_used(self) -> Self:
-        if self.captioner is None:
-            self.refuse_unused("max_new_tokens", "n_beams", because="only a captioner writes captions")
-        return self
 
     @property
     def sentence_folder(self) -> Path | None:

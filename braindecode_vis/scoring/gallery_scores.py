@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, MappedRows, Score, normalise_rows
 from braindecode_vis.base.checks import DataError, require
@@ -54,16 +53,16 @@ class LargeGalleryConfig(Settings):
     search
         ``exact`` compares every query with every candidate; ``faiss`` looks at the likeliest ones (extra ``search``),
         and its recall of the ten nearest stands beside the scores.
-    n_probe
-        Of ``faiss``: cells that are searched, of as many as the root of the number of candidates.
-    n_checked
-        Of ``faiss``: queries, drawn at random, that are searched exactly too, for the recall.
     """
 
     bank: Path
     search: Literal["exact", "faiss"] = "exact"
-    n_probe: int = Field(default=32, ge=1)
-    n_checked: int = Field(default=200, ge=1)
+
+    #: Of ``faiss``: cells that are searched, of as many as the root of the number of candidates.
+    n_probe: ClassVar[int] = 32
+    #: Of ``faiss``: queries, drawn at random, that are searched exactly too, for the recall.
+    n_checked: ClassVar[int] = 200
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_probe": n_probe, "n_checked": n_checked}
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"bank"})
 

@@ -209,7 +209,7 @@ def test_a_prior_learns_from_predictions_of_held_out_trials():
         (lambda d, X, p: bdv.Decoder("lda").fit(X, np.arange(60) % 2, images=p), "leave images out"),
         (lambda d, X, p: bdv.Decoder(target="pixel").fit(X, p), "pixels"),
         (
-            lambda d, X, p: bdv.Decoder(encoder=RIDGE, generator="unclip").fit(X, p).reconstruct(X),
+            lambda d, X, p: bdv.Decoder(encoder=RIDGE, generator="sdxl_turbo").fit(X, p).reconstruct(X),
             "generator",
         ),
     ],

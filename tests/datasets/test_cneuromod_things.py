@@ -5,7 +5,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from pydantic import ValidationError
 
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
@@ -83,25 +82,12 @@ def test_people_have_the_numbers_of_the_collection(root):
     assert padded.open_betas().subjects == ("01", "02")
 
 
-def test_other_splits_and_unanswered_trials(root):
+def test_other_splits(root):
     config = CneuromodThingsConfig(root=root, subjects=(1,))
-    whole = config.open_betas().n_trials
-    dropped = CneuromodThingsConfig(root=root, subjects=(1,), unanswered="drop").open_betas()
-    assert dropped.n_trials < whole
-    for part in dropped.parts:
-        assert part.trials["answered"].all()
-        assert part.read(0, len(part.trials)).shape == (len(part.trials), part.n_voxels)
     with pytest.raises(DataError, match=r"no test trial: the sixth image .* change dataset\.test"):
         CneuromodThingsConfig(root=root, subjects=(1,), test="exemplars").open_betas()
-    trials = pd.concat(
-        part.trials
-        for part in CneuromodThingsConfig(root=root, subjects=(1,), test_every=5).open_betas().parts
-    )
-    assert ((trials["split"] == "test") == (trials["category_nr"] % 5 == 0)).all()
-    with pytest.raises(
-        ValidationError, match=r"test_every is 5, which nothing looks at: .*leave test_every out"
-    ):
-        CneuromodThingsConfig(root=root, test="exemplars", test_every=5)
+    trials = pd.concat(part.trials for part in config.open_betas().parts)
+    assert ((trials["split"] == "test") == (trials["category_nr"] % 10 == 0)).all()
     one = CneuromodThingsConfig(root=root, subjects=(1,), sessions=(2,)).open_betas()
     assert {part.group for part in one.parts} == {("01", "02")}
 

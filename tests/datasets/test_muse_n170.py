@@ -13,6 +13,7 @@ from braindecode_vis.datasets.muse_n170 import MuseN170Config, estimate_rate, fi
 from braindecode_vis.encoders.category_decoders import LdaConfig
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.preprocessing.splits import LeaveOneRunOutConfig
+from tests.constants import replace_constants
 
 N_EVENTS = 24
 
@@ -82,8 +83,8 @@ def test_large_epochs_are_left_out_counted_and_bounded(tmp_path):
     assert 4 <= n_rejected <= 8  # a neighbour's epoch may reach into the artefact
     assert len(read_responses(tmp_path / "out/responses").trials) == 2 * N_EVENTS - n_rejected
     with pytest.raises(DataError, match=r"run 01, file .*epochs exceed 150 microvolt .* bound of 5%"):
-        MuseN170Config(root=tmp_path, max_rejected=0.05).open_epochs()
-    kept = MuseN170Config(root=tmp_path, reject=None, max_rejected=0.0).open_epochs()
+        replace_constants(MuseN170Config, max_rejected=0.05)(root=tmp_path).open_epochs()
+    kept = replace_constants(MuseN170Config, max_rejected=0.0)(root=tmp_path, reject=None).open_epochs()
     assert kept.n_trials == 2 * N_EVENTS
 
 

@@ -94,8 +94,9 @@ def test_images_are_the_middle_square_as_it_was_shown(root, tmp_path):
         assert np.abs(kept - shown).mean() < 2
     with h5py.File(root / "nsddata_stimuli/stimuli/nsdsynthetic/nsdsynthetic_stimuli.hdf5") as file:
         stored = file["imgBrick"][0]
-    linear = NsdSyntheticConfig(root=root, tone="stored", core=False, image_size=54).open_betas()
-    np.testing.assert_array_equal(linear.read_image(0), stored[:, (width - height) // 2 :][:, :height])
+    linear = stored[:, (width - height) // 2 :][:, :height] / 255
+    shown = NsdSyntheticConfig(root=root, core=False, image_size=54).open_betas().read_image(0)
+    np.testing.assert_array_equal(shown, (np.sqrt(linear) * 255).astype(np.uint8))
 
 
 def test_one_task_alone_and_the_check(root):

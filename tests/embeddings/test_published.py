@@ -18,7 +18,7 @@ from braindecode_vis.embeddings.autoencoders import AutoencoderKLConfig
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.published import PublishedModel, WeightFile, read_models
 from braindecode_vis.embeddings.timm_models import TimmConfig
-from braindecode_vis.generation.hub_config import KandinskyConfig, SdxlTurboConfig, UnclipConfig
+from braindecode_vis.generation.hub_config import SdxlTurboConfig
 from tests.datasets.loopback import serve
 
 REVISION = "31f26fdeee1355a5c34592e401dd41e45d25a493"
@@ -207,7 +207,7 @@ def test_every_hub_model_of_configurations_and_generators_is_listed():
     named = list_configured()
     assert len(named) >= 6
     assert named <= known
-    assert {config.repository for config in (SdxlTurboConfig, UnclipConfig, KandinskyConfig)} <= known
+    assert SdxlTurboConfig.repository in known
     assert {
         "h94/IP-Adapter",
         "stabilityai/sd-vae-ft-mse",
@@ -219,7 +219,7 @@ def test_every_hub_model_of_configurations_and_generators_is_listed():
 def test_a_model_without_a_revision_says_so():
     for model in read_models().values():
         assert model.licence, model.name
-        if model.repository and not model.revision and not model.removed:
+        if model.repository and not model.revision:
             assert model.mark == "unconfirmed" or model.name == "clip_vit_bigg14", model.name
         assert not any(pattern.endswith((".pth", ".bin", ".ckpt")) for pattern in model.patterns), model.name
 
@@ -235,18 +235,6 @@ def test_sdxl_turbo_is_four_files_in_half_precision():
     assert 6.8e9 < model.count_bytes() < 7.1e9
 
 
-def test_a_withdrawn_model_says_what_to_use_instead(hub):
-    """``--allow-download`` let the hub be asked for a repository that its owners removed, and said that it failed."""
-    with (
-        give_consent(download=True),
-        pytest.raises(ConfigError, match=r"removed it .*sd2-community.*generator\.weights"),
-    ):
-        UnclipConfig().check_files()
-    with pytest.raises(ConfigError, match=r"stable-diffusion-2-1-unclip cannot be fetched: its authors"):
-        published.fetch(read_models()["unclip"])
-    assert not hub.requests
-
-
 def test_hashes_that_conflict_are_told():
     assert re.search(r"conflict.*0d5318839ad03607.*657723e09f46a7c3", read_models()["clip_vit_bigg14"].note)
 
@@ -259,9 +247,6 @@ def test_the_verb_lists_and_fetches(hub, monkeypatch, command_line, tmp_path):
     assert f"revision: {REVISION}" in said
     assert "elsewhere: --set target.weights=PATH" in said
     assert len(json.loads(command_line("weights", "list", "--json").stdout)["weights"]) == len(read_models())
-    done = command_line("weights", "fetch", "unclip")
-    assert done.returncode == 2
-    assert "sd2-community/stable-diffusion-2-1-unclip" in done.stderr
     assert "weights fetch needs names" in command_line("weights", "fetch").stderr
     assert "did you mean 'taesd'" in command_line("weights", "fetch", "tasd").stderr
     model, files = know(monkeypatch)

@@ -214,68 +214,6 @@ def make_dual_data(space, text_space, *, n_tokens=5, n_text_tokens=77):
     return replace(data, text_encoder=EmptyText(n_text_tokens), texts=texts)
 
 
-def write_unclip(folder):
-    from diffusers import DDIMScheduler, DDPMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
-    from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
-        StableUnCLIPImageNormalizer,
-    )
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPTextModel,
-        CLIPVisionConfig,
-        CLIPVisionModelWithProjection,
-    )
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            sample_size=16, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), norm_num_groups=4,
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), block_out_channels=(8, 16),
-            attention_head_dim=(2, 4), class_embed_type="projection",
-            projection_class_embeddings_input_dim=2 * SIZE, cross_attention_dim=32, layers_per_block=1,
-            use_linear_projection=True,
-        )  # fmt: skip
-        vision = CLIPVisionConfig(
-            hidden_size=8, projection_dim=SIZE, num_hidden_layers=1, num_attention_heads=2, image_size=16,
-            intermediate_size=8, patch_size=8,
-        )  # fmt: skip
-        StableUnCLIPImg2ImgPipeline(
-            feature_extractor=CLIPImageProcessor(crop_size=16, size=16),
-            image_encoder=CLIPVisionModelWithProjection(vision),
-            image_normalizer=StableUnCLIPImageNormalizer(embedding_dim=SIZE),
-            image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
-            tokenizer=write_tokenizer(folder / "words"), text_encoder=CLIPTextModel(make_text_config()), unet=unet,
-            scheduler=DDIMScheduler(prediction_type="v_prediction", set_alpha_to_one=False, steps_offset=1),
-            vae=make_vae(),
-        ).save_pretrained(folder / "unclip")  # fmt: skip
-    return folder / "unclip"
-
-
-def write_kandinsky(folder):
-    from diffusers import DDPMScheduler, KandinskyV22Pipeline, UNet2DConditionModel, VQModel
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            in_channels=4, out_channels=8, addition_embed_type="image", block_out_channels=(32, 64),
-            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-            mid_block_type="UNetMidBlock2DSimpleCrossAttn", layers_per_block=1, encoder_hid_dim=SIZE,
-            encoder_hid_dim_type="image_proj", cross_attention_dim=32, attention_head_dim=4,
-            resnet_time_scale_shift="scale_shift", class_embed_type=None,
-        )  # fmt: skip
-        movq = VQModel(
-            block_out_channels=[32, 64], down_block_types=["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
-            latent_channels=4, layers_per_block=1, norm_num_groups=8, norm_type="spatial", num_vq_embeddings=12,
-            up_block_types=["AttnUpDecoderBlock2D", "UpDecoderBlock2D"], vq_embed_dim=4,
-        )  # fmt: skip
-        scheduler = DDPMScheduler(
-            beta_schedule="linear", beta_start=0.00085, beta_end=0.012, variance_type="learned_range"
-        )
-        KandinskyV22Pipeline(unet=unet, movq=movq, scheduler=scheduler).save_pretrained(folder / "kandinsky")
-    return folder / "kandinsky"
-
-
 def write_token_unclip(folder, *, told=True, room=4):
     from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.store import read_json, read_responses, read_stimuli
-from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
+from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig, BoldSettings
 from braindecode_vis.datasets.sources.bold_source import CleanConfig, GlmConfig, WindowConfig
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.parts.phantom.formats import bids_fmri as phantom
@@ -245,15 +245,17 @@ def test_mask_file_of_another_grid_is_refused(tree, tmp_path):
             make_config(tree[0], mask=path).open_bold()
 
 
-def test_constant_voxels_are_bounded(tree, tmp_path):
+def test_constant_voxels_are_bounded(tree, tmp_path, monkeypatch):
     path = tmp_path / "mask.nii.gz"
     wide = MASK.copy()
     wide[0, 0, 0] = True
     nib.Nifti1Image(wide.astype(np.uint8), AFFINE).to_filename(path)
-    config = make_config(tree[0], mask=path, model=make_window(), max_constant=0.01)
+    config = make_config(tree[0], mask=path, model=make_window())
+    monkeypatch.setattr(BoldSettings, "max_constant", 0.01)
     with pytest.raises(DataError, match="1 of the 25 voxels of the mask never change, above the bound of 1%"):
         write_bold(config, tmp_path / "a")
-    write_bold(config.model_copy(update={"max_constant": 0.05}), tmp_path / "b")
+    monkeypatch.setattr(BoldSettings, "max_constant", 0.05)
+    write_bold(config, tmp_path / "b")
     responses = read_responses(tmp_path / "b" / "responses")
     assert not responses.data[:, 0].any()
     meta = read_json(tmp_path / "b" / "responses" / "meta.json")

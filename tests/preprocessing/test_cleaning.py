@@ -15,7 +15,11 @@ from braindecode_vis.base.arrays import Recording
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import read_responses
-from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
+from braindecode_vis.datasets.sources.cleaning_options import (
+    AutorejectConfig,
+    CleaningOptions,
+    IcaConfig,
+)
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochedPart,
@@ -344,14 +348,15 @@ def test_components_of_the_eyes_are_removed(tmp_path, signal, events, method):
     np.testing.assert_array_equal(cleaned.data, again.data)
 
 
-def test_components_do_not_see_test_trials(tmp_path, events):
+def test_components_do_not_see_test_trials(tmp_path, events, monkeypatch):
     """Test sequences are joined on behind a marked seam, so that not even a filter reaches back."""
     seam = int(events.loc[events["split"] == "train", "sample"].max()) + 1000
     events.loc[events["split"] == "test", "sample"] += 2000
     dirty, _ = add_blinks(make_signal(int(events["sample"].max()) + 1500))
     poisoned = dirty.copy()
     poisoned[:, seam:] *= np.linspace(1, 30, 12)[:, None]
-    options = {"ica": {"max_samples": 20000}}
+    monkeypatch.setattr(IcaConfig, "max_samples", 20000)
+    options = {"ica": True}
     clean = write(make_source(dirty, events, boundaries=(seam,)), tmp_path / "a", **options)
     worse = write(make_source(poisoned, events, boundaries=(seam,)), tmp_path / "b", **options)
     train = (clean.trials["split"] == "train").to_numpy()
@@ -382,13 +387,15 @@ def test_the_projection_is_what_mne_applies(signal):
 
 
 @pytest.mark.slow
-def test_bad_trials_are_repaired_or_left_out(tmp_path, signal, events):
+def test_bad_trials_are_repaired_or_left_out(tmp_path, signal, events, monkeypatch):
     pytest.importorskip("autoreject")
     broken = signal.copy()
     at = int(events["sample"][12])
     broken[:, at + 20 : at + 40] += 1e-2 * np.random.default_rng(0).standard_normal((12, 20))
-    options = {"n_interpolate": (1,), "consensus": (0.5,), "n_folds": 2, "max_trials": 20}
-    found = write(make_source(broken, events), tmp_path / "a", l_freq=1.0, autoreject=options)
+    quick = {"n_interpolate": (1,), "consensus": (0.5,), "n_folds": 2, "max_trials": 20}
+    for name, value in quick.items():
+        monkeypatch.setattr(AutorejectConfig, name, value)
+    found = write(make_source(broken, events), tmp_path / "a", l_freq=1.0, autoreject=True)
     dropped = json.loads((tmp_path / "a" / "responses" / "meta.json").read_text())["provenance"]["dropped"]
     assert {d["reason"] for d in dropped} == {"rejected by autoreject"}
     assert found.n_trials == len(events) - len(dropped)
@@ -400,7 +407,7 @@ def test_bad_trials_are_repaired_or_left_out(tmp_path, signal, events):
             make_source(broken, events),
             tmp_path / "c",
             l_freq=1.0,
-            autoreject={**options, "max_rejected": 0.001},
+            autoreject={"max_rejected": 0.001},
         )
 
 

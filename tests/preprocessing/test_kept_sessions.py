@@ -210,7 +210,9 @@ def series(tmp_path_factory):
             root, "01", iter(volumes), events, confounds, test_bold.MASK, n_volumes=test_bold.N,
             affine=test_bold.AFFINE, t_r=test_bold.T_R, run="01", session=session,
         )  # fmt: skip
-    return test_bold.make_config(root, max_constant=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(test_bold.BoldSettings, "max_constant", 0.5)
+        yield test_bold.make_config(root)
 
 
 @pytest.fixture

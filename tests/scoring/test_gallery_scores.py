@@ -15,6 +15,7 @@ from braindecode_vis.scoring.gallery_scores import (
     score_large_gallery,
 )
 from braindecode_vis.scoring.retrieval import compute_ranks
+from tests.constants import replace_constants
 
 N, D, TESTED = 3000, 24, 40
 
@@ -43,8 +44,8 @@ def task(tmp_path):
     )
 
 
-def score(task, search, **settings):
-    config = LargeGalleryConfig(bank="bank", search=search, **settings)
+def score(task, search, **constants):
+    config = replace_constants(LargeGalleryConfig, **constants)(bank="bank", search=search)
     found = score_large_gallery(
         config,
         [task],

@@ -101,8 +101,6 @@ class BoldSettings(AtlasSettings):
         How one response per trial is made.
     pad_subjects
         As in `BetasPlan`.
-    max_constant
-        As in `BoldSource`.
     """
 
     derivatives: Path | None = None
@@ -117,7 +115,10 @@ class BoldSettings(AtlasSettings):
     confounds: ConfoundsConfig = ConfoundsConfig()
     model: ModelConfig = GlmConfig()
     pad_subjects: bool = False
-    max_constant: float = Field(default=0.05, ge=0, lt=1)
+
+    #: As in `BoldSource`.
+    max_constant: ClassVar[float] = 0.05
+    removed_settings: ClassVar[Mapping[str, Any]] = {"max_constant": max_constant}
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "derivatives", "images", "max_constant"})
 

@@ -15,7 +15,7 @@ Gifford, Cichy, Naselaris, Kay (2026), doi:10.1038/s41467-026-69345-9; code gifa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -92,9 +92,6 @@ class NsdSyntheticConfig(NsdConfig):
     untrained
         ``pooled`` standardises the synthetic session with the core sessions, ``own`` with its own test trials, as
         the published analyses do.
-    tone
-        ``shown`` takes the square root of the stored intensities, as the authors' code does before it shows an image to
-        a network; ``stored`` leaves them.
     synthetic_images
         Folder of ``nsdsynthetic_stimuli.hdf5`` and ``nsdsynthetic_colorstimuli_subj0N.hdf5``;
         ``nsddata_stimuli/stimuli/nsdsynthetic`` below the root by default.
@@ -103,8 +100,9 @@ class NsdSyntheticConfig(NsdConfig):
     kind: Literal["nsd_synthetic"] = "nsd_synthetic"  # type: ignore[assignment]
     tasks: tuple[Task, ...] = ("fixation", "one_back")
     core: bool = True
-    tone: Literal["shown", "stored"] = "shown"
     synthetic_images: Path | None = None
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"tone": "shown"}
 
     not_hashed: ClassVar[frozenset[str]] = NsdConfig.not_hashed | {"synthetic_images"}
 
@@ -279,9 +277,7 @@ class NsdSyntheticConfig(NsdConfig):
         return FmriSource((tested,), stimuli, self.make_plan(), UNIT, geometry, None, read_image, notes)
 
     def _open_images(self, root: Path, own: pd.DataFrame) -> SyntheticImages:
-        return SyntheticImages(
-            self._find_images(root), own["synthetic_id"].to_numpy(), shown=self.tone == "shown"
-        )
+        return SyntheticImages(self._find_images(root), own["synthetic_id"].to_numpy())
 
     def _describe(self, training: list[BetasPart], tested: BetasPart) -> str:
         import pandas as pd
@@ -307,11 +303,9 @@ class SyntheticImages:
         The two HDF5 files.
     rows
         Number of each image, from 0 over both files.
-    shown
-        Take the square root of the intensities.
     """
 
-    def __init__(self, paths: list[Path], rows: np.ndarray, *, shown: bool) -> None:
+    def __init__(self, paths: list[Path], rows: np.ndarray) -> None:
         first = ImageBrick(paths[0], np.zeros(1, int))
         n_common = first.n_images
         second = ImageBrick(paths[1], np.zeros(1, int))
@@ -320,7 +314,7 @@ class SyntheticImages:
                 f"the design shows image {rows.max() + 1}, but {paths[0].name} and {paths[1].name} hold {n_common} and "
                 f"{second.n_images}: fetch both again."
             )
-        self.bricks, self.rows, self.n_common, self.shown = (first, second), rows, n_common, shown
+        self.bricks, self.rows, self.n_common = (first, second), rows, n_common
 
     def __call__(self, row: int) -> np.ndarray:
         """Return one image as uint8 of shape (height, width, 3)."""
@@ -330,8 +324,8 @@ class SyntheticImages:
         if row == len(self.rows) - 1:
             for each in self.bricks:
                 each.close()
-        # As gifale95/NSD-synthetic: sqrt(image / 255) * 255, cut to whole numbers.
-        return (np.sqrt(image / 255) * 255).astype(np.uint8) if self.shown else image
+        # Stored are intensities. As gifale95/NSD-synthetic before a network sees them: sqrt(image / 255) * 255, cut.
+        return (np.sqrt(image / 255) * 255).astype(np.uint8)
 
 
 def read_order(path: Path) -> np.ndarray:

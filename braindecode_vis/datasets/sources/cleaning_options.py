@@ -12,6 +12,7 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -57,8 +58,6 @@ class IcaConfig(Settings):
         Electrodes that stand for the eyes; by default those of Fp1, Fpz, Fp2, AF7 and AF8 that were recorded.
     threshold
         Smallest absolute correlation of a component that is taken out; 0.7 is our choice.
-    max_samples
-        Largest number of samples that are fitted; evenly spaced ones are taken.
     """
 
     method: Literal["fastica", "picard"] = "fastica"
@@ -66,7 +65,10 @@ class IcaConfig(Settings):
     eyes: tuple[str, ...] | None = None
     threshold: float = Field(default=0.7, gt=0, le=1)
     # A rule of thumb asks for 20 samples per squared number of components; 63 components need 80,000.
-    max_samples: int = Field(default=100_000, ge=1000)
+
+    #: Largest number of samples that are fitted; evenly spaced ones are taken.
+    max_samples: ClassVar[int] = 100_000
+    removed_settings: ClassVar[Mapping[str, Any]] = {"max_samples": max_samples}
 
 
 class AutorejectConfig(Settings):
@@ -76,29 +78,33 @@ class AutorejectConfig(Settings):
 
     Parameters
     ----------
-    n_interpolate, consensus
-        Candidates of the cross-validation, as in `autoreject.AutoReject`.
-    n_folds
-        Folds of the cross-validation.
     reject
         Which bad trials are left out: those for training (``train``, so that the test set stays that of the protocol),
         ``all``, or ``none``.
     max_rejected
         Largest share of the trials of a session that may be left out before it is an error.
-    max_trials
-        Largest number of training trials that thresholds are learnt from; evenly spaced ones are taken.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("autoreject",)
 
     # Coarser than autoreject's own grid (1, 4, 32 and eleven shares): the search is the cost of this step, and caps of
     # 32 to 64 electrodes allow few repairs.
-    n_interpolate: tuple[int, ...] = (1, 4, 8)
-    consensus: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
-    n_folds: int = Field(default=5, ge=2)
     reject: Literal["train", "all", "none"] = "train"
     max_rejected: float = Field(default=0.5, gt=0, le=1)
-    max_trials: int = Field(default=300, ge=10)
+
+    #: Candidates of the cross-validation, as in `autoreject.AutoReject`.
+    n_interpolate: ClassVar[tuple[int, ...]] = (1, 4, 8)
+    consensus: ClassVar[tuple[float, ...]] = (0.2, 0.4, 0.6, 0.8)
+    #: Folds of the cross-validation.
+    n_folds: ClassVar[int] = 5
+    #: Largest number of training trials that thresholds are learnt from; evenly spaced ones are taken.
+    max_trials: ClassVar[int] = 300
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "n_interpolate": n_interpolate,
+        "consensus": consensus,
+        "n_folds": n_folds,
+        "max_trials": max_trials,
+    }
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.digests import digest_files
@@ -37,7 +34,6 @@ from braindecode_vis.datasets.sources.meeg_source import (
     MeegSettings,
     MeegSource,
     add_cleaning,
-    drop_events,
     number_repetitions,
     sample_part,
 )
@@ -92,8 +88,6 @@ class ThingsEeg2Config(MeegSettings):
     tmin, tmax, baseline, mvnn, mvnn_channels, resampling
         As in `EpochPlan`; published epochs keep what their publisher chose: those of 250 Hz were resampled by ``mne``
         and whitened over all 63 channels, the official ones by ``mne`` and over their 17.
-    max_train_repetitions, max_test_repetitions
-        Keep the first ones of each subject and image only.
     trust_pickle
         Open ``.pt`` files, which may run any code when opened. Given with the call, never by a file.
     event_column
@@ -105,10 +99,13 @@ class ThingsEeg2Config(MeegSettings):
     subjects: tuple[int, ...] | None = None
     sessions: tuple[int, ...] | None = None
     channels: Literal["auto", "all63", "posterior17"] | tuple[str, ...] = "auto"
-    max_train_repetitions: int | None = Field(default=None, ge=1)
-    max_test_repetitions: int | None = Field(default=None, ge=1)
     trust_pickle: bool = False
     event_column: str | None = None
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "max_train_repetitions": None,
+        "max_test_repetitions": None,
+    }
 
     not_hashed: ClassVar[frozenset[str]] = MeegSettings.not_hashed | {"trust_pickle"}
 
@@ -129,10 +126,8 @@ class ThingsEeg2Config(MeegSettings):
         layout = held[0].layout
         parts, notes = open_held(held, self, table, self.find_channels(layout), scratch)
         if layout in ("raw", "bids"):
-            parts = [drop_events(part, _is_kept(part.trials, self)) for part in number_repetitions(parts)]
+            parts = number_repetitions(parts)
             _check_coverage(parts, table, self)
-        else:
-            parts = _limit_published(parts, self)
         shown = set().union(*(part.trials["stimulus_id"] for part in parts))
         stimuli = make_stimuli(table[table["stimulus_id"].isin(shown)], images_root)
         sfreq = 250.0  # of Song et al. (2024), for continuous recordings; published epochs keep their rate
@@ -231,36 +226,12 @@ def _choose(held: list[HeldFile], config: ThingsEeg2Config, root: Path) -> list[
     )
 
 
-def _is_kept(trials: pd.DataFrame, config: ThingsEeg2Config) -> np.ndarray:
-    limits = {"train": config.max_train_repetitions, "test": config.max_test_repetitions}
-    most = trials["split"].map(lambda split: np.inf if limits[split] is None else limits[split])
-    return (trials["repetition"] < most).to_numpy()
-
-
-def _limit_published(parts: list[Any], config: ThingsEeg2Config) -> list[EpochedPart]:
-    limited = []
-    for part in parts:
-        rows = np.flatnonzero(_is_kept(part.trials, config))
-        if len(rows) < len(part.trials):
-            trials = part.trials.iloc[rows].reset_index(drop=True)
-            part = replace(part, trials=trials, read=partial(_read_rows, part.read, rows))
-        limited.append(part)
-    return limited
-
-
-def _read_rows(read: Callable[[int, int], np.ndarray], rows: np.ndarray, start: int, stop: int) -> np.ndarray:
-    rows = rows[start:stop]
-    # Neighbouring epochs are read at once: a read of its own for each would seek in the file every time.
-    runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
-    return np.concatenate([read(int(run[0]), int(run[-1]) + 1) for run in runs])
-
-
 def _check_coverage(parts: list[ContinuousPart], table: pd.DataFrame, config: ThingsEeg2Config) -> None:
     """Training images must be shown equally often over all sessions; otherwise a session is missing."""
     import pandas as pd
 
     # A choice of sessions leaves images out on purpose.
-    if config.sessions is not None or config.max_train_repetitions is not None:
+    if config.sessions is not None:
         return
     listed = table.loc[table["split"] == "train", "stimulus_id"]
     for subject in dict.fromkeys(part.recording.subject for part in parts):

@@ -16,7 +16,7 @@ Sassenhagen and Draschkow (2019), doi:10.1111/psyp.13335 (what cluster latencies
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -87,8 +87,6 @@ class AttributesConfig(Analysis):
         The windows lie inside, s; None is the end of the trial.
     sets
         Sets of regions of interest; None takes all.
-    alphas
-        Penalties of the ridge, chosen inside the training trials.
     alpha
         Level of the tests.
     """
@@ -102,8 +100,11 @@ class AttributesConfig(Analysis):
     tmin: float | None = None
     tmax: float | None = None
     sets: tuple[str, ...] | None = None
-    alphas: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1e1, 1e2, 1e3, 1e4, 1e5), min_length=1)
     alpha: float = Field(default=0.05, gt=0, lt=1)
+
+    #: Penalties of the ridge, chosen inside the training trials.
+    alphas: ClassVar[tuple[Annotated[float, Field(gt=0)], ...]] = (1e1, 1e2, 1e3, 1e4, 1e5)
+    removed_settings: ClassVar[Mapping[str, Any]] = {"alphas": alphas}
 
     uses_encoder: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset({"attributes"})

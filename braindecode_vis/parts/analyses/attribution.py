@@ -13,6 +13,7 @@ Sundararajan et al. (2017), arXiv:1703.01365.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -42,10 +43,6 @@ class IntegratedGradientsConfig(Analysis):
 
     Parameters
     ----------
-    n_steps
-        Points on the path; captum's default.
-    max_trials
-        Test trials of each fold that are explained, the first ones.
     batch_size
         Points computed together; how it runs, not what it computes.
     """
@@ -53,9 +50,13 @@ class IntegratedGradientsConfig(Analysis):
     packages: ClassVar[tuple[str, ...]] = ("captum",)
 
     kind: Literal["integrated_gradients"] = "integrated_gradients"
-    n_steps: int = Field(default=50, ge=8)
-    max_trials: int = Field(default=200, ge=2)
     batch_size: int = Field(default=256, ge=1)
+
+    #: Points on the path; captum's default.
+    n_steps: ClassVar[int] = 50
+    #: Test trials of each fold that are explained, the first ones.
+    max_trials: ClassVar[int] = 200
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_steps": n_steps, "max_trials": max_trials}
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 

@@ -8,8 +8,9 @@ phase shift also spreads activity to earlier times, which matters to no score he
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -51,14 +52,15 @@ class FrequencyBandsConfig(Analysis):
     bands
         Name to lower and upper edge in Hz. Bands above half the sampling rate are left out, one that reaches above it
         is cut there.
-    modes
-        ``only`` keeps a band, ``without`` removes it.
     """
 
     kind: Literal["frequency_bands"] = "frequency_bands"
     metric: RetrievalMetric = "top1"
     bands: dict[str, tuple[float, float]] = Field(default=BANDS, min_length=1)
-    modes: tuple[Literal["only", "without"], ...] = Field(default=("only", "without"), min_length=1)
+
+    #: ``only`` keeps a band, ``without`` removes it.
+    modes: ClassVar[tuple[Literal["only", "without"], ...]] = ("only", "without")
+    removed_settings: ClassVar[Mapping[str, Any]] = {"modes": modes}
 
     @model_validator(mode="after")
     def _check_bands(self) -> FrequencyBandsConfig:

@@ -7,13 +7,13 @@ runs for a category decoder, whose trials know no image).
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import ConfigError, DataError, check_file
@@ -55,29 +55,22 @@ class ConfusionConfig(Analysis):
         File that maps each concept to its category: JSON, or CSV with the columns `concept` and `category`.
     column
         Column of the stimulus table that holds the category instead.
-    prefix
-        Regular expression; what it matches at the beginning of a concept is its category, for example ``^[a-z]+``.
-    max_classes
-        At most this many classes are drawn, those with most trials.
     """
 
     kind: Literal["confusion"] = "confusion"
     categories: Path | None = None
     column: str | None = None
-    prefix: str | None = None
-    max_classes: int = Field(default=40, ge=2)
+
+    #: At most this many classes are drawn, those with most trials.
+    max_classes: ClassVar[int] = 40
+    removed_settings: ClassVar[Mapping[str, Any]] = {"prefix": None, "max_classes": max_classes}
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"categories", "max_classes"})
 
     @model_validator(mode="after")
     def _check_one_source(self) -> ConfusionConfig:
-        if sum(option is not None for option in (self.categories, self.column, self.prefix)) > 1:
-            raise ValueError("give one of categories, column and prefix")
-        if self.prefix is not None:
-            try:
-                re.compile(self.prefix)
-            except re.error as error:
-                raise ValueError(f"prefix {self.prefix!r} is no regular expression: {error}") from error
+        if self.categories is not None and self.column is not None:
+            raise ValueError("give categories or column, not both")
         return self
 
     def hashed_fields(self) -> dict[str, Any]:
@@ -90,7 +83,7 @@ class ConfusionConfig(Analysis):
     def compute(self, study: Study) -> Findings:
         """Decode every test trial and count."""
         decided = decide(study)
-        if any((self.categories, self.column, self.prefix)):
+        if any((self.categories, self.column)):
             category = self._map_concepts(study, set(decided["seen"]) | set(decided["decoded"]))
             decided = decided.assign(
                 seen=decided["seen"].map(category), decoded=decided["decoded"].map(category)
@@ -102,10 +95,7 @@ class ConfusionConfig(Analysis):
         return self._report(study, table, overall, decided)
 
     def _map_concepts(self, study: Study, concepts: set[str]) -> dict[str, str]:
-        if self.prefix is not None:
-            found = {c: re.match(self.prefix, c) for c in concepts}
-            mapping = {c: m.group(0) for c, m in found.items() if m}
-        elif self.column is not None:
+        if self.column is not None:
             table = study.stimuli.table
             if self.column not in table:
                 raise ConfigError(

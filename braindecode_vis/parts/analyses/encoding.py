@@ -70,17 +70,10 @@ class EncodingConfig(Analysis):
         How spaces are put together, and penalties.
     noise_ceiling
         How the ceiling is estimated from repeated test images, as for ``evaluation.noise_ceiling``. None leaves it out.
-    least_ceiling
-        Values are divided by the ceiling where it is at least this (a choice of ours); below, they would be noise over
-        noise.
     width
         Trials with a time axis: samples are averaged over windows of this many seconds; None keeps every sample.
     tmin, tmax
         Trials with a time axis: between these times, s.
-    n_resamples
-        Resamples of the images behind the intervals of maps, and shuffles behind their p-values.
-    fdr
-        False discovery rate at which a map calls a response significant.
     glass
         Draw volumes in nilearn's glass brain; of use in MNI space only.
     """
@@ -89,13 +82,23 @@ class EncodingConfig(Analysis):
     features: tuple[LayerConfig, ...] = ()
     model: EncodingModelConfig = EncodingModelConfig()
     noise_ceiling: CeilingMeasure | None = "ncsnr"
-    least_ceiling: float = Field(default=0.1, gt=0, le=1)
     width: float | None = Field(default=None, gt=0)
     tmin: float | None = None
     tmax: float | None = None
-    n_resamples: int = Field(default=1000, ge=100)
-    fdr: float = Field(default=0.05, gt=0, lt=1)
     glass: bool = False
+
+    #: Values are divided by the ceiling where it is at least this (a choice of ours); below, they would be
+    #: noise over noise.
+    least_ceiling: ClassVar[float] = 0.1
+    #: Resamples of the images behind the intervals of maps, and shuffles behind their p-values.
+    n_resamples: ClassVar[int] = 1000
+    #: False discovery rate at which a map calls a response significant.
+    fdr: ClassVar[float] = 0.05
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "least_ceiling": least_ceiling,
+        "n_resamples": n_resamples,
+        "fdr": fdr,
+    }
 
     uses_encoder: ClassVar[bool] = False
 

@@ -12,9 +12,9 @@ Scotti et al. (2024), MindEye2, arXiv:2403.11207 (fine-tuning on the first hour 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -71,8 +71,6 @@ class FewShotConfig(Analysis):
         subject has are left out; 0 is for ``anatomical`` alone.
     n_draws
         Random choices of these trials per number.
-    n_components
-        Dimensions of the common spaces; one that the run itself sets up keeps its own settings.
     trial_seconds
         Seconds of recording per trial. None takes them from the column `onset` of the trial table, breaks within a run
         included; without one there are no minutes.
@@ -85,8 +83,11 @@ class FewShotConfig(Analysis):
     )
     numbers: tuple[int, ...] = ()
     n_draws: int = Field(default=3, ge=1)
-    n_components: int = Field(default=100, ge=1)
     trial_seconds: float | None = Field(default=None, gt=0)
+
+    #: Dimensions of the common spaces; one that the run itself sets up keeps its own settings.
+    n_components: ClassVar[int] = 100
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_components": n_components}
 
     @model_validator(mode="after")
     def _check_numbers(self) -> Self:

@@ -13,13 +13,12 @@ Radovanovic et al. (2010), JMLR 11 (hubness); Recanatesi et al. (2022), Patterns
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings, Responses, check_same_space, normalise_rows
 from braindecode_vis.base.checks import DataError
@@ -35,19 +34,15 @@ if TYPE_CHECKING:
 
 
 class HubnessConfig(Analysis):
-    """Describe the geometry of predictions and targets.
-
-    Parameters
-    ----------
-    k
-        Neighbours that count as near.
-    n_resamples
-        Resamples of the images behind the intervals.
-    """
+    """Describe the geometry of predictions and targets."""
 
     kind: Literal["hubness"] = "hubness"
-    k: int = Field(default=10, ge=1)
-    n_resamples: int = Field(default=200, ge=50)
+
+    #: Neighbours that count as near.
+    k: ClassVar[int] = 10
+    #: Resamples of the images behind the intervals.
+    n_resamples: ClassVar[int] = 200
+    removed_settings: ClassVar[Mapping[str, Any]] = {"k": k, "n_resamples": n_resamples}
 
     def compute(self, study: Study) -> Findings:
         """Predict the test trials of every fold, and describe predictions and gallery."""

@@ -71,17 +71,8 @@ class ImageryConfig(Analysis):
     ----------
     task
         Value of the trial column `task` that marks imagery.
-    beside
-        Other tasks that are identified in the same way, for comparison, where there are any.
-    set_column
-        Trial column that parts the stimuli into sets; candidates come from the own set. Where it is missing, all
-        stimuli of a task are one set.
     metrics
         ``two_way`` (pairwise identification), ``top<k>`` and ``<k>_way``; those that need more stimuli are left out.
-    average
-        Average the repetitions of a subject and stimulus first.
-    n_shuffles
-        Permutations of the stimulus labels, at least 10 000.
     candidates
         What predictions are compared with: the ``pictures`` of the stimuli; ``text``, the mean vector of their captions
         (or names) by the text side of the target's CLIP network, after the mean of the texts of training images is
@@ -107,16 +98,26 @@ class ImageryConfig(Analysis):
     needs_pictures: ClassVar[bool] = False
 
     task: str = "imagery"
-    beside: tuple[str, ...] = ("vision", "test", "natural", "shapes", "perception")
-    set_column: str = "stimulus_set"
     metrics: tuple[RetrievalMetric, ...] = Field(default=("two_way", "top1", "5_way"), min_length=1)
-    average: bool = True
-    n_shuffles: int = Field(default=MIN_SHUFFLES, ge=MIN_SHUFFLES)
     candidates: Literal["pictures", "text", "words", "captions"] = "pictures"
     bank: Path | None = None
     sentence_encoder: Literal["minilm"] | Path | None = Field(default=None, union_mode="left_to_right")
     own_mean: bool = False
     images: int = Field(default=0, ge=0)
+
+    #: Other tasks that are identified in the same way, for comparison, where there are any.
+    beside: ClassVar[tuple[str, ...]] = ("vision", "test", "natural", "shapes", "perception")
+    #: Trial column that parts the stimuli into sets; candidates come from the own set. Where it is missing, all
+    #: stimuli of a task are one set.
+    set_column: ClassVar[str] = "stimulus_set"
+    #: Permutations of the stimulus labels, at least 10 000.
+    n_shuffles: ClassVar[int] = MIN_SHUFFLES
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "beside": beside,
+        "set_column": set_column,
+        "average": True,
+        "n_shuffles": n_shuffles,
+    }
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"candidates", "own_mean", "images"})
     not_hashed: ClassVar[frozenset[str]] = frozenset({"bank", "sentence_encoder"})
@@ -232,7 +233,7 @@ class ImageryConfig(Analysis):
                 if not len(within):
                     continue
                 test = study.responses.select(within)
-                test = average_repetitions(test) if self.average else test
+                test = average_repetitions(test)
                 if len(pd.unique(test.stimulus_ids)) < 2:  # nothing to tell it from
                     continue
                 queries, gallery = self._compare(study, number, test, bank, find_centre)

@@ -12,7 +12,7 @@ Cichy et al. (2016), doi:10.1038/srep27755; Benchetrit et al. (2024), arXiv:2310
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -54,16 +54,10 @@ class LayerTimeConfig(Analysis):
     layers
         Image encoders, in order of depth; each is a layer (`layer` of openclip, timm, torchvision and transformers).
         The default sets Gabor energy and oriented gradients against the last features of the packaged network.
-    with_targets
-        Add the spaces that the run holds already.
     measure
         ``ridge`` or ``rdm``.
-    alphas
-        Penalties of the ridge, chosen inside the training trials.
     width, step, tmin, tmax
         Of the windows, s (100 ms as in ATM; the step is a choice of ours).
-    n_resamples
-        Resamples and shuffles of the images for ``rdm``, whose bootstrap is slow.
     """
 
     kind: Literal["layer_time"] = "layer_time"
@@ -72,14 +66,23 @@ class LayerTimeConfig(Analysis):
         EngineeredConfig(features=("hog",)),
         EfficientNetConfig(),
     )
-    with_targets: bool = True
     measure: Literal["ridge", "rdm"] = "ridge"
-    alphas: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1e1, 1e2, 1e3, 1e4, 1e5), min_length=1)
     width: float = Field(default=0.1, gt=0)
     step: float = Field(default=0.05, gt=0)
     tmin: float | None = None
     tmax: float | None = None
-    n_resamples: int = Field(default=300, ge=100)
+
+    #: Add the spaces that the run holds already.
+    with_targets: ClassVar[bool] = True
+    #: Penalties of the ridge, chosen inside the training trials.
+    alphas: ClassVar[tuple[Annotated[float, Field(gt=0)], ...]] = (1e1, 1e2, 1e3, 1e4, 1e5)
+    #: Resamples and shuffles of the images for ``rdm``, whose bootstrap is slow.
+    n_resamples: ClassVar[int] = 300
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "with_targets": with_targets,
+        "alphas": alphas,
+        "n_resamples": n_resamples,
+    }
 
     uses_encoder: ClassVar[bool] = False
 

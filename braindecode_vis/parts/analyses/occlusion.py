@@ -11,9 +11,9 @@ Zeiler and Fergus (2014), arXiv:1311.2901.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -59,15 +59,16 @@ class OcclusionConfig(Analysis):
         ``columns`` (channels, parcels or blocks of voxels) and ``time`` (windows).
     width
         Of the windows that are hidden, s (a choice of ours).
-    max_columns
-        Columns beyond this number are hidden in as many blocks of neighbours in the order of the data.
     """
 
     kind: Literal["occlusion"] = "occlusion"
     metric: RetrievalMetric = "two_way"
     over: tuple[Literal["columns", "time"], ...] = Field(default=("columns", "time"), min_length=1)
     width: float = Field(default=0.1, gt=0)
-    max_columns: int = Field(default=128, ge=2)
+
+    #: Columns beyond this number are hidden in as many blocks of neighbours in the order of the data.
+    max_columns: ClassVar[int] = 128
+    removed_settings: ClassVar[Mapping[str, Any]] = {"max_columns": max_columns}
 
     def compute(self, study: Study) -> Findings:
         """Predict with the run's encoders, with and without each part."""

@@ -12,9 +12,9 @@ Haufe et al. (2014), doi:10.1016/j.neuroimage.2013.10.067.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -50,8 +50,6 @@ class SpatialPatternsConfig(Analysis):
         Of the windows over which a time course is averaged, s (a choice of ours).
     tmin, tmax
         The windows lie inside, s; None is the end of the trial.
-    n_resamples
-        Resamples of the images behind the intervals, and shuffles of the trials behind the p-values.
     """
 
     kind: Literal["spatial_patterns"] = "spatial_patterns"
@@ -59,7 +57,10 @@ class SpatialPatternsConfig(Analysis):
     width: float = Field(default=0.1, gt=0)
     tmin: float | None = None
     tmax: float | None = None
-    n_resamples: int = Field(default=1000, ge=100)
+
+    #: Resamples of the images behind the intervals, and shuffles of the trials behind the p-values.
+    n_resamples: ClassVar[int] = 1000
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_resamples": n_resamples}
 
     def compute(self, study: Study) -> Findings:
         """Predict the test trials with the run's encoders, and correlate the predictions with the data."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -93,10 +93,6 @@ class RoisConfig(Analysis):
         Sets of regions (``prf-visualrois``, ``streams``...); None takes every set that the data hold.
     include
         Names of regions; empty takes all.
-    exclude
-        Names of regions that are left out.
-    min_voxels
-        Regions that are smaller in any subject are left out (a choice of ours).
     """
 
     kind: Literal["rois"] = "rois"
@@ -105,8 +101,10 @@ class RoisConfig(Analysis):
     outside: Outside = "cut"
     sets: tuple[str, ...] | None = None
     include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    min_voxels: int = Field(default=10, ge=1)
+
+    #: Regions that are smaller in any subject are left out (a choice of ours).
+    min_voxels: ClassVar[int] = 10
+    removed_settings: ClassVar[Mapping[str, Any]] = {"exclude": (), "min_voxels": min_voxels}
 
     def compute(self, study: Study) -> Findings:
         """Fit and test on the voxels of each region, and on random ones."""
@@ -114,10 +112,10 @@ class RoisConfig(Analysis):
         groups = {
             name: features
             for name, features in list_rois(study.responses, self.sets).items()
-            if (not self.include or name in self.include) and name not in self.exclude
+            if not self.include or name in self.include
             if _count(features) >= self.min_voxels
         }
-        for name in (*self.include, *self.exclude):
+        for name in self.include:
             check_option("the region of interest", name, list_rois(study.responses, self.sets))
         return ablate(
             study, groups, metric=self.metric, n_random=self.n_random, outside=self.outside, kind=self.kind,

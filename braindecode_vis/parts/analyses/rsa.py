@@ -65,8 +65,6 @@ class RsaConfig(Analysis):
         Folder of another run, or of its responses: the same images (by id) in other subjects or another modality.
     width, step
         Windows of time in s; without a width, whole trials.
-    n_resamples
-        Resamples and shuffles of the images.
     """
 
     kind: Literal["rsa"] = "rsa"
@@ -76,7 +74,10 @@ class RsaConfig(Analysis):
     other: Path | None = None
     width: float | None = Field(default=None, gt=0)
     step: float = Field(default=0.05, gt=0)
-    n_resamples: int = Field(default=300, ge=100)
+
+    #: Resamples and shuffles of the images.
+    n_resamples: ClassVar[int] = 300
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_resamples": n_resamples}
 
     uses_encoder: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset({"other"})

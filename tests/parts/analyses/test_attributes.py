@@ -11,6 +11,7 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.embeddings.attribute_table import read_attributes
 from braindecode_vis.parts.analyses.attributes import AttributesConfig, find_decodable, find_rises
 from braindecode_vis.report.figures import render_plot
+from tests.constants import replace_constants
 from tests.parts.analyses.planted import TEN_TWENTY, make_parcel_study, make_study
 
 TIMES = -0.1 + np.arange(40) / 100
@@ -44,9 +45,9 @@ def make_staged_study(folder, *, gain=2.0, **options):
 
 def test_planted_stages_are_found_in_their_order(tmp_path):
     study, path = make_staged_study(tmp_path)
-    found = AttributesConfig(attributes=path, width=0.04, step=0.02, alphas=(10.0,)).compute(
-        replace(study, n_permutations=200, n_bootstrap=100)
-    )
+    found = replace_constants(AttributesConfig, alphas=(10.0,))(
+        attributes=path, width=0.04, step=0.02
+    ).compute(replace(study, n_permutations=200, n_bootstrap=100))
     first = found.table.groupby("attribute").first()
     for name, onset in ONSETS.items():
         # A window that ends at the onset holds no sample of it; the next one does.
@@ -67,7 +68,9 @@ def test_planted_stages_are_found_in_their_order(tmp_path):
 
 def test_the_area_of_whole_trials_is_that_of_scikit_learn(tmp_path):
     study, path = make_staged_study(tmp_path, gain=0.3)
-    config = AttributesConfig(attributes=path, names=("edges",), over="whole", alphas=(100.0,))
+    config = replace_constants(AttributesConfig, alphas=(100.0,))(
+        attributes=path, names=("edges",), over="whole"
+    )
     found = config.compute(study).table.iloc[0]
     train, test = study.pick(study.folds[0].train, "train"), study.pick(study.folds[0].test, "test")
     x, new = train.as_matrix(), test.as_matrix()
@@ -89,28 +92,36 @@ def test_repetitions_and_images_of_a_concept_are_one_item(tmp_path):
     asked, left_out = find_decodable(study, read_attributes(path), strict=False)
     assert left_out == ["constant (one value among training images)"]
     assert not asked.shared  # images of a concept have other signs
-    config = AttributesConfig(attributes=path, names=("edges",), over="whole", alphas=(10.0,))
+    config = replace_constants(AttributesConfig, alphas=(10.0,))(
+        attributes=path, names=("edges",), over="whole"
+    )
     assert config.compute(study).table["n"].iloc[0] == 40
     concepts = ["animal_cat", "animal_dog", "tool_saw", "tool_axe"]
     path.write_text(
         "concept,alive\n" + "\n".join(f"{c},{'yes' if 'animal' in c else 'no'}" for c in concepts)
     )
     assert (
-        AttributesConfig(attributes=path, over="whole", alphas=(10.0,)).compute(study).table["n"].iloc[0] == 4
+        replace_constants(AttributesConfig, alphas=(10.0,))(attributes=path, over="whole")
+        .compute(study)
+        .table["n"]
+        .iloc[0]
+        == 4
     )
 
 
 def test_sensors_tell_where_and_parcels_only_as_a_whole(tmp_path):
     study, path = make_staged_study(tmp_path)
     table = (
-        AttributesConfig(attributes=path, names=("edges",), over="sensors", alphas=(10.0,))
+        replace_constants(AttributesConfig, alphas=(10.0,))(attributes=path, names=("edges",), over="sensors")
         .compute(study)
         .table
     )
     assert {"occipital", "frontal", "whole trial"} <= set(table["place"])
     assert {"p_holm", "p_fdr", "significant"} <= set(table.columns)
     parcels = make_parcel_study({"visual": 1.0, "default": 0.0}, n_train=80, n_test=40)
-    found = AttributesConfig(attributes=path, names=("nothing",), alphas=(10.0,)).compute(parcels)
+    found = replace_constants(AttributesConfig, alphas=(10.0,))(attributes=path, names=("nothing",)).compute(
+        parcels
+    )
     assert found.table["place"].tolist() == ["whole trial"]
 
 
@@ -151,6 +162,10 @@ def test_few_attributes_are_found_where_there_is_none(tmp_path):
     n_found = 0
     for seed in range(20):
         study, path = make_staged_study(tmp_path, gain=0.0, seed=seed, n_permutations=200, n_bootstrap=20)
-        table = AttributesConfig(attributes=path, width=0.1, step=0.05, alphas=(1000.0,)).compute(study).table
+        table = (
+            replace_constants(AttributesConfig, alphas=(1000.0,))(attributes=path, width=0.1, step=0.05)
+            .compute(study)
+            .table
+        )
         n_found += bool(table["significant"].any())
     assert n_found <= 4

@@ -19,6 +19,7 @@ from braindecode_vis.preprocessing.common_space import name_alignment
 from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.preprocessing.splits import LeaveOneSubjectOutConfig, PublishedSplitConfig
 from braindecode_vis.report.figures import render_plot
+from tests.constants import replace_constants
 from tests.parts.analyses.planted import make_parcel_study
 from tests.preprocessing.test_common_space import make_world
 from tests.training.toy_task import make_config
@@ -56,10 +57,9 @@ def test_members_of_an_average_are_aligned_alike():
 
 def test_a_few_trials_beside_those_of_others_beat_a_few_alone(tmp_path):
     study = replace(make_brains(), kept=KeptParts(tmp_path))
-    config = FewShotConfig(
-        metric="top1", methods=("scratch", "anatomical", "hyperalignment"), numbers=(0, 12, 60), n_draws=2,
-        n_components=8,
-    )  # fmt: skip
+    config = replace_constants(FewShotConfig, n_components=8)(
+        metric="top1", methods=("scratch", "anatomical", "hyperalignment"), numbers=(0, 12, 60), n_draws=2
+    )
     found = config.compute(study)
     table = found.table.set_index(["method", "trials"])
     assert table.loc[("hyperalignment", 12), "difference_low"] > 0
@@ -95,7 +95,9 @@ def test_features_in_common_need_no_trial_of_a_new_subject():
 
 
 def test_folds_that_leave_subjects_out_give_the_same_newcomers_and_no_signal_is_chance():
-    config = FewShotConfig(methods=("scratch", "procrustes"), numbers=(20,), n_draws=1, n_components=8)
+    config = replace_constants(FewShotConfig, n_components=8)(
+        methods=("scratch", "procrustes"), numbers=(20,), n_draws=1
+    )
     split = LeaveOneSubjectOutConfig(own_trials=3)
     tables = [config.compute(make_brains(split=s, snr=0.0, n_train=40)).table for s in (None, split)]
     pd.testing.assert_frame_equal(tables[0][["method", "trials", "n"]], tables[1][["method", "trials", "n"]])

@@ -12,6 +12,7 @@ from braindecode_vis.parts.analyses.imagery import ImageryConfig, centre_texts, 
 from braindecode_vis.parts.analyses.study import Study
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.report.figures import render_plot
+from tests.constants import replace_constants
 from tests.parts.analyses.planted import make_parcel_study
 
 
@@ -58,7 +59,7 @@ def test_a_level_that_imagined_responses_share_is_taken_off():
     moved = replace(study, responses=responses, pick=lambda rows, part: responses.select(rows))
     ways = {}
     for own in (False, True):
-        config = ImageryConfig(metrics=("two_way",), own_mean=own, beside=())
+        config = replace_constants(ImageryConfig, beside=())(metrics=("two_way",), own_mean=own)
         for name, one in (("still", study), ("moved", moved)):
             found = config.compute(one)
             ways[own, name] = found.table.set_index("stimulus_set").loc["all", "value"]
@@ -74,7 +75,10 @@ def test_a_level_that_imagined_responses_share_is_taken_off():
 
 def test_nothing_is_imagined_without_signal():
     """Ten studies of noise at 5 %: four significant or more come once in a thousand."""
-    config, p_values = ImageryConfig(metrics=("two_way",), beside=(), set_column="none"), []
+    config, p_values = (
+        replace_constants(ImageryConfig, beside=(), set_column="none")(metrics=("two_way",)),
+        [],
+    )
     for seed in range(10):
         table = config.compute(make_imagery_study(0.0, noise=1.0, seed=seed, n_bootstrap=100)).table
         p_values.append(table.loc[table["stimulus_set"] == "all", "p_value"].item())

@@ -20,6 +20,7 @@ from braindecode_vis.parts.analyses.patterns import SpatialPatternsConfig, _whit
 from braindecode_vis.parts.analyses.study import rank_trials
 from braindecode_vis.report.drawing import place_pattern
 from braindecode_vis.report.figures import render_plot
+from tests.constants import replace_constants
 from tests.parts.analyses.planted import TEN_TWENTY, make_epochs_study, make_study
 from tests.references import assert_close
 
@@ -46,7 +47,7 @@ def test_a_pattern_shows_the_signal_and_not_the_noise_that_weights_subtract():
     )
     weights = np.abs(study.trained(0).fitted.weights[:, 0])
     assert weights[1] > 0.5 * weights[0]
-    found = SpatialPatternsConfig(n_resamples=200).compute(study)
+    found = replace_constants(SpatialPatternsConfig, n_resamples=200)().compute(study)
     table = found.table.set_index("column")
     assert table.loc["C3", "value"] == pytest.approx(1.0, abs=0.6)
     assert abs(table.loc["C4", "value"]) < 0.6 * table.loc["C3", "value"]
@@ -94,7 +95,9 @@ def test_a_topographic_map_finds_the_active_channels_after_the_onset():
     places = mne.channels.make_standard_montage("biosemi64").get_positions()["ch_pos"]
     coords = {**study.responses.coords, "ch_pos": np.stack([places[n] for n in TEN_TWENTY])}
     responses = Responses(study.responses.data, study.responses.dims, study.responses.trials, "V", coords)
-    found = SpatialPatternsConfig(n_resamples=200).compute(replace(study, responses=responses))
+    found = replace_constants(SpatialPatternsConfig, n_resamples=200)().compute(
+        replace(study, responses=responses)
+    )
     best = found.table.loc[found.table["value"].abs().idxmax()]
     assert best["column"] in TEN_TWENTY[12:]
     assert best["start"] >= 0.1 - 1e-9
@@ -120,7 +123,7 @@ def test_a_pattern_of_voxels_goes_back_into_the_volume(tmp_path):
         "roi_names": {},
     }
     study = make_study(respond, ("trial", "voxel"), coords, noise=0.2, n_features=1)
-    found = SpatialPatternsConfig(n_resamples=100).compute(study)
+    found = replace_constants(SpatialPatternsConfig, n_resamples=100)().compute(study)
     image = place_pattern(study.responses, found.table["value"].to_numpy())
     strongest = np.unravel_index(np.abs(image.get_fdata()).argmax(), mask.shape)
     assert strongest == np.unravel_index(np.flatnonzero(mask)[2], mask.shape)
@@ -137,7 +140,7 @@ def test_a_pattern_of_voxels_goes_back_into_the_volume(tmp_path):
     written = (tmp_path / "pattern.nii.gz").read_bytes()
     found.files[0].write(tmp_path / "pattern.nii.gz")
     assert (tmp_path / "pattern.nii.gz").read_bytes() == written
-    lost = OcclusionConfig(max_columns=3).compute(study)
+    lost = replace_constants(OcclusionConfig, max_columns=3)().compute(study)
     (loss,) = lost.files
     loss.write(tmp_path / loss.name)
     sizes = [len(block) for block in np.array_split(np.arange(mask.sum()), 3)]
@@ -153,7 +156,7 @@ def test_a_map_over_time_has_the_windows_on_its_fourth_axis(tmp_path):
     coords = {"voxel_id": np.arange(16), "mask": mask, "affine": np.eye(4), "roi_names": {}}
     coords |= {"times": study.responses.coords["times"]}
     voxels = replace(study.responses, dims=("trial", "voxel", "time"), coords=coords)
-    found = SpatialPatternsConfig(n_resamples=100, width=0.1, n_components=2).compute(
+    found = replace_constants(SpatialPatternsConfig, n_resamples=100)(width=0.1, n_components=2).compute(
         replace(study, responses=voxels, pick=lambda rows, part: voxels.select(rows))
     )
     assert [file.name for file in found.files] == [
@@ -180,7 +183,7 @@ def test_every_brain_has_its_map_where_masks_differ(tmp_path):
         lambda vectors, generator: vectors @ generator.standard_normal((4, 4)), ("trial", "parcel"), coords,
         subjects=("01", "02"),
     )  # fmt: skip
-    found = SpatialPatternsConfig(n_resamples=100).compute(study)
+    found = replace_constants(SpatialPatternsConfig, n_resamples=100)().compute(study)
     assert render_plot(found.plots[0].draw, size=(6, 2))
     assert [file.name for file in found.files[:2]] == ["pattern_sub-01.nii.gz", "pattern_sub-02.nii.gz"]
     for file, shape in zip(found.files[:2], ((2, 2, 2), (2, 2, 3)), strict=True):
@@ -201,7 +204,7 @@ def test_hiding_the_planted_channels_and_times_costs_the_score():
     assert columns.drop(list(TEN_TWENTY[12:]))["value"].abs().max() < columns["value"].max() / 2
     assert float(time.loc[time["value"].idxmax(), "name"]) == pytest.approx(0.1)
     assert render_plot(found.plots[0].draw)
-    blocks = OcclusionConfig(over=("columns",), max_columns=4).compute(study)
+    blocks = replace_constants(OcclusionConfig, max_columns=4)(over=("columns",)).compute(study)
     assert blocks.table["name"].tolist()[-1] == "O1 to PO7"
 
 
@@ -261,7 +264,7 @@ def make_network_study():
 def test_gradients_point_at_the_planted_channels_and_sum_to_the_cosine():
     pytest.importorskip("captum")
     study, model = make_network_study()
-    found = IntegratedGradientsConfig(n_steps=32).compute(study)
+    found = replace_constants(IntegratedGradientsConfig, n_steps=32)().compute(study)
     columns = found.table[found.table["part"] == "channel"].set_index("name")["value"]
     active = list(TEN_TWENTY[12:])
     assert columns[active].sum() > 4 * columns.drop(active).abs().sum()
@@ -320,8 +323,8 @@ def test_an_early_and_a_late_layer_are_told_apart(measure):
         name: Embeddings(bank.vectors[:, part], bank.ids, name)
         for name, part in (("low", slice(0, 3)), ("high", slice(3, 6)))
     }
-    config = LayerTimeConfig(
-        layers=(), measure=measure, width=0.05, step=0.05, alphas=(10.0,), n_resamples=100
+    config = replace_constants(LayerTimeConfig, alphas=(10.0,), n_resamples=100)(
+        layers=(), measure=measure, width=0.05, step=0.05
     )
     found = config.compute(replace(study, spaces=layers))
     peaks = found.table.groupby("layer")["peak"].first()
@@ -340,10 +343,11 @@ def test_an_early_and_a_late_layer_are_told_apart(measure):
 def test_layers_can_be_encoded_for_the_analysis(tmp_path, monkeypatch):
     monkeypatch.setenv("BRAINDECODE_VIS_CACHE", str(tmp_path))
     study = make_epochs_study(n_train=12, n_test=6, n_times=20)
-    config = LayerTimeConfig(
+    config = replace_constants(LayerTimeConfig, with_targets=False, alphas=(10.0,))(
         layers=({"kind": "pixels"}, {"kind": "engineered", "features": ("fft",), "workers": 0}),
-        with_targets=False, width=0.1, step=0.1, alphas=(10.0,),
-    )  # fmt: skip
+        width=0.1,
+        step=0.1,
+    )
     assert config.compute(study).table["layer"].nunique() == 2
 
 
