@@ -46,6 +46,7 @@ from braindecode_vis.datasets.bids.fmri_files import (
     hash_image_folder,
     make_named_stimuli,
 )
+from braindecode_vis.datasets.layout import Array, File, Layout
 from braindecode_vis.datasets.manifests import (
     CheckFinding,
     check_subset,
@@ -74,8 +75,25 @@ if TYPE_CHECKING:
 
     from braindecode_vis.datasets.sources.bold_source import BoldSource
 
-_IMAGE_FOLDERS = ("stimuli", "BOLD5000_Stimuli")
-_LIST = "repeated_stimuli_113_list.txt"
+STIMULI = "BOLD5000_Stimuli"
+_IMAGE_FOLDERS = ("stimuli", STIMULI)
+LIST = "repeated_stimuli_113_list.txt"
+IMAGERY_TASK = "imagery"
+KINDS = ("imagenet", "coco", "scenes")
+VERSION = "TYPED-FITHRF-GLMDENOISE-RR"
+_FETCH = "fetch it with the betas of release 2.0"
+LAYOUT = Layout(
+    # In any folder below the root.
+    names=File("{subject}_imgnames.txt", "other", "the list of pictures of BOLD5000", _FETCH),
+    mask=File("{subject}_brainmask.nii.gz", "other", "the brain mask of BOLD5000", _FETCH),
+    volumes=File(
+        "{subject}_GLMbetas-{betas}_ses-{session:02d}.nii.gz", "other", "the betas of a session of BOLD5000", _FETCH,
+    ),
+    rois=File(
+        "{subject}_GLMbetas-{betas}_allses_{roi}.npy", "npy", "the betas of a region of BOLD5000", _FETCH,
+        {"betas": Array(("trial", "voxel"))},
+    ),
+)  # fmt: skip
 _COCO, _IMAGENET = re.compile(r"^COCO_"), re.compile(r"^n\d{8}_")
 
 
@@ -105,7 +123,7 @@ class Bold5000BetasConfig(AtlasSettings):
 
     kind: Literal["bold5000_betas"] = "bold5000_betas"
     subjects: tuple[Annotated[int, Field(ge=1, le=4)], ...] | None = None
-    betas: str = "TYPED-FITHRF-GLMDENOISE-RR"
+    betas: str = VERSION
     form: Literal["auto", "volumes", "rois"] = "auto"
     rois: tuple[str, ...] = ()
     images: Path | None = None
@@ -117,7 +135,7 @@ class Bold5000BetasConfig(AtlasSettings):
         """Return the digest of every file that is read."""
         root = self.find_root()
         paths = [path for found in self._find() for path in found.paths]
-        listed = _find_one(root, _LIST)
+        listed = _find_one(root, LIST)
         digests = digest_files({path.name: path for path in [*paths, *([listed] if listed else [])]})
         return digests | hash_image_folder(self.images, self._find_beside()) | self.hash_atlas()
 
@@ -127,7 +145,7 @@ class Bold5000BetasConfig(AtlasSettings):
 
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}
-        listed = _find_one(self.find_root(), _LIST)
+        listed = _find_one(self.find_root(), LIST)
         tested = {_name(line) for line in listed.read_text().splitlines() if line.strip()} if listed else None
         for found in self._find():
             trials = read_names(found.names, found.subject, tested)
@@ -201,13 +219,12 @@ class Bold5000BetasConfig(AtlasSettings):
             for roi in self.rois:
                 check_option(f"the region in dataset.rois of {subject}", roi, known)
             chosen = [known[roi] for roi in self.rois]
-        names = _find_one(root, f"{subject}_imgnames.txt")
-        mask = _find_one(root, f"{subject}_brainmask.nii.gz")
+        names, mask = (
+            _find_one(root, LAYOUT.place(Path(), name, subject=subject).name) for name in ("names", "mask")
+        )
         if names is None or (form == "volumes" and mask is None):
-            missing = "imgnames.txt" if names is None else "brainmask.nii.gz"
-            raise DataError(
-                f"{subject}_{missing} is not below {root}; fetch it with the betas of release 2.0."
-            )
+            missing = LAYOUT.place(Path(), "names" if names is None else "mask", subject=subject)
+            raise DataError(f"{missing} is not below {root}; {_FETCH}.")
         return Found(subject, form, tuple(chosen), names, mask if form == "volumes" else None)
 
 
@@ -246,12 +263,12 @@ def read_names(path: Path, subject: str, tested: set[str] | None) -> pd.DataFram
     again = (counts > 1) & ~is_test
     if again.any():
         raise DataError(
-            f"{path} shows {ids[again].iloc[0]!r} more than once, but {_LIST} does not list it: they are of different "
+            f"{path} shows {ids[again].iloc[0]!r} more than once, but {LIST} does not list it: they are of different "
             "releases."
         )
     if not is_test.any():
         raise DataError(
-            f"no picture of {path} is repeated or listed in {_LIST}; there would be nothing to test on."
+            f"no picture of {path} is repeated or listed in {LIST}; there would be nothing to test on."
         )
     kinds = [find_kind(name) for name in ids]
     return pd.DataFrame(
@@ -330,9 +347,7 @@ def _open_rois(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], Geo
     return [BetasPart(trials, found.betas, sum(sizes), read)], geometry
 
 
-IMAGERY_TASK = "imagery"
-_KINDS = ("imagenet", "coco", "scenes")
-_LIST_PLACES = ("", "stimuli", "BOLD5000_Stimuli", "BOLD5000_Stimuli/Scene_Stimuli", "code")
+_LIST_PLACES = ("", "stimuli", STIMULI, f"{STIMULI}/Scene_Stimuli", "code")
 
 
 class Bold5000Config(BoldSettings):
@@ -359,7 +374,7 @@ class Bold5000Config(BoldSettings):
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of every file that is read."""
         digests, listed = super().hash_inputs(), self._find_list()
-        return digests if listed is None else {**digests, _LIST: digest_file(listed)}
+        return digests if listed is None else {**digests, LIST: digest_file(listed)}
 
     def make_recipe(self) -> FmriRecipe:
         """Return the task that is read, and what its tables mean."""
@@ -380,7 +395,7 @@ class Bold5000Config(BoldSettings):
 
     def _find_list(self) -> Path | None:
         root = self.find_root()
-        return next((root / p / _LIST for p in _LIST_PLACES if is_there(root / p / _LIST)), None)
+        return next((root / p / LIST for p in _LIST_PLACES if is_there(root / p / LIST)), None)
 
     def _finish(self, trials: pd.DataFrame) -> pd.DataFrame:
         """Make a picture a test picture throughout if it is one anywhere."""
@@ -413,10 +428,10 @@ def read_scene_events(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
     if run.entities.get("task") == IMAGERY_TASK:
         return _read_imagery(table, run)
     kinds = table["ImgType"].str.lower().str.removeprefix("rep_")
-    unknown = sorted(set(kinds) - set(_KINDS))
+    unknown = sorted(set(kinds) - set(KINDS))
     if unknown:
         raise DataError(
-            f"{run.events} has pictures of the kind {unknown[0]!r}; {', '.join(_KINDS)} are known."
+            f"{run.events} has pictures of the kind {unknown[0]!r}; {', '.join(KINDS)} are known."
         )
     names = table["ImgName"]
     if "stim_file" in table.columns:

@@ -18,13 +18,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import model_validator
 
-from braindecode_vis.base.checks import ConfigError, DataError, check_columns, refuse_damage
+from braindecode_vis.base.checks import ConfigError, DataError, check_file
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.datasets.bids.fmri_files import (
     check_no_overlap,
@@ -33,6 +34,7 @@ from braindecode_vis.datasets.bids.fmri_files import (
     make_named_stimuli,
     read_numbers,
 )
+from braindecode_vis.datasets.layout import Array, File, Layout
 from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, compare_fact
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasSettings,
@@ -48,7 +50,38 @@ from braindecode_vis.datasets.sources.fmri_volumes import check_same_space, read
 if TYPE_CHECKING:
     import pandas as pd
 
-SPACE = "space-T1w_model-fitHrfGLMdenoiseRR"
+_STEM = "sub-{subject:02d}_task-things_space-T1w_model-fitHrfGLMdenoiseRR"
+_FETCH = "fetch it with datalad get, or correct the root"
+LAYOUT = Layout(
+    # Below the collection of betas.
+    betas=File(
+        "sub-{subject:02d}/glmsingle/output/" + _STEM + "_{stat}-trialBetas_desc-zscore_statseries.h5",
+        "hdf5",
+        what="the file of betas of CNeuroMod-THINGS",
+        hint=_FETCH,
+        arrays={
+            # Of one run, standardised per voxel over all trials of the person.
+            "{session}/{run}/betas": Array(("trial of {session}/{run}", "voxel")),
+            "mask_array": Array(("x", "y", "z")),
+            "mask_affine": Array(("row", "column")),
+        },
+    ),
+    ceiling=File(
+        "sub-{subject:02d}/glmsingle/output/" + _STEM + "_stat-noiseCeilings_statmap.nii.gz",
+        "other", "the map of noise ceilings of CNeuroMod-THINGS", _FETCH,
+    ),
+    # Below the collection of the task.
+    events=File(
+        "sub-{subject:02d}/ses-{session:02d}/func/sub-{subject:02d}_ses-{session:02d}_task-things_run-{run:02d}_events.tsv",
+        "tsv", "the table of events of CNeuroMod-THINGS", _FETCH, columns=("image_path", "category_nr", "exemplar_nr"),
+    ),
+    # Below the collection of regions.
+    roi=File(
+        "sub-{subject:02d}/rois/task-derived/sub-{subject:02d}_task-floc_space-T1w_stats-tscores_contrast-{contrast}_roi-{roi}"
+        "_cutoff-2.0_desc-unsmooth_mask.nii.gz",
+        "other", "the mask of a region of CNeuroMod-THINGS", _FETCH,
+    ),
+)  # fmt: skip
 # The superdataset, and single collections cloned side by side, as DataLad names them.
 GLMSINGLE_PLACES = ("THINGS/glmsingle", "glmsingle", "things.glmsingle", "")
 EVENTS_PLACES = (
@@ -59,8 +92,6 @@ ROI_PLACES = ("fLoc/rois", "floc.rois", "rois")
 IMAGE_PLACES = tuple(
     f"{place}/stimuli/{name}".lstrip("/") for place in EVENTS_PLACES for name in ("images_fmri", "images")
 )
-_EVENTS = re.compile(r"^sub-(\d+)_ses-(\d+)_task-things_run-(\d+)_events\.tsv$")
-_NEEDED = ("image_path", "category_nr", "exemplar_nr")
 
 
 class CneuromodThingsConfig(AtlasSettings):
@@ -183,33 +214,31 @@ class CneuromodThingsConfig(AtlasSettings):
             }
         )
         if not there:
+            expected = LAYOUT.place(Path(GLMSINGLE_PLACES[0]), "betas", subject=1, stat="stat")
             raise DataError(
-                f"no betas of CNeuroMod-THINGS are below {root}: expected "
-                f"THINGS/glmsingle/sub-01/glmsingle/output/sub-01_task-things_{SPACE}_stat-trialBetas_..."
-                "statseries.h5; install the collection and fetch them with datalad get."
+                f"no betas of CNeuroMod-THINGS are below {root}: expected {expected}; install the collection and fetch "
+                "them with datalad get."
             )
         return check_subset(self.subjects, there, what="CNeuroMod-THINGS subject", option="dataset.subjects")
 
-    def _find_output(self, subject: int) -> Path:
-        root = self.find_root()
-        places = [root / place / f"sub-{subject:02d}/glmsingle/output" for place in GLMSINGLE_PLACES]
-        return next(place for place in places if place.is_dir())
+    def _find_collection(self, subject: int) -> Path:
+        places = [self.find_root() / place for place in GLMSINGLE_PLACES]
+        return next(place for place in places if (place / f"sub-{subject:02d}/glmsingle/output").is_dir())
 
     def _find_betas(self, subject: int) -> Path:
         """Return the file of single trials; earlier releases wrote ``stats`` for ``stat``."""
-        folder = self._find_output(subject)
-        names = [
-            f"sub-{subject:02d}_task-things_{SPACE}_{stat}-trialBetas_desc-zscore_statseries.h5"
+        folder = self._find_collection(subject)
+        stats = [
+            stat
             for stat in ("stat", "stats")
+            if LAYOUT.place(folder, "betas", subject=subject, stat=stat).exists()
         ]
-        path = next((folder / name for name in names if (folder / name).exists()), folder / names[0])
-        return _check_fetched(path)
+        return LAYOUT.find(folder, "betas", subject=subject, stat=[*stats, "stat"][0])
 
     def _find_ceiling(self, subject: int) -> Path | None:
         if self.min_noise_ceiling is None:
             return None
-        name = f"sub-{subject:02d}_task-things_{SPACE}_stat-noiseCeilings_statmap.nii.gz"
-        return _check_fetched(self._find_output(subject) / name)
+        return LAYOUT.find(self._find_collection(subject), "ceiling", subject=subject)
 
     def _find_roi(self, subject: int, name: str) -> list[Path]:
         root = self.find_root()
@@ -237,7 +266,8 @@ class CneuromodThingsConfig(AtlasSettings):
                 f"no mask of the region {name!r} of subject {subject:02d} is below {root / ROI_PLACES[0]}; "
                 f"{'there are ' + ', '.join(known) if known else 'fetch the collection floc.rois'}."
             )
-        return [_check_fetched(path) for path in found]
+        what = LAYOUT.files["roi"]
+        return [check_file(path, what=what.what, hint=what.hint) for path in found]
 
     def _find_events_folder(self) -> Path:
         root = self.find_root()
@@ -253,11 +283,15 @@ class CneuromodThingsConfig(AtlasSettings):
 
     def _list_events(self, subject: int) -> dict[tuple[int, int], Path]:
         """Return the events by session and run."""
-        found = {}
-        for path in sorted(self._find_events_folder().glob(f"sub-{subject:02d}/ses-*/func/*_events.tsv")):
-            if match := _EVENTS.match(path.name):
-                found[int(match[2]), int(match[3])] = path
-        return found
+        folder = self._find_events_folder()
+        keys = [
+            labels for labels in LAYOUT.list_labels(folder, "events") if int(labels["subject"]) == subject
+        ]
+        runs = sorted((int(labels["session"]), int(labels["run"])) for labels in keys)
+        return {
+            (session, run): LAYOUT.place(folder, "events", subject=subject, session=session, run=run)
+            for session, run in runs
+        }
 
     def _find_beside(self) -> Path | None:
         root = self.find_root()
@@ -283,7 +317,9 @@ class CneuromodThingsConfig(AtlasSettings):
             where = f"subject {subject:02d}, session {session:02d}, run {run:02d}"
             if (session, run) not in events:
                 raise DataError(f"{path} holds betas of {where}, but its events are not there; fetch them.")
-            file = _check_fetched(events[session, run])
+            file = check_file(
+                events[session, run], what=f"the events of {where}", hint=LAYOUT.files["events"].hint
+            )
             trials = read_trials(file, subject, session, run)
             if len(trials) != betas.runs[session, run]:
                 raise DataError(
@@ -292,7 +328,7 @@ class CneuromodThingsConfig(AtlasSettings):
                 )
             trials["split"] = np.where(self._is_tested(trials), "test", "train")
             if len(trials):
-                read = RunBetas(path, f"{betas.names[session, run]}/betas", np.arange(len(trials)), keep)
+                read = partial(_read_run, path, betas.names[session, run], np.arange(len(trials)), keep)
                 parts.append(BetasPart(trials, (path, file), len(keep), read))
         return parts, geometry
 
@@ -371,7 +407,7 @@ class BetasFile:
     runs
         Session and run to the number of trials.
     names
-        Session and run to the group in the file, ``10/2``.
+        Session and run to the data set in the file, ``10/2/betas``.
     mask : bool array of shape (x, y, z)
         Voxels of the columns, in C order.
     affine : array of shape (4, 4)
@@ -392,18 +428,11 @@ def read_layout(path: Path) -> BetasFile:
     DataError
         If the file is damaged, or betas and mask do not belong together.
     """
-    import h5py
-
-    with (
-        refuse_damage(f"{path} cannot be read as betas of CNeuroMod-THINGS", OSError, KeyError, ValueError),
-        h5py.File(path, "r") as file,
-    ):
-        mask, affine = file["mask_array"][()] > 0, np.asarray(file["mask_affine"][()], float)
+    with LAYOUT.open(path, "betas") as file:
+        mask, affine = file.read("mask_array") > 0, file.read("mask_affine").astype(float)
         shapes = {
-            (int(session), int(run)): (file[session][run]["betas"].shape, f"{session}/{run}")
-            for session in file
-            if session.isdigit()
-            for run in file[session]
+            (int(labels["session"]), int(labels["run"])): (file.content[key].shape, key)
+            for key, labels in file.find("{session}/{run}/betas")
         }
     n_voxels = int(mask.sum())
     if not shapes:
@@ -418,29 +447,16 @@ def read_layout(path: Path) -> BetasFile:
     return BetasFile(path, runs, {key: name for key, (_, name) in shapes.items()}, mask, affine)
 
 
-class RunBetas:
-    """Reads trials of one run: some rows and columns of a data set in an HDF5 file.
-
-    Parameters
-    ----------
-    path, name
-        File, and data set in it.
-    rows, columns
-        Which trials and voxels, ascending.
-    """
-
-    def __init__(self, path: Path, name: str, rows: np.ndarray, columns: np.ndarray) -> None:
-        self.path, self.name, self.rows, self.columns = path, name, rows, columns
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        """Return trials `start` to `stop` as float32 of shape (stop - start, n_voxels)."""
-        import h5py
-
-        rows = self.rows[start:stop]
-        with h5py.File(self.path, "r") as file:
-            # Whole rows: picking columns in the file is slower than reading a run of a few MB.
-            block = file[self.name][int(rows[0]) : int(rows[-1]) + 1]
-        return np.asarray(block[rows - rows[0]][:, self.columns], np.float32)
+def _read_run(
+    path: Path, key: str, trials: np.ndarray, columns: np.ndarray, start: int, stop: int
+) -> np.ndarray:
+    """Return some trials of one run, float32 of shape (stop - start, len(columns))."""
+    rows = trials[start:stop]
+    with LAYOUT.open(path, "betas") as file:
+        axis = f"trial of {key.removesuffix('/betas')}"
+        # Whole rows: picking columns in the file is slower than reading a run of a few MB.
+        block = file.read(key, part={axis: slice(int(rows[0]), int(rows[-1]) + 1)})
+    return np.asarray(block[rows - rows[0]][:, columns], np.float32)
 
 
 def read_trials(path: Path, subject: int, session: int, run: int) -> pd.DataFrame:
@@ -453,9 +469,7 @@ def read_trials(path: Path, subject: int, session: int, run: int) -> pd.DataFram
     """
     import pandas as pd
 
-    with refuse_damage(f"{path} is no table", ValueError):
-        table = pd.read_csv(path, sep="\t")
-    check_columns(table.columns, _NEEDED, what=str(path))
+    table = LAYOUT.read_table(path, "events")
     names = [re.split(r"[/\\]", str(image))[-1].rpartition(".")[0] for image in table["image_path"]]
     odd = [n for n, name in enumerate(names) if "_" not in name]
     if odd:
@@ -481,12 +495,3 @@ def _read_in_space(path: Path, betas: BetasFile) -> np.ndarray:
         read_volume_header(path), betas.mask.shape, betas.affine, what=f"the mask in {betas.path.name}"
     )
     return read_volume(path)[0][betas.mask]
-
-
-def _check_fetched(path: Path) -> Path:
-    """Return a file of a DataLad collection if its content is there."""
-    if path.is_file():
-        return path
-    if path.is_symlink():
-        raise DataError(f"{path} is a link to content that was not fetched; run datalad get on it.")
-    raise DataError(f"{path} does not exist; fetch it with datalad get, or correct the root.")

@@ -10,22 +10,25 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from braindecode_vis.base.checks import DataError, check_file, refuse_damage
+from braindecode_vis.base.checks import DataError, check_columns, check_file, refuse_damage
 from braindecode_vis.base.remote import open_hdf5
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.manifests import CheckFinding, look_at
 
-Form = Literal["mat5", "mat73", "hdf5", "npy", "pictures"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+Form = Literal["mat5", "mat73", "hdf5", "npy", "pictures", "csv", "tsv", "other"]
 _MATLAB_BYTES = 512  # of text and version that stand before the HDF5 of a MATLAB file
-_FIELD = re.compile(r"\\\{(\w+)\\\}")
+_FIELD = re.compile(r"\{(\w+)(:\w+)?\}")
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,16 @@ class File:
     Parameters
     ----------
     path
-        Below the root; ``{subject}`` stands for whatever a caller calls `subject`, also in the keys of `arrays`.
+        Below the root; ``{subject}`` stands for whatever a caller calls `subject`, also in the keys of `arrays`, and
+        ``{subject:02d}`` for a number of two digits.
     form
-        How it is stored.
+        How it is stored; an ``other`` file, such as a volume, has a place here, and is read and written elsewhere.
     what, hint
         What it is, and what to do if it is missing, for the sentence that says so.
     arrays
         Key to array. A ``.npy`` has one, whose key stays in the layout.
+    columns
+        Of a table, those that the reader needs.
     """
 
     path: str
@@ -72,12 +78,15 @@ class File:
     what: str
     hint: str
     arrays: Mapping[str, Array] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     def find(self, key: str) -> Array | None:
         """Return the description of the array that a file calls `key`."""
         for name, array in self.arrays.items():
             if (labels := _match(name, key)) is not None:
-                return replace(array, axes=tuple(axis.format(**labels) for axis in array.axes))
+                return replace(
+                    array, axes=tuple(_FIELD.sub(lambda m: _fill(m, labels), axis) for axis in array.axes)
+                )
         return None
 
 
@@ -106,7 +115,7 @@ class Layout:
     def list_labels(self, root: Path, name: str) -> list[dict[str, str]]:
         """Return the labels of every file of this kind below `root`, sorted by path."""
         path = self.files[name].path
-        found = sorted(root.glob(re.sub(r"\{\w+\}", "*", path)))
+        found = sorted(root.glob(_FIELD.sub("*", path)))
         matches = [_match(path, entry.relative_to(root).as_posix()) for entry in found]
         return [match for match in matches if match is not None]
 
@@ -145,6 +154,21 @@ class Layout:
         with self.open(self.find(root, name, **labels), name) as file:
             return file.read(key)
 
+    def read_table(self, path: Path, name: str, **options: Any) -> pd.DataFrame:
+        """Return a table, as `find` gave its path; `DataError` if it is none, or lacks a column that is needed.
+
+        Parameters
+        ----------
+        **options
+            For `pandas.read_csv`.
+        """
+        import pandas as pd
+
+        with refuse_damage(f"{path} is no table", ValueError):
+            table = pd.read_csv(path, sep="\t" if self.files[name].form == "tsv" else ",", **options)
+        check_columns(table.columns, self.files[name].columns, what=str(path))
+        return table
+
     def read_pictures(self, root: Path, name: str, **labels: Any) -> np.ndarray:
         """Return the pictures of an archive in the order of their names, uint8 of shape (n, height, width, 3).
 
@@ -181,14 +205,26 @@ class Layout:
             path = self.find(root, name, **labels)
             if self.files[name].form == "pictures":
                 return f"{len(self.read_pictures(root, name, **labels))} pictures"
+            if self.files[name].form in ("csv", "tsv"):
+                return f"{len(self.read_table(path, name))} rows"
+            if self.files[name].form == "other":
+                return "there"
             with self.open(path, name) as file:
                 return file.describe(labels)
 
         for name in names or self.files:
             yield look_at(self.files[name].path.format(**labels), look, name)
 
-    def write(self, root: Path, name: str, arrays: Mapping[str, np.ndarray], **labels: Any) -> Path:
+    def write(
+        self,
+        root: Path,
+        name: str,
+        arrays: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
+        **labels: Any,
+    ) -> Path:
         """Write one file: every array of the layout, in its type, with axes that agree.
+
+        Arrays of HDF5 are written one by one as they come, so that pairs of a generator need not fit into memory.
 
         Raises
         ------
@@ -197,23 +233,9 @@ class Layout:
         """
         path, file = self.place(root, name, **labels), self.files[name]
         path.parent.mkdir(parents=True, exist_ok=True)
-        lengths: dict[str, int] = {}
-        content = {}
-        for key, value in arrays.items():
-            if (array := file.find(key)) is None:
-                raise DataError(f"{path.name} has no array {key}; its layout names {', '.join(file.arrays)}.")
-            content[key] = np.asarray(value, array.dtype)
-            _check_axes(path, key, array, content[key].shape, lengths)
-        missing = [
-            key for key, array in file.arrays.items()
-            if not array.optional and not any(_match(key, given) is not None for given in arrays)
-        ]  # fmt: skip
-        if missing:
-            raise DataError(f"{path.name} cannot be written without {', '.join(missing)}.")
+        pairs = _check_arrays(path, file, arrays.items() if isinstance(arrays, Mapping) else arrays)
         with replace_atomically(path) as temporary:
-            {"mat5": _write_mat5, "mat73": _write_mat73, "hdf5": _write_hdf5, "npy": _write_npy}[file.form](
-                temporary, content
-            )
+            _WRITERS[file.form](temporary, pairs)
         return path
 
     def write_pictures(self, root: Path, name: str, paths: Mapping[str, Path], **labels: Any) -> Path:
@@ -240,6 +262,16 @@ class OpenFile:
 
     def __contains__(self, key: str) -> bool:
         return key in self.content
+
+    def find(self, name: str) -> list[tuple[str, dict[str, str]]]:
+        """Return every key that the layout calls `name`, and what stands for its fields."""
+        keys: list[str] = []
+        with refuse_damage(f"{self.path} is truncated or damaged"):
+            # Groups of HDF5 lie within each other.
+            keys = list(self.content) if isinstance(self.content, dict) else []
+            if not keys:
+                self.content.visit(keys.append)
+        return [(key, labels) for key in keys if (labels := _match(name, key)) is not None]
 
     def measure(self, key: str) -> dict[str, int]:
         """Return the length of each axis of an array.
@@ -300,19 +332,31 @@ class OpenFile:
         for name, array in self.file.arrays.items():
             keys = [key for key in self.content if _match(name, key, labels) is not None]
             if not keys and not array.optional:
-                keys = [re.sub(r"\{(\w+)\}", lambda m: str(labels.get(m[1], m[0])), name)]
+                keys = [_FIELD.sub(lambda m: _fill(m, labels), name)]
             for key in keys:
                 self.measure(key)
         return ", ".join(f"{n} x {axis}" for axis, n in self._lengths.items())
 
 
+def _fill(field: re.Match[str], labels: Mapping[str, Any]) -> str:
+    """Return what stands for a field of a template; the field itself if that is unknown."""
+    return f"{{0{field[2] or ''}}}".format(labels[field[1]]) if field[1] in labels else field[0]
+
+
 def _match(template: str, text: str, labels: Mapping[str, Any] | None = None) -> dict[str, str] | None:
     """Return what stands for each ``{field}`` of a template in a text; None if the text does not fit."""
-    known = labels or {}
-    pattern = _FIELD.sub(
-        lambda m: re.escape(str(known[m[1]])) if m[1] in known else f"(?P<{m[1]}>[^/]+)", re.escape(template)
-    )
-    match = re.fullmatch(pattern, text)
+    pattern, end, seen = "", 0, set[str]()
+    for found in _FIELD.finditer(template):
+        name = found[1]
+        pattern += re.escape(template[end : found.start()])
+        if labels and name in labels:
+            pattern += re.escape(_fill(found, labels))
+        else:
+            # A field that stands twice is the same both times.
+            pattern += f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+)"
+            seen.add(name)
+        end = found.end()
+    match = re.fullmatch(pattern + re.escape(template[end:]), text)
     return None if match is None else match.groupdict()
 
 
@@ -333,37 +377,58 @@ def _check_axes(
     return own
 
 
-def _write_npy(path: Path, content: Mapping[str, np.ndarray]) -> None:
+def _check_arrays(
+    path: Path, file: File, arrays: Iterable[tuple[str, np.ndarray]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the arrays in the types of the layout; `DataError` if one does not fit, or is missing in the end."""
+    lengths: dict[str, int] = {}
+    missing = {key for key, array in file.arrays.items() if not array.optional}
+    for key, value in arrays:
+        if (array := file.find(key)) is None:
+            raise DataError(f"{path.name} has no array {key}; its layout names {', '.join(file.arrays)}.")
+        typed = np.asarray(value, array.dtype)
+        _check_axes(path, key, array, typed.shape, lengths)
+        missing = {name for name in missing if _match(name, key) is None}
+        yield key, typed
+    if missing:
+        raise DataError(f"{path.name} cannot be written without {', '.join(sorted(missing))}.")
+
+
+def _write_npy(path: Path, arrays: Iterator[tuple[str, np.ndarray]]) -> None:
     with path.open("wb") as file:  # np.save would add a suffix to a name
-        np.save(file, next(iter(content.values())), allow_pickle=False)
+        for _, value in arrays:
+            np.save(file, value, allow_pickle=False)
 
 
-def _write_hdf5(path: Path, content: Mapping[str, np.ndarray]) -> None:
+def _write_hdf5(path: Path, arrays: Iterator[tuple[str, np.ndarray]]) -> None:
     import h5py
 
     with h5py.File(path, "w") as file:
-        for key, value in content.items():
+        for key, value in arrays:
             file.create_dataset(key, data=value)
 
 
-def _write_mat5(path: Path, content: Mapping[str, np.ndarray]) -> None:
+def _write_mat5(path: Path, arrays: Iterator[tuple[str, np.ndarray]]) -> None:
     from scipy.io import savemat
 
     with path.open("wb") as file:
-        savemat(file, dict(content), do_compression=True, oned_as="column")
+        savemat(file, dict(arrays), do_compression=True, oned_as="column")
     with path.open("r+b") as file:  # the free text of the header holds the time
         file.write(b"MATLAB 5.0 MAT-file, Platform: MACI64, phantom".ljust(116))
 
 
-def _write_mat73(path: Path, content: Mapping[str, np.ndarray]) -> None:
+def _write_mat73(path: Path, arrays: Iterator[tuple[str, np.ndarray]]) -> None:
     """Write HDF5 with reversed axes behind MATLAB's own 512 bytes."""
     import h5py
 
     with h5py.File(path, "w", userblock_size=_MATLAB_BYTES) as file:
-        for key, value in content.items():
+        for key, value in arrays:
             dataset = file.create_dataset(key, data=(value[:, None] if value.ndim == 1 else value).T)
             dataset.attrs["MATLAB_class"] = np.bytes_("single" if value.dtype == np.float32 else "double")
     with path.open("r+b") as file:
         text = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, phantom HDF5 schema 1.00 ."
         # Text, then the version and the mark of the byte order, as MATLAB writes them.
         file.write(text.ljust(116) + b"\0" * 8 + b"\x00\x02IM")
+
+
+_WRITERS = {"mat5": _write_mat5, "mat73": _write_mat73, "hdf5": _write_hdf5, "npy": _write_npy}

@@ -6,7 +6,7 @@ import pytest
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.bold5000 import Bold5000BetasConfig
-from braindecode_vis.parts.phantom.formats.bold5000_nod_format import STEM, write_region, write_session
+from braindecode_vis.parts.phantom.formats.bold5000_nod_format import write_region, write_session
 from braindecode_vis.parts.phantom.formats.file_writers import write_volume
 from braindecode_vis.preprocessing.betas import write_fmri
 
@@ -102,7 +102,7 @@ def test_what_is_missing_is_named(tmp_path):
         Bold5000BetasConfig(root=tmp_path, subjects=(3,)).open_betas()
     with pytest.raises(DataError, match="holds no rois of CSI1"):
         Bold5000BetasConfig(root=tmp_path, form="rois").open_betas()
-    (tmp_path / f"CSI1_{STEM}_ses-02.nii.gz").unlink()
+    (tmp_path / "CSI1_GLMbetas-TYPED-FITHRF-GLMDENOISE-RR_ses-02.nii.gz").unlink()
     with pytest.raises(DataError, match=r"1 session\(s\) of CSI1 have 4 betas, but .* lists 7"):
         Bold5000BetasConfig(root=tmp_path).open_betas()
     (tmp_path / "CSI1_imgnames.txt").unlink()

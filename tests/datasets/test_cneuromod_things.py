@@ -142,10 +142,10 @@ def test_what_is_missing_is_named(own_root):
     path = find_betas(own_root)
     path.unlink()
     path.symlink_to("../../.git/annex/objects/none")
-    with pytest.raises(DataError, match="a link to content that was not fetched; run datalad get"):
+    with pytest.raises(DataError, match="which is not there; in a data set of datalad"):
         config.open_betas()
     path.unlink()
-    with pytest.raises(DataError, match="does not exist; fetch it with datalad get"):
+    with pytest.raises(DataError, match=r"was not found at .*; fetch it with datalad get"):
         config.open_betas()
     with h5py.File(path, "w") as file:
         file["mask_array"], file["mask_affine"] = np.ones((2, 2, 2)), np.eye(4)

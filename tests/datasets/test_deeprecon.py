@@ -7,8 +7,9 @@ import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.store import read_responses, read_stimuli
+from braindecode_vis.datasets.kamitani.bdata import encode_stimulus_id
 from braindecode_vis.datasets.kamitani.deeprecon import DeepreconConfig
-from braindecode_vis.parts.phantom.formats.kamitani_format import encode_stimulus_id, write_experiment
+from braindecode_vis.parts.phantom.formats.kamitani_format import write_experiment
 from braindecode_vis.preprocessing.betas import write_fmri
 
 TRAIN = ["n01518878_10042", "n01518878_5958"]

@@ -8,9 +8,15 @@ from PIL import Image
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.store import read_responses, read_stimuli
-from braindecode_vis.datasets.kamitani.bdata import decode_stimulus_id, find_grid, read_bdata, read_list
+from braindecode_vis.datasets.kamitani.bdata import (
+    decode_stimulus_id,
+    encode_stimulus_id,
+    find_grid,
+    read_bdata,
+    read_list,
+)
 from braindecode_vis.datasets.kamitani.god import GodConfig
-from braindecode_vis.parts.phantom.formats.kamitani_format import encode_stimulus_id, write_bdata
+from braindecode_vis.parts.phantom.formats.kamitani_format import write_bdata
 from braindecode_vis.preprocessing.betas import write_fmri
 
 TRAIN = ["n01518878_10042", "n01518878_5958", "n02692877_10393"]

@@ -32,8 +32,8 @@ from braindecode_vis.datasets.sources.file_damage import check_texts
 if TYPE_CHECKING:
     import pandas as pd
 
-_MATRICES = ("dataSet", "dataset")
-_METADATA = ("metaData", "metadata")
+GROUPS = {"dataSet": "metaData", "dataset": "metadata"}
+"""The matrix and its metadata, as the published files and later ones spell them."""
 # Our choice: above the rounding of stored positions, far below a voxel.
 _GRID_TOLERANCE_MM = 0.02
 
@@ -123,8 +123,8 @@ def read_bdata(path: Path) -> BData:
         refuse_damage(f"{path} cannot be read as HDF5", OSError, hint="it is damaged or truncated"),
         h5py.File(path) as file,
     ):
-        matrix = _find(file, _MATRICES, path)
-        group = file[_find(file, _METADATA, path)]
+        matrix = _find(file, tuple(GROUPS), path)
+        group = file[_find(file, tuple(GROUPS.values()), path)]
         missing = [name for name in ("key", "value") if name not in group]
         if missing:
             raise DataError(f"the metadata of {path} lack {', '.join(missing)}; fetch the file again.")
@@ -261,7 +261,7 @@ def _clean_name(key: str) -> str:
 
 
 _CODE = re.compile(r"(\d{1,8})(?:\.(\d{0,6}))?")
-_LISTS = {"train": "stimulus_ImageNetTraining.tsv", "test": "stimulus_ImageNetTest.tsv"}
+STIMULUS_LISTS = {"train": "stimulus_ImageNetTraining.tsv", "test": "stimulus_ImageNetTest.tsv"}
 
 
 def decode_stimulus_id(code: float | str) -> str:
@@ -293,6 +293,24 @@ def decode_stimulus_id(code: float | str) -> str:
     return f"{synset}_{image}" if image else synset
 
 
+def encode_stimulus_id(name: str) -> float:
+    """Return the number that stands for an ImageNet name: synset before the point, image after it.
+
+    Examples
+    --------
+    >>> encode_stimulus_id("n01518878_5958")
+    1518878.005958
+    >>> encode_stimulus_id("n01621127_19020")  # the last zero is gone
+    1621127.01902
+    """
+    synset, _, image = name.partition("_")
+    if not (synset.startswith("n") and synset[1:].isdigit() and image.isdigit() and len(image) <= 6):
+        raise DataError(
+            f"{name!r} is no ImageNet name like n01518878_5958; its image number has six digits at most."
+        )
+    return float(f"{int(synset[1:])}.{int(image):06d}")
+
+
 def find_synset(name: str) -> str:
     """Return the synset of an image name.
 
@@ -307,7 +325,8 @@ def find_synset(name: str) -> str:
 def find_list(root: Path, split: str) -> Path | None:
     """Return the stimulus list of ``train`` or ``test`` below `root` or beside the files, or None."""
     places = [root, root / "data", root / "stimuli", root.parent]
-    return next((p / _LISTS[split] for p in places if is_there(p / _LISTS[split])), None)
+    name = STIMULUS_LISTS[split]
+    return next((place / name for place in places if is_there(place / name)), None)
 
 
 def read_list(path: Path) -> pd.DataFrame:

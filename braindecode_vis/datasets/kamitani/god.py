@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Task = Literal["training", "test", "imagery"]
-_TASKS: dict[int, Task] = {1: "training", 2: "test", 3: "imagery"}
+TASKS: dict[int, Task] = {1: "training", 2: "test", 3: "imagery"}
+"""What the numbers of `DataType` mean."""
 _FILE = re.compile(r"^Subject(\d+)\.h5$")
 
 
@@ -174,10 +175,10 @@ def read_trials(data: BData, subject: str) -> pd.DataFrame:
             "fetch the published file, which is in double precision."
         )
     kinds = data.read_label("DataType")
-    unknown = sorted(set(kinds.tolist()) - set(_TASKS))
+    unknown = sorted(set(kinds.tolist()) - set(TASKS))
     if unknown:
         raise DataError(f"{data.path} has samples of DataType {unknown[0]:g}; 1 to 3 are known.")
-    tasks = [_TASKS[int(kind)] for kind in kinds]
+    tasks = [TASKS[int(kind)] for kind in kinds]
     names = [decode_stimulus_id(float(code)) for code in data.read_label("stimulus_id")]
     for row, (task, name) in enumerate(zip(tasks, names, strict=True)):
         if task != "imagery" and "_" not in name:

@@ -50,6 +50,10 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
     read_volume_header,
 )
 from braindecode_vis.datasets.things_fmri.response_tables import (
+    LAYOUT,
+    MASKS,
+    TABLES,
+    VOLUMES,
     TableReader,
     VolumeReader,
     find_regions,
@@ -113,8 +117,8 @@ class ThingsFmriConfig(AtlasSettings):
             if form == "table":
                 paths += find_table_files(root, subject)
             else:
-                paths += sorted((root / "betas_vol" / f"sub-{subject}").rglob("*_betas.nii.gz"))
-                paths += sorted((root / "betas_vol" / f"sub-{subject}").rglob("*_conditions.tsv"))
+                paths += sorted((root / VOLUMES / f"sub-{subject}").rglob("*_betas.nii.gz"))
+                paths += sorted((root / VOLUMES / f"sub-{subject}").rglob("*_conditions.tsv"))
             mask = self._find_mask(subject)
             paths += [] if mask is None else [mask]
         digests = digest_files({path.name: path for path in paths})
@@ -168,10 +172,10 @@ class ThingsFmriConfig(AtlasSettings):
 
     def _find_form(self) -> tuple[Literal["table", "volume"], list[str]]:
         root = self.find_root()
-        tables = self._list(root / "betas_csv", r"^sub-(\d+)_ResponseData\.h5$") or self._list(
+        tables = self._list(root / TABLES, r"^sub-(\d+)_ResponseData\.h5$") or self._list(
             root, r"^sub-(\d+)_ResponseData\.h5$"
         )
-        volumes = self._list(root / "betas_vol", r"^sub-(\d+)$")
+        volumes = self._list(root / VOLUMES, r"^sub-(\d+)$")
         # The table comes with regions and noise ceilings, which volumes lack.
         form = self.form if self.form != "auto" else ("table" if tables else "volume")
         there = tables if form == "table" else volumes
@@ -199,9 +203,9 @@ class ThingsFmriConfig(AtlasSettings):
 
     def _find_mask(self, subject: str) -> Path | None:
         root = self.find_root()
-        name = f"sub-{subject}_space-T1w_brainmask.nii.gz"
-        places = (root / "brainmasks" / name, root / "betas_vol" / "brainmasks" / name, root / name)
-        return next((path for path in places if is_there(path)), None)
+        places = (root / MASKS, root / VOLUMES / MASKS, root)
+        paths = [LAYOUT.place(place, "mask", subject=subject) for place in places]
+        return next((path for path in paths if is_there(path)), None)
 
     # --- the table --------------------------------------------------------------------------------------------
 
@@ -260,9 +264,9 @@ class ThingsFmriConfig(AtlasSettings):
                 f"{root} has no brainmasks/sub-{subject}_space-T1w_brainmask.nii.gz, without which the volumes of "
                 f"subject {subject} have no voxels; fetch it from figshare+."
             )
-        runs = read_volume_runs(root / "betas_vol" / f"sub-{subject}", subject)
+        runs = read_volume_runs(root / VOLUMES / f"sub-{subject}", subject)
         sessions = pd.concat([table["session"] for table in runs.values()])
-        _check_sessions(self.sessions, sessions, root / "betas_vol")
+        _check_sessions(self.sessions, sessions, root / VOLUMES)
         values, affine = read_volume(mask_path)
         geometry = Geometry.from_mask(values > 0, affine)
         parts = []

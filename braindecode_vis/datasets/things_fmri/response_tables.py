@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.base.checks import DataError, check_columns, check_file, check_unique, refuse_damage
+from braindecode_vis.base.checks import DataError, check_file, check_unique, refuse_damage
 from braindecode_vis.datasets.bids.fmri_files import parse_entities
+from braindecode_vis.datasets.layout import File, Layout
 from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, read_volume
 from braindecode_vis.datasets.sources.safe_pickle import FileArray
@@ -30,18 +31,35 @@ if TYPE_CHECKING:
 
 # A trial's values lie a row apart in the file, so that reading one costs as much as reading many.
 _CACHE_BYTES = 128 << 20
-_STIMULUS_COLUMNS = ("trial_type", "session", "run", "stimulus", "concept")
 _NOT_REGIONS = ("voxel_id", "subject_id", "voxel_x", "voxel_y", "voxel_z")
 _MAP_PREFIXES = ("nc_", "splithalf", "prf-")
+TABLES, VOLUMES, MASKS = "betas_csv", "betas_vol", "brainmasks"
+"""Folders of the three kinds of files."""
+_FETCH = "fetch it from figshare+ (20492835)"
+_RUN = "sub-{subject}/ses-things{session}/sub-{subject}_ses-things{session}_task-things_run-{run}"
+LAYOUT = Layout(
+    # Below `TABLES`, or beside each other in another folder.
+    responses=File("sub-{subject}_ResponseData.h5", "other", "ResponseData.h5", _FETCH),
+    stimuli=File(
+        "sub-{subject}_StimulusMetadata.csv", "csv", "StimulusMetadata.csv", _FETCH,
+        columns=("trial_type", "session", "run", "stimulus", "concept"),
+    ),
+    voxels=File("sub-{subject}_VoxelMetadata.csv", "csv", "VoxelMetadata.csv", _FETCH, columns=_NOT_REGIONS),
+    # Below `VOLUMES` and `MASKS`.
+    betas=File(_RUN + "_betas.nii.gz", "other", "a volume of betas", _FETCH),
+    conditions=File(
+        _RUN + "_conditions.tsv", "tsv", "the conditions of a run", "fetch them with the betas",
+        columns=("image_filename",),
+    ),
+    mask=File("sub-{subject}_space-T1w_brainmask.nii.gz", "other", "the brain mask", _FETCH),
+)  # fmt: skip
 _GLASSER = "glasser-"
 
 
 def find_table_files(root: Path, subject: str) -> list[Path]:
     """Return the response table of a subject, and the tables of its trials and of its voxels."""
-    folder = root / "betas_csv" if (root / "betas_csv").is_dir() else root
-    names = ("ResponseData.h5", "StimulusMetadata.csv", "VoxelMetadata.csv")
-    hint = "fetch it from figshare+ (20492835)"
-    return [check_file(folder / f"sub-{subject}_{name}", what=name, hint=hint) for name in names]
+    folder = root / TABLES if (root / TABLES).is_dir() else root
+    return [LAYOUT.find(folder, name, subject=subject) for name in ("responses", "stimuli", "voxels")]
 
 
 def find_concept(stimulus: str) -> str:
@@ -65,8 +83,7 @@ def read_table_trials(path: Path, subject: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    stimuli = pd.read_csv(path, dtype=str, keep_default_na=False)
-    check_columns(stimuli.columns, _STIMULUS_COLUMNS, what=str(path))
+    stimuli = LAYOUT.read_table(path, "stimuli", dtype=str, keep_default_na=False)
     unknown = sorted(set(stimuli["trial_type"]) - {"train", "test"})
     if unknown:
         raise DataError(
@@ -96,10 +113,7 @@ def read_table_trials(path: Path, subject: str) -> pd.DataFrame:
 
 def read_voxels(path: Path) -> pd.DataFrame:
     """Return the voxel table; `voxel_id` is unique and positions are whole numbers."""
-    import pandas as pd
-
-    voxels = pd.read_csv(path)
-    check_columns(voxels.columns, _NOT_REGIONS, what=str(path))
+    voxels = LAYOUT.read_table(path, "voxels")
     check_unique(voxels["voxel_id"].tolist(), what=f"voxel_id in {path}")
     positions = voxels[["voxel_x", "voxel_y", "voxel_z"]].to_numpy(float)
     if not np.array_equal(positions, np.rint(positions)) or (positions < 0).any():
@@ -379,10 +393,9 @@ def _read_conditions(path: Path, subject: str) -> pd.DataFrame:
     import pandas as pd
 
     conditions = check_file(
-        name_conditions(path), what=f"the conditions of {path.name}", hint="fetch them with the betas"
+        name_conditions(path), what=f"the conditions of {path.name}", hint=LAYOUT.files["conditions"].hint
     )
-    table = pd.read_csv(conditions, sep="\t", dtype=str, keep_default_na=False)
-    check_columns(table.columns, ("image_filename",), what=str(conditions))
+    table = LAYOUT.read_table(conditions, "conditions", dtype=str, keep_default_na=False)
     entities = parse_entities(path.name)
     digits = re.sub(r"\D", "", entities.get("ses", ""))
     if not digits or "run" not in entities:

@@ -31,7 +31,7 @@ import pandas as pd
 
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.bold5000 import IMAGERY_TASK, KINDS, LAYOUT, LIST, STIMULI, VERSION
 from braindecode_vis.datasets.drawn.images import list_split, name_imagenet
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
@@ -67,14 +67,9 @@ T_R = 2.0  # of both data sets [1]_ [3]_
 # A second of picture, nine of fixation [1]_.
 TIMING = TrialTiming(mean=10.0, jitter=0.05, stimulus=1.0, first=6.0, tail=14.0)
 TASK = "5000scenes"
-IMAGERY_TASK, IMAGERY_TYPE = "imagery", "imagery"
 _USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions")
-LIST = "repeated_stimuli_113_list.txt"
-STIMULI = "BOLD5000_Stimuli"
 _PRESENTED = f"{STIMULI}/Scene_Stimuli/Presented_Stimuli"
-KINDS = ("imagenet", "coco", "scenes")
 _FOLDERS = {"imagenet": "ImageNet", "coco": "COCO", "scenes": "Scene"}
-STEM = "GLMbetas-TYPED-FITHRF-GLMDENOISE-RR"
 ROIS = {"EarlyVis": ("V1", "V2", "V3"), "LOC": ("LO",), "OPA": ("OPA",), "PPA": ("PPA",)}
 
 
@@ -181,7 +176,7 @@ def _write_imagery_run(job: PhantomJob, person: Person, run: int, progress: Prog
     events = pd.DataFrame(
         {
             "onset": onset, "duration": TIMING.stimulus, "ImgName": job.table["file_name"].to_numpy()[rows],
-            "ImgType": IMAGERY_TYPE,
+            "ImgType": IMAGERY_TASK,
         }
     )  # fmt: skip
     return write_raw_run(
@@ -273,8 +268,9 @@ def _write_betas(job: PhantomJob, person: Person, progress: Progress) -> list[Pa
             yield block
 
     folder = job.root / "BOLD5000_GLMsingle_betas"
-    paths = [write_text(folder / f"{subject}_imgnames.txt", "".join(f"{name}\n" for name in names))]
-    paths.append(write_volume(folder / f"{subject}_brainmask.nii.gz", scanner.mask, scanner.affine))
+    listed = "".join(f"{name}\n" for name in names)
+    paths = [write_text(LAYOUT.place(folder, "names", subject=subject), listed)]
+    paths.append(write_volume(LAYOUT.place(folder, "mask", subject=subject), scanner.mask, scanner.affine))
     for _, rows in design.groupby("session"):
         blocks = progress.watch(iterate(rows), len)
         paths.append(
@@ -302,18 +298,14 @@ def write_session(
     affine: np.ndarray,
 ) -> Path:
     """Write the betas of a session, ``CSI1_GLMbetas-..._ses-01.nii.gz``: a volume a trial, percent signal change."""
-    path = folder / f"{subject}_{STEM}_ses-{session:02d}.nii.gz"
+    path = LAYOUT.place(folder, "volumes", subject=subject, betas=VERSION, session=session)
     return write_volumes(path, volumes, shape=shape, n_volumes=n_volumes, affine=affine)
 
 
 def write_region(root: Path, subject: str, region: str, table: np.ndarray) -> Path:
     """Write the table of one region over all sessions, (n_trials, n_voxels), ``..._allses_LHEarlyVis.npy``."""
     folder = root / "BOLD5000_GLMsingle_ROI_betas" / "py"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{subject}_{STEM}_allses_{region}.npy"
-    with replace_atomically(path) as temporary, temporary.open("wb") as file:
-        np.save(file, np.asarray(table, float))
-    return path
+    return LAYOUT.write(folder, "rois", {"betas": table}, subject=subject, betas=VERSION, roi=region)
 
 
 # CSI1 to CSI4, and test pictures that are shown several times.

@@ -20,7 +20,13 @@ import pandas as pd
 
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import make_generator
-from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.cneuromod_things import (
+    EVENTS_PLACES,
+    GLMSINGLE_PLACES,
+    IMAGE_PLACES,
+    LAYOUT,
+    ROI_PLACES,
+)
 from braindecode_vis.datasets.drawn.images import list_split
 from braindecode_vis.parts.phantom.bold_signal import compute_voxel_snr, iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
@@ -33,9 +39,6 @@ USES = ("n_runs", "voxel_mm")
 T_R = 1.49
 STIMULUS_S, PAUSE_S = 2.98, 1.49
 TEST_EVERY = 10
-STUDY = Path("THINGS")
-_EVENTS = STUDY / "fmriprep" / "sourcedata" / "things"
-_STEM = "task-things_space-T1w_model-fitHrfGLMdenoiseRR"
 # Region of the simulated cortex to contrast and name of the localiser.
 _ROIS = {"FFA": "face", "EBA": "body", "PPA": "scene", "OPA": "scene"}
 # Numbers as the collection has them: the fourth person is number 6.
@@ -77,13 +80,13 @@ def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
             n = number[split] = number[split] + 1
             # 1 to 9, 11 to 19... for training.
             of[concept] = n * TEST_EVERY if split == "test" else n + (n - 1) // (TEST_EVERY - 1)
-    folder = _EVENTS / "stimuli" / "images_fmri"
+    folder = IMAGE_PLACES[0]
     names = [
         f"{concept}/{name}.jpg" for concept, name in zip(table["concept"], table["stimulus_id"], strict=True)
     ]
     return table.assign(
         category_nr=table["concept"].map(of), exemplar_nr=table["exemplar"] + 1, file_name=names,
-        path=[(folder / name).as_posix() for name in names],
+        path=[f"{folder}/{name}" for name in names],
     )  # fmt: skip
 
 
@@ -130,10 +133,8 @@ def plan(job: PhantomJob) -> list[Unit]:
 
 
 def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
-    import h5py
-
     scanner, number = job.scanner, PEOPLE[person.index]
-    design, who = make_design(job, person.index), f"sub-{number:02d}"
+    design = make_design(job, person.index)
     # As the authors: every voxel is standardised over all trials. They are made twice, so that none need be kept.
     total, squares = np.zeros(scanner.n_voxels), np.zeros(scanner.n_voxels)
     for block in progress.watch(_iterate(person, scanner, design), lambda block: len(block) / 2):
@@ -141,30 +142,29 @@ def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[P
         squares += (block.astype(float) ** 2).sum(axis=0)
     mean = total / len(design)
     spread = np.sqrt(squares / len(design) - mean**2)
-    output = job.root / STUDY / "glmsingle" / who / "glmsingle" / "output"
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / f"{who}_{_STEM}_stat-trialBetas_desc-zscore_statseries.h5"
-    paths = [path]
-    with replace_atomically(path) as temporary, h5py.File(temporary, "w") as file:
+    paths = []
+
+    def iterate_runs() -> Iterator[tuple[str, np.ndarray]]:
         for (session, run), trials in design.groupby(["session", "run"]):
             betas = np.concatenate(list(_iterate(person, scanner, trials)))  # (n_trials, n_voxels)
-            file.create_dataset(f"{session}/{run}/betas", data=(betas - mean) / spread)
+            yield f"{session}/{run}/betas", (betas - mean) / spread
             progress.add(len(trials) / 2)
-            func = job.root / _EVENTS / who / f"ses-{session:02d}" / "func"
-            name = f"{who}_ses-{session:02d}_task-things_run-{run:02d}_events.tsv"
-            paths.append(write_tsv(func / name, make_events(trials, job.table, number)))
-        file.create_dataset("mask_array", data=scanner.mask.astype(float))
-        file.create_dataset("mask_affine", data=scanner.affine)
+            path = LAYOUT.place(
+                job.root / EVENTS_PLACES[0], "events", subject=number, session=session, run=run
+            )
+            paths.append(write_tsv(path, make_events(trials, job.table, number)))
+        yield "mask_array", scanner.mask
+        yield "mask_affine", scanner.affine
+
+    betas_root, roi_root = job.root / GLMSINGLE_PLACES[0], job.root / ROI_PLACES[0]
+    paths.append(LAYOUT.write(betas_root, "betas", iterate_runs(), subject=number, stat="stat"))
     power = compute_voxel_snr(person, scanner) ** 2
     ceiling = scanner.fill_volume((100 * power / (power + 1 / job.size.train_repetitions)).astype(np.float32))
-    paths.append(
-        write_volume(output / f"{who}_{_STEM}_stat-noiseCeilings_statmap.nii.gz", ceiling, scanner.affine)
-    )
-    rois = job.root / "fLoc" / "rois" / who / "rois" / "task-derived"
+    paths.append(write_volume(LAYOUT.place(betas_root, "ceiling", subject=number), ceiling, scanner.affine))
     for region, contrast in _ROIS.items():
         inside = scanner.fill_volume(scanner.regions == region)
-        name = f"{who}_task-floc_space-T1w_stats-tscores_contrast-{contrast}_roi-{region}_cutoff-2.0_desc-unsmooth_mask"
-        paths.append(write_volume(rois / f"{name}.nii.gz", inside, scanner.affine))
+        path = LAYOUT.place(roi_root, "roi", subject=number, contrast=contrast, roi=region)
+        paths.append(write_volume(path, inside, scanner.affine))
     return paths
 
 

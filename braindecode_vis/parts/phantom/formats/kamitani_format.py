@@ -32,10 +32,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_option
+from braindecode_vis.base.checks import ConfigError, check_columns, check_option
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.drawn.images import list_split, name_imagenet
+from braindecode_vis.datasets.kamitani.bdata import GROUPS, STIMULUS_LISTS, encode_stimulus_id
+from braindecode_vis.datasets.kamitani.god import TASKS
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.drive import N_EARLY, N_MID
@@ -59,10 +61,9 @@ _AREAS = {
     "ROI_LVC": ("V1", "V2", "V3"),
     "ROI_HVC": ("LO", "FFA", "PPA", "EBA", "VWFA", "IT", "OPA"),
 }
-DATA_TYPES = {"training": 1, "test": 2, "imagery": 3}
+DATA_TYPES: dict[str, int] = {task: code for code, task in TASKS.items()}
 FEATURE_TYPES = {"training": 1, "test": 2, "category_average": 3}
 Naming = Literal["dataSet", "dataset"]
-_METADATA_NAME = {"dataSet": "metaData", "dataset": "metadata"}
 DESIGN_COLUMNS = ("DataType", "stimulus_id", "Run", "Block")
 
 
@@ -135,14 +136,14 @@ def plan_god(job: PhantomJob) -> list[Unit]:
     def write_shared(progress: Progress) -> list[Path]:
         table, drive = job.table, job.drive
         paths = []
-        for split, name in (("train", "Training"), ("test", "Test")):
+        for split, name in STIMULUS_LISTS.items():
             part = table[table["split"] == split]
             # Numbers in the order of the synsets, from 1.
             category = part["synset"].rank(method="dense").astype(int)
             codes = [f"{encode_stimulus_id(name)!r}" for name in part["stimulus_id"]]
             lines = zip(part["stimulus_id"], codes, category, range(1, len(part) + 1), strict=True)
             text = "".join("\t".join(map(str, line)) + "\n" for line in lines)
-            paths.append(write_text(job.root / f"stimulus_ImageNet{name}.tsv", text))
+            paths.append(write_text(job.root / name, text))
         groups = {str(synset): rows for synset, rows in table.groupby("synset", sort=True).indices.items()}
         # Averages of a category follow the images, as in the published file: (n_images + n_categories, n_units)
         features = {
@@ -213,24 +214,6 @@ def _iterate_samples(
         part = imagined == flag
         for block in iterate_betas(person, job.scanner, rows[part], seeds[part], imagery=flag):
             yield block[:, kept]
-
-
-def encode_stimulus_id(name: str) -> float:
-    """Return the number that stands for an ImageNet name: synset before the point, image after it.
-
-    Examples
-    --------
-    >>> encode_stimulus_id("n01518878_5958")
-    1518878.005958
-    >>> encode_stimulus_id("n01621127_19020")  # the last zero is gone
-    1621127.01902
-    """
-    synset, _, image = name.partition("_")
-    if not (synset.startswith("n") and synset[1:].isdigit() and image.isdigit() and len(image) <= 6):
-        raise DataError(
-            f"{name!r} is no ImageNet name like n01518878_5958; its image number has six digits at most."
-        )
-    return float(f"{int(synset[1:])}.{int(image):06d}")
 
 
 def write_bdata(
@@ -325,7 +308,7 @@ def _write(
 ) -> Path:
     import h5py
 
-    check_option("naming", naming, _METADATA_NAME)
+    check_option("naming", naming, GROUPS)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = h5py.string_dtype("utf-8")
     with replace_atomically(path) as temporary, h5py.File(temporary, "w") as file:
@@ -339,7 +322,7 @@ def _write(
                 matrix[start : start + len(array), :n_left] = array
             start += len(array)
         check_count(start, len(labels), what=path.name, unit="samples")
-        group = file.create_group(_METADATA_NAME[naming])
+        group = file.create_group(GROUPS[naming])
         group.create_dataset("key", data=[key for key, _, _ in metadata], dtype=text)
         group.create_dataset("description", data=[entry for _, entry, _ in metadata], dtype=text)
         group.create_dataset("value", data=np.stack([value for _, _, value in metadata]))

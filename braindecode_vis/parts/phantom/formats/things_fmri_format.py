@@ -30,6 +30,7 @@ from braindecode_vis.base.checks import ConfigError, check_columns, check_unique
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.drawn.images import make_concepts, match_concepts
+from braindecode_vis.datasets.things_fmri.response_tables import LAYOUT, MASKS, TABLES, VOLUMES
 from braindecode_vis.parts.phantom.bold_signal import compute_voxel_snr, iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
@@ -166,7 +167,7 @@ def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress
         images=job.table,
     )
     events = write_events(job.root, number, session, run, design, job.table, job.config.seed)
-    return [path, path.with_name(path.name.replace("betas.nii.gz", "conditions.tsv")), events]
+    return [path, place_run(job.root, "conditions", number, session, run), events]
 
 
 def _write_table(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
@@ -201,7 +202,7 @@ def _write_table(job: PhantomJob, person: Person, progress: Progress) -> list[Pa
             progress.add(1)
         # The table has a row per voxel, so the trials are turned round, a block of voxels at a time.
         starts = range(0, scanner.n_voxels, _VOXELS_PER_BLOCK)
-        path = write_response_table(
+        write_response_table(
             job.root,
             number,
             (np.ascontiguousarray(spool[:, start : start + _VOXELS_PER_BLOCK].T) for start in starts),
@@ -212,18 +213,18 @@ def _write_table(job: PhantomJob, person: Person, progress: Progress) -> list[Pa
         del spool
     finally:
         spool_path.unlink(missing_ok=True)
-    stem = f"sub-{number:02d}"
-    return [path, *(path.with_name(f"{stem}_{kind}Metadata.csv") for kind in ("Stimulus", "Voxel"))]
+    return [
+        LAYOUT.place(job.root / TABLES, name, subject=person.name)
+        for name in ("responses", "stimuli", "voxels")
+    ]
 
 
 def _read_trials(job: PhantomJob, person: Person, design: pd.DataFrame) -> Iterator[np.ndarray]:
     """Yield the voxels of every trial but catch trials, from the finished volumes."""
-    scanner, number = job.scanner, person.index + 1
+    scanner = job.scanner
     n_bytes = 4 * scanner.mask.size
     for (session, run), rows in design.groupby(["session", "run"]):
-        stem = f"sub-{number:02d}_ses-things{session:02d}_task-things_run-{run:02d}_betas.nii.gz"
-        folder = job.root / "betas_vol" / f"sub-{number:02d}" / f"ses-things{session:02d}"
-        with gzip.open(folder / stem) as file:
+        with gzip.open(place_run(job.root, "betas", person.index + 1, session, run)) as file:
             file.read(HEADER_BYTES)
             for kind in rows["trial_type"]:
                 volume = np.frombuffer(file.read(n_bytes), "<f4").reshape(scanner.mask.shape, order="F")
@@ -320,13 +321,17 @@ def write_events(
         catch
     )
     table["file_path"] = shown["file_path"].where(~catch, rows["catch_nr"].map("catch{:03d}.jpg".format))
-    return write_tsv(_run_stem(root, subject, session, run, "func", "_task-things", "events.tsv"), table)
+    path = place_run(root, "conditions", subject, session, run)
+    # The raw runs have the names of the volumes, in folders of BIDS.
+    folder = root / path.parent.relative_to(root / VOLUMES) / "func"
+    return write_tsv(folder / path.name.replace("conditions.tsv", "events.tsv"), table)
 
 
-def _run_stem(root: Path, subject: int, session: int, run: int, folder: str, task: str, end: str) -> Path:
-    entities = f"sub-{subject:02d}_ses-things{session:02d}"
-    base = root / f"sub-{subject:02d}" / f"ses-things{session:02d}"
-    return (base / folder if folder else base) / f"{entities}{task}_run-{run:02d}_{end}"
+def place_run(root: Path, name: str, subject: int, session: Any, run: Any) -> Path:
+    """Return where the ``betas`` or the ``conditions`` of a run lie."""
+    return LAYOUT.place(
+        root / VOLUMES, name, subject=f"{subject:02d}", session=f"{session:02d}", run=f"{run:02d}"
+    )
 
 
 def make_stimulus_metadata(design: pd.DataFrame, images: pd.DataFrame, subject: int) -> pd.DataFrame:
@@ -393,9 +398,11 @@ def write_response_table(
 
     check_columns(voxels.columns, ("voxel_id",), what="the voxel table")
     check_count(len(voxels), n_voxels, what="The voxel table", unit="rows")
-    folder = root / "betas_csv"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"sub-{subject:02d}_ResponseData.h5"
+    path, stimuli_path, voxels_path = (
+        LAYOUT.place(root / TABLES, name, subject=f"{subject:02d}")
+        for name in ("responses", "stimuli", "voxels")
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as temporary, h5py.File(temporary, "w") as file:
         values = _lay_out_frame(file, voxels["voxel_id"].to_numpy(np.int64), len(stimuli), dtype)
         start = 0
@@ -405,8 +412,8 @@ def write_response_table(
                 values[start : start + len(array)] = array
             start += len(array)
         check_count(start, n_voxels, what=path.name, unit="voxels")
-    write_csv(folder / f"sub-{subject:02d}_StimulusMetadata.csv", stimuli)
-    write_csv(folder / f"sub-{subject:02d}_VoxelMetadata.csv", voxels)
+    write_csv(stimuli_path, stimuli)
+    write_csv(voxels_path, voxels)
     return path
 
 
@@ -486,21 +493,18 @@ def write_volume_betas(
         One a trial of the run, catch trials included.
     """
     rows = design[(design["session"] == session) & (design["run"] == run)]
-    path = _run_stem(root / "betas_vol", subject, session, run, "", "_task-things", "betas.nii.gz")
+    path = place_run(root, "betas", subject, session, run)
     write_volumes(path, betas, shape=shape, n_volumes=len(rows), affine=affine, dtype=np.float32, t_r=1.0)
     files = images["file_path"].str.split("/").str[-1].to_numpy()[rows["row"].to_numpy()]
     catch = rows["catch_nr"].map("catch{:03d}.jpg".format).to_numpy()
     names = np.where(rows["trial_type"] == "catch", catch, files)
-    write_tsv(
-        path.with_name(path.name.replace("betas.nii.gz", "conditions.tsv")),
-        pd.DataFrame({"image_filename": names}),
-    )
+    write_tsv(place_run(root, "conditions", subject, session, run), pd.DataFrame({"image_filename": names}))
     return path
 
 
 def write_brainmask(root: Path, subject: int, mask: np.ndarray, affine: np.ndarray) -> Path:
     """Write ``brainmasks/sub-XX_space-T1w_brainmask.nii.gz``."""
-    return write_volume(root / "brainmasks" / f"sub-{subject:02d}_space-T1w_brainmask.nii.gz", mask, affine)
+    return write_volume(LAYOUT.place(root / MASKS, "mask", subject=f"{subject:02d}"), mask, affine)
 
 
 FORMAT = Format(

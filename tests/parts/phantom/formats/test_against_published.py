@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy.io import loadmat
 
+from braindecode_vis.datasets.kamitani import bdata
 from braindecode_vis.parts.phantom.formats import (
-    kamitani_format,
     nsd_format,
     things_fmri_format,
     things_meg_format,
@@ -69,4 +69,4 @@ def test_nsd_design_has_the_published_arrays():
 def test_god_ids_are_the_published_numbers():
     for name in ("Training", "Test"):
         table = pd.read_csv(DATA / "god" / f"stimulus_ImageNet{name}.tsv", sep="\t", header=None)
-        assert [kamitani_format.encode_stimulus_id(text) for text in table[0]] == table[1].tolist()
+        assert [bdata.encode_stimulus_id(text) for text in table[0]] == table[1].tolist()

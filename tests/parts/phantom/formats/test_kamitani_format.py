@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.datasets.kamitani import bdata
 from braindecode_vis.parts.phantom.formats import kamitani_format
 
 
@@ -15,7 +16,7 @@ def labels():
     return pd.DataFrame(
         {
             "DataType": [1, 2, 3],
-            "stimulus_id": [kamitani_format.encode_stimulus_id(name) for name in names],
+            "stimulus_id": [bdata.encode_stimulus_id(name) for name in names],
             "Run": [1, 1, 2],
             "Block": [1, 2, 1],
         }
@@ -53,9 +54,9 @@ def test_bdata_reads_back_under_both_names(tmp_path, labels, naming, metadata):
 def test_stimulus_id_loses_its_zeros_and_six_decimals_bring_them_back(labels):
     assert str(labels["stimulus_id"][1]) == "1621127.01902"
     assert f"{labels['stimulus_id'][1]:.6f}".split(".")[1].lstrip("0") == "19020"
-    assert kamitani_format.encode_stimulus_id("n01518878_5958") == 1518878.005958
+    assert bdata.encode_stimulus_id("n01518878_5958") == 1518878.005958
     with pytest.raises(DataError, match="six digits"):
-        kamitani_format.encode_stimulus_id("n01518878_1234567")
+        bdata.encode_stimulus_id("n01518878_1234567")
 
 
 def test_image_features(tmp_path):
