@@ -587,3 +587,9 @@ def test_a_subject_that_the_first_fold_does_not_test_is_compared_with_its_target
     for subject, rows in (("01", slice(N)), ("02", slice(N, None)), ("all", slice(None))):
         score = find(scores, "cosine_to_target", subject=subject)
         assert score.value == pytest.approx(cosines[rows].mean(), rel=1e-5)
+
+
+def test_limits_of_one_fold_are_not_widened():
+    for task, words in ((make_task(), ""), (make_folds(), ", widened by sqrt 2 after folds")):
+        score = find(compute_scores(task)[0], "two_way_identification")
+        assert score.resampled == f"images (jackknife){words}"
