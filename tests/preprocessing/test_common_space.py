@@ -326,3 +326,18 @@ def test_a_new_subject_gives_a_few_trials_by_the_split():
     assert LeaveOneSubjectOutConfig().hashed_fields() == {"kind": "leave_one_subject_out"}
     with pytest.raises(ConfigError, match="own_trials is 61, but subject a has 60"):
         LeaveOneSubjectOutConfig(own_trials=61).make(trials, concepts, seed=0)
+
+
+@pytest.mark.parametrize("n_times", [0, 3])
+def test_images_that_were_shown_more_often_weigh_as_much_as_others(n_times):
+    shown = np.array(list("abacabxx"), dtype=object)  # x is not asked for
+    data = np.random.default_rng(0).normal(2, 3, size=(8, 5, *[n_times] * bool(n_times))).astype(np.float32)
+    found = common_space.average_images(
+        data, np.arange(7), shown, np.array(["a", "b", "c", "d"]), n_features=4
+    )
+    cut = data[:, :4].reshape(8, 4, -1)
+    means = np.stack([cut[:7][shown[:7] == name].mean(axis=0).T for name in "abc"])  # (image, time, feature)
+    centre, spread = means.mean(axis=(0, 1)), means.std(axis=(0, 1))
+    np.testing.assert_allclose(found.values, (means - centre) / spread, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.centre, centre, rtol=1e-5)
+    assert common_space.average_images(data, np.array([6, 7]), shown, np.array(["a", "d"])) is None

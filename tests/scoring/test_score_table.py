@@ -570,3 +570,26 @@ def test_the_class_of_one_image_a_fold_is_beside_one_of_all_classes():
     task = make_folds(n_folds=N, whole=True, concepts=classes, decoded_concepts=classes)
     score = find(compute_scores(task)[0], "accuracy")
     assert (score.value, score.chance, score.p_value) == (1.0, 1 / 4, None)
+
+
+def test_a_subject_that_the_first_fold_does_not_test_is_compared_with_its_targets():
+    whole = make_task(subjects=("01", "02"), metrics=["cosine_to_target"])
+    queries, gallery, _ = whole.retrievals[0]
+    parts = []
+    for rows in (np.arange(N), np.arange(N, 2 * N)):
+        own = Embeddings(queries.vectors[rows], queries.ids[rows], "toy")
+        parts.append((own, gallery, compute_ranks(own, gallery, device="cpu")))
+    scores, _ = compute_scores(replace(whole, retrievals=parts))
+    units = [
+        each.vectors / np.linalg.norm(each.vectors, axis=1, keepdims=True) for each in (queries, gallery)
+    ]
+    cosines = (units[0] * units[1][np.tile(np.arange(N), 2)]).sum(axis=1)
+    for subject, rows in (("01", slice(N)), ("02", slice(N, None)), ("all", slice(None))):
+        score = find(scores, "cosine_to_target", subject=subject)
+        assert score.value == pytest.approx(cosines[rows].mean(), rel=1e-5)
+
+
+def test_limits_of_one_fold_are_not_widened():
+    for task, words in ((make_task(), ""), (make_folds(), ", widened by sqrt 2 after folds")):
+        score = find(compute_scores(task)[0], "two_way_identification")
+        assert score.resampled == f"images (jackknife){words}"

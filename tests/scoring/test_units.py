@@ -12,7 +12,7 @@ from braindecode_vis.config.models import EvaluationConfig
 from braindecode_vis.scoring.category_scores import CategoryTask, compute_category_scores
 from braindecode_vis.scoring.score_row import make_score
 from braindecode_vis.scoring.score_table import compute_scores
-from braindecode_vis.scoring.units import Units, find_exchangeable, find_units
+from braindecode_vis.scoring.units import Units, find_exchangeable, find_units, make_labels
 from tests.scoring.test_score_table import find, make_task
 
 N_BLOCKS, N_VOLUMES = 24, 12
@@ -214,3 +214,15 @@ def test_groups_that_share_an_average_are_one_unit():
 def test_the_default_leaves_fingerprints_alone():
     assert "resample" not in EvaluationConfig().hashed_fields()
     assert EvaluationConfig(resample="group").hashed_fields()["resample"] == "group"
+
+
+def test_units_of_analyses_are_those_that_the_trials_have():
+    trials = pd.DataFrame(
+        {"subject": list("xxyy"), "session": list("1212"), "run": "1", "stimulus_id": list("abab")}
+    )
+    for resample in ("image", "auto", "group"):
+        assert make_labels(trials, resample, averaged=False) is None
+    unit, find = make_labels(trials, "session", averaged=False)
+    assert (unit, len(set(find(trials).tolist()))) == ("session", 4)  # of each subject
+    unit, find = make_labels(trials.assign(group=list("ppqq")), "auto", averaged=False)
+    assert (unit, len(set(find(trials.assign(group=list("ppqq"))).tolist()))) == ("group", 2)

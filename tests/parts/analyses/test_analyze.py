@@ -1,6 +1,7 @@
 """The verb analyze: what it leaves, what the report shows, and what happens to analyses that do not fit."""
 
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,10 @@ import pytest
 from braindecode_vis import pipeline
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.config import read_config
-from braindecode_vis.parts.analyses.analyze import analyze, make_study, read_findings
+from braindecode_vis.parts.analyses.analyze import ChosenFeatures, analyze, make_study, read_findings
 from braindecode_vis.parts.analyses.page_section import describe_question, find_analyses
-from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.pipeline.runs import Run, open_run
+from braindecode_vis.preprocessing.selection import SelectionConfig
 from tests.parts.analyses.planted import refit_and_rank
 
 QUICK = [
@@ -146,3 +148,13 @@ def test_a_refit_is_given_what_training_was_given(what, tmp_path):
     ranked, retrieved = refit_and_rank(make_study(run)), pipeline.retrieve(run)
     expected = np.concatenate([fold.retrieval.ranks for fold in retrieved.folds])
     np.testing.assert_array_equal(np.concatenate([one.ranks for one in ranked]), expected)
+
+
+def test_ranks_of_a_selection_are_kept_without_its_names():
+    """What is chosen by name is taken first; a changed trial may have other ranks."""
+    selection = SelectionConfig(
+        ch_names={"include": ("Oz",)}, reliability={"n_best": 3}, encoding={"n_best": 2}
+    )
+    ranks = ChosenFeatures(Mock(spec=Run, config=Mock(selection=selection)))._ranks
+    assert (ranks.reliability, ranks.encoding) == (selection.reliability, selection.encoding)
+    assert ranks == SelectionConfig(reliability=selection.reliability, encoding=selection.encoding)

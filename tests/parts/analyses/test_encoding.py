@@ -49,6 +49,7 @@ def test_parcels_that_follow_the_image_are_found_and_bounded_by_their_ceiling():
     assert [plot.name for plot in findings.plots] == ["map_sub-01", "groups"]
     assert all("<svg" in svg for svg in draw_all(findings))
     assert "mean correlation" in findings.summary
+    assert findings.summary.startswith("Ridge from planted to each response, fitted on training trials")
 
 
 def test_noise_is_not_encoded():

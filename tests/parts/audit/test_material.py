@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.parts.audit import material
 from braindecode_vis.parts.audit.material import _check_prior, _check_record, _check_training, _check_weights
+from braindecode_vis.parts.audit.recompute import RecomputedRun
+from braindecode_vis.pipeline.leaks.run_files import AuditedRun
+from braindecode_vis.preprocessing.splits import Fold
 
 N = 30
 NAMES = [f"i{row:02d}" for row in range(N)]
@@ -150,3 +154,32 @@ def test_a_decoder_of_captions_that_knows_a_test_image_is_found(tmp_path):
         "the decoder of captions git had 1 image(s) that the fold does not learn from, first x"
     )
     assert "nearest had 1 image(s)" in nearest
+
+
+@pytest.mark.parametrize(
+    ("n_other", "n", "level"), [(0, 200, "ok"), (1, 200, "ok"), (1, 20, "leak"), (40, 200, "leak")]
+)
+def test_a_few_captions_may_be_those_of_another_image(tmp_path, monkeypatch, n_other, n, level):
+    """Two training images may be equally near; of the rest each caption is that of the nearest one."""
+    stored = ["other"] * n_other + ["a cat"] * (n - n_other)
+    (tmp_path / "captions.json").write_text(json.dumps({"decoded": stored}))
+    (tmp_path / "bank.csv").write_text("id,caption\n")
+    monkeypatch.setattr(material, "hash_file", lambda path: "digest")
+    monkeypatch.setattr("braindecode_vis.embeddings.caption_bank.read_caption_bank", lambda path: {})
+    monkeypatch.setattr(
+        "braindecode_vis.scoring.caption_retrieval.retrieve_nearest", lambda *_, **__: ["a cat"] * n
+    )
+    bank = Embeddings(np.eye(2), ["t", "q"], "toy")
+    monkeypatch.setattr(material.decoding, "predict_for_generator", lambda again, number: (bank, bank))
+    fields = {"evaluation": {"captions": {"bank_sha256": "digest"}}}
+    run = Mock(
+        spec=AuditedRun,
+        evaluated=Mock(path=tmp_path, fields=fields),
+        folds=(Fold(np.array([0]), np.array([1])),),
+    )
+    run.responses = Mock(stimulus_ids=np.array(["t", "q"], dtype=object))
+    again = Mock(spec=RecomputedRun, config=Mock())
+    again.config.evaluation.captions = Mock(bank=tmp_path / "bank.csv", captioner=None, torch_device="cpu")
+    (found,) = material.check_captions(run, again)
+    assert found.level == level
+    assert level == "ok" or f"{n_other} of {n} captions are not those of the nearest" in found.message

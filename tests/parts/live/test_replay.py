@@ -15,6 +15,7 @@ from braindecode_vis.parts.live.replay import (
     Faults,
     Playback,
     ReplaySource,
+    deliver,
     open_phantom,
     open_playback,
     read_faults,
@@ -288,3 +289,10 @@ def test_a_phantom_is_played_from_its_files_and_lives_on_without_end(tmp_path, c
         told = command_line("stream", "phantom", *words)
         assert told.returncode == 2
         assert said in told.stderr
+
+
+@pytest.mark.parametrize(("options", "n_samples"), [({}, N_SAMPLES), ({"repeat": True}, 200 * 50)])
+def test_what_is_played_ends_unless_it_is_repeated(options, n_samples):
+    delivered = list(islice(deliver(make_playback(), chunk=50, **options), 200))
+    assert sum(each.samples.shape[1] for each in delivered) <= n_samples
+    assert (len(delivered) < 200) == (not options)
