@@ -7,7 +7,7 @@ CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 export MPLBACKEND := Agg
 
-.PHONY: demo live test test-slow fuzz mutate lint format bench bench-quick bench-live calibrate peers docs clean
+.PHONY: demo live test test-core test-slow fuzz mutate lint format bench bench-quick bench-live calibrate peers docs clean
 
 # what the demo needs; the tests add the tools of developers
 $(CORE): pyproject.toml
@@ -39,6 +39,10 @@ live: $(VENV)/.live
 # PYTEST has further options, for example --allowed-skips=FILE, with which .ci/run refuses skips
 test: lint
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST)
+
+# the quick loop: base and flow, without parts and without what is marked `whole`
+test-core: $(READY)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --core $(PYTEST)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 7200

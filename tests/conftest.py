@@ -67,9 +67,24 @@ def pytest_addoption(parser):
         "--allowed-skips", type=Path, metavar="FILE",
         help="fail if a test is skipped for a reason that no regular expression of this file matches",
     )  # fmt: skip
+    parser.addoption(
+        "--core", action="store_true",
+        help="the quick loop: neither tests of parts, nor files that import one, nor what is marked `whole`",
+    )  # fmt: skip
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out of the core's tests what needs a part; None leaves the choice to pytest."""
+    if not config.getoption("core"):
+        return None
+    if collection_path.is_dir():
+        return collection_path == Path(__file__).parent / "parts" or None
+    return "braindecode_vis.parts" in collection_path.read_text() or None
 
 
 def pytest_configure(config):
+    if config.getoption("core"):
+        config.option.markexpr = "not slow and not whole"
     if config.getoption("allowed_skips") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(RefusedSkips(config.getoption("allowed_skips")))
     if hasattr(config.option, "loadscopereorder"):  # which would sort by the number of tests

@@ -11,6 +11,8 @@ import pytest
 
 from braindecode_vis.scoring.uncertainty import KINDS
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).resolve().parents[1]
 SCOPE = ("scoring", "preprocessing", "pipeline", "report", "parts", "api")
 N_DRAWS = 150

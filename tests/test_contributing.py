@@ -13,6 +13,8 @@ import pytest
 
 from braindecode_vis.pipeline.runs import read_scores
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 BLOCK = re.compile(

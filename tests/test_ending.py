@@ -11,6 +11,8 @@ from braindecode_vis.config import read_config
 from braindecode_vis.pipeline import ending, reporting
 from braindecode_vis.pipeline.runs import SilentListener, open_run
 
+pytestmark = pytest.mark.whole
+
 QUICK = ["evaluation.n_bootstrap=100", "evaluation.n_permutations=100", "encoder.alphas=[1, 10]"]
 
 

@@ -26,6 +26,8 @@ from braindecode_vis.cli.failures import describe_failure, stop_cleanly
 from braindecode_vis.config import read_config
 from tests.test_cli import SMALL
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_training_cleanly(tmp_path, number):

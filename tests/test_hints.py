@@ -7,6 +7,8 @@ import braindecode_vis as bdv
 from braindecode_vis.pipeline.hints import describe_objective_values
 from braindecode_vis.scoring.retrieval import describe_common_choice
 
+pytestmark = pytest.mark.whole
+
 QUICK = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100}
 
 

@@ -16,6 +16,8 @@ import braindecode_vis
 from braindecode_vis.base.checks import EXTRAS, ConfigError, describe_missing, require
 from braindecode_vis.scoring.caption_scores import CaptionScoresConfig
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: Packages that nobody can install by an extra of ours, each asked for by hand where it is used.

@@ -21,6 +21,8 @@ import pytest
 from braindecode_vis.pipeline import STAGES
 from tests.killing import Nursery, list_leftovers, list_results
 
+pytestmark = pytest.mark.whole
+
 FEW = [
     "dataset.n_train=60",
     "dataset.n_test=12",

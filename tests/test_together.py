@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,8 @@ import numpy as np
 import pytest
 
 from tests.test_cli import SMALL, call_anew, check_refusal
+
+pytestmark = pytest.mark.whole
 
 NETWORK = [
     "--set", "encoder={kind: network, epochs: 4, batch_size: 16, checkpoint_seconds: 0, device: cpu, out_of_fold: 2}",
@@ -86,16 +87,6 @@ def test_a_killed_launch_goes_on_where_it_was(together, tmp_path):
         np.testing.assert_array_equal(found[name], vectors, err_msg=name)
 
 
-def test_what_several_processes_cannot_do_is_refused(tmp_path):
-    process = launch("train", "synthetic_digits", "--out", tmp_path, *SMALL)
-    errors = process.communicate()[1]
-    assert process.returncode
-    sentence = "encoder.kind=ridge is fitted by one process; start it without torchrun"
-    assert re.search(f"error: (process 1: )?{sentence}", errors)  # the launcher stops whoever is later
-    assert "braindecode_vis/cli" not in errors  # the only traceback is torchrun's
-    assert not (tmp_path / "stages").exists()
-
-
 def test_processes_that_see_different_folders_end_with_a_sentence(tmp_path):
     script = f'exec {sys.executable} -m braindecode_vis "$@" --out {tmp_path}/$RANK'
     process = launch(
@@ -110,6 +101,7 @@ def test_processes_that_see_different_folders_end_with_a_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("verb", "here", "sentence"),
     [
+        ("train", "4", "encoder.kind=ridge is fitted by one process; start it without torchrun"),
         ("run", "2", "train on several machines with the verb train"),
         ("sweep", "4", "only train, pretrain, reconstruct and run work with several processes"),
     ],

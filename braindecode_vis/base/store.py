@@ -469,8 +469,9 @@ def find_damage(final: Path, *, read: bool = False) -> str:
     read
         Whether this process must have read all bytes itself, once; see `digests.digest_file`.
     """
+    place = final / PROVENANCE
     try:
-        record = read_provenance(final / PROVENANCE)
+        record, is_sealed = _parse_record(place.read_bytes(), place)
         files = record.get("files", {})
         record["created"]
     except (OSError, DataError, KeyError):
@@ -491,9 +492,16 @@ def find_damage(final: Path, *, read: bool = False) -> str:
         if found[name] != digest:
             return f"its file {name} was missing or changed"
     # Last: a file that can be named says more.
-    if full and record.get("seal") != _compute_seal(record):
+    if full and not is_sealed:
         return f"its {PROVENANCE} was changed"
     return ""
+
+
+@lru_cache(maxsize=128)  # a training of many folds looks at every record before each of them
+def _parse_record(content: bytes, path: Path) -> tuple[dict[str, Any], bool]:
+    """Return the record that these bytes hold, for reading only, and whether its seal is right."""
+    record = _check_record(_parse_json(content, path), path)
+    return record, record.get("seal") == _compute_seal(record)
 
 
 def list_added(final: Path) -> list[str]:
@@ -694,8 +702,12 @@ def open_tensors(path: Path, framework: Literal["np", "pt"] = "np") -> Any:
 
 def read_json(path: Path) -> Any:
     """Read JSON; a damaged file is a `DataError` that says which one to delete, and so is one that holds NaN."""
+    return _parse_json(path.read_bytes(), path)
+
+
+def _parse_json(content: bytes, path: Path) -> Any:
     try:
-        return json.loads(path.read_text(), parse_constant=_refuse_constant)
+        return json.loads(content.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # not JSON, not text, numbers or nesting without end
         raise DataError(f"{path} is damaged ({error}); delete it and run again.") from error
 
@@ -712,7 +724,10 @@ _RECORD_FORMS = {
 
 def read_provenance(path: Path) -> dict[str, Any]:
     """Read the record of an artifact; one whose entries have other forms is a `DataError`, as is a damaged one."""
-    record = read_json(path)
+    return _check_record(read_json(path), path)
+
+
+def _check_record(record: Any, path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{path} is damaged (it holds no record); delete it and run again.")
     for name, form in _RECORD_FORMS.items():

@@ -26,7 +26,10 @@ from braindecode_vis.pipeline.runs import Run
 from tests.references import assert_close
 
 # MNE reads its metadata by a way that pandas has announced to close.
-pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.set_index")
+pytestmark = [
+    pytest.mark.whole,
+    pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.set_index"),
+]
 
 RIDGE = {"kind": "ridge", "alphas": [1.0]}
 N_TRIALS, N_CHANNELS, N_TIMES = 24, 5, 8

@@ -23,6 +23,8 @@ from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.preprocessing.meeg import write_meeg
 from tests.datasets.test_things_eeg2 import write_images, write_raw
 
+pytestmark = pytest.mark.whole
+
 FEW = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100, "evaluation.features": None}
 CHANNELS = ALL63[-40:]  # enough that the files are not taken for ones that were cut short
 N_PICTURES, N_REPEATS, N_FEATURES = 30, 3, 40

@@ -10,6 +10,7 @@ import braindecode_vis as bdv
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 pytestmark = [
+    pytest.mark.whole,
     pytest.mark.shared,
     pytest.mark.skipif(not SHARED.is_dir(), reason="the real recordings in ../shared are not here"),
 ]
