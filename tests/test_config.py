@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from braindecode_vis import pipeline
 from braindecode_vis.base.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.base.registry import ROLES, check_names, find_component, list_inside
-from braindecode_vis.base.roles import SETTINGS_ROLES
+from braindecode_vis.base.roles import SETTINGS_ROLES, list_required
 from braindecode_vis.base.settings import Settings, describe_validation_error
 from braindecode_vis.config import RunConfig, check_files, dump_config, list_kinds, read_config
 from braindecode_vis.config.missing_files import READS
@@ -442,14 +442,9 @@ def test_every_kind_leads_to_settings_of_that_kind_that_play_the_role(role):
     for kind in list_inside(role):
         cls = find_component(role, kind)
         assert cls.model_fields["kind"].default == kind
-        lacking = [
-            name
-            for name in (SETTINGS_ROLES[role].required if role in SETTINGS_ROLES else ())
-            if kind
-            not in ("trial_mixing", "repetition_averaging")  # done to the batch by the training itself
-            and not hasattr(cls, name)
-            and name not in cls.model_fields
-        ]
+        required = list_required(SETTINGS_ROLES[role]) if role in SETTINGS_ROLES else ()
+        lacking = [name for name in required if not hasattr(cls, name) and name not in cls.model_fields]
+        assert not cls.__abstractmethods__
         assert lacking == []
 
 

@@ -636,7 +636,8 @@ def test_components_that_inherit_from_their_role_give_the_same_scores(on_path, t
         write_package(on_path, module)
         forget()
         call("run", write_config(tmp_path), "--out", tmp_path / name)
-        scores.append(json.loads((tmp_path / name / "scores.json").read_text()))
+        rows = json.loads((tmp_path / name / "scores.json").read_text())
+        scores.append([{**row, "fingerprint": ""} for row in rows])  # the code of the two differs
     assert scores[0] == scores[1]
 
 

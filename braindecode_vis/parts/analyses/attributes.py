@@ -49,7 +49,7 @@ from braindecode_vis.parts.analyses.measure import (
     pick_limits,
 )
 from braindecode_vis.parts.analyses.regions import list_rois
-from braindecode_vis.parts.analyses.study import Change, Findings, Plot, Study, fit_picked, play_encoder
+from braindecode_vis.parts.analyses.study import Change, Findings, Plot, Study, complete_encoder, fit_picked
 from braindecode_vis.parts.analyses.window_categories import (
     RunDecisions,
     average_by_subject,
@@ -182,7 +182,7 @@ class AttributesConfig(Analysis):
                 for place in places:
                     altered = test if place.change is None else place.change(test)
                     taught = train if place.change is None else place.change(train)
-                    encoder = play_encoder(fit_picked(own, number, taught, place.change))
+                    encoder = complete_encoder(fit_picked(own, number, taught, place.change))
                     decisions.append(encoder.predict(altered).vectors.T)  # values of all attributes, trials
                     advance(1)
                 whole = np.stack(decisions, axis=1)  # values, places, trials

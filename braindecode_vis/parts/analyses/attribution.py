@@ -30,7 +30,7 @@ from braindecode_vis.parts.analyses.measure import (
     find_best,
 )
 from braindecode_vis.parts.analyses.patterns import list_columns
-from braindecode_vis.parts.analyses.study import Findings, Plot, Study, play_encoder, show_chosen
+from braindecode_vis.parts.analyses.study import Findings, Plot, Study, complete_encoder, show_chosen
 from braindecode_vis.report.drawing import draw_bars, draw_curve, mark_stimulus
 from braindecode_vis.scoring.retrieval import fit_centre
 
@@ -170,7 +170,7 @@ def _prepare_goals(study: Study, number: int, encoder: Any, test: Responses) -> 
     if study.centre == "zscore":
         raise ConfigError("integrated gradients know retrieval.centre mean and none, not zscore.")
     bank = study.banks[number]
-    known = play_encoder(encoder)
+    known = complete_encoder(encoder)
     trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])
     centre = fit_centre(known.map_targets(bank.select(trained_on)), study.centre)
     goals: Embeddings = centre.apply(known.map_targets(bank.select(list(test.stimulus_ids))))

@@ -41,7 +41,7 @@ from braindecode_vis.parts.analyses.measure import (
     describe_limits,
     pick_limits,
 )
-from braindecode_vis.parts.analyses.study import Findings, Plot, Study, play_encoder
+from braindecode_vis.parts.analyses.study import Findings, Plot, Study, complete_encoder
 from braindecode_vis.preprocessing.selection import average_repetitions
 from braindecode_vis.report.drawing import draw_bars
 from braindecode_vis.scoring.caption_retrieval import retrieve_nearest
@@ -406,7 +406,7 @@ def list_trials(study: Study, task: str, *, strict: bool) -> dict[int, np.ndarra
 
 def predict_imagery(study: Study, number: int, test: Responses) -> tuple[Embeddings, Embeddings]:
     """Return centred predictions of trials and the centred targets of their distinct stimuli."""
-    encoder, bank = play_encoder(study.trained(number)), study.banks[number]
+    encoder, bank = complete_encoder(study.trained(number)), study.banks[number]
     trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])
     centre = fit_centre(encoder.map_targets(bank.select(trained_on)), study.centre)
     targets = find_targets(study, bank, list(pd.unique(test.stimulus_ids)))
@@ -485,7 +485,7 @@ def centre_texts(study: Study, bank: Mapping[str, Sequence[str]], number: int) -
     texts = list(dict.fromkeys(texts))
     texts = texts[:: -(-len(texts) // MOST_TEXTS)]
     read = _average_texts({text: [text] for text in texts}, study.embed_texts, study.banks[number].space)
-    return fit_centre(play_encoder(study.trained(number)).map_targets(read), "mean")
+    return fit_centre(complete_encoder(study.trained(number)).map_targets(read), "mean")
 
 
 def _word(concept: str) -> str:
@@ -525,7 +525,7 @@ def predict_text(
             "candidates are texts, but the target has no text side; use a target of kind openclip, or candidates "
             "captions."
         )
-    encoder, bank = play_encoder(study.trained(number)), study.banks[number]
+    encoder, bank = complete_encoder(study.trained(number)), study.banks[number]
     trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])
     centre = fit_centre(encoder.map_targets(bank.select(trained_on)), study.centre)
     gallery = encoder.map_targets(_average_texts(texts, study.embed_texts, bank.space))
@@ -551,7 +551,7 @@ def predict_words(
     DataError
         If fewer than two training images have a caption.
     """
-    encoder, targets = play_encoder(study.trained(number)), study.banks[number]
+    encoder, targets = complete_encoder(study.trained(number)), study.banks[number]
     trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])
     learning = encoder.map_targets(targets.select(trained_on))
     centre = fit_centre(learning, study.centre)
@@ -604,7 +604,7 @@ def _caption_trials(
     study: Study, number: int, test: Responses, bank: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """Return the caption of the training image nearest to the prediction of each trial."""
-    encoder = play_encoder(study.trained(number))
+    encoder = complete_encoder(study.trained(number))
     trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])
     training = encoder.map_targets(study.banks[number].select(trained_on))
     # Stimuli of the test are no training images, whatever else the bank holds.

@@ -248,7 +248,7 @@ def rank_trials(
     """
     bank = study.banks[number]
     trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])
-    known = play_encoder(encoder)
+    known = complete_encoder(encoder)
     if known.has_subject_galleries and test.trials["subject"].nunique() > 1:
         raise ConfigError(
             "analyses rank all subjects in one gallery, but encoder.fusion.weights per_subject gives each its own; "
@@ -293,7 +293,7 @@ class ChoosingEncoder:
         return self.encoder.map_targets(targets)
 
 
-def play_encoder(encoder: Any) -> ChoosingEncoder | BrainEncoder:
+def complete_encoder(encoder: Any) -> ChoosingEncoder | BrainEncoder:
     """Return an encoder with the defaults of its role."""
     return encoder if isinstance(encoder, ChoosingEncoder) else complete(BrainEncoder, encoder)
 

@@ -9,7 +9,7 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.contracts import Prior
 from braindecode_vis.base.store import write_embeddings
-from braindecode_vis.generation.priors.image_source import ImageSourceSettings, leave_out, read_images
+from braindecode_vis.generation.priors.image_source import leave_out, read_images
 from braindecode_vis.generation.priors.neighbours import NeighboursPriorConfig
 from braindecode_vis.scoring.metrics.embedding import compute_mmd
 
@@ -118,16 +118,16 @@ def test_a_folder_is_named_by_what_is_in_it(tmp_path):
     for name in ("a", "b"):
         write_embeddings(tmp_path / name, images)
     write_embeddings(tmp_path / "c", make_rows(5, seed=2))
-    a, b, c = (ImageSourceSettings(images=tmp_path / name).hashed_fields() for name in "abc")
+    a, b, c = (NeighboursPriorConfig(images=tmp_path / name).hashed_fields() for name in "abc")
     assert a == b != c
-    assert ImageSourceSettings().find_folder() is None
-    assert ImageSourceSettings(images="generator").hashed_fields() == {"images": "generator"}
+    assert NeighboursPriorConfig().find_folder() is None
+    assert NeighboursPriorConfig(images="generator").hashed_fields()["images"] == "generator"
     np.testing.assert_array_equal(read_images(tmp_path / "a", images).vectors, images.vectors)
     with pytest.raises(ConfigError, match=r"embeddings are of the space 'toy', and the run predicts 'other'"):
         read_images(tmp_path / "a", make_rows(5, seed=1, space="other"))
     (tmp_path / "a" / "ids.json").unlink()
     with pytest.raises(ConfigError, match=r"which has no ids.json; name a folder of embeddings"):
-        ImageSourceSettings(images=tmp_path / "a").find_folder()
+        NeighboursPriorConfig(images=tmp_path / "a").find_folder()
 
 
 def test_images_are_those_of_the_training_of_a_folder_or_of_the_generator(tmp_path):
@@ -142,8 +142,8 @@ def test_images_are_those_of_the_training_of_a_folder_or_of_the_generator(tmp_pa
     )
     write_embeddings(tmp_path / "images", brought)
     generator = SimpleNamespace(read_known_images=lambda: brought)
-    assert ImageSourceSettings().find_images(training, None, tested) is training
+    assert NeighboursPriorConfig().find_images(training, None, tested) is training
     for source, asked in (("generator", generator), (tmp_path / "images", None)):
-        found = ImageSourceSettings(images=source).find_images(training, asked, tested)
+        found = NeighboursPriorConfig(images=source).find_images(training, asked, tested)
         assert found.ids.tolist() == others.ids.tolist()
         np.testing.assert_array_equal(found.vectors, others.vectors)
