@@ -75,7 +75,7 @@ def test_a_caption_leads_the_image_of_its_trial(tmp_path):
     assert (made["a"] != made["b"]).any(axis=(1, 2, 3)).all()
     learnt = (
         f"encoder={{kind: network, network: {{kind: residual_mlp, hidden: 8, n_blocks: 1}}, captions: {bank}, "
-        "objectives: [{kind: mse}, {kind: captioning, width: 8, heads: 1}], epochs: 20, device: cpu}"
+        "objectives: [{kind: mse}, {kind: captioning, width: 8}], epochs: 20, device: cpu}"
     )
     asked = ["reconstruction.captions=[{kind: brain}]", "reconstruction.prompt=brain"]
     run = open_run(

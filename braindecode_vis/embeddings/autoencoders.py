@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -60,8 +60,6 @@ class LatentConfig(ImageEncoderSettings):
         File or folder; the word ``random`` takes untrained weights, for tests. None needs `allow_download`.
     allow_download
         Fetch the published weights from the hub, unless they are on this machine. Given with the call, never by a file.
-    random_seed
-        Seed of untrained weights.
     image_size
         Side of the square that an image becomes, pixels; a multiple of 8. Small sizes cost sharpness.
     model_args
@@ -73,7 +71,6 @@ class LatentConfig(ImageEncoderSettings):
     latents: LatentModel = "sd"
     weights: WeightsSource | None = None
     allow_download: bool = False
-    random_seed: int = Field(default=0, ge=0)
     image_size: int = Field(default=256, ge=32, multiple_of=8)
     model_args: ModelArgs = Field(default_factory=dict)
     batch_size: int = Field(default=8, ge=1)
@@ -83,6 +80,7 @@ class LatentConfig(ImageEncoderSettings):
     not_hashed: ClassVar[frozenset[str]] = frozenset(
         {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
     )
+    removed_settings: ClassVar[Mapping[str, Any]] = {"random_seed": 0}
 
     @model_validator(mode="after")
     def _check_random(self) -> Self:
@@ -140,7 +138,7 @@ class LatentConfig(ImageEncoderSettings):
         """Name of the weights: the hash of their bytes, or the seed of random ones."""
         changes = f"-{hash_json(self.model_args)[:8]}" if self.model_args else ""
         if self.find_weights() is None:
-            return f"random-{self.random_seed}{changes}"
+            return f"random-0{changes}"
         digests = [*map(hash_weights, self.find_parts()), *self._digest_sizes()]
         return digests[0] if len(digests) == 1 else hash_json(digests)
 
@@ -159,7 +157,7 @@ class LatentConfig(ImageEncoderSettings):
     def _make(self, kind: Any, sizes: dict[str, Any]) -> Any:
         """Return an untrained network of these sizes and `model_args`."""
         try:
-            with seeded(self.random_seed):
+            with seeded(0):
                 return kind(**(sizes | self.model_args))
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             source = "target.model_args" if self.model_args else f"config.json of {self.weights}"

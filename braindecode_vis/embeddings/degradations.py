@@ -14,10 +14,10 @@ feroooooo/NeuroBridge@6144203:extract_feature.py, not the defaults of its classe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -72,6 +72,7 @@ _DEFAULTS = {"none": 0.0, "blur": 15.0, "fovea": 45.0, "noise": 25 / 255, "resol
 # Earlier versions had a sharp centre and averaged squares: the marks keep their embeddings apart from today's.
 _MARKS = {"fovea": "h", "mosaic": "p"}
 #: The four views whose features NeuroBridge averages.
+_NOISE_SEED = 0  # root of the noise of all images
 NEUROBRIDGE = tuple(Degradation(kind=kind) for kind in ("blur", "noise", "resolution", "mosaic"))
 
 
@@ -237,8 +238,6 @@ class ViewsConfig(ImageEncoderSettings):
     combine
         ``averaged`` gives the mean embedding over the views. ``stacked`` keeps one vector per view as the token axis,
         for training that chooses one (``encoder.view_choice``).
-    noise_seed
-        Root of the noise.
     """
 
     kind: Literal["views"] = "views"
@@ -247,7 +246,8 @@ class ViewsConfig(ImageEncoderSettings):
     # In the fingerprint whatever its value: what fovea and mosaic are changed when it came.
     first: FirstResize | None = None
     combine: Literal["averaged", "stacked"] = "averaged"
-    noise_seed: int = Field(default=0, ge=0)
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"noise_seed": _NOISE_SEED}
 
     def build(self) -> ViewsEncoder:
         """Return the encoder."""
@@ -265,8 +265,7 @@ class ViewsEncoder(ImageEncoder):
     def space(self) -> str:
         """Name of the encoder's space with the views."""
         names = "+".join(view.name for view in self.config.views)
-        seed = self.config.noise_seed
-        noisy = f"-seed{seed}" if any(view.kind == "noise" for view in self.config.views) else ""
+        noisy = f"-seed{_NOISE_SEED}" if any(view.kind == "noise" for view in self.config.views) else ""
         first = "" if self.config.first is None else f"{self.config.first.name}-"
         return f"{self.encoder.space}/views={first}{names}{noisy}-{self.config.combine}"
 
@@ -278,7 +277,7 @@ class ViewsEncoder(ImageEncoder):
             if self.config.first is not None:
                 chunk = [self.config.first.apply(image) for image in chunk]
             # All views of an image lie next to each other, so that `_combine` can part them by counting.
-            views = (degrade(im, v, seed=self.config.noise_seed) for im in chunk for v in self.config.views)
+            views = (degrade(im, v, seed=_NOISE_SEED) for im in chunk for v in self.config.views)
             rows.append(self._combine(self.encoder.encode(views)))
         return np.concatenate(rows) if rows else self._combine(self.encoder.encode([]))
 

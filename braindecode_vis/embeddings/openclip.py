@@ -150,7 +150,7 @@ class OpenClipConfig(VisionNetworkConfig):
     def make_tower(self) -> Tower:
         """Return the image tower with its weights."""
         path = self.find_weights()
-        with seeded(self.random_seed):
+        with seeded(0):
             holder = build_image_tower(self)
         if path is not None:
             load_image_weights(holder, path, self.architecture)

@@ -580,7 +580,7 @@ def build_clip(config: OpenClipConfig) -> Any:
             )
         )  # fmt: skip
     description.pop("custom_text", None)  # create_model decides that itself
-    with seeded(config.random_seed), _silence():
+    with seeded(0), _silence():
         network = open_clip.create_model(config.architecture, pretrained_text=False, **description)
     if path is not None:
         from open_clip.convert import convert_state_dict

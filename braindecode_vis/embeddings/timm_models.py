@@ -117,7 +117,7 @@ class TimmConfig(VisionNetworkConfig):
         path = self.find_weights()
         size: dict[str, Any] = {} if self.image_size is None else {"img_size": self.image_size}
         name = self.architecture.partition(".")[0]  # the run says nothing of the architecture
-        with seeded(self.random_seed):
+        with seeded(0):
             try:
                 network = timm.create_model(name, pretrained=False, num_classes=0, **size, **self.model_args)
             except TypeError as error:

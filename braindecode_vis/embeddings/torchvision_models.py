@@ -112,7 +112,7 @@ class TorchvisionConfig(VisionNetworkConfig):
     def make_tower(self) -> Tower:
         """Return the network with its weights."""
         path = self.find_weights()
-        with seeded(self.random_seed):
+        with seeded(0):
             network = build_network(self.architecture, self.model_args)
         if path is not None:
             load_weights(network, path, self.architecture)

@@ -148,7 +148,7 @@ class TransformersConfig(VisionNetworkConfig):
         """Return the vision tower with its weights."""
         folder, architecture = self.find_weights(), self._read_architecture()
         if folder is None:
-            with seeded(self.random_seed):
+            with seeded(0):
                 network = _build(architecture, dict(self.model_args))
         elif architecture == "intern_vit_6b":
             network = read_intern_vit(folder)

@@ -8,7 +8,7 @@ weights and which transform each kind says in a file of its own (`openclip`, `ti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -44,8 +44,6 @@ class VisionNetworkConfig(ImageEncoderSettings):
     allow_download
         Let the library fetch the published weights into its own cache, unless they are there. Given with the call,
         never by a file.
-    random_seed
-        Seed of untrained weights.
     layer
         ``output`` is what follows the last block and the final norm. A whole number counts blocks from 0 (from the end
         if negative), a fraction in 0..1 is a depth, any other text names a module. A tuple gives one vector per layer.
@@ -68,7 +66,6 @@ class VisionNetworkConfig(ImageEncoderSettings):
 
     weights: WeightsSource | None = None
     allow_download: bool = False
-    random_seed: int = Field(default=0, ge=0)
     layer: Layer | tuple[Layer, ...] = OUTPUT
     pooling: Pooling = "own"
     project: bool = False
@@ -82,6 +79,7 @@ class VisionNetworkConfig(ImageEncoderSettings):
     not_hashed: ClassVar[frozenset[str]] = frozenset(
         {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
     )
+    removed_settings: ClassVar[Mapping[str, Any]] = {"random_seed": 0}
 
     @model_validator(mode="after")
     def _check_layer(self) -> Self:
@@ -148,11 +146,11 @@ class VisionNetworkConfig(ImageEncoderSettings):
 
     @property
     def digest(self) -> str:
-        """Name of the weights: the hash of their bytes, or the seed of random ones."""
+        """Name of the weights: the hash of their bytes, or the seed of random ones, which is 0."""
         path = self.find_weights()
         # The same file in another architecture is another encoder.
         suffix = f"-{hash_json(self.model_args)[:8]}" if self.model_args else ""
-        return (f"random-{self.random_seed}" if path is None else hash_weights(path)) + suffix
+        return ("random-0" if path is None else hash_weights(path)) + suffix
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of the weights."""

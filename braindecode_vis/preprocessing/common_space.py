@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from pydantic import BeforeValidator, Field
@@ -38,6 +38,9 @@ _PENALTIES = (
     10.0,
     100.0,
 )  # of `functional_pca`, in units of the mean power of a dimension
+
+
+_ITERATIONS = 10  # how often the mean, or bases and shared response, are renewed
 
 
 class ProcrustesConfig(Settings):
@@ -63,13 +66,12 @@ class HyperalignmentConfig(Settings):
     ----------
     n_components
         As in `ProcrustesConfig`.
-    n_iterations
-        How often the mean is renewed.
     """
 
     kind: Literal["hyperalignment"] = "hyperalignment"
     n_components: int = Field(default=100, ge=1)
-    n_iterations: int = Field(default=10, ge=1)
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_iterations": 10}
 
 
 class SharedResponseConfig(Settings):
@@ -79,13 +81,12 @@ class SharedResponseConfig(Settings):
     ----------
     n_components
         As in `ProcrustesConfig`.
-    n_iterations
-        How often bases and shared response are renewed, from the start that Procrustes gives.
     """
 
     kind: Literal["shared_response"] = "shared_response"
     n_components: int = Field(default=100, ge=1)
-    n_iterations: int = Field(default=10, ge=1)
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_iterations": 10}
 
 
 class FunctionalPcaConfig(Settings):
@@ -483,7 +484,7 @@ def make_template(
         name = max(waiting, key=lambda name: int(known[founders[name].rows].sum()))
         aligned[name] = _rotate(scores[name], founders[name], template, known, name)
         template, known = _spread(aligned, founders, n_images)
-    for _ in range(config.n_iterations):
+    for _ in range(_ITERATIONS):
         for name, one in founders.items():
             if config.kind == "hyperalignment":
                 aligned[name] = _rotate(scores[name], one, template, known, name)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -87,15 +87,15 @@ class ReliabilityConfig(BestConfig):
     ----------
     measure
         ``ncsnr``: standard deviation of signal over noise (Allen et al. 2022). ``split_half``: correlation of the
-        means of two random halves of the repetitions. Both need images that the training trials repeat.
+        means of two random halves of the repetitions, averaged over 20 of them. Both need images that the training
+        trials repeat.
     n_best, threshold
         How many features to keep, or above which value.
-    n_splits
-        Random halves to average over.
     """
 
     measure: Literal["ncsnr", "split_half"] = "ncsnr"
-    n_splits: int = Field(default=20, ge=1)
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_splits": 20}
 
 
 class EncodingSelectionConfig(BestConfig):
@@ -232,7 +232,7 @@ def fit_selection(
             if reliable.measure == "ncsnr":
                 values = compute_ncsnr(own).ncsnr
             else:
-                values = compute_split_half(own, n_splits=reliable.n_splits, seed=seed).correlation
+                values = compute_split_half(own, n_splits=20, seed=seed).correlation
             scores[name] = _mean_over_times(values, own)
         keep, step = _keep_best(scores, keep, reliable, f"reliability ({reliable.measure})")
         steps.append(step)

@@ -12,10 +12,11 @@ doi:10.1088/1741-2552/aca220, a survey of augmentations for EEG.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from braindecode_vis.base.checks import ConfigError, require
 from braindecode_vis.base.contracts import Augmentation
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+_MIXED = 0.5  # share of the trials that are mixed, half of the batch in MindEye
 
 
 class ChannelDropoutConfig(Augmentation):
@@ -240,17 +242,12 @@ class TrialMixingConfig(Augmentation):
     Partners are trials of the same subject in the batch, since voxels of two brains have no sum (MindEye2 mixes before
     subjects are joined in a batch).
 
-    Parameters
-    ----------
-    beta
-        The share of the trial itself is drawn from Beta(beta, beta); 0.15 in MindEye.
-    probability
-        Chance of each trial to be mixed; half of the batch in MindEye.
+    Half of the trials are mixed, and the share of the trial itself is drawn from Beta(0.15, 0.15), as in MindEye.
     """
 
     kind: Literal["trial_mixing"] = "trial_mixing"
-    beta: float = Field(default=0.15, gt=0)
-    probability: Probability = 0.5
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"beta": 0.15, "probability": 0.5}
 
     def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
         """Return the trials as they are: `mix_trials` mixes them at the end and says which."""
@@ -264,25 +261,16 @@ class RepetitionAveragingConfig(Augmentation):
 
     Parameters
     ----------
-    min_repetitions
-        Fewest repetitions in the average; their number is uniform from here to the most.
     max_repetitions
-        Most of them; None is all that there are. 1 takes one repetition of each image at a time, as MindEye does.
+        Most repetitions in the average, whose number is uniform from one to here; None is all that there are. 1
+        takes one repetition of each image at a time, as MindEye does.
     """
 
     kind: Literal["repetition_averaging"] = "repetition_averaging"
-    min_repetitions: int = Field(default=1, ge=1)
     max_repetitions: int | None = Field(default=None, ge=1)
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"max_repetitions"})
-
-    @model_validator(mode="after")
-    def _check_order(self) -> Self:
-        if self.max_repetitions is not None and self.max_repetitions < self.min_repetitions:
-            raise ValueError(
-                f"max_repetitions is {self.max_repetitions}, less than min_repetitions ({self.min_repetitions})"
-            )
-        return self
+    removed_settings: ClassVar[Mapping[str, Any]] = {"min_repetitions": 1}
 
     def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
         """Return the trials as they are: averages are drawn where batches are planned."""
@@ -356,9 +344,9 @@ def mix_trials(
     drawn = torch.randperm(n, generator=generator, device=data.device)
     partner = torch.empty_like(drawn)
     partner[subject.argsort(stable=True)] = drawn[subject[drawn].argsort(stable=True)]
-    chosen = (_draw((n,), generator) < config.probability) & (partner != own)
+    chosen = (_draw((n,), generator) < _MIXED) & (partner != own)
     # drawn for all, used where chosen
-    weight = torch.where(chosen, _draw_beta(config.beta, n, generator).to(data.dtype), one)
+    weight = torch.where(chosen, _draw_beta(0.15, n, generator).to(data.dtype), one)
     # Of itself where nothing was mixed, which is what the objective reads as a plain target.
     partner = torch.where(chosen, partner, own)
     scale = weight.reshape(-1, *[1] * (data.ndim - 1))

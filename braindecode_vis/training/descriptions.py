@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LONGEST_CAPTION = 62
 #: Texts of at least this cosine are the same text: single precision tells less apart.
 SAME_TEXT = 1 - 1e-6
+_SWAPS = 4  # texts of an image in which words changed places, at most
 
 
 @dataclass(frozen=True)
@@ -226,15 +227,15 @@ def _add_swaps(
 ) -> Descriptions:
     asking = [o for o in config.objectives if "swapped" in o.needs]
     chosen = asking[0]
-    if any((o.words, o.n_swaps, o.space) != (chosen.words, chosen.n_swaps, chosen.space) for o in asking):
+    if any((o.words, o.space) != (chosen.words, chosen.space) for o in asking):
         raise ConfigError(
-            "the objectives composition differ in words, n_swaps or space, but a batch has one set of swapped "
+            "the objectives composition differ in words or space, but a batch has one set of swapped "
             "captions; give them the same."
         )
     groups = (
         ENGLISH if chosen.words == "english" else find_groups(read_attributes(config.attributes.expanduser()))
     )
-    swaps = [swap_captions(own, groups, limit=chosen.n_swaps) for own in texts]
+    swaps = [swap_captions(own, groups, limit=_SWAPS) for own in texts]
     n_swapped = sum(bool(swaps[i]) for i in learnt)
     if not n_swapped:
         raise DataError(

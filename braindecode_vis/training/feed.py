@@ -96,7 +96,6 @@ class BatchPlan:
     """One batch to read: where it stands in the training, its units, and the trials and captions drawn for them."""
 
     update: int
-    part: int
     units: np.ndarray
     draw: Draw
     views: tuple[Draw, ...] = ()
@@ -367,7 +366,7 @@ class Feed:
         return np.resize(there_and_back, self.signal.shape[-1])  # as many as a trial has
 
     def plan(
-        self, units: TrainingUnits, batch: np.ndarray, *, update: int, part: int, rank: int, n_ranks: int
+        self, units: TrainingUnits, batch: np.ndarray, *, update: int, rank: int, n_ranks: int
     ) -> BatchPlan:
         """Return the plan of one process for one batch of units.
 
@@ -379,19 +378,19 @@ class Feed:
         # Held-out units are averaged over all repetitions and never cut: every process scores them all.
         if units is not self.train:
             captions = self._draw_captions(units, batch, None)
-            return BatchPlan(update, part, batch, draw_all(units, batch), captions=captions)
+            return BatchPlan(update, batch, draw_all(units, batch), captions=captions)
         # By the place in the training, not by a running generator, so that a resumed run draws the same.
-        rng = make_generator(self.seed, "repetitions", update, part)
+        rng = make_generator(self.seed, "repetitions", update, 0)
         draw = self._draw(units, batch, rng)
         views = draw_halves(units, batch, rng) if "brain_views" in self.needs else ()
         if self.subject_mixing is not None and self.partners is not None:
-            rng = make_generator(self.seed, "subject_mixing", update, part)
+            rng = make_generator(self.seed, "subject_mixing", update, 0)
             other = self._draw(units, self.partners.draw(batch, rng), rng)
             draw = mix_draws(draw, other, self.subject_mixing.draw_shares(len(batch), rng))
         halves = tuple(_cut(view, mine) for view in views)
-        captions = self._draw_captions(units, batch, make_generator(self.seed, "captions", update, part))
+        captions = self._draw_captions(units, batch, make_generator(self.seed, "captions", update, 0))
         own = None if captions is None else captions[mine]
-        return BatchPlan(update, part, batch[mine], _cut(draw, mine), halves, rank, own)
+        return BatchPlan(update, batch[mine], _cut(draw, mine), halves, rank, own)
 
     def _draw_captions(
         self, units: TrainingUnits, batch: np.ndarray, rng: np.random.Generator | None
@@ -404,7 +403,7 @@ class Feed:
         own = self.averaging
         if own is None:
             return draw_all(units, batch)
-        return draw_subset(units, batch, own.min_repetitions, rng, own.max_repetitions)
+        return draw_subset(units, batch, 1, rng, own.max_repetitions)
 
     def load(self, plan: BatchPlan) -> dict[str, tuple[Tensor, np.ndarray]]:
         """Read the rows of a plan; this may run in another thread."""
@@ -456,7 +455,7 @@ class Feed:
             setattr(batch, name, table[stimuli])
         if self.words is not None and plan.captions is not None:
             batch.words = self.words[torch.from_numpy(plan.captions).to(self.device)].long()
-        batch.seed = derive_seed(self.seed, "objectives", plan.update, plan.part)
+        batch.seed = derive_seed(self.seed, "objectives", plan.update, 0)
         if plan.views:
             # (2, n, ...): two disjoint halves of the repetitions
             halves = [self.data.pick(*blocks[f"half{n}"], view.weights) for n, view in enumerate(plan.views)]
@@ -471,7 +470,7 @@ class Feed:
         assert self.views is not None
         if units is not self.train:
             return self.views.reduce(stacked)
-        return self.views.choose(stacked, units.stimuli[plan.units], (plan.update, plan.part, plan.rank))
+        return self.views.choose(stacked, units.stimuli[plan.units], (plan.update, 0, plan.rank))
 
     def augment(
         self, batch: Batch, plan: BatchPlan, *, rank: int, hide_subject: float
@@ -487,9 +486,7 @@ class Feed:
         hide_subject
             Chance of each trial to be shown as one of an unknown subject.
         """
-        generator = make_torch_generator(
-            self.seed, "augment", plan.update, plan.part, rank, device=str(self.device)
-        )
+        generator = make_torch_generator(self.seed, "augment", plan.update, 0, rank, device=str(self.device))
         # The teacher sees another view: one half of the repetitions if there are halves, else no augmentation.
         plain = batch.data if batch.views is None else batch.views[1]
         augmentations = self.settings.augmentations
@@ -498,7 +495,7 @@ class Feed:
         if "token_views" in self.needs:
             # From a generator of its own, so that the draws that follow are those of a training without it.
             again = make_torch_generator(
-                self.seed, "second_view", plan.update, plan.part, rank, device=str(self.device)
+                self.seed, "second_view", plan.update, 0, rank, device=str(self.device)
             )
             other, late = augment_and_time(whole, augmentations, again, self.signal)
             batch.token_data = torch.stack([batch.data, other])

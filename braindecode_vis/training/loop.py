@@ -51,6 +51,7 @@ from braindecode_vis.training.optimisation import (
     optimise,
     pack_optimiser,
     read_checkpoint,
+    set_learning_rate,
     take,
     unpack_optimiser,
     write_checkpoint,
@@ -155,9 +156,7 @@ class Trainer:
                 "raise encoder.batch_size if there are more training trials."
             )
         self._fit_images()
-        # The last group of batches of an epoch may be smaller than `accumulation`: hence the ceiling.
-        n_batches = len(self._make_batches(0)) if feed.groups else self._count_batches()
-        self.n_epoch_updates = -(-n_batches // settings.accumulation)
+        self.n_epoch_updates = len(self._make_batches(0)) if feed.groups else self._count_batches()
         self.n_updates = self.n_epoch_updates * epochs
         self.sharded = is_sharded(accelerator)
         follows = model.needs & {"teacher", "teacher_tokens"}
@@ -178,16 +177,13 @@ class Trainer:
             feed.open_images(model.tower)
         self.learner.keeps_matches = feed.views is not None and feed.views.learns
         optimiser = make_optimiser(settings.optimiser, self.learner, frozen_decay=frozen_decay)
-        # The network alone: objectives branch on what a batch holds, which would compile anew again and again.
-        if settings.compile:
-            self.learner.network.compile()
         self.wrapped, self.optimiser = share_network(accelerator, self.learner, optimiser)
         # From the optimiser, so that frozen weights take part in no norm.
         self.trainable = [p for group in optimiser.param_groups for p in group["params"]]
         self.counters = Counters()
         self.best: dict[str, Tensor] = {}
-        #: Epoch, update, part and loss of the batches whose loss is still to be checked.
-        self.unchecked: list[tuple[int, int, int, Tensor]] = []
+        #: Epoch, update and loss of the batches whose loss is still to be checked.
+        self.unchecked: list[tuple[int, int, Tensor]] = []
         # On the device and in float64: summed without waiting for the GPU, and without losing digits.
         self.sums = torch.zeros(1 + len(model.objectives), dtype=torch.float64, device=feed.device)
         self.last_checkpoint, self.checkpoint_cost = time.monotonic(), 0.0
@@ -223,20 +219,16 @@ class Trainer:
         return TrainingLog(self.workspace, self.settings.log, first_epoch=self.counters.epoch, config=config)
 
     def _run_epoch(self, log: TrainingLog) -> None:
-        counters, feed, size = self.counters, self.feed, self.settings.accumulation
+        counters, feed = self.counters, self.feed
         lr_scale = self.lr_scale * self._enter_stage()
         started = time.monotonic() - counters.seconds
         # Validation has left it in evaluation mode.
         self.wrapped.train()
         batches = self._make_batches(counters.epoch)
-        groups = [batches[i : i + size] for i in range(0, len(batches), size)]  # batches of each update
         # number of the epoch's first update, whose position a checkpoint may be past
         first = counters.update - counters.position
-        plans = (
-            self._plan(batch, update, part)
-            for update, group in enumerate(groups[counters.position :], start=counters.update)
-            for part, batch in enumerate(group)
-        )
+        left = enumerate(batches[counters.position :], start=counters.update)
+        plans = (self._plan(batch, update) for update, batch in left)
         loaded = read_ahead(plans, lambda plan: feed.load_all(feed.train, plan), threaded=feed.threaded)
 
         def after(update: int, losses: list[Tensor]) -> None:
@@ -248,7 +240,7 @@ class Trainer:
             counters.position += 1
             counters.update += 1
             counters.seconds = time.monotonic() - started
-            self._check_losses(force=counters.position == len(groups))
+            self._check_losses(force=counters.position == len(batches))
             waited = time.monotonic() - self.last_checkpoint
             due = self.settings.checkpoint_seconds and max(
                 self.settings.checkpoint_seconds, _CHECKPOINT_SHARE * self.checkpoint_cost
@@ -265,8 +257,8 @@ class Trainer:
             optimise(
                 self.optimiser if self.accelerator.scaler is not None else self.optimiser.optimizer,
                 self.trainable,
-                range(counters.update, first + len(groups)),
-                lambda update: self._compute_losses(loaded, len(groups[update - first])),
+                range(counters.update, first + len(batches)),
+                lambda update: self._compute_losses(loaded),
                 after=after,
                 rate=lambda update: compute_lr_factor(schedule, update, self.n_updates) * lr_scale,
                 beta=lambda update: compute_first_beta(schedule, update, self.n_updates),
@@ -276,6 +268,9 @@ class Trainer:
         finally:
             # Ends the thread that reads ahead, also when an error stops the epoch.
             loaded.close()
+        # Also where a killed run goes on after the last update of an epoch: its log holds the rate of that update.
+        last = first + len(batches) - 1
+        set_learning_rate(self.optimiser, compute_lr_factor(schedule, last, self.n_updates) * lr_scale)
         self._end_epoch(log, time.monotonic() - started)
 
     def _enter_stage(self) -> float:
@@ -334,32 +329,29 @@ class Trainer:
             return make_batches(feed.train.stimuli, size, seed=seed, **how)
         return make_grouped_batches(feed.groups, feed.train.stimuli, size, seed=seed, **how)
 
-    def _plan(self, batch: np.ndarray, update: int, part: int) -> BatchPlan:
+    def _plan(self, batch: np.ndarray, update: int) -> BatchPlan:
         """Return this process's part of a batch of units."""
         feed = self.feed
-        return feed.plan(feed.train, batch, update=update, part=part, rank=self.rank, n_ranks=self.n_ranks)
+        return feed.plan(feed.train, batch, update=update, rank=self.rank, n_ranks=self.n_ranks)
 
-    def _compute_losses(self, loaded: Iterator[Any], n_parts: int) -> Iterator[Tensor]:
-        """Yield the share of each part of an update in its loss."""
+    def _compute_losses(self, loaded: Iterator[Any]) -> Iterator[Tensor]:
+        """Yield the loss of an update."""
         counters, feed = self.counters, self.feed
-        for part in range(n_parts):
-            plan, blocks = next(loaded)
-            batch, plain = self._make_batch(plan, blocks)
-            if self.teacher is not None:
-                batch.teacher = self.teacher.make_targets(batch, plain)
-            # Dropout draws from the global state, which the place in the training alone decides.
-            seed_device(feed.device, derive_seed(feed.seed, "dropout", plan.update, plan.part, self.rank))
-            # The gradient is taken while this generator waits, so inside the context: processes meet at the last part.
-            with self.accelerator.no_sync(self.wrapped) if part < n_parts - 1 else contextlib.nullcontext():
-                loss, values = self.wrapped(batch)
-                yield loss / n_parts
-            if self.learner.matches is not None and feed.views is not None:
-                stimuli, similarities = (x.cpu().numpy() for x in self.learner.matches)
-                feed.views.learn(stimuli, similarities)
-            # Checked later, since reading a loss makes the CPU wait for the GPU.
-            self.unchecked.append((counters.epoch, plan.update, plan.part, loss.detach()))
-            self.sums += torch.cat([loss.detach().reshape(1), values]).double()
-            counters.n_sums += 1
+        plan, blocks = next(loaded)
+        batch, plain = self._make_batch(plan, blocks)
+        if self.teacher is not None:
+            batch.teacher = self.teacher.make_targets(batch, plain)
+        # Dropout draws from the global state, which the place in the training alone decides.
+        seed_device(feed.device, derive_seed(feed.seed, "dropout", plan.update, 0, self.rank))
+        loss, values = self.wrapped(batch)
+        yield loss
+        if self.learner.matches is not None and feed.views is not None:
+            stimuli, similarities = (x.cpu().numpy() for x in self.learner.matches)
+            feed.views.learn(stimuli, similarities)
+        # Checked later, since reading a loss makes the CPU wait for the GPU.
+        self.unchecked.append((counters.epoch, plan.update, loss.detach()))
+        self.sums += torch.cat([loss.detach().reshape(1), values]).double()
+        counters.n_sums += 1
 
     def _make_batch(self, plan: BatchPlan, blocks: Any) -> tuple[Batch, Tensor]:
         """Return the augmented batch, and its trials as a teacher sees them."""
@@ -440,17 +432,15 @@ class Trainer:
         losses = torch.stack([loss for *_, loss in self.unchecked]).float()
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
-            epoch, update, part, loss = self.unchecked[int(bad[0])]
-            self._stop_at(epoch, update, part, f"the loss is {float(loss)}")
+            epoch, update, loss = self.unchecked[int(bad[0])]
+            self._stop_at(epoch, update, f"the loss is {float(loss)}")
         self.unchecked.clear()
 
-    def _stop_at(self, epoch: int, update: int, part: int, what: str) -> NoReturn:
+    def _stop_at(self, epoch: int, update: int, what: str) -> NoReturn:
         """Save the batch of this place in the training and raise `DataError` that names it."""
         # Everything about a batch follows from its place, so that the bad one can be made again.
-        place = (update - epoch * self.n_epoch_updates) * self.settings.accumulation + part
-        plan, blocks = self.feed.load_all(
-            self.feed.train, self._plan(self._make_batches(epoch)[place], update, part)
-        )
+        rows = self._make_batches(epoch)[update - epoch * self.n_epoch_updates]
+        plan, blocks = self.feed.load_all(self.feed.train, self._plan(rows, update))
         batch, _ = self._make_batch(plan, blocks)
         first = plan.draw.trials[:, 0]
         trials = self.feed.trials.iloc[first]
@@ -492,7 +482,7 @@ class Trainer:
         total = torch.stack([p.detach().sum() for p in weights]).sum()
         if not bool(torch.isfinite(total)):
             epoch = counters.epoch if counters.position else counters.epoch - 1
-            self._stop_at(epoch, counters.update - 1, 0, "a weight is not finite after the update")
+            self._stop_at(epoch, counters.update - 1, "a weight is not finite after the update")
         counters.sums = self.sums.tolist()
         scaler = self.accelerator.scaler
         state = {
@@ -573,7 +563,7 @@ class Trainer:
         elapsed = time.monotonic() - self.start_time
         per_update = elapsed / max(1, counters.update - self.start_update)
         left = per_update * (self.n_updates - counters.update)
-        speed = self.batch_size * self.settings.accumulation / max(per_update, 1e-9)
+        speed = self.batch_size / max(per_update, 1e-9)
         time_left = f"{int(left // 60)} min {int(left % 60)} s left"
         text = f"epoch {counters.epoch + 1}/{self.epochs}, {speed:.0f} trials/s, {time_left}"
         if counters.history:
@@ -802,7 +792,7 @@ def score_held_out(model: BrainImageModel, feed: Feed, batch_size: int, progress
     with torch.no_grad():
         for start in range(0, len(held), batch_size):
             rows = np.arange(start, min(start + batch_size, len(held)))
-            plan = feed.plan(held, rows, update=0, part=0, rank=0, n_ranks=1)
+            plan = feed.plan(held, rows, update=0, rank=0, n_ranks=1)
             batch = feed.assemble(held, *feed.load_all(held, plan), progress)
             brain.append(model.encode_brain(batch.data, batch.subject).float().cpu().numpy())
             subjects.append(batch.subject)

@@ -12,6 +12,7 @@ Wu et al. (2025), UBP, arXiv:2503.04207. NeuroBridge (AAAI 2026). Li et al. (202
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -226,8 +227,6 @@ class NetworkEncoderConfig(EncoderSettings):
         Neurobridge_ssl, so that a batch of 1024 has 1017 trials of 113 images. An image with more comes back in the
         epoch, one with fewer gives all. With ``last_batch: even`` a batch may end within an image. None
         draws trials whatever they show.
-    accumulation
-        Batches per update of the weights. Candidates of a contrast still come from one batch.
     clip_norm
         Largest norm of the gradient; None does not clip.
     precision
@@ -271,8 +270,6 @@ class NetworkEncoderConfig(EncoderSettings):
     sentence_encoder
         Network that makes vectors of captions, for objectives that need sentences: ``minilm`` (the extra ``text``), or
         a folder of a sentence encoder.
-    compile
-        Compile the network. Compiled dropout draws other numbers, so this enters the fingerprint.
     device
         ``auto`` takes a GPU if there is one.
     log
@@ -301,7 +298,6 @@ class NetworkEncoderConfig(EncoderSettings):
     batch_size: BatchSize = "auto"
     last_batch: Literal["even", "smaller", "dropped"] = "even"
     trials_per_image: int | None = Field(default=None, ge=2)
-    accumulation: int = Field(default=1, ge=1)
     clip_norm: float | None = Field(default=None, gt=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -320,7 +316,6 @@ class NetworkEncoderConfig(EncoderSettings):
     attributes: Path | None = None
     attributes_digest: str | None = None
     sentence_encoder: Literal["minilm"] | Path | None = None
-    compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log: tuple[Literal["jsonl", "tensorboard", "wandb"], ...] = ("jsonl",)
     max_device_bytes: int = Field(default=4 << 30, ge=0)
@@ -332,6 +327,7 @@ class NetworkEncoderConfig(EncoderSettings):
     hashed_if_set: ClassVar[frozenset[str]] = frozenset(
         {"second_stage", "last_batch", "trials_per_image", *_DESCRIBED_BY, *_DIGESTS}
     )
+    removed_settings: ClassVar[Mapping[str, Any]] = {"accumulation": 1, "compile": False}
 
     trains_in_processes: ClassVar[bool] = True
     may_know_likelihood: ClassVar[bool] = False

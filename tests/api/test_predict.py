@@ -153,7 +153,7 @@ def test_new_trials_are_described_as_those_of_the_run_were(tmp_path):
             {"kind": "nearest", "bank": str(bank)}, {**coca, "device": "cpu"}, {"kind": "brain", "n_beams": 2},
         ],
     }  # fmt: skip
-    captioning = {"kind": "captioning", "width": 8, "heads": 1, "n_queries": 1}
+    captioning = {"kind": "captioning", "width": 8, "n_queries": 1}
     encoder = {
         "kind": "network", "network": {"kind": "eegproject", "width": 8}, "captions": str(bank), "device": "cpu",
         "objectives": [{"kind": "mse"}, captioning], "epochs": 3, "selection": {"kind": "last", "hold_out": 0.2},

@@ -178,10 +178,3 @@ def test_the_tails_hold_five_percent_of_what_has_settled():
     for _ in range(30):
         rule.update(ids, similarity)
     assert (rule.choose(ids) != 1).mean() == pytest.approx(0.05, abs=0.005)
-
-
-def test_the_seed_of_the_noise_is_part_of_the_space():
-    noisy = (Degradation(kind="noise", amount=0.3),)
-    one, other = (ViewsConfig(encoder=ENGINE, views=noisy, noise_seed=seed).build() for seed in (0, 1))
-    assert one.space != other.space
-    assert np.abs(one.encode([PHOTO[:64, :80]]) - other.encode([PHOTO[:64, :80]])).max() > 0

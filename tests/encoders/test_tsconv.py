@@ -136,6 +136,7 @@ def test_windows_are_those_of_the_pool():
     data = torch.randn(4, 5, 100)
     tokens = network.forward_tokens(data, SUBJECT)
     assert tokens.shape == (4, 6, 6)
+    assert network.token_step == 5
     maps = network.convolution(data)
     kept = torch.zeros_like(maps)
     kept[..., 2] = maps[..., 2]

@@ -6,6 +6,7 @@ import torch
 
 from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.training import augment
 from braindecode_vis.training.augment import (
     BraindecodeAugmentationConfig,
     ChannelDropoutConfig,
@@ -110,7 +111,7 @@ def test_frequency_dropout_takes_one_band_and_no_more(data):
 
 
 def test_mixing_gives_partner_and_share(data):
-    config = TrialMixingConfig(probability=0.5)
+    config = TrialMixingConfig()
     one_subject = torch.zeros(40, dtype=torch.long)
     mixed, partner, weight = mix_trials(data, one_subject, config, make_generator())
     expected = data * weight[:, None, None] + data[partner] * (1 - weight)[:, None, None]
@@ -123,7 +124,7 @@ def test_mixing_gives_partner_and_share(data):
     assert (late[2] == 1).all()
 
 
-def test_trials_are_mixed_within_a_subject_only():
+def test_trials_are_mixed_within_a_subject_only(monkeypatch):
     """MindEye2 mixes once per subject: x_i <- l x_i + (1 - l) x_p(i), p a permutation of that subject's rows.
 
     Mixed over the whole batch, 64 of 80 mixed trials of four subjects were sums of two brains' voxels.
@@ -132,7 +133,8 @@ def test_trials_are_mixed_within_a_subject_only():
         [0, 1, 2, 3] * 40 + [4]
     )  # the last subject has one trial, which nothing is mixed into
     data = torch.eye(161)
-    config = TrialMixingConfig(probability=1)
+    monkeypatch.setattr(augment, "_MIXED", 1.0)
+    config = TrialMixingConfig()
     mixed, partner, weight = mix_trials(data, subject, config, make_generator())
     assert torch.equal(subject[partner], subject)
     assert partner.sort().values.tolist() == list(range(161))  # no trial is a partner twice

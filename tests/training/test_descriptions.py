@@ -125,7 +125,7 @@ def make_settings(tmp_path, **settings):
     rows = [(f"image{i:03d}", ("red", "blue", "")[i % 3], ("sea", "wood")[i // 4 % 2]) for i in range(24)]
     table = write_table(tmp_path / "attributes.csv", ["id", "colour", "place"], rows)
     return make_config(
-        objectives=[{"kind": "clip"}] + [{"kind": "hydra", "width": 4, "hidden": 6, **o} for o in HYDRAS],
+        objectives=[{"kind": "clip"}] + [{"kind": "hydra", **o} for o in HYDRAS],
         attributes=table, epochs=2, batch_size=8, **settings,
     )  # fmt: skip
 
@@ -251,7 +251,7 @@ BOUND = [
 
 def test_swapped_captions_and_images_of_the_same_parts(tmp_path, monkeypatch):
     responses, targets = make_task(n_images=4)
-    config = ask_swaps(tmp_path, monkeypatch, BOUND, n_swaps=2)
+    config = ask_swaps(tmp_path, monkeypatch, BOUND)
     with pytest.warns(
         Notice, match="1 of 4 training images have captions in which nothing can change places"
     ):
@@ -272,8 +272,8 @@ def test_swapped_captions_and_images_of_the_same_parts(tmp_path, monkeypatch):
     config.objectives = [CompositionObjectiveConfig(space="target")]
     with pytest.raises(DataError, match=r"takes the targets for sentence vectors .* but toy holds others"):
         check_text_targets(found, config, targets)
-    config.objectives.append(CompositionObjectiveConfig(n_swaps=1))
-    with pytest.raises(ConfigError, match="differ in words, n_swaps or space"):
+    config.objectives.append(CompositionObjectiveConfig(words="attributes"))
+    with pytest.raises(ConfigError, match="differ in words or space"):
         describe_images(config, responses, np.arange(8))
 
 

@@ -105,7 +105,7 @@ def describe(folder):
     bank.write_text(
         "\n".join(["id,caption", *(f"image{n:03d},thing {n % 4 + k}" for n in range(20) for k in (0, 1))])
     )
-    captioning = {"kind": "captioning", "width": 8, "heads": 1, "n_queries": 1, "dropout": 0}
+    captioning = {"kind": "captioning", "width": 8, "n_queries": 1, "dropout": 0}
     return SETTINGS | {"objectives": [*SETTINGS["objectives"], captioning], "captions": bank}
 
 
@@ -275,7 +275,7 @@ def test_two_processes_pretrain_on_a_corpus_what_one_pretrains(tmp_path, monkeyp
 
 SHARDED = {
     "objectives": [{"kind": "clip"}, {"kind": "mse"}], "projector": {"size": 5}, "batch_size": 8, "epochs": 3,
-    "network": {"kind": "eegproject", "dropout": 0, "width": 7}, "accumulation": 2, "clip_norm": 0.5,
+    "network": {"kind": "eegproject", "dropout": 0, "width": 7}, "clip_norm": 0.5,
     "optimiser": {"kind": "adamw", "lr": 1e-3}, "selection": {"kind": "early_stopping", "hold_out": 0.2},
     "checkpoint_seconds": 0,
 }  # fmt: skip

@@ -12,7 +12,6 @@ from braindecode_vis.training.fitted import NetworkPrediction, take_inputs
 from braindecode_vis.training.image_config import LayerFusionConfig
 from braindecode_vis.training.image_side import LayerFusion
 from braindecode_vis.training.loop import Trainer
-from braindecode_vis.training.objectives.objectives_config import MmdObjectiveConfig
 from tests.references import CLOSE
 from tests.training.test_loop import Killed, kill_after
 from tests.training.toy_task import assert_same_weights, make_config, make_task
@@ -85,12 +84,12 @@ def mmd(x, y):
 
 @pytest.mark.parametrize("scale", [0.05, 0.5, 20.0])
 def test_mmd_equals_a_loop_over_pairs(scale):
-    from braindecode_vis.training.objectives.structure import compute_mmd
+    from braindecode_vis.training.objectives.structure import BANDWIDTHS, compute_mmd
 
     generator = torch.Generator().manual_seed(1)
     x, y = (scale * torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     y = y + scale
-    found = compute_mmd(x, y, bandwidths=MmdObjectiveConfig().bandwidths)
+    found = compute_mmd(x, y, bandwidths=BANDWIDTHS)
     assert float(found) == pytest.approx(float(mmd(x, y)), rel=CLOSE)
 
 

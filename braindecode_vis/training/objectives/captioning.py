@@ -34,6 +34,7 @@ from braindecode_vis.training.objectives.objective import find_same, upcast
 if TYPE_CHECKING:
     from braindecode_vis.training.objectives.objective import Outputs, StepSizes
 
+_HEADS = 4  # of each of the decoder's two layers
 FEWEST_PATCHES = 4  # of a target whose half is to be rebuilt from the other
 
 
@@ -43,12 +44,9 @@ class CaptioningOptions:
 
     reads: str
     contrast: float
-    captioning: float
     masked: float
     shown: float
     width: int
-    depth: int
-    heads: int
     n_queries: int
     dropout: float
 
@@ -76,8 +74,8 @@ class CaptioningTerm(nn.Module):
         # A row of words has room for START and END, which are no words of a caption.
         self.network = CaptionNetwork(
             CaptionSizes(
-                n_tokens, sizes.n_common, sizes.n_words, sizes.max_words - 2, own.width, own.depth, own.heads,
-                own.n_queries, own.dropout,
+                n_tokens, sizes.n_common, sizes.n_words, sizes.max_words - 2, own.width, 2, _HEADS, own.n_queries,
+                own.dropout,
             )
         )  # fmt: skip
         self.rebuilder = None
@@ -88,7 +86,7 @@ class CaptioningTerm(nn.Module):
                     f"{sizes.target_shape[0] if len(sizes.target_shape) == 2 else 1} vector(s) an image; take a target "
                     "with patches (target.pooling patches, or target.grid of efficientnet-lite0), or leave masked out."
                 )
-            self.rebuilder = PatchRebuilder(sizes.target_shape, own.width, own.heads, own.dropout)
+            self.rebuilder = PatchRebuilder(sizes.target_shape, own.width, _HEADS, own.dropout)
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
@@ -102,7 +100,7 @@ class CaptioningTerm(nn.Module):
         if own.shown < 1 and tokens.shape[1] > 1:
             hidden = hide_least_alike(self.network.place_tokens(tokens), text, own.shown)
         memory, brain = self.network.pool(tokens, hidden)
-        loss = own.captioning * compute_word_loss(self.network.write(states, memory), words[:, 1:])
+        loss = 2.0 * compute_word_loss(self.network.write(states, memory), words[:, 1:])
         # Another caption of the same image is no negative, nor are equal captions of two images.
         same = find_same(outputs.stimuli) | (words[:, None] == words[None]).all(dim=-1)
         scale = self.network.log_scale.exp().clamp(max=MOST_SCALE)

@@ -155,16 +155,12 @@ def compute_siglip_loss(
 class SiglipTerm(nn.Module):
     """`compute_siglip_loss` with its scale and bias."""
 
-    def __init__(self, *, scale: float, bias: float, learn: bool, **options: Any) -> None:
+    def __init__(self, duplicates: str) -> None:
         super().__init__()
-        self.options = options
-        self.scale = LogitScale(1.0 / scale, form="exp", learn=learn, max_scale=math.inf)
+        self.duplicates = duplicates
+        self.scale = LogitScale(1.0 / 10.0, form="exp", learn=True, max_scale=math.inf)
         # -10: nearly all pairs are no matches, which the loss should not have to learn first.
-        start = torch.tensor(bias, dtype=torch.float32)
-        if learn:
-            self.bias = nn.Parameter(start)
-        else:
-            self.register_buffer("bias", start)
+        self.bias = nn.Parameter(torch.tensor(-10.0, dtype=torch.float32))
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
@@ -174,7 +170,7 @@ class SiglipTerm(nn.Module):
             outputs.stimuli,
             scale=self.scale(),
             bias=self.bias.float(),
-            **self.options,
+            duplicates=self.duplicates,
         )
 
 

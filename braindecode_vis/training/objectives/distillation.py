@@ -10,7 +10,6 @@ Li et al. (2021), ALBEF, arXiv:2107.07651. Yang et al. (2022), TCL, arXiv:2202.1
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +29,9 @@ from braindecode_vis.training.objectives.objective import (
 
 if TYPE_CHECKING:
     from braindecode_vis.training.objectives.objective import Outputs
+
+# The teacher's share in the targets, which it reaches over this part of the training: ALBEF's first epoch of thirty.
+_ALPHA, _RAMP = 0.4, 0.033
 
 
 def compute_queue_contrast(
@@ -169,30 +171,28 @@ def compute_local_loss(
     return functional.softplus(negative[:, None] - positive).mean()
 
 
-@dataclass(frozen=True)
-class TeacherShare:
-    """Share of the teacher in the targets, which grows linearly to `alpha` over the first `ramp` of the training."""
+def compute_teacher_share(progress: float) -> float:
+    """Return the teacher's share in the targets at this part of the training, 0 to 1."""
+    return _ALPHA * min(1.0, progress / _RAMP)
 
-    alpha: float
-    ramp: float
 
-    def compute(self, progress: float) -> float:
-        """Return the share at this part of the training, 0 to 1."""
-        return self.alpha if self.ramp == 0 else self.alpha * min(1.0, progress / self.ramp)
+def make_temperature() -> LearnedTemperature:
+    """Return ALBEF's learned temperature."""
+    return LearnedTemperature(0.07, bounds=(0.001, 0.5), learn=True)
 
 
 class DistillationTerm(nn.Module):
     """`compute_distillation_loss` with its learned temperature; alpha grows during the ramp."""
 
-    def __init__(self, temperature: LearnedTemperature, alpha: TeacherShare, duplicates: str) -> None:
+    def __init__(self, duplicates: str) -> None:
         super().__init__()
-        self.temperature, self.alpha, self.duplicates = temperature, alpha, duplicates
+        self.temperature, self.duplicates = make_temperature(), duplicates
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
         return compute_distillation_loss(
             *_get_sides(outputs), outputs.stimuli,
-            temperature=self.temperature(), alpha=self.alpha.compute(outputs.progress),
+            temperature=self.temperature(), alpha=compute_teacher_share(outputs.progress),
             duplicates=self.duplicates,
         )  # fmt: skip
 
@@ -204,17 +204,9 @@ class TclTerm(nn.Module):
     of the brain side. TCL has a sixth, local to the image side, for which a frozen image embedding has no tokens.
     """
 
-    def __init__(
-        self,
-        temperature: LearnedTemperature,
-        alpha: TeacherShare,
-        duplicates: str,
-        *,
-        stop_tokens: bool,
-    ) -> None:
+    def __init__(self, duplicates: str) -> None:
         super().__init__()
-        self.temperature, self.alpha, self.duplicates = temperature, alpha, duplicates
-        self.stop_tokens = stop_tokens
+        self.temperature, self.duplicates = make_temperature(), duplicates
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
@@ -222,7 +214,7 @@ class TclTerm(nn.Module):
         duplicates, temperature = self.duplicates, self.temperature()
         across = compute_distillation_loss(
             brain, image, teacher_brain, teacher_image, queue_brain, queue_image, outputs.stimuli,
-            temperature=temperature, alpha=self.alpha.compute(outputs.progress), duplicates=duplicates,
+            temperature=temperature, alpha=compute_teacher_share(outputs.progress), duplicates=duplicates,
         )  # fmt: skip
         sides = ((brain, teacher_brain, queue_brain), (image, teacher_image, queue_image))
         within = [
@@ -230,7 +222,7 @@ class TclTerm(nn.Module):
             for side in sides
         ]
         assert outputs.brain_tokens is not None
-        tokens = outputs.brain_tokens.detach() if self.stop_tokens else outputs.brain_tokens
+        tokens = outputs.brain_tokens.detach()
         labels = None if duplicates == "negative" else outputs.stimuli
         local = compute_local_loss(tokens, brain, labels, temperature=temperature)
         # `across` is the mean of two of the five terms.

@@ -76,17 +76,11 @@ class Gate(nn.Module):
         Rows of the table of embeddings.
     n_features
         Weights that come out.
-    width, hidden
-        Features of an embedding and of the hidden layer.
-    form
-        ``anchor`` makes one gate from the mean of both embeddings, ``product`` one of each and multiplies them.
     """
 
-    def __init__(
-        self, n_classes: int, n_features: int, *, width: int, hidden: int, form: Literal["anchor", "product"]
-    ) -> None:
+    def __init__(self, n_classes: int, n_features: int) -> None:
         super().__init__()
-        self.form = form
+        width, hidden = 512, 1024  # features of an embedding and of the hidden layer
         self.classes = nn.Embedding(n_classes, width)
         self.network = nn.Sequential(
             nn.ReLU(), nn.BatchNorm1d(width), nn.Linear(width, hidden),
@@ -96,9 +90,8 @@ class Gate(nn.Module):
     def forward(self, own: Tensor, partner: Tensor) -> Tensor:
         """Return gates of shape (n, n_features) for the numbers of two classes, shape (n,) each."""
         one, two = self.classes(own), self.classes(partner)
-        if self.form == "anchor":
-            return self.network((one + two) / 2).sigmoid()
-        return self.network(one).sigmoid() * self.network(two).sigmoid()
+        weights: Tensor = self.network((one + two) / 2).sigmoid()
+        return weights
 
 
 class HydraTerm(nn.Module):
@@ -106,7 +99,7 @@ class HydraTerm(nn.Module):
 
     Parameters
     ----------
-    classes, partner, gate, width, hidden, temperature, unit, symmetric
+    classes, partner, unit
         See `HydraObjectiveConfig`.
     """
 
@@ -118,16 +111,10 @@ class HydraTerm(nn.Module):
         *,
         classes: Literal["concepts", "attributes"],
         partner: Literal["arbitrary", "identical", "distinct"],
-        gate: Literal["anchor", "product"],
-        width: int,
-        hidden: int,
-        temperature: float,
         unit: bool,
-        symmetric: bool,
     ) -> None:
         super().__init__()
-        self.kind, self.partner, self.form, self.symmetric = classes, partner, gate, symmetric
-        self.width, self.hidden, self.temperature, self.unit = width, hidden, temperature, unit
+        self.kind, self.partner, self.unit = classes, partner, unit
 
     def prepare(self, sizes: StepSizes) -> None:
         """Make the gate of all concepts, or of all values of all attributes side by side."""
@@ -139,7 +126,7 @@ class HydraTerm(nn.Module):
         ends = torch.tensor([0, *counts]).cumsum(0)
         self.register_buffer("starts", ends[:-1])  # number of the first class of each attribute
         self.n_classes = sum(counts)
-        self.gate = Gate(self.n_classes, sizes.n_common, width=self.width, hidden=self.hidden, form=self.form)
+        self.gate = Gate(self.n_classes, sizes.n_common)
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
@@ -169,11 +156,10 @@ class HydraTerm(nn.Module):
 
         def compare(anchors: Tensor, keys: Tensor) -> Tensor:
             return compute_gated_loss(
-                anchors, keys, gates, positive, negative, temperature=self.temperature, unit=self.unit
+                anchors, keys, gates, positive, negative, temperature=0.1, unit=self.unit
             )
 
-        loss = compare(outputs.brain, outputs.image)
-        return (loss + compare(outputs.image, outputs.brain)) / 2 if self.symmetric else loss
+        return (compare(outputs.brain, outputs.image) + compare(outputs.image, outputs.brain)) / 2
 
     def _code(self, outputs: Outputs) -> Tensor:
         if self.kind == "concepts":

@@ -6,6 +6,7 @@ teacher, hard negatives, background.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -15,7 +16,7 @@ from braindecode_vis.base.settings import Settings
 if TYPE_CHECKING:
     from torch import nn
 
-    from braindecode_vis.training.objectives.objective import LearnedTemperature, LogitScale
+    from braindecode_vis.training.objectives.objective import LogitScale
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(gt=0)]
@@ -102,8 +103,8 @@ class ScaleSettings(ObjectiveConfig):
     duplicates
         What other trials of the same image in a batch are: ``positive`` (share the target, a choice of ours), ``mask``
         (left out) or ``negative`` (as published).
-    normalise_brain, normalise_image
-        Whether that side is brought to unit length.
+    normalise_brain
+        Whether the brain side is brought to unit length; the image side always is.
     """
 
     scale: Literal["exp", "softplus"] = "exp"
@@ -113,7 +114,8 @@ class ScaleSettings(ObjectiveConfig):
     symmetric: bool = True
     duplicates: Duplicates = "positive"
     normalise_brain: bool = True
-    normalise_image: bool = True
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"normalise_image": True}
 
     def make_scale(self) -> LogitScale:
         """Return the factor of the similarities."""
@@ -126,8 +128,7 @@ class ScaleSettings(ObjectiveConfig):
     def clip_options(self) -> dict[str, Any]:
         """Return the options that `compute_clip_loss` takes besides the scale."""
         return {
-            "symmetric": self.symmetric, "duplicates": self.duplicates,
-            "normalise_brain": self.normalise_brain, "normalise_image": self.normalise_image,
+            "symmetric": self.symmetric, "duplicates": self.duplicates, "normalise_brain": self.normalise_brain
         }  # fmt: skip
 
 
@@ -166,44 +167,33 @@ class ClipImageTextObjectiveConfig(ScaleSettings):
 
 
 class SiglipObjectiveConfig(ObjectiveConfig):
-    """Sigmoid loss over all pairs of the batch.
+    """Sigmoid loss over all pairs of the batch, with a factor and an offset that start at 10 and -10, as in SigLIP.
+
+    Images of a cosine of at least 0.999 count as the same, as in NeuralBench.
 
     Parameters
     ----------
     weight
         Small beside another contrast (ours): a sum over all images of a batch, it starts some three times as large. 1
         where it is the only one.
-    scale, bias
-        Start of factor (trained as its logarithm) and offset; 10 and -10 as in SigLIP.
-    learn
-        Whether both are trained.
     duplicates
         What further pairs of the same image are: matches, left out, or no matches.
-    duplicate_cosine
-        Images at least as similar as this count as the same; 0.999 as in NeuralBench. Not used for ``negative``.
-    normalise_brain, normalise_image
-        Whether that side is brought to unit length.
     """
 
     kind: Literal["siglip"] = "siglip"
     weight: float = Field(default=0.1, gt=0)
-    scale: float = Field(default=10.0, gt=0)
-    bias: float = -10.0
-    learn: bool = True
     duplicates: Duplicates = "positive"
-    duplicate_cosine: float = Field(default=0.999, gt=0)
-    normalise_brain: bool = True
-    normalise_image: bool = True
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "scale": 10.0, "bias": -10.0, "learn": True, "duplicate_cosine": 0.999, "normalise_brain": True,
+        "normalise_image": True,
+    }  # fmt: skip
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
         from braindecode_vis.training.objectives.contrastive import SiglipTerm
 
-        return SiglipTerm(
-            scale=self.scale, bias=self.bias, learn=self.learn, duplicates=self.duplicates,
-            duplicate_cosine=self.duplicate_cosine, normalise_brain=self.normalise_brain,
-            normalise_image=self.normalise_image,
-        )  # fmt: skip
+        return SiglipTerm(self.duplicates)
 
 
 class MseObjectiveConfig(ObjectiveConfig):
@@ -254,38 +244,37 @@ class CosineObjectiveConfig(ObjectiveConfig):
 class SoftClipObjectiveConfig(ObjectiveConfig):
     """Contrast whose targets are the similarities of the images among themselves (MindEye).
 
+    Its temperature goes from 0.004 to 0.0075 along half a cosine over the phase, as in MindEye.
+
     Parameters
     ----------
     weight
         Small beside another contrast (ours); 1 in MindEye, where it is the only one of its phase. Its temperatures suit
         the flattened tokens of an image; for one vector of an image they make gradients some thirty times CLIP's.
-    temperature_start, temperature_end
-        Annealed along half a cosine over the phase; 0.004 to 0.0075 as in MindEye.
     """
 
     kind: Literal["soft_clip"] = "soft_clip"
     weight: float = Field(default=0.03, gt=0)
-    temperature_start: Temperature = 0.004
-    temperature_end: Temperature = 0.0075
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"temperature_start": 0.004, "temperature_end": 0.0075}
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
         from braindecode_vis.training.objectives.contrastive import SoftClipTerm
 
-        return SoftClipTerm(self.temperature_start, self.temperature_end, self.phase)
+        return SoftClipTerm(0.004, 0.0075, self.phase)
 
 
 class BimixcoObjectiveConfig(ObjectiveConfig):
     """Contrast of mixed trials with the images of both parts (MindEye), over the first third of the training.
 
-    The loop mixes: half of the batch, shares from Beta(0.15, 0.15) in MindEye.
+    The loop mixes: half of the batch, shares from Beta(0.15, 0.15) in MindEye. The temperature is 0.006, as in its
+    code.
 
     Parameters
     ----------
     weight
         Small beside another contrast (ours); 1 in MindEye, where it is the only one of its phase. See `soft_clip`.
-    temperature
-        Fixed; 0.006 as in MindEye's code.
     duplicates
         What repeated images of either part in a batch are: they share its target, are left out, or are negatives.
     """
@@ -293,16 +282,16 @@ class BimixcoObjectiveConfig(ObjectiveConfig):
     kind: Literal["bimixco"] = "bimixco"
     weight: float = Field(default=0.03, gt=0)
     phase: tuple[Share, Share] = (0.0, 0.33)
-    temperature: Temperature = 0.006
     duplicates: Duplicates = "positive"
 
+    removed_settings: ClassVar[Mapping[str, Any]] = {"temperature": 0.006}
     needs: ClassVar[frozenset[str]] = frozenset({"mix"})
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
         from braindecode_vis.training.objectives.contrastive import BimixcoTerm
 
-        return BimixcoTerm(temperature=self.temperature, duplicates=self.duplicates)
+        return BimixcoTerm(temperature=0.006, duplicates=self.duplicates)
 
 
 class AlignmentObjectiveConfig(ObjectiveConfig):
@@ -328,8 +317,6 @@ class MmdObjectiveConfig(ObjectiveConfig):
     ----------
     weight
         Large beside a contrast (ours): between unit vectors the discrepancy is some thousandths. SAMGA has 0.9 to 0.5.
-    bandwidths
-        Standard deviations of the Gaussian kernels, whose mean is the kernel: those of SAMGA's code.
     normalise
         Bring both sides to unit length first (ours). SAMGA's code does not: where outputs lie further apart than a few
         of the bandwidths, as those of the length of an image embedding do, every kernel and gradient is then 0.
@@ -337,16 +324,15 @@ class MmdObjectiveConfig(ObjectiveConfig):
 
     kind: Literal["mmd"] = "mmd"
     weight: float = Field(default=10.0, gt=0)
-    bandwidths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        default=(0.1, 0.2, 0.5, 1.0, 2.0), min_length=1
-    )
     normalise: bool = True
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"bandwidths": [0.1, 0.2, 0.5, 1.0, 2.0]}
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
         from braindecode_vis.training.objectives.structure import MmdTerm
 
-        return MmdTerm(self.bandwidths, normalise_both=self.normalise)
+        return MmdTerm(normalise_both=self.normalise)
 
 
 class UniformityObjectiveConfig(ObjectiveConfig):
@@ -357,22 +343,21 @@ class UniformityObjectiveConfig(ObjectiveConfig):
     between
         Outputs of the ``brain``, of the ``image`` side, the mean of ``both``, or ``cross`` for brain against image. A
         frozen image side has no gradient.
-    sharpness
-        Factor of the squared distance; 2 as in the papers.
     duplicates
         Pairs of trials of the same image are left out (``mask``) or count like any other (``negative``).
     """
 
     kind: Literal["uniformity"] = "uniformity"
     between: Literal["brain", "image", "both", "cross"] = "both"
-    sharpness: float = Field(default=2.0, gt=0)
     duplicates: Literal["mask", "negative"] = "mask"
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"sharpness": 2.0}
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
         from braindecode_vis.training.objectives.structure import UniformityTerm
 
-        return UniformityTerm(between=self.between, sharpness=self.sharpness, duplicates=self.duplicates)
+        return UniformityTerm(between=self.between, duplicates=self.duplicates)
 
 
 class CuaObjectiveConfig(ScaleSettings):
@@ -382,30 +367,23 @@ class CuaObjectiveConfig(ScaleSettings):
     ----------
     cross
         Add the uniformity between the sides (``L_CUAXU``).
-    sharpness
-        Factor of the squared distance in the uniformity; 2 as in the paper.
     """
 
     kind: Literal["cua"] = "cua"
     cross: bool = False
-    sharpness: float = Field(default=2.0, gt=0)
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"sharpness": 2.0}
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
         from braindecode_vis.training.objectives.objective import ScaledTerm
         from braindecode_vis.training.objectives.structure import compute_cua_loss
 
-        return ScaledTerm(
-            compute_cua_loss,
-            self.make_scale(),
-            cross=self.cross,
-            sharpness=self.sharpness,
-            **self.clip_options(),
-        )
+        return ScaledTerm(compute_cua_loss, self.make_scale(), cross=self.cross, **self.clip_options())
 
 
 class MultiviewObjectiveConfig(ObjectiveConfig):
-    """Contrast among all views at once.
+    """Contrast among all views at once, at a temperature of 0.1 (ours).
 
     Parameters
     ----------
@@ -413,15 +391,11 @@ class MultiviewObjectiveConfig(ObjectiveConfig):
         Small beside the contrast with images (ours): the views of one trial resemble each other more than its image,
         and a term that looks at the best pair alone then draws trials together that images tell apart.
     form
-        ``dhel`` (MV-DHEL, negatives within each view) or ``infonce`` (MV-InfoNCE).
+        ``dhel`` (MV-DHEL, negatives within each view) or ``infonce`` (MV-InfoNCE, negatives as in the released code).
     views
         Outputs that serve as views; `needs` follows from them. None takes ``brain``, ``brain_views`` and ``image``, and
         ``brain`` and ``image`` for ``infonce``, where trials of one image are the best pair of every sum: alone it then
         never compares them with the image.
-    temperature
-        Fixed; 0.1 is a choice of ours.
-    negatives
-        For ``infonce``: ``all`` others as in the released code, or those of ``other_views`` as its README says.
     duplicates
         Other trials of the same image are left out of the negatives (``mask``) or are ``negative``.
     """
@@ -430,9 +404,9 @@ class MultiviewObjectiveConfig(ObjectiveConfig):
     weight: float = Field(default=0.1, gt=0)
     form: Literal["dhel", "infonce"] = "dhel"
     views: tuple[View, ...] | None = None
-    temperature: Temperature = 0.1
-    negatives: Literal["all", "other_views"] = "all"
     duplicates: Literal["mask", "negative"] = "mask"
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"temperature": 0.1, "negatives": "all"}
 
     @field_validator("views")
     @classmethod
@@ -458,51 +432,29 @@ class MultiviewObjectiveConfig(ObjectiveConfig):
         """Return the module that computes the loss."""
         from braindecode_vis.training.objectives.structure import MultiviewTerm
 
-        return MultiviewTerm(
-            form=self.form, views=self.chosen_views, temperature=self.temperature, negatives=self.negatives,
-            duplicates=self.duplicates,
-        )  # fmt: skip
+        return MultiviewTerm(form=self.form, views=self.chosen_views, duplicates=self.duplicates)
 
 
 class MomentumSettings(ObjectiveConfig):
     """Settings of the objectives with a moving-average teacher; the loop owns its momentum and the queue's length.
 
+    As in ALBEF, a learned temperature starts at 0.07 and stays within 0.001 and 0.5, and the teacher's opinion has
+    a share
+    of 0.4 in the targets, which grows from zero over the first thirtieth of the training (ALBEF: the first epoch).
+
     Parameters
     ----------
-    temperature, learn_temperature, temperature_bounds
-        Start, whether it is trained, and bounds: 0.07 in 0.001 to 0.5 as in ALBEF.
-    alpha
-        Share of the teacher's opinion in the targets; 0.4 as in ALBEF.
-    alpha_ramp
-        Share of the training over which alpha grows from zero. ALBEF: the first epoch, here one of thirty.
     duplicates
         What other trials of the same image in the batch are. The queue does not say what it shows: its entries
         always count as different.
     """
 
-    temperature: Temperature = 0.07
-    learn_temperature: bool = True
-    temperature_bounds: tuple[Temperature, Temperature] = (0.001, 0.5)
-    alpha: Share = 0.4
-    alpha_ramp: Share = 0.033
     duplicates: Duplicates = "positive"
 
-    @model_validator(mode="after")
-    def _check_bounds(self) -> Self:
-        low, high = self.temperature_bounds
-        if not low < high or not low <= self.temperature <= high:
-            raise ValueError(
-                f"temperature {self.temperature:g} must lie within its bounds {low:g} to {high:g}"
-            )
-        return self
-
-    def make_temperature(self) -> LearnedTemperature:
-        """Return the temperature within its bounds."""
-        from braindecode_vis.training.objectives.objective import LearnedTemperature
-
-        return LearnedTemperature(
-            self.temperature, bounds=self.temperature_bounds, learn=self.learn_temperature
-        )
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "temperature": 0.07, "learn_temperature": True, "temperature_bounds": [0.001, 0.5], "alpha": 0.4,
+        "alpha_ramp": 0.033,
+    }  # fmt: skip
 
 
 class DistillationObjectiveConfig(MomentumSettings):
@@ -514,35 +466,27 @@ class DistillationObjectiveConfig(MomentumSettings):
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
-        from braindecode_vis.training.objectives.distillation import DistillationTerm, TeacherShare
+        from braindecode_vis.training.objectives.distillation import DistillationTerm
 
-        return DistillationTerm(
-            self.make_temperature(), TeacherShare(self.alpha, self.alpha_ramp), self.duplicates
-        )
+        return DistillationTerm(self.duplicates)
 
 
 class TclObjectiveConfig(MomentumSettings):
     """ALBEF's contrast with TCL's terms within each side and TCL's local term of the brain side.
 
-    Parameters
-    ----------
-    stop_tokens
-        No gradient through the local outputs. TCL takes them from the teacher; here they are the network's own.
+    No gradient goes through the local outputs. TCL takes them from the teacher; here they are the network's own.
     """
 
     kind: Literal["tcl"] = "tcl"
-    stop_tokens: bool = True
 
+    removed_settings: ClassVar[Mapping[str, Any]] = {"stop_tokens": True}
     needs: ClassVar[frozenset[str]] = frozenset({"teacher", "brain_tokens"})
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
-        from braindecode_vis.training.objectives.distillation import TclTerm, TeacherShare
+        from braindecode_vis.training.objectives.distillation import TclTerm
 
-        return TclTerm(
-            self.make_temperature(), TeacherShare(self.alpha, self.alpha_ramp), self.duplicates,
-            stop_tokens=self.stop_tokens,
-        )  # fmt: skip
+        return TclTerm(self.duplicates)
 
 
 class ClusterObjectiveConfig(ScaleSettings):
@@ -582,7 +526,11 @@ class HydraObjectiveConfig(ObjectiveConfig):
     """Contrast in subspaces that learned gates open for two classes (SimLAP, first named Hydra).
 
     For each trial a partner class is drawn. In the subspace of both classes, trials of the partner class are right
-    answers, further classes wrong ones, and the trial's own class neither. Gates are discarded after training.
+    answers, further classes wrong ones, and the trial's own class neither. The gate is made of the mean of the
+    embeddings
+    of both classes; the temperature is 0.1, as in SimLAP. Images are anchors too (ours: the paper has one kind of
+    view).
+    Gates are discarded after training.
 
     Parameters
     ----------
@@ -595,29 +543,20 @@ class HydraObjectiveConfig(ObjectiveConfig):
         Or the class of any other trial of the batch (``arbitrary``, as published), or of one of another class
         (``distinct``): a gate of every pair of classes must then be learnt. A few thousand trials are too few, and the
         loss stays at that of guessing. An attribute of two values has wrong answers with ``identical`` only.
-    gate
-        From the mean of both classes' embeddings (``anchor``), or a gate of each, multiplied (``product``).
     unit
         Compare by cosine after gating (ours); without it lengths are one before gating only, as in the released code,
         and gates near a half leave a quarter of every similarity.
-    symmetric
-        Images as anchors too (ours: the paper has one kind of view).
-    temperature
-        0.1 in SimLAP.
-    width, hidden
-        Features of a class embedding and of the gate's hidden layer.
     """
 
     kind: Literal["hydra"] = "hydra"
     weight: float = Field(default=0.3, gt=0)
     classes: Literal["concepts", "attributes"] = "concepts"
     partner: Literal["arbitrary", "identical", "distinct"] = "identical"
-    gate: Literal["anchor", "product"] = "anchor"
     unit: bool = True
-    symmetric: bool = True
-    temperature: Temperature = 0.1
-    width: int = Field(default=512, ge=1)
-    hidden: int = Field(default=1024, ge=1)
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "gate": "anchor", "symmetric": True, "temperature": 0.1, "width": 512, "hidden": 1024
+    }  # fmt: skip
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -628,26 +567,21 @@ class HydraObjectiveConfig(ObjectiveConfig):
         """Return the module that computes the loss; its gates are made when the number of classes is known."""
         from braindecode_vis.training.objectives.gated import HydraTerm
 
-        return HydraTerm(
-            classes=self.classes, partner=self.partner, gate=self.gate, width=self.width, hidden=self.hidden,
-            temperature=self.temperature, unit=self.unit, symmetric=self.symmetric,
-        )  # fmt: skip
+        return HydraTerm(classes=self.classes, partner=self.partner, unit=self.unit)
 
 
 class SalientObjectiveConfig(ObjectiveConfig):
     """Separation of what the response shares with the time before the stimulus (SepCLR).
 
+    The first half of the features is the common part, and the bandwidth of the kernel 0.5, as in the authors' scripts.
+
     Parameters
     ----------
     weight
         Small beside the contrast with images, whose vector the two parts share; ours.
-    common_share
-        Share of the features, from the first, that is the common part; half as in the authors' scripts.
-    bandwidth
-        Of the Gaussian kernel; 0.5 as in the authors' scripts.
-    salient_weight, constant_weight, independence_weight
-        Weights of the terms beside the common one. The authors' scripts use (1, 100, 10) for one data set and
-        (1000, 1000, 10) for another, for outputs of a few features. 1 is ours, for salient parts of one size.
+    constant_weight, independence_weight
+        Weights of the two terms beside the common and the salient one. The authors' scripts use (100, 10) for one data
+        set, for outputs of a few features. 1 is ours, for salient parts of one size.
     scale
         Bring salient parts to one size: a mean squared length of one over the responses (ours). Without it, as in the
         scripts, outputs of the length of an image embedding make the loss some thousand times a contrast.
@@ -655,22 +589,21 @@ class SalientObjectiveConfig(ObjectiveConfig):
 
     kind: Literal["salient"] = "salient"
     weight: float = Field(default=0.1, gt=0)
-    common_share: float = Field(default=0.5, gt=0, lt=1)
-    bandwidth: float = Field(default=0.5, gt=0)
-    salient_weight: float = Field(default=1.0, ge=0)
     constant_weight: float = Field(default=1.0, ge=0)
     independence_weight: float = Field(default=1.0, ge=0)
     scale: bool = True
 
     needs: ClassVar[frozenset[str]] = frozenset({"brain_views", "background"})
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "common_share": 0.5, "bandwidth": 0.5, "salient_weight": 1.0,
+    }  # fmt: skip
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
         from braindecode_vis.training.objectives.structure import SalientTerm
 
         return SalientTerm(
-            common_share=self.common_share, bandwidth=self.bandwidth, salient_weight=self.salient_weight,
-            constant_weight=self.constant_weight, independence_weight=self.independence_weight, scale=self.scale,
+            constant_weight=self.constant_weight, independence_weight=self.independence_weight, scale=self.scale
         )  # fmt: skip
 
 
@@ -685,44 +618,21 @@ class SentenceObjectiveConfig(ObjectiveConfig):
         Small beside the contrast with images: 0.05 as the default of MCSE's code, which takes 0.01 for some data. The
         head itself learns as fast with any.
     form
-        ``softmax``, the cross-entropy of MCSE, or ``margin``, the hinge of Merkx and Frank over all wrong pairs.
+        ``softmax``, the cross-entropy of MCSE at its temperature of 0.05, or ``margin``, the hinge of Merkx and Frank
+        over all wrong pairs, with their margin of 0.2.
     passes
         What goes through the head: the ``trial``, or two disjoint ``halves`` of the repetitions of its image, which
         play the part of MCSE's two dropout passes.
-    halves_weight
-        With ``halves``: weight of the contrast of one half with the other, MCSE's first term, relative to that with
-        sentences.
-    temperature
-        Of ``softmax``; 0.05 as in MCSE.
-    symmetric
-        Of ``softmax``: also find the trial of each sentence. MCSE does not.
-    margin
-        Of ``margin``; 0.2 as in Merkx and Frank.
-    hardest
-        Of ``margin``: only this many wrong pairs of each trial and sentence count, those that cost most; None is all.
     """
 
     kind: Literal["sentence_contrast"] = "sentence_contrast"
     weight: float = Field(default=0.05, gt=0)
     form: Literal["softmax", "margin"] = "softmax"
     passes: Literal["trial", "halves"] = "trial"
-    halves_weight: float = Field(default=0.0, ge=0)
-    temperature: Temperature = 0.05
-    symmetric: bool = False
-    margin: float = Field(default=0.2, gt=0)
-    hardest: int | None = Field(default=None, ge=1)
 
-    @model_validator(mode="after")
-    def _check_used(self) -> Self:
-        if self.form == "margin":
-            self.refuse_unused("symmetric", because="form is margin, which always goes both ways")
-            if not self.halves_weight:
-                self.refuse_unused("temperature", because="form is margin")
-        else:
-            self.refuse_unused("margin", "hardest", because="form is softmax")
-        if self.passes == "trial":
-            self.refuse_unused("halves_weight", because="passes is trial")
-        return self
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "halves_weight": 0.0, "temperature": 0.05, "symmetric": False, "margin": 0.2, "hardest": None
+    }  # fmt: skip
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -733,16 +643,14 @@ class SentenceObjectiveConfig(ObjectiveConfig):
         """Return the module that computes the loss."""
         from braindecode_vis.training.objectives.sentences import SentenceTerm
 
-        return SentenceTerm(
-            form=self.form, halves=self.passes == "halves", halves_weight=self.halves_weight,
-            temperature=self.temperature, symmetric=self.symmetric, margin=self.margin, hardest=self.hardest,
-        )  # fmt: skip
+        return SentenceTerm(form=self.form, halves=self.passes == "halves")
 
 
 class CompositionObjectiveConfig(ScaleSettings):
     """NegCLIP's contrast: each response is searched among texts and texts in which words changed places.
 
-    Texts are the captions of the encoder (`captions`), read by its `sentence_encoder`. `normalise_image` is of texts.
+    Texts are the captions of the encoder (`captions`), read by its `sentence_encoder`; each has up to four swapped
+    ones, where NegCLIP draws one of up to five.
 
     Parameters
     ----------
@@ -754,8 +662,6 @@ class CompositionObjectiveConfig(ScaleSettings):
     words
         What may change places: words of short ``english`` lists (colours, sizes, people and the like), or the values of
         the encoder's ``attributes``. What stands on both sides of a relation (``to the left of``) always may.
-    n_swaps
-        Most swapped texts of an image; NegCLIP draws one of up to five.
     hard_images
         Put images of the same parts next to each other in a batch: after each image comes the one whose caption is most
         similar to its swapped captions. NegCLIP takes a neighbour by CLIP's image vectors.
@@ -765,8 +671,9 @@ class CompositionObjectiveConfig(ScaleSettings):
     weight: float = Field(default=0.1, gt=0)
     space: Literal["target", "sentences"] = "sentences"
     words: Literal["english", "attributes"] = "english"
-    n_swaps: int = Field(default=4, ge=1)
     hard_images: bool = True
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_swaps": 4}
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -791,7 +698,7 @@ class CaptioningObjectiveConfig(ObjectiveConfig):
     """A small decoder that writes the image's caption from the network's local outputs (CoCa), beside a contrast.
 
     Terms, with numbers of words from ``encoder.captions``: the symmetric contrast of brain and text, ``contrast``; the
-    mean cross-entropy of each next word, ``captioning``; and with ``masked`` SyCoCa's text-guided masked modelling. The
+    mean cross-entropy of each next word; and with ``masked`` SyCoCa's text-guided masked modelling. The
     decoder looks at what queries take from the local outputs; a network without any gives its output as the only one.
     A fit with this objective writes captions of new trials (``reconstruction.captions`` of kind ``brain``).
 
@@ -802,16 +709,16 @@ class CaptioningObjectiveConfig(ObjectiveConfig):
         encoder is shared, and with 1 top-1 falls by a fifth.
     reads
         The network's local outputs (``tokens``) or its whole ``output``, which is what is compared with images.
-    contrast, captioning
-        Weights of the two terms; 1 and 2 as in CoCa.
+    contrast
+        Weight of the contrast with the caption; that of writing is 2, as in CoCa.
     masked
         Weight of the third term, for targets with patches; 1 in SyCoCa. The half of the patches that is most similar to
         the caption is hidden, and rebuilt from the others, the words and the brain. 0 leaves it out.
     shown
         Share of the local outputs that words are written from in training, those most similar to the caption (SyCoCa's
         attentive mask, there half); 1 is all of them.
-    width, depth, heads
-        Of the decoder; half of its layers read words alone, the others look at the brain too.
+    width
+        Of the decoder, which has two layers of four heads: one reads words alone, the other looks at the brain too.
     n_queries
         Vectors that local outputs are pooled into (CoCa: 256, of the patches of an image).
     dropout
@@ -822,21 +729,18 @@ class CaptioningObjectiveConfig(ObjectiveConfig):
     weight: float = Field(default=0.1, gt=0)
     reads: Literal["tokens", "output"] = "tokens"
     contrast: float = Field(default=1.0, ge=0)
-    captioning: float = Field(default=2.0, gt=0)
     masked: float = Field(default=0.0, ge=0)
     shown: float = Field(default=1.0, gt=0, le=1)
     width: int = Field(default=128, ge=8)
-    depth: int = Field(default=2, ge=2)
-    heads: int = Field(default=4, ge=1)
     n_queries: int = Field(default=8, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
+    removed_settings: ClassVar[Mapping[str, Any]] = {"captioning": 2.0, "depth": 2, "heads": 4}
+
     @model_validator(mode="after")
     def _check_used(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(
-                f"width {self.width} does not part into {self.heads} heads; make it a multiple of heads"
-            )
+        if self.width % 4:
+            raise ValueError(f"width {self.width} does not part into four heads; make it a multiple of 4")
         if self.reads == "output":
             self.refuse_unused("shown", because="reads output is one vector, of which nothing can be hidden")
         if self.shown < 1 and not self.contrast:
@@ -858,8 +762,7 @@ class CaptioningObjectiveConfig(ObjectiveConfig):
 
         return CaptioningTerm(
             CaptioningOptions(
-                self.reads, self.contrast, self.captioning, self.masked, self.shown, self.width, self.depth,
-                self.heads, self.n_queries, self.dropout,
+                self.reads, self.contrast, self.masked, self.shown, self.width, self.n_queries, self.dropout
             )
         )  # fmt: skip
 
@@ -867,7 +770,9 @@ class CaptioningObjectiveConfig(ObjectiveConfig):
 class PropagationObjectiveConfig(ObjectiveConfig):
     """Local outputs of two augmentations of a trial agree where they lie near each other in time (PixPro).
 
-    Beside a contrast: alone it is also met by outputs that are all alike. Needs augmentations, of which ``time_shift``
+    Windows whose middles are nearer than 0.7 of the step from one to the next show the same, as in PixPro; of local
+    outputs that are not windows, each is near itself alone. Beside a contrast: alone it is also met by outputs that
+    are all alike. Needs augmentations, of which ``time_shift``
     moves the windows of one view against those of the other, and a network with local outputs.
 
     Parameters
@@ -875,17 +780,12 @@ class PropagationObjectiveConfig(ObjectiveConfig):
     targets
         What the smoothed outputs of a view are compared with: those of the moving-average network (``teacher``, whose
         decay is `encoder.teacher.decay`), as in PixPro, or the network's own without gradient (``self``).
-    reach_ms
-        Windows whose middles are nearer than this many ms show the same. None takes 0.7 of the step from one window to
-        the next, as PixPro does of a cell; of local outputs that are not windows, each is near itself alone.
-    sharpness
-        Exponent of the similarities by which outputs are smoothed; 2 as in PixPro.
     """
 
     kind: Literal["propagation"] = "propagation"
     targets: Literal["teacher", "self"] = "teacher"
-    reach_ms: float | None = Field(default=None, gt=0)
-    sharpness: float = Field(default=2.0, ge=1)
+
+    removed_settings: ClassVar[Mapping[str, Any]] = {"reach_ms": None, "sharpness": 2.0}
 
     contrastive: ClassVar[bool] = False
 
@@ -898,4 +798,4 @@ class PropagationObjectiveConfig(ObjectiveConfig):
         """Return the module that computes the loss."""
         from braindecode_vis.training.objectives.tokens import PropagationTerm
 
-        return PropagationTerm(targets=self.targets, reach_ms=self.reach_ms, sharpness=self.sharpness)
+        return PropagationTerm(targets=self.targets)

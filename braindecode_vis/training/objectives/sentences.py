@@ -55,7 +55,6 @@ def compute_sentence_contrast(
     same: Tensor | None = None,
     *,
     temperature: float,
-    symmetric: bool = False,
 ) -> Tensor:
     """Return the cross-entropy of finding each trial's sentence among those of the batch, MCSE's grounding term.
 
@@ -66,8 +65,6 @@ def compute_sentence_contrast(
         Sentences that are right for a trial and share the target evenly; the diagonal alone if None.
     temperature
         Of the cosines.
-    symmetric
-        Also find the trial of each sentence, and average; MCSE does not.
 
     Examples
     --------
@@ -79,10 +76,7 @@ def compute_sentence_contrast(
     logits = multiply(normalise(predicted), normalise(sentences)) / temperature
     n = len(logits)
     right = torch.eye(n, dtype=logits.dtype, device=logits.device) if same is None else same.to(logits.dtype)
-    loss = compute_soft_cross_entropy(logits, right / right.sum(-1, keepdim=True))
-    if not symmetric:
-        return loss
-    return (loss + compute_soft_cross_entropy(logits.T, right.T / right.T.sum(-1, keepdim=True))) / 2
+    return compute_soft_cross_entropy(logits, right / right.sum(-1, keepdim=True))
 
 
 def compute_margin_loss(
@@ -91,11 +85,10 @@ def compute_margin_loss(
     same: Tensor | None = None,
     *,
     margin: float = 0.2,
-    hardest: int | None = None,
 ) -> Tensor:
     """Return ``sum_ij [margin - s_ii + s_ij]_+ + [margin - s_jj + s_ij]_+`` over wrong pairs, per pair of the batch.
 
-    The form of Merkx and Frank. The sum is divided by n * n, or with `hardest` by n * hardest.
+    The form of Merkx and Frank. The sum is divided by n * n.
 
     Parameters
     ----------
@@ -104,8 +97,6 @@ def compute_margin_loss(
         Pairs that are not wrong; the diagonal alone if None.
     margin
         How much more similar the right pair shall be; 0.2 in the paper.
-    hardest
-        Count for each trial and each sentence only this many wrong ones, those that cost most; all if None.
 
     Examples
     --------
@@ -120,10 +111,7 @@ def compute_margin_loss(
     own = similarity.diagonal()
     rows = (margin - own[:, None] + similarity).clamp_min(0.0).masked_fill(right, 0.0)
     columns = (margin - own[None, :] + similarity).clamp_min(0.0).masked_fill(right, 0.0)
-    if hardest is None or hardest >= n:
-        return (rows + columns).sum() / n**2
-    worst = rows.topk(hardest, dim=1).values.sum() + columns.topk(hardest, dim=0).values.sum()
-    return worst / (n * hardest)
+    return (rows + columns).sum() / n**2
 
 
 class SentenceTerm(nn.Module):
@@ -135,31 +123,13 @@ class SentenceTerm(nn.Module):
         ``softmax`` or ``margin``.
     halves
         Whether the two repetition halves go through the head, as the two passes of MCSE do, or the trial itself.
-    halves_weight
-        Weight of the contrast of the halves with each other.
-    temperature, symmetric
-        Of ``softmax``.
-    margin, hardest
-        Of ``margin``.
     """
 
     head: nn.Linear
 
-    def __init__(
-        self,
-        *,
-        form: str,
-        halves: bool,
-        halves_weight: float,
-        temperature: float,
-        symmetric: bool,
-        margin: float,
-        hardest: int | None,
-    ) -> None:
+    def __init__(self, *, form: str, halves: bool) -> None:
         super().__init__()
-        self.form, self.halves, self.halves_weight = form, halves, halves_weight
-        self.temperature, self.symmetric = temperature, symmetric
-        self.margin, self.hardest = margin, hardest
+        self.form, self.halves = form, halves
 
     def prepare(self, sizes: StepSizes) -> None:
         """Make the head, from the space of comparison into that of the sentences."""
@@ -180,16 +150,9 @@ class SentenceTerm(nn.Module):
         assert outputs.brain_views is not None
         views = list(outputs.brain_views)  # n_views of (n, d)
         losses = [self._compare(self.predict(view), sentences, same) for view in views]
-        loss = torch.stack(losses).mean()
-        if not self.halves_weight:
-            return loss
-        shown = find_same(outputs.stimuli)
-        between = compute_sentence_contrast(views[0], views[-1], shown, temperature=self.temperature)
-        return loss + self.halves_weight * between
+        return torch.stack(losses).mean()
 
     def _compare(self, predicted: Tensor, sentences: Tensor, same: Tensor) -> Tensor:
         if self.form == "margin":
-            return compute_margin_loss(predicted, sentences, same, margin=self.margin, hardest=self.hardest)
-        return compute_sentence_contrast(
-            predicted, sentences, same, temperature=self.temperature, symmetric=self.symmetric
-        )
+            return compute_margin_loss(predicted, sentences, same)
+        return compute_sentence_contrast(predicted, sentences, same, temperature=0.05)  # as in MCSE

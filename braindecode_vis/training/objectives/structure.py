@@ -58,6 +58,9 @@ def compute_alignment(brain: Tensor, image: Tensor) -> Tensor:
     return (normalise(brain) - normalise(image)).square().sum(-1).mean()
 
 
+BANDWIDTHS = (0.1, 0.2, 0.5, 1.0, 2.0)  # standard deviations of the kernels in SAMGA's code
+
+
 def compute_mmd(brain: Tensor, image: Tensor, *, bandwidths: Sequence[float]) -> Tensor:
     """Return the squared maximum mean discrepancy of two sets of vectors, at least zero.
 
@@ -88,16 +91,16 @@ def compute_mmd(brain: Tensor, image: Tensor, *, bandwidths: Sequence[float]) ->
 class MmdTerm(nn.Module):
     """`compute_mmd` of brain and image outputs."""
 
-    def __init__(self, bandwidths: Sequence[float], *, normalise_both: bool) -> None:
+    def __init__(self, *, normalise_both: bool) -> None:
         super().__init__()
-        self.bandwidths, self.normalise_both = tuple(bandwidths), normalise_both
+        self.normalise_both = normalise_both
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
         brain, image = outputs.brain, outputs.image
         if self.normalise_both:
             brain, image = normalise(brain), normalise(image)
-        return compute_mmd(brain, image, bandwidths=self.bandwidths)
+        return compute_mmd(brain, image, bandwidths=BANDWIDTHS)
 
 
 def compute_uniformity(vectors: Tensor, stimuli: Tensor | None = None, *, sharpness: float = 2.0) -> Tensor:
@@ -149,7 +152,6 @@ def compute_cua_loss(
     *,
     scale: float | Tensor,
     cross: bool = False,
-    sharpness: float = 2.0,
     **clip_options: bool | str,
 ) -> Tensor:
     """Return ``L_CLIP + L_align + (L_unif(brain) + L_unif(image)) / 2``, plus ``L_xunif`` if `cross`.
@@ -164,8 +166,6 @@ def compute_cua_loss(
         Factor of the similarities in the contrast.
     cross
         ``L_CUAXU`` instead of ``L_CUA``.
-    sharpness
-        The t of the uniformity terms.
     **clip_options
         Further options of `compute_clip_loss`.
     """
@@ -173,9 +173,9 @@ def compute_cua_loss(
     labels = None if clip_options.get("duplicates") == "negative" else stimuli
     total = total + compute_alignment(brain, image)
     # Weights of 1 for each part, as in L_CUA of the paper.
-    total = total + compute_uniformity(brain, labels, sharpness=sharpness) / 2
-    total = total + compute_uniformity(image, labels, sharpness=sharpness) / 2
-    return total + compute_cross_uniformity(brain, image, labels, sharpness=sharpness) if cross else total
+    total = total + compute_uniformity(brain, labels) / 2
+    total = total + compute_uniformity(image, labels) / 2
+    return total + compute_cross_uniformity(brain, image, labels) if cross else total
 
 
 class AlignmentTerm(nn.Module):
@@ -189,17 +189,17 @@ class AlignmentTerm(nn.Module):
 class UniformityTerm(nn.Module):
     """Uniformity of the chosen side or sides, or between them."""
 
-    def __init__(self, *, between: str, sharpness: float, duplicates: str) -> None:
+    def __init__(self, *, between: str, duplicates: str) -> None:
         super().__init__()
-        self.between, self.sharpness, self.duplicates = between, sharpness, duplicates
+        self.between, self.duplicates = between, duplicates
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
         labels = outputs.stimuli if self.duplicates == "mask" else None
         if self.between == "cross":
-            return compute_cross_uniformity(outputs.brain, outputs.image, labels, sharpness=self.sharpness)
+            return compute_cross_uniformity(outputs.brain, outputs.image, labels)
         sides = {"brain": [outputs.brain], "image": [outputs.image], "both": [outputs.brain, outputs.image]}
-        terms = [compute_uniformity(side, labels, sharpness=self.sharpness) for side in sides[self.between]]
+        terms = [compute_uniformity(side, labels) for side in sides[self.between]]
         return torch.stack(terms).mean()
 
 
@@ -208,7 +208,6 @@ def compute_mv_infonce(
     stimuli: Tensor | None = None,
     *,
     temperature: float,
-    negatives: Literal["all", "other_views"] = "all",
 ) -> Tensor:
     """Return ``-(1/n) sum_i log [sum_{l!=m} e(il, im) / sum_l sum_{(j, m)} e(il, jm)]``, ``e = exp(cosine / t)``.
 
@@ -219,9 +218,11 @@ def compute_mv_infonce(
         Other trials of the same image are left out of the denominator; all differ if None.
     temperature
         The t above.
-    negatives
-        The inner sum of the denominator runs over every (j, m) but (i, l) itself (``all``, the released code), or only
-        over views m other than l (``other_views``, its README).
+
+    Notes
+    -----
+    The inner sum of the denominator runs over every (j, m) but (i, l) itself, as in the released code; its README has
+    views m other than l alone.
     """
     _check_views(views)
     n_views, n, _ = views.shape
@@ -233,7 +234,7 @@ def compute_mv_infonce(
     # (l, i, m, j): what is left out of the denominator
     dropped = others[None, :, None, :].expand(n_views, n, n_views, n)
     own = same_view[:, None, :, None]
-    dropped = dropped | (own if negatives == "other_views" else own & same[None, :, None, :])
+    dropped = dropped | (own & same[None, :, None, :])
     # (n_views, n, n_views, n)
     exponents = (multiply(flat, flat) / temperature).view(n_views, n, n_views, n)
     # over all (view, trial) but what is dropped
@@ -290,13 +291,10 @@ class MultiviewTerm(nn.Module):
         *,
         form: Literal["dhel", "infonce"],
         views: tuple[str, ...],
-        temperature: float,
-        negatives: Literal["all", "other_views"],
         duplicates: Literal["mask", "negative"],
     ) -> None:
         super().__init__()
-        self.form, self.views, self.temperature = form, views, temperature
-        self.negatives, self.duplicates = negatives, duplicates
+        self.form, self.views, self.duplicates = form, views, duplicates
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
@@ -309,9 +307,8 @@ class MultiviewTerm(nn.Module):
             )
         views = torch.cat([part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts])
         stimuli = outputs.stimuli if self.duplicates == "mask" else None
-        if self.form == "dhel":
-            return compute_mv_dhel(views, stimuli, temperature=self.temperature)
-        return compute_mv_infonce(views, stimuli, temperature=self.temperature, negatives=self.negatives)
+        compute = compute_mv_dhel if self.form == "dhel" else compute_mv_infonce
+        return compute(views, stimuli, temperature=0.1)
 
 
 def compute_salient_loss(
@@ -320,7 +317,6 @@ def compute_salient_loss(
     *,
     n_common: int,
     bandwidth: float = 0.5,
-    salient_weight: float = 1.0,
     constant_weight: float = 1.0,
     independence_weight: float = 1.0,
     scale: bool = False,
@@ -347,8 +343,8 @@ def compute_salient_loss(
         How many of the d features, from the first, are common.
     bandwidth
         The paper's tau.
-    salient_weight, constant_weight, independence_weight
-        Factors of the terms; that of the common one is 1.
+    constant_weight, independence_weight
+        Factors of the last two terms; those of the first two are 1.
     scale
         Divide the salient parts of responses and background by the root mean square length of those of the responses,
         which has no gradient: `bandwidth` and the weights then mean the same for outputs of any size.
@@ -388,12 +384,7 @@ def compute_salient_loss(
     salient_term = aligned_salient + 2 * average(uniform_salient)
     # Before the stimulus nothing is salient: those outputs should be zero.
     constant_term = background_salient.square().sum(-1).mean()
-    return (
-        common_term
-        + salient_weight * salient_term
-        + constant_weight * constant_term
-        + independence_weight * average(joint)
-    )
+    return common_term + salient_term + constant_weight * constant_term + independence_weight * average(joint)
 
 
 def compute_log_kernel(vectors: Tensor, bandwidth: float) -> Tensor:
@@ -421,14 +412,14 @@ def _compute_log_mean_off_diagonal(exponents: Tensor) -> Tensor:
 class SalientTerm(nn.Module):
     """`compute_salient_loss` of the trials, their other views and their background."""
 
-    def __init__(self, *, common_share: float, **options: float | bool) -> None:
+    def __init__(self, **options: float | bool) -> None:
         super().__init__()
-        self.common_share, self.options = common_share, options
+        self.options = options
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
         assert outputs.brain_views is not None
         assert outputs.background is not None
         views = torch.cat([outputs.brain[None], outputs.brain_views])  # (n_views, n, d)
-        n_common = round(self.common_share * views.shape[-1])
+        n_common = round(0.5 * views.shape[-1])
         return compute_salient_loss(views, outputs.background, n_common=n_common, **self.options)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.devices import autocast
 from braindecode_vis.training.objectives.objective import normalise, upcast
 
@@ -27,15 +27,13 @@ if TYPE_CHECKING:
 NEAR = 0.7
 
 
-def propagate(tokens: Tensor, values: Tensor, *, sharpness: float = 2.0) -> Tensor:
-    """Return ``y_p = sum_q max(cos(x_p, x_q), 0)^sharpness * v_q / |v_q|``, the propagation of PixPro.
+def propagate(tokens: Tensor, values: Tensor) -> Tensor:
+    """Return ``y_p = sum_q max(cos(x_p, x_q), 0)^2 * v_q / |v_q|``, the propagation of PixPro.
 
     Parameters
     ----------
     tokens, values : tensors of shape (..., n_tokens, d)
         The x that are compared and the v that are summed.
-    sharpness
-        Exponent of the similarities, at least 1; 2 in PixPro.
 
     Examples
     --------
@@ -46,18 +44,16 @@ def propagate(tokens: Tensor, values: Tensor, *, sharpness: float = 2.0) -> Tens
     with autocast(tokens.device):
         unit = normalise(tokens)
         similarity = (unit @ unit.mT).clamp_min(0.0)  # (..., n_tokens, n_tokens)
-        return similarity.pow(sharpness) @ normalise(values)
+        return similarity.pow(2) @ normalise(values)
 
 
-def find_near(times: Tensor, other_times: Tensor, reach: float | None = None) -> Tensor:
-    """Return which tokens of two views lie near each other, boolean of shape (..., n_tokens, n_tokens).
+def find_near(times: Tensor, other_times: Tensor) -> Tensor:
+    """Return which tokens of two views are less than 0.7 of a step apart, boolean of shape (..., n_tokens, n_tokens).
 
     Parameters
     ----------
     times, other_times : tensors of shape (..., n_tokens)
         Time of each token in the trial that both views were made of, in ms, equally spaced.
-    reach
-        Pairs nearer than this many ms are near. None takes 0.7 of the step from one token to the next.
 
     Examples
     --------
@@ -66,8 +62,6 @@ def find_near(times: Tensor, other_times: Tensor, reach: float | None = None) ->
     [[True, False], [True, True]]
     """
     distance = (times[..., :, None] - other_times[..., None, :]).abs()
-    if reach is not None:
-        return distance < reach
     if times.shape[-1] == 1:  # of one token there is no step
         return torch.ones_like(distance, dtype=torch.bool)
     return distance < NEAR * (times[..., 1] - times[..., 0]).abs()[..., None, None]
@@ -113,32 +107,17 @@ class PropagationTerm(nn.Module):
     ----------
     targets
         ``teacher``, the tokens of the moving-average network, or ``self``, the network's own.
-    reach_ms
-        Tokens nearer than this show the same; None takes 0.7 of a step.
-    sharpness
-        Of the propagation.
     """
 
     transform: nn.Linear
 
-    def __init__(self, *, targets: str, reach_ms: float | None, sharpness: float) -> None:
+    def __init__(self, *, targets: str) -> None:
         super().__init__()
-        self.targets, self.reach_ms, self.sharpness = targets, reach_ms, sharpness
+        self.targets = targets
         self.step: float | None = None
 
     def prepare(self, sizes: StepSizes) -> None:
-        """Make the layer whose outputs are propagated, and remember how far tokens lie apart.
-
-        Raises
-        ------
-        ConfigError
-            If a distance in milliseconds is asked for, and tokens are not in time.
-        """
-        if self.reach_ms is not None and sizes.token_step is None:
-            raise ConfigError(
-                "reach_ms of propagation is a distance in time, but the network's tokens are not windows of time, "
-                "or nobody knows the sampling rate; leave reach_ms out."
-            )
+        """Make the layer whose outputs are propagated, and remember how far tokens lie apart."""
         self.step = sizes.token_step
         self.transform = nn.Linear(sizes.n_common, sizes.n_common)
 
@@ -154,7 +133,7 @@ class PropagationTerm(nn.Module):
         if self.step is not None:
             # A trial that is late shows at each token what was earlier; networks of parcels do not move.
             times = times - upcast(outputs.token_offsets)[..., None]
-        near = find_near(times[0], times[1], self.reach_ms)  # (n, n_tokens, n_tokens)
-        smooth = propagate(views, self.transform(views), sharpness=self.sharpness)
+        near = find_near(times[0], times[1])  # (n, n_tokens, n_tokens)
+        smooth = propagate(views, self.transform(views))
         one = compute_propagation_loss(smooth[0], wanted[1], near)
         return (one + compute_propagation_loss(smooth[1], wanted[0], near.mT)) / 2

@@ -86,7 +86,7 @@ def test_the_loss_is_that_of_loops(reads):
 
 def test_what_is_least_like_the_text_is_hidden():
     """Half of the tokens, by a sort; the words are written as if the others were not there."""
-    objective, outputs = make(shown=0.67, captioning=1.0)
+    objective, outputs = make(shown=0.67)
     network = objective.term.network
     with torch.no_grad():
         _, text = network.read(WORDS[:, :-1])
@@ -185,7 +185,7 @@ def test_word_loss_of_rows_of_other_lengths():
 def test_what_cannot_be_is_one_sentence():
     with pytest.raises(ConfigError, match=r"rebuilds hidden patches \(masked\), and the target has 1 vector"):
         CaptioningObjectiveConfig(masked=1.0).build().prepare(dataclasses.replace(SIZES, target_shape=(20,)))
-    with pytest.raises(ValueError, match="width 30 does not part into 4 heads"):
+    with pytest.raises(ValueError, match="width 30 does not part into four heads"):
         CaptioningObjectiveConfig(width=30)
     with pytest.raises(
         ValueError, match=r"shown is 0\.5, which nothing looks at: reads output is one vector"
@@ -216,7 +216,6 @@ def configure(path, objective=None, **settings):
     captioning = {
         "kind": "captioning",
         "width": 16,
-        "heads": 2,
         "n_queries": 2,
         "dropout": 0,
         **(objective or {}),
@@ -227,14 +226,9 @@ def configure(path, objective=None, **settings):
     )  # fmt: skip
 
 
-SMALL_CONV = {
-    "kind": "simpleconv", "merger": "linear", "hidden": 8, "n_virtual_channels": 6, "initial_channels": 6, "depth": 2,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("network", [{"kind": "eegproject", "width": 12}, SMALL_CONV])
-def test_a_fitted_encoder_writes_captions_of_trials(tmp_path, network, monkeypatch):
-    """Also one whose network has no local outputs; read from its files, it writes the same."""
+def test_a_fitted_encoder_writes_captions_of_trials(tmp_path, monkeypatch):
+    """Read from its files, it writes the same."""
+    network = {"kind": "eegproject", "width": 12}
     names = write_bank(tmp_path / "captions.csv")
     responses, targets = make_task(noise=0.1)
     encoder = configure(tmp_path / "captions.csv", network=network).build(seed=0).fit(responses, targets)

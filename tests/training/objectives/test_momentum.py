@@ -128,37 +128,37 @@ def make_outputs(progress=0.5, n_queue=2):
 
 
 def test_alpha_grows_over_the_ramp():
-    config = DistillationObjectiveConfig(alpha_ramp=0.2, learn_temperature=False)
-    for progress, alpha in ((0.0, 0.0), (0.1, 0.2), (0.2, 0.4), (1.0, 0.4)):
+    config = DistillationObjectiveConfig()
+    for progress, alpha in ((0.0, 0.0), (0.0165, 0.2), (0.033, 0.4), (1.0, 0.4)):
         out = make_outputs(progress)
         expected = compute_distillation_loss(
             out.brain, out.image, out.teacher_brain, out.teacher_image, out.queue_brain, out.queue_image, STIMULI,
             temperature=0.07, alpha=alpha,
         )  # fmt: skip
-        assert float(config.build()(out)) == pytest.approx(float(expected), rel=1e-6)
+        assert config.build()(out).item() == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_tcl_is_the_mean_of_five_terms():
     out = make_outputs()
-    objective = TclObjectiveConfig(alpha_ramp=0.0, temperature=0.25).build()
+    objective = TclObjectiveConfig().build()
     across = compute_distillation_loss(
         out.brain, out.image, out.teacher_brain, out.teacher_image, out.queue_brain, out.queue_image, STIMULI,
-        temperature=0.25, alpha=0.4,
+        temperature=0.07, alpha=0.4,
     )  # fmt: skip
-    brain = compute_queue_contrast(out.brain, out.teacher_brain, out.queue_brain, STIMULI, temperature=0.25)
-    image = compute_queue_contrast(out.image, out.teacher_image, out.queue_image, STIMULI, temperature=0.25)
-    local = compute_local_loss(out.brain_tokens, out.brain, STIMULI, temperature=0.25)
+    brain = compute_queue_contrast(out.brain, out.teacher_brain, out.queue_brain, STIMULI, temperature=0.07)
+    image = compute_queue_contrast(out.image, out.teacher_image, out.queue_image, STIMULI, temperature=0.07)
+    local = compute_local_loss(out.brain_tokens, out.brain, STIMULI, temperature=0.07)
     expected = (2 * across + brain + image + local) / 5
-    assert objective(out).item() == pytest.approx(float(expected), rel=1e-9)
+    # The learned temperature is of single precision.
+    assert objective(out).item() == pytest.approx(float(expected), rel=1e-6)
 
 
-@pytest.mark.parametrize("stop", [True, False])
-def test_tokens_have_a_gradient_only_if_asked(stop):
+def test_tokens_have_no_gradient():
     out = make_outputs()
     out.brain_tokens.requires_grad_()
     out.brain.requires_grad_()
-    TclObjectiveConfig(stop_tokens=stop).build()(out).backward()
-    assert (out.brain_tokens.grad is None) == stop
+    TclObjectiveConfig().build()(out).backward()
+    assert out.brain_tokens.grad is None
 
 
 def test_temperature_is_learned_within_bounds():

@@ -28,8 +28,7 @@ def is_dropped(stimuli, i, j):
 
 
 @pytest.mark.parametrize("stimuli", [None, STIMULI])
-@pytest.mark.parametrize("negatives", ["all", "other_views"])
-def test_mv_infonce_equals_loops(stimuli, negatives):
+def test_mv_infonce_equals_loops(stimuli):
     views = make_views()
     e, n_views, n, total = make_kernel(views, 0.5), 3, 4, 0.0
     for i in range(n):
@@ -38,11 +37,10 @@ def test_mv_infonce_equals_loops(stimuli, negatives):
         for k in range(n_views):
             for m in range(n_views):
                 for j in range(n):
-                    own = (j, m) == (i, k) if negatives == "all" else m == k
-                    if not own and not is_dropped(stimuli, i, j):
+                    if (j, m) != (i, k) and not is_dropped(stimuli, i, j):
                         down += e(i, k, j, m)
         total -= math.log(up / down) / n
-    got = compute_mv_infonce(views, stimuli, temperature=0.5, negatives=negatives)
+    got = compute_mv_infonce(views, stimuli, temperature=0.5)
     assert float(got) == pytest.approx(total, rel=1e-12)
 
 
@@ -92,9 +90,9 @@ def test_settings_choose_the_views():
         brain_views=views[2:3],
         image_views=views[3:],
     )
-    config = MultiviewObjectiveConfig(views=("brain", "image", "brain_views", "image_views"), temperature=0.5)
+    config = MultiviewObjectiveConfig(views=("brain", "image", "brain_views", "image_views"))
     assert config.needs == {"brain_views", "image_views"}
-    expected = compute_mv_dhel(views, STIMULI, temperature=0.5)
+    expected = compute_mv_dhel(views, STIMULI, temperature=0.1)
     assert float(config.build()(outputs)) == pytest.approx(float(expected), rel=1e-12)
     assert MultiviewObjectiveConfig(views=("brain", "image")).needs == frozenset()
     with pytest.raises(DataError, match="at least two views"):

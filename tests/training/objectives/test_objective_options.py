@@ -3,10 +3,8 @@
 import pytest
 import torch
 
-from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.training.objectives.objective import Outputs
-from braindecode_vis.training.objectives.structure import compute_uniformity
 
 
 def make_outputs(progress=0.5, n=8, d=6):
@@ -39,31 +37,3 @@ def test_images_and_text_share_the_objective():
     alone, half, none = (score("clip_image_text", image_share=share) for share in (1.0, 0.5, 0.0))
     assert alone == pytest.approx(score("clip"))
     assert half == pytest.approx((alone + none) / 2)
-
-
-def test_the_temperature_of_soft_targets_runs_from_start_to_end():
-    constant = [score("soft_clip", p, temperature_start=0.05, temperature_end=0.05) for p in (0.1, 0.9)]
-    assert constant[0] == pytest.approx(constant[1])
-    moving = [score("soft_clip", p, temperature_start=0.05, temperature_end=0.5) for p in (0.0, 0.9)]
-    assert moving[0] == pytest.approx(constant[0])
-    assert moving[1] != pytest.approx(moving[0])
-
-
-def test_sharpness_is_that_of_the_kernel():
-    outputs = make_outputs()
-    for sharpness in (1.0, 3.0):
-        expected = compute_uniformity(outputs.brain, outputs.stimuli, sharpness=sharpness)
-        assert score("uniformity", between="brain", sharpness=sharpness) == pytest.approx(float(expected))
-    assert score("cua", sharpness=1.0) != pytest.approx(score("cua", sharpness=3.0))
-
-
-@pytest.mark.parametrize("kind", ["distillation", "tcl"])
-def test_a_temperature_must_lie_within_its_bounds(kind):
-    validate = lambda **options: validate_component("objective", {"kind": kind, **options})  # noqa: E731
-    assert validate(temperature=0.3, temperature_bounds=[0.2, 0.4]).temperature == 0.3
-    with pytest.raises(ConfigError, match="within its bounds"):
-        validate(temperature=0.3, temperature_bounds=[0.01, 0.2])
-
-
-def test_the_common_share_decides_what_is_salient():
-    assert score("salient", common_share=0.2) != pytest.approx(score("salient", common_share=0.8))

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.training.objectives.objective import Outputs, StepSizes
 from braindecode_vis.training.objectives.tokens import (
     PropagationTerm,
@@ -27,19 +27,18 @@ def cosine(a, b):
     return float(a @ b / a.norm() / b.norm())
 
 
-@pytest.mark.parametrize("sharpness", [1.0, 2.0, 3.5])
-def test_propagation_equals_loops(sharpness):
+def test_propagation_equals_loops():
     tokens, values = make(2, 5, 4), make(2, 5, 3, seed=1)
-    got = propagate(tokens, values, sharpness=sharpness)
+    got = propagate(tokens, values)
     for trial in range(2):
         for p in range(5):
             total = torch.zeros(3, dtype=torch.float64)
             for q in range(5):
                 similarity = max(cosine(tokens[trial, p], tokens[trial, q]), 0.0)
-                total += similarity**sharpness * values[trial, q] / values[trial, q].norm()
+                total += similarity**2 * values[trial, q] / values[trial, q].norm()
             torch.testing.assert_close(got[trial, p], total)
     assert torch.autograd.gradcheck(
-        lambda x, v: propagate(x, v, sharpness=sharpness), (tokens.requires_grad_(), values.requires_grad_())
+        lambda x, v: propagate(x, v), (tokens.requires_grad_(), values.requires_grad_())
     )
 
 
@@ -47,7 +46,6 @@ def test_near_is_a_matter_of_milliseconds():
     """Steps of 20 ms, the second view shifted by 13 ms: neighbours are 7 and 13 ms away."""
     times = torch.arange(4) * 20.0
     other = times - 13.0
-    assert find_near(times, other, 8.0).nonzero().tolist() == [[0, 1], [1, 2], [2, 3]]
     assert find_near(times, other).sum() == 4 + 3  # 0.7 of a step is 14 ms
     assert not find_near(times, times + 500.0).any()
     assert find_near(times[:1], times[:1] + 99.0).all()
@@ -96,7 +94,7 @@ def test_bad_input():
 
 
 def make_term(step=20.0, **options):
-    term = PropagationTerm(**{"targets": "self", "reach_ms": None, "sharpness": 2.0, **options})
+    term = PropagationTerm(**{"targets": "self", **options})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         term.prepare(StepSizes(n_common=4, n_tokens=5, token_step=step))
@@ -134,8 +132,6 @@ def test_a_shifted_view_is_compared_where_it_came_from():
 def test_tokens_that_are_not_in_time_are_near_themselves_alone():
     still, late = make_outputs(), make_outputs((400.0, 20.0, -90.0))
     assert make_term(None)(late).item() == make_term(None)(still).item() == make_term(20.0)(still).item()
-    with pytest.raises(ConfigError, match="leave reach_ms out"):
-        make_term(None, reach_ms=30.0)
 
 
 def test_the_gradient_of_itself_as_target_is_that_of_a_target_that_stays():
