@@ -8,12 +8,12 @@ fraction of variance that the map explains, left out images, is in `describe`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError
@@ -34,15 +34,14 @@ class AdapterConfig(Settings):
     ----------
     encoder
         The image encoder whose embeddings the generator was trained with.
-    alphas
-        Penalties to choose from, in units of the mean eigenvalue of the targets' Gram matrix.
     """
 
     kind: Literal["ridge"] = "ridge"
     encoder: ConditionEncoder
-    alphas: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = tuple(
-        float(10**e) for e in np.linspace(-4, 3, 15)
-    )
+
+    #: Penalties to choose from, in units of the mean eigenvalue of the targets' Gram matrix.
+    alphas: ClassVar[tuple[float, ...]] = tuple(float(10**e) for e in np.linspace(-4, 3, 15))
+    removed_settings: ClassVar[Mapping[str, Any]] = {"alphas": alphas}
 
     def fit(self, data: GeneratorData) -> Adapter:
         """Embed the training images with the generator's encoder, and learn the map."""

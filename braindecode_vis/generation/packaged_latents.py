@@ -7,10 +7,9 @@ and scaling are those of `embeddings.autoencoders`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
-
-from pydantic import Field
 
 from braindecode_vis.base.contracts import ImageEncoderSettings
 from braindecode_vis.base.devices import choose_device
@@ -30,16 +29,18 @@ class PackagedLatentsConfig(ImageEncoderSettings):
 
     Parameters
     ----------
-    batch_size, workers, device
+    device
         How it runs, not what it computes.
     """
 
     packages: ClassVar[tuple[str, ...]] = ()
 
     kind: Literal["packaged_latents"] = "packaged_latents"
-    batch_size: int = Field(default=64, ge=1)
-    workers: int = Field(default=2, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    batch_size: ClassVar[int] = 64
+    workers: ClassVar[int] = 2
+    removed_settings: ClassVar[Mapping[str, Any]] = {"batch_size": batch_size, "workers": workers}
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"batch_size", "workers", "device"})
 

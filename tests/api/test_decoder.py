@@ -63,7 +63,7 @@ def test_trials_are_described(tmp_path):
     shown = [f"p{n}" for n in range(24)]
     bank = tmp_path / "bank.csv"
     bank.write_text("\n".join(["id,caption", *(f"{name},picture number {name}" for name in shown)]))
-    coca = {"kind": "coca", "epochs": 1, "width": 8, "depth": 2, "heads": 1, "n_queries": 1, "device": "cpu"}
+    coca = {"kind": "coca", "epochs": 1, "width": 8, "depth": 2, "n_queries": 1, "device": "cpu"}
     captions = [{**each, "bank": str(bank)} for each in ({"kind": "nearest"}, coca)]
     decoder = bdv.Decoder(encoder=RIDGE, prior="spread", captions=captions)
     decoder.fit(X[:16], shown[:16], images=dict(zip(shown[:16], pictures[:16], strict=True)))

@@ -106,7 +106,7 @@ def test_a_network_gives_its_own_predictions(tmp_path):
     ("prior", "generator"),
     [
         ({"kind": "spread"}, "latents"),
-        ("identity", {"kind": "refiner", "steps": 5, "n_networks": 2}),
+        ("identity", {"kind": "refiner", "steps": 5}),
         (
             {
                 "kind": "diffusion", "epochs": 2, "min_steps": 2, "widths": [16, 8], "time_features": 8, "steps": 5,
@@ -144,7 +144,6 @@ def test_new_trials_are_described_as_those_of_the_run_were(tmp_path):
         "epochs": 2,
         "width": 8,
         "depth": 2,
-        "heads": 1,
         "n_queries": 1,
     }
     settings = {

@@ -87,8 +87,6 @@ class AttributesConfig(Analysis):
         The windows lie inside, s; None is the end of the trial.
     sets
         Sets of regions of interest; None takes all.
-    alpha
-        Level of the tests.
     """
 
     kind: Literal["attributes"] = "attributes"
@@ -100,11 +98,15 @@ class AttributesConfig(Analysis):
     tmin: float | None = None
     tmax: float | None = None
     sets: tuple[str, ...] | None = None
-    alpha: float = Field(default=0.05, gt=0, lt=1)
 
     #: Penalties of the ridge, chosen inside the training trials.
-    alphas: ClassVar[tuple[Annotated[float, Field(gt=0)], ...]] = (1e1, 1e2, 1e3, 1e4, 1e5)
-    removed_settings: ClassVar[Mapping[str, Any]] = {"alphas": alphas}
+    alphas: ClassVar[tuple[float, ...]] = (1e1, 1e2, 1e3, 1e4, 1e5)
+    #: Level of the tests.
+    alpha: ClassVar[float] = 0.05
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "alphas": alphas,
+        "alpha": alpha,
+    }
 
     uses_encoder: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset({"attributes"})

@@ -74,6 +74,8 @@ class EncodingConfig(Analysis):
         Trials with a time axis: samples are averaged over windows of this many seconds; None keeps every sample.
     tmin, tmax
         Trials with a time axis: between these times, s.
+    n_resamples
+        Resamples of the images behind the intervals of maps, and shuffles behind their p-values.
     glass
         Draw volumes in nilearn's glass brain; of use in MNI space only.
     """
@@ -85,18 +87,16 @@ class EncodingConfig(Analysis):
     width: float | None = Field(default=None, gt=0)
     tmin: float | None = None
     tmax: float | None = None
+    n_resamples: int = Field(default=1000, ge=100)
     glass: bool = False
 
     #: Values are divided by the ceiling where it is at least this (a choice of ours); below, they would be
     #: noise over noise.
     least_ceiling: ClassVar[float] = 0.1
-    #: Resamples of the images behind the intervals of maps, and shuffles behind their p-values.
-    n_resamples: ClassVar[int] = 1000
     #: False discovery rate at which a map calls a response significant.
     fdr: ClassVar[float] = 0.05
     removed_settings: ClassVar[Mapping[str, Any]] = {
         "least_ceiling": least_ceiling,
-        "n_resamples": n_resamples,
         "fdr": fdr,
     }
 

@@ -7,11 +7,11 @@ many are extreme partly by chance, and would be less so in new data.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.contracts import Analysis
@@ -29,16 +29,13 @@ _THUMBNAIL = 96  # pixels; twenty pairs are drawn side by side
 
 
 class FailuresConfig(Analysis):
-    """List images from worst to best.
-
-    Parameters
-    ----------
-    n_shown
-        Worst images that are drawn beside what they are taken for.
-    """
+    """List images from worst to best."""
 
     kind: Literal["failures"] = "failures"
-    n_shown: int = Field(default=8, ge=1, le=20)
+
+    #: Worst images that are drawn beside what they are taken for.
+    n_shown: ClassVar[int] = 8
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_shown": n_shown}
 
     def compute(self, study: Study) -> Findings:
         """Rank the test trials with the run's encoders, and sort the images."""

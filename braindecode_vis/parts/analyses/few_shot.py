@@ -69,8 +69,6 @@ class FewShotConfig(Analysis):
     numbers
         Numbers of trials of the new subject; empty takes 0, a sixteenth, a quarter and all. Numbers above what every
         subject has are left out; 0 is for ``anatomical`` alone.
-    n_draws
-        Random choices of these trials per number.
     trial_seconds
         Seconds of recording per trial. None takes them from the column `onset` of the trial table, breaks within a run
         included; without one there are no minutes.
@@ -82,12 +80,16 @@ class FewShotConfig(Analysis):
         default=("scratch", "anatomical", "procrustes", "hyperalignment", "fine_tuned"), min_length=1
     )
     numbers: tuple[int, ...] = ()
-    n_draws: int = Field(default=3, ge=1)
     trial_seconds: float | None = Field(default=None, gt=0)
 
     #: Dimensions of the common spaces; one that the run itself sets up keeps its own settings.
     n_components: ClassVar[int] = 100
-    removed_settings: ClassVar[Mapping[str, Any]] = {"n_components": n_components}
+    #: Random choices of these trials per number.
+    n_draws: ClassVar[int] = 3
+    removed_settings: ClassVar[Mapping[str, Any]] = {
+        "n_components": n_components,
+        "n_draws": n_draws,
+    }
 
     @model_validator(mode="after")
     def _check_numbers(self) -> Self:

@@ -10,8 +10,9 @@ King and Dehaene (2014), doi:10.1016/j.tics.2014.01.002.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -49,8 +50,6 @@ class TimeGeneralizationConfig(Analysis):
         Of the windows, s (a choice of ours).
     tmin, tmax
         The windows lie inside, s; None is the end of the trial.
-    alpha
-        Level, corrected for all cells by the largest standardised value of each permutation.
     """
 
     kind: Literal["time_generalization"] = "time_generalization"
@@ -59,7 +58,10 @@ class TimeGeneralizationConfig(Analysis):
     step: float = Field(default=0.05, gt=0)
     tmin: float | None = None
     tmax: float | None = None
-    alpha: float = Field(default=0.05, gt=0, lt=1)
+
+    #: Level, corrected for all cells by the largest standardised value of each permutation.
+    alpha: ClassVar[float] = 0.05
+    removed_settings: ClassVar[Mapping[str, Any]] = {"alpha": alpha}
 
     def compute(self, study: Study) -> Findings:
         """Fit once per training window and test in all windows."""

@@ -6,11 +6,11 @@ image are drawn without replacement and averaged, several times.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.contracts import Analysis
@@ -42,14 +42,15 @@ class RepetitionsConfig(Analysis):
         ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
     numbers
         Numbers of repetitions; empty takes 1, 2, 4, 8... and all. Numbers above what every image has are left out.
-    n_draws
-        Random choices of repetitions per number.
     """
 
     kind: Literal["repetitions"] = "repetitions"
     metric: RetrievalMetric = "top1"
     numbers: tuple[int, ...] = ()
-    n_draws: int = Field(default=10, ge=1)
+
+    #: Random choices of repetitions per number.
+    n_draws: ClassVar[int] = 10
+    removed_settings: ClassVar[Mapping[str, Any]] = {"n_draws": n_draws}
 
     def compute(self, study: Study) -> Findings:
         """Draw, average and rank."""

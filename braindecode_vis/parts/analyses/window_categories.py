@@ -8,7 +8,7 @@ rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -51,8 +51,6 @@ class TimeResolvedCategoriesConfig(Analysis):
         Of the windows, s (a choice of ours, for event-related potentials).
     tmin, tmax
         The windows lie inside, s; None is the end of the trial.
-    alpha
-        Level of the cluster test.
     """
 
     kind: Literal["time_resolved_categories"] = "time_resolved_categories"
@@ -60,7 +58,10 @@ class TimeResolvedCategoriesConfig(Analysis):
     step: float = Field(default=0.02, gt=0)
     tmin: float | None = None
     tmax: float | None = None
-    alpha: float = Field(default=0.05, gt=0, lt=1)
+
+    #: Level of the cluster test.
+    alpha: ClassVar[float] = 0.05
+    removed_settings: ClassVar[Mapping[str, Any]] = {"alpha": alpha}
 
     uses_encoder: ClassVar[bool] = False
 

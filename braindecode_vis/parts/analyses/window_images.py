@@ -12,8 +12,9 @@ Benchetrit, Banville and King (2023), arXiv:2310.19812 (images from sliding wind
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -61,10 +62,6 @@ class WindowReconstructionsConfig(Analysis):
     images
         How many test images of each fold are reconstructed, drawn at random; None takes all, which with a large
         generator takes hours for each window.
-    shown
-        How many of them stand in the figure.
-    alpha
-        Level of the cluster test.
     """
 
     makes_images: ClassVar[bool] = True
@@ -78,8 +75,12 @@ class WindowReconstructionsConfig(Analysis):
     growing: bool = False
     outside: Outside = "cut"
     images: int | None = Field(default=40, ge=2)
-    shown: int = Field(default=6, ge=1)
-    alpha: float = Field(default=0.05, gt=0, lt=1)
+
+    #: How many of them stand in the figure.
+    shown: ClassVar[int] = 6
+    #: Level of the cluster test.
+    alpha: ClassVar[float] = 0.05
+    removed_settings: ClassVar[Mapping[str, Any]] = {"shown": shown, "alpha": alpha}
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"growing"})
 

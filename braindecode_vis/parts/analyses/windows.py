@@ -11,9 +11,9 @@ arXiv:2310.19812 (sliding windows, MEG).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -45,8 +45,6 @@ class GrowingWindowConfig(Analysis):
         Where the last one ends at the latest, s; None is the end of the trial.
     outside
         ``cut`` shortens the trials; ``zero`` sets the rest to zero, for networks that need one length.
-    alpha
-        Level of the cluster test.
     """
 
     kind: Literal["growing_window"] = "growing_window"
@@ -55,7 +53,10 @@ class GrowingWindowConfig(Analysis):
     step: float = Field(default=0.05, gt=0)
     tmax: float | None = None
     outside: Outside = "cut"
-    alpha: float = Field(default=0.05, gt=0, lt=1)
+
+    #: Level of the cluster test.
+    alpha: ClassVar[float] = 0.05
+    removed_settings: ClassVar[Mapping[str, Any]] = {"alpha": alpha}
 
     def compute(self, study: Study) -> Findings:
         """Fit and test one encoder per window."""
@@ -74,7 +75,7 @@ class SlidingWindowConfig(Analysis):
 
     Parameters
     ----------
-    metric, outside, alpha
+    metric, outside
         As in `GrowingWindowConfig`.
     width
         Of the window, s; 100 ms as in ATM.
@@ -91,7 +92,9 @@ class SlidingWindowConfig(Analysis):
     tmin: float | None = None
     tmax: float | None = None
     outside: Outside = "cut"
-    alpha: float = Field(default=0.05, gt=0, lt=1)
+
+    alpha: ClassVar[float] = 0.05
+    removed_settings: ClassVar[Mapping[str, Any]] = {"alpha": alpha}
 
     def compute(self, study: Study) -> Findings:
         """Fit and test one encoder per window."""

@@ -15,10 +15,9 @@ from braindecode_vis.parts.analyses.encoding import EncodingConfig, list_groups
 from braindecode_vis.preprocessing.noise_ceiling import ResponseCeiling
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.report.figures import render_plot
-from tests.constants import replace_constants
 from tests.parts.analyses.planted import make_epochs_study, make_parcel_study, make_study
 
-QuickEncoding = replace_constants(EncodingConfig, n_resamples=200)
+QUICK = {"n_resamples": 200}
 
 
 def draw_all(findings):
@@ -27,7 +26,7 @@ def draw_all(findings):
 
 def test_parcels_that_follow_the_image_are_found_and_bounded_by_their_ceiling():
     study = make_parcel_study({"Vis": 1.0, "Default": 0.0}, n_test=40, n_repetitions=4, noise=0.7)
-    findings = QuickEncoding().compute(study)
+    findings = EncodingConfig(**QUICK).compute(study)
     table = findings.table.set_index("column")
     visual = table[[name.startswith("Vis") for name in table.index]]
     rest = table[[name.startswith("Default") for name in table.index]]
@@ -55,7 +54,7 @@ def test_parcels_that_follow_the_image_are_found_and_bounded_by_their_ceiling():
 def test_noise_is_not_encoded():
     """No signal: every score within its own chance, and no more significant responses than the rate allows."""
     study = make_parcel_study({"Vis": 0.0}, n_parcels=40, n_test=40)
-    findings = QuickEncoding().compute(study)
+    findings = EncodingConfig(**QUICK).compute(study)
     assert (findings.table["q_value"] <= 0.05).mean() <= 0.05
     assert abs(findings.table["value"].mean()) < 0.06
 
@@ -66,7 +65,7 @@ def test_folds_and_subjects_are_told_apart():
     ids = study.responses.stimulus_ids.astype(str)
     parts = np.array_split(np.unique(ids), 4)
     folds = [Fold(rows[~np.isin(ids, part)], rows[np.isin(ids, part)]) for part in parts]
-    findings = QuickEncoding(noise_ceiling=None).compute(
+    findings = EncodingConfig(**QUICK, noise_ceiling=None).compute(
         replace(study, folds=folds, banks=list(study.banks) * 4)
     )
     assert findings.table.groupby("subject").size().to_dict() == {"01": 8, "02": 8}
@@ -77,7 +76,7 @@ def test_folds_and_subjects_are_told_apart():
 
 def test_channels_and_times_are_mapped(tmp_path):
     study = make_epochs_study(n_times=30, onset=0.1, n_test=30, n_repetitions=4, noise=0.5)
-    findings = QuickEncoding(width=0.05).compute(study)
+    findings = EncodingConfig(**QUICK, width=0.05).compute(study)
     table = findings.table
     after, active = table["start"] >= 0.1 - 1e-9, table["column"].isin(["O1", "Oz", "O2", "PO7"])
     assert (table[after & active]["value"] > 0.6).all()
@@ -113,12 +112,12 @@ def test_voxels_become_volumes_and_spaces_are_compared(tmp_path):
         "voxel_id": np.arange(12), "mask": mask, "affine": np.diag([2.0, 2.0, 2.0, 1.0]),
     }  # fmt: skip
     study = make_study(respond, ("trial", "voxel"), coords, n_test=30, noise=0.3)
-    findings = QuickEncoding(features=({"kind": "pixels"},)).compute(study)
+    findings = EncodingConfig(**QUICK, features=({"kind": "pixels"},)).compute(study)
     assert (findings.table["value"] < 0.6).all()  # pixels of noise say nothing
     noise = Embeddings(
         np.random.default_rng(3).normal(size=study.banks[0].vectors.shape), study.banks[0].ids, "noise"
     )
-    config = QuickEncoding()
+    config = EncodingConfig(**QUICK)
     part = config._fit_subject(study, "01", {"noise": noise, "planted": study.banks[0]}, None, lambda n: None)
     assert (part.shares.argmax(axis=1)[:9] == 1).all()
     assert (part.added[1, :9] > 0.5).all()
@@ -139,7 +138,7 @@ def test_voxels_become_volumes_and_spaces_are_compared(tmp_path):
 def test_what_has_no_meaning_is_refused():
     study = make_parcel_study({"Vis": 1.0})
     with pytest.raises(ConfigError, match="for trials with a time axis"):
-        QuickEncoding(width=0.1).compute(study)
+        EncodingConfig(**QUICK, width=0.1).compute(study)
     with pytest.raises(DataError, match="decodes categories"):
         EncodingConfig().compute(replace(study, banks=[]))
     few = make_parcel_study({"Vis": 1.0}, n_test=2)
@@ -162,7 +161,7 @@ def test_parcels_over_time_are_mapped_as_series(tmp_path):
         "voxel_id": np.arange(8), "voxel_parcel": labels, "mask": mask, "affine": np.eye(4),
     }  # fmt: skip
     study = make_study(respond, ("trial", "parcel", "time"), coords, n_test=30, n_repetitions=4, noise=0.3)
-    findings = QuickEncoding().compute(study)
+    findings = EncodingConfig(**QUICK).compute(study)
     table = findings.table.set_index(["column", "start"])["value"]
     assert (table[["a", "b"]].drop(1.0, level="start") > 0.8).all()
     assert (table["c"].abs() < 0.6).all()
@@ -189,9 +188,11 @@ def test_what_spaces_add_sums_to_what_they_explain_and_the_protocol_names_no_syn
     )  # fmt: skip
     bank = study.banks[0]
     spaces = {f"half {n}": Embeddings(bank.flat()[:, n::2], bank.ids, f"half {n}") for n in (0, 1)}
-    found = QuickEncoding(noise_ceiling=None)._fit_subject(study, "01", spaces, None, lambda n: None)
+    found = EncodingConfig(**QUICK, noise_ceiling=None)._fit_subject(
+        study, "01", spaces, None, lambda n: None
+    )
     np.testing.assert_allclose(found.added.sum(axis=0), found.maps.explained, atol=1e-5)
-    scores = QuickEncoding(noise_ceiling=None).compute(study).scores
+    scores = EncodingConfig(**QUICK, noise_ceiling=None).compute(study).scores
     assert {score.protocol for score in scores} == {"planted"}
 
 

@@ -139,7 +139,7 @@ def test_the_planted_failure_is_the_worst():
     ids = study.responses.stimulus_ids
     data[ids == "test005"] = data[ids == "test007"]  # shown the one, responded to the other
     broken = Responses(data, study.responses.dims, study.responses.trials, "z", {})
-    found = FailuresConfig(n_shown=3).compute(
+    found = replace_constants(FailuresConfig, n_shown=3)().compute(
         replace(study, responses=broken, pick=lambda rows, part: broken.select(rows))
     )
     worst = found.table.iloc[0]
@@ -155,7 +155,7 @@ def test_the_planted_failure_is_the_worst():
 
 def test_more_repetitions_decode_better_and_all_are_the_average():
     study = make_parcel_study({"Vis": 1.0}, noise=4.0, n_repetitions=8, n_train=100, n_test=20)
-    found = RepetitionsConfig(metric="two_way", n_draws=6).compute(study)
+    found = replace_constants(RepetitionsConfig, n_draws=6)(metric="two_way").compute(study)
     assert found.table["repetitions"].tolist() == [1, 2, 4, 8]
     assert found.table["value"].is_monotonic_increasing
     from braindecode_vis.parts.analyses.measure import Meter

@@ -57,8 +57,8 @@ def test_members_of_an_average_are_aligned_alike():
 
 def test_a_few_trials_beside_those_of_others_beat_a_few_alone(tmp_path):
     study = replace(make_brains(), kept=KeptParts(tmp_path))
-    config = replace_constants(FewShotConfig, n_components=8)(
-        metric="top1", methods=("scratch", "anatomical", "hyperalignment"), numbers=(0, 12, 60), n_draws=2
+    config = replace_constants(FewShotConfig, n_components=8, n_draws=2)(
+        metric="top1", methods=("scratch", "anatomical", "hyperalignment"), numbers=(0, 12, 60)
     )
     found = config.compute(study)
     table = found.table.set_index(["method", "trials"])
@@ -95,8 +95,8 @@ def test_features_in_common_need_no_trial_of_a_new_subject():
 
 
 def test_folds_that_leave_subjects_out_give_the_same_newcomers_and_no_signal_is_chance():
-    config = replace_constants(FewShotConfig, n_components=8)(
-        methods=("scratch", "procrustes"), numbers=(20,), n_draws=1
+    config = replace_constants(FewShotConfig, n_components=8, n_draws=1)(
+        methods=("scratch", "procrustes"), numbers=(20,)
     )
     split = LeaveOneSubjectOutConfig(own_trials=3)
     tables = [config.compute(make_brains(split=s, snr=0.0, n_train=40)).table for s in (None, split)]
@@ -111,9 +111,9 @@ def test_the_layer_of_a_new_subject_is_tuned_alone():
     network = {"kind": "shared_space", "shared": 16, "projector": False}
     config = make_config(network=network, epochs=25)
     study = make_brains(config=config, noise=1.0)
-    found = FewShotConfig(metric="top1", methods=("scratch", "fine_tuned"), numbers=(30,), n_draws=1).compute(
-        study
-    )
+    found = replace_constants(FewShotConfig, n_draws=1)(
+        metric="top1", methods=("scratch", "fine_tuned"), numbers=(30,)
+    ).compute(study)
     table = found.table.set_index("method")
     assert table.loc["fine_tuned", "value"] > 3 / 30
     assert "Left out" not in found.summary
@@ -148,7 +148,9 @@ def test_numbers_that_nobody_has_are_refused_or_named_and_not_replaced():
         FewShotConfig(methods=("scratch",), numbers=(100, 5000)).compute(study)
     with pytest.raises(ConfigError, match="0 alone, which is for the method anatomical"):
         FewShotConfig(methods=("scratch",), numbers=(0,)).compute(study)
-    found = FewShotConfig(methods=("scratch",), numbers=(12, 5000), n_draws=1).compute(study)
+    found = replace_constants(FewShotConfig, n_draws=1)(methods=("scratch",), numbers=(12, 5000)).compute(
+        study
+    )
     assert "Left out: 5000 trials: one subject has 60." in found.summary
 
 
@@ -163,7 +165,9 @@ def test_voxels_of_one_brain_are_not_those_of_another():
         study, responses=responses, folds=folds, banks=list(study.banks) * 2,
         pick=lambda rows, part: average_repetitions(responses, rows),
     )  # fmt: skip
-    found = FewShotConfig(methods=("scratch", "fine_tuned"), numbers=(12,), n_draws=1).compute(study)
+    found = replace_constants(FewShotConfig, n_draws=1)(
+        methods=("scratch", "fine_tuned"), numbers=(12,)
+    ).compute(study)
     assert found.table["method"].tolist() == ["scratch"]
     assert "fine_tuned with 12 trials: this ridge was fitted on voxels of subject" in found.summary
     train, test = responses.select(folds[0].train), responses.select(folds[0].test)

@@ -7,9 +7,11 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.parts.analyses.study import fit_picked
 from braindecode_vis.parts.analyses.window_images import WindowReconstructionsConfig, describe_pixels
 from braindecode_vis.report.figures import render_plot
+from tests.constants import replace_constants
 from tests.parts.analyses.planted import make_epochs_study
 
-QUICK = {"width": 0.1, "step": 0.1, "tmin": 0.0, "images": 12, "shown": 3}
+QUICK = {"width": 0.1, "step": 0.1, "tmin": 0.0, "images": 12}
+Few = replace_constants(WindowReconstructionsConfig, shown=3)
 
 
 def make_drawing_study():
@@ -28,7 +30,7 @@ def make_drawing_study():
 
 def test_images_of_windows_tell_the_seen_one_from_the_onset_on(tmp_path):
     study = make_drawing_study()
-    found = WindowReconstructionsConfig(**QUICK).compute(study)
+    found = Few(**QUICK).compute(study)
     table = found.table
     before, after = table[table["stop"] <= 0.1 + 1e-9], table[table["start"] >= 0.1 - 1e-9]
     assert before["value"].mean() == pytest.approx(0.5, abs=0.2)
@@ -43,7 +45,7 @@ def test_images_of_windows_tell_the_seen_one_from_the_onset_on(tmp_path):
 
 
 def test_windows_may_grow_from_the_onset():
-    config = WindowReconstructionsConfig(growing=True, step=0.15, images=4, shown=1)
+    config = replace_constants(WindowReconstructionsConfig, shown=1)(growing=True, step=0.15, images=4)
     table = config.compute(make_drawing_study()).table
     assert (table["start"].round(6) == 0).all()
     assert table["stop"].is_monotonic_increasing
@@ -55,7 +57,7 @@ def test_a_stimulus_of_several_trials_has_a_strip_for_each():
     """Images of all trials of a stimulus once went into one row of the figure, which had no room for them."""
     study = make_drawing_study()
     study = replace(study, folds=[replace(fold, test=np.repeat(fold.test, 2)) for fold in study.folds])
-    found = WindowReconstructionsConfig(**{**QUICK, "images": 4}).compute(study)
+    found = Few(**{**QUICK, "images": 4}).compute(study)
     assert "3 trials" in found.plots[0].alt
     assert render_plot(found.plots[0].draw)
 
