@@ -293,7 +293,9 @@ class OpenFile:
         shape = stored.shape
         return _check_axes(self.path, key, array, shape[::-1] if self._reversed else shape, self._lengths)
 
-    def read(self, key: str, *, first: str = "", part: Mapping[str, slice] | None = None) -> np.ndarray:
+    def read(
+        self, key: str, *, first: str = "", part: Mapping[str, slice | np.ndarray] | None = None
+    ) -> np.ndarray:
         """Return an array.
 
         Parameters
@@ -301,7 +303,7 @@ class OpenFile:
         first
             Axis that comes first in what is returned; the order of the layout by default.
         part
-            What is read along single axes; everything by default.
+            What is read along single axes, ascending; everything by default.
 
         Raises
         ------

@@ -202,7 +202,7 @@ def test_mindeye2_bad_files(mindeye2):
         betas = file["betas"][:]
         del file["betas"]
         file["betas"] = betas.reshape(-1)
-    with pytest.raises(DataError, match=r"has the shape \(\d+,\), not \(n_trials, n_voxels\)"):
+    with pytest.raises(DataError, match=r"has the shape \(\d+,\), but should be trial x voxel"):
         NsdRepackConfig(root=root).open_betas()
     with h5py.File(next(root.glob("betas_all*")), "a") as file:
         del file["betas"]
@@ -211,7 +211,9 @@ def test_mindeye2_bad_files(mindeye2):
         images = file["images"][:]
         del file["images"]
         file["images"] = images.reshape(len(images), -1)
-    with pytest.raises(DataError, match=r"holds images of shape \(192,\), not of \(3, height, width\)"):
+    with pytest.raises(
+        DataError, match=r"has the shape \(\d+, 192\), but should be image x colour x row x column"
+    ):
         NsdRepackConfig(root=root).open_betas().read_image(0)
     (root / "coco_images_224_float16.hdf5").unlink()
     with pytest.raises(DataError, match=r"5 of 5 images are not in .*with_images=false"):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -30,6 +30,11 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
 
 Space = Literal["func1pt8mm", "fsaverage"]
 Version = Literal["betas_assumehrf", "betas_fithrf", "betas_fithrf_GLMdenoise_RR"]
+VOLUME_SPACE: Space = "func1pt8mm"
+BETA_VERSIONS: tuple[Version, ...] = get_args(Version)
+BETAS_FOLDER = "nsddata_betas"
+SESSION_NAME = "betas_session{session:02d}"
+"""Name of the betas of a session, before the end that tells their form."""
 UNIT = "percent signal change"
 # Single-trial betas are a few percent; times 300 they are several hundred.
 _LARGEST_PERCENT = 30.0
@@ -67,16 +72,16 @@ def find_beta_folder(root: Path, subject: int, space: Space, version: str) -> Pa
         If it is not there; the message says which ones are.
     """
     place = Path(f"ppdata/subj{subject:02d}") / space / version
-    for base in (root / "nsddata_betas", root):
+    for base in (root / BETAS_FOLDER, root):
         if (base / place).is_dir():
             return base / place
     there = sorted(
         "/".join(path.parts[-3:])
-        for base in ("nsddata_betas/", "")
+        for base in (f"{BETAS_FOLDER}/", "")
         for path in root.glob(f"{base}ppdata/*/*/*betas*")
     )
     raise DataError(
-        f"{root / 'nsddata_betas' / place} does not exist; "
+        f"{root / BETAS_FOLDER / place} does not exist; "
         + (f"there are {', '.join(there[:6])}" if there else "no betas are below the root")
         + ": fetch them, or correct dataset.root, subject, space or betas."
     )
@@ -108,11 +113,11 @@ def find_sessions(folder: Path, sessions: list[int], space: Space) -> list[Sessi
 
 def _find_session(folder: Path, session: int, space: Space) -> SessionFile | None:
     if space == "fsaverage":
-        paths = tuple(folder / f"{side}.betas_session{session:02d}.mgh" for side in ("lh", "rh"))
+        paths = tuple(folder / f"{side}.{SESSION_NAME.format(session=session)}.mgh" for side in ("lh", "rh"))
         return SessionFile(session, paths, "mgh") if all(p.is_file() for p in paths) else None
     # By content, since a renamed file is still what it is.
     for end in ("nii.gz", "nii", "hdf5", "h5"):
-        path = folder / f"betas_session{session:02d}.{end}"
+        path = folder / f"{SESSION_NAME.format(session=session)}.{end}"
         if is_there(path):
             return recognise_volume(path, session)
     return None

@@ -236,7 +236,8 @@ def _name_sessions(sessions: Sequence[str]) -> str:
     return ", ".join(map(str, numbers))
 
 
-IMAGES_FILE = Path("nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5")
+IMAGES_FILE, BRICK = Path("nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"), "imgBrick"
+"""The archive of all images, and the array in it."""
 
 
 def find_images_file(root: Path, images: Path | None) -> Path:
@@ -291,7 +292,7 @@ class ImageBrick:
             ),
             open_hdf5(path) as file,
         ):
-            brick = file["imgBrick"]
+            brick = file[BRICK]
             shape, dtype = brick.shape, brick.dtype
         if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8:
             raise DataError(
@@ -309,7 +310,7 @@ class ImageBrick:
         """Return image `number` of the brick, from 0, as it is stored."""
         if self.file is None:
             self.file = open_hdf5(self.path)
-        return np.asarray(self.file["imgBrick"][number])
+        return np.asarray(self.file[BRICK][number])
 
     def __call__(self, row: int) -> np.ndarray:
         """Return one image as uint8 of shape (height, width, 3)."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from braindecode_vis.base.checks import DataError, refuse_damage
+from braindecode_vis.datasets.layout import Array, File, Layout
 from braindecode_vis.datasets.nsd.beta_files import check_scale, read_sample
 from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, find_design, name_image, read_design
 from braindecode_vis.datasets.sources.betas_source import BetasPart, count_repetitions
@@ -31,6 +32,29 @@ from braindecode_vis.datasets.sources.safe_pickle import FileArray, open_npy
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_FETCH = "fetch it again"
+LAYOUT = Layout(
+    # MindEye2
+    betas=File(
+        "betas_all_subj{subject:02d}_fp32_renorm.hdf5", "hdf5", "the betas of MindEye2", _FETCH,
+        {"betas": Array(("trial", "voxel"), "float32")},
+    ),
+    images=File(
+        "coco_images_224_float16.hdf5", "hdf5", "the images of MindEye2", _FETCH,
+        {"images": Array(("image", "colour", "row", "column"), "float16")},
+    ),
+    # Brain-Diffuser
+    means=File(
+        "nsd_{split}_fmriavg_nsdgeneral_sub{subject}.npy", "npy", "the mean responses of Brain-Diffuser", _FETCH,
+        {"means": Array(("image", "voxel"))},
+    ),
+    pixels=File(
+        "nsd_{split}_stim_sub{subject}.npy", "npy", "the images of Brain-Diffuser", _FETCH,
+        {"pixels": Array(("image", "row", "column", "colour"), "uint8")},
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -266,15 +290,14 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
     DataError
         If a file is missing, or the tars name trials or images that are not there.
     """
-    import h5py
     import pandas as pd
 
     who = f"subj{subject:02d}"
     found = [*sorted(root.glob(f"betas_all_{who}*.hdf5")), *sorted(root.glob(f"betas_{who}*.hdf5"))]
     if not found:
         raise DataError(
-            f"no betas_all_{who}_fp32_renorm.hdf5 (as shared) and no betas_{who}.hdf5 (as the authors' notebook "
-            f"writes it) is in {root}; fetch it, or copy it there."
+            f"neither {LAYOUT.place(Path(), 'betas', subject=subject)} (as shared) nor betas_{who}.hdf5 (as the "
+            f"authors' notebook writes it) is in {root}; fetch it, or copy it there."
         )
     betas = found[0]
     places = [root / place / who for place in ("wds", "mindeyev2_wds")]
@@ -304,10 +327,8 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
         raise DataError(
             f"the tars below {folder} name trial {again.iloc[0]} more than once; fetch them again."
         )
-    with refuse_damage(f"{betas} holds no readable /betas", OSError, KeyError), h5py.File(betas, "r") as file:
-        shape = file["betas"].shape
-    if len(shape) != 2:
-        raise DataError(f"/betas of {betas} has the shape {shape}, not (n_trials, n_voxels); fetch it again.")
+    with LAYOUT.open(betas, "betas") as file:
+        shape = tuple(file.measure("betas").values())
     if table["trial"].max() >= shape[0]:
         raise DataError(
             f"the tars below {folder} name trial {table['trial'].max()}, but {betas} has {shape[0]} rows."
@@ -359,24 +380,20 @@ def _read_behaviour(path: Path) -> pd.DataFrame:
 
 
 def _read_hdf5(path: Path, rows: np.ndarray, divide_by: float, start: int, stop: int) -> np.ndarray:
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        values = file["betas"][rows[start:stop]]  # ascending, as h5py asks for
+    with LAYOUT.open(path, "betas") as file:
+        values = file.read("betas", part={"trial": rows[start:stop]})  # ascending, as h5py asks for
     return values.astype(np.float32) / np.float32(divide_by)
 
 
 def _read_coco_image(path: Path, row: int) -> np.ndarray:
     """Return one image of ``coco_images_224_float16.hdf5``, (3, 224, 224) in 0..1, as uint8 of (224, 224, 3)."""
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        images = file["images"]
-        if row >= images.shape[0]:
-            raise DataError(f"{path} holds {images.shape[0]} images, not image {row}; it is truncated.")
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise DataError(f"{path} holds images of shape {images.shape[1:]}, not of (3, height, width).")
-        image = np.asarray(images[row], np.float32)
+    with LAYOUT.open(path, "images") as file:
+        lengths = file.measure("images")
+        if row >= lengths["image"]:
+            raise DataError(f"{path} holds {lengths['image']} images, not image {row}; it is truncated.")
+        if lengths["colour"] != 3:
+            raise DataError(f"{path} holds images of {lengths['colour']} colours, not of 3.")
+        image = file.read("images", part={"image": slice(row, row + 1)})[0].astype(np.float32)
     if image.min() < -0.01 or image.max() > 1.01:
         raise DataError(f"image {row} of {path} is not in 0..1; fetch the file again.")
     # (3, height, width) -> (height, width, 3)
@@ -410,7 +427,8 @@ def open_brain_diffuser(root: Path, subject: int, design: Path | None, divide_by
         check_scale(sample / divide_by, divide_by, array.path)
         read = partial(_read_rows, array, divide_by)
         parts.append(BetasPart(trials, (array.path,), array.shape[1], read))
-        images = _find(root, f"nsd_{split}_stim_sub{subject}.npy", required=False)
+        name = LAYOUT.place(Path(), "pixels", split=split, subject=subject).name
+        images = _find(root, name, required=False)
         if images is not None:
             pixels = open_npy(images)
             if pixels.shape[0] != len(trials) or pixels.dtype != np.uint8:

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CATCH_ID = 999999
+PATHS_FILE, CONCEPTS_FILE = "image_paths.csv", "image_concept_index.csv"
+ATTRIBUTES_FILE = "sourcedata/sample_attributes_P{subject}.csv"
 # Where THINGS keeps its tables on OSF, and where copies of them were found.
 _TABLE_PLACES = ("", "Metadata/Image-specific", "Metadata/Concept-specific", "THINGS/Metadata/Image-specific",
                  "THINGS/Metadata/Concept-specific", "01_image-level", "02_object-level", "metadata")  # fmt: skip
@@ -77,8 +79,8 @@ def read_image_names(root: Path, images: Path | None, attributes: Sequence[pd.Da
         If the tables disagree, or none is there.
     """
     bases = _list_bases(root, images)
-    paths = _find_table("image_paths.csv", bases)
-    listed = None if paths is None else _read_paths(paths, _find_table("image_concept_index.csv", bases))
+    paths = _find_table(PATHS_FILE, bases)
+    listed = None if paths is None else _read_paths(paths, _find_table(CONCEPTS_FILE, bases))
     told = _read_told(attributes)
     if listed is None and told is None:
         raise DataError(
@@ -104,7 +106,7 @@ def read_image_names(root: Path, images: Path | None, attributes: Sequence[pd.Da
 def find_name_files(root: Path, images: Path | None, subjects: Iterable[int]) -> list[Path]:
     """Return the tables that decide which image a number means, as far as they are there."""
     bases = _list_bases(root, images)
-    listed = [_find_table(name, bases) for name in ("image_paths.csv", "image_concept_index.csv")]
+    listed = [_find_table(name, bases) for name in (PATHS_FILE, CONCEPTS_FILE)]
     return [path for path in (*listed, *(_find_attributes(root, s) for s in subjects)) if path is not None]
 
 
@@ -113,8 +115,8 @@ def _list_bases(root: Path, images: Path | None) -> list[Path]:
 
 
 def _find_attributes(root: Path, subject: int) -> Path | None:
-    name = f"sample_attributes_P{subject}.csv"
-    return next((p for p in (root / "sourcedata" / name, root / name) if is_there(p)), None)
+    path = root / ATTRIBUTES_FILE.format(subject=subject)
+    return next((p for p in (path, root / path.name) if is_there(p)), None)
 
 
 def _find_table(name: str, bases: Iterable[Path]) -> Path | None:

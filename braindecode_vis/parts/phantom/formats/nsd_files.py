@@ -15,6 +15,8 @@ import numpy as np
 
 from braindecode_vis.base.checks import DataError, check_option
 from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.nsd.beta_files import BETA_VERSIONS, BETAS_FOLDER, SESSION_NAME, VOLUME_SPACE
+from braindecode_vis.datasets.nsd.experiment_design import BRICK, IMAGES_FILE
 from braindecode_vis.parts.phantom.formats.file_writers import (
     check_block,
     check_count,
@@ -30,9 +32,7 @@ MOST_PERCENT = np.iinfo(np.int16).max / SCALE
 """The largest signal change that the files can hold."""
 T_R = 4 / 3
 """Of the 1.8 mm preparation, which upsampled the measured 1.6 s."""
-SPACE = "func1pt8mm"
 VOXEL_MM = 1.8
-BETA_VERSIONS = ("betas_assumehrf", "betas_fithrf", "betas_fithrf_GLMdenoise_RR")
 BETA_FORMS = ("nii.gz", "hdf5")
 SHAPES = (
     (81, 104, 83), (82, 106, 84), (81, 106, 82), (85, 99, 80), (79, 97, 78), (85, 113, 83), (78, 95, 81),
@@ -64,7 +64,7 @@ def write_brainmask(root: Path, subject: int, scanner: Scanner) -> Path:
 
     # The simulated cortex is a shell; dilated by one voxel it is closed.
     brain = binary_fill_holes(binary_dilation(scanner.mask))
-    path = root / "nsddata" / "ppdata" / f"subj{subject:02d}" / SPACE / "brainmask.nii.gz"
+    path = root / "nsddata" / "ppdata" / f"subj{subject:02d}" / VOLUME_SPACE / "brainmask.nii.gz"
     return write_volume(path, brain, scanner.affine)
 
 
@@ -77,7 +77,7 @@ def write_betas(
     shape: tuple[int, int, int],
     n_trials: int,
     affine: np.ndarray,
-    version: str = "betas_fithrf_GLMdenoise_RR",
+    version: str = BETA_VERSIONS[-1],
     form: str = "nii.gz",
 ) -> Path:
     """Write ``betas_sessionBB.nii.gz`` or ``.hdf5``, int16.
@@ -93,7 +93,7 @@ def write_betas(
         If a value does not fit into int16 (beyond 109 %), or the volumes do not fit.
     """
     check_option("beta version", version, BETA_VERSIONS)
-    stem = beta_folder(root, subject, version) / f"betas_session{session:02d}"
+    stem = beta_folder(root, subject, version) / SESSION_NAME.format(session=session)
     return write_beta_file(stem, betas, shape=shape, n_trials=n_trials, affine=affine, form=form)
 
 
@@ -139,7 +139,7 @@ def _write_hdf5(
 
 def beta_folder(root: Path, subject: int, version: str) -> Path:
     """Return the folder of one version of a subject's betas."""
-    return root / "nsddata_betas" / "ppdata" / f"subj{subject:02d}" / SPACE / version
+    return root / BETAS_FOLDER / "ppdata" / f"subj{subject:02d}" / VOLUME_SPACE / version
 
 
 def scale_betas(betas: Iterable[np.ndarray], shape: tuple[int, int, int], name: str) -> Iterator[np.ndarray]:
@@ -196,7 +196,7 @@ def write_roi(
     names
         What the labels mean; written to ``nsddata/freesurfer/subjAA/label/NAME.mgz.ctab``.
     """
-    folder = root / "nsddata" / "ppdata" / f"subj{subject:02d}" / SPACE / "roi"
+    folder = root / "nsddata" / "ppdata" / f"subj{subject:02d}" / VOLUME_SPACE / "roi"
     path = write_volume(folder / f"{name}.nii.gz", mark_outside(labels, cortex), affine)
     if names is not None:
         lines = [f"{label} {region}" for label, region in sorted({0: "Unknown", **names}.items())]
@@ -213,8 +213,7 @@ def write_stimuli(root: Path, images: Iterable[np.ndarray], n_images: int, *, si
     images : iterable of uint8 arrays of shape (size, size, 3)
         In the order of `nsdId`.
     """
-    path = root / "nsddata_stimuli" / "stimuli" / "nsd" / "nsd_stimuli.hdf5"
-    return write_brick(path, images, (n_images, size, size))
+    return write_brick(root / IMAGES_FILE, images, (n_images, size, size))
 
 
 def write_brick(path: Path, images: Iterable[np.ndarray], shape: tuple[int, int, int]) -> Path:
@@ -224,7 +223,7 @@ def write_brick(path: Path, images: Iterable[np.ndarray], shape: tuple[int, int,
     n_images, height, width = shape
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as temporary, h5py.File(temporary, "w") as file:
-        brick = file.create_dataset("imgBrick", (*shape, 3), np.uint8, chunks=(1, height, width, 3))
+        brick = file.create_dataset(BRICK, (*shape, 3), np.uint8, chunks=(1, height, width, 3))
         count = 0
         for image in images:
             check_block(image, (height, width, 3), what="NSD stimuli")

@@ -27,6 +27,8 @@ from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.nsd.beta_files import BETA_VERSIONS
+from braindecode_vis.datasets.nsd.imagery_dataset import BETAS_FILE, STIMULI_FILE
 from braindecode_vis.datasets.nsd.synthetic_dataset import CLASSES_FILE, IMAGES_FOLDER, LAYOUT
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person, make_person
@@ -43,7 +45,7 @@ from braindecode_vis.parts.phantom.formats.pickles import split_pickle
 from braindecode_vis.parts.phantom.scanner import iterate_volumes
 from braindecode_vis.parts.phantom.sizes import PhantomSize
 
-VERSION = "betas_fithrf_GLMdenoise_RR"
+VERSION = BETA_VERSIONS[-1]
 IMAGERY_SETS = ("A", "B", "C")
 _EXPS = ("vis{}", "att{}", "img{}_1", "img{}_2")
 _IMAGERY_SEED = 1 << 40  # trial names of NSD-Imagery lie beyond those of the main experiment
@@ -95,14 +97,14 @@ def make_imagery_design(job: PhantomJob) -> pd.DataFrame:
 def write_imagery_design(job: PhantomJob) -> list[Path]:
     """Write ``nsdimagery_stimuli.pkl3``, the pictures under the names it gives, and the same table in the truth."""
     design = make_imagery_design(job)
-    folder = job.root / "nsddata_stimuli" / "stimuli"
+    folder = job.root / IMAGES_FOLDER.parent
     names = dict(zip(design["cue"], design["stimulus_id"], strict=True))
     content = {
         "exps": design["exp"].tolist(),
         "cues": design["cue"].tolist(),
         "image_map": {cue: names[cue] for cue in sorted(names)},
     }
-    paths = [folder / "nsdimagery_stimuli.pkl3"]
+    paths = [folder / STIMULI_FILE]
     with replace_atomically(paths[0]) as temporary:
         temporary.write_bytes(b"".join(split_pickle(content, container="pickle", protocol=3)))
     (folder / "nsdimagery").mkdir(exist_ok=True)
@@ -127,9 +129,10 @@ def write_imagery(job: PhantomJob, person: Person, progress: Progress) -> list[P
             )
 
     scanner = make_subject_scanner(job.size.voxel_mm or 0, person.index + 1)
-    folder = beta_folder(job.root, person.index + 1, f"nsdimagery{VERSION}")
+    # The name is followed by the end that tells the form.
+    path = beta_folder(job.root, person.index + 1, BETAS_FILE)
     path = write_beta_file(
-        folder / "betas_nsdimagery",
+        path.with_name(path.name.removesuffix(".nii.gz")),
         iterate_volumes(scanner, progress.watch(iterate(), len)),
         shape=scanner.mask.shape,
         n_trials=len(design),

@@ -28,6 +28,7 @@ import pandas as pd
 
 from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.nsd.repack_files import LAYOUT
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
@@ -185,7 +186,7 @@ def write_coco_images(job: PhantomJob, progress: Progress) -> Path:
     import h5py
     from PIL import Image
 
-    path = job.root / "coco_images_224_float16.hdf5"
+    path = LAYOUT.place(job.root, "images")
     ordered = job.table.sort_values("nsd_id")["path"]
     with replace_atomically(path) as temporary, h5py.File(temporary, "w") as file:
         images = file.create_dataset(
@@ -199,14 +200,9 @@ def write_coco_images(job: PhantomJob, progress: Progress) -> Path:
 
 
 def _write_mindeye2(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
-    import h5py
-
     who = f"subj{person.index + 1:02d}"
     betas, trials = simulate_general(job, person, progress, standardised=True), make_trials(job, person.index)
-    path = job.root / f"betas_all_{who}_fp32_renorm.hdf5"
-    with replace_atomically(path) as temporary, h5py.File(temporary, "w") as file:
-        file["betas"] = betas
-    paths = [path]
+    paths = [LAYOUT.write(job.root, "betas", {"betas": betas}, subject=person.index + 1)]
     parts = {"train": trials[~trials["shared"]], "new_test": trials[trials["shared"]]}
     for name, part in {**parts, "test": parts["new_test"]}.items():
         pairs = list(zip(part["nsd_id"].tolist(), part.index.tolist(), strict=True))
@@ -247,19 +243,13 @@ def _write_brain_diffuser(job: PhantomJob, person: Person, progress: Progress) -
     for split, shared in (("train", False), ("test", True)):
         # In the order in which images first appeared; means over their repetitions.
         groups = [own for _, own in trials[trials["shared"] == shared].groupby("nsd_id", sort=False)]
-        end = f"sub{person.index + 1}.npy"
+        labels = {"split": split, "subject": person.index + 1}
         means = np.stack([betas[own.index].mean(axis=0) for own in groups])
-        paths.append(_write_array(job.root / f"nsd_{split}_fmriavg_nsdgeneral_{end}", means.astype(float)))
+        paths.append(LAYOUT.write(job.root, "means", {"means": means}, **labels))
         rows = [own["row"].iloc[0] for own in groups]
         pixels = np.stack([read_image_file(job.root / job.table["path"].iloc[row]) for row in rows])
-        paths.append(_write_array(job.root / f"nsd_{split}_stim_{end}", pixels))
+        paths.append(LAYOUT.write(job.root, "pixels", {"pixels": pixels}, **labels))
     return paths
-
-
-def _write_array(path: Path, values: np.ndarray) -> Path:
-    with replace_atomically(path) as temporary, temporary.open("wb") as file:
-        np.save(file, values)
-    return path
 
 
 def _make_format(

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
+from braindecode_vis.datasets.nsd.beta_files import VOLUME_SPACE
 from braindecode_vis.parts.phantom.bold_signal import simulate_motion
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.parts.phantom.formats.file_writers import write_text
 from braindecode_vis.parts.phantom.formats.nsd_design import get_trial_images, make_responses, write_responses
-from braindecode_vis.parts.phantom.formats.nsd_files import SPACE, T_R, make_subject_scanner
+from braindecode_vis.parts.phantom.formats.nsd_files import T_R, make_subject_scanner
 from braindecode_vis.parts.phantom.formats.raw_fmri import estimate_raw_volume, estimate_seconds, write_series
 from braindecode_vis.parts.phantom.sizes import PhantomSize
 
@@ -109,7 +110,7 @@ def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress
 
 def find_folder(root: Path, subject: int) -> Path:
     """Return the folder of a subject's series."""
-    return root / "nsddata_timeseries" / "ppdata" / f"subj{subject:02d}" / SPACE
+    return root / "nsddata_timeseries" / "ppdata" / f"subj{subject:02d}" / VOLUME_SPACE
 
 
 def write_design(path: Path, begins: np.ndarray) -> Path:

@@ -32,6 +32,15 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_unique
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.datasets.drawn.images import make_concepts, match_concepts
+from braindecode_vis.datasets.things_meg.files import (
+    ATTRIBUTES_FILE,
+    CATCH_ID,
+    CONCEPTS_FILE,
+    DROPPED_SENSOR,
+    PATHS_FILE,
+    STIMULUS_CODE,
+    TRIGGER_CHANNEL,
+)
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.formats.fif import make_meg_info, write_epochs_fif, write_raw_fif
@@ -57,13 +66,10 @@ MEG_SYSTEM = "meg-ctf272"
 RAW_SFREQ = 1200.0
 # From -0.1 to 1.3 s, both ends included: the `times` of the published files.
 EPOCH_SFREQ, EPOCH_TMIN, EPOCH_N_TIMES = 200.0, -0.1, 281
-CATCH_ID = 999999
-DROPPED_SENSOR = "MRO11-1609"  # in the raw runs, not in the preprocessed epochs
-TRIGGER_CODE, END_CODE = 64, 32  # of an image, and of the end of a run
+END_CODE = 32  # of the end of a run
 TRIGGER_LEAD_S = 0.15
 STIMULUS_S = 0.5  # on the screen, followed by a blank of 0.8 to 1.2 s [1]_
 _OPTICAL = "UADC016-2104"
-_TRIGGER = "UPPT001"
 _PULSE_S = 0.05
 LEAD_S, TAIL_S = 2.5, 3.0  # first onset of a run, and what follows its last one
 # The columns of `sample_attributes_P*.csv`. Readers use some by position: 0, 2 and 8.
@@ -410,7 +416,7 @@ def write_raw_run(
     entities = f"sub-BIGMEG{subject}_ses-{session:02d}"
     stem = f"{entities}_task-main_run-{run:02d}"
     folder = root / f"sub-BIGMEG{subject}" / f"ses-{session:02d}" / "meg"
-    extra = ((_OPTICAL, "misc"), (_TRIGGER, "stim"))
+    extra = ((_OPTICAL, "misc"), (TRIGGER_CHANNEL, "stim"))
     info = make_meg_info(ch_names, RAW_SFREQ, locs=locs, extra=extra, dev_head=dev_head)
     path = folder / f"{stem}_meg.fif"
     write_raw_fif(path, _add_sensors(blocks, events, len(ch_names), n_samples), info, n_samples)
@@ -426,7 +432,7 @@ def write_raw_run(
         }
     )
     write_tsv(folder / f"{stem}_events.tsv", table, missing="N/A")
-    channels = pd.DataFrame({"name": [*ch_names, _OPTICAL, _TRIGGER]})
+    channels = pd.DataFrame({"name": [*ch_names, _OPTICAL, TRIGGER_CHANNEL]})
     sensor = np.arange(len(channels)) < len(ch_names)
     # As published; readers have to find out by name what a sensor is.
     channels["type"] = np.where(sensor, "OTHER", "MISC")
@@ -454,7 +460,7 @@ def _add_sensors(
     for sample in events["sample"].to_numpy():
         optical[sample : sample + round(STIMULUS_S * RAW_SFREQ)] = 1
         start = sample - round(TRIGGER_LEAD_S * RAW_SFREQ)
-        trigger[start : start + pulse] = TRIGGER_CODE
+        trigger[start : start + pulse] = STIMULUS_CODE
     end = n_samples - round(RAW_SFREQ)
     trigger[end : end + pulse] = END_CODE
     start = 0
@@ -507,9 +513,9 @@ def write_dataset(root: Path, subjects: Sequence[int], images: pd.DataFrame) -> 
     names = [f"sub-BIGMEG{subject}" for subject in subjects]
     write_tsv(root / "participants.tsv", pd.DataFrame({"participant_id": names, "sex": "n/a"}))
     tables = root / "THINGS" / "Metadata"
-    write_csv(tables / "Image-specific" / "image_paths.csv", images[["path"]], header=False)
+    write_csv(tables / "Image-specific" / PATHS_FILE, images[["path"]], header=False)
     index = tables / "Concept-specific"
-    write_csv(index / "image_concept_index.csv", images[["category_nr"]], header=False)
+    write_csv(index / CONCEPTS_FILE, images[["category_nr"]], header=False)
     write_csv(index / "unique_id.csv", images[["concept"]].drop_duplicates(), header=False)
 
 
@@ -556,7 +562,7 @@ def make_sample_attributes(
 
 def write_sample_attributes(root: Path, subject: int, attributes: pd.DataFrame) -> Path:
     """Write ``sourcedata/sample_attributes_P{n}.csv``."""
-    return write_csv(root / "sourcedata" / f"sample_attributes_P{subject}.csv", attributes)
+    return write_csv(root / ATTRIBUTES_FILE.format(subject=subject), attributes)
 
 
 def write_preprocessed(
