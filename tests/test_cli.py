@@ -417,6 +417,7 @@ def test_the_demo_decodes_what_it_simulates(call, tmp_path):
     again = call("demo", "--size", "tiny", "--snr", "1", "--out", tmp_path)
     assert "computed" not in again.stderr
     assert "unseen concepts" in again.stdout
+    assert "follow mixture" in again.stdout
 
 
 def test_the_time_left_after_a_resume_is_at_the_pace_of_now(monkeypatch):

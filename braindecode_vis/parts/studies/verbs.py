@@ -402,6 +402,13 @@ def demo(
         float | None, typer.Option("--snr", min=0.0, max=1000.0, help="Signal power over noise power.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 0,
+    drive: Annotated[
+        str | None,
+        typer.Option(
+            "--drive",
+            help="What higher regions respond to; mixture by default, of which the decoder's target holds nothing.",
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -410,18 +417,24 @@ def demo(
     Needs no data, no GPU and no network.
     """
     from braindecode_vis.base.checks import check_option
+    from braindecode_vis.parts.phantom import DRIVES
     from braindecode_vis.parts.studies import demo as simulation
     from braindecode_vis.pipeline.runs import read_scores
 
     check_option("--size", size, ("tiny", "small", "demo"))
+    drive = drive or simulation.DEMO_DRIVE
+    check_option("--drive", drive, DRIVES)
     level = simulation.DEMO_SNR if snr is None else snr
-    run, truth = simulation.run_demo(out, size=size, snr=level, seed=seed, listener=ConsoleListener())
+    run, truth = simulation.run_demo(
+        out, size=size, snr=level, seed=seed, drive=drive, listener=ConsoleListener()
+    )
     if not as_json:
         print_scores(read_scores(run.folder.path))
         ceiling = max(top for subject in truth.subjects for top in subject["ideal_top1"].values())
         make_console(stderr=False).print(
             f"{truth.n_test} unseen concepts, chance of top-1 {truth.chance:.3f}; the noise would let an observer who "
-            f"knows the simulated brain reach {ceiling:.3f}",
+            f"knows the simulated brain reach {ceiling:.3f}. Higher regions of the simulated brain follow {drive}: "
+            f"{DRIVES[drive]}.",
             markup=False,
         )
     finish(run, as_json, f"report: {run.folder.path / 'report.html'}")
