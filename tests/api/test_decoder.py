@@ -295,6 +295,7 @@ def test_a_target_of_ones_own_needs_no_consent_beside_its_name(tmp_path, monkeyp
 
 
 def test_what_earlier_versions_did_not_write_of_a_decoder_has_a_default(fitted, tmp_path):
+    """And `read_decoder` predicts with it as before."""
     folder = fitted.save(tmp_path / "d")
     record = json.loads((folder / "decoder.json").read_text())
     for name in ("typical", "subjects", "facts"):

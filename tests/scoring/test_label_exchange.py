@@ -344,7 +344,8 @@ def test_cheap_fits_allow_all_exchanges_of_sixteen_owners(fits_each, is_complete
 def test_subjects_of_several_owners_are_pooled_by_the_mean_of_their_scores_and_of_their_chance():
     """Two subjects of six groups each; a subject has no area, since it is measured over all owners.
 
-    Of all 225 ways to exchange labels the observed one is part of chance, and not of the null.
+    Of all 225 ways to exchange labels the observed one is part of chance, and not of the null (`_measure_owned` of one
+    subject, `_measure_all_owned` of both).
     """
     truth, groups = np.array([0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1]), np.repeat(np.arange(12), 3)
     who = np.array(["p", "q"], dtype=object)[groups // 6]

@@ -532,6 +532,7 @@ def test_a_subject_that_one_fold_tests_is_no_sum_of_folds():
 
 
 def test_shuffled_ranks_stand_beside_the_size_of_their_gallery():
+    """As `score_retrieval` names it for the decoded ones."""
     scores, _ = compute_scores(make_task())
     for score in scores:
         if score.metric in ("top1", "top5", "2_way", "mean_rank") and score.method in ("decoded", "shuffled"):
@@ -539,7 +540,7 @@ def test_shuffled_ranks_stand_beside_the_size_of_their_gallery():
 
 
 def test_a_subject_with_one_image_has_no_identification_by_a_network():
-    """One image has nothing that it could be taken for."""
+    """One image has nothing that it could be taken for, which `score_suite` leaves out."""
 
     class Suite:
         available = ("alexnet",)
@@ -565,7 +566,7 @@ def test_a_subject_with_one_image_has_no_identification_by_a_network():
 
 
 def test_the_class_of_one_image_a_fold_is_beside_one_of_all_classes():
-    """Nothing can be exchanged, so that no null says what chance is."""
+    """Nothing can be exchanged, so that no null tells `score_classes` what chance is."""
     classes = np.array(["c0", "c1", "c2", "c3"] * 2, dtype=object)
     task = make_folds(n_folds=N, whole=True, concepts=classes, decoded_concepts=classes)
     score = find(compute_scores(task)[0], "accuracy")
@@ -573,6 +574,7 @@ def test_the_class_of_one_image_a_fold_is_beside_one_of_all_classes():
 
 
 def test_a_subject_that_the_first_fold_does_not_test_is_compared_with_its_targets():
+    """Folds without its rows are left out by `score_embeddings`, and later ones are not."""
     whole = make_task(subjects=("01", "02"), metrics=["cosine_to_target"])
     queries, gallery, _ = whole.retrievals[0]
     parts = []
@@ -593,3 +595,4 @@ def test_limits_of_one_fold_are_not_widened():
     for task, words in ((make_task(), ""), (make_folds(), ", widened by sqrt 2 after folds")):
         score = find(compute_scores(task)[0], "two_way_identification")
         assert score.resampled == f"images (jackknife){words}"
+        assert ScoredGroup(task, task.groups[0]).over_folds == bool(words)

@@ -192,7 +192,7 @@ def test_a_plan_of_a_network_and_a_ridge_says_what_it_measured(monkeypatch, caps
 
 
 def test_sizes_of_published_data_follow_the_window_and_the_folds():
-    """Of three subjects, each fold of leave-one-subject-out trains on the trials of two."""
+    """Of three subjects, each fold of leave-one-subject-out trains on the trials of two (`_read_published`)."""
     whole, _ = find_sizes(read_config("things_eeg2_ridge", ["dataset.subjects=[1, 2, 3]"]))
     late = ["dataset.window=[0.1, 0.6]", "split={kind: leave_one_subject_out}", "dataset.subjects=[1, 2, 3]"]
     sizes, _ = find_sizes(read_config("things_eeg2_ridge", late))

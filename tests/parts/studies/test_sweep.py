@@ -50,6 +50,25 @@ def test_every_combination_has_a_folder_of_its_own(tmp_path):
     assert len(set(folders)) == 4
 
 
+def test_names_of_folders_are_cut_at_80_letters(tmp_path):
+    """At `_LONGEST_NAME` of them, since file systems allow 255 bytes and a run adds to its name."""
+    for n, length in ((70, 79), (71, 80), (72, 80), (300, 80)):
+        (entry,) = list_combinations({"encoder.weights": ["w" * n]}, tmp_path)
+        assert len(entry.folder.name) == len(f"weights-{'w' * n}"[:80]), (n, length)
+
+
+def test_a_sweep_runs_one_after_the_other_unless_more_are_asked_for(tmp_path, monkeypatch):
+    """What starts a run is told how many share the machine; all of them fail here."""
+    told = []
+    monkeypatch.setattr(
+        sweeping, "_run_one", lambda folder, n_jobs, consents: told.append(n_jobs) or "no run"
+    )
+    for options in ({}, {"n_jobs": 2}):
+        with pytest.raises(DataError, match="no run"):
+            sweep("synthetic_digits", {"seed": ["0"]}, tmp_path / f"{len(told)}", overrides=QUICK, **options)
+    assert told == [1, 2]
+
+
 def test_folders_name_kinds_and_weights_of_objectives(tmp_path):
     """Cut after 80 letters, a list of objectives with options lost the kinds at its end."""
     first = "{kind: clip, scale: softplus, learn_temperature: false, normalise_brain: false}"
@@ -221,21 +240,3 @@ def test_places_that_cannot_be_swept_or_compared_are_named(tmp_path):
         compare_runs([tmp_path, Path("synthetic_digits")])
     with pytest.raises(DataError, match="named twice"):
         compare_runs([tmp_path, tmp_path / ".." / tmp_path.name])
-
-
-def test_names_of_folders_are_cut_at_80_letters(tmp_path):
-    for n, length in ((70, 79), (71, 80), (72, 80), (300, 80)):
-        (entry,) = list_combinations({"encoder.weights": ["w" * n]}, tmp_path)
-        assert len(entry.folder.name) == len(f"weights-{'w' * n}"[:80]), (n, length)
-
-
-def test_a_sweep_runs_one_after_the_other_unless_more_are_asked_for(tmp_path, monkeypatch):
-    """What starts a run is told how many share the machine; all of them fail here."""
-    told = []
-    monkeypatch.setattr(
-        sweeping, "_run_one", lambda folder, n_jobs, consents: told.append(n_jobs) or "no run"
-    )
-    for options in ({}, {"n_jobs": 2}):
-        with pytest.raises(DataError, match="no run"):
-            sweep("synthetic_digits", {"seed": ["0"]}, tmp_path / f"{len(told)}", overrides=QUICK, **options)
-    assert told == [1, 2]

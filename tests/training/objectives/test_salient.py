@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.training.objectives.objectives_config import SalientObjectiveConfig
 from braindecode_vis.training.objectives.structure import compute_log_kernel, compute_salient_loss
 
 
@@ -105,3 +107,10 @@ def test_bad_input():
         compute_salient_loss(make(1, 4, 6), make(4, 6), n_common=3)
     with pytest.raises(ConfigError, match="leave some for each part"):
         compute_salient_loss(make(2, 4, 6), make(4, 6), n_common=6)
+
+
+def test_half_of_the_outputs_are_common_unless_another_share_is_asked_for():
+    assert SalientObjectiveConfig().common_share == 0.5
+    for share in (0.0, 1.0):
+        with pytest.raises(ValidationError, match="common_share"):
+            SalientObjectiveConfig(common_share=share)

@@ -631,7 +631,7 @@ def test_a_whole_run_starts_from_a_public_file(name, make_config, tmp_path):
 
 
 def test_a_whole_recording_of_brainlm_lies_in_the_middle_of_its_picture():
-    """424 parcels and 200 frames in a square of 432: four rows and 116 columns on either side."""
+    """424 parcels (`N_PARCELS`) and 200 frames in a square of 432: four rows and 116 columns on either side."""
     padded = BrainLM(width=16, depth=1, n_heads=2, hidden=8).pad(torch.ones(1, 424, 200))
     rows, columns = np.nonzero((padded[0] == 1).numpy())
     assert padded.shape == (1, 432, 432)
