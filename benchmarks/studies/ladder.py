@@ -22,7 +22,7 @@
 A fifth of the training concepts is for choices: every rung but those of the stage ``test`` learns from the other
 concepts and is scored on this fifth, never on the test concepts. Each exemplar makes a gallery of its own, with one
 image per concept. ``test`` trains on all training concepts and opens the test trials. Intervals are 95 % bootstraps
-over concepts (and people, where there are several) of the mean over seeds. What is done already is kept in FOLDER,
+over concepts of the mean over seeds, crossed with people where there are several, and wider by sqrt 2 after folds. What is done already is kept in FOLDER,
 one file of ranks per rung and seed, with the processor time of the training. ``frontier`` sets accuracy beside that
 time, for every network as it is and with what helped, and for what papers publish as far as one embedding serves.
 ``worth`` asks of every objective what it adds to the cheapest good training, in a fifth of the time: each row has a
