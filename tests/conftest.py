@@ -1,6 +1,7 @@
 """Runtime checks of types for the typed core, and the fixtures that many tests share."""
 
 import gc
+import hashlib
 import os
 import re
 import subprocess
@@ -50,12 +51,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 #: Files that take longest, with the longest first. One that comes last keeps a worker alone while the others wait.
 LONGEST = (
-    "test_config_runs.py", "test_together.py", "test_notebooks.py", "api/test_decode.py",
-    "parts/audit/test_plants.py", "test_pipeline.py", "api/test_exports.py", "parts/phantom/test_assemble.py",
-    "api/test_predict.py", "test_outside.py", "parts/cluster/test_slurm.py", "parts/audit/test_results.py",
-    "test_cli.py", "test_ending.py", "base/test_digests.py", "test_contributing.py",
-    "generation/test_latent_diffusion.py", "datasets/test_things_eeg2.py", "test_install.py",
-    "parts/audit/test_end_of_run.py", "api/test_real_data.py", "parts/cluster/test_jobs.py", "test_hints.py",
+    "test_config_runs.py", "api/test_decode.py", "test_pipeline.py", "parts/audit/test_plants.py", "test_cli.py",
+    "test_calibration.py", "test_parts.py", "base/test_digests.py", "api/test_exports.py", "test_notebooks.py",
+    "api/test_predict.py", "test_together.py", "parts/phantom/test_assemble.py", "test_outside.py", "test_ending.py",
+    "test_hints.py", "test_install.py", "parts/cluster/test_slurm.py", "parts/audit/test_results.py",
+    "test_contributing.py", "generation/test_latent_diffusion.py", "datasets/test_things_eeg2.py",
+    "parts/audit/test_end_of_run.py", "api/test_real_data.py", "parts/cluster/test_jobs.py", "test_low_level.py",
     "report/test_page_browser.py", "test_failures.py", "parts/studies/test_sweep.py",
     "parts/studies/test_imagery_runs.py",
 )  # fmt: skip
@@ -142,6 +143,34 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the real recordings in ../shared are not here")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lead_fields_of_all_workers(tmp_path_factory):
+    """Compute the lead fields of a cap or a helmet in one worker, up to five seconds, and read them in the others."""
+    import numpy as np
+
+    forward = sys.modules.get("braindecode_vis.parts.phantom.forward")
+    if forward is None or "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    folder = tmp_path_factory.getbasetemp().parent / "lead-fields"
+    folder.mkdir(exist_ok=True)
+    compute = forward._compute_forward
+
+    def share(info, head, transform, positions, normals):
+        places = [(channel["loc"].tobytes(), int(channel["coil_type"])) for channel in info["chs"]]
+        told = repr((places, info["dev_head_t"], positions.tobytes(), normals.tobytes()))
+        path = folder / f"{hashlib.sha256(told.encode()).hexdigest()}.npy"
+        if not path.exists():
+            made = path.with_name(f"{os.getpid()}-{path.name}")
+            np.save(made, compute(info, head, transform, positions, normals))
+            made.replace(path)
+        return np.load(path)
+
+    forward._compute_forward = share
+    yield
+    forward._compute_forward = compute
 
 
 @pytest.fixture(autouse=True)
