@@ -59,7 +59,7 @@ def count_steps(progress: Progress | None, total: int) -> Callable[[int, str], N
 
 @dataclass(frozen=True)
 class Context:
-    """What the pipeline lends a component before it learns, and again after it was read from a run folder.
+    """What the pipeline gives a component before it learns, and again after it was read from a run folder.
 
     Parameters
     ----------
