@@ -147,7 +147,6 @@ _CORE: dict[str, dict[str, str]] = {
         "time_shift": "training.augment:TimeShiftConfig",
         "gaussian_noise": "training.augment:GaussianNoiseConfig",
         "smoothing": "training.augment:SmoothingConfig",
-        "frequency_dropout": "training.augment:FrequencyDropoutConfig",
         "braindecode": "training.augment:BraindecodeAugmentationConfig",
         "trial_mixing": "training.augment:TrialMixingConfig",
         "subject_mixing": "training.augment:SubjectMixingConfig",
@@ -190,6 +189,10 @@ DROPPED: dict[str, dict[str, str]] = {
     "network": {
         kind: f"write {{kind: braindecode, model: {model}}} (pip install 'braindecode_vis[braindecode]')"
         for kind, model in {"shallow_fbcsp": "ShallowFBCSPNet", "deep4": "Deep4Net"}.items()
+    },
+    "augmentation": {
+        "frequency_dropout": "write {kind: braindecode, name: BandstopFilter, parameters: {bandwidth: 4}} (pip install "
+        "'braindecode_vis[braindecode]')",
     },
 }
 
