@@ -155,7 +155,6 @@ _CORE: dict[str, dict[str, str]] = {
         "time_shift": "training.augment:TimeShiftConfig",
         "gaussian_noise": "training.augment:GaussianNoiseConfig",
         "smoothing": "training.augment:SmoothingConfig",
-        "frequency_dropout": "training.augment:FrequencyDropoutConfig",
         "braindecode": "training.augment:BraindecodeAugmentationConfig",
         "trial_mixing": "training.augment:TrialMixingConfig",
         "subject_mixing": "training.augment:SubjectMixingConfig",
@@ -200,6 +199,10 @@ DROPPED: dict[str, dict[str, str]] = {
     "generator": {
         "unclip": "its weights were withdrawn; write {kind: sdxl_turbo}, which takes the same embedding of ViT-H-14",
         "kandinsky": "write {kind: token_unclip} for ViT-bigG-14, or {kind: sdxl_turbo} for ViT-H-14",
+    },
+    "augmentation": {
+        "frequency_dropout": "write {kind: braindecode, name: BandstopFilter, parameters: {bandwidth: 4}} (pip install "
+        "'braindecode_vis[braindecode]')",
     },
 }
 

@@ -98,21 +98,21 @@ class ReliabilityConfig(BestConfig):
     removed_settings: ClassVar[Mapping[str, Any]] = {"n_splits": 20}
 
 
+_ALPHAS = (1e1, 1e2, 1e3, 1e4, 1e5)  # penalties of the encoding model that features are chosen by
+
+
 class EncodingSelectionConfig(BestConfig):
     """Columns that image features predict, by ridge regression cross-validated over the training images.
+
+    Of five penalties, the one with the best mean score over five folds of images counts.
 
     Parameters
     ----------
     n_best, threshold
         How many features to keep, or above which correlation.
-    alphas
-        Penalties; the one with the best mean score counts.
-    n_folds
-        Folds over images.
     """
 
-    alphas: tuple[float, ...] = (1e1, 1e2, 1e3, 1e4, 1e5)
-    n_folds: int = Field(default=5, ge=2)
+    removed_settings: ClassVar[Mapping[str, Any]] = {"alphas": [1e1, 1e2, 1e3, 1e4, 1e5], "n_folds": 5}
 
 
 class SelectionConfig(Settings):
@@ -244,9 +244,7 @@ def fit_selection(
         unique = replace(targets, vectors=targets.vectors[first], ids=targets.ids[first])
         scores = {}
         for name, own in by_subject.items():
-            values = compute_encoding_scores(
-                own, unique, alphas=encoding.alphas, n_folds=encoding.n_folds, seed=seed
-            )
+            values = compute_encoding_scores(own, unique, alphas=_ALPHAS, n_folds=5, seed=seed)
             scores[name] = _mean_over_times(values, own)
         keep, step = _keep_best(scores, keep, encoding, "encoding score")
         steps.append(step)

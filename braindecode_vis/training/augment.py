@@ -162,36 +162,6 @@ class SmoothingConfig(Augmentation):
         return functional.avg_pool1d(data, self.kernel, 1, padding=half, count_include_pad=False)
 
 
-class FrequencyDropoutConfig(Augmentation):
-    """Take one random band out of the spectrum of some trials.
-
-    Parameters
-    ----------
-    probability
-        Chance of each trial.
-    width
-        Width of the band in Hz; its centre is uniform between 0 and half the sampling rate.
-    """
-
-    kind: Literal["frequency_dropout"] = "frequency_dropout"
-    probability: Probability = 0.5
-    width: float = Field(default=4.0, gt=0)
-
-    def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
-        """Return the augmented trials."""
-        import torch
-
-        sfreq = _require_sfreq(signal, self.kind)
-        n_times = data.shape[-1]
-        frequencies = torch.fft.rfftfreq(n_times, 1 / sfreq, device=data.device)  # Hz
-        centre = _draw(data.shape[:1], generator)[:, None] * sfreq / 2  # (n_trials, 1), up to Nyquist
-        lost = (frequencies - centre).abs() <= self.width / 2
-        lost &= _draw(data.shape[:1], generator)[:, None] < self.probability
-        # (n_trials, n_channels, n_frequencies)
-        spectrum = torch.fft.rfft(data, dim=-1).masked_fill(lost[:, None], 0.0)
-        return torch.fft.irfft(spectrum, n=n_times, dim=-1)
-
-
 class BraindecodeAugmentationConfig(Augmentation):
     """One of braindecode's augmentations, which needs the extra ``braindecode``.
 

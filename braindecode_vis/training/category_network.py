@@ -12,6 +12,7 @@ Khosla et al. (2020), arXiv:2004.11362: several positives. Snell et al. (2017), 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -47,8 +48,6 @@ class NetworkCategoriesConfig(EncoderSettings):
         The network, by its ``kind``.
     size
         Features of the space in which trials and prototypes are compared.
-    temperature
-        Where the learned temperature of the contrast starts; CLIP's.
     epochs, batch_size, optimiser, schedule, augmentations, input_scaling, device
         As in `NetworkEncoderConfig`.
     """
@@ -60,7 +59,6 @@ class NetworkCategoriesConfig(EncoderSettings):
 
     network: Annotated[Any, Component("network")] = Field(default={"kind": "eegproject"})
     size: int = Field(default=64, ge=1)
-    temperature: float = Field(default=0.07, gt=0)
     epochs: int = Field(default=50, ge=1)
     batch_size: BatchSize = "auto"
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -70,6 +68,7 @@ class NetworkCategoriesConfig(EncoderSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
+    removed_settings: ClassVar[Mapping[str, Any]] = {"temperature": 0.07}
 
     def make_training(self) -> NetworkEncoderConfig:
         """Return the settings of the training by contrast with prototypes."""
@@ -77,7 +76,7 @@ class NetworkCategoriesConfig(EncoderSettings):
         return NetworkEncoderConfig.model_validate(
             {
                 **shared,
-                "objectives": [{"kind": "clip", "temperature": self.temperature}],
+                "objectives": [{"kind": "clip"}],
                 "normalise_targets": "none",
                 "projector": {"sides": "image", "size": self.size},
                 "selection": {"kind": "last", "hold_out": 0},

@@ -18,7 +18,6 @@ from braindecode_vis.datasets.sources.betas_source import (
     join_sources,
 )
 from braindecode_vis.encoders.signal import describe_signal
-from braindecode_vis.preprocessing import selection
 from braindecode_vis.preprocessing.alignment import check_common_features
 from braindecode_vis.preprocessing.betas import write_fmri_source
 from braindecode_vis.preprocessing.selection import (
@@ -96,7 +95,7 @@ RELIABLE = SelectionConfig(reliability={"n_best": 3})
 CONFIGS = [
     RELIABLE,
     SelectionConfig(reliability={"measure": "split_half", "threshold": 0.5}),
-    SelectionConfig(encoding={"n_best": 3, "alphas": (1.0, 100.0)}),
+    SelectionConfig(encoding={"n_best": 3}),
 ]
 
 
@@ -246,17 +245,6 @@ def test_what_means_nothing_is_refused(joint, tmp_path):
     with pytest.raises(ConfigError, match="choose one"):
         make_source(pad_subjects=True, atlas={"fetch": "aal"})
     assert SelectionConfig().is_empty
-
-
-def test_encoding_scores_are_made_with_the_penalties_and_folds_that_are_asked_for(joint, monkeypatch):
-    asked = []
-    score = selection.compute_encoding_scores
-    monkeypatch.setattr(
-        selection, "compute_encoding_scores", lambda *args, **how: asked.append(how) or score(*args, **how)
-    )
-    config = SelectionConfig(encoding={"n_best": 3, "alphas": [3.0, 7.0], "n_folds": 4})
-    fit_selection(config, pick(joint, "train"), make_features(), seed=5)
-    assert asked == [{"alphas": (3.0, 7.0), "n_folds": 4, "seed": 5}] * 2  # of each subject
 
 
 def test_a_threshold_is_what_must_be_exceeded():

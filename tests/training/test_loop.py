@@ -23,7 +23,7 @@ EVERYTHING = {
     ],
     "augmentations": [
         {"kind": "channel_dropout"}, {"kind": "time_shift"}, {"kind": "gaussian_noise"}, {"kind": "smoothing"},
-        {"kind": "frequency_dropout"}, {"kind": "trial_mixing"}, {"kind": "repetition_averaging"},
+        {"kind": "trial_mixing"}, {"kind": "repetition_averaging"},
     ],
     "ema": 0.9, "batch_size": 8, "clip_norm": 1.0, "n_clusters": 3,
     "teacher": {"queue": 11}, "schedule": {"kind": "one_cycle", "warmup": 0.1},
