@@ -20,10 +20,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import model_validator
 
 from braindecode_vis.base.checks import ConfigError, DataError, check_file
 from braindecode_vis.base.digests import digest_files
@@ -142,10 +141,6 @@ class CneuromodThingsConfig(AtlasSettings):
 
     # The content of the files is hashed among the inputs, wherever they lie.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "events", "images", "mask_file"})
-
-    @model_validator(mode="after")
-    def _check_used(self) -> Self:
-        return self
 
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of every file that is read."""

@@ -3,7 +3,7 @@
 A prediction that minimises a squared error is a conditional mean, shorter and smoother than any image's embedding; the
 prior turns it into a draw from the images that it may stand for.
 
-Departures from ATM's released code, each a setting: the condition is dropped for every sample on its own and not for
+Departures from ATM's released code: the condition is dropped for every sample on its own and not for
 whole batches; targets have unit variance in every dimension and not in sum; the prior learns from out-of-fold
 predictions, as uncertain as those of test trials; the weights are a moving average and may be chosen on held-out
 training images.
