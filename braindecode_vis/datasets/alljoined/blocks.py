@@ -292,7 +292,8 @@ def open_block(
     return ContinuousPart(recording, names, sfreq, int(raw.n_times), reader, sensors), markers.counts
 
 
-_TABLES = ("experiment_metadata_categories.parquet", "experiment_metadata.parquet")
+TABLES = ("experiment_metadata_categories.parquet", "experiment_metadata.parquet")
+EPOCHS_FOLDER = "preprocessed_eeg"
 
 
 @dataclass(frozen=True)
@@ -330,7 +331,7 @@ class Flat:
 
 def find_flat(root: Path) -> list[tuple[int, str, Path]]:
     """Return subject, split and path of every ``preprocessed_eeg_*_flat.npy`` below ``preprocessed_eeg``."""
-    base = root / "preprocessed_eeg" if (root / "preprocessed_eeg").is_dir() else root
+    base = root / EPOCHS_FOLDER if (root / EPOCHS_FOLDER).is_dir() else root
     found = []
     for subject_folder, subject in list_numbered(base, "sub", []):
         for path in sorted(subject_folder.glob("*eeg_*_flat*.npy")):
@@ -373,10 +374,10 @@ def read_trial_table(folder: Path, subject: int) -> pd.DataFrame:
     """
     import pandas as pd
 
-    path = next((folder / name for name in _TABLES if is_there(folder / name)), None)
+    path = next((folder / name for name in TABLES if is_there(folder / name)), None)
     if path is None:
         raise DataError(
-            f"subject {subject:02d}: {folder} lacks {_TABLES[0]}, which says which picture an epoch belongs to and "
+            f"subject {subject:02d}: {folder} lacks {TABLES[0]}, which says which picture an epoch belongs to and "
             "which were dropped; fetch it from the hub beside the epochs."
         )
     with refuse_damage(f"{path} cannot be read"):
@@ -397,8 +398,8 @@ def _read_numbers(paths: pd.Series, source: Path) -> pd.Series:
 
 def list_categories(root: Path) -> list[Path]:
     """Return the tables of the authors that `read_categories` reads."""
-    base = root / "preprocessed_eeg" if (root / "preprocessed_eeg").is_dir() else root
-    return [folder / _TABLES[0] for folder in sorted(base.glob("sub-*")) if is_there(folder / _TABLES[0])]
+    base = root / EPOCHS_FOLDER if (root / EPOCHS_FOLDER).is_dir() else root
+    return [folder / TABLES[0] for folder in sorted(base.glob("sub-*")) if is_there(folder / TABLES[0])]
 
 
 def read_categories(root: Path) -> dict[int, str]:

@@ -49,7 +49,7 @@ N_IMAGES = 960
 N_PER_BLOCK = 120
 _NAME = re.compile(r"subj(\d+)_session(\d+)")
 _TIMES = (np.arange(334) - 26) / 512.0  # -0.05 to 0.6 s as MNE rounds them; tables do not say
-_SPLIT_FILE = "test_indices.json"
+SPLIT_FILE = "test_indices.json"
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def recognise(path: Path) -> Layout:
 
 def find_split(root: Path) -> Path | None:
     """Return the authors' list of test images, if it is below the root or beside it."""
-    places = [root / _SPLIT_FILE, root.parent / _SPLIT_FILE, *sorted(root.glob(f"*/{_SPLIT_FILE}"))]
+    places = [root / SPLIT_FILE, root.parent / SPLIT_FILE, *sorted(root.glob(f"*/{SPLIT_FILE}"))]
     return next((path for path in places if is_there(path)), None)
 
 

@@ -44,13 +44,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Experiment = Literal["training", "natural", "shapes", "letters", "imagery"]
-_EXPERIMENTS: dict[str, Experiment] = {
+FILE_NAME = "sub-{subject:02d}_{experiment}_{variant}.h5"
+EXPERIMENTS: dict[str, Experiment] = {
     "perceptionNaturalImageTraining": "training", "ImageNetTraining": "training",
     "perceptionNaturalImageTest": "natural", "ImageNetTest": "natural",
     "perceptionArtificialImage": "shapes", "ArtificialShapes": "shapes", "ArtificialImage": "shapes",
     "perceptionLetterImage": "letters", "Letters": "letters", "LetterImage": "letters",
     "imagery": "imagery", "Imagery": "imagery",
 }  # fmt: skip
+"""Experiment of each spelling in the names of files, that of the published files first."""
 _LISTS = {"shapes": "stimulus_ArtificialImage.tsv", "letters": "stimulus_LetterImage.tsv"}
 _SUFFIXES = {"training": ".JPEG", "natural": ".JPEG", "shapes": ".tiff", "letters": ".tif"}
 _IMAGINED = "imagined_"
@@ -160,8 +162,8 @@ class DeepreconConfig(BetasSettings):
         held = []
         for path in (path for folder in folders for path in sorted(folder.iterdir())):
             match = _FILE.match(path.name)
-            if match and match[2] in _EXPERIMENTS:
-                held.append(SubjectFile(f"{int(match[1]):02d}", _EXPERIMENTS[match[2]], match[3], path))
+            if match and match[2] in EXPERIMENTS:
+                held.append(SubjectFile(f"{int(match[1]):02d}", EXPERIMENTS[match[2]], match[3], path))
         if not held:
             raise DataError(
                 f"{root} holds no file like sub-01_perceptionNaturalImageTest_original_VC.h5; fetch them from figshare "

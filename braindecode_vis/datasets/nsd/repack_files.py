@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# Members of a sample in the tars of MindEye1, and of MindEye2.
+RESPONSES, IMAGE, COUNT, TRIALS = "nsdgeneral.npy", "coco73k.npy", "num_uniques.npy", "trial.npy"
+BEHAVIOUR, BEHAVIOUR_COLUMNS = "behav.npy", {"image": 0, "trial": 5}
+MINDEYE1_FOLDER, MINDEYE2_FOLDER = "webdataset_avg_split", "wds"
 _FETCH = "fetch it again"
 LAYOUT = Layout(
     # MindEye2
@@ -173,7 +177,7 @@ def open_mindeye1(root: Path, subject: int, divide_by: float) -> Repack:
     DataError
         If a part is missing, a sample is incomplete, or another subject lies in the same folder.
     """
-    places = (root, root / "webdataset_avg_split", root / f"subj{subject:02d}")
+    places = (root, root / MINDEYE1_FOLDER, root / f"subj{subject:02d}")
     base = next((p for p in places if (p / "train").is_dir() and (p / "test").is_dir()), None)
     if base is None:
         raise DataError(f"{root} holds no folders train and test; pass webdataset_avg_split as --root.")
@@ -234,16 +238,16 @@ class _Sample:
 
 
 def _read_sample(path: Path, name: str, members: dict[str, Member]) -> _Sample:
-    missing = [end for end in ("nsdgeneral.npy", "coco73k.npy") if end not in members]
+    missing = [end for end in (RESPONSES, IMAGE) if end not in members]
     if missing:
         raise DataError(
             f"sample {name.strip('/')} of {path} lacks {', '.join(missing)}; it is not of MindEye1."
         )
-    number = int(members["coco73k.npy"].read_array().ravel()[0])
-    trials = members["trial.npy"].read_array().ravel() if "trial.npy" in members else None
+    number = int(members[IMAGE].read_array().ravel()[0])
+    trials = members[TRIALS].read_array().ravel() if TRIALS in members else None
     n = None
-    if "num_uniques.npy" in members:
-        n = int(members["num_uniques.npy"].read_array().ravel()[0])
+    if COUNT in members:
+        n = int(members[COUNT].read_array().ravel()[0])
     elif trials is not None:
         n = len(np.unique(trials))
     if n is None:
@@ -259,7 +263,7 @@ def _read_sample(path: Path, name: str, members: dict[str, Member]) -> _Sample:
             f"{trials.tolist() if trials is not None else []}."
         )
     named = tuple(int(t) for t in trials[:n]) if trials is not None else tuple([-1] * n)
-    return _Sample(number, n, named, members["nsdgeneral.npy"], members.get("jpg", members.get("png")))
+    return _Sample(number, n, named, members[RESPONSES], members.get("jpg", members.get("png")))
 
 
 def _read_repetitions(rows: list[tuple[_Sample, int]], divide_by: float, start: int, stop: int) -> np.ndarray:
@@ -300,7 +304,7 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
             f"authors' notebook writes it) is in {root}; fetch it, or copy it there."
         )
     betas = found[0]
-    places = [root / place / who for place in ("wds", "mindeyev2_wds")]
+    places = [root / place / who for place in (MINDEYE2_FOLDER, "mindeyev2_wds")]
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
         raise DataError(
@@ -369,13 +373,14 @@ def _read_behaviour(path: Path) -> pd.DataFrame:
 
     rows = []
     for name, members in iterate_samples(path):
-        if "behav.npy" not in members:
+        if BEHAVIOUR not in members:
             raise DataError(f"sample {name.strip('/')} of {path} lacks behav.npy; it is not of MindEye2.")
-        values = np.atleast_2d(members["behav.npy"].read_array())
+        values = np.atleast_2d(members[BEHAVIOUR].read_array())
         if values.ndim != 2 or values.shape[1] < 6:
             raise DataError(f"behav.npy of {path} has the shape {values.shape}; 17 columns are expected.")
-        # Columns of MindEye2's ``behav``: 0 is the picture, 5 the trial of the whole experiment, both from 0.
-        rows += [(int(row[0]), int(row[5])) for row in values if row[0] >= 0]
+        # The picture, and the trial of the whole experiment, both from 0.
+        columns = [BEHAVIOUR_COLUMNS[name] for name in ("image", "trial")]
+        rows += [tuple(map(int, row[columns])) for row in values if row[columns[0]] >= 0]
     return pd.DataFrame(rows, columns=["nsd_id", "trial"])
 
 

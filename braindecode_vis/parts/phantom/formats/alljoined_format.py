@@ -31,7 +31,8 @@ from braindecode_vis.base.checks import ConfigError
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.alljoined.alljoined1 import BIOSEMI64, SFREQ
-from braindecode_vis.datasets.alljoined.sessions import N_IMAGES, N_PER_BLOCK
+from braindecode_vis.datasets.alljoined.blocks import EPOCHS_FOLDER, SPLITS, TABLES
+from braindecode_vis.datasets.alljoined.sessions import N_IMAGES, N_PER_BLOCK, SPLIT_FILE
 from braindecode_vis.datasets.drawn.images import list_split
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import TRUTH, Counts, Format, PhantomJob, Progress, Unit
@@ -117,7 +118,7 @@ def plan_sessions(job: PhantomJob) -> list[Unit]:
         tested = sorted(int(number) for number in job.table["nsd_id"].iloc[job.test_rows])
         return [
             write_expdesign(job.root, make_design(n_images, job.config.seed)),
-            write_text(job.root / "test_indices.json", json.dumps(tested)),
+            write_text(job.root / SPLIT_FILE, json.dumps(tested)),
         ]
 
     units = [Unit("design and split", 1, write_shared), nsd_format.plan_brick(job)]
@@ -222,7 +223,6 @@ EXTRA = (
     "MOT_Q0",
 )
 """Rows of a file that are no electrodes: the first three come before them, the others after."""
-_TABLE = "experiment_metadata_categories.parquet"
 
 
 def check_alljoined16m(size: PhantomSize) -> None:
@@ -300,7 +300,7 @@ def _write_categories(job: PhantomJob, person: Person, progress: Progress) -> li
     table = pd.DataFrame(
         {
             "session": 1, "block_id": 1,
-            "partition": np.where(job.table["split"] == "train", "stim_train", "stim_test"),
+            "partition": job.table["split"].map({split: name for name, split in SPLITS.items()}),
             "image_path": "/srv/eeg/" + job.table["path"], "dropped": False,
             "category_name": job.table["concept"],
         }
@@ -308,9 +308,9 @@ def _write_categories(job: PhantomJob, person: Person, progress: Progress) -> li
     return [write_trial_table(job.root, person.index + 1, table)]
 
 
-def write_trial_table(root: Path, subject: int, table: pd.DataFrame, name: str = _TABLE) -> Path:
+def write_trial_table(root: Path, subject: int, table: pd.DataFrame, name: str = TABLES[0]) -> Path:
     """Write a table of trials, ``preprocessed_eeg/sub-01/experiment_metadata_categories.parquet``."""
-    folder = root / "preprocessed_eeg" / f"sub-{subject:02d}"
+    folder = root / EPOCHS_FOLDER / f"sub-{subject:02d}"
     folder.mkdir(parents=True, exist_ok=True)
     with replace_atomically(folder / name) as temporary:
         table.to_parquet(temporary)

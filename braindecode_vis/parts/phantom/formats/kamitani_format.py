@@ -36,6 +36,7 @@ from braindecode_vis.base.checks import ConfigError, check_columns, check_option
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.drawn.images import list_split, name_imagenet
+from braindecode_vis.datasets.kamitani import deeprecon
 from braindecode_vis.datasets.kamitani.bdata import GROUPS, STIMULUS_LISTS, encode_stimulus_id
 from braindecode_vis.datasets.kamitani.god import TASKS
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
@@ -362,7 +363,11 @@ GOD = Format(
 
 DEEPRECON_STIMULUS_S = 8.0  # [2]_
 VARIANT = "original_VC"
-EXPERIMENTS = ("perceptionNaturalImageTraining", "perceptionNaturalImageTest", "imagery")
+# As the published files spell them; shapes and letters need pictures of another kind.
+EXPERIMENTS = tuple(
+    next(name for name, experiment in deeprecon.EXPERIMENTS.items() if experiment == wanted)
+    for wanted in ("training", "natural", "imagery")
+)
 
 
 def count_deeprecon(size: PhantomSize) -> Counts:
@@ -455,7 +460,7 @@ def write_experiment(
     dtype: str = "<f8",
 ) -> Path:
     """Write ``sub-01_EXPERIMENT_VARIANT.h5``; see `write_bdata`."""
-    path = root / f"sub-{subject:02d}_{experiment}_{variant}.h5"
+    path = root / deeprecon.FILE_NAME.format(subject=subject, experiment=experiment, variant=variant)
     return write_bdata(path, samples, labels, rois, voxel_xyz=voxel_xyz, naming="dataset", dtype=dtype)
 
 

@@ -28,6 +28,7 @@ import pandas as pd
 
 from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.nsd import repack_files
 from braindecode_vis.datasets.nsd.repack_files import LAYOUT
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
@@ -117,7 +118,7 @@ def _write_mindeye1(job: PhantomJob, person: Person, progress: Progress) -> list
                 for place, (_, own) in enumerate(groups[number : number + _PER_TAR], start=number)
             }
             name = f"{split}_subj{person.index + 1:02d}_{number // _PER_TAR}.tar"
-            paths.append(write_tar(job.root / "webdataset_avg_split" / split / name, samples))
+            paths.append(write_tar(job.root / repack_files.MINDEYE1_FOLDER / split / name, samples))
     return paths
 
 
@@ -138,10 +139,10 @@ def make_mindeye1_sample(
     pick = np.minimum(np.arange(3), len(responses) - 1)
     return {
         "jpg": image,
-        "nsdgeneral.npy": np.asarray(responses, np.float32)[pick],
-        "coco73k.npy": np.array([nsd_id]),
-        "num_uniques.npy": np.array([len(responses)]),
-        "trial.npy": np.asarray(trials)[pick],
+        repack_files.RESPONSES: np.asarray(responses, np.float32)[pick],
+        repack_files.IMAGE: np.array([nsd_id]),
+        repack_files.COUNT: np.array([len(responses)]),
+        repack_files.TRIALS: np.asarray(trials)[pick],
     }
 
 
@@ -207,15 +208,15 @@ def _write_mindeye2(job: PhantomJob, person: Person, progress: Progress) -> list
     for name, part in {**parts, "test": parts["new_test"]}.items():
         pairs = list(zip(part["nsd_id"].tolist(), part.index.tolist(), strict=True))
         samples = {f"sample{n:09d}": make_behaviour(*pair) for n, pair in enumerate(pairs)}
-        paths.append(write_tar(job.root / "wds" / who / name / "0.tar", samples))
+        paths.append(write_tar(job.root / repack_files.MINDEYE2_FOLDER / who / name / "0.tar", samples))
     return paths
 
 
 def make_behaviour(nsd_id: int, trial: int) -> dict[str, np.ndarray]:
     """Return the members of a trial: of 17 columns the first is the picture and the sixth the trial, both from 0."""
     row = np.zeros((1, 17), np.float32)
-    row[0, 0], row[0, 5] = nsd_id, trial
-    return {"behav.npy": row, "past_behav.npy": np.full((15, 17), -1.0, np.float32)}
+    row[0, [repack_files.BEHAVIOUR_COLUMNS[name] for name in ("image", "trial")]] = nsd_id, trial
+    return {repack_files.BEHAVIOUR: row, "past_behav.npy": np.full((15, 17), -1.0, np.float32)}
 
 
 # --- Brain-Diffuser ----------------------------------------------------------------------------------------------
