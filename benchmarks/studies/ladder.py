@@ -22,9 +22,10 @@
 A fifth of the training concepts is for choices: every rung but those of the stage ``test`` learns from the other
 concepts and is scored on this fifth, never on the test concepts. Each exemplar makes a gallery of its own, with one
 image per concept. ``test`` trains on all training concepts and opens the test trials. Intervals are 95 % bootstraps
-over concepts of the mean over seeds, crossed with people where there are several, and wider by sqrt 2 after folds. What is done already is kept in FOLDER,
-one file of ranks per rung and seed, with the processor time of the training. ``frontier`` sets accuracy beside that
-time, for every network as it is and with what helped, and for what papers publish as far as one embedding serves.
+over concepts of the mean over seeds, crossed with people where there are several, and wider by sqrt 2 after folds.
+What is done already is kept in FOLDER, one file of ranks per rung and seed, with the processor time of the training.
+``frontier`` sets accuracy beside that time, for every network as it is and with what helped, and for what papers
+publish as far as one embedding serves.
 ``worth`` asks of every objective what it adds to the cheapest good training, in a fifth of the time: each row has a
 reference that differs from it in the objective alone, and Holm's correction is over the rows. ``defaults`` asks the
 same of the defaults in six epochs, and whether the own term of each falls (EASY: a phantom of SNR 0.4 and 200 concepts,
