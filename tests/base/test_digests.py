@@ -21,6 +21,8 @@ from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
 from braindecode_vis.parts.studies.compare import compare_runs
 from braindecode_vis.pipeline.finished_run import open_finished
+from braindecode_vis.pipeline.leaks.quick import FIRST, make_checks
+from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.runs import SilentListener, open_run, read_scores
 from tests.test_config_runs import embed
 
@@ -304,7 +306,11 @@ def test_no_changed_file_of_any_stage_is_read(copied, stage, change):
     change(pick_file(find_artifact(copied, stage)))
     with pytest.raises(DataError, match=rf"the stage {stage}.* is damaged: .* braindecode-vis run"):
         pipeline.evaluate(open_finished(copied))
-    told = [item.message for item in audit_run(copied).leaks if item.check == "chain"]
+    if change is flip_bit:
+        found = audit_run(copied).leaks
+    else:  # what the audit begins with; all of it takes as long as the rest of the test
+        found = make_checks(open_audited(copied, thorough=False, seed=0), FIRST, part="chain")
+    told = [item.message for item in found if (item.check, item.level) == ("chain", "leak")]
     assert any(message.startswith(f"tampered: {stage}") for message in told)
 
 
