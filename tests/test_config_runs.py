@@ -77,8 +77,8 @@ FEWER = {
     "n_best": 20,
     "steps": 2, "n_networks": 1, "candidates": 1, "n_random": 1, "out_of_fold": 2,
     "hidden": 32, "projector_hidden": 32, "width": 16, "depth": 2, "n_blocks": 1, "shared": 32, "decoder_width": 16,
-    "decoder_depth": 1, "n_virtual_channels": 16, "initial_channels": 16, "backbone_outputs": 32, "attention_size": 16,
-    "head_hidden": 32, "n_draws": 2,
+    "decoder_depth": 1, "n_virtual_channels": 16, "initial_channels": 16, "backbone_outputs": 32, "head_hidden": 32,
+    "n_draws": 2,
 }  # fmt: skip
 # Kind of a component -> settings that make it small; towers keep their architecture with fewer and narrower layers.
 _VIT = {"layers": 2, "width": 32, "head_width": 16, "mlp_ratio": 2.0}

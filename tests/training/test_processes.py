@@ -24,7 +24,7 @@ from tests.training.toy_task import get_weights, make_config, make_task
 SETTINGS = {
     "objectives": [
         {"kind": "clip"}, {"kind": "mse"}, {"kind": "soft_clip"}, {"kind": "distillation"},
-        {"kind": "multiview", "views": ["brain_views", "image"]}, {"kind": "hydra", "width": 6, "hidden": 8},
+        {"kind": "multiview", "views": ["brain_views", "image"]}, {"kind": "hydra"},
     ],
     "projector": {"size": 5}, "network": {"kind": "eegproject", "dropout": 0}, "batch_size": 8, "epochs": 2,
     "teacher": {"queue": 10}, "ema": 0.9, "hide_subject": 0,

@@ -15,6 +15,7 @@ from braindecode_vis.parts.analyses.encoding import EncodingConfig, list_groups
 from braindecode_vis.preprocessing.noise_ceiling import ResponseCeiling
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.report.figures import render_plot
+from tests.constants import replace_constants
 from tests.parts.analyses.planted import make_epochs_study, make_parcel_study, make_study
 
 QUICK = {"n_resamples": 200}
@@ -228,4 +229,5 @@ def test_a_correlation_is_divided_by_a_ceiling_that_is_high_enough():
         (0.3, [np.nan, 0.4, 0.3, np.nan, np.nan]),
     ):
         one = Mock(spec=encoding._Subject, ceiling=ceiling, maps=Mock(correlation=correlation))
-        np.testing.assert_allclose(EncodingConfig(least_ceiling=least)._normalise(one), wanted)
+        config = replace_constants(EncodingConfig, least_ceiling=least)()
+        np.testing.assert_allclose(config._normalise(one), wanted)

@@ -108,7 +108,7 @@ def test_folds_that_leave_subjects_out_give_the_same_newcomers_and_no_signal_is_
 @pytest.mark.slow
 def test_the_layer_of_a_new_subject_is_tuned_alone():
     """MindEye2's protocol: the shared part of the others stays, and one layer is learnt from the new subject."""
-    network = {"kind": "shared_space", "shared": 16, "projector": False}
+    network = {"kind": "shared_space", "shared": 16}
     config = make_config(network=network, epochs=25)
     study = make_brains(config=config, noise=1.0)
     found = replace_constants(FewShotConfig, n_draws=1)(

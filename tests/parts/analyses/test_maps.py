@@ -415,7 +415,9 @@ def test_maps_of_several_components_say_which_they_are_of(monkeypatch, n_compone
     for name in ("_draw_heads", "_draw_columns"):
         monkeypatch.setattr(patterns, name, lambda figure, panels, *_: seen.extend(panels))
     study = make_epochs_study(n_times=20, n_train=20, n_test=8)
-    found = SpatialPatternsConfig(n_components=n_components, n_resamples=100).compute(study)
+    found = replace_constants(SpatialPatternsConfig, n_resamples=100)(n_components=n_components).compute(
+        study
+    )
     assert render_plot(found.plots[0].draw)
     windows = ["-100 to 0 ms", "0 to 100 ms"]
     numbered = [f"{k}: {window}" for k in (1, 2) for window in windows]

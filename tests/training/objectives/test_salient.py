@@ -109,8 +109,7 @@ def test_bad_input():
         compute_salient_loss(make(2, 4, 6), make(4, 6), n_common=6)
 
 
-def test_half_of_the_outputs_are_common_unless_another_share_is_asked_for():
-    assert SalientObjectiveConfig().common_share == 0.5
-    for share in (0.0, 1.0):
-        with pytest.raises(ValidationError, match="common_share"):
-            SalientObjectiveConfig(common_share=share)
+def test_half_of_the_outputs_are_common_and_no_other_share_is_taken():
+    assert SalientObjectiveConfig(common_share=0.5) == SalientObjectiveConfig()
+    with pytest.raises(ValidationError, match="common_share was removed: it is always 0.5"):
+        SalientObjectiveConfig(common_share=1.0)
