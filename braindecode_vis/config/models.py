@@ -635,7 +635,7 @@ class RunConfig(Settings):
         if not complete(GeneratorSettings, self.generator).supports_prompts:
             raise ValueError(
                 f"reconstruction.prompt leads images by a text, and the generator {self.generator.kind!r} reads none; "
-                "leave prompt out, or set generator.kind to sdxl_turbo, sd_ip_adapter, unclip or token_unclip (refine)"
+                "leave prompt out, or set generator.kind to sdxl_turbo, sd_ip_adapter or token_unclip (refine)"
             )
         refine = getattr(self.generator, "refine", None)
         for name, settings in (("generator.prompt", self.generator), ("generator.refine.prompt", refine)):

@@ -323,7 +323,7 @@ class CneuromodThingsConfig(AtlasSettings):
                 )
             trials["split"] = np.where(self._is_tested(trials), "test", "train")
             if len(trials):
-                read = partial(_read_run, path, betas.names[session, run], np.arange(len(trials)), keep)
+                read = partial(_read_run, path, betas.names[session, run], keep)
                 parts.append(BetasPart(trials, (path, file), len(keep), read))
         return parts, geometry
 
@@ -442,16 +442,13 @@ def read_layout(path: Path) -> BetasFile:
     return BetasFile(path, runs, {key: name for key, (_, name) in shapes.items()}, mask, affine)
 
 
-def _read_run(
-    path: Path, key: str, trials: np.ndarray, columns: np.ndarray, start: int, stop: int
-) -> np.ndarray:
+def _read_run(path: Path, key: str, columns: np.ndarray, start: int, stop: int) -> np.ndarray:
     """Return some trials of one run, float32 of shape (stop - start, len(columns))."""
-    rows = trials[start:stop]
     with LAYOUT.open(path, "betas") as file:
         axis = f"trial of {key.removesuffix('/betas')}"
         # Whole rows: picking columns in the file is slower than reading a run of a few MB.
-        block = file.read(key, part={axis: slice(int(rows[0]), int(rows[-1]) + 1)})
-    return np.asarray(block[rows - rows[0]][:, columns], np.float32)
+        block = file.read(key, part={axis: slice(start, stop)})
+    return np.asarray(block[:, columns], np.float32)
 
 
 def read_trials(path: Path, subject: int, session: int, run: int) -> pd.DataFrame:

@@ -188,11 +188,7 @@ class ConditionalEncoder(FittedImageEncoder):
             none = np.zeros((len(values), 0, 0), np.float32)
             self.fitted = Heads(values, np.zeros(0, np.float32), none, (), digest)
             return Embeddings(vectors, stimuli.ids, self.space)
-        bank = (
-            self.base.embed(stimuli, training_ids, embed_cached)
-            if hasattr(self.base, "embed")
-            else embed_cached(self.base)
-        )
+        bank = self.base.embed(stimuli, training_ids, embed_cached)
         self.fitted = fit_heads(bank.flat()[rows], codes[rows], kept, values, concepts[rows], digest)
         return Embeddings(self.fitted.apply(bank.flat()), stimuli.ids, self.space)
 

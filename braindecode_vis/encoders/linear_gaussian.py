@@ -40,15 +40,8 @@ _PATTERNS = 64  # of what the map misses, at most
 # Stretches of equal length over which responses are averaged in time, before anything is measured; no more than there
 # are samples.
 _BINS = 50
-_PENALTIES = [
-    0.01,
-    0.03,
-    0.1,
-    0.3,
-    1.0,
-    3.0,
-    10.0,
-]  # of the map, relative to the mean variance of the components
+# Candidates of the penalty of the map, relative to the mean variance of the components.
+_PENALTIES = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
 _SWEEPS = 4  # in which covariances of channels and of times are found; more change nothing that shows
 
 

@@ -366,8 +366,8 @@ class HubGenerator(ImageGenerator):
         """Refuse texts that the pipeline would ignore or cut, which diffusers does with a warning."""
         if not self.supports_prompts:
             raise ConfigError(
-                f"the generator {self.kind!r} reads no text; choose sdxl_turbo, sd_ip_adapter, unclip or token_unclip "
-                "(with refine), or leave the prompts out."
+                f"the generator {self.kind!r} reads no text; choose sdxl_turbo, sd_ip_adapter or token_unclip (with "
+                "refine), or leave the prompts out."
             )
         if prompts is None:
             check_prompts(pipeline.pipeline, {"generator.prompt": pipeline.prompt})

@@ -282,7 +282,7 @@ def train_refiner(
     optimise(
         optimiser, network.parameters(), range(recipe.steps), compute_losses, after=after,
         describe_failure=lambda step, loss: (
-            f"the loss of the refiner is {loss} at step {step}; lower generator.learning_rate."
+            f"the loss of the refiner is {loss} at step {step}; look for extreme values in the images and predictions."
         ),
     )  # fmt: skip
     network.load_state_dict(average.model.state_dict())

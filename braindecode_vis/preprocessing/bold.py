@@ -311,8 +311,7 @@ class _RunReader:
         if n > self.source.max_constant * series.shape[1]:
             raise DataError(
                 f"{self.run.where}: {n} of the {series.shape[1]} voxels of the mask never change, above the bound of "
-                f"{self.source.max_constant:.0%}: the mask reaches outside the image; set dataset.mask to varying, or "
-                "raise dataset.max_constant to give them the response 0."
+                f"{self.source.max_constant:.0%}: the mask reaches outside the image; set dataset.mask to varying."
             )
         if n:
             self.constant[self.run.image.name] = n

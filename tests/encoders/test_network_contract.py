@@ -34,6 +34,7 @@ from braindecode_vis.parts.foundation.models.foundation_config import (
     LunaConfig,
     ReveConfig,
 )
+from tests.constants import replace_constants
 from tests.parts.foundation.models.fingerprints import N19
 
 N_OUTPUTS = 16  # 4 maps of 2 x 2 for the network that gives latent images
@@ -79,8 +80,14 @@ class Network:
 
 
 SMALL_CONV = {"n_virtual_channels": 9, "initial_channels": 9, "hidden": 10}
-EEGPT = {"size": 32, "depth": 1, "n_heads": 2, "projector_hidden": 9}
-BENDR = {"size": 32, "hidden": 32, "depth": 1, "n_heads": 2, "feedforward": 10, "projector_hidden": 9}
+Labram = replace_constants(LabramConfig, depth=1, width=100, projector_hidden=9)
+CBraMod = replace_constants(CBraModConfig, depth=1, projector_hidden=9)
+Eegpt = replace_constants(EegptConfig, size=32, depth=1, n_heads=2, projector_hidden=9)
+Bendr = replace_constants(
+    BendrConfig, size=32, hidden=32, depth=1, n_heads=2, feedforward=10, projector_hidden=9
+)
+Reve = replace_constants(ReveConfig, depth=1, projector_hidden=9)
+Luna = replace_constants(LunaConfig, projector_hidden=9)
 NETWORKS = [
     Network("eegproject", EEGProjectConfig()),
     Network("eegproject, width", EEGProjectConfig(width=20)),
@@ -108,15 +115,15 @@ NETWORKS = [
     Network("shared_space", SharedSpaceConfig(shared=16, n_blocks=2), ("voxel",), unknown_subject=False),
     Network("parcels", ParcelsConfig(width=16, depth=2, n_heads=4, projector_hidden=9), ("parcel",)),
     Network("parcels and times", ParcelsConfig(width=16, depth=1, n_heads=4), ("parcel", "time")),
-    Network("labram", LabramConfig(depth=1, width=100, scale=1, projector_hidden=9)),
-    Network("labram, cls", LabramConfig(depth=1, width=100, scale=1, projector_hidden=9, pooling="cls")),
-    Network("cbramod", CBraModConfig(depth=1, scale=1, montage="own", projector_hidden=9, pooling="flatten")),
+    Network("labram", Labram(scale=1)),
+    Network("labram, cls", Labram(scale=1, pooling="cls")),
+    Network("cbramod", CBraMod(scale=1, montage="own", pooling="flatten")),
     # The mean of a single channel is itself, which would be taken off.
-    Network("eegpt", EegptConfig(**EEGPT, scale=1, context=True), one_channel=False),
-    Network("bendr", BendrConfig(**BENDR, pooling="mean")),
-    Network("bendr, convolutions", BendrConfig(size=32, context=False, pooling="last", projector_hidden=9)),
-    Network("reve", ReveConfig(width=64, depth=1, scale=1, projector_hidden=9, pooling="attention")),
-    Network("luna", LunaConfig(size=16, depth=1, places="responses", projector_hidden=9)),
+    Network("eegpt", Eegpt(scale=1, context=True), one_channel=False),
+    Network("bendr", Bendr(pooling="mean")),
+    Network("bendr, convolutions", Bendr(context=False, pooling="last")),
+    Network("reve", Reve(width=64, scale=1, pooling="attention")),
+    Network("luna", Luna(size=16, depth=1, places="responses")),
 ]
 
 every_network = pytest.mark.parametrize("network", NETWORKS, ids=str)

@@ -386,7 +386,7 @@ def test_only_sessions_of_the_tasks_that_are_read_are_asked_for():
 
 
 def test_a_session_whose_trials_are_left_out_is_there():
-    """With dataset.max_train_repetitions=1, later sessions have no trials left."""
+    """A session may have no trials left."""
     recording = SimpleNamespace(subject="01", session="04", run="01")
     empty = SimpleNamespace(group=("01", "04"), recording=recording, trials=pd.DataFrame())
     assert settle(ThingsEeg2Config(root=Path("nowhere")), [*list_parts(("01", "02", "03")), empty]) == []

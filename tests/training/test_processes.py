@@ -219,11 +219,9 @@ def test_two_processes_learn_the_classes_that_one_learns(tmp_path):
 
 
 def test_two_processes_pretrain_what_one_pretrains(tmp_path):
-    """Half of the trials hide what matches the image, whose fit the processes share too."""
+    """Trials hide what matches the image, whose fit the processes share too."""
     encoder = test_pretraining.CONFIG.encoder.model_copy(update={"dropout": 0.0})
-    config = test_pretraining.change(
-        encoder=encoder, batch_size=15, guide="target", guide_share=0.5
-    )  # uneven
+    config = test_pretraining.change(encoder=encoder, batch_size=15, guide="target")  # uneven
     responses = test_pretraining.make_responses(n=62)
     ids = np.unique(responses.stimulus_ids.astype(str))
     guide = Embeddings(np.random.default_rng(0).normal(size=(len(ids), 5)), ids.astype(object), "toy")
