@@ -581,7 +581,7 @@ class ImageGenerator(Built):
 
     def read_known_images(self) -> Embeddings:
         """Return embeddings of images that the generator brings along; see ``knows_images``."""
-        raise ConfigError(f"the generator {type(self).__name__} brings no images along.")
+        raise ConfigError(f"the generator {type(self).__name__} has no images of its own.")
 
 
 class Network(ABC):

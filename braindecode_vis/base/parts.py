@@ -150,7 +150,7 @@ def _look_for_parts() -> tuple[tuple[Part, ...], tuple[str, ...]]:
             broken.append(f"the part {entry.name} ({entry.value}) is no braindecode_vis.base.parts.Part")
         elif clash:
             broken.append(
-                f"the part {entry.name} ({entry.value}) brings {clash}, which another part brings already"
+                f"the part {entry.name} ({entry.value}) provides {clash}, which another part provides already"
             )
         else:
             parts.append(replace(part, distribution=entry.dist))
@@ -212,7 +212,7 @@ def ask_part(ability: str) -> Any:
 
     part = next((part for part in find_parts() if ability in part.abilities), None)
     if part is None:
-        raise ConfigError(f"{describe_missing(ability) or f'no part brings {ability}'}.")
+        raise ConfigError(f"{describe_missing(ability) or f'no part provides {ability}'}.")
     return part.load(part.abilities[ability])
 
 

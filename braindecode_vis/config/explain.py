@@ -269,7 +269,7 @@ def explain(name: str, *, besides: Sequence[str] = ()) -> list[Explanation]:
     if name in ROLES:
         return [
             Explanation(
-                name, f"{ROLES[name]}: what may stand under {name}.kind.", kinds=tuple(_list_kinds(name))
+                name, f"{ROLES[name]}: what may be set under {name}.kind.", kinds=tuple(_list_kinds(name))
             )
         ]
     role, _, kind = name.rpartition(".")
