@@ -1,4 +1,8 @@
-"""What is to be scored, and the rows of one subject with the statistics that all their scores share."""
+"""What is to be scored, and the rows of one subject, or of all, with the statistics that all their scores share.
+
+`ScoredGroup.permute` is the permutation test of decoded images and classes, `ScoredGroup.score` makes a row. Retrieval
+has a test of its own in `score_table`.
+"""
 
 from __future__ import annotations
 
