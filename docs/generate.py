@@ -196,7 +196,7 @@ def _describe_size(manifest: Manifest) -> str:
         return "brought by hand"
     if None not in [part.count_bytes() for part in parts]:
         return describe_bytes(size)
-    return f"over {describe_bytes(size)}" if size >= 1e9 else "told when fetched"
+    return f"over {describe_bytes(size)}" if size >= 1e9 else "shown when fetched"
 
 
 def _describe_terms(manifest: Manifest) -> str:

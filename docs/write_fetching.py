@@ -59,7 +59,7 @@ def write_row(manifest: Manifest, part: ManifestPart) -> str:
     cells = [
         part.name,
         part.what,
-        "" if part.access == "by_hand" else "told when fetched" if size is None else describe_bytes(size),
+        "" if part.access == "by_hand" else "shown when fetched" if size is None else describe_bytes(size),
         str(shared or ""),
         {"open": "open", "terms": f"`--accept-terms`: {part.gate}", "by_hand": f"by hand: {part.gate}"}[
             part.access

@@ -49,7 +49,7 @@ def test_every_shipped_configuration_is_valid_and_named_after_its_file(path):
         ("seed=-1", r"seed is -1, but input should be greater than or equal to 0"),
         ("encoder.alphas=[0]", r"encoder\.alphas\.0 is 0"),
         ("target.kind=efficientnet-lite0", r"generator 'latents' cannot turn embeddings of the target"),
-        ("prior={kind: neighbours, images: generator}", r"the generator 'latents' brings no images along"),
+        ("prior={kind: neighbours, images: generator}", r"the generator 'latents' has no images of its own"),
         ("seed", r"must have the form a\.b=value"),
         ("seed=[1", "not valid YAML"),
         ("seed.deep=1", "goes below seed"),

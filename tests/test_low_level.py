@@ -134,7 +134,7 @@ def test_weights_that_are_cut_short_are_found_before_anything_is_trained(tmp_pat
     with pytest.raises(DataError, match=r"taesd_encoder\.safetensors is no intact safetensors file"):
         check_files(config)
     (tmp_path / "taesd_encoder.safetensors").unlink()
-    with pytest.raises(DataError, match="lacks a half of the tiny autoencoder"):
+    with pytest.raises(DataError, match="is missing a half of the tiny autoencoder"):
         check_files(config)
     missing = read_config("synthetic_digits", ["reconstruction.low_level={target: {kind: taesd}}"])
     with pytest.raises(ConfigError, match=r"set reconstruction\.low_level\.target\.weights to"):

@@ -69,7 +69,7 @@ def test_a_run_leaves_its_scores_report_and_provenance(finished):
     hits = round(24 * top1["value"])
     assert f"the seen image is first of 24 in {hits} of 24 cases ({100 * top1['value']:.0f} %" in page
     assert "guessing: 1." in page
-    assert "1 subject; 144 trials kept (24 tested), the data set does not tell how many were dropped." in page
+    assert "1 subject; 144 trials kept (24 tested), the data set does not say how many were dropped." in page
     differences = json.loads((folder / "differences.json").read_text())
     named = {(row["metric"], row["control"]) for row in differences}
     assert {("pixcorr", "mean_image"), ("pixcorr", "nearest"), ("mse", "class_mean")} <= named
@@ -429,7 +429,7 @@ def test_a_single_test_image_is_scored_for_what_it_can_tell(tmp_path, monkeypatc
     assert find(rows, "mean_rank")["protocol"].count("gallery of 1 exact test image;") == 1
     page = (tmp_path / "run" / "report.html").read_text()
     assert "There is one candidate image" in page
-    assert "there is one test image, and nothing to tell it from" in page
+    assert "there is one test image, and nothing to distinguish it from" in page
     for wrong in ("all 1 ", "1 queries", "1 items", "1 exact test images"):
         assert wrong not in page
 
@@ -483,7 +483,7 @@ def test_the_page_of_categories_says_how_often_the_class_is_named(tmp_path):
         "From 3-channel recordings, the class that was seen, one of 2, is named in 3 of 4 trials (75 %); guessing: 2."
     )
     said = "1 subject; 4 trials kept (2 tested), "
-    assert count_trials(prepared) == f"{said}the data set does not tell how many were dropped."
+    assert count_trials(prepared) == f"{said}the data set does not say how many were dropped."
     (tmp_path / "responses").mkdir()
     noted = {"provenance": {"dropped": [{}, {}], "n_targets_dropped": 3}}
     store.write_json(tmp_path / "responses" / "meta.json", noted)

@@ -140,7 +140,7 @@ def test_images_that_were_shown_are_left_out(trained, tmp_path):
         path.unlink()
     with pytest.raises(DataError, match="no image that was not shown"):
         synthesise_into(trained, str(pictures), tmp_path / "none")
-    with pytest.raises(DataError, match="every image of the data set that is at hand was shown"):
+    with pytest.raises(DataError, match="every image of the data set that is available was shown"):
         synthesise_into(trained, "unseen", tmp_path / "none")
 
 

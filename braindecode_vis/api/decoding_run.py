@@ -684,7 +684,8 @@ def decode(
     if decoded.leaks:
         more = f" (and {len(decoded.leaks) - 1} more)" if len(decoded.leaks) > 1 else ""
         warnings.warn(
-            f"the test leaked into training, so that the scores do not stand: {decoded.leaks[0]}{more}; see run.leaks.",
+            f"the test leaked into training, so that the scores are not valid: {decoded.leaks[0]}{more}; see "
+            "run.leaks.",
             LeakWarning,
             stacklevel=3,  # above what translates messages
         )

@@ -352,7 +352,7 @@ def responses_to_epochs(responses: Responses, about: Mapping[str, str] | None = 
     lacking = [name for name in ("ch_names", "times", "sfreq") if name not in coords]
     if lacking:
         raise DataError(
-            f"MNE epochs need {', '.join(lacking)} of the trials, which the data do not tell; pass ch_names and times "
+            f"MNE epochs need {', '.join(lacking)} of the trials, which the data do not give; pass ch_names and times "
             "to from_arrays, or state channels, sfreq and tmin in meta.yaml."
         )
     modality = str(coords.get("modality") or (about or {}).get("modality", "eeg")).lower()
@@ -493,7 +493,7 @@ def _write_bids_responses(responses: Responses, out: Path, about: Mapping[str, s
     labels = [make_bids_label(name) for name in subjects]
     if len(set(labels)) < len(labels):
         raise DataError(
-            f"the subjects {', '.join(subjects)} are not told apart by letters and digits alone, as BIDS asks."
+            f"the subjects {', '.join(subjects)} are not distinguished by letters and digits alone, as BIDS asks."
         )
     writers: dict[bool, Callable[[Responses, str, Path], None]] = {
         True: _save_statmap,

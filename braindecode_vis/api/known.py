@@ -1,4 +1,4 @@
-"""What is known: configurations that ship with the package, kinds of each role, and their settings, as tables."""
+"""Tables of the configurations that ship with the package, of the kinds of each role, and of their settings."""
 
 from __future__ import annotations
 

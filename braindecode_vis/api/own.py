@@ -674,7 +674,7 @@ def read_encoder(encoder: str | Mapping[str, Any] | None, *, knows_images: bool)
         kind = str(encoder.get("kind", ""))
         if kind in list_kinds("network") and kind not in list_kinds("encoder"):
             raise ConfigError(
-                f"{kind!r} is a network, whose settings stand one level down: encoder={{'kind': 'network', "
+                f"{kind!r} is a network, whose settings belong one level down: encoder={{'kind': 'network', "
                 f"'network': {{'kind': {kind!r}}}}}, beside those of the training."
             )
         return dict(encoder)

@@ -222,7 +222,7 @@ def check_columns(columns: Iterable[str], required: Iterable[str], *, what: str)
     there = dict.fromkeys(columns)
     if missing := [name for name in required if name not in there]:
         raise DataError(
-            f"{what} lacks the column(s) {', '.join(missing)}; it has {', '.join(there) or 'none'}."
+            f"{what} is missing the column(s) {', '.join(missing)}; it has {', '.join(there) or 'none'}."
         )
 
 

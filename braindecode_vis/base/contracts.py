@@ -7,8 +7,9 @@ of another package need not inherit from these classes: `braindecode_vis.base.ro
 methods alone.
 
 A component is two things: settings (a frozen `Settings` with a `kind`) and what they build. Data sets, augmentations,
-analyses and metrics are asked by their settings alone. Nothing inherits from `Network` and `Objective`: a network is a
-torch module, mostly of another package, and an objective is a subclass of ``ObjectiveConfig``, which is not known here.
+analyses and metrics are asked by their settings alone. Nothing inherits from `Network` and `ObjectiveSettings`: a
+network is a torch module, mostly of another package, and an objective is a subclass of ``ObjectiveConfig``, which is
+not known here.
 """
 
 from __future__ import annotations
@@ -580,7 +581,7 @@ class ImageGenerator(Built):
 
     def read_known_images(self) -> Embeddings:
         """Return embeddings of images that the generator brings along; see ``knows_images``."""
-        raise ConfigError(f"the generator {type(self).__name__} brings no images along.")
+        raise ConfigError(f"the generator {type(self).__name__} has no images of its own.")
 
 
 class Network(ABC):
@@ -750,7 +751,7 @@ class Augmentation(ComponentSettings):
         """Return data of shape (batch, *signal.shape), changed by draws of a torch generator on its device."""
 
 
-class Objective(ComponentSettings):
+class ObjectiveSettings(ComponentSettings):
     """What an objective has: a subclass of `training.objectives.objectives_config.ObjectiveConfig` has all of it."""
 
     role_name: ClassVar[str] = "settings of an objective (subclass ObjectiveConfig)"

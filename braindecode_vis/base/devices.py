@@ -1,4 +1,4 @@
-"""Where and how exactly numbers are computed: device, precision, torch's random state, and processes that share work.
+"""Device, precision and random state of torch, and the processes that share one training.
 
 The one place that chooses a device, enters reduced or full precision, seeds torch and gives its state back. Knows
 neither networks nor settings: the caller says what its setting is called, so that a message names the right one.

@@ -264,7 +264,7 @@ def remember_digest(settings: Any, name: str) -> None:
     if known not in (None, digest):
         raise ValueError(
             f"the content of {path} has the digest {digest}, but {key} is {known}: another file, or it changed since; "
-            f"bring the file back, move it away (what was fitted is read without it), or leave {key} out to train anew"
+            f"put the file back, move it away (what was fitted is read without it), or leave {key} out to train anew"
         )
     settings.__dict__[key] = digest  # the model is frozen for everybody else
 

@@ -1,4 +1,4 @@
-"""Who works where: one process at a time in a run folder, and one that makes an artifact while others wait for it.
+"""Locks: one process at a time works in a run folder, and one makes an artifact while others wait for it.
 
 The lock of a folder (`hold_folder`) is the system's own (`flock`, through filelock): it ends with the process that
 holds it, however that ends, and holds across machines where the file system passes it on, as NFS 4 does. Where there is

@@ -1,4 +1,4 @@
-"""How much memory there is, whether a step fits into it, the sentence for one that did not, and what a step took.
+"""Memory: how much there is, whether a step fits into it, the error when it did not, and what a step took.
 
 Owns the limits that may bind (of the process, of its control groups, of the machine), the check before a large step,
 the wording once memory ran out, and the profile of a step: its time, memory, and bytes read and written. How many bytes

@@ -1,8 +1,8 @@
 """The parts that are there: what each brings, and the sentence where one is missing.
 
-A part is an ability around the data flow: a folder of `braindecode_vis.parts` with a file ``register.py``, or an entry
-point of another package. Both hold one `Part`, which names its verbs, kinds, abilities and report section as text, so
-that looking for parts imports none of them. The core asks for what a part brings by name and knows no part.
+A part is what a run can do without: a folder of `braindecode_vis.parts` with a file ``register.py``, or an entry point
+of another package. Both hold one `Part`, which names its verbs, kinds, abilities and report section as text, so that
+looking for parts imports none of them. The core asks for what a part brings by name and knows no part.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _look_for_parts() -> tuple[tuple[Part, ...], tuple[str, ...]]:
             broken.append(f"the part {entry.name} ({entry.value}) is no braindecode_vis.base.parts.Part")
         elif clash:
             broken.append(
-                f"the part {entry.name} ({entry.value}) brings {clash}, which another part brings already"
+                f"the part {entry.name} ({entry.value}) provides {clash}, which another part provides already"
             )
         else:
             parts.append(replace(part, distribution=entry.dist))
@@ -212,7 +212,7 @@ def ask_part(ability: str) -> Any:
 
     part = next((part for part in find_parts() if ability in part.abilities), None)
     if part is None:
-        raise ConfigError(f"{describe_missing(ability) or f'no part brings {ability}'}.")
+        raise ConfigError(f"{describe_missing(ability) or f'no part provides {ability}'}.")
     return part.load(part.abilities[ability])
 
 

@@ -642,7 +642,9 @@ def _hash_code(module: Any, whose: str) -> str:
     """
     path = getattr(module, "__file__", None)
     if path is None or not Path(path).is_file():
-        raise ConfigError(f"{whose} stands in no file, so that its code has no digest; put it into a module")
+        raise ConfigError(
+            f"{whose} is defined in no file, so that its code has no digest; move it into a module"
+        )
     folder = Path(path).resolve().parent
     files = sorted(folder.glob("*.py")) if (folder / "__init__.py").is_file() else [Path(path).resolve()]
     digest = hashlib.sha256()

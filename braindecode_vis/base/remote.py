@@ -622,8 +622,8 @@ class RemotePath(_Path):
             raise OSError(number, os.strerror(number), str(self))
         if not found.etag and not found.mtime:
             raise DataError(
-                f"{self} cannot be used, since the server tells neither its ETag nor its time, so that nobody would "
-                "see it change; fetch the data set first."
+                f"{self} cannot be used, since the server gives neither its ETag nor its time, so that a change "
+                "would go unseen; fetch the data set first."
             )
         return found
 

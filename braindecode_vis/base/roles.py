@@ -1,4 +1,4 @@
-"""Where a component enters: it is built or read, checked for what its role requires, and completed.
+"""Builds or reads a component, checks that it has what its role requires, and adds the defaults of the role.
 
 The roles are the classes of `braindecode_vis.base.contracts`. A component that inherits from its role is whole already.
 One that does not, as most of other packages, needs the required methods alone: `complete` returns it with the defaults
@@ -34,7 +34,7 @@ from braindecode_vis.base.contracts import (
     MetricSettings,
     Network,
     NetworkSettings,
-    Objective,
+    ObjectiveSettings,
     Prior,
     PriorSettings,
     has_name,
@@ -51,7 +51,7 @@ SETTINGS_ROLES: dict[str, type[Any]] = {
     "target": ImageEncoderSettings,
     "encoder": EncoderSettings,
     "network": NetworkSettings,
-    "objective": Objective,
+    "objective": ObjectiveSettings,
     "augmentation": Augmentation,
     "prior": PriorSettings,
     "generator": GeneratorSettings,

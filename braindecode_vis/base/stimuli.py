@@ -249,7 +249,7 @@ def read_image_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.height, image.width
     except (FileNotFoundError, UnidentifiedImageError, OSError) as error:
-        raise DataError(f"the image {path} cannot be read ({error}); bring it again.") from error
+        raise DataError(f"the image {path} cannot be read ({error}); copy it again.") from error
 
 
 def crop_square(image: np.ndarray) -> np.ndarray:

@@ -105,7 +105,7 @@ def _describe_part(part: ManifestPart) -> str:
     size = part.count_bytes()
     subjects = len(part.list_subjects())
     about = [
-        "size told when it is fetched" if size is None else describe_bytes(size),
+        "size shown when it is fetched" if size is None else describe_bytes(size),
         f"{subjects} subjects" if subjects else "",
         "" if part.default or part.access == "by_hand" else f"with --parts {part.name}",
         {"open": "", "terms": "needs --accept-terms", "by_hand": "by hand"}[part.access],

@@ -37,7 +37,7 @@ _OTHER_ERRORS = {
     errno.EIO: ("the disk or the network failed", "look whether the disk is well"),
     errno.ESTALE: ("the network drive lost the file", "mount the drive again"),
     errno.EMFILE: ("too many files are open", "raise the limit with ulimit -n"),
-    errno.ENOENT: ("a file is missing", "bring or fetch it"),
+    errno.ENOENT: ("a file is missing", "copy or fetch it"),
     errno.EISDIR: ("there is a folder where a file belongs", "put the file there"),
     errno.ENOTDIR: ("there is a file where a folder belongs", "put the folder there"),
     errno.EEXIST: ("there is a file where a folder belongs", "choose another place, or put the folder there"),

@@ -1,4 +1,8 @@
-"""One verb per stage of the pipeline, and ``run`` for all of them."""
+"""One verb per stage of the pipeline, and ``run`` for all of them.
+
+A verb opens the run folder and calls the function of its name in `braindecode_vis.pipeline`, which asks for the stages
+before it. Options and progress are in `show`; the verb ``embed`` is in `embed`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What settings there are: the table of every class in words, and all of them as a JSON Schema for editors.
+"""Describes every setting: the table of each settings class in words, and all of them as a JSON Schema for editors.
 
 Owns how an option's type, default and description are read off its class. An option is described under ``Parameters``
 in the docstring of its class or of one that it inherits from. Knows no verb and no page: the command, the settings page
@@ -269,7 +269,7 @@ def explain(name: str, *, besides: Sequence[str] = ()) -> list[Explanation]:
     if name in ROLES:
         return [
             Explanation(
-                name, f"{ROLES[name]}: what may stand under {name}.kind.", kinds=tuple(_list_kinds(name))
+                name, f"{ROLES[name]}: what may be set under {name}.kind.", kinds=tuple(_list_kinds(name))
             )
         ]
     role, _, kind = name.rpartition(".")

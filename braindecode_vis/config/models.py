@@ -703,7 +703,7 @@ class RunConfig(Settings):
             )
         if encoder.reads_text or getattr(self.encoder, "image_tower", None) is not None:
             raise ValueError(
-                "synthetic trials bring an image embedding and neither names nor pixels, and this encoder learns from "
+                "synthetic trials have an image embedding and neither names nor pixels, and this encoder learns from "
                 "texts or tunes an image network (objectives, encoder.image_tower); leave one of the two out"
             )
         return self
@@ -731,7 +731,7 @@ class RunConfig(Settings):
             and not complete(GeneratorSettings, self.generator).knows_images
         ):
             raise ValueError(
-                f"prior.images is generator, and the generator {self.generator.kind!r} brings no images along; set "
+                f"prior.images is generator, and the generator {self.generator.kind!r} has no images of its own; set "
                 "prior.images to training or to a folder of embeddings, or generator.kind to latent_diffusion"
             )
         return self

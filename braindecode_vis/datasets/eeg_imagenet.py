@@ -67,8 +67,8 @@ CHANNELS = (
 N_PER_BLOCK = 50
 N_TRAIN_PER_BLOCK = 30
 WARNING = (
-    "EEG-ImageNet shows all 50 pictures of a category in one block, so that any slow drift of the recording tells the "
-    "category: decoding categories, or pictures among those of several categories, says nothing of vision here. "
+    "EEG-ImageNet shows all 50 pictures of a category in one block, so that any slow drift of the recording reveals "
+    "the category: decoding categories, or pictures among those of several categories, says nothing of vision here. "
     "Compare pictures within one category, or use a data set with a random order."
 )
 Granularity = Literal["all", "coarse", "fine", "fine0", "fine1", "fine2", "fine3", "fine4"]
@@ -474,7 +474,7 @@ def _list_entries(content: Any, path: Path) -> tuple[pd.DataFrame, list[str]]:
     for number, row in enumerate(rows):
         missing = [key for key in _KEYS if not isinstance(row, dict) or key not in row]
         if missing:
-            raise DataError(f"{path}: entry {number} lacks {', '.join(missing)}; fetch it again.")
+            raise DataError(f"{path}: entry {number} is missing {', '.join(missing)}; fetch it again.")
     if not rows:
         raise DataError(f"{path} lists no epoch; fetch it again.")
     entries = pd.DataFrame(
@@ -496,7 +496,9 @@ def _check_entries(entries: pd.DataFrame, labels: list[str], path: Path) -> None
         raise DataError(f"{path} has entries of granularity {other[0]!r}; coarse and fine are known.")
     unlisted = sorted(set(entries["label"]) - set(labels))
     if unlisted:
-        raise DataError(f"{path} has entries of the category {unlisted[0]}, which its list of labels lacks.")
+        raise DataError(
+            f"{path} has entries of the category {unlisted[0]}, which is not in its list of labels."
+        )
     # File names of ImageNet begin with the synset, which is the label.
     shifted = entries["file"].str.split("_").str[0] != entries["label"]
     if shifted.any():

@@ -186,7 +186,7 @@ def make_plan(
             raise DataError(f"{manifest.name} has nothing to fetch: {why}.")
         how = how or [describe_source(manifest)]
         raise DataError(
-            f"{manifest.name} has nothing to fetch from here; bring it yourself: {'; '.join(how)}"
+            f"{manifest.name} has nothing to fetch from here; download it yourself: {'; '.join(how)}"
         )
     _check_subjects(manifest, open_parts, subjects)
     locked = tuple(part for part in open_parts if part.access == "terms" and not accept_terms)
@@ -428,8 +428,8 @@ def _hold(root: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise DataError(
-            f"{root} is being filled by another fetch; wait until it has ended and fetch again: what it brings is not "
-            "brought twice."
+            f"{root} is being filled by another fetch; wait until it has ended and fetch again: what it downloads is "
+            "not downloaded twice."
         ) from error
     except (
         OSError
@@ -529,7 +529,7 @@ def _bring(file: RemoteFile, work: _Work) -> CheckFinding:
                 return CheckFinding(
                     file.path,
                     False,
-                    f"has no address to download from; bring it yourself: {source}, as {target}",
+                    f"has no address to download from; download it yourself: {source}, as {target}",
                 )
             if file.urls and (silence := work.find_silence(file)):
                 return CheckFinding(file.path, False, silence)

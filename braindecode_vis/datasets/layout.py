@@ -284,7 +284,7 @@ class OpenFile:
         array = self.file.find(key)
         if array is None or key not in self.content:
             raise DataError(
-                f"{self.path} lacks the variable {key}; it is not {self.file.what} as published: {self.file.hint}."
+                f"{self.path} is missing the variable {key}; it is not {self.file.what} as published: {self.file.hint}."
             )
         stored = self.content[key]
         # A group of HDF5, a cell of MATLAB or text.

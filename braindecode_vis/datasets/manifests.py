@@ -120,7 +120,7 @@ class ManifestPart(Settings):
     @model_validator(mode="after")
     def _check(self) -> ManifestPart:
         if self.access == "by_hand" and (self.files or self.patterns):
-            raise ValueError(f"part {self.name} is brought by hand, so that it lists no files")
+            raise ValueError(f"part {self.name} is downloaded by hand, so that it lists no files")
         if self.access != "open" and not self.gate:
             raise ValueError(f"part {self.name} is not open and must say under gate what to do")
         return self
@@ -360,7 +360,7 @@ def find_manifest(kind: str) -> Manifest:
 def check_root(root: Path | None, manifest: Manifest) -> Path:
     """Return `root` if it is a folder; otherwise say how to pass the right one."""
     if root is None:
-        brought = f"; braindecode-vis fetch {manifest.name} brings it" if manifest.parts else ""
+        brought = f"; braindecode-vis fetch {manifest.name} downloads it" if manifest.parts else ""
         raise DataError(
             f"the data set {manifest.name} needs the folder it lies in: pass it with --root DIR "
             f"({describe_source(manifest)}{brought})."

@@ -145,7 +145,7 @@ def _make_table(
     column = "stimulus_id" if ids else "concept"
     what = f"which of the {len(ids)} pictures" if ids else "which class"
     notes.append(
-        f"nothing tells {what} each of the {n} trials showed: fill the column {column} of trials.csv."
+        f"nothing says {what} each of the {n} trials showed: fill the column {column} of trials.csv."
     )
     return pd.DataFrame({column: [""] * n, "run": ["01"] * n}), False
 
@@ -231,7 +231,7 @@ def _write_config(root: Path, table: pd.DataFrame, n_pictures: int) -> str:
             "encoder: {kind: ridge}",
             "generator: {kind: latents}",
             "# Repetitions of a picture: averaged (fewer, cleaner trials) or single. Few pictures with many",
-            "# repetitions are often better taught by single trials; the run hints at it.",
+            "# repetitions are often learnt better from single trials; the run hints at it.",
             "repeats: {train: averaged, test: averaged}",
         ]
     else:

@@ -508,7 +508,7 @@ def _name_files(files: Sequence[Path]) -> tuple[Path, list[str]]:
     tops = {RemotePath(*file.parts[:2]) if isinstance(file, RemotePath) else Path("/") for file in files}
     if len(tops) > 1:
         raise DataError(
-            f"the pictures lie in {len(tops)} places ({', '.join(map(str, tops))}); bring them into one."
+            f"the pictures lie in {len(tops)} places ({', '.join(map(str, tops))}); move them into one."
         )
     top = tops.pop()
     return top, [

@@ -44,8 +44,8 @@ _LIST_BYTES = 1 << 26
 # For the tests alone, whose server lies on this machine: its address then passes, with http.
 ALLOW_LOOPBACK = False
 _REFUSED = {
-    401: "the server asks for a login: accept the terms on its page, and bring the file yourself",
-    403: "the server forbids it: accept the terms on its page, and bring the file yourself",
+    401: "the server asks for a login: accept the terms on its page, and download the file yourself",
+    403: "the server forbids it: accept the terms on its page, and download the file yourself",
     404: "it is no longer at this address: look for a newer release at the source",
     410: "it was withdrawn: look for a newer release at the source",
 }
@@ -273,7 +273,7 @@ def hash_as(path: Path, algorithm: str) -> str:
 
 def _make_request(url: str, authorization: str) -> urllib.request.Request:
     if urllib.parse.urlsplit(url).scheme not in ("http", "https") or not url.isascii():
-        raise TransferError(f"{url} is no http address; bring the file yourself")
+        raise TransferError(f"{url} is no http address; download the file yourself")
     # A packed answer would have other offsets than the file.
     request = urllib.request.Request(
         url, headers={"User-Agent": "braindecode-vis", "Accept-Encoding": "identity"}
@@ -374,7 +374,7 @@ def _receive(
     with _make_opener().open(request, timeout=_TIMEOUT_S) as answer:
         if other := _describe_other(answer, entry):
             raise TransferError(
-                f"{url} {other}; open it in a browser, and bring the file yourself", refused=True
+                f"{url} {other}; open it in a browser, and download the file yourself", refused=True
             )
         begins = re.match(r"bytes (\d{1,18})-", answer.headers.get("Content-Range", ""))
         start = int(begins[1]) if answer.status == 206 and begins else 0
@@ -447,11 +447,11 @@ def _check_redirection(url: str, target: str) -> None:
         # What cannot be looked up here is left to a proxy, or fails when it is opened.
         addresses = [ipaddress.ip_address(entry[4][0]) for entry in _look_up(host)]
     except ValueError as error:
-        raise TransferError(f"{refusal}, which is no address; bring the file yourself") from error
+        raise TransferError(f"{refusal}, which is no address; download the file yourself") from error
     if ALLOW_LOOPBACK and addresses and all(address.is_loopback for address in addresses):
         return
     if place.scheme != "https":
-        raise TransferError(f"{refusal}, which is not https; bring the file yourself")
+        raise TransferError(f"{refusal}, which is not https; download the file yourself")
     if host == "localhost" or not all(address.is_global for address in addresses):
         raise TransferError(
             f"{refusal}, which lies on this machine or in its own network and cannot be a public archive; bring the "

@@ -157,8 +157,8 @@ def check_values(X: np.ndarray, dims: Sequence[str], ch_names: Sequence[str] | N
     name = next((dim for dim in dims[1:] if dim != "time"), "feature")
     names = [str(ch_names[n]) if ch_names is not None and name == "channel" else str(n) for n in constant[:5]]
     return [
-        f"{len(constant)} of {low.min(axis=over).size} {name}s never vary and tell nothing, first {', '.join(names)}: "
-        "leave out what is broken or lies outside the brain."
+        f"{len(constant)} of {low.min(axis=over).size} {name}s never vary and hold no information, first "
+        f"{', '.join(names)}: leave out what is broken or lies outside the brain."
     ]
 
 

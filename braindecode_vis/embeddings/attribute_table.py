@@ -98,7 +98,7 @@ class AttributeTable:
     def _choose(self, ids: Sequence[str], concepts: Sequence[str] | None) -> list[str]:
         if self.key == "concept" and concepts is None:
             raise DataError(
-                "the attributes are of concepts, but the images have no concept; bring a table with the column id."
+                "the attributes are of concepts, but the images have no concept; use a table with the column id."
             )
         return [str(name) for name in (ids if self.key == "id" or concepts is None else concepts)]
 
@@ -161,7 +161,7 @@ def read_attributes(path: Path) -> AttributeTable:
         If the file or its key is missing, a row comes twice or is too long, or an attribute has no value at all.
     """
     what = f"the attributes {path}"
-    check_file(path, what="the table of attributes", hint="bring a CSV file with the column id or concept")
+    check_file(path, what="the table of attributes", hint="give a CSV file with the column id or concept")
     reader = csv.reader(io.StringIO(read_text(path, what="the table of attributes"), newline=""), strict=True)
     try:
         lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
@@ -191,7 +191,9 @@ def read_attributes(path: Path) -> AttributeTable:
                 "into quotes."
             )
         if not row[key]:
-            raise DataError(f"{what} lack the {keys[0]} in line {number}; fill it in or drop the line.")
+            raise DataError(
+                f"{what} are missing the {keys[0]} in line {number}; fill it in or drop the line."
+            )
     table = [row for _, row in lines[1:]]
     check_unique([row[key] for row in table], what=f"the column {keys[0]} of {what}")
     values, codes = {}, np.full((len(table), len(names)), UNKNOWN, dtype=np.int64)

@@ -204,7 +204,7 @@ class AutoencoderKLConfig(LatentConfig):
             if not math.isclose(sizes["scaling_factor"], SCALING[self.latents], abs_tol=1e-6):
                 raise DataError(
                     f"{path} scales its latents by {sizes['scaling_factor']}, those of {self.latents} by "
-                    f"{SCALING[self.latents]}; correct target.latents or bring {self.describe_weights()}."
+                    f"{SCALING[self.latents]}; correct target.latents or use {self.describe_weights()}."
                 )
         network = self._make(AutoencoderKL, sizes)
         if path is not None:
@@ -234,7 +234,9 @@ class TinyAutoencoderConfig(LatentConfig):
         if all(halves):
             return [files[-1] for files in halves]
         if any(path.glob("taesd*coder.*")):
-            raise DataError(f"{path} lacks a half of the tiny autoencoder; bring {self.describe_weights()}.")
+            raise DataError(
+                f"{path} is missing a half of the tiny autoencoder; use {self.describe_weights()}."
+            )
         return [path]
 
     def make_network(self) -> tuple[Any, float, float]:

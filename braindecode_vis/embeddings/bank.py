@@ -354,7 +354,7 @@ def read_rows(folder: Path, hashes: Sequence[str]) -> np.ndarray:
     missing = [h for h in wanted if h not in known]
     if missing:
         raise DataError(
-            f"the bank {folder} lacks {len(missing)} image(s), first {missing[0]}; embed them first."
+            f"the bank {folder} is missing {len(missing)} image(s), first {missing[0]}; embed them first."
         )
     row_bytes = segments[0].map()[:1].nbytes
     if row_bytes * len(wanted) <= IN_MEMORY_BYTES:

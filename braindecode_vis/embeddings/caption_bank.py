@@ -46,7 +46,7 @@ def read_caption_bank(path: Path) -> dict[str, list[str]]:
     DataError
         If the file, a column or a caption is missing, or its bytes are no such text.
     """
-    check_file(path, what="the caption bank", hint="bring a CSV file with the columns id and caption")
+    check_file(path, what="the caption bank", hint="give a CSV file with the columns id and caption")
     bank: dict[str, list[str]] = {}
     reader = csv.DictReader(io.StringIO(read_text(path, what="the caption bank"), newline=""), strict=True)
     try:
@@ -61,7 +61,9 @@ def read_caption_bank(path: Path) -> dict[str, list[str]]:
     for number, row in rows:
         name, caption = (row["id"] or "").strip(), (row["caption"] or "").strip()
         if not name or not caption:
-            raise DataError(f"{path} lacks an id or a caption in line {number}; fill it in or drop the line.")
+            raise DataError(
+                f"{path} is missing an id or a caption in line {number}; fill it in or drop the line."
+            )
         if None in row:
             raise DataError(
                 f"{path} has more fields than columns in line {number}; put captions with commas into quotes."
@@ -180,7 +182,7 @@ def load_captioner(weights: Path) -> tuple[Any, Any]:
     folder = weights.expanduser()
     if not (folder / "config.json").is_file():
         raise DataError(
-            f"{folder} holds no captioning network; bring the whole folder of microsoft/git-large-coco or another GIT "
+            f"{folder} holds no captioning network; use the whole folder of microsoft/git-large-coco or another GIT "
             "or BLIP."
         )
     kind = read_json(folder / "config.json").get("model_type")

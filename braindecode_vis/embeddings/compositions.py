@@ -109,7 +109,7 @@ def read_compositions(path: Path) -> list[CompositionTest]:
     """
     what = f"the tests of composition {path}"
     check_file(
-        path, what="the file of evaluation.composition", hint="bring a CSV file with id, caption, swapped"
+        path, what="the file of evaluation.composition", hint="give a CSV file with id, caption, swapped"
     )
     reader = csv.DictReader(io.StringIO(read_text(path, what=what), newline=""), strict=True)
     try:
@@ -135,8 +135,8 @@ def read_compositions(path: Path) -> list[CompositionTest]:
         )
         if not name or bool(caption) != bool(swapped) or not (caption or partner):
             raise DataError(
-                f"{path} lacks an id, one of caption and swapped, or both of them and a partner in line {line}; fill "
-                "it in or drop the line."
+                f"{path} is missing an id, one of caption and swapped, or both of them and a partner in line {line}; "
+                "fill it in or drop the line."
             )
         if (caption and caption == swapped) or name == partner:
             raise DataError(

@@ -177,7 +177,7 @@ def read_concept_table(config: ConceptTableConfig) -> ConceptTable:
         )
         values = np.asarray(values, dtype=np.float32)
     except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is no array of numbers ({error}); bring the published file.") from error
+        raise DataError(f"{path} is no array of numbers ({error}); use the published file.") from error
     if values.ndim != 2 or 0 in values.shape:
         raise DataError(f"{path} has the shape {values.shape}; a row for each concept is expected.")
     names = (
@@ -194,7 +194,7 @@ def read_concept_table(config: ConceptTableConfig) -> ConceptTable:
 
 
 def _read_names(path: Path, setting: str) -> list[str]:
-    check_file(path.expanduser(), what=f"the file of {setting}", hint="bring one name a line")
+    check_file(path.expanduser(), what=f"the file of {setting}", hint="write one name per line")
     lines = read_text(path.expanduser(), what=f"the file of {setting}").splitlines()
     return [line.strip() for line in lines if line.strip()]
 

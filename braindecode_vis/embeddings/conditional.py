@@ -249,7 +249,7 @@ def find_trained_values(table: AttributeTable, position: int, codes: np.ndarray)
         seen = f"has the value {table.values[name][kept[0]]!r} alone" if len(kept) else "has no value twice"
         raise DataError(
             f"the attribute {name!r} {seen} among {len(codes)} training images ({int((codes < 0).sum())} of them "
-            "unknown), so that it cannot be told; leave it out or fill in the table."
+            "unknown), so that it cannot be used; leave it out or fill in the table."
         )
     if len(kept) < len(found):
         rare = table.values[name][found[counts == 1][0]]

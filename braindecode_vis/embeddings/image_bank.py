@@ -216,7 +216,7 @@ def _continue(
     plan, now = BankPlan(folder, request, shards), {shard.name: shard.stamp for shard in source.list_shards()}
     if gone := [name for name, _, _ in shards if name not in now]:
         raise DataError(
-            f"the shard {gone[0]} is gone since {folder} was begun; bring it back, or begin another bank."
+            f"the shard {gone[0]} is gone since {folder} was begun; put it back, or begin another bank."
         )
     if new := sorted(set(now) - {name for name, _, _ in shards}):
         raise DataError(
@@ -233,7 +233,7 @@ def _continue(
 
 def _compare_images(plan: BankPlan, source: ImageSource, shards: Sequence[tuple[str, int]]) -> None:
     """Raise `DataError` unless the images of some shards that were embedded are still the same, byte for byte."""
-    otherwise = "bring back the file that it was, or begin another bank with --bank"
+    otherwise = "put back the file that it was, or begin another bank with --bank"
     digests = _read_digests(plan, [shard for shard, _ in shards])
     for (shard, n), known in zip(shards, digests, strict=True):
         found = len(source.name_images(shard))

@@ -132,7 +132,7 @@ def read_captions_or_attributes(
         If it is neither, or a caption is empty.
     """
     if attributes is None:
-        check_file(path, what="the file of descriptions", hint="bring a CSV file of captions or attributes")
+        check_file(path, what="the file of descriptions", hint="give a CSV file of captions or attributes")
         lines = csv.reader(io.StringIO(read_text(path, what="the file of descriptions"), newline=""))
         attributes = "caption" not in [name.strip() for name in next(lines, [])]
     if not attributes:

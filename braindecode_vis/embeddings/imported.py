@@ -312,7 +312,9 @@ def _read_atm(path: Path, stimuli: StimulusSet) -> dict[str, np.ndarray]:
     with open_arrays(path) as arrays:
         missing = [key for key in ("img_features", "text_features") if key not in arrays]
         if missing:
-            raise DataError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(list(arrays)[:4])}.")
+            raise DataError(
+                f"{path} is missing {', '.join(missing)}; it holds {', '.join(list(arrays)[:4])}."
+            )
         found = {key: np.asarray(arrays[key]) for key in ("img_features", "text_features")}
     n_concepts = len(_list_concepts(stimuli))
     # Another number of images is said elsewhere, with the shape.
@@ -390,7 +392,7 @@ def _find_stated_rows(config: ImportedConfig, stimuli: StimulusSet, n_rows: int,
         if (rows < 0).any():
             missing = stimuli.ids[rows < 0]
             raise DataError(
-                f"{config.ids} lacks {len(missing)} of {len(stimuli)} images, first {missing[0]!r}; "
+                f"{config.ids} is missing {len(missing)} of {len(stimuli)} images, first {missing[0]!r}; "
                 "compute their embeddings too, or choose a data set without them."
             )
         return rows

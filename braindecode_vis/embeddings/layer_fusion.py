@@ -57,7 +57,7 @@ class LayersConfig(ImageEncoderSettings):
         if self.weights is not None and (self.size is None or len(self.weights) != len(self.members)):
             raise ValueError(
                 f"{len(self.weights)} weights for {len(self.members)} members; give one for each member, and the size "
-                "that all of them are brought to"
+                "to which all of them are reduced"
             )
         return self
 
@@ -161,8 +161,8 @@ class LayersEncoder(FittedImageEncoder):
         sizes = [found.shape[1] for found in vectors]
         if len(set(sizes)) > 1:
             raise DataError(
-                f"the members of the target have {', '.join(map(str, sizes))} features; set target.size to bring them "
-                "to a common one."
+                f"the members of the target have {', '.join(map(str, sizes))} features; set target.size to reduce them "
+                "to a common size."
             )
         return np.stack([np.asarray(found, dtype=np.float32) for found in vectors], axis=1)
 

@@ -103,7 +103,7 @@ class PixelEncoder(ImageEncoder):
             if self.shape is not None and pixels.shape != self.shape:
                 raise DataError(
                     f"an image of size {pixels.shape} cannot enter the space {self.space!r}; "
-                    "bring it to that size, or run with target.size, which brings all images to one."
+                    "resize it, or run with target.size, which resizes all images."
                 )
             rows.append(pixels.ravel())
         return np.stack(rows) if rows else np.empty((0, int(np.prod(self.shape or (0,)))), np.float32)

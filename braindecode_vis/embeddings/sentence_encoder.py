@@ -139,7 +139,7 @@ class SentenceEncoder:
 
             if not (self.folder / "config.json").is_file():
                 raise DataError(
-                    f"{self.folder} holds no sentence encoder; bring the whole folder of all-MiniLM-L6-v2 "
+                    f"{self.folder} holds no sentence encoder; use the whole folder of all-MiniLM-L6-v2 "
                     "(config.json, model.safetensors, tokenizer files)."
                 )
             tokenizer, model = load_parts(self.folder, AutoTokenizer, AutoModel)

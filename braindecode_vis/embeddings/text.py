@@ -634,7 +634,7 @@ def make_tokenizer(config: OpenClipConfig, text: TextConfig) -> Any:
         source = str(
             find_snapshot(
                 name, patterns, allow_download=text.allow_download,
-                refusal=f"{config.architecture} reads text with the tokenizer {name} of the hub: bring its folder "
+                refusal=f"{config.architecture} reads text with the tokenizer {name} of the hub: use its folder "
                 "(tokenizer.json and tokenizer_config.json) as text.tokenizer",
             )
         )  # fmt: skip
@@ -648,7 +648,7 @@ def make_tokenizer(config: OpenClipConfig, text: TextConfig) -> Any:
         )
     except Exception as error:  # transformers has many ways to say that a file is missing
         raise DataError(
-            f"the tokenizer {source} cannot be loaded ({type(error).__name__}); bring tokenizer.json and "
+            f"the tokenizer {source} cannot be loaded ({type(error).__name__}); use tokenizer.json and "
             "tokenizer_config.json in one folder."
         ) from error
     check_tokenizer(tokenizer, source)
@@ -667,5 +667,5 @@ def check_tokenizer(tokenizer: Any, source: str) -> None:
     if n_different < len(_PROBES) or pieces < 8:
         raise DataError(
             f"the tokenizer {source} has no vocabulary: {len(_PROBES)} different sentences become {n_different} "
-            f"different rows of {pieces} tokens; bring the folder with tokenizer.json (or vocab.json and merges.txt)."
+            f"different rows of {pieces} tokens; use the folder with tokenizer.json (or vocab.json and merges.txt)."
         )

@@ -160,7 +160,7 @@ class TransformersConfig(VisionNetworkConfig):
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / name).is_file():
         raise ConfigError(
-            f"{folder} holds no {name}; bring the whole folder of the model, and name the folder, not a file in it."
+            f"{folder} holds no {name}; use the whole folder of the model, and name the folder, not a file in it."
         )
     return json.loads((folder / name).read_text())
 

@@ -65,7 +65,7 @@ def find_weights(
         raise ConfigError(f"{refusal}.")
     return find_published(
         download, place, allow_download=allow_download, check=check_intact, refusal=refusal, name="the weights",
-        otherwise=f"; bring {what} on another way and name its path with target.weights",
+        otherwise=f"; get {what} in another way and name its path with target.weights",
     )  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def find_files(path: Path) -> list[Path]:
             return [path / name for name in names]
         if len(missing) < len(names):
             raise DataError(
-                f"{path} lacks {missing[0]}, which its {index.name} lists; copy the whole folder."
+                f"{path} is missing {missing[0]}, which its {index.name} lists; copy the whole folder."
             )
     for suffix in _SUFFIXES:
         found = sorted(p for p in path.glob(f"*{suffix}") if not p.name.startswith("."))
@@ -254,7 +254,7 @@ def read_state(path: Path) -> dict[str, Any]:
         if not isinstance(content, Mapping):
             raise DataError(f"{file} holds a {type(content).__name__}, not a state dict.")
         if not all(isinstance(name, str) for name in content):
-            raise DataError(f"{file} holds tensors without names, not a state dict; bring the right file.")
+            raise DataError(f"{file} holds tensors without names, not a state dict; use the right file.")
         state.update(content)
     for key in ("state_dict", "model"):
         if isinstance(state.get(key), Mapping):
@@ -299,13 +299,13 @@ def read_tensors(path: Path) -> Any:
     if _is_program(path):
         raise DataError(
             f"{path} is a TorchScript archive, that is, a program, and is not opened; "
-            "bring the same weights as .safetensors or as a plain state dict."
+            "use the same weights as .safetensors or as a plain state dict."
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file fails anywhere in the unpickler
         raise DataError(
-            f"{path} does not hold plain tensors ({type(error).__name__}); bring a state dict or a .safetensors file."
+            f"{path} does not hold plain tensors ({type(error).__name__}); use a state dict or a .safetensors file."
         ) from error
 
 
@@ -352,17 +352,17 @@ def load_state(
     missing = [name for name in own if name not in state]
     left_over = [name for name in state if name not in own and not ignore(name)]
     if missing or left_over:
-        problem = f"lacks {missing[0]}" if missing else f"has {left_over[0]}, which the network has not"
+        problem = f"is missing {missing[0]}" if missing else f"has {left_over[0]}, which the network has not"
         raise DataError(
             f"{path} does not hold the weights of {what}: it {problem} "
-            f"({len(missing)} missing and {len(left_over)} left over of {len(own)}); bring the right file."
+            f"({len(missing)} missing and {len(left_over)} left over of {len(own)}); use the right file."
         )
     wrong = [name for name in own if own[name].shape != getattr(state[name], "shape", None)]
     if wrong:
         raise DataError(
             f"{path} does not hold the weights of {what}: {wrong[0]} has the shape "
             f"{tuple(getattr(state[wrong[0]], 'shape', ()))}, "
-            f"where the network has {tuple(own[wrong[0]].shape)}; bring the right file."
+            f"where the network has {tuple(own[wrong[0]].shape)}; use the right file."
         )
     with torch.no_grad():
         # Shapes and names were checked above, where the message can say what to bring.

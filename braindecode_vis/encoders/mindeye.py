@@ -52,7 +52,7 @@ class ResidualMlp(nn.Module):
         if len(set(signal.n_voxels)) > 1:
             raise DataError(
                 f"the subjects have {min(signal.n_voxels)} to {max(signal.n_voxels)} voxels of their own, which one "
-                "residual_mlp cannot tell apart; train one per subject, or set encoder.network.kind=shared_space."
+                "residual_mlp cannot distinguish; train one per subject, or set encoder.network.kind=shared_space."
             )
         n_inputs, n_backbone = math.prod(signal.shape), n_regression or n_outputs
         self.n_tokens = n_tokens

@@ -585,7 +585,7 @@ def _check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], file: P
     if missing or left_over:
         parts = []
         if missing:
-            parts.append(f"lacks {len(missing)} tensor(s) of the encoder ({', '.join(missing[:5])})")
+            parts.append(f"is missing {len(missing)} tensor(s) of the encoder ({', '.join(missing[:5])})")
         if left_over:
             parts.append(f"has {len(left_over)} that the encoder does not know ({', '.join(left_over[:5])})")
         raise DataError(

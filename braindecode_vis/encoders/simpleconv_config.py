@@ -165,8 +165,8 @@ class SimpleConvSettings(NetworkSettings):
             return nn.Conv1d(signal.size_of("channel"), self.n_virtual_channels, 1)
         if signal.ch_pos is None:
             raise DataError(
-                "the spatial attention of SimpleConv needs the position of every sensor, but these responses lack "
-                "them; set encoder.network.merger=linear, or give the data set a montage."
+                "the spatial attention of SimpleConv needs the position of every sensor, but these responses have "
+                "none; set encoder.network.merger=linear, or give the data set a montage."
             )
         places = signal.ch_pos if self.in_space else project_positions(signal.ch_pos)
         # 2 * 32 ** 2 or 2 * 10 ** 3 features of a position, as published

@@ -63,7 +63,7 @@ class _Banked(Settings):
         """Return the plain fields and the digest of the bank."""
         if not (bank := self.bank.expanduser()).is_file():
             raise ConfigError(
-                f"reconstruction.captions names the bank {bank}, which is no file; bring a CSV file with the columns "
+                f"reconstruction.captions names the bank {bank}, which is no file; give a CSV file with the columns "
                 "id and caption."
             )
         return {**super().hashed_fields(), "bank_sha256": hash_file(bank)}
@@ -165,12 +165,12 @@ class GitCaptionsConfig(Settings):
         if not config.is_file():
             raise ConfigError(
                 f"reconstruction.captions names the captioner {self.captioner}, which holds no config.json and thus no "
-                f"network; bring the whole folder of {GIT}."
+                f"network; use the whole folder of {GIT}."
             )
         if (found := read_json(config).get("model_type")) != "git":
             raise ConfigError(
                 f"reconstruction.captions of kind git names {self.captioner}, which holds a network of kind {found!r}; "
-                "bring the folder of a GIT."
+                "use the folder of a GIT."
             )
         return config.parent
 
@@ -309,7 +309,7 @@ class CocaCaptionsConfig(_Banked):
             return fields
         check_file(
             self.texts.expanduser(), what="the file of reconstruction.captions.texts",
-            hint="bring a CSV file with the columns id and caption",
+            hint="give a CSV file with the columns id and caption",
         )  # fmt: skip
         return {**fields, "texts_sha256": hash_file(self.texts.expanduser())}
 

@@ -86,7 +86,7 @@ def convert_unclip(
     vae = {name: value for name, value in state.items() if name.startswith(AUTOENCODER)}
     if not unet or not vae:
         raise DataError(
-            f"{source} has no tensors named {UNET if not unet else AUTOENCODER}...; bring the checkpoint of an SDXL "
+            f"{source} has no tensors named {UNET if not unet else AUTOENCODER}...; use the checkpoint of an SDXL "
             "unCLIP as MindEye2 publishes it (unclip6_epoch0_step110000.ckpt)."
         )
     settings = describe_unet(unet, source, head_size=head_size)
@@ -127,7 +127,7 @@ def convert_folder(source: Path, folder: Path) -> list[str]:
         raise DataError(f"{source} holds no torch files (.bin) to convert.")
     if parts := [path for path in pickles if re.search(r"-\d+-of-\d+$", path.stem)]:
         raise DataError(
-            f"{parts[0]} is one part of weights in several files, which are not joined here; bring one file."
+            f"{parts[0]} is one part of weights in several files, which are not joined here; use one file."
         )
     names = []
     with _fill_folder(folder) as scratch:
@@ -184,7 +184,7 @@ def read_checkpoint_tensors(source: Path) -> dict[str, Any]:
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     found = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
     if not found:
-        raise DataError(f"{source} holds no tensors by name; bring the right file.")
+        raise DataError(f"{source} holds no tensors by name; use the right file.")
     return found
 
 
@@ -218,7 +218,7 @@ def rename_unet(state: Mapping[str, Any], source: Path) -> dict[str, Any]:
     for name, value in state.items():
         new = _rename(name, place)
         if new is None:
-            raise DataError(f"{source} has {name}, which no SDXL unCLIP has; bring the right checkpoint.")
+            raise DataError(f"{source} has {name}, which no SDXL unCLIP has; use the right checkpoint.")
         renamed[new] = value
     return renamed
 
@@ -326,7 +326,7 @@ def _check_unet(renamed: Mapping[str, Any], settings: Mapping[str, Any], source:
         first = (wrong or left_over)[0]
         raise DataError(
             f"{source} does not hold the whole network: {first} is missing, left over or of another shape "
-            f"({len(wrong)} and {len(left_over)} of {len(own)}); bring the right checkpoint."
+            f"({len(wrong)} and {len(left_over)} of {len(own)}); use the right checkpoint."
         )
 
 
@@ -341,7 +341,7 @@ def _convert_autoencoder(state: Mapping[str, Any], source: Path) -> tuple[dict[s
         widths.append(int(state[name].shape[0]))
     blocks = [int(m[1]) for name in state if (m := re.match(r".*encoder\.down\.0\.block\.(\d+)\.", name))]
     if not widths or not blocks:
-        raise DataError(f"{source} has no autoencoder as sgm names it; bring the right checkpoint.")
+        raise DataError(f"{source} has no autoencoder as sgm names it; use the right checkpoint.")
     sizes = {
         "block_out_channels": widths, "down_block_types": ["DownEncoderBlock2D"] * len(widths),
         "up_block_types": ["UpDecoderBlock2D"] * len(widths), "layers_per_block": max(blocks) + 1,
@@ -354,7 +354,7 @@ def _convert_autoencoder(state: Mapping[str, Any], source: Path) -> tuple[dict[s
     own = network.state_dict()
     wrong = [name for name in own if name not in renamed or own[name].shape != renamed[name].shape]
     if wrong:
-        raise DataError(f"{source} lacks {wrong[0]} of its autoencoder; bring the right checkpoint.")
+        raise DataError(f"{source} is missing {wrong[0]} of its autoencoder; use the right checkpoint.")
     return {name: renamed[name] for name in own}, sizes
 
 

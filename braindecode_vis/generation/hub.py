@@ -358,7 +358,7 @@ class HubGenerator(ImageGenerator):
             if image.max() <= 0:
                 raise DataError(
                     f"the generator {self.kind!r} gave a black image of {trial}: a safety checker blacked it out, or "
-                    "its latents overflowed; bring a folder without a safety checker, or set generator.precision to "
+                    "its latents overflowed; use a folder without a safety checker, or set generator.precision to "
                     "float32."
                 )
 
@@ -460,7 +460,7 @@ class AdaptedDiffusion:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             wanted = "ip-adapter_sdxl_vit-h" if family == "sdxl" else "ip-adapter-plus_sd15"
             raise DataError(
-                f"{adapter} is no IP-Adapter for {folder} ({first}); bring {wanted}.safetensors."
+                f"{adapter} is no IP-Adapter for {folder} ({first}); use {wanted}.safetensors."
             ) from error
         finally:
             logging.set_verbosity(level)
@@ -784,7 +784,7 @@ def _refuse_other_libraries(folder: Path) -> None:
         if library not in ("diffusers", "transformers") and not hasattr(pipelines, library):
             raise DataError(
                 f"{folder / 'model_index.json'} asks for code of the module {library!r} ({name}), which is not run; "
-                "bring a folder whose parts are those of diffusers and transformers."
+                "use a folder whose parts are those of diffusers and transformers."
             )
 
 

@@ -194,7 +194,7 @@ class AdaptedConfig(HubConfig):
                 lambda cached: get_file(ADAPTER_REPOSITORY, self.adapter_file, cached=cached),
                 name_repository(ADAPTER_REPOSITORY), allow_download=self.allow_download,
                 refusal=f"the generator {kind} has no IP-Adapter: set generator.ip_adapter to {bring}",
-                name="the IP-Adapter", otherwise=f"; bring {bring} and name it with generator.ip_adapter",
+                name="the IP-Adapter", otherwise=f"; use {bring} and name it with generator.ip_adapter",
             )  # fmt: skip
         # A pickle (.bin) of the same name lies beside it in the published folder, and is never read.
         file = found / self.adapter_file if found.is_dir() else found
@@ -395,7 +395,7 @@ def find_folder(
         name_repository(repository), allow_download=allow_download, check=lambda found: check_pipeline(found, unused),
         refusal=refusal,
         name=f"the {what}",
-        otherwise=f"; bring a folder that holds {place} on another way and name it with generator.weights",
+        otherwise=f"; get a folder that holds {place} in another way and name it with generator.weights",
     )  # fmt: skip
 
 
@@ -415,7 +415,7 @@ def check_pipeline(folder: Path, unused: frozenset[str] = frozenset()) -> None:
                 needed += [part / file for file in set(json.loads(index.read_text())["weight_map"].values())]
             needed += [next(part.glob("*.safetensors"), part / "*.safetensors")]
         if missing := [path for path in needed if not path.exists()]:
-            raise DataError(f"{folder} lacks {missing[0].relative_to(folder)}; copy the whole folder.")
+            raise DataError(f"{folder} is missing {missing[0].relative_to(folder)}; copy the whole folder.")
 
 
 def digest_folder(folder: Path) -> str:

@@ -192,7 +192,7 @@ class TokenUnclip:
         for part in ("unet", "vae", "scheduler"):
             if not (folder / part).is_dir():
                 raise DataError(
-                    f"{folder} lacks the folder {part}; it must hold unet, vae and scheduler of diffusers."
+                    f"{folder} is missing the folder {part}; it must hold unet, vae and scheduler of diffusers."
                 )
         unet = load_pipeline(diffusers.UNet2DConditionModel.from_pretrained, folder / "unet", options)
         # SDXL's autoencoder overflows in half precision.

@@ -69,7 +69,7 @@ class VersatileDiffusion:
         for part in ("image_unet", "vae", "scheduler"):
             if not (folder / part).is_dir():
                 raise DataError(
-                    f"{folder} lacks the folder {part}; it must hold image_unet, text_unet, vae and scheduler of "
+                    f"{folder} is missing the folder {part}; it must hold image_unet, text_unet, vae and scheduler of "
                     "diffusers."
                 )
         image_unet = load_pipeline(
@@ -79,7 +79,7 @@ class VersatileDiffusion:
         if not image_unet.config.dual_cross_attention:
             if not (folder / "text_unet").is_dir():
                 raise DataError(
-                    f"{folder} lacks the folder text_unet, and image_unet has no attention to a text."
+                    f"{folder} is missing the folder text_unet, and image_unet has no attention to a text."
                 )
             text_unet = load_pipeline(text_class.from_pretrained, folder / "text_unet", options)
         vae = load_pipeline(diffusers.AutoencoderKL.from_pretrained, folder / "vae", options)

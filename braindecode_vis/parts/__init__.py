@@ -1,1 +1,1 @@
-"""Abilities around the data flow, each in one folder; the core knows none of them."""
+"""What a run can do without, each in one folder that may be deleted; the core imports none of them."""

@@ -1,4 +1,4 @@
-"""Open the test trials: retrieve the seen images, and reconstruct them with every control beside them.
+"""The stages retrieve and reconstruct: find the seen images of test trials, and make images, with every control.
 
 Owns the branches of `reconstruct` too: other targets and other encoders over the same trials. The latents of the
 low-level branch give colour and layout, the tokens of the text branch are a second condition of the generator. Their

@@ -1,4 +1,4 @@
-"""What a run says when all of it is there, kept so that the command, given again, says it without computing anything.
+"""Keeps the scores, hints and checks of a finished run, so that `run`, given again, prints them without computing.
 
 A run in which nothing changed needs its digests compared and no more: its scores, hints and checks are those of the
 last time. They are kept in the user's cache with what they were made of: the configuration, the inputs, this code, and

@@ -295,7 +295,8 @@ class TextSide:
         empty = np.flatnonzero((left <= 1e-6 * whole) & (whole > 0))
         if len(empty):
             raise DataError(
-                f"{len(empty)} of {len(asked)} descriptions tell their image from no other by what is known of those "
+                f"{len(empty)} of {len(asked)} descriptions do not distinguish their image from any other by what is "
+                "known of those "
                 f"of training images, first {asked[empty[0]].texts[0][:60]!r}; say what differs (in words set apart by "
                 "spaces), or read them by evaluation.descriptions.encoder minilm."
             )

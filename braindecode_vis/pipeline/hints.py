@@ -138,7 +138,7 @@ def _judge_repeats(run: Run) -> list[str]:
         return []
     return [
         f"{n_repetitions:g} repetitions of {n_trials:g} training images are averaged, which leaves {n_trials:g} trials "
-        "to learn from; single trials often teach more: --set repeats.train=single."
+        "to learn from; training on single trials is often better: --set repeats.train=single."
     ]
 
 
@@ -195,7 +195,7 @@ def _judge_owners(run: Run, rows: list[dict[str, Any]]) -> list[str]:
     if found.smallest_p > 0.05:
         hints.append(
             f"the {found.unit}s are too few for a small p: exchanging the labels of whole {found.unit}s gives none "
-            f"below {found.smallest_p:.2g}, however well they are told apart; four {found.unit}s of each of two "
+            f"below {found.smallest_p:.2g}, however well they are distinguished; four {found.unit}s of each of two "
             "classes allow 0.029."
         )
     trials = preprocess(run).responses.trials
@@ -304,7 +304,7 @@ def describe_objective_values(
             sentences.append(
                 f"the objective {name} rises from {terms[0]:.4g} to {terms[-1]:.4g}: "
                 + (
-                    "its queue brings more candidates until it is full; set encoder.teacher.queue well below the "
+                    "its queue adds more candidates until it is full; set encoder.teacher.queue well below the "
                     "number of training images."
                     if name in WITH_QUEUE
                     else "the others outweigh it, or work against it."

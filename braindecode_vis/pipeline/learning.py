@@ -3,6 +3,9 @@
 What is fitted here is fitted on training trials and training images. A tested subject whose other recordings the
 encoder was pretrained on is refused, or named in the protocol. Test trials are read by `decoding`, by `categories` and
 by the scores of `scoring`, after everything is fitted.
+
+`train` writes one artifact per fold, ``stages/train/fold00-FINGERPRINT``: the files of the fitted encoder, and the
+chosen features if there is a selection. While it works, checkpoints lie in ``work/train00-DIGEST``.
 """
 
 from __future__ import annotations

@@ -300,7 +300,7 @@ def check_axes(expected: Responses, found: Responses) -> None:
     if theirs is not None and ours is not None and list(map(str, theirs)) != list(map(str, ours)):
         missing = [str(name) for name in ours if name not in set(theirs)]
         what = (
-            f"lack {', '.join(missing[:5])}"
+            f"are missing {', '.join(missing[:5])}"
             if missing
             else "have others too"
             if len(theirs) > len(ours)

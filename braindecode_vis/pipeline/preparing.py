@@ -615,7 +615,7 @@ def _describe_corpus(folder: Path) -> dict[str, Any]:
     runs = corpus.runs
     runs = runs[~runs["held_out"].to_numpy(bool)]
     if not len(runs):
-        raise DataError(f"the corpus {folder} holds every person out, so that there is nobody to learn from.")
+        raise DataError(f"the corpus {folder} holds every person out, so that no training data are left.")
     return {
         "name": folder.name, "n_persons": int(runs["person"].nunique()), "hours": float(runs["hours"].sum()),
         "subjects": corpus.list_subjects(),

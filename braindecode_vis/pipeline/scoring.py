@@ -1,4 +1,7 @@
-"""Score what was retrieved and reconstructed, and say in words under which protocol."""
+"""The stage evaluate: score what was retrieved and reconstructed, and say in words under which protocol.
+
+`make_scoring_task` collects what is scored; values, intervals and p-values are made by `braindecode_vis.scoring`.
+"""
 
 from __future__ import annotations
 

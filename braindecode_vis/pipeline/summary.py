@@ -79,7 +79,11 @@ def describe_result(
     row = next((row for row in found if row["subject"] == "all"), found[0] if len(found) == 1 else None)
     start = f"From {'simulated ' if simulated else ''}{_describe_signal(prepared)}"
     if row is None:
-        return f"{start}, no image can be told from another: there is one candidate." if not found else ""
+        return (
+            f"{start}, no image can be distinguished from another: there is one candidate."
+            if not found
+            else ""
+        )
     n = len(items)
     if name == "accuracy":
         n_classes = items["label"].nunique()
@@ -128,7 +132,7 @@ def count_trials(prepared: Prepared) -> str:
     if isinstance(listed, list) or counts:
         lost = f"{sum(counts) + len(listed if isinstance(listed, list) else ()):,} dropped"
     else:
-        lost = "the data set does not tell how many were dropped"
+        lost = "the data set does not say how many were dropped"
     who = f"{n_subjects} {'subject' if n_subjects == 1 else 'subjects'}"
     return f"{who}; {n:,} trials kept ({n_test:,} tested), {lost}."
 

@@ -132,7 +132,7 @@ def hash_settings(run: Run) -> dict[str, Any]:
         if {**told, "images_digest": NOT_AT_HAND} == fields:
             return dict(told)
     run.config.synthetic.check_files()  # which says what is missing
-    raise DataError(f"{run.config.synthetic.images} is not at hand; bring it back.")
+    raise DataError(f"{run.config.synthetic.images} is not available; put it back.")
 
 
 def synthesise_fold(run: Run, number: int) -> SyntheticTrials:
@@ -415,8 +415,8 @@ def _open_source(run: Run, settings: SyntheticConfig) -> tuple[list[str], Any]:
         names = [name for name in stimuli.ids.tolist() if name not in shown]
         if not names or not stimuli.has_pixels:
             raise DataError(
-                "every image of the data set that is at hand was shown to somebody; set synthetic.images to a folder "
-                "of other images."
+                "every image of the data set that is available was shown to a subject; set synthetic.images to a "
+                "folder of other images."
             )
 
         def read_unseen(wanted: set[str]) -> Iterator[tuple[str, np.ndarray, bytes]]:

@@ -230,7 +230,7 @@ def make_info(sensors: Sensors, where: str, modality: str, sfreq: float = 1.0) -
 
     if modality == "meg":
         if sensors.info is None:
-            raise ConfigError(f"{where} tells nothing of its coils; set dataset.bad_channels to drop.")
+            raise ConfigError(f"{where} gives no positions of its coils; set dataset.bad_channels to drop.")
         return mne.pick_info(sensors.info, [sensors.info.ch_names.index(name) for name in sensors.ch_names])
     positions = find_scalp_positions(sensors.ch_names, where) if sensors.ch_pos is None else sensors.ch_pos
     info = mne.create_info(list(sensors.ch_names), sfreq, "eeg")

@@ -429,7 +429,7 @@ def find_decimation(sfreq: float, wanted: float) -> int:
     if decim < 1 or abs(sfreq / wanted - decim) > 1e-6 * decim:
         near = sorted({sfreq / d for d in (1, 2, 3, 4, 5, 8, 10)})
         raise ConfigError(
-            f"a recording of {sfreq:g} Hz cannot be brought to {wanted:g} Hz by taking every n-th sample; "
+            f"a recording of {sfreq:g} Hz cannot be resampled to {wanted:g} Hz by taking every n-th sample; "
             f"choose sfreq among {', '.join(f'{f:g}' for f in near)}, or resample the recording first."
         )
     return decim

@@ -146,7 +146,7 @@ def fit_trials(
     bad = determinant <= _RANK_TOLERANCE * own * rest
     if bad.any():
         raise DataError(
-            f"trial {int(np.flatnonzero(bad)[0])} of the run cannot be told from the sum of the others; "
+            f"trial {int(np.flatnonzero(bad)[0])} of the run cannot be distinguished from the sum of the others; "
             "check the onsets, or use fewer drifts and confounds."
         )
     others = projected.sum(axis=0) - projected
@@ -171,7 +171,7 @@ def _solve_all(gram: np.ndarray, projected: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(gram * scale[:, None] * scale)
     if values[0] < _RANK_TOLERANCE * values[-1]:
         raise DataError(
-            f"the {len(values)} trials of the run cannot be told apart in one model (smallest eigenvalue "
+            f"the {len(values)} trials of the run cannot be distinguished in one model (smallest eigenvalue "
             f"{values[0] / values[-1]:.1g} of the largest); use the model trials=lss."
         )
     inner = vectors.T @ (scale[:, None] * projected)

@@ -222,7 +222,7 @@ def find_labels(
         raise DataError(
             f"the atlas {atlas.where} lies in another space than the data: shape {atlas.labels.shape} and "
             f"{_describe_affine(atlas.affine)} against {geometry.mask.shape} and {_describe_affine(geometry.affine)}. "
-            f"Bring it into the space of the data; if only the grid differs, set {key}.resample=true."
+            f"Resample it into the space of the data; if only the grid differs, set {key}.resample=true."
         )
     index = np.stack(np.unravel_index(geometry.voxel_ids, geometry.mask.shape))
     # Voxel -> millimetres -> voxel of the atlas: nearest label, as labels cannot be interpolated. Shapes (3, n_voxels).

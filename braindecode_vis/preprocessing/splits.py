@@ -549,7 +549,7 @@ class LeaveOneSubjectOutConfig(SplitSettings):
         if not (column == "test").any():
             raise ConfigError(
                 "the data set declares no test trials, so that leave-one-subject-out cannot test images that "
-                "nobody was trained on; set split to {kind: leave_one_group_out, by: subject, images: true}."
+                "no subject was trained on; set split to {kind: leave_one_group_out, by: subject, images: true}."
             )
         folds = []
         for name in names:
@@ -602,7 +602,7 @@ def make_inner_folds(
     if n_groups < n_folds:
         lower = f"set {setting} to {n_groups}, or " if setting and n_groups > 1 else ""
         raise DataError(
-            f"inner cross-validation wants {n_folds} folds, but the training trials show only {n_groups} "
+            f"inner cross-validation needs {n_folds} folds, but the training trials show only {n_groups} "
             f"image{'s' if n_groups > 1 else ''}; {lower}give more pictures, or fewer outer folds."
         )
     # A permutation modulo the number of folds: sizes differ by one group at most.

@@ -95,7 +95,7 @@ class CaptionScoresConfig(Settings):
         bank = self.bank.expanduser()
         if not bank.is_file():
             raise ConfigError(
-                f"evaluation.captions.bank names {bank}, which is no file; bring a CSV file with the columns id and "
+                f"evaluation.captions.bank names {bank}, which is no file; give a CSV file with the columns id and "
                 "caption."
             )
         return {**super().hashed_fields(), **digests, "bank_sha256": hash_file(bank)}

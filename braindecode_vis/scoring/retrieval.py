@@ -2,7 +2,7 @@
 
 Owns cosine similarity, ranks with a stated tie rule and everything that follows from a rank (top-k, exact
 k-way accuracy, reciprocal and median rank). Works in blocks of bounded memory on CPU or GPU. Knows nothing of
-brains, images or intervals: one value per query comes out, and `braindecode_vis.metrics` puts statistics on it.
+brains, images or intervals: one value per query comes out, and `braindecode_vis.scoring.score_table` adds statistics.
 
 Similarity is compared in single precision, and every candidate that comes too close to the true item to be told
 apart there is compared again in double precision. Two candidates tie if their cosines differ by less than

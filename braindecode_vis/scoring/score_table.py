@@ -2,7 +2,8 @@
 
 Owns which metric is asked of which method, and the scores of retrieval, of decoded classes and of embeddings beside
 their targets. Everything comes as plain arrays: predictions with their galleries, and images row by row. Statistics are
-those of `braindecode_vis.metrics`; nothing is fitted here.
+those of `braindecode_vis.scoring.uncertainty`; nothing is fitted here. `score_retrieval` gives the rows of top-k, and
+`_permute_retrieval` their p-values.
 """
 
 from __future__ import annotations

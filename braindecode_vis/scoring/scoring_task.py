@@ -1,4 +1,8 @@
-"""What is to be scored, and the rows of one subject with the statistics that all their scores share."""
+"""What is to be scored, and the rows of one subject, or of all, with the statistics that all their scores share.
+
+`ScoredGroup.permute` is the permutation test of decoded images and classes, `ScoredGroup.score` makes a row. Retrieval
+has a test of its own in `score_table`.
+"""
 
 from __future__ import annotations
 
@@ -213,8 +217,8 @@ class ScoringTask:
         sentences = [] if self.suite is None else list(self.suite.not_computed)
         if len(np.unique(self.ids.astype(str))) == 1:
             sentences.append(
-                "identification and p-values not computed: there is one test image, and nothing to tell it from; its "
-                "rank is the first whatever was predicted."
+                "identification and p-values not computed: there is one test image, and nothing to distinguish it "
+                "from; its rank is the first whatever was predicted."
             )
         elif self.folding is not None and len(self.ids) == len(np.unique(self.fold_numbers)):
             sentences.append(

@@ -1,10 +1,11 @@
 """How sure we are of one subject: bootstrap and Wilson intervals, permutation tests, and many p-values at once.
 
 Everything starts from one value per item, or from a table of one value per (prediction, ground truth) pair, and is
-vectorised over resamples; several subjects stand in `crossed`. The unit that is resampled is the stimulus: rows of one
-stimulus move together. Permutations reassign which ground truth belongs to which prediction. P-values count the
-observed assignment as one of the permutations, p = (b + 1) / (m + 1), so they are valid for any number of permutations;
-`compute_p_value` is the only place that counts.
+vectorised over resamples. Intervals of several subjects are in `crossed`; the p-value of their common row in retrieval
+and images comes from the tests here. The unit that is resampled is the stimulus: rows of one stimulus move together.
+Permutations reassign which ground truth belongs to which prediction. P-values count the observed assignment as one of
+the permutations, p = (b + 1) / (m + 1), so they are valid for any number of permutations; `compute_p_value` is the only
+place that counts.
 
 scipy's resampling and permutation tests take one row per unit: they know neither stimuli with unequal numbers of rows
 nor subjects.

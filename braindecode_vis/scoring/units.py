@@ -1,4 +1,4 @@
-"""What intervals resample and nulls exchange: pictures, or what the trials of an experiment belong to together.
+"""The units that intervals resample and nulls exchange: images, trials, groups, runs, sessions or subjects.
 
 Trials of one block, session or subject share drifts and states, so that a bootstrap of single trials or pictures takes
 them for more evidence than they are. Drawing whole groups with replacement (the cluster bootstrap) does not.

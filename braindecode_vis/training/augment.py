@@ -350,7 +350,7 @@ def _require_sfreq(signal: Signal, kind: str) -> float:
     found = find_sfreq(signal)
     if found is None:
         raise ConfigError(
-            f"the augmentation {kind} needs the sampling rate, which the responses do not tell."
+            f"the augmentation {kind} needs the sampling rate, which the responses do not give."
         )
     return found
 

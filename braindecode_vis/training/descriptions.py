@@ -241,7 +241,7 @@ def _add_swaps(
         raise DataError(
             f"in none of the captions of {len(learnt)} training images in {config.captions} can two words change "
             f"places (first caption: {texts[learnt[0]][0]!r}); English captions with two colours or a relation can. "
-            "Bring such captions, set words of the objective composition to attributes, or leave it out."
+            "Give such captions, set words of the objective composition to attributes, or leave it out."
         )
     if n_swapped < len(learnt):
         told = (
@@ -346,7 +346,7 @@ def _add_attributes(
     recoded = np.full((len(ids), len(known)), -1, dtype=np.int64)
     for column, (name, values) in enumerate(known.items()):
         if name not in table.names:
-            raise DataError(f"{what} have no column {name}, which was learnt before; bring the same table.")
+            raise DataError(f"{what} have no column {name}, which was learnt before; use the same table.")
         number = {value: place for place, value in enumerate(values)}
         # the last entry stands for the code -1
         new = np.array([*(number.get(value, -1) for value in table.values[name]), -1])

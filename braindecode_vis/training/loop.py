@@ -310,8 +310,8 @@ class Trainer:
         if whole < 2 * self.per_image:
             raise ConfigError(
                 f"a batch of {self.batch_size} trials has no room for two images of {self.per_image} trials each, so "
-                "that none would be told from another; raise encoder.batch_size, lower encoder.trials_per_image, or "
-                "start fewer processes."
+                "that none would be distinguished from another; raise encoder.batch_size, lower "
+                "encoder.trials_per_image, or start fewer processes."
             )
         self.batch_size = whole
 

@@ -416,7 +416,7 @@ class NetworkEncoderConfig(EncoderSettings):
         projector, fused = self.projector, None if self.fusion is None else self.fusion.size
         if projector is not None and projector.sides == "brain" and fused != projector.size:
             raise ValueError(
-                f"projector.sides brain needs fusion.size to bring the images to {projector.size} features, and it is "
+                f"projector.sides brain needs fusion.size to reduce the images to {projector.size} features, and it is "
                 f"{fused}; set both alike, or projector.sides to both"
             )
         stage, has_shared = self.second_stage, projector is not None and projector.shared
@@ -550,6 +550,6 @@ def _hash_table(path: Path, setting: str) -> str:
     columns = {"captions": "id and caption", "attributes": "id or concept"}[setting]
     file = path.expanduser()
     check_file(
-        file, what=f"the file of encoder.{setting}", hint=f"bring a CSV file with the columns {columns}"
+        file, what=f"the file of encoder.{setting}", hint=f"give a CSV file with the columns {columns}"
     )
     return hash_once(file)

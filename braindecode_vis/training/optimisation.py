@@ -481,7 +481,9 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], *, what: str) -> 
             detail = f"{name} has the shape {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
         else:
             detail = (
-                f"it lacks {missing[0]}" if missing else f"it holds {surplus[0]}, which nothing here uses"
+                f"it is missing {missing[0]}"
+                if missing
+                else f"it holds {surplus[0]}, which nothing here uses"
             )
         raise DataError(
             f"{what} is of another architecture ({detail}); use the settings it was trained with."

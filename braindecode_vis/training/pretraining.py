@@ -300,8 +300,8 @@ class Pretraining:
                 )
             if n_persons < 2 and part == "train":
                 raise DataError(
-                    "run_contrast tells the windows of a person from those of others, but there is one person to learn "
-                    "from; leave it out of pretrain.objectives, or add persons."
+                    "run_contrast distinguishes the windows of a person from those of others, but there is one "
+                    "person to learn from; leave it out of pretrain.objectives, or add persons."
                 )
             found[part] = WindowPartners(rows, material.person, material.run)
         return found

@@ -181,7 +181,7 @@ class CorpusRows:
         if not self.told and (None in known or len(known) > 1):
             low, high = float(self.interval.min()), float(self.interval.max())
             raise ConfigError(
-                f"samples of these corpora lie {low:g} to {high:g} s apart; tell the encoder so with "
+                f"samples of these corpora lie {low:g} to {high:g} s apart; set "
                 "encoder.time_position=seconds, or build a corpus with time=resample."
             )
         self.signal = _describe_corpus(first, n_times)

@@ -274,7 +274,7 @@ def _probe_network(
 ) -> dict[str, Any]:
     why = None
     if encoder.network_embedding:
-        why = "the encoder is told the networks (encoder.network_embedding)"
+        why = "the encoder gets the networks (encoder.network_embedding)"
     elif len(set(networks)) < 2:
         why = "the networks of the parcels are unknown"
     if why is not None:

@@ -54,7 +54,7 @@ def test_responses_refuse_what_does_not_fit(dims, n_trials, coords, message):
 
 
 def test_trial_table_needs_its_columns():
-    with pytest.raises(DataError, match=r"lacks the column\(s\) repetition"):
+    with pytest.raises(DataError, match=r"is missing the column\(s\) repetition"):
         Responses(np.zeros((2, 3)), ("trial", "voxel"), make_trials(2).drop(columns="repetition"), "z")
 
 

@@ -24,7 +24,7 @@ from braindecode_vis.base.contracts import (
     ImageGenerator,
     Network,
     NetworkSettings,
-    Objective,
+    ObjectiveSettings,
     Prior,
 )
 from braindecode_vis.base.settings import Settings
@@ -311,7 +311,9 @@ def list_defaults(role):
     return [n for n in vars(role) if not n.startswith("_") and n not in (*role.__abstractmethods__, "learnt")]
 
 
-@pytest.mark.parametrize("role", [role for role in ROLES if role is not Objective], ids=lambda r: r.role_name)
+@pytest.mark.parametrize(
+    "role", [role for role in ROLES if role is not ObjectiveSettings], ids=lambda r: r.role_name
+)
 def test_a_component_without_a_base_class_has_every_default_of_its_role(role):
     """As one that inherits; only what comes with a fit may be missing."""
     methods = dict.fromkeys(roles.list_required(role), lambda self, *args, **kwargs: None)

@@ -198,7 +198,7 @@ def test_ids_that_count_from_one_are_seen(tmp_path, design):
     ("options", "message"),
     [
         ({"subject_id": 2}, r"rows of subject and session \(2, 1\)"),
-        ({"drop": ["73k_id"]}, r"lacks the column\(s\) 73k_id"),
+        ({"drop": ["73k_id"]}, r"is missing the column\(s\) 73k_id"),
         ({"drop": ["eeg"]}, "has no column eeg"),
     ],
 )
@@ -247,7 +247,7 @@ def test_wrong_codes_channels_and_files_are_named(tmp_path, design):
         config(tmp_path, None).open_epochs()
     with pytest.raises(DataError, match="design of NSD was not found"):
         config(tmp_path, tmp_path / "absent.mat").open_epochs()
-    with pytest.raises(DataError, match=r"lacks the channel\(s\) FT9"):
+    with pytest.raises(DataError, match=r"is missing the channel\(s\) FT9"):
         config(tmp_path, design, channels=("FT9",)).open_epochs()
     make_raw(tmp_path, np.r_[make_codes(), 65536])
     with pytest.raises(DataError, match=r"event\(s\) that mean no image, first code 65536"):
@@ -256,7 +256,7 @@ def test_wrong_codes_channels_and_files_are_named(tmp_path, design):
     with pytest.raises(DataError, match="does not match its images"):
         config(tmp_path, design).open_epochs()
     make_raw(tmp_path, make_codes(), names={"Oz": "A29"})
-    with pytest.raises(DataError, match=r"lacks the channel\(s\) Oz"):
+    with pytest.raises(DataError, match=r"is missing the channel\(s\) Oz"):
         config(tmp_path, design).open_epochs()
     make_epochs(tmp_path, make_codes())
     with pytest.raises(ConfigError, match="layouts epochs, raw"):

@@ -111,14 +111,14 @@ def test_electrodes_are_found_by_name_among_other_rows(tmp_path):
     raw = mne.io.read_raw_edf(path, verbose="error")
     expected = raw.get_data(picks=["Oz", "Afz"], start=400, stop=500)
     np.testing.assert_array_equal(picked.parts[0].read(400, 500), expected)
-    with pytest.raises(DataError, match=r"lacks the channel\(s\) FCz; it has .*another montage"):
+    with pytest.raises(DataError, match=r"is missing the channel\(s\) FCz; it has .*another montage"):
         config(tmp_path, blocks=(5,), channels=("FCz",)).open_epochs()
 
 
 def test_a_block_of_another_montage_is_named(tmp_path):
     make_block(tmp_path, [16540], block=1)
     make_block(tmp_path, [1], block=5, names=FLEX2)
-    with pytest.raises(DataError, match=r"session 01, block 05, file .* lacks the channel\(s\) AFz"):
+    with pytest.raises(DataError, match=r"session 01, block 05, file .* is missing the channel\(s\) AFz"):
         config(tmp_path).open_epochs()
     make_block(tmp_path, [16540], block=1, subject=2, names=RECORDED[:31])
     with pytest.raises(DataError, match=r"has 31 electrodes .* where 32 are published"):
@@ -184,7 +184,7 @@ def test_missing_and_damaged_blocks_are_named(tmp_path):
     with pytest.raises(DataError, match="no recording of Alljoined-1"):
         Alljoined16mConfig(root=tmp_path).open_epochs()
     path = make_block(tmp_path, [1, 2, 3])
-    with pytest.raises(DataError, match="subject 01, session 01 lacks its block 01"):
+    with pytest.raises(DataError, match="subject 01, session 01 is missing its block 01"):
         config(tmp_path, blocks=None).open_epochs()
     with pytest.raises(DataError, match=r"Alljoined-1\.6M subject 4 is not there"):
         config(tmp_path, subjects=(4,)).open_epochs()
@@ -286,7 +286,7 @@ def test_preprocessed_files_that_do_not_fit_are_named(tmp_path):
     make_flat(tmp_path)
     with pytest.raises(ConfigError, match="has 250 Hz and published epochs are not resampled"):
         Alljoined16mConfig(root=tmp_path, sfreq=125).open_epochs()
-    with pytest.raises(DataError, match=r"lacks the channel\(s\) FCz"):
+    with pytest.raises(DataError, match=r"is missing the channel\(s\) FCz"):
         Alljoined16mConfig(root=tmp_path, channels=("FCz",)).open_epochs()
     with pytest.raises(ConfigError, match="hold all sessions of a subject"):
         Alljoined16mConfig(root=tmp_path, sessions=(1,)).open_epochs()
@@ -296,10 +296,10 @@ def test_preprocessed_files_that_do_not_fit_are_named(tmp_path):
         Alljoined16mConfig(root=tmp_path).open_epochs()
     (tmp_path / "preprocessed_eeg/sub-02/experiment_metadata_categories.parquet").unlink()
     (folder / "experiment_metadata_categories.parquet").rename(folder / "stim_order.parquet")
-    with pytest.raises(DataError, match="lacks experiment_metadata_categories"):
+    with pytest.raises(DataError, match="is missing experiment_metadata_categories"):
         Alljoined16mConfig(root=tmp_path).open_epochs()
     (folder / "preprocessed_eeg_test_flat.npy").unlink()
-    with pytest.raises(DataError, match="subject 01 lacks its test file"):
+    with pytest.raises(DataError, match="subject 01 is missing its test file"):
         Alljoined16mConfig(root=tmp_path).open_epochs()
 
 

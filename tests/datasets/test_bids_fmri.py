@@ -226,7 +226,7 @@ def test_recipes_that_do_not_fit_are_named(tmp_path):
         prepare(tmp_path, stimulus_column="stim_fil")
     with pytest.raises(ConfigError, match=r"finds no concept in 'ant/ant_01.jpg'"):
         prepare(tmp_path, concept_pattern=r"^(\d+)")
-    with pytest.raises(DataError, match="lacks the column"):
+    with pytest.raises(DataError, match="is missing the column"):
         prepare(tmp_path, trial_types=["exp"])
     with pytest.raises(ValidationError, match="no regular expression"):
         make_config(tmp_path, concept_pattern="(")

@@ -140,7 +140,7 @@ def test_concepts_come_from_a_column_a_pattern_or_the_folder(base):
     assert concepts(concept_pattern=r"([^/]+)_\d+[a-z]\.jpg$") == ["ant", "bee", "coat_rack", "dog"]
     assert concepts(stimulus_column="stimulus_id") == IMAGES
     with pytest.raises(
-        DataError, match="the concept of 3 of 12 images cannot be told, first 'pictures/coat_rack"
+        DataError, match="the concept of 3 of 12 images is not known, first 'pictures/coat_rack"
     ):
         concepts(concept_pattern=r"/([a-z]+)_\d+")
     with pytest.raises(ConfigError, match="exclude each other"):
@@ -184,7 +184,7 @@ def test_a_wrong_recipe_is_named(base):
         BidsMeegConfig(mvnn="epochs", **one).open_epochs()
     with pytest.raises(ConfigError, match="of the types eeg, eog"):
         BidsMeegConfig(picks=("Oz", "EOG1"), **one).open_epochs()
-    with pytest.raises(DataError, match=r"lacks the channel\(s\) Cz"):
+    with pytest.raises(DataError, match=r"is missing the channel\(s\) Cz"):
         BidsMeegConfig(picks=("Cz",), **one).open_epochs()
     with pytest.raises(DataError, match="no channel for picks 'mag'"):
         BidsMeegConfig(picks="mag", **one).open_epochs()

@@ -58,7 +58,7 @@ def test_the_first_bad_trial_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stimTest": None}, "lacks the variable stimTest"),
+        ({"stimTest": None}, "is missing the variable stimTest"),
         ({"labelTrn": np.full((90, 1), 3, np.uint8)}, "labelTrn holds the code 3; 1 to 2 are known"),
         (
             {"labelTest": np.ones((9, 1), np.uint8)},

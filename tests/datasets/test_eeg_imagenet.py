@@ -154,7 +154,7 @@ def test_microvolts_are_not_called_volts(tmp_path):
     ("changes", "message"),
     [
         ({"image": "n99_1.JPEG"}, r"pairs the picture n99_1\.JPEG with the category .*shifted"),
-        ({"label": "n99", "image": "n99_1.JPEG"}, "category n99, which its list of labels lacks"),
+        ({"label": "n99", "image": "n99_1.JPEG"}, "category n99, which is not in its list of labels"),
         ({"granularity": "medium"}, "granularity 'medium'; coarse and fine are known"),
         (
             {"eeg_data": torch.zeros(64, 501)},

@@ -112,7 +112,7 @@ def test_source_checks_its_parts():
 def test_part_checks_its_trials():
     trials = make_trials(2)
     for bad, words in (
-        (trials.drop(columns="concept"), "lacks the column"),
+        (trials.drop(columns="concept"), "is missing the column"),
         (trials.assign(split="val"), "split 'val'"),
         (trials.assign(session=["01", "02"]), "2 subjects or sessions"),
     ):

@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_not_written(changes, sentence, tmp_path):
     ("content", "sentence"),
     [
         (None, "the old file was not found at .*five.mat; fetch it"),
-        ({"data1": np.zeros((4, 3))}, "lacks the variable region1"),
+        ({"data1": np.zeros((4, 3))}, "is missing the variable region1"),
         ({"data1": np.zeros((4, 3)), "region1": np.zeros(5)}, "has the length 5 along voxel of 1"),
         ({"data1": np.zeros((4, 3)), "region1": np.full(4, 7)}, "holds the code 7; 0 to 1 are known"),
         (b"MATLAB 5.0, cut", "cannot be read as a MATLAB file"),

@@ -113,7 +113,7 @@ def test_gzip_changes_nothing(tmp_path):
     ("options", "message"),
     [
         ({"rate": 250}, r"250\.0\d Hz where a Muse records at 256 Hz"),
-        ({"TP10": None}, r"lacks the column\(s\) TP10"),
+        ({"TP10": None}, r"is missing the column\(s\) TP10"),
         ({"AF8": np.full(20 * 256, np.nan)}, "non-finite values in AF8"),
         ({"Marker0": np.full(20 * 256, 3)}, "has the marker 3; 0 .none., 1 .house. and 2 .face. are known"),
         ({"Marker0": np.zeros(20 * 256, int)}, "no marker of a face or house"),

@@ -69,7 +69,7 @@ def test_bad_events_are_named(tmp_path):
     with pytest.raises(DataError, match="events of the type 3000 without a picture"):
         prepare(tmp_path, tasks=("coco",))
     write_run(tmp_path, "coco", "coco", coco.rename(columns={"condition": "stim_file"}))
-    with pytest.raises(DataError, match=r"lacks the column\(s\) condition"):
+    with pytest.raises(DataError, match=r"is missing the column\(s\) condition"):
         prepare(tmp_path, tasks=("coco",))
     imagenet.loc[1, "stim_file"] = None
     write_run(tmp_path, "imagenet01", "imagenet", imagenet)

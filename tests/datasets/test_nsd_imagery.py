@@ -143,7 +143,7 @@ def test_missing_pieces_are_named(root):
     path = next(root.glob("**/nsddata_stimuli/stimuli/nsdimagery_stimuli.pkl3"))
     with path.open("wb") as file:
         pickle.dump({"exps": []}, file)
-    with pytest.raises(DataError, match="lacks cues, image_map"):
+    with pytest.raises(DataError, match="is missing cues, image_map"):
         make(root).open_betas()
     next(root.glob("**/betas_nsdimagery.nii.gz")).unlink()
     with pytest.raises(DataError, match=r"betas_nsdimagery\.nii\.gz does not exist"):

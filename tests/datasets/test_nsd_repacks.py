@@ -79,7 +79,7 @@ def test_mindeye1_val_that_holds_the_test_tars(mindeye1):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"coco73k.npy": None}, r"lacks coco73k\.npy"),
+        ({"coco73k.npy": None}, r"is missing coco73k\.npy"),
         ({"num_uniques.npy": np.array([2])}, "says that it has 2 different responses"),
         ({"num_uniques.npy": None, "trial.npy": None}, r"neither num_uniques\.npy nor trial\.npy"),
         ({"nsdgeneral.npy": np.zeros((2, N_VOXELS), np.float32)}, "has 2 responses, but counts 3"),

@@ -449,7 +449,7 @@ def test_constant_features_are_named():
     X = make_signals(shape=(N_TRIALS, 3, 5))
     X[:, 1] = 7
     data = assemble_data(X, make_table(), make_named(), ch_names=["Fz", "Cz", "Pz"])
-    assert any("1 of 3 channels never vary and tell nothing, first Cz" in note for note in data.notes)
+    assert any("1 of 3 channels never vary and hold no information, first Cz" in note for note in data.notes)
 
 
 def test_repetitions_are_counted_within_subject():

@@ -225,7 +225,7 @@ def test_missing_things_are_named(root, tmp_path):
         ThingsEeg1Config(root=root, subjects=(7,)).open_epochs()
     with pytest.raises(DataError, match="no THINGS-EEG1 recording was found"):
         ThingsEeg1Config(root=root, layout="eeglab").open_epochs()
-    with pytest.raises(DataError, match=r"lacks the channel\(s\) Cz"):
+    with pytest.raises(DataError, match=r"is missing the channel\(s\) Cz"):
         ThingsEeg1Config(root=root, channels=("Oz", "Cz")).open_epochs()
     eeg = next((root / "sub-02/eeg").glob("*.eeg"))
     eeg.write_bytes(eeg.read_bytes()[:20_000])

@@ -431,7 +431,7 @@ def test_a_session_that_nobody_has_is_noticed_by_the_images(root):
 
 def test_a_missing_file_and_a_missing_subject_are_named(root):
     (root / "sub-01" / "ses-02" / "raw_eeg_test.npy").unlink()
-    with pytest.raises(DataError, match=r"subject 01, session 02 lacks its test file"):
+    with pytest.raises(DataError, match=r"subject 01, session 02 is missing its test file"):
         make_config(root).open_epochs()
     with pytest.raises(DataError, match="THINGS-EEG2 subject 7 is not there; found 1, 2"):
         make_config(root, subjects=(7,)).open_epochs()
@@ -439,7 +439,7 @@ def test_a_missing_file_and_a_missing_subject_are_named(root):
 
 def test_a_missing_channel_is_named(root):
     with pytest.raises(
-        DataError, match=r"subject 01, session 01, file .*training.npy lacks the channel\(s\) Pz"
+        DataError, match=r"subject 01, session 01, file .*training.npy is missing the channel\(s\) Pz"
     ):
         make_config(root, channels=("Oz", "Pz")).open_epochs()
     with pytest.raises(ConfigError, match="none of them twice"):

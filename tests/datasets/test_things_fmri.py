@@ -191,7 +191,7 @@ def test_bad_input_is_named(tree, tmp_path_factory):
         (table.iloc[:-3], "but StimulusMetadata.csv lists 7 trials"),
         (table.assign(concept=np.roll(table["concept"], 1)), "columns are shifted"),
         (table.assign(trial_type="catch"), "trials of the type 'catch'"),
-        (table.drop(columns="run"), "lacks the column"),
+        (table.drop(columns="run"), "is missing the column"),
     ):
         change.to_csv(path, index=False)
         with pytest.raises(DataError, match=message):

@@ -275,7 +275,7 @@ def test_missing_and_damaged_files_are_named(root, tmp_path):
         raw.open_epochs()
     events.write_text(kept)
     (folder / "sub-BIGMEG1_ses-02_task-main_run-01_meg.fif").unlink()
-    with pytest.raises(DataError, match=r"session 02 of THINGS-MEG lacks run 01"):
+    with pytest.raises(DataError, match=r"session 02 of THINGS-MEG is missing run 01"):
         raw.open_epochs()
     with pytest.raises(DataError, match="subject 3 is not there; found 1"):
         ThingsMegConfig(root=root, subjects=(3,)).open_epochs()

@@ -119,7 +119,7 @@ def test_what_is_missing_is_named(own_root):
         Vim1Config(root=own_root).open_betas()
     with h5py.File(path, "a") as file:
         del file["roiS1"]
-    with pytest.raises(DataError, match="lacks the variable roiS1"):
+    with pytest.raises(DataError, match="is missing the variable roiS1"):
         Vim1Config(root=own_root).open_betas()
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])

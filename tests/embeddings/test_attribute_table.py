@@ -57,7 +57,7 @@ def test_what_is_missing_is_said_in_one_sentence(tmp_path):
         ("id,colour,colour\na,red,red\n", "'colour' occurs more than once"),
         ("id,colour\na,red\na,blue\n", "'a' occurs more than once"),
         ("id,colour\na,red, dark\n", "3 fields in line 2"),
-        ("id,colour\n,red\n", "lack the id in line 2"),
+        ("id,colour\n,red\n", "are missing the id in line 2"),
         ("id,colour,place\na,red,\nb,blue,\n", "no value of 'place' in any row"),
         ('id,colour\na,"red\n', "no CSV file after line"),
     ],
@@ -68,7 +68,7 @@ def test_a_table_that_cannot_be_meant_is_refused(tmp_path, text, words):
 
 
 def test_a_missing_file_and_another_encoding_are_said(tmp_path):
-    with pytest.raises(DataError, match="bring a CSV file with the column id or concept"):
+    with pytest.raises(DataError, match="give a CSV file with the column id or concept"):
         read_attributes(tmp_path / "none.csv")
     path = tmp_path / "latin.csv"
     path.write_bytes("id,colour\na,weiß\n".encode("latin1"))

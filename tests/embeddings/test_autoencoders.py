@@ -46,7 +46,7 @@ def test_one_half_is_not_enough(shared, tmp_path):
         (shared / "weights/taesd_encoder.safetensors").read_bytes()
     )
     with pytest.raises(
-        DataError, match="lacks a half of the tiny autoencoder; bring a folder with taesd_encoder"
+        DataError, match="is missing a half of the tiny autoencoder; use a folder with taesd_encoder"
     ):
         _ = TinyAutoencoderConfig(weights=tmp_path).build().space
 

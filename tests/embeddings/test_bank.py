@@ -193,7 +193,7 @@ def test_damage_is_named(tmp_path):
     array.write_bytes(array.read_bytes()[:100])
     with pytest.raises(DataError, match=r"is damaged .* delete it and its \.json"):
         embed_stimuli(MeanEncoder(), make_stimuli(), cache=tmp_path)
-    with pytest.raises(DataError, match=r"lacks 1 image\(s\), first absent"):
+    with pytest.raises(DataError, match=r"is missing 1 image\(s\), first absent"):
         bank.read_rows(folder, ["absent"])
 
 

@@ -64,7 +64,7 @@ def test_a_bank_lists_the_captions_of_each_image(tmp_path):
     path.write_text('id,caption\nt2,"a dog, on the grass"\nt2,another\nt1,a cat\n')
     assert caption_bank.read_caption_bank(path) == {"t2": ["a dog, on the grass", "another"], "t1": ["a cat"]}
     path.write_text("id,text\n")
-    with pytest.raises(DataError, match="lacks the column"):
+    with pytest.raises(DataError, match="is missing the column"):
         caption_bank.read_caption_bank(path)
     path.write_text("id,caption\nt1,\n")
     with pytest.raises(DataError, match="line 2"):

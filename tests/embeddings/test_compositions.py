@@ -37,7 +37,7 @@ def test_texts_and_images_of_one_image(tmp_path):
         (["id,caption", "a,x"], "they need caption and swapped"),
         (["name,partner", "a,b"], "id"),
         (["id,partner"], "hold no row"),
-        (["id,caption,swapped", "a,x,"], "lacks an id, one of caption and swapped, .* in line 2"),
+        (["id,caption,swapped", "a,x,"], "is missing an id, one of caption and swapped, .* in line 2"),
         (["id,caption,swapped,partner", "a,,,"], "in line 2"),
         (["id,partner", "a,b", ",c"], "in line 3"),
         (["id,caption,swapped", "a,x,x"], "compares 'a' with itself in line 2"),

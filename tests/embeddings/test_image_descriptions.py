@@ -38,7 +38,7 @@ def test_files_of_captions_and_of_attributes_are_told_apart(tmp_path):
     assert set(read_captions_or_attributes(by_concept, {"a": "cat", "b": "stone"})) == {"a"}
     with pytest.raises(DataError, match=r"describes 1 of 2 tested images, and not 'z'"):
         pick_descriptions(known, ["a", "z"], path=captions, what="tested images")
-    with pytest.raises(DataError, match="lacks an id or a caption in line 3"):
+    with pytest.raises(DataError, match="is missing an id or a caption in line 3"):
         DescriptionsConfig(captions=write(tmp_path / "empty.csv", "id,caption\na,a cat\nb,\n")).check_files()
     with pytest.raises(ValueError, match="captions or attributes; name one"):
         DescriptionsConfig(captions=captions, attributes=by_id)

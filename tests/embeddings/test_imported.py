@@ -96,7 +96,7 @@ def test_training_and_test_files_are_joined_by_the_split_of_their_images(tmp_pat
         ConfigError, match=r"names the part 'training', but the column split .* has test, train"
     ):
         read({"training": files["train"]}, stimuli, "atm")
-    with pytest.raises(DataError, match=r"lacks.*split"):
+    with pytest.raises(DataError, match=r"is missing.*split"):
         read(files, train, "atm")
     save_atm(tmp_path / "test.pt", held / 30, text[:2])
     with pytest.raises(DataError, match=r"length one in test.pt and their own length in train.pt"):
@@ -106,7 +106,7 @@ def test_training_and_test_files_are_joined_by_the_split_of_their_images(tmp_pat
 def test_atm_files_that_do_not_fit(tmp_path):
     path = tmp_path / "ViT-H-14_features_test.pt"
     torch.save({"img_features": torch.ones(3, 2)}, path)
-    with pytest.raises(DataError, match="lacks text_features; it holds img_features"):
+    with pytest.raises(DataError, match="is missing text_features; it holds img_features"):
         read(path, make_list(), "atm")
     save_atm(path, make_features(), np.ones((5, WIDTH), np.float32))
     with pytest.raises(DataError, match="text features of 5 concepts, the image list has 6"):
@@ -197,7 +197,7 @@ def test_plain_rows_say_their_order(tmp_path):
     with pytest.raises(ConfigError, match=r"needs target.ids or target.row_column"):
         read(tmp_path / "x.npy", stimuli, "rows", network="x")
     (tmp_path / "ids.txt").write_text("\n".join(["other", *names[1:]]))
-    with pytest.raises(DataError, match=f"lacks 1 of 24 images, first '{names[0]}'"):
+    with pytest.raises(DataError, match=f"is missing 1 of 24 images, first '{names[0]}'"):
         read(tmp_path / "x.npy", stimuli, "rows", **settings)
     (tmp_path / "ids.txt").write_text("\n".join(names[:-1]))
     with pytest.raises(DataError, match=r"has 24 rows, but .* names 23 images"):

@@ -57,7 +57,7 @@ def test_texts_become_a_target_of_unit_vectors(folder, tmp_path):
     with pytest.raises(DataError, match="has no caption of 2 of 3 images, first b"):
         config.build().embed(make_stimuli(), [], None)
     write_bank(tmp_path / "captions.csv", [*rows, ("d", "")])
-    with pytest.raises(DataError, match="lacks an id or a caption in line 6"):
+    with pytest.raises(DataError, match="is missing an id or a caption in line 6"):
         config.check_files()
     with pytest.raises(ConfigError, match="cannot embed a picture"):
         encoder.encode([])
@@ -150,7 +150,7 @@ def test_members_are_as_loud_as_they_are_weighted(folder, tmp_path):
     assert "weights" not in LayersConfig(members=members, size=2).hashed_fields()
     with pytest.raises(ValueError, match="1 weights for 2 members"):
         LayersConfig(members=members, size=2, weights=(1,))
-    with pytest.raises(ValueError, match="and the size that all of them are brought to"):
+    with pytest.raises(ValueError, match="and the size to which all of them are reduced"):
         LayersConfig(members=members, weights=(1, 1))
 
 

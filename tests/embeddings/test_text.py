@@ -74,7 +74,7 @@ def test_wrong_prompts_are_named():
 
 def test_a_tokenizer_of_the_hub_is_asked_for_by_name():
     siglip = OpenClipConfig(architecture="ViT-B-16-SigLIP", weights="random")
-    with pytest.raises(ConfigError, match=r"tokenizer timm/ViT-B-16-SigLIP of the hub: bring its folder"):
+    with pytest.raises(ConfigError, match=r"tokenizer timm/ViT-B-16-SigLIP of the hub: use its folder"):
         make_tokenizer(siglip, TextConfig())
     foreign = OpenClipConfig(architecture="roberta-ViT-B-32", weights="random")
     with pytest.raises(ConfigError, match="roberta-base of the hub"):

@@ -209,7 +209,7 @@ def test_timm_checks_every_tensor(tmp_path):
     state = timm.create_model("test_resnet").state_dict()  # with its classifier, which is left
     state.pop("layer1.0.conv1.weight")
     save_file(state, tmp_path / "resnet.safetensors")
-    with pytest.raises(DataError, match=r"lacks layer1\.0\.conv1\.weight \(1 missing"):
+    with pytest.raises(DataError, match=r"is missing layer1\.0\.conv1\.weight \(1 missing"):
         TimmConfig(architecture="test_resnet", weights=tmp_path / "resnet.safetensors").make_tower()
     with pytest.raises(
         ValueError, match="timm knows no run 'x' of vit_base_patch14_dinov2; known are lvd142m"

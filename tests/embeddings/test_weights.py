@@ -42,7 +42,7 @@ def test_a_folder_of_shards_is_one_state_dict(tmp_path):
     whole = hash_weights(tmp_path)
     (tmp_path / "model-2.safetensors").unlink()
     with pytest.raises(
-        DataError, match=r"lacks model-2\.safetensors, which its model\.safetensors\.index\.json lists"
+        DataError, match=r"is missing model-2\.safetensors, which its model\.safetensors\.index\.json lists"
     ):
         read_state(tmp_path)
     assert len(whole) == 64
@@ -93,7 +93,7 @@ def test_a_partial_fit_is_refused(tmp_path):
     )
     assert float(module.weight.detach().sum()) == 6
     for change, message in [
-        ({"bias": None}, r"it lacks bias \(1 missing and 0 left over of 2\)"),
+        ({"bias": None}, r"it is missing bias \(1 missing and 0 left over of 2\)"),
         ({"extra": torch.ones(1)}, "it has extra, which the network has not"),
         ({"bias": torch.ones(3)}, r"bias has the shape \(3,\), where the network has \(2,\)"),
     ]:

@@ -306,7 +306,7 @@ def test_pooling_misused_is_told_in_words():
         LogisticConfig(pool=True, windows=((30, 40),)).build(seed=0).fit(responses, labels)
     plain, names = make_trials()
     decoder = LdaConfig(pool=True).build(seed=0).fit(plain, names)
-    with pytest.raises(DataError, match=r"lacks the column\(s\) onset"):
+    with pytest.raises(DataError, match=r"is missing the column\(s\) onset"):
         decoder.decision(plain)
 
 

@@ -181,7 +181,9 @@ def test_foreign_weights_are_renamed_and_reported(tmp_path, suffix):
     assert report.loaded["net.norm.weight"] == "norm.weight"
     assert report.ignored == ("decoder.weight",)
     assert "renamed" in str(report)
-    with pytest.raises(DataError, match=r"lacks .* norm.bias.* and has .* net.norm.bias|lacks .* and has"):
+    with pytest.raises(
+        DataError, match=r"is missing .* norm.bias.* and has .* net.norm.bias|is missing .* and has"
+    ):
         tune(pretrained=file).build(SIGNAL, 7)
     with pytest.raises(DataError, match=r"decoder\.weight"):
         read_encoder(network, file, key_map={"net.": ""})

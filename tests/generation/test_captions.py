@@ -210,7 +210,7 @@ def test_what_cannot_be_decoded_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match=r"holds no config\.json"):
         GitCaptionsConfig(captioner=tmp_path).hashed_fields()
     (tmp_path / "config.json").write_text('{"model_type": "blip"}')
-    with pytest.raises(ConfigError, match="kind 'blip'; bring the folder of a GIT"):
+    with pytest.raises(ConfigError, match="kind 'blip'; use the folder of a GIT"):
         GitCaptionsConfig(captioner=tmp_path).check_files()
     with pytest.raises(ConfigError, match="which is no file"):
         configure(tmp_path / "none").hashed_fields()

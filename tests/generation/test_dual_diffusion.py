@@ -167,7 +167,7 @@ def test_texts_that_do_not_fit_are_refused(kind, written):
 
 
 def test_versatile_diffusion_says_what_is_gone_or_missing(written, monkeypatch, tmp_path):
-    with pytest.raises(DataError, match="lacks the folder image_unet"):
+    with pytest.raises(DataError, match="is missing the folder image_unet"):
         VersatileDiffusionConfig(weights=tmp_path, device="cpu").load()
 
     def gone(name):

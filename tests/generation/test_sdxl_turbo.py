@@ -168,7 +168,7 @@ def test_a_pipeline_of_which_a_shard_is_missing_is_not_taken_from_the_cache(fold
     weights.with_name("diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(listed))
     # An index of pickles, which are never fetched, asks for nothing.
     weights.with_name("diffusion_pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "a.bin"}}')
-    with pytest.raises(DataError, match=f"lacks unet/{shards[1]}"):
+    with pytest.raises(DataError, match=f"is missing unet/{shards[1]}"):
         check_pipeline(folder)
     with pytest.raises(ConfigError, match=r"no weights: set generator.weights .*--allow-download"):
         SdxlTurboConfig().find_folder()
@@ -187,7 +187,7 @@ def test_what_is_not_fetched_is_not_missed(tmp_path, monkeypatch):
     (tmp_path / "model_index.json").write_text(json.dumps(parts))
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *names, **options: str(tmp_path))
     assert SdAdapterConfig().find_folder() == tmp_path
-    with pytest.raises(DataError, match="lacks safety_checker"):
+    with pytest.raises(DataError, match="is missing safety_checker"):
         check_pipeline(tmp_path)
 
 

@@ -84,7 +84,7 @@ def test_the_shift_of_the_noise_and_the_size_that_is_named_reach_the_image(name,
 
 
 def test_the_layout_of_a_token_unclip_is_checked(written, tmp_path):
-    with pytest.raises(DataError, match="lacks the folder unet"):
+    with pytest.raises(DataError, match="is missing the folder unet"):
         TokenUnclipConfig(weights=tmp_path, device="cpu").load()
     models.write_token_unclip(tmp_path, room=10)  # as SDXL itself, whose text is pooled
     with pytest.raises(DataError, match="room for 10 numbers instead of 4"):

@@ -131,9 +131,9 @@ def test_constant_and_repeated_nuisance_do_no_harm():
 def test_trials_that_cannot_be_told_apart_are_named(series, trials):
     basis = make_nuisance_basis(np.ones((N, 1)))
     twice = make_regressors(trials.iloc[[0, 0, 1]], TIMES)
-    with pytest.raises(DataError, match="cannot be told apart in one model"):
+    with pytest.raises(DataError, match="cannot be distinguished in one model"):
         fit_trials(series, twice, basis, method="lsa")
-    with pytest.raises(DataError, match="trial 0 of the run cannot be told from the sum"):
+    with pytest.raises(DataError, match="trial 0 of the run cannot be distinguished from the sum"):
         fit_trials(series, make_regressors(trials.iloc[[0, 0]], TIMES), basis)
     late = pd.DataFrame({"onset": [10.0, 60.0, N * T_R - 0.1], "duration": 0.5})
     with pytest.raises(DataError, match="trial 2 of the run leaves no trace"):

@@ -19,7 +19,7 @@ from tests.report.material import make_noise_gallery, make_rich_gallery
         ({"rows": {"seen": np.zeros((30, 8, 8, 3), np.uint8)}}, "given as `seen`"),
         ({"ids": ["same"] * 30}, "must be unique"),
         ({"n_each": 0}, "at least 1"),
-        ({"filter_by": ["subject"]}, "lacks the column"),
+        ({"filter_by": ["subject"]}, "is missing the column"),
         ({"captions": {"reconstructed": ["a"]}}, "captions of reconstructed has 1 entries"),
         ({"captions": {"oracle": ["a"] * 30}}, "rows of the gallery"),
         ({"metrics": {"mse": [1.0]}}, r"mse of 'reconstructed' must have the shape \(30,\)"),

@@ -280,7 +280,7 @@ def test_writing_is_atomic(tmp_path, monkeypatch):
 
 
 def test_unusable_content_is_refused():
-    with pytest.raises(DataError, match="lacks the column"):
+    with pytest.raises(DataError, match="is missing the column"):
         make_content(scores=[{"method": "decoded", "metric": "top1"}])
     with pytest.raises(DataError, match="headline names 'top7'"):
         make_content(headline=["top7"])

@@ -142,7 +142,9 @@ def test_a_run_is_scored_by_descriptions(tmp_path):
     alike = [f"alike {'ab'[n % 2]}{'abcdefghijklmnop'[n % 16] * (n + 1)}" for n in range(len(bank))]
     bank.assign(caption=alike).to_csv(tmp_path / "captions.csv", index=False)
     run = open_run(read_config("synthetic_digits", [*small, asked]), tmp_path / "run")
-    with pytest.raises(DataError, match=r"10 of 10 descriptions tell their image from no other"):
+    with pytest.raises(
+        DataError, match=r"10 of 10 descriptions do not distinguish their image from any other"
+    ):
         pipeline.evaluate(run)
     bank.assign(caption="a digit").to_csv(tmp_path / "captions.csv", index=False)
     run = open_run(read_config("synthetic_digits", [*small, asked]), tmp_path / "run")

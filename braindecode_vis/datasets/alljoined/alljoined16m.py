@@ -182,7 +182,7 @@ class Alljoined16mConfig(MeegSettings):
         for key in ((s, e, b) for s in subjects for e in sessions for b in blocks):
             if key not in by_key:
                 raise DataError(
-                    f"subject {key[0]:02d}, session {key[1]:02d} lacks its block {key[2]:02d} below {root}; fetch "
+                    f"subject {key[0]:02d}, session {key[1]:02d} is missing its block {key[2]:02d} below {root}; fetch "
                     "it, or list what to use with --set dataset.sessions=[...] and dataset.blocks=[...]."
                 )
             chosen.append(by_key[key])
@@ -200,7 +200,7 @@ class Alljoined16mConfig(MeegSettings):
             missing = {"train", "test"} - {split for number, split, _ in found if number == subject}
             if missing:
                 raise DataError(
-                    f"subject {subject:02d} lacks its {missing.pop()} file below {root}; fetch it."
+                    f"subject {subject:02d} is missing its {missing.pop()} file below {root}; fetch it."
                 )
         return [item for subject in subjects for item in found if item[0] == subject]
 

@@ -257,7 +257,7 @@ def open_block(
     missing = [name for name in names if name not in electrodes]
     if missing:
         raise DataError(
-            f"{block.where} lacks the channel(s) {', '.join(missing)}; it has {', '.join(electrodes)}: another "
+            f"{block.where} is missing the channel(s) {', '.join(missing)}; it has {', '.join(electrodes)}: another "
             "montage, or choose those that all have with --set dataset.channels=[...]."
         )
     with refuse_damage(f"{block.where} cannot be read"):
@@ -377,7 +377,7 @@ def read_trial_table(folder: Path, subject: int) -> pd.DataFrame:
     path = next((folder / name for name in TABLES if is_there(folder / name)), None)
     if path is None:
         raise DataError(
-            f"subject {subject:02d}: {folder} lacks {TABLES[0]}, which says which picture an epoch belongs to and "
+            f"subject {subject:02d}: {folder} is missing {TABLES[0]}, which says which picture an epoch belongs to and "
             "which were dropped; fetch it from the hub beside the epochs."
         )
     with refuse_damage(f"{path} cannot be read"):
@@ -471,7 +471,7 @@ def label_flat(
     missing = [name for name in names if name not in flat.ch_names]
     if missing:
         raise DataError(
-            f"{flat.where} lacks the channel(s) {', '.join(missing)}; it has {', '.join(flat.ch_names)}."
+            f"{flat.where} is missing the channel(s) {', '.join(missing)}; it has {', '.join(flat.ch_names)}."
         )
     held = 1 / float(np.median(np.diff(flat.times)))
     if sfreq is not None and not np.isclose(held, sfreq, rtol=1e-3):

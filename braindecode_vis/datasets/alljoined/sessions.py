@@ -484,4 +484,4 @@ def _find_bytes(dataset: Any, path: Path) -> int:
                 return int(place + 16)
             # Objects of the heap are padded to eight bytes behind a head of sixteen.
             place += 16 + -(-n_bytes // 8) * 8
-    raise DataError(f"{path} is damaged: it lacks the bytes of {dataset.name}; fetch it again.")
+    raise DataError(f"{path} is damaged: it is missing the bytes of {dataset.name}; fetch it again.")

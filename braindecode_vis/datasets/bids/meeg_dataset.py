@@ -216,7 +216,7 @@ def _find_concepts(recipe: BidsRecipe, table: pd.DataFrame, file: pd.Series, pat
     missing = concepts.isna().to_numpy()
     if missing.any():
         raise DataError(
-            f"{path}: the concept of {int(missing.sum())} of {len(file)} images cannot be told, first "
+            f"{path}: the concept of {int(missing.sum())} of {len(file)} images is not known, first "
             f"{file[missing].iloc[0]!r}; correct dataset.concept_column or dataset.concept_pattern."
         )
     return concepts

@@ -127,7 +127,7 @@ def read_bdata(path: Path) -> BData:
         group = file[_find(file, tuple(GROUPS.values()), path)]
         missing = [name for name in ("key", "value") if name not in group]
         if missing:
-            raise DataError(f"the metadata of {path} lack {', '.join(missing)}; fetch the file again.")
+            raise DataError(f"the metadata of {path} are missing {', '.join(missing)}; fetch the file again.")
         keys = [_decode(key) for key in np.ravel(group["key"][()])]
         values = np.asarray(group["value"][()], dtype=np.float64)
         shape, dtype = file[matrix].shape, file[matrix].dtype

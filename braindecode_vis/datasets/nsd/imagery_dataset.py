@@ -206,7 +206,7 @@ def read_trials(path: Path, subject: int, n_betas: int, betas: Path) -> pd.DataF
     content: dict[str, Any] = read_pickled_dict(path)
     missing = [key for key in ("exps", "cues", "image_map") if key not in content]
     if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}; it is not {STIMULI_FILE}.")
+        raise DataError(f"{path} is missing {', '.join(missing)}; it is not {STIMULI_FILE}.")
     exps = [str(e) for e in np.asarray(content["exps"]).ravel().tolist()]
     cues = [str(c) for c in np.asarray(content["cues"]).ravel().tolist()]
     names = {str(cue): value for cue, value in dict(content["image_map"]).items()}

@@ -241,7 +241,7 @@ def _read_sample(path: Path, name: str, members: dict[str, Member]) -> _Sample:
     missing = [end for end in (RESPONSES, IMAGE) if end not in members]
     if missing:
         raise DataError(
-            f"sample {name.strip('/')} of {path} lacks {', '.join(missing)}; it is not of MindEye1."
+            f"sample {name.strip('/')} of {path} is missing {', '.join(missing)}; it is not of MindEye1."
         )
     number = int(members[IMAGE].read_array().ravel()[0])
     trials = members[TRIALS].read_array().ravel() if TRIALS in members else None
@@ -374,7 +374,9 @@ def _read_behaviour(path: Path) -> pd.DataFrame:
     rows = []
     for name, members in iterate_samples(path):
         if BEHAVIOUR not in members:
-            raise DataError(f"sample {name.strip('/')} of {path} lacks behav.npy; it is not of MindEye2.")
+            raise DataError(
+                f"sample {name.strip('/')} of {path} is missing behav.npy; it is not of MindEye2."
+            )
         values = np.atleast_2d(members[BEHAVIOUR].read_array())
         if values.ndim != 2 or values.shape[1] < 6:
             raise DataError(f"behav.npy of {path} has the shape {values.shape}; 17 columns are expected.")

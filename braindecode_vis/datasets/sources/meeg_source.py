@@ -486,7 +486,7 @@ def find_channels(available: Sequence[str], wanted: Sequence[str], where: str) -
     if missing:
         rest = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
         raise DataError(
-            f"{where} lacks the channel(s) {', '.join(missing[:8])}{rest}; it has {', '.join(available)}: "
+            f"{where} is missing the channel(s) {', '.join(missing[:8])}{rest}; it has {', '.join(available)}: "
             "another montage, or choose others with --set dataset.channels."
         )
     return np.array([list(available).index(name) for name in wanted])

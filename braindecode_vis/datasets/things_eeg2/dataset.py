@@ -218,8 +218,8 @@ def _choose(held: list[HeldFile], config: ThingsEeg2Config, root: Path) -> list[
                 folder = next(i.path.parent for i in chosen if (i.subject, i.session) == (subject, session))
                 place = f"subject {subject:02d}" + (f", session {session:02d}" if session else "")
                 raise DataError(
-                    f"{place} lacks its {'training' if split == 'train' else 'test'} file in {folder}; copy or fetch "
-                    "it again."
+                    f"{place} is missing its {'training' if split == 'train' else 'test'} file in {folder}; copy or "
+                    "fetch it again."
                 )
     return sorted(
         chosen, key=lambda i: (wanted.index(i.subject), i.session or 0, SPLITS.index(i.split or "train"))

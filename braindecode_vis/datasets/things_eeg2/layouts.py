@@ -275,7 +275,7 @@ def _list_metadata(content: dict, split: str, path: Path | None) -> list[tuple[s
     keys = (f"{split}_img_concepts", f"{split}_img_files")
     missing = [key for key in keys if key not in content]
     if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}; it is not the {METADATA} of THINGS-EEG2.")
+        raise DataError(f"{path} is missing {', '.join(missing)}; it is not the {METADATA} of THINGS-EEG2.")
     concepts, files = (list(map(str, content[key])) for key in keys)
     if len(concepts) != len(files):
         raise DataError(f"{path} lists {len(concepts)} concepts for {len(files)} files in its {split} part.")

@@ -285,7 +285,7 @@ def open_raw(path: Path, content: dict[str, Any] | None = None) -> RawFile:
     content = read_pickled_dict(path) if content is None else content
     missing = [key for key in _KEYS if key not in content]
     if missing:
-        raise DataError(f"{path} is no raw THINGS-EEG2 session: it lacks {', '.join(missing)}.")
+        raise DataError(f"{path} is no raw THINGS-EEG2 session: it is missing {', '.join(missing)}.")
     data, names = content["raw_eeg_data"], tuple(map(str, content["ch_names"]))
     # A whole session has gigabytes, so that an array small enough to be held was cut.
     if not isinstance(data, FileArray):

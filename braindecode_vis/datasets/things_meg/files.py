@@ -448,7 +448,7 @@ def find_runs(root: Path, subjects: Sequence[int] | None, sessions: Sequence[int
             missing = sorted(set(range(1, last + 1)) - set(numbers))
             if missing:
                 raise DataError(
-                    f"subject {subject:02d}, session {session:02d} of THINGS-MEG lacks run {missing[0]:02d} "
+                    f"subject {subject:02d}, session {session:02d} of THINGS-MEG is missing run {missing[0]:02d} "
                     f"below {root} (found {len(here)} of {last}); fetch it, or list others in dataset.sessions."
                 )
             runs.extend(here)

@@ -494,17 +494,17 @@ def _report(
     if windows and len(told) > 1:
         found += f" In the order of their rise: {', '.join(told)}."
     if rest := [name for name in names if name not in told]:
-        found += f" Not told from chance: {', '.join(rest)}."
+        found += f" Not different from chance: {', '.join(rest)}."
     if left_out:
         found += f" Left out: {', '.join(left_out)}."
     how = {
-        "time": f"A ridge told the values of {len(names)} attributes in {len(windows)} windows of "
+        "time": f"A ridge predicted the values of {len(names)} attributes in {len(windows)} windows of "
         f"{config.width * 1000:.0f} ms; clusters over time, p-values by Holm over attributes.",
-        "whole": f"A ridge told the values of {len(names)} attributes from whole trials; p-values by Holm.",
+        "whole": f"A ridge predicted the values of {len(names)} attributes from whole trials; p-values by Holm.",
     }.get(
         over,
-        f"A ridge told the values of {len(names)} attributes from each region and from the whole trial; p-values by "
-        "Holm over all of them.",
+        f"A ridge predicted the values of {len(names)} attributes from each region and from the whole trial; "
+        "p-values by Holm over all of them.",
     )
     caption = (
         "Area under the ROC curve of each attribute, the mean over its values, each against the rest (chance 0.5). "

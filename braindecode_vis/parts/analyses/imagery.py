@@ -175,7 +175,7 @@ class ImageryConfig(Analysis):
         check_retrieval(study, self.kind)
         if "task" not in study.responses.trials:
             raise DataError(
-                "the trial table has no column task, so seen and imagined trials cannot be told apart; use "
+                "the trial table has no column task, so seen and imagined trials cannot be distinguished; use "
                 "nsd_imagery, god or deeprecon, or add the column."
             )
         # Few stimuli give coarse nulls, so the number of shuffles is not what limits the p-value.

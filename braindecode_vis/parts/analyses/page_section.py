@@ -50,8 +50,8 @@ def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> tuple[list[Path], 
             continue
         if damage := store.find_damage(path.parent):
             damaged.append(
-                f"the analysis {path.parent.name} is damaged ({damage}) and stands in no report; run braindecode-vis "
-                f"analyze {folder} again, or remove {path.parent}."
+                f"the analysis {path.parent.name} is damaged ({damage}) and is left out of the report; run "
+                f"braindecode-vis analyze {folder} again, or remove {path.parent}."
             )
             continue
         record = store.read_json(path)

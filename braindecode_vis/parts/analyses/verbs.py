@@ -131,8 +131,8 @@ def encode(
         str | None,
         typer.Option(
             "--synthesise",
-            help="Write the expected response to each of these images, which nobody was shown: a folder, tars, tables, "
-            "phantom:N, a bank of embeddings, or unseen for those of the data set.",
+            help="Write the expected response to each of these images, which were not shown to a subject: a folder, "
+            "tars, tables, phantom:N, a bank of embeddings, or unseen for those of the data set.",
         ),
     ] = None,
     to: Annotated[

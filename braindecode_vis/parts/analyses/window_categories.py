@@ -95,8 +95,8 @@ class TimeResolvedCategoriesConfig(Analysis):
         ]  # fmt: skip
         n_classes = len({str(c) for c in responses.trials["concept"]})
         how = (
-            f"LDA told {n_classes} categories in windows of {self.width * 1000:.0f} ms, each run decided by decoders "
-            "of the other runs; the mean over runs of the area under the ROC curve is shown."
+            f"LDA classified {n_classes} categories in windows of {self.width * 1000:.0f} ms, each run decided by "
+            "decoders of the other runs; the mean over runs of the area under the ROC curve is shown."
         )
         finished = finish_curve(windows, rows, test, draws)
         return report_curve(

@@ -1,4 +1,4 @@
-"""What the part brings."""
+"""Names what the part brings as text, so that looking for parts imports nothing of it."""
 
 from braindecode_vis.base.parts import Part, Verb
 

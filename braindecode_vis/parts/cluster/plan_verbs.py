@@ -96,7 +96,7 @@ def _list_notes(
         notes.append(f"without an estimate of time: {', '.join(unknown)}; it is in no sum")
     if found.count_gpu_hours() is None:
         notes.append(
-            "GPU hours cannot be told: no step was measured on a GPU here; give the command on a machine that has one"
+            "GPU hours are not known: no step was measured on a GPU here; give the command on a machine that has one"
         )
     if len(found.plans) < len({id(c) for c in configs}) and len(found.plans) > 1:
         notes.append(

@@ -235,7 +235,7 @@ class CalibrationBlock(Listener):
                 sentence += f" {self._diode.describe()}"
             elif self._uncertainty:
                 sentence += (
-                    f" Onsets are those that the page tells, to {1000 * self._uncertainty:.1f} ms and the lag of the "
+                    f" Onsets are those that the page reports, to {1000 * self._uncertainty:.1f} ms and the lag of the "
                     "screen; a photodiode would measure it."
                 )
         self.tell_session(sentence)
@@ -437,7 +437,7 @@ class Photodiode:
     def describe(self) -> str:
         """Return mean and spread of the lag in a sentence."""
         if not self.lags:
-            return f"The photodiode {self.channel} showed no flank; onsets are those that the page tells."
+            return f"The photodiode {self.channel} showed no flank; onsets are those that the page reports."
         lags = 1000 * np.array(self.lags)
         lost = f"; {self.n_lost} pictures had no flank" if self.n_lost else ""
         return (

@@ -235,7 +235,7 @@ class OutletListener(Listener):
             if there := self._lsl.resolve_streams(timeout=0.5, name=each):
                 raise ConfigError(
                     f"there is a stream of that name already ({describe_stream(there[0])}), and those who listen could "
-                    "not tell them apart; give --outlet another name."
+                    "not distinguish them; give --outlet another name."
                 )
         self._markers: Any = None
         self._vectors: Any = None

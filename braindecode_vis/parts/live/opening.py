@@ -107,7 +107,7 @@ def _open_outside(kind: str, name: str, options: Mapping[str, Any]) -> StreamSou
     ]
     if missing:
         raise ConfigError(
-            f"{kind} is no source: it lacks the method {missing[0]}; it needs connect, read and close."
+            f"{kind} is no source: it is missing the method {missing[0]}; it needs connect, read and close."
         )
     source: StreamSource = _call(found, f"the source {kind}", name, options)
     return source

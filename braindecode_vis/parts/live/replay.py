@@ -632,7 +632,7 @@ def open_phantom(
     table = truth.read_stimuli()
 
     def refuse(stimuli: Any) -> np.ndarray:
-        raise DataError(f"{truth.folder} lacks the arrays drive_*.npy; make the phantom again.")
+        raise DataError(f"{truth.folder} is missing the arrays drive_*.npy; make the phantom again.")
 
     config = truth.config
     drive = compute_drive(

@@ -518,7 +518,7 @@ class LslSource:
         times, found = self.clock.follow(stamps, self._lsl.local_clock())
         if found and busy > self.buffer_s:
             notes.append(
-                f"nobody read for {busy:.0f} s, and the buffer holds {self.buffer_s:g} s: it ran over."
+                f"nothing was read for {busy:.0f} s, and the buffer holds {self.buffer_s:g} s: it ran over."
             )
         notes += found
         self._check_rate(stamps, notes)
@@ -755,7 +755,7 @@ class FieldTripSource:
             except _RefusedError:
                 if time.perf_counter() > end:
                     raise DataError(
-                        f"the FieldTrip buffer on {where} has no header after {self.timeout:g} s: nobody writes "
+                        f"the FieldTrip buffer on {where} has no header after {self.timeout:g} s: nothing writes "
                         "into it; start the acquisition."
                     ) from None
                 time.sleep(0.05)

@@ -184,7 +184,7 @@ def map_channels(
     missing = [name for name in want if name not in named]
     if missing and not interpolate:
         raise DataError(
-            f"the stream {stream} lacks the channel(s) {_list(missing)} that the run learnt from; it has "
+            f"the stream {stream} is missing the channel(s) {_list(missing)} that the run learnt from; it has "
             f"{_list(have)}: map their names with --channels, or add --interpolate."
         )
     scalp = {name.lower(): name for name in list_scalp_positions()} if modality == "eeg" else {}
@@ -237,7 +237,7 @@ def _interpolate(
 
     if modality != "eeg":
         raise DataError(
-            f"the stream {stream} tells nothing of its coils, so that {_list(bads)} cannot be interpolated; only "
+            f"the stream {stream} gives no positions of its coils, so that {_list(bads)} cannot be interpolated; only "
             "electrodes can."
         )
     if unknown := [name for name in names if simplify(name) not in scalp]:

@@ -110,7 +110,7 @@ def stream(
     speed: Annotated[float, typer.Option("--speed", help="Times the real speed.")] = 1.0,
     chunk: Annotated[int, typer.Option("--chunk", min=1, help="Samples that are sent together.")] = 20,
     repeat: Annotated[bool, typer.Option("--repeat", help="Begin anew at the end.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Begin when somebody listens.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Begin when a client listens.")] = False,
     duration: Annotated[
         float | None, typer.Option("--duration", help="End after so many seconds of the recording.")
     ] = None,

@@ -127,7 +127,7 @@ def read_ids(source: Any, n: int, what: str) -> pd.DataFrame:
                 )
             table["stimulus_id"] = name_values(given.values)
     if len(table) != n:
-        raise DataError(f"{what} have {n} rows, but {len(table)} stand in {given.name}.")
+        raise DataError(f"{what} have {n} rows, but {len(table)} are in {given.name}.")
     return table.reset_index(drop=True)
 
 

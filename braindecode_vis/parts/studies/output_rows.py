@@ -293,7 +293,7 @@ def merge_equal_targets(
     else:
         return values, gallery, rows, []
     if len(first) < 2:
-        raise DataError("all targets are equal, so that nothing can be told apart.")
+        raise DataError("all targets are equal, so that nothing can be distinguished.")
     note = f"The targets repeat: {n} rows are {len(first)} different ones, each taken once."
     return np.asarray(values[first]), gallery.select(first), rows, [note]
 
@@ -361,7 +361,7 @@ def find_classes(
         check_unique(true.ids.tolist(), what="ids of the true labels")
         check_known(rows.ids, true.ids)
         truth = truth[pd.Index(true.ids).get_indexer(pd.Index(rows.ids))]
-        notes.append("True labels were brought into the order of the predictions by id.")
+        notes.append("True labels were put into the order of the predictions by id.")
     if not rows.has_ids:
         rows = rows.with_ids(true.ids if true.ids is not None else [str(k) for k in range(n)])
     if given.is_labels:
@@ -478,7 +478,7 @@ def find_images(
     if missing:
         raise DataError(
             f"{len(missing)} of {len(wanted)} stimuli have no reconstruction, first {missing[0]!r}: a part of a test "
-            "set is another test set; bring them, or name the tested ones as ids."
+            "set is another test set; add them, or name the tested ones as ids."
         )
     counts = {name: len(draws[name]) for name in wanted}
     # Scores are averaged over rounds of draws, and each round needs every image.
@@ -488,7 +488,7 @@ def find_images(
             f"{few!r} has {counts[few]} reconstruction(s) and {many!r} has {counts[many]}; as many for each are needed."
         )
     if len(wanted) < 2:
-        raise DataError("one image alone cannot be told from others; give at least two.")
+        raise DataError("one image alone cannot be distinguished from others; give at least two.")
     files = [path for name in wanted for path in draws[name]]
     index = np.arange(len(files)).reshape(len(wanted), -1)
     made = ImageRows(files, index[:, 0] if index.shape[1] == 1 else index)
@@ -569,7 +569,7 @@ def _choose_size(
     if not changed:
         return shape, []
     return shape, [
-        f"Brought to {shape[0]} x {shape[1]} pixels (centre square, Lanczos): {' and '.join(changed)}; metrics at 425 "
+        f"Resized to {shape[0]} x {shape[1]} pixels (centre square, Lanczos): {' and '.join(changed)}; metrics at 425 "
         "pixels and in features read them in full."
     ]
 

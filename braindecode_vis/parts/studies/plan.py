@@ -436,7 +436,7 @@ def plan_run(
     place = next(n for n, step in enumerate(ordered) if step.name == "train")
     if config.run_analyses:
         ordered.append(
-            Step("analyze", None, how="analyses are not measured: each fits anew, as `analyze` tells")
+            Step("analyze", None, how="analyses are not measured: each fits anew, as `analyze` reports")
         )
     return RunPlan(sizes, [*ordered[:place], *fits[:-1], *ordered[place:]])
 

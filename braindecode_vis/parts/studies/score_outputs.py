@@ -576,7 +576,7 @@ def _score_classes(
         raise DataError("decided classes are scored beside the true ones; give those as targets.")
     decisions, classes, labels, rows, notes = find_classes(given, true, ids, target_ids)
     if len(classes) < 2:
-        raise DataError(f"every true and decided label is {classes[0]!r}; there is nothing to tell apart.")
+        raise DataError(f"every true and decided label is {classes[0]!r}; there is nothing to distinguish.")
     if decisions.dtype == bool:  # one true column a trial, whose differences are counted
         decisions = decisions.astype(np.float32)
     decided = np.array(classes, dtype=object)[decisions.argmax(axis=1)]

@@ -65,7 +65,7 @@ def score(
     selection: Annotated[
         str,
         typer.Option(
-            "--selection", help="How the model was chosen: fixed, validation or test; outputs do not tell."
+            "--selection", help="How the model was chosen: fixed, validation or test; outputs do not show it."
         ),
     ] = "not stated",
     distances: Annotated[

@@ -33,7 +33,7 @@ from braindecode_vis.scoring.score_row import POOLED, describe_resampled, format
 
 Selection = Literal["not stated", "fixed", "validation", "test"]
 SELECTIONS = {
-    "not stated": "not stated: outputs do not tell whether model, epoch or settings were chosen on these test items",
+    "not stated": "not stated: outputs do not show whether model, epoch or settings were chosen on these test items",
     "fixed": "nothing was chosen (stated by whoever made the outputs)",
     "validation": "chosen on validation items (stated by whoever made the outputs)",
     "test": "chosen on these very test items (stated): the numbers are those of the best of several, too high",

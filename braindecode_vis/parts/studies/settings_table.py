@@ -513,8 +513,8 @@ def _choose(rows: Sequence[PooledSetting], subjects: Sequence[set[str]]) -> tupl
         return None, "No setting is called best: several share the best validation score."
     # The best of many is so partly by luck, in validation too; the test was not asked.
     return best, (
-        f"Chosen by validation alone: {known[0].name}, mean over subjects, seeds and folds. Test scores stand "
-        "beside it and chose nothing."
+        f"Chosen by validation alone: {known[0].name}, mean over subjects, seeds and folds. Test scores are "
+        "shown beside it and were not used to choose."
     )
 
 

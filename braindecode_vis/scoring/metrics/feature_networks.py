@@ -191,7 +191,7 @@ def _load_dreamsim(path: Path, device: str) -> Extract:
     missing = [name for name in _DREAMSIM_FILES if not (path / name).exists()]
     if missing:
         raise ConfigError(
-            f"{path} lacks {missing[0]} of DreamSim's ensemble; unpack dreamsim_ensemble_checkpoint.zip there."
+            f"{path} is missing {missing[0]} of DreamSim's ensemble; unpack dreamsim_ensemble_checkpoint.zip there."
         )
     try:
         from dreamsim import dreamsim

@@ -74,7 +74,7 @@ class Lpips:
             if name not in state or state[name].numel() != channels:
                 raise DataError(
                     f"{path} does not hold LPIPS weights of {self.network}: {name} with {channels} channels is "
-                    f"missing; bring v0.1/{_FILES[self.network]} of the package lpips."
+                    f"missing; use v0.1/{_FILES[self.network]} of the package lpips."
                 )
             weights.append(state[name].float().flatten().to(self.device))
         return weights

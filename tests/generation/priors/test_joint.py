@@ -349,7 +349,7 @@ def test_files_of_another_prior_are_refused(trained, tmp_path):
         "network": {"depth": 2, "n_heads": 2, "head_width": 4},
     }
     write_json(tmp_path / "prior" / "prior.json", about)
-    with pytest.raises(DataError, match=r"prior.safetensors is of another architecture \(it lacks"):
+    with pytest.raises(DataError, match=r"prior.safetensors is of another architecture \(it is missing"):
         JointPriorConfig().read(tmp_path / "prior")
 
 

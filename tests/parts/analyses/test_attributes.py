@@ -60,7 +60,7 @@ def test_planted_stages_are_found_in_their_order(tmp_path):
     assert first.loc["nothing", "p_holm"] > 0.05
     assert np.isnan(first.loc["nothing", "onset"])
     assert "In the order of their rise: edges, colour, animacy." in found.summary
-    assert "Not told from chance: nothing." in found.summary
+    assert "Not different from chance: nothing." in found.summary
     assert "Left out: constant (one value among training images)." in found.summary
     assert [score.metric for score in found.scores] == [f"auc@{name}_peak" for name in [*ONSETS, "nothing"]]
     assert all(render_plot(plot.draw) for plot in found.plots)

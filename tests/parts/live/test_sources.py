@@ -247,7 +247,7 @@ def test_what_is_no_buffer_is_said(make_buffer):
         FieldTripSource(f"127.0.0.1:{port}").connect()
     silent = make_buffer(COUNTING)
     silent.has_header = False
-    with pytest.raises(DataError, match="nobody writes into it; start the acquisition"):
+    with pytest.raises(DataError, match="nothing writes into it; start the acquisition"):
         FieldTripSource(f"127.0.0.1:{silent.port}", timeout=0.1).connect()
     other = make_buffer(COUNTING)
     other.answer = lambda command, asked, order: (0x204, b"HTTP")
@@ -288,7 +288,7 @@ def test_a_source_from_outside_the_package(tmp_path, monkeypatch):
     assert (source.connect().name, source.hertz) == ("mine", 20.0)
     for kind, options, said in (
         (f"{module}:Sines", {"herz": 1}, "has no option 'herz'; it has hertz"),
-        (f"{module}:Half", {}, "lacks the method read"),
+        (f"{module}:Half", {}, "is missing the method read"),
         (f"{module}:None_", {}, "has no 'None_'"),
         ("no_such_module_here:Sines", {}, "there is no module 'no_such_module_here'"),
         ("lls", {}, "must be one of lsl, fieldtrip, folder, replay, phantom, or package.module:Class"),

@@ -456,7 +456,7 @@ def test_channels_by_other_names_in_another_order_missing_or_swapped(run):
     np.testing.assert_allclose(
         [one.embedding for one in found.decisions], vectors, atol=1e-5 * np.abs(vectors).max()
     )
-    with pytest.raises(DataError, match=re.escape("lacks the channel(s) O1 that the run learnt from")):
+    with pytest.raises(DataError, match=re.escape("is missing the channel(s) O1 that the run learnt from")):
         decode(run, [], names=[*NAMES[:5], "x1", *NAMES[6:]])
     with pytest.raises(DataError, match="are both O1 of the run"):
         decode(run, [], names=[*NAMES[:8], "o1"])
@@ -479,7 +479,7 @@ def test_channels_by_other_names_in_another_order_missing_or_swapped(run):
 def test_meg_is_not_interpolated_and_options_must_make_sense(run):
     from braindecode_vis.datasets.sources.cleaning_options import Cleaning
 
-    with pytest.raises(DataError, match="tells nothing of its coils"):
+    with pytest.raises(DataError, match="gives no positions of its coils"):
         map_channels(["MEG1"], ["MEG1", "MEG2"], Cleaning(), stream="lab", modality="meg", interpolate=True)
     for options, words in (
         ({"every": 0.0}, "every is 0.0"), ({"forgetting": 2.0}, "forgetting is 2.0"), ({"unit": "mm"}, "the unit 'mm'"),

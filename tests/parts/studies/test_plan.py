@@ -187,7 +187,7 @@ def test_a_plan_of_a_network_and_a_ridge_says_what_it_measured(monkeypatch, caps
         assert all(step["low"] <= step["seconds"] <= step["high"] for step in steps.values())
         assert all(np.isfinite(step["disk"]) for step in steps.values())
         assert "measured" in steps["train"]["how"]
-        assert any("GPU hours cannot be told" in note for note in content["notes"])
+        assert any("GPU hours are not known" in note for note in content["notes"])
         assert content["ask"]["memory"] >= 2
 
 

@@ -263,10 +263,10 @@ def test_classes_that_do_not_fit_are_one_sentence():
             logits,
             labels,
             {"target_ids": list("abcd"), "ids": [1, 2]},
-            "the predictions have 30 rows, but 2 stand in",
+            "the predictions have 30 rows, but 2 are in",
         ),
         (np.array(list("xy") * 15), labels, {}, "no decided label is a true one"),
-        (labels * 0, labels * 0, {}, "nothing to tell apart"),
+        (labels * 0, labels * 0, {}, "nothing to distinguish"),
         (logits * np.nan, labels, {}, "non-finite value"),
         (logits[:, :3], np.array([0.5] * 30), {}, "no id and no label"),
         (logits[..., None], labels, {"kind": "classes"}, "a column per class, not the shape"),
@@ -337,7 +337,7 @@ def test_normalisation_over_queries_is_named():
 
 
 def test_selection_is_stated_or_said_to_be_unknown(vectors):
-    assert "outputs do not tell" in " ".join(score(*vectors).describe())
+    assert "outputs do not show" in " ".join(score(*vectors).describe())
     chosen = score(*vectors, selection="test")
     assert "too high" in chosen.warnings[0]
     assert "selection test" in chosen.protocol
@@ -450,7 +450,7 @@ def test_rows_that_do_not_belong_together_are_one_sentence(vectors):
         ((predicted, targets), {"ids": np.roll(np.arange(N), 1)}, "another order"),
         ((predicted[:9], targets), {"ids": np.arange(9) + 16}, "run from 1 to 24"),
         ((predicted[:9], targets), {"ids": ids[:9]}, "targets have no ids"),
-        ((predicted, targets), {"ids": ids, "target_ids": ids[:-1]}, "have 24 rows, but 23 stand in"),
+        ((predicted, targets), {"ids": ids, "target_ids": ids[:-1]}, "have 24 rows, but 23 are in"),
         ((broken, targets), {}, "non-finite"),
         ((predicted, targets * (np.arange(N) > 0)[:, None]), {}, "norm 0"),
         ((predicted, targets[:, :, None]), {}, "do not belong together"),
@@ -531,7 +531,7 @@ def test_json_csv_and_table_hold_the_same_numbers(tmp_path, vectors):
         assert row["value"] == own["value"]
         assert (own["p_value"] is None) == pd.isna(row["p_value"])
     page = (tmp_path / "out" / "score.html").read_text()
-    assert all(word in page for word in ("Hubs", "outputs do not tell", "lost in top-k", "Items"))
+    assert all(word in page for word in ("Hubs", "outputs do not show", "lost in top-k", "Items"))
     score(*vectors, out=tmp_path / "out")  # the same scores may lie there
     with pytest.raises(DataError, match="holds scores of other outputs"):
         score(vectors[0] + 1, vectors[1], out=tmp_path / "out")

@@ -79,7 +79,7 @@ def test_what_cannot_be_compared_is_refused():
     base = make_rows(5, 3, seed=0)
     with pytest.raises(DataError, match="cannot meet"):
         compute_mmd(base, Embeddings(base.vectors, base.ids, "other"))
-    with pytest.raises(DataError, match="cannot be told from 1 row"):
+    with pytest.raises(DataError, match="cannot be distinguished from 1 row"):
         compute_mmd(base, Embeddings(base.vectors[:1], ["a"], "toy"))
     flat = Embeddings(np.ones((3, 2), np.float32), ["a", "b", "c"], "toy")
     with pytest.raises(DataError, match="all rows of 'toy' are equal"):

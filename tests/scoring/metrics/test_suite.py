@@ -318,7 +318,7 @@ def test_a_blank_reconstruction_wins_against_nobody():
 def test_dreamsim_runs_the_package_on_the_given_folder_only(tmp_path, monkeypatch):
     config = suite.MetricSuiteConfig(networks=("dreamsim",), weights={"dreamsim": tmp_path}, **CPU)
     truth, decoded = make_images(3), make_images(3, seed=1)
-    with pytest.raises(ConfigError, match=r"lacks dino_vitb16_pretrain\.pth"):
+    with pytest.raises(ConfigError, match=r"is missing dino_vitb16_pretrain\.pth"):
         suite.compute_suite(truth, decoded, config)
     for name in (
         "dino_vitb16_pretrain.pth",

@@ -534,12 +534,12 @@ def check_run(run: SeriesRun, manifest: CorpusManifest) -> str:
         )
     if run.missing and config.missing == "refuse":
         raise DataError(
-            f"{where} lacks {len(run.missing)} of {len(run.channels)} channels, first {run.missing[0]}; set "
+            f"{where} is missing {len(run.missing)} of {len(run.channels)} channels, first {run.missing[0]}; set "
             "missing=mask to take it with these marked as missing."
         )
     if len(run.missing) > config.max_missing * len(run.channels):
         return (
-            f"it lacks {len(run.missing)} of {len(run.channels)} channels, more than max_missing="
+            f"it is missing {len(run.missing)} of {len(run.channels)} channels, more than max_missing="
             f"{config.max_missing:g} allows"
         )
     duration = run.n_times * run.interval_s
@@ -759,7 +759,7 @@ def prepare_run(run: SeriesRun, config: CorpusConfig) -> tuple[np.ndarray, tuple
     missing = tuple(name for name, there in zip(run.channels, present, strict=True) if not there)
     if len(missing) > config.max_missing * len(run.channels):
         raise DataError(
-            f"it lacks {len(missing)} of {len(run.channels)} channels, of which {len(missing) - len(run.missing)} "
+            f"it is missing {len(missing)} of {len(run.channels)} channels, of which {len(missing) - len(run.missing)} "
             "never change"
         )
     if missing and config.missing == "refuse":

@@ -13,7 +13,7 @@ FROZEN = ("freeze", "linear_probe", "attentive_probe")
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightsLayout:
     """How the public file of a model names its tensors.
 
     Parameters

@@ -24,7 +24,7 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.base.devices import autocast
 from braindecode_vis.encoders.parcels import read_content
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.parts.foundation.models import FROZEN, MARKS, Layout
+from braindecode_vis.parts.foundation.models import FROZEN, MARKS, WeightsLayout
 
 #: Of the norms of vision transformers.
 EPS = 1e-6
@@ -323,7 +323,7 @@ def mix_channels(
         return [rows[name] for name in table]
     if missing == "refuse":
         raise DataError(
-            f"{title} wants {len(table)} channels, but the responses lack {', '.join(lacking[:6])}"
+            f"{title} needs {len(table)} channels, but the responses are missing {', '.join(lacking[:6])}"
             f"{', ...' if len(lacking) > 6 else ''}; set encoder.network.missing=interpolate, name them in "
             "encoder.network.channels, or choose another encoder.network.kind."
         )
@@ -336,7 +336,7 @@ def mix_channels(
         _, wanted = _find_places(lacking)
         if len(sources) < 4:
             raise DataError(
-                f"{title} lacks {', '.join(lacking[:6])}, and interpolation needs at least four channels of the "
+                f"{title} is missing {', '.join(lacking[:6])}, and interpolation needs at least four channels of the "
                 f"10-05 system, but the responses have {len(sources)}."
             )
         splines = interpolate_on_sphere(places, wanted)
@@ -391,7 +391,7 @@ def interpolate_on_sphere(places: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return (basis @ np.linalg.pinv(system))[:, :n]
 
 
-def read_weights(path: Path, layout: Layout) -> dict[str, Tensor]:
+def read_weights(path: Path, layout: WeightsLayout) -> dict[str, Tensor]:
     """Return the tensors of a published file under the names that the model gives them.
 
     No code in the file is run: beside tensors and plain values, a torch file may hold an `argparse.Namespace`, the
@@ -440,7 +440,9 @@ def _name_tensors(content: Any, prefix: str = "") -> Iterator[str]:
             yield from _name_tensors(value, f"{prefix}{name}.")
 
 
-def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], source: str, layout: Layout) -> None:
+def load_backbone(
+    backbone: nn.Module, tensors: Mapping[str, Tensor], source: str, layout: WeightsLayout
+) -> None:
     """Put the tensors of its file into a model; every one must find its place, and every place be filled.
 
     Parameters
@@ -466,7 +468,7 @@ def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], source: st
     unexpected = [name for name in tensors if name not in own]
     if missing or unexpected:
         raise DataError(
-            f"{source} is no file of {layout.title} of these sizes: it {_count(missing, 'lacks')} and "
+            f"{source} is no file of {layout.title} of these sizes: it {_count(missing, 'is missing')} and "
             f"{_count(unexpected, 'has')} that the network does not know; set the sizes of encoder.network to those of "
             "the file, or correct encoder.network.pretrained."
         )

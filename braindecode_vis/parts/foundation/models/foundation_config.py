@@ -23,7 +23,7 @@ from braindecode_vis.base.checks import ConfigError, DataError, check_file, sugg
 from braindecode_vis.base.contracts import NetworkSettings
 from braindecode_vis.base.digests import hash_once, remember_digest
 from braindecode_vis.encoders.signal import Signal, read_axes
-from braindecode_vis.parts.foundation.models import FROZEN, Layout
+from braindecode_vis.parts.foundation.models import FROZEN, WeightsLayout
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ class FoundationConfig(NetworkSettings):
     not_hashed: ClassVar[frozenset[str]] = frozenset({"pretrained"})
     #: Settings that name a file of weights; each has another one for its digest.
     weight_files: ClassVar[tuple[str, ...]] = ("pretrained",)
-    layout: ClassVar[Layout]
+    layout: ClassVar[WeightsLayout]
 
     @model_validator(mode="after")
     def _check_tuning(self) -> FoundationConfig:
@@ -376,7 +376,7 @@ class LabramConfig(EegModelConfig):
     patch: ClassVar[int] = 200
     max_patches: ClassVar[int | None] = 16
     volts: ClassVar[float | None] = 1e-4
-    layout: ClassVar[Layout] = Layout(
+    layout: ClassVar[WeightsLayout] = WeightsLayout(
         "LaBraM",
         wrappers=("model",),
         prefix="student.",
@@ -420,7 +420,7 @@ class CBraModConfig(EegModelConfig):
     model_rate: ClassVar[float] = 200.0
     patch: ClassVar[int] = 200
     volts: ClassVar[float | None] = 1e-4
-    layout: ClassVar[Layout] = Layout("CBraMod", ignored=("proj_out.",))
+    layout: ClassVar[WeightsLayout] = WeightsLayout("CBraMod", ignored=("proj_out.",))
 
     @model_validator(mode="after")
     def _check_montage(self) -> CBraModConfig:
@@ -476,7 +476,7 @@ class EegptConfig(EegModelConfig):
     model_rate: ClassVar[float] = 256.0
     patch: ClassVar[int] = 64
     volts: ClassVar[float | None] = 1e-3
-    layout: ClassVar[Layout] = Layout(
+    layout: ClassVar[WeightsLayout] = WeightsLayout(
         "EEGPT", wrappers=("state_dict",), prefix="target_encoder.", beside=("predictor.",)
     )
 
@@ -556,7 +556,7 @@ class BendrConfig(EegModelConfig):
     model_rate: ClassVar[float] = 256.0
     patch: ClassVar[int] = 96
     volts: ClassVar[float | None] = None
-    layout: ClassVar[Layout] = Layout("BENDR", ignored=("mask_replacement", "norm."))
+    layout: ClassVar[WeightsLayout] = WeightsLayout("BENDR", ignored=("mask_replacement", "norm."))
 
     @model_validator(mode="after")
     def _check_parts(self) -> BendrConfig:
@@ -633,7 +633,7 @@ class ReveConfig(EegModelConfig):
     model_rate: ClassVar[float] = 200.0
     patch: ClassVar[int] = 200
     volts: ClassVar[float | None] = 1e-4
-    layout: ClassVar[Layout] = Layout("REVE")
+    layout: ClassVar[WeightsLayout] = WeightsLayout("REVE")
 
     @model_validator(mode="after")
     def _check_waves(self) -> ReveConfig:
@@ -715,7 +715,7 @@ class LunaConfig(EegModelConfig):
     model_rate: ClassVar[float] = 256.0
     patch: ClassVar[int] = 40
     volts: ClassVar[float | None] = None
-    layout: ClassVar[Layout] = Layout(
+    layout: ClassVar[WeightsLayout] = WeightsLayout(
         "LUNA",
         wrappers=("state_dict",),
         prefix="model.",

@@ -21,7 +21,7 @@ import numpy as np
 from braindecode_vis.base.checks import ConfigError, DataError, check_file
 from braindecode_vis.base.store import hash_file
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.parts.foundation.models import Layout
+from braindecode_vis.parts.foundation.models import WeightsLayout
 from braindecode_vis.parts.foundation.models.foundation_config import FoundationConfig
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ class BrainLMConfig(ParcelModelConfig):
     n_parcels: ClassVar[int] = 424
     max_frames: ClassVar[int] = 200
     atlas: ClassVar[str] = "A424"
-    layout: ClassVar[Layout] = Layout("BrainLM", ignored=("decoder.",))
+    layout: ClassVar[WeightsLayout] = WeightsLayout("BrainLM", ignored=("decoder.",))
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -378,7 +378,9 @@ class BrainJepaConfig(ParcelModelConfig):
     patch_frames: ClassVar[int] = 16
     max_frames: ClassVar[int] = 160
     atlas: ClassVar[str] = "Tian (scale 3) and Schaefer (400, 17 networks)"
-    layout: ClassVar[Layout] = Layout("Brain-JEPA", wrappers=("target_encoder",), prefix="module.")
+    layout: ClassVar[WeightsLayout] = WeightsLayout(
+        "Brain-JEPA", wrappers=("target_encoder",), prefix="module."
+    )
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields; files count by their content."""
@@ -442,7 +444,7 @@ class CortexMaeConfig(ParcelModelConfig):
     patch_frames: ClassVar[int] = 4
     max_frames: ClassVar[int] = 16
     atlas: ClassVar[str] = "Schaefer (400, 17 networks)"
-    layout: ClassVar[Layout] = Layout("CortexMAE", wrappers=("model",), ignored=("decoder.",))
+    layout: ClassVar[WeightsLayout] = WeightsLayout("CortexMAE", wrappers=("model",), ignored=("decoder.",))
 
     def find_order(self, names: Sequence[str]) -> list[int]:
         """Return the rows of cortex."""
@@ -485,7 +487,7 @@ class NeuroStormConfig(FoundationConfig):
     removed_settings: ClassVar[Mapping[str, Any]] = {"t_r": None, "width": width, "depths": depths}
 
     side: ClassVar[int] = 96
-    layout: ClassVar[Layout] = Layout(
+    layout: ClassVar[WeightsLayout] = WeightsLayout(
         "NeuroSTORM",
         wrappers=("state_dict",),
         prefix="model.",

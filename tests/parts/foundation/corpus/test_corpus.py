@@ -392,7 +392,11 @@ class OtherModality(ToySources):
     [
         (OtherChannels(), CONFIG, "but the corpus has 6 by other names"),
         (OtherModality(), CONFIG, "is eeg, but the corpus is of fmri"),
-        (ToySources(), CONFIG.model_copy(update={"missing": "refuse"}), "lacks 2 of 6 channels, first P1"),
+        (
+            ToySources(),
+            CONFIG.model_copy(update={"missing": "refuse"}),
+            "is missing 2 of 6 channels, first P1",
+        ),
     ],
 )
 def test_runs_of_another_kind_are_refused(tmp_path, root, sources, config, words):
@@ -405,7 +409,7 @@ def test_runs_that_lack_too_much_or_are_too_short_are_left_out_and_listed(tmp_pa
     done = add(tmp_path, root, config=CONFIG.model_copy(update={"max_missing": 0.2}))
     reasons = [entry.reason for entry in done.excluded]
     assert done.n_new == 10
-    assert sum("lacks 2 of 6 channels" in reason for reason in reasons) == 6
+    assert sum("is missing 2 of 6 channels" in reason for reason in reasons) == 6
     assert any("lasts 8 s" in reason for reason in reasons)
     listed = manifest.read_manifest(tmp_path / "corpus").sources[0].excluded
     assert len(listed) == 8

@@ -399,7 +399,7 @@ def test_a_file_of_luna_fills_the_network(tmp_path, prefix):
         (lambda p: SmallEegpt(pretrained=write_luna(p / "f.safetensors")), "file of LUNA, not that of EEGPT"),
         (lambda p: SmallEegpt(pretrained=write_reve(p / "f.safetensors")), "file of REVE, not that of EEGPT"),
         (lambda p: SmallReve(width=64, pretrained=write_bendr(p)["contextualizer"]), "file of BENDR, not that of REVE"),
-        (lambda p: SmallBendr(**dict.fromkeys(write_bendr(p), p / "encoder.pt")), "lacks 17 tensors"),
+        (lambda p: SmallBendr(**dict.fromkeys(write_bendr(p), p / "encoder.pt")), "is missing 17 tensors"),
         (lambda p: SmallBendr(**write_bendr(p, feedforward=21)), "linear1.weight .* has the shape .21, 48."),
         (lambda p: SmallEegpt(context=True, pretrained=write_eegpt(p / "f", depth=2)), "has 24 tensors"),
         (lambda p: SmallEegpt(pretrained=write_eegpt(p / "f", depth=2)), "has 12 tensors .blocks.1"),
@@ -440,7 +440,7 @@ def test_bendr_sorts_channels_and_names_those_that_it_lacks():
     assert backbone.used.tolist() == [n for n in range(19) if n != 9]
     _, backbone = SmallBendr(missing="interpolate").make_parts(make_signal(names))
     assert len(backbone.used) == 19
-    with pytest.raises(DataError, match="lack CZ"):
+    with pytest.raises(DataError, match="are missing CZ"):
         SmallBendr(missing="refuse").make_parts(make_signal(names))
 
 

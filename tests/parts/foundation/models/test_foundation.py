@@ -175,7 +175,7 @@ def test_a_file_of_cbramod_fills_the_network(tmp_path):
         (lambda c, p: torch.save({"target_encoder": {"module.pos_embed_proj.emb_h": torch.ones(1)}}, p), "JEPA"),
         (lambda c, p: torch.save({"args": make_signal()}, p), "cannot be read as a file of tensors"),
         (lambda c, p: p.write_bytes(b"nonsense"), "cannot be read as a file of tensors"),
-        (lambda c, p: torch.save([torch.ones(1)], p), "lacks 32 tensors"),
+        (lambda c, p: torch.save([torch.ones(1)], p), "is missing 32 tensors"),
         (lambda c, p: write_labram(p, depth=2), "has 17 tensors \\(blocks.1.gamma_1, ...\\) that the network"),
         (lambda c, p: write_labram(p, width=200), "has the shape .* but that of the network is"),
         (lambda c, p: torch.save({**c, "model": {k: v * torch.nan for k, v in c["model"].items()}}, p), "finite"),
@@ -274,7 +274,7 @@ def test_trials_that_do_not_fit_are_refused(signal, settings, error, words):
 
 
 def test_a_montage_that_lacks_channels_is_refused():
-    with pytest.raises(DataError, match=r"lack FP1; .*missing=interpolate"):
+    with pytest.raises(DataError, match=r"are missing FP1; .*missing=interpolate"):
         CBraModConfig().build(make_signal([n for n in N19 if n != "FP1"]), 6)
     with pytest.raises(DataError, match="needs at least four channels"):
         CBraModConfig(missing="interpolate").build(make_signal(("FP1", "FP2")), 6)

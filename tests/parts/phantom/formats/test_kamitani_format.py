@@ -76,7 +76,7 @@ def test_image_features(tmp_path):
 
 
 def test_wrong_input_is_refused(tmp_path, labels):
-    with pytest.raises(DataError, match="lacks the column"):
+    with pytest.raises(DataError, match="is missing the column"):
         write_subject(tmp_path, labels.drop(columns="Run"))
     with pytest.raises(ConfigError, match="did you mean"):
         write_subject(tmp_path, labels, naming="dataSets")
