@@ -111,5 +111,5 @@ def test_bad_input():
 
 def test_half_of_the_outputs_are_common_and_no_other_share_is_taken():
     assert SalientObjectiveConfig(common_share=0.5) == SalientObjectiveConfig()
-    with pytest.raises(ValidationError, match="common_share was removed: it is always 0.5"):
+    with pytest.raises(ValidationError, match="common_share was removed: it is always"):
         SalientObjectiveConfig(common_share=1.0)
