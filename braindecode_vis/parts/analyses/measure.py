@@ -23,14 +23,23 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.analyses.study import Change, Study, fit_picked, rank_trials
-from braindecode_vis.scoring.crossed import NO_INTERVAL, PairedDifference, interval_of_rows, paired_difference
+from braindecode_vis.scoring.crossed import (
+    NO_INTERVAL,
+    PairedDifference,
+    interval_of_rows,
+    paired_difference,
+)
+from braindecode_vis.scoring.metrics.identification import join_left_out, sum_without_each
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
-from braindecode_vis.scoring.score_row import format_p_value
+from braindecode_vis.scoring.score_row import JACKKNIFE, format_p_value
 from braindecode_vis.scoring.uncertainty import (
+    FOLD_FACTOR,
+    WIDENED,
     compute_p_value,
     correct_holm,
     correct_maximum,
+    jackknife_interval,
     permute_within,
     widen_about,
 )
@@ -58,6 +67,9 @@ class FoldValues:
         Sum of the values by the table that is permuted.
     null : array of shape (n_permutations,) or None
         The same sum under each permutation of the images.
+    left_out : array of shape (2, n_images + 1) or None
+        Identification without each image of the gallery, in the order in which `ids` name them first; see
+        `identification.sum_without_each`.
     """
 
     values: np.ndarray
@@ -67,6 +79,7 @@ class FoldValues:
     chance: float
     table_sum: float
     null: np.ndarray | None
+    left_out: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,9 @@ class Measured:
     null : array of shape (n_permutations,) or None
         Means under permuted images, after folds wider by sqrt 2; None where they were not asked for or the gallery is
         too large.
+    left_out : array of shape (n_images,) or None
+        Identification without each image in turn, as query and as distractor; None for hits, several subjects, and
+        where images are no units.
     """
 
     values: np.ndarray
@@ -93,6 +109,7 @@ class Measured:
     chance: float
     observed: float
     null: np.ndarray | None
+    left_out: np.ndarray | None = None
 
     @property
     def value(self) -> float:
@@ -108,9 +125,14 @@ class Measured:
 
     def as_row(self, study: Study) -> dict[str, Any]:
         """Return `value`, `ci_low`, `ci_high`, `chance`, `n`, `p_value`, and what the interval has `resampled`."""
-        low, high, words = compute_interval(
-            study, self.values, self.clusters, self.subjects, self.ids, shares=True
-        )
+        if self.left_out is None:
+            low, high, words = compute_interval(
+                study, self.values, self.clusters, self.subjects, self.ids, shares=True
+            )
+        else:
+            low, high, words = bound_identification(
+                self.value, self.left_out, over_folds=len(study.folds) > 1
+            )
         return {
             "value": self.value, "ci_low": low, "ci_high": high, "chance": self.chance, "n": len(self.values),
             "p_value": self.p_value, "resampled": words,
@@ -197,6 +219,14 @@ def find_row_units(
     return {"clusters": clusters, "unit": study.unit, "subjects": subjects}
 
 
+def bound_identification(value: float, left_out: np.ndarray, *, over_folds: bool) -> tuple[float, float, str]:
+    """Return the jackknife interval of identification, NaN where there is none, and what it resampled or why not."""
+    interval = jackknife_interval(value, left_out, widen=FOLD_FACTOR if over_folds else 1.0)
+    if interval is None:
+        return np.nan, np.nan, f"{NO_INTERVAL}: {len(left_out)} images"
+    return interval.low, interval.high, JACKKNIFE + WIDENED * over_folds
+
+
 class Meter:
     """Measures one metric under permutations of the images that all decodings share.
 
@@ -230,12 +260,22 @@ class Meter:
         values = compute_hits(retrieval, self.metric)
         chance = compute_chance(self.metric, gallery_size=retrieval.gallery_size)
         total, null = float(values.sum()), None
+        subjects = test.trials["subject"].to_numpy(dtype=object)
+        left_out = None
+        if self._leaves_images_out(subjects) and len(gallery) <= LARGEST_GALLERY:
+            own = pd.Index(gallery.ids).get_indexer(pd.Index(queries.ids))
+            n = find_metric(self.metric)[1]
+            left_out = sum_without_each(compute_similarity(queries, gallery), own, n, ties="shared")
         # The table is of rounded similarities, so its own sum, and not that of the values, meets the null.
         if permute and 1 < len(gallery) <= LARGEST_GALLERY:
             total, null = self._permute(queries, gallery)
-        subjects = test.trials["subject"].to_numpy(dtype=object)
         clusters = self.study.find_clusters(test)
-        return FoldValues(values, test.stimulus_ids, subjects, clusters, chance, total, null)
+        return FoldValues(values, test.stimulus_ids, subjects, clusters, chance, total, null, left_out)
+
+    def _leaves_images_out(self, subjects: np.ndarray) -> bool:
+        """Say whether the interval is a jackknife: of identification by one subject, whose units are images."""
+        identifies = self.metric.endswith("_way")
+        return identifies and self.study.unit == "image" and len(set(subjects.tolist())) == 1
 
     def _permute(self, queries: Embeddings, gallery: Embeddings) -> tuple[float, np.ndarray]:
         names = _name_gallery(gallery.ids)
@@ -269,6 +309,7 @@ class Meter:
         return FoldValues(
             kept["values"][row], test.stimulus_ids, test.trials["subject"].to_numpy(dtype=object),
             self.study.find_clusters(test), float(kept["chance"][row]), float(kept["table_sum"][row]), null,
+            kept["left_out"][row] if "left_out" in kept else None,
         )  # fmt: skip
 
     @staticmethod
@@ -284,6 +325,11 @@ class Meter:
         if len(nulls) == len(folds):
             null = np.sum(nulls, axis=0) / sum(sizes)
             null = null if len(folds) < 2 else widen_about(null, null.mean())
+        sums = [fold.left_out for fold in folds if fold.left_out is not None]
+        left_out = None
+        if len(sums) == len(folds) and len({subject for fold in folds for subject in fold.subjects}) == 1:
+            names = [pd.unique(fold.ids) for fold in folds]
+            left_out = join_left_out(sums, names, pd.unique(np.concatenate(names)))
         return Measured(
             values=np.concatenate([fold.values for fold in folds]),
             ids=np.concatenate([fold.ids for fold in folds]),
@@ -292,6 +338,7 @@ class Meter:
             chance=float(np.average([fold.chance for fold in folds], weights=sizes)),
             observed=sum(fold.table_sum for fold in folds) / sum(sizes),
             null=null,
+            left_out=left_out,
         )
 
 
@@ -454,7 +501,8 @@ def measure_once(
             return None
         encoder = fit()
         found = [meter.measure_fold(number, test, encoder, permute=permute) for test in tests]
-        columns = ("values", "chance", "table_sum", *(["null"] if found[0].null is not None else []))
+        optional = [name for name in ("null", "left_out") if getattr(found[0], name) is not None]
+        columns = ("values", "chance", "table_sum", *optional)
         study.kept.write(name, **{key: np.stack([getattr(each, key) for each in found]) for key in columns})
     return found
 
@@ -462,11 +510,13 @@ def measure_once(
 def average_draws(measured: Sequence[Measured]) -> Measured:
     """Return the mean over draws, row by row and permutation by permutation."""
     nulls = [m.null for m in measured if m.null is not None]
+    left = [m.left_out for m in measured if m.left_out is not None]
     first = measured[0]
     return Measured(
         np.mean([m.values for m in measured], axis=0), first.ids, first.subjects, first.clusters, first.chance,
         float(np.mean([m.observed for m in measured])),
         np.mean(nulls, axis=0) if len(nulls) == len(measured) else None,
+        np.mean(left, axis=0) if len(left) == len(measured) else None,
     )  # fmt: skip
 
 

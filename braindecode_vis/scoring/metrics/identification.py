@@ -315,20 +315,55 @@ def leave_out_images(
     shown = np.unique(
         np.concatenate([np.asarray(own).astype(str)[truth] for own, truth in zip(names, truths, strict=True)])
     )
-    totals, counts = np.zeros(len(shown)), np.zeros(len(shown))
     listed = [None] * len(scores) if groups is None else groups
-    for given, truth, own, classes in zip(scores, truths, names, listed, strict=True):
-        values, known, before = _leave_out_columns(given, np.asarray(truth), n, classes, ties)
-        # All rows but those of the image itself, whose entry in its own column is their score with all columns.
-        n_columns, has_score = values.shape[1], np.isfinite(before)
-        without = values.sum(axis=0) - np.bincount(truth, np.nan_to_num(before), minlength=n_columns)
-        n_rows = known.sum(axis=0) - np.bincount(truth, has_score, minlength=n_columns)
-        place = {str(name): column for column, name in enumerate(own)}
-        columns = np.array([place.get(str(name), -1) for name in shown])
-        # An image that is no candidate here changes nothing.
-        totals += np.where(columns >= 0, without[columns], np.nansum(before))
-        counts += np.where(columns >= 0, n_rows[columns], has_score.sum())
-    return np.divide(totals, counts, out=np.full(len(shown), np.nan), where=counts > 0)
+    sums = [
+        sum_without_each(given, truth, n, groups=classes, ties=ties)
+        for given, truth, classes in zip(scores, truths, listed, strict=True)
+    ]
+    return join_left_out(sums, names, shown)
+
+
+def sum_without_each(
+    scores: np.ndarray | Order,
+    truth: np.ndarray,
+    n: int,
+    *,
+    groups: Labels | None = None,
+    ties: Literal["shared", "against"] = "against",
+) -> np.ndarray:
+    """Return the sum of n-way identification in one gallery, without each image in turn; see `leave_out_images`.
+
+    Returns
+    -------
+    float array of shape (2, n_stimuli + 1)
+        Sum over rows, and how many rows have a value: first with all images, then without each column.
+    """
+    truth = np.asarray(truth)
+    values, known, before = _leave_out_columns(scores, truth, n, groups, ties)
+    # All rows but those of the image itself, whose entry in its own column is their score with all columns.
+    n_columns, has_score = values.shape[1], np.isfinite(before)
+    without = values.sum(axis=0) - np.bincount(truth, np.nan_to_num(before), minlength=n_columns)
+    n_rows = known.sum(axis=0) - np.bincount(truth, has_score, minlength=n_columns)
+    return np.stack([np.append(np.nansum(before), without), np.append(has_score.sum(), n_rows)])
+
+
+def join_left_out(sums: Sequence[np.ndarray], names: Sequence[Labels], shown: Labels) -> np.ndarray:
+    """Return the mean over all galleries without each of the images `shown`; NaN where no row is left.
+
+    Parameters
+    ----------
+    sums : per gallery, array of shape (2, n_stimuli + 1)
+        As `sum_without_each` gives them.
+    names : per gallery, sequence of length n_stimuli
+        Image of each column.
+    shown
+        Images that are left out in turn. One that is no candidate in a gallery changes nothing there.
+    """
+    totals = np.zeros((2, len(shown)))
+    for own, columns in zip(sums, names, strict=True):
+        place = {str(name): column + 1 for column, name in enumerate(columns)}
+        totals += own[:, [place.get(str(name), 0) for name in shown]]
+    return np.divide(totals[0], totals[1], out=np.full(len(shown), np.nan), where=totals[1] > 0)
 
 
 def _leave_out_columns(
