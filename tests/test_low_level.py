@@ -15,6 +15,7 @@ from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError, Notice
 from braindecode_vis.base.stimuli import resize_image
 from braindecode_vis.config import check_files, read_config
+from braindecode_vis.generation.hub_config import VersatileDiffusionConfig
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline import decoding
 from braindecode_vis.pipeline.runs import open_run
@@ -240,11 +241,12 @@ DUAL = [
 ]  # fmt: skip
 
 
-def test_three_encoders_lead_one_generator_to_the_end(tmp_path):
+def test_three_encoders_lead_one_generator_to_the_end(tmp_path, monkeypatch):
     """Benchetrit et al.: tokens of image and text and latents, each rescaled by its own training statistics."""
+    monkeypatch.setattr(VersatileDiffusionConfig, "n_tokens", 5)
     weights = write_networks(tmp_path / "weights")
     generator = (
-        f"generator={{kind: versatile_diffusion, weights: {weights}, condition_spaces: ['openclip/*'], n_tokens: 5, "
+        f"generator={{kind: versatile_diffusion, weights: {weights}, condition_spaces: ['openclip/*'], "
         "steps: 4, image_size: 32, device: cpu, batch_size: 5}"
     )
     folder = tmp_path / "run"

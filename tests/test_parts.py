@@ -296,7 +296,7 @@ def test_a_part_of_another_package_brings_a_verb_an_analysis_and_a_section(tmp_p
         ("import missing_library", "fails at import with ModuleNotFoundError"),
         ("import sys; sys.exit('no licence')", "fails at import with SystemExit: no licence"),
         ("PART = 3", "is no braindecode_vis.base.parts.Part"),
-        (OUTSIDE.replace('"greet"', '"audit"'), "brings audit, which another part brings already"),
+        (OUTSIDE.replace('"greet"', '"audit"'), "provides audit, which another part provides already"),
         (OUTSIDE.replace('"greet"', '"run"'), "braindecode_vis has a verb of that name"),
         (OUTSIDE.replace("work:greet", "lost:greet"), "the verb greet of the part greetings cannot be used"),
         (

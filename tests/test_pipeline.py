@@ -221,14 +221,14 @@ def test_poisoned_test_trials_change_no_fitted_statistic(tmp_path):
 
 
 def test_columns_are_chosen_on_training_trials_and_kept_beside_the_encoder(tmp_path):
-    run = make_run(tmp_path, "selection.encoding={n_best: 20, alphas: [10]}", "encoder.alphas=[10]")
+    run = make_run(tmp_path, "selection.encoding={n_best: 20}", "encoder.alphas=[10]")
     (fold,) = pipeline.train(run)
     assert fold.selection is not None
     (chosen,) = fold.selection.keep.values()
     assert chosen.sum() == 20
     assert pick_test_trials(run, 0).data.shape[1] == 20
     assert find(pipeline.run_all(run), "top1")["value"] > 0.3
-    again = make_run(tmp_path, "selection.encoding={n_best: 20, alphas: [10]}", "encoder.alphas=[10]")
+    again = make_run(tmp_path, "selection.encoding={n_best: 20}", "encoder.alphas=[10]")
     np.testing.assert_array_equal(pipeline.train(again)[0].selection.keep[""], chosen)
 
 

@@ -316,7 +316,7 @@ def test_other_channels_rates_windows_and_units_are_one_sentence(eeg):
     folder, own = eeg
     with pytest.raises(DataError, match="have another order: the run learnt from FC6, FT8"):
         own.predict(make_epochs(folder, ch_names=CHANNELS[::-1]))
-    with pytest.raises(DataError, match="lack O2"):
+    with pytest.raises(DataError, match="are missing O2"):
         own.predict(make_epochs(folder, ch_names=CHANNELS[:-1]))
     with pytest.raises(DataError, match="sampling rate of 200 Hz, but the run learnt from 250 Hz"):
         own.predict(make_epochs(folder, sfreq=200.0))

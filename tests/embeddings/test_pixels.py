@@ -19,7 +19,7 @@ def test_pixels_come_back_exactly(colour):
 
 def test_images_of_another_size_need_a_resize():
     encoder = PixelsConfig().build().fit(GREY)
-    with pytest.raises(DataError, match=r"cannot enter the space 'pixels/6x6x1'; bring it to that size"):
+    with pytest.raises(DataError, match=r"cannot enter the space 'pixels/6x6x1'; resize it"):
         encoder.encode([np.zeros((5, 6, 3), np.uint8)])
     small = PixelsConfig(size=4).build().fit(GREY)
     assert small.encode([*GREY, np.zeros((5, 6, 3), np.uint8)]).shape == (13, 16)

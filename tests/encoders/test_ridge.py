@@ -219,7 +219,7 @@ def test_misuse_is_told_in_words():
     few, few_targets = make_task(n_trials=3)
     with pytest.raises(
         DataError,
-        match=r"wants 5 folds, but the training trials show only 3 images; set encoder\.n_inner_folds to 3",
+        match=r"needs 5 folds, but the training trials show only 3 images; set encoder\.n_inner_folds to 3",
     ):
         RidgeConfig().build(seed=0).fit(few, few_targets)
 

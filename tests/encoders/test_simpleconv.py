@@ -254,13 +254,9 @@ def test_settings_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("kind", "n_frequencies", "backbone_outputs", "depth"),
-    [(SimpleConvConfig, 32, None, 10), (SimpleConvTimeAggConfig, 10, 512, 4)],
+    ("kind", "backbone_outputs", "depth"),
+    [(SimpleConvConfig, None, 10), (SimpleConvTimeAggConfig, 512, 4)],
 )
-def test_sizes_are_those_of_the_papers_unless_others_are_asked_for(
-    kind, n_frequencies, backbone_outputs, depth
-):
-    """Half of 2048 and of 2000 features of a place are sines: 32 frequencies in the plane, 10 in space."""
+def test_sizes_are_those_of_the_papers_unless_others_are_asked_for(kind, backbone_outputs, depth):
     config = kind()
-    assert config.n_frequencies == n_frequencies
     assert (config.backbone_outputs, config.depth) == (backbone_outputs, depth)

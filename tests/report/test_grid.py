@@ -30,7 +30,7 @@ def test_grid_shows_the_picked_images(tmp_path):
 def test_grid_of_chosen_rows():
     content = make_noise_gallery()
     assert g.make_gallery_grid(content, rows=["seen"]).shape[0] < g.make_gallery_grid(content).shape[0]
-    with pytest.raises(DataError, match="lacks"):
+    with pytest.raises(DataError, match="is missing"):
         g.make_gallery_grid(content, rows=["oracle"])
 
 

@@ -207,7 +207,7 @@ def test_captions_of_several_folds_have_a_wider_null_and_wider_limits():
     tables = captions.tabulate_captions([[text] for text in texts], made)
     options = {
         "method": "decoded", "protocol": "toy", "subject": "01", "split": "test", "seed": 0, "n_boot": 200,
-        "tables": tables, "truth": np.arange(12), "n_permutations": 500,
+        "null": caption_scores.CaptionNull(tables, np.arange(12), n_permutations=500),
     }  # fmt: skip
     ids = [f"i{n}" for n in range(12)]
     rows = {

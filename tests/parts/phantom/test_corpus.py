@@ -128,7 +128,7 @@ def test_fine_parcels_mean_the_same_place_on_every_grid():
         ({"n_sites": 9}, "at most the number of subjects"),
         ({"minutes": 0.5}, "at least 1"),
         ({"minutes": 1, "n_sessions": 3}, "at least 30 s"),
-        ({"test_repetitions": 4}, "no trials"),
+        ({"test_repetitions": 4}, "test_repetitions .* must be 1, not 4"),
         ({"n_parcels": 5}, "n_parcels"),
     ],
 )

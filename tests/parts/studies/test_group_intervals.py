@@ -63,7 +63,9 @@ def test_differences_between_runs_are_resampled_by_group(runs):
 
 
 def test_analyses_resample_groups_and_say_so(runs, monkeypatch):
-    monkeypatch.setattr(OcclusionConfig, "max_columns", 2)  # of many columns none is missed in some groups alone
+    monkeypatch.setattr(
+        OcclusionConfig, "max_columns", 2
+    )  # of many columns none is missed in some groups alone
     tables = {}
     for resample in ("image", "auto"):
         artifacts, refusals = analyze(runs[resample, 1.0]._run)
