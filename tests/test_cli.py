@@ -437,10 +437,11 @@ def test_the_time_left_after_a_resume_is_at_the_pace_of_now(monkeypatch):
 def test_help_and_pages_name_every_format_of_the_phantom(call):
     """And every format belongs to a data set, of which `datasets` tells how to try it without its files."""
     from braindecode_vis.datasets.manifests import read_manifests
-    from braindecode_vis.parts.phantom import FORMATS, UNLABELLED
-    from braindecode_vis.parts.phantom.verbs import PHANTOM_FORMATS
+    from braindecode_vis.parts.phantom import DRIVES, FORMATS, UNLABELLED
+    from braindecode_vis.parts.phantom.verbs import PHANTOM_DRIVES, PHANTOM_FORMATS
 
     assert set(PHANTOM_FORMATS) == set(FORMATS)
+    assert tuple(DRIVES) == PHANTOM_DRIVES
     page = (Path(__file__).parents[1] / "docs" / "PHANTOM.md").read_text()
     assert [name for name in FORMATS if f"`{name}`" not in page] == []
     assert {name for manifest in read_manifests().values() for name in manifest.phantoms} == set(

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from braindecode_vis import pipeline
-from braindecode_vis.base.checks import BraindecodeVisError, ConfigError
+from braindecode_vis.base.checks import BraindecodeVisError, ConfigError, Notice
 from braindecode_vis.base.registry import ROLES, check_names, find_component, list_inside
 from braindecode_vis.base.roles import SETTINGS_ROLES, list_required
 from braindecode_vis.base.settings import Settings, describe_validation_error
@@ -505,6 +505,8 @@ def test_a_removed_setting_is_read_with_its_one_value_and_enters_the_fingerprint
     assert Derived().hashed_fields() == before
     assert Derived.model_validate(before | {"shape": (3, 4), "threads": 1}) == Derived()
     assert "rate" not in Derived().model_dump()
+    with pytest.warns(Notice, match="threads was removed and has no effect"):
+        assert Derived.model_validate({"threads": 8}) == Derived()
     check_names(Outer, {"inner": {"rate": 0.5}})
     with pytest.raises(ValidationError) as caught:
         Outer.model_validate({"inner": {"rate": 0.4}})

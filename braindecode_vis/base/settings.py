@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from braindecode_vis.base.checks import ConfigError, suggest
+from braindecode_vis.base.checks import ConfigError, Notice, suggest
 from braindecode_vis.base.remote import is_address, name_address, take_address
 
 
@@ -85,7 +86,8 @@ class Settings(BaseModel):
     that came later than the first results: with their default, which must compute what was computed before there were
     any, they stay out of the fingerprint too, so that earlier runs are still found. In `removed_settings` it names
     what an earlier version had, each with the value that it has always now: a file with that value is read, a file
-    with another is refused, and the fingerprint holds the value as before.
+    with another is refused, and the fingerprint holds the value as before. One that is in `not_hashed` too is read with
+    any value, and a notice says that it has no effect.
     """
 
     model_config = ConfigDict(
@@ -130,6 +132,11 @@ class Settings(BaseModel):
     def _drop_removed(cls, content: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         for name in names:
             if _plain(content[name]) != (value := cls.list_removed()[name]):
+                if name in cls.not_hashed:  # it said how, not what, so that runs that had it are still read
+                    warnings.warn(
+                        f"{name} was removed and has no effect: leave it out.", Notice, stacklevel=2
+                    )
+                    continue
                 context = {"key": name, "given": repr(content[name]), "value": repr(value)}
                 raise PydanticCustomError(
                     "removed_key", "{key} was removed: it is always {value}, not {given}", context
