@@ -491,7 +491,8 @@ def test_a_removed_setting_is_read_with_its_one_value_and_enters_the_fingerprint
 
     class Base(Settings):
         kept: int = 1
-        removed_settings: ClassVar = {"rate": 0.5}
+        rate: ClassVar[float] = 0.5
+        fixed_settings: ClassVar = frozenset({"rate"})
 
     class Derived(Base):
         sizes: int = 2
@@ -515,6 +516,12 @@ def test_a_removed_setting_is_read_with_its_one_value_and_enters_the_fingerprint
         sentence
         == "inner.rate was removed: its value is always 0.5 now, and 0.4 is refused; leave inner.rate out"
     )
+
+    class Slower(Derived):
+        rate: ClassVar[float] = 0.25
+
+    # whoever changes a recipe in a class of their own gets another fingerprint
+    assert Slower().hashed_fields() == before | {"rate": 0.25}
 
 
 def test_a_run_of_classes_takes_no_setting_of_images(tmp_path):

@@ -84,10 +84,11 @@ class Settings(BaseModel):
     A subclass names in `not_hashed` the fields that say *how* a component runs (device, batch size, file
     paths) and cannot change *what* it computes; they stay out of the fingerprint. In `hashed_if_set` it names fields
     that came later than the first results: with their default, which must compute what was computed before there were
-    any, they stay out of the fingerprint too, so that earlier runs are still found. In `removed_settings` it names
-    what an earlier version had, each with the value that it has always now: a file with that value is read, a file
-    with another is refused, and the fingerprint holds the value as before. One that is in `not_hashed` too is read with
-    any value, and a notice says that it has no effect.
+    any, they stay out of the fingerprint too, so that earlier runs are still found. In `fixed_settings` it names those
+    of its class variables that were settings in an earlier version, and in `removed_settings` other former settings,
+    each with the value that it has always now: a file with that value is read, a file with another is refused, and the
+    fingerprint holds the value as before. One that is in `not_hashed` too is read with any value, and a notice says
+    that it has no effect.
     """
 
     model_config = ConfigDict(
@@ -101,6 +102,7 @@ class Settings(BaseModel):
 
     not_hashed: ClassVar[frozenset[str]] = frozenset()
     hashed_if_set: ClassVar[frozenset[str]] = frozenset()
+    fixed_settings: ClassVar[frozenset[str]] = frozenset()
     removed_settings: ClassVar[Mapping[str, Any]] = {}
     #: Import names of packages that this component needs and the core does not: keys of `checks.EXTRAS`.
     packages: ClassVar[tuple[str, ...]] = ()
@@ -110,8 +112,7 @@ class Settings(BaseModel):
     def _refuse_unknown_keys(cls, content: Any) -> Any:
         # pydantic refuses them too, but does not say which are known
         if isinstance(content, Mapping):
-            if fixed := cls.list_removed().keys() & content.keys():
-                content = cls._drop_removed(content, fixed)
+            content = cls._drop_removed(content)
             for key in content:
                 if key not in cls.model_fields:
                     context = {"key": str(key), "known": list(cls.model_fields)}
@@ -126,22 +127,26 @@ class Settings(BaseModel):
         found: dict[str, Any] = {}
         for one in reversed(cls.__mro__):
             found |= vars(one).get("removed_settings", {})
+            found |= {name: getattr(cls, name) for name in vars(one).get("fixed_settings", ())}
         return {name: _plain(value) for name, value in found.items() if name not in cls.model_fields}
 
     @classmethod
-    def _drop_removed(cls, content: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-        for name in names:
-            if _plain(content[name]) != (value := cls.list_removed()[name]):
-                if name in cls.not_hashed:  # it said how, not what, so that runs that had it are still read
-                    warnings.warn(
-                        f"{name} was removed and has no effect: leave it out.", Notice, stacklevel=2
-                    )
-                    continue
-                context = {"key": name, "given": repr(content[name]), "value": repr(value)}
+    def _drop_removed(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what was given without settings of an earlier version; refuse one that has another value now."""
+        removed = cls.list_removed()
+        if not (named := removed.keys() & content.keys()):
+            return content
+        for name in named:
+            if _plain(content[name]) == removed[name]:
+                continue
+            if name not in cls.not_hashed:
+                context = {"key": name, "given": repr(content[name]), "value": repr(removed[name])}
                 raise PydanticCustomError(
                     "removed_key", "{key} was removed: it is always {value}, not {given}", context
                 )
-        return {name: value for name, value in content.items() if name not in names}
+            # It said how, not what, so that runs that had it are still read.
+            warnings.warn(f"{name} was removed and has no effect: leave it out.", Notice, stacklevel=2)
+        return {name: value for name, value in content.items() if name not in named}
 
     @field_validator("*", mode="before")
     @classmethod

@@ -137,7 +137,8 @@ class CneuromodThingsConfig(AtlasSettings):
     #: With ``concepts``, every so manieth category is tested, by its number in the task (720 of them), whatever
     #: is read.
     test_every: ClassVar[int] = 10
-    removed_settings: ClassVar[Mapping[str, Any]] = {"test_every": test_every, "unanswered": "keep"}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"test_every"})
+    removed_settings: ClassVar[Mapping[str, Any]] = {"unanswered": "keep"}
 
     # The content of the files is hashed among the inputs, wherever they lie.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "events", "images", "mask_file"})

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -89,7 +89,7 @@ class MuseN170Config(RecordedSettings):
 
     #: Largest share of the epochs of one run that may exceed it before that becomes an error.
     max_rejected: ClassVar[float] = 0.25
-    removed_settings: ClassVar[Mapping[str, Any]] = {"max_rejected": max_rejected}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"max_rejected"})
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "max_rejected", "max_dropped"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"runs"})

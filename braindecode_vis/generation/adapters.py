@@ -8,7 +8,6 @@ fraction of variance that the map explains, left out images, is in `describe`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -41,7 +40,7 @@ class AdapterConfig(Settings):
 
     #: Penalties to choose from, in units of the mean eigenvalue of the targets' Gram matrix.
     alphas: ClassVar[tuple[float, ...]] = tuple(float(10**e) for e in np.linspace(-4, 3, 15))
-    removed_settings: ClassVar[Mapping[str, Any]] = {"alphas": alphas}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"alphas"})
 
     def fit(self, data: GeneratorData) -> Adapter:
         """Embed the training images with the generator's encoder, and learn the map."""

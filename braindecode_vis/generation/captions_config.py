@@ -128,13 +128,9 @@ class GitCaptionsConfig(Settings):
     epochs: ClassVar[int] = 30
     batch_size: ClassVar[int] = 32
     learning_rate: ClassVar[float] = 1e-3
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "max_new_tokens": max_new_tokens,
-        "n_beams": n_beams,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({
+        "max_new_tokens", "n_beams", "epochs", "batch_size", "learning_rate",
+    })  # fmt: skip
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"captioner", "allow_download", "device"})
     needs_predictions: ClassVar[bool] = False
@@ -198,11 +194,7 @@ class MinilmCaptionsConfig(_Banked):
     epochs: ClassVar[int] = 30
     batch_size: ClassVar[int] = 32
     learning_rate: ClassVar[float] = 1e-3
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"epochs", "batch_size", "learning_rate"})
 
     not_hashed: ClassVar[frozenset[str]] = _Banked.not_hashed | {"weights"}
     reads_draws: ClassVar[bool] = True
@@ -275,15 +267,10 @@ class CocaCaptionsConfig(_Banked):
     captioning: ClassVar[float] = 2.0
     #: Of the transformer.
     dropout: ClassVar[float] = 0.1
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "heads": heads,
-        "weight_decay": weight_decay,
-        "max_words": max_words,
-        "contrastive": contrastive,
-        "captioning": captioning,
-        "noise": 0.0,
-        "dropout": dropout,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({
+        "heads", "weight_decay", "max_words", "contrastive", "captioning", "dropout",
+    })  # fmt: skip
+    removed_settings: ClassVar[Mapping[str, Any]] = {"noise": 0.0}
 
     not_hashed: ClassVar[frozenset[str]] = _Banked.not_hashed | {"texts"}
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"gap"})

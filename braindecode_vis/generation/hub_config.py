@@ -270,7 +270,7 @@ class SdAdapterConfig(AdaptedConfig):
 
     #: Length of the sequence of an image's tokens, of the published adapter.
     n_tokens: ClassVar[int] = 257
-    removed_settings: ClassVar[Mapping[str, Any]] = {"n_tokens": n_tokens}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"n_tokens"})
 
     repository: ClassVar[str] = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     adapter_file: ClassVar[str] = SD_ADAPTER_FILE
@@ -317,7 +317,7 @@ class VersatileDiffusionConfig(HubConfig):
     #: Lengths of the sequences of the published weights.
     n_tokens: ClassVar[int] = 257
     n_text_tokens: ClassVar[int] = 77
-    removed_settings: ClassVar[Mapping[str, Any]] = {"n_tokens": n_tokens, "n_text_tokens": n_text_tokens}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"n_tokens", "n_text_tokens"})
 
     repository: ClassVar[str] = "shi-labs/versatile-diffusion"
     unused_parts: ClassVar[frozenset[str]] = frozenset({

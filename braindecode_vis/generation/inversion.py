@@ -7,7 +7,6 @@ that out-of-fold predictions of the training trials reach the best structural si
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import product
 from typing import Any, ClassVar, Literal
 
@@ -48,7 +47,7 @@ class LatentsConfig(GeneratorSettings):
         0.4,
     )
     gains: ClassVar[tuple[float, ...]] = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
-    removed_settings: ClassVar[Mapping[str, Any]] = {"thresholds": thresholds, "gains": gains}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"thresholds", "gains"})
 
     @property
     def needs_predictions(self) -> bool:  # type: ignore[override]

@@ -175,27 +175,12 @@ class GeneratorTrainingConfig(Settings):
     warmup: ClassVar[int] = 200
     #: Steps between checkpoints and lines of the log.
     checkpoint_every: ClassVar[int] = 500
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "autoencoder_precision": "float32",
-        "n_latent_channels": n_latent_channels,
-        "autoencoder_width": autoencoder_width,
-        "autoencoder_images": autoencoder_images,
-        "perceptual_weight": perceptual_weight,
-        "perceptual_share": perceptual_share,
-        "latent_noise": latent_noise,
-        "denoiser_width": denoiser_width,
-        "fine_width": fine_width,
-        "condition_width": condition_width,
-        "n_blocks": n_blocks,
-        "n_fine_blocks": n_fine_blocks,
-        "ema_decay": ema_decay,
-        "n_components": n_components,
-        "certain_conditions": certain_conditions,
-        "condition_dropout": condition_dropout,
-        "time_bias": time_bias,
-        "weight_decay": weight_decay,
-        "warmup": warmup,
-        "checkpoint_every": checkpoint_every,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({
+        "n_latent_channels", "autoencoder_width", "autoencoder_images", "perceptual_weight",
+        "perceptual_share", "latent_noise", "denoiser_width", "fine_width", "condition_width", "n_blocks",
+        "n_fine_blocks", "ema_decay", "n_components", "certain_conditions", "condition_dropout", "time_bias",
+        "weight_decay", "warmup", "checkpoint_every",
+    })  # fmt: skip
+    removed_settings: ClassVar[Mapping[str, Any]] = {"autoencoder_precision": "float32"}
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "device"})

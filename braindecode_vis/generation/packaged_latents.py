@@ -7,7 +7,6 @@ and scaling are those of `embeddings.autoencoders`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
@@ -40,7 +39,7 @@ class PackagedLatentsConfig(ImageEncoderSettings):
 
     batch_size: ClassVar[int] = 64
     workers: ClassVar[int] = 2
-    removed_settings: ClassVar[Mapping[str, Any]] = {"batch_size": batch_size, "workers": workers}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"batch_size", "workers"})
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"batch_size", "workers", "device"})
 

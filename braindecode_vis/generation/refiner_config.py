@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,15 +40,9 @@ class RefinerConfig(GeneratorSettings):
     n_networks: ClassVar[int] = 3
     #: Of weights, deformations and simulated predictions.
     seed: ClassVar[int] = 0
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "structure_weight": structure_weight,
-        "deformation": deformation,
-        "width": width,
-        "n_networks": n_networks,
-        "seed": seed,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({
+        "batch_size", "learning_rate", "structure_weight", "deformation", "width", "n_networks", "seed",
+    })  # fmt: skip
 
     needs_predictions: ClassVar[bool] = True
 

@@ -79,11 +79,7 @@ class RefineConfig(Settings):
     negative_prompt: ClassVar[str] = NOT_WANTED
     #: Side that images are reduced to first, pixels.
     start_size: ClassVar[int] = 256
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "strength": strength,
-        "negative_prompt": negative_prompt,
-        "start_size": start_size,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"strength", "negative_prompt", "start_size"})
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights"})
 
@@ -128,8 +124,8 @@ class TokenUnclipConfig(HubConfig):
 
     #: Length of the sequence that MindEye2's network was trained with.
     n_tokens: ClassVar[int] = 256
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"n_tokens"})
     removed_settings: ClassVar[Mapping[str, Any]] = {
-        "n_tokens": n_tokens,
         "unconditional": "noise",
         "offset_noise": OFFSET_NOISE,
         "brightness": "mindeye2",

@@ -67,7 +67,7 @@ class CaptionScoresConfig(Settings):
     #: Length and search of written captions.
     max_new_tokens: ClassVar[int] = 20
     n_beams: ClassVar[int] = 1
-    removed_settings: ClassVar[Mapping[str, Any]] = {"max_new_tokens": max_new_tokens, "n_beams": n_beams}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"max_new_tokens", "n_beams"})
 
     not_hashed: ClassVar[frozenset[str]] = frozenset(
         {"bank", "captioner", "sentence_encoder", "batch_size", "device"}

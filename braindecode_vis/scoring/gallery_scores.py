@@ -62,7 +62,7 @@ class LargeGalleryConfig(Settings):
     n_probe: ClassVar[int] = 32
     #: Of ``faiss``: queries, drawn at random, that are searched exactly too, for the recall.
     n_checked: ClassVar[int] = 200
-    removed_settings: ClassVar[Mapping[str, Any]] = {"n_probe": n_probe, "n_checked": n_checked}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"n_probe", "n_checked"})
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"bank"})
 

@@ -118,7 +118,7 @@ class BoldSettings(AtlasSettings):
 
     #: As in `BoldSource`.
     max_constant: ClassVar[float] = 0.05
-    removed_settings: ClassVar[Mapping[str, Any]] = {"max_constant": max_constant}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"max_constant"})
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "derivatives", "images", "max_constant"})
 

@@ -12,7 +12,6 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -68,7 +67,7 @@ class IcaConfig(Settings):
 
     #: Largest number of samples that are fitted; evenly spaced ones are taken.
     max_samples: ClassVar[int] = 100_000
-    removed_settings: ClassVar[Mapping[str, Any]] = {"max_samples": max_samples}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"max_samples"})
 
 
 class AutorejectConfig(Settings):
@@ -99,12 +98,9 @@ class AutorejectConfig(Settings):
     n_folds: ClassVar[int] = 5
     #: Largest number of training trials that thresholds are learnt from; evenly spaced ones are taken.
     max_trials: ClassVar[int] = 300
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "n_interpolate": n_interpolate,
-        "consensus": consensus,
-        "n_folds": n_folds,
-        "max_trials": max_trials,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({
+        "n_interpolate", "consensus", "n_folds", "max_trials",
+    })  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -131,14 +131,10 @@ class DiffusionPriorConfig(ImageSourceSettings):
     checkpoint_every: ClassVar[int] = 10
     #: Share of samples that learn without their condition (ATM 0.1, there for whole batches).
     condition_dropout: ClassVar[float] = 0.1
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "depth": depth,
-        "token_width": None,
-        "weight_decay": weight_decay,
-        "gradient_clip": gradient_clip,
-        "checkpoint_every": checkpoint_every,
-        "condition_dropout": condition_dropout,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({
+        "depth", "weight_decay", "gradient_clip", "checkpoint_every", "condition_dropout",
+    })  # fmt: skip
+    removed_settings: ClassVar[Mapping[str, Any]] = {"token_width": None}
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "device"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"spacing", "clip"})

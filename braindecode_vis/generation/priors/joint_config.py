@@ -14,9 +14,8 @@ Scotti et al. (2024), MindEye2, arXiv:2403.11207; Ramesh et al. (2022), DALL-E 2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -60,13 +59,9 @@ class DiffusionPriorObjectiveConfig(ObjectiveConfig):
     timesteps: ClassVar[int] = 100
     #: Chance of each trial to lose its condition, and by another draw what was noised (0.2).
     condition_dropout: ClassVar[float] = 0.2
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "depth": depth,
-        "heads": heads,
-        "head_width": head_width,
-        "timesteps": timesteps,
-        "condition_dropout": condition_dropout,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({
+        "depth", "heads", "head_width", "timesteps", "condition_dropout",
+    })  # fmt: skip
 
     needs: ClassVar[frozenset[str]] = frozenset({"regression"})
     contrastive: ClassVar[bool] = False

@@ -16,7 +16,7 @@ Sassenhagen and Draschkow (2019), doi:10.1111/psyp.13335 (what cluster latencies
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,10 +103,7 @@ class AttributesConfig(Analysis):
     alphas: ClassVar[tuple[float, ...]] = (1e1, 1e2, 1e3, 1e4, 1e5)
     #: Level of the tests.
     alpha: ClassVar[float] = 0.05
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "alphas": alphas,
-        "alpha": alpha,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"alphas", "alpha"})
 
     uses_encoder: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset({"attributes"})

@@ -13,7 +13,6 @@ Sundararajan et al. (2017), arXiv:1703.01365.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -56,7 +55,7 @@ class IntegratedGradientsConfig(Analysis):
     n_steps: ClassVar[int] = 50
     #: Test trials of each fold that are explained, the first ones.
     max_trials: ClassVar[int] = 200
-    removed_settings: ClassVar[Mapping[str, Any]] = {"n_steps": n_steps, "max_trials": max_trials}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"n_steps", "max_trials"})
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 

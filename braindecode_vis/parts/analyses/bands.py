@@ -8,9 +8,8 @@ phase shift also spreads activity to earlier times, which matters to no score he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -60,7 +59,7 @@ class FrequencyBandsConfig(Analysis):
 
     #: ``only`` keeps a band, ``without`` removes it.
     modes: ClassVar[tuple[Literal["only", "without"], ...]] = ("only", "without")
-    removed_settings: ClassVar[Mapping[str, Any]] = {"modes": modes}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"modes"})
 
     @model_validator(mode="after")
     def _check_bands(self) -> FrequencyBandsConfig:

@@ -63,7 +63,8 @@ class ConfusionConfig(Analysis):
 
     #: At most this many classes are drawn, those with most trials.
     max_classes: ClassVar[int] = 40
-    removed_settings: ClassVar[Mapping[str, Any]] = {"prefix": None, "max_classes": max_classes}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"max_classes"})
+    removed_settings: ClassVar[Mapping[str, Any]] = {"prefix": None}
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"categories", "max_classes"})
 

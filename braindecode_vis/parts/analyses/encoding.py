@@ -95,10 +95,7 @@ class EncodingConfig(Analysis):
     least_ceiling: ClassVar[float] = 0.1
     #: False discovery rate at which a map calls a response significant.
     fdr: ClassVar[float] = 0.05
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "least_ceiling": least_ceiling,
-        "fdr": fdr,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"least_ceiling", "fdr"})
 
     uses_encoder: ClassVar[bool] = False
 

@@ -7,7 +7,6 @@ many are extreme partly by chance, and would be less so in new data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -35,7 +34,7 @@ class FailuresConfig(Analysis):
 
     #: Worst images that are drawn beside what they are taken for.
     n_shown: ClassVar[int] = 8
-    removed_settings: ClassVar[Mapping[str, Any]] = {"n_shown": n_shown}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"n_shown"})
 
     def compute(self, study: Study) -> Findings:
         """Rank the test trials with the run's encoders, and sort the images."""

@@ -12,7 +12,7 @@ Scotti et al. (2024), MindEye2, arXiv:2403.11207 (fine-tuning on the first hour 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -86,10 +86,7 @@ class FewShotConfig(Analysis):
     n_components: ClassVar[int] = 100
     #: Random choices of these trials per number.
     n_draws: ClassVar[int] = 3
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "n_components": n_components,
-        "n_draws": n_draws,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"n_components", "n_draws"})
 
     @model_validator(mode="after")
     def _check_numbers(self) -> Self:

@@ -10,7 +10,6 @@ King and Dehaene (2014), doi:10.1016/j.tics.2014.01.002.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -61,7 +60,7 @@ class TimeGeneralizationConfig(Analysis):
 
     #: Level, corrected for all cells by the largest standardised value of each permutation.
     alpha: ClassVar[float] = 0.05
-    removed_settings: ClassVar[Mapping[str, Any]] = {"alpha": alpha}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"alpha"})
 
     def compute(self, study: Study) -> Findings:
         """Fit once per training window and test in all windows."""

@@ -13,7 +13,7 @@ Radovanovic et al. (2010), JMLR 11 (hubness); Recanatesi et al. (2022), Patterns
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -42,7 +42,7 @@ class HubnessConfig(Analysis):
     k: ClassVar[int] = 10
     #: Resamples of the images behind the intervals.
     n_resamples: ClassVar[int] = 200
-    removed_settings: ClassVar[Mapping[str, Any]] = {"k": k, "n_resamples": n_resamples}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"k", "n_resamples"})
 
     def compute(self, study: Study) -> Findings:
         """Predict the test trials of every fold, and describe predictions and gallery."""

@@ -112,12 +112,8 @@ class ImageryConfig(Analysis):
     set_column: ClassVar[str] = "stimulus_set"
     #: Permutations of the stimulus labels, at least 10 000.
     n_shuffles: ClassVar[int] = MIN_SHUFFLES
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "beside": beside,
-        "set_column": set_column,
-        "average": True,
-        "n_shuffles": n_shuffles,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"beside", "set_column", "n_shuffles"})
+    removed_settings: ClassVar[Mapping[str, Any]] = {"average": True}
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"candidates", "own_mean", "images"})
     not_hashed: ClassVar[frozenset[str]] = frozenset({"bank", "sentence_encoder"})

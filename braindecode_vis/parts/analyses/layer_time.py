@@ -12,7 +12,7 @@ Cichy et al. (2016), doi:10.1038/srep27755; Benchetrit et al. (2024), arXiv:2310
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -78,11 +78,7 @@ class LayerTimeConfig(Analysis):
     alphas: ClassVar[tuple[float, ...]] = (1e1, 1e2, 1e3, 1e4, 1e5)
     #: Resamples and shuffles of the images for ``rdm``, whose bootstrap is slow.
     n_resamples: ClassVar[int] = 300
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "with_targets": with_targets,
-        "alphas": alphas,
-        "n_resamples": n_resamples,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"with_targets", "alphas", "n_resamples"})
 
     uses_encoder: ClassVar[bool] = False
 

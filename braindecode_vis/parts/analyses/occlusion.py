@@ -11,7 +11,7 @@ Zeiler and Fergus (2014), arXiv:1311.2901.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -68,7 +68,7 @@ class OcclusionConfig(Analysis):
 
     #: Columns beyond this number are hidden in as many blocks of neighbours in the order of the data.
     max_columns: ClassVar[int] = 128
-    removed_settings: ClassVar[Mapping[str, Any]] = {"max_columns": max_columns}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"max_columns"})
 
     def compute(self, study: Study) -> Findings:
         """Predict with the run's encoders, with and without each part."""

@@ -12,9 +12,9 @@ Haufe et al. (2014), doi:10.1016/j.neuroimage.2013.10.067.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -60,7 +60,7 @@ class SpatialPatternsConfig(Analysis):
 
     #: Resamples of the images behind the intervals, and shuffles of the trials behind the p-values.
     n_resamples: ClassVar[int] = 1000
-    removed_settings: ClassVar[Mapping[str, Any]] = {"n_resamples": n_resamples}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"n_resamples"})
 
     def compute(self, study: Study) -> Findings:
         """Predict the test trials with the run's encoders, and correlate the predictions with the data."""

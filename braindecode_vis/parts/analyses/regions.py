@@ -104,7 +104,8 @@ class RoisConfig(Analysis):
 
     #: Regions that are smaller in any subject are left out (a choice of ours).
     min_voxels: ClassVar[int] = 10
-    removed_settings: ClassVar[Mapping[str, Any]] = {"exclude": (), "min_voxels": min_voxels}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"min_voxels"})
+    removed_settings: ClassVar[Mapping[str, Any]] = {"exclude": ()}
 
     def compute(self, study: Study) -> Findings:
         """Fit and test on the voxels of each region, and on random ones."""

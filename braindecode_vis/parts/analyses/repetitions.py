@@ -6,8 +6,7 @@ image are drawn without replacement and averaged, several times.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -50,7 +49,7 @@ class RepetitionsConfig(Analysis):
 
     #: Random choices of repetitions per number.
     n_draws: ClassVar[int] = 10
-    removed_settings: ClassVar[Mapping[str, Any]] = {"n_draws": n_draws}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"n_draws"})
 
     def compute(self, study: Study) -> Findings:
         """Draw, average and rank."""

@@ -77,7 +77,7 @@ class RsaConfig(Analysis):
 
     #: Resamples and shuffles of the images.
     n_resamples: ClassVar[int] = 300
-    removed_settings: ClassVar[Mapping[str, Any]] = {"n_resamples": n_resamples}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"n_resamples"})
 
     uses_encoder: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset({"other"})

@@ -8,7 +8,7 @@ rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -61,7 +61,7 @@ class TimeResolvedCategoriesConfig(Analysis):
 
     #: Level of the cluster test.
     alpha: ClassVar[float] = 0.05
-    removed_settings: ClassVar[Mapping[str, Any]] = {"alpha": alpha}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"alpha"})
 
     uses_encoder: ClassVar[bool] = False
 

@@ -12,9 +12,8 @@ Benchetrit, Banville and King (2023), arXiv:2310.19812 (images from sliding wind
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -80,7 +79,7 @@ class WindowReconstructionsConfig(Analysis):
     shown: ClassVar[int] = 6
     #: Level of the cluster test.
     alpha: ClassVar[float] = 0.05
-    removed_settings: ClassVar[Mapping[str, Any]] = {"shown": shown, "alpha": alpha}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"shown", "alpha"})
 
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"growing"})
 

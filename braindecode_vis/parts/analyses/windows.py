@@ -11,9 +11,9 @@ arXiv:2310.19812 (sliding windows, MEG).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -56,7 +56,7 @@ class GrowingWindowConfig(Analysis):
 
     #: Level of the cluster test.
     alpha: ClassVar[float] = 0.05
-    removed_settings: ClassVar[Mapping[str, Any]] = {"alpha": alpha}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"alpha"})
 
     def compute(self, study: Study) -> Findings:
         """Fit and test one encoder per window."""
@@ -94,7 +94,7 @@ class SlidingWindowConfig(Analysis):
     outside: Outside = "cut"
 
     alpha: ClassVar[float] = 0.05
-    removed_settings: ClassVar[Mapping[str, Any]] = {"alpha": alpha}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"alpha"})
 
     def compute(self, study: Study) -> Findings:
         """Fit and test one encoder per window."""

@@ -77,12 +77,9 @@ class FoundationConfig(NetworkSettings):
     projector_hidden: ClassVar[int] = 1024
     #: In the projector.
     dropout: ClassVar[float] = 0.0
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "probe_share": probe_share,
-        "lora_rank": lora_rank,
-        "projector_hidden": projector_hidden,
-        "dropout": dropout,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({
+        "probe_share", "lora_rank", "projector_hidden", "dropout",
+    })  # fmt: skip
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"pretrained"})
     #: Settings that name a file of weights; each has another one for its digest.
@@ -370,7 +367,7 @@ class LabramConfig(EegModelConfig):
     #: Blocks, and heads of each.
     depth: ClassVar[int] = 12
     n_heads: ClassVar[int] = 10
-    removed_settings: ClassVar[Mapping[str, Any]] = {"width": width, "depth": depth, "n_heads": n_heads}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"width", "depth", "n_heads"})
 
     model_rate: ClassVar[float] = 200.0
     patch: ClassVar[int] = 200
@@ -415,7 +412,7 @@ class CBraModConfig(EegModelConfig):
 
     #: Layers; 12 as published.
     depth: ClassVar[int] = 12
-    removed_settings: ClassVar[Mapping[str, Any]] = {"depth": depth}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"depth"})
 
     model_rate: ClassVar[float] = 200.0
     patch: ClassVar[int] = 200
@@ -471,7 +468,7 @@ class EegptConfig(EegModelConfig):
     size: ClassVar[int] = 512
     depth: ClassVar[int] = 8
     n_heads: ClassVar[int] = 8
-    removed_settings: ClassVar[Mapping[str, Any]] = {"size": size, "depth": depth, "n_heads": n_heads}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"size", "depth", "n_heads"})
 
     model_rate: ClassVar[float] = 256.0
     patch: ClassVar[int] = 64
@@ -543,13 +540,9 @@ class BendrConfig(EegModelConfig):
     depth: ClassVar[int] = 8
     n_heads: ClassVar[int] = 8
     feedforward: ClassVar[int] = 3076
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "size": size,
-        "hidden": hidden,
-        "depth": depth,
-        "n_heads": n_heads,
-        "feedforward": feedforward,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({
+        "size", "hidden", "depth", "n_heads", "feedforward",
+    })  # fmt: skip
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"pretrained", "contextualizer"})
     weight_files: ClassVar[tuple[str, ...]] = ("pretrained", "contextualizer")
@@ -627,7 +620,7 @@ class ReveConfig(EegModelConfig):
 
     #: Layers.
     depth: ClassVar[int] = 22
-    removed_settings: ClassVar[Mapping[str, Any]] = {"depth": depth}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"depth"})
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"pretrained", "positions"})
     model_rate: ClassVar[float] = 200.0
@@ -710,7 +703,7 @@ class LunaConfig(EegModelConfig):
 
     #: Of a query.
     n_heads: ClassVar[int] = 2
-    removed_settings: ClassVar[Mapping[str, Any]] = {"n_heads": n_heads}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"n_heads"})
 
     model_rate: ClassVar[float] = 256.0
     patch: ClassVar[int] = 40

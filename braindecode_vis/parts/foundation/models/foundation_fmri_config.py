@@ -365,12 +365,8 @@ class BrainJepaConfig(ParcelModelConfig):
     width: ClassVar[int] = 768
     depth: ClassVar[int] = 12
     n_heads: ClassVar[int] = 12
-    removed_settings: ClassVar[Mapping[str, Any]] = {
-        "scaling": "trial",
-        "width": width,
-        "depth": depth,
-        "n_heads": n_heads,
-    }
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"width", "depth", "n_heads"})
+    removed_settings: ClassVar[Mapping[str, Any]] = {"scaling": "trial"}
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"pretrained", "gradients"})
     model_t_r: ClassVar[float] = 2.205  # every third volume of 0.735 s
@@ -437,7 +433,7 @@ class CortexMaeConfig(ParcelModelConfig):
     width: ClassVar[int] = 768
     depth: ClassVar[int] = 12
     n_heads: ClassVar[int] = 12
-    removed_settings: ClassVar[Mapping[str, Any]] = {"width": width, "depth": depth, "n_heads": n_heads}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"width", "depth", "n_heads"})
 
     model_t_r: ClassVar[float] = 1.0
     n_parcels: ClassVar[int] = 400
@@ -484,7 +480,8 @@ class NeuroStormConfig(FoundationConfig):
     #: Features of a token in the first of the stages, and blocks of each; as in the released settings.
     width: ClassVar[int] = 36
     depths: ClassVar[tuple[int, ...]] = (2, 2, 6, 2)
-    removed_settings: ClassVar[Mapping[str, Any]] = {"t_r": None, "width": width, "depths": depths}
+    fixed_settings: ClassVar[frozenset[str]] = frozenset({"width", "depths"})
+    removed_settings: ClassVar[Mapping[str, Any]] = {"t_r": None}
 
     side: ClassVar[int] = 96
     layout: ClassVar[WeightsLayout] = WeightsLayout(
