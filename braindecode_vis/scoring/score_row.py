@@ -136,6 +136,16 @@ def _list_by_words(rows: Sequence[Mapping[Any, Any]]) -> str:
     return "; ".join([first, *(f"{', '.join(told[words][:4])}: {words}" for words in others)]) + widened
 
 
+def bound_identification(
+    value: float, left_out: np.ndarray, *, over_folds: bool
+) -> tuple[float | None, float | None, str]:
+    """Return the jackknife interval of identification, None where there is none, and what it resampled or why not."""
+    interval = jackknife_interval(value, left_out, widen=FOLD_FACTOR if over_folds else 1.0)
+    if interval is None:
+        return None, None, f"{NO_INTERVAL}: {len(left_out)} images"
+    return interval.low, interval.high, JACKKNIFE + WIDENED * over_folds
+
+
 def make_score(
     values_per_item: np.ndarray,
     *,
@@ -235,10 +245,7 @@ def make_score(
     low: float | None = None
     high: float | None = None
     if left_out is not None and subjects is None and unit == "image":
-        interval = jackknife_interval(value, left_out, widen=FOLD_FACTOR if over_folds else 1.0)
-        resampled = f"{NO_INTERVAL}: {len(left_out)} images"
-        if interval is not None:  # whose standard error was widened already
-            low, high, resampled = interval.low, interval.high, JACKKNIFE + WIDENED * over_folds
+        low, high, resampled = bound_identification(value, left_out, over_folds=over_folds)
     else:
         found = interval_of_rows(
             values, clusters=stimulus_ids, subjects=subjects, unit=unit, statistic=statistic, proportion=proportion,

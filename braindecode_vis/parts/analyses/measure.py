@@ -32,14 +32,11 @@ from braindecode_vis.scoring.crossed import (
 from braindecode_vis.scoring.metrics.identification import join_left_out, sum_without_each
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
-from braindecode_vis.scoring.score_row import JACKKNIFE, format_p_value
+from braindecode_vis.scoring.score_row import bound_identification, format_p_value
 from braindecode_vis.scoring.uncertainty import (
-    FOLD_FACTOR,
-    WIDENED,
     compute_p_value,
     correct_holm,
     correct_maximum,
-    jackknife_interval,
     permute_within,
     widen_about,
 )
@@ -68,7 +65,7 @@ class FoldValues:
     null : array of shape (n_permutations,) or None
         The same sum under each permutation of the images.
     left_out : array of shape (2, n_images + 1) or None
-        Identification without each image of the gallery, in the order in which `ids` name them first; see
+        Identification without each image of the gallery, in the order of their names; see
         `identification.sum_without_each`.
     """
 
@@ -130,9 +127,8 @@ class Measured:
                 study, self.values, self.clusters, self.subjects, self.ids, shares=True
             )
         else:
-            low, high, words = bound_identification(
-                self.value, self.left_out, over_folds=len(study.folds) > 1
-            )
+            *limits, words = bound_identification(self.value, self.left_out, over_folds=len(study.folds) > 1)
+            low, high = (np.nan if limit is None else limit for limit in limits)
         return {
             "value": self.value, "ci_low": low, "ci_high": high, "chance": self.chance, "n": len(self.values),
             "p_value": self.p_value, "resampled": words,
@@ -219,14 +215,6 @@ def find_row_units(
     return {"clusters": clusters, "unit": study.unit, "subjects": subjects}
 
 
-def bound_identification(value: float, left_out: np.ndarray, *, over_folds: bool) -> tuple[float, float, str]:
-    """Return the jackknife interval of identification, NaN where there is none, and what it resampled or why not."""
-    interval = jackknife_interval(value, left_out, widen=FOLD_FACTOR if over_folds else 1.0)
-    if interval is None:
-        return np.nan, np.nan, f"{NO_INTERVAL}: {len(left_out)} images"
-    return interval.low, interval.high, JACKKNIFE + WIDENED * over_folds
-
-
 class Meter:
     """Measures one metric under permutations of the images that all decodings share.
 
@@ -259,16 +247,18 @@ class Meter:
         """Measure what `braindecode_vis.parts.analyses.study.rank_trials` gave."""
         values = compute_hits(retrieval, self.metric)
         chance = compute_chance(self.metric, gallery_size=retrieval.gallery_size)
-        total, null = float(values.sum()), None
+        total, null, left_out = float(values.sum()), None, None
         subjects = test.trials["subject"].to_numpy(dtype=object)
-        left_out = None
-        if self._leaves_images_out(subjects) and len(gallery) <= LARGEST_GALLERY:
-            own = pd.Index(gallery.ids).get_indexer(pd.Index(queries.ids))
-            n = find_metric(self.metric)[1]
-            left_out = sum_without_each(compute_similarity(queries, gallery), own, n, ties="shared")
-        # The table is of rounded similarities, so its own sum, and not that of the values, meets the null.
-        if permute and 1 < len(gallery) <= LARGEST_GALLERY:
-            total, null = self._permute(queries, gallery)
+        leaves = self._leaves_images_out(subjects)
+        if (permute or leaves) and 1 < len(gallery) <= LARGEST_GALLERY:
+            names = _name_gallery(gallery.ids)
+            similarity = compute_similarity(queries, gallery.select(sorted(gallery.ids, key=str)))
+            own = pd.Index(names).get_indexer(pd.Index([str(i) for i in queries.ids]))
+            # The table is of rounded similarities, so its own sum, and not that of the values, meets the null.
+            if permute:
+                total, null = self._permute(similarity, own, names)
+            if leaves:
+                left_out = sum_without_each(similarity, own, find_metric(self.metric)[1], ties="shared")
         clusters = self.study.find_clusters(test)
         return FoldValues(values, test.stimulus_ids, subjects, clusters, chance, total, null, left_out)
 
@@ -277,13 +267,12 @@ class Meter:
         identifies = self.metric.endswith("_way")
         return identifies and self.study.unit == "image" and len(set(subjects.tolist())) == 1
 
-    def _permute(self, queries: Embeddings, gallery: Embeddings) -> tuple[float, np.ndarray]:
-        names = _name_gallery(gallery.ids)
-        ordered = gallery.select(sorted(gallery.ids, key=str))
+    def _permute(
+        self, similarity: np.ndarray, own: np.ndarray, names: tuple[str, ...]
+    ) -> tuple[float, np.ndarray]:
         metric, n, *_ = find_metric(self.metric)
         assert metric.tabulate is not None
-        table = metric.tabulate(compute_similarity(queries, ordered), n)  # (n_queries, n_gallery)
-        own = pd.Index(names).get_indexer(pd.Index([str(i) for i in queries.ids]))
+        table = metric.tabulate(similarity, n)  # (n_queries, n_gallery)
         # Rows of one image move together, so they are summed before any permutation.
         sums = np.zeros((len(names), len(names)))
         np.add.at(sums, own, table)
@@ -328,8 +317,8 @@ class Meter:
         sums = [fold.left_out for fold in folds if fold.left_out is not None]
         left_out = None
         if len(sums) == len(folds) and len({subject for fold in folds for subject in fold.subjects}) == 1:
-            names = [pd.unique(fold.ids) for fold in folds]
-            left_out = join_left_out(sums, names, pd.unique(np.concatenate(names)))
+            names = [_name_gallery(pd.unique(fold.ids)) for fold in folds]
+            left_out = join_left_out(sums, names, sorted({name for own in names for name in own}))
         return Measured(
             values=np.concatenate([fold.values for fold in folds]),
             ids=np.concatenate([fold.ids for fold in folds]),
