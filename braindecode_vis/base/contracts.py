@@ -243,7 +243,7 @@ class GeneratorView:
         Whether `predict` can predict embeddings of the target space.
     predicts_alike
         False where these predictions, with those of `BrainEncoder.predict_out_of_fold` and the likelihood, differ from
-        those that are compared and are in the same space, so that names of spaces do not tell them apart.
+        those that are compared although both are in one space, whose name cannot distinguish them.
     prior
         The prior of these predictions that was trained with the encoder, a
         `braindecode_vis.generation.priors.joint.DiffusionPriorTerm`; asked where the settings say ``trains_prior``.
@@ -580,7 +580,7 @@ class ImageGenerator(Built):
         return None
 
     def read_known_images(self) -> Embeddings:
-        """Return embeddings of images that the generator brings along; see ``knows_images``."""
+        """Return embeddings of images that the generator has of its own; see ``knows_images``."""
         raise ConfigError(f"the generator {type(self).__name__} has no images of its own.")
 
 
@@ -670,7 +670,7 @@ class ImageEncoderSettings(ComponentSettings):
 
     #: Whether the target differs from fold to fold; the encoder is a `FittedImageEncoder` then.
     fitted_on_training_images: ClassVar[bool] = False
-    #: Whether it embeds what is said of images, and looks at none.
+    #: Whether it embeds texts about images, and not the images.
     of_texts: ClassVar[bool] = False
 
     def list_parts(self, stimuli: StimulusSet) -> Any:
@@ -771,7 +771,7 @@ class PriorSettings(ComponentSettings):
     needs_predictions: ClassVar[bool] = True
     #: Whether its draws are meant to be embeddings of images, and not predictions.
     draws_images: ClassVar[bool] = True
-    #: Whether it knows images that the generator brings along.
+    #: Whether it knows images that the generator has of its own.
     asks_generator: ClassVar[bool] = False
     #: Whether the brain encoder must have a `BrainEncoder.likelihood`.
     asks_likelihood: ClassVar[bool] = False

@@ -17,8 +17,8 @@ A lease saves work and guards nothing: an artifact appears by one rename, so tha
 hold a lease each make the same artifact and the first one is kept.
 
 filelock's `SoftFileLease` was tried in its place. It waits for ever for a lease that a kill or a power cut left empty,
-cannot show the job of a holder, gives whoever is on another node one length of lease for both cases above, and before
-its release 4.1 compares clocks. With all that added, it was not shorter.
+cannot show the job of a holder, makes another node wait one length of lease in both cases above, and compares clocks
+before its release 4.1. With all that added, it was not shorter.
 
 The processes of a user meet in one cache folder (`find_cache_folder`), whichever runs they work on.
 """

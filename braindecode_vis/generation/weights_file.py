@@ -30,7 +30,7 @@ PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "latent_diffusion.safeten
 _HEADER = "latent_diffusion"
 _IMAGES = "images.components"
 _SCALE = ".scale"  # ends the name of the scales of a tensor that is stored in whole numbers
-#: Of the images that a weights file brings along: at most so many, so many components, in parts of a deviation.
+#: Of the images that a weights file holds: at most so many, so many components, in parts of a deviation.
 N_KNOWN, N_KNOWN_COMPONENTS, CODE = 16_384, 128, 16
 
 
@@ -120,7 +120,7 @@ def encode_known_images(components: PrincipalComponents, vectors: np.ndarray) ->
 
 
 def read_known_components(path: Path) -> np.ndarray:
-    """Return the components of the images that a weights file brings along.
+    """Return the components of the images that a weights file holds.
 
     Their shape is (n_images, at most `N_KNOWN_COMPONENTS`).
 

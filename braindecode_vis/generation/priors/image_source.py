@@ -28,7 +28,7 @@ class ImageSourceSettings(PriorSettings):
     Parameters
     ----------
     images
-        ``training`` takes the training images of the run, ``generator`` those that the generator brings along (its
+        ``training`` takes the training images of the run, ``generator`` those that the generator has of its own (its
         weights file has some). A path names a folder with ``vectors.npy`` and ``ids.json`` in the target's space,
         such as an ``embed`` stage of another run. Tested images are left out of it.
     """
@@ -37,7 +37,7 @@ class ImageSourceSettings(PriorSettings):
 
     @property
     def asks_generator(self) -> bool:  # type: ignore[override]
-        """Whether the images are those that the generator brings along."""
+        """Whether the images are those that the generator has of its own."""
         return self.images == "generator"
 
     def check_files(self) -> None:
