@@ -44,7 +44,7 @@ FIGURES = {
     "class names with two meanings": 0,
     "module names that occur twice or more": 5,
     "functions over 100 lines, without docstring": 0,
-    "functions with 10 or more parameters": 38,
+    "functions with 10 or more parameters": 37,
     "settings": 984,
     "settings that no configuration sets": 716,
     "settings that nothing shows": 0,

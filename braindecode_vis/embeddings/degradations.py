@@ -71,8 +71,8 @@ class Degradation(Settings):
 _DEFAULTS = {"none": 0.0, "blur": 15.0, "fovea": 45.0, "noise": 25 / 255, "resolution": 10.0, "mosaic": 5.0}
 # Earlier versions had a sharp centre and averaged squares: the marks keep their embeddings apart from today's.
 _MARKS = {"fovea": "h", "mosaic": "p"}
-#: The four views whose features NeuroBridge averages.
 _NOISE_SEED = 0  # root of the noise of all images
+#: The four views whose features NeuroBridge averages.
 NEUROBRIDGE = tuple(Degradation(kind=kind) for kind in ("blur", "noise", "resolution", "mosaic"))
 
 

@@ -4,7 +4,7 @@ Owns the architecture by name, the transform that belongs to a training run, and
 is built; the text tower is the business of `text`.
 
 The networks are open_clip's. timm has most of these image towers too, to 1e-6, but neither CoCa's nor any text tower,
-so that both libraries would be needed, and names, runs and traps would still stand here.
+so that both libraries would be needed, and names, runs and traps would still be needed here.
 
 References
 ----------

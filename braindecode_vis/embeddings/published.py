@@ -252,8 +252,6 @@ def fetch(model: PublishedModel, *, to: Path | None = None) -> Path:
 
     Raises
     ------
-    ConfigError
-        If its owners withdrew it.
     DataError
         If nobody answers, terms are to be accepted first, or what came is not what is published.
     """

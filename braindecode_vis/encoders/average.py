@@ -88,7 +88,7 @@ class AverageConfig(EncoderSettings):
                     f"members[{number}].out_of_fold says how one encoder is refitted, and an average is refitted as a "
                     "whole; remove it"
                 )
-            unmet = [key for key in ("reads_text", "uses_pretraining") if getattr(member, key, False)]
+            unmet = [key for key in ("reads_text", "uses_pretraining") if getattr(member, key)]
             if unmet:
                 raise ValueError(
                     f"members[{number}] needs what an average does not hand on ({unmet[0]}); train it by itself"
@@ -100,18 +100,17 @@ class AverageConfig(EncoderSettings):
         """Whether the member that is asked for images may say how likely they are."""
         if self.for_generator is None:
             return False
-        return bool(getattr(self.members[self.for_generator], "may_know_likelihood", True))
+        return bool(self.members[self.for_generator].may_know_likelihood)
 
     @property
     def writes_captions(self) -> bool:  # type: ignore[override]
         """Whether a member learns to write captions of trials."""
-        return any(getattr(member, "writes_captions", False) for member in self.members)
+        return any(member.writes_captions for member in self.members)
 
     @property
     def trains_prior(self) -> bool:  # type: ignore[override]
         """Whether the member that is asked for images trains a prior beside itself."""
-        asked = None if self.for_generator is None else self.members[self.for_generator]
-        return bool(getattr(asked, "trains_prior", False))
+        return self.for_generator is not None and bool(self.members[self.for_generator].trains_prior)
 
     def build(self, *, seed: int) -> AverageEncoder:
         """Return the unfitted encoder."""

@@ -286,7 +286,7 @@ class LinearGaussianEncoder(BrainEncoder):
 
     @property
     def generator_view(self) -> GeneratorView:
-        """`predict`, made anew, since files of embeddings do not hold how many repetitions were averaged."""
+        """`predict`, made anew, since files of embeddings do not say how many repetitions are behind each."""
         return GeneratorView(self.predict)
 
     @property

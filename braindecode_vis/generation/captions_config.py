@@ -279,7 +279,7 @@ class CocaCaptionsConfig(_Banked):
     def _check_used(self) -> Self:
         if self.width % self.heads:
             raise ValueError(
-                f"width {self.width} does not part into {self.heads} heads; make it a multiple of {self.heads}"
+                f"width {self.width} cannot be divided into {self.heads} heads; make it a multiple of {self.heads}"
             )
         if self.learns_from == "predictions":
             self.refuse_unused("gap", because="predictions have errors of their own")

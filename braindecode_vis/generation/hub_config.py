@@ -7,9 +7,9 @@ and `versatile_diffusion`.
 References
 ----------
 Li et al. (2024), ATM, arXiv:2403.07721; Ye et al. (2023), IP-Adapter, arXiv:2308.06721; Sauer et al. (2023),
-SDXL-Turbo, arXiv:2311.17042; Rombach et al. (2022), arXiv:2112.10752;
-Scotti et al. (2024), MindEye2, arXiv:2403.11207; Benchetrit et
-al. (2023), arXiv:2310.19812; Ozcelik and VanRullen (2023), Brain-Diffuser, arXiv:2303.05334.
+SDXL-Turbo, arXiv:2311.17042; Rombach et al. (2022), arXiv:2112.10752; Scotti et al. (2024), MindEye2,
+arXiv:2403.11207; Benchetrit et al. (2023), arXiv:2310.19812; Ozcelik and VanRullen (2023), Brain-Diffuser,
+arXiv:2303.05334.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class ImageFusionConfig(Settings):
         if self.mode != "pixels" and not supported:
             raise ConfigError(
                 f"low_level.fusion.mode is {self.mode}, but the generator takes no initial image; use pixels, or a "
-                "generator of kind sdxl_turbo, sd_ip_adapter, versatile_diffusion, kandinsky or token_unclip."
+                "generator of kind sdxl_turbo, sd_ip_adapter, versatile_diffusion or token_unclip."
             )
 
 

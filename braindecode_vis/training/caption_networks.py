@@ -380,8 +380,8 @@ def train_rows(
                 optimiser, network.parameters(), range(first, first + n_batches), compute, after=after, rate=rate,
                 clip_norm=1.0,
                 describe_failure=lambda step, loss: (
-                    f"the loss of {how.name} is {loss} at step {step}; lower its learning_rate, or look for extreme "
-                    "values in the embeddings."
+                    f"the loss of {how.name} is {loss} at step {step}; look for extreme values in the "
+                    "embeddings, or lower learning_rate (kind coca)."
                 ),
             )  # fmt: skip
         losses.append(float(np.mean(told)))

@@ -379,7 +379,8 @@ class Feed:
         if units is not self.train:
             captions = self._draw_captions(units, batch, None)
             return BatchPlan(update, batch, draw_all(units, batch), captions=captions)
-        # By the place in the training, not by a running generator, so that a resumed run draws the same.
+        # By the place in the training, not by a running generator, so that a resumed run draws the same. The 0 that
+        # follows the update in every seed is the number of a part of a batch, of which earlier versions had several.
         rng = make_generator(self.seed, "repetitions", update, 0)
         draw = self._draw(units, batch, rng)
         views = draw_halves(units, batch, rng) if "brain_views" in self.needs else ()

@@ -31,7 +31,7 @@ class ProbesConfig(Settings):
     Which person a window is of: a linear classifier that is fitted on some runs of each person and tested on the
     others, of held-out persons where at least two have two runs, of the training persons otherwise. Which network a
     parcel belongs to, from its mean token: a linear classifier, tested on parcels it was not fitted on; left out where
-    the encoder is told the networks (`encoder.network_embedding`).
+    the encoder gets the networks (`encoder.network_embedding`).
 
     Parameters
     ----------

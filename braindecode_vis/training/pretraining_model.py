@@ -274,21 +274,19 @@ class TokenPredictor(nn.Module):
     ----------
     encoder
         Whose tokens are read; of the same places.
-    width, depth, n_heads
+    width, depth
         Size of the transformer.
     n_outputs
         Numbers that are predicted for a token.
     """
 
-    def __init__(
-        self, encoder: ParcelEncoder, *, width: int, depth: int, n_heads: int, n_outputs: int
-    ) -> None:
+    def __init__(self, encoder: ParcelEncoder, *, width: int, depth: int, n_outputs: int) -> None:
         super().__init__()
         self.reduce = nn.Linear(encoder.cls.shape[0], width)
         self.hidden_token = nn.Parameter(torch.randn(width) * 0.02)
         self.place: PlaceEmbedding = encoder.make_places(width)
         self.blocks = nn.ModuleList(
-            TransformerBlock(width, n_heads, encoder.mlp_ratio, encoder.dropout) for _ in range(depth)
+            TransformerBlock(width, _HEADS, encoder.mlp_ratio, encoder.dropout) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
         self.predict = nn.Linear(width, n_outputs)
@@ -357,9 +355,7 @@ class SelfSupervised(nn.Module):
         width = encoder.cls.shape[0]
 
         def make_predictor(n_outputs: int) -> TokenPredictor:
-            return TokenPredictor(
-                encoder, width=decoder_width, depth=decoder_depth, n_heads=_HEADS, n_outputs=n_outputs
-            )
+            return TokenPredictor(encoder, width=decoder_width, depth=decoder_depth, n_outputs=n_outputs)
 
         self.decoder = make_predictor(encoder.patch_times) if "masked" in objectives else None
         self.predictor, self.teacher = None, None

@@ -200,7 +200,7 @@ def test_what_cannot_be_decoded_is_one_sentence(tmp_path):
         fit_decoder(configure(tmp_path, masked=1.0), data, seed=0)
     with pytest.raises(ValueError, match=r"gap is .*, which nothing looks at: predictions have errors"):
         configure(tmp_path, learns_from="predictions", gap={})
-    with pytest.raises(ValueError, match="width 29 does not part into 2 heads"):
+    with pytest.raises(ValueError, match="width 29 cannot be divided into 2 heads"):
         configure(tmp_path, width=29)
     with pytest.raises(ConfigError, match=r"learn from predictions of training trials .* it gave none"):
         fit_decoder(configure(tmp_path, learns_from="predictions"), data, seed=0)

@@ -48,7 +48,6 @@ def compute_composition_loss(
     symmetric: bool = True,
     duplicates: str = "positive",
     normalise_brain: bool = True,
-    normalise_image: bool = True,
 ) -> Tensor:
     """Return the cross-entropy of finding each trial's text among all texts and all swapped ones.
 
@@ -72,8 +71,8 @@ def compute_composition_loss(
         What other trials of the same image or the same text are: ``positive`` (they share the target evenly), ``mask``
         (left out), or ``negative`` (as published). But for ``negative``, a swapped text that says what a trial shows is
         left out of its softmax: it is the true text of an image of the same parts.
-    normalise_brain, normalise_image
-        Whether that side (`normalise_image`: the texts) is brought to unit length.
+    normalise_brain
+        Whether the brain side is brought to unit length; the texts always are.
 
     Examples
     --------
@@ -86,7 +85,7 @@ def compute_composition_loss(
     check_pair(brain, text, what="brain and text")
     flat = swapped.flatten(0, 1)  # (n * n_swaps, d)
     left = normalise(brain) if normalise_brain else upcast(brain)
-    right, wrong = (normalise(t) if normalise_image else upcast(t) for t in (text, flat))
+    right, wrong = (normalise(t) for t in (text, flat))
     logits, harder = scale * multiply(left, right), scale * multiply(left, wrong)
     n = len(logits)
     same = torch.eye(n, dtype=torch.bool, device=logits.device)

@@ -80,7 +80,9 @@ def compute_clip_loss(
     >>> round(float(compute_clip_loss(torch.eye(2), torch.eye(2), scale=1.0)), 4)
     0.3133
     """
-    logits = scale * compare_pairs(brain, image, normalise_brain, normalise_image)
+    logits = scale * compare_pairs(
+        brain, image, normalise_brain=normalise_brain, normalise_image=normalise_image
+    )
     return compute_paired_cross_entropy(logits, stimuli, duplicates=duplicates, symmetric=symmetric)
 
 
@@ -115,10 +117,10 @@ def compute_siglip_loss(
     bias: float | Tensor,
     duplicates: str = "positive",
     duplicate_cosine: float = 0.999,
-    normalise_brain: bool = True,
-    normalise_image: bool = True,
 ) -> Tensor:
     """Return ``-(1/n) sum_ij log sigmoid(y_ij (scale * <b_i, v_j> + bias))``, y = 1 for pairs that match, else -1.
+
+    Both sides are brought to unit length.
 
     Parameters
     ----------
@@ -132,10 +134,8 @@ def compute_siglip_loss(
         `duplicate_cosine`: matches, left out, or like any other pair.
     duplicate_cosine
         Images at least as similar as this are the same.
-    normalise_brain, normalise_image
-        Whether that side is brought to unit length.
     """
-    logits = scale * compare_pairs(brain, image, normalise_brain, normalise_image) + bias
+    logits = scale * compare_pairs(brain, image) + bias
     n = len(logits)
     match = torch.eye(n, dtype=torch.bool, device=logits.device)
     kept = torch.ones_like(match)
@@ -184,7 +184,6 @@ def compute_within_group_loss(
     symmetric: bool = True,
     duplicates: str = "positive",
     normalise_brain: bool = True,
-    normalise_image: bool = True,
 ) -> Tensor:
     """Return the CLIP loss with each trial's negatives drawn from its own group only.
 
@@ -198,10 +197,10 @@ def compute_within_group_loss(
         Cluster or concept of each trial's image.
     stimuli : integer tensor of shape (n,), optional
         Index of each trial's image; every trial shows another one if None.
-    scale, symmetric, duplicates, normalise_brain, normalise_image
+    scale, symmetric, duplicates, normalise_brain
         As in `compute_clip_loss`.
     """
-    logits = scale * compare_pairs(brain, image, normalise_brain, normalise_image)
+    logits = scale * compare_pairs(brain, image, normalise_brain=normalise_brain)
     own = logits.new_ones(len(logits)).diag().bool()
     same = own if stimuli is None or duplicates == "negative" else find_same(stimuli)
     negative = find_same(groups) & ~same
@@ -323,25 +322,25 @@ def compute_bimixco_loss(
 
 
 class SoftClipTerm(nn.Module):
-    """`compute_soft_clip_loss` with its temperature annealed over the phase."""
+    """`compute_soft_clip_loss` with MindEye's temperatures, annealed over the phase."""
 
-    def __init__(self, start: float, end: float, phase: tuple[float, float]) -> None:
+    def __init__(self, phase: tuple[float, float]) -> None:
         super().__init__()
-        self.start, self.end, self.phase = start, end, phase
+        self.phase = phase
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
         fraction = compute_phase_fraction(self.phase, outputs.progress)
-        temperature = anneal_cosine(self.start, self.end, fraction)
+        temperature = anneal_cosine(0.004, 0.0075, fraction)
         return compute_soft_clip_loss(outputs.brain, outputs.image, temperature=temperature)
 
 
 class BimixcoTerm(nn.Module):
-    """`compute_bimixco_loss` of the trials that the loop has mixed."""
+    """`compute_bimixco_loss` of the trials that the loop has mixed, at the temperature of MindEye's code."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, duplicates: str) -> None:
         super().__init__()
-        self.options = options
+        self.duplicates = duplicates
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
@@ -353,5 +352,6 @@ class BimixcoTerm(nn.Module):
             outputs.mix_partner,
             outputs.mix_weight,
             outputs.stimuli,
-            **self.options,
+            temperature=0.006,
+            duplicates=self.duplicates,
         )

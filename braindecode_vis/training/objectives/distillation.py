@@ -178,7 +178,7 @@ def compute_teacher_share(progress: float) -> float:
 
 def make_temperature() -> LearnedTemperature:
     """Return ALBEF's learned temperature."""
-    return LearnedTemperature(0.07, bounds=(0.001, 0.5), learn=True)
+    return LearnedTemperature(0.07, bounds=(0.001, 0.5))
 
 
 class DistillationTerm(nn.Module):

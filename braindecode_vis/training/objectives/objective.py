@@ -263,7 +263,9 @@ def check_pair(left: Tensor, right: Tensor, *, what: str = "brain and image") ->
         )
 
 
-def compare_pairs(brain: Tensor, image: Tensor, normalise_brain: bool, normalise_image: bool) -> Tensor:
+def compare_pairs(
+    brain: Tensor, image: Tensor, *, normalise_brain: bool = True, normalise_image: bool = True
+) -> Tensor:
     """Return the inner products of all trials with all images, shape (n, n), the true pairs on the diagonal.
 
     Parameters
@@ -427,13 +429,10 @@ class LogitScale(nn.Module):
 class LearnedTemperature(nn.Module):
     """A temperature that is trained itself and kept inside bounds, as in ALBEF."""
 
-    def __init__(self, start: float, *, bounds: tuple[float, float], learn: bool) -> None:
+    def __init__(self, start: float, *, bounds: tuple[float, float]) -> None:
         super().__init__()
         self.bounds = bounds
-        if learn:
-            self.raw = nn.Parameter(torch.tensor(start, dtype=torch.float32))
-        else:
-            self.register_buffer("raw", torch.tensor(start, dtype=torch.float32))
+        self.raw = nn.Parameter(torch.tensor(start, dtype=torch.float32))
 
     def forward(self) -> Tensor:
         """Return the temperature, a scalar tensor."""

@@ -262,7 +262,7 @@ class SoftClipObjectiveConfig(ObjectiveConfig):
         """Return the module that computes the loss."""
         from braindecode_vis.training.objectives.contrastive import SoftClipTerm
 
-        return SoftClipTerm(0.004, 0.0075, self.phase)
+        return SoftClipTerm(self.phase)
 
 
 class BimixcoObjectiveConfig(ObjectiveConfig):
@@ -291,7 +291,7 @@ class BimixcoObjectiveConfig(ObjectiveConfig):
         """Return the module that computes the loss."""
         from braindecode_vis.training.objectives.contrastive import BimixcoTerm
 
-        return BimixcoTerm(temperature=0.006, duplicates=self.duplicates)
+        return BimixcoTerm(self.duplicates)
 
 
 class AlignmentObjectiveConfig(ObjectiveConfig):
@@ -439,8 +439,8 @@ class MomentumSettings(ObjectiveConfig):
     """Settings of the objectives with a moving-average teacher; the loop owns its momentum and the queue's length.
 
     As in ALBEF, a learned temperature starts at 0.07 and stays within 0.001 and 0.5, and the teacher's opinion has
-    a share
-    of 0.4 in the targets, which grows from zero over the first thirtieth of the training (ALBEF: the first epoch).
+    a share of 0.4 in the targets, which grows from zero over the first thirtieth of the training (ALBEF: the first
+    epoch).
 
     Parameters
     ----------
@@ -527,10 +527,8 @@ class HydraObjectiveConfig(ObjectiveConfig):
 
     For each trial a partner class is drawn. In the subspace of both classes, trials of the partner class are right
     answers, further classes wrong ones, and the trial's own class neither. The gate is made of the mean of the
-    embeddings
-    of both classes; the temperature is 0.1, as in SimLAP. Images are anchors too (ours: the paper has one kind of
-    view).
-    Gates are discarded after training.
+    embeddings of both classes; the temperature is 0.1, as in SimLAP. Images are anchors too (ours: the paper has one
+    kind of view). Gates are discarded after training.
 
     Parameters
     ----------
@@ -740,7 +738,7 @@ class CaptioningObjectiveConfig(ObjectiveConfig):
     @model_validator(mode="after")
     def _check_used(self) -> Self:
         if self.width % 4:
-            raise ValueError(f"width {self.width} does not part into four heads; make it a multiple of 4")
+            raise ValueError(f"width {self.width} cannot be divided into four heads; make it a multiple of 4")
         if self.reads == "output":
             self.refuse_unused("shown", because="reads output is one vector, of which nothing can be hidden")
         if self.shown < 1 and not self.contrast:
@@ -772,8 +770,8 @@ class PropagationObjectiveConfig(ObjectiveConfig):
 
     Windows whose middles are nearer than 0.7 of the step from one to the next show the same, as in PixPro; of local
     outputs that are not windows, each is near itself alone. Beside a contrast: alone it is also met by outputs that
-    are all alike. Needs augmentations, of which ``time_shift``
-    moves the windows of one view against those of the other, and a network with local outputs.
+    are all alike. Needs augmentations, of which ``time_shift`` moves the windows of one view against those of the
+    other, and a network with local outputs.
 
     Parameters
     ----------

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 #: Sentences whose vectors have at least this cosine say the same.
 SAME_SENTENCE = 0.999
+_MARGIN = 0.2  # how much more similar the right pair shall be, in Merkx and Frank
 
 
 def find_same_sentences(sentences: Tensor, stimuli: Tensor | None = None) -> Tensor:
@@ -79,24 +80,16 @@ def compute_sentence_contrast(
     return compute_soft_cross_entropy(logits, right / right.sum(-1, keepdim=True))
 
 
-def compute_margin_loss(
-    predicted: Tensor,
-    sentences: Tensor,
-    same: Tensor | None = None,
-    *,
-    margin: float = 0.2,
-) -> Tensor:
+def compute_margin_loss(predicted: Tensor, sentences: Tensor, same: Tensor | None = None) -> Tensor:
     """Return ``sum_ij [margin - s_ii + s_ij]_+ + [margin - s_jj + s_ij]_+`` over wrong pairs, per pair of the batch.
 
-    The form of Merkx and Frank. The sum is divided by n * n.
+    The form of Merkx and Frank, with their margin of 0.2. The sum is divided by n * n.
 
     Parameters
     ----------
     predicted, sentences : tensors of shape (n, d)
     same : boolean tensor of shape (n, n), optional
         Pairs that are not wrong; the diagonal alone if None.
-    margin
-        How much more similar the right pair shall be; 0.2 in the paper.
 
     Examples
     --------
@@ -109,8 +102,8 @@ def compute_margin_loss(
     n = len(similarity)
     right = torch.eye(n, dtype=torch.bool, device=similarity.device) if same is None else same
     own = similarity.diagonal()
-    rows = (margin - own[:, None] + similarity).clamp_min(0.0).masked_fill(right, 0.0)
-    columns = (margin - own[None, :] + similarity).clamp_min(0.0).masked_fill(right, 0.0)
+    rows = (_MARGIN - own[:, None] + similarity).clamp_min(0.0).masked_fill(right, 0.0)
+    columns = (_MARGIN - own[None, :] + similarity).clamp_min(0.0).masked_fill(right, 0.0)
     return (rows + columns).sum() / n**2
 
 

@@ -21,7 +21,6 @@ SAMGA (2026), arXiv:2604.17782, ``module/loss.py`` of LinJiang8/SAMGA@1a63745.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -39,6 +38,10 @@ from braindecode_vis.training.objectives.objective import (
 
 if TYPE_CHECKING:
     from braindecode_vis.training.objectives.objective import Outputs
+
+BANDWIDTHS = (0.1, 0.2, 0.5, 1.0, 2.0)  # standard deviations of the kernels of `compute_mmd` in SAMGA's code
+_SHARPNESS = 2.0  # t of the papers on uniformity
+_TAU = 0.5  # bandwidth of the kernel of the salient objective in the authors' scripts
 
 
 def compute_alignment(brain: Tensor, image: Tensor) -> Tensor:
@@ -58,21 +61,16 @@ def compute_alignment(brain: Tensor, image: Tensor) -> Tensor:
     return (normalise(brain) - normalise(image)).square().sum(-1).mean()
 
 
-BANDWIDTHS = (0.1, 0.2, 0.5, 1.0, 2.0)  # standard deviations of the kernels in SAMGA's code
-
-
-def compute_mmd(brain: Tensor, image: Tensor, *, bandwidths: Sequence[float]) -> Tensor:
+def compute_mmd(brain: Tensor, image: Tensor) -> Tensor:
     """Return the squared maximum mean discrepancy of two sets of vectors, at least zero.
 
     ``mean_{i!=j} k(b_i, b_j) + mean_{i!=j} k(v_i, v_j) - 2 mean_{ij} k(b_i, v_j)``, where k is the mean of
-    ``exp(-|x - y|^2 / (2 s^2))`` over the bandwidths s. As in SAMGA's code the cross term counts pairs that belong
+    ``exp(-|x - y|^2 / (2 s^2))`` over the `BANDWIDTHS` s. As in SAMGA's code the cross term counts pairs that belong
     together, which an unbiased estimate of two independent sets would not hold.
 
     Parameters
     ----------
     brain, image : tensors of shape (n, d)
-    bandwidths
-        Standard deviations of the kernels.
     """
     check_pair(brain, image)
     n = len(brain)
@@ -80,7 +78,7 @@ def compute_mmd(brain: Tensor, image: Tensor, *, bandwidths: Sequence[float]) ->
     def sum_kernel(left: Tensor, right: Tensor) -> Tensor:
         squares = left.square().sum(-1)[:, None] + right.square().sum(-1)[None] - 2 * multiply(left, right)
         distance = squares.clamp_min(0.0)  # rounding may fall below
-        return torch.stack([(-distance / (2 * s**2)).exp() for s in bandwidths]).mean(0).sum()
+        return torch.stack([(-distance / (2 * s**2)).exp() for s in BANDWIDTHS]).mean(0).sum()
 
     left, right = upcast(brain), upcast(image)
     # the diagonal of a set with itself is one each
@@ -100,43 +98,37 @@ class MmdTerm(nn.Module):
         brain, image = outputs.brain, outputs.image
         if self.normalise_both:
             brain, image = normalise(brain), normalise(image)
-        return compute_mmd(brain, image, bandwidths=BANDWIDTHS)
+        return compute_mmd(brain, image)
 
 
-def compute_uniformity(vectors: Tensor, stimuli: Tensor | None = None, *, sharpness: float = 2.0) -> Tensor:
-    """Return ``log mean_{i<j} exp(-sharpness * |x_i - x_j|^2)`` over unit vectors.
+def compute_uniformity(vectors: Tensor, stimuli: Tensor | None = None) -> Tensor:
+    """Return ``log mean_{i<j} exp(-2 |x_i - x_j|^2)`` over unit vectors.
 
     Parameters
     ----------
     vectors : tensor of shape (n, d)
     stimuli : integer tensor of shape (n,), optional
         Pairs of trials of the same image are left out; all differ if None.
-    sharpness
-        The paper's t.
     """
-    return _compute_log_mean_kernel(vectors, vectors, stimuli, sharpness)
+    return _compute_log_mean_kernel(vectors, vectors, stimuli)
 
 
-def compute_cross_uniformity(
-    brain: Tensor, image: Tensor, stimuli: Tensor | None = None, *, sharpness: float = 2.0
-) -> Tensor:
-    """Return ``log mean_{i!=j} exp(-sharpness * |b_i - v_j|^2)`` over unit vectors.
+def compute_cross_uniformity(brain: Tensor, image: Tensor, stimuli: Tensor | None = None) -> Tensor:
+    """Return ``log mean_{i!=j} exp(-2 |b_i - v_j|^2)`` over unit vectors.
 
     Parameters
     ----------
     brain, image : tensors of shape (n, d)
     stimuli : integer tensor of shape (n,), optional
         Pairs that show the same image are left out; all differ if None.
-    sharpness
-        The paper's t.
     """
     check_pair(brain, image)
-    return _compute_log_mean_kernel(brain, image, stimuli, sharpness)
+    return _compute_log_mean_kernel(brain, image, stimuli)
 
 
-def _compute_log_mean_kernel(left: Tensor, right: Tensor, stimuli: Tensor | None, sharpness: float) -> Tensor:
+def _compute_log_mean_kernel(left: Tensor, right: Tensor, stimuli: Tensor | None) -> Tensor:
     # Ordered pairs: for one set of vectors every unordered pair counts twice, which the mean does not notice.
-    exponents = sharpness * (2.0 * multiply(normalise(left), normalise(right)) - 2.0)
+    exponents = _SHARPNESS * (2.0 * multiply(normalise(left), normalise(right)) - 2.0)
     labels = torch.arange(len(left), device=left.device) if stimuli is None else stimuli
     # A pair of the same image should not be pushed apart.
     different = ~find_same(labels)
@@ -316,7 +308,6 @@ def compute_salient_loss(
     background: Tensor,
     *,
     n_common: int,
-    bandwidth: float = 0.5,
     constant_weight: float = 1.0,
     independence_weight: float = 1.0,
     scale: bool = False,
@@ -331,7 +322,7 @@ def compute_salient_loss(
     - independence: ``mean_i log mean_j k(c_i, c_j) k(s_i, s_j)`` with the background's s set to zero, the negative of
       a kernel estimate of the joint entropy.
 
-    Uniformity is ``log mean_{i<j} k(x_i, x_j)`` and the kernel ``k(x, y) = exp(-|x - y|^2 / (2 * bandwidth))``.
+    Uniformity is ``log mean_{i<j} k(x_i, x_j)`` and the kernel ``k(x, y) = exp(-|x - y|^2 / (2 * 0.5))``.
 
     Parameters
     ----------
@@ -341,13 +332,11 @@ def compute_salient_loss(
         Outputs for the background.
     n_common
         How many of the d features, from the first, are common.
-    bandwidth
-        The paper's tau.
     constant_weight, independence_weight
         Factors of the last two terms; those of the first two are 1.
     scale
         Divide the salient parts of responses and background by the root mean square length of those of the responses,
-        which has no gradient: `bandwidth` and the weights then mean the same for outputs of any size.
+        which has no gradient: the bandwidth and the weights then mean the same for outputs of any size.
     """
     if views.ndim != 3 or len(views) < 2 or background.shape[1:] != views.shape[2:] or len(background) == 0:
         raise DataError(
@@ -373,9 +362,9 @@ def compute_salient_loss(
     # Terms of each view of the responses with the background; averaged below.
     uniform_common, uniform_salient, joint = [], [], []
     for view_common, view_salient in zip(common, salient, strict=True):
-        all_common = compute_log_kernel(torch.cat([view_common, background_common]), bandwidth)
+        all_common = compute_log_kernel(torch.cat([view_common, background_common]), _TAU)
         all_salient = compute_log_kernel(
-            torch.cat([view_salient, torch.zeros_like(background_salient)]), bandwidth
+            torch.cat([view_salient, torch.zeros_like(background_salient)]), _TAU
         )
         uniform_common.append(_compute_log_mean_off_diagonal(all_common))
         uniform_salient.append(_compute_log_mean_off_diagonal(all_salient))

@@ -185,7 +185,7 @@ def test_word_loss_of_rows_of_other_lengths():
 def test_what_cannot_be_is_one_sentence():
     with pytest.raises(ConfigError, match=r"rebuilds hidden patches \(masked\), and the target has 1 vector"):
         CaptioningObjectiveConfig(masked=1.0).build().prepare(dataclasses.replace(SIZES, target_shape=(20,)))
-    with pytest.raises(ValueError, match="width 30 does not part into four heads"):
+    with pytest.raises(ValueError, match="width 30 cannot be divided into four heads"):
         CaptioningObjectiveConfig(width=30)
     with pytest.raises(
         ValueError, match=r"shown is 0\.5, which nothing looks at: reads output is one vector"

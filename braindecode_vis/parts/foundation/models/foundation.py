@@ -469,14 +469,15 @@ def load_backbone(
     if missing or unexpected:
         raise DataError(
             f"{source} is no file of {layout.title} of these sizes: it {_count(missing, 'is missing')} and "
-            f"{_count(unexpected, 'has')} that the network does not know; set the sizes of encoder.network to those of "
-            "the file, or correct encoder.network.pretrained."
+            f"{_count(unexpected, 'has')} that the network does not know; correct encoder.network.pretrained, or the "
+            "sizes in encoder.network where this model has such settings."
         )
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise DataError(
                 f"{name} in {source} has the shape {tuple(tensor.shape)}, but that of the network is "
-                f"{tuple(own[name].shape)}; set the sizes of encoder.network to those of the file."
+                f"{tuple(own[name].shape)}; correct encoder.network.pretrained, or the "
+                "sizes in encoder.network where this model has such settings."
             )
         if not bool(tensor.isfinite().all()):
             raise DataError(f"{name} in {source} holds values that are not finite; fetch the file again.")
