@@ -129,7 +129,7 @@ def write_imagery(job: PhantomJob, person: Person, progress: Progress) -> list[P
             )
 
     scanner = make_subject_scanner(job.size.voxel_mm or 0, person.index + 1)
-    # The name is followed by the end that tells the form.
+    # The writer adds the suffix of its form.
     path = beta_folder(job.root, person.index + 1, BETAS_FILE)
     path = write_beta_file(
         path.with_name(path.name.removesuffix(".nii.gz")),
