@@ -280,10 +280,8 @@ class CneuromodThingsConfig(AtlasSettings):
     def _list_events(self, subject: int) -> dict[tuple[int, int], Path]:
         """Return the events by session and run."""
         folder = self._find_events_folder()
-        keys = [
-            labels for labels in LAYOUT.list_labels(folder, "events") if int(labels["subject"]) == subject
-        ]
-        runs = sorted((int(labels["session"]), int(labels["run"])) for labels in keys)
+        found = LAYOUT.list_labels(folder, "events", subject=subject)
+        runs = sorted((int(labels["session"]), int(labels["run"])) for labels in found)
         return {
             (session, run): LAYOUT.place(folder, "events", subject=subject, session=session, run=run)
             for session, run in runs

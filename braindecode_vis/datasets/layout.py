@@ -1,6 +1,6 @@
 """Layouts: the files of a public data set, and what lies in them, described once.
 
-A `Layout` stands beside the reader of a data set. The reader opens its files, `check` compares every file with it, and
+A `Layout` is part of the reader of a data set. The reader opens its files, `check` compares every file with it, and
 the phantom writes the same files from arrays. Paths, keys, axes, types and codes are therefore named in one place. Owns
 MATLAB 5 and 7.3, HDF5, ``.npy`` and zip archives of pictures. Knows no data set.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Form = Literal["mat5", "mat73", "hdf5", "npy", "pictures", "csv", "tsv", "other"]
-_MATLAB_BYTES = 512  # of text and version that stand before the HDF5 of a MATLAB file
+_MATLAB_BYTES = 512  # of text and version before the HDF5 of a MATLAB file
 _FIELD = re.compile(r"\{(\w+)(:\w+)?\}")
 
 
@@ -39,7 +39,7 @@ class Array:
     ----------
     axes
         What each axis counts. Axes of one name have one length in a file; a field of the key, ``voxel {subject}``,
-        tells apart what differs.
+        keeps apart what differs.
     dtype
         Type as published; files that hold another kind of number are read as they are.
     codes
@@ -84,9 +84,7 @@ class File:
         """Return the description of the array that a file calls `key`."""
         for name, array in self.arrays.items():
             if (labels := _match(name, key)) is not None:
-                return replace(
-                    array, axes=tuple(_FIELD.sub(lambda m: _fill(m, labels), axis) for axis in array.axes)
-                )
+                return replace(array, axes=tuple(_fill(axis, labels) for axis in array.axes))
         return None
 
 
@@ -112,9 +110,9 @@ class Layout:
         file = self.files[name]
         return check_file(self.place(root, name, **labels), what=file.what, hint=hint or file.hint)
 
-    def list_labels(self, root: Path, name: str) -> list[dict[str, str]]:
-        """Return the labels of every file of this kind below `root`, sorted by path."""
-        path = self.files[name].path
+    def list_labels(self, root: Path, name: str, **labels: Any) -> list[dict[str, str]]:
+        """Return the other labels of every file of this kind below `root` that has `labels`, sorted by path."""
+        path = _fill(self.files[name].path, labels)
         found = sorted(root.glob(_FIELD.sub("*", path)))
         matches = [_match(path, entry.relative_to(root).as_posix()) for entry in found]
         return [match for match in matches if match is not None]
@@ -155,7 +153,7 @@ class Layout:
             return file.read(key)
 
     def read_table(self, path: Path, name: str, **options: Any) -> pd.DataFrame:
-        """Return a table, as `find` gave its path; `DataError` if it is none, or lacks a column that is needed.
+        """Return a table, as `find` gave its path; `DataError` if it is none, or a column that is needed is missing.
 
         Parameters
         ----------
@@ -264,14 +262,23 @@ class OpenFile:
         return key in self.content
 
     def find(self, name: str) -> list[tuple[str, dict[str, str]]]:
-        """Return every key that the layout calls `name`, and what stands for its fields."""
+        """Return every key that the layout calls `name`, and the values of its fields."""
         keys: list[str] = []
         with refuse_damage(f"{self.path} is truncated or damaged"):
-            # Groups of HDF5 lie within each other.
-            keys = list(self.content) if isinstance(self.content, dict) else []
-            if not keys:
+            if isinstance(self.content, dict):
+                keys += self.content
+            else:  # groups of HDF5 lie within each other
                 self.content.visit(keys.append)
         return [(key, labels) for key in keys if (labels := _match(name, key)) is not None]
+
+    def _look_up(self, key: str) -> tuple[Array, Any]:
+        """Return the description of an array, and what the file has for it."""
+        array = self.file.find(key)
+        if array is None or key not in self.content:
+            raise DataError(
+                f"{self.path} is missing the variable {key}; it is not {self.file.what} as published: {self.file.hint}."
+            )
+        return array, self.content[key]
 
     def measure(self, key: str) -> dict[str, int]:
         """Return the length of each axis of an array.
@@ -281,12 +288,7 @@ class OpenFile:
         DataError
             If it is missing, has other axes, or another length than an array before it.
         """
-        array = self.file.find(key)
-        if array is None or key not in self.content:
-            raise DataError(
-                f"{self.path} is missing the variable {key}; it is not {self.file.what} as published: {self.file.hint}."
-            )
-        stored = self.content[key]
+        array, stored = self._look_up(key)
         # A group of HDF5, a cell of MATLAB or text.
         if getattr(stored, "dtype", np.dtype(object)).kind not in "biufc":
             raise DataError(f"{self.path}: {key} holds no numbers; it is not {self.file.what} as published.")
@@ -311,9 +313,7 @@ class OpenFile:
             As `measure`, if the file is truncated, or a number is none of the codes.
         """
         lengths = self.measure(key)
-        array = self.file.find(key)
-        assert array is not None
-        stored = self.content[key]
+        array, stored = self._look_up(key)
         index = tuple((part or {}).get(axis, slice(None)) for axis in array.axes)
         # A vector is a matrix of one row or column to MATLAB.
         index += (slice(None),) * (stored.ndim - len(index))
@@ -332,31 +332,31 @@ class OpenFile:
     def describe(self, labels: Mapping[str, Any]) -> str:
         """Measure every array of the layout that belongs to `labels`, and return the lengths of their axes in words."""
         for name, array in self.file.arrays.items():
-            keys = [key for key in self.content if _match(name, key, labels) is not None]
-            if not keys and not array.optional:
-                keys = [_FIELD.sub(lambda m: _fill(m, labels), name)]
-            for key in keys:
+            wanted = _fill(name, labels)
+            found = [key for key, _ in self.find(wanted)]
+            for key in found or ([] if array.optional else [wanted]):
                 self.measure(key)
         return ", ".join(f"{n} x {axis}" for axis, n in self._lengths.items())
 
 
-def _fill(field: re.Match[str], labels: Mapping[str, Any]) -> str:
-    """Return what stands for a field of a template; the field itself if that is unknown."""
-    return f"{{0{field[2] or ''}}}".format(labels[field[1]]) if field[1] in labels else field[0]
+def _fill(template: str, labels: Mapping[str, Any]) -> str:
+    """Return a template with the fields that are known filled in; the others stay."""
+    return _FIELD.sub(
+        lambda field: f"{{0{field[2] or ''}}}".format(labels[field[1]]) if field[1] in labels else field[0],
+        template,
+    )
 
 
-def _match(template: str, text: str, labels: Mapping[str, Any] | None = None) -> dict[str, str] | None:
-    """Return what stands for each ``{field}`` of a template in a text; None if the text does not fit."""
+def _match(template: str, text: str) -> dict[str, str] | None:
+    """Return what a text has for each ``{field}`` of a template; None if the text does not fit."""
     pattern, end, seen = "", 0, set[str]()
     for found in _FIELD.finditer(template):
         name = found[1]
         pattern += re.escape(template[end : found.start()])
-        if labels and name in labels:
-            pattern += re.escape(_fill(found, labels))
-        else:
-            # A field that stands twice is the same both times.
-            pattern += f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+)"
-            seen.add(name)
+        value = r"\d+" if found[2] else "[^/]+"
+        # A field that occurs twice is the same both times.
+        pattern += f"(?P={name})" if name in seen else f"(?P<{name}>{value})"
+        seen.add(name)
         end = found.end()
     match = re.fullmatch(pattern + re.escape(template[end:]), text)
     return None if match is None else match.groupdict()

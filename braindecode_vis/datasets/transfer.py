@@ -454,8 +454,8 @@ def _check_redirection(url: str, target: str) -> None:
         raise TransferError(f"{refusal}, which is not https; download the file yourself")
     if host == "localhost" or not all(address.is_global for address in addresses):
         raise TransferError(
-            f"{refusal}, which lies on this machine or in its own network and cannot be a public archive; bring the "
-            "file yourself"
+            f"{refusal}, which lies on this machine or in its own network and cannot be a public archive; "
+            "download the file yourself"
         )
 
 

@@ -88,7 +88,8 @@ class V4PhotographsConfig(RecordedSettings):
         root, facts = self._find_session(), self.manifest.facts
         pictured = LAYOUT.list_labels(root, "pictures")
         for labels in LAYOUT.list_labels(root, self.trials):
-            yield from LAYOUT.check(root, [self.trials, "pictures"][: 1 + (labels in pictured)], **labels)
+            names = (self.trials, "pictures") if labels in pictured else (self.trials,)
+            yield from LAYOUT.check(root, names, **labels)
         responses, stimuli = self._read()
         for fact, found in (("n_neurons", responses.data.shape[1]), ("n_pictures", len(stimuli))):
             if self.session in facts[fact]:

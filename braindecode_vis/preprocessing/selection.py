@@ -98,9 +98,6 @@ class ReliabilityConfig(BestConfig):
     removed_settings: ClassVar[Mapping[str, Any]] = {"n_splits": 20}
 
 
-_ALPHAS = (1e1, 1e2, 1e3, 1e4, 1e5)  # penalties of the encoding model that features are chosen by
-
-
 class EncodingSelectionConfig(BestConfig):
     """Columns that image features predict, by ridge regression cross-validated over the training images.
 
@@ -232,7 +229,7 @@ def fit_selection(
             if reliable.measure == "ncsnr":
                 values = compute_ncsnr(own).ncsnr
             else:
-                values = compute_split_half(own, n_splits=20, seed=seed).correlation
+                values = compute_split_half(own, seed=seed).correlation
             scores[name] = _mean_over_times(values, own)
         keep, step = _keep_best(scores, keep, reliable, f"reliability ({reliable.measure})")
         steps.append(step)
@@ -244,7 +241,7 @@ def fit_selection(
         unique = replace(targets, vectors=targets.vectors[first], ids=targets.ids[first])
         scores = {}
         for name, own in by_subject.items():
-            values = compute_encoding_scores(own, unique, alphas=_ALPHAS, n_folds=5, seed=seed)
+            values = compute_encoding_scores(own, unique, seed=seed)
             scores[name] = _mean_over_times(values, own)
         keep, step = _keep_best(scores, keep, encoding, "encoding score")
         steps.append(step)

@@ -52,6 +52,25 @@ def test_a_file_of_one_array_and_its_labels(tmp_path):
     np.testing.assert_array_equal(LAYOUT.read(tmp_path, "npy", "counts", session="b"), np.eye(2))
 
 
+def test_a_field_of_digits_is_a_number_and_known_labels_narrow_the_list(tmp_path):
+    layout = Layout(
+        npy=File("sub-{subject}/ses-{session:02d}.npy", "npy", "the counts", "fetch them", COUNTS)
+    )
+    for subject, session in (("a", 1), ("a", 12), ("b", 3)):
+        path = layout.write(tmp_path, "npy", {"counts": np.eye(2)}, subject=subject, session=session)
+    path.with_name("ses-pilot.npy").touch()
+    assert layout.list_labels(tmp_path, "npy", subject="a") == [{"session": "01"}, {"session": "12"}]
+    assert layout.list_labels(tmp_path, "npy", subject="b") == [{"session": "03"}]
+
+
+def test_arrays_in_groups_are_checked(tmp_path):
+    arrays = {"{session}/{run}/betas": Array(("trial of {session}/{run}", "voxel"))}
+    layout = Layout(hdf5=File("betas.h5", "hdf5", "the betas", "fetch them", arrays))
+    layout.write(tmp_path, "hdf5", {"1/1/betas": np.ones((2, 3)), "1/2/betas": np.ones((4, 3))})
+    (found,) = layout.check(tmp_path)
+    assert (found.ok, found.message) == (True, "2 x trial of 1/1, 3 x voxel, 4 x trial of 1/2")
+
+
 def test_pictures_are_in_the_order_of_their_names_in_whatever_folder(tmp_path):
     paths = {}
     for n in (2, 1):

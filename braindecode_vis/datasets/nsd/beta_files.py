@@ -34,7 +34,7 @@ VOLUME_SPACE: Space = "func1pt8mm"
 BETA_VERSIONS: tuple[Version, ...] = get_args(Version)
 BETAS_FOLDER = "nsddata_betas"
 SESSION_NAME = "betas_session{session:02d}"
-"""Name of the betas of a session without its suffix, which depends on their form."""
+"""Name of the betas of a session, without the suffix, which depends on their form."""
 UNIT = "percent signal change"
 # Single-trial betas are a few percent; times 300 they are several hundred.
 _LARGEST_PERCENT = 30.0

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 # Members of a sample in the tars of MindEye1, and of MindEye2.
 RESPONSES, IMAGE, COUNT, TRIALS = "nsdgeneral.npy", "coco73k.npy", "num_uniques.npy", "trial.npy"
-BEHAVIOUR, BEHAVIOUR_COLUMNS = "behav.npy", {"image": 0, "trial": 5}
+# Of its columns, the picture and the trial of the whole experiment, both from 0.
+BEHAVIOUR, BEHAVIOUR_COLUMNS = "behav.npy", [0, 5]
 MINDEYE1_FOLDER, MINDEYE2_FOLDER = "webdataset_avg_split", "wds"
 _FETCH = "fetch it again"
 LAYOUT = Layout(
@@ -380,9 +381,8 @@ def _read_behaviour(path: Path) -> pd.DataFrame:
         values = np.atleast_2d(members[BEHAVIOUR].read_array())
         if values.ndim != 2 or values.shape[1] < 6:
             raise DataError(f"behav.npy of {path} has the shape {values.shape}; 17 columns are expected.")
-        # The picture, and the trial of the whole experiment, both from 0.
-        columns = [BEHAVIOUR_COLUMNS[name] for name in ("image", "trial")]
-        rows += [tuple(map(int, row[columns])) for row in values if row[columns[0]] >= 0]
+        picture = BEHAVIOUR_COLUMNS[0]
+        rows += [tuple(map(int, row[BEHAVIOUR_COLUMNS])) for row in values if row[picture] >= 0]
     return pd.DataFrame(rows, columns=["nsd_id", "trial"])
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import model_validator
 
-from braindecode_vis.base.checks import DataError, check_columns, check_file, is_there, refuse_damage
+from braindecode_vis.base.checks import DataError, check_file, is_there
 from braindecode_vis.base.digests import digest_files
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.layout import Array, File, Layout
@@ -68,9 +68,16 @@ LAYOUT = Layout(
         what="the design of NSD-synthetic",
         hint=f"fetch {_DESIGN_FILE} from the bucket of NSD (a few kB)",
         arrays={"masterordering": Array(("trial",), "uint16")},
-    )
+    ),
+    # Optional.
+    classes=File(
+        (_EXPERIMENT / "nsdsyntheticimageinformation.csv").as_posix(),
+        "csv",
+        what="the table of images of NSD-synthetic",
+        hint="fetch it from the bucket of NSD",
+        columns=("Image class",),
+    ),
 )
-CLASSES_FILE = _EXPERIMENT / "nsdsyntheticimageinformation.csv"
 IMAGES_FOLDER = Path("nsddata_stimuli/stimuli/nsdsynthetic")
 
 
@@ -130,8 +137,8 @@ class NsdSyntheticConfig(NsdConfig):
         """Return the digest of every file that is read."""
         root = self.find_root()
         paths = [*self._find_betas(root), self._find_design(root)]
-        if is_there(root / CLASSES_FILE):
-            paths.append(root / CLASSES_FILE)
+        if is_there(classes := LAYOUT.place(root, "classes")):
+            paths.append(classes)
         if self.with_images:
             paths += self._find_images(root)
         own = digest_files({path.name: path for path in paths})
@@ -229,7 +236,7 @@ class NsdSyntheticConfig(NsdConfig):
                 "synthetic_id": order - 1, "viewing_task": np.where(runs % 2 == 1, "fixation", "one_back"),
             }
         )  # fmt: skip
-        classes = read_classes(root / CLASSES_FILE, int(order.max()))
+        classes = read_classes(LAYOUT.place(root, "classes"), int(order.max()))
         return trials if classes is None else trials.assign(image_class=classes[order - 1])
 
     def _list_stimuli(self, tested: BetasPart) -> pd.DataFrame:
@@ -347,13 +354,9 @@ def read_order(path: Path) -> np.ndarray:
 
 def read_classes(path: Path, n_images: int) -> np.ndarray | None:
     """Return the class of each image (``Noise``, ``Spiral gratings``...); None if the table was not fetched."""
-    import pandas as pd
-
     if not is_there(path):
         return None
-    with refuse_damage(f"{path} is no table", ValueError):
-        table = pd.read_csv(path)
-    check_columns(table.columns, ("Image class",), what=str(path))
+    table = LAYOUT.read_table(path, "classes")
     if len(table) < n_images:
         raise DataError(f"{path} lists {len(table)} images, but the design shows {n_images}; fetch it again.")
     return table["Image class"].to_numpy(str)

@@ -224,10 +224,8 @@ def _simulate_series_noise(
     innovation = np.sqrt(1 - numbers.ar**2)  # keeps the variance at one
     # As if the process had run before: stationary from the first volume.
     state = numbers.ar * generator.standard_normal((1, n_voxels))
-    spread, changes = (
-        person.config.noise.changing,
-        make_generator(person.config.seed, "changing", person.index, name),
-    )
+    spread = person.config.noise.changing
+    changes = make_generator(person.config.seed, "changing", person.index, name)
     for first in range(0, n_volumes, BLOCK_VOLUMES):
         white = generator.standard_normal((BLOCK_VOLUMES, n_voxels), dtype=np.float32)
         if spread:

@@ -47,7 +47,7 @@ from braindecode_vis.parts.phantom.formats import (
     vim1_format,
 )
 from braindecode_vis.parts.phantom.phantom_config import PhantomConfig
-from braindecode_vis.parts.phantom.sizes import LATER, PhantomSize
+from braindecode_vis.parts.phantom.sizes import LATER, PhantomSize, estimate_image_bytes
 from braindecode_vis.parts.phantom.truth import (
     PhantomTruth,
     count_bytes,
@@ -172,8 +172,7 @@ def estimate_phantom(format: str, size: PhantomSize) -> Estimate:
     form = get_format(format)
     form.check_size(size)
     counts, n_images = form.count(size), form.count_images(size)
-    # Measured on generated images: JPEG of quality 95 grows with edges (size) and texture (area).
-    image_bytes = 300 + 43 * size.image_size + 0.12 * size.image_size**2
+    image_bytes = estimate_image_bytes(size.image_size)
     ledger_bytes = 150 * counts.n_steps / 50 + 3000
     return Estimate(
         n_bytes=round(

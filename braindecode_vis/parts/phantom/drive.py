@@ -148,9 +148,10 @@ def make_drive(
         mid.append(compute_mid_features(block, energy))
         for name in sources:
             foreign[name].append(energy if name == "gabor" else _FOREIGN[name](block))
-    n_vectors = (
-        len(ids) if embeddings is None and sources else len(embeddings if embeddings is not None else ())
-    )
+    if embeddings is not None:
+        n_vectors = len(embeddings)
+    else:  # the kinds that have sources need none
+        n_vectors = len(ids) if sources else 0
     if sum(map(len, early)) != len(ids) or n_vectors != len(ids) or len(train) != len(ids):
         raise DataError(
             f"{sum(map(len, early))} images, {n_vectors} embeddings and {len(train)} training flags were given "

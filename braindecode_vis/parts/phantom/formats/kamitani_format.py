@@ -349,7 +349,7 @@ GOD = Format(
     modality="fmri",
     uses=USES,
     duration_s=GOD_STIMULUS_S,
-    # Each training image is shown once, and the files do not tell sessions apart.
+    # Each training image is shown once, and the files do not distinguish sessions.
     limits={"n_sessions": (1, 1), "train_repetitions": (1, 1)},
     check=check_runs,
     count=count_god,

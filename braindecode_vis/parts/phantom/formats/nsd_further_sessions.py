@@ -29,7 +29,7 @@ from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.nsd.beta_files import BETA_VERSIONS
 from braindecode_vis.datasets.nsd.imagery_dataset import BETAS_FILE, STIMULI_FILE
-from braindecode_vis.datasets.nsd.synthetic_dataset import CLASSES_FILE, IMAGES_FOLDER, LAYOUT
+from braindecode_vis.datasets.nsd.synthetic_dataset import IMAGES_FOLDER, LAYOUT
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person, make_person
 from braindecode_vis.parts.phantom.drive import StimulusDrive, compute_gabor_energy, compute_mid_features
@@ -129,7 +129,7 @@ def write_imagery(job: PhantomJob, person: Person, progress: Progress) -> list[P
             )
 
     scanner = make_subject_scanner(job.size.voxel_mm or 0, person.index + 1)
-    # The name is followed by the end that tells the form.
+    # The writer adds the suffix of its form.
     path = beta_folder(job.root, person.index + 1, BETAS_FILE)
     path = write_beta_file(
         path.with_name(path.name.removesuffix(".nii.gz")),
@@ -255,7 +255,7 @@ def write_synthetic_design(job: PhantomJob) -> list[Path]:
     n_grey = count_kinds(size)[0]
     paths = [
         LAYOUT.write(job.root, "design", {"masterordering": order[None]}),
-        write_csv(job.root / CLASSES_FILE, table),
+        write_csv(LAYOUT.place(job.root, "classes"), table),
         _write_images(job, "stimuli", draw_images(size, job.config.seed, 1)[:n_grey]),
     ]
     trials = pd.DataFrame({"trial": np.arange(len(order)), "synthetic_id": order - 1})

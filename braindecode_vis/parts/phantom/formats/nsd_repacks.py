@@ -36,7 +36,7 @@ from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.parts.phantom.formats.nsd_design import get_trial_images, write_expdesign
 from braindecode_vis.parts.phantom.scanner import count_voxels
-from braindecode_vis.parts.phantom.sizes import PhantomSize
+from braindecode_vis.parts.phantom.sizes import PhantomSize, estimate_image_bytes
 
 Repack = Literal["mindeye1", "mindeye2", "brain-diffuser"]
 USES = ("n_runs", "voxel_mm")
@@ -50,7 +50,7 @@ def count(kind: Repack, size: PhantomSize) -> Counts:
     n_images, n_trials = nsd_format.count_images(size), size.n_subjects * size.n_trials
     n_seen = size.n_subjects * (size.n_train_images + size.n_test_concepts)
     n_voxels = _GENERAL_SHARE * count_voxels(size.voxel_mm)
-    jpeg = 300 + 43 * size.image_size + 0.12 * size.image_size**2
+    jpeg = estimate_image_bytes(size.image_size)
     n_bytes = {
         # Tars pad every member to whole blocks of 512 bytes, after a header of 512.
         "mindeye1": n_seen * (12 * n_voxels + jpeg + 5600),
@@ -215,7 +215,7 @@ def _write_mindeye2(job: PhantomJob, person: Person, progress: Progress) -> list
 def make_behaviour(nsd_id: int, trial: int) -> dict[str, np.ndarray]:
     """Return the members of a trial: of 17 columns the first is the picture and the sixth the trial, both from 0."""
     row = np.zeros((1, 17), np.float32)
-    row[0, [repack_files.BEHAVIOUR_COLUMNS[name] for name in ("image", "trial")]] = nsd_id, trial
+    row[0, repack_files.BEHAVIOUR_COLUMNS] = nsd_id, trial
     return {repack_files.BEHAVIOUR: row, "past_behav.npy": np.full((15, 17), -1.0, np.float32)}
 
 

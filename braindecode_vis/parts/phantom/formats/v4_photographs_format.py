@@ -19,7 +19,7 @@ from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import TRUTH, Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.parts.phantom.scanner import Scanner, count_voxels, make_scanner, pick_voxels
-from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images
+from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images, estimate_image_bytes
 
 SESSIONS = ("201025", "190923", "211022")
 """One of each animal, those that the authors tested."""
@@ -31,7 +31,7 @@ def count(size: PhantomSize) -> Counts:
     """Return work and space of counts and pictures."""
     n_images, n_neurons = count_images(size), _SHARE * count_voxels(size.voxel_mm)
     repeats = max(size.train_repetitions, size.test_repetitions)
-    picture = 420 + 43 * size.image_size + 0.12 * size.image_size**2
+    picture = estimate_image_bytes(size.image_size) + 120  # of the names in a zip archive
     n_bytes = size.n_subjects * n_images * (8 * n_neurons * (repeats + 1) + picture)
     n_trials = size.n_subjects * size.n_trials
     return Counts(n_bytes, 0, 0.2 * n_trials, 1 + 4e-4 * n_trials, n_trials)
