@@ -25,21 +25,20 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.analyses.study import Change, Study, fit_picked, rank_trials
 from braindecode_vis.scoring.crossed import (
     NO_INTERVAL,
+    CrossedInterval,
     PairedDifference,
     interval_of_rows,
+    interval_without_each,
     paired_difference,
 )
 from braindecode_vis.scoring.metrics.identification import join_left_out, sum_without_each
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
-from braindecode_vis.scoring.score_row import JACKKNIFE, format_p_value
+from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import (
-    FOLD_FACTOR,
-    WIDENED,
     compute_p_value,
     correct_holm,
     correct_maximum,
-    jackknife_interval,
     permute_within,
     widen_about,
 )
@@ -130,8 +129,8 @@ class Measured:
                 study, self.values, self.clusters, self.subjects, self.ids, shares=True
             )
         else:
-            low, high, words = bound_identification(
-                self.value, self.left_out, over_folds=len(study.folds) > 1
+            low, high, words = _bound(
+                interval_without_each(self.value, self.left_out, over_folds=len(study.folds) > 1)
             )
         return {
             "value": self.value, "ci_low": low, "ci_high": high, "chance": self.chance, "n": len(self.values),
@@ -203,6 +202,11 @@ def compute_interval(
         values, **find_row_units(study, clusters, subjects, ids), n_boot=study.n_bootstrap, seed=study.seed,
         proportion=shares and several, over_folds=len(study.folds) > 1,
     )  # fmt: skip
+    return _bound(found)
+
+
+def _bound(found: CrossedInterval) -> tuple[float, float, str]:
+    """Return limits, NaN where there are none, and what was resampled or why not."""
     low, high = (np.nan if limit is None else limit for limit in (found.low, found.high))
     return low, high, found.resampled
 
@@ -217,14 +221,6 @@ def find_row_units(
     if ids is not None and units.select(np.arange(len(ids)), ids) is None:
         return {"clusters": ids, "unit": "image", "subjects": subjects}
     return {"clusters": clusters, "unit": study.unit, "subjects": subjects}
-
-
-def bound_identification(value: float, left_out: np.ndarray, *, over_folds: bool) -> tuple[float, float, str]:
-    """Return the jackknife interval of identification, NaN where there is none, and what it resampled or why not."""
-    interval = jackknife_interval(value, left_out, widen=FOLD_FACTOR if over_folds else 1.0)
-    if interval is None:
-        return np.nan, np.nan, f"{NO_INTERVAL}: {len(left_out)} images"
-    return interval.low, interval.high, JACKKNIFE + WIDENED * over_folds
 
 
 class Meter:
