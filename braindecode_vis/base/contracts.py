@@ -581,7 +581,7 @@ class ImageGenerator(Built):
 
     def read_known_images(self) -> Embeddings:
         """Return embeddings of images that the generator brings along; see ``knows_images``."""
-        raise ConfigError(f"the generator {type(self).__name__} has no images of its own.")
+        raise ConfigError(f"the generator {find_class(self).__name__} has no images of its own.")
 
 
 class Network(ABC):
@@ -869,9 +869,14 @@ class Analysis(ComponentSettings):
 # --- words ----------------------------------------------------------------------------------------------------
 
 
+def find_class(component: Any) -> type[Any]:
+    """Return the class of a component, its own where `roles` has completed it."""
+    return type(getattr(component, "component", component))
+
+
 def name_class(component: Any) -> str:
     """Return module and name of the class of a component, for messages."""
-    cls = type(getattr(component, "component", component))
+    cls = find_class(component)
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -881,8 +886,7 @@ def has_name(component: Any, name: str) -> bool:
 
 
 def _refuse_module(component: Any) -> ConfigError:
-    name = name_class(component).rpartition(".")[2]
     return ConfigError(
-        f"{name} does not say how it predicts in torch (its method as_module), so that it cannot be exported as a "
-        "program; choose safetensors."
+        f"{find_class(component).__name__} does not say how it predicts in torch (its method as_module), so that it "
+        "cannot be exported as a program; choose safetensors."
     )

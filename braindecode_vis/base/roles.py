@@ -264,10 +264,7 @@ def find_source(dataset: Any) -> Literal["write", "open_epochs", "open_betas", "
     for name in SOURCES:
         if has_name(dataset, name):
             return cast(Literal["write", "open_epochs", "open_betas", "open_bold"], name)
-    kind = type(dataset)
-    raise ConfigError(
-        f"{kind.__module__}.{kind.__qualname__} cannot be the data set: it has none of {', '.join(SOURCES)}."
-    )
+    raise ConfigError(f"{name_class(dataset)} cannot be the data set: it has none of {', '.join(SOURCES)}.")
 
 
 def check_settings(role: str, settings: Any) -> None:
@@ -281,9 +278,8 @@ def check_settings(role: str, settings: Any) -> None:
         Of a component from outside; those of the package are held to this by tests.
     """
     complete(SETTINGS_ROLES[role], settings)
-    if (
-        role == "prior"
-    ):  # is built from a seed alone, so that a missing method shows before anything was trained
+    # A prior is built from a seed alone, so that a missing method shows before anything was trained.
+    if role == "prior":
         build(Prior, settings, seed=0)
     if role == "dataset":
         find_source(settings)
