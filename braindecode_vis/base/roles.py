@@ -174,7 +174,7 @@ def build(role: type[Role], settings: Any, *args: Any, **kwargs: Any) -> Role:
     Raises
     ------
     ConfigError
-        If `build` takes other arguments than the role gives it, or what it returns has not what its role requires.
+        If `build` takes other arguments than the role gives it, or a required method is missing in what it returns.
     """
     own = settings.component if isinstance(settings, Completed) else settings
     try:
@@ -211,7 +211,7 @@ def read(role: type[Role], settings: Any, folder: Path, *args: Any) -> Role:
     Raises
     ------
     ConfigError
-        If its `read` returns nothing, or something that has not what its role requires.
+        If its `read` returns nothing, or something in which a required method is missing.
     """
     found = settings.read(folder, *args)
     if found is None:
