@@ -160,8 +160,8 @@ def _lead_fields_of_all_workers(tmp_path_factory):
 
     def share(info, head, transform, positions, normals):
         places = [(channel["loc"].tobytes(), int(channel["coil_type"])) for channel in info["chs"]]
-        told = repr((places, info["dev_head_t"], positions.tobytes(), normals.tobytes()))
-        path = folder / f"{hashlib.sha256(told.encode()).hexdigest()}.npy"
+        arguments = repr((places, info["dev_head_t"], positions.tobytes(), normals.tobytes()))
+        path = folder / f"{hashlib.sha256(arguments.encode()).hexdigest()}.npy"
         if not path.exists():
             made = path.with_name(f"{os.getpid()}-{path.name}")
             np.save(made, compute(info, head, transform, positions, normals))

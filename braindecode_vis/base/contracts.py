@@ -183,7 +183,7 @@ class ImageEncoder(Built):
         texts
             One or several of each of n images.
         fill : array of the shape of one embedding
-            What stands where texts say nothing.
+            What is used where texts say nothing.
         """
         return None
 
@@ -243,7 +243,7 @@ class GeneratorView:
         Whether `predict` can predict embeddings of the target space.
     predicts_alike
         False where these predictions, with those of `BrainEncoder.predict_out_of_fold` and the likelihood, differ from
-        those that are compared although both are in one space, whose name cannot distinguish them.
+        those that are compared and are in the same space, so that names of spaces do not distinguish them.
     prior
         The prior of these predictions that was trained with the encoder, a
         `braindecode_vis.generation.priors.joint.DiffusionPriorTerm`; asked where the settings say ``trains_prior``.
@@ -580,8 +580,8 @@ class ImageGenerator(Built):
         return None
 
     def read_known_images(self) -> Embeddings:
-        """Return embeddings of images that the generator has of its own; see ``knows_images``."""
-        raise ConfigError(f"the generator {type(self).__name__} has no images of its own.")
+        """Return embeddings of the images that the generator has of its own; see ``knows_images``."""
+        raise ConfigError(f"the generator {find_class(self).__name__} has no images of its own.")
 
 
 class Network(ABC):
@@ -685,7 +685,7 @@ class ImageEncoderSettings(ComponentSettings):
 
 
 class EncoderSettings(ComponentSettings):
-    """Settings of a brain encoder or of a category decoder, which stand under one key of the configuration."""
+    """Settings of a brain encoder or of a category decoder, which have one key in the configuration."""
 
     role_name: ClassVar[str] = "settings of an encoder"
 
@@ -767,11 +767,11 @@ class PriorSettings(ComponentSettings):
     def build(self, *, seed: int) -> Any:
         """Return the prior, not fitted."""
 
-    #: Whether it learns from predictions of training trials, which are made for nobody else.
+    #: Whether it learns from predictions of training trials, which are made for nothing else.
     needs_predictions: ClassVar[bool] = True
     #: Whether its draws are meant to be embeddings of images, and not predictions.
     draws_images: ClassVar[bool] = True
-    #: Whether it knows images that the generator has of its own.
+    #: Whether it knows the images that the generator has of its own.
     asks_generator: ClassVar[bool] = False
     #: Whether the brain encoder must have a `BrainEncoder.likelihood`.
     asks_likelihood: ClassVar[bool] = False
@@ -789,7 +789,7 @@ class PriorSettings(ComponentSettings):
     def read(self, folder: Path) -> Any:
         """Return the fitted prior that was written into `folder`."""
         built = self.build(seed=0)
-        if not has_name(built, "read"):  # it has written itself, or nobody would read it
+        if not has_name(built, "read"):  # it has written itself, or there would be nothing to read
             raise ConfigError(f"{name_class(built)} cannot be the prior: it has no read.")
         return built.read(folder)
 
@@ -803,7 +803,7 @@ class GeneratorSettings(ComponentSettings):
     def build(self, data: Any) -> Any:
         """Return the generator, made with a `braindecode_vis.generation.generator_data.GeneratorData`."""
 
-    #: Whether it learns from predictions of training trials, which are made for nobody else.
+    #: Whether it learns from predictions of training trials, which are made for nothing else.
     needs_predictions: ClassVar[bool] = False
     #: Whether it needs the noise of single repetitions.
     weighs_predictions: ClassVar[bool] = False
@@ -827,7 +827,7 @@ class GeneratorSettings(ComponentSettings):
         return steps
 
     def accepts(self, target_kind: str) -> bool:
-        """Say whether targets of this kind can be turned into images, as far as settings can tell."""
+        """Say whether targets of this kind can be turned into images, as far as settings show."""
         return True
 
     def describe_choices(self) -> list[str]:
@@ -869,9 +869,14 @@ class Analysis(ComponentSettings):
 # --- words ----------------------------------------------------------------------------------------------------
 
 
+def find_class(component: Any) -> type[Any]:
+    """Return the class of a component, its own where `roles` has completed it."""
+    return type(getattr(component, "component", component))
+
+
 def name_class(component: Any) -> str:
     """Return module and name of the class of a component, for messages."""
-    cls = type(getattr(component, "component", component))
+    cls = find_class(component)
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -881,8 +886,7 @@ def has_name(component: Any, name: str) -> bool:
 
 
 def _refuse_module(component: Any) -> ConfigError:
-    name = name_class(component).rpartition(".")[2]
     return ConfigError(
-        f"{name} does not say how it predicts in torch (its method as_module), so that it cannot be exported as a "
-        "program; choose safetensors."
+        f"{find_class(component).__name__} does not say how it predicts in torch (its method as_module), so that it "
+        "cannot be exported as a program; choose safetensors."
     )

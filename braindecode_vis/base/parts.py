@@ -1,8 +1,8 @@
-"""The parts that are there: what each brings, and the sentence where one is missing.
+"""The parts that are there: what each provides, and the sentence where one is missing.
 
 A part is what a run can do without: a folder of `braindecode_vis.parts` with a file ``register.py``, or an entry point
 of another package. Both hold one `Part`, which names its verbs, kinds, abilities and report section as text, so that
-looking for parts imports none of them. The core asks by name for what a part adds, and knows no part.
+looking for parts imports none of them. The core asks for what a part provides by name and knows no part.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def is_beside_the_caller(entry: _Installed) -> bool:
 
 
 def ask_part(ability: str) -> Any:
-    """Return what a part adds under a name.
+    """Return what a part provides under a name.
 
     Parameters
     ----------

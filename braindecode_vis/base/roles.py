@@ -174,7 +174,7 @@ def build(role: type[Role], settings: Any, *args: Any, **kwargs: Any) -> Role:
     Raises
     ------
     ConfigError
-        If `build` takes other arguments than the role gives it, or what it returns has not what its role requires.
+        If `build` takes other arguments than the role gives it, or a required method is missing in what it returns.
     """
     own = settings.component if isinstance(settings, Completed) else settings
     try:
@@ -211,7 +211,7 @@ def read(role: type[Role], settings: Any, folder: Path, *args: Any) -> Role:
     Raises
     ------
     ConfigError
-        If its `read` returns nothing, or something that has not what its role requires.
+        If its `read` returns nothing, or something in which a required method is missing.
     """
     found = settings.read(folder, *args)
     if found is None:
@@ -264,10 +264,7 @@ def find_source(dataset: Any) -> Literal["write", "open_epochs", "open_betas", "
     for name in SOURCES:
         if has_name(dataset, name):
             return cast(Literal["write", "open_epochs", "open_betas", "open_bold"], name)
-    kind = type(dataset)
-    raise ConfigError(
-        f"{kind.__module__}.{kind.__qualname__} cannot be the data set: it has none of {', '.join(SOURCES)}."
-    )
+    raise ConfigError(f"{name_class(dataset)} cannot be the data set: it has none of {', '.join(SOURCES)}.")
 
 
 def check_settings(role: str, settings: Any) -> None:
@@ -281,9 +278,8 @@ def check_settings(role: str, settings: Any) -> None:
         Of a component from outside; those of the package are held to this by tests.
     """
     complete(SETTINGS_ROLES[role], settings)
-    if (
-        role == "prior"
-    ):  # is built from a seed alone, so that a missing method shows before anything was trained
+    # A prior is built from a seed alone, so that a missing method shows before anything was trained.
+    if role == "prior":
         build(Prior, settings, seed=0)
     if role == "dataset":
         find_source(settings)

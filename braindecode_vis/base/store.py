@@ -261,9 +261,8 @@ class RunFolder:
                     mode = 0o666 & ~_read_umask()
                     # Components from outside may write for their owner alone; a mode that is set changes times.
                     if stat.S_IMODE(path.stat().st_mode) != mode:
-                        with contextlib.suppress(
-                            PermissionError
-                        ):  # a link to a neighbour's file, which is his
+                        # A link may lead to the file of another user.
+                        with contextlib.suppress(PermissionError):
                             path.chmod(mode)
             damaged = parent / f"{_TEMPORARY}damaged-{unit}-{fingerprint}-{_HOST}-{os.getpid()}"
             if damage:  # out of the way first: a rename never replaces a folder that holds something

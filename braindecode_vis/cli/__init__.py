@@ -1,8 +1,8 @@
 """The command ``braindecode-vis``: one verb per stage of the pipeline, verbs about data, and the verbs of the parts.
 
-Owns arguments, tables, progress bars and the way errors are told. Computes nothing; everything heavy is imported
-inside the verb that needs it, so that ``--help`` answers at once. The register of a part lists its verbs. A
-new verb of the core needs an entry in `_VERBS`, in `_GROUPS` (its heading in the help) and in `EXAMPLES`.
+Owns arguments, tables, progress bars and the way errors are shown. Computes nothing; everything heavy is imported
+inside the verb that needs it, so that ``--help`` answers at once. The register of a part names its verbs. A new verb of
+the core needs an entry in `_VERBS`, in `_GROUPS` (its heading in the help) and in `EXAMPLES`.
 """
 
 from __future__ import annotations

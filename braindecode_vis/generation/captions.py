@@ -19,7 +19,7 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.contracts import BrainEncoder, name_class
+from braindecode_vis.base.contracts import BrainEncoder, find_class
 from braindecode_vis.base.devices import choose_device, seeded
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
@@ -86,7 +86,7 @@ def write_with_encoder(
     writer = encoder.captions
     if writer is None:
         raise ConfigError(
-            f"{name_class(encoder).rpartition('.')[2]} writes no captions (its property captions); a network with the "
+            f"{find_class(encoder).__name__} writes no captions (its property captions); a network with the "
             "objective captioning does."
         )
     return WrittenCaptions(writer.write(responses, asked.n_beams), writer.write_mean(asked.n_beams))

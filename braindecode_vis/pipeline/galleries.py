@@ -296,9 +296,8 @@ class TextSide:
         if len(empty):
             raise DataError(
                 f"{len(empty)} of {len(asked)} descriptions do not distinguish their image from any other by what is "
-                "known of those "
-                f"of training images, first {asked[empty[0]].texts[0][:60]!r}; say what differs (in words set apart by "
-                "spaces), or read them by evaluation.descriptions.encoder minilm."
+                f"known of those of training images, first {asked[empty[0]].texts[0][:60]!r}; say what differs (in "
+                "words set apart by spaces), or read them by evaluation.descriptions.encoder minilm."
             )
         return made
 

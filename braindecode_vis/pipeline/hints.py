@@ -37,7 +37,6 @@ MOST_WEIGHT = 100.0
 WITH_QUEUE, MIXES = ("distillation", "tcl"), "bimixco"
 # Of 192 simulated MEG trials, 8 to 22 updates named one image for all, 96 named four of ten.
 FEW_UPDATES = 100
-FEW_UNITS = 10  # a percentile bootstrap of fewer units is too narrow
 
 
 @remember

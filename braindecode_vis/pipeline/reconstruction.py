@@ -623,7 +623,7 @@ def read_fits(folder: Path, config: RunConfig, data: GeneratorData) -> tuple[Pri
 def _check_kind(folder: Path, config: RunConfig) -> None:
     """Raise `DataError` if the prior in a folder says that it is of another kind than the run's."""
     about, kind = folder / "prior.json", config.prior.kind
-    # What a prior of somebody else's writes there is its own affair.
+    # A prior from outside the package may write another file of that name.
     if kind in list_inside("prior") and about.is_file():
         kind = store.read_json(about).get("kind", kind)
     if kind != config.prior.kind:

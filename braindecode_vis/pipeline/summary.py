@@ -79,11 +79,9 @@ def describe_result(
     row = next((row for row in found if row["subject"] == "all"), found[0] if len(found) == 1 else None)
     start = f"From {'simulated ' if simulated else ''}{_describe_signal(prepared)}"
     if row is None:
-        return (
-            f"{start}, no image can be distinguished from another: there is one candidate."
-            if not found
-            else ""
-        )
+        if found:
+            return ""
+        return f"{start}, no image can be distinguished from another: there is one candidate."
     n = len(items)
     if name == "accuracy":
         n_classes = items["label"].nunique()

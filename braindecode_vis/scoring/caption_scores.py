@@ -249,14 +249,13 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
         for subject, rows in list_subjects(task.subjects):
             pooled = task.ids[rows] if subject == POOLED else None
             units = None if task.units is None else task.units.select(rows, pooled)
+            own = {} if units is None else {"stimulus_ids": units.labels, "unit": units.unit}
             scores += score_captions(
                 [references[row] for row in rows], [[one[row] for row in rows] for one in several],
                 task.ids[rows], seed=task.seed, source=source, encoder=encoder,
                 null=None if null is None else null.select(rows), over_folds=len(task.predicted) > 1, method=method,
                 protocol=task.protocol, subject=subject, split=task.split, n_boot=task.n_bootstrap,
-                subjects=task.subjects[rows] if subject == POOLED else None,
-                stimulus_ids=task.ids[rows].astype(str) if units is None else units.labels,
-                unit="image" if units is None else units.unit,
+                subjects=task.subjects[rows] if subject == POOLED else None, **own,
             )  # fmt: skip
     return CaptionScores(scores, texts, sources)
 

@@ -28,12 +28,14 @@ from braindecode_vis.scoring.uncertainty import (
     Statistic,
     bootstrap_interval,
     compute_p_value,
+    jackknife_interval,
     logit_limits,
     widen_limits,
     wilson_interval,
 )
 
 NO_INTERVAL = "no interval"  # with these words begins why there is none
+JACKKNIFE = "images (jackknife)"
 #: Units that are many by nature and are not counted in words: their bootstrap needs no t.
 MANY = ("image", "trial")
 WILSON_BELOW = 40  # fewer items than this, and the bootstrap of a proportion is too narrow
@@ -505,6 +507,22 @@ def interval_of_rows(
         rows, clusters, subjects, unit, statistic, proportion=proportion, level=level, n_boot=n_boot, seed=seed
     )  # fmt: skip
     return widen_interval(found, _find_ends(rows, proportion)) if over_folds else found
+
+
+def interval_without_each(value: float, left_out: np.ndarray, *, over_folds: bool = False) -> CrossedInterval:
+    """Return the jackknife interval of identification by one subject.
+
+    Parameters
+    ----------
+    value, left_out
+        As for `braindecode_vis.scoring.uncertainty.jackknife_interval`.
+    over_folds
+        As for `interval_of_rows`.
+    """
+    found = jackknife_interval(value, left_out, widen=FOLD_FACTOR if over_folds else 1.0)
+    if found is None:
+        return CrossedInterval(value, None, None, None, f"{NO_INTERVAL}: {len(left_out)} images")
+    return CrossedInterval(value, found.low, found.high, None, JACKKNIFE + WIDENED * over_folds)
 
 
 def widen_interval(found: CrossedInterval, ends: tuple[float, float]) -> CrossedInterval:

@@ -13,19 +13,12 @@ import numpy as np
 
 from braindecode_vis.base.arrays import Score
 from braindecode_vis.base.checks import DataError
-from braindecode_vis.scoring.crossed import NO_INTERVAL, interval_of_rows
+from braindecode_vis.scoring.crossed import NO_INTERVAL, interval_of_rows, interval_without_each
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
-from braindecode_vis.scoring.uncertainty import (
-    FOLD_FACTOR,
-    WIDENED,
-    Labels,
-    Statistic,
-    jackknife_interval,
-)
+from braindecode_vis.scoring.uncertainty import WIDENED, Labels, Statistic
 
 #: Subject of a row on all subjects together.
 POOLED = "all"
-JACKKNIFE = "images (jackknife)"
 
 
 def format_p_value(value: Any, *, in_words: bool = False) -> str:
@@ -136,16 +129,6 @@ def _list_by_words(rows: Sequence[Mapping[Any, Any]]) -> str:
     return "; ".join([first, *(f"{', '.join(told[words][:4])}: {words}" for words in others)]) + widened
 
 
-def bound_identification(
-    value: float, left_out: np.ndarray, *, over_folds: bool
-) -> tuple[float | None, float | None, str]:
-    """Return the jackknife interval of identification, None where there is none, and what it resampled or why not."""
-    interval = jackknife_interval(value, left_out, widen=FOLD_FACTOR if over_folds else 1.0)
-    if interval is None:
-        return None, None, f"{NO_INTERVAL}: {len(left_out)} images"
-    return interval.low, interval.high, JACKKNIFE + WIDENED * over_folds
-
-
 def make_score(
     values_per_item: np.ndarray,
     *,
@@ -242,16 +225,13 @@ def make_score(
     # An error that is 0 for every item is no proportion, so the name decides and not the values alone.
     counts_hits = statistic == "mean" and not differs and find_metric(metric).metric.counts_hits
     proportion = counts_hits and bool(((values >= 0) & (values <= 1)).all())
-    low: float | None = None
-    high: float | None = None
     if left_out is not None and subjects is None and unit == "image":
-        low, high, resampled = bound_identification(value, left_out, over_folds=over_folds)
+        found = interval_without_each(value, left_out, over_folds=over_folds)
     else:
         found = interval_of_rows(
             values, clusters=stimulus_ids, subjects=subjects, unit=unit, statistic=statistic, proportion=proportion,
             n_boot=n_boot, seed=seed, over_folds=over_folds,
         )  # fmt: skip
-        low, high, resampled = found.low, found.high, found.resampled
     return Score(
         method=method,
         metric=metric,
@@ -262,11 +242,11 @@ def make_score(
         subject=subject,
         split=split,
         seed=seed,
-        ci_low=low,
-        ci_high=high,
+        ci_low=found.low,
+        ci_high=found.high,
         noise_ceiling=noise_ceiling,
         gallery_size=gallery_size,
         p_value=p_value,
         fingerprint=fingerprint,
-        resampled=resampled,
+        resampled=found.resampled,
     )

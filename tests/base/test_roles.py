@@ -331,6 +331,13 @@ def test_a_component_without_a_base_class_has_every_default_of_its_role(role):
         assert roles.complete(role, one := heir()) is one
 
 
+def test_a_generator_without_a_base_class_is_named_by_its_own_class():
+    methods = dict.fromkeys(roles.list_required(ImageGenerator), lambda self, *args, **kwargs: None)
+    generator = roles.complete(ImageGenerator, type("Bare", (), methods)())
+    with pytest.raises(ConfigError, match=r"^the generator Bare has no images of its own"):
+        generator.read_known_images()
+
+
 class FormerEncoder(PlainBrainEncoder):
     """Methods that brain encoders had before these were grouped."""
 

@@ -84,7 +84,7 @@ class ConfusionConfig(Analysis):
     def compute(self, study: Study) -> Findings:
         """Decode every test trial and count."""
         decided = decide(study)
-        if any((self.categories, self.column)):
+        if self.categories or self.column:
             category = self._map_concepts(study, set(decided["seen"]) | set(decided["decoded"]))
             decided = decided.assign(
                 seen=decided["seen"].map(category), decoded=decided["decoded"].map(category)

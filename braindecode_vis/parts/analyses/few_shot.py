@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from braindecode_vis.base.arrays import Responses, Score, count_own_voxels
 from braindecode_vis.base.checks import ConfigError, DataError
-from braindecode_vis.base.contracts import Analysis, name_class
+from braindecode_vis.base.contracts import Analysis, find_class
 from braindecode_vis.base.locks import BeingMade
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.analyses.measure import (
@@ -396,7 +396,7 @@ def adapt(encoder: Any, trials: Responses, targets: Any) -> Any:
     ability = encoder.adaptation
     if ability is None:
         raise ConfigError(
-            f"{name_class(encoder).rpartition('.')[2]} cannot be adapted to a few trials (its property adaptation); "
+            f"{find_class(encoder).__name__} cannot be adapted to a few trials (its property adaptation); "
             "ridge and networks can."
         )
     if ability.adapt_subject is not None:

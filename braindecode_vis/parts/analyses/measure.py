@@ -25,14 +25,16 @@ from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.parts.analyses.study import Change, Study, fit_picked, rank_trials
 from braindecode_vis.scoring.crossed import (
     NO_INTERVAL,
+    CrossedInterval,
     PairedDifference,
     interval_of_rows,
+    interval_without_each,
     paired_difference,
 )
 from braindecode_vis.scoring.metrics.identification import join_left_out, sum_without_each
 from braindecode_vis.scoring.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.scoring.retrieval import Retrieval, compute_similarity
-from braindecode_vis.scoring.score_row import bound_identification, format_p_value
+from braindecode_vis.scoring.score_row import format_p_value
 from braindecode_vis.scoring.uncertainty import (
     compute_p_value,
     correct_holm,
@@ -127,8 +129,9 @@ class Measured:
                 study, self.values, self.clusters, self.subjects, self.ids, shares=True
             )
         else:
-            *limits, words = bound_identification(self.value, self.left_out, over_folds=len(study.folds) > 1)
-            low, high = (np.nan if limit is None else limit for limit in limits)
+            low, high, words = _bound(
+                interval_without_each(self.value, self.left_out, over_folds=len(study.folds) > 1)
+            )
         return {
             "value": self.value, "ci_low": low, "ci_high": high, "chance": self.chance, "n": len(self.values),
             "p_value": self.p_value, "resampled": words,
@@ -199,6 +202,11 @@ def compute_interval(
         values, **find_row_units(study, clusters, subjects, ids), n_boot=study.n_bootstrap, seed=study.seed,
         proportion=shares and several, over_folds=len(study.folds) > 1,
     )  # fmt: skip
+    return _bound(found)
+
+
+def _bound(found: CrossedInterval) -> tuple[float, float, str]:
+    """Return limits, NaN where there are none, and what was resampled or why not."""
     low, high = (np.nan if limit is None else limit for limit in (found.low, found.high))
     return low, high, found.resampled
 

@@ -110,14 +110,15 @@ class RoisConfig(Analysis):
     def compute(self, study: Study) -> Findings:
         """Fit and test on the voxels of each region, and on random ones."""
         check_retrieval(study, self.kind)
+        rois = list_rois(study.responses, self.sets)
         groups = {
             name: features
-            for name, features in list_rois(study.responses, self.sets).items()
+            for name, features in rois.items()
             if not self.include or name in self.include
             if _count(features) >= self.min_voxels
         }
         for name in self.include:
-            check_option("the region of interest", name, list_rois(study.responses, self.sets))
+            check_option("the region of interest", name, rois)
         return ablate(
             study, groups, metric=self.metric, n_random=self.n_random, outside=self.outside, kind=self.kind,
             title="Regions of interest", noun="voxel",

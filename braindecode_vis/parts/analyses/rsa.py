@@ -299,7 +299,7 @@ def collect_layers(study: Study, layers: Sequence[Any], with_targets: bool) -> d
         for name, bank in study.spaces.items():
             banks.setdefault(name, bank)
     if not banks:
-        raise DataError("there is no layer to compare; name image encoders in layers, or set with_targets.")
+        raise DataError("there is no layer to compare; name image encoders in layers.")
     return banks
 
 

@@ -1,4 +1,4 @@
-"""Names as text what the part adds, so that looking for parts imports nothing of it."""
+"""Names what the part provides as text, so that looking for parts imports nothing of it."""
 
 from braindecode_vis.base.parts import Part, Verb
 
