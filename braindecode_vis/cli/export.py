@@ -29,9 +29,11 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", help="File or folder to write; it must not exist.")],
     fold: Annotated[
-        int | None, typer.Option("--fold", min=0, help="Fold of the predictions or the encoder.")
+        int | None, typer.Option("--fold", min=0, help="Fold of the predictions or the encoder, from 0.")
     ] = None,
-    subject: Annotated[str | None, typer.Option("--subject", help="Responses of this subject only.")] = None,
+    subject: Annotated[
+        str | None, typer.Option("--subject", help="Export responses of this subject only.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the results of a run for other tools.

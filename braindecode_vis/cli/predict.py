@@ -37,10 +37,12 @@ def predict(
         ),
     ] = None,
     fold: Annotated[
-        int | None, typer.Option("--fold", help="Fold that predicts; the mean of all by default.")
+        int | None,
+        typer.Option("--fold", help="Fold whose encoder predicts; by default the mean of all folds."),
     ] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="Only trials that the recording declares as train or test.")
+        str | None,
+        typer.Option("--split", help="Use only trials that the recording declares as train or test."),
     ] = None,
     whiten_new: Annotated[
         bool,
