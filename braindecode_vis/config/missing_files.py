@@ -1,6 +1,6 @@
-"""Whether the files that a configuration names are there, asked before anything is computed.
+"""Checks before anything is computed that the files of a configuration exist.
 
-Owns which settings each stage reads. A data set and an analysis check their own files, which they read first anyway.
+Knows which settings each stage reads. A data set and an analysis check their own files, which they read first anyway.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ READS = {
 
 
 def check_files(config: RunConfig, stage: str = "report") -> None:
-    """Raise `ConfigError` where a file that a run needs up to a stage is not there.
+    """Raise `ConfigError` if a file that a run needs up to a stage is missing.
 
-    Packages of extras must be installed and paths exist, a network without embedded weights must have some or be
-    allowed to fetch them, and a caption bank must be readable.
+    Packages of extras must be installed, paths must exist, weights of a network must be there or their download
+    allowed, and a caption bank must be readable.
 
     Parameters
     ----------
     config
-        Of the run.
+        Configuration of the run.
     stage
-        The last stage that is asked for.
+        The last stage to run.
     """
     config.choose_cache()
     _check_outside(config)
@@ -59,7 +59,7 @@ def check_files(config: RunConfig, stage: str = "report") -> None:
 
 
 def _check_outside(config: RunConfig) -> None:
-    """Build components from outside, so that what they lack is told before their stage comes."""
+    """Build components from outside, so that missing parts are reported before their stage starts."""
     target, encoder = complete(ImageEncoderSettings, config.target), complete(EncoderSettings, config.encoder)
     if type(config.target) in OUTSIDE:
         build(find_image_encoder_role(target), target)
