@@ -67,7 +67,7 @@ def test_select_keeps_rows_and_table_together():
 
 def test_embeddings_meet_only_in_one_space():
     left = Embeddings(np.ones((2, 3)), ["a", "b"], "clip")
-    with pytest.raises(DataError, match="'clip' cannot meet those of space 'dino'"):
+    with pytest.raises(DataError, match="'clip' cannot be compared with those of space 'dino'"):
         check_same_space(left, Embeddings(np.ones((2, 3)), ["a", "b"], "dino"))
     with pytest.raises(DataError, match="have shapes"):
         check_same_space(left, Embeddings(np.ones((2, 4)), ["a", "b"], "clip"))
@@ -92,7 +92,7 @@ def test_a_score_rests_on_queries_and_is_finite():
         "split": "test",
     }
     assert Score(value=0.5, n_queries=10, seed=0, **row).as_row()["chance"] == 0.1
-    with pytest.raises(DataError, match="rests on no query"):
+    with pytest.raises(DataError, match="has no query"):
         Score(value=0.5, n_queries=0, seed=0, **row)
     with pytest.raises(DataError, match="not finite"):
         Score(value=float("nan"), n_queries=3, seed=0, **row)
