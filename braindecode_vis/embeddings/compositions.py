@@ -1,4 +1,4 @@
-"""Tests of composition that a user brings: what an image shows, and the same parts bound otherwise.
+"""Reads tests of composition from a user's table: the content of an image, and the same parts in another combination.
 
 Owns the table of such tests: texts in which words changed places, and images that show the same parts. What a decoder
 makes of them is the business of `braindecode_vis.scoring.protocol_scores`.
@@ -32,15 +32,15 @@ class CompositionConfig(Settings):
     Parameters
     ----------
     file
-        CSV file with the column ``id`` (a tested image) and ``caption`` and ``swapped`` (what it shows, and the same
-        words of another scene), ``partner`` (the id of a tested image of the same parts), or all three; ``kind`` says
-        what changed places. The phantom writes one (``phantom_truth/composition.csv``). Several rows an image are
-        several tests.
+        CSV file with the column ``id`` (a tested image) and ``caption`` and ``swapped`` (its caption, and the same
+        words for another scene), ``partner`` (the id of a tested image with the same parts), or all three; ``kind``
+        says what was exchanged. The phantom writes one (``phantom_truth/composition.csv``). Several rows of one image
+        are several tests.
     encoder
-        How texts get into the space of the decoder. None takes the encoder's own head into the space of sentences
-        (objectives `composition` and `sentence_contrast`), or else the target's own text side, and leaves texts out
-        where there is neither. ``minilm``, or the folder of a sentence encoder, is a ridge regression from the sentence
-        vectors of the captions of training images, which the file then has too.
+        How texts are mapped into the space of the decoder. None takes the encoder's own head for sentences (objectives
+        `composition` and `sentence_contrast`), or else the text encoder of the target, and leaves texts out if there is
+        neither. ``minilm``, or the folder of a sentence encoder, is a ridge regression from the sentence vectors of the
+        captions of training images, which the file then has too.
     """
 
     file: Path

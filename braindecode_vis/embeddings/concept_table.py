@@ -41,9 +41,9 @@ class ConceptTableConfig(ImageEncoderSettings):
         ``.csv`` or ``.tsv`` with the column ``concept`` (or ``id``) and a column of numbers for each dimension; or an
         array without names, ``.npy`` or numbers in a ``.txt``, as the 49 and the 66 dimensions of THINGS are published.
     concepts
-        For an array, a text file with the concept of each row, one a line.
+        For an array, a text file with the concept of each row, one per line.
     dimensions
-        For an array, a text file with the name of each dimension, one a line; they are numbered by default.
+        For an array, a text file with the name of each dimension, one per line; by default they are numbered.
     """
 
     kind: Literal["concept_table"] = "concept_table"
@@ -58,14 +58,14 @@ class ConceptTableConfig(ImageEncoderSettings):
         named = self.file.suffix.lower() in (".csv", ".tsv")
         if named and (self.concepts is not None or self.dimensions is not None):
             raise ValueError(
-                "concepts and dimensions name what a table with a header names itself; leave them out"
+                "concepts and dimensions are for arrays, but a table has names in its header; leave them out"
             )
         if not named and self.file.suffix.lower() not in (".npy", ".txt"):
             raise ValueError(
                 f"file is {self.file.name}, and must be a .csv or .tsv with names, or a .npy or .txt"
             )
         if not named and self.concepts is None:
-            raise ValueError(f"{self.file.name} holds no names; say with concepts which row is which concept")
+            raise ValueError(f"{self.file.name} holds no names; give the concept of each row with concepts")
         return self
 
     def check_files(self) -> None:
@@ -130,7 +130,7 @@ class ConceptTableEncoder(ImageEncoder):
         return self.config.name_space()
 
     def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Refuse: a picture does not say its concept."""
+        """Refuse: the concept of a picture is not known."""
         raise refuse_pictures("concept_table", "knows concepts")
 
     def embed(
@@ -188,7 +188,8 @@ def read_concept_table(config: ConceptTableConfig) -> ConceptTable:
     for listed, n, what in ((rows, values.shape[0], "concepts"), (names, values.shape[1], "dimensions")):
         if len(listed) != n:
             raise DataError(
-                f"target.{what} names {len(listed)} {what}, but {path} has {n}; the two belong to other releases."
+                f"target.{what} names {len(listed)} {what}, but {path} has {n}; the two files belong to "
+                "different releases."
             )
     return _check_table("concept", names, rows, values, path)
 

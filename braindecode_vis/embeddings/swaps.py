@@ -1,4 +1,4 @@
-"""Captions in which what goes with what is exchanged: the same words, another scene.
+"""Captions with exchanged words or relations: the same words describe another scene.
 
 Two rules, without any network: two words of one group (colours, sizes, people) change places, and what stands on both
 sides of a relation (``to the left of``, ``on``, ``behind``) does. ARO and NegCLIP pick words by a tagger of parts of

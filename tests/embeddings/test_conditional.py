@@ -108,7 +108,7 @@ def test_what_cannot_be_learnt_is_said(tmp_path, stimuli):
         config = make_config(write_table(tmp_path, stimuli, **changes))
         return config.build().embed(stimuli, stimuli.ids[:30], encode_all(stimuli))
 
-    with pytest.raises(DataError, match=r"'side' has the value 'right' alone among 30 training images"):
+    with pytest.raises(DataError, match=r"'side' has only the value 'right' among 30 training images"):
         embed()
     sides = ["left" if n % 3 else "right" for n in range(N)]
     with pytest.raises(DataError, match="none for 1 of 30 images, first 'i00'; add"):
@@ -173,7 +173,7 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path, stimuli):
     (tmp_path / "names.txt").write_text("\n".join(concepts))
     with pytest.raises(DataError, match=f"names {len(concepts)} concepts, but .* has {len(concepts) - 1}"):
         ConceptTableConfig(file=tmp_path / "values.npy", concepts=tmp_path / "names.txt").check_files()
-    with pytest.raises(ConfigError, match="say with concepts which row is which"):
+    with pytest.raises(ConfigError, match="give the concept of each row"):
         validate_component("target", {"kind": "concept_table", "file": str(tmp_path / "values.npy")})
     values[3, 1] = np.nan
     np.save(tmp_path / "values.npy", values)
