@@ -1,8 +1,8 @@
 """ATM: each channel is a token that attends to the others, then convolutions and a projector.
 
-Settings of ATM-S (with the convolutions of NICE) and ATM-E (with EEGNet in their place). A subject token tells the
-attention who is recorded; it is what is dropped afterwards, so that every channel reaches the convolutions. Subjects
-are known by their place in the training set, whatever their names.
+Settings of ATM-S (with the convolutions of NICE) and ATM-E (with EEGNet in their place). A subject token gives the
+attention the identity of the subject; it is dropped afterwards, so that the convolutions get every channel. Subjects
+are identified by their place in the training set, not by name.
 
 References
 ----------
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 
 class AtmSettings(NetworkSettings):
-    """What both variants share; at 63 channels, 250 samples and 10 subjects this part has 444 500 parameters.
+    """Settings that both variants share; with 63 channels, 250 samples and 10 subjects this part has 444 500
+    parameters.
 
     The paper's table counts 553 078 for its attention, which does not follow from the layers that it describes; with
     the convolutions (103 680) and the projector onto 1024 outputs (2 527 232), ATM-S as described has 3 075 412.

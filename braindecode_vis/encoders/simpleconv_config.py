@@ -28,7 +28,7 @@ Merger = Literal["attention", "linear"]
 
 
 class SimpleConvSettings(NetworkSettings):
-    """What the three variants share; the defaults are those of the speech network.
+    """Settings that the three variants share; the defaults are those of the speech network.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class SimpleConvSettings(NetworkSettings):
         1x1 convolution; ``convolution`` is the last of the `depth` convolutions itself, then without batch norm and
         GELU, with the gated linear unit that is due after it.
     backbone_outputs
-        Outputs of that last step. None stands for the outputs of the network: no head follows.
+        Outputs of that last step. None means the outputs of the network: no head follows.
     head_hidden
         Hidden units of each head (linear, LayerNorm, GELU, linear); None is a single linear layer.
 
@@ -80,9 +80,7 @@ class SimpleConvSettings(NetworkSettings):
     @model_validator(mode="after")
     def _check_sizes(self) -> SimpleConvSettings:
         if self.backbone_outputs is None and (self.heads == "two" or self.head_hidden is not None):
-            raise ValueError(
-                "head_hidden and two heads need backbone_outputs, the size of what the heads see"
-            )
+            raise ValueError("head_hidden and two heads need backbone_outputs, the input size of the heads")
         return self
 
     def build(self, signal: Signal, n_outputs: int, n_regression: int | None = None) -> torch.nn.Module:

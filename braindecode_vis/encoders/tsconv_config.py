@@ -70,7 +70,7 @@ class TSConvConfig(NetworkSettings):
     Parameters
     ----------
     attention
-        What precedes the convolutions, around a residual connection: ``none``; ``self``, attention over channels
+        Layer before the convolutions, with a residual connection: ``none``; ``self``, attention over channels
         (NICE-SA); ``graph``, a graph attention layer in which all channels are neighbours (NICE-GA). In the
         released code neither does what the paper describes: the self-attention sums its weights to one and returns
         its input, and the graph holds the channels of the first trial of each batch only. Both are implemented here

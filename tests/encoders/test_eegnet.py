@@ -103,7 +103,7 @@ def test_windows_of_the_readout_add_up():
 def test_bad_signals_say_what_is_needed():
     with pytest.raises(DataError, match="eegnet needs trials of at least"):
         EEGNetConfig().build(make_signal(5, 20), 7)
-    with pytest.raises(DataError, match="give the data set its rate"):
+    with pytest.raises(DataError, match="give the sampling rate of the data set"):
         EEGNetConfig().build(make_signal(sfreq=None), 7)
 
 
