@@ -186,8 +186,8 @@ class MultistageEncoder(BrainEncoder):
         labels = {name: before[name] * n_clusters + int(c) for name, c in zip(names, clusters, strict=True)}
         if len(gather_groups(np.array([labels[names[i]] for i in learnt]), learnt)) < 2:
             warnings.warn(
-                f"stage {len(self.stages) + 1} draws its batches from all {len(learnt)} training images, as the first "
-                "one did, since hardly a cluster has eight of them; lower encoder.stage_clusters.",
+                f"stage {len(self.stages) + 1} draws its batches from all {len(learnt)} training images, "
+                "like the first stage, since few clusters have eight images; lower encoder.stage_clusters.",
                 Notice,
                 stacklevel=4,
             )
@@ -347,8 +347,8 @@ class MultistageEncoder(BrainEncoder):
         record, settings = read_json(folder / _FILE), config.make_stage()
         if record["n_stages"] != config.n_stages:
             raise DataError(
-                f"{folder} holds {record['n_stages']} stages, and encoder.n_stages is {config.n_stages}; set it to "
-                "what was trained, or train again."
+                f"{folder} holds {record['n_stages']} stages, but encoder.n_stages is {config.n_stages}; "
+                "set it to the trained number, or train again."
             )
         encoder = cls(config, seed=record["seed"])
         for number in range(config.n_stages):

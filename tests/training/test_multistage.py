@@ -48,7 +48,7 @@ def test_a_few_images_that_are_left_join_the_smallest_group():
 def test_clusters_that_are_too_small_to_fill_a_batch_are_told():
     """Three stages of 500 clusters were three plain trainings, without a word."""
     responses, targets = make_task(n_images=24)
-    with pytest.warns(Notice, match="stage 2 draws its batches from all 20 training images, as the first"):
+    with pytest.warns(Notice, match="stage 2 draws its batches from all 20 training images, like the first"):
         make(stage_clusters=20, epochs=1).build(seed=0).fit(responses, targets)
 
 
@@ -105,7 +105,7 @@ def test_it_is_written_read_and_adapted(fitted, tmp_path):
     adapted = again.adapt(few, few_targets, epochs=1)
     assert adapted.comparison_space != encoder.comparison_space or len(adapted.predict(few)) == 40
     assert adapted.stages[1].fitted.held_out == adapted.stages[0].fitted.held_out
-    with pytest.raises(DataError, match=r"2 stages, and encoder\.n_stages is 3"):
+    with pytest.raises(DataError, match=r"2 stages, but encoder\.n_stages is 3"):
         make(n_stages=3).read(tmp_path)
 
 

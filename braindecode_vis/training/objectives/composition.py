@@ -1,4 +1,4 @@
-"""Texts that say the same words of another scene, as negatives: what goes with what has to be decoded.
+"""Texts with the same words for another scene as negatives, so that the relation of the parts must be decoded.
 
 NegCLIP adds captions in which words changed places, and images of the same parts, to the batch of a contrast: with
 images V = [I; I_hard] and texts T = [T; T_hard; swap(T); swap(T_hard)] each image is searched among all 4 B texts, and
@@ -152,8 +152,8 @@ class CompositionTerm(nn.Module):
             brain, text = self.predict(brain), outputs.sentences
         if outputs.swapped.shape[-1] != text.shape[-1]:
             raise DataError(
-                f"swapped captions have {outputs.swapped.shape[-1]} values, the texts that they are compared with "
-                f"{text.shape[-1]}; set space of the objective composition to sentences."
+                f"swapped captions have {outputs.swapped.shape[-1]} values, but the texts to compare "
+                f"with have {text.shape[-1]}; set space of the objective composition to sentences."
             )
         return compute_composition_loss(
             brain, text, outputs.swapped, outputs.swapped_known, outputs.stimuli,
