@@ -1,4 +1,4 @@
-"""Scores of the parts of a target: which value of each attribute was decoded, and how well each dimension.
+"""Scores of the parts of a target: the decoded value of each attribute, and the correlation of each dimension.
 
 Owns two kinds of rows. Of a conditional target, the value is named whose training images have the most similar answer
 (cosine, after the training mean): balanced accuracy of each attribute, beside what the head says of the seen image
@@ -139,7 +139,7 @@ def _score_attributes(task: TargetTask, table: AttributeTable) -> tuple[list[Sco
 def _decide(
     task: TargetTask, table: AttributeTable, position: int
 ) -> tuple[CategoryTask, CategoryTask] | None:
-    """Return the decisions on one attribute, from predictions and from the seen images; None where there are none."""
+    """Return the decisions on one attribute, from predictions and from the seen images; None if there are none."""
     name = table.names[position]
     prototypes, means, trained = [], [], []
     for bank, ids in zip(task.banks, task.training, strict=True):

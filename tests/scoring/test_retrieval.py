@@ -219,9 +219,9 @@ def test_bad_input_is_named():
         _rank(good, _embed(np.eye(3)[:2]))
     with pytest.raises(DataError, match=r"1 gallery item embedding\(s\).*norm 0, first 's0001'"):
         _rank(good, _embed(np.diag([1.0, 0, 1])))
-    with pytest.raises(DataError, match="cannot meet"):
+    with pytest.raises(DataError, match="cannot be compared"):
         _rank(good, Embeddings(np.eye(3), good.ids, "other"))
-    with pytest.raises(ConfigError, match="must lie between 2 and the gallery size 3"):
+    with pytest.raises(ConfigError, match="must be between 2 and the gallery size 3"):
         rt.compute_k_way_hits(_rank(good, good), 4)
     with pytest.raises(ConfigError, match="device"):
         rt.compute_ranks(good, good, device="gpu")
@@ -343,7 +343,7 @@ def test_a_search_refuses_what_it_cannot_answer():
 
 
 def test_a_gallery_without_direction_or_with_equal_ids_is_refused():
-    with pytest.raises(DataError, match="'b' has no direction"):
+    with pytest.raises(DataError, match="'b' is zero"):
         rt.GallerySearch(Embeddings(np.array([[1.0, 0], [0, 0]], np.float32), ["a", "b"], "toy"))
     with pytest.raises(DataError, match="more than once"):
         rt.GallerySearch(Embeddings(np.eye(2, dtype=np.float32), ["a", "a"], "toy"))
