@@ -82,7 +82,7 @@ class ClassMeanGenerator(ImageGenerator):
 
 
 class NearestConfig(GeneratorSettings):
-    """Copy the nearest training image; every space is accepted."""
+    """Copy the nearest training image; works with every space."""
 
     kind: Literal["nearest"] = "nearest"
 

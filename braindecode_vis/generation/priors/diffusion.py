@@ -217,8 +217,8 @@ class DiffusionPrior(Prior):
     ) -> _TrainingRows:
         if predicted is None:
             raise DataError(
-                f"the diffusion prior with prior.condition {self.condition} learns from predictions, and there "
-                "are none; set prior.condition to simulated."
+                f"the diffusion prior with prior.condition {self.condition} learns from predictions, but "
+                "there are none; set prior.condition to simulated."
             )
         check_same_space(predicted, target)
         if len(predicted) != len(target) or (predicted.ids != target.ids).any():
@@ -274,8 +274,8 @@ class DiffusionPrior(Prior):
         n = round(self.held_out * len(names))
         if self.held_out and not 0 < n < len(names) - 1:
             raise ConfigError(
-                f"prior.held_out is {self.held_out}, which of {len(names)} training images leaves none on one "
-                "side; set it to 0 or to more."
+                f"prior.held_out is {self.held_out}, which leaves one side empty for {len(names)} "
+                "training images; set it to 0 or to a larger share."
             )
         return make_generator(self.seed, "prior", "held out").permutation(names)[:n]
 

@@ -54,7 +54,7 @@ class DiffusionPriorConfig(ImageSourceSettings):
         ``simulated`` learns from images alone, each seen through an encoder drawn at random, and needs no predictions.
         See `simulated_predictions` for both.
     n_components
-        Principal components of the images that ``simulated`` draws; what lies beyond them is that of the mean image.
+        Principal components of the images that ``simulated`` draws; the others have the value of the mean image.
     prediction, betas, timesteps
         What the network predicts, and the noise schedule (ATM: epsilon, linear, 1000; MindEye2: sample,
         squaredcos_cap_v2, 100).
@@ -62,34 +62,34 @@ class DiffusionPriorConfig(ImageSourceSettings):
         Training by Adam, without weight decay, at gradients of length 1 at most (ATM: 1e-3, cosine with 500 steps of
         warm-up, 1024, 150).
     min_steps
-        Least number of steps: small data sets, whose epochs have few of them, are trained for more epochs. Ours.
+        Minimum number of steps: small data sets with few steps per epoch are trained for more epochs. Our choice.
     ema_decay
-        Decay of the moving average of the weights per step. Ours.
+        Decay of the moving average of the weights per step. Our choice.
     held_out
         Share of the training images kept aside; the weights of the epoch with the lowest loss on their predictions
         are taken. 0 takes the last epoch, as ATM does.
     sampler, steps, guidance
         How samples are drawn (ATM: ddpm, 50, 5; MindEye2: stochastic-ddim, 20, 1). A guidance above 1 moves samples
-        toward what the condition says and away from the true spread of images.
+        toward the condition and away from the true distribution of images.
     spacing
         Which steps of the schedule are sampled: ``trailing`` begins with pure noise; ``leading`` a piece before, as ATM
         does, which takes the default scheduler of diffusers.
     clip
-        What the clean embedding that a step implies is held to: the range of the training ``images``, or ``unit``, -1
-        to 1 in every dimension of the embedding, as ATM does by the same default.
+        Limit for the clean embedding of each step: the range of the training ``images``, or ``unit``, -1 to 1 in every
+        dimension of the embedding, as in ATM by the same default.
     select, candidates
         ``none`` keeps every draw. ``best_of`` draws `candidates` for each and keeps the one whose direction is nearest
-        to the prediction's, ``mean`` averages them; these are other protocols and `describe_choices` names them.
+        to the prediction's, ``mean`` averages them; these are different protocols and `describe_choices` names them.
     pull
         How far a prediction's direction moves toward the sample's: 1 gives the sample itself, as ATM does. Less keeps
-        more of what tells one prediction from another; the length is then the one that images have on average.
+        more of the differences between predictions; the length is then the average length of images.
     restandardise
         Shift and scale samples so that, for out-of-fold predictions of training trials, they have the mean and spread
         of the training targets in every dimension. Test predictions never enter.
     precision
-        ``bfloat16`` computes the training in it where that is safe.
+        ``bfloat16`` uses it for the training where this is safe.
     device
-        How it runs, not what it computes.
+        Device of the computation; it does not change the result.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("diffusers",)
@@ -153,17 +153,15 @@ class DiffusionPriorConfig(ImageSourceSettings):
             self.refuse_unused("candidates", because="select none keeps every draw")
         if self.network == "mindeye2":
             unused = ("widths", "time_features", "dropout")
-            self.refuse_unused(
-                *unused, because="network mindeye2 is as wide as a token and drops nothing out"
-            )
+            self.refuse_unused(*unused, because="network mindeye2 has the width of a token and no dropout")
         if self.sampler == "stochastic-ddim":
-            self.refuse_unused("spacing", because="sampler stochastic-ddim has steps of its own")
+            self.refuse_unused("spacing", because="sampler stochastic-ddim has its own steps")
             if self.steps < 2:
-                raise ValueError("prior.sampler stochastic-ddim needs two prior.steps or more")
+                raise ValueError("prior.sampler stochastic-ddim needs prior.steps of 2 or more")
         if self.clip == "unit" and self.condition == "simulated":
             raise ValueError(
-                "prior.clip unit is of single dimensions, and prior.condition simulated draws principal components; "
-                "leave clip out"
+                "prior.clip unit applies to single dimensions, but prior.condition simulated draws "
+                "principal components; leave clip out"
             )
         if self.condition != "simulated":
             self.refuse_unused("n_components", because="only condition simulated draws components")

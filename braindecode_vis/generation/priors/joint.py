@@ -167,8 +167,8 @@ class JointPrior(Prior):
             raise ConfigError(f"{self.config.untrained}.")
         if term.shape != target.vectors.shape[1:]:
             raise DataError(
-                f"the brain encoder has trained a prior of embeddings of shape {term.shape}, but those of "
-                f"{target.space!r} have {target.vectors.shape[1:]}; take the target that it was trained on."
+                f"the brain encoder has trained a prior of embeddings of shape {term.shape}, but those "
+                f"of {target.space!r} have {target.vectors.shape[1:]}; use the target of the training."
             )
         self.schedule, self.sizes = term.schedule, describe_network(term.config)
         self._check_steps()
@@ -179,8 +179,8 @@ class JointPrior(Prior):
     def _check_steps(self) -> None:
         if self.config.steps >= self.schedule.n_timesteps:
             raise ConfigError(
-                f"prior.steps is {self.config.steps}, and the prior was trained on a schedule of "
-                f"{self.schedule.n_timesteps} steps (encoder.objectives, diffusion_prior.timesteps); take fewer."
+                f"prior.steps is {self.config.steps}, but the prior was trained on a schedule of "
+                f"{self.schedule.n_timesteps} steps (encoder.objectives, diffusion_prior.timesteps); set fewer steps."
             )
 
     def describe(self) -> dict[str, Any]:

@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from braindecode_vis.generation.priors.joint import JointPrior
 
 UNTRAINED_PRIOR = (
-    "prior.kind joint_diffusion samples with a network that the brain encoder has trained, and this one trains none; "
-    "add {kind: diffusion_prior} to encoder.objectives of a network, or set prior.kind to diffusion"
+    "prior.kind joint_diffusion samples with a network that the brain encoder trains, but this encoder "
+    "trains none; add {kind: diffusion_prior} to encoder.objectives of a network, or set prior.kind to diffusion"
 )
 
 
 class DiffusionPriorObjectiveConfig(ObjectiveConfig):
     """The loss of MindEye2's prior: mean squared error of the clean target embedding, from a noised one.
 
-    The condition is what the network predicts for a regression, and gets the gradient: of a network with ``heads: two``
-    what stands before the projector. Targets are taken as they are. Steps are drawn evenly from a cosine schedule.
+    The condition is the regression output of the network, and the gradient flows into it: for a network with ``heads:
+    two``, the output before the projector. Targets are not scaled. Steps are drawn uniformly from a cosine schedule.
 
     Parameters
     ----------
@@ -81,8 +81,7 @@ class DiffusionPriorObjectiveConfig(ObjectiveConfig):
 class JointPriorConfig(PriorSettings):
     """Sample with the prior that the brain encoder has trained by its objective `diffusion_prior`, as MindEye2 does.
 
-    DDIM with as much noise as DDPM (eta 1), without guidance; samples are taken as they come, without a bound and
-    without a scale of their own.
+    DDIM with as much noise as DDPM (eta 1), without guidance; samples are used directly, without clipping or scaling.
 
     Parameters
     ----------
