@@ -59,7 +59,7 @@ def test_the_name_and_the_place_of_an_artifact_are_those_that_its_record_gives(t
     assert f"belongs into train/{artifact.name}, not retrieve/" in look(moved)
     back = moved.rename(artifact)
     (back / "b").write_text("2")
-    assert look(back) == "b is no file that the run wrote"
+    assert look(back) == "b is not a file of the run"
     (back / "b").unlink()
     (back / "a").write_text("2")
     assert "file a was missing or changed" in look(back)
@@ -76,7 +76,7 @@ def test_every_fold_is_trained_once_on_the_trials_that_are_here(tmp_path):
         "warning",
     }  # there are no scores and no settings
     assert "4 artifact(s)" not in check_chain(run)[0].message
-    assert "5 artifact(s) have the names of what they recorded" in check_chain(run)[0].message
+    assert "5 artifact(s) have names that match their records" in check_chain(run)[0].message
 
 
 def test_a_fold_that_was_trained_as_another_is_a_leak(tmp_path):
@@ -92,8 +92,8 @@ def test_a_fold_that_was_trained_as_another_is_a_leak(tmp_path):
     ("alpha", "n_kept", "words"),
     [
         (10.0, 4, ""),
-        (1.0, 4, "penalty 1 is in use, but the inner folds chose 10"),
-        (10.0, 5, "5 features are in use"),
+        (1.0, 4, "penalty 1 is used, but the inner folds chose 10"),
+        (10.0, 5, "5 features are used"),
     ],
 )
 def test_penalty_and_number_of_features_are_the_best_of_inner_folds(tmp_path, alpha, n_kept, words):
@@ -140,8 +140,8 @@ def test_the_number_of_epochs_is_what_the_rule_makes_of_the_curve(rule, values, 
     ("held", "by", "words"),
     [
         (["i000", "i001"], "image", []),
-        (["i000", "i020"], "image", ["1 validation image(s) are no training images, first i020"]),
-        (["i000"], "concept", ["1 validation concept(s) are learnt from as well, first c0"]),
+        (["i000", "i020"], "image", ["1 validation image(s) are not training images, first i020"]),
+        (["i000"], "concept", ["1 validation concept(s) are also in training, first c0"]),
     ],
 )
 def test_validation_images_are_training_images_that_were_held_out(tmp_path, held, by, words):
