@@ -1,4 +1,4 @@
-"""A figure of decoded images with the pictures that ranked first below each, for trials whose picture nobody knows."""
+"""A figure of decoded images with their first-ranked pictures below, for trials with unknown pictures."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def plot_decoded(
     ----------
     decoded : uint8 array of shape (n_trials, height, width, 3)
     pictures
-        For each trial, id and pixels of its nearest pictures, best first; None where the pixels are not at hand.
+        For each trial, id and pixels of its nearest pictures, best first; None if the pixels are not available.
     names
         Heading of each column; empty for a trial that does not say what it showed.
     seen
-        The true picture of each trial, for a row above; None where it is not known.
+        The true picture of each trial, for a row above; None if it is not known.
     width
         In inches.
 

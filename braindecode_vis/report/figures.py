@@ -250,7 +250,7 @@ def check_ranks(ranks: Any, gallery_size: int) -> np.ndarray:
     """Return ranks as floats of shape (n_queries,); raise `DataError` if one is not in 1 to `gallery_size`."""
     values = np.asarray(ranks, dtype=float).ravel()
     if values.size == 0:
-        raise DataError("there are no ranks to plot; retrieval saw no query.")
+        raise DataError("there are no ranks to plot; retrieval had no query.")
     wrong = np.flatnonzero(~((values >= 1) & (values <= gallery_size)))
     if wrong.size:
         raise DataError(
