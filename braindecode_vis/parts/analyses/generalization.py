@@ -46,9 +46,9 @@ class TimeGeneralizationConfig(Analysis):
     metric
         ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
     width, step
-        Of the windows, s (a choice of ours).
+        Width and step of the windows in s (a choice of ours).
     tmin, tmax
-        The windows lie inside, s; None is the end of the trial.
+        Windows are between these times, in s; None is the end of the trial.
     """
 
     kind: Literal["time_generalization"] = "time_generalization"

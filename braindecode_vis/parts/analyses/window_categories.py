@@ -1,4 +1,4 @@
-"""When a category can be told: shrinkage LDA in short windows, for data that say which class was seen, not which image.
+"""When a category can be decoded: shrinkage LDA in short windows, for data with classes instead of images.
 
 Owns the area under the ROC curve of each window, the mean over held-out runs (each has a decoder of its own, whose
 scores need not share a scale). The null permutes the labels of the held-out trials within each run, the same for all
@@ -48,9 +48,9 @@ class TimeResolvedCategoriesConfig(Analysis):
     Parameters
     ----------
     width, step
-        Of the windows, s (a choice of ours, for event-related potentials).
+        Width and step of the windows in s (a choice of ours, for event-related potentials).
     tmin, tmax
-        The windows lie inside, s; None is the end of the trial.
+        Windows are between these times, in s; None is the end of the trial.
     """
 
     kind: Literal["time_resolved_categories"] = "time_resolved_categories"

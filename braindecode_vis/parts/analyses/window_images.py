@@ -1,4 +1,4 @@
-"""Images against time: what the run's generator makes of a window that slides or grows, and what it has of the image.
+"""Images against time: reconstructions from a window that slides or grows, and their similarity to the seen image.
 
 In every window the encoder of the run is fitted anew, and those of its branches, while prior, generator and rescaling
 stay those of whole trials; all windows of a trial share their noise, so that a strip shows what the brain adds. Images
@@ -53,7 +53,8 @@ class WindowReconstructionsConfig(Analysis):
     width, step
         Of the windows and between them, s (250 ms as in the paper; the step is a choice of ours).
     tmin, tmax
-        The windows lie inside, s; None is the end of the trial. Windows before the onset show whether chance holds.
+        Windows are between these times, in s; None is the end of the trial. Windows before the onset show whether
+        chance holds.
     growing
         All windows begin at `tmin` (None is the onset) and end one `step` later each; `width` is of those that slide.
     outside

@@ -38,11 +38,11 @@ class GrowingWindowConfig(Analysis):
     metric
         ``two_way``, ``<k>_way`` or ``top<k>`` among the test images of a fold.
     start
-        Where all windows begin, s.
+        Start of all windows, in s.
     step
-        By how much they grow, s (a choice of ours).
+        By how much each window is longer than the one before, in s (a choice of ours).
     tmax
-        Where the last one ends at the latest, s; None is the end of the trial.
+        Latest end of the last window, in s; None is the end of the trial.
     outside
         ``cut`` shortens the trials; ``zero`` sets the rest to zero, for networks that need one length.
     """
@@ -82,7 +82,8 @@ class SlidingWindowConfig(Analysis):
     step
         Between windows, s (a choice of ours); the latency of an onset is not finer than this.
     tmin, tmax
-        The windows lie inside, s; None is the end of the trial. Windows before the onset show whether chance holds.
+        Windows are between these times, in s; None is the end of the trial. Windows before the onset show whether
+        chance holds.
     """
 
     kind: Literal["sliding_window"] = "sliding_window"
