@@ -140,7 +140,7 @@ def test_an_unfinished_artifact_is_no_part_of_a_run(copied):
 
 
 def test_whoever_gives_no_run_is_told(tmp_path):
-    with pytest.raises(DataError, match="is no run folder"):
+    with pytest.raises(DataError, match="is not a run folder"):
         audit_run(tmp_path)
 
 
@@ -322,7 +322,7 @@ def test_an_encoder_of_all_trials_is_found_by_its_statistics_and_by_a_refit(copi
     reseal(fold.artifact.path)
     audit = audit_run(copied, refit=True)
     assert "but those of training and test trials" in find(audit, "encoder-inputs")[0].message
-    assert "ridge.safetensors is not what the training trials" in find(audit, "refit")[0].message
+    assert "ridge.safetensors differs from a fit on the training trials" in find(audit, "refit")[0].message
 
 
 def test_an_encoder_of_unknown_trials_is_not_said_to_know_the_test(copied):
@@ -402,7 +402,7 @@ def test_similarities_centred_by_test_queries_are_transductive(copied):
 
 def test_a_part_is_as_well_verified_as_the_worst_of_what_was_said_of_it():
     said = (
-        Verified("fit", "recomputed", "means"), Verified("fit", "by record", "weights", "add --refit"),
+        Verified("fit", "recomputed", "means"), Verified("fit", "by record", "weights", "pass --refit"),
         Verified("chain", "recomputed", "names"),
     )  # fmt: skip
     status = {item.part: item for item in Audit(Path(), (), said).list_status()}
@@ -411,5 +411,5 @@ def test_a_part_is_as_well_verified_as_the_worst_of_what_was_said_of_it():
         "by record",
         "not verified",
     ]
-    assert status["fit"].describe() == "recomputed: means; by record: weights (add --refit)"
-    assert Audit(Path(), (), said).as_json()["verified"]["fit"]["others"][0]["reason"] == "add --refit"
+    assert status["fit"].describe() == "recomputed: means; by record: weights (pass --refit)"
+    assert Audit(Path(), (), said).as_json()["verified"]["fit"]["others"][0]["reason"] == "pass --refit"

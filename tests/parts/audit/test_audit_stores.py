@@ -229,14 +229,14 @@ def audit_network(tmp_path, *, encoder=TRAIN, split=None, subjects=("01",), n_fo
 def test_a_network_that_validates_on_training_images_passes(tmp_path):
     audit = audit_network(tmp_path)
     assert not audit.leaks
-    assert "training images that were held out" in find(audit, "validation", "ok")[0].message
+    assert "held-out training images" in find(audit, "validation", "ok")[0].message
 
 
 def test_validation_on_test_images_is_found(tmp_path):
     audit = audit_network(tmp_path, held_out=["i0", "i7"])
     messages = [item.message for item in find(audit, "validation", "leak")]
-    assert any("no training images, first i7" in text for text in messages)
-    assert any("validated and tested, first i7" in text for text in messages)
+    assert any("not training images, first i7" in text for text in messages)
+    assert any("in both validation and test, first i7" in text for text in messages)
 
 
 def test_the_best_epoch_on_the_test_is_found(tmp_path):
@@ -321,7 +321,7 @@ def test_real_runs_of_faces_and_houses_pass(shared, tmp_path):
     assert not audit.leaks
     assert not audit.list_level("transductive")
     assert "not known" in find(audit, "pixels", "ok")[0].message
-    assert "no run is on both sides" in find(audit, "run", "ok")[0].message
+    assert "no run is in both training and test" in find(audit, "run", "ok")[0].message
     artifact = open_audited(tmp_path).trained[1].path
     record = store.read_json(artifact / store.PROVENANCE)
     store.write_provenance(artifact / store.PROVENANCE, {**record, "n_trials": record["n_trials"] + 1})
