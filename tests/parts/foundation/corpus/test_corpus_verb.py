@@ -75,8 +75,8 @@ def test_a_corpus_is_estimated_made_grown_described_and_proved(tmp_path, data):
 @pytest.mark.parametrize(
     "more, sentence",
     [
-        (["--dry-run"], "--dry-run says what --add would do"),
-        (["--check", "--hold-out", "x"], "--check looks at a corpus as it is"),
+        (["--dry-run"], "--dry-run shows the effect of --add"),
+        (["--check", "--hold-out", "x"], "--check only checks a corpus"),
         (["--hold-out", "x"], "is no corpus"),
     ],
 )

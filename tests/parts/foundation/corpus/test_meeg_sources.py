@@ -168,9 +168,9 @@ def test_what_is_no_source_or_no_channel_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no recording of EEG"):
         find_meeg_runs(tmp_path / "empty", configure())
-    with pytest.raises(ConfigError, match="E1, which the 10-05 system does not know"):
+    with pytest.raises(ConfigError, match="E1, which are not in the 10-05 system"):
         read_meeg_channels(configure(names=("Cz", "E1")).channels, [])
-    with pytest.raises(ConfigError, match="possible for EEG alone"):
+    with pytest.raises(ConfigError, match="possible only for EEG"):
         find_meeg_runs(tmp_path / "empty", configure(modality="meg", absent="interpolate"))
     with pytest.raises(DataError, match="no MEG recording was found below"):
         read_meeg_channels(configure(modality="meg").channels, [tmp_path / "empty"])
