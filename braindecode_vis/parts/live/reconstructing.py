@@ -43,7 +43,8 @@ class Reconstructor:
             find_fits(run)
         except DataError as error:
             raise DataError(
-                f"{run.folder.path} has no fitted prior and generator, of which images are made; run braindecode-vis "
+                f"{run.folder.path} has no fitted prior and generator, which are needed to make images; "
+                "run braindecode-vis "
                 f"reconstruct {run.folder.path} first, or leave out --reconstruct."
             ) from error
         self._run, self._folds = run, folds
@@ -84,7 +85,7 @@ class Reconstructor:
                 self._made.put(replace(decision, image=image))
             except Exception as error:
                 self._made.put(
-                    f"No image could be made of decision {decision.number} ({type(error).__name__}: {error})."
+                    f"No image could be made for decision {decision.number} ({type(error).__name__}: {error})."
                 )
 
     def _make(self, trial: Responses, predicted: Embeddings) -> np.ndarray:
