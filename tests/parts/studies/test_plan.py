@@ -160,9 +160,9 @@ def test_what_would_be_sent_is_shown_and_nothing_is_written(tmp_path, monkeypatc
     assert not any("--dry-run" in job["words"] for job in content["jobs"])
     assert not out.exists()
     code, said = call(capsys, *words, "--cluster", "debug", "--dry-run", monkeypatch=monkeypatch)
-    assert (code, "makes none" in said.err) == (2, True)
+    assert (code, "has none" in said.err) == (2, True)
     code, said = call(capsys, *words, "--dry-run", monkeypatch=monkeypatch)
-    assert (code, "--dry-run is for jobs" in said.err) == (2, True)
+    assert (code, "--dry-run applies to jobs only" in said.err) == (2, True)
 
 
 @pytest.mark.slow
