@@ -301,11 +301,11 @@ TINY_LOW = "target: {kind: taesd, weights: random, image_size: 32}"
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["evaluation.best_of=true"], "best_of scores the best of several draws, and reconstruction.n_draws is 1"),
-        ([f"reconstruction.low_level={{{TINY_LOW}, fusion: {{strength: 0.7}}}}"], "strength is 0.7, which nothing"),
+        (["evaluation.best_of=true"], "best_of scores the best of several draws, but reconstruction.n_draws is 1"),
+        ([f"reconstruction.low_level={{{TINY_LOW}, fusion: {{strength: 0.7}}}}"], "strength is 0.7, but it has no"),
         (
             [f"reconstruction.low_level={{{TINY_LOW}, fusion: {{mode: initial, weight: 0.7}}}}"],
-            "weight is 0.7, which nothing looks at: mode initial",
+            "weight is 0.7, but it has no effect: mode initial",
         ),
         (
             [f"reconstruction.low_level={{{TINY_LOW}, fusion: {{mode: initial}}}}"],
@@ -320,7 +320,7 @@ TINY_LOW = "target: {kind: taesd, weights: random, image_size: 32}"
         ),
         (
             [f"reconstruction.low_level={{{TINY_LOW}, encoder: {{kind: network}}}}"],
-            "objectives clip say nothing of the scale of latents",
+            "objectives clip do not fix the scale of latents",
         ),
         (
             [
@@ -341,11 +341,11 @@ TINY_LOW = "target: {kind: taesd, weights: random, image_size: 32}"
                 f"reconstruction.low_level={{{TINY_LOW}, encoder: {{kind: network, objectives: [{{kind: l1}}], "
                 "out_of_fold: 3}}"
             ],
-            "out_of_fold is 3, which nothing looks at",
+            "out_of_fold is 3, but it has no effect",
         ),
         (["generator={kind: token_unclip, unconditional: zeros}"], "unconditional was removed: its value is always"),
-        (["prior={kind: diffusion, candidates: 4}"], "candidates is 4, which nothing looks at: select none"),
-        (["prior={kind: diffusion, n_components: 4}"], "n_components is 4, which nothing looks at"),
+        (["prior={kind: diffusion, candidates: 4}"], "candidates is 4, but it has no effect: select none"),
+        (["prior={kind: diffusion, n_components: 4}"], "n_components is 4, but it has no effect"),
     ],
 )  # fmt: skip
 def test_settings_that_would_change_nothing_are_refused(overrides, sentence):

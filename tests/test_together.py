@@ -94,7 +94,7 @@ def test_processes_that_see_different_folders_end_with_a_sentence(tmp_path):
     )
     errors = process.communicate()[1]
     assert process.returncode
-    assert f"what the first process wrote is not in {tmp_path}/1 here, on " in errors
+    assert f"the files of the first process are not in {tmp_path}/1 on " in errors
     assert not (tmp_path / "1" / "config.yaml").exists()
 
 
@@ -122,7 +122,9 @@ def test_images_that_cannot_be_shared_are_refused(tmp_path, command_line):
     check_refusal(call("reconstruct", out, "--worker", 2, "--workers", 2), "no worker 2 of 2", "from 0 to 1")
     check_refusal(call("reconstruct", out, "--worker", 2), "belong together")
     check_refusal(
-        call("reconstruct", tmp_path / "none", "--worker", 0, "--workers", 2), "is no run folder", "retrieve"
+        call("reconstruct", tmp_path / "none", "--worker", 0, "--workers", 2),
+        "is not a run folder",
+        "retrieve",
     )
     nearest = ["--set", "generator={kind: nearest}"]
     check_refusal(call("reconstruct", out, "--worker", 0, "--workers", 2, *nearest), "nothing to share")
