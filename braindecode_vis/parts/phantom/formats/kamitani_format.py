@@ -42,7 +42,7 @@ from braindecode_vis.datasets.kamitani.god import TASKS, Task
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.drive import N_EARLY, N_MID
-from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit, list_units
 from braindecode_vis.parts.phantom.formats.file_writers import check_block, check_count, write_text
 from braindecode_vis.parts.phantom.scanner import count_voxels, make_scanner
 from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images
@@ -128,7 +128,7 @@ def make_trials(job: PhantomJob, name: str, subject: int) -> pd.DataFrame:
     runs: list[tuple[Task, np.ndarray]] = [
         ("training", rows)
         for _ in range(size.train_repetitions)
-        for rows in np.array_split(generator.permutation(train), size.n_runs or 1)
+        for rows in np.array_split(generator.permutation(train), size.runs)
     ]
     runs += [("test", generator.permutation(tests)) for _ in range(size.test_repetitions)]
     imagined = tests[: size.n_imagery or 0]
@@ -173,12 +173,14 @@ def plan_god(job: PhantomJob) -> list[Unit]:
         )
         return [*paths, path]
 
-    units = [Unit("image features and lists", 1, write_shared)]
-    for person in job.subjects:
+    def write_person(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
         trials, path = make_trials(job, "god", person.index), job.root / f"Subject{person.index + 1}.h5"
-        write = partial(_write_samples, job, person, trials, path, "dataSet")
-        units.append(Unit(f"subject {person.name}, samples", len(trials), write))
-    return units
+        return _write_samples(job, person, trials, path, "dataSet", progress)
+
+    return [
+        Unit("image features and lists", 1, write_shared),
+        *list_units(job, "subject {person.name}, samples", _count_samples(job.size), write_person),
+    ]
 
 
 def _write_samples(
