@@ -5,7 +5,10 @@ import pytest
 from PIL import Image
 
 from braindecode_vis.base.store import read_responses, read_stimuli
+from braindecode_vis.config import read_config
 from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
+from braindecode_vis.pipeline.reporting import run_all
+from braindecode_vis.pipeline.runs import open_run, read_scores
 from braindecode_vis.preprocessing.meeg import write_meeg
 
 
@@ -49,4 +52,27 @@ def refuse(kind, root, *cases):
     for error, sentence, settings in cases:
         config = kind(root=root, **settings)
         with pytest.raises(error, match=sentence):
-            config.open_epochs() if hasattr(config, "open_epochs") else config.read()
+            open_any(config)
+
+
+def open_any(config):
+    """Return what a data set is opened as."""
+    names = ("open_epochs", "open_betas", "open_bold", "read")
+    return next(getattr(config, name) for name in names if hasattr(config, name))()
+
+
+def refuse_changes(config, *cases):
+    """Demand that opening a data set fails after one change after the other: error, sentence, and the change."""
+    for error, sentence, change in cases:
+        change()
+        with pytest.raises(error, match=sentence):
+            open_any(config)
+
+
+def run_to_report(name, root, folder, words, *overrides):
+    """Run a shipped configuration from files to a report, and find words in the protocol of its scores."""
+    few = ("target={kind: pixels, size: 8}", "evaluation={n_bootstrap: 100, n_permutations: 100}")
+    run = open_run(read_config(name, [*few, *overrides], root=root), folder)
+    run_all(run)
+    assert (run.folder.path / "report.html").is_file()
+    assert any(words in str(row["protocol"]) for row in read_scores(run.folder.path))
