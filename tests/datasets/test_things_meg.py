@@ -55,7 +55,7 @@ def base(tmp_path_factory, images, design):
     for (session, run), events in design.groupby(["session", "run"]):
         n = phantom.count_run_samples(events)
         phantom.write_raw_run(
-            root, 1, session, run, iterate_run(events, n), events, ch_names=SENSORS, locs=locs, n_samples=n
+            root, 1, session, run, iterate_run(events, n), events, ch_names=SENSORS, locs=locs
         )
     empty = root / "sub-emptyroom" / "ses-20190613" / "meg"
     empty.mkdir(parents=True)

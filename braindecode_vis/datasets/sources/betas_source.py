@@ -287,6 +287,10 @@ class BetasSettings(FmriSettings):
         names = [entry.name for entry in fields(BetasPlan) if entry.name in type(self).model_fields]
         return BetasPlan(**{name: getattr(self, name) for name in names})
 
+    def hash_atlas(self) -> dict[str, str]:
+        """Return the digests of the atlas' files, which are among the inputs of the data set; none without one."""
+        return {}
+
 
 class AtlasSettings(BetasSettings):
     """The settings of responses that can be averaged over regions.

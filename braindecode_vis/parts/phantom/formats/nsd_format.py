@@ -26,7 +26,15 @@ from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.datasets.drawn.images import list_split
 from braindecode_vis.parts.phantom.bold_signal import compute_betas, compute_voxel_snr, iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import TRUTH, Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import (
+    TRUTH,
+    Counts,
+    Format,
+    PhantomJob,
+    Progress,
+    Unit,
+    list_units,
+)
 from braindecode_vis.parts.phantom.formats.nsd_design import (
     Design,
     get_trial_images,
@@ -197,10 +205,9 @@ def plan(job: PhantomJob) -> list[Unit]:
     for person in job.subjects:
         who = f"subject {person.name}"
         units.append(Unit(f"{who}, regions", 1, partial(_write_person, job, person)))
-        for version in list_versions(job.size):
-            for session in range(1, job.size.n_sessions + 1):
-                write = partial(_write_session, job, person, session, version)
-                units.append(Unit(f"{who}, session {session:02d}, {version}", per_session, write))
+        name = "subject {person.name}, session {session:02d}, {version}"
+        labels = {"version": list_versions(job.size), "session": range(1, job.size.n_sessions + 1)}
+        units += list_units(job, name, per_session, _write_session, people=[person], **labels)
         if job.size.n_imagery:
             units.append(
                 Unit(f"{who}, imagery", count_imagery(job.size), partial(write_imagery, job, person))
@@ -267,7 +274,7 @@ def write_regions(root: Path, number: int, scanner: Scanner) -> list[Path]:
 
 
 def _write_session(
-    job: PhantomJob, person: Person, session: int, version: str, progress: Progress
+    job: PhantomJob, person: Person, version: str, session: int, progress: Progress
 ) -> list[Path]:
     shown = get_trial_images(make_design(job.size, job.config.seed), person.index + 1, session) - 1
     # Rows of the drive in the order of nsdId: the inverse of the column.

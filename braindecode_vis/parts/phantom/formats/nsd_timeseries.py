@@ -21,7 +21,7 @@ import numpy as np
 from braindecode_vis.datasets.nsd.beta_files import VOLUME_SPACE
 from braindecode_vis.parts.phantom.bold_signal import simulate_motion
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import Counts, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import Counts, PhantomJob, Progress, Unit, list_units
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.parts.phantom.formats.file_writers import write_text
 from braindecode_vis.parts.phantom.formats.nsd_design import get_trial_images, make_responses, write_responses
@@ -37,13 +37,13 @@ _TAIL_VOLUMES = 9
 def _expect_volumes(size: PhantomSize) -> int:
     """Return the volumes of a run: its slots, blanks included, and its end."""
     # As `make_nsd_expdesign` places them: twelve slots more than pictures.
-    n_slots = -(-size.n_trials // (size.n_sessions * (size.n_runs or 1))) + 12
+    n_slots = -(-size.n_trials // (size.n_sessions * (size.runs))) + 12
     return n_slots * SLOT_VOLUMES + _TAIL_VOLUMES
 
 
 def count(size: PhantomSize) -> Counts:
     """Return work and space of series, pictures and tables."""
-    n_runs = size.n_subjects * size.n_sessions * (size.n_runs or 1)
+    n_runs = size.n_subjects * size.n_sessions * (size.runs)
     n_volumes, n_images = n_runs * _expect_volumes(size), nsd_format.count_images(size)
     # A row of motion takes 150 bytes; tables of trials and pictures as in `nsd`.
     tables = 45.0 * n_images * (2 + size.n_subjects) / 2 + size.n_subjects * size.n_trials * 100
@@ -60,11 +60,9 @@ def plan(job: PhantomJob) -> list[Unit]:
     units = nsd_format.plan_shared(job)
     for person in job.subjects:
         units.append(Unit(f"subject {person.name}, regions", 1, partial(_write_regions, job, person)))
-        for session in range(1, job.size.n_sessions + 1):
-            for run in range(1, (job.size.n_runs or 1) + 1):
-                name = f"subject {person.name}, session {session:02d}, run {run:02d}"
-                write = partial(_write_run, job, person, session, run)
-                units.append(Unit(name, _expect_volumes(job.size), write))
+        name = "subject {person.name}, session {session:02d}, run {run:02d}"
+        labels = {"session": range(1, job.size.n_sessions + 1), "run": range(1, job.size.runs + 1)}
+        units += list_units(job, name, _expect_volumes(job.size), _write_run, people=[person], **labels)
     return units
 
 

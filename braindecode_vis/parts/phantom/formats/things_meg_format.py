@@ -42,7 +42,7 @@ from braindecode_vis.datasets.things_meg.files import (
     TRIGGER_CHANNEL,
 )
 from braindecode_vis.parts.phantom.brain import Person
-from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
+from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit, list_units
 from braindecode_vis.parts.phantom.formats.fif import make_meg_info, write_epochs_fif, write_raw_fif
 from braindecode_vis.parts.phantom.formats.file_writers import (
     check_block,
@@ -95,9 +95,8 @@ def count_session_trials(size: PhantomSize) -> int:
 def check(size: PhantomSize) -> None:
     """Raise `ConfigError` if THINGS-MEG cannot have this size."""
     check_one_exemplar_a_session(size, "THINGS-MEG")
-    assert size.n_runs is not None
     assert size.n_raw_sessions is not None
-    if size.n_raw_sessions > size.n_sessions or size.n_runs > count_session_trials(size):
+    if size.n_raw_sessions > size.n_sessions or size.runs > count_session_trials(size):
         raise ConfigError(
             f"n_raw_sessions ({size.n_raw_sessions}) cannot exceed n_sessions ({size.n_sessions}), nor n_runs "
             f"({size.n_runs}) the {count_session_trials(size)} trials of a session."
@@ -106,27 +105,25 @@ def check(size: PhantomSize) -> None:
 
 def count(size: PhantomSize) -> Counts:
     """Return work and space of runs and epochs."""
-    assert size.n_runs is not None
     assert size.n_raw_sessions is not None
     n_trials = count_session_trials(size)
-    session_s = n_trials * MEAN_SOA_S + size.n_runs * (LEAD_S + TAIL_S - MEAN_SOA_S)
+    session_s = n_trials * MEAN_SOA_S + size.runs * (LEAD_S + TAIL_S - MEAN_SOA_S)
     raw_s = size.n_subjects * size.n_raw_sessions * session_s
     epochs_s = size.n_subjects * (size.n_sessions - size.n_raw_sessions) * session_s
     epochs = estimate_epochs_bytes(size.n_sessions * n_trials)
     n_bytes = raw_s * estimate_raw_bytes(1) * RAW_SFREQ + size.n_subjects * epochs
     # Epochs lie in a flat file, in MNE's parts and under their name; of these at most two at a time.
-    scratch = 2 * epochs + estimate_raw_bytes(1) * RAW_SFREQ * session_s / size.n_runs
+    scratch = 2 * epochs + estimate_raw_bytes(1) * RAW_SFREQ * session_s / size.runs
     # Measured on one core: simulation is as many times faster than real time, MNE writes an epoch in 6 ms.
     seconds = 7 + raw_s / 25 + epochs_s / 120 + size.n_subjects * size.n_sessions * n_trials * 6e-3
     steps = size.n_subjects * (
-        size.n_raw_sessions * size.n_runs * _count_run_steps(size) + size.n_sessions * n_trials
+        size.n_raw_sessions * size.runs * _count_run_steps(size) + size.n_sessions * n_trials
     )
     return Counts(n_bytes, scratch, raw_s + epochs_s, seconds, 1 + steps)
 
 
 def _count_run_steps(size: PhantomSize) -> int:
-    assert size.n_runs is not None
-    return max(1, round(count_session_trials(size) / size.n_runs * MEAN_SOA_S))
+    return max(1, round(count_session_trials(size) / size.runs * MEAN_SOA_S))
 
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
@@ -149,14 +146,10 @@ def plan(job: PhantomJob) -> list[Unit]:
         return [job.root / "dataset_description.json", job.root / "participants.tsv", *tables]
 
     units = [Unit("the tables of the data set", 1, write_tables)]
-    assert job.size.n_raw_sessions is not None
-    assert job.size.n_runs is not None
-    n_steps = _count_run_steps(job.size)
+    name = "subject {person.name}, session {session:02d}, raw run {run:02d}"
+    labels = {"session": range(1, (job.size.n_raw_sessions or 0) + 1), "run": range(1, job.size.runs + 1)}
     for person in job.subjects:
-        for session in range(1, job.size.n_raw_sessions + 1):
-            for run in range(1, job.size.n_runs + 1):
-                name = f"subject {person.name}, session {session:02d}, raw run {run:02d}"
-                units.append(Unit(name, n_steps, partial(_write_run, job, person, session, run)))
+        units += list_units(job, name, _count_run_steps(job.size), _write_run, people=[person], **labels)
         # The epochs come after the raw runs, from which they are cut.
         n_epochs = job.size.n_sessions * count_session_trials(job.size)
         units.append(Unit(f"subject {person.name}, epochs", n_epochs, partial(_write_epochs, job, person)))
@@ -165,11 +158,9 @@ def plan(job: PhantomJob) -> list[Unit]:
 
 @lru_cache(maxsize=4)
 def _make_design(job: PhantomJob, subject: int) -> pd.DataFrame:
-    assert job.size.n_runs is not None
-    assert job.size.n_catch is not None
     seed = derive_seed(job.config.seed, "design", subject)
     return make_things_meg_design(
-        job.table, job.size.n_sessions, job.size.n_runs, seed, n_catch=job.size.n_catch
+        job.table, job.size.n_sessions, job.size.runs, seed, n_catch=job.size.n_catch or 0
     )
 
 
@@ -183,7 +174,7 @@ def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress
         person.index + 1,
         session,
         run,
-        progress.watch(samples, lambda block: block.shape[1] / system.sfreq),
+        progress.watch_samples(samples, system.sfreq),
         events,
         ch_names=system.ch_names,
         locs=np.array([channel["loc"] for channel in info["chs"]]),
@@ -379,8 +370,6 @@ def write_raw_run(
     *,
     ch_names: Sequence[str],
     locs: np.ndarray | None = None,
-    n_samples: int | None = None,
-    junk: bool = True,
     dev_head: np.ndarray | None = None,
 ) -> Path:
     """Write one run: ``_meg.fif``, ``_events.tsv``, ``_channels.tsv``, ``_meg.json`` and ``._`` junk.
@@ -395,10 +384,6 @@ def write_raw_run(
         Names of the sensors.
     locs : array of shape (n_channels, 12), optional
         Sensor positions and orientations.
-    n_samples
-        Length of the run; `count_run_samples` by default.
-    junk
-        Add the ``._`` files.
     dev_head : array of shape (4, 4), optional
         Device to head coordinates.
 
@@ -410,7 +395,7 @@ def write_raw_run(
     check_columns(
         events.columns, ("onset", "sample", "trial_type", "image_nr", "category_nr"), what="MEG events"
     )
-    n_samples = count_run_samples(events) if n_samples is None else n_samples
+    n_samples = count_run_samples(events)
     if events["sample"].min() < round(TRIGGER_LEAD_S * RAW_SFREQ):
         raise DataError("the first event of a THINGS-MEG run must leave 150 ms for its trigger.")
     entities = f"sub-BIGMEG{subject}_ses-{session:02d}"
@@ -443,10 +428,9 @@ def write_raw_run(
     write_tsv(folder / f"{stem}_channels.tsv", channels)
     write_json_file(folder / f"{stem}_meg.json", _make_sidecar(len(ch_names), n_samples))
     write_json_file(folder / f"{stem}_coordsystem.json", _COORDINATES)
-    if junk:
-        for name in (path.name, f"{stem}_events.tsv"):
-            # AppleDouble: magic, version, then an empty table of entries.
-            write_text(folder / f"._{name}", "\x00\x05\x16\x07\x00\x02\x00\x00" + "\x00" * 4088)
+    for name in (path.name, f"{stem}_events.tsv"):
+        # AppleDouble: magic, version, then an empty table of entries.
+        write_text(folder / f"._{name}", "\x00\x05\x16\x07\x00\x02\x00\x00" + "\x00" * 4088)
     return path
 
 
