@@ -139,7 +139,7 @@ def count_images_of_concepts(size: PhantomSize) -> int:
 
 
 def estimate_image_bytes(image_size: int) -> float:
-    """Return the bytes of one image in a file, as measured on generated images."""
+    """Return the bytes of one image in a file, as measured on computer-drawn images."""
     # JPEG of quality 95 grows with edges (size) and texture (area).
     return 300 + 43 * image_size + 0.12 * image_size**2
 

@@ -137,7 +137,7 @@ def phantom(
 ) -> None:
     """Simulate recordings in the files of a public data set.
 
-    Simulated subjects look at images; the truth stands beside the files.
+    Simulated subjects look at computer-drawn images; the truth stands beside the files.
     """
     from braindecode_vis.base.checks import check_option
     from braindecode_vis.parts import phantom as simulated
