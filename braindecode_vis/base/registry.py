@@ -97,7 +97,6 @@ _CORE: dict[str, dict[str, str]] = {
         "clip_text": "embeddings.text:ClipTextConfig",
         "minilm": "embeddings.sentence_encoder:MinilmConfig",
         "conditional": "embeddings.conditional:ConditionalConfig",
-        "concept_table": "embeddings.concept_table:ConceptTableConfig",
     },
     "encoder": {
         "ridge": "encoders.ridge:RidgeConfig",
@@ -187,6 +186,9 @@ ROLES = tuple(_CORE)
 
 #: Role -> kind that an earlier version had -> what to write instead, or why it is no more.
 DROPPED: dict[str, dict[str, str]] = {
+    "target": {
+        "concept_table": "write {kind: imported, layout: rows, ...} with a file of one row per image",
+    },
     "encoder": {
         "multistage": "two stages found no more images than one training; write {kind: network}, with {kind: "
         "within_cluster} among its objectives for negatives of one cluster",

@@ -253,8 +253,10 @@ def scale_positions(positions: np.ndarray) -> np.ndarray:
     return np.where(span > 0, (positions - low) / np.where(span > 0, span, 1.0), 0.5)
 
 
-def make_head(n_features: int, hidden: int, n_outputs: int) -> nn.Module:
-    """Return a head with a hidden layer of `hidden` units."""
+def make_head(n_features: int, hidden: int | None, n_outputs: int) -> nn.Module:
+    """Return a linear head, or one with a hidden layer of `hidden` units."""
+    if hidden is None:
+        return nn.Linear(n_features, n_outputs)
     return nn.Sequential(
         nn.Linear(n_features, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, n_outputs)
     )

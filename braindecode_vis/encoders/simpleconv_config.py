@@ -30,8 +30,7 @@ class SimpleConvImageConfig(NetworkSettings):
     """The image decoder of Benchetrit, Banville and King: speech stack, affine aggregation, CLIP and MSE heads.
 
     There is no official code: that affine aggregation was the best is reported at second hand, and the sizes of the
-    backbone's output and of the heads (2048 each) are unverified. The paper trains with 3e-4 and batches of 128. Each
-    head is linear, LayerNorm, GELU, linear. The stack ends at each sample with 1x1 to 2 x hidden, GELU, 1x1.
+    backbone's output and of the heads (2048 each) are unverified. The paper trains with 3e-4 and batches of 128.
 
     Parameters
     ----------
@@ -45,10 +44,13 @@ class SimpleConvImageConfig(NetworkSettings):
         Outputs of the first 1x1 convolution.
     hidden, depth
         Channels and number of the convolutions.
+    final
+        Last step of the stack at each sample: ``two_layers`` is 1x1 to 2 x hidden, GELU, 1x1; ``one_layer`` is one
+        1x1 convolution.
     backbone_outputs
         Features of the stack, which both heads read.
     head_hidden
-        Hidden units of each head.
+        Hidden units of each head (linear, LayerNorm, GELU, linear); None is a single linear layer.
     """
 
     kind: Literal["simpleconv_image"] = "simpleconv_image"
@@ -57,8 +59,9 @@ class SimpleConvImageConfig(NetworkSettings):
     initial_channels: int = Field(default=270, ge=1)
     hidden: int = Field(default=320, ge=1)
     depth: int = Field(default=10, ge=1)
+    final: Literal["two_layers", "one_layer"] = "two_layers"
     backbone_outputs: int = Field(default=2048, ge=1)
-    head_hidden: int = Field(default=2048, ge=1)
+    head_hidden: int | None = Field(default=2048, ge=1)
 
     #: One for retrieval, one for regression.
     heads: ClassVar[str] = "two"
@@ -66,7 +69,7 @@ class SimpleConvImageConfig(NetworkSettings):
     removed_settings: ClassVar[Mapping[str, Any]] = {
         "position_dims": 2, "position_features": 2048, "position_margin": 0.2, "dropout_radius": 0.2,
         "subject_layer": True, "kernel_size": 3, "dilation_period": 5, "glu_every": 2, "glu_context": 1,
-        "time_aggregation": "affine", "attention_size": 256, "n_windows": 4, "final": "two_layers",
+        "time_aggregation": "affine", "attention_size": 256, "n_windows": 4,
     }  # fmt: skip
 
     def build(self, signal: Signal, n_outputs: int, n_regression: int | None = None) -> torch.nn.Module:
@@ -91,17 +94,28 @@ class SimpleConvImageConfig(NetworkSettings):
         from braindecode_vis.encoders import simpleconv
 
         _, n_times = read_axes(signal, "SimpleConv")
-        wide, n_features = 2 * self.hidden, self.backbone_outputs
+        n_features = self.backbone_outputs
         # Arguments are built in the order in which the parts run, so that a seed always draws the same weights.
         return simpleconv.SimpleConv(
             merger=self._build_merger(signal),
             initial=nn.Conv1d(self.n_virtual_channels, self.initial_channels, 1),
             subjects=simpleconv.SubjectLayer(self.initial_channels, len(signal.subjects)),
             stack=simpleconv.ConvStack(self.initial_channels, hidden=self.hidden, depth=self.depth),
-            final=nn.Sequential(nn.Conv1d(self.hidden, wide, 1), nn.GELU(), nn.Conv1d(wide, n_features, 1)),
+            final=self._build_final(),
             aggregate=simpleconv.AffineOverTime(n_times),
             head=simpleconv.make_head(n_features, self.head_hidden, n_outputs),
             regression_head=simpleconv.make_head(n_features, self.head_hidden, n_regression or n_outputs),
+        )
+
+    def _build_final(self) -> torch.nn.Module:
+        """Return the last step of the stack at each sample."""
+        from torch import nn
+
+        if self.final == "one_layer":
+            return nn.Conv1d(self.hidden, self.backbone_outputs, 1)
+        wide = 2 * self.hidden
+        return nn.Sequential(
+            nn.Conv1d(self.hidden, wide, 1), nn.GELU(), nn.Conv1d(wide, self.backbone_outputs, 1)
         )
 
     def _build_merger(self, signal: Signal) -> torch.nn.Module:

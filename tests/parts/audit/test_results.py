@@ -347,21 +347,16 @@ def test_damaged_files_are_findings_and_no_traceback(copied, name, content):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["conditional", "concept_table"])
-def test_targets_of_attributes_and_dimensions_are_scored_and_audited(tmp_path, kind):
-    """Tables know no pictures, so their embeddings are looked up again; ceilings are measured with the scores."""
+def test_a_target_of_attributes_is_scored_and_audited(tmp_path):
     names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     table = pd.DataFrame({"concept": names, "round": [1, 0, 0, 1, 0, 0, 1, 0, 1, 1], "even": [1, 0] * 5})
     table.to_csv(tmp_path / "table.csv", index=False)
-    target = {
-        "conditional": f"{{kind: conditional, attributes: {tmp_path}/table.csv, base: {{kind: pixels}}}}",
-        "concept_table": f"{{kind: concept_table, file: {tmp_path}/table.csv}}",
-    }[kind]
+    target = f"{{kind: conditional, attributes: {tmp_path}/table.csv, base: {{kind: pixels}}}}"
     folder = make_run(
         tmp_path / "run", f"target={target}", "generator={kind: nearest}", "prior={kind: identity}"
     )
     scores = json.loads((folder / "scores.json").read_text())
-    metric = "balanced_accuracy" if kind == "conditional" else "dimension_correlation"
+    metric = "balanced_accuracy"
     found = {row["metric"]: row for row in scores if row["method"] == "decoded" and metric in row["metric"]}
     assert {f"{metric}@round", f"{metric}@even"} <= set(found)
     assert found[f"{metric}@round"]["value"] > found[f"{metric}@round"]["chance"] + 0.2
@@ -394,8 +389,7 @@ def test_heads_that_saw_tested_images_are_found(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("metric", "is_measured"),
     [
-        ("dimension_correlation", True), ("dimension_correlation@size", True), ("brain_correlation", True),
-        ("brain_correlation@V1", True), ("top1", False), ("ssim@425", False),
+        ("brain_correlation", True), ("brain_correlation@V1", True), ("top1", False), ("ssim@425", False),
     ],
 )  # fmt: skip
 def test_ceilings_that_a_run_measures_are_compared(metric, is_measured):
