@@ -24,6 +24,7 @@ from braindecode_vis.base.checks import ConfigError, check_option
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.datasets.drawn.images import list_split
+from braindecode_vis.datasets.nsd.beta_files import LAYOUT as REGIONS
 from braindecode_vis.datasets.nsd.experiment_design import LAYOUT
 from braindecode_vis.parts.phantom.bold_signal import compute_betas, compute_voxel_snr, iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
@@ -279,7 +280,7 @@ def write_regions(root: Path, number: int, scanner: Scanner) -> list[Path]:
             regions[name] = (scanner.make_roi_volume(name), {1: name} if name == "nsdgeneral" else known)
     for name, (labels, known) in regions.items():
         paths.append(write_roi(root, number, name, labels, scanner.mask, scanner.affine, names=known))
-        paths.append(root / "nsddata/freesurfer" / f"subj{number:02d}" / "label" / f"{name}.mgz.ctab")
+        paths.append(REGIONS.place(root, "names", subject=number, roi=name))
     return paths
 
 
