@@ -530,8 +530,7 @@ def make_volume_geometry(
         _check_grid(path, mask, affine)
         # Voxels without signal have none (NaN).
         numbers[name] = np.nan_to_num(read_volume(path)[0][mask])
-    geometry = Geometry.from_mask(mask, affine, rois)
-    return Geometry(geometry.voxel_ids, mask, geometry.affine, rois, maps=numbers)
+    return Geometry.from_mask(mask, affine, rois, numbers)
 
 
 def make_surface_geometry(
