@@ -336,22 +336,20 @@ class CneuromodThingsConfig(AtlasSettings, PicturedSettings):
             chosen &= np.any([values > 0 for values in rois.values()], axis=0)
         if self.mask_file is not None:
             chosen &= _read_in_space(self.mask_file.expanduser(), betas) > 0
-        ceiling_path, maps = self._find_ceiling(subject), {}
+        ceiling_path = self._find_ceiling(subject)
+        maps: dict[str, np.ndarray] = {}
         if ceiling_path is not None:
             ceiling = np.nan_to_num(_read_in_space(ceiling_path, betas))
             chosen &= ceiling >= self.min_noise_ceiling
-            maps["noise_ceiling"] = ceiling[chosen]
+            maps["noise_ceiling"] = ceiling
         if not chosen.any():
             raise ConfigError(
                 f"no voxel of subject {subject:02d} is left; lower dataset.min_noise_ceiling, or name other "
                 "dataset.rois."
             )
-        keep = np.flatnonzero(chosen)
-        kept = np.zeros(mask.shape, bool)
-        kept[tuple(np.argwhere(mask)[keep].T)] = True
-        regions = {name: Roi(values[keep].astype(np.int16), {1: name}) for name, values in rois.items()}
-        geometry = Geometry.from_mask(kept, betas.affine, regions)
-        return Geometry(geometry.voxel_ids, kept, betas.affine, regions, maps=maps), keep
+        regions = {name: Roi(values.astype(np.int16), {1: name}) for name, values in rois.items()}
+        geometry = Geometry.from_mask(mask, betas.affine, regions, maps)
+        return geometry.select(chosen), np.flatnonzero(chosen)
 
     def _read_union(self, subject: int, name: str, betas: BetasFile) -> np.ndarray:
         values = [_read_in_space(path, betas) > 0 for path in self._find_roi(subject, name)]

@@ -10,10 +10,10 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.v4_photographs import LAYOUT, V4PhotographsConfig, find_animal
-from braindecode_vis.parts.phantom import make_phantom, PhantomConfig, SIZES
+from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
 from braindecode_vis.pipeline.reporting import report
 from braindecode_vis.pipeline.runs import open_run
-from tests.datasets.reading import check_and_prepare, make_tiny, refusals, refuse, save_images
+from tests.datasets.reading import check_and_prepare, refusals, save_images
 from tests.parts.phantom.tiny import make_tiny
 
 
