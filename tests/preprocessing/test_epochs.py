@@ -124,6 +124,25 @@ def test_usual_steps_are_those_of_ten_seconds_from_the_first_event():
     np.testing.assert_allclose(_find_usual_steps(part), [1, 2])
 
 
+def test_scaling_is_fitted_on_the_named_rows_alone():
+    """Test trials are overwritten with large numbers, and no statistic changes by a bit."""
+    rng = np.random.default_rng(0)
+    data = (rng.standard_normal((40, 3, 20)) * [[1], [5], [0.1]] + [[100], [0], [-3]]).astype(np.float32)
+    train = np.arange(0, 40, 2)
+    poisoned = data.copy()
+    poisoned[1::2] = 1e6
+    for fit in (fit_channel_zscore, fit_robust_scaler):
+        before, after = fit(data, train), fit(poisoned, train)
+        for name in before.__dataclass_fields__:
+            np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
+    z = fit_channel_zscore(data, train)
+    np.testing.assert_allclose(z.mean[:, 0], data[train].mean(axis=(0, 2), dtype=float), rtol=1e-6)
+    np.testing.assert_allclose(z.std[:, 0], data[train].std(axis=(0, 2), dtype=float), rtol=1e-5)
+    scaled = z.apply(data[train])
+    np.testing.assert_allclose(scaled.mean(axis=(0, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(scaled.std(axis=(0, 2)), 1, atol=1e-4)
+
+
 def test_statistics_do_not_need_the_data_in_memory(monkeypatch):
     data = np.random.default_rng(0).standard_normal((50, 3, 20)).astype(np.float32)
     whole = fit_channel_zscore(data, np.arange(50))
