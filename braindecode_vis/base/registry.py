@@ -105,6 +105,7 @@ _CORE: dict[str, dict[str, str]] = {
         "average": "encoders.average:AverageConfig",
         "network": "training.network_config:NetworkEncoderConfig",
         "multistage": "training.multistage:MultistageConfig",
+        "auto": "training.auto:AutoConfig",
         "lda": "encoders.category_decoders:LdaConfig",
         "logistic": "encoders.category_decoders:LogisticConfig",
         "network_categories": "training.category_network:NetworkCategoriesConfig",

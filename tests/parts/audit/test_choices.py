@@ -24,6 +24,11 @@ NETWORK = (
     "selection: {kind: early_stopping, patience: 3, hold_out: 0.2}}"
 )
 
+AUTO = (
+    "encoder={kind: auto, budget: 100, n_inner_folds: 3, candidates: [{kind: ridge, alphas: [1, 10]}, "
+    "{kind: ridge, alphas: [1.0e+6]}]}"
+)
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -32,6 +37,7 @@ def made(tmp_path_factory):
     for name, changes in {
         "ridge": ["encoder.alphas=[1,10,100]", "encoder.n_features=[6,12,null]"],
         "network": [NETWORK],
+        "auto": [AUTO],
     }.items():
         folders[name] = tmp_path_factory.mktemp("choices") / name
         overrides = [*QUICK[:-1], "target={kind: pixels, size: 8}", *changes]
@@ -61,6 +67,29 @@ def test_choices_of_ridge_are_made_again_without_being_asked(made):
     assert not audit.leaks
     assert get_status(audit, "choice").how == "recomputed"
     assert "weights" in get_status(audit, "fit").recomputed
+
+
+def test_the_encoder_that_was_chosen_among_several_is_chosen_again(made):
+    audit = audit_run(made["auto"], refit=True)
+    assert not audit.leaks
+    assert "the encoder, by inner folds" in get_status(audit, "choice").recomputed
+    assert "encoders and penalties are the best" in str(find(audit, "choices", level="ok"))
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "words"),
+    [
+        (lambda record: record.update(chosen=1 - record["chosen"]), "choices", "is in use, but the inner folds chose"),
+        (lambda record: record["candidates"][0].update(mean=0.99), "choices", "the inner score of ridge is 0.99, but"),
+        (
+            lambda record: record["candidates"][1].update(left_out="it would have taken long", by="budget"),
+            "choices", "the inner score of ridge is",
+        ),
+    ],
+)  # fmt: skip
+def test_a_rewritten_choice_among_encoders_is_found(copy, change, check, words):
+    leaks = find(audit_run(edit(copy("auto"), "auto.json", change)), check)
+    assert any(words in leak.message for leak in leaks)
 
 
 def test_a_rewritten_error_of_an_inner_fold_is_found(copy):
