@@ -1,15 +1,66 @@
 """Choices of networks are made again: scores on held-out images, and trainings; test_plants forges whole runs."""
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from braindecode_vis.base import store
+from braindecode_vis.config import read_config
 from braindecode_vis.parts.audit import choices
 from braindecode_vis.parts.audit.choices import describe_advantage
+from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline.leaks.findings import Verified
 from braindecode_vis.pipeline.leaks.run_files import Record
+from braindecode_vis.pipeline.learning import predict_out_of_fold
+from braindecode_vis.pipeline.runs import open_run
+from tests.parts.audit.small_runs import find
+from tests.parts.audit.test_audit import QUICK, find_artifact, reseal
+
+AUTO = (
+    "encoder={kind: auto, budget: 100, n_inner_folds: 3, candidates: [{kind: ridge, alphas: [1, 10]}, "
+    "{kind: ridge, alphas: [1.0e+6]}]}"
+)
+
+
+@pytest.fixture(scope="module")
+def auto(tmp_path_factory):
+    """Return a run whose encoder was chosen among two."""
+    folder = tmp_path_factory.mktemp("choices") / "auto"
+    overrides = [*QUICK[:-1], "target={kind: pixels, size: 8}", AUTO]
+    predict_out_of_fold(open_run(read_config("synthetic_digits", overrides), folder))
+    return folder
+
+
+def test_the_encoder_that_was_chosen_among_several_is_chosen_again(auto):
+    audit = audit_run(auto, refit=True)
+    assert not audit.leaks
+    choice = next(item for item in audit.list_status() if item.part == "choice")
+    assert "the encoder, by inner folds" in choice.recomputed
+    assert "encoders and penalties are the best" in str(find(audit, "choices", level="ok"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda record: record.update(chosen=1 - record["chosen"]), "is in use, but the inner folds chose"),
+        (lambda record: record["candidates"][0].update(mean=0.99), "the inner score of ridge is 0.99, but"),
+        (
+            lambda record: record["candidates"][1].update(left_out="it would have taken long", by="budget"),
+            "the inner score of ridge is",
+        ),
+    ],
+)
+def test_a_rewritten_choice_among_encoders_is_found(auto, change, words, tmp_path):
+    folder = Path(shutil.copytree(auto, tmp_path / "run"))
+    artifact = find_artifact(folder, "train")
+    record = store.read_json(artifact / "auto.json")
+    change(record)
+    store.write_json(artifact / "auto.json", record)
+    reseal(artifact)
+    assert any(words in leak.message for leak in find(audit_run(folder), "choices"))
 
 
 def test_held_out_images_are_scored_at_the_place_of_the_chosen_epoch_in_the_training(monkeypatch, tmp_path):
