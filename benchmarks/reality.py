@@ -86,7 +86,10 @@ DATA = {
     **{f"phantom_{drive}": describe_phantom(drive) for drive in DRIVES},
 }
 SESSIONS = {f"v4_{session}": describe_v4(session, "opened") for session in OPENED}
-SIZE = {"concepts": 160, "test_concepts": 100, "test_repetitions": 20}
+SIZE = {
+    "n_test_concepts": 100,
+    "test_repetitions": 20,
+}  # beside 160 training concepts of 5 images, seen twice
 SNR, SEED = 0.05, 11
 
 
