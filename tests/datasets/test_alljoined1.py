@@ -14,7 +14,7 @@ from braindecode_vis.base.store import read_json, read_stimuli
 from braindecode_vis.datasets.alljoined.alljoined1 import BIOSEMI64, BROKEN, SFREQ, Alljoined1Config
 from braindecode_vis.datasets.alljoined.sessions import number_blocks
 from braindecode_vis.datasets.manifests import read_manifest
-from braindecode_vis.datasets.nsd.experiment_design import read_design
+from braindecode_vis.datasets.nsd.experiment_design import LAYOUT, read_design
 from braindecode_vis.datasets.sources.meeg_source import find_scalp_positions
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.parts.phantom.formats.alljoined_format import write_session
@@ -30,7 +30,7 @@ def design(tmp_path_factory):
     made = nsd_format.make_nsd_expdesign(
         2, 4, images_per_subject=1200, n_shared=1000, n_images=3000, n_runs=3
     )
-    return nsd_format.write_expdesign(root, made)
+    return LAYOUT.write(root, "design", made)
 
 
 def make_codes(n_blocks=3, n=8, seed=0):

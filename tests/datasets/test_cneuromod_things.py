@@ -9,33 +9,24 @@ import pytest
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.cneuromod_things import CneuromodThingsConfig
-from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
 from braindecode_vis.preprocessing.betas import write_fmri
 from tests.datasets.reading import refuse_changes, run_to_report
+from tests.parts.phantom.tiny import make_tiny
 
-SIZE = SIZES["cneuromod-things"]["tiny"].replace(n_subjects=2)
 OUTPUT = "THINGS/glmsingle/sub-01/glmsingle/output"
 EVENTS = "THINGS/fmriprep/sourcedata/things"
 STEM = "sub-01_task-things_space-T1w_model-fitHrfGLMdenoiseRR"
 
 
-def make_root(folder):
-    make_phantom(
-        "cneuromod-things", folder, size=SIZE, config=PhantomConfig(snr=0.5),
-        embed=lambda stimuli: np.random.default_rng(0).standard_normal((len(stimuli), 8)),
-    )  # fmt: skip
-    return folder
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return make_root(tmp_path_factory.mktemp("cneuromod"))
+    return make_tiny("cneuromod-things", tmp_path_factory.mktemp("cneuromod"), 0.5, n_subjects=2)
 
 
 @pytest.fixture
 def own_root(tmp_path):
     """A root that a test may damage."""
-    return make_root(tmp_path / "cneuromod")
+    return make_tiny("cneuromod-things", tmp_path / "cneuromod", 0.5, n_subjects=2)
 
 
 def find_betas(root):

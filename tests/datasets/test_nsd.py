@@ -14,7 +14,12 @@ from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nsd.beta_files import SurfaceBetas
 from braindecode_vis.datasets.nsd.dataset import NsdConfig, check_design_facts
-from braindecode_vis.datasets.nsd.experiment_design import describe_protocol, make_trials, read_design
+from braindecode_vis.datasets.nsd.experiment_design import (
+    LAYOUT,
+    describe_protocol,
+    make_trials,
+    read_design,
+)
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.pipeline.scoring import describe_protocol as describe_run_protocol
@@ -350,7 +355,7 @@ def write_surface(root, session, values):
 @pytest.fixture
 def surface_root(tmp_path):
     root = tmp_path / "surface"
-    nsd_format.write_expdesign(root, make_design())
+    LAYOUT.write(root, "design", make_design())
     values = np.random.default_rng(0).standard_normal((N_TRIALS, 80)) * 2
     values[:, 5] = np.nan
     write_surface(root, 1, values)

@@ -8,6 +8,7 @@ import pytest
 
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import DataError
+from braindecode_vis.datasets.nsd.experiment_design import LAYOUT
 from braindecode_vis.datasets.nsd.repacks import NsdRepackConfig
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.parts.phantom.formats.nsd_repacks import make_behaviour, make_mindeye1_sample, write_tar
@@ -222,7 +223,7 @@ def test_mindeye2_bad_files(mindeye2):
 def diffuser(tmp_path):
     """Arrays made as its own script makes them: images in order of first appearance in the first 3 sessions."""
     design = make_design()
-    nsd_format.write_expdesign(tmp_path, design)
+    LAYOUT.write(tmp_path, "design", design)
     seen = {"train": [], "test": []}
     for column in design["masterordering"][0, : 3 * 30].astype(int):
         nsd_id = int(design["subjectim"][0, column - 1]) - 1

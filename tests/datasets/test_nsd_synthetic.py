@@ -12,7 +12,7 @@ from braindecode_vis.config import read_config
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
 from braindecode_vis.datasets.nsd.imagery_dataset import NsdImageryConfig
 from braindecode_vis.datasets.nsd.synthetic_dataset import NsdSyntheticConfig
-from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
+from braindecode_vis.parts.phantom import SIZES
 from braindecode_vis.parts.phantom.formats.nsd_further_sessions import (
     count_kinds,
     count_repetitions,
@@ -24,18 +24,14 @@ from braindecode_vis.pipeline.new_trials import read_dataset_anew, read_new
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.preprocessing.betas import write_fmri
 from tests.datasets.reading import run_to_report
+from tests.parts.phantom.tiny import make_tiny
 
-SIZE = SIZES["nsd"]["tiny"].replace(n_imagery=0, imagery_repetitions=0)
+SIZE = SIZES["nsd"]["tiny"]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("nsd")
-    make_phantom(
-        "nsd", folder, size=SIZE, config=PhantomConfig(snr=1.0),
-        embed=lambda stimuli: np.random.default_rng(0).standard_normal((len(stimuli), 8)),
-    )  # fmt: skip
-    return folder
+    return make_tiny("nsd", tmp_path_factory.mktemp("nsd"), 1.0, n_imagery=0, imagery_repetitions=0)
 
 
 def test_repetitions_are_those_of_the_published_session():

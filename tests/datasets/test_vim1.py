@@ -8,30 +8,20 @@ from scipy.io import loadmat, savemat
 from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.vim1 import Vim1Config
-from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
 from braindecode_vis.preprocessing.betas import write_fmri
 from tests.datasets.reading import refuse_changes, run_to_report
-
-SIZE = SIZES["vim-1"]["tiny"].replace(n_subjects=2)
-
-
-def make_root(folder):
-    make_phantom(
-        "vim-1", folder, size=SIZE, config=PhantomConfig(snr=1.0),
-        embed=lambda stimuli: np.random.default_rng(0).standard_normal((len(stimuli), 8)),
-    )  # fmt: skip
-    return folder
+from tests.parts.phantom.tiny import make_tiny
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return make_root(tmp_path_factory.mktemp("vim1"))
+    return make_tiny("vim-1", tmp_path_factory.mktemp("vim1"), 1.0, n_subjects=2)
 
 
 @pytest.fixture
 def own_root(tmp_path):
     """A root that a test may damage."""
-    return make_root(tmp_path / "vim1")
+    return make_tiny("vim-1", tmp_path / "vim1", 1.0, n_subjects=2)
 
 
 def test_responses_are_those_of_the_file_without_gaps(root, tmp_path):

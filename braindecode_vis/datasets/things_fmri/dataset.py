@@ -190,6 +190,12 @@ class ThingsFmriConfig(AtlasSettings, PicturedSettings):
         paths = [LAYOUT.place(place, "mask", subject=subject) for place in places]
         return next((path for path in paths if is_there(path)), None)
 
+    def _choose_sessions(self, subject: str, sessions: pd.Series) -> list[int]:
+        there = sorted({int(session) for session in sessions})
+        return check_subset(
+            self.sessions, there, what=f"subject {subject}, session", option="dataset.sessions"
+        )
+
     # --- the table --------------------------------------------------------------------------------------------
 
     def _open_table(self, subject: str) -> tuple[list[BetasPart], Geometry]:
@@ -204,16 +210,15 @@ class ThingsFmriConfig(AtlasSettings, PicturedSettings):
             voxels[keep].reset_index(drop=True), self._find_mask(subject), voxels_path
         )
         rows = rows[keep][order]
-        parts = []
+        parts, sessions = [], self._choose_sessions(subject, trials["session"])
         for session, chosen in trials.groupby("session", sort=True):
-            if self.sessions is not None and int(str(session)) not in self.sessions:
+            if int(str(session)) not in sessions:
                 continue
             reader = TableReader(table, rows, chosen["column"].to_numpy())
             files = (path, stimuli_path, voxels_path)
             parts.append(
                 BetasPart(chosen.drop(columns="column").reset_index(drop=True), files, len(rows), reader)
             )
-        _check_sessions(self.sessions, trials["session"], stimuli_path)
         return parts, geometry
 
     def _choose_voxels(self, voxels: pd.DataFrame, path: Path) -> np.ndarray:
@@ -248,13 +253,12 @@ class ThingsFmriConfig(AtlasSettings, PicturedSettings):
                 f"subject {subject} have no voxels; fetch it from figshare+."
             )
         runs = read_volume_runs(root / VOLUMES / f"sub-{subject}", subject)
-        sessions = pd.concat([table["session"] for table in runs.values()])
-        _check_sessions(self.sessions, sessions, root / VOLUMES)
+        sessions = self._choose_sessions(subject, pd.concat([table["session"] for table in runs.values()]))
         values, affine = read_volume(mask_path)
         geometry = Geometry.from_mask(values > 0, affine)
         parts = []
         for path, table in runs.items():
-            if self.sessions is not None and int(table["session"].iloc[0]) not in self.sessions:
+            if int(table["session"].iloc[0]) not in sessions:
                 continue
             header = read_volume_header(path)
             check_same_space(header, values.shape, affine, what=f"the mask {mask_path.name}")
@@ -268,12 +272,3 @@ class ThingsFmriConfig(AtlasSettings, PicturedSettings):
             trials = kept.drop(columns="column").reset_index(drop=True)
             parts.append(BetasPart(trials, (path, name_conditions(path)), geometry.n_voxels, reader))
         return parts, geometry
-
-
-def _check_sessions(wanted: tuple[int, ...] | None, sessions: pd.Series, where: Path) -> None:
-    there = sorted({int(session) for session in sessions})
-    absent = [number for number in wanted or () if number not in there]
-    if absent:
-        raise DataError(
-            f"{where} has the sessions {', '.join(map(str, there))}, but not {absent[0]}; fetch it."
-        )

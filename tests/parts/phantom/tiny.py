@@ -11,9 +11,10 @@ def embed(stimuli):
     return np.stack([image[::8, ::8].ravel() / 255.0 for image in stimuli.iterate_images()])
 
 
-def make_tiny(form, root, snr=0.3):
-    """Write the smallest phantom of a format, and return its folder."""
-    make_phantom(form, root, size=SIZES[form]["tiny"], config=PhantomConfig(snr=snr), embed=embed)
+def make_tiny(form, root, snr=0.3, **changes):
+    """Write the smallest phantom of a format, or one of another size, and return its folder."""
+    size = SIZES[form]["tiny"].replace(**changes)
+    make_phantom(form, root, size=size, config=PhantomConfig(snr=snr), embed=embed)
     return root
 
 

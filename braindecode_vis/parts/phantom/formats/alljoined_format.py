@@ -33,6 +33,7 @@ from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.alljoined.alljoined1 import BIOSEMI64, SFREQ
 from braindecode_vis.datasets.alljoined.blocks import EPOCHS_FOLDER, SPLITS, TABLES
 from braindecode_vis.datasets.alljoined.sessions import N_IMAGES, N_PER_BLOCK, RAW_FILE, SPLIT_FILE
+from braindecode_vis.datasets.nsd.experiment_design import LAYOUT
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import (
     Counts,
@@ -46,7 +47,7 @@ from braindecode_vis.parts.phantom.format_plan import (
 from braindecode_vis.parts.phantom.formats import nsd_format
 from braindecode_vis.parts.phantom.formats.fif import write_raw_fif
 from braindecode_vis.parts.phantom.formats.file_writers import write_text
-from braindecode_vis.parts.phantom.formats.nsd_design import Design, make_nsd_expdesign, write_expdesign
+from braindecode_vis.parts.phantom.formats.nsd_design import Design, make_nsd_expdesign
 from braindecode_vis.parts.phantom.forward import make_sensor_system
 from braindecode_vis.parts.phantom.meeg_signal import find_samples, simulate_continuous
 from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images, divide
@@ -122,7 +123,7 @@ def plan_sessions(job: PhantomJob) -> list[Unit]:
     def write_shared(progress: Progress) -> list[Path]:
         tested = sorted(int(number) for number in job.table["nsd_id"].iloc[job.test_rows])
         return [
-            write_expdesign(job.root, make_design(n_images, job.config.seed)),
+            LAYOUT.write(job.root, "design", make_design(n_images, job.config.seed)),
             write_text(job.root / SPLIT_FILE, json.dumps(tested)),
         ]
 

@@ -29,12 +29,13 @@ import pandas as pd
 from braindecode_vis.base.stimuli import read_image_file
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.nsd import repack_files
+from braindecode_vis.datasets.nsd.experiment_design import LAYOUT as DESIGN
 from braindecode_vis.datasets.nsd.repack_files import LAYOUT
 from braindecode_vis.parts.phantom.bold_signal import iterate_betas
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit, list_units
 from braindecode_vis.parts.phantom.formats import nsd_format
-from braindecode_vis.parts.phantom.formats.nsd_design import get_trial_images, write_expdesign
+from braindecode_vis.parts.phantom.formats.nsd_design import get_trial_images
 from braindecode_vis.parts.phantom.scanner import count_voxels
 from braindecode_vis.parts.phantom.sizes import PhantomSize, estimate_image_bytes
 
@@ -222,7 +223,7 @@ def plan_brain_diffuser(job: PhantomJob) -> list[Unit]:
     """Return the design that names the rows, and one unit per person."""
 
     def write_design(progress: Progress) -> list[Path]:
-        return [write_expdesign(job.root, nsd_format.make_design(job.size, job.config.seed))]
+        return [DESIGN.write(job.root, "design", nsd_format.make_design(job.size, job.config.seed))]
 
     return [
         Unit("the experimental design", 1, write_design),

@@ -265,9 +265,26 @@ def make_things_fmri_design(
         `row` (of `images`, -1 for catch) and `catch_nr`.
     """
     sessions = []
+    for table, _ in draw_sessions(images, n_sessions, n_runs, seed, "things-fmri", n_catch=n_catch):
+        table.insert(2, "trial", table.groupby("run").cumcount() + 1)
+        sessions.append(table)
+    design = pd.concat(sessions, ignore_index=True)
+    design["onset"] = FIRST_ONSET_S + SOA_S * (design["trial"] - 1)
+    design["duration"] = STIMULUS_S
+    return design
+
+
+def draw_sessions(
+    images: pd.DataFrame, n_sessions: int, n_runs: int, seed: int, name: str, *, n_catch: int
+) -> Iterator[tuple[pd.DataFrame, np.random.Generator]]:
+    """Yield the trials of each session in random order, and its generator, for what is drawn of them further.
+
+    The trials have `session`, `run`, `trial_type`, `row` and `catch_nr`; `name` keeps the orders of two data sets
+    apart.
+    """
     tests = np.flatnonzero(images["is_test"])
     for session in range(1, n_sessions + 1):
-        rng = make_generator(seed, "things-fmri", session)
+        rng = make_generator(seed, name, session)
         single = np.flatnonzero((images["exemplar_nr"] == session) & ~images["is_test"])
         rows = np.concatenate([single, tests, np.full(n_catch, -1)])
         catch = np.concatenate([np.zeros(len(rows) - n_catch, dtype=int), np.arange(1, n_catch + 1)])
@@ -276,12 +293,7 @@ def make_things_fmri_design(
         table = pd.DataFrame({"trial_type": kinds[order], "row": rows[order], "catch_nr": catch[order]})
         table.insert(0, "session", session)
         table.insert(1, "run", np.arange(len(rows)) * n_runs // len(rows) + 1)
-        table.insert(2, "trial", table.groupby("run").cumcount() + 1)
-        sessions.append(table)
-    design = pd.concat(sessions, ignore_index=True)
-    design["onset"] = FIRST_ONSET_S + SOA_S * (design["trial"] - 1)
-    design["duration"] = STIMULUS_S
-    return design
+        yield table, rng
 
 
 def write_events(

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_unique
+from braindecode_vis.base.checks import ConfigError, DataError, check_columns
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.datasets.drawn.images import make_concepts, match_concepts
 from braindecode_vis.datasets.things_meg.files import (
@@ -43,6 +43,7 @@ from braindecode_vis.datasets.things_meg.files import (
 )
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit, list_units
+from braindecode_vis.parts.phantom.formats import things_fmri_format
 from braindecode_vis.parts.phantom.formats.fif import make_meg_info, write_epochs_fif, write_raw_fif
 from braindecode_vis.parts.phantom.formats.file_writers import (
     check_block,
@@ -50,6 +51,10 @@ from braindecode_vis.parts.phantom.formats.file_writers import (
     write_json_file,
     write_text,
     write_tsv,
+)
+from braindecode_vis.parts.phantom.formats.things_fmri_format import (
+    count_session_trials,
+    draw_sessions,
 )
 from braindecode_vis.parts.phantom.forward import make_sensor_system, make_sensor_system_at
 from braindecode_vis.parts.phantom.meeg_signal import cut_epochs, make_lowpass, simulate_continuous
@@ -85,11 +90,6 @@ _COORDINATES = {
     "HeadCoilCoordinateSystem": "CTF",
     "HeadCoilCoordinateUnits": "cm",
 }
-
-
-def count_session_trials(size: PhantomSize) -> int:
-    """Return the trials of one session, catch trials included."""
-    return size.n_train_concepts + 2 * size.n_test_concepts + (size.n_catch or 0)
 
 
 def check(size: PhantomSize) -> None:
@@ -261,10 +261,7 @@ def read_sensors(path: Path) -> Iterator[np.ndarray]:
 def make_image_table(
     concepts: Sequence[str], n_exemplars: int = 12, n_test_concepts: int = 200
 ) -> pd.DataFrame:
-    """Return one row per image; the row number plus one is the THINGS image number.
-
-    Each concept has `n_exemplars` images for single presentation; the test concepts, spread evenly over the
-    list, have one more, which is shown in every session.
+    """Return the images of THINGS-fMRI; the row number plus one is the THINGS image number.
 
     Returns
     -------
@@ -276,27 +273,11 @@ def make_image_table(
     >>> make_image_table(["ant", "bee"], 2, 1)["path"].tolist()[-1]
     'images/bee/bee_02s.jpg'
     """
-    check_unique(concepts, what="concept names")
-    if not 0 <= n_test_concepts <= len(concepts):
-        raise ConfigError(f"{n_test_concepts} test concepts do not fit into {len(concepts)} concepts.")
-    # Spread evenly, since the THINGS numbers of the published test images are.
-    tested = set(np.arange(n_test_concepts) * len(concepts) // max(n_test_concepts, 1))
-    rows: list[dict[str, object]] = []
-    for category, concept in enumerate(sorted(concepts)):
-        for exemplar in range(1, n_exemplars + 1 + (category in tested)):
-            stimulus_id = f"{concept}_{exemplar:02d}{'b' if exemplar == 1 else 's'}"
-            rows.append(
-                {
-                    "image_nr": len(rows) + 1,
-                    "concept": concept,
-                    "category_nr": category + 1,
-                    "exemplar_nr": exemplar,
-                    "stimulus_id": stimulus_id,
-                    "path": f"images/{concept}/{stimulus_id}.jpg",
-                    "is_test": exemplar > n_exemplars,
-                }
-            )
-    return pd.DataFrame(rows)
+    table = things_fmri_format.make_image_table(concepts, n_exemplars, n_test_concepts)
+    table.insert(0, "image_nr", np.arange(1, len(table) + 1))
+    paths = "images/" + table["concept"] + "/" + table["stimulus_id"] + ".jpg"
+    columns = ["image_nr", "concept", "category_nr", "exemplar_nr", "stimulus_id", "path", "is_test"]
+    return table.assign(path=paths)[columns]
 
 
 def make_things_meg_design(
@@ -327,18 +308,8 @@ def make_things_meg_design(
         1200 Hz), `row` (of `images`, -1 for catch) and `catch_nr`.
     """
     sessions = []
-    tests = np.flatnonzero(images["is_test"])
-    for session in range(1, n_sessions + 1):
-        rng = make_generator(seed, "things-meg", session)
-        single = np.flatnonzero((images["exemplar_nr"] == session) & ~images["is_test"])
-        rows = np.concatenate([single, tests, np.full(n_catch, -1)])
-        kinds = np.repeat(["exp", "test", "catch"], [len(single), len(tests), n_catch])
-        catch = np.concatenate([np.zeros(len(rows) - n_catch, dtype=int), np.arange(1, n_catch + 1)])
-        order = rng.permutation(len(rows))
-        table = pd.DataFrame({"trial_type": kinds[order], "row": rows[order], "catch_nr": catch[order]})
-        table.insert(0, "run", np.arange(len(rows)) * n_runs // len(rows) + 1)
-        table.insert(0, "session", session)
-        gaps = rng.integers(round(soa_s[0] * RAW_SFREQ), round(soa_s[1] * RAW_SFREQ) + 1, len(rows))
+    for table, rng in draw_sessions(images, n_sessions, n_runs, seed, "things-meg", n_catch=n_catch):
+        gaps = rng.integers(round(soa_s[0] * RAW_SFREQ), round(soa_s[1] * RAW_SFREQ) + 1, len(table))
         first = ~table["run"].duplicated()
         # In whole samples from the start, so that trigger, optical sensor and table agree to the sample.
         gaps = np.where(first, round(LEAD_S * RAW_SFREQ), gaps)
