@@ -1,9 +1,9 @@
 """Files of EEG and MEG: recordings of any format that MNE reads, their tables, and the images that events name.
 
-Owns the search in a BIDS tree (mne-bids'), the opener that BIDS, THINGS-EEG1 and THINGS-MEG share, the reading of
-pieces, sensor positions, tables whose cells stay text, the count of repetitions, and the step from shown images to a
-`StimulusSet`. A data set may come without its images (those of THINGS are not handed on with the recordings); then the
-set knows names and concepts, and no pixels. Knows no data set.
+Owns the search in a BIDS tree (mne-bids'), the opener that BIDS, THINGS-EEG1 and THINGS-MEG share, the lazy part of an
+open recording, the reading of pieces and of saved epochs, sensor positions, tables whose cells stay text, the count of
+repetitions, and the step from shown images to a `StimulusSet`. A data set may come without its images (those of THINGS
+are not handed on with the recordings); then the set knows names and concepts, and no pixels. Knows no data set.
 """
 
 from __future__ import annotations

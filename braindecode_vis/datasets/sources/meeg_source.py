@@ -1,9 +1,9 @@
 """What a loader of EEG or MEG hands to preprocessing: where the samples are, and how to read a piece of them.
 
-Owns the lazy parts of a data set (continuous recordings or published epochs), the plan that turns them into trials, the
-refusal of cleaning that a layout cannot have, and a look at a few short pieces of a file. A loader fills these in and
-reads no samples; `braindecode_vis.preprocessing.meeg` streams through them. Knows no file format and does no signal
-processing.
+Owns whose a file is, the choice among layouts, the lazy parts of a data set (continuous recordings or published
+epochs), the plan that turns them into trials, the refusal of cleaning that a layout cannot have, and a look at a few
+short pieces of a file. A loader fills these in and reads no samples; `braindecode_vis.preprocessing.meeg` streams
+through them. Knows no file format and does no signal processing.
 """
 
 from __future__ import annotations
