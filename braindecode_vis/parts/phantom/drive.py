@@ -54,7 +54,7 @@ MIXED = ("colours", "gabor", "random_network")
 
 @dataclass(frozen=True, eq=False)
 class StimulusDrive:
-    """Standardised features of every image; rows are addressed by number or by stimulus id.
+    """Standardised features of every image; a row is an image.
 
     Parameters
     ----------
@@ -94,22 +94,6 @@ class StimulusDrive:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def find_rows(self, ids: Sequence[str]) -> np.ndarray:
-        """Return the row of each id, shape (len(ids),).
-
-        Raises
-        ------
-        DataError
-            If an id is unknown.
-        """
-        known = {stimulus_id: row for row, stimulus_id in enumerate(self.ids)}
-        missing = [stimulus_id for stimulus_id in ids if stimulus_id not in known]
-        if missing:
-            raise DataError(
-                f"stimulus {missing[0]!r} is not among the {len(self)} images of the stimulus drive."
-            )
-        return np.array([known[stimulus_id] for stimulus_id in ids], dtype=int)
 
 
 def make_drive(

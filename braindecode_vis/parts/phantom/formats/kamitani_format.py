@@ -96,8 +96,9 @@ def count_god(size: PhantomSize) -> Counts:
     return replace(tables, n_bytes=tables.n_bytes + features, n_steps=1 + tables.n_steps)
 
 
-def estimate_bytes(n_samples: int, n_voxels: int, n_rois: int = 10, n_labels: int = 4) -> int:
+def estimate_bytes(n_samples: int, n_voxels: int, n_rois: int) -> int:
     """Return the size of one ``Subject*.h5``: the matrix and the metadata, both float64."""
+    n_labels = len(DESIGN_COLUMNS)
     # 4 rows of metadata: whether it is a voxel, and its three coordinates.
     return 8 * (n_voxels + n_labels) * (n_samples + 4 + n_rois + n_labels)
 

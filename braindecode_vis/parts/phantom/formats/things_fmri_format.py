@@ -393,7 +393,6 @@ def write_response_table(
     n_voxels: int,
     stimuli: pd.DataFrame,
     voxels: pd.DataFrame,
-    dtype: str = "<f4",
 ) -> Path:
     """Write ``betas_csv/sub-XX_{ResponseData.h5,StimulusMetadata.csv,VoxelMetadata.csv}``.
 
@@ -414,7 +413,7 @@ def write_response_table(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as temporary, h5py.File(temporary, "w") as file:
-        values = _lay_out_frame(file, voxels["voxel_id"].to_numpy(np.int64), len(stimuli), dtype)
+        values = _lay_out_frame(file, voxels["voxel_id"].to_numpy(np.int64), len(stimuli))
         start = 0
         for block in blocks:
             array = check_block(block, (None, len(stimuli)), what=f"the betas of {path.name}")
@@ -427,7 +426,7 @@ def write_response_table(
     return path
 
 
-def _lay_out_frame(file: Any, voxel_ids: np.ndarray, n_trials: int, dtype: str) -> Any:
+def _lay_out_frame(file: Any, voxel_ids: np.ndarray, n_trials: int) -> Any:
     """Write all of a pandas "fixed" frame but the float block, and return that one, still empty."""
     group = file.create_group("ResponseData")
     _describe(file, CLASS="GROUP", PYTABLES_FORMAT_VERSION="2.1", TITLE="", VERSION="1.0")
@@ -443,7 +442,7 @@ def _lay_out_frame(file: Any, voxel_ids: np.ndarray, n_trials: int, dtype: str) 
     _describe(names, nan_rep="nan")
     _write_array(group, "block1_values", voxel_ids[:, None])
     # One row of chunks per block of voxels is written once and never again.
-    values = group.create_dataset("block0_values", (len(voxel_ids), n_trials), dtype)
+    values = group.create_dataset("block0_values", (len(voxel_ids), n_trials), "<f4")
     _describe(values, CLASS="ARRAY", FLAVOR="numpy", TITLE="", VERSION="2.4")
     values.attrs["transposed"] = np.uint8(1)
     return values
