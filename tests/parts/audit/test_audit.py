@@ -17,6 +17,7 @@ from braindecode_vis.config import read_config
 from braindecode_vis.datasets import synthetic_digits
 from braindecode_vis.parts.audit.run import audit_run
 from braindecode_vis.pipeline.leaks.findings import Audit, Verified
+from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.runs import open_run
 from tests.parts.audit.small_runs import find
 from tests.parts.audit.test_results import QUICK
@@ -174,3 +175,19 @@ def test_a_part_is_as_well_verified_as_the_worst_of_what_was_said_of_it():
     ]
     assert status["fit"].describe() == "recomputed: means; by record: weights (add --refit)"
     assert Audit(Path(), (), said).as_json()["verified"]["fit"]["others"][0]["reason"] == "add --refit"
+
+
+@pytest.mark.shared
+def test_real_runs_of_faces_and_houses_pass(shared, tmp_path):
+    root = shared / "data" / "muse_n170"
+    run = open_run(read_config("muse_n170", ["dataset.sfreq=32"], root=root), tmp_path)
+    pipeline.train(run)
+    audit = audit_run(tmp_path, refit=True)
+    assert not audit.leaks
+    assert not audit.list_level("transductive")
+    assert "not known" in find(audit, "pixels", "ok")[0].message
+    assert "no run is on both sides" in find(audit, "run", "ok")[0].message
+    artifact = open_audited(tmp_path).trained[1].path
+    record = store.read_json(artifact / store.PROVENANCE)
+    store.write_provenance(artifact / store.PROVENANCE, {**record, "n_trials": record["n_trials"] + 1})
+    assert find(audit_run(tmp_path), "used-trials", "leak")[0].where == "fold 1"

@@ -44,6 +44,16 @@ def test_blocks_stay_whole_when_they_are_shuffled_and_stay_in_their_group():
         assert set(shuffled[:12].tolist()) == {0, 1, 2}
 
 
+def test_permutations_keep_their_level():
+    generator = np.random.default_rng(2)
+    runs = np.repeat(np.arange(4), 12)
+    p = [
+        permute(lambda c: compute_cramers_v(c, runs), generator.integers(0, 3, 48), 0 * runs, seed, "test").p
+        for seed in range(40)
+    ]
+    assert np.mean(np.array(p) <= 0.2) < 0.4
+
+
 def order_concepts(how):
     """Return the concept of each trial, presented run after run."""
     generator = np.random.default_rng(3)

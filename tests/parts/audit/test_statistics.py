@@ -128,6 +128,15 @@ def test_sessions_of_test_trials_alone_are_standardised_by_themselves(check):
     assert "1/b" in found.message
 
 
+def test_subjects_scaled_by_trials_that_other_folds_learn_from_are_transductive(check):
+    who, taught = np.array(["1", "2"], dtype=object)[ROWS % 2], ROWS < N_TRAIN
+    folds = [(ROWS[taught & (who != name)], ROWS[~taught & (who == name)]) for name in ("1", "2")]
+    data = standardise(draw(), ROWS[taught], who)
+    found = check(check_standardised, data, columns={"subject": who}, folds=folds)
+    assert (found.level, found.where) == ("transductive", "fold 0")
+    assert "per subject: trials outside the fold" in found.message
+
+
 def test_trials_that_are_called_z_scores_and_are_none_are_a_warning(check):
     found = check(check_standardised, draw(), unit="z")
     assert (found.level, "no set of training trials" in found.message) == ("warning", True)
@@ -141,6 +150,16 @@ def test_every_trial_tested_in_one_fold_or_another_has_a_part_in_statistics_of_a
     halves = [(ROWS[::2], ROWS[1::2]), (ROWS[1::2], ROWS[::2])]
     found = check(check_standardised, standardise(draw(), ROWS, np.zeros(len(ROWS))), folds=halves)
     assert (found.level, found.where) == ("leak", "fold 0")
+
+
+def test_moments_tell_who_taught_in_half_precision():
+    generator = np.random.default_rng(3)
+    data = generator.normal(3, 2, (300, 20))
+    is_train, groups = np.arange(300) < 240, np.zeros(300, dtype=object)
+    for taught, verdict in ((is_train, "train"), (np.ones(300, bool), "all")):
+        scaled = ((data - data[taught].mean(axis=0)) / data[taught].std(axis=0)).astype(np.float16)
+        assert fit_standardised(scaled, groups, is_train, "everything").verdict == verdict
+    assert fit_standardised(data, groups, is_train, "everything").verdict == "none"
 
 
 # --- whitening --------------------------------------------------------------------------------------------
@@ -163,6 +182,11 @@ def test_trials_that_whitened_are_known(check, rows, level, words):
     data = draw() @ np.random.default_rng(1).normal(size=(6, 6))
     found = check(check_whitened, data if rows is None else whiten(data, rows))
     assert (found.check, found.level, words in found.message) == ("whitening", level, True), found.message
+
+
+def test_whitening_by_the_authors_is_told(check):
+    found = check(check_whitened, draw(), unit="whitened")
+    assert (found.level, "before they were published" in found.message) == ("warning", True)
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled afterwards"])

@@ -158,6 +158,13 @@ def test_logs_with_test_scores_are_found(tmp_path, name, line, found):
     assert (told.level, "one of a sweep" in told.message) == ("warning", True)
 
 
+def test_a_history_with_test_scores_is_found(tmp_path):
+    content = {"history": [{"epoch": 0, "validation_top1": 0.1, "scores": {"test_top1": 0.1}}]}
+    write_run(tmp_path, trained={"write": lambda path: store.write_json(path / "network.json", content)})
+    (found,) = check_logs(open_audited(tmp_path))
+    assert (found.level, "knows 'test_top1'" in found.message) == ("leak", True)
+
+
 @pytest.mark.parametrize(
     ("held", "by", "declared", "words"),
     [
@@ -206,6 +213,28 @@ def test_retrieval_that_uses_all_queries_is_transductive(tmp_path, retrieval, wo
     found = check_options(open_audited(tmp_path))
     assert [item.level for item in found] == (["transductive"] * len(words) or ["ok"])
     assert all(text in item.message for text, item in zip(words, found, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "subjects", "found"),
+    [
+        ({"subject_alignment": "euclidean"}, "12",
+         [("transductive", "fold 0", "euclidean alignment of subject(s) 1 uses"),
+          ("transductive", "fold 1", "euclidean alignment of subject(s) 2 uses")]),
+        ({"subject_alignment": "euclidean"}, "11", [("ok", "", "no setting")]),
+        ({"subject_alignment": "none"}, "12", [("ok", "", "no setting")]),
+        ({"network": {"kind": "parcels", "pretrained_digest": "ab" * 32}}, "11",
+         [("warning", "fold 0", "sha256 abababababab)")]),
+    ],
+)  # fmt: skip
+def test_what_encoders_know_of_other_trials_is_told(tmp_path, encoder, subjects, found):
+    """Subjects that nothing is learnt from can be aligned by the predicted trials alone; weights may know them."""
+    who, halves = np.array(list(subjects), dtype=object)[ROWS % 2], (ROWS[::2], ROWS[1::2])
+    folds = [halves[::-1], halves]
+    write_run(tmp_path, folds=folds, columns={"subject": who}, trained={"fields": {"encoder": encoder}})
+    told = check_options(open_audited(tmp_path))
+    assert [(item.level, item.where) for item in told] == [item[:2] for item in found]
+    assert all(words in item.message for item, (*_, words) in zip(told, found, strict=True))
 
 
 @pytest.mark.parametrize("centre", ["none", "mean", "zscore"])
