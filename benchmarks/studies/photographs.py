@@ -113,36 +113,44 @@ def make_images(folder: Path, way: str, out: Path, names: dict[str, Any]) -> dic
     return {"seen": np.asarray(made.seen), **{name: np.asarray(rows) for name, rows in made.images.items()}}
 
 
+Scores = dict[str, tuple[float, np.ndarray]]
+
+
 class Judge:
     """Scores images against those that were seen, in pixels and in two networks."""
 
-    def __init__(self, seen: np.ndarray, taesd: Path) -> None:
+    def __init__(self, seen: np.ndarray, taesd: Path, kept: Path) -> None:
         self.networks = {
             "EfficientNet-lite0": EfficientNetConfig().build(),
             "TAESD": TinyAutoencoderConfig(weights=taesd, image_size=SIDE).build(),
         }
-        self.seen = seen
-        self.truth = self.embed(seen)
+        self.seen, self.kept = seen, kept
+        self.truth = self.embed(seen, "seen")
 
-    def embed(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Return what identification compares, by name of the space."""
-        return {
-            "pixels": images.reshape(len(images), -1).astype(np.float32),
-            **{
+    def embed(self, images: np.ndarray, title: str) -> dict[str, np.ndarray]:
+        """Return what identification compares, by name of the space; what was embedded before is read."""
+        path = self.kept / f"{title}.npz"
+        if not path.is_file():
+            self.kept.mkdir(parents=True, exist_ok=True)
+            made = {
                 name: network.encode(images).reshape(len(images), -1)
                 for name, network in self.networks.items()
-            },
-        }
+            }
+            np.savez(path, **made)
+        return {"pixels": images.reshape(len(images), -1).astype(np.float32), **np.load(path)}
 
-    def score(self, images: np.ndarray) -> dict[str, tuple[float, np.ndarray]]:
-        """Return, for each metric, its value and one number a picture: its own, or the value without it."""
+    def score(self, images: np.ndarray, title: str, *, shift: int = 0) -> Scores:
+        """Return, for each metric, its value and one number a picture: its own, or the value without it.
+
+        Each picture is compared with the image of the picture `shift` places before it.
+        """
         scores = {}
         for name in ("pixcorr", "ssim", "mse"):
-            items = compute_image_metric(name, self.seen, images)
+            items = compute_image_metric(name, self.seen, np.roll(images, shift, axis=0))
             scores[name] = float(items.mean()), items
         own = np.arange(len(images))
-        for name, features in self.embed(images).items():
-            similarity = compute_correlations(features, self.truth[name])
+        for name, features in self.embed(images, title).items():
+            similarity = compute_correlations(np.roll(features, shift, axis=0), self.truth[name])
             beaten = (similarity < similarity[own, own][:, None]).sum(axis=1) / (len(own) - 1)
             left = leave_out_images([similarity], [own], [[str(n) for n in own]], 2)
             scores[f"two-way, {name}"] = float(beaten.mean()), left
@@ -188,18 +196,19 @@ def main() -> None:
             write_bank(options.root, names["bank"], taesd)
         images = make_images(folder, way, out, names)
         if judge is None:
-            judge = Judge(images["seen"], taesd)
-        found = judge.score(images["decoded"])
+            judge = Judge(images["seen"], taesd, out / "features")
+        found = judge.score(images["decoded"], way)
         print_rows(way, found, base)
         if base is None:
             base = found
-            print_rows("mean training photograph", judge.score(images["mean_image"]), base)
-        print_rows(f"{way}, from another response", judge.score(np.roll(images["decoded"], 1, axis=0)), None)
+            print_rows("mean training photograph", judge.score(images["mean_image"], "mean"), base)
+        print_rows(f"{way}, from another response", judge.score(images["decoded"], way, shift=1), None)
         if way == "latents by ridge":
-            print_rows("true latents", judge.score(images["oracle"]), None)
+            print_rows("true latents", judge.score(images["oracle"], "true latents"), None)
 
 
-def print_rows(title: str, found: dict, base: dict | None) -> None:
+def print_rows(title: str, found: Scores, base: Scores | None) -> None:
+    """Print a line for each metric."""
     print(f"\n{title}")
     for name, row in found.items():
         print(f"  {name:30s} {describe(name, row, None if base is None else base[name])}", flush=True)
