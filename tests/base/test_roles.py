@@ -27,6 +27,7 @@ from braindecode_vis.base.contracts import (
     ObjectiveSettings,
     Prior,
 )
+from braindecode_vis.base.registry import DROPPED, GROUPS, find_component, list_inside
 from braindecode_vis.base.settings import Settings
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig, make_synthetic_digits
@@ -475,3 +476,12 @@ def test_a_part_of_a_context_has_a_folder_and_a_name_of_its_own(tmp_path):
     assert told == [(1, 2, "fold03, loss 0.1")]
     assert part.checkpoints == tmp_path / "fold03"
     assert Context().take_part("fold00") == Context()
+
+
+@pytest.mark.parametrize(("role", "kind"), [(role, kind) for role in DROPPED for kind in DROPPED[role]])
+def test_a_kind_of_an_earlier_version_says_what_to_write_instead(role, kind):
+    with pytest.raises(ConfigError, match=rf"^'{kind}' is no {role} any more: ") as error:
+        find_component(role, kind)
+    named = re.findall(r"\{kind: (\w+)", str(error.value))
+    assert set(named) <= {one for each in GROUPS for one in list_inside(each)}
+    assert kind not in list_inside(role)

@@ -168,8 +168,8 @@ def make_drive(
         semantic = project_embeddings(embeddings, train, n_semantic)
     return StimulusDrive(
         ids=np.asarray(ids, dtype=object),
-        early=_standardise(np.concatenate(early), train),
-        mid=_standardise(np.concatenate(mid), train),
+        early=standardise(np.concatenate(early), train),
+        mid=standardise(np.concatenate(mid), train),
         semantic=semantic,
         is_train=train,
     )
@@ -282,10 +282,11 @@ def project_embeddings(embeddings: np.ndarray, is_train: np.ndarray, n_semantic:
     # Directions that the training images do not span would be whitened noise.
     n_kept = max(1, min(n_semantic, int((sizes > 1e-6 * max(sizes[0], 1e-30)).sum())))
     scores = (vectors - mean) @ directions[:n_kept].T
-    return _standardise(scores, is_train)
+    return standardise(scores, is_train)
 
 
-def _standardise(features: np.ndarray, is_train: np.ndarray) -> np.ndarray:
+def standardise(features: np.ndarray, is_train: np.ndarray) -> np.ndarray:
+    """Return features with the mean and the spread of the training rows taken out, float32 within eight spreads."""
     mean, spread = features[is_train].mean(axis=0), features[is_train].std(axis=0)
     # A feature that never varies in training carries nothing, and would explode on other images.
     usable = spread > 1e-4 * max(float(spread.max()), 1e-30)

@@ -106,6 +106,11 @@ class PhantomSize:
         return self.n_train_concepts * self.n_train_exemplars
 
     @property
+    def runs(self) -> int:
+        """Runs of a session; one where a format does not count them."""
+        return self.n_runs or 1
+
+    @property
     def n_trials(self) -> int:
         """Trials of one person with an image of the two splits."""
         return self.n_train_images * self.train_repetitions + self.n_test_concepts * self.test_repetitions

@@ -9,7 +9,6 @@ from braindecode_vis.base import store
 from braindecode_vis.base.arrays import Embeddings, Responses
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.config import read_config
-from braindecode_vis.datasets.sources.cleaning_options import ScalingConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.parts.audit.design import compute_cramers_v, permute
 from braindecode_vis.parts.audit.run import audit_run
@@ -17,9 +16,8 @@ from braindecode_vis.parts.audit.statistics import fit_standardised
 from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.leaks.split_overlap import find_copies
 from braindecode_vis.pipeline.runs import open_run
-from braindecode_vis.preprocessing.scaling import fit_robust_scaler
 from braindecode_vis.preprocessing.splits import LeaveOneSubjectOutConfig
-from braindecode_vis.preprocessing.whitening import fit_mvnn
+from tests.parts.audit.small_runs import find
 
 N_IMAGES, N_REPEATS = 8, 2
 TRAIN = {"kind": "network", "subject_alignment": "none", "epochs": 3, "selection": {"kind": "last"}}
@@ -99,49 +97,7 @@ def make_responses(data, trials, unit="V", **coords):
     return Responses(np.asarray(data, np.float32), ("trial", "channel", "time"), trials, unit, coords)
 
 
-def find(audit, check, level):
-    return [item for item in audit.findings if item.check == check and item.level == level]
-
-
 # --- statistics of preprocessing --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("variant", ["epochs", "time"])
-@pytest.mark.parametrize("who, level", [("train", "ok"), ("all", "leak")])
-def test_noise_normalisation_is_fitted_again(tmp_path, who, variant, level, scaled):
-    trials = make_trials()
-    data, matrices = make_epochs(trials), []
-    for _, rows in trials.groupby("session").indices.items():
-        taught = rows[trials["split"].to_numpy()[rows] == "train"] if who == "train" else rows
-        whitener = fit_mvnn(data[taught], trials["stimulus_id"].to_numpy(str)[taught], variant=variant)
-        data[rows] = whitener.apply(data[rows])
-        matrices.append(whitener.matrix)
-    coords = {"whitening": np.stack(matrices), "whitening_sessions": [["01", "01"], ["01", "02"]]}
-    if scaled:
-        scaler = fit_robust_scaler(data, np.flatnonzero(trials["split"] == "train"), clamp=None)
-        data = scaler.apply(data)
-        coords |= {
-            "scaling_centre": scaler.centre[None], "scaling_scale": scaler.scale[None], "scaling_groups": [["01"]]
-        }  # fmt: skip
-    plan = {"plan": {"mvnn": variant}, "cleaning": {"scaling": ScalingConfig().hashed_fields()}}
-    write_prepared(
-        tmp_path, make_responses(data, trials, "IQR" if scaled else "whitened", **coords), provenance=plan
-    )
-    audit = audit_run(tmp_path)
-    assert len(find(audit, "whitening", level)) == (2 if level == "leak" else 1), audit.findings
-    assert {item.check for item in audit.leaks} == ({"whitening"} if level == "leak" else set())
-
-
-def test_quartiles_of_all_trials_are_found(tmp_path):
-    trials = make_trials()
-    scaler = fit_robust_scaler(make_epochs(trials), np.arange(len(trials)), clamp=None)
-    coords = {
-        "scaling_centre": scaler.centre[None], "scaling_scale": scaler.scale[None], "scaling_groups": [["01"]]
-    }  # fmt: skip
-    responses = make_responses(scaler.apply(make_epochs(trials)), trials, "IQR", **coords)
-    write_prepared(tmp_path, responses)
-    assert "training and test trials" in find(audit_run(tmp_path), "scaling", "leak")[0].message
 
 
 def standardise(data, keys, taught):
@@ -152,42 +108,6 @@ def standardise(data, keys, taught):
         mean, std = own.mean(axis=(0, 2), keepdims=True), own.std(axis=(0, 2), keepdims=True)
         out[rows] = (data[rows] - mean) / std
     return out
-
-
-def test_each_session_may_have_scores_of_its_own(tmp_path):
-    trials = make_trials()
-    sessions = trials["session"].to_numpy(str)
-    for name, taught, level in (
-        ("train", (trials["split"] == "train").to_numpy(), "ok"),
-        ("all", np.ones(len(trials), bool), "leak"),
-    ):
-        write_prepared(
-            tmp_path / name,
-            make_responses(standardise(make_epochs(trials), sessions, taught), trials, "z"),
-        )
-        (found,) = find(audit_run(tmp_path / name), "standardising", level)
-        assert "per session" in found.message
-
-
-def test_a_session_of_test_trials_standardised_by_itself_is_transductive(tmp_path):
-    trials = make_trials()
-    trials = trials[(trials["split"] == "train") == (trials["session"] == "01")].reset_index(drop=True)
-    data = standardise(make_epochs(trials), trials["session"].to_numpy(str), np.ones(len(trials), bool))
-    notes = {"standardised_with_own_test_trials": ["subject 01, session 02"]}
-    write_prepared(tmp_path, make_responses(data, trials, "z"), provenance=notes)
-    audit = audit_run(tmp_path)
-    assert "01/02" in find(audit, "standardising", "transductive")[0].message
-    assert "session 02" in find(audit, "cleaning", "transductive")[0].message
-    assert not audit.leaks
-
-
-def test_scores_that_nobody_can_have_made_are_a_warning(tmp_path):
-    trials = make_trials()
-    responses = make_responses(make_epochs(trials), trials, "z")
-    write_prepared(tmp_path / "trials", responses)
-    assert find(audit_run(tmp_path / "trials"), "standardising", "warning")
-    write_prepared(tmp_path / "volumes", responses, provenance={"plan": {"zscore": "none"}})
-    assert not find(audit_run(tmp_path / "volumes"), "standardising", "warning")
 
 
 def test_a_test_subject_scaled_by_trials_of_its_own_is_transductive(tmp_path):
@@ -226,19 +146,6 @@ def audit_network(tmp_path, *, encoder=TRAIN, split=None, subjects=("01",), n_fo
     return audit_run(tmp_path)
 
 
-def test_a_network_that_validates_on_training_images_passes(tmp_path):
-    audit = audit_network(tmp_path)
-    assert not audit.leaks
-    assert "training images that were held out" in find(audit, "validation", "ok")[0].message
-
-
-def test_validation_on_test_images_is_found(tmp_path):
-    audit = audit_network(tmp_path, held_out=["i0", "i7"])
-    messages = [item.message for item in find(audit, "validation", "leak")]
-    assert any("no training images, first i7" in text for text in messages)
-    assert any("validated and tested, first i7" in text for text in messages)
-
-
 def test_the_best_epoch_on_the_test_is_found(tmp_path):
     history = [
         {"epoch": n, "validation_top1": 0.1, "scores": {"test_top1": 0.1 + 0.2 * (n == 1)}} for n in range(2)
@@ -246,31 +153,6 @@ def test_the_best_epoch_on_the_test_is_found(tmp_path):
     audit = audit_network(tmp_path, history=history)
     assert "'test_top1'" in find(audit, "model-selection", "leak")[0].message
     assert "2 are in the history" in find(audit, "model-selection", "warning")[0].message
-
-
-def test_early_stopping_must_be_explained_by_its_curve(tmp_path):
-    encoder = {
-        **TRAIN,
-        "epochs": 9,
-        "selection": {"kind": "early_stopping", "patience": 2, "monitor": "accuracy"},
-    }
-    curve = [0.1, 0.3, 0.2, 0.2]
-    history = [{"epoch": n, "validation_top1": value} for n, value in enumerate(curve)]
-    audit = audit_network(tmp_path / "a", encoder=encoder, history=history)
-    assert not find(audit, "model-selection", "warning")
-    audit = audit_network(tmp_path / "b", encoder=encoder, history=history[:3])
-    assert "best in 1" in find(audit, "model-selection", "warning")[0].message
-
-
-def test_stopping_by_the_training_loss_must_be_explained_by_it(tmp_path):
-    rule = {"kind": "training_loss", "patience": 2, "min_delta": 0.1}
-    encoder = {**TRAIN, "epochs": 9, "selection": rule}
-    history = [{"epoch": n, "loss": value} for n, value in enumerate([3.0, 2.0, 1.95, 1.92])]
-    assert not find(
-        audit_network(tmp_path / "a", encoder=encoder, history=history), "model-selection", "warning"
-    )
-    audit = audit_network(tmp_path / "b", encoder=encoder, history=history[:3])
-    assert "lowest in 1" in find(audit, "model-selection", "warning")[0].message
 
 
 def test_alignment_of_an_unknown_subject_is_transductive(tmp_path):
@@ -287,26 +169,6 @@ def test_weights_from_elsewhere_are_a_warning(tmp_path):
     encoder = {**TRAIN, "network": {"kind": "parcels", "pretrained_digest": "ab" * 32}}
     (found,) = find(audit_network(tmp_path, encoder=encoder), "transductive", "warning")
     assert "abababababab" in found.message
-
-
-@pytest.mark.parametrize("settings", [{"hubness": "csls"}, {"centre": "queries"}, {"query_whitening": True}])
-def test_settings_that_use_the_query_set_are_listed(tmp_path, settings):
-    audit_network(tmp_path)
-    trained = open_audited(tmp_path).trained[0]
-
-    def compute(path):
-        (path / "fold00").mkdir()
-        names = {"query_ids": ["i6", "i7"], "gallery_ids": ["i6", "i7"]}
-        store.write_json(path / "fold00" / "retrieval.json", names)
-        store.write_embeddings(path / "fold00", Embeddings(np.eye(2), np.array(["i6", "i7"], object), "x"))
-
-    store.RunFolder(tmp_path).produce(
-        "retrieve", version=1, fields={"retrieval": settings, "repeats": "single"},
-        upstream={"train0": trained.fingerprint}, compute=compute,
-    )  # fmt: skip
-    audit = audit_run(tmp_path)
-    assert len(find(audit, "transductive", "transductive")) == 1
-    assert not audit.leaks
 
 
 # --- categories -------------------------------------------------------------------------------------------
@@ -343,19 +205,7 @@ def test_copies_are_found_as_by_comparing_all_pairs():
             assert (codes[i] == codes[j]) == same
 
 
-def test_association_is_that_of_scipy_but_for_its_bias():
-    from scipy.stats.contingency import association
-
-    generator = np.random.default_rng(1)
-    first = generator.integers(0, 4, 5000)
-    second = (first + generator.integers(0, 3, 5000)) % 5
-    table = pd.crosstab(first, second).to_numpy()
-    assert compute_cramers_v(first, second) == pytest.approx(association(table), abs=2e-3)
-    values = [compute_cramers_v(generator.integers(0, 9, 60), np.repeat(np.arange(6), 10)) for _ in range(50)]
-    assert np.mean(values) < 0.08  # without the correction 0.36
-
-
-def test_permutations_keep_their_level_and_their_blocks():
+def test_permutations_keep_their_level():
     generator = np.random.default_rng(2)
     runs = np.repeat(np.arange(4), 12)
     p = [
@@ -363,11 +213,6 @@ def test_permutations_keep_their_level_and_their_blocks():
         for seed in range(40)
     ]
     assert np.mean(np.array(p) <= 0.2) < 0.4
-    blocks, seen = np.repeat(np.arange(16), 3), []
-    permute(lambda c: seen.append(c.copy()) or 0.0, blocks, runs, 0, "test", blocks)
-    for shuffled in seen:
-        assert (shuffled.reshape(16, 3) == shuffled[::3, None]).all()  # blocks stay together
-        assert (shuffled // 12 * 0 + np.sort(shuffled.reshape(4, 12), axis=1).ravel() == blocks).all()
 
 
 def test_moments_tell_who_taught_in_half_precision():

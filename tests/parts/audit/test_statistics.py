@@ -125,11 +125,16 @@ def test_sessions_of_test_trials_alone_are_standardised_by_themselves(check):
     sessions = np.where(ROWS < N_TRAIN, "a", "b").astype(object)
     found = check(check_standardised, standardise(draw(), ROWS, sessions), columns={"session": sessions})
     assert (found.level, "own test trials" in found.message) == ("transductive", True)
+    assert "1/b" in found.message
 
 
 def test_trials_that_are_called_z_scores_and_are_none_are_a_warning(check):
     found = check(check_standardised, draw(), unit="z")
     assert (found.level, "no set of training trials" in found.message) == ("warning", True)
+
+
+def test_volumes_that_are_called_z_scores_need_no_trials_of_that_kind(check):
+    assert check(check_standardised, draw(), unit="z", notes={"plan": {"zscore": "none"}}).level == "ok"
 
 
 def test_every_trial_tested_in_one_fold_or_another_has_a_part_in_statistics_of_all(check):
@@ -214,6 +219,7 @@ def test_trials_that_quartiles_were_fitted_on_are_known(check, rows, level):
     }  # fmt: skip
     found = check(check_scaling, data, unit="IQR", coords=coords)
     assert (found.check, found.level) == ("scaling", level)
+    assert ("training and test trials" in found.message) == (level == "leak")
 
 
 # --- components and codes ---------------------------------------------------------------------------------
