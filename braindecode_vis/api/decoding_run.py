@@ -576,8 +576,8 @@ def decode(
         Image embedding to predict: ``pixels``, ``pca``, ``efficientnet-lite0``, ...; a mapping gives settings.
         Decoders of classes have none.
     encoder
-        ``ridge``, a network such as ``atm_s``, or for classes ``lda`` and ``logistic``; a mapping gives settings. By
-        default ridge, or lda for classes.
+        ``ridge``, a network such as ``atm_s``, ``auto``, which tries several within a time budget, or for classes
+        ``lda`` and ``logistic``; a mapping gives settings. By default ridge, or lda for classes.
     split
         ``published`` (the split that the data declare), ``kfold`` or a number of folds, ``leave-one-image-out``,
         ``leave-one-run-out``, ``leave-one-group-out``, ``leave-one-subject-out``, ...; a mapping gives settings. By

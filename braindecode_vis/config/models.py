@@ -317,8 +317,7 @@ class EvaluationConfig(Settings):
     best_of
         Score the best of several draws too, under separate names.
     metrics
-        Further metrics of images or embeddings: ``cosine_to_target``, ``correlation_distance`` and those from outside
-        the package.
+        Further metrics of images or embeddings: ``correlation_distance`` and those from outside the package.
     protocols
         Further galleries and tasks: concept templates, draws of 300, names by text and the like. ``transductive``
         corrects similarities with the unlabelled test queries of each subject (centring, standardising, CSLS, SATTC,
@@ -762,8 +761,8 @@ class RunConfig(Settings):
 
 
 def _names_classes(kind: str) -> bool:
-    # Asked of the class: some settings, such as those of an average, say nothing without their members.
-    return bool(getattr(find_component("encoder", kind), "decodes_categories", False))
+    # Asked of the class: some settings, such as those of an average, say nothing without what they hold.
+    return getattr(find_component("encoder", kind), "decodes_categories", False) is True
 
 
 def list_analyses() -> list[str]:

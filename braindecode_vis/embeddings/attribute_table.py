@@ -103,22 +103,6 @@ class AttributeTable:
         return [str(name) for name in (ids if self.key == "id" or concepts is None else concepts)]
 
 
-@dataclass(frozen=True)
-class TargetParts:
-    """Meaning of the parts of a target, so that each part can be scored separately.
-
-    Parameters
-    ----------
-    names
-        Of tokens that each answer a question, or of the dimensions of a vector.
-    attributes
-        The values among which each token decides; None if the parts are dimensions.
-    """
-
-    names: tuple[str, ...]
-    attributes: AttributeTable | None = None
-
-
 def describe_missing(wanted: Sequence[str], known: Collection[str], key: str, *, what: str) -> str:
     """Return one sentence about entries without a row in a table, an empty text if all have one.
 
