@@ -363,7 +363,7 @@ def test_a_run_folder_of_an_earlier_version_is_read(old_run):
     [
         (
             {"kind": "network", "network": {"kind": "shallow_fbcsp"}},
-            r"encoder\.network\.kind: 'shallow_fbcsp' is no network any more: write \{kind: braindecode",
+            r"encoder\.network\.kind: 'shallow_fbcsp' is no longer a kind of network: write \{kind: braindecode",
         ),
         ({"kind": "ridge", "penalty": 3}, r"unknown key encoder\.penalty"),
     ],

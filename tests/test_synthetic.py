@@ -225,7 +225,7 @@ def test_the_verb_maps_and_synthesises(command_line, tmp_path):
     assert "5 synthetic responses to 5 images" in done.stdout
     assert store.read_responses(tmp_path / "made" / "responses").data.shape == (5, 20)
     for words, given in (
-        ("--to is for --synthesise", ("--to", tmp_path / "other")),
+        ("--to applies only with --synthesise", ("--to", tmp_path / "other")),
         ("needs an output folder", ("--synthesise", "phantom:5")),
         ("does not exist", ("--synthesise", tmp_path / "absent", "--to", tmp_path / "other")),
         (

@@ -692,6 +692,6 @@ def read_encoder(encoder: str | Mapping[str, Any] | None, *, knows_images: bool)
 
 
 def _choose_list(encoder: dict[str, Any], knows_images: bool) -> dict[str, Any]:
-    """Let auto try decoders of classes where the data know no images, unless it was given what to try."""
+    """Let auto try decoders of classes if the data have no images, unless its candidates were given."""
     chooses = encoder.get("kind") == "auto" and not knows_images
     return {"candidates": "classes", **encoder} if chooses else encoder

@@ -679,7 +679,7 @@ class ImageEncoderSettings(ComponentSettings):
     of_texts: ClassVar[bool] = False
 
     def read_attributes(self) -> Any:
-        """Return the `embeddings.attribute_table.AttributeTable` whose attributes the tokens answer for, or None."""
+        """Return the `embeddings.attribute_table.AttributeTable` with the attributes that the tokens give, or None."""
         return None
 
     def read(self, folder: Path) -> Any:
@@ -719,7 +719,7 @@ class EncoderSettings(ComponentSettings):
         return bool(getattr(self, "pool", False))
 
     def list_members(self) -> Sequence[Any]:
-        """Return the settings of the encoders that it holds: its setting ``members``, if it has one."""
+        """Return the settings of the encoders inside this one: its setting ``members``, if it has one."""
         members: Sequence[Any] = getattr(self, "members", ())
         return members
 

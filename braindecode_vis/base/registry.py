@@ -279,7 +279,7 @@ def find_component(role: str, kind: str) -> type[Settings]:
         found: type[Settings] = getattr(importlib.import_module(module), name)
         return found
     if not entries and kind in DROPPED.get(role, {}):
-        raise ConfigError(f"{kind!r} is no longer a {role}: {DROPPED[role][kind]}")
+        raise ConfigError(f"{kind!r} is no longer a kind of {role}: {DROPPED[role][kind]}")
     if not entries and (missing := describe_missing(kind)):
         raise ConfigError(missing)
     if not entries:

@@ -519,7 +519,7 @@ def check_architecture(wanted: Mapping[str, Any], found: Mapping[str, Any], fold
                 place = next(i for i, (a, b) in enumerate(zip(value, found[key], strict=True)) if a != b)
                 raise DataError(
                     f"the encoder in {folder} was pretrained on other parcels or channels, or in another "
-                    f"order: number {place} was {value[place]} and now is {found[key][place]}; it "
+                    f"order: number {place} was {value[place]} and is {found[key][place]}; it "
                     "belongs to another atlas or montage."
                 )
             continue

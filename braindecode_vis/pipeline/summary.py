@@ -247,7 +247,7 @@ def describe_categories(config: RunConfig, prepared: Prepared, items: pd.DataFra
 
 
 def describe_choice(run: Run) -> list[ExtraSection]:
-    """Return the section on the encoders that were tried in inner folds; none where no encoder was chosen."""
+    """Return the section on the encoders that were tried in inner folds; none if no encoder was chosen."""
     rows, record = [], {}
     for number, fold in enumerate(train(run)):
         if not (path := fold.artifact.path / CHOICE).is_file():
@@ -264,16 +264,16 @@ def describe_choice(run: Run) -> list[ExtraSection]:
                 }
             )  # fmt: skip
     measured = (
-        "share of trials whose class is named right (chance depends on the classes)"
+        "share of trials whose class is decoded correctly (chance depends on the classes)"
         if run.config.decodes_categories
         else "two-way identification of the seen image (chance 0.5)"
     )
     budget = run.config.encoder.budget
     caption = (
-        f"Each encoder was fitted in {record['n_folds']} inner folds of the training trials and scored on the trials "
-        f"that were left out: {measured}, with a 95 % interval that resamples {record['unit']}. The first that is "
-        "behind the best by one standard error at the most was chosen and fitted on all training trials. "
-        f"Budget: {'none' if budget is None else f'{budget:g} s'}. Test trials took no part."
+        f"Each encoder was fitted in {record['n_folds']} inner folds of the training trials and scored on the "
+        f"left-out trials: {measured}, with a 95 % interval that resamples {record['unit']}. The first encoder whose "
+        "score is at most one standard error below the best was chosen and fitted on all training trials. "
+        f"Budget: {'none' if budget is None else f'{budget:g} s'}. Test trials were not used."
     )
     return [ExtraSection("Choice of the encoder", caption, table=pd.DataFrame(rows))]
 

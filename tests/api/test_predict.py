@@ -408,7 +408,7 @@ def test_several_folds_give_their_mean_and_one_can_be_chosen(folded):
     every = [folded.predict(X[rows], shown=shown[rows], fold=n).embeddings.vectors for n in range(3)]
     np.testing.assert_allclose(mean.embeddings.vectors, np.mean(every, axis=0), atol=1e-6)
     assert "mean of 3 folds" in mean.protocol
-    assert any("mean of the 3 folds" in note for note in mean.notes)
+    assert any("mean over the 3 folds" in note for note in mean.notes)
     with pytest.raises(ConfigError, match="the folds 0 to 2, not 3"):
         folded.predict(X, fold=3)
 
@@ -448,7 +448,7 @@ def test_classes_are_decoded_without_a_gallery(tmp_path):
     assert not any(hasattr(own, name) for name in ("predictions", "ranks", "reconstructions"))
     named = own.predict(new, shown=["dog"] * 10 + ["horse"] * 10).scores  # of the known class alone
     assert set(named["n_queries"]) == {10}
-    with pytest.warns(UserWarning, match=r"\('horse'\) names no class \(classes cat, dog\)"):
+    with pytest.warns(UserWarning, match=r"\('horse'\) contains no class \(classes cat, dog\)"):
         own.predict(new, shown="horse")
 
 

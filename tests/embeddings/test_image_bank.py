@@ -275,7 +275,7 @@ def test_a_shard_that_changes_between_two_calls_is_named(finished, tmp_path):
     with pytest.raises(DataError, match=r"a\.tar has 7 images, and had 6 when"):
         plan_bank(folder, open_images(str(path)), MeanColour())
     path.rename(tmp_path / "b.tar")
-    with pytest.raises(DataError, match=r"the shard a\.tar is gone since"):
+    with pytest.raises(DataError, match=r"the shard a\.tar has disappeared since"):
         plan_bank(folder, open_images(str(tmp_path / "b.tar")), MeanColour())
 
 

@@ -109,6 +109,6 @@ def test_bad_signals_say_what_is_needed():
 
 @pytest.mark.parametrize("kind, model", [("shallow_fbcsp", "ShallowFBCSPNet"), ("deep4", "Deep4Net")])
 def test_the_networks_that_braindecode_has_say_where_they_are(kind, model):
-    advice = f"'{kind}' is no network any more: write {{kind: braindecode, model: {model}}}"
+    advice = f"'{kind}' is no longer a kind of network: write {{kind: braindecode, model: {model}}}"
     with pytest.raises(ValidationError, match=advice):
         NetworkEncoderConfig(network={"kind": kind})

@@ -109,7 +109,7 @@ def test_sentences_are_means_over_captions_in_the_order_of_images(tmp_path, monk
 
 def test_bad_files_are_told_in_one_sentence(tmp_path):
     responses, _ = make_task(n_images=3)
-    with pytest.raises(DataError, match="no caption of 1 of 3 training images, first image002"):
+    with pytest.raises(DataError, match="no caption for 1 of 3 training images, first image002"):
         describe_images(ask(tmp_path, "words", captions=CAPTIONS[:3]), responses, np.arange(6))
     config = ask(tmp_path, "attributes", attributes=[("other", "red", "sea")])
     with pytest.raises(DataError, match="have none of the 3 images"):

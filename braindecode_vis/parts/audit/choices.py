@@ -143,13 +143,9 @@ def check_choice(run: AuditedRun, again: RecomputedRun, record: Record, folder: 
             return [AuditFinding("choices", "leak", text, where)]
     if stored["chosen"] != made["chosen"]:
         if not is_trained:
-            text = (
-                "tampered: the encoder in use is not the one that inner folds of the training trials choose."
-            )
+            text = "tampered: the encoder in use is not the one that the inner folds of the training trials choose."
             return [AuditFinding("choices", "leak", text, where)]
-        run.state(
-            "choice", "by record", "the encoder", "networks of another machine are a little better or worse"
-        )
+        run.state("choice", "by record", "the encoder", "scores of networks differ slightly between machines")
         return []
     run.state("choice", "recomputed", "the encoder, by inner folds")
     return []

@@ -173,7 +173,7 @@ def test_voxels_of_one_brain_are_not_those_of_another():
     train, test = responses.select(folds[0].train), responses.select(folds[0].test)
     ridge = RidgeConfig(alphas=(10.0,)).build(seed=0)
     ridge.fit(train, study.banks[0].select(list(train.stimulus_ids)))
-    with pytest.raises(DataError, match="those of a are others"):
+    with pytest.raises(DataError, match="but a have different voxels"):
         ridge.predict(test)
 
 

@@ -67,7 +67,7 @@ def test_sizes_come_from_what_was_published_without_data(tmp_path):
     assert (single.shape, single.n_train, single.n_test) == ((63, 250), 66160, 200)
     nsd, _ = find_sizes(read_config("nsd_ridge"))
     assert (nsd.shape, nsd.n_stored, nsd.n_images, nsd.image_px) == ((15724,), 30000, 10000, 425)
-    with pytest.raises(ConfigError, match=r"cannot be opened.*does not say how many"):
+    with pytest.raises(ConfigError, match=r"cannot be opened.*does not give number and shape"):
         find_sizes(read_config("nsd_ridge", ["dataset.mask=cortex"]))
 
 

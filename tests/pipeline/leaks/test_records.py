@@ -54,10 +54,10 @@ def test_the_name_and_the_place_of_an_artifact_are_those_that_its_record_gives(t
     )
     assert look(artifact) == ""
     renamed = artifact.rename(artifact.with_name("fold01" + artifact.name[6:]))
-    assert f"belongs into train/{artifact.name}, not train/{renamed.name}" in look(renamed)
+    assert f"belongs in train/{artifact.name}, not train/{renamed.name}" in look(renamed)
     (tmp_path / "stages" / "retrieve").mkdir()
     moved = renamed.rename(tmp_path / "stages" / "retrieve" / artifact.name)
-    assert f"belongs into train/{artifact.name}, not retrieve/" in look(moved)
+    assert f"belongs in train/{artifact.name}, not retrieve/" in look(moved)
     back = moved.rename(artifact)
     (back / "b").write_text("2")
     assert look(back) == "b is not a file of the run"
@@ -169,10 +169,10 @@ def test_a_history_with_test_scores_is_found(tmp_path):
     ("held", "by", "declared", "words"),
     [
         (["i000", "i001"], "image", ["trial"], []),
-        (["i000", "i020"], "image", ["trial"], ["1 validation image(s) are no training images, first i020"]),
+        (["i000", "i020"], "image", ["trial"], ["1 validation image(s) are not training images, first i020"]),
         (["i020"], "image", ["trial", "concept"],
-         ["1 validation image(s)", "1 concept(s) are validated and tested, first c5"]),
-        (["i000"], "concept", ["trial"], ["1 validation concept(s) are learnt from as well, first c0"]),
+         ["1 validation image(s)", "1 concept(s) are in both validation and test, first c5"]),
+        (["i000"], "concept", ["trial"], ["1 validation concept(s) are also in training, first c0"]),
     ],
 )  # fmt: skip
 def test_validation_images_are_training_images_that_were_held_out(tmp_path, held, by, declared, words):

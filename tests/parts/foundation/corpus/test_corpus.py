@@ -426,7 +426,7 @@ def test_a_channel_that_never_changes_is_missing_and_a_value_that_is_no_number_l
     runs = open_corpus(tmp_path / "corpus").runs.set_index("run_id")
     assert runs["missing"]["movies/00/00_1_2.0_north.npy"] == ("P3",)
     assert "movies/01/01_1_2.0_north.npy" not in runs.index
-    assert "no numbers in 1 channels, first P3" in done.excluded[-1].reason
+    assert "not numbers in 1 channels, first P3" in done.excluded[-1].reason
     # It is tried again, as its file may have been mended; many of them are no accident.
     write_run(root, "01_1_2.0_north")
     assert add(tmp_path, root).n_new == 1

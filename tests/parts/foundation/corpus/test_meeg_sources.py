@@ -141,7 +141,7 @@ def test_stretches_between_joins_are_filtered_apart_and_short_ones_are_cut(tmp_p
     ("changes", "words"),
     [
         ({"names": ("E1", "E2", "E3")}, r"none of its sensors \(E1, E2, E3"),
-        ({"names": ("Cz", "EEG CZ-REF")}, "are both Cz; say which is"),
+        ({"names": ("Cz", "EEG CZ-REF")}, "are both Cz; choose one"),
         ({"seconds": 2.0}, "less than a filter of"),
         ({"sfreq": 32.0}, "less than half of the 100 Hz"),
     ],

@@ -492,7 +492,7 @@ def test_tables_of_places_that_do_not_fit_are_refused(tmp_path, content, words):
     "config, signal, error, words",
     [
         (SmallEegpt(), make_signal(("FP1", "AFZ")), DataError, "EEGPT has no row for the channel AFZ"),
-        (SmallEegpt(), make_signal(("FP1",)), DataError, "leaves nothing of FP1 alone"),
+        (SmallEegpt(), make_signal(("FP1",)), DataError, "nothing is left of FP1 alone"),
         (SmallEegpt(), make_signal(n_times=63), DataError, "at least 0.25 s"),
         (SmallEegpt(), make_signal(unit="scaled"), ConfigError, "in units of 1000 µV"),
         (SmallBendr(), make_signal(("AFZ",)), DataError, "finds none of its channels"),
