@@ -182,6 +182,17 @@ def test_kinds_and_roles_are_described(call):
     check_refusal(call("describe", "here/nothing.yaml"), "was not found")
 
 
+def test_a_file_without_a_header_is_not_explained(call, tmp_path):
+    (tmp_path / "plain.yaml").write_text("encoder: {kind: ridge}\n")
+    check_refusal(call("describe", tmp_path / "plain.yaml"), "has no header that explains it")
+
+
+def test_a_folder_that_does_not_exist_yet_holds_no_data_set(call, tmp_path):
+    assert "absent" in call("datasets", "--root", tmp_path / "later").stdout
+    (tmp_path / "file").touch()
+    check_refusal(call("datasets", "--root", tmp_path / "file"), "is a file")
+
+
 def test_analyses_are_listed_without_a_run(call):
     assert "time_generalization" in call("analyze", "--list").stdout
     assert "rsa" in json.loads(call("analyze", "--list", "--json").stdout)["analyses"]

@@ -474,14 +474,21 @@ class Decoder(BaseEstimator):
         Parameters
         ----------
         run
-            From `decode` or `open_run`. If the run selects voxels or channels, the decoder takes trials with these
-            only.
+            From `decode` or `open_run`, or the folder of a run. If the run selects voxels or channels, the decoder
+            takes trials with these only.
         fold
             Number of the fold, from 0; needed if there are several.
+
+        Raises
+        ------
+        DataError
+            If this is neither a run nor a folder of one.
         """
         from braindecode_vis.api import fold_decoder
+        from braindecode_vis.api.decoding_run import DecodingRun, open_run
 
-        return fold_decoder.take_decoder(cls, run._run, fold)
+        opened = run if isinstance(run, DecodingRun) else open_run(run)
+        return fold_decoder.take_decoder(cls, opened._run, fold)
 
     def export(self, out: str | Path, *, to: str, X: Any = None, licence: str | None = None) -> Path:
         """Write the fitted encoder for other programs, with a model card, and return the path.

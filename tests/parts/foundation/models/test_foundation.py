@@ -176,7 +176,7 @@ def test_a_file_of_cbramod_fills_the_network(tmp_path):
         (lambda c, p: torch.save({"args": make_signal()}, p), "cannot be read as a file of tensors"),
         (lambda c, p: p.write_bytes(b"nonsense"), "cannot be read as a file of tensors"),
         (lambda c, p: torch.save([torch.ones(1)], p), "is missing 32 tensors"),
-        (lambda c, p: write_labram(p, depth=2), "has 17 tensors \\(blocks.1.gamma_1, ...\\) that are not in the network"),
+        (lambda c, p: write_labram(p, depth=2), "has 17 tensors \\(blocks.1.gamma_1, ...\\) that are not in the"),
         (lambda c, p: write_labram(p, width=200), "has the shape .* but that of the network is"),
         (lambda c, p: torch.save({**c, "model": {k: v * torch.nan for k, v in c["model"].items()}}, p), "finite"),
         (lambda c, p: p.unlink(), "was not found at .*; correct encoder.network.pretrained"),
