@@ -469,11 +469,12 @@ def interval_of_rows(
     unit: str = "image",
     statistic: Statistic = "mean",
     proportion: bool = False,
+    level: float = 0.95,
     n_boot: int = 10_000,
     seed: int = 0,
     over_folds: bool = False,
 ) -> CrossedInterval:
-    """Return the 95 % interval of one value per row: crossed for several subjects, over images or groups for one.
+    """Return the interval of one value per row: crossed for several subjects, over images or groups for one.
 
     Parameters
     ----------
@@ -486,7 +487,7 @@ def interval_of_rows(
         What `clusters` are, in one word. Images and trials of one subject are resampled (a bootstrap, or Wilson's
         interval of fewer than 40 hits and misses), groups get Student's t. With ``subject`` the interval speaks of
         subjects and of nothing within them.
-    statistic, proportion
+    statistic, proportion, level
         As for `crossed_interval`.
     n_boot, seed
         Of the bootstrap.
@@ -503,7 +504,7 @@ def interval_of_rows(
     """
     rows = _check_finite(values)
     found = _bound_rows(
-        rows, clusters, subjects, unit, statistic, proportion=proportion, n_boot=n_boot, seed=seed
+        rows, clusters, subjects, unit, statistic, proportion=proportion, level=level, n_boot=n_boot, seed=seed
     )  # fmt: skip
     return widen_interval(found, _find_ends(rows, proportion)) if over_folds else found
 
@@ -556,6 +557,7 @@ def _bound_rows(
     statistic: Statistic,
     *,
     proportion: bool,
+    level: float,
     n_boot: int,
     seed: int,
 ) -> CrossedInterval:
@@ -565,9 +567,11 @@ def _bound_rows(
     if len(units) != len(rows) or (subjects is not None and len(subjects) != len(rows)):
         raise DataError(f"{len(rows)} values came with another number of {unit}s or subjects.")
     if subjects is not None:
-        return _bound_subjects(rows, units, unit, subjects, statistic, proportion=proportion)
+        return _bound_subjects(rows, units, unit, subjects, statistic, proportion=proportion, level=level)
     if unit not in MANY:
-        return groups_interval(rows, units, statistic=statistic, proportion=proportion, unit=unit)
+        return groups_interval(
+            rows, units, statistic=statistic, proportion=proportion, level=level, unit=unit
+        )
     n_units, value = (
         len(set(units.tolist())),
         float(np.median(rows) if statistic == "median" else rows.mean()),
@@ -576,11 +580,13 @@ def _bound_rows(
     counted = proportion and bool(np.isin(rows, (0.0, 1.0)).all())
     if counted and (_is_constant(rows) or n_units == len(rows) < WILSON_BELOW):
         # Where all are alike, repetitions add nothing: each image counts once.
-        wilson = wilson_interval(round(value * n_units), n_units)
+        wilson = wilson_interval(round(value * n_units), n_units, level=level)
         return CrossedInterval(value, wilson.low, wilson.high, None, f"{name_units(unit, n_units)} (Wilson)")
     if n_units < 2:
         return CrossedInterval(value, None, None, None, f"{NO_INTERVAL}: one {unit}")
-    found = bootstrap_interval(rows, clusters=units, statistic=statistic, n_boot=n_boot, seed=seed)
+    found = bootstrap_interval(
+        rows, clusters=units, statistic=statistic, n_boot=n_boot, level=level, seed=seed
+    )
     return CrossedInterval(value, found.low, found.high, None, name_units(unit, n_units))
 
 
@@ -592,22 +598,23 @@ def _bound_subjects(
     statistic: Statistic,
     *,
     proportion: bool,
+    level: float,
 ) -> CrossedInterval:
     whose = np.array([str(name) for name in subjects])
     if unit == "subject":
         # Whole subjects alone: the mean of each counts once, whatever its number of rows.
         names = np.unique(whose)
         means = np.array([rows[whose == name].mean() for name in names])
-        found = groups_interval(means, names, statistic=statistic, unit="subject")
+        found = groups_interval(means, names, statistic=statistic, level=level, unit="subject")
         if found.low is not None and found.high is not None:
             low, high = _clip(found.low, found.high, proportion)
             found = replace(found, low=low, high=high)
         return found
     if statistic == "median":
         below = tabulate_cells((rows <= np.median(rows)).astype(float), whose, units)
-        return crossed_median(rows, below, column=unit)
+        return crossed_median(rows, below, level=level, column=unit)
     table = tabulate_cells(rows, whose, units)
-    return crossed_interval(table, proportion=proportion, column=unit)
+    return crossed_interval(table, proportion=proportion, level=level, column=unit)
 
 
 @dataclass(frozen=True)
@@ -628,6 +635,7 @@ def paired_difference(
     unit: str = "image",
     population: Population | None = None,
     n_boot: int = 10_000,
+    level: float = 0.95,
     seed: int = 0,
     over_folds: bool = False,
 ) -> PairedDifference:
@@ -637,7 +645,7 @@ def paired_difference(
     ----------
     first, second : arrays of shape (n_rows,)
         One value per row, for example a hit per trial.
-    clusters, subjects, unit, n_boot, seed, over_folds
+    clusters, subjects, unit, n_boot, level, seed, over_folds
         As for `interval_of_rows`; after folds p is that of a null which is wider by sqrt 2.
     population
         Of whom and what interval and p speak, where there are several subjects. ``both``: of subjects and images like
@@ -670,6 +678,7 @@ def paired_difference(
             difference,
             clusters=clusters,
             unit=unit,
+            level=level,
             n_boot=n_boot,
             seed=seed,
             over_folds=over_folds,
@@ -684,16 +693,16 @@ def paired_difference(
     table = tabulate_cells(difference, whose, columns)
     if chosen == "subjects":
         means = np.nanmean(table, axis=1)
-        found = groups_interval(means, np.arange(len(means)), unit="subject")
+        found = groups_interval(means, np.arange(len(means)), level=level, unit="subject")
         if found.low is not None:
             words = found.resampled.replace("(t)", "(t; signs of whole subjects)")
             found = replace(found, resampled=words)
         p_value: float | None = subject_signs_p(table, n_draws=n_boot, seed=seed, widen=widen)
     elif chosen == "images":
-        found = images_interval(table, column=unit)
+        found = images_interval(table, level=level, column=unit)
         p_value = image_signs_p(table, n_draws=n_boot, seed=seed, widen=widen)
     else:
-        found = crossed_interval(table, column=unit)
+        found = crossed_interval(table, level=level, column=unit)
         no_p = found.half_width is None and not (found.value == 0 and _is_constant(table))
         p_value = None if no_p else crossed_p(table, widen=widen)
     if over_folds:

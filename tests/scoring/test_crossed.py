@@ -389,3 +389,17 @@ def test_limits_of_resamples():
     low, _, words = crossed.bound_draws(np.array([0.5, 0.5]), draws, 2, unit="run")
     assert np.isnan(low).all()
     assert words == ["no interval: 2 runs, and an interval over runs needs at least 3"] * 2
+
+
+@pytest.mark.parametrize("population", [None, "both", "images", "subjects"])
+def test_limits_of_a_paired_difference_are_of_the_level_that_is_asked_for(population):
+    rng = np.random.default_rng(0)
+    rows = {} if population is None else {"subjects": np.repeat(list("abcdef"), 12), "population": population}
+    first, second, clusters = rng.normal(0.5, 1, 72), rng.normal(0, 1, 72), np.tile(np.arange(12), 6)
+    wide, narrow = (
+        crossed.paired_difference(first, second, clusters=clusters, level=level, **rows)
+        for level in (0.95, 0.5)
+    )
+    assert wide.mean == narrow.mean == pytest.approx((first - second).mean())
+    assert wide.p_value == narrow.p_value
+    assert wide.interval.low < narrow.interval.low < wide.mean < narrow.interval.high < wide.interval.high
