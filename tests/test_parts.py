@@ -146,6 +146,7 @@ def test_the_tests_of_the_core_pass_without_parts(tmp_path):
         shutil.copy(ROOT / name, tmp_path / name)
     words = [
         "braindecode_vis.parts",
+        "tests.parts",
         "parts/",
         '"parts',
         *(verb for part in find_parts() for verb in part.verbs),

@@ -22,7 +22,7 @@ from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import hash_file, write_responses, write_stimuli
 from braindecode_vis.datasets.layout import Array, File, Layout
-from braindecode_vis.datasets.loaded import LoadedSettings, make_trials
+from braindecode_vis.datasets.loaded import LoadedSettings, tabulate_trials
 from braindecode_vis.datasets.manifests import check_one_file, read_manifest
 
 FILE_NAME = "digit69_28x28.mat"
@@ -140,7 +140,7 @@ def read_digits69(path: Path) -> tuple[Responses, StimulusSet]:
         images.append(stimuli)
         names = [f"{split}_{i:02d}_{concept}" for i, concept in enumerate(concepts)]
         tables.append(
-            make_trials(
+            tabulate_trials(
                 subject="01",
                 session="01",
                 run="01",

@@ -113,12 +113,16 @@ class Layout:
         file = self.files[name]
         return check_file(self.place(root, name, **labels), what=file.what, hint=hint or file.hint)
 
-    def list_labels(self, root: Path, name: str, **labels: Any) -> list[dict[str, str]]:
-        """Return the other labels of every file of this kind below `root` that has `labels`, sorted by path."""
+    def list_files(self, root: Path, name: str, **labels: Any) -> list[tuple[Path, dict[str, str]]]:
+        """Return every file of this kind below `root` that has `labels`, and its other labels; sorted by path."""
         path = _fill(self.files[name].path, labels)
         found = sorted(root.glob(_FIELD.sub("*", path)))
-        matches = [_match(path, entry.relative_to(root).as_posix()) for entry in found]
-        return [match for match in matches if match is not None]
+        matches = [(entry, _match(path, entry.relative_to(root).as_posix())) for entry in found]
+        return [(entry, match) for entry, match in matches if match is not None]
+
+    def list_labels(self, root: Path, name: str, **labels: Any) -> list[dict[str, str]]:
+        """Return the labels of these files alone."""
+        return [found for _, found in self.list_files(root, name, **labels)]
 
     def check_labels(self, root: Path, name: str, **labels: Any) -> None:
         """Raise `ConfigError` if files of this kind are there, but none has a label, the setting of a data set."""

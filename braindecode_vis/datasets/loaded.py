@@ -78,18 +78,30 @@ class LoadedSettings(RecordedSettings):
 
 
 def find_first_of_same(pixels: np.ndarray) -> np.ndarray:
-    """Return the row of the first image that has the pixels of each: folds must not train on what they test."""
+    """Return the row of the first image that has the pixels of each: folds must not train on what they test.
+
+    Examples
+    --------
+    >>> images = np.array([7, 9, 7], np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    >>> find_first_of_same(images).tolist()
+    [0, 1, 0]
+    """
     seen: dict[str, int] = {}
     return np.array([seen.setdefault(hash_pixels(image), row) for row, image in enumerate(pixels)])
 
 
-def make_trials(**columns: Any) -> pd.DataFrame:
+def tabulate_trials(**columns: Any) -> pd.DataFrame:
     """Return the table of trials: these columns, ``01`` for subject, session and run, and counted repetitions.
 
     Parameters
     ----------
     **columns
         `stimulus_id` and `split`, and whatever else is known; a text holds for all trials.
+
+    Examples
+    --------
+    >>> tabulate_trials(stimulus_id=["a", "b", "a"], split="train")["repetition"].tolist()
+    [0, 0, 1]
     """
     import pandas as pd
 

@@ -22,7 +22,7 @@ from braindecode_vis.base.arrays import Responses
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.datasets.layout import Array, File, Layout
-from braindecode_vis.datasets.loaded import LoadedSettings, find_first_of_same, make_trials
+from braindecode_vis.datasets.loaded import LoadedSettings, find_first_of_same, tabulate_trials
 
 _HINT = "fetch the session, or name another with --set dataset.session=..."
 LAYOUT = Layout(
@@ -94,7 +94,7 @@ class V4PhotographsConfig(LoadedSettings):
         kept = find_first_of_same(pictures)  # some archives hold a picture twice
         ids = np.array([f"{session}_image{n + 1:04d}" for n in range(len(pictures))], object)
         names = ids[kept[shown]]
-        table = make_trials(
+        table = tabulate_trials(
             stimulus_id=names, concept=names, split="train", subject=find_animal(session), session=session
         )
         data = counts[:, shown, repeat].T.astype(np.float32)  # (n_trials, n_neurons)

@@ -24,7 +24,7 @@ from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.leaks.quick import FIRST, make_checks
 from braindecode_vis.pipeline.leaks.run_files import open_audited
 from braindecode_vis.pipeline.runs import SilentListener, open_run, read_scores
-from tests.test_config_runs import embed
+from tests.parts.phantom.tiny import embed
 
 STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate")
 SMALL = [

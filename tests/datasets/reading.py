@@ -1,4 +1,4 @@
-"""What tests of readers share: the tiny phantom of a format, a data set prepared as a run does, refusals in a table."""
+"""What tests of readers share: a data set prepared as a run prepares it, and the sentences of what is refused."""
 
 import nibabel as nib
 import numpy as np
@@ -7,28 +7,15 @@ from PIL import Image
 
 from braindecode_vis.base.store import read_responses, read_stimuli
 from braindecode_vis.config import read_config
-from braindecode_vis.parts.phantom import SIZES, PhantomConfig, make_phantom
-from braindecode_vis.parts.phantom.formats.file_writers import write_volumes
 from braindecode_vis.pipeline.reporting import run_all
 from braindecode_vis.pipeline.runs import open_run, read_scores
 from braindecode_vis.preprocessing.bold import write_bold
 from braindecode_vis.preprocessing.meeg import write_meeg
 
 
-def embed(stimuli):
-    """A few pixels of each image stand in for a network."""
-    return np.stack([image[::8, ::8].ravel() / 255.0 for image in stimuli.iterate_images()])
-
-
-def make_tiny(form, root, snr=0.3, **changes):
-    """Write the smallest phantom of a format, or one of another size, and return its folder."""
-    size = SIZES[form]["tiny"].replace(**changes)
-    make_phantom(form, root, size=size, config=PhantomConfig(snr=snr), embed=embed)
-    return root
-
-
 def prepare(config, folder):
     """Return responses and stimuli of a data set, written below `folder` as a run writes them."""
+    folder.mkdir(parents=True, exist_ok=True)
     if hasattr(config, "write"):
         config.write(folder, seed=0)
     else:
@@ -42,6 +29,20 @@ def check_and_prepare(config, folder):
     return prepare(config, folder)
 
 
+def demand_change(kind, settings, folder, *changes):
+    """Demand that each change of settings gives as many other trials, and another fingerprint."""
+    plain, _ = prepare(kind(**settings), folder / "plain")
+    for number, change in enumerate(changes):
+        config = kind(**{**settings, **change})
+        assert config.hashed_fields() != kind(**settings).hashed_fields()
+        changed, _ = prepare(config, folder / f"change{number}")
+        assert changed.n_trials == plain.n_trials
+        # Volts and tesla are small, so that no absolute tolerance can be asked for.
+        same_shape = changed.data.shape == plain.data.shape
+        assert same_shape != ("bad_channels" in change)
+        assert not same_shape or not np.allclose(changed.data, plain.data, rtol=1e-3, atol=0)
+
+
 def save_images(folder, images):
     """Write images as files that keep every pixel, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,14 +50,6 @@ def save_images(folder, images):
     for path, pixels in zip(paths, images, strict=True):
         Image.fromarray(pixels).save(path)
     return paths
-
-
-def write_noise(path, n_volumes, shape=(2, 2, 2), t_r=2.0, affine=None, seed=0):
-    """Write synthetic volumes: noise around a hundred, nothing recorded from anyone."""
-    rng = np.random.default_rng(seed)
-    volumes = (100 + rng.standard_normal(shape) for _ in range(n_volumes))
-    affine = np.eye(4) if affine is None else affine
-    return write_volumes(path, volumes, shape=shape, n_volumes=n_volumes, affine=affine, t_r=t_r)
 
 
 def read_in_parcels(kind, root, n_trials):
@@ -83,6 +76,17 @@ def refuse(kind, root, *cases):
         config = kind(root=root, **settings)
         with pytest.raises(error, match=sentence):
             open_any(config)
+
+
+def refusals(kind, **fixed):
+    """Return a function that demands an error, in a sentence, of opening a data set with these settings and others."""
+
+    def refuse(error, sentence, **settings):
+        config = kind(**fixed, **settings)
+        with pytest.raises(error, match=sentence):
+            open_any(config)
+
+    return refuse
 
 
 def open_any(config):

@@ -13,7 +13,7 @@ from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
 from braindecode_vis.datasets.bids.fmri_files import find_runs
 from braindecode_vis.parts.phantom.formats.file_writers import write_volume
-from tests.datasets.reading import write_noise
+from tests.parts.phantom.tiny import write_noise
 
 SHAPE = (3, 3, 2)
 

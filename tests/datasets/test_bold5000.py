@@ -8,7 +8,8 @@ import pytest
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.bold5000 import Bold5000Config, find_concept
 from braindecode_vis.datasets.manifests import read_manifest
-from tests.datasets.reading import read_in_parcels, write_noise
+from tests.datasets.reading import read_in_parcels
+from tests.parts.phantom.tiny import write_noise
 
 
 def write_session(root, session="01", types=("imagenet", "rep_coco", "scenes"), names=None):

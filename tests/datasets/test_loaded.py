@@ -6,8 +6,8 @@ import pytest
 
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.loaded import LoadedSettings
-from tests.datasets.reading import make_tiny
 from tests.parts.phantom.test_assemble import LOADERS
+from tests.parts.phantom.tiny import make_tiny
 
 LOADED = [form for form, (config, _) in LOADERS.items() if issubclass(config, LoadedSettings)]
 

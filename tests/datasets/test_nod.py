@@ -8,7 +8,8 @@ import pytest
 from braindecode_vis.base.checks import DataError
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nod import NodConfig
-from tests.datasets.reading import read_in_parcels, write_noise
+from tests.datasets.reading import read_in_parcels
+from tests.parts.phantom.tiny import write_noise
 
 
 def write_run(root, session, task, table):

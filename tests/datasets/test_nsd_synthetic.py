@@ -23,7 +23,8 @@ from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.new_trials import read_dataset_anew, read_new
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.preprocessing.betas import write_fmri
-from tests.datasets.reading import make_tiny, run_to_report
+from tests.datasets.reading import run_to_report
+from tests.parts.phantom.tiny import make_tiny
 
 SIZE = SIZES["nsd"]["tiny"]
 

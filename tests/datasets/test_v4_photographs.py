@@ -6,7 +6,8 @@ import pytest
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.v4_photographs import LAYOUT, V4PhotographsConfig, find_animal
-from tests.datasets.reading import check_and_prepare, make_tiny, refuse, save_images
+from tests.datasets.reading import check_and_prepare, refusals, save_images
+from tests.parts.phantom.tiny import make_tiny
 
 
 def read(folder, **settings):
@@ -52,10 +53,9 @@ def test_sessions_belong_to_the_same_animal_in_the_reader_and_in_the_list_of_fil
 def test_what_does_not_fit_is_named(tmp_path):
     write(tmp_path, "201025", np.ones((2, 1, 1)), np.zeros((1, 4, 4, 3), np.uint8))
     np.save(LAYOUT.place(tmp_path, "averaged", session="201025"), np.ones((2, 3)))
-    refuse(
-        V4PhotographsConfig, tmp_path,
-        (DataError, "fetch both", {}), (ConfigError, "did you mean '201025'", {"session": "201024"}),
-    )  # fmt: skip
+    refuse = refusals(V4PhotographsConfig, root=tmp_path)
+    refuse(DataError, "fetch both")
+    refuse(ConfigError, "did you mean '201025'", session="201024")
     assert not all(finding.ok for finding in V4PhotographsConfig(root=tmp_path).check())
 
 

@@ -9,7 +9,8 @@ from braindecode_vis.base import store
 from braindecode_vis.base.checks import ConfigError, DataError
 from braindecode_vis.datasets.vim1 import Vim1Config
 from braindecode_vis.preprocessing.betas import write_fmri
-from tests.datasets.reading import make_tiny, refuse_changes, run_to_report
+from tests.datasets.reading import refuse_changes, run_to_report
+from tests.parts.phantom.tiny import make_tiny
 
 
 @pytest.fixture(scope="module")

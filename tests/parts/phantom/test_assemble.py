@@ -36,13 +36,9 @@ from braindecode_vis.parts.phantom.drive import compute_drive
 from braindecode_vis.parts.phantom.format_plan import TRUTH
 from braindecode_vis.parts.phantom.formats.nsd_files import make_subject_scanner
 from braindecode_vis.parts.phantom.scanner import GRIDS, make_scanner
+from tests.parts.phantom.tiny import embed
 
 CONFIG = PhantomConfig(snr=0.3)
-
-
-def embed(stimuli):
-    """A few pixels of each image stand in for a network."""
-    return np.stack([image[::8, ::8].ravel() / 255.0 for image in stimuli.iterate_images()])
 
 
 LABELLED = [name for name in FORMATS if name not in UNLABELLED]

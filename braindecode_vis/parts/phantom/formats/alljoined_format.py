@@ -32,7 +32,7 @@ from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.store import replace_atomically
 from braindecode_vis.datasets.alljoined.alljoined1 import BIOSEMI64, SFREQ
 from braindecode_vis.datasets.alljoined.blocks import EPOCHS_FOLDER, SPLITS, TABLES
-from braindecode_vis.datasets.alljoined.sessions import N_IMAGES, N_PER_BLOCK, SPLIT_FILE
+from braindecode_vis.datasets.alljoined.sessions import N_IMAGES, N_PER_BLOCK, RAW_FILE, SPLIT_FILE
 from braindecode_vis.datasets.nsd.experiment_design import LAYOUT
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import (
@@ -189,7 +189,8 @@ def write_session(
             yield np.concatenate([block, status])
             start += block.shape[1]
 
-    return write_raw_fif(root / f"subj{subject:02d}_session{session}_eeg.fif", iterate(), info, n_samples)
+    path = root / RAW_FILE.format(subject=subject, session=session)
+    return write_raw_fif(path, iterate(), info, n_samples)
 
 
 ALLJOINED1 = Format(

@@ -23,6 +23,7 @@ import pandas as pd
 
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.datasets.drawn.images import list_concepts_with_tests
+from braindecode_vis.datasets.things_eeg1 import CLOCK_HZ, SOA_S
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit, list_units
 from braindecode_vis.parts.phantom.formats.bids_eeg import estimate_bytes, write_recording
@@ -31,8 +32,8 @@ from braindecode_vis.parts.phantom.forward import make_sensor_system
 from braindecode_vis.parts.phantom.meeg_signal import simulate_continuous
 from braindecode_vis.parts.phantom.sizes import PhantomSize, count_images_of_concepts
 
-SYSTEM, SFREQ, N_CHANNELS = "eeg63-cz", 1000.0, 63
-SOA_S, STIMULUS_S = 0.1, 0.05  # [1]_
+SYSTEM, N_CHANNELS = "eeg63-cz", 63
+STIMULUS_S = 0.05  # [1]_
 LEAD_S, PAUSE_S = 2.0, 1.0
 PER_SEQUENCE = 309  # [1]_: 72 sequences of the 22,248 images
 
@@ -54,7 +55,7 @@ def count(size: PhantomSize) -> Counts:
     one = expect_seconds(size)
     total = size.n_subjects * one
     n_bytes = size.n_subjects * (
-        estimate_bytes(round(one * SFREQ), N_CHANNELS) + 200 * count_shown(size) + 8000
+        estimate_bytes(round(one * CLOCK_HZ), N_CHANNELS) + 200 * count_shown(size) + 8000
     )
     return Counts(n_bytes, 0, total, 3 + total / 80, 1 + size.n_subjects * max(1, round(one)))
 
@@ -190,7 +191,7 @@ def write_subject(
         {"sample": onset, "value": 1, "stimulus_id": events["stim"], "stim_file": events["stim"]}
     )
     return write_recording(
-        root, subject, blocks, marks, n_samples=n_samples, ch_names=ch_names, sfreq=SFREQ, task="rsvp",
+        root, subject, blocks, marks, n_samples=n_samples, ch_names=ch_names, sfreq=CLOCK_HZ, task="rsvp",
         reference="Cz", table=events,
     )  # fmt: skip
 

@@ -30,6 +30,8 @@ import pandas as pd
 from braindecode_vis.base.checks import ConfigError, DataError, check_columns, check_option, check_unique
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.base.store import replace_atomically
+from braindecode_vis.datasets.things_eeg2.layouts import METADATA
+from braindecode_vis.datasets.things_eeg2.lazy_files import TARGET_CODE
 from braindecode_vis.parts.phantom.brain import Person
 from braindecode_vis.parts.phantom.format_plan import (
     Counts,
@@ -50,7 +52,6 @@ TARGET_FRACTION = 0.06  # of the shown images are the target that subjects look 
 USES = ("n_runs", "pause_s", "n_pairs")
 Partition = Literal["training", "test"]
 PARTITIONS: tuple[Partition, ...] = ("training", "test")
-TARGET_CODE = 99999  # in the stim channel
 SFREQ = 1000.0
 SOA_S = 0.2  # one image every 200 ms, half of it blank [1]_
 STIMULUS_S = 0.1
@@ -443,7 +444,7 @@ def write_image_metadata(directory: Path, training: pd.DataFrame, test: pd.DataF
         content[f"{key}_img_concepts_THINGS"] = table["things_folder"].tolist()
         content[f"{key}_img_files"] = table["file"].tolist()
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "image_metadata.npy"
+    path = directory / METADATA
     with replace_atomically(path) as temporary:
         temporary.write_bytes(b"".join(split_pickle(content, container="npy", protocol=3)))
     return path

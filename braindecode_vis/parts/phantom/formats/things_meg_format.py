@@ -33,10 +33,10 @@ from braindecode_vis.base.checks import ConfigError, DataError, check_columns
 from braindecode_vis.base.seeds import derive_seed, make_generator
 from braindecode_vis.datasets.drawn.images import make_concepts, match_concepts
 from braindecode_vis.datasets.things_meg.files import (
-    ATTRIBUTES_FILE,
     CATCH_ID,
     CONCEPTS_FILE,
     DROPPED_SENSOR,
+    LAYOUT,
     PATHS_FILE,
     STIMULUS_CODE,
     TRIGGER_CHANNEL,
@@ -228,9 +228,8 @@ def _cut_sessions(
         sfreq = RAW_SFREQ if is_raw else EPOCH_SFREQ
         decim = round(sfreq / EPOCH_SFREQ)
         if is_raw:
-            folder = job.root / f"sub-BIGMEG{person.index + 1}" / f"ses-{session:02d}" / "meg"
-            name = f"sub-BIGMEG{person.index + 1}_ses-{session:02d}_task-main_run-{run:02d}_meg.fif"
-            samples = read_sensors(folder / name)
+            labels = {"subject": person.index + 1, "session": session, "run": run}
+            samples = read_sensors(LAYOUT.place(job.root, "run", form="fif", **labels))
         else:
             samples = _simulate_run(job, person, sfreq, session, run, events)
         starts = np.round((events["onset"].to_numpy() + EPOCH_TMIN) * sfreq).astype(int)
@@ -369,12 +368,10 @@ def write_raw_run(
     n_samples = count_run_samples(events)
     if events["sample"].min() < round(TRIGGER_LEAD_S * RAW_SFREQ):
         raise DataError("the first event of a THINGS-MEG run must leave 150 ms for its trigger.")
-    entities = f"sub-BIGMEG{subject}_ses-{session:02d}"
-    stem = f"{entities}_task-main_run-{run:02d}"
-    folder = root / f"sub-BIGMEG{subject}" / f"ses-{session:02d}" / "meg"
+    path = LAYOUT.place(root, "run", subject=subject, session=session, run=run, form="fif")
+    folder, stem = path.parent, path.name.removesuffix("_meg.fif")
     extra = ((_OPTICAL, "misc"), (TRIGGER_CHANNEL, "stim"))
     info = make_meg_info(ch_names, RAW_SFREQ, locs=locs, extra=extra, dev_head=dev_head)
-    path = folder / f"{stem}_meg.fif"
     write_raw_fif(path, _add_sensors(blocks, events, len(ch_names), n_samples), info, n_samples)
     number = events["image_nr"].astype(float)
     table = pd.DataFrame(
@@ -517,7 +514,7 @@ def make_sample_attributes(
 
 def write_sample_attributes(root: Path, subject: int, attributes: pd.DataFrame) -> Path:
     """Write ``sourcedata/sample_attributes_P{n}.csv``."""
-    return write_csv(root / ATTRIBUTES_FILE.format(subject=subject), attributes)
+    return write_csv(LAYOUT.place(root, "attributes", subject=subject), attributes)
 
 
 def write_preprocessed(
@@ -550,7 +547,7 @@ def write_preprocessed(
     if DROPPED_SENSOR in ch_names:
         raise DataError(f"the preprocessed epochs of THINGS-MEG lack sensor {DROPPED_SENSOR}; drop it first.")
     return write_epochs_fif(
-        root / "derivatives" / "preprocessed" / f"preprocessed_P{subject}-epo.fif",
+        LAYOUT.place(root, "epochs", subject=subject),
         epochs,
         make_meg_info(ch_names, EPOCH_SFREQ, locs=locs, dev_head=dev_head),
         event_ids=attributes["image_nr"].to_numpy(dtype=int),
