@@ -72,7 +72,7 @@ def test_choices_of_ridge_are_made_again_without_being_asked(made):
 def test_the_encoder_that_was_chosen_among_several_is_chosen_again(made):
     audit = audit_run(made["auto"], refit=True)
     assert not audit.leaks
-    assert "the encoder, by inner folds" in get_status(audit, "choice").recomputed
+    assert "encoder, by inner folds" in get_status(audit, "choice").recomputed
     assert "encoders and penalties are the best" in str(find(audit, "choices", level="ok"))
 
 
