@@ -677,8 +677,8 @@ class ImageEncoderSettings(ComponentSettings):
     #: Whether it embeds texts about images, and not the images.
     of_texts: ClassVar[bool] = False
 
-    def list_parts(self, stimuli: StimulusSet) -> Any:
-        """Return what tokens or features mean (`embeddings.attribute_table.TargetParts`), or None."""
+    def read_attributes(self) -> Any:
+        """Return the `embeddings.attribute_table.AttributeTable` whose attributes the tokens answer for, or None."""
         return None
 
     def read(self, folder: Path) -> Any:

@@ -313,8 +313,7 @@ class EvaluationConfig(Settings):
     best_of
         Score the best of several draws too, under names of its own.
     metrics
-        Further metrics of images or embeddings: ``cosine_to_target``, ``correlation_distance`` and those from outside
-        the package.
+        Further metrics of images or embeddings: ``correlation_distance`` and those from outside the package.
     protocols
         Further galleries and tasks: concept templates, draws of 300, names by text and the like. ``transductive`` lets
         the unlabelled test queries of each subject correct their own similarities (centring, standardising, CSLS,

@@ -166,7 +166,6 @@ def describe_method(name: str) -> str:
 #: Encoders and networks whose name is not their kind with spaces.
 _NAMES: Mapping[str, str] = {
     "atm_s": "ATM-S", "atm_e": "ATM-E", "tsconv": "TSConv", "eegproject": "EEGProject", "eegnet": "EEGNet",
-    "simpleconv": "SimpleConv", "simpleconv_time_agg": "SimpleConv (time aggregated)",
     "simpleconv_image": "SimpleConv (image)", "residual_mlp": "residual MLP", "lda": "LDA",
     "logistic": "logistic regression", "latent_decoder": "latent decoder", "shared_space": "shared space",
     "parcels": "parcel transformer", "pls": "PLS", "labram": "LaBraM", "cbramod": "CBraMod",

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 FILE = "auto.json"
 CANDIDATES = (
-    "ridge", "linear_gaussian", "average", "network", "multistage", "lda", "logistic", "network_categories",
+    "ridge", "linear_gaussian", "average", "network", "lda", "logistic", "network_categories",
 )  # fmt: skip
 #: Small enough for a minute on two cores and a thousand trials; width and rate as in configs/phantom_eeg_average.yaml.
 _NETWORK: dict[str, Any] = {

@@ -490,7 +490,7 @@ class TclObjectiveConfig(MomentumSettings):
 
 
 class ClusterObjectiveConfig(ScaleSettings):
-    """Contrast with negatives from the image's own cluster, for a later stage of MCL."""
+    """Contrast with negatives from the image's own cluster, as in the later stages of MCL (arXiv:2402.11816)."""
 
     kind: Literal["within_cluster"] = "within_cluster"
 
@@ -500,26 +500,7 @@ class ClusterObjectiveConfig(ScaleSettings):
         """Return the module that computes the loss."""
         from braindecode_vis.training.objectives.contrastive import WithinGroupTerm
 
-        return WithinGroupTerm(self.make_scale(), "clusters", **self.clip_options())
-
-
-class ConceptObjectiveConfig(ScaleSettings):
-    """Contrast with negatives from the image's own concept, the hardest there are.
-
-    Parameters
-    ----------
-    weight
-        Small beside the contrast with all images (ours): a batch holds few images of one concept.
-    """
-
-    kind: Literal["within_concept"] = "within_concept"
-    weight: float = Field(default=0.3, gt=0)
-
-    def make_term(self) -> nn.Module:
-        """Return the module that computes the loss."""
-        from braindecode_vis.training.objectives.contrastive import WithinGroupTerm
-
-        return WithinGroupTerm(self.make_scale(), "concepts", **self.clip_options())
+        return WithinGroupTerm(self.make_scale(), **self.clip_options())
 
 
 class HydraObjectiveConfig(ObjectiveConfig):
