@@ -18,11 +18,7 @@ import torch
 from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
 from braindecode_vis.encoders.eegnet_config import EEGNetConfig
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.simpleconv_config import (
-    SimpleConvConfig,
-    SimpleConvImageConfig,
-    SimpleConvTimeAggConfig,
-)
+from braindecode_vis.encoders.simpleconv_config import SimpleConvImageConfig
 from braindecode_vis.encoders.tsconv_config import EEGProjectConfig, TSConvConfig
 
 NETWORKS = {
@@ -34,8 +30,6 @@ NETWORKS = {
     "atm_s_joint": AtmSConfig(joint=True),
     "atm_e": AtmEConfig(),
     "eegnet": EEGNetConfig(),
-    "simpleconv": SimpleConvConfig(),
-    "simpleconv_time_agg": SimpleConvTimeAggConfig(),
     "simpleconv_image": SimpleConvImageConfig(),
 }
 

@@ -155,7 +155,6 @@ def list_rows(kind: Kind, classes: bool) -> dict[str, Rung]:
         "average: linear Gaussian, network": average(linear, network),
         "average of the demo": average(drawing, network, weights=[2, 1]),
         **list_objectives(network),
-        "MCL, two stages": change(network, kind="multistage"),
     }
     if classes:
         named = ("eegnet", "tsconv", "eegproject", "atm_s") if kind == "series" else ("residual_mlp",)
@@ -280,7 +279,7 @@ def fit_into(opened: Opened, rung: Rung, budget: float) -> dict[str, Any]:
 def set_epochs(encoder: dict[str, Any], epochs: int) -> dict[str, Any]:
     if encoder["kind"] == "average":
         return {**encoder, "members": [set_epochs(one, epochs) for one in encoder["members"]]}
-    trained = encoder["kind"] in ("network", "multistage", "network_categories")
+    trained = encoder["kind"] in ("network", "network_categories")
     return {**encoder, "epochs": epochs} if trained else encoder
 
 

@@ -206,7 +206,7 @@ def test_a_row_on_reality_is_a_valid_encoder(reality, kind, classes):
     assert next(iter(rows)) == "ridge"
     assert len(reality.list_objectives(rows["network, CLIP"])) == 12
     kinds = {rung.encoder["kind"] for rung in rows.values()}
-    assert kinds >= {"ridge", "linear_gaussian", "average", "network", "multistage"}
+    assert kinds >= {"ridge", "linear_gaussian", "average", "network"}
 
 
 def test_sessions_that_are_opened_took_no_part_in_choices(reality):

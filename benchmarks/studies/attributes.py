@@ -3,7 +3,8 @@
     braindecode-vis phantom things-eeg2 --size demo --concepts 320 --exemplars 4 --test-concepts 200 \
         --test-repetitions 20 --snr 0.05 --out PHANTOM
     python benchmarks/studies/attributes.py PHANTOM --out FOLDER
-    braindecode-vis run phantom_eeg --root PHANTOM --set "target={kind: concept_table, file: FOLDER/dimensions.csv}" \
+    braindecode-vis run phantom_eeg --root PHANTOM \
+        --set "target={kind: conditional, attributes: FOLDER/attributes.csv}" \
         --set "prior={kind: identity}" --set "generator={kind: nearest}" --set "evaluation={}" --out RUN
     braindecode-vis analyze RUN --set "analyses=[{kind: attributes, attributes: FOLDER/attributes.csv, tmax: 0.6}]"
 
@@ -12,7 +13,7 @@ The truth folder holds what drives each stage of the simulated response: Gabor e
 per stage: on which side of the median an image lies on the first component of that drive, after a ridge has taken out
 of mid what early tells, and out of semantic what early and mid tell. For every attribute it is printed how well the
 drives themselves tell it on test images (area under the ROC curve), so that what is expected is known before any
-response is looked at. `dimensions.csv` has the mean semantic drive of each concept.
+response is looked at.
 """
 
 from __future__ import annotations
@@ -88,9 +89,6 @@ def main() -> None:
         table[f"stage_{name}"] = split_first_component(left, train)
     arguments.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(arguments.out / "attributes.csv", index=False)
-    columns = [f"semantic_{k}" for k in range(drives["semantic"].shape[1])]
-    dimensions = pd.DataFrame(drives["semantic"], columns=columns).groupby(concepts).mean()
-    dimensions.rename_axis("concept").reset_index().to_csv(arguments.out / "dimensions.csv", index=False)
     attributes = read_attributes(arguments.out / "attributes.csv")
     codes = attributes.codes_of(table["id"].tolist(), None)
     for position, name in enumerate(attributes.names):

@@ -67,7 +67,7 @@ STAGES = (
     "networks", "training", "objectives", "worth", "defaults", "recipes", "salient", "fusion", "tower", "chosen",
     "frontier", "test",
 )  # fmt: skip
-WITH_SEEDS = ("network", "average", "multistage")  # encoders that draw something
+WITH_SEEDS = ("network", "average")  # encoders that draw something
 SHARE = 0.2  # of the training concepts, for choices
 
 NOISY = [
@@ -211,9 +211,7 @@ def list_worth(kind: str, truth: Path) -> dict[str, Rung]:
         "CLIP, then within cluster": use(
             {**clip, "phase": [0, 0.5]}, {"kind": "within_cluster", "phase": [0.5, 1]}
         ),
-        "CLIP + within concept": use(clip, {"kind": "within_concept", "weight": 1}),
         twice: replace(base, encoder={"kind": "average", "members": [base.encoder, base.encoder]}),
-        "MCL, two stages": change(replace(base, reference=twice), kind="multistage"),
         "CLIP + Hydra of concepts": use(clip, HYDRA),
         "CLIP + Hydra of attributes": use(clip, {**HYDRA, "classes": "attributes"}, **named),
         "CLIP + Hydra, own attribute": use(
@@ -458,7 +456,6 @@ def list_frontier(kind: str) -> dict[str, Rung]:
     further = {
         "eegnet": make_network({"kind": "eegnet"}, 1e-3),
         "atm_e": make_network({"kind": "atm_e"}, 3e-4),
-        "simpleconv": make_network({"kind": "simpleconv", "hidden": 64}, 3e-4),
         "simpleconv_image": make_network({"kind": "simpleconv_image", "hidden": 64}, 3e-4),
     }
     best = "atm_s, four augmentations of random averages"

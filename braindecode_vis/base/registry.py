@@ -97,14 +97,13 @@ _CORE: dict[str, dict[str, str]] = {
         "clip_text": "embeddings.text:ClipTextConfig",
         "minilm": "embeddings.sentence_encoder:MinilmConfig",
         "conditional": "embeddings.conditional:ConditionalConfig",
-        "concept_table": "embeddings.concept_table:ConceptTableConfig",
     },
     "encoder": {
         "ridge": "encoders.ridge:RidgeConfig",
         "linear_gaussian": "encoders.linear_gaussian:LinearGaussianConfig",
         "average": "encoders.average:AverageConfig",
         "network": "training.network_config:NetworkEncoderConfig",
-        "multistage": "training.multistage:MultistageConfig",
+        "auto": "training.auto:AutoConfig",
         "lda": "encoders.category_decoders:LdaConfig",
         "logistic": "encoders.category_decoders:LogisticConfig",
         "network_categories": "training.category_network:NetworkCategoriesConfig",
@@ -114,8 +113,6 @@ _CORE: dict[str, dict[str, str]] = {
         "tsconv": "encoders.tsconv_config:TSConvConfig",
         "atm_s": "encoders.atm_config:AtmSConfig",
         "atm_e": "encoders.atm_config:AtmEConfig",
-        "simpleconv": "encoders.simpleconv_config:SimpleConvConfig",
-        "simpleconv_time_agg": "encoders.simpleconv_config:SimpleConvTimeAggConfig",
         "simpleconv_image": "encoders.simpleconv_config:SimpleConvImageConfig",
         "eegnet": "encoders.eegnet_config:EEGNetConfig",
         "braindecode": "encoders.braindecode_models:BraindecodeConfig",
@@ -141,7 +138,6 @@ _CORE: dict[str, dict[str, str]] = {
         "distillation": "training.objectives.objectives_config:DistillationObjectiveConfig",
         "tcl": "training.objectives.objectives_config:TclObjectiveConfig",
         "within_cluster": "training.objectives.objectives_config:ClusterObjectiveConfig",
-        "within_concept": "training.objectives.objectives_config:ConceptObjectiveConfig",
         "hydra": "training.objectives.objectives_config:HydraObjectiveConfig",
         "captioning": "training.objectives.objectives_config:CaptioningObjectiveConfig",
         "salient": "training.objectives.objectives_config:SalientObjectiveConfig",
@@ -182,7 +178,6 @@ _CORE: dict[str, dict[str, str]] = {
     "analysis": {},  # the part `analyses` brings them
     # only those that are scored where a configuration names them; all others need no settings
     "metric": {
-        "cosine_to_target": "scoring.metrics.metric_config:CosineToTargetConfig",
         "correlation_distance": "scoring.metrics.metric_config:CorrelationDistanceConfig",
     },
 }
@@ -192,13 +187,30 @@ ROLES = tuple(_CORE)
 
 #: Role -> kind that an earlier version had -> what to write instead, or why it is no more.
 DROPPED: dict[str, dict[str, str]] = {
+    "target": {
+        "concept_table": "write {kind: imported, layout: rows, ...} with a file of one row per image",
+    },
+    "encoder": {
+        "multistage": "two stages found no more images than one training; write {kind: network}, with {kind: "
+        "within_cluster} among its objectives for negatives of one cluster",
+    },
     "network": {
-        kind: f"write {{kind: braindecode, model: {model}}} (pip install 'braindecode_vis[braindecode]')"
-        for kind, model in {"shallow_fbcsp": "ShallowFBCSPNet", "deep4": "Deep4Net"}.items()
+        **{
+            kind: f"write {{kind: braindecode, model: {model}}} (pip install 'braindecode_vis[braindecode]')"
+            for kind, model in {"shallow_fbcsp": "ShallowFBCSPNet", "deep4": "Deep4Net"}.items()
+        },
+        "simpleconv": "it stayed at chance; write {kind: simpleconv_image}, the same stack with heads for images",
+        "simpleconv_time_agg": "write {kind: simpleconv_image}, which takes the weighted sum over time too",
     },
     "generator": {
         "unclip": "its weights were withdrawn; write {kind: sdxl_turbo}, which takes the same embedding of ViT-H-14",
         "kandinsky": "write {kind: token_unclip} for ViT-bigG-14, or {kind: sdxl_turbo} for ViT-H-14",
+    },
+    "objective": {
+        "within_concept": "it found no more images than clip alone; write {kind: within_cluster}",
+    },
+    "metric": {
+        "cosine_to_target": "no page or configuration asked for it; write {kind: correlation_distance}",
     },
     "augmentation": {
         "frequency_dropout": "write {kind: braindecode, name: BandstopFilter, parameters: {bandwidth: 4}} (pip install "

@@ -103,22 +103,6 @@ class AttributeTable:
         return [str(name) for name in (ids if self.key == "id" or concepts is None else concepts)]
 
 
-@dataclass(frozen=True)
-class TargetParts:
-    """What the parts of a target mean, so that each can be scored by itself.
-
-    Parameters
-    ----------
-    names
-        Of tokens that each answer a question, or of the dimensions of a vector.
-    attributes
-        The values among which each token decides; None where the parts are dimensions.
-    """
-
-    names: tuple[str, ...]
-    attributes: AttributeTable | None = None
-
-
 def describe_missing(wanted: Sequence[str], known: Collection[str], key: str, *, what: str) -> str:
     """Return one sentence on what has no row in a table, an empty text if all have one.
 

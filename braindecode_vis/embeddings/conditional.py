@@ -31,12 +31,12 @@ from braindecode_vis.base.registry import Component
 from braindecode_vis.base.seeds import make_generator
 from braindecode_vis.base.stimuli import StimulusSet
 from braindecode_vis.base.store import load_tensors, read_json, write_json, write_tensors
-from braindecode_vis.embeddings.attribute_table import AttributeTable, TargetParts, read_attributes
+from braindecode_vis.embeddings.attribute_table import AttributeTable, read_attributes
 from braindecode_vis.embeddings.degradations import VIEWED_KINDS
 
 FILE, RECORD = "conditional.safetensors", "conditional.json"
 #: What heads can be put on: image encoders, texts, and vectors that a user holds.
-BASES = (*VIEWED_KINDS, "pixels", "minilm", "imported", "concept_table")
+BASES = (*VIEWED_KINDS, "pixels", "minilm", "imported")
 #: Penalties of a head, in units of the mean variance of a base feature times the number of images (a choice of ours).
 PENALTIES = tuple(10.0**e for e in np.arange(-4, 3.5, 0.5))
 N_INNER = 5
@@ -66,24 +66,19 @@ class ConditionalConfig(ImageEncoderSettings):
     fitted_on_training_images: ClassVar[bool] = True
     not_hashed: ClassVar[frozenset[str]] = frozenset({"attributes"})
 
-    def read_table(self) -> AttributeTable:
-        """Return the attributes that are asked for."""
+    def read_attributes(self) -> AttributeTable:
+        """Return the attributes that are asked for, one for each token."""
         table = read_attributes(self.attributes.expanduser())
         return table.choose(self.conditions, what=str(self.attributes)) if self.conditions else table
 
     def check_files(self) -> None:
         """Raise `DataError` unless the attributes can be read and have what is asked for."""
-        self.read_table()
+        self.read_attributes()
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of the attributes."""
-        self.read_table()
+        self.read_attributes()
         return {**super().hashed_fields(), "attributes_digest": hash_once(self.attributes.expanduser())}
-
-    def list_parts(self, stimuli: StimulusSet) -> TargetParts:
-        """Return the attribute of each token; see `attributes.TargetParts`."""
-        table = self.read_table()
-        return TargetParts(table.names, table)
 
     def build(self) -> ConditionalEncoder:
         """Return the unfitted encoder."""
@@ -162,7 +157,7 @@ class ConditionalEncoder(FittedImageEncoder):
             If training images are missing in the table, or show fewer than two values of an attribute; without a base
             also if any value is not known.
         """
-        config, table = self.config, self.config.read_table()
+        config, table = self.config, self.config.read_attributes()
         concepts = stimuli.concepts_of(stimuli.ids).astype(str)
         codes = table.codes_of(stimuli.ids.tolist(), concepts.tolist())
         rows = stimuli.find_rows(training_ids)

@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from braindecode_vis.base.checks import DataError
-
 # As published: how far the map of positions is widened on each side, so that the code's period does not join opposite
 # sensors; the radius of the disc of sensors that are left out in training (each axis of the map goes from 0 to 1).
 _MARGIN, _RADIUS = 0.2, 0.2
@@ -27,7 +25,7 @@ _WINDOWS = 4  # of `forward_tokens`, a choice of ours
 
 
 class SimpleConv(nn.Module):
-    """Virtual channels, subject matrices, dilated gated convolutions, one vector per trial, one or two heads.
+    """Virtual channels, subject matrices, dilated gated convolutions, one vector per trial, two heads.
 
     Parameters
     ----------
@@ -36,13 +34,13 @@ class SimpleConv(nn.Module):
     initial
         The 1x1 convolution behind them.
     subjects
-        Matrices of the subjects, or None.
+        Matrices of the subjects.
     stack
         The dilated convolutions.
     final
         Last step at each sample, onto the features.
     aggregate
-        From a series to one vector.
+        From a series to one vector, by a learned weight for each sample.
     head, regression_head
         Onto the outputs.
     """
@@ -52,12 +50,12 @@ class SimpleConv(nn.Module):
         *,
         merger: nn.Module,
         initial: nn.Module,
-        subjects: SubjectLayer | None,
+        subjects: SubjectLayer,
         stack: ConvStack,
         final: nn.Module,
-        aggregate: nn.Module,
+        aggregate: AffineOverTime,
         head: nn.Module,
-        regression_head: nn.Module | None,
+        regression_head: nn.Module,
     ) -> None:
         super().__init__()
         self.merger = merger
@@ -85,12 +83,12 @@ class SimpleConv(nn.Module):
 
     def forward_regression(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the output of the regression head, shape (batch, n_regression)."""
-        return self._regress(self.aggregate(self._encode(data, subject)))
+        return self.regression_head(self.aggregate(self._encode(data, subject)))
 
     def forward_heads(self, data: Tensor, subject: Tensor) -> tuple[Tensor, Tensor]:
         """Return both outputs from one pass through the stack, under one random disc of left-out sensors."""
         features = self.aggregate(self._encode(data, subject))
-        return self.head(features), self._regress(features)
+        return self.head(features), self.regression_head(features)
 
     def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the head's output for the mean over each of four equal windows, (batch, n_windows, n_outputs)."""
@@ -98,15 +96,8 @@ class SimpleConv(nn.Module):
         windows = nn.functional.adaptive_avg_pool1d(series, _WINDOWS)
         return self.head(windows.transpose(1, 2))  # (batch, n_windows, n_outputs)
 
-    def _regress(self, features: Tensor) -> Tensor:
-        if self.regression_head is None:
-            raise DataError("this network has one head; simpleconv_image has a second one for regression.")
-        return self.regression_head(features)
-
     def _encode(self, data: Tensor, subject: Tensor) -> Tensor:
-        series = self.initial(self.merger(data))  # (batch, initial_channels, n_times)
-        if self.subjects is not None:
-            series = self.subjects(series, subject)
+        series = self.subjects(self.initial(self.merger(data)), subject)  # (batch, initial_channels, n_times)
         return self.final(self.stack(series))
 
 
@@ -182,47 +173,36 @@ class ConvStack(nn.Module):
     n_inputs
         Channels of the series that comes in.
     hidden, depth
-        See `SimpleConvSettings`.
-    n_last
-        Outputs of the last convolution, which then has neither batch norm nor GELU; None treats it like the others.
+        See `SimpleConvImageConfig`.
     """
 
-    def __init__(self, n_inputs: int, *, hidden: int, depth: int, n_last: int | None = None) -> None:
+    def __init__(self, n_inputs: int, *, hidden: int, depth: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         self.gates = nn.ModuleList()
         for number in range(depth):
             dilation = 2 ** (number % _PERIOD)
             padding = _KERNEL // 2 * dilation  # keeps the number of samples, since the kernel is odd
-            bare = n_last is not None and number == depth - 1
-            width = n_last if n_last is not None and bare else hidden
             convolution = nn.Conv1d(
-                hidden if number else n_inputs, width, _KERNEL, padding=padding, dilation=dilation
+                hidden if number else n_inputs, hidden, _KERNEL, padding=padding, dilation=dilation
             )
-            follow = [] if bare else [nn.BatchNorm1d(hidden), nn.GELU()]
-            self.layers.append(nn.Sequential(convolution, *follow))
+            self.layers.append(nn.Sequential(convolution, nn.BatchNorm1d(hidden), nn.GELU()))
             gated = (number + 1) % _GATED == 0
             self.gates.append(
-                nn.Sequential(nn.Conv1d(width, 2 * width, 1 + 2 * _CONTEXT, padding=_CONTEXT), nn.GLU(dim=1))
+                nn.Sequential(
+                    nn.Conv1d(hidden, 2 * hidden, 1 + 2 * _CONTEXT, padding=_CONTEXT), nn.GLU(dim=1)
+                )
                 if gated
                 else nn.Identity()
             )
 
     def forward(self, series: Tensor) -> Tensor:
-        """Return a series of shape (batch, hidden, n_times), or (batch, n_last, n_times)."""
+        """Return a series of shape (batch, hidden, n_times)."""
         for layer, gate in zip(self.layers, self.gates, strict=True):
             out = layer(series)
             # The first convolution changes the number of channels, so that it has no skip connection.
             series = gate(out + series if out.shape == series.shape else out)
         return series
-
-
-class MeanOverTime(nn.Module):
-    """The mean over time."""
-
-    def forward(self, series: Tensor) -> Tensor:
-        """Return shape (batch, n_features)."""
-        return series.mean(dim=-1)
 
 
 class AffineOverTime(nn.Module):

@@ -57,7 +57,6 @@ from braindecode_vis.pipeline.preparing import (
     describe_start,
     embed,
     name_classes,
-    pick_labelled_trials,
     pick_trials,
     preprocess,
 )
@@ -304,14 +303,11 @@ def _score_further(run: Run, task: ScoringTask, folder: Path) -> tuple[list[Any]
     return scores, lacking
 
 
-_HALVES = 10  # splits of the repetitions behind a noise ceiling
-
-
 def _score_target(run: Run, task: ScoringTask) -> tuple[list[Any], list[str]]:
-    """Return the scores of the parts of a target that has any: of each attribute, or each dimension."""
+    """Return the scores of each attribute that the tokens of the target answer for, if they do."""
     prepared, images = preprocess(run), reconstruct(run)
-    parts = roles.complete(ImageEncoderSettings, run.config.target).list_parts(prepared.stimuli)
-    if parts is None:
+    table = roles.complete(ImageEncoderSettings, run.config.target).read_attributes()
+    if table is None:
         return [], []
     from braindecode_vis.scoring.target_scores import TargetTask, score_target
 
@@ -330,57 +326,11 @@ def _score_target(run: Run, task: ScoringTask) -> tuple[list[Any], list[str]]:
     training = [pd.unique(prepared.responses.stimulus_ids[fold.train].astype(str)) for fold in prepared.folds]
     return score_target(
         TargetTask(
-            parts, [predicted for predicted, _ in pairs], own, training, images.ids, images.concepts, images.subjects,
+            table, [predicted for predicted, _ in pairs], own, training, images.ids, images.concepts, images.subjects,
             concept_of, task.protocol, "test", run.config.seed, run.config.evaluation.n_bootstrap,
             run.config.evaluation.n_permutations, task.units,
-            _predict_halves(run) if parts.attributes is None else None,
         )
     )  # fmt: skip
-
-
-def _predict_halves(run: Run) -> np.ndarray | None:
-    """Return predictions from two halves of the repetitions of each test image, split several times.
-
-    Returns
-    -------
-    array of shape (n_splits, 2, n_rows, n_features) or None
-        None where an image has no second repetition, or repetitions are not averaged.
-    """
-    prepared, fitted, folds = preprocess(run), train(run), []
-    if run.config.repeats.test != "averaged":
-        return None
-    for number, fold in enumerate(prepared.folds):
-        trials = prepared.responses.trials.iloc[fold.test]
-        keys = ["subject", "stimulus_id", *(["task"] if "task" in trials else [])]
-        groups = trials.groupby(keys, sort=False, dropna=False).ngroup().to_numpy()
-        if np.bincount(groups).min() < 2:
-            return None
-        generator = make_generator(run.config.seed, "halves of repetitions", number)
-        # The halves of an image are those of a random order of its trials: alternate ones.
-        whole = pick_test_trials(run, number).trials
-        splits = []
-        for _ in range(_HALVES):
-            order = generator.permutation(len(groups))
-            order = order[np.argsort(groups[order], kind="stable")]
-            place = np.arange(len(order)) - np.searchsorted(groups[order], groups[order])
-            parts = [np.sort(fold.test[order[place % 2 == half]]) for half in (0, 1)]
-            splits.append([_predict_rows(run, fitted[number], rows, whole, keys) for rows in parts])
-        folds.append(np.array(splits))
-    return np.concatenate(folds, axis=2)
-
-
-def _predict_rows(
-    run: Run, fitted: Any, rows: np.ndarray, whole: pd.DataFrame, keys: list[str]
-) -> np.ndarray:
-    """Return predictions of averaged trials in the order of `whole`, whose trials have these keys."""
-    picked = fitted.select(pick_labelled_trials(preprocess(run), rows, "averaged"))
-    place = {
-        name: row
-        for row, name in enumerate(picked.trials[keys].astype(str).itertuples(index=False, name=None))
-    }
-    order = [place[name] for name in whole[keys].astype(str).itertuples(index=False, name=None)]
-    flat: np.ndarray = fitted.encoder.predict_for_generator(picked.select(np.array(order))).flat()
-    return flat
 
 
 def _find_run_units(run: Run) -> tuple[Units | None, str]:

@@ -157,7 +157,7 @@ def view_cards(
 ) -> list[dict[str, Any]]:
     """Return the key scores: those of `headline` or up to four well-known ones, then every metric that does not win."""
     decoded = [row for row in scores if row["method"] == DECODED]
-    known = [metric for metric in dict.fromkeys(row["metric"] for row in decoded) if not _names_part(metric)]
+    known = list(dict.fromkeys(row["metric"] for row in decoded))
     known.sort(key=_get_order)
     metrics = list(headline) or known[:N_CARDS]
     cards = [_view_card(metric, scores, describe_metric(metric, notes), differences) for metric in metrics]
@@ -167,11 +167,6 @@ def view_cards(
         if metric not in metrics
     ]
     return cards + [card for card in others if card["verdict"][0] == "unsure"]
-
-
-def _names_part(metric: str) -> bool:
-    found = find_metric(metric)
-    return found.metric.parts and bool(found.protocol)
 
 
 def _view_card(

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.base.arrays import Responses
-from braindecode_vis.base.seeds import derive_seed, make_generator
+from braindecode_vis.base.seeds import make_generator
 
 LastBatch = Literal["even", "smaller", "dropped"]
 FEWEST_IMAGES = 8  # of a group that batches are drawn in; fewer tell little apart
@@ -88,60 +88,6 @@ def count_batches(n_units: int, batch_size: int, n_processes: int = 1, last: Las
     full, rest = divmod(n_units // n_processes, batch_size // n_processes)
     # a unit alone has nothing to be told apart from
     return full + (rest > 0 if last == "even" else last == "smaller" and rest * n_processes > 1)
-
-
-def gather_groups(groups: np.ndarray, stimuli: np.ndarray) -> list[np.ndarray]:
-    """Return the units of each group, ascending; groups of fewer than eight images are put together.
-
-    Parameters
-    ----------
-    groups, stimuli : int arrays of shape (n_units,)
-        Group and image of each unit.
-    """
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    few = [len(np.unique(stimuli[own])) < FEWEST_IMAGES for own in members]
-    kept = [own for own, small in zip(members, few, strict=True) if not small]
-    rest = [own for own, small in zip(members, few, strict=True) if small]
-    if not rest:
-        return kept
-    together = np.concatenate(rest)
-    if kept and len(np.unique(stimuli[together])) < FEWEST_IMAGES:
-        # still too few to tell apart: they join the smallest of the others
-        smallest = min(range(len(kept)), key=lambda place: len(kept[place]))
-        together = np.concatenate([together, kept.pop(smallest)])
-    return [*kept, np.sort(together)]
-
-
-def make_grouped_batches(
-    members: list[np.ndarray],
-    stimuli: np.ndarray,
-    batch_size: int,
-    *,
-    seed: int,
-    epoch: int,
-    n_processes: int = 1,
-    last: LastBatch = "even",
-    neighbours: np.ndarray | None = None,
-    per_image: int = 1,
-) -> list[np.ndarray]:
-    """Return the batches of one epoch, each of units of one group, in a random order of their own.
-
-    Parameters
-    ----------
-    members
-        What `gather_groups` returned.
-    stimuli, batch_size, seed, epoch, n_processes, last, neighbours, per_image
-        As for `make_batches`, which makes the batches of each group.
-    """
-    batches = []
-    for number, own in enumerate(members):
-        size = min(batch_size, len(own))
-        parts = make_batches(
-            stimuli[own], size, seed=derive_seed(seed, "group", number), epoch=epoch, n_processes=n_processes,
-            last=last, neighbours=neighbours, per_image=per_image,
-        )  # fmt: skip
-        batches += [own[part] for part in parts]
-    return [batches[place] for place in make_generator(seed, "group order", epoch).permutation(len(batches))]
 
 
 def make_batches(

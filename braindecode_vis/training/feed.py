@@ -51,7 +51,6 @@ from braindecode_vis.training.batches import (
     draw_halves,
     draw_subset,
     find_partners,
-    gather_groups,
     make_units,
     mix_draws,
 )
@@ -79,8 +78,6 @@ class Extras:
         The images themselves, for a network that is tuned.
     descriptions
         Words, attributes and what else files say of the images.
-    groups
-        Group of each image, in which batches are drawn; those that it lacks are a group of their own.
     """
 
     text: Embeddings | None = None
@@ -88,7 +85,6 @@ class Extras:
     clusters: dict[str, int] | None = None
     images: ImageSource | None = None
     descriptions: Descriptions | None = None
-    groups: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,11 +159,6 @@ class Feed:
         self.train = self._make_units(rows, by_image)
         self.held = self._make_units(held_rows, by_image) if len(held_rows) else None
         self._check_repetitions()
-        #: Units of each group that batches are drawn in; None draws them among all.
-        self.groups: list[np.ndarray] | None = None
-        if extras.groups is not None:
-            group = np.array([extras.groups.get(str(name), -1) for name in self.ids])
-            self.groups = gather_groups(group[self.train.stimuli], self.train.stimuli)
         self.partners = None if self.subject_mixing is None else self._find_partners()
         # The memory map may hold other folds' trials too: only these rows are ever read.
         used = np.union1d(rows, held_rows)

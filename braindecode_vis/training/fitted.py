@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -591,30 +591,6 @@ class NetworkPrediction(nn.Module):
         if self.target_scale is not None:
             output = self.target_scale.undo(output)
         return output.unflatten(1, self.shape) if len(self.shape) > 1 else output
-
-
-class StackedPrediction(nn.Module):
-    """Outputs of several fits side by side, each as it is compared and of unit length.
-
-    Parameters
-    ----------
-    fits
-        Of the same trials and subjects.
-    """
-
-    def __init__(self, fits: Sequence[NetworkFit]) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(NetworkPrediction(fit) for fit in fits)
-
-    def forward(self, responses: Tensor, subject: Tensor) -> Tensor:
-        """Return one embedding per trial, shape (n_trials, sum of features)."""
-        parts = []
-        for stage in self.stages:
-            output, scale = stage(responses, subject).flatten(1), stage.target_scale
-            if isinstance(scale, nn.Module):
-                output = scale(output)
-            parts.append(functional.normalize(output, dim=1))
-        return torch.cat(parts, dim=1)
 
 
 class MontagePrediction(nn.Module):

@@ -39,7 +39,7 @@ from braindecode_vis.base.devices import (
 )
 from braindecode_vis.base.seeds import derive_seed
 from braindecode_vis.base.store import replace_atomically
-from braindecode_vis.training.batches import count_batches, make_batches, make_grouped_batches
+from braindecode_vis.training.batches import count_batches, make_batches
 from braindecode_vis.training.feed import BatchPlan, Feed, read_ahead
 from braindecode_vis.training.model import Batch, BrainImageModel, Teacher
 from braindecode_vis.training.optimisation import (
@@ -156,7 +156,7 @@ class Trainer:
                 "raise encoder.batch_size if there are more training trials."
             )
         self._fit_images()
-        self.n_epoch_updates = len(self._make_batches(0)) if feed.groups else self._count_batches()
+        self.n_epoch_updates = self._count_batches()
         self.n_updates = self.n_epoch_updates * epochs
         self.sharded = is_sharded(accelerator)
         follows = model.needs & {"teacher", "teacher_tokens"}
@@ -319,15 +319,12 @@ class Trainer:
         return count_batches(len(self.feed.train), self.batch_size, self.n_ranks, self.settings.last_batch)
 
     def _make_batches(self, epoch: int) -> list[np.ndarray]:
-        feed, size, seed = self.feed, self.batch_size, self.feed.seed
-        how: dict[str, Any] = {
-            "epoch": epoch, "n_processes": self.n_ranks, "last": self.settings.last_batch,
-            "neighbours": None if feed.described is None else feed.described.neighbours,
-            "per_image": self.per_image,
-        }  # fmt: skip
-        if feed.groups is None:
-            return make_batches(feed.train.stimuli, size, seed=seed, **how)
-        return make_grouped_batches(feed.groups, feed.train.stimuli, size, seed=seed, **how)
+        feed = self.feed
+        return make_batches(
+            feed.train.stimuli, self.batch_size, seed=feed.seed, epoch=epoch, n_processes=self.n_ranks,
+            last=self.settings.last_batch, per_image=self.per_image,
+            neighbours=None if feed.described is None else feed.described.neighbours,
+        )  # fmt: skip
 
     def _plan(self, batch: np.ndarray, update: int) -> BatchPlan:
         """Return this process's part of a batch of units."""

@@ -32,7 +32,6 @@ from braindecode_vis.base.contracts import (
 )
 from braindecode_vis.base.memory import TooLargeError, check_memory, is_out_of_memory
 from braindecode_vis.base.seeds import derive_seed, make_generator
-from braindecode_vis.base.store import hash_json
 from braindecode_vis.encoders.signal import Signal, describe_signal
 from braindecode_vis.preprocessing.alignment import InputTransform
 from braindecode_vis.preprocessing.splits import make_inner_folds
@@ -91,13 +90,7 @@ class NetworkEncoder(BrainEncoder):
     pretrained : Path or None
         Folder that the run has pretrained, for settings that say so; set it before `fit`.
     clusters : dict or None
-        Cluster of each training image from an earlier stage; k-means of the targets without it.
-    groups : dict or None
-        Group of each training image, in which batches are drawn; among all images without it.
-    hold_out_seed : int or None
-        Root of who is held out, where several trainings hold out the same; `seed` without it.
-    start : dict or None
-        Weights of an earlier training of the same settings and sizes, where it goes on from them.
+        Cluster of each training image; k-means of the targets without it.
     sentence_memory : dict
         Sentence vectors of texts that were embedded before, shared by refits.
     label_free_subjects : tuple of str
@@ -115,9 +108,6 @@ class NetworkEncoder(BrainEncoder):
         self.images: ImageSource | None = None
         self.pretrained: Path | None = None
         self.clusters: dict[str, int] | None = None
-        self.groups: dict[str, int] | None = None
-        self.hold_out_seed: int | None = None
-        self.start: dict[str, Any] | None = None
         self.label_free_subjects: tuple[str, ...] = ()
         self.messages: list[str] = []
         # What files say of the images of the training under way.
@@ -183,10 +173,7 @@ class NetworkEncoder(BrainEncoder):
             signal = replace(signal, unit="robust" if transform.scaling.kind == "robust" else "scaled")
 
         def build() -> BrainImageModel:
-            model = self.build_model(signal, targets, train)
-            if self.start is not None:
-                load_weights(model, self.start, what="the earlier training")
-            return model
+            return self.build_model(signal, targets, train)
 
         self.train(
             responses, targets, rows=(train, held, by), signal=signal, transform=transform, build=build,
@@ -208,7 +195,7 @@ class NetworkEncoder(BrainEncoder):
         rows = rows[~responses.is_synthetic[rows]]
         selection = self.config.selection
         # A stream of its own, so that who is held out depends on no other draw.
-        seed = derive_seed(self.seed if self.hold_out_seed is None else self.hold_out_seed, "validation")
+        seed = derive_seed(self.seed, "validation")
         try:
             by = selection.hold_out_by if selection.kind == "early_stopping" else "concept"
             held = hold_out(stimuli[rows], concepts[rows], selection.hold_out, seed=seed, by=by)
@@ -305,8 +292,6 @@ class NetworkEncoder(BrainEncoder):
         )  # fmt: skip
         identity = {
             **identify_training(self.config, self.seed, responses, targets, train, signal),
-            **({} if self.groups is None else {"groups": hash_json(self.groups)}),
-            **({} if self.start is None else {"start": digest_weights(self.start)}),
             **(identity or {}),
         }
         automatic = self.config.batch_size == "auto"
@@ -376,7 +361,6 @@ class NetworkEncoder(BrainEncoder):
             self.clusters,
             self.images,
             self._descriptions,
-            self.groups,
         )
 
     def adapt(
@@ -478,7 +462,6 @@ class NetworkEncoder(BrainEncoder):
         other.workspace = workspace or self.workspace
         other.progress, other.text_targets = self.progress, self.text_targets
         other.image_views, other.clusters, other.images = self.image_views, self.clusters, self.images
-        other.groups, other.hold_out_seed = self.groups, self.hold_out_seed
         other.sentence_memory = self.sentence_memory
         other.pretrained = self.pretrained
         return other

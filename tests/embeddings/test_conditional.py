@@ -9,7 +9,6 @@ from braindecode_vis.base.arrays import Embeddings
 from braindecode_vis.base.checks import ConfigError, DataError, Notice
 from braindecode_vis.base.registry import validate_component
 from braindecode_vis.base.stimuli import StimulusSet
-from braindecode_vis.embeddings.concept_table import ConceptTableConfig
 from braindecode_vis.embeddings.conditional import fit_ridge
 
 N = 60
@@ -63,7 +62,7 @@ def test_heads_answer_for_images_they_never_saw_and_are_written_and_read(tmp_pat
     again = config.read(tmp_path)
     assert again.space == bank.space
     np.testing.assert_allclose(again.encode(stimuli.iterate_images(["i03"])), bank.vectors[3:4], atol=1e-6)
-    assert config.list_parts(stimuli).names == ("colour", "side")
+    assert config.read_attributes().names == ("colour", "side")
 
 
 def test_the_ridge_of_a_head_is_that_of_scikit_learn():
@@ -121,61 +120,3 @@ def test_what_cannot_be_learnt_is_said(tmp_path, stimuli):
     assert len(embed(id=[*stimuli.ids[:-1], "x"], side=sides)) == N
     with pytest.raises(DataError, match=r"no attribute 'color' .*'colour'"):
         make_config(tmp_path / "attributes.csv", conditions=["color"]).check_files()
-
-
-def make_dimensions(folder, stimuli, name="dimensions.csv", n=3):
-    concepts = sorted(set(stimuli.concepts_of(stimuli.ids)))
-    values = np.random.default_rng(1).standard_normal((len(concepts), n)).astype(np.float32)
-    frame = pd.DataFrame(values, columns=[f"d{k}" for k in range(n)])
-    frame.insert(1, "concept", concepts)
-    frame.to_csv(folder / name, index=False)
-    return concepts, values
-
-
-def test_a_table_and_an_array_of_concepts_are_one_target(tmp_path, stimuli):
-    concepts, values = make_dimensions(tmp_path, stimuli)
-    (tmp_path / "names.txt").write_text("\n".join(concepts) + "\n")
-    np.savetxt(tmp_path / "values.txt", values)
-    np.save(tmp_path / "values.npy", values)
-    table = ConceptTableConfig(file=tmp_path / "dimensions.csv")
-    arrays = [
-        ConceptTableConfig(file=tmp_path / f"values.{s}", concepts=tmp_path / "names.txt")
-        for s in ("txt", "npy")
-    ]
-    rows = [concepts.index(c) for c in stimuli.concepts_of(stimuli.ids)]
-    for config in (table, *arrays):
-        bank = config.build().embed(stimuli, stimuli.ids[:30], None)
-        np.testing.assert_allclose(bank.vectors, values[rows], atol=1e-6)
-        assert bank.space == config.build().space
-    assert table.list_parts(stimuli).names == ("d0", "d1", "d2")
-    assert arrays[0].list_parts(stimuli).names == ("dimension 1", "dimension 2", "dimension 3")
-    assert len({config.hashed_fields()["files_digest"] for config in (table, *arrays)}) == 3
-
-
-def test_a_table_that_does_not_fit_is_refused(tmp_path, stimuli):
-    concepts, values = make_dimensions(tmp_path, stimuli)
-    other = StimulusSet.from_pixels(np.array(stimuli.pixels), list(stimuli.ids), ["x"] * N)
-    with pytest.raises(DataError, match="belong to another data set"):
-        ConceptTableConfig(file=tmp_path / "dimensions.csv").build().embed(other, stimuli.ids[:30], None)
-    with pytest.raises(DataError, match=r"no dimension of .* varies among the 3 training images"):
-        ConceptTableConfig(file=tmp_path / "dimensions.csv").build().embed(stimuli, stimuli.ids[:3], None)
-    with pytest.raises(ConfigError, match="cannot embed a picture"):
-        ConceptTableConfig(file=tmp_path / "dimensions.csv").build().encode([])
-    path = tmp_path / "dimensions.csv"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], lines[1].replace(lines[1].split(",")[-1], "much")]))
-    with pytest.raises(DataError, match=f"a number for every dimension of '{concepts[0]}'"):
-        ConceptTableConfig(file=path).check_files()
-    path.write_text("thing,d0\na,1\n")
-    with pytest.raises(DataError, match="needs one column concept"):
-        ConceptTableConfig(file=path).check_files()
-    np.save(tmp_path / "values.npy", values[1:])
-    (tmp_path / "names.txt").write_text("\n".join(concepts))
-    with pytest.raises(DataError, match=f"names {len(concepts)} concepts, but .* has {len(concepts) - 1}"):
-        ConceptTableConfig(file=tmp_path / "values.npy", concepts=tmp_path / "names.txt").check_files()
-    with pytest.raises(ConfigError, match="say with concepts which row is which"):
-        validate_component("target", {"kind": "concept_table", "file": str(tmp_path / "values.npy")})
-    values[3, 1] = np.nan
-    np.save(tmp_path / "values.npy", values)
-    with pytest.raises(DataError, match=f"no number for 'dimension 2' of '{concepts[3]}'"):
-        ConceptTableConfig(file=tmp_path / "values.npy", concepts=tmp_path / "names.txt").check_files()

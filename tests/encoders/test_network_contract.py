@@ -20,11 +20,7 @@ from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
 from braindecode_vis.encoders.mindeye_config import ResidualMlpConfig, SharedSpaceConfig
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.simpleconv_config import (
-    SimpleConvConfig,
-    SimpleConvImageConfig,
-    SimpleConvTimeAggConfig,
-)
+from braindecode_vis.encoders.simpleconv_config import SimpleConvImageConfig
 from braindecode_vis.encoders.tsconv_config import EEGProjectConfig, TSConvConfig
 from braindecode_vis.parts.foundation.models.foundation_config import (
     BendrConfig,
@@ -79,7 +75,9 @@ class Network:
         )
 
 
-SMALL_CONV = {"n_virtual_channels": 9, "initial_channels": 9, "hidden": 10}
+SMALL_CONV = {
+    "n_virtual_channels": 9, "initial_channels": 9, "hidden": 10, "backbone_outputs": 11, "head_hidden": 13
+}  # fmt: skip
 Labram = replace_constants(LabramConfig, depth=1, width=100, projector_hidden=9)
 CBraMod = replace_constants(CBraModConfig, depth=1, projector_hidden=9)
 Eegpt = replace_constants(EegptConfig, size=32, depth=1, n_heads=2, projector_hidden=9)
@@ -106,9 +104,7 @@ NETWORKS = [
     Network("eegnet", EEGNetConfig()),
     Network("latent_decoder", LatentDecoderConfig()),
     Network("latent_decoder, voxels", LatentDecoderConfig(), ("voxel",)),
-    Network("simpleconv", SimpleConvConfig(**SMALL_CONV)),
-    Network("simpleconv_time_agg", SimpleConvTimeAggConfig(**SMALL_CONV, backbone_outputs=11)),
-    Network("simpleconv_image", SimpleConvImageConfig(**SMALL_CONV, backbone_outputs=11, head_hidden=13)),
+    Network("simpleconv_image", SimpleConvImageConfig(**SMALL_CONV)),
     Network("residual_mlp", ResidualMlpConfig(hidden=16), ("voxel",)),
     Network("residual_mlp, parcels and times", ResidualMlpConfig(hidden=16), ("parcel", "time")),
     # Voxels of another person have no layer yet: refused until the network is adapted to that person.

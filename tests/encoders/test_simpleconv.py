@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from braindecode_vis.base.checks import ConfigError, DataError
+from braindecode_vis.base.checks import DataError
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.encoders.simpleconv import (
     AffineOverTime,
@@ -15,14 +15,10 @@ from braindecode_vis.encoders.simpleconv import (
     project_positions,
     scale_positions,
 )
-from braindecode_vis.encoders.simpleconv_config import (
-    SimpleConvConfig,
-    SimpleConvImageConfig,
-    SimpleConvTimeAggConfig,
-)
+from braindecode_vis.encoders.simpleconv_config import SimpleConvImageConfig
 from tests.references import assert_close
 
-TINY = {"n_virtual_channels": 6, "initial_channels": 6, "hidden": 8}
+TINY = {"n_virtual_channels": 6, "initial_channels": 6, "hidden": 8, "backbone_outputs": 10, "head_hidden": 9}
 
 
 def make_signal(n_channels=12, n_times=20, n_subjects=3, positions=True):
@@ -51,13 +47,9 @@ def count(module):
     return sum(p.numel() for p in module.parameters())
 
 
-@pytest.mark.parametrize("cls", [SimpleConvConfig, SimpleConvTimeAggConfig, SimpleConvImageConfig])
-def test_every_variant_gives_one_vector_per_trial_and_learns(cls):
+def test_it_gives_one_vector_per_trial_and_learns():
     signal = make_signal()
-    sizes = {} if cls is SimpleConvConfig else {"backbone_outputs": 10}
-    if cls is SimpleConvImageConfig:
-        sizes["head_hidden"] = 9
-    network = cls(**TINY, **sizes).build(signal, 7)
+    network = SimpleConvImageConfig(**TINY).build(signal, 7)
     data, subject = make_batch(signal)
     out = network(data, subject)
     assert out.shape == (5, 7)
@@ -67,51 +59,18 @@ def test_every_variant_gives_one_vector_per_trial_and_learns(cls):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in one_head)
 
 
-def test_parameters_of_the_speech_network_are_those_of_the_description():
-    network = SimpleConvConfig().build(make_signal(63, 200, 10), 1024)
+def test_parameters_are_those_of_the_description():
+    network = SimpleConvImageConfig().build(make_signal(63, 120, 10), 1024)
     merger, first, subjects = 270 * 2048, 270 * 270 + 270, 10 * 270 * 270
     convolutions = (270 * 320 * 3 + 320) + 9 * (320 * 320 * 3 + 320) + 10 * 2 * 320
     gates = 5 * (320 * 640 * 3 + 640)
-    head = (320 * 640 + 640) + (640 * 1024 + 1024)
-    assert count(network) == merger + first + subjects + convolutions + gates + head
-
-
-def test_parameters_of_the_time_aggregating_variant():
-    """4 170 610 in NeuralBench's class without time aggregation and head; 4 958 699 for its image task (63 sensors, 120
-    samples, 1536 outputs). With weights copied, outputs and gradients of the data lie within 6e-7 of each other.
-    """
-    network = SimpleConvTimeAggConfig().build(make_signal(63, 120, 10), 1536)
-    merger, first = 270 * 2000, 270 * 270 + 270
-    convolutions = (270 * 320 * 3 + 320) + 2 * (320 * 320 * 3 + 320) + 3 * 2 * 320
-    last = 320 * 512 * 3 + 512
-    gates = (320 * 640 * 3 + 640) + (512 * 1024 * 3 + 1024)
-    body = merger + first + convolutions + last + gates
-    assert body == 4_170_610
-    assert count(network) == body + (120 + 1) + (512 * 1536 + 1536) == 4_958_699
-
-
-def test_the_time_aggregating_variant_ends_with_a_bare_convolution_and_its_gate():
-    """NeuralBench: h <- conv(h), no norm, activation or skip; h <- (A h) * sigmoid(B h); w . h + c over time; head."""
-    signal = make_signal()
-    network = SimpleConvTimeAggConfig(**TINY, backbone_outputs=10).build(signal, 7).eval()
-    data, subject = make_batch(signal)
-    stack = network.stack
-    series = network.initial(network.merger(data))
-    for number in range(3):
-        out = stack.layers[number](series)
-        series = out + series if number else out
-        if number == 1:
-            series = stack.gates[1](series)
-    last = stack.layers[3]
-    assert len(last) == 1
-    gate = stack.gates[3][0](last[0](series))
-    series = gate[:, :10] * torch.sigmoid(gate[:, 10:])
-    features = series @ network.aggregate.linear.weight[0] + network.aggregate.linear.bias
-    torch.testing.assert_close(network(data, subject), network.head(features))
+    ending = (320 * 640 + 640) + (640 * 2048 + 2048) + (120 + 1)
+    head = (2048 * 2048 + 2048) + 2 * 2048 + (2048 * 1024 + 1024)
+    assert count(network) == merger + first + subjects + convolutions + gates + ending + 2 * head
 
 
 def test_dilation_doubles_and_starts_anew_every_five_layers():
-    network = SimpleConvConfig(**TINY).build(make_signal(), 4)
+    network = SimpleConvImageConfig(**TINY).build(make_signal(), 4)
     assert [layer[0].dilation[0] for layer in network.stack.layers] == [1, 2, 4, 8, 16] * 2
     gated = [not isinstance(gate, torch.nn.Identity) for gate in network.stack.gates]
     assert gated == [False, True] * 5
@@ -124,7 +83,7 @@ def test_order_of_channels_does_not_matter():
         signal.dims, signal.shape, signal.subjects,
         ch_names=tuple(np.array(signal.ch_names)[order]), ch_pos=signal.ch_pos[order],
     )  # fmt: skip
-    config = SimpleConvConfig(**TINY)
+    config = SimpleConvImageConfig(**TINY)
     networks = [config.build(s, 4).eval() for s in (signal, moved)]
     networks[1].load_state_dict(networks[0].state_dict())
     data, subject = make_batch(signal)
@@ -211,7 +170,7 @@ def test_subject_matrices_start_with_variance_one_over_channels():
 
 def test_a_single_subject_and_an_unknown_one_share_the_matrix():
     signal = make_signal(n_subjects=1)
-    network = SimpleConvConfig(**TINY).build(signal, 4).eval()
+    network = SimpleConvImageConfig(**TINY).build(signal, 4).eval()
     data, _ = make_batch(signal)
     known, unknown = torch.zeros(5, dtype=torch.int64), torch.ones(5, dtype=torch.int64)
     assert torch.equal(network(data, known), network(data, unknown))
@@ -225,7 +184,7 @@ def test_the_affine_aggregation_equals_its_formula():
 
 def test_two_heads_are_two_outputs_of_one_pass():
     signal = make_signal()
-    network = SimpleConvImageConfig(**TINY, backbone_outputs=10, head_hidden=9).build(signal, 4, 6).eval()
+    network = SimpleConvImageConfig(**TINY).build(signal, 4, 6).eval()
     data, subject = make_batch(signal)
     clip, mse = network.forward_heads(data, subject)
     assert (clip.shape, mse.shape) == ((5, 4), (5, 6))
@@ -237,26 +196,13 @@ def test_two_heads_are_two_outputs_of_one_pass():
 def test_missing_positions_name_the_alternative_which_works():
     signal = make_signal(positions=False)
     with pytest.raises(DataError, match="merger=linear"):
-        SimpleConvConfig(**TINY).build(signal, 4)
-    network = SimpleConvConfig(**TINY, merger="linear").build(signal, 4)
+        SimpleConvImageConfig(**TINY).build(signal, 4)
+    network = SimpleConvImageConfig(**TINY, merger="linear").build(signal, 4)
     assert network(*make_batch(signal)).shape == (5, 4)
 
 
 def test_settings_that_do_not_fit_are_refused():
-    with pytest.raises(ValidationError, match="backbone_outputs"):
-        SimpleConvImageConfig(backbone_outputs=None)
     with pytest.raises(ValidationError, match="position_dims was removed: it is always 2, not 3"):
-        SimpleConvConfig(position_dims=3)
-    with pytest.raises(ConfigError, match="kind=simpleconv_image"):
-        SimpleConvConfig(**TINY).build(make_signal(), 4, 4)
+        SimpleConvImageConfig(position_dims=3)
     with pytest.raises(DataError, match="channel"):
-        SimpleConvConfig(**TINY).build(Signal(("voxel",), (30,), ("01",)), 4)
-
-
-@pytest.mark.parametrize(
-    ("kind", "backbone_outputs", "depth"),
-    [(SimpleConvConfig, None, 10), (SimpleConvTimeAggConfig, 512, 4)],
-)
-def test_sizes_are_those_of_the_papers_unless_others_are_asked_for(kind, backbone_outputs, depth):
-    config = kind()
-    assert (config.backbone_outputs, config.depth) == (backbone_outputs, depth)
+        SimpleConvImageConfig(**TINY).build(Signal(("voxel",), (30,), ("01",)), 4)

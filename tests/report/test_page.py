@@ -352,13 +352,3 @@ def test_text_and_controls_have_enough_contrast_in_both_themes(html):
                 assert measure_contrast(theme[ink], theme[ground]) >= 4.5, (ink, ground, theme)
         assert measure_contrast(theme["warn-ink"], theme["warn-bg"]) >= 4.5
         assert measure_contrast(theme["control"], theme["panel"]) >= 3  # borders of fields
-
-
-def test_single_dimensions_are_no_key_scores():
-    """Of 66 dimensions of a target many are not told from chance; each would be a card of its own."""
-    names = ["top1", "top5", "two_way", "ssim", "dimension_correlation", "dimension_correlation@animate"]
-    keys = {"ci_low": -0.1, "ci_high": 0.3, "chance": 0.1, "noise_ceiling": None, "n_queries": 9, "subject": "01",
-            "split": "test", "seed": 0, "protocol": "toy", "gallery_size": None}  # fmt: skip
-    scores = [{"method": "decoded", "metric": name, "value": 0.1, **keys} for name in names]
-    cards = page_scores.view_cards(scores, (), {})
-    assert {card["metric"] for card in cards} == set(names[:-1])

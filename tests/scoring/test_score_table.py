@@ -321,7 +321,7 @@ def outside(monkeypatch):
 
 
 def test_outside_metrics_are_scored_like_ours(outside):
-    names = ["brightness_gap", "slow_gap", "dot", "cosine_to_target"]
+    names = ["brightness_gap", "slow_gap", "dot", "correlation_distance"]
     task = make_task(2, subjects=("01", "02", "03"), metrics=names)
     scores, items = compute_scores(task)
     plain, _ = compute_scores(replace(task, metrics=()))
@@ -339,9 +339,9 @@ def test_outside_metrics_are_scored_like_ours(outside):
         slow = find(scores, "slow_gap", subject=subject)
         assert (slow.value, slow.p_value) == (score.value, None)
         assert slow.chance is not None
-        cosine = find(scores, "cosine_to_target", subject=subject)
-        assert cosine.value > cosine.chance
-        assert cosine.p_value is not None
+        distance = find(scores, "correlation_distance", subject=subject)
+        assert distance.value < distance.chance
+        assert distance.p_value is not None
     np.testing.assert_allclose(items["brightness_gap"], gap)
     queries, gallery, _ = task.retrievals[0]
     dots = (queries.vectors * gallery.select(queries.ids).vectors).sum(axis=1)
@@ -575,20 +575,18 @@ def test_the_class_of_one_image_a_fold_is_beside_one_of_all_classes():
 
 def test_a_subject_that_the_first_fold_does_not_test_is_compared_with_its_targets():
     """Folds without its rows are left out by `score_embeddings`, and later ones are not."""
-    whole = make_task(subjects=("01", "02"), metrics=["cosine_to_target"])
+    whole = make_task(subjects=("01", "02"), metrics=["correlation_distance"])
     queries, gallery, _ = whole.retrievals[0]
     parts = []
     for rows in (np.arange(N), np.arange(N, 2 * N)):
         own = Embeddings(queries.vectors[rows], queries.ids[rows], "toy")
         parts.append((own, gallery, compute_ranks(own, gallery, device="cpu")))
     scores, _ = compute_scores(replace(whole, retrievals=parts))
-    units = [
-        each.vectors / np.linalg.norm(each.vectors, axis=1, keepdims=True) for each in (queries, gallery)
-    ]
-    cosines = (units[0] * units[1][np.tile(np.arange(N), 2)]).sum(axis=1)
+    pairs = zip(queries.vectors, gallery.vectors[np.tile(np.arange(N), 2)], strict=True)
+    distances = np.array([1 - np.corrcoef(*pair)[0, 1] for pair in pairs])
     for subject, rows in (("01", slice(N)), ("02", slice(N, None)), ("all", slice(None))):
-        score = find(scores, "cosine_to_target", subject=subject)
-        assert score.value == pytest.approx(cosines[rows].mean(), rel=1e-5)
+        score = find(scores, "correlation_distance", subject=subject)
+        assert score.value == pytest.approx(distances[rows].mean(), rel=1e-5)  # single precision
 
 
 def test_limits_of_one_fold_are_not_widened():

@@ -10,7 +10,8 @@ from braindecode_vis.training.fitted import grow_state
 from tests.training.toy_task import assert_same_weights, get_weights, make_config, make_task
 
 SIMPLE = {
-    "kind": "simpleconv", "merger": "linear", "hidden": 8, "n_virtual_channels": 6, "initial_channels": 6, "depth": 2,
+    "kind": "simpleconv_image", "merger": "linear", "hidden": 8, "n_virtual_channels": 6, "initial_channels": 6,
+    "depth": 2, "backbone_outputs": 8, "head_hidden": 8,
 }  # fmt: skip
 VOXELS = {"kind": "shared_space", "shared": 8, "n_blocks": 1}
 

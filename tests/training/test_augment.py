@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from braindecode_vis.base.checks import ConfigError
-from braindecode_vis.base.registry import validate_component
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.training import augment
 from braindecode_vis.training.augment import (
@@ -98,13 +97,6 @@ def test_smoothing_is_a_moving_average_of_some_channels(data):
     changed = (found != data).any(-1).numpy()
     np.testing.assert_allclose(found.numpy()[changed], smooth[changed], atol=1e-5)
     assert 0.35 < changed.mean() < 0.65
-
-
-def test_frequency_dropout_says_where_it_is():
-    with pytest.raises(
-        ConfigError, match=r"'frequency_dropout' is no augmentation any more: write \{kind: braindecode"
-    ):
-        validate_component("augmentation", {"kind": "frequency_dropout"})
 
 
 def test_mixing_gives_partner_and_share(data):

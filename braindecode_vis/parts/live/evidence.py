@@ -131,7 +131,7 @@ def _predict_training(
             return kept, words
     except BraindecodeVisError:  # nothing needed them, so that they were not made
         pass
-    if config.kind in ("network", "multistage"):
+    if config.kind == "network":
         held = np.isin(responses.stimulus_ids.astype(str), encoder.require_fit().held_out)
         if held.sum() >= 10:
             return encoder.predict(responses.select(held)), "which the network had held out"

@@ -1,9 +1,9 @@
 """Distances between embeddings: of each prediction to its target, and between two clouds of embeddings.
 
-The first two give one value per row and compare rows in order, so whoever calls them matches rows by stimulus id. The
-maximum mean discrepancy is one number for two sets, however their rows are paired: a prior should bring predictions to
-where image embeddings lie, and it says whether that happened. Compare only values of equal numbers of rows, beside the
-value of two halves of the true embeddings.
+The correlation distance is one value per row and compares rows in order, so whoever calls it matches rows by stimulus
+id. The maximum mean discrepancy is one number for two sets, however their rows are paired: a prior should bring
+predictions to where image embeddings lie, and it says whether that happened. Compare only values of equal numbers of
+rows, beside the value of two halves of the true embeddings.
 
 References
 ----------
@@ -49,34 +49,6 @@ def correlation_distance(predicted: np.ndarray, target: np.ndarray) -> np.ndarra
 def tabulate_correlation_distance(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return `correlation_distance` of every prediction to every target, shape (n_predicted, n_target)."""
     return 1.0 - compute_correlations(predicted, target)
-
-
-def cosine_to_target(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the cosine similarity of each prediction and its target.
-
-    Parameters
-    ----------
-    predicted, target
-        As for `correlation_distance`.
-
-    Returns
-    -------
-    float array of shape (n_rows,)
-        Between -1 and 1 (best).
-
-    Raises
-    ------
-    DataError
-        If a vector is zero.
-    """
-    left, right = (rows.reshape(len(rows), -1).astype(np.float64) for rows in (predicted, target))
-    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    bad = np.flatnonzero(norms == 0)
-    if bad.size:
-        raise DataError(
-            f"{bad.size} embedding(s) are zero, first in row {bad[0]}: cosine similarity is not defined."
-        )
-    return np.clip(np.einsum("ij,ij->i", left, right) / norms, -1.0, 1.0)
 
 
 def compute_mmd(left: Embeddings, right: Embeddings, *, bandwidth: float | None = None) -> float:

@@ -8,16 +8,6 @@ from braindecode_vis.base.contracts import MetricSettings
 from braindecode_vis.scoring.metrics.metric_registry import Metric, find_metric
 
 
-class CosineToTargetConfig(MetricSettings):
-    """Cosine of each prediction and the embedding of the image that was seen."""
-
-    kind: Literal["cosine_to_target"] = "cosine_to_target"
-
-    def build(self) -> Metric:
-        """Return the metric."""
-        return find_metric(self.kind).metric
-
-
 class CorrelationDistanceConfig(MetricSettings):
     """1 - Pearson correlation of each prediction and the embedding of the image that was seen."""
 

@@ -69,8 +69,6 @@ class Metric:
     permute
         Whether all pairs may be computed for a permutation null. A slow function says False: chance is then the mean
         against the next stimulus, and there is no p-value.
-    parts
-        Whether an ``@`` names one of many parts of what the plain name averages, so that parts are no key scores.
 
     Examples
     --------
@@ -91,7 +89,6 @@ class Metric:
     compare: Callable[..., Any] | None = None
     tabulate: Callable[..., Any] | None = None
     permute: bool = True
-    parts: bool = False
 
     @property
     def alternative(self) -> Literal["greater", "less"]:
@@ -440,18 +437,12 @@ _METRICS = (
     Metric("correlation_distance", "Feature distance",
            "Correlation distance between network features; 0 means identical.", -1, on="embeddings",
            compare=embedding.correlation_distance, tabulate=embedding.tabulate_correlation_distance),
-    Metric("cosine_to_target", "Cosine similarity",
-           "Angle between predicted and true embedding; 1 means the same direction.", on="embeddings",
-           compare=embedding.cosine_to_target),
     Metric("brain_correlation", "Brain correlation",
            "Correlation between the response predicted from the reconstruction and the measured response."),
     Metric("encoding_correlation", "Encoding correlation",
            "Correlation between the response predicted from the image that was seen and the measured response."),
     Metric("accuracy", "Accuracy", "How often the decoded class is the one that was seen.", counts_hits=True),
     Metric("balanced_accuracy", "Balanced accuracy", "How often a class is decoded rightly, averaged over classes."),
-    Metric("dimension_correlation", "Correlation of dimensions",
-           "Correlation over test images between the decoded and the true value of a dimension, averaged over "
-           "dimensions or of the one that is named.", parts=True),
     Metric("auc", "AUC",
            "Area under the ROC curve: how often a trial of a class gets a higher score for it than another."),
     Metric("rouge1", "ROUGE-1", "Words that the decoded caption shares with a reference caption."),

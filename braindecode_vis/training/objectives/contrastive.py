@@ -1,11 +1,7 @@
 """Contrasts of a trial with its own image against the others of the batch.
 
 CLIP's softmax, ATM's mix of an image and a text term, SigLIP's yes-or-no question for every pair, MCL's hard negatives
-(from an image's own cluster or concept), and MindEye's soft targets and mixed trials (SoftCLIP, BiMixCo).
-
-MCL trains in stages: after each, images are clustered, and the next stage takes negatives from an image's own cluster
-(the product of all earlier assignments) so that it learns what the earlier ones left out. With concepts in place of
-clusters the objective tells images of the same concept apart.
+(from an image's own cluster), and MindEye's soft targets and mixed trials (SoftCLIP, BiMixCo).
 
 References
 ----------
@@ -18,7 +14,7 @@ Scotti et al. (2023), MindEye, arXiv:2305.18274; Scotti et al. (2024), MindEye2,
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -194,7 +190,7 @@ def compute_within_group_loss(
     ----------
     brain, image : tensors of shape (n, d)
     groups : integer tensor of shape (n,)
-        Cluster or concept of each trial's image.
+        Cluster of each trial's image.
     stimuli : integer tensor of shape (n,), optional
         Index of each trial's image; every trial shows another one if None.
     scale, symmetric, duplicates, normalise_brain
@@ -219,20 +215,19 @@ def compute_within_group_loss(
 
 
 class WithinGroupTerm(nn.Module):
-    """`compute_within_group_loss` with its scale, over clusters or over concepts."""
+    """`compute_within_group_loss` with its scale, over clusters."""
 
-    def __init__(self, scale: LogitScale, groups: Literal["clusters", "concepts"], **options: Any) -> None:
+    def __init__(self, scale: LogitScale, **options: Any) -> None:
         super().__init__()
-        self.scale, self.groups, self.options = scale, groups, options
+        self.scale, self.options = scale, options
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
-        groups = outputs.clusters if self.groups == "clusters" else outputs.concepts
-        assert groups is not None
+        assert outputs.clusters is not None
         return compute_within_group_loss(
             outputs.brain,
             outputs.image,
-            groups,
+            outputs.clusters,
             outputs.stimuli,
             scale=self.scale(),
             **self.options,

@@ -13,7 +13,6 @@ from braindecode_vis.base.arrays import Score
 from braindecode_vis.parts.audit import scores as judging
 from braindecode_vis.parts.audit.recompute import RecomputedRun
 from braindecode_vis.pipeline.leaks.run_files import AuditedRun
-from braindecode_vis.scoring.target_scores import CORRELATION
 
 ITEMS = pd.DataFrame({"stimulus_id": list("abc"), "top1": [1.0, 0.0, 1.0]})
 
@@ -56,8 +55,6 @@ def make_run(folder, rows, *, thorough=False, ceilings=None):
         ("brain_correlation", True),
         ("brain_correlation@V1", True),
         ("brain_correlation@ventral@7t", True),
-        (CORRELATION, True),
-        (f"{CORRELATION}@V1", True),
         ("top1", False),
         ("top1@brain_correlation", False),
     ],

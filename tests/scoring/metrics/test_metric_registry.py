@@ -212,7 +212,7 @@ def test_what_a_page_shows_first_is_listed_first():
     """Of a run's scores the first are those that papers report: top-1, two-way, then pixels, and the rank."""
     names = ["median_rank", "mse", "ssim", "pixcorr", "two_way", "top1"]
     assert sorted(names, key=lambda name: find_metric(name).metric.order) == names[::-1]
-    later = [find_metric(name).metric.order for name in ("top5", "rank", "lpips", "cosine_to_target")]
+    later = [find_metric(name).metric.order for name in ("top5", "rank", "lpips", "correlation_distance")]
     assert min(later) > find_metric("median_rank").metric.order
 
 

@@ -14,6 +14,7 @@ def make_outputs(progress=0.5, n=8, d=6):
     stimuli = torch.arange(n)
     return Outputs(
         brain=image + make(n, d), image=image, text=make(n, d), stimuli=stimuli, concepts=stimuli // 2,
+        clusters=stimuli // 2,
         background=make(n, d), brain_views=make(2, n, d), image_views=make(2, n, d), teacher_brain=make(n, d),
         teacher_image=make(n, d), queue_brain=make(3, d), queue_image=make(3, d), progress=progress,
     )  # fmt: skip
@@ -25,7 +26,7 @@ def score(kind, progress=0.5, **options):
     )
 
 
-@pytest.mark.parametrize("kind", ["clip", "within_concept"])
+@pytest.mark.parametrize("kind", ["clip", "within_cluster"])
 def test_the_scale_of_similarities_is_bounded(kind):
     """A temperature below 1 / max_scale counts as that."""
     bounded = score(kind, temperature=1e-4, max_scale=20.0)
