@@ -25,7 +25,7 @@ from braindecode_vis.base.registry import (
 )
 from braindecode_vis.base.remote import choose_cache
 from braindecode_vis.base.roles import check_settings, complete, list_encoders
-from braindecode_vis.base.settings import OUTSIDE, Settings
+from braindecode_vis.base.settings import OUTSIDE, DeviceSettings, Settings
 from braindecode_vis.config.cluster_config import ClusterConfig
 from braindecode_vis.embeddings.compositions import CompositionConfig
 from braindecode_vis.embeddings.image_descriptions import DescriptionsConfig
@@ -47,7 +47,7 @@ from braindecode_vis.scoring.units import Resample
 from braindecode_vis.training.pretraining_config import PretrainConfig
 
 
-class RetrievalConfig(Settings):
+class RetrievalConfig(DeviceSettings):
     """How predictions are searched in a gallery.
 
     Parameters
@@ -62,14 +62,11 @@ class RetrievalConfig(Settings):
         mean and spread (``zscore``), or nothing (``none``, as the papers do that train with the same cosine).
     n_top
         How many of the best candidates are kept per query.
-    device
-        Where the similarity runs; does not enter the fingerprint.
     """
 
     gallery: Literal["auto", "fold", "all"] = "auto"
     centre: Literal["mean", "zscore", "none"] = "mean"
     n_top: int = Field(default=5, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from braindecode_vis.base.contracts import GeneratorSettings
-from braindecode_vis.base.settings import Settings
+from braindecode_vis.base.settings import DeviceSettings
 from braindecode_vis.embeddings.weights import check_intact
 from braindecode_vis.generation.generator_data import GeneratorData
 from braindecode_vis.generation.weights_file import PACKAGED_WEIGHTS, hash_weights, read_header
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PACKAGED_TARGET = "efficientnet-lite0"
 
 
-class LatentDiffusionConfig(GeneratorSettings):
+class LatentDiffusionConfig(GeneratorSettings, DeviceSettings):
     """Sample images from the embedded latent diffusion model.
 
     Parameters
@@ -45,7 +45,7 @@ class LatentDiffusionConfig(GeneratorSettings):
         reads images and one embeddings, find the same shape, colours and texture; 0 for none. None is 6 for embeddings
         of images with weights that bring these networks, as the packaged ones do, and 0 for predictions of a brain
         encoder, in which the names are mostly wrong.
-    batch_size, device
+    batch_size
         How it runs, not what it computes.
     """
 
@@ -59,7 +59,6 @@ class LatentDiffusionConfig(GeneratorSettings):
     candidates: int = Field(default=8, ge=1, le=256)
     repaint: int | None = Field(default=None, ge=0, le=100)
     batch_size: int = Field(default=64, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"repaint"})
@@ -107,7 +106,7 @@ class LatentDiffusionConfig(GeneratorSettings):
         return generator
 
 
-class GeneratorTrainingConfig(Settings):
+class GeneratorTrainingConfig(DeviceSettings):
     """Sizes and optimisation of an autoencoder and a denoiser. The numbers are choices of ours.
 
     The defaults, with ``denoiser_precision: bfloat16``, made the packaged weights: about 45 minutes of one CPU core to
@@ -126,8 +125,6 @@ class GeneratorTrainingConfig(Settings):
     denoiser_precision
         Arithmetic of the denoiser; the autoencoder computes in float32. ``bfloat16`` is faster on GPUs and on
         processors that multiply in it (AMX), and far slower on others.
-    device
-        Where it runs.
     """
 
     n_images: int = Field(default=102_400, ge=1)
@@ -139,7 +136,6 @@ class GeneratorTrainingConfig(Settings):
     denoiser_batch: int = Field(default=128, ge=2)
     denoiser_lr: float = Field(default=1.2e-3, gt=0)
     denoiser_precision: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     #: Channels of a latent.
     n_latent_channels: ClassVar[int] = 8

@@ -256,8 +256,8 @@ class SplitSettings(Settings):
     standardising: ClassVar[tuple[str, ...] | None] = None
 
 
-class PublishedSplitConfig(SplitSettings):
-    """The training and test trials that the authors of the data set declared.
+class DeclaredSplitSettings(SplitSettings):
+    """What splits have that follow the training and test images which a data set declares.
 
     Parameters
     ----------
@@ -266,11 +266,17 @@ class PublishedSplitConfig(SplitSettings):
         is proven and kept whether it is asked for or not.
     """
 
-    kind: Literal["published"] = "published"
     require: tuple[Side, ...] = ()
 
-    is_declared: ClassVar[bool] = True
     not_hashed: ClassVar[frozenset[str]] = frozenset({"require"})
+
+
+class PublishedSplitConfig(DeclaredSplitSettings):
+    """The training and test trials that the authors of the data set declared."""
+
+    kind: Literal["published"] = "published"
+
+    is_declared: ClassVar[bool] = True
 
     def make(
         self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
@@ -346,27 +352,36 @@ def _fold_by_number(number: np.ndarray, n_folds: int) -> tuple[Fold, ...]:
     )
 
 
-class GroupKFoldSplitConfig(SplitSettings):
-    """K folds that never part what belongs together: blocks, days, sessions, subjects.
+class GroupedSplitSettings(SplitSettings):
+    """What splits of whole groups have.
 
     Parameters
     ----------
     by
         What is kept together: the column ``group``, or ``subject``, ``session``, ``run``, ``concept``.
-    n_folds
-        Number of folds.
     images
         Whether images must not be shared either: a fold then trains on no trial that shows an image of its test trials.
         Categories are decoded with shared images.
     """
 
-    kind: Literal["group_kfold"] = "group_kfold"
     by: Grouping = "group"
-    n_folds: int = Field(default=5, ge=2)
     images: bool = False
 
     tests_training_trials: ClassVar[bool] = True
     standardising: ClassVar[tuple[str, ...] | None] = ("none",)
+
+
+class GroupKFoldSplitConfig(GroupedSplitSettings):
+    """K folds that never part what belongs together: blocks, days, sessions, subjects.
+
+    Parameters
+    ----------
+    n_folds
+        Number of folds.
+    """
+
+    kind: Literal["group_kfold"] = "group_kfold"
+    n_folds: int = Field(default=5, ge=2)
 
     def make(
         self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
@@ -391,23 +406,10 @@ class GroupKFoldSplitConfig(SplitSettings):
         return _make_group_split(protocol, folds, trials, concepts, self.by, drop_images=self.images)
 
 
-class LeaveOneGroupOutConfig(SplitSettings):
-    """One fold per group, session or subject: its trials are decoded by a fit that has seen the others only.
-
-    Parameters
-    ----------
-    by
-        What is left out: the column ``group``, or ``subject``, ``session``, ``run``, ``concept``.
-    images
-        As in `GroupKFoldSplitConfig`.
-    """
+class LeaveOneGroupOutConfig(GroupedSplitSettings):
+    """One fold per group, session or subject: its trials are decoded by a fit that has seen the others only."""
 
     kind: Literal["leave_one_group_out"] = "leave_one_group_out"
-    by: Grouping = "group"
-    images: bool = False
-
-    tests_training_trials: ClassVar[bool] = True
-    standardising: ClassVar[tuple[str, ...] | None] = ("none",)
 
     def make(
         self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
@@ -505,7 +507,7 @@ class LeaveOneRunOutConfig(SplitSettings):
         return make_split(protocol, tuple(folds), trials, concepts, needs=("run",))
 
 
-class LeaveOneSubjectOutConfig(SplitSettings):
+class LeaveOneSubjectOutConfig(DeclaredSplitSettings):
     """One fold per subject: its test trials are decoded by an encoder that has seen other subjects only.
 
     Training and test images are those that the data set declares, so that neither the subject nor the image was seen.
@@ -513,8 +515,6 @@ class LeaveOneSubjectOutConfig(SplitSettings):
 
     Parameters
     ----------
-    require
-        As in `PublishedSplitConfig`.
     own_trials
         How many training trials of the tested subject the encoder sees beside those of the others, drawn by the seed
         of the run; a larger number keeps those of a smaller one. 0 is zero-shot. What aligns subjects by images needs
@@ -522,10 +522,8 @@ class LeaveOneSubjectOutConfig(SplitSettings):
     """
 
     kind: Literal["leave_one_subject_out"] = "leave_one_subject_out"
-    require: tuple[Side, ...] = ()
     own_trials: int = Field(default=0, ge=0)
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"require"})
     hashed_if_set: ClassVar[frozenset[str]] = frozenset({"own_trials"})
 
     def make(
@@ -574,6 +572,18 @@ SplitConfig = Annotated[
     PublishedSplitConfig | KFoldSplitConfig | LeaveOneRunOutConfig | LeaveOneSubjectOutConfig,
     ByKind(),
 ]
+
+
+class InnerFoldSettings(Settings):
+    """Settings of what chooses penalties within the training trials.
+
+    Parameters
+    ----------
+    n_inner_folds
+        Folds of the inner cross-validation, parted by image.
+    """
+
+    n_inner_folds: int = Field(default=5, ge=2)
 
 
 def make_inner_folds(

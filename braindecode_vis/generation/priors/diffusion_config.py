@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.base.seeds import derive_seed
+from braindecode_vis.base.settings import DeviceSettings
 from braindecode_vis.generation.priors.image_source import ImageSourceSettings
 from braindecode_vis.generation.priors.sampling import NoiseSchedule, Prediction, Sampler, Spacing
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 Width = Annotated[int, Field(ge=1)]
 
 
-class DiffusionPriorConfig(ImageSourceSettings):
+class DiffusionPriorConfig(ImageSourceSettings, DeviceSettings):
     """A diffusion model over image embeddings, conditioned on predicted ones.
 
     Parameters
@@ -88,8 +89,6 @@ class DiffusionPriorConfig(ImageSourceSettings):
         of the training targets in every dimension. Test predictions never enter.
     precision
         ``bfloat16`` computes the training in it where that is safe.
-    device
-        How it runs, not what it computes.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("diffusers",)
@@ -122,7 +121,6 @@ class DiffusionPriorConfig(ImageSourceSettings):
     pull: float = Field(default=1.0, gt=0, le=1)
     restandardise: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     depth: ClassVar[int] = 6
     weight_decay: ClassVar[float] = 0.0
